@@ -1,0 +1,58 @@
+"""A trained model to disk and back: one .safetensors file with its config as metadata. No pickle."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.model import E3DLSTM
+
+FORMAT = "e3d_deploy.model.1"
+
+
+def save(model: E3DLSTM, path: str | Path) -> None:
+    """Write weights (float32) and config to `path`, whole or not at all."""
+    path = Path(path)
+    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(weights, partial, {"format": FORMAT, "config": json.dumps(model.config.to_dict())})
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> E3DLSTM:
+    """The model in `path`, on the CPU, ready to predict.
+
+    Raises:
+        CheckpointError: not a model file of ours, or one whose weights do not fit its config.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; give a model made by `e3d train` or `e3d import`") from error
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; foreign weights come in by `e3d import`"
+        )
+    try:
+        config = ModelConfig.from_dict(json.loads(metadata["config"]))
+    except (KeyError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+    with torch.device("meta"):
+        model = E3DLSTM(config)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit its config ({error})") from error
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,68 @@
+"""Names, shapes and types of the tensors that go in and out of the graphs, worked out from a ModelConfig."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from e3d_deploy.config import ModelConfig
+
+FRAME, PREDICTION = "frame", "prediction"
+"""Input and output of the step graph, float32 [B, C, H, W]."""
+CONTEXT, FORECAST = "context", "forecast"
+"""Input [B, L, C, H, W] and output [B, horizon, C, H, W] of the clip graph."""
+NEXT = "next_"
+"""Prefix of a state that a graph gives back. Sorted by name, states in and states out are in the same
+order, which servers that pair them by order rely on."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "int32"] = "float32"
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory, bytes; both types have 4."""
+        size = 4
+        for side in self.shape:
+            size *= side
+        return size
+
+
+def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
+    """The state of a stream, in the order of its names.
+
+    `hidden.l`, `cell.l` [B, N, D, h, w]; `history.l` [B, K, D·h·w, N], a ring of K past cells laid out
+    as the attention reads them; `written` [B], how many cells a stream has written into its rings;
+    `memory` [B, N, D, h, w]; `window` [B, P, D − 1, h, w], the last patched frames.
+
+    A ring slot s is empty while s >= written, and the next cell goes to slot written mod K. The zero
+    state at the start is a real entry, so `written` begins at 1. At 2K it goes back to K, so that it
+    never overflows.
+    """
+    D, grid, K = config.window_length, config.grid_size, config.history_length
+    positions = D * grid[0] * grid[1]
+    tensors = [
+        Tensor("memory", (batch, config.hidden[-1], D, *grid)),
+        Tensor("window", (batch, config.patch_channels, D - 1, *grid)),
+        Tensor("written", (batch,), "int32"),
+    ]
+    for layer, N in enumerate(config.hidden):
+        tensors += [
+            Tensor(f"hidden.{layer}", (batch, N, D, *grid)),
+            Tensor(f"cell.{layer}", (batch, N, D, *grid)),
+            Tensor(f"history.{layer}", (batch, K, positions, N)),
+        ]
+    return tuple(sorted(tensors, key=lambda tensor: tensor.name))
+
+
+def frame(config: ModelConfig, batch: int = 1, name: str = FRAME) -> Tensor:
+    """A frame as the graphs take and give it."""
+    return Tensor(name, (batch, config.channels, *config.image_size))
+
+
+def clip(config: ModelConfig, length: int, name: str, batch: int = 1) -> Tensor:
+    """`length` frames as the clip graph takes and gives them."""
+    return Tensor(name, (batch, length, config.channels, *config.image_size))

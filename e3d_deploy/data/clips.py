@@ -1,0 +1,165 @@
+"""Clips from files: .npz, .npy, a folder of pictures, or a video. Needs no PyTorch."""
+
+import logging
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError
+
+log = logging.getLogger(__name__)
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+NEEDS_VIDEO = "reading videos and pictures needs the extra `video`: pip install 'e3d_deploy[video]'"
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one source, all of one length."""
+
+    frames: NDArray[Any]
+    """[B, T, H, W, C], uint8 or float in [0, 1]."""
+    frames_per_second: float
+    """As the source says; 10 where it does not."""
+
+
+def read_clips(path: Path, *, image_size: tuple[int, int], channels: int, most: int | None = None) -> Clips:
+    """All clips in `path`, at the size and with the colours that a model wants.
+
+    Videos and pictures are scaled and converted, which is logged; arrays are taken as they are.
+
+    Args:
+        path: `.npz` with an array `frames`, `.npy`, a folder of pictures, or a video. Arrays are
+            [B, T, H, W, C] or [T, H, W, C].
+        image_size: height and width, pixels.
+        channels: 1 for gray, 3 for RGB.
+        most: read no more frames than this.
+
+    Raises:
+        ClipError: nothing there that can be read, or nothing in it.
+        ShapeError: arrays of another size or number of colours.
+        BackendUnavailable: a video or pictures without the extra `video`.
+    """
+    if not path.exists():
+        raise ClipError(f"{path}: no such file or folder; give .npz, .npy, a folder of pictures or a video")
+    if path.suffix in (".npz", ".npy"):
+        frames = _read_array(path)
+        if list(frames.shape[2:]) != [*image_size, channels]:
+            raise ShapeError(
+                f"{path}: frames {list(frames.shape[2:])}, expected {[*image_size, channels]}; "
+                "resize them, or take a model for this size"
+            )
+        return Clips(frames[:, :most], 10.0)
+    pictures, rate = [], 10.0
+    for picture, rate in play(path, image_size=image_size, channels=channels):
+        pictures.append(picture)
+        if len(pictures) == most:
+            break
+    return Clips(np.stack(pictures)[None], rate)
+
+
+def play(
+    path: Path, *, image_size: tuple[int, int], channels: int
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    """The pictures of a video or a folder one by one, uint8 [H, W, C], each with the source's frames per second.
+
+    Raises:
+        ClipError, BackendUnavailable: as `read_clips`.
+    """
+    source = _play_folder if path.is_dir() else _play_video
+    empty = True
+    for item in source(path, image_size, channels):
+        empty = False
+        yield item
+    if empty:
+        raise ClipError(f"{path}: holds no frame; check the file, or export it again")
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ClipError(f"{path}: not a NumPy file ({error})") from error
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        with loaded:
+            if "frames" not in loaded.files:
+                raise ClipError(f"{path}: holds {loaded.files}, expected an array `frames`")
+            try:
+                loaded = loaded["frames"]
+            except (ValueError, zipfile.BadZipFile) as error:
+                raise ClipError(f"{path}: its array `frames` cannot be read ({error})") from error
+    if loaded.ndim == 4:
+        loaded = loaded[None]
+    if loaded.ndim != 5:
+        raise ShapeError(f"{path}: got {list(loaded.shape)}, expected [B, T, H, W, C] or [T, H, W, C]")
+    if loaded.shape[0] == 0 or loaded.shape[1] == 0:
+        raise ClipError(f"{path}: holds no frame, its shape is {list(loaded.shape)}")
+    array: NDArray[Any] = loaded
+    return array
+
+
+def _play_folder(
+    folder: Path, image_size: tuple[int, int], channels: int
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise BackendUnavailable(NEEDS_VIDEO) from error
+    files = sorted((file for file in folder.iterdir() if file.suffix.lower() in PICTURES), key=_natural)
+    if not files:
+        raise ClipError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
+    height, width = image_size
+    mode = "L" if channels == 1 else "RGB"
+    for number, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                if number == 0:
+                    _say_change(folder, (image.height, image.width), image.mode, image_size, mode)
+                picture = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ClipError(f"{file}: not a picture ({error})") from error
+        yield picture.reshape(height, width, channels), 10.0
+
+
+def _play_video(
+    path: Path, image_size: tuple[int, int], channels: int
+) -> Iterator[tuple[NDArray[np.uint8], float]]:
+    try:
+        import av
+    except ImportError as error:
+        raise BackendUnavailable(NEEDS_VIDEO) from error
+    height, width = image_size
+    target = "gray" if channels == 1 else "rgb24"
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ClipError(f"{path}: holds no video")
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            rate = float(stream.average_rate or 10)
+            for number, frame in enumerate(container.decode(stream)):
+                if number == 0:
+                    _say_change(path, (frame.height, frame.width), frame.format.name, image_size, target)
+                picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
+                yield picture.reshape(height, width, channels), rate
+    except av.FFmpegError as error:
+        raise ClipError(f"{path}: not a video that can be read ({error})") from error
+
+
+def _say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[int, int], mode: str) -> None:
+    if size != wanted:
+        log.warning("%s: %d×%d %s, scaled to %d×%d %s", path.name, *size, colours, *wanted, mode)
+    elif mode in ("L", "gray") and not colours.startswith(("gray", "L")):
+        log.warning("%s: %s, converted to gray", path.name, colours)
+
+
+def _natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key that puts frame_2 before frame_10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]

@@ -1,0 +1,67 @@
+"""Moving MNIST (Srivastava et al., 2015), made on the fly from digits that ship with the package."""
+
+from importlib.resources import as_file, files
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import ConfigError
+
+DIGIT_SIDE = 28
+STEP_LENGTH = 0.1
+"""Distance a digit moves per frame, as a share of the way it can go; the value of the published data set."""
+
+
+SPLITS = {"train": slice(0, 4500), "valid": slice(4500, 5000), "test": slice(5000, 6000)}
+
+
+def load_digits(split: Literal["train", "valid", "test"]) -> NDArray[np.uint8]:
+    """Handwritten digits, uint8 [N, 28, 28], 0 background: 4,500 to train with, 500 to watch it, 1,000 to test.
+
+    Source: the first 6,000 of the MNIST training set; see data/README.md for origin and licence.
+    """
+    with as_file(files("e3d_deploy.data") / "digits.npz") as path, np.load(path) as archive:
+        digits: NDArray[np.uint8] = archive["images"]
+    return digits[SPLITS[split]]
+
+
+def moving_mnist(
+    digits: NDArray[np.uint8],
+    rng: np.random.Generator,
+    *,
+    length: int,
+    image_size: tuple[int, int] = (64, 64),
+    count: int = 2,
+) -> NDArray[np.uint8]:
+    """One clip of digits that move in straight lines and bounce off the border.
+
+    Args:
+        digits: to draw from, uint8 [N, 28, 28].
+        rng: decides the digits, where they start and where they go.
+        length: frames T.
+        image_size: height and width, pixels; at least 28 each.
+        count: digits in the clip; they overlap by the brighter pixel.
+
+    Returns:
+        uint8 [T, H, W, 1].
+
+    Source: the generator of the published data set: a position in the unit square, a direction drawn
+    evenly, 0.1 per frame, and at a wall the position is clamped and the speed turned round.
+    """
+    space = np.array(image_size) - DIGIT_SIDE
+    if space.min() < 0:
+        raise ConfigError(f"image_size: {image_size} is too small for digits of {DIGIT_SIDE} pixels")
+    clip = np.zeros((length, *image_size, 1), np.uint8)
+    for digit in digits[rng.integers(len(digits), size=count)]:
+        position = rng.random(2)
+        angle = rng.random() * 2 * np.pi
+        speed = STEP_LENGTH * np.array([np.sin(angle), np.cos(angle)])
+        for frame in clip:
+            position += speed
+            speed = np.where((position <= 0) | (position >= 1), -speed, speed)
+            position = position.clip(0, 1)
+            top, left = (space * position).astype(int)
+            square = frame[top : top + DIGIT_SIDE, left : left + DIGIT_SIDE, 0]
+            np.maximum(square, digit, out=square)
+    return clip

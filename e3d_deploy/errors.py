@@ -1,0 +1,81 @@
+"""Every error a user can meet.
+
+E3DError
+├── ConfigError          options or a configuration that cannot work        exit 2
+├── ShapeError           a picture, frame or clip of the wrong form         exit 2
+├── ClipError            a clip or video that cannot be read                exit 2
+├── CheckpointError      a model file that is not one                       exit 5
+├── BundleError          a bundle that is damaged, foreign or too new       exit 5
+├── ExportError          a graph could not be made                          exit 1
+├── EngineError          an engine could not be built                       exit 1
+├── StreamError          a stream asked for what it cannot give             exit 1
+├── QualityError         a result beyond its budget                         exit 3
+├── BackendUnavailable   this machine lacks a library or a device           exit 4
+└── SourceLost           a video that broke off while it played             exit 6
+"""
+
+
+class E3DError(Exception):
+    """What came, what was expected, and what to do about it."""
+
+    exit_code = 1
+
+
+class ConfigError(E3DError, ValueError):
+    """An option or a configuration that cannot work."""
+
+    exit_code = 2
+
+
+class ShapeError(E3DError, ValueError):
+    """A picture, frame or clip of the wrong shape, type, range or length."""
+
+    exit_code = 2
+
+
+class ClipError(E3DError):
+    """A clip or video that cannot be read."""
+
+    exit_code = 2
+
+
+class CheckpointError(E3DError):
+    """A model file that is not one of ours, or is damaged."""
+
+    exit_code = 5
+
+
+class BundleError(E3DError):
+    """A bundle that is damaged, incomplete, or of a newer schema."""
+
+    exit_code = 5
+
+
+class ExportError(E3DError):
+    """A graph that could not be made from a model."""
+
+
+class EngineError(E3DError):
+    """An engine that could not be built."""
+
+
+class StreamError(E3DError):
+    """A stream asked for what it cannot give, or a network whose answer is not finite."""
+
+
+class QualityError(E3DError):
+    """A result that is further from PyTorch than its budget allows."""
+
+    exit_code = 3
+
+
+class BackendUnavailable(E3DError):
+    """A library or device that this machine does not have."""
+
+    exit_code = 4
+
+
+class SourceLost(E3DError):
+    """A video source that broke off while it played."""
+
+    exit_code = 6

@@ -1,0 +1,192 @@
+"""Write a bundle: graphs that share the weights of the model file, a reference clip, a manifest."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from e3d_deploy import __version__, checkpoint, contract, frames
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.moving_mnist import DIGIT_SIDE, load_digits, moving_mnist
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.export.compose import clip_graph, step_graph
+from e3d_deploy.export.to_onnx import export_core
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime.bundle import MODEL, REFERENCE, SCHEMA, sha256, write_manifest
+
+
+def export(
+    model_path: Path,
+    output: Path,
+    *,
+    context_length: int = 10,
+    horizon: int = 10,
+    batch: int = 1,
+    reference: Path | None = None,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Export the model in `model_path` as the bundle `output`; return its path.
+
+    The folder appears when it is whole, not before.
+
+    Args:
+        context_length, horizon: frames that the clip graph takes and gives.
+        batch: streams that the graphs run at once.
+        reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
+            not fit the model, one of the package's videos.
+        overwrite: replace a bundle that is there.
+        progress: called with the name of each phase.
+
+    Raises:
+        CheckpointError: `model_path` is not a model.
+        ConfigError: a length below 1, or `output` is there already.
+        ClipError, ShapeError: the reference clip cannot be used.
+        ExportError: PyTorch could not export the model.
+    """
+    for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
+        if value < 1:
+            raise ConfigError(f"{name}: got {value}, expected 1 or more")
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+    model = checkpoint.load(model_path)
+    config = model.config
+    clip = reference_clip(config, context_length + horizon, reference)
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        shutil.copyfile(model_path, folder / MODEL)
+        progress("exporting one step")
+        core = export_core(model, batch)
+        progress("composing step.onnx")
+        graphs = {"step": step_graph(core, config, batch)}
+        progress("composing clip.onnx")
+        graphs["clip"] = clip_graph(core, config, batch, context_length=context_length, horizon=horizon)
+        for name, graph in graphs.items():
+            share_weights(graph, folder / MODEL)
+            onnx.save(graph, folder / f"{name}.onnx")
+        progress("recording what PyTorch computes")
+        np.savez(folder / REFERENCE, **record(model, clip, context_length, batch))  # type: ignore[arg-type]
+        manifest = {
+            "schema": SCHEMA,
+            "name": output.name.removesuffix(".e3d"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "producer": {"e3d_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
+            "config": config.to_dict(),
+            "context_length": context_length,
+            "horizon": horizon,
+            "batch": batch,
+            "history": {
+                "slots": config.history_length,
+                "exact_for_steps": config.history_length,
+                "then": f"the last {config.history_length} cells",
+            },
+            "preprocessing": {
+                "frames": "float32 [B, C, H, W] in [0, 1]; uint8 pictures divided by 255",
+                "patching": "inside the graphs",
+                "output": "not clipped",
+            },
+            "graphs": {name: describe(graph) for name, graph in graphs.items()},
+            "verification": {},
+            "engines": {},
+            "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
+        }
+        write_manifest(folder, manifest)
+        folder.chmod(0o755)
+        if output.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
+            output.replace(retired / output.name)
+            folder.replace(output)
+            shutil.rmtree(retired)
+        else:
+            folder.replace(output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return output
+
+
+def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArray[np.float32]:
+    """A real clip for a model: of `path`, else one that suits it; float32 [T, C, H, W].
+
+    Raises:
+        ClipError, ShapeError: the clip in `path` is too short or does not fit.
+    """
+    if path is None and config.channels == 1 and min(config.image_size) >= DIGIT_SIDE:
+        rng = np.random.default_rng(0)
+        pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=config.image_size)
+    else:
+        source = path or Path(__file__).parent.parent / "data" / "clips" / "pedestrians.mp4"
+        pictures = read_clips(source, image_size=config.image_size, channels=config.channels, most=length).frames[0]
+        if len(pictures) < length:
+            raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")
+    return frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name="reference")
+
+
+def record(model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int) -> dict[str, NDArray[Any]]:
+    """What PyTorch makes of a clip: the arrays of reference.npz, docs/bundle.md."""
+    backend = TorchBackend(model, batch=batch)
+    state = backend.initial_state()
+    predictions: list[NDArray[np.float32]] = []
+    for t in range(len(clip) - 1):
+        frame = clip[t][None].repeat(batch, axis=0) if t < context_length else predictions[-1]
+        prediction, state = backend.step(frame, state)
+        predictions.append(prediction)
+    states = {contract.NEXT + name: value for name, value in backend.to_arrays(state).items()}
+    return {"frames": clip, "predictions": np.stack(predictions)[:, 0], **states}
+
+
+def describe(graph: ModelProto) -> dict[str, Any]:
+    """A graph's entry in the manifest."""
+
+    def tensors(values: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": value.name,
+                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                "shape": [side.dim_value for side in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+
+    return {
+        "file": f"{graph.graph.name}.onnx",
+        "precision": "fp32",
+        "nodes": len(graph.graph.node),
+        "opset": graph.opset_import[0].version,
+        "inputs": tensors(graph.graph.input),
+        "outputs": tensors(graph.graph.output),
+    }
+
+
+def share_weights(graph: ModelProto, model_file: Path) -> None:
+    """Let the graph read its weights from the model file, so that they are on disk once for all graphs.
+
+    A safetensors file is a header and plain little-endian arrays, which ONNX calls external data.
+    """
+    with model_file.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(header_size))
+    for initializer in graph.graph.initializer:
+        entry = header.get(initializer.name)
+        if entry is None or entry["dtype"] != "F32" or entry["shape"] != list(initializer.dims):
+            continue
+        begin, end = entry["data_offsets"]
+        assert end - begin == len(initializer.raw_data), initializer.name
+        initializer.ClearField("raw_data")
+        initializer.data_location = TensorProto.EXTERNAL
+        place = {"location": model_file.name, "offset": 8 + header_size + begin, "length": end - begin}
+        for key, value in place.items():
+            initializer.external_data.add(key=key, value=str(value))

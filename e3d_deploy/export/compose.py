@@ -1,0 +1,205 @@
+"""Graphs put together from one exported step: the step with its ring of past cells, and the unrolled clip."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from e3d_deploy import contract
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.contract import NEXT
+
+OPSET, IR_VERSION = 20, 10
+ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
+
+
+def step_graph(core: GraphProto, config: ModelConfig, batch: int) -> ModelProto:
+    """One frame and the states in, the prediction and the next states out.
+
+    `core` is `export.step.Step` as a graph. Around it stands the ring: entries are read where they lie,
+    empty slots are hidden by a bias on the scores, and the new entry takes the place of the oldest.
+    """
+    graph = _Graph(core)
+    K, Q = config.history_length, _positions(config)
+    slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
+    written = graph.op("Unsqueeze", "written", graph.integers(1))  # [B, 1]
+    empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
+    hidden_by = graph.op("Where", empty, graph.constant(np.float32(-np.inf)), graph.constant(np.float32(0)))
+    spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(batch, K, Q))
+    bindings = {"key_bias": graph.op("Reshape", spread, graph.integers(batch, 1, K * Q))}
+    for layer, N in enumerate(config.hidden):
+        bindings[f"keys.{layer}"] = graph.op("Reshape", f"history.{layer}", graph.integers(batch, K * Q, N))
+    outputs = graph.inline(core, bindings, keep_names=True)
+
+    index = graph.op("Mod", written, graph.constant(np.int32(K)))  # [B, 1]
+    here = graph.op("Unsqueeze", graph.op("Equal", slots, index), graph.integers(2, 3))  # [B, K, 1, 1]
+    for layer in range(len(config.hidden)):
+        entry = graph.op("Unsqueeze", outputs[f"entry.{layer}"], graph.integers(1))  # [B, 1, D·h·w, N]
+        graph.op("Where", here, entry, f"history.{layer}", output=f"{NEXT}history.{layer}")
+    more = graph.op("Add", "written", graph.constant(np.int32(1)))
+    full = graph.op("GreaterOrEqual", more, graph.constant(np.int32(2 * K)))
+    graph.op("Where", full, graph.op("Sub", more, graph.constant(np.int32(K))), more, output=NEXT + "written")
+
+    states = contract.states(config, batch)
+    return graph.model(
+        "step",
+        inputs=[contract.frame(config, batch), *states],
+        outputs=[contract.frame(config, batch, contract.PREDICTION), *_following(states)],
+    )
+
+
+def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_length: int, horizon: int) -> ModelProto:
+    """The context in, the forecast and the states after its last step out.
+
+    Unrolled: the first L steps see the context, the others the prediction before them. A history is as
+    long as there are entries, so nothing is hidden and nothing is copied into rings.
+    """
+    graph = _Graph(core)
+    layers = range(len(config.hidden))
+    state = {
+        tensor.name: graph.zeros(tensor.shape)
+        for tensor in contract.states(config, batch)
+        if not tensor.name.startswith(("history", "written"))
+    }
+    positions = _positions(config)
+    entries = {layer: [graph.zeros((batch, positions, config.hidden[layer]))] for layer in layers}
+    predictions: list[str] = []
+    for t in range(context_length + horizon - 1):
+        frame = graph.op("Gather", contract.CONTEXT, graph.integer(t), axis=1) if t < context_length else predictions[-1]
+        keys = {
+            f"keys.{layer}": graph.concat(entries[layer][-config.history_length :], axis=1) for layer in layers
+        }
+        outputs = graph.inline(core, {**state, **keys, contract.FRAME: frame}, prefix=f"t{t}/")
+        predictions.append(outputs[contract.PREDICTION])
+        state = {name: outputs[NEXT + name] for name in state}
+        for layer in layers:
+            entries[layer].append(outputs[f"entry.{layer}"])
+
+    forecast = [graph.op("Unsqueeze", prediction, graph.integers(1)) for prediction in predictions[-horizon:]]
+    graph.op("Concat", *forecast, axis=1, output=contract.FORECAST)
+    for name, value in state.items():
+        graph.op("Identity", value, output=NEXT + name)
+    for layer in layers:
+        ring = [graph.op("Unsqueeze", entry, graph.integers(1)) for entry in _ring(entries[layer], config)]
+        if missing := config.history_length - len(ring):
+            ring.append(graph.zeros((batch, missing, positions, config.hidden[layer])))
+        graph.op("Concat", *ring, axis=1, output=f"{NEXT}history.{layer}")
+    written = np.full(batch, written_after(len(entries[0]) - 1, config.history_length), np.int32)
+    graph.op("Identity", graph.constant(written), output=NEXT + "written")
+    return graph.model(
+        "clip",
+        inputs=[contract.clip(config, context_length, contract.CONTEXT, batch)],
+        outputs=[
+            contract.clip(config, horizon, contract.FORECAST, batch),
+            *_following(contract.states(config, batch)),
+        ],
+    )
+
+
+def written_after(steps: int, history_length: int) -> int:
+    """The state `written` after so many steps: 1 at the start, back to K at 2K."""
+    written = steps + 1
+    return written if written < 2 * history_length else history_length + written % history_length
+
+
+def _ring(entries: list[str], config: ModelConfig) -> list[str]:
+    """The last K entries in the order of their slots: entry e lies in slot e mod K."""
+    kept = list(enumerate(entries))[-config.history_length :]
+    return [entry for _, entry in sorted(kept, key=lambda item: item[0] % config.history_length)]
+
+
+def _following(states: Sequence[contract.Tensor]) -> list[contract.Tensor]:
+    return [contract.Tensor(NEXT + state.name, state.shape, state.dtype) for state in states]
+
+
+def _positions(config: ModelConfig) -> int:
+    height, width = config.grid_size
+    return config.window_length * height * width
+
+
+class _Graph:
+    """A graph under construction that shares the weights of a core."""
+
+    def __init__(self, core: GraphProto) -> None:
+        self.nodes: list[NodeProto] = []
+        self.initializers = list(core.initializer)
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self.count = 0
+        # What depends on weights alone is computed once, not once a step.
+        self.fixed = {initializer.name for initializer in core.initializer}
+        self.moving = []
+        for node in core.node:
+            if all(name in self.fixed for name in node.input if name):
+                self.fixed.update(node.output)
+                self.nodes.append(node)
+            else:
+                self.moving.append(node)
+
+    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+        """Add a node; return the name of its output."""
+        if output is None:
+            self.count += 1
+            output = f"composed/{kind.lower()}_{self.count}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=f"{kind}:{output}", **attributes))
+        return output
+
+    def constant(self, value: NDArray[Any] | np.generic) -> str:
+        array = np.asarray(value)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = f"composed/constant_{len(self.constants)}"
+            self.initializers.append(numpy_helper.from_array(array, self.constants[key]))
+        return self.constants[key]
+
+    def integers(self, *values: int) -> str:
+        """A list of integers, as axes and shapes are given."""
+        return self.constant(np.array(values, np.int64))
+
+    def integer(self, value: int) -> str:
+        return self.constant(np.int64(value))
+
+    def zeros(self, shape: tuple[int, ...]) -> str:
+        return self.op("ConstantOfShape", self.integers(*shape))
+
+    def concat(self, names: Sequence[str], axis: int) -> str:
+        return names[0] if len(names) == 1 else self.op("Concat", *names, axis=axis)
+
+    def inline(
+        self, core: GraphProto, bindings: dict[str, str], *, prefix: str = "", keep_names: bool = False
+    ) -> dict[str, str]:
+        """Add the nodes of a core; return the names of its outputs.
+
+        Args:
+            bindings: names for its inputs. Those of `keep_names` stay as they are; else an input that
+                is not bound is a bias that hides nothing, and its addition is left out.
+            prefix: before the name of every value inside.
+        """
+        inputs = {value.name for value in core.input}
+        names = {name: name for name in self.fixed} | {name: name for name in inputs if keep_names} | bindings
+        for node in self.moving:
+            unbound = [name for name in node.input if name in inputs and name not in names]
+            if unbound:
+                assert node.op_type == "Add", f"{unbound[0]} may be left out of an Add alone"
+                (other,) = (name for name in node.input if name not in unbound)
+                names[node.output[0]] = names[other]
+                continue
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copy.name = prefix + node.name
+            names.update({name: prefix + name for name in node.output})
+            copy.input[:] = [names[name] if name else "" for name in node.input]
+            copy.output[:] = [names[name] for name in node.output]
+            self.nodes.append(copy)
+        return {value.name: names[value.name] for value in core.output}
+
+    def model(self, name: str, *, inputs: Sequence[contract.Tensor], outputs: Sequence[contract.Tensor]) -> ModelProto:
+        def values(tensors: Sequence[contract.Tensor]) -> list[onnx.ValueInfoProto]:
+            return [helper.make_tensor_value_info(one.name, ELEMENT[one.dtype], one.shape) for one in tensors]
+
+        graph = helper.make_graph(self.nodes, name, values(inputs), values(outputs), self.initializers)
+        return helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="e3d_deploy"
+        )

@@ -1,0 +1,250 @@
+"""E3D-LSTM, to be read beside the paper (Wang et al., Eidetic 3D LSTM, ICLR 2019, section 3).
+
+Axes: B batch, T frames, C colours, H W pixels, p patch side, P = C·p² patch channels, h w patch grid,
+D frames in the window, N hidden channels, S states in a history, L layers.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e3d_deploy.config import ModelConfig, Semantics
+
+
+def to_patches(frames: Tensor, patch_size: int) -> Tensor:
+    """Fold each p×p square into channels: [..., C, H, W] to [..., P, h, w].
+
+    Channel (row·p + column)·C + colour, the order of google/e3d_lstm. `pixel_unshuffle` puts the
+    colour first, which is another order for colour frames.
+    """
+    *lead, C, H, W = frames.shape
+    p, h, w = patch_size, H // patch_size, W // patch_size
+    squares = frames.reshape(-1, C, h, p, w, p).permute(0, 3, 5, 1, 2, 4)  # [-1, p, p, C, h, w]
+    return squares.reshape(*lead, p * p * C, h, w)
+
+
+def to_frames(patches: Tensor, patch_size: int) -> Tensor:
+    """The inverse of `to_patches`: [..., P, h, w] to [..., C, H, W]."""
+    *lead, P, h, w = patches.shape
+    p, C = patch_size, P // patch_size**2
+    squares = patches.reshape(-1, p, p, C, h, w).permute(0, 3, 4, 1, 5, 2)  # [-1, C, h, p, w, p]
+    return squares.reshape(*lead, C, h * p, w * p)
+
+
+def to_entry(cell: Tensor) -> Tensor:
+    """A cell state [B, N, D, h, w] as an entry of the history: its positions as keys, [B, D·h·w, N]."""
+    return cell.flatten(2).transpose(1, 2)
+
+
+class Recall(nn.Module):
+    """Read from past cell states what the recall gate asks for, at each position.
+
+    Args of `forward`:
+        recall_gate: [B, N, D, h, w], in (0, 1).
+        history: entries of past cell states, in any order, [B, S, D·h·w, N].
+
+    Returns:
+        What was recalled, [B, N, D, h, w].
+
+    Source: paper, RECALL; google/e3d_lstm src/layers/rnn_cell.py, _attn. One head, no scale.
+    """
+
+    def forward(self, recall_gate: Tensor, history: Tensor) -> Tensor:
+        # With an axis for heads and contiguous, or PyTorch takes a path that stores all scores.
+        queries = to_entry(recall_gate).contiguous()[:, None]  # [B, 1, D·h·w, N]
+        states = history.flatten(1, 2)[:, None]  # [B, 1, S·D·h·w, N], keys and values alike
+        recalled = F.scaled_dot_product_attention(queries, states, states, scale=1.0)
+        return recalled[:, 0].transpose(1, 2).reshape(recall_gate.shape)
+
+
+class Convolution(nn.Conv3d):
+    """(2, k, k) over the window: [B, N, D, h, w] to [B, M, D, h, w], zeros around.
+
+    TensorFlow's SAME for a kernel of depth 2: nothing before the first frame, one frame of zeros
+    after the last. So slot d sees frames d and d + 1, and the last slot itself alone.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        around = kernel_size // 2
+        super().__init__(in_channels, out_channels, (2, kernel_size, kernel_size), padding=(0, around, around))
+
+    def forward(self, window: Tensor) -> Tensor:
+        return super().forward(F.pad(window, (0, 0, 0, 0, 0, 1)))
+
+
+def norm(channels: int, eps: float) -> nn.Module:
+    """Layer norm over channels, window and grid together, with a scale and shift per channel."""
+    return nn.GroupNorm(1, channels, eps=eps)
+
+
+class E3DLSTMCell(nn.Module):
+    """One layer at one step (paper, equations 1 to 3; released code, Eidetic3DLSTMCell).
+
+    Args of `forward`:
+        inputs: [B, I, D, h, w]; hidden, cell: [B, N, D, h, w]; memory: [B, M, D, h, w];
+        history: [B, S, D·h·w, N].
+
+    Returns:
+        next_hidden, next_cell [B, N, D, h, w], and the memory that goes on: [B, N, D, h, w], or the
+        one it was given with `google` semantics.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden: int,
+        memory_channels: int,
+        *,
+        kernel_size: int,
+        layer_norm: bool,
+        norm_eps: float,
+        semantics: Semantics,
+    ) -> None:
+        super().__init__()
+        self.semantics = semantics
+
+        def gate_norm(channels: int) -> nn.Module:
+            return norm(channels, norm_eps) if layer_norm else nn.Identity()
+
+        self.hidden_conv = Convolution(hidden, 4 * hidden, kernel_size)
+        self.hidden_norm = gate_norm(4 * hidden)
+        self.input_conv = Convolution(in_channels, 7 * hidden, kernel_size)
+        self.input_norm = gate_norm(7 * hidden)
+        self.cell_norm = norm(hidden, norm_eps)
+        self.memory_conv = Convolution(memory_channels, 4 * hidden, kernel_size)
+        self.memory_norm = gate_norm(4 * hidden)
+        self.cell_to_output = Convolution(hidden, hidden, kernel_size)
+        self.memory_to_output = Convolution(hidden, hidden, kernel_size)
+        self.merge = nn.Conv3d(2 * hidden, hidden, 1)
+        self.recall = Recall()
+
+    def forward(
+        self, inputs: Tensor, hidden: Tensor, cell: Tensor, memory: Tensor, history: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        i_h, g_h, r_h, o_h = self.hidden_norm(self.hidden_conv(hidden)).chunk(4, dim=1)
+        i_x, g_x, r_x, o_x, mi_x, mg_x, mf_x = self.input_norm(self.input_conv(inputs)).chunk(7, dim=1)
+
+        recall_gate = torch.sigmoid(r_x + r_h)
+        input_gate = torch.sigmoid(i_x + i_h)
+        candidate = torch.tanh(g_x + g_h)
+        recalled = self.recall(recall_gate, history)
+        next_cell = self.cell_norm(cell + recalled) + input_gate * candidate
+
+        mi_m, mf_m, mg_m, m_m = self.memory_norm(self.memory_conv(memory)).chunk(4, dim=1)
+        memory_input_gate = torch.sigmoid(mi_x + mi_m)
+        memory_candidate = torch.tanh(mg_x + mg_m)
+        memory_forget_gate = torch.sigmoid(mf_x + mf_m + 1.0)  # a forget bias of 1, as in the released code
+        next_memory = memory_forget_gate * torch.tanh(m_m) + memory_input_gate * memory_candidate
+
+        # Sigmoid of tanh: not in the paper, but in the released code and so in every published weight.
+        output = torch.tanh(o_x + o_h + self.cell_to_output(next_cell) + self.memory_to_output(next_memory))
+        output_gate = torch.sigmoid(output)
+        next_hidden = output_gate * torch.tanh(self.merge(torch.cat([next_cell, next_memory], dim=1)))
+        # google/e3d_lstm issues 1 and 13; held by test_memory_moves_at_every_step and the golden traces.
+        return next_hidden, next_cell, memory if self.semantics == "google" else next_memory
+
+
+class State(NamedTuple):
+    """What a network remembers of a video."""
+
+    hidden: tuple[Tensor, ...]
+    """Per layer, [B, N, D, h, w]."""
+    cell: tuple[Tensor, ...]
+    """Per layer, [B, N, D, h, w]."""
+    history: tuple[Tensor, ...]
+    """Per layer, oldest first, [B, S, D·h·w, N]; S grows up to history_length."""
+    memory: Tensor
+    """Global memory, [B, N, D, h, w], N of the top layer."""
+    window: Tensor
+    """The last D − 1 patched frames, oldest first, [B, P, D − 1, h, w]."""
+
+
+class E3DLSTM(nn.Module):
+    """The network: frames in, the frame that follows each of them out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = (config.patch_channels, *config.hidden[:-1])
+        self.cells = nn.ModuleList(
+            E3DLSTMCell(
+                in_channels,
+                hidden,
+                memory_channels,
+                kernel_size=config.kernel_size,
+                layer_norm=config.layer_norm,
+                norm_eps=config.norm_eps,
+                semantics=config.semantics,
+            )
+            for in_channels, hidden, memory_channels in zip(inputs, config.hidden, config.memory_channels, strict=True)
+        )
+        # Joins the D slots of the window into one frame; no activation, no clipping.
+        self.to_patch = nn.Conv3d(config.hidden[-1], config.patch_channels, (config.window_length, 1, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def initial_state(self, batch: int) -> State:
+        """The state before the first frame: zeros, and a history whose one entry is the zero state."""
+        like, D, grid = self.to_patch.weight, self.config.window_length, self.config.grid_size
+        hidden = tuple(like.new_zeros(batch, N, D, *grid) for N in self.config.hidden)
+        return State(
+            hidden=hidden,
+            cell=hidden,
+            history=tuple(to_entry(cell)[:, None] for cell in hidden),
+            memory=hidden[-1],
+            window=like.new_zeros(batch, self.config.patch_channels, D - 1, *grid),
+        )
+
+    def advance(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
+        """`step`, but for the history, which is handed on as it came."""
+        patches = to_patches(frame, self.config.patch_size)
+        window = torch.cat([state.window, patches[:, :, None]], dim=2)  # [B, P, D, h, w]
+        inputs, memory = window, state.memory
+        next_hidden, next_cell = [], []
+        for layer, cell in enumerate(self.cells):
+            inputs, c_next, memory = cell(inputs, state.hidden[layer], state.cell[layer], memory, state.history[layer])
+            next_hidden.append(inputs)
+            next_cell.append(c_next)
+        prediction = to_frames(self.to_patch(inputs)[:, :, 0], self.config.patch_size)
+        return prediction, State(tuple(next_hidden), tuple(next_cell), state.history, memory, window[:, :, 1:])
+
+    def step(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
+        """One frame [B, C, H, W] in, the next frame as predicted [B, C, H, W] and the next state out."""
+        prediction, advanced = self.advance(frame, state)
+        history = tuple(
+            torch.cat([entries, to_entry(cell)[:, None]], dim=1)[:, -self.config.history_length :]
+            for entries, cell in zip(state.history, advanced.cell, strict=True)
+        )
+        return prediction, advanced._replace(history=history)
+
+    def forward(self, frames: Tensor, horizon: int, truth: Tensor | None = None) -> Tensor:
+        """Predict the frame after each of the first L + horizon − 1 frames.
+
+        Args:
+            frames: [B, T, C, H, W], in [0, 1]. Without `truth` all T are context, L = T. With it
+                T = L + horizon, and the last `horizon` may be shown instead of the prediction.
+            horizon: frames to predict beyond the context, at least 1.
+            truth: 1 where the true frame is shown and 0 where the prediction is fed back,
+                float [B, horizon − 1]; scheduled sampling draws it.
+
+        Returns:
+            Predictions, [B, L + horizon − 1, C, H, W]; the last `horizon` follow the context.
+        """
+        context_length = frames.shape[1] if truth is None else frames.shape[1] - horizon
+        state = self.initial_state(frames.shape[0])
+        predictions: list[Tensor] = []
+        for t in range(context_length + horizon - 1):
+            if t < context_length:
+                frame = frames[:, t]
+            elif truth is None:
+                frame = predictions[-1]
+            else:
+                shown = truth[:, t - context_length, None, None, None]
+                frame = shown * frames[:, t] + (1 - shown) * predictions[-1]
+            prediction, state = self.step(frame, state)
+            predictions.append(prediction)
+        return torch.stack(predictions, dim=1)

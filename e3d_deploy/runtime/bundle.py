@@ -1,0 +1,127 @@
+"""What gets deployed: a folder NAME.e3d with graphs, weights, a reference clip and a manifest."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import BundleError, ConfigError
+
+SCHEMA = 1
+MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files were all found, and found unaltered."""
+
+    path: Path
+    manifest: dict[str, Any]
+    """As in manifest.json; docs/bundle.md lists its fields."""
+    config: ModelConfig
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """The bundle in a folder, after its manifest and the hashes of its files were checked.
+
+        Raises:
+            BundleError: a missing, truncated or altered file, or a manifest that this version cannot read.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        for name, digest in manifest["files"].items():
+            _check_file(path, name, digest)
+        try:
+            return cls(path, manifest, ModelConfig.from_dict(manifest["config"]))
+        except ConfigError as error:
+            raise BundleError(f"{path / MANIFEST}: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """Stands for what the bundle computes: the hash over its graphs and weights."""
+        files = {name: digest for name, digest in self.manifest["files"].items() if not name.startswith("engines/")}
+        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def context_length(self) -> int:
+        """Frames that the clip graph takes."""
+        return int(self.manifest["context_length"])
+
+    @property
+    def horizon(self) -> int:
+        """Frames that the clip graph gives."""
+        return int(self.manifest["horizon"])
+
+    @property
+    def batch(self) -> int:
+        """Streams that the graphs run at once."""
+        return int(self.manifest["batch"])
+
+    def graph(self, name: str) -> Path:
+        """The file of a graph.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        try:
+            return self.path / str(self.manifest["graphs"][name]["file"])
+        except KeyError as error:
+            raise BundleError(f"{self.path}: has no graph {name!r}, only {', '.join(self.manifest['graphs'])}") from error
+
+    def reference(self) -> dict[str, NDArray[Any]]:
+        """A clip, and what PyTorch made of it; docs/bundle.md lists the arrays."""
+        with np.load(self.path / REFERENCE) as archive:
+            return {name: archive[name] for name in archive.files}
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Replace the manifest of the bundle in `path`, whole or not at all."""
+    partial = path / f".{MANIFEST}.{os.getpid()}"
+    partial.write_text(json.dumps(manifest, indent=2) + "\n")
+    partial.replace(path / MANIFEST)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
+    file = path / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+        schema = manifest["schema"]
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
+    if schema != SCHEMA:
+        raise BundleError(f"{file}: schema {schema!r}, this version reads {SCHEMA}; update e3d_deploy or export again")
+    if missing := {"config", "files", "graphs", "context_length", "horizon", "batch"} - set(manifest):
+        raise BundleError(f"{file}: lacks {', '.join(sorted(missing))}; export the model again")
+    result: dict[str, Any] = manifest
+    return result
+
+
+def _check_file(bundle: Path, name: str, digest: str) -> None:
+    file = bundle / name
+    if not file.resolve().is_relative_to(bundle.resolve()):
+        raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")
+    try:
+        found = sha256(file)
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+    if found != digest:
+        raise BundleError(
+            f"{file}: altered or truncated, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; "
+            "copy or export the bundle again"
+        )

@@ -1,0 +1,146 @@
+"""Predictor, loaded once and shared, and Stream, one video."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import frames
+from e3d_deploy.errors import BundleError, ConfigError, ShapeError, StreamError
+from e3d_deploy.runtime.backend import Backend, State, open_backend
+from e3d_deploy.runtime.bundle import Bundle
+
+
+def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
+    """A predictor for the bundle in `path`.
+
+    Args:
+        backend: a name that `open_backend` knows, or a backend of your own.
+        threads: threads within a step; None leaves it to the library.
+
+    Raises:
+        BundleError: the bundle is damaged, incomplete or too new.
+        BackendUnavailable: the backend's library is not installed.
+    """
+    bundle = Bundle.open(path)
+    if bundle.batch != 1:
+        raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
+    if isinstance(backend, str):
+        backend = open_backend(bundle, backend, threads=threads)
+    return Predictor(bundle, backend)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A stream at one moment, as a value: restore it, fork it, pickle it to another process."""
+
+    bundle: str
+    """Digest of the bundle it belongs to."""
+    state: dict[str, NDArray[Any]]
+    prediction: NDArray[np.float32] | None
+    pushed: int
+
+
+class Predictor:
+    """A bundle on a backend; the streams that it opens share both."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.backend = bundle, backend
+
+    def stream(self, snapshot: Snapshot | None = None) -> "Stream":
+        """A new video, or one that goes on from a snapshot.
+
+        Raises:
+            StreamError: the snapshot is of another bundle.
+        """
+        stream = Stream(self.bundle, self.backend)
+        if snapshot is not None:
+            stream.restore(snapshot)
+        return stream
+
+    def close(self) -> None:
+        """Free what the backend holds; streams cannot be used after."""
+        self.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Stream:
+    """One video: what was seen of it, and nothing else."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.backend = bundle, backend
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the video."""
+        self.state: State = self.backend.initial_state()
+        self.prediction: NDArray[np.float32] | None = None
+        self.pushed = 0
+
+    def push(self, picture: NDArray[Any]) -> None:
+        """See the next picture, [H, W, C], uint8 or float in [0, 1].
+
+        Raises:
+            ShapeError: a picture of another size or type, or with values that are no picture's.
+            StreamError: the network's answer is not finite. The stream stays at the last good picture.
+        """
+        if picture.ndim != 3:
+            raise ShapeError(
+                f"picture: got {list(picture.shape)}, expected [H, W, C] = "
+                f"{[*self.bundle.config.image_size, self.bundle.config.channels]}; push pictures one by one"
+            )
+        config = self.bundle.config
+        frame = frames.to_frames(picture[None], image_size=config.image_size, channels=config.channels)
+        prediction, state = self.backend.step(frame, self.state)
+        if not np.isfinite(prediction).all():
+            raise StreamError(f"frame {self.pushed}: the prediction is not finite; reset the stream, check the precision")
+        self.prediction, self.state, self.pushed = prediction, state, self.pushed + 1
+
+    def forecast(self, horizon: int) -> NDArray[np.float32]:
+        """The next frames as computed, not clipped, float32 [horizon, C, H, W]; the stream does not move.
+
+        Raises:
+            ConfigError: horizon below 1.
+            StreamError: nothing was pushed yet.
+        """
+        if horizon < 1:
+            raise ConfigError(f"horizon: got {horizon}, expected 1 or more")
+        if self.prediction is None:
+            raise StreamError("nothing was pushed yet; push at least one picture before predicting")
+        prediction, state = self.prediction, self.state
+        predictions = [prediction]
+        for _ in range(horizon - 1):
+            prediction, state = self.backend.step(prediction, state)
+            predictions.append(prediction)
+        return np.concatenate(predictions)
+
+    def predict(self, horizon: int) -> NDArray[np.uint8]:
+        """The next pictures, uint8 [horizon, H, W, C]; the stream does not move.
+
+        Raises:
+            ConfigError, StreamError: as `forecast`.
+        """
+        return frames.to_pictures(self.forecast(horizon))
+
+    def snapshot(self) -> Snapshot:
+        """The stream as it is now; later pictures do not change it."""
+        return Snapshot(self.bundle.digest, self.backend.to_arrays(self.state), self.prediction, self.pushed)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            StreamError: it is of another bundle.
+        """
+        if snapshot.bundle != self.bundle.digest:
+            raise StreamError("snapshot: taken from another bundle, whose state means something else here")
+        self.state = self.backend.from_arrays(snapshot.state)
+        self.prediction, self.pushed = snapshot.prediction, snapshot.pushed
