@@ -36,7 +36,7 @@ def load(path: str | Path) -> E3DLSTM:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; give a model made by `e3d train` or `e3d import`") from error
     except (SafetensorError, OSError) as error:

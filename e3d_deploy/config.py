@@ -102,7 +102,9 @@ class ModelConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
-            raise ConfigError(f"config: unknown field {', '.join(unknown)}; made by a newer e3d_deploy? update this one")
+            raise ConfigError(
+                f"config: unknown field {', '.join(unknown)}; made by a newer e3d_deploy? update this one"
+            )
         try:
             return cls(**fields)
         except TypeError as error:

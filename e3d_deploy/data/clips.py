@@ -5,6 +5,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +57,37 @@ def read_clips(path: Path, *, image_size: tuple[int, int], channels: int, most: 
                 "resize them, or take a model for this size"
             )
         return Clips(frames[:, :most], 10.0)
-    pictures, rate = [], 10.0
-    for picture, rate in play(path, image_size=image_size, channels=channels):
-        pictures.append(picture)
-        if len(pictures) == most:
-            break
-    return Clips(np.stack(pictures)[None], rate)
+    video = play(path, image_size=image_size, channels=channels)
+    return Clips(np.stack(list(islice(video.pictures, most)))[None], video.frames_per_second)
 
 
-def play(
-    path: Path, *, image_size: tuple[int, int], channels: int
-) -> Iterator[tuple[NDArray[np.uint8], float]]:
-    """The pictures of a video or a folder one by one, uint8 [H, W, C], each with the source's frames per second.
+@dataclass(frozen=True)
+class Video:
+    """A source that plays picture by picture."""
+
+    pictures: Iterator[NDArray[np.uint8]]
+    """[H, W, C]; raises ClipError where the source cannot be read on, or holds nothing."""
+    frames_per_second: float
+    """As the source says; 10 where it does not."""
+
+
+def play(path: Path, *, image_size: tuple[int, int], channels: int) -> Video:
+    """A video or a folder of pictures, scaled and converted as a model wants, which is logged.
 
     Raises:
         ClipError, BackendUnavailable: as `read_clips`.
     """
-    source = _play_folder if path.is_dir() else _play_video
+    if not path.exists():
+        raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
+    pictures, rate = (_folder if path.is_dir() else _video)(path, image_size, channels)
+    return Video(_not_empty(path, pictures), rate)
+
+
+def _not_empty(path: Path, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     empty = True
-    for item in source(path, image_size, channels):
+    for picture in pictures:
         empty = False
-        yield item
+        yield picture
     if empty:
         raise ClipError(f"{path}: holds no frame; check the file, or export it again")
 
@@ -104,9 +115,7 @@ def _read_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def _play_folder(
-    folder: Path, image_size: tuple[int, int], channels: int
-) -> Iterator[tuple[NDArray[np.uint8], float]]:
+def _folder(folder: Path, image_size: tuple[int, int], channels: int) -> tuple[Iterator[NDArray[np.uint8]], float]:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -116,40 +125,54 @@ def _play_folder(
         raise ClipError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
     height, width = image_size
     mode = "L" if channels == 1 else "RGB"
-    for number, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                if number == 0:
-                    _say_change(folder, (image.height, image.width), image.mode, image_size, mode)
-                picture = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ClipError(f"{file}: not a picture ({error})") from error
-        yield picture.reshape(height, width, channels), 10.0
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for number, file in enumerate(files):
+            try:
+                with Image.open(file) as image:
+                    if number == 0:
+                        _say_change(folder, (image.height, image.width), image.mode, image_size, mode)
+                    picture = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
+            except (UnidentifiedImageError, OSError) as error:
+                raise ClipError(f"{file}: not a picture ({error})") from error
+            yield picture.reshape(height, width, channels)
+
+    return pictures(), 10.0
 
 
-def _play_video(
-    path: Path, image_size: tuple[int, int], channels: int
-) -> Iterator[tuple[NDArray[np.uint8], float]]:
+def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iterator[NDArray[np.uint8]], float]:
     try:
         import av
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     height, width = image_size
     target = "gray" if channels == 1 else "rgb24"
+
+    def unreadable(error: av.FFmpegError) -> ClipError:
+        return ClipError(f"{path}: not a video that can be read ({error.strerror}); check the file")
+
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ClipError(f"{path}: holds no video")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = float(stream.average_rate or 10)
-            for number, frame in enumerate(container.decode(stream)):
-                if number == 0:
-                    _say_change(path, (frame.height, frame.width), frame.format.name, image_size, target)
-                picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
-                yield picture.reshape(height, width, channels), rate
+        container = av.open(str(path))
     except av.FFmpegError as error:
-        raise ClipError(f"{path}: not a video that can be read ({error})") from error
+        raise unreadable(error) from error
+    if not container.streams.video:
+        container.close()
+        raise ClipError(f"{path}: holds no video")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        with container:
+            try:
+                for number, frame in enumerate(container.decode(stream)):
+                    if number == 0:
+                        _say_change(path, (frame.height, frame.width), frame.format.name, image_size, target)
+                    picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
+                    yield picture.reshape(height, width, channels).astype(np.uint8, copy=False)
+            except av.FFmpegError as error:
+                raise unreadable(error) from error
+
+    return pictures(), float(stream.average_rate or 10)
 
 
 def _say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[int, int], mode: str) -> None:

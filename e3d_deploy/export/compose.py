@@ -68,10 +68,10 @@ def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_len
     entries = {layer: [graph.zeros((batch, positions, config.hidden[layer]))] for layer in layers}
     predictions: list[str] = []
     for t in range(context_length + horizon - 1):
-        frame = graph.op("Gather", contract.CONTEXT, graph.integer(t), axis=1) if t < context_length else predictions[-1]
-        keys = {
-            f"keys.{layer}": graph.concat(entries[layer][-config.history_length :], axis=1) for layer in layers
-        }
+        frame = (
+            graph.op("Gather", contract.CONTEXT, graph.integer(t), axis=1) if t < context_length else predictions[-1]
+        )
+        keys = {f"keys.{layer}": graph.concat(entries[layer][-config.history_length :], axis=1) for layer in layers}
         outputs = graph.inline(core, {**state, **keys, contract.FRAME: frame}, prefix=f"t{t}/")
         predictions.append(outputs[contract.PREDICTION])
         state = {name: outputs[NEXT + name] for name in state}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.model import E3DLSTM, Convolution, Recall, State, to_entry
+from e3d_deploy.model import E3DLSTM, Convolution, State, to_entry
 
 
 class FlatConvolution(nn.Module):

@@ -1,5 +1,6 @@
 """ONNX to TensorRT engines: one builder for TensorRT 10, 11 and TensorRT-RTX."""
 
+import hashlib
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from e3d_deploy.errors import BackendUnavailable, EngineError
-from e3d_deploy.runtime.bundle import Bundle, sha256, write_manifest
+from e3d_deploy.runtime.bundle import Bundle, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def build(
     """Build an engine of each graph of a bundle into its folder `engines/`.
 
     Each plan gets a sidecar (`.json`), and its hash goes into the manifest: a plan is native code and
-    is loaded from nowhere else.
+    is loaded from nowhere else. Nothing is written before all are built.
 
     Args:
         workspace_bytes: scratch memory that kernels may use; None for all there is.
@@ -71,43 +72,48 @@ def build(
         EngineError: a graph that it cannot read or build, with the node and its words.
     """
     trt = library(target)
-    folder = bundle.path / "engines"
-    folder.mkdir(exist_ok=True)
-    sidecars = {}
-    for graph in bundle.manifest["graphs"]:
+    plans, sidecars = {}, {}
+    for graph, entry in bundle.manifest["graphs"].items():
         started = time.monotonic()
-        plan = build_plan(
+        plans[graph] = build_plan(
             trt,
             bundle.graph(graph),
             workspace_bytes=workspace_bytes,
             optimization_level=optimization_level,
             progress=lambda phase, seconds, graph=graph: progress(f"{graph}: {phase}", seconds),  # type: ignore[misc]
         )
-        name = f"{graph}.{target}"
-        file = folder / f"{name}.plan"
-        _write(file, plan)
         sidecars[graph] = {
             "graph": graph,
-            "graph_sha256": sha256(bundle.graph(graph)),
+            "graph_sha256": bundle.manifest["files"][entry["file"]],
             "target": target,
             "builder": trt.__version__,
             "compute_capability": "portable" if target == "tensorrt-rtx" else "of the building machine",
-            "precision": {"requested": bundle.manifest["graphs"][graph]["precision"], "proved": None},
+            "precision": {"requested": entry["precision"], "proved": None},
             "optimization_level": optimization_level,
             "build_seconds": round(time.monotonic() - started, 2),
-            "bytes": len(plan),
-            "sha256": sha256(file),
+            "bytes": len(plans[graph]),
+            "sha256": hashlib.sha256(plans[graph]).hexdigest(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        _write(folder / f"{name}.json", (json.dumps(sidecars[graph], indent=2) + "\n").encode())
-    manifest = json.loads(json.dumps(bundle.manifest))
+    _add_to_bundle(bundle, target, plans, sidecars)
+    return sidecars
+
+
+def _add_to_bundle(
+    bundle: Bundle, target: Target, plans: dict[str, bytes], sidecars: dict[str, dict[str, Any]]
+) -> None:
+    """Write plans and sidecars, then the manifest: without its word for it a plan is no part of the bundle."""
+    folder = bundle.path / "engines"
+    folder.mkdir(exist_ok=True)
+    files, engines = dict(bundle.manifest["files"]), dict(bundle.manifest["engines"])
     for graph, sidecar in sidecars.items():
         name = f"{graph}.{target}"
-        manifest["engines"][name] = sidecar
-        for suffix in ("plan", "json"):
-            manifest["files"][f"engines/{name}.{suffix}"] = sha256(folder / f"{name}.{suffix}")
-    write_manifest(bundle.path, manifest)
-    return sidecars
+        sheet = (json.dumps(sidecar, indent=2) + "\n").encode()
+        for file, content in ((f"{name}.plan", plans[graph]), (f"{name}.json", sheet)):
+            _write(folder / file, content)
+            files[f"engines/{file}"] = hashlib.sha256(content).hexdigest()
+        engines[name] = sidecar
+    write_manifest(bundle.path, {**bundle.manifest, "files": files, "engines": engines})
 
 
 def build_plan(

@@ -23,13 +23,14 @@ class TorchBackend:
 
     name = "torch"
 
-    def __init__(self, model: E3DLSTM, *, batch: int = 1, threads: int | None = None) -> None:
-        self.model, self.batch, self.threads = model.eval(), batch, threads
+    def __init__(self, model: E3DLSTM, *, batch: int = 1, horizon: int = 10, threads: int | None = None) -> None:
+        self.model, self.batch, self.horizon, self.threads = model.eval(), batch, horizon, threads
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, *, threads: int | None = None) -> "TorchBackend":
         """The model that a bundle was made from."""
-        return cls(checkpoint.load(bundle.path / MODEL), batch=bundle.batch, threads=threads)
+        model = checkpoint.load(bundle.path / MODEL)
+        return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
 
     def initial_state(self) -> State:
         return {"model": self.model.initial_state(self.batch), "written": 1}
@@ -43,6 +44,11 @@ class TorchBackend:
         if written == 2 * self.model.config.history_length:
             written = self.model.config.history_length
         return prediction.numpy(), {"model": model_state, "written": written}
+
+    @torch.inference_mode()
+    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+        forecast: NDArray[np.float32] = self.model(torch.from_numpy(context), self.horizon)[:, -self.horizon :].numpy()
+        return forecast
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         config: ModelConfig = self.model.config

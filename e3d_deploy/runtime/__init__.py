@@ -1,12 +1,12 @@
 """Run a bundle: NumPy and one inference library, made to be embedded.
 
-    import e3d_deploy.runtime as e3d
+import e3d_deploy.runtime as e3d
 
-    with e3d.load("kth.e3d") as predictor:
-        stream = predictor.stream()
-        for picture in camera:              # uint8 [H, W, C]
-            stream.push(picture)
-        future = stream.predict(horizon=10) # uint8 [10, H, W, C]; the stream itself does not move
+with e3d.load("kth.e3d") as predictor:
+    stream = predictor.stream()
+    for picture in camera:              # uint8 [H, W, C]
+        stream.push(picture)
+    future = stream.predict(horizon=10) # uint8 [10, H, W, C]; the stream itself does not move
 """
 
 from e3d_deploy.runtime.bundle import Bundle

@@ -38,6 +38,14 @@ class Backend(Protocol):
         """
         ...
 
+    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The context [B, L, C, H, W] in, the forecast [B, horizon, C, H, W] out, in one call.
+
+        Raises:
+            BundleError: there is no clip graph.
+        """
+        ...
+
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         """A copy of a state in NumPy, as `contract.states` describes it."""
         ...

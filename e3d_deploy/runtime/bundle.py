@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
@@ -72,7 +75,9 @@ class Bundle:
         try:
             return self.path / str(self.manifest["graphs"][name]["file"])
         except KeyError as error:
-            raise BundleError(f"{self.path}: has no graph {name!r}, only {', '.join(self.manifest['graphs'])}") from error
+            raise BundleError(
+                f"{self.path}: has no graph {name!r}, only {', '.join(self.manifest['graphs'])}"
+            ) from error
 
     def reference(self) -> dict[str, NDArray[Any]]:
         """A clip, and what PyTorch made of it; docs/bundle.md lists the arrays."""
@@ -93,6 +98,18 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     partial.replace(path / MANIFEST)
 
 
+def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
+    """Put a report of `verify` into the manifest, in the place of an older one of the same backend.
+
+    A bundle that cannot be written, as on many devices, is left as it is; the log says so.
+    """
+    manifest = {**bundle.manifest, "verification": {**bundle.manifest["verification"], report["backend"]: report}}
+    try:
+        write_manifest(bundle.path, manifest)
+    except OSError as error:
+        log.warning("%s: the report is not recorded in the manifest (%s)", bundle.path, error.strerror)
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
@@ -106,7 +123,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
     if schema != SCHEMA:
         raise BundleError(f"{file}: schema {schema!r}, this version reads {SCHEMA}; update e3d_deploy or export again")
-    if missing := {"config", "files", "graphs", "context_length", "horizon", "batch"} - set(manifest):
+    if missing := {"config", "files", "graphs", "context_length", "horizon", "batch", "verification", "engines"} - set(
+        manifest
+    ):
         raise BundleError(f"{file}: lacks {', '.join(sorted(missing))}; export the model again")
     result: dict[str, Any] = manifest
     return result

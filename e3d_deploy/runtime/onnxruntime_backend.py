@@ -23,17 +23,21 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle, self.threads = bundle, threads
+        self.session = self._open("step")
+        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.clip_session: onnxruntime.InferenceSession | None = None
+
+    def _open(self, graph: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        graph = bundle.graph("step")
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+        file = self.bundle.graph(graph)
         try:
-            self.session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base of their own
-            raise BundleError(f"{graph}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
-        self.bundle = bundle
-        self.outputs = [output.name for output in self.session.get_outputs()]
+            raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
 
     def initial_state(self) -> State:
         return initial_arrays(self.bundle.config, self.bundle.batch)
@@ -44,6 +48,12 @@ class OnnxRuntimeBackend:
         prediction = outputs.pop(contract.PREDICTION)
         return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
 
+    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.clip_session is None:
+            self.clip_session = self._open("clip")
+        forecast: NDArray[np.float32] = self.clip_session.run([contract.FORECAST], {contract.CONTEXT: context})[0]
+        return forecast
+
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         return {name: value.copy() for name, value in state.items()}
 
@@ -51,4 +61,4 @@ class OnnxRuntimeBackend:
         return {name: value.copy() for name, value in arrays.items()}
 
     def close(self) -> None:
-        del self.session
+        del self.session, self.clip_session

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import frames
+from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError, StreamError
 from e3d_deploy.runtime.backend import Backend, State, open_backend
 from e3d_deploy.runtime.bundle import Bundle
@@ -30,33 +31,37 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
     if isinstance(backend, str):
         backend = open_backend(bundle, backend, threads=threads)
-    return Predictor(bundle, backend)
+    return Predictor(bundle.config, backend, identity=bundle.digest)
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A stream at one moment, as a value: restore it, fork it, pickle it to another process."""
 
-    bundle: str
-    """Digest of the bundle it belongs to."""
+    identity: str
+    """Of the weights and graphs it belongs to."""
     state: dict[str, NDArray[Any]]
     prediction: NDArray[np.float32] | None
     pushed: int
 
 
 class Predictor:
-    """A bundle on a backend; the streams that it opens share both."""
+    """A network on a backend; the streams that it opens share both.
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.bundle, self.backend = bundle, backend
+    Args:
+        identity: stands for what the backend computes, so that a snapshot does not end up elsewhere.
+    """
+
+    def __init__(self, config: ModelConfig, backend: Backend, *, identity: str) -> None:
+        self.config, self.backend, self.identity = config, backend, identity
 
     def stream(self, snapshot: Snapshot | None = None) -> "Stream":
         """A new video, or one that goes on from a snapshot.
 
         Raises:
-            StreamError: the snapshot is of another bundle.
+            StreamError: the snapshot is of another network.
         """
-        stream = Stream(self.bundle, self.backend)
+        stream = Stream(self)
         if snapshot is not None:
             stream.restore(snapshot)
         return stream
@@ -68,15 +73,17 @@ class Predictor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 class Stream:
     """One video: what was seen of it, and nothing else."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self.bundle, self.backend = bundle, backend
+    def __init__(self, predictor: Predictor) -> None:
+        self.config, self.backend, self.identity = predictor.config, predictor.backend, predictor.identity
         self.reset()
 
     def reset(self) -> None:
@@ -92,16 +99,18 @@ class Stream:
             ShapeError: a picture of another size or type, or with values that are no picture's.
             StreamError: the network's answer is not finite. The stream stays at the last good picture.
         """
-        if picture.ndim != 3:
+        expected = [*self.config.image_size, self.config.channels]
+        if list(picture.shape) != expected:
             raise ShapeError(
-                f"picture: got {list(picture.shape)}, expected [H, W, C] = "
-                f"{[*self.bundle.config.image_size, self.bundle.config.channels]}; push pictures one by one"
+                f"picture: got {list(picture.shape)} {picture.dtype}, expected [H, W, C] = {expected}; "
+                "resize it, or export a model for this size"
             )
-        config = self.bundle.config
-        frame = frames.to_frames(picture[None], image_size=config.image_size, channels=config.channels)
+        frame = frames.to_frames(picture[None], image_size=self.config.image_size, channels=self.config.channels)
         prediction, state = self.backend.step(frame, self.state)
         if not np.isfinite(prediction).all():
-            raise StreamError(f"frame {self.pushed}: the prediction is not finite; reset the stream, check the precision")
+            raise StreamError(
+                f"frame {self.pushed}: the prediction is not finite; reset the stream, check the precision"
+            )
         self.prediction, self.state, self.pushed = prediction, state, self.pushed + 1
 
     def forecast(self, horizon: int) -> NDArray[np.float32]:
@@ -132,15 +141,15 @@ class Stream:
 
     def snapshot(self) -> Snapshot:
         """The stream as it is now; later pictures do not change it."""
-        return Snapshot(self.bundle.digest, self.backend.to_arrays(self.state), self.prediction, self.pushed)
+        return Snapshot(self.identity, self.backend.to_arrays(self.state), self.prediction, self.pushed)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot.
 
         Raises:
-            StreamError: it is of another bundle.
+            StreamError: it is of another network.
         """
-        if snapshot.bundle != self.bundle.digest:
-            raise StreamError("snapshot: taken from another bundle, whose state means something else here")
+        if snapshot.identity != self.identity:
+            raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
         self.state = self.backend.from_arrays(snapshot.state)
         self.prediction, self.pushed = snapshot.prediction, snapshot.pushed

@@ -27,7 +27,7 @@ class Learner(LightningModule):
         truth = sampling.draw((len(frames), horizon - 1), chance, generator).to(frames)
         difference = self.model(frames, horizon, truth) - frames[:, 1:]
         squared = difference.square().sum() / len(frames)
-        loss = squared / 2 + self.config.l1_weight * difference.abs().sum() / len(frames)
+        loss: Tensor = squared / 2 + self.config.l1_weight * difference.abs().sum() / len(frames)
         self.log("train_mse", squared / difference.shape[1], prog_bar=True, on_step=False, on_epoch=True)
         self.log("sampling", chance, prog_bar=True)
         return loss

@@ -69,7 +69,7 @@ def train(
     model = E3DLSTM(model_config)
     averaging = EMAWeightAveraging(decay=config.ema_decay)
     saver = ModelCheckpoint(run, filename="last", enable_version_counter=False)
-    bars: list[Callback] = [RichProgressBar()] if progress else []
+    bars: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
     train_loader = _loader(train_set, config, EpochSampler(config.steps_per_epoch * config.batch_size))
     valid_loader = _loader(valid_set, config, None)
     with _quiet():

@@ -1,0 +1,245 @@
+"""The whole path on the trained model that ships with the package, and a report of it."""
+
+import json
+import time
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy import frames, plots, runtime
+from e3d_deploy.data.clips import Clips, read_clips
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
+from e3d_deploy.data.write import write_clips
+from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.export.bundle import export
+from e3d_deploy.export.to_tensorrt import build
+from e3d_deploy.frames import Frames
+from e3d_deploy.runtime import Bundle, Predictor
+from e3d_deploy.runtime.backend import open_backend
+from e3d_deploy.runtime.benchmark import benchmark
+from e3d_deploy.runtime.bundle import record_verification
+from e3d_deploy.runtime.live import follow
+from e3d_deploy.runtime.verify import Report, verify
+
+HERE = Path(__file__).parent
+MODEL, CARD = HERE / "moving_mnist.safetensors", HERE / "moving_mnist.json"
+REAL_CLIP = HERE.parent / "data" / "clips" / "pedestrians.mp4"
+CONTEXT, HORIZON = 10, 10
+LOOK_AHEAD = 5
+"""Frames that the streamed videos are forecast ahead."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing that the tour did."""
+
+    name: str
+    seconds: float
+    result: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the tour found, and where it lies."""
+
+    stages: list[Stage]
+    verification: Report
+    benchmark: dict[str, Any]
+    report: Path
+    gif: Path
+
+    @property
+    def passed(self) -> bool:
+        return self.verification.passed
+
+
+class _Log:
+    """Times the stages."""
+
+    def __init__(self, progress: Callable[[str], None]) -> None:
+        self.stages: list[Stage] = []
+        self.progress = progress
+
+    def __call__(self, name: str, work: Callable[[], tuple[Any, str]]) -> Any:
+        self.progress(name)
+        started = time.monotonic()
+        value, words = work()
+        self.stages.append(Stage(name, time.monotonic() - started, words))
+        return value
+
+
+def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> Result:
+    """Export the demo model, build engines, verify, forecast, benchmark; write all of it into `output`.
+
+    Results of an earlier tour in `output` are replaced.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    log = _Log(progress)
+
+    def export_model() -> tuple[Bundle, str]:
+        path = export(MODEL, output / "demo.e3d", context_length=CONTEXT, horizon=HORIZON, overwrite=True)
+        bundle = Bundle.open(path)
+        sizes = ", ".join(f"{graph['file']} {graph['nodes']} nodes" for graph in bundle.manifest["graphs"].values())
+        return bundle, sizes
+
+    def build_engines() -> tuple[None, str]:
+        try:
+            sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase, _: progress(f"build engines: {phase}"))
+        except BackendUnavailable as error:
+            return None, f"left out: {error}"
+        built = ", ".join(f"{name} {one['bytes'] / 1e6:.1f} MB" for name, one in sidecars.items())
+        return None, f"TensorRT-RTX {next(iter(sidecars.values()))['builder']}: {built}; built, not run here"
+
+    def prove() -> tuple[Report, str]:
+        report = verify(bundle, predictor.backend, open_backend(bundle, "torch"))
+        record_verification(bundle, report.to_dict())
+        return report, f"largest difference from PyTorch {report.worst:.1e}, budget {report.budget:.0e}"
+
+    def stream(name: str, clips: Clips) -> tuple[tuple[Frames, Frames], str]:
+        summary, seen, forecast = follow(predictor, clips.frames[0], horizon=LOOK_AHEAD, keep=True)
+        side_by_side = np.concatenate([seen, forecast], axis=-1)[None]
+        write_clips(output / f"{name}.mp4", side_by_side, frames_per_second=clips.frames_per_second, zoom=4)
+        return (seen, forecast), (
+            f"{summary['frames']} frames at {summary['frames_per_second']:.0f} frames/s, each with {LOOK_AHEAD} "
+            f"ahead; MSE {summary['mse']:.0f} a frame, copying the last {summary['copy_mse']:.0f}"
+        )
+
+    def measure() -> tuple[dict[str, Any], str]:
+        backends = [open_backend(bundle, name, threads=1) for name in ("torch", "onnxruntime")]
+        result = benchmark(bundle, backends, threads=1)
+        last = result["results"][-1]
+        return result, f"{last['backend']} {last['median_ms']:.2f} ms a step, {last['speedup']:.2f}× PyTorch eager"
+
+    bundle = log("export", export_model)
+    log("build engines", build_engines)
+    bundle = Bundle.open(bundle.path)
+    with runtime.load(bundle.path, "onnxruntime") as predictor:
+        report = log("verify", prove)
+        examples = log("forecast test clips", lambda: _examples(predictor))
+        digits = log("stream Moving MNIST", lambda: stream("moving_mnist", _digits_video()))
+        real = log("stream a real clip", lambda: stream("pedestrians", _real_clip(predictor)))
+    speed = log("benchmark", measure)
+
+    gif = output / "forecast.gif"
+    write_clips(gif, _animation(examples)[None], frames_per_second=6, zoom=3)
+    pictures = {
+        "Drift from PyTorch over the rollout": plots.drift([report]),
+        "Truth and forecast, a test clip": plots.strips(_rows(examples[0])),
+        "Truth and forecast, another": plots.strips(_rows(examples[1])),
+        f"Moving MNIST as it played, and what was forecast {LOOK_AHEAD} frames before": _film(digits),
+        f"A real clip as it played, and what was forecast {LOOK_AHEAD} frames before": _film(real),
+        "Time of a step": plots.latency(speed),
+    }
+    result = Result(log.stages, report, speed, output / "report.html", gif)
+    result.report.write_text(_html(result, pictures))
+    return result
+
+
+def _examples(predictor: Predictor) -> tuple[list[tuple[Frames, Frames]], str]:
+    """Truth [20, 1, 64, 64] and forecast [10, 1, 64, 64] of four clips of the fixed test set."""
+    digits, pairs = load_digits("test"), []
+    for index in range(4):
+        clip = moving_mnist(digits, np.random.default_rng((TEST_SEED, index)), length=CONTEXT + HORIZON)
+        stream = predictor.stream()
+        for picture in clip[:CONTEXT]:
+            stream.push(picture)
+        truth = frames.to_frames(clip, image_size=predictor.config.image_size, channels=1)
+        pairs.append((truth, stream.forecast(HORIZON).clip(0, 1)))
+    return pairs, f"{len(pairs)} clips, {CONTEXT} frames given, {HORIZON} predicted"
+
+
+SHOWN = ("forecast", "copy last")
+TEST_SEED = 2
+"""Of the fixed test set; benchmarks/demo_quality.py measures all of it."""
+
+
+def _digits_video() -> Clips:
+    clip = moving_mnist(load_digits("test"), np.random.default_rng((TEST_SEED, 1000)), length=60)
+    return Clips(clip[None], 10.0)
+
+
+def _real_clip(predictor: Predictor) -> Clips:
+    return read_clips(REAL_CLIP, image_size=predictor.config.image_size, channels=predictor.config.channels)
+
+
+def _rows(example: tuple[Frames, Frames]) -> dict[str, Frames]:
+    truth, forecast = example
+    return {"given": truth[:CONTEXT], "truth": truth[CONTEXT:], "forecast": forecast}
+
+
+def _film(pair: tuple[Frames, Frames]) -> bytes:
+    seen, forecast = pair
+    part = slice(20, 50)
+    return plots.strips({"came": seen[part], "forecast": forecast[part]}, every=3)
+
+
+def _animation(examples: list[tuple[Frames, Frames]]) -> Frames:
+    """Above the truth, below what was given and then, framed, what was forecast: [T, 1, H, W]."""
+    columns = []
+    for truth, forecast in examples:
+        below = np.concatenate([truth[:CONTEXT], forecast])
+        columns.append(np.concatenate([_framed(truth, 0.25), _framed(below, 0.25, bright_from=CONTEXT)], axis=-2))
+    return np.concatenate(columns, axis=-1)
+
+
+def _framed(clip: Frames, gray: float, bright_from: int | None = None) -> Frames:
+    framed = np.pad(clip, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=gray)
+    if bright_from is not None:
+        late = framed[bright_from:]
+        late[..., 0, :] = late[..., -1, :] = 1.0
+        late[..., 0] = late[..., -1] = 1.0
+    return framed
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child, td:last-child { text-align: left }
+img { max-width: 100% }
+h2 { margin-top: 2.2rem; font-size: 1.1rem }
+.PASS { color: #176b2c }
+.FAIL { color: #b03030 }
+"""
+
+
+def _html(result: Result, pictures: dict[str, bytes]) -> str:
+    card = json.loads(CARD.read_text())
+    table = _table(["stage", "seconds", "result"], [[s.name, f"{s.seconds:.1f}", s.result] for s in result.stages])
+    measures = card["quality"]["measures"]
+    quality = _table(
+        ["frame", *(f"{name} {who}" for name in measures for who in SHOWN)],
+        [[str(t + 1), *(f"{measures[name][who][t]:.3g}" for name in measures for who in SHOWN)] for t in range(HORIZON)]
+        + [["mean", *(f"{np.mean(measures[name][who]):.3g}" for name in measures for who in SHOWN)]],
+    )
+    images = "".join(
+        f"<h2>{escape(title)}</h2><img src='{_data(content, 'png')}' alt='{escape(title)}'>"
+        for title, content in pictures.items()
+    )
+    speed = result.benchmark["environment"]
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>e3d demo</title>
+<style>{STYLE}</style>
+<h1>e3d demo: <span class="{"PASS" if result.passed else "FAIL"}">{"PASS" if result.passed else "FAIL"}</span></h1>
+<p>Measured on {escape(speed["cpu"])}, {speed["cores"]} cores, {escape(speed["date"])};
+versions {escape(", ".join(f"{k} {v}" for k, v in speed["versions"].items()))}.</p>{table}
+<h2>Above the truth, below what the model was given and then, framed, what it forecast</h2>
+<img src="{_data(result.gif.read_bytes(), "gif")}" alt="forecast">{images}
+<h2>Quality of the demo model</h2><p>On {card["quality"]["sequences"]} generated test clips of digits that training
+never saw, measured by <code>python -m benchmarks.demo_quality</code> and not by this run. MSE and MAE are summed over
+the pixels of a frame.</p>{quality}</html>
+"""
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"

@@ -1,0 +1,116 @@
+"""What this machine has, what it lacks, what that costs and how to get it."""
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any
+
+from e3d_deploy import __version__
+
+
+@dataclass(frozen=True)
+class Library:
+    """A package that part of e3d_deploy needs."""
+
+    module: str
+    packages: tuple[str, ...]
+    """Distributions that bring it; any one will do."""
+    extra: str
+    gives: str
+    """What works with it and does not without."""
+
+
+LIBRARIES = (
+    Library("torch", ("torch",), "train", "train, export, and PyTorch as the yardstick of verify"),
+    Library("lightning", ("lightning",), "train", "e3d train"),
+    Library("safetensors", ("safetensors",), "train", "model files"),
+    Library("onnx", ("onnx",), "train", "e3d export"),
+    Library("onnxscript", ("onnxscript",), "train", "e3d export"),
+    Library("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", "the backend onnxruntime"),
+    Library("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"), "rtx", "e3d build --target tensorrt-rtx"),
+    Library(
+        "tensorrt",
+        ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+        "gpu",
+        "e3d build --target tensorrt",
+    ),
+    Library("av", ("av",), "video", "videos in and out"),
+    Library("PIL", ("pillow",), "video", "folders of pictures, GIFs"),
+    Library("matplotlib", ("matplotlib",), "plot", "pictures of drift and latency, and the report of e3d demo"),
+)
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module; None for one that is none of ours."""
+    top = module.partition(".")[0].removesuffix("_bindings")
+    return next((library.extra for library in LIBRARIES if library.module == top), None)
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `e3d doctor` reports, as JSON knows it. Loads no library."""
+    libraries = [
+        {
+            "library": library.module,
+            "version": _version(library.packages),
+            "extra": library.extra,
+            "gives": library.gives,
+            "get": None if _version(library.packages) else f"pip install 'e3d_deploy[{library.extra}]'",
+        }
+        for library in LIBRARIES
+    ]
+    return {
+        "e3d_deploy": __version__,
+        "python": platform.python_version(),
+        "machine": machine(),
+        "libraries": libraries,
+        "backends": {name: find_spec(name) is not None for name in ("onnxruntime", "torch")},
+        "warnings": _warnings(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor and GPU of this machine."""
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "nvidia_driver": _has_nvidia_driver(),
+    }
+
+
+def _version(packages: tuple[str, ...]) -> str | None:
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _has_nvidia_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1" if os.name == "posix" else "nvcuda.dll")
+    except OSError:
+        return False
+    return True
+
+
+def _warnings() -> list[str]:
+    warnings = []
+    if _version(("onnxruntime",)) and _version(("onnxruntime-gpu",)):
+        warnings.append(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
+        )
+    return warnings

@@ -1,0 +1,82 @@
+"""Follow a video: after each picture, forecast the next ones, and see later how good that was."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import frames, metrics
+from e3d_deploy.runtime.predictor import Predictor
+
+Clip = NDArray[np.float32]
+
+
+def follow(
+    predictor: Predictor,
+    pictures: Iterable[NDArray[np.uint8]],
+    *,
+    horizon: int,
+    keep: bool = False,
+    progress: Callable[[int, float], None] = lambda _count, _rate: None,
+) -> tuple[dict[str, Any], Clip, Clip]:
+    """Push each picture into a new stream and forecast the `horizon` pictures after it.
+
+    Args:
+        pictures: each uint8 [H, W, C].
+        keep: return the pictures and forecasts, which takes memory.
+        progress: called with the pictures so far and how many per second.
+
+    Returns:
+        A summary as JSON knows it: latencies, frames per second of push, forecast and reading together,
+        and the error of what was forecast `horizon` pictures ahead beside that of copying the last one
+        (summed squares per frame, after the first `horizon`); the pictures that came, and the last frame
+        of the forecast made for each, `horizon` pictures before it: [T, C, H, W], black where there was
+        none yet, empty unless kept.
+    """
+    stream, config = predictor.stream(), predictor.config
+    push_ms: list[float] = []
+    forecast_ms: list[float] = []
+    errors: list[float] = []
+    copy_errors: list[float] = []
+    pending: deque[tuple[Clip, Clip]] = deque()  # the last frame of a forecast, and the picture it was made after
+    black = np.zeros((config.channels, *config.image_size), np.float32)
+    seen, forecasts = [], []
+    started = time.perf_counter()
+    for picture in pictures:
+        frame = frames.to_frames(picture, image_size=config.image_size, channels=config.channels)
+        expected = black
+        if len(pending) == horizon:
+            expected, before = pending.popleft()
+            errors.append(float(metrics.mse(expected, frame)))
+            copy_errors.append(float(metrics.mse(before, frame)))
+        if keep:
+            seen.append(frame)
+            forecasts.append(expected)
+        push_started = time.perf_counter()
+        stream.push(picture)
+        forecast_started = time.perf_counter()
+        forecast = stream.forecast(horizon)
+        now = time.perf_counter()
+        push_ms.append(1000 * (forecast_started - push_started))
+        forecast_ms.append(1000 * (now - forecast_started))
+        pending.append((forecast[-1].clip(0, 1), frame))
+        progress(len(push_ms), len(push_ms) / (now - started))
+    summary = {
+        "backend": predictor.backend.name,
+        "frames": len(push_ms),
+        "horizon": horizon,
+        "frames_per_second": len(push_ms) / (time.perf_counter() - started),
+        "push_ms": _percentiles(push_ms),
+        "forecast_ms": _percentiles(forecast_ms),
+        "mse": float(np.mean(errors)) if errors else None,
+        "copy_mse": float(np.mean(copy_errors)) if errors else None,
+    }
+    empty = np.zeros((0, *black.shape), np.float32)
+    return summary, np.stack(seen) if keep else empty, np.stack(forecasts) if keep else empty
+
+
+def _percentiles(values: list[float]) -> dict[str, float]:
+    return {"p50": float(np.percentile(values, 50)), "p99": float(np.percentile(values, 99))}

@@ -1,0 +1,191 @@
+"""Is a backend right? Names, then shapes, then values, step by step over a whole rollout.
+
+Needs no PyTorch: where there is none, what it computed is in the bundle's reference clip.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import contract, metrics
+from e3d_deploy.errors import BundleError, ShapeError
+from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.bundle import Bundle
+
+BUDGET = {"fp32": 1e-4}
+"""Largest absolute difference from PyTorch float32, of predictions and of final states, by precision."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """How far a backend drifts from its yardstick, as largest absolute differences."""
+
+    backend: str
+    yardstick: str
+    """`torch`, or `reference.npz` where PyTorch was recorded and is not run."""
+    context_length: int
+    budget: float
+    predictions: list[float]
+    """Per step of the rollout; the first `context_length` saw true frames, the others their own predictions."""
+    states: list[dict[str, float]]
+    """Per step and kind of state; only where the yardstick is run."""
+    final_states: dict[str, float]
+    """After the last step, per state tensor."""
+    clip: float
+    """Of the clip graph's forecast, which is one call."""
+    dssim: float | None
+    """SSIM against the truth: yardstick minus backend, mean over the forecast; None without truth or below 7 pixels."""
+    dpsnr: float | None
+    """PSNR against the truth in dB: yardstick minus backend, mean over the forecast."""
+
+    @property
+    def worst(self) -> float:
+        """The largest difference of all that the budget counts; NaN if any is, which `max` would lose."""
+        return float(np.max([*self.predictions, *self.final_states.values(), self.clip]))
+
+    @property
+    def worst_step(self) -> int:
+        """The step whose prediction is furthest off."""
+        return int(np.argmax(self.predictions))
+
+    @property
+    def passed(self) -> bool:
+        """Within the budget; what is not a number is not."""
+        return bool(self.worst <= self.budget)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON knows it."""
+        return {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": self.passed}
+
+
+def verify(
+    bundle: Bundle, backend: Backend, yardstick: Backend | None = None, clip: NDArray[np.float32] | None = None
+) -> Report:
+    """Compare a backend with PyTorch on the bundle's reference clip, or on another.
+
+    Args:
+        yardstick: PyTorch running the same bundle; without it, its recorded answer is what counts.
+        clip: float32 [T, C, H, W] in [0, 1], T at least the bundle's context; needs a yardstick.
+
+    Raises:
+        BundleError: a graph whose inputs or outputs are not those of its config.
+        ShapeError: a clip that is too short, or given without a yardstick.
+    """
+    check_contract(bundle)
+    reference = bundle.reference()
+    if clip is None:
+        clip = reference["frames"]
+    elif yardstick is None:
+        raise ShapeError(
+            "clip: another clip than the reference needs PyTorch to compare with; install e3d_deploy[train]"
+        )
+    if len(clip) < bundle.context_length:
+        raise ShapeError(f"clip: has {len(clip)} frames, the bundle's context is {bundle.context_length}")
+    steps = bundle.context_length + bundle.horizon - 1
+    context = np.repeat(clip[None, : bundle.context_length], bundle.batch, axis=0)
+
+    candidates = _rollout(backend, context, steps)
+    predictions, states = [], []
+    expected_predictions: list[NDArray[np.float32]] = []
+    found_predictions: list[NDArray[np.float32]] = []
+    expected_states: Mapping[str, NDArray[Any]] = {}
+    if yardstick is None:
+        recorded = np.repeat(reference["predictions"][:, None], bundle.batch, axis=1)
+        last: Any = None
+        for expected, (found, last) in zip(recorded, candidates, strict=True):  # noqa: B007 (the last state is used)
+            expected_predictions.append(expected)
+            found_predictions.append(found)
+        final = backend.to_arrays(last)
+        expected_states = {
+            tensor.name: reference[contract.NEXT + tensor.name] for tensor in contract.states(bundle.config)
+        }
+    else:
+        for (expected, their_state), (found, state) in zip(
+            _rollout(yardstick, context, steps), candidates, strict=True
+        ):
+            expected_predictions.append(expected)
+            found_predictions.append(found)
+            expected_states, final = yardstick.to_arrays(their_state), backend.to_arrays(state)
+            states.append(_by_kind(_differences(expected_states, final)))
+    predictions = [_difference(a, b) for a, b in zip(expected_predictions, found_predictions, strict=True)]
+    forecast = np.stack(expected_predictions[-bundle.horizon :], axis=1)  # [B, horizon, C, H, W]
+    truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
+    quality = _quality(forecast[0], np.stack(found_predictions[-bundle.horizon :], axis=1)[0], truth)
+    return Report(
+        backend=backend.name,
+        yardstick="reference.npz" if yardstick is None else yardstick.name,
+        context_length=bundle.context_length,
+        budget=BUDGET[bundle.manifest["graphs"]["step"]["precision"]],
+        predictions=predictions,
+        states=states,
+        final_states=_differences(expected_states, final),
+        clip=_difference(forecast, backend.clip(context)),
+        dssim=quality.get("ssim"),
+        dpsnr=quality.get("psnr"),
+    )
+
+
+def check_contract(bundle: Bundle) -> None:
+    """Compare the tensors that the manifest lists with those that its config stands for.
+
+    Raises:
+        BundleError: a tensor that is missing, or of another shape or type.
+    """
+    states = contract.states(bundle.config, bundle.batch)
+    frame = contract.frame(bundle.config, bundle.batch)
+    entry = bundle.manifest["graphs"]["step"]
+    for direction, first, prefix in (("inputs", frame.name, ""), ("outputs", contract.PREDICTION, contract.NEXT)):
+        found = {tensor["name"]: (tensor["dtype"], tuple(tensor["shape"])) for tensor in entry[direction]}
+        expected = {first: (frame.dtype, frame.shape)} | {
+            prefix + state.name: (state.dtype, state.shape) for state in states
+        }
+        if found != expected:
+            name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
+            raise BundleError(
+                f"{bundle.path}: step {direction}: {name} is {found.get(name)}, its config stands for "
+                f"{expected.get(name)}; export the model again"
+            )
+
+
+def _rollout(backend: Backend, context: NDArray[np.float32], steps: int) -> Iterator[tuple[NDArray[np.float32], Any]]:
+    """The prediction and state after each step: first the context, then the backend's own predictions."""
+    state = backend.initial_state()
+    prediction = context[:, 0]
+    for t in range(steps):
+        frame = np.ascontiguousarray(context[:, t]) if t < context.shape[1] else prediction
+        prediction, state = backend.step(frame, state)
+        yield prediction, state
+
+
+def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    assert expected.shape == found.shape, f"{expected.shape} against {found.shape}"
+    # Subtracting equal infinities would give a NaN that max() keeps, so a NaN here is a failure: leave it.
+    return float(np.abs(expected.astype(np.float64) - found).max())
+
+
+def _differences(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    return {name: _difference(value, found[name]) for name, value in expected.items()}
+
+
+def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
+    kinds: dict[str, float] = {}
+    for name, value in differences.items():
+        kind = name.split(".")[0]
+        kinds[kind] = float(np.maximum(value, kinds.get(kind, 0.0)))
+    return kinds
+
+
+def _quality(
+    expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.float32]
+) -> dict[str, float | None]:
+    """What is lost against the truth: expected minus found, mean over frames [T, C, H, W], clipped to [0, 1]."""
+    if len(truth) < len(expected) or min(truth.shape[-2:]) < 7:
+        return {}
+    losses = {}
+    for name in ("ssim", "psnr"):
+        measure = metrics.MEASURES[name]
+        losses[name] = float((measure(expected.clip(0, 1), truth) - measure(found.clip(0, 1), truth)).mean())
+    return {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}

@@ -1,0 +1,64 @@
+"""What many tests start from: a tiny network and frames for it."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.bundle import export
+from e3d_deploy.model import E3DLSTM
+
+torch.set_num_threads(1)  # tiny tensors are slower on more
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return ModelConfig(image_size=(16, 24), patch_size=4, hidden=(4, 6), kernel_size=3, history_length=4)
+
+
+@pytest.fixture
+def tiny_model(tiny_config: ModelConfig) -> E3DLSTM:
+    torch.manual_seed(0)
+    return E3DLSTM(tiny_config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def frame() -> Tensor:
+    """[B, C, H, W]."""
+    return torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def clip() -> Tensor:
+    """[B, T, C, H, W]."""
+    return torch.rand(2, 7, 1, 16, 24, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a clip for it and its bundle; not to be changed."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    config = ModelConfig(image_size=(16, 24), patch_size=4, hidden=(4, 6), kernel_size=3, history_length=4)
+    checkpoint.save(E3DLSTM(config), folder / "tiny.safetensors")
+    clip = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 1), np.uint8)
+    np.save(folder / "clip.npy", clip)
+    export(
+        folder / "tiny.safetensors",
+        folder / "tiny.e3d",
+        context_length=4,
+        horizon=3,
+        reference=folder / "clip.npy",
+    )
+    return folder
+
+
+@pytest.fixture
+def bundle_path(exported: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle, to be damaged at will."""
+    return Path(shutil.copytree(exported / "tiny.e3d", tmp_path / "tiny.e3d"))

@@ -1,0 +1,151 @@
+"""Models to disk and back, and everything that is not a model file."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError
+from e3d_deploy.model import E3DLSTM
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+def test_loaded_model_is_the_saved_one(tiny_model: E3DLSTM, clip: Tensor, path: Path) -> None:
+    checkpoint.save(tiny_model, path)
+    loaded = checkpoint.load(path)
+    assert loaded.config == tiny_model.config
+    weights = tiny_model.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(weight, weights[name]), name
+    assert torch.equal(loaded(clip, horizon=4), tiny_model(clip, horizon=4))
+
+
+def test_loaded_model_is_ready_to_predict(tiny_config: ModelConfig, path: Path) -> None:
+    checkpoint.save(E3DLSTM(tiny_config).train(), path)
+    loaded = checkpoint.load(path)
+    assert not loaded.training
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_half_precision_is_saved_as_float32(tiny_model: E3DLSTM, path: Path) -> None:
+    checkpoint.save(tiny_model.half(), path)
+    assert {weight.dtype for weight in checkpoint.load(path).state_dict().values()} == {torch.float32}
+
+
+def test_missing_file_is_refused(path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model.safetensors: no such file; give a model made by `e3d train`"):
+        checkpoint.load(path)
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"To be or not to be, that is the question.", bytes(100)])
+def test_other_files_are_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors: not a safetensors file .*give a model made by"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_truncated_file_is_refused(tiny_model: E3DLSTM, path: Path, share: float) -> None:
+    checkpoint.save(tiny_model, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        checkpoint.load(path)
+
+
+def test_foreign_weights_are_refused(path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match=r"format None, expected 'e3d_deploy.model.1'; .*`e3d import`"):
+        checkpoint.load(path)
+
+
+def test_other_format_is_refused(tiny_model: E3DLSTM, path: Path) -> None:
+    config = json.dumps(tiny_model.config.to_dict())
+    save_file(tiny_model.state_dict(), path, {"format": "e3d_deploy.model.9", "config": config})
+    with pytest.raises(CheckpointError, match=r"format 'e3d_deploy.model.9', expected 'e3d_deploy.model.1'"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"config": "{"},
+        {"config": "[]"},
+        {"config": '{"heads": 4}'},
+        {"config": '{"kernel_size": 2}'},
+        pytest.param({"config": "null"}, marks=pytest.mark.xfail(strict=True, raises=TypeError, reason="TypeError")),
+        pytest.param(
+            {"config": '{"hidden": [4.5]}'},
+            marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="PyTorch's ValueError comes through"),
+        ),
+    ],
+    ids=str,
+)
+def test_unreadable_config_is_refused(tiny_model: E3DLSTM, path: Path, metadata: dict[str, str]) -> None:
+    save_file(tiny_model.state_dict(), path, {"format": checkpoint.FORMAT, **metadata})
+    with pytest.raises(CheckpointError, match="its config cannot be read"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hidden": (4, 5)}, {"hidden": (4,)}, {"hidden": (4, 6, 6)}, {"layer_norm": False}]
+)
+def test_weights_that_do_not_fit_the_config_are_refused(
+    tiny_model: E3DLSTM, path: Path, changes: dict[str, object]
+) -> None:
+    config = json.dumps(replace(tiny_model.config, **changes).to_dict())
+    save_file(tiny_model.state_dict(), path, {"format": checkpoint.FORMAT, "config": config})
+    with pytest.raises(CheckpointError, match="its weights do not fit its config"):
+        checkpoint.load(path)
+
+
+def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tiny_model, path)
+    before = path.read_bytes()
+
+    def fail(weights: dict[str, Tensor], partial: Path, metadata: dict[str, str]) -> None:
+        partial.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(tiny_model, path)
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == before
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda bomb, path: path.write_bytes(pickle.dumps(bomb))])
+def test_pickles_are_refused_and_never_run(path: Path, tmp_path: Path, write) -> None:
+    mark = tmp_path / "exploded"
+    write(Bomb(mark), path)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        checkpoint.load(path)
+    assert not mark.exists()

@@ -1,0 +1,289 @@
+"""Commands as a user types them: what they say, what they leave behind, and how they end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from e3d_deploy import checkpoint
+from e3d_deploy.cli import main
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
+
+
+def e3d(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def failing(*arguments: object, code: int) -> str:
+    """The one line that a failing command says."""
+    result = e3d(*arguments, code=code)
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    assert "Traceback" not in result.output
+    return line
+
+
+def picture_of(path: Path) -> np.ndarray[Any, Any]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in main.commands)], ids=lambda names: " ".join(names) or "e3d"
+)
+def test_every_command_has_help(command: list[str]) -> None:
+    output = e3d(*command, "--help").output
+    assert "Usage:" in output
+    assert len(output.splitlines()) > 5
+
+
+def test_version() -> None:
+    assert e3d("--version").stdout.startswith("e3d, version 0.")
+
+
+def test_an_unknown_option_or_command_gets_the_nearest_suggested(exported: Path) -> None:
+    assert "Did you mean '--horizon'?" in e3d("predict", "a", "b", "-o", "c", "--horizn", 3, code=2).stderr
+    assert "verfy" in e3d("verfy", code=2).stderr
+
+
+def test_train_export_predict(tmp_path: Path) -> None:
+    """The way of a model: trained on files, exported, used."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "clips.npz", frames=rng.integers(0, 256, (3, 9, 32, 32, 1), np.uint8))
+    model = tmp_path / "run" / "model.safetensors"
+    options = ["--image-size", "32x32", "--patch-size", 8, "--hidden", "4", "--kernel-size", 3, "--context", 3]
+    options += ["--horizon", 2, "--batch-size", 2, "--steps", 2, "--steps-per-epoch", 1, "--ema-decay", 0.5]
+    data = ["--data", f"{tmp_path}/clips.npz:2", "--data", "moving-mnist"]
+    result = e3d("train", "-o", tmp_path / "run", *data, *options)
+    assert result.stdout.strip() == str(model)
+    config = checkpoint.load(model).config
+    assert (config.image_size, config.patch_size, config.hidden, config.kernel_size) == ((32, 32), 8, (4,), 3)
+    assert "holds a run already" in failing("train", "-o", tmp_path / "run", *data, *options, code=2)
+
+    result = e3d("export", model, "-o", tmp_path / "run.e3d", "--context", 3, "--horizon", 2)
+    assert "step.onnx" in result.stdout
+    assert f"next: e3d verify {tmp_path}/run.e3d" in result.stderr
+    by_bundle, by_model = tmp_path / "a.npz", tmp_path / "b.npz"
+    for source, output in ((tmp_path / "run.e3d", by_bundle), (model, by_model)):
+        e3d("predict", source, tmp_path / "clips.npz", "-o", output, "--context", 3, "--horizon", 4)
+    one, other = (np.load(path)["frames"] for path in (by_bundle, by_model))
+    assert one.shape == (3, 4, 32, 32, 1)
+    assert one.dtype == np.float32
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("extra", [[], ["--against", "reference"]])
+def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: list[str]) -> None:
+    picture = tmp_path / "drift.png"
+    result = e3d("verify", bundle_path, "--threads", 1, "--picture", picture, *extra)
+    assert "PASS onnxruntime" in result.stderr
+    assert picture_of(picture).shape[1] > 300
+    assert "True" in e3d("inspect", bundle_path).stdout
+    report = json.loads(e3d("verify", bundle_path, "--json", *extra).stdout)
+    assert report["passed"]
+    assert len(report["predictions"]) == 6
+
+
+def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
+    assert "PASS" in e3d("verify", exported / "tiny.e3d", "--clip", REAL_CLIP).stderr
+    np.save(tmp_path / "short.npy", np.zeros((2, 16, 24, 1), np.uint8))
+    line = failing("verify", exported / "tiny.e3d", "--clip", tmp_path / "short.npy", code=2)
+    assert "has 2 frames, the bundle's context is 4" in line
+
+
+def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = OnnxRuntimeBackend.step
+
+    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        prediction, state = step(self, *arguments)
+        return prediction + np.float32(0.01), state
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    result = e3d("verify", bundle_path, code=3)
+    assert "FAIL onnxruntime" in result.stderr
+    assert "furthest at step" in result.stderr.splitlines()[-1]
+
+
+def test_predict_writes_videos_pictures_and_arrays(exported: Path, tmp_path: Path) -> None:
+    arguments = ["predict", exported / "tiny.e3d", REAL_CLIP, "--context", 4, "--horizon", 3, "--zoom", 2]
+    for name in ("o.mp4", "o.gif", "pictures", "o.npz"):
+        result = e3d(*arguments, "-o", tmp_path / name)
+        assert result.stdout.strip() == str(tmp_path / name)
+        assert "pedestrians.mp4: 144×192 yuv420p, scaled to 16×24 gray" in result.stderr
+    wanted = np.load(tmp_path / "o.npz")["frames"]
+    assert wanted.shape == (1, 3, 16, 24, 1)
+    shown = read_clips(tmp_path / "pictures", image_size=(32, 48), channels=1).frames[0, :, ::2, ::2]
+    np.testing.assert_allclose(shown / 255, wanted[0].clip(0, 1), atol=0.5 / 255 + 1e-6)
+    video = read_clips(tmp_path / "o.mp4", image_size=(32, 48), channels=1)
+    assert video.frames.shape == (1, 3, 32, 48, 1)
+    assert video.frames_per_second == 10
+    with Image.open(tmp_path / "o.gif") as image:
+        assert getattr(image, "n_frames") == 3  # noqa: B009 (only GIFs have it)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"o.mp4", "o.gif", "pictures", "o.npz"}
+
+
+def test_predict_refuses_wrong_input_and_leaves_nothing(exported: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npz"
+
+    def wrong(clip: object, *options: object, code: int = 2) -> str:
+        return failing("predict", exported / "tiny.e3d", clip, "-o", output, *options, code=code)
+
+    np.savez(tmp_path / "wide.npz", frames=np.zeros((12, 16, 32, 1), np.uint8))
+    assert "expected [16, 24, 1]" in wrong(tmp_path / "wide.npz")
+    np.save(tmp_path / "nan.npy", np.full((12, 16, 24, 1), np.nan, np.float32))
+    assert "NaN" in wrong(tmp_path / "nan.npy")
+    np.save(tmp_path / "range.npy", np.full((12, 16, 24, 1), 255.0, np.float32))
+    assert "expected [0, 1]; divide by 255" in wrong(tmp_path / "range.npy")
+    np.save(tmp_path / "type.npy", np.zeros((12, 16, 24, 1), np.int64))
+    assert "got int64" in wrong(tmp_path / "type.npy")
+    np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))
+    assert "has 3 frames, --context is 10; give a longer clip" in wrong(tmp_path / "short.npy")
+    (tmp_path / "text.mp4").write_text("not a video")
+    assert "not a video that can be read" in wrong(tmp_path / "text.mp4")
+    (tmp_path / "empty.mp4").touch()
+    assert "not a video that can be read" in wrong(tmp_path / "empty.mp4")
+    assert "no such file" in wrong(tmp_path / "absent.mp4")
+    assert not output.exists()
+
+
+def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -> None:
+    arguments = ["predict", exported / "tiny.e3d", exported / "clip.npy", "--context", 4]
+    assert "writes .npz, .mp4, .gif, or a folder" in failing(*arguments, "-o", tmp_path / "o.avi", code=2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert "not an empty folder" in failing(*arguments, "-o", tmp_path / "full", code=2)
+    assert "its folder does not exist" in failing(*arguments, "-o", tmp_path / "no" / "o.npz", code=2)
+
+
+def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> None:
+    arguments = [
+        "predict",
+        exported / "tiny.safetensors",
+        exported / "clip.npy",
+        "-o",
+        tmp_path / "o.npz",
+        "--context",
+        4,
+    ]
+    assert "by torch" in e3d(*arguments).stderr
+    assert "give a bundle made by `e3d export`" in failing(*arguments, "--backend", "onnxruntime", code=2)
+
+
+def test_damaged_artifacts_exit_5(bundle_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ")
+    assert "expected 'e3d_deploy.model.1'" in failing("inspect", tmp_path / "model.safetensors", code=5)
+    (bundle_path / "step.onnx").write_bytes(b"")
+    for command in (
+        ["verify"],
+        ["inspect"],
+        ["benchmark"],
+        ["stream", None],
+        ["predict", None, "-o", tmp_path / "o.npz"],
+    ):
+        name, *rest = (REAL_CLIP if one is None else one for one in command)
+        assert "step.onnx: altered or truncated" in failing(name, bundle_path, *rest, code=5)
+
+
+def test_build_without_the_library_exits_4(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e3d_deploy.export.to_tensorrt.MODULES", {"tensorrt": ("no_such_module",)})
+    assert "pip install tensorrt" in failing("build", bundle_path, "--target", "tensorrt", code=4)
+    assert not (bundle_path / "engines").exists()
+
+
+def test_stream_forecasts_a_video_while_it_plays(exported: Path, tmp_path: Path) -> None:
+    output = tmp_path / "beside.mp4"
+    result = e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2, "-o", output, "--zoom", 1, "--json")
+    summary = json.loads(result.stdout[result.stdout.index("{") :])
+    assert summary["frames"] == 150
+    assert summary["source_frames_per_second"] == 10
+    assert 0 < summary["push_ms"]["p50"] <= summary["push_ms"]["p99"]
+    assert summary["mse"] > 0
+    video = read_clips(output, image_size=(16, 48), channels=1).frames[0]
+    assert video.shape == (150, 16, 48, 1)
+    assert video[:2, :, 24:].max() < 16  # black where nothing could have been forecast yet
+    assert "push one picture" in e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2).stdout
+
+
+def test_benchmark_tells_speed_and_accuracy(exported: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "latency.png"
+    options = ["--threads", 1, "--seconds", 0.02, "--picture", picture, "--json"]
+    result = json.loads(e3d("benchmark", exported / "tiny.e3d", *options).stdout)
+    torch_, onnxruntime = result["results"]
+    assert (torch_["backend"], onnxruntime["backend"]) == ("torch", "onnxruntime")
+    assert torch_["speedup"] == 1
+    assert onnxruntime["median_ci_ms"][0] <= onnxruntime["median_ms"] <= onnxruntime["median_ci_ms"][1]
+    assert 0 < onnxruntime["max_abs_difference"] < 1e-4
+    assert torch_["max_abs_difference"] == 0
+    assert result["environment"]["threads"] == 1
+    assert result["environment"]["versions"]["onnxruntime"]
+    assert picture_of(picture).shape[1] > 300
+    shown = e3d("benchmark", exported / "tiny.e3d", "--seconds", 0.02, "--backends", "onnxruntime").stdout
+    assert "onnxruntime" in shown
+
+
+def test_benchmark_refuses_an_unknown_backend(exported: Path) -> None:
+    assert "expected one of auto" in failing("benchmark", exported / "tiny.e3d", "--backends", "torch,tflite", code=2)
+
+
+def test_inspect_shows_model_and_bundle(exported: Path) -> None:
+    model = json.loads(e3d("inspect", exported / "tiny.safetensors", "--json").stdout)
+    assert model["config"]["hidden"] == [4, 6]
+    bundle = json.loads(e3d("inspect", exported / "tiny.e3d", "--json").stdout)
+    assert bundle["config"] == model["config"]
+    assert bundle["step input"]["history.1"] == {"shape": [1, 4, 48, 6], "dtype": "float32"}
+    assert bundle["bundle"]["history"] == "exact for 4 steps, then the last 4 cells"
+
+
+def test_doctor_says_what_is_there_and_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(e3d("doctor", "--json").stdout)
+    libraries = {one["library"]: one for one in found["libraries"]}
+    assert libraries["onnxruntime"]["version"]
+    assert found["backends"]["onnxruntime"] is True
+    monkeypatch.setattr("e3d_deploy.doctor._version", lambda packages: "1.0" if "onnxruntime" in packages[0] else None)
+    result = e3d("doctor")
+    assert "pip install 'e3d_deploy[train]'" in result.stdout
+    assert "overwrite each other's files" in result.stderr
+
+
+def test_a_missing_library_names_its_extra(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    line = failing("stream", exported / "tiny.e3d", REAL_CLIP, code=4)
+    assert "pip install 'e3d_deploy[video]'" in line
+
+
+def test_what_nobody_expected_is_one_line_and_a_traceback_only_with_debug(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(TorchBackend, "step", explode)
+    arguments = ["verify", exported / "tiny.e3d", "--backend", "torch"]
+    assert "unexpected ZeroDivisionError: by zero" in failing(*arguments, code=1)
+    assert isinstance(CliRunner().invoke(main, ["--debug", *map(str, arguments)]).exception, ZeroDivisionError)
+
+
+def test_ctrl_c_exits_130(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", interrupt)
+    assert "interrupted" in e3d("verify", exported / "tiny.e3d", code=130).stderr
+
+
+def test_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "e3d_deploy", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("e3d")

@@ -1,0 +1,109 @@
+"""Configurations: what they refuse, what they work out, and JSON."""
+
+import json
+from typing import Any
+
+import pytest
+
+from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_size": (64,)}, r"image_size: got \(64,\), expected height and width in pixels"),
+        ({"image_size": (64, 64, 1)}, r"image_size: got \(64, 64, 1\), expected height and width"),
+        ({"image_size": (0, 64)}, r"image_size: got \(0, 64\), expected height and width"),
+        ({"patch_size": 5}, r"patch_size: 5 does not divide the frame of \(64, 64\) pixels; choose a common divisor"),
+        ({"image_size": (64, 30)}, r"patch_size: 4 does not divide the frame of \(64, 30\) pixels"),
+        ({"patch_size": 0}, "patch_size: 0 does not divide"),
+        ({"hidden": ()}, r"hidden: got \(\), expected at least one layer"),
+        ({"hidden": (8, 0)}, r"hidden: got \(8, 0\), expected at least one layer, each of 1 channel or more"),
+        ({"kernel_size": 4}, "kernel_size: got 4, expected an odd number"),
+        ({"kernel_size": -1}, "kernel_size: got -1, expected an odd number"),
+        ({"channels": 0}, "channels: got 0, expected 1 or more"),
+        ({"window_length": 1}, "window_length: got 1, expected 2 or more"),
+        ({"history_length": 0}, "history_length: got 0, expected 1 or more"),
+        ({"norm_eps": 0.0}, "norm_eps: got 0.0, expected more than 0"),
+        ({"norm_eps": float("nan")}, "norm_eps: got nan, expected more than 0"),
+        ({"semantics": "openai"}, "semantics: got 'openai', expected one of paper, google"),
+    ],
+    ids=str,
+)
+def test_model_config_refuses(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *[
+            ({name: 0}, f"{name}: got 0, expected 1 or more")
+            for name in ("context_length", "horizon", "steps", "batch_size", "steps_per_epoch")
+        ],
+        ({"ema_decay": 1.0}, "ema_decay: got 1.0, expected 0 or more and less than 1"),
+        ({"ema_decay": -0.1}, "ema_decay: got -0.1, expected 0 or more and less than 1"),
+        ({"learning_rate": 0.0}, "learning_rate: got 0.0, expected more than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: got nan, expected more than 0"),
+    ],
+    ids=str,
+)
+def test_train_config_refuses(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**fields)
+
+
+def test_model_config_survives_json() -> None:
+    config = ModelConfig(
+        image_size=(48, 80),
+        channels=3,
+        patch_size=8,
+        hidden=(3, 5, 7),
+        kernel_size=3,
+        window_length=3,
+        history_length=6,
+        layer_norm=False,
+        norm_eps=1e-12,
+        semantics="google",
+    )
+    assert config.to_dict()["hidden"] == [3, 5, 7]
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_fields_left_out_take_their_defaults() -> None:
+    assert ModelConfig.from_dict({}) == ModelConfig()
+
+
+def test_unknown_fields_are_named() -> None:
+    with pytest.raises(ConfigError, match="unknown field colour, heads; made by a newer e3d_deploy"):
+        ModelConfig.from_dict({"heads": 4, "colour": "red", "channels": 1})
+
+
+@pytest.mark.parametrize("fields", [{"hidden": 64}, {"image_size": None}, {"patch_size": "4"}, {"norm_eps": "small"}])
+def test_fields_of_the_wrong_kind_are_config_errors(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="config: "):
+        ModelConfig.from_dict(fields)
+
+
+def test_lists_become_tuples_so_that_configs_can_be_compared() -> None:
+    config = ModelConfig(image_size=[32, 48], hidden=[4, 6])  # type: ignore[arg-type]
+    assert config == ModelConfig(image_size=(32, 48), hidden=(4, 6))
+    assert hash(config) == hash(ModelConfig(image_size=(32, 48), hidden=(4, 6)))
+
+
+def test_sizes_are_worked_out() -> None:
+    config = ModelConfig(image_size=(48, 80), channels=3, patch_size=8, hidden=(3, 5, 7))
+    assert config.patch_channels == 192
+    assert config.grid_size == (6, 10)
+    assert TrainConfig(context_length=7, horizon=4).clip_length == 11
+
+
+def test_memory_comes_from_below_and_round_the_top() -> None:
+    assert ModelConfig(hidden=(3, 5, 7)).memory_channels == (7, 3, 5)
+    assert ModelConfig(hidden=(3,)).memory_channels == (3,)
+
+
+def test_memory_that_stays_zero_has_the_channels_of_the_top() -> None:
+    assert ModelConfig(hidden=(3, 5, 7), semantics="google").memory_channels == (7, 7, 7)

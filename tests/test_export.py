@@ -1,0 +1,214 @@
+"""Graphs against PyTorch: step by step, as a clip, with a ring that is empty, full and overfull."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from e3d_deploy import checkpoint, contract
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError, ShapeError
+from e3d_deploy.export import bundle as bundle_module
+from e3d_deploy.export.bundle import export
+from e3d_deploy.export.compose import written_after
+from e3d_deploy.export.step import FlatConvolution, PlainNorm, PlainRecall
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.model import E3DLSTM, Convolution, Recall
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.verify import check_contract
+
+# Measured on the cases below: less than 4e-6, where states reach 4.
+CLOSE = 1e-5
+
+CASES = {
+    # 8 steps: the ring of 4 is overfull, and `written` has gone back once.
+    "unequal layers, not square": ModelConfig(image_size=(16, 24), hidden=(4, 6), kernel_size=3, history_length=4),
+    "google, colour, ring not full": ModelConfig(
+        image_size=(16, 16), channels=3, hidden=(4, 4), kernel_size=5, semantics="google"
+    ),
+    "three frames in the window, no gate norms, ring just full": ModelConfig(
+        image_size=(16, 16), hidden=(5,), kernel_size=3, window_length=3, layer_norm=False, history_length=9
+    ),
+}
+CONTEXT, HORIZON = 5, 4
+
+
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    torch.manual_seed(1)
+    model = E3DLSTM(request.param)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)  # biases and norms that do something
+    folder = tmp_path_factory.mktemp("export")
+    checkpoint.save(model, folder / "model.safetensors")
+    rng = np.random.default_rng(0)
+    clip = rng.random((CONTEXT + HORIZON, *request.param.image_size, request.param.channels), np.float32)
+    np.save(folder / "clip.npy", clip)
+    path = export(
+        folder / "model.safetensors",
+        folder / "case.e3d",
+        context_length=CONTEXT,
+        horizon=HORIZON,
+        reference=folder / "clip.npy",
+    )
+    return Bundle.open(path)
+
+
+def test_step_graph_equals_pytorch_at_every_step(case: Bundle) -> None:
+    graph, yardstick = OnnxRuntimeBackend(case, threads=1), TorchBackend.of_bundle(case)
+    state, expected_state = graph.initial_state(), yardstick.initial_state()
+    rng = np.random.default_rng(2)
+    for _ in range(12):
+        frame = rng.random(contract.frame(case.config).shape, np.float32)
+        prediction, state = graph.step(frame, state)
+        expected, expected_state = yardstick.step(frame, expected_state)
+        np.testing.assert_allclose(prediction, expected, rtol=0, atol=CLOSE)
+        found, wanted = graph.to_arrays(state), yardstick.to_arrays(expected_state)
+        assert set(found) == set(wanted) == {tensor.name for tensor in contract.states(case.config)}
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=CLOSE, err_msg=name)
+
+
+def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
+    context = case.reference()["frames"][None, :CONTEXT]
+    session = onnxruntime.InferenceSession(case.graph("clip"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {contract.CONTEXT: context}), strict=True))
+    backend = OnnxRuntimeBackend(case, threads=1)
+    state, predictions = backend.initial_state(), []
+    for t in range(CONTEXT + HORIZON - 1):
+        frame = context[:, t] if t < CONTEXT else predictions[-1]
+        prediction, state = backend.step(frame, state)
+        predictions.append(prediction)
+    np.testing.assert_allclose(outputs[contract.FORECAST][0], np.concatenate(predictions[-HORIZON:]), atol=CLOSE)
+    for name, value in state.items():
+        np.testing.assert_allclose(outputs[contract.NEXT + name], value, rtol=0, atol=CLOSE, err_msg=name)
+
+
+def test_graphs_are_valid_and_share_the_weights_of_the_model_file(case: Bundle) -> None:
+    check_contract(case)
+    parameters = dict(checkpoint.load(case.path / "model.safetensors").named_parameters())
+    for name in ("step", "clip"):
+        onnx.checker.check_model(case.graph(name), full_check=True)
+        graph = onnx.load(case.graph(name), load_external_data=False).graph
+        external = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
+        # What is inside the graph beside them: constants, and weights too small for the exporter to leave alone.
+        inside = sum(len(one.raw_data) for one in graph.initializer)
+        assert external <= set(parameters)
+        assert {name for name, weight in parameters.items() if weight.numel() > 9000} <= external
+        assert inside < 300_000
+
+
+def test_states_in_and_out_sort_alike(case: Bundle) -> None:
+    """Servers that pair them by order would swap them otherwise."""
+    step = case.manifest["graphs"]["step"]
+    ins = sorted(tensor["name"] for tensor in step["inputs"] if tensor["name"] != contract.FRAME)
+    outs = sorted(tensor["name"] for tensor in step["outputs"] if tensor["name"] != contract.PREDICTION)
+    assert [contract.NEXT + name for name in ins] == outs
+
+
+def test_reference_is_what_pytorch_computes(case: Bundle) -> None:
+    reference = case.reference()
+    model = checkpoint.load(case.path / "model.safetensors")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(reference["frames"][None, :CONTEXT]), HORIZON)[0].numpy()
+    np.testing.assert_array_equal(reference["predictions"], expected)
+
+
+def test_graphs_that_run_two_streams_at_once(tmp_path: Path) -> None:
+    config = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3, history_length=3)
+    checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
+    path = export(tmp_path / "m.safetensors", tmp_path / "two.e3d", context_length=2, horizon=2, batch=2)
+    bundle = Bundle.open(path)
+    backend = OnnxRuntimeBackend(bundle, threads=1)
+    frames = np.random.default_rng(0).random((4, 2, 1, 32, 32), np.float32)
+    state, swapped = backend.initial_state(), backend.initial_state()
+    for frame in frames:
+        prediction, state = backend.step(frame, state)
+        other, swapped = backend.step(np.ascontiguousarray(frame[::-1]), swapped)
+    np.testing.assert_allclose(prediction, other[::-1], atol=CLOSE)
+    context = np.ascontiguousarray(frames[:2].swapaxes(0, 1))
+    assert backend.clip(context).shape == (2, 2, 1, 32, 32)
+
+
+def test_flat_convolution_equals_the_3d_one() -> None:
+    convolution = Convolution(3, 5, 5)
+    window = torch.randn(2, 3, 2, 6, 8)
+    torch.testing.assert_close(FlatConvolution(convolution)(window), convolution(window), rtol=0, atol=1e-5)
+
+
+def test_plain_norm_equals_group_norm_on_little_and_on_no_variance() -> None:
+    norm = torch.nn.GroupNorm(1, 6, eps=1e-12)
+    torch.nn.init.normal_(norm.weight)
+    for x in (torch.randn(2, 6, 2, 4, 5), 3 + 1e-3 * torch.randn(2, 6, 2, 4, 5), torch.zeros(2, 6, 2, 4, 5)):
+        expected = torch.nn.functional.group_norm(x.double(), 1, norm.weight.double(), norm.bias.double(), 1e-12)
+        torch.testing.assert_close(PlainNorm(norm)(x).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_plain_recall_equals_recall_and_hides_empty_slots() -> None:
+    gate, history = torch.rand(2, 4, 2, 3, 5), torch.randn(2, 3, 30, 4)
+    padded = torch.cat([history, torch.zeros(2, 2, 30, 4)], dim=1).flatten(1, 2)
+    bias = torch.zeros(2, 1, 150)
+    bias[:, :, 90:] = -torch.inf
+    torch.testing.assert_close(PlainRecall()(gate, (padded, bias)), Recall()(gate, history), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "written"), [(0, 1), (6, 7), (7, 4), (8, 5), (11, 4)])
+def test_written_goes_back_to_the_ring_length(steps: int, written: int) -> None:
+    assert written_after(steps, history_length=4) == written
+
+
+def test_manifest_says_what_was_exported(case: Bundle) -> None:
+    manifest = json.loads((case.path / "manifest.json").read_text())
+    assert ModelConfig.from_dict(manifest["config"]) == case.config
+    assert manifest["history"]["exact_for_steps"] == case.config.history_length
+    assert set(manifest["files"]) == {"model.safetensors", "step.onnx", "clip.onnx", "reference.npz"}
+    assert manifest["graphs"]["clip"]["inputs"][0]["shape"][1] == CONTEXT
+
+
+@pytest.mark.parametrize("option", ["context_length", "horizon", "batch"])
+def test_lengths_below_one_are_refused(tmp_path: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match="got 0, expected 1 or more"):
+        export(tmp_path / "m.safetensors", tmp_path / "o.e3d", **{option: 0})
+
+
+def test_nothing_is_left_of_an_export_that_fails(
+    tmp_path: Path, tiny_model: E3DLSTM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tiny_model, tmp_path / "m.safetensors")
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(bundle_module, "export_core", fail)
+    np.save(tmp_path / "clip.npy", np.zeros((20, 16, 24, 1), np.uint8))
+    with pytest.raises(MemoryError):
+        export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "clip.npy")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.npy", "m.safetensors"]
+
+
+def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM) -> None:
+    checkpoint.save(tiny_model, tmp_path / "m.safetensors")
+    (tmp_path / "o.e3d").mkdir()
+    with pytest.raises(ConfigError, match="is there already; give --overwrite"):
+        export(tmp_path / "m.safetensors", tmp_path / "o.e3d")
+
+
+def test_wrong_inputs_are_refused_before_anything_is_made(tmp_path: Path, tiny_model: E3DLSTM) -> None:
+    checkpoint.save(tiny_model, tmp_path / "m.safetensors")
+    np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))
+    np.save(tmp_path / "large.npy", np.zeros((30, 64, 64, 1), np.uint8))
+    with pytest.raises(ConfigError, match="has 3 frames, context and horizon need 20"):
+        export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "short.npy")
+    with pytest.raises(ShapeError, match=r"expected \[16, 24, 1\]"):
+        export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "large.npy")
+    (tmp_path / "text.safetensors").write_text("not a model")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        export(tmp_path / "text.safetensors", tmp_path / "o.e3d")
+    assert not (tmp_path / "o.e3d").exists()

@@ -1,0 +1,68 @@
+"""What a part may import, and what it may cost."""
+
+import subprocess
+import sys
+
+import pytest
+
+INFERENCE = ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"]
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "absent", ["torch", "click", "rich", "onnx", "lightning", "av", "PIL", "matplotlib", *INFERENCE]
+)
+def test_runtime_imports_without(absent: str) -> None:
+    python(f"import sys; sys.modules[{absent!r}] = None; import e3d_deploy.runtime, e3d_deploy.runtime.verify")
+
+
+def test_runtime_loads_numpy_alone() -> None:
+    loaded = python("import sys, e3d_deploy.runtime; print(*{name.split('.')[0] for name in sys.modules})").split()
+    foreign = {"torch", "click", "rich", "onnx", "lightning", "av", "PIL", "matplotlib", *INFERENCE} & set(loaded)
+    assert "numpy" in loaded
+    assert not foreign
+
+
+@pytest.mark.parametrize("absent", ["numpy", "torch", "onnx", "onnxruntime", "lightning"])
+def test_help_and_doctor_need_nothing_but_click_and_rich(absent: str) -> None:
+    """A broken or missing library must not keep `e3d doctor` from saying so."""
+    code = f"import sys; sys.modules[{absent!r}] = None; from e3d_deploy.cli import main; main(sys.argv[1:])"
+    for arguments in (["--help"], ["doctor"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert ("E3D-LSTM" if arguments == ["--help"] else "Python") in done.stdout
+
+
+def test_a_backend_whose_library_is_absent_names_the_extra(exported: object) -> None:
+    code = f"""
+import sys
+sys.modules["onnxruntime"] = None
+from e3d_deploy.errors import BackendUnavailable
+import e3d_deploy.runtime as e3d
+try:
+    e3d.load({str(exported)!r} + "/tiny.e3d", "onnxruntime")
+except BackendUnavailable as error:
+    print(error.exit_code, error)
+"""
+    assert python(code).startswith("4 onnxruntime: onnxruntime is not installed; pip install 'e3d_deploy[cpu]'")
+
+
+def test_onnxruntime_streams_and_verifies_without_pytorch(exported: object) -> None:
+    code = f"""
+import sys
+for name in ("torch", "onnx", "click", "safetensors"):
+    sys.modules[name] = None
+import numpy as np
+import e3d_deploy.runtime as e3d
+from e3d_deploy.runtime.verify import verify
+path = {str(exported)!r} + "/tiny.e3d"
+with e3d.load(path) as predictor:
+    stream = predictor.stream()
+    stream.push(np.zeros((16, 24, 1), np.uint8))
+    print(stream.predict(horizon=3).shape, verify(e3d.Bundle.open(path), predictor.backend).passed)
+"""
+    assert python(code).strip() == "(3, 16, 24, 1) True"

@@ -1,0 +1,247 @@
+"""Bundles that are damaged, and streams against a backend that can be followed by hand."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy import runtime
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
+from e3d_deploy.runtime import Bundle, Predictor
+from e3d_deploy.runtime.backend import State, open_backend
+
+CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
+
+
+class Halving:
+    """Predicts half of the frame, and counts the frames in its state."""
+
+    name = "halving"
+
+    def initial_state(self) -> State:
+        return {"count": np.zeros(1)}
+
+    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        return frame / 2, {"count": state["count"] + 1}
+
+    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+        return context[:, -1:] / 2
+
+    def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
+        return {"count": state["count"].copy()}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        return {"count": arrays["count"].copy()}
+
+    def close(self) -> None:
+        self.name = "closed"
+
+
+@pytest.fixture
+def predictor() -> Predictor:
+    return Predictor(CONFIG, Halving(), identity="halving")
+
+
+def white(value: int = 200) -> NDArray[np.uint8]:
+    return np.full((4, 8, 1), value, np.uint8)
+
+
+def test_predict_feeds_predictions_back_and_does_not_move_the_stream(predictor: Predictor) -> None:
+    stream = predictor.stream()
+    stream.push(white())
+    assert stream.predict(3)[:, 0, 0, 0].tolist() == [100, 50, 25]
+    assert stream.predict(3)[:, 0, 0, 0].tolist() == [100, 50, 25]
+    assert stream.state["count"] == 1
+    assert stream.predict(1).dtype == np.uint8
+    assert stream.forecast(2).shape == (2, 1, 4, 8)
+
+
+def test_streams_of_one_predictor_are_separate(predictor: Predictor) -> None:
+    one, other = predictor.stream(), predictor.stream()
+    one.push(white(200))
+    other.push(white(100))
+    assert one.predict(1).max() == 100
+    assert other.predict(1).max() == 50
+
+
+def test_snapshot_is_a_value(predictor: Predictor) -> None:
+    stream = predictor.stream()
+    stream.push(white())
+    snapshot = pickle.loads(pickle.dumps(stream.snapshot()))
+    stream.push(white(10))
+    again = predictor.stream(snapshot)
+    assert (again.pushed, again.predict(1).max()) == (1, 100)
+    stream.restore(snapshot)
+    assert (stream.pushed, stream.predict(1).max()) == (1, 100)
+
+
+def test_reset_forgets_the_video(predictor: Predictor) -> None:
+    stream = predictor.stream()
+    stream.push(white())
+    stream.reset()
+    assert stream.pushed == 0
+    assert stream.state["count"] == 0
+    with pytest.raises(StreamError, match="push at least one picture"):
+        stream.predict(1)
+
+
+def test_leaving_a_predictor_closes_its_backend(predictor: Predictor) -> None:
+    with predictor:
+        assert predictor.backend.name == "halving"
+    assert predictor.backend.name == "closed"
+
+
+def test_snapshot_of_another_network_is_refused(predictor: Predictor) -> None:
+    other = Predictor(CONFIG, Halving(), identity="another")
+    with pytest.raises(StreamError, match="taken from another network"):
+        predictor.stream(other.stream().snapshot())
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((8, 8, 1), np.uint8), r"got \[8, 8, 1\] uint8, expected \[H, W, C\] = \[4, 8, 1\]; resize it"),
+        (np.zeros((1, 4, 8, 1), np.uint8), r"expected \[H, W, C\]"),
+        (np.zeros((4, 8, 1), np.int32), "got int32, expected uint8, or float"),
+        (np.full((4, 8, 1), np.nan), "holds NaN or infinity"),
+        (np.full((4, 8, 1), 255.0), r"values from 255 to 255, expected \[0, 1\]"),
+    ],
+)
+def test_a_wrong_picture_is_refused_and_the_stream_stays(
+    predictor: Predictor, picture: NDArray[Any], message: str
+) -> None:
+    stream = predictor.stream()
+    stream.push(white())
+    with pytest.raises(ShapeError, match=message):
+        stream.push(picture)
+    assert (stream.pushed, stream.predict(1).max()) == (1, 100)
+
+
+def test_an_answer_that_is_not_finite_does_not_enter_the_stream() -> None:
+    class Breaking(Halving):
+        def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+            return (frame * np.nan if state["count"] == 1 else frame), {"count": state["count"] + 1}
+
+    stream = Predictor(CONFIG, Breaking(), identity="breaking").stream()
+    stream.push(white())
+    with pytest.raises(StreamError, match="frame 1: the prediction is not finite"):
+        stream.push(white())
+    assert stream.pushed == 1
+    assert np.isfinite(stream.forecast(1)).all()
+
+
+def test_horizon_below_one_is_refused(predictor: Predictor) -> None:
+    with pytest.raises(ConfigError, match="horizon: got 0"):
+        predictor.stream().predict(0)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_pushing_a_clip_gives_what_pytorch_recorded(exported: Path, backend: str) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    clip = np.load(exported / "clip.npy")
+    with runtime.load(exported / "tiny.e3d", backend, threads=1) as predictor:
+        stream = predictor.stream()
+        for picture in clip[: bundle.context_length]:
+            stream.push(picture)
+        forecast = stream.forecast(bundle.horizon)
+        fork = predictor.stream(stream.snapshot())
+        stream.push(clip[bundle.context_length])
+        np.testing.assert_array_equal(fork.forecast(bundle.horizon), forecast)
+    np.testing.assert_allclose(forecast, bundle.reference()["predictions"][-bundle.horizon :], rtol=0, atol=1e-5)
+
+
+def test_snapshot_goes_from_one_backend_to_the_other(exported: Path) -> None:
+    """Beyond a full ring, where the slots of both must be in the same order."""
+    clip = np.load(exported / "clip.npy")
+    ort, torch_ = (runtime.load(exported / "tiny.e3d", name, threads=1) for name in ("onnxruntime", "torch"))
+    stream = ort.stream()
+    for picture in clip[:6]:
+        stream.push(picture)
+    other = torch_.stream(stream.snapshot())
+    back = ort.stream(other.snapshot())
+    for one in (stream, other, back):
+        for picture in clip[6:]:
+            one.push(picture)
+    np.testing.assert_allclose(other.forecast(4), stream.forecast(4), rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(back.forecast(4), stream.forecast(4))
+
+
+def test_auto_takes_an_installed_backend(exported: Path) -> None:
+    assert runtime.load(exported / "tiny.e3d").backend.name == "onnxruntime"
+
+
+def test_unknown_and_unfinished_backends_say_so(exported: Path) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    with pytest.raises(ConfigError, match="got 'tflite', expected one of auto, onnxruntime, torch"):
+        open_backend(bundle, "tflite")
+    with pytest.raises(BackendUnavailable, match="does not run them yet"):
+        open_backend(bundle, "tensorrt")
+
+
+def edit(path: Path, **changes: Any) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_a_missing_file_is_named(bundle_path: Path) -> None:
+    (bundle_path / "clip.onnx").unlink()
+    with pytest.raises(BundleError, match=r"clip\.onnx: cannot be read .*copy or export the bundle again"):
+        Bundle.open(bundle_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "step.onnx", "reference.npz"])
+def test_a_truncated_or_altered_file_is_named(bundle_path: Path, name: str) -> None:
+    content = bytearray((bundle_path / name).read_bytes())
+    (bundle_path / name).write_bytes(content[:-1])
+    with pytest.raises(BundleError, match=f"{name}: altered or truncated"):
+        Bundle.open(bundle_path)
+    content[len(content) // 2] ^= 1
+    (bundle_path / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f"{name}: altered or truncated"):
+        Bundle.open(bundle_path)
+
+
+def test_a_newer_schema_is_refused(bundle_path: Path) -> None:
+    edit(bundle_path, schema=2)
+    with pytest.raises(BundleError, match="schema 2, this version reads 1; update e3d_deploy"):
+        Bundle.open(bundle_path)
+
+
+def test_a_config_of_a_newer_version_is_refused(bundle_path: Path) -> None:
+    edit(bundle_path, config={"depth": 4})
+    with pytest.raises(BundleError, match="unknown field depth"):
+        Bundle.open(bundle_path)
+
+
+def test_a_file_outside_the_bundle_is_refused(bundle_path: Path) -> None:
+    edit(bundle_path, files={"../secret": "0"})
+    with pytest.raises(BundleError, match="lies outside the bundle"):
+        Bundle.open(bundle_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "not JSON"])
+def test_what_is_no_manifest_is_refused(bundle_path: Path, content: str) -> None:
+    (bundle_path / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match="not a manifest"):
+        Bundle.open(bundle_path)
+
+
+def test_a_manifest_that_lacks_a_part_is_refused(bundle_path: Path) -> None:
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    del manifest["graphs"]
+    (bundle_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="lacks graphs"):
+        Bundle.open(bundle_path)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such bundle"):
+        Bundle.open(tmp_path / "absent.e3d")
+    with pytest.raises(BundleError, match=r"has no manifest\.json, so it is no bundle"):
+        Bundle.open(tmp_path)

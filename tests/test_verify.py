@@ -1,0 +1,119 @@
+"""The proof itself: it passes what is right and fails what is not."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import BundleError, ShapeError
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backend import State, open_backend
+from e3d_deploy.runtime.bundle import record_verification
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.verify import check_contract, verify
+
+
+@pytest.fixture
+def bundle(bundle_path: Path) -> Bundle:
+    return Bundle.open(bundle_path)
+
+
+class Faulty(OnnxRuntimeBackend):
+    """Off by a little from one step on, in its predictions or in one state."""
+
+    def __init__(self, bundle: Bundle, *, from_step: int, prediction: float = 0, memory: float = 0) -> None:
+        super().__init__(bundle, threads=1)
+        self.from_step, self.prediction, self.memory = from_step, prediction, memory
+        self.count = 0
+
+    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        prediction, following = super().step(frame, state)
+        self.count += 1
+        if self.count > self.from_step:
+            prediction = prediction + np.float32(self.prediction)
+        return prediction, following
+
+    def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
+        arrays = super().to_arrays(state)
+        arrays["memory"] += np.float32(self.memory)
+        return arrays
+
+
+@pytest.mark.parametrize("against", ["torch", "reference"])
+def test_onnxruntime_passes_step_by_step(bundle: Bundle, against: str) -> None:
+    yardstick = open_backend(bundle, "torch") if against == "torch" else None
+    report = verify(bundle, open_backend(bundle, "onnxruntime", threads=1), yardstick)
+    assert report.passed
+    assert 0 < report.worst < 1e-5
+    assert len(report.predictions) == bundle.context_length + bundle.horizon - 1
+    assert set(report.final_states) == {tensor["name"].removeprefix("next_") for tensor in _states(bundle)}
+    assert (len(report.states) > 0) == (against == "torch")
+    assert report.dssim == pytest.approx(0, abs=1e-6)
+
+
+def test_pytorch_equals_its_own_recording(bundle: Bundle) -> None:
+    report = verify(bundle, open_backend(bundle, "torch"))
+    assert max(report.predictions) == max(report.final_states.values()) == 0
+    assert report.yardstick == "reference.npz"
+
+
+@pytest.mark.parametrize("against", ["torch", "reference"])
+def test_a_drifting_prediction_fails_at_its_step(bundle: Bundle, against: str) -> None:
+    yardstick = open_backend(bundle, "torch") if against == "torch" else None
+    report = verify(bundle, Faulty(bundle, from_step=4, prediction=3e-3), yardstick)
+    assert not report.passed
+    assert max(report.predictions[:4]) < 1e-5
+    assert report.predictions[4] == pytest.approx(3e-3, rel=0.01)
+    assert report.worst_step >= 4
+
+
+def test_a_wrong_final_state_fails(bundle: Bundle) -> None:
+    report = verify(bundle, Faulty(bundle, from_step=0, memory=2e-4))
+    assert max(report.predictions) < 1e-5
+    assert report.final_states["memory"] == pytest.approx(2e-4, rel=0.1)
+    assert not report.passed
+
+
+def test_a_wrong_clip_graph_fails(bundle: Bundle) -> None:
+    class WrongClip(OnnxRuntimeBackend):
+        def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+            return super().clip(context) + np.float32(1e-3)
+
+    assert not verify(bundle, WrongClip(bundle, threads=1)).passed
+
+
+@pytest.mark.parametrize("faults", [{"from_step": 5, "prediction": np.nan}, {"from_step": 9, "memory": np.nan}])
+def test_what_is_not_a_number_fails(bundle: Bundle, faults: dict[str, Any]) -> None:
+    assert not verify(bundle, Faulty(bundle, **faults)).passed
+    assert not verify(bundle, Faulty(bundle, **faults), open_backend(bundle, "torch")).passed
+
+
+def test_another_clip_needs_pytorch_and_enough_frames(bundle: Bundle) -> None:
+    backend = open_backend(bundle, "onnxruntime", threads=1)
+    clip = np.random.default_rng(1).random((9, 1, 16, 24), np.float32)
+    assert verify(bundle, backend, open_backend(bundle, "torch"), clip).passed
+    with pytest.raises(ShapeError, match="needs PyTorch to compare with"):
+        verify(bundle, backend, None, clip)
+    with pytest.raises(ShapeError, match="has 2 frames, the bundle's context is 4"):
+        verify(bundle, backend, open_backend(bundle, "torch"), clip[:2])
+
+
+def test_names_and_shapes_come_before_values(bundle: Bundle) -> None:
+    bundle.manifest["graphs"]["step"]["inputs"][1]["shape"][1] = 99
+    with pytest.raises(BundleError, match=r"step inputs: cell\.0 is .*99.*its config stands for"):
+        check_contract(bundle)
+
+
+def test_a_report_stands_in_the_manifest(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    report = verify(bundle, open_backend(bundle, "onnxruntime", threads=1))
+    record_verification(bundle, report.to_dict())
+    kept: Mapping[str, Any] = Bundle.open(bundle.path).manifest["verification"]["onnxruntime"]
+    assert kept["passed"] is True
+    assert kept["worst"] == report.worst
+
+
+def _states(bundle: Bundle) -> list[dict[str, Any]]:
+    return [tensor for tensor in bundle.manifest["graphs"]["step"]["outputs"] if tensor["name"] != "prediction"]
