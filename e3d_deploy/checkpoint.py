@@ -16,8 +16,14 @@ FORMAT = "e3d_deploy.model.1"
 
 
 def save(model: E3DLSTM, path: str | Path) -> None:
-    """Write weights (float32) and config to `path`, whole or not at all."""
+    """Write weights (float32) and config to `path`, whole or not at all.
+
+    Raises:
+        CheckpointError: no such folder.
+    """
     path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise CheckpointError(f"{path}: its folder does not exist; make it first")
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

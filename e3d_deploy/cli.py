@@ -358,10 +358,8 @@ def verify(
 @click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
 @click.argument("clip", metavar="INPUT", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help=".npz, .mp4, .gif, or a folder for pictures.")
-@click.option(
-    "--context", "context_length", type=click.IntRange(min=1), default=10, show_default=True, help="Frames to look at."
-)
-@click.option("--horizon", type=click.IntRange(min=1), default=10, show_default=True, help="Frames to predict.")
+@click.option("--context", "context_length", type=click.IntRange(min=1), help="Frames to look at; else the bundle's.")
+@click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; else the bundle's.")
 @click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or torch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 @click.option("--zoom", type=click.IntRange(min=1), default=1, show_default=True, help="Enlarge videos and pictures.")
@@ -369,8 +367,8 @@ def predict(
     model: Path,
     clip: Path,
     output: Path,
-    context_length: int,
-    horizon: int,
+    context_length: int | None,
+    horizon: int | None,
     backend: str,
     threads: int | None,
     zoom: int,
@@ -385,10 +383,12 @@ def predict(
     check_target(output)
     with open_predictor(model, backend, threads) as predictor:
         config = predictor.config
+        context_length = context_length or predictor.context_length
+        horizon = horizon or predictor.horizon
         clips = read_clips(clip, image_size=config.image_size, channels=config.channels, most=context_length)
         if clips.frames.shape[1] < context_length:
             raise ShapeError(
-                f"{clip}: has {clips.frames.shape[1]} frames, --context is {context_length}; "
+                f"{clip}: has {clips.frames.shape[1]} frames, the context is {context_length}; "
                 "give a longer clip or a smaller --context"
             )
         forecasts = []

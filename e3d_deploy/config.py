@@ -45,6 +45,10 @@ class ModelConfig:
         # JSON knows lists only.
         object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("channels", "patch_size", "kernel_size", "window_length", "history_length"):
+            _whole(name, getattr(self, name))
+        for size in (*self.image_size, *self.hidden):
+            _whole("image_size, hidden", size)
         if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
             raise ConfigError(f"image_size: got {self.image_size}, expected height and width in pixels")
         if self.patch_size < 1 or any(side % self.patch_size for side in self.image_size):
@@ -100,6 +104,8 @@ class ModelConfig:
         Raises:
             ConfigError: a field that is unknown here, or of the wrong kind.
         """
+        if not isinstance(fields, dict):
+            raise ConfigError(f"config: got {fields!r}, expected fields and values")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise ConfigError(
@@ -109,6 +115,11 @@ class ModelConfig:
             return cls(**fields)
         except TypeError as error:
             raise ConfigError(f"config: {error}") from error
+
+
+def _whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +163,11 @@ class TrainConfig:
         for name in ("context_length", "horizon", "steps", "batch_size", "steps_per_epoch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected 1 or more")
+        for name in ("warmup_steps", "sampling_stop_step", "l1_weight", "gradient_clip", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.sampling_start <= 1:
+            raise ConfigError(f"sampling_start: got {self.sampling_start}, expected a chance from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay: got {self.ema_decay}, expected 0 or more and less than 1")
         if not self.learning_rate > 0:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from e3d_deploy.errors import ShapeError
+
 Frames = NDArray[np.floating]
 
 
@@ -37,8 +39,13 @@ def ssim(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
 
     Uniform window of 7×7, sample covariance (n − 1), K1 = 0.01, K2 = 0.03, data range 1, a border of
     3 pixels left out. Held to scikit-image by test_ssim_equals_scikit_image.
+
+    Raises:
+        ShapeError: frames smaller than the window.
     """
     side, c1, c2 = 7, 0.01**2, 0.03**2
+    if min(prediction.shape[-2:]) < side:
+        raise ShapeError(f"ssim: frames of {prediction.shape[-2:]} pixels are smaller than its window of {side}")
     x, y = prediction.astype(np.float64), truth.astype(np.float64)
 
     def local_mean(frames: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -150,7 +150,7 @@ def test_predict_refuses_wrong_input_and_leaves_nothing(exported: Path, tmp_path
     np.save(tmp_path / "type.npy", np.zeros((12, 16, 24, 1), np.int64))
     assert "got int64" in wrong(tmp_path / "type.npy")
     np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))
-    assert "has 3 frames, --context is 10; give a longer clip" in wrong(tmp_path / "short.npy")
+    assert "has 3 frames, the context is 4; give a longer clip" in wrong(tmp_path / "short.npy")
     (tmp_path / "text.mp4").write_text("not a video")
     assert "not a video that can be read" in wrong(tmp_path / "text.mp4")
     (tmp_path / "empty.mp4").touch()

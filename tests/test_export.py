@@ -20,7 +20,7 @@ from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.model import E3DLSTM, Convolution, Recall
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from e3d_deploy.runtime.verify import check_contract
+from e3d_deploy.runtime.verify import check_contract, verify
 
 # Measured on the cases below: less than 4e-6, where states reach 4.
 CLOSE = 1e-5
@@ -135,6 +135,19 @@ def test_graphs_that_run_two_streams_at_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(prediction, other[::-1], atol=CLOSE)
     context = np.ascontiguousarray(frames[:2].swapaxes(0, 1))
     assert backend.clip(context).shape == (2, 2, 1, 32, 32)
+
+
+@pytest.mark.parametrize("norm_eps", [1e-12, 1e-5])
+def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float) -> None:
+    """Zero states and zero biases: the variance is 0, and the epsilon alone keeps the norm from dividing by it."""
+    config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, norm_eps=norm_eps, semantics="google")
+    checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
+    np.save(tmp_path / "black.npy", np.zeros((4, 16, 16, 1), np.uint8))
+    path = export(
+        tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=2, horizon=2, reference=tmp_path / "black.npy"
+    )
+    bundle = Bundle.open(path)
+    assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1)).worst < CLOSE
 
 
 def test_flat_convolution_equals_the_3d_one() -> None:

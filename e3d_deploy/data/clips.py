@@ -93,18 +93,15 @@ def _not_empty(path: Path, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[ND
 
 
 def _read_array(path: Path) -> NDArray[Any]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ClipError(f"{path}: not a NumPy file ({error})") from error
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        with loaded:
-            if "frames" not in loaded.files:
-                raise ClipError(f"{path}: holds {loaded.files}, expected an array `frames`")
-            try:
+    with path.open("rb") as file:
+        try:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                if "frames" not in loaded.files:
+                    raise ClipError(f"{path}: holds {loaded.files}, expected an array `frames`")
                 loaded = loaded["frames"]
-            except (ValueError, zipfile.BadZipFile) as error:
-                raise ClipError(f"{path}: its array `frames` cannot be read ({error})") from error
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ClipError(f"{path}: not a NumPy file of plain numbers, or damaged; write it again") from error
     if loaded.ndim == 4:
         loaded = loaded[None]
     if loaded.ndim != 5:
@@ -132,7 +129,10 @@ def _folder(folder: Path, image_size: tuple[int, int], channels: int) -> tuple[I
                 with Image.open(file) as image:
                     if number == 0:
                         _say_change(folder, (image.height, image.width), image.mode, image_size, mode)
-                    picture = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
+                    # 16 bits would be clipped to 8 where they should be divided.
+                    deep = image.mode.startswith("I;16")
+                    shallow = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)) if deep else image
+                    picture = np.asarray(shallow.convert(mode).resize((width, height), Image.Resampling.BOX))
             except (UnidentifiedImageError, OSError) as error:
                 raise ClipError(f"{file}: not a picture ({error})") from error
             yield picture.reshape(height, width, channels)
@@ -155,7 +155,8 @@ def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iter
         container = av.open(str(path))
     except av.FFmpegError as error:
         raise unreadable(error) from error
-    if not container.streams.video:
+    # FFmpeg shows any text as a film of a terminal ("tty").
+    if not container.streams.video or container.format.name == "tty":
         container.close()
         raise ClipError(f"{path}: holds no video")
     stream = container.streams.video[0]
@@ -185,4 +186,4 @@ def _say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[i
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
     """Sort key that puts frame_2 before frame_10."""
     parts = re.split(r"(\d+)", path.name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

@@ -71,7 +71,8 @@ class Mixture(Dataset[Tensor]):
         self.shares = np.array(shares) / sum(shares)
 
     def __getitem__(self, index: int) -> Tensor:
-        rng = np.random.default_rng((self.seed, index))
+        # Not the numbers that the part will draw from: it would see only those that chose it.
+        rng = np.random.default_rng((self.seed, index, 1))
         return self.parts[rng.choice(len(self.parts), p=self.shares)][index]
 
 

@@ -60,7 +60,10 @@ class PlainNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - self._mean(x)
-        scale = self.weight.view(-1, 1, 1, 1) / torch.sqrt(self._mean(centred * centred) + self.eps)
+        # √(variance + ε) with ε taken out: the exporter's optimiser takes x + 1e-12 for x, and at the first step,
+        # where the variance is 0, that is a division by 0. Held by test_first_step_of_zero_states.
+        deviation = self.eps**0.5 * torch.sqrt(self._mean(centred * centred) / self.eps + 1.0)
+        scale: Tensor = self.weight.view(-1, 1, 1, 1) / deviation
         return centred * scale + self.bias.view(-1, 1, 1, 1)
 
     @staticmethod

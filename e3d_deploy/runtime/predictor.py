@@ -31,7 +31,13 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
     if isinstance(backend, str):
         backend = open_backend(bundle, backend, threads=threads)
-    return Predictor(bundle.config, backend, identity=bundle.digest)
+    return Predictor(
+        bundle.config,
+        backend,
+        identity=bundle.digest,
+        context_length=bundle.context_length,
+        horizon=bundle.horizon,
+    )
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,14 @@ class Predictor:
 
     Args:
         identity: stands for what the backend computes, so that a snapshot does not end up elsewhere.
+        context_length, horizon: how many frames one usually gives and wants; streams take any.
     """
 
-    def __init__(self, config: ModelConfig, backend: Backend, *, identity: str) -> None:
+    def __init__(
+        self, config: ModelConfig, backend: Backend, *, identity: str, context_length: int = 10, horizon: int = 10
+    ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
+        self.context_length, self.horizon = context_length, horizon
 
     def stream(self, snapshot: Snapshot | None = None) -> "Stream":
         """A new video, or one that goes on from a snapshot.

@@ -185,7 +185,8 @@ def _quality(
     if len(truth) < len(expected) or min(truth.shape[-2:]) < 7:
         return {}
     losses = {}
-    for name in ("ssim", "psnr"):
-        measure = metrics.MEASURES[name]
-        losses[name] = float((measure(expected.clip(0, 1), truth) - measure(found.clip(0, 1), truth)).mean())
+    with np.errstate(invalid="ignore"):  # both may be perfect: infinite PSNR
+        for name in ("ssim", "psnr"):
+            measure = metrics.MEASURES[name]
+            losses[name] = float((measure(expected.clip(0, 1), truth) - measure(found.clip(0, 1), truth)).mean())
     return {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}

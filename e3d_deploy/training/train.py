@@ -3,13 +3,13 @@
 import json
 import logging
 import math
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
@@ -17,15 +17,15 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from e3d_deploy import checkpoint
+from e3d_deploy import checkpoint, frames
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.datasets import EpochSampler, Mixture, MovingMNIST, Windows
-from e3d_deploy.errors import ConfigError
+from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training.module import Learner
 
-VALIDATION_CLIPS = 64
+VALIDATION_CLIPS, VALIDATION_SEED = 64, 2**31
 
 
 def train(
@@ -48,7 +48,8 @@ def train(
         resume: go on from `run/last.ckpt`; else `run` must not hold a run yet.
 
     Raises:
-        ConfigError: `run` holds a run and `resume` is off, or the other way round.
+        ConfigError: `run` holds a run and `resume` is off, or the other way round, or it is of another model.
+        CheckpointError: what is to be resumed is damaged.
         ClipError, ShapeError: a source that cannot be learned from.
     """
     last = run / "last.ckpt"
@@ -58,9 +59,11 @@ def train(
         raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
     train_set = open_data(data, model_config, config)
     valid_set = Subset(
-        MovingMNIST("valid", length=config.clip_length, image_size=model_config.image_size, seed=1),
+        MovingMNIST("valid", length=config.clip_length, image_size=model_config.image_size, seed=VALIDATION_SEED),
         range(VALIDATION_CLIPS),
     )
+    if resume:
+        _check_resumable(run, model_config)
     run.mkdir(parents=True, exist_ok=True)
     settings = {"model": model_config.to_dict(), "train": asdict(config), "data": list(data)}
     (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
@@ -91,6 +94,16 @@ def train(
     return path
 
 
+def _check_resumable(run: Path, model: ModelConfig) -> None:
+    try:
+        torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+        stored = ModelConfig.from_dict(json.loads((run / "config.json").read_text())["model"])
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
+    if stored != model:
+        raise ConfigError(f"{run}: was begun with another model ({stored}); give the same options, or a new folder")
+
+
 def open_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: TrainConfig) -> Dataset[Tensor]:
     """The sources of `train` as one data set.
 
@@ -107,9 +120,8 @@ def open_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: Tra
             )
         else:
             clips = read_clips(Path(source), image_size=model.image_size, channels=model.channels).frames
-            if clips.dtype != np.uint8:
-                clips = (clips * 255).round().astype(np.uint8)
-            part = Windows(list(clips), length=config.clip_length, seed=config.seed)
+            checked = frames.to_frames(clips, image_size=model.image_size, channels=model.channels, name=source)
+            part = Windows(list(frames.to_pictures(checked)), length=config.clip_length, seed=config.seed)
         parts.append(part)
     return parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=config.seed)
 

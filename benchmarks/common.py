@@ -1,0 +1,58 @@
+"""What the scripts share: where results go, and two sides in turn."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy.runtime.benchmark import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def save(name: str, result: Mapping[str, Any], *, threads: int | None = None) -> None:
+    """Write a result with the machine, versions and date, and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"benchmark": name, **result, "environment": environment(threads)}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, Any]:
+    """Time the sides block by block, A B A B …; the first is what the others are compared with.
+
+    Returns:
+        Per side the median of the blocks' medians in ms; per other side the median of its speed-ups
+        within a round, and the range of these.
+    """
+    for side in sides.values():
+        for _ in range(max(2, calls // 2)):
+            side()
+    medians: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            times = []
+            for _ in range(calls):
+                started = time.perf_counter()
+                side()
+                times.append(time.perf_counter() - started)
+            medians[name].append(float(np.median(times)))
+    first = next(iter(sides))
+    base = np.array(medians[first])
+    return {
+        name: {
+            "median_ms": round(1000 * float(np.median(values)), 3),
+            **(
+                {}
+                if name == first
+                else {
+                    f"speedup_over_{first}": round(float(np.median(base / values)), 3),
+                    "range": [round(float(ratio), 3) for ratio in ((base / values).min(), (base / values).max())],
+                }
+            ),
+        }
+        for name, values in medians.items()
+    }

@@ -1,0 +1,47 @@
+"""Time and memory of exporting the full-size model, step and clip 10→10, in a process of its own.
+
+python -m benchmarks.export
+"""
+
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import save
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.bundle import export
+from e3d_deploy.model import E3DLSTM
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "full.safetensors"
+        checkpoint.save(E3DLSTM(ModelConfig()), source)
+        phases: dict[str, float] = {}
+        started = time.perf_counter()
+        path = export(
+            source, Path(name) / "full.e3d", progress=lambda phase: phases.update({phase: time.perf_counter()})
+        )
+        seconds = time.perf_counter() - started
+        sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
+    ends = [*list(phases.values())[1:], started + seconds]
+    save(
+        "export_full",
+        {
+            "what": "export of hidden 4×64, 64×64, patch 4: step and clip 10→10",
+            "seconds": round(seconds, 1),
+            "phases": {phase: round(end - begin, 1) for (phase, begin), end in zip(phases.items(), ends, strict=True)},
+            "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+            "bytes": sizes,
+        },
+        threads=torch.get_num_threads(),
+    )
+
+
+if __name__ == "__main__":
+    main()

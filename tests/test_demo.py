@@ -1,0 +1,75 @@
+"""The tour, and the model that it shows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from e3d_deploy import checkpoint
+from e3d_deploy.cli import main
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.demo import tour
+from e3d_deploy.errors import BackendUnavailable
+
+
+def test_the_model_is_small_and_has_a_card() -> None:
+    card = json.loads(tour.CARD.read_text())
+    assert tour.MODEL.stat().st_size <= 6_000_000
+    assert checkpoint.load(tour.MODEL).config.image_size == (64, 64)
+    assert card["command"].startswith("e3d train ")
+    assert len(card["curve"]["step"]) == len(card["curve"]["valid_mse"]) > 5
+    for name in ("mse", "mae", "ssim", "psnr"):
+        assert {who: len(values) for who, values in card["quality"]["measures"][name].items()} == {
+            "forecast": tour.HORIZON,
+            "copy last": tour.HORIZON,
+            "mean of context": tour.HORIZON,
+        }
+
+
+def test_the_model_halves_the_error_of_copying_the_last_frame() -> None:
+    """On a part of the test set, computed here; the card has all of it."""
+    model, wrong, copied = checkpoint.load(tour.MODEL), [], []
+    for index in range(12):
+        clip = tour.moving_mnist(
+            tour.load_digits("test"), np.random.default_rng((tour.TEST_SEED, index)), length=tour.CONTEXT + tour.HORIZON
+        )
+        frames = tour.frames.to_frames(clip, image_size=(64, 64), channels=1)
+        given, truth = frames[: tour.CONTEXT], frames[tour.CONTEXT :]
+        with torch.inference_mode():
+            forecast = model(torch.from_numpy(given[None]), tour.HORIZON)[0, -tour.HORIZON :].clamp(0, 1).numpy()
+        wrong.append(np.square(forecast - truth).sum((1, 2, 3)).mean())
+        copied.append(np.square(given[-1] - truth).sum((1, 2, 3)).mean())
+    assert np.mean(wrong) < 0.5 * np.mean(copied)
+
+
+def run(output: Path) -> None:
+    result = CliRunner().invoke(main, ["demo", "-o", str(output)])
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    assert "PASS" in result.stderr
+    report = (output / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 6
+    assert report.count("data:image/gif;base64,") == 1
+    assert "src='http" not in report
+    for name in ("moving_mnist.mp4", "pedestrians.mp4"):
+        assert read_clips(output / name, image_size=(256, 512), channels=1).frames.shape[1] >= 60
+    assert (output / "forecast.gif").stat().st_size > 10_000
+
+
+def test_the_tour_without_tensorrt_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise BackendUnavailable("tensorrt-rtx: does not load here")
+
+    monkeypatch.setattr(tour, "build", missing)
+    run(tmp_path / "out")
+    assert "left out: tensorrt-rtx: does not load here" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_tour_builds_engines_and_can_be_repeated(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra `rtx`)")
+    run(tmp_path / "out")
+    run(tmp_path / "out")
+    assert (tmp_path / "out" / "demo.e3d" / "engines" / "clip.tensorrt-rtx.plan").exists()

@@ -1,0 +1,371 @@
+"""The network against the released TensorFlow code, the slow reference, and itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from golden import (
+    GOLDEN,
+    Arrays,
+    cell_parameters,
+    channels_first,
+    model_parameters,
+    read,
+    volume,
+)
+from reference import cell_step
+from torch import Tensor, nn
+
+from e3d_deploy.config import ModelConfig, Semantics
+from e3d_deploy.model import E3DLSTM, E3DLSTMCell, to_entry, to_frames, to_patches
+
+SHARED = Path(__file__).parents[2] / "shared" / "golden"
+"""Model B is too large to keep here."""
+
+CELL = 5e-6  # measured 1.1e-6 (what is recalled, the next cell)
+GRADIENT = 5e-6  # of the largest entry; measured 1.3e-6 in float32, 1.5e-6 in float64: TensorFlow's own rounding
+FRAMES = 2e-5  # measured A 1.8e-6, B 6.4e-6, C 3.6e-6
+STATES = 5e-5  # measured A 2.5e-6 (cell), C 5.5e-6 (memory)
+LOSS = 1e-6  # relative; measured 1.4e-7
+REFERENCE = 1e-12  # float64; measured 2.1e-15
+GOLDEN_REFERENCE = 5e-6  # the reference in float64 against TensorFlow in float32; measured 7.9e-7
+ALONE = 1e-12  # float64, a sample alone against the same one in a batch; measured 0
+DEPTH = 2
+"""Frames in the window of the released code."""
+
+both_variants = pytest.mark.parametrize(("variant", "semantics"), [("paper", "paper"), ("released", "google")])
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return (ours.detach() - theirs).abs().max().item()
+
+
+# One cell
+
+
+def golden_cell(semantics: Semantics) -> tuple[E3DLSTMCell, dict[str, Tensor], Arrays]:
+    """The recorded cell, its recorded inputs by name (history as states, [B, N, S·D, h, w]), and all arrays."""
+    arrays, settings = read(GOLDEN / "cell.npz")
+    hidden = settings["hidden"]
+    cell = E3DLSTMCell(
+        settings["in_channels"],
+        hidden,
+        hidden,
+        kernel_size=5,
+        layer_norm=True,
+        norm_eps=1e-12,
+        semantics=semantics,
+    )
+    cell.load_state_dict(cell_parameters(arrays, "w/cell/"))
+    inputs = {name: volume(arrays[name]) for name in ("inputs", "hidden", "cell", "memory", "history")}
+    return cell, inputs, arrays
+
+
+def to_entries(history: Tensor) -> Tensor:
+    """Past cells joined on the depth axis, [B, N, S·D, h, w], as E3DLSTMCell takes them, [B, S, D·h·w, N]."""
+    return torch.stack([to_entry(cell) for cell in history.split(DEPTH, dim=2)], dim=1)
+
+
+def call(cell: E3DLSTMCell, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a call gives and what it recalls on the way, under the recorded names."""
+    recalled: list[Tensor] = []
+    handle = cell.recall.register_forward_hook(lambda module, args, output: recalled.append(output))
+    output, new_cell, memory = cell(
+        inputs["inputs"], inputs["hidden"], inputs["cell"], inputs["memory"], to_entries(inputs["history"])
+    )
+    handle.remove()
+    return {"output": output, "new_cell": new_cell, "memory": memory, "attn": recalled[0]}
+
+
+@both_variants
+def test_cell_equals_the_released_one(variant: str, semantics: Semantics) -> None:
+    cell, inputs, arrays = golden_cell(semantics)
+    differences = {
+        name: largest_difference(ours, volume(arrays[f"{variant}/{name}"])) for name, ours in call(cell, inputs).items()
+    }
+    assert max(differences.values()) < CELL, differences
+
+
+@both_variants
+def test_gradients_equal_those_of_the_released_cell(variant: str, semantics: Semantics) -> None:
+    cell, inputs, arrays = golden_cell(semantics)
+    for tensor in inputs.values():
+        tensor.requires_grad_()
+    given = call(cell, inputs)
+    products = [given[name] * volume(arrays[f"cotangent/{name}"]) for name in ("output", "new_cell", "memory")]
+    torch.stack(products).sum().backward()
+
+    expected = {name: volume(arrays[f"{variant}/grad/{name}"]) for name in inputs}
+    expected |= cell_parameters(arrays, f"{variant}/grad/cell/")
+    ours = inputs | dict(cell.named_parameters())
+    assert ours.keys() == expected.keys()
+    differences = {}
+    for name, gradient in expected.items():
+        found = ours[name].grad
+        assert found is not None
+        differences[name] = largest_difference(found, gradient) / gradient.abs().max().item()
+    assert max(differences.values()) < GRADIENT, differences
+
+
+def as_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().double().numpy() for name, tensor in tensors.items()}
+
+
+def call_reference(cell: E3DLSTMCell, inputs: dict[str, Tensor], depth: int) -> list[Tensor]:
+    arrays = as_numpy(inputs)
+    slots = arrays["history"].shape[2] // depth
+    history = np.stack(np.split(arrays.pop("history"), slots, axis=2), axis=1)
+    return [
+        torch.tensor(array) for array in cell_step(as_numpy(dict(cell.named_parameters())), **arrays, history=history)
+    ]
+
+
+def test_reference_equals_the_released_cell() -> None:
+    cell, inputs, arrays = golden_cell("paper")
+    for name, ours in zip(("output", "new_cell", "memory"), call_reference(cell, inputs, DEPTH), strict=True):
+        assert largest_difference(ours, volume(arrays[f"paper/{name}"])) < GOLDEN_REFERENCE, name
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("depth", [2, 3])
+def test_cell_equals_the_reference(layer_norm: bool, depth: int) -> None:
+    torch.manual_seed(3)
+    B, P, N, M, h, w, slots = 2, 5, 3, 4, 2, 3, 4
+    cell = E3DLSTMCell(P, N, M, kernel_size=3, layer_norm=layer_norm, norm_eps=1e-12, semantics="paper").double()
+    for weight in cell.parameters():
+        nn.init.normal_(weight, std=0.5)  # or the norms would scale by 1 and shift by 0
+    channels = {"inputs": P, "hidden": N, "cell": N, "memory": M}
+    inputs = {name: torch.randn(B, size, depth, h, w).double() for name, size in channels.items()}
+    states = torch.randn(B, slots, N, depth, h, w).double()
+    ours = cell(*inputs.values(), torch.stack([to_entry(state) for state in states.unbind(1)], dim=1))
+    theirs = call_reference(cell, inputs | {"history": states.movedim(1, 2).flatten(2, 3)}, depth)
+    for our, their in zip(ours, theirs, strict=True):
+        assert largest_difference(our, their) < REFERENCE
+
+
+# Whole networks
+
+
+@contextmanager
+def recording(model: E3DLSTM) -> Iterator[dict[str, list[Tensor]]]:
+    """The inner states of every step, under the recorded names."""
+    states: dict[str, list[Tensor]] = {}
+
+    def keep(layer: int, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            states.setdefault(f"{name}_l{layer}", []).append(tensor)
+
+    handles = []
+    for layer, cell in enumerate(model.cells):
+        handles += [
+            cell.register_forward_hook(
+                lambda _, args, out, layer=layer: keep(layer, inputs=args[0], hidden=out[0], cell=out[1], memory=out[2])
+            ),
+            cell.recall.register_forward_hook(lambda _, args, out, layer=layer: keep(layer, attn=out)),
+        ]
+    yield states
+    for handle in handles:
+        handle.remove()
+
+
+def golden_model(path: Path, semantics: Semantics) -> tuple[E3DLSTM, Arrays, int]:
+    """A recorded network, all arrays, and the horizon."""
+    arrays, settings = read(path)
+    config = ModelConfig(
+        image_size=(settings["height"], settings["width"]),
+        patch_size=settings["patch"],
+        hidden=settings["hidden"],
+        norm_eps=1e-12,
+        semantics=semantics,
+    )
+    model = E3DLSTM(config).eval().requires_grad_(False)
+    model.load_state_dict(model_parameters(arrays, len(config.hidden)))
+    return model, arrays, settings["total_length"] - settings["input_length"]
+
+
+def frames_of(model: E3DLSTM, patches: np.ndarray) -> Tensor:
+    return to_frames(channels_first(patches), model.config.patch_size)
+
+
+@both_variants
+@pytest.mark.parametrize("case", ["free", "mask"])
+@pytest.mark.parametrize("name", ["A", "C"])
+def test_network_equals_the_released_one(name: str, case: str, variant: str, semantics: Semantics) -> None:
+    model, arrays, horizon = golden_model(GOLDEN / f"model_{name}_{variant}.npz", semantics)
+    frames = channels_first(arrays["images"])
+    with recording(model) as states:
+        predictions = model(frames, horizon, torch.tensor(arrays[f"{case}/flag_per_step"]))
+
+    assert largest_difference(predictions, frames_of(model, arrays[f"{case}/gen"])) < FRAMES
+    assert largest_difference(predictions[:, -horizon:], frames_of(model, arrays[f"{case}/out"])) < FRAMES
+    difference = predictions - frames[:, 1:]
+    loss = difference.square().sum() / 2 + difference.abs().sum()
+    assert loss.item() == pytest.approx(arrays[f"{case}/loss_sum"], rel=LOSS)
+
+    recorded = {key.removeprefix(f"{case}/") for key in arrays if key.startswith(f"{case}/") and "_l" in key}
+    assert states.keys() == recorded - {"flag_per_step", "loss_sum", "loss_train"}
+    differences = {
+        state: largest_difference(torch.stack(steps), volume(arrays[f"{case}/{state}"]))
+        for state, steps in states.items()
+    }
+    assert max(differences.values()) < STATES, differences
+
+
+@both_variants
+@pytest.mark.parametrize("case", ["free", "mask"])
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"model B is read from {SHARED}, which is not here")
+def test_larger_network_equals_the_released_one(case: str, variant: str, semantics: Semantics) -> None:
+    model, arrays, horizon = golden_model(SHARED / f"model_B_{variant}.npz", semantics)
+    predictions = model(channels_first(arrays["images"]), horizon, torch.tensor(arrays[f"{case}/flag_per_step"]))
+    assert largest_difference(predictions, frames_of(model, arrays[f"{case}/gen"])) < FRAMES
+
+
+@pytest.mark.parametrize("patch_size", [2, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_equal_the_released_ones(channels: int, patch_size: int) -> None:
+    arrays, _ = read(GOLDEN / "preprocess.npz")
+    frames = channels_first(arrays[f"images_c{channels}"])
+    patches = channels_first(arrays[f"patched_c{channels}_p{patch_size}"])
+    assert torch.equal(to_patches(frames, patch_size), patches)
+    assert torch.equal(to_frames(patches, patch_size), frames)
+
+
+# Memory, history, window
+
+
+def test_memory_moves_at_every_step(tiny_model: E3DLSTM, frame: Tensor) -> None:
+    """google/e3d_lstm issue 29: the released cell hands back the memory it was given."""
+    state = tiny_model.initial_state(batch=2)
+    for _ in range(3):
+        _, next_state = tiny_model.step(frame, state)
+        assert not torch.equal(next_state.memory, state.memory)
+        state = next_state
+
+
+def test_memory_stays_zero_with_google_semantics(tiny_config: ModelConfig, clip: Tensor) -> None:
+    model = E3DLSTM(replace(tiny_config, semantics="google"))
+    state = model.initial_state(batch=2)
+    for frame in clip.unbind(1):
+        _, state = model.step(frame, state)
+        assert not state.memory.any()
+
+
+def test_history_longer_than_its_limit_is_the_last_states(
+    tiny_config: ModelConfig, tiny_model: E3DLSTM, clip: Tensor
+) -> None:
+    K = tiny_config.history_length
+    unlimited = E3DLSTM(replace(tiny_config, history_length=100))
+    unlimited.load_state_dict(tiny_model.state_dict())
+    state, by_hand, endless = (tiny_model.initial_state(batch=2) for _ in range(3))
+    for frame in clip.unbind(1):
+        prediction, state = tiny_model.step(frame, state)
+        by_hand = by_hand._replace(history=tuple(entries[:, -K:] for entries in by_hand.history))
+        expected, by_hand = unlimited.step(frame, by_hand)
+        all_recalled, endless = unlimited.step(frame, endless)
+        assert torch.equal(prediction, expected)
+    assert [entries.shape[1] for entries in state.history] == [K, K]
+    assert [entries.shape[1] for entries in endless.history] == [8, 8]
+    assert not torch.equal(prediction, all_recalled)
+
+
+def test_zero_state_at_the_start_is_recalled(tiny_model: E3DLSTM) -> None:
+    state = tiny_model.initial_state(batch=2)
+    assert [entries.shape for entries in state.history] == [(2, 1, 48, 4), (2, 1, 48, 6)]
+    assert not any(entries.any() for entries in state.history)
+
+
+def test_window_holds_the_last_frames(tiny_config: ModelConfig, clip: Tensor) -> None:
+    model = E3DLSTM(replace(tiny_config, window_length=3))
+    state = model.initial_state(batch=2)
+    for frame in clip.unbind(1):
+        _, state = model.step(frame, state)
+    assert torch.equal(state.window, to_patches(clip[:, -2:], 4).transpose(1, 2))
+
+
+def test_step_leaves_the_state_it_was_given_alone(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    _, state = tiny_model.step(clip[:, 0], tiny_model.initial_state(batch=2))
+    once, _ = tiny_model.step(clip[:, 1], state)
+    again, _ = tiny_model.step(clip[:, 1], state)
+    assert torch.equal(once, again)
+
+
+def test_samples_of_a_batch_do_not_meet(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    model, clip = tiny_model.double(), clip.double()
+    together = model(clip, horizon=2)
+    alone = torch.cat([model(sample[None], horizon=2) for sample in clip])
+    assert largest_difference(together, alone) < ALONE
+
+
+# Shapes of network
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": (3, 7, 5)},
+        {"hidden": (5,)},
+        {"channels": 3},
+        {"image_size": (8, 40)},
+        {"window_length": 3},
+        {"kernel_size": 5},
+        {"patch_size": 8},
+        {"layer_norm": False},
+        {"semantics": "google", "hidden": (3, 7, 5)},
+    ],
+    ids=str,
+)
+def test_networks_of_every_shape_predict_and_learn(tiny_config: ModelConfig, changes: dict[str, object]) -> None:
+    torch.manual_seed(4)
+    config = replace(tiny_config, **changes)
+    model = E3DLSTM(config)
+    frames = torch.rand(2, 3, config.channels, *config.image_size)
+    predictions = model(frames, horizon=3)
+    assert predictions.shape == (2, 5, config.channels, *config.image_size)
+    predictions.square().sum().backward()
+    unmoved = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()}
+    # A memory that stays zero teaches nothing to the kernel that reads it, nor, as biases start at zero, to the norm.
+    frozen = {
+        name for name, _ in model.named_parameters() if name.endswith(("memory_conv.weight", "memory_norm.weight"))
+    }
+    assert unmoved == (frozen if config.semantics == "google" else set())
+
+
+def test_network_without_gate_norms_stays_finite(tiny_config: ModelConfig) -> None:
+    torch.manual_seed(5)
+    model = E3DLSTM(replace(tiny_config, layer_norm=False))
+    norms = {name.split(".")[2] for name, _ in model.named_parameters() if "norm" in name}
+    assert norms == {"cell_norm"}
+    predictions = model(torch.rand(1, 2, 1, 16, 24), horizon=11)
+    assert predictions.shape[1] == 12
+    assert predictions.isfinite().all()
+
+
+# Which frames are shown
+
+
+def test_without_truth_predictions_are_fed_back(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    assert torch.equal(tiny_model(clip[:, :4], horizon=3), tiny_model(clip, horizon=3, truth=torch.zeros(2, 2)))
+
+
+def test_truth_everywhere_shows_every_frame(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    state = tiny_model.initial_state(batch=2)
+    expected = []
+    for frame in clip[:, :-1].unbind(1):
+        prediction, state = tiny_model.step(frame, state)
+        expected.append(prediction)
+    assert torch.equal(tiny_model(clip, horizon=3, truth=torch.ones(2, 2)), torch.stack(expected, dim=1))
+
+
+def test_truth_is_drawn_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    mixed = tiny_model(clip, horizon=3, truth=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    shown = tiny_model(clip, horizon=3, truth=torch.ones(2, 2))
+    hidden = tiny_model(clip, horizon=3, truth=torch.zeros(2, 2))
+    assert torch.equal(mixed[0, :-1], shown[0, :-1])
+    assert torch.equal(mixed[1, :-1], hidden[1, :-1])
+    assert not torch.equal(mixed[0, -1], shown[0, -1])
+    assert not torch.equal(mixed[1, -1], hidden[1, -1])

@@ -1,0 +1,46 @@
+"""What the README says, done."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from e3d_deploy.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^e3d .+$", README, re.MULTILINE)
+
+
+def test_its_python_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(exported)
+    camera = np.load(exported / "clip.npy")
+    names: dict[str, object] = {"camera": camera}
+    exec(code.replace("demo.e3d", "tiny.e3d"), names)
+    assert names["future"].shape == (10, 16, 24, 1)  # type: ignore[attr-defined]
+    assert names["fork"].pushed == len(camera)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_its_commands_exist_with_these_options(line: str) -> None:
+    _, name, *arguments = shlex.split(line)
+    context = main.commands[name].make_context(name, arguments, resilient_parsing=False)
+    assert context.params
+
+
+def test_it_shows_each_command_but_the_demo() -> None:
+    assert {line.split()[1] for line in COMMANDS} == set(main.commands) - {"demo"}
+
+
+def test_its_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_its_numbers_are_those_that_were_measured() -> None:
+    readme = pytest.importorskip("benchmarks.readme", reason="benchmarks/ is not beside the tests")
+    assert readme.measured() in README
