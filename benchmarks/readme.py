@@ -41,10 +41,10 @@ def measured() -> str:
     machine = export["environment"]
     lines += [
         "",
-        f"On {machine['cpu']}, {machine['cores']} cores, {machine['date'][:10]}; float32, one step with a full ring, one "
-        "thread, the sides in turn in one process:",
+        f"On {machine['cpu']}, {machine['cores']} cores, {machine['date'][:10]}; float32, one step with a full ring, "
+        "one thread, the sides in turn in one process; naive is torch.onnx.export of the same step:",
         "",
-        "| step | PyTorch eager | naive torch.onnx.export in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| |",
+        "| step | PyTorch eager | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| |",
         "|---|---|---|---|---|---|",
     ]
     for name, step in steps.items():
@@ -57,9 +57,9 @@ def measured() -> str:
     lines += [
         "",
         f"Exporting the full-size model, step and clip 10→10: {export['seconds']:.0f} s and "
-        f"{export['peak_resident_gb']:.1f} GB. Over {streaming['frames']:,} frames of a stream, resident memory grows by "
-        f"{streaming['growth_mb']:.1f} MB and a step costs {streaming['late_over_early']:.2f} times what it cost at frame 30. "
-        f"`e3d --help` takes {startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` "
+        f"{export['peak_resident_gb']:.1f} GB. Over {streaming['frames']:,} frames of a stream, resident memory grows "
+        f"by {streaming['growth_mb']:.1f} MB and a step costs {streaming['late_over_early']:.2f} times what it cost at "
+        f"frame 30. `e3d --help` takes {startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` "
         f"{startup['import_runtime_seconds']:.2f} s.",
     ]
     return "\n".join(lines)

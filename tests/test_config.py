@@ -83,7 +83,7 @@ def test_unknown_fields_are_named() -> None:
 
 @pytest.mark.parametrize("fields", [{"hidden": 64}, {"image_size": None}, {"patch_size": "4"}, {"norm_eps": "small"}])
 def test_fields_of_the_wrong_kind_are_config_errors(fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="config: |expected a whole number"):
+    with pytest.raises(ConfigError, match=r"config: |expected a whole number"):
         ModelConfig.from_dict(fields)
 
 
