@@ -197,13 +197,18 @@ def train(output: Path, data: tuple[str, ...], resume: bool, **options: Any) -> 
         names = {field.name for field in dataclasses.fields(config)}
         return {name: value for name, value in options.items() if name in names}
 
-    path = train_model(
-        ModelConfig(**part(ModelConfig)),
-        TrainConfig(**part(TrainConfig)),
-        output,
-        data=[source(text) for text in data],
-        resume=resume,
-    )
+    try:
+        path = train_model(
+            ModelConfig(**part(ModelConfig)),
+            TrainConfig(**part(TrainConfig)),
+            output,
+            data=[source(text) for text in data],
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        if (output / "last.ckpt").exists():
+            next_command(f"e3d train -o {output} --resume with the same options")
+        raise
     click.echo(path)
     next_command(f"e3d export {path} -o {output.name}.e3d")
 

@@ -16,6 +16,7 @@ from e3d_deploy.cli import main
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.training.module import Learner
 
 REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 
@@ -282,6 +283,25 @@ def test_ctrl_c_exits_130(exported: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(OnnxRuntimeBackend, "step", interrupt)
     assert "interrupted" in e3d("verify", exported / "tiny.e3d", code=130).stderr
+
+
+def test_ctrl_c_in_training_exits_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, count = Learner.training_step, []
+
+    def interrupt(self: Learner, *arguments: Any) -> Any:
+        count.append(1)
+        if len(count) == 3:  # in the second epoch
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Learner, "training_step", interrupt)
+    options = ["--image-size", "32x32", "--patch-size", 8, "--hidden", "4", "--kernel-size", 3, "--context", 3]
+    options += ["--horizon", 2, "--batch-size", 1, "--steps", 6, "--steps-per-epoch", 2]
+    result = e3d("train", "-o", tmp_path / "run", *options, code=130)
+    assert f"next: e3d train -o {tmp_path}/run --resume" in result.stderr
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    e3d("train", "-o", tmp_path / "run", "--resume", *options)
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_runs_as_a_module() -> None:

@@ -134,6 +134,7 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
         f"Moving MNIST as it played, and what was forecast {LOOK_AHEAD} frames before": _film(digits),
         f"A real clip as it played, and what was forecast {LOOK_AHEAD} frames before": _film(real),
         "Time of a step": plots.latency(speed),
+        **_card_pictures(),
     }
     result = Result(log.stages, report, speed, output / "report.html", gif)
     result.report.write_text(_html(result, pictures))
@@ -165,6 +166,19 @@ def _digits_video() -> Clips:
 
 def _real_clip(predictor: Predictor) -> Clips:
     return read_clips(REAL_CLIP, image_size=predictor.config.image_size, channels=predictor.config.channels)
+
+
+def _card_pictures() -> dict[str, bytes]:
+    """How the model learned, and how its error grows with the horizon: from its card."""
+    card = json.loads(CARD.read_text())
+    learned, by_frame = card["curve"], card["quality"]["measures"]["mse"]
+    frame_numbers = range(1, HORIZON + 1)
+    return {
+        "How the demo model learned": plots.curves(
+            {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimiser step", ylabel="MSE a frame"
+        ),
+        "How its error grows": plots.curves(by_frame, x=frame_numbers, xlabel="predicted frame", ylabel="MSE a frame"),
+    }
 
 
 def _rows(example: tuple[Frames, Frames]) -> dict[str, Frames]:

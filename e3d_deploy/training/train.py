@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import pickle
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ def train(
     Raises:
         ConfigError: `run` holds a run and `resume` is off, or the other way round, or it is of another model.
         CheckpointError: what is to be resumed is damaged.
+        KeyboardInterrupt: Ctrl-C; `run` can be resumed from the last whole epoch.
         ClipError, ShapeError: a source that cannot be learned from.
     """
     last = run / "last.ckpt"
@@ -86,9 +88,18 @@ def train(
             enable_model_summary=False,
             log_every_n_steps=min(50, config.steps_per_epoch),
         )
-        trainer.fit(
-            Learner(model, config), train_loader, valid_loader, ckpt_path=last if resume else None, weights_only=True
-        )
+        on_interrupt = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(
+                Learner(model, config),
+                train_loader,
+                valid_loader,
+                ckpt_path=last if resume else None,
+                weights_only=True,
+            )
+        except SystemExit as error:  # what Lightning makes of Ctrl-C, and it ignores the next ones
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from error
     path = run / "model.safetensors"
     checkpoint.save(model, path)
     return path
