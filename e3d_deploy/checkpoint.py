@@ -1,18 +1,20 @@
 """A trained model to disk and back: one .safetensors file with its config as metadata. No pickle."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 
-FORMAT = "e3d_deploy.model.1"
+KEY = "e3d_deploy"
+"""Of the one entry in the file's metadata; safetensors would write several in any order, and bytes would differ."""
+FORMAT = 1
 
 
 def save(model: E3DLSTM, path: str | Path) -> None:
@@ -25,12 +27,7 @@ def save(model: E3DLSTM, path: str | Path) -> None:
     if not path.absolute().parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it first")
     weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(weights, partial, {"format": FORMAT, "config": json.dumps(model.config.to_dict())})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, serialize(weights, {KEY: json.dumps({"format": FORMAT, "config": model.config.to_dict()})}))
 
 
 def load(path: str | Path) -> E3DLSTM:
@@ -44,17 +41,20 @@ def load(path: str | Path) -> E3DLSTM:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; give a model made by `e3d train` or `e3d import`") from error
+        raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; foreign weights come in by `e3d import`"
-        )
+    if KEY not in metadata:
+        raise CheckpointError(f"{path}: not made by e3d_deploy; this version reads its own models alone")
     try:
-        config = ModelConfig.from_dict(json.loads(metadata["config"]))
-    except (KeyError, ValueError, ConfigError) as error:
+        card = json.loads(metadata[KEY])
+        if card["format"] != FORMAT:
+            raise CheckpointError(f"{path}: format {card['format']!r}, this version reads {FORMAT}; update e3d_deploy")
+        config = ModelConfig.from_dict(card["config"])
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+    if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):
+        raise CheckpointError(f"{path}: {odd[0]} is {weights[odd[0]].dtype}, expected float32; save the model again")
     with torch.device("meta"):
         model = E3DLSTM(config)
     try:

@@ -19,6 +19,7 @@ from e3d_deploy.errors import BackendUnavailable, E3DError, QualityError
 
 if TYPE_CHECKING:
     from e3d_deploy.runtime import Bundle, Predictor
+    from e3d_deploy.runtime.verify import Report
 
 
 class Commands(click.Group):
@@ -82,8 +83,19 @@ def source(text: str) -> tuple[str, float]:
     name, colon, share = text.rpartition(":")
     try:
         return (name, float(share)) if colon else (text, 1.0)
-    except ValueError:
+    except ValueError:  # a colon in the name
         return text, 1.0
+
+
+def check_picture(path: Path | None) -> None:
+    """Whether a picture can be drawn and written there, asked before the work is done."""
+    from e3d_deploy.errors import ConfigError
+
+    if path is not None:
+        import matplotlib.figure  # noqa: F401 (a missing library shall show now)
+
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: its folder does not exist; make it first")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -144,7 +156,7 @@ def open_predictor(path: Path, backend: str, threads: int | None) -> "Predictor"
         raise ConfigError(f"{path}: a model file runs on torch; for {backend}, give a bundle made by `e3d export`")
     from e3d_deploy import checkpoint
     from e3d_deploy.export.torch_backend import TorchBackend
-    from e3d_deploy.runtime.bundle import sha256
+    from e3d_deploy.files import sha256
 
     model = checkpoint.load(path)
     return runtime.Predictor(model.config, TorchBackend(model, threads=threads), identity=sha256(path))
@@ -297,14 +309,15 @@ def verify(
     bundle: Path, backend: str, against: str, clip: Path | None, threads: int | None, picture: Path | None, json_: bool
 ) -> None:
     """Prove that a backend computes what PyTorch computes, over a whole rollout."""
-    from importlib.util import find_spec
+    from contextlib import ExitStack, closing
 
     from e3d_deploy import frames
     from e3d_deploy.data.clips import read_clips
-    from e3d_deploy.runtime.backend import open_backend
+    from e3d_deploy.runtime.backend import installed, open_backend
     from e3d_deploy.runtime.bundle import record_verification
     from e3d_deploy.runtime.verify import verify as verify_backend
 
+    check_picture(picture)
     opened = open_bundle(bundle)
     config = opened.config
     given = None
@@ -313,11 +326,16 @@ def verify(
             clip, image_size=config.image_size, channels=config.channels, most=opened.context_length + opened.horizon
         ).frames[0]
         given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
+    if backend == "auto":
+        backend = next(iter(installed()), "onnxruntime")
     if against == "auto":
-        against = "torch" if find_spec("torch") and find_spec("safetensors") else "reference"
-    with working(f"verifying {bundle}"):
-        yardstick = open_backend(opened, "torch", threads=threads) if against == "torch" else None
-        report = verify_backend(opened, open_backend(opened, backend, threads=threads), yardstick, given)
+        against = "torch" if "torch" in installed() else "reference"
+    with ExitStack() as stack, working(f"verifying {bundle}"):
+        yardstick = None
+        if against == "torch":
+            yardstick = stack.enter_context(closing(open_backend(opened, "torch", threads=threads)))
+        candidate = stack.enter_context(closing(open_backend(opened, backend, threads=threads)))
+        report = verify_backend(opened, candidate, yardstick, given)
     if given is None:
         record_verification(opened, report.to_dict())
     if picture is not None:
@@ -327,36 +345,44 @@ def verify(
     if json_:
         as_json(report.to_dict())
     else:
-        kinds = ["hidden", "cell", "memory"] if report.states else []
-        table(
-            ["step", "saw", "prediction", *kinds],
-            [
-                (
-                    t + 1,
-                    "truth" if t < report.context_length else "itself",
-                    f"{difference:.1e}",
-                    *(f"{report.states[t][kind]:.1e}" for kind in kinds),
-                )
-                for t, difference in enumerate(report.predictions)
-            ],
-        )
-        worst_state = max(report.final_states, key=lambda name: report.final_states[name])
-        table(
-            [f"{report.backend} against {report.yardstick}", "largest |difference|"],
-            [
-                ("predictions, step by step", f"{max(report.predictions):.1e}"),
-                (f"final states, most {worst_state}", f"{report.final_states[worst_state]:.1e}"),
-                ("clip graph", f"{report.clip:.1e}"),
-            ],
-        )
-        if report.dssim is not None and report.dpsnr is not None:
-            click.echo(f"lost against the truth: SSIM {report.dssim:+.1e}, PSNR {report.dpsnr:+.1e} dB")
-    line = f"{report.backend}: {report.worst:.1e} from {report.yardstick}, budget {report.budget:.0e}"
+        show_report(report)
+    name, state = report.worst_state
+    line = (
+        f"{report.backend} against {report.yardstick}: predictions {report.worst:.1e} of {report.budget:.1e}, "
+        f"states {state:.1e} of {report.state_budget:.1e}"
+    )
     verdict(report.passed, line)
     if not report.passed:
-        raise QualityError(
-            f"{line}; furthest at step {report.worst_step + 1}; try another backend, or export the model again"
-        )
+        where = f"step {report.worst_step + 1}" if max(report.predictions) > report.budget else f"state {name}"
+        raise QualityError(f"{line}; furthest at {where}; try another backend, or export the model again")
+
+
+def show_report(report: "Report") -> None:
+    """A report of `verify` as tables."""
+    kinds = ["hidden", "cell", "memory"] if report.states else []
+    table(
+        ["step", "saw", "prediction", *kinds],
+        [
+            (
+                t + 1,
+                "truth" if t < report.context_length else "itself",
+                f"{difference:.1e}",
+                *(f"{report.states[t][kind]:.1e}" for kind in kinds),
+            )
+            for t, difference in enumerate(report.predictions)
+        ],
+    )
+    name, state = report.worst_state
+    table(
+        [f"{report.backend} against {report.yardstick}", "largest |difference|", "budget"],
+        [
+            ("predictions, step by step", f"{max(report.predictions):.1e}", f"{report.budget:.1e}"),
+            ("predictions, clip graph", f"{report.clip:.1e}", f"{report.budget:.1e}"),
+            (f"final states, most {name}", f"{state:.1e}", f"{report.state_budget:.1e}"),
+        ],
+    )
+    if report.dssim is not None and report.dpsnr is not None:
+        click.echo(f"lost against the truth: SSIM {report.dssim:+.1e}, PSNR {report.dpsnr:+.1e} dB")
 
 
 @main.command()
@@ -489,12 +515,18 @@ def benchmark(
     bundle: Path, backends: str, threads: int | None, seconds: float, picture: Path | None, json_: bool
 ) -> None:
     """Time the step of several backends in turn, and say how right each is."""
+    from contextlib import ExitStack, closing
+
     from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.benchmark import benchmark as run
 
+    check_picture(picture)
     opened = open_bundle(bundle)
-    candidates = [open_backend(opened, name.strip(), threads=threads) for name in backends.split(",")]
-    with working(f"benchmarking {bundle}") as progress:
+    with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
+        candidates = [
+            stack.enter_context(closing(open_backend(opened, name.strip(), threads=threads)))
+            for name in backends.split(",")
+        ]
         result = run(opened, candidates, threads=threads, seconds=seconds, progress=progress)
     if picture is not None:
         from e3d_deploy import plots
@@ -577,7 +609,10 @@ def doctor(json_: bool) -> None:
     for warning in found["warnings"]:
         click.echo(f"WARN {warning}", err=True)
     ready = [name for name, there in found["backends"].items() if there]
-    verdict(bool(ready), f"backends that run here: {', '.join(ready) or 'none; pip install e3d_deploy[cpu]'}")
+    if ready:
+        verdict(True, f"installed backends: {', '.join(ready)}; `e3d verify` proves them on a bundle")
+    else:
+        click.echo("WARN no backend is installed; pip install 'e3d_deploy[cpu]'", err=True)
 
 
 @main.command()

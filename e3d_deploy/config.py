@@ -83,6 +83,12 @@ class ModelConfig:
         return height // self.patch_size, width // self.patch_size
 
     @property
+    def positions(self) -> int:
+        """Positions of a cell state, which are its keys for recall, D·h·w."""
+        height, width = self.grid_size
+        return self.window_length * height * width
+
+    @property
     def memory_channels(self) -> tuple[int, ...]:
         """Channels of the global memory that each layer receives.
 

@@ -43,7 +43,6 @@ def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
     never overflows.
     """
     D, grid, K = config.window_length, config.grid_size, config.history_length
-    positions = D * grid[0] * grid[1]
     tensors = [
         Tensor("memory", (batch, config.hidden[-1], D, *grid)),
         Tensor("window", (batch, config.patch_channels, D - 1, *grid)),
@@ -53,7 +52,7 @@ def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
         tensors += [
             Tensor(f"hidden.{layer}", (batch, N, D, *grid)),
             Tensor(f"cell.{layer}", (batch, N, D, *grid)),
-            Tensor(f"history.{layer}", (batch, K, positions, N)),
+            Tensor(f"history.{layer}", (batch, K, config.positions, N)),
         ]
     return tuple(sorted(tensors, key=lambda tensor: tensor.name))
 
@@ -66,3 +65,14 @@ def frame(config: ModelConfig, batch: int = 1, name: str = FRAME) -> Tensor:
 def clip(config: ModelConfig, length: int, name: str, batch: int = 1) -> Tensor:
     """`length` frames as the clip graph takes and gives them."""
     return Tensor(name, (batch, length, config.channels, *config.image_size))
+
+
+def written_after(steps: int, history_length: int) -> int:
+    """The state `written` after so many steps: 1 at the start, back to K at 2K."""
+    written = steps + 1
+    return written if written < 2 * history_length else history_length + written % history_length
+
+
+def slots(written: int, history_length: int) -> list[int]:
+    """Slots of the ring in the order in which they were written, oldest first; entry e lies in slot e mod K."""
+    return [entry % history_length for entry in range(max(0, written - history_length), written)]

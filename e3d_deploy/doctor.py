@@ -66,7 +66,10 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": machine(),
         "libraries": libraries,
-        "backends": {name: find_spec(name) is not None for name in ("onnxruntime", "torch")},
+        "backends": {
+            "onnxruntime": find_spec("onnxruntime") is not None,
+            "torch": find_spec("torch") is not None and find_spec("safetensors") is not None,
+        },
         "warnings": _warnings(),
     }
 

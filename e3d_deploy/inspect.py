@@ -66,7 +66,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
         "verified": {
             name: {
                 "against": report["yardstick"],
-                "largest difference": f"{report['worst']:.1e}",
+                "largest difference": report["worst"],
                 "passed": report["passed"],
             }
             for name, report in manifest["verification"].items()

@@ -77,7 +77,7 @@ def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
             else:
                 axes.axis("off")
         line[0].set_ylabel(name, fontsize=9)
-    figure.subplots_adjust(wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(left=0.08, right=0.99, top=0.98, bottom=0.02, wspace=0.04, hspace=0.04)
     return _png(figure)
 
 

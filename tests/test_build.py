@@ -1,7 +1,6 @@
 """Engines: real ones by TensorRT-RTX, which builds without a GPU, and the builder's logic on a fake."""
 
 import json
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +10,8 @@ import pytest
 from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError
 from e3d_deploy.export import to_tensorrt
 from e3d_deploy.export.to_tensorrt import build, build_plan, library
+from e3d_deploy.files import sha256
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.bundle import sha256
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_an_altered_plan_is_refused(bundle_path: Path, monkeypatch: pytest.Monke
 
 def test_tensorrt_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(to_tensorrt.MODULES, "tensorrt", ("no_such_tensorrt",))
-    with pytest.raises(BackendUnavailable, match="pip install tensorrt, on a machine with an NVIDIA GPU") as caught:
+    with pytest.raises(BackendUnavailable, match="\\[gpu\\]', on a machine with an NVIDIA GPU") as caught:
         library("tensorrt")
     assert caught.value.exit_code == 4
 
@@ -82,7 +81,6 @@ class FakeTensorRT:
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**flags)
         self.parses, self.plan = parses, plan
         self.calls: dict[str, Any] = {}
-        self.started, self.released = threading.Event(), threading.Event()
 
     def Builder(self, logger: Any) -> Any:
         def build_serialized_network(_: Any, config: Any) -> bytes | None:
@@ -143,16 +141,47 @@ def test_a_graph_that_cannot_be_built_gives_the_last_error() -> None:
 def test_ctrl_c_cancels_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     trt = FakeTensorRT()
     trt.calls["interrupt"] = True
-    join = threading.Thread.join
-    interrupted = []
 
-    def join_once_interrupted(self: threading.Thread, timeout: float | None = None) -> None:
-        if timeout is not None and not interrupted:
-            interrupted.append(True)
-            raise KeyboardInterrupt
-        join(self, timeout)
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(threading.Thread, "join", join_once_interrupted)
+    monkeypatch.setattr(to_tensorrt, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         plan_of(trt)
     assert trt.calls["cancelled"]
+
+
+def test_what_the_library_raises_comes_out_of_its_thread() -> None:
+    trt = FakeTensorRT()
+    trt.plan = property()  # type: ignore[assignment]  # bytes() of it is a TypeError
+    with pytest.raises(TypeError):
+        plan_of(trt)
+
+
+def test_building_again_replaces_the_engines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    build(Bundle.open(bundle_path), "tensorrt")
+    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT(plan=b"another plan"))
+    sidecars = build(Bundle.open(bundle_path), "tensorrt")
+    assert sidecars["step"]["bytes"] == len(b"another plan")
+    assert Bundle.open(bundle_path).manifest["engines"]["step.tensorrt"] == sidecars["step"]
+
+
+def test_a_build_that_breaks_off_while_writing_leaves_a_bundle_that_opens(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    build(Bundle.open(bundle_path), "tensorrt")
+    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT(plan=b"another plan"))
+    written: list[Path] = []
+
+    def write_one(path: Path, content: bytes) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(path)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(to_tensorrt, "write_file", write_one)
+    with pytest.raises(OSError, match="No space left"):
+        build(Bundle.open(bundle_path), "tensorrt")
+    assert Bundle.open(bundle_path).manifest["engines"] == {}

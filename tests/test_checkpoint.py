@@ -1,6 +1,7 @@
 """Models to disk and back, and everything that is not a model file."""
 
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -70,34 +71,39 @@ def test_truncated_file_is_refused(tiny_model: E3DLSTM, path: Path, share: float
         checkpoint.load(path)
 
 
+def card(config: dict[str, object], number: int = checkpoint.FORMAT) -> dict[str, str]:
+    """The metadata of a model file."""
+    return {checkpoint.KEY: json.dumps({"format": number, "config": config})}
+
+
 def test_foreign_weights_are_refused(path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match=r"format None, expected 'e3d_deploy.model.1'; .*`e3d import`"):
+    with pytest.raises(CheckpointError, match="not made by e3d_deploy"):
         checkpoint.load(path)
 
 
 def test_other_format_is_refused(tiny_model: E3DLSTM, path: Path) -> None:
-    config = json.dumps(tiny_model.config.to_dict())
-    save_file(tiny_model.state_dict(), path, {"format": "e3d_deploy.model.9", "config": config})
-    with pytest.raises(CheckpointError, match=r"format 'e3d_deploy.model.9', expected 'e3d_deploy.model.1'"):
+    save_file(tiny_model.state_dict(), path, card(tiny_model.config.to_dict(), number=9))
+    with pytest.raises(CheckpointError, match="format 9, this version reads 1; update e3d_deploy"):
         checkpoint.load(path)
 
 
 @pytest.mark.parametrize(
-    "metadata",
+    "text",
     [
-        {},
-        {"config": "{"},
-        {"config": "[]"},
-        {"config": '{"heads": 4}'},
-        {"config": '{"kernel_size": 2}'},
-        {"config": "null"},
-        {"config": '{"hidden": [4.5]}'},
+        "{",
+        "[]",
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "config": []}',
+        '{"format": 1, "config": null}',
+        '{"format": 1, "config": {"heads": 4}}',
+        '{"format": 1, "config": {"kernel_size": 2}}',
+        '{"format": 1, "config": {"hidden": [4.5]}}',
     ],
-    ids=str,
 )
-def test_unreadable_config_is_refused(tiny_model: E3DLSTM, path: Path, metadata: dict[str, str]) -> None:
-    save_file(tiny_model.state_dict(), path, {"format": checkpoint.FORMAT, **metadata})
+def test_unreadable_config_is_refused(tiny_model: E3DLSTM, path: Path, text: str) -> None:
+    save_file(tiny_model.state_dict(), path, {checkpoint.KEY: text})
     with pytest.raises(CheckpointError, match="its config cannot be read"):
         checkpoint.load(path)
 
@@ -108,8 +114,7 @@ def test_unreadable_config_is_refused(tiny_model: E3DLSTM, path: Path, metadata:
 def test_weights_that_do_not_fit_the_config_are_refused(
     tiny_model: E3DLSTM, path: Path, changes: dict[str, object]
 ) -> None:
-    config = json.dumps(replace(tiny_model.config, **changes).to_dict())
-    save_file(tiny_model.state_dict(), path, {"format": checkpoint.FORMAT, "config": config})
+    save_file(tiny_model.state_dict(), path, card(replace(tiny_model.config, **changes).to_dict()))
     with pytest.raises(CheckpointError, match="its weights do not fit its config"):
         checkpoint.load(path)
 
@@ -118,11 +123,12 @@ def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monk
     checkpoint.save(tiny_model, path)
     before = path.read_bytes()
 
-    def fail(weights: dict[str, Tensor], partial: Path, metadata: dict[str, str]) -> None:
-        partial.write_bytes(b"half a file")
+    def fail(partial: Path, content: bytes) -> None:
+        with partial.open("wb") as file:
+            file.write(content[:100])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="no space left"):
         checkpoint.save(tiny_model, path)
     assert list(path.parent.iterdir()) == [path]
@@ -146,3 +152,27 @@ def test_pickles_are_refused_and_never_run(path: Path, tmp_path: Path, write) ->
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         checkpoint.load(path)
     assert not mark.exists()
+
+
+def test_model_files_can_be_read_by_others(tiny_model: E3DLSTM, path: Path) -> None:
+    """As the umask says, and not for the owner alone."""
+    mask = os.umask(0o022)
+    try:
+        checkpoint.save(tiny_model, path)
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_weights_of_another_type_are_refused(tiny_model: E3DLSTM, path: Path) -> None:
+    save_file(tiny_model.half().state_dict(), path, card(tiny_model.config.to_dict()))
+    with pytest.raises(CheckpointError, match=r"is torch\.float16, expected float32"):
+        checkpoint.load(path)
+
+
+def test_equal_models_make_equal_bytes(tiny_model: E3DLSTM, path: Path) -> None:
+    checkpoint.save(tiny_model, path)
+    once = path.read_bytes()
+    for _ in range(5):
+        checkpoint.save(checkpoint.load(path), path)
+        assert path.read_bytes() == once

@@ -56,7 +56,7 @@ def test_version() -> None:
 
 def test_an_unknown_option_or_command_gets_the_nearest_suggested(exported: Path) -> None:
     assert "Did you mean '--horizon'?" in e3d("predict", "a", "b", "-o", "c", "--horizn", 3, code=2).stderr
-    assert "verfy" in e3d("verfy", code=2).stderr
+    assert "Did you mean 'verify'?" in e3d("verfy", code=2).stderr
 
 
 def test_train_export_predict(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: lis
     result = e3d("verify", bundle_path, "--threads", 1, "--picture", picture, *extra)
     assert "PASS onnxruntime" in result.stderr
     assert picture_of(picture).shape[1] > 300
-    assert "True" in e3d("inspect", bundle_path).stdout
+    assert json.loads(e3d("inspect", bundle_path, "--json").stdout)["verified"]["onnxruntime"]["passed"] is True
     report = json.loads(e3d("verify", bundle_path, "--json", *extra).stdout)
     assert report["passed"]
     assert len(report["predictions"]) == 6
@@ -102,6 +102,12 @@ def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "short.npy", np.zeros((2, 16, 24, 1), np.uint8))
     line = failing("verify", exported / "tiny.e3d", "--clip", tmp_path / "short.npy", code=2)
     assert "has 2 frames, the bundle's context is 4" in line
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(exported: Path, tmp_path: Path) -> None:
+    for command in ("verify", "benchmark"):
+        line = failing(command, exported / "tiny.e3d", "--picture", tmp_path / "no" / "drift.png", code=2)
+        assert "its folder does not exist" in line
 
 
 def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +171,8 @@ def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -
     assert "writes .npz, .mp4, .gif, or a folder" in failing(*arguments, "-o", tmp_path / "o.avi", code=2)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    (tmp_path / "folder.npz").mkdir()
+    assert "is a folder; choose another name" in failing(*arguments, "-o", tmp_path / "folder.npz", code=2)
     assert "not an empty folder" in failing(*arguments, "-o", tmp_path / "full", code=2)
     assert "its folder does not exist" in failing(*arguments, "-o", tmp_path / "no" / "o.npz", code=2)
 
@@ -185,7 +193,7 @@ def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> Non
 
 def test_damaged_artifacts_exit_5(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ")
-    assert "expected 'e3d_deploy.model.1'" in failing("inspect", tmp_path / "model.safetensors", code=5)
+    assert "not made by e3d_deploy" in failing("inspect", tmp_path / "model.safetensors", code=5)
     (bundle_path / "step.onnx").write_bytes(b"")
     for command in (
         ["verify"],
@@ -200,7 +208,7 @@ def test_damaged_artifacts_exit_5(bundle_path: Path, tmp_path: Path) -> None:
 
 def test_build_without_the_library_exits_4(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e3d_deploy.export.to_tensorrt.MODULES", {"tensorrt": ("no_such_module",)})
-    assert "pip install tensorrt" in failing("build", bundle_path, "--target", "tensorrt", code=4)
+    assert "e3d_deploy[gpu]" in failing("build", bundle_path, "--target", "tensorrt", code=4)
     assert not (bundle_path / "engines").exists()
 
 

@@ -14,7 +14,6 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.compose import written_after
 from e3d_deploy.export.step import FlatConvolution, PlainNorm, PlainRecall
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.model import E3DLSTM, Convolution, Recall
@@ -116,25 +115,42 @@ def test_states_in_and_out_sort_alike(case: Bundle) -> None:
 def test_reference_is_what_pytorch_computes(case: Bundle) -> None:
     reference = case.reference()
     model = checkpoint.load(case.path / "model.safetensors")
+    context = torch.from_numpy(reference["frames"][None, :CONTEXT])
     with torch.no_grad():
-        expected = model(torch.from_numpy(reference["frames"][None, :CONTEXT]), HORIZON)[0].numpy()
+        expected = model(context, HORIZON)[0].numpy()
+        exact = model.double()(context.double(), HORIZON)[0].numpy()
     np.testing.assert_array_equal(reference["predictions"], expected)
+    assert case.manifest["rounding"]["predictions"] == pytest.approx(np.abs(expected - exact).max(), rel=1e-3)
 
 
-def test_graphs_that_run_two_streams_at_once(tmp_path: Path) -> None:
+def test_graphs_that_run_two_streams_at_once_keep_them_apart(tmp_path: Path) -> None:
+    """Also streams of different age, one of them with a ring that is not full."""
     config = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3, history_length=3)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
-    path = export(tmp_path / "m.safetensors", tmp_path / "two.e3d", context_length=2, horizon=2, batch=2)
-    bundle = Bundle.open(path)
-    backend = OnnxRuntimeBackend(bundle, threads=1)
-    frames = np.random.default_rng(0).random((4, 2, 1, 32, 32), np.float32)
-    state, swapped = backend.initial_state(), backend.initial_state()
-    for frame in frames:
-        prediction, state = backend.step(frame, state)
-        other, swapped = backend.step(np.ascontiguousarray(frame[::-1]), swapped)
-    np.testing.assert_allclose(prediction, other[::-1], atol=CLOSE)
+    one, two = (
+        OnnxRuntimeBackend(
+            Bundle.open(
+                export(tmp_path / "m.safetensors", tmp_path / f"{n}.e3d", context_length=2, horizon=2, batch=n)
+            ),
+            threads=1,
+        )
+        for n in (1, 2)
+    )
+    frames = np.random.default_rng(0).random((6, 2, 1, 32, 32), np.float32)
+    young, old = one.initial_state(), one.initial_state()
+    for frame in frames[:4]:
+        _, old = one.step(frame[:1], old)
+    together = {name: np.concatenate([old[name], young[name]]) for name in old}
+    for frame in frames[4:]:
+        expected_old, old = one.step(frame[:1], old)
+        expected_young, young = one.step(frame[1:], young)
+        found, together = two.step(frame, together)
+        np.testing.assert_allclose(found, np.concatenate([expected_old, expected_young]), rtol=0, atol=CLOSE)
+    np.testing.assert_array_equal(together["written"], [old["written"][0], young["written"][0]])
     context = np.ascontiguousarray(frames[:2].swapaxes(0, 1))
-    assert backend.clip(context).shape == (2, 2, 1, 32, 32)
+    np.testing.assert_allclose(
+        two.clip(context)[0], np.concatenate([one.clip(clip[None])[0] for clip in context]), rtol=0, atol=CLOSE
+    )
 
 
 @pytest.mark.parametrize("norm_eps", [1e-12, 1e-5])
@@ -174,7 +190,7 @@ def test_plain_recall_equals_recall_and_hides_empty_slots() -> None:
 
 @pytest.mark.parametrize(("steps", "written"), [(0, 1), (6, 7), (7, 4), (8, 5), (11, 4)])
 def test_written_goes_back_to_the_ring_length(steps: int, written: int) -> None:
-    assert written_after(steps, history_length=4) == written
+    assert contract.written_after(steps, history_length=4) == written
 
 
 def test_manifest_says_what_was_exported(case: Bundle) -> None:
@@ -208,9 +224,30 @@ def test_nothing_is_left_of_an_export_that_fails(
 
 def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM) -> None:
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
-    (tmp_path / "o.e3d").mkdir()
+    np.save(tmp_path / "clip.npy", np.zeros((4, 16, 24, 1), np.uint8))
+    target = tmp_path / "o.e3d"
+
+    def again(*, overwrite: bool) -> None:
+        export(
+            tmp_path / "m.safetensors",
+            target,
+            context_length=2,
+            horizon=2,
+            reference=tmp_path / "clip.npy",
+            overwrite=overwrite,
+        )
+
+    again(overwrite=False)
     with pytest.raises(ConfigError, match="is there already; give --overwrite"):
-        export(tmp_path / "m.safetensors", tmp_path / "o.e3d")
+        again(overwrite=False)
+    (target / "engines").mkdir()
+    again(overwrite=True)
+    assert not (target / "engines").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.npy", "m.safetensors", "o.e3d"}
+    (target / "manifest.json").unlink()  # now it is some folder, and not ours to remove
+    with pytest.raises(ConfigError, match="is there already and no bundle"):
+        again(overwrite=True)
+    assert (target / "step.onnx").exists()
 
 
 def test_wrong_inputs_are_refused_before_anything_is_made(tmp_path: Path, tiny_model: E3DLSTM) -> None:

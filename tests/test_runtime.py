@@ -15,6 +15,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backend import State, open_backend
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 
@@ -30,8 +31,8 @@ class Halving:
     def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
         return frame / 2, {"count": state["count"] + 1}
 
-    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
-        return context[:, -1:] / 2
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
+        return context[:, -1:] / 2, self.initial_state()
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         return {"count": state["count"].copy()}
@@ -136,6 +137,18 @@ def test_an_answer_that_is_not_finite_does_not_enter_the_stream() -> None:
     assert np.isfinite(stream.forecast(1)).all()
 
 
+def test_a_forecast_that_is_not_finite_is_an_error() -> None:
+    class Breaking(Halving):
+        def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+            return (frame * np.nan if state["count"] == 2 else frame), {"count": state["count"] + 1}
+
+    stream = Predictor(CONFIG, Breaking(), identity="breaking").stream()
+    stream.push(white())
+    assert np.isfinite(stream.forecast(2)).all()
+    with pytest.raises(StreamError, match="forecast frame 2: is not finite"):
+        stream.forecast(3)
+
+
 def test_horizon_below_one_is_refused(predictor: Predictor) -> None:
     with pytest.raises(ConfigError, match="horizon: got 0"):
         predictor.stream().predict(0)
@@ -172,8 +185,25 @@ def test_snapshot_goes_from_one_backend_to_the_other(exported: Path) -> None:
     np.testing.assert_array_equal(back.forecast(4), stream.forecast(4))
 
 
-def test_auto_takes_an_installed_backend(exported: Path) -> None:
+def test_auto_takes_the_first_backend_that_agrees_with_the_reference(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert runtime.load(exported / "tiny.e3d").backend.name == "onnxruntime"
+    step = OnnxRuntimeBackend.step
+
+    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        prediction, state = step(self, *arguments)
+        return prediction + np.float32(0.001), state
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    assert runtime.load(exported / "tiny.e3d").backend.name == "torch"
+    assert "backend onnxruntime: does not give what PyTorch recorded" in caplog.text
+    monkeypatch.setattr("e3d_deploy.runtime.predictor.installed", lambda: ["onnxruntime"])
+    with pytest.raises(BackendUnavailable, match="auto: onnxruntime drift from PyTorch"):
+        runtime.load(exported / "tiny.e3d")
+    monkeypatch.setattr("e3d_deploy.runtime.predictor.installed", list)
+    with pytest.raises(BackendUnavailable, match=r"auto: no backend is installed; pip install 'e3d_deploy\[cpu\]'"):
+        runtime.load(exported / "tiny.e3d")
 
 
 def test_unknown_and_unfinished_backends_say_so(exported: Path) -> None:
@@ -220,7 +250,8 @@ def test_a_config_of_a_newer_version_is_refused(bundle_path: Path) -> None:
 
 
 def test_a_file_outside_the_bundle_is_refused(bundle_path: Path) -> None:
-    edit(bundle_path, files={"../secret": "0"})
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    edit(bundle_path, files={**manifest["files"], "../secret": "0"})
     with pytest.raises(BundleError, match="lies outside the bundle"):
         Bundle.open(bundle_path)
 
@@ -230,6 +261,38 @@ def test_what_is_no_manifest_is_refused(bundle_path: Path, content: str) -> None
     (bundle_path / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match="not a manifest"):
         Bundle.open(bundle_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": []}, r"files is \[\]"),
+        ({"context_length": "10"}, "context_length is '10'"),
+        ({"verification": []}, r"verification is \[\]"),
+        ({"graphs": {"step": {}}}, "its graphs name no file"),
+        ({"graphs": {"step": {"file": "../evil.onnx"}}}, r"has no hash of \.\./evil\.onnx"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_refused(bundle_path: Path, changes: dict[str, Any], message: str) -> None:
+    edit(bundle_path, **changes)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle_path)
+
+
+def test_a_file_without_a_hash_is_refused(bundle_path: Path) -> None:
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    del manifest["files"]["step.onnx"]
+    edit(bundle_path, files=manifest["files"])
+    with pytest.raises(BundleError, match=r"has no hash of step\.onnx"):
+        Bundle.open(bundle_path)
+
+
+def test_a_graph_that_is_not_what_the_manifest_lists_is_refused(bundle_path: Path) -> None:
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    manifest["graphs"]["step"]["inputs"][1]["shape"][1] = 99
+    edit(bundle_path, graphs=manifest["graphs"])
+    with pytest.raises(BundleError, match="its inputs are not those that the manifest lists"):
+        runtime.load(bundle_path, "onnxruntime")
 
 
 def test_a_manifest_that_lacks_a_part_is_refused(bundle_path: Path) -> None:

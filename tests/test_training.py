@@ -353,3 +353,52 @@ def test_lightning_says_nothing(
         train(MODEL, replace(TRAINING, steps=2), tmp_path / "run", progress=False)
     assert caplog.messages == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = train(MODEL, TRAINING, run, progress=False)
+    before = model.read_bytes()
+    assert train(MODEL, TRAINING, run, resume=True, progress=False).read_bytes() == before
+    model.unlink()
+    assert train(MODEL, TRAINING, run, resume=True, progress=False).read_bytes() == before
+
+
+def test_resume_with_other_options_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(MODEL, TRAINING, run, progress=False)
+    settings = (run / "config.json").read_text()
+    for model, config in ((replace(MODEL, hidden=(5,)), TRAINING), (MODEL, replace(TRAINING, batch_size=3))):
+        with pytest.raises(ConfigError, match=r"was begun with other options \((hidden|batch_size)\)"):
+            train(model, config, run, resume=True, progress=False)
+    (run / "last.ckpt").write_bytes(b"damaged")
+    with pytest.raises(E3DError, match="cannot be resumed") as caught:
+        train(MODEL, TRAINING, run, resume=True, progress=False)
+    assert caught.value.exit_code == 5
+    assert (run / "config.json").read_text() == settings
+
+
+def test_a_run_that_never_saved_can_be_begun_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    assert train(MODEL, TRAINING, run, progress=False).exists()
+
+
+def test_steps_that_are_no_whole_epochs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="5 is not a whole number of epochs of 2 steps"):
+        train(MODEL, replace(TRAINING, steps=5), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_small_colour_clips(tmp_path: Path) -> None:
+    model = ModelConfig(image_size=(16, 24), channels=3, patch_size=8, hidden=(4,), kernel_size=3)
+    source = write_clips(tmp_path / "clips.npz", np.random.default_rng(0).random((2, 8, 16, 24, 3), np.float32))
+    path = train(model, TRAINING, tmp_path / "run", data=[(str(source), 1.0)], progress=False)
+    assert checkpoint.load(path).config == model
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0])
+def test_a_share_that_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(ConfigError, match="expected more than 0"):
+        open_data([("moving-mnist", share)], MODEL, TRAINING)

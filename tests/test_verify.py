@@ -1,5 +1,6 @@
 """The proof itself: it passes what is right and fails what is not."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def test_a_drifting_prediction_fails_at_its_step(bundle: Bundle, against: str) -
     assert not report.passed
     assert max(report.predictions[:4]) < 1e-5
     assert report.predictions[4] == pytest.approx(3e-3, rel=0.01)
-    assert report.worst_step >= 4
+    assert not report.to_dict()["passed"]
 
 
 def test_a_wrong_final_state_fails(bundle: Bundle) -> None:
@@ -77,17 +78,33 @@ def test_a_wrong_final_state_fails(bundle: Bundle) -> None:
     assert not report.passed
 
 
-def test_a_wrong_clip_graph_fails(bundle: Bundle) -> None:
+@pytest.mark.parametrize("fault", ["forecast", "state"])
+def test_a_wrong_clip_graph_fails(bundle: Bundle, fault: str) -> None:
     class WrongClip(OnnxRuntimeBackend):
-        def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
-            return super().clip(context) + np.float32(1e-3)
+        def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
+            forecast, state = super().clip(context)
+            if fault == "forecast":
+                return forecast + np.float32(1e-3), state
+            return forecast, {**state, "cell.1": state["cell.1"] + np.float32(1e-3)}
 
-    assert not verify(bundle, WrongClip(bundle, threads=1)).passed
+    report = verify(bundle, WrongClip(bundle, threads=1))
+    assert not report.passed
+    assert fault == "forecast" or report.worst_state[0] == "clip cell.1"
+
+
+def test_a_network_that_amplifies_rounding_gets_a_budget_by_it(bundle: Bundle) -> None:
+    bundle.manifest["rounding"] = {"predictions": 5e-4, "states": 1e-2}
+    report = verify(bundle, Faulty(bundle, from_step=0, prediction=1.5e-4, memory=3e-3))
+    assert (report.budget, report.state_budget) == (2e-3, 4e-2)
+    assert 1e-4 < report.worst < report.budget
+    assert report.passed
 
 
 @pytest.mark.parametrize("faults", [{"from_step": 5, "prediction": np.nan}, {"from_step": 9, "memory": np.nan}])
 def test_what_is_not_a_number_fails(bundle: Bundle, faults: dict[str, Any]) -> None:
-    assert not verify(bundle, Faulty(bundle, **faults)).passed
+    report = verify(bundle, Faulty(bundle, **faults))
+    assert not report.passed
+    json.dumps(report.to_dict(), allow_nan=False)
     assert not verify(bundle, Faulty(bundle, **faults), open_backend(bundle, "torch")).passed
 
 

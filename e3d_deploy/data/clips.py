@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError
+from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError, SourceLost
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Video:
     """A source that plays picture by picture."""
 
     pictures: Iterator[NDArray[np.uint8]]
-    """[H, W, C]; raises ClipError where the source cannot be read on, or holds nothing."""
+    """[H, W, C]; raises ClipError where the source cannot be read or holds nothing, SourceLost where it breaks off."""
     frames_per_second: float
     """As the source says; 10 where it does not."""
 
@@ -79,6 +79,8 @@ def play(path: Path, *, image_size: tuple[int, int], channels: int) -> Video:
     """
     if not path.exists():
         raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
+    if channels not in (1, 3):
+        raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {channels}; give .npz or .npy")
     pictures, rate = (_folder if path.is_dir() else _video)(path, image_size, channels)
     return Video(_not_empty(path, pictures), rate)
 
@@ -163,6 +165,7 @@ def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iter
     stream.thread_type = "AUTO"
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
+        number = -1
         with container:
             try:
                 for number, frame in enumerate(container.decode(stream)):
@@ -171,16 +174,21 @@ def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iter
                     picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
                     yield picture.reshape(height, width, channels).astype(np.uint8, copy=False)
             except av.FFmpegError as error:
-                raise unreadable(error) from error
+                if number < 0:
+                    raise unreadable(error) from error
+                raise SourceLost(
+                    f"{path}: broke off after frame {number} ({error.strerror}); check the file"
+                ) from error
 
     return pictures(), float(stream.average_rate or 10)
 
 
 def _say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[int, int], mode: str) -> None:
+    gray = mode in ("L", "gray")
     if size != wanted:
         log.warning("%s: %d×%d %s, scaled to %d×%d %s", path.name, *size, colours, *wanted, mode)
-    elif mode in ("L", "gray") and not colours.startswith(("gray", "L")):
-        log.warning("%s: %s, converted to gray", path.name, colours)
+    elif gray != colours.startswith(("gray", "L", "I;16")):
+        log.warning("%s: %s, converted to %s", path.name, colours, "gray" if gray else "colour")
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

@@ -22,6 +22,8 @@ def check_target(path: Path) -> None:
     """
     if path.suffix not in (".npz", ".mp4", ".gif", ""):
         raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
+    if path.suffix and path.is_dir():
+        raise ConfigError(f"{path}: is a folder; choose another name")
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
     if not path.absolute().parent.is_dir():
@@ -29,7 +31,7 @@ def check_target(path: Path) -> None:
 
 
 def write_clips(path: Path, frames: Frames, *, frames_per_second: float = 10, zoom: int = 1) -> None:
-    """Write clips [B, T, C, H, W] to `path`, whole or not at all, as its suffix says.
+    """Write clips [B, T, C, H, W] to `path`, whole or not at all, as its suffix says. A file there is replaced.
 
     `.npz`: array `frames`, float32 [B, T, H, W, C], as computed. `.mp4`, `.gif` and a folder of PNG:
     clipped to [0, 1], the clips side by side.
@@ -47,6 +49,8 @@ def write_clips(path: Path, frames: Frames, *, frames_per_second: float = 10, zo
         if path.suffix == ".npz":
             np.savez_compressed(partial, frames=np.moveaxis(frames, -3, -1))
         else:
+            if frames.shape[2] not in (1, 3):
+                raise ConfigError(f"{path}: pictures have 1 or 3 colours, the frames {frames.shape[2]}; write .npz")
             pictures = to_pictures(np.concatenate(list(frames), axis=-1))  # [T, H, B·W, C]
             pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
             write = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_folder}[path.suffix]

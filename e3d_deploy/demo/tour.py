@@ -4,6 +4,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -96,7 +97,8 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
         return None, f"TensorRT-RTX {next(iter(sidecars.values()))['builder']}: {built}; built, not run here"
 
     def prove() -> tuple[Report, str]:
-        report = verify(bundle, predictor.backend, open_backend(bundle, "torch"))
+        with closing(open_backend(bundle, "torch")) as yardstick:
+            report = verify(bundle, predictor.backend, yardstick)
         record_verification(bundle, report.to_dict())
         return report, f"largest difference from PyTorch {report.worst:.1e}, budget {report.budget:.0e}"
 
@@ -110,8 +112,10 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
         )
 
     def measure() -> tuple[dict[str, Any], str]:
-        backends = [open_backend(bundle, name, threads=1) for name in ("torch", "onnxruntime")]
-        result = benchmark(bundle, backends, threads=1)
+        with ExitStack() as stack:
+            names = ("torch", "onnxruntime")
+            backends = [stack.enter_context(closing(open_backend(bundle, name, threads=1))) for name in names]
+            result = benchmark(bundle, backends, threads=1)
         last = result["results"][-1]
         return result, f"{last['backend']} {last['median_ms']:.2f} ms a step, {last['speedup']:.2f}× PyTorch eager"
 
@@ -214,7 +218,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child, td:last-child { text-align: left }
+td:first-child, th:first-child, .words :last-child { text-align: left }
 img { max-width: 100% }
 h2 { margin-top: 2.2rem; font-size: 1.1rem }
 .PASS { color: #176b2c }
@@ -224,7 +228,8 @@ h2 { margin-top: 2.2rem; font-size: 1.1rem }
 
 def _html(result: Result, pictures: dict[str, bytes]) -> str:
     card = json.loads(CARD.read_text())
-    table = _table(["stage", "seconds", "result"], [[s.name, f"{s.seconds:.1f}", s.result] for s in result.stages])
+    stages = [[stage.name, f"{stage.seconds:.1f}", stage.result] for stage in result.stages]
+    table = _table(["stage", "seconds", "result"], stages, kind="words")
     measures = card["quality"]["measures"]
     quality = _table(
         ["frame", *(f"{name} {who}" for name in measures for who in SHOWN)],
@@ -249,10 +254,10 @@ the pixels of a frame.</p>{quality}</html>
 """
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> str:
+def _table(columns: list[str], rows: list[list[str]], *, kind: str = "numbers") -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f"<table class='{kind}'><tr>{head}</tr>{body}</table>"
 
 
 def _data(content: bytes, kind: str) -> str:

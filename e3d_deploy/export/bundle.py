@@ -1,5 +1,6 @@
 """Write a bundle: graphs that share the weights of the model file, a reference clip, a manifest."""
 
+import copy
 import json
 import shutil
 import tempfile
@@ -23,8 +24,9 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.export.compose import clip_graph, step_graph
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.runtime.bundle import MODEL, REFERENCE, SCHEMA, sha256, write_manifest
+from e3d_deploy.runtime.bundle import MANIFEST, MODEL, REFERENCE, SCHEMA, write_manifest
 
 
 def export(
@@ -61,6 +63,8 @@ def export(
             raise ConfigError(f"{name}: got {value}, expected 1 or more")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
     model = checkpoint.load(model_path)
     config = model.config
     clip = reference_clip(config, context_length + horizon, reference)
@@ -79,7 +83,8 @@ def export(
             share_weights(graph, folder / MODEL)
             onnx.save(graph, folder / f"{name}.onnx")
         progress("recording what PyTorch computes")
-        np.savez(folder / REFERENCE, **record(model, clip, context_length, batch))  # type: ignore[arg-type]
+        recorded, rounding = record(model, clip, context_length, batch)
+        np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         manifest = {
             "schema": SCHEMA,
             "name": output.name.removesuffix(".e3d"),
@@ -99,6 +104,7 @@ def export(
                 "patching": "inside the graphs",
                 "output": "not clipped",
             },
+            "rounding": rounding,
             "graphs": {name: describe(graph) for name, graph in graphs.items()},
             "verification": {},
             "engines": {},
@@ -107,9 +113,13 @@ def export(
         write_manifest(folder, manifest)
         folder.chmod(0o755)
         if output.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
-            output.replace(retired / output.name)
-            folder.replace(output)
+            retired = folder.with_name(folder.name + ".old")
+            output.replace(retired)
+            try:
+                folder.replace(output)
+            except OSError:
+                retired.replace(output)
+                raise
             shutil.rmtree(retired)
         else:
             folder.replace(output)
@@ -135,17 +145,35 @@ def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArr
     return frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name="reference")
 
 
-def record(model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int) -> dict[str, NDArray[Any]]:
-    """What PyTorch makes of a clip: the arrays of reference.npz, docs/bundle.md."""
-    backend = TorchBackend(model, batch=batch)
-    state = backend.initial_state()
-    predictions: list[NDArray[np.float32]] = []
+def record(
+    model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+    """What PyTorch makes of a clip, and how far its float32 is from its float64.
+
+    Returns:
+        The arrays of reference.npz (docs/bundle.md), and the largest differences of `predictions` and `states`.
+    """
+    predictions, states = _rollout(model, clip, context_length, batch)
+    exact_predictions, exact_states = _rollout(copy.deepcopy(model).double(), clip, context_length, batch)
+    rounding = {
+        "predictions": float(np.abs(predictions - exact_predictions).max()),
+        "states": max(float(np.abs(states[name] - exact).max()) for name, exact in exact_states.items()),
+    }
+    recorded = {contract.NEXT + name: value for name, value in states.items()}
+    return {"frames": clip, "predictions": predictions[:, 0], **recorded}, rounding
+
+
+def _rollout(
+    model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """Predictions [T − 1, B, C, H, W] and the states after the last of them."""
+    backend = TorchBackend(model, batch=batch, horizon=len(clip) - context_length)
+    state, predictions = backend.initial_state(), [clip[:1].repeat(batch, axis=0)]
     for t in range(len(clip) - 1):
-        frame = clip[t][None].repeat(batch, axis=0) if t < context_length else predictions[-1]
+        frame = clip[t : t + 1].repeat(batch, axis=0) if t < context_length else predictions[-1]
         prediction, state = backend.step(frame, state)
         predictions.append(prediction)
-    states = {contract.NEXT + name: value for name, value in backend.to_arrays(state).items()}
-    return {"frames": clip, "predictions": np.stack(predictions)[:, 0], **states}
+    return np.stack(predictions[1:]), backend.to_arrays(state)
 
 
 def describe(graph: ModelProto) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def step_graph(core: GraphProto, config: ModelConfig, batch: int) -> ModelProto:
     empty slots are hidden by a bias on the scores, and the new entry takes the place of the oldest.
     """
     graph = _Graph(core)
-    K, Q = config.history_length, _positions(config)
+    K, Q = config.history_length, config.positions
     slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
     written = graph.op("Unsqueeze", "written", graph.integers(1))  # [B, 1]
     empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
@@ -64,7 +64,7 @@ def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_len
         for tensor in contract.states(config, batch)
         if not tensor.name.startswith(("history", "written"))
     }
-    positions = _positions(config)
+    positions = config.positions
     entries = {layer: [graph.zeros((batch, positions, config.hidden[layer]))] for layer in layers}
     predictions: list[str] = []
     for t in range(context_length + horizon - 1):
@@ -87,7 +87,7 @@ def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_len
         if missing := config.history_length - len(ring):
             ring.append(graph.zeros((batch, missing, positions, config.hidden[layer])))
         graph.op("Concat", *ring, axis=1, output=f"{NEXT}history.{layer}")
-    written = np.full(batch, written_after(len(entries[0]) - 1, config.history_length), np.int32)
+    written = np.full(batch, contract.written_after(len(entries[0]) - 1, config.history_length), np.int32)
     graph.op("Identity", graph.constant(written), output=NEXT + "written")
     return graph.model(
         "clip",
@@ -99,25 +99,15 @@ def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_len
     )
 
 
-def written_after(steps: int, history_length: int) -> int:
-    """The state `written` after so many steps: 1 at the start, back to K at 2K."""
-    written = steps + 1
-    return written if written < 2 * history_length else history_length + written % history_length
-
-
 def _ring(entries: list[str], config: ModelConfig) -> list[str]:
-    """The last K entries in the order of their slots: entry e lies in slot e mod K."""
-    kept = list(enumerate(entries))[-config.history_length :]
-    return [entry for _, entry in sorted(kept, key=lambda item: item[0] % config.history_length)]
+    """The last K entries in the order of their slots."""
+    kept = entries[-config.history_length :]
+    slots = contract.slots(len(entries), config.history_length)
+    return [entry for _, entry in sorted(zip(slots, kept, strict=True))]
 
 
 def _following(states: Sequence[contract.Tensor]) -> list[contract.Tensor]:
     return [contract.Tensor(NEXT + state.name, state.shape, state.dtype) for state in states]
-
-
-def _positions(config: ModelConfig) -> int:
-    height, width = config.grid_size
-    return config.window_length * height * width
 
 
 class _Graph:

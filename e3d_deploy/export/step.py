@@ -110,12 +110,11 @@ class Step(nn.Module):
 
 def example(config: ModelConfig, batch: int) -> tuple[Tensor, ...]:
     """Tensors of the shapes that `Step` takes, with a full history."""
-    positions = config.window_length * config.grid_size[0] * config.grid_size[1]
     state = {tensor.name: torch.zeros(tensor.shape) for tensor in contract.states(config, batch)}
     layers = range(len(config.hidden))
     return (
         torch.zeros(contract.frame(config, batch).shape),
-        torch.zeros(batch, 1, config.history_length * positions),
+        torch.zeros(batch, 1, config.history_length * config.positions),
         *(state[f"cell.{layer}"] for layer in layers),
         *(state[f"hidden.{layer}"] for layer in layers),
         *(state[f"history.{layer}"].flatten(1, 2) for layer in layers),

@@ -3,17 +3,17 @@
 import hashlib
 import json
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 from e3d_deploy.errors import BackendUnavailable, EngineError
-from e3d_deploy.runtime.bundle import Bundle, write_manifest
+from e3d_deploy.files import write_file
+from e3d_deploy.runtime.bundle import MODEL, Bundle, write_manifest
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ MODULES = {
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
 REMEDY = {
-    "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU and its driver",
+    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
     "tensorrt-rtx": "pip install 'e3d_deploy[rtx]'",
 }
 
@@ -85,6 +85,7 @@ def build(
         sidecars[graph] = {
             "graph": graph,
             "graph_sha256": bundle.manifest["files"][entry["file"]],
+            "weights_sha256": bundle.manifest["files"][MODEL],
             "target": target,
             "builder": trt.__version__,
             "compute_capability": "portable" if target == "tensorrt-rtx" else "of the building machine",
@@ -102,15 +103,20 @@ def build(
 def _add_to_bundle(
     bundle: Bundle, target: Target, plans: dict[str, bytes], sidecars: dict[str, dict[str, Any]]
 ) -> None:
-    """Write plans and sidecars, then the manifest: without its word for it a plan is no part of the bundle."""
+    """Write plans and sidecars, then the manifest: without its word for it a plan is no part of the bundle.
+
+    Older engines of the target leave the manifest first, so that at no moment it speaks of files that are gone.
+    """
     folder = bundle.path / "engines"
     folder.mkdir(exist_ok=True)
-    files, engines = dict(bundle.manifest["files"]), dict(bundle.manifest["engines"])
+    files = {name: digest for name, digest in bundle.manifest["files"].items() if f".{target}." not in name}
+    engines = {name: sheet for name, sheet in bundle.manifest["engines"].items() if not name.endswith(f".{target}")}
+    write_manifest(bundle.path, {**bundle.manifest, "files": files, "engines": engines})
     for graph, sidecar in sidecars.items():
         name = f"{graph}.{target}"
         sheet = (json.dumps(sidecar, indent=2) + "\n").encode()
         for file, content in ((f"{name}.plan", plans[graph]), (f"{name}.json", sheet)):
-            _write(folder / file, content)
+            write_file(folder / file, content)
             files[f"engines/{file}"] = hashlib.sha256(content).hexdigest()
         engines[name] = sidecar
     write_manifest(bundle.path, {**bundle.manifest, "files": files, "engines": engines})
@@ -156,17 +162,15 @@ def build_plan(
 
 def _in_thread(work: Callable[[], Any], monitor: Any) -> Any:
     """Run `work` where Ctrl-C does not reach it, and cancel it by its monitor when Ctrl-C comes."""
-    result: list[Any] = []
-    thread = threading.Thread(target=lambda: result.append(work()), daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.1)
-    except KeyboardInterrupt:
-        monitor.cancelled = True
-        thread.join()
-        raise
-    return result[0] if result else None
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        future = pool.submit(work)
+        try:
+            while not future.done():
+                wait([future], timeout=0.1)
+        except KeyboardInterrupt:
+            monitor.cancelled = True
+            raise  # when the pool has seen the end of it
+        return future.result()
 
 
 def _logger(trt: Any) -> Any:
@@ -204,9 +208,3 @@ def _monitor(trt: Any, progress: Progress) -> Any:
             pass
 
     return Monitor()
-
-
-def _write(file: Path, content: bytes) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(file)

@@ -18,7 +18,7 @@ from e3d_deploy.runtime.bundle import MODEL, Bundle
 class TorchBackend:
     """Eager float32 on the CPU, with the history that grows until it is full.
 
-    A state is a dictionary with the model's State and the count of cells written.
+    A state is a dictionary with the model's State and the count of steps. A model in float64 works too.
     """
 
     name = "torch"
@@ -33,41 +33,46 @@ class TorchBackend:
         return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
 
     def initial_state(self) -> State:
-        return {"model": self.model.initial_state(self.batch), "written": 1}
+        return {"model": self.model.initial_state(self.batch), "steps": 0}
 
     @torch.inference_mode()
     def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
         if self.threads is not None and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
-        prediction, model_state = self.model.step(torch.from_numpy(frame), state["model"])
-        written = state["written"] + 1
-        if written == 2 * self.model.config.history_length:
-            written = self.model.config.history_length
-        return prediction.numpy(), {"model": model_state, "written": written}
+            torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
+        dtype = self.model.to_patch.weight.dtype
+        prediction, model_state = self.model.step(torch.tensor(frame, dtype=dtype), state["model"])
+        steps = state["steps"] + 1
+        return prediction.numpy(), {"model": model_state, "steps": steps}
 
-    @torch.inference_mode()
-    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
-        forecast: NDArray[np.float32] = self.model(torch.from_numpy(context), self.horizon)[:, -self.horizon :].numpy()
-        return forecast
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
+        state, predictions = self.initial_state(), [context[:, 0]]
+        for t in range(context.shape[1] + self.horizon - 1):
+            frame = context[:, t] if t < context.shape[1] else predictions[-1]
+            prediction, state = self.step(frame, state)
+            predictions.append(prediction)
+        return np.stack(predictions[-self.horizon :], axis=1), state
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         config: ModelConfig = self.model.config
         tensors: ModelState = state["model"]
         arrays = {"memory": tensors.memory.numpy().copy(), "window": tensors.window.numpy().copy()}
-        arrays["written"] = np.full(self.batch, state["written"], np.int32)
+        K = config.history_length
+        written = contract.written_after(state["steps"], K)
+        arrays["written"] = np.full(self.batch, written, np.int32)
         shapes = {tensor.name: tensor.shape for tensor in contract.states(config, self.batch)}
         for layer in range(len(config.hidden)):
             arrays[f"hidden.{layer}"] = tensors.hidden[layer].numpy().copy()
             arrays[f"cell.{layer}"] = tensors.cell[layer].numpy().copy()
-            ring = np.zeros(shapes[f"history.{layer}"], np.float32)
-            ring[:, _slots(state["written"], config.history_length)] = tensors.history[layer].numpy()
+            entries = tensors.history[layer].numpy()
+            ring = np.zeros(shapes[f"history.{layer}"], entries.dtype)
+            ring[:, contract.slots(written, K)] = entries
             arrays[f"history.{layer}"] = ring
         return arrays
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
         tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
         written = int(arrays["written"][0])
-        slots = _slots(written, self.model.config.history_length)
+        slots = contract.slots(written, self.model.config.history_length)
         layers = range(len(self.model.config.hidden))
         state = ModelState(
             hidden=tuple(tensors[f"hidden.{layer}"] for layer in layers),
@@ -76,12 +81,7 @@ class TorchBackend:
             memory=tensors["memory"],
             window=tensors["window"],
         )
-        return {"model": state, "written": written}
+        return {"model": state, "steps": written - 1}
 
     def close(self) -> None:
         del self.model
-
-
-def _slots(written: int, history_length: int) -> list[int]:
-    """Slots of a ring in the order in which they were written, oldest first."""
-    return [entry % history_length for entry in range(max(0, written - history_length), written)]

@@ -38,8 +38,8 @@ class Backend(Protocol):
         """
         ...
 
-    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The context [B, L, C, H, W] in, the forecast [B, horizon, C, H, W] out, in one call.
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
+        """The context [B, L, C, H, W] in, the forecast [B, horizon, C, H, W] and the last state out, in one call.
 
         Raises:
             BundleError: there is no clip graph.
@@ -66,19 +66,22 @@ def initial_arrays(config: ModelConfig, batch: int) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> Backend:
-    """The backend of a name, running the step graph of a bundle.
+def installed() -> list[str]:
+    """Names of the backends whose library is installed, the preferred one first."""
+    return [name for name in REMEDY if find_spec(name)]
+
+
+def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:
+    """The backend of a name, running the graphs of a bundle.
 
     Args:
-        name: `onnxruntime`, `torch`, or `auto` for the first of these whose library is installed.
+        name: `onnxruntime` or `torch`.
         threads: threads within a step; None leaves it to the library.
 
     Raises:
-        BackendUnavailable: its library is not installed.
+        BackendUnavailable: its library is not installed, or does not load.
         ConfigError: no backend has this name.
     """
-    if name == "auto":
-        name = next((name for name in REMEDY if find_spec(name)), "onnxruntime")
     try:
         match name:
             case "onnxruntime":
@@ -93,9 +96,11 @@ def open_backend(bundle: Bundle, name: str = "auto", *, threads: int | None = No
             case "tensorrt" | "tensorrt-rtx":
                 raise BackendUnavailable(
                     f"{name}: this version builds and checks engines, but does not run them yet; "
-                    "use --backend onnxruntime or torch"
+                    "use the backend onnxruntime or torch"
                 )
             case _:
                 raise ConfigError(f"backend: got {name!r}, expected one of auto, {', '.join(REMEDY)}")
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {REMEDY[name]}") from error
+    except ImportError as error:
+        raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {REMEDY[name]}") from error

@@ -30,6 +30,7 @@ class _Runner:
 
     backend: Backend
     frames: NDArray[np.float32]
+    history_length: int
 
     def __post_init__(self) -> None:
         self.state = self.backend.initial_state()
@@ -47,8 +48,9 @@ class _Runner:
         return times
 
     def warm_up(self, seconds: float) -> int:
-        """Steps until the time settles and the ring is full, at most ten blocks; how many steps that took."""
-        before = float(np.median(self.block(seconds)))
+        """Steps until the history is full, then until the time settles, at most ten blocks; how many steps in all."""
+        while self.count <= self.history_length:
+            before = float(np.median(self.block(seconds)))
         for _ in range(10):
             now = float(np.median(self.block(seconds)))
             if abs(now / before - 1) < SETTLED:
@@ -86,7 +88,7 @@ def benchmark(
         raise ConfigError("backends: name at least one")
     frames = bundle.reference()["frames"]
     batched = np.repeat(frames[:, None], bundle.batch, axis=1)  # [T, B, C, H, W]
-    runners = [_Runner(backend, batched) for backend in backends]
+    runners = [_Runner(backend, batched, bundle.config.history_length) for backend in backends]
     warm_up = []
     for runner in runners:
         progress(f"warming up {runner.backend.name}")

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
+from e3d_deploy.files import sha256, write_file
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Bundle:
     @property
     def digest(self) -> str:
         """Stands for what the bundle computes: the hash over its graphs and weights."""
-        files = {name: digest for name, digest in self.manifest["files"].items() if not name.startswith("engines/")}
+        computing = {MODEL, *(graph["file"] for graph in self.manifest["graphs"].values())}
+        files = {name: digest for name, digest in self.manifest["files"].items() if name in computing}
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -85,17 +86,9 @@ class Bundle:
             return {name: archive[name] for name in archive.files}
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest of the bundle in `path`, whole or not at all."""
-    partial = path / f".{MANIFEST}.{os.getpid()}"
-    partial.write_text(json.dumps(manifest, indent=2) + "\n")
-    partial.replace(path / MANIFEST)
+    write_file(path / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
 
 
 def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
@@ -123,12 +116,44 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
     if schema != SCHEMA:
         raise BundleError(f"{file}: schema {schema!r}, this version reads {SCHEMA}; update e3d_deploy or export again")
-    if missing := {"config", "files", "graphs", "context_length", "horizon", "batch", "verification", "engines"} - set(
-        manifest
-    ):
-        raise BundleError(f"{file}: lacks {', '.join(sorted(missing))}; export the model again")
+    if problem := _problem(manifest):
+        raise BundleError(f"{file}: {problem}; export the model again")
     result: dict[str, Any] = manifest
     return result
+
+
+FIELDS = {
+    "name": str,
+    "created": str,
+    "producer": dict,
+    "config": dict,
+    "context_length": int,
+    "horizon": int,
+    "batch": int,
+    "history": dict,
+    "rounding": dict,
+    "graphs": dict,
+    "verification": dict,
+    "engines": dict,
+    "files": dict,
+}
+"""Fields of a manifest beside `schema`, and what JSON makes of them."""
+
+
+def _problem(manifest: dict[str, Any]) -> str | None:
+    """What keeps a manifest from being used; every file that can be opened must be among those that are hashed."""
+    if missing := set(FIELDS) - set(manifest):
+        return f"lacks {', '.join(sorted(missing))}"
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest[name], kind):
+            return f"{name} is {manifest[name]!r}"
+    try:
+        needed = {MODEL, REFERENCE, *(graph["file"] for graph in manifest["graphs"].values())}
+    except (TypeError, KeyError):
+        return "its graphs name no file"
+    if unlisted := needed - set(manifest["files"]):
+        return f"has no hash of {', '.join(sorted(unlisted))}"
+    return None
 
 
 def _check_file(bundle: Path, name: str, digest: str) -> None:

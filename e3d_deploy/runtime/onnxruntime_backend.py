@@ -35,9 +35,16 @@ class OnnxRuntimeBackend:
             options.intra_op_num_threads = self.threads
         file = self.bundle.graph(graph)
         try:
-            return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base of their own
             raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
+        for direction, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+            listed = [(tensor["name"], tensor["shape"]) for tensor in self.bundle.manifest["graphs"][graph][direction]]
+            if [(tensor.name, tensor.shape) for tensor in found] != listed:
+                raise BundleError(
+                    f"{file}: its {direction} are not those that the manifest lists; export the model again"
+                )
+        return session
 
     def initial_state(self) -> State:
         return initial_arrays(self.bundle.config, self.bundle.batch)
@@ -48,11 +55,13 @@ class OnnxRuntimeBackend:
         prediction = outputs.pop(contract.PREDICTION)
         return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
 
-    def clip(self, context: NDArray[np.float32]) -> NDArray[np.float32]:
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
         if self.clip_session is None:
             self.clip_session = self._open("clip")
-        forecast: NDArray[np.float32] = self.clip_session.run([contract.FORECAST], {contract.CONTEXT: context})[0]
-        return forecast
+        names = [output.name for output in self.clip_session.get_outputs()]
+        outputs = dict(zip(names, self.clip_session.run(names, {contract.CONTEXT: context}), strict=True))
+        forecast = outputs.pop(contract.FORECAST)
+        return forecast, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         return {name: value.copy() for name, value in state.items()}

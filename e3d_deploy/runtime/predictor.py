@@ -1,5 +1,6 @@
 """Predictor, loaded once and shared, and Stream, one video."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,26 +11,32 @@ from numpy.typing import NDArray
 
 from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import BundleError, ConfigError, ShapeError, StreamError
-from e3d_deploy.runtime.backend import Backend, State, open_backend
+from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
+from e3d_deploy.runtime.backend import REMEDY, Backend, State, installed, open_backend
 from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.verify import agrees
+
+log = logging.getLogger(__name__)
 
 
 def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
     """A predictor for the bundle in `path`.
 
     Args:
-        backend: a name that `open_backend` knows, or a backend of your own.
+        backend: a name that `open_backend` knows, or a backend of your own. `auto` takes the first that is
+            installed and gives what PyTorch recorded in the first steps of the bundle's reference clip.
         threads: threads within a step; None leaves it to the library.
 
     Raises:
         BundleError: the bundle is damaged, incomplete or too new.
-        BackendUnavailable: the backend's library is not installed.
+        BackendUnavailable: the backend's library is not installed, or with `auto` none is that agrees.
     """
     bundle = Bundle.open(path)
     if bundle.batch != 1:
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
-    if isinstance(backend, str):
+    if backend == "auto":
+        backend = _first_that_agrees(bundle, threads)
+    elif isinstance(backend, str):
         backend = open_backend(bundle, backend, threads=threads)
     return Predictor(
         bundle.config,
@@ -38,6 +45,21 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         context_length=bundle.context_length,
         horizon=bundle.horizon,
     )
+
+
+def _first_that_agrees(bundle: Bundle, threads: int | None) -> Backend:
+    refused = []
+    for name in installed():
+        backend = open_backend(bundle, name, threads=threads)
+        if agrees(bundle, backend):
+            log.info("backend %s: installed, and agrees with the reference", name)
+            return backend
+        backend.close()
+        refused.append(name)
+        log.warning("backend %s: does not give what PyTorch recorded, so it is not used", name)
+    if refused:
+        raise BackendUnavailable(f"auto: {', '.join(refused)} drift from PyTorch on this machine; run `e3d verify`")
+    raise BackendUnavailable(f"auto: no backend is installed; {REMEDY['onnxruntime']}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,7 @@ class Stream:
 
         Raises:
             ConfigError: horizon below 1.
-            StreamError: nothing was pushed yet.
+            StreamError: nothing was pushed yet, or the network's answer is not finite.
         """
         if horizon < 1:
             raise ConfigError(f"horizon: got {horizon}, expected 1 or more")
@@ -136,8 +158,10 @@ class Stream:
             raise StreamError("nothing was pushed yet; push at least one picture before predicting")
         prediction, state = self.prediction, self.state
         predictions = [prediction]
-        for _ in range(horizon - 1):
+        for number in range(1, horizon):
             prediction, state = self.backend.step(prediction, state)
+            if not np.isfinite(prediction).all():
+                raise StreamError(f"forecast frame {number}: is not finite; forecast less far, check the precision")
             predictions.append(prediction)
         return np.concatenate(predictions)
 

@@ -17,6 +17,10 @@ from e3d_deploy.runtime.bundle import Bundle
 
 BUDGET = {"fp32": 1e-4}
 """Largest absolute difference from PyTorch float32, of predictions and of final states, by precision."""
+ROUNDING = 4
+"""A network that amplifies rounding errors is given this many times what PyTorch's own float32 loses against
+float64 on the reference clip, where that is more than the budget: no backend is closer to PyTorch than PyTorch
+to the truth. The full-size network with random weights needs it; docs/model.md has the numbers."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Report:
     """`torch`, or `reference.npz` where PyTorch was recorded and is not run."""
     context_length: int
     budget: float
+    """For predictions."""
+    state_budget: float
     predictions: list[float]
     """Per step of the rollout; the first `context_length` saw true frames, the others their own predictions."""
     states: list[dict[str, float]]
@@ -36,6 +42,8 @@ class Report:
     """After the last step, per state tensor."""
     clip: float
     """Of the clip graph's forecast, which is one call."""
+    clip_states: dict[str, float]
+    """After the clip graph, per state tensor."""
     dssim: float | None
     """SSIM against the truth: yardstick minus backend, mean over the forecast; None without truth or below 7 pixels."""
     dpsnr: float | None
@@ -43,8 +51,14 @@ class Report:
 
     @property
     def worst(self) -> float:
-        """The largest difference of all that the budget counts; NaN if any is, which `max` would lose."""
-        return float(np.max([*self.predictions, *self.final_states.values(), self.clip]))
+        """The largest difference of predictions, step by step and by the clip graph; NaN if any is."""
+        return float(np.max([*self.predictions, self.clip]))
+
+    @property
+    def worst_state(self) -> tuple[str, float]:
+        """The final state that is furthest off, and by how much; NaN counts as furthest."""
+        found = [*self.final_states.items(), *((f"clip {name}", value) for name, value in self.clip_states.items())]
+        return found[int(np.argmax([value for _, value in found]))]
 
     @property
     def worst_step(self) -> int:
@@ -53,12 +67,14 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Within the budget; what is not a number is not."""
-        return bool(self.worst <= self.budget)
+        """Within the budgets; what is not a number is not."""
+        return bool(self.worst <= self.budget and self.worst_state[1] <= self.state_budget)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON knows it."""
-        return {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": self.passed}
+        """The report as JSON knows it, null for what is not a number."""
+        fields = {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": self.passed}
+        result: dict[str, Any] = _finite_or_none(fields)
+        return result
 
 
 def verify(
@@ -87,44 +103,54 @@ def verify(
     steps = bundle.context_length + bundle.horizon - 1
     context = np.repeat(clip[None, : bundle.context_length], bundle.batch, axis=0)
 
-    candidates = _rollout(backend, context, steps)
-    predictions, states = [], []
-    expected_predictions: list[NDArray[np.float32]] = []
-    found_predictions: list[NDArray[np.float32]] = []
-    expected_states: Mapping[str, NDArray[Any]] = {}
+    expected, found = [], []  # predictions, each [B, C, H, W]
+    states: list[dict[str, float]] = []
+    state: Any = None
     if yardstick is None:
-        recorded = np.repeat(reference["predictions"][:, None], bundle.batch, axis=1)
-        last: Any = None
-        for expected, (found, last) in zip(recorded, candidates, strict=True):  # noqa: B007 (the last state is used)
-            expected_predictions.append(expected)
-            found_predictions.append(found)
-        final = backend.to_arrays(last)
-        expected_states = {
-            tensor.name: reference[contract.NEXT + tensor.name] for tensor in contract.states(bundle.config)
-        }
+        expected = list(np.repeat(reference["predictions"][:, None], bundle.batch, axis=1))
+        for prediction, state in _rollout(backend, context, steps):  # noqa: B007 (the last one is used)
+            found.append(prediction)
+        wanted = {tensor.name: reference[contract.NEXT + tensor.name] for tensor in contract.states(bundle.config)}
     else:
-        for (expected, their_state), (found, state) in zip(
-            _rollout(yardstick, context, steps), candidates, strict=True
-        ):
-            expected_predictions.append(expected)
-            found_predictions.append(found)
-            expected_states, final = yardstick.to_arrays(their_state), backend.to_arrays(state)
-            states.append(_by_kind(_differences(expected_states, final)))
-    predictions = [_difference(a, b) for a, b in zip(expected_predictions, found_predictions, strict=True)]
-    forecast = np.stack(expected_predictions[-bundle.horizon :], axis=1)  # [B, horizon, C, H, W]
+        both = zip(_rollout(yardstick, context, steps), _rollout(backend, context, steps), strict=True)
+        for (their_prediction, their_state), (prediction, state) in both:
+            expected.append(their_prediction)
+            found.append(prediction)
+            wanted = yardstick.to_arrays(their_state)
+            states.append(_by_kind(_differences(wanted, backend.to_arrays(state))))
+    forecast = np.stack(expected[-bundle.horizon :], axis=1)  # [B, horizon, C, H, W]
+    clip_forecast, clip_state = backend.clip(context)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
-    quality = _quality(forecast[0], np.stack(found_predictions[-bundle.horizon :], axis=1)[0], truth)
+    quality = _quality(forecast[0], np.stack(found[-bundle.horizon :], axis=1)[0], truth)
+    budget = BUDGET[bundle.manifest["graphs"]["step"]["precision"]]
+    rounding = bundle.manifest["rounding"]
     return Report(
         backend=backend.name,
         yardstick="reference.npz" if yardstick is None else yardstick.name,
         context_length=bundle.context_length,
-        budget=BUDGET[bundle.manifest["graphs"]["step"]["precision"]],
-        predictions=predictions,
+        budget=max(budget, ROUNDING * rounding["predictions"]),
+        state_budget=max(budget, ROUNDING * rounding["states"]),
+        predictions=[_difference(one, other) for one, other in zip(expected, found, strict=True)],
         states=states,
-        final_states=_differences(expected_states, final),
-        clip=_difference(forecast, backend.clip(context)),
+        final_states=_differences(wanted, backend.to_arrays(state)),
+        clip=_difference(forecast, clip_forecast),
+        clip_states=_differences(wanted, backend.to_arrays(clip_state)),
         dssim=quality.get("ssim"),
         dpsnr=quality.get("psnr"),
+    )
+
+
+def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
+    """Whether a backend gives what PyTorch recorded in the first steps; quick enough for every start."""
+    reference = bundle.reference()
+    steps = min(steps, bundle.context_length)
+    context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
+    budget = max(
+        BUDGET[bundle.manifest["graphs"]["step"]["precision"]], ROUNDING * bundle.manifest["rounding"]["predictions"]
+    )
+    return all(
+        _difference(np.repeat(expected[None], bundle.batch, axis=0), found) <= budget
+        for expected, (found, _) in zip(reference["predictions"], _rollout(backend, context, steps), strict=False)
     )
 
 
@@ -161,8 +187,8 @@ def _rollout(backend: Backend, context: NDArray[np.float32], steps: int) -> Iter
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    assert expected.shape == found.shape, f"{expected.shape} against {found.shape}"
-    # Subtracting equal infinities would give a NaN that max() keeps, so a NaN here is a failure: leave it.
+    if expected.shape != found.shape:
+        raise BundleError(f"got {list(found.shape)} where PyTorch gives {list(expected.shape)}; export the model again")
     return float(np.abs(expected.astype(np.float64) - found).max())
 
 
@@ -190,3 +216,11 @@ def _quality(
             measure = metrics.MEASURES[name]
             losses[name] = float((measure(expected.clip(0, 1), truth) - measure(found.clip(0, 1), truth)).mean())
     return {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite_or_none(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite_or_none(one) for one in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

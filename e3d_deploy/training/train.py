@@ -2,14 +2,14 @@
 
 import json
 import logging
-import math
 import pickle
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -23,6 +23,7 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.datasets import EpochSampler, Mixture, MovingMNIST, Windows
 from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training.module import Learner
 
@@ -49,44 +50,49 @@ def train(
         resume: go on from `run/last.ckpt`; else `run` must not hold a run yet.
 
     Raises:
-        ConfigError: `run` holds a run and `resume` is off, or the other way round, or it is of another model.
+        ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other
+            options; steps that are no whole number of epochs.
         CheckpointError: what is to be resumed is damaged.
         KeyboardInterrupt: Ctrl-C; `run` can be resumed from the last whole epoch.
         ClipError, ShapeError: a source that cannot be learned from.
     """
-    last = run / "last.ckpt"
+    last, path = run / "last.ckpt", run / "model.safetensors"
     if resume and not last.exists():
         raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
-    if not resume and (run / "config.json").exists():
+    if not resume and (last.exists() or path.exists()):
         raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
+    per_epoch = min(config.steps_per_epoch, config.steps)
+    if config.steps % per_epoch:
+        raise ConfigError(
+            f"steps: {config.steps} is not a whole number of epochs of {per_epoch} steps, at whose end a run is "
+            "saved; choose a multiple, or another steps_per_epoch"
+        )
+    settings = json.loads(json.dumps({"model": model_config.to_dict(), "train": asdict(config), "data": list(data)}))
+    if resume and _check_resumable(run, settings) >= config.steps:
+        checkpoint.save(_finished(last, model_config), path)
+        return path
     train_set = open_data(data, model_config, config)
-    valid_set = Subset(
-        MovingMNIST("valid", length=config.clip_length, image_size=model_config.image_size, seed=VALIDATION_SEED),
-        range(VALIDATION_CLIPS),
-    )
-    if resume:
-        _check_resumable(run, model_config)
+    valid_set = Subset(_validation_data(data, model_config, config), range(VALIDATION_CLIPS))
     run.mkdir(parents=True, exist_ok=True)
-    settings = {"model": model_config.to_dict(), "train": asdict(config), "data": list(data)}
-    (run / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
 
     seed_everything(config.seed, verbose=False)
     model = E3DLSTM(model_config)
     averaging = EMAWeightAveraging(decay=config.ema_decay)
     saver = ModelCheckpoint(run, filename="last", enable_version_counter=False)
     bars: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
-    train_loader = _loader(train_set, config, EpochSampler(config.steps_per_epoch * config.batch_size))
+    train_loader = _loader(train_set, config, EpochSampler(per_epoch * config.batch_size))
     valid_loader = _loader(valid_set, config, None)
     with _quiet():
         trainer = Trainer(
             accelerator="auto",
-            max_epochs=math.ceil(config.steps / config.steps_per_epoch),
+            max_epochs=config.steps // per_epoch,
             gradient_clip_val=config.gradient_clip or None,
             logger=CSVLogger(run, name="logs"),
             callbacks=[averaging, saver, *bars, *callbacks],
             enable_progress_bar=progress,
             enable_model_summary=False,
-            log_every_n_steps=min(50, config.steps_per_epoch),
+            log_every_n_steps=min(50, per_epoch),
         )
         on_interrupt = signal.getsignal(signal.SIGINT)
         try:
@@ -100,19 +106,44 @@ def train(
         except SystemExit as error:  # what Lightning makes of Ctrl-C, and it ignores the next ones
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from error
-    path = run / "model.safetensors"
     checkpoint.save(model, path)
     return path
 
 
-def _check_resumable(run: Path, model: ModelConfig) -> None:
+def _check_resumable(run: Path, settings: dict[str, Any]) -> int:
+    """The optimiser steps done in a run, after its settings were compared with those to go on with."""
     try:
-        torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
-        stored = ModelConfig.from_dict(json.loads((run / "config.json").read_text())["model"])
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        stored = json.loads((run / "config.json").read_text())
+        stored["train"]["steps"] = settings["train"]["steps"]  # a run may be made longer
+        done = int(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
-    if stored != model:
-        raise ConfigError(f"{run}: was begun with another model ({stored}); give the same options, or a new folder")
+    if stored != settings:
+        changed = [
+            name
+            for part in ("model", "train")
+            for name, value in settings[part].items()
+            if stored.get(part, {}).get(name) != value
+        ]
+        raise ConfigError(
+            f"{run}: was begun with other options ({', '.join(changed) or 'data'}); give the same, or a new folder"
+        )
+    return done
+
+
+def _finished(last: Path, config: ModelConfig) -> E3DLSTM:
+    """The moving average of a run that is over, as its checkpoint has it."""
+    weights = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
+    model = E3DLSTM(config)
+    model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
+    return model
+
+
+def _validation_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: TrainConfig) -> Dataset[Tensor]:
+    """Moving MNIST of other digits where it is a source; else other windows of the same clips, not held out."""
+    if any(source == "moving-mnist" for source, _ in data):
+        return MovingMNIST("valid", length=config.clip_length, image_size=model.image_size, seed=VALIDATION_SEED)
+    return open_data(data, model, replace(config, seed=VALIDATION_SEED))
 
 
 def open_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: TrainConfig) -> Dataset[Tensor]:
@@ -120,7 +151,11 @@ def open_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: Tra
 
     Raises:
         ClipError, ShapeError: a source that cannot be learned from.
+        ConfigError: a share that is not above 0, or Moving MNIST for a model that takes colours.
     """
+    for source, share in data:
+        if not share > 0:
+            raise ConfigError(f"data: {source} has the share {share:g}, expected more than 0")
     parts: list[Dataset[Tensor]] = []
     for source, _ in data:
         if source == "moving-mnist":
