@@ -177,6 +177,7 @@ def open_bundle(path: Path) -> "Bundle":
     metavar="SOURCE[:SHARE]",
     help="moving-mnist, or a file or folder of clips; several are mixed by their shares.",
 )
+@click.option("--init", "initial", type=PATH, help="Model whose weights to begin with; give its options too.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--image-size", default="64x64", callback=numbers, help="Height x width, pixels.")
 @click.option("--channels", default=1, help="Colours of a frame.")
@@ -198,7 +199,7 @@ def open_bundle(path: Path) -> "Bundle":
 @click.option("--gradient-clip", default=0.0, help="Largest gradient norm; 0 for none.")
 @click.option("--steps-per-epoch", default=500, help="Steps between validations and checkpoints.")
 @click.option("--seed", default=0, help="Decides weights, data and sampling.")
-def train(output: Path, data: tuple[str, ...], resume: bool, **options: Any) -> None:
+def train(output: Path, data: tuple[str, ...], initial: Path | None, resume: bool, **options: Any) -> None:
     """Train a model on Moving MNIST or on clips."""
     import dataclasses
 
@@ -215,6 +216,7 @@ def train(output: Path, data: tuple[str, ...], resume: bool, **options: Any) -> 
             TrainConfig(**part(TrainConfig)),
             output,
             data=[source(text) for text in data],
+            initial=initial,
             resume=resume,
         )
     except KeyboardInterrupt:

@@ -402,3 +402,16 @@ def test_a_run_on_small_colour_clips(tmp_path: Path) -> None:
 def test_a_share_that_is_no_share_is_refused(share: float) -> None:
     with pytest.raises(ConfigError, match="expected more than 0"):
         open_data([("moving-mnist", share)], MODEL, TRAINING)
+
+
+def test_a_run_begins_with_the_weights_of_a_model(tmp_path: Path) -> None:
+    first = train(MODEL, TRAINING, tmp_path / "first", progress=False)
+    still = replace(TRAINING, learning_rate=1e-12)
+    second = train(MODEL, still, tmp_path / "second", initial=first, progress=False)
+    for name, weight in checkpoint.load(first).state_dict().items():
+        torch.testing.assert_close(checkpoint.load(second).state_dict()[name], weight, rtol=0, atol=1e-9)
+    with pytest.raises(ConfigError, match="is another network"):
+        train(replace(MODEL, hidden=(5,)), still, tmp_path / "third", initial=first, progress=False)
+    with pytest.raises(E3DError, match="no such file"):
+        train(MODEL, still, tmp_path / "third", initial=tmp_path / "absent.safetensors", progress=False)
+    assert not (tmp_path / "third").exists()

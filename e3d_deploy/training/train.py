@@ -23,7 +23,7 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.datasets import EpochSampler, Mixture, MovingMNIST, Windows
 from e3d_deploy.errors import CheckpointError, ConfigError
-from e3d_deploy.files import write_file
+from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training.module import Learner
 
@@ -36,6 +36,7 @@ def train(
     run: Path,
     *,
     data: Sequence[tuple[str, float]] = (("moving-mnist", 1.0),),
+    initial: Path | None = None,
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
@@ -47,6 +48,7 @@ def train(
 
     Args:
         data: sources and their shares of the samples: `moving-mnist`, or a file or folder of clips.
+        initial: model whose weights to begin with, of the same config; else they are drawn by the seed.
         resume: go on from `run/last.ckpt`; else `run` must not hold a run yet.
 
     Raises:
@@ -67,7 +69,11 @@ def train(
             f"steps: {config.steps} is not a whole number of epochs of {per_epoch} steps, at whose end a run is "
             "saved; choose a multiple, or another steps_per_epoch"
         )
-    settings = json.loads(json.dumps({"model": model_config.to_dict(), "train": asdict(config), "data": list(data)}))
+    weights = None if initial is None else _weights_of(initial, model_config)
+    begin = None if initial is None else {"file": initial.name, "sha256": sha256(initial)}
+    settings = json.loads(
+        json.dumps({"model": model_config.to_dict(), "train": asdict(config), "data": list(data), "initial": begin})
+    )
     if resume and _check_resumable(run, settings) >= config.steps:
         checkpoint.save(_finished(last, model_config), path)
         return path
@@ -78,6 +84,8 @@ def train(
 
     seed_everything(config.seed, verbose=False)
     model = E3DLSTM(model_config)
+    if weights is not None:
+        model.load_state_dict(weights)
     averaging = EMAWeightAveraging(decay=config.ema_decay)
     saver = ModelCheckpoint(run, filename="last", enable_version_counter=False)
     bars: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
@@ -129,6 +137,13 @@ def _check_resumable(run: Path, settings: dict[str, Any]) -> int:
             f"{run}: was begun with other options ({', '.join(changed) or 'data'}); give the same, or a new folder"
         )
     return done
+
+
+def _weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
+    model = checkpoint.load(initial)
+    if model.config != config:
+        raise ConfigError(f"{initial}: is another network ({model.config}); give the options that it was made with")
+    return model.state_dict()
 
 
 def _finished(last: Path, config: ModelConfig) -> E3DLSTM:
