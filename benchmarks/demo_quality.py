@@ -1,13 +1,14 @@
 """How good the demo model's forecasts are: 1,000 generated clips of digits that training never saw.
 
-    python -m benchmarks.demo_quality [--run RUN_FOLDER]
+    python -m benchmarks.demo_quality [--run RUN_FOLDER --command COMMAND]...
 
-Writes e3d_deploy/demo/moving_mnist.json, the card that ships with the model. With --run, the training
-run's settings and curve go into it; without, those in the card stay.
+Writes e3d_deploy/demo/moving_mnist.json, the card that ships with the model. With the runs that made it, one
+after the other, their commands, settings and curve go into it; without, those in the card stay.
 """
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,26 +45,27 @@ def measure() -> dict[str, Any]:
     }
 
 
-def curve(run: Path) -> dict[str, list[float]]:
-    """The validation error over the steps of a run, over all its starts."""
-    rows = []
-    for file in sorted(run.glob("logs/version_*/metrics.csv")):
-        with file.open() as opened:
-            rows += [row for row in csv.DictReader(opened) if row["valid_mse"]]
-    return {
-        "step": [int(row["step"]) + 1 for row in rows],
-        "valid_mse": [round(float(row["valid_mse"]), 2) for row in rows],
-    }
+def curve(runs: Sequence[Path]) -> dict[str, list[float]]:
+    """The validation error over the steps of runs that follow each other, each over all its starts."""
+    steps, errors, before = [], [], 0
+    for run in runs:
+        for file in sorted(run.glob("logs/version_*/metrics.csv")):
+            with file.open() as opened:
+                rows = [row for row in csv.DictReader(opened) if row["valid_mse"]]
+            steps += [before + int(row["step"]) + 1 for row in rows]
+            errors += [round(float(row["valid_mse"]), 2) for row in rows]
+        before = steps[-1]
+    return {"step": steps, "valid_mse": errors}
 
 
 @click.command()
-@click.option("--run", type=click.Path(path_type=Path, exists=True), help="Run folder that the model came from.")
-@click.option("--command", help="The command that made the run.")
-def main(run: Path | None, command: str | None) -> None:
+@click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path, exists=True), help="Run folder.")
+@click.option("--command", "commands", multiple=True, help="The command that made the run.")
+def main(runs: tuple[Path, ...], commands: tuple[str, ...]) -> None:
     card = json.loads(CARD.read_text()) if CARD.exists() else {}
-    if run is not None:
-        settings = json.loads((run / "config.json").read_text())
-        card |= {"command": command, "settings": settings["train"], "data": settings["data"], "curve": curve(run)}
+    if runs:
+        settings = [json.loads((run / "config.json").read_text()) for run in runs]
+        card |= {"commands": commands, "settings": [one["train"] for one in settings], "curve": curve(runs)}
     measures = measure()
     card["quality"] = {
         "sequences": SEQUENCES,
