@@ -122,14 +122,13 @@ def verify(
     clip_forecast, clip_state = backend.clip(context)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
     quality = _quality(forecast[0], np.stack(found[-bundle.horizon :], axis=1)[0], truth)
-    budget = BUDGET[bundle.manifest["graphs"]["step"]["precision"]]
-    rounding = bundle.manifest["rounding"]
+    budget, state_budget = budgets(bundle)
     return Report(
         backend=backend.name,
         yardstick="reference.npz" if yardstick is None else yardstick.name,
         context_length=bundle.context_length,
-        budget=max(budget, ROUNDING * rounding["predictions"]),
-        state_budget=max(budget, ROUNDING * rounding["states"]),
+        budget=budget,
+        state_budget=state_budget,
         predictions=[_difference(one, other) for one, other in zip(expected, found, strict=True)],
         states=states,
         final_states=_differences(wanted, backend.to_arrays(state)),
@@ -140,14 +139,18 @@ def verify(
     )
 
 
+def budgets(bundle: Bundle) -> tuple[float, float]:
+    """What a bundle allows, for predictions and for states; `ROUNDING` says why it may be more than `BUDGET`."""
+    budget, rounding = BUDGET[bundle.manifest["graphs"]["step"]["precision"]], bundle.manifest["rounding"]
+    return max(budget, ROUNDING * rounding["predictions"]), max(budget, ROUNDING * rounding["states"])
+
+
 def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
     """Whether a backend gives what PyTorch recorded in the first steps; quick enough for every start."""
     reference = bundle.reference()
     steps = min(steps, bundle.context_length)
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
-    budget = max(
-        BUDGET[bundle.manifest["graphs"]["step"]["precision"]], ROUNDING * bundle.manifest["rounding"]["predictions"]
-    )
+    budget, _ = budgets(bundle)
     return all(
         _difference(np.repeat(expected[None], bundle.batch, axis=0), found) <= budget
         for expected, (found, _) in zip(reference["predictions"], _rollout(backend, context, steps), strict=False)
