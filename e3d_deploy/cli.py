@@ -57,7 +57,7 @@ def explain(error: Exception) -> tuple[str, int]:
     return (f"unexpected {type(error).__name__}: {error}; `e3d --debug …` shows where", 1)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="e3d")
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries log.")
 def main(debug: bool) -> None:
@@ -230,9 +230,9 @@ def train(output: Path, data: tuple[str, ...], initial: Path | None, resume: boo
 @main.command()
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, metavar="NAME.e3d", help="Folder of the bundle.")
-@click.option("--context", "context_length", default=10, show_default=True, help="Frames that the clip graph takes.")
-@click.option("--horizon", default=10, show_default=True, help="Frames that the clip graph gives.")
-@click.option("--batch", default=1, show_default=True, help="Streams that the graphs run at once.")
+@click.option("--context", "context_length", default=10, help="Frames that the clip graph takes.")
+@click.option("--horizon", default=10, help="Frames that the clip graph gives.")
+@click.option("--batch", default=1, help="Streams that the graphs run at once.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
 def export(model: Path, output: Path, **options: Any) -> None:
@@ -259,7 +259,6 @@ def export(model: Path, output: Path, **options: Any) -> None:
     "--optimization-level",
     type=click.IntRange(0, 5),
     default=3,
-    show_default=True,
     help="0 builds quickly, 5 runs quickly.",
 )
 def build(bundle: Path, target: str, workspace_mb: int | None, optimization_level: int) -> None:
@@ -295,12 +294,11 @@ def build(bundle: Path, target: str, workspace_mb: int | None, optimization_leve
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or torch.")
+@click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
 @click.option(
     "--against",
     type=click.Choice(["auto", "torch", "reference"]),
     default="auto",
-    show_default=True,
     help="PyTorch, or what it computed at export; auto takes PyTorch if it is installed.",
 )
 @click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
@@ -393,9 +391,9 @@ def show_report(report: "Report") -> None:
 @click.option("-o", "--output", type=PATH, required=True, help=".npz, .mp4, .gif, or a folder for pictures.")
 @click.option("--context", "context_length", type=click.IntRange(min=1), help="Frames to look at; else the bundle's.")
 @click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; else the bundle's.")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or torch.")
+@click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
-@click.option("--zoom", type=click.IntRange(min=1), default=1, show_default=True, help="Enlarge videos and pictures.")
+@click.option("--zoom", type=click.IntRange(min=1), default=1, help="Enlarge videos and pictures.")
 def predict(
     model: Path,
     clip: Path,
@@ -440,13 +438,13 @@ def predict(
 @main.command()
 @click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
 @click.argument("video", metavar="SOURCE", type=PATH)
-@click.option("--horizon", type=click.IntRange(min=1), default=10, show_default=True, help="Frames to look ahead.")
-@click.option("--backend", default="auto", show_default=True, help="auto, onnxruntime or torch.")
+@click.option("--horizon", type=click.IntRange(min=1), default=10, help="Frames to look ahead.")
+@click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 @click.option(
     "-o", "--output", type=PATH, help="What came beside what had been forecast for it: .mp4, .gif or a folder."
 )
-@click.option("--zoom", type=click.IntRange(min=1), default=4, show_default=True, help="Enlarge the output.")
+@click.option("--zoom", type=click.IntRange(min=1), default=4, help="Enlarge the output.")
 @click.option("--json", "json_", is_flag=True, help="The summary as JSON.")
 def stream(
     model: Path,
@@ -502,13 +500,12 @@ def stream(
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--backends", default="torch,onnxruntime", show_default=True, help="Names; the first is compared with.")
+@click.option("--backends", default="torch,onnxruntime", help="Names; the first is compared with.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
-    show_default=True,
     help="Length of a block; each backend runs five and the warm-up.",
 )
 @click.option("--picture", type=PATH, help="Draw the latencies into this PNG.")
@@ -618,9 +615,7 @@ def doctor(json_: bool) -> None:
 
 
 @main.command()
-@click.option(
-    "-o", "--output", type=PATH, default=Path("demo-output"), show_default=True, help="Folder for the results."
-)
+@click.option("-o", "--output", type=PATH, default=Path("demo-output"), help="Folder for the results.")
 def demo(output: Path) -> None:
     """The whole path on a trained model: export, build, verify, forecast, benchmark, report."""
     from e3d_deploy.demo.tour import tour

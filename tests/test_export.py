@@ -11,7 +11,7 @@ import torch
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import CheckpointError, ConfigError, ShapeError
+from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.step import FlatConvolution, PlainNorm, PlainRecall
@@ -220,6 +220,21 @@ def test_nothing_is_left_of_an_export_that_fails(
     with pytest.raises(MemoryError):
         export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "clip.npy")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.npy", "m.safetensors"]
+
+
+def test_a_model_that_answers_with_nan_is_refused(tmp_path: Path, tiny_model: E3DLSTM) -> None:
+    tiny_model.to_patch.bias.fill_(torch.nan)
+    checkpoint.save(tiny_model, tmp_path / "m.safetensors")
+    np.save(tmp_path / "clip.npy", np.zeros((4, 16, 24, 1), np.uint8))
+    with pytest.raises(ExportError, match="answers the reference clip with NaN"):
+        export(
+            tmp_path / "m.safetensors",
+            tmp_path / "o.e3d",
+            context_length=2,
+            horizon=2,
+            reference=tmp_path / "clip.npy",
+        )
+    assert not (tmp_path / "o.e3d").exists()
 
 
 def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM) -> None:

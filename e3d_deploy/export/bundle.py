@@ -20,7 +20,7 @@ from e3d_deploy import __version__, checkpoint, contract, frames
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, load_digits, moving_mnist
-from e3d_deploy.errors import ConfigError
+from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.compose import clip_graph, step_graph
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.export.torch_backend import TorchBackend
@@ -56,7 +56,7 @@ def export(
         CheckpointError: `model_path` is not a model.
         ConfigError: a length below 1, or `output` is there already.
         ClipError, ShapeError: the reference clip cannot be used.
-        ExportError: PyTorch could not export the model.
+        ExportError: PyTorch could not export the model, or the model answers with NaN.
     """
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
         if value < 1:
@@ -154,6 +154,8 @@ def record(
         The arrays of reference.npz (docs/bundle.md), and the largest differences of `predictions` and `states`.
     """
     predictions, states = _rollout(model, clip, context_length, batch)
+    if not np.isfinite(predictions).all():
+        raise ExportError("the model itself answers the reference clip with NaN or infinity; train it again")
     exact_predictions, exact_states = _rollout(copy.deepcopy(model).double(), clip, context_length, batch)
     rounding = {
         "predictions": float(np.abs(predictions - exact_predictions).max()),

@@ -69,6 +69,7 @@ def train(
             f"steps: {config.steps} is not a whole number of epochs of {per_epoch} steps, at whose end a run is "
             "saved; choose a multiple, or another steps_per_epoch"
         )
+    config = replace(config, steps_per_epoch=per_epoch)
     weights = None if initial is None else _weights_of(initial, model_config)
     begin = None if initial is None else {"file": initial.name, "sha256": sha256(initial)}
     settings = json.loads(
