@@ -388,7 +388,13 @@ def show_report(report: "Report") -> None:
 @main.command()
 @click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
 @click.argument("clip", metavar="INPUT", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help=".npz, .mp4, .gif, or a folder for pictures.")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    required=True,
+    help=".npz, .mp4 or .gif, replaced if it is there, or a new folder for pictures.",
+)
 @click.option("--context", "context_length", type=click.IntRange(min=1), help="Frames to look at; else the bundle's.")
 @click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; else the bundle's.")
 @click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
