@@ -142,10 +142,15 @@ def test_ctrl_c_cancels_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
     trt = FakeTensorRT()
     trt.calls["interrupt"] = True
 
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+    wait, waits = to_tensorrt.wait, []
 
-    monkeypatch.setattr(to_tensorrt, "wait", interrupted)
+    def interrupted_once(*arguments: Any, **options: Any) -> Any:
+        waits.append(arguments)
+        if len(waits) == 1:
+            raise KeyboardInterrupt
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(to_tensorrt, "wait", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         plan_of(trt)
     assert trt.calls["cancelled"]

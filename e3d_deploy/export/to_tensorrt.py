@@ -3,9 +3,10 @@
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -161,16 +162,28 @@ def build_plan(
 
 
 def _in_thread(work: Callable[[], Any], monitor: Any) -> Any:
-    """Run `work` where Ctrl-C does not reach it, and cancel it by its monitor when Ctrl-C comes."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        future = pool.submit(work)
+    """Run `work` where Ctrl-C does not reach it, and cancel it by its monitor when Ctrl-C comes.
+
+    The builder asks its monitor between steps alone, and a step may take half a minute: what has not ended
+    two seconds later goes on in its thread, and its result is thrown away.
+    """
+    future: Future[Any] = Future()
+
+    def run() -> None:
         try:
-            while not future.done():
-                wait([future], timeout=0.1)
-        except KeyboardInterrupt:
-            monitor.cancelled = True
-            raise  # when the pool has seen the end of it
-        return future.result()
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while not future.done():
+            wait([future], timeout=0.1)
+    except KeyboardInterrupt:
+        monitor.cancelled = True
+        wait([future], timeout=2)
+        raise
+    return future.result()
 
 
 def _logger(trt: Any) -> Any:
