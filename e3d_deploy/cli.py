@@ -313,7 +313,8 @@ def verify(
 
     from e3d_deploy import frames
     from e3d_deploy.data.clips import read_clips
-    from e3d_deploy.runtime.backend import installed, open_backend
+    from e3d_deploy.doctor import installed
+    from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.bundle import record_verification
     from e3d_deploy.runtime.verify import verify as verify_backend
 
@@ -341,7 +342,7 @@ def verify(
     if picture is not None:
         from e3d_deploy import plots
 
-        picture.write_bytes(plots.drift([report]))
+        picture.write_bytes(plots.drift(report))
     if json_:
         as_json(report.to_dict())
     else:

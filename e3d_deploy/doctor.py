@@ -43,6 +43,15 @@ LIBRARIES = (
 )
 
 
+BACKENDS = {"onnxruntime": ("onnxruntime",), "torch": ("torch", "safetensors")}
+"""Backends that run in this version, the preferred one first, and the modules that each needs."""
+
+
+def installed() -> list[str]:
+    """Names of the backends whose libraries are installed, the preferred one first."""
+    return [name for name, modules in BACKENDS.items() if all(find_spec(module) for module in modules)]
+
+
 def extra_of(module: str) -> str | None:
     """The extra that brings a module; None for one that is none of ours."""
     top = module.partition(".")[0].removesuffix("_bindings")
@@ -66,10 +75,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": machine(),
         "libraries": libraries,
-        "backends": {
-            "onnxruntime": find_spec("onnxruntime") is not None,
-            "torch": find_spec("torch") is not None and find_spec("safetensors") is not None,
-        },
+        "backends": {name: name in installed() for name in BACKENDS},
         "warnings": _warnings(),
     }
 

@@ -13,22 +13,20 @@ from e3d_deploy.runtime.verify import Report
 GRAY, BLUE, RED = "#666666", "#1f5fa8", "#b03030"
 
 
-def drift(reports: Sequence[Report]) -> bytes:
+def drift(report: Report) -> bytes:
     """Difference from PyTorch at each step of the rollout, on a logarithmic axis, with the budget."""
     figure, axes = _figure(7, 3.6)
-    for report in reports:
+    lines = {kind: [step[kind] for step in report.states] for kind in ("hidden", "cell", "memory") if report.states}
+    for name, values in {"predictions": report.predictions, **lines}.items():
         # An exact step has no place on a logarithmic axis; it stands at the bottom.
-        values = [max(value, 1e-9) for value in report.predictions]
-        axes.plot(range(1, len(values) + 1), values, marker="o", ms=3, label=f"{report.backend}: predictions")
-        for kind in ("hidden", "cell", "memory"):
-            if report.states:
-                line = [max(step[kind], 1e-9) for step in report.states]
-                axes.plot(range(1, len(line) + 1), line, lw=0.8, label=f"{report.backend}: {kind}")
-    axes.axhline(reports[0].budget, color="black", lw=1.2, ls="--", label="budget")
-    axes.axvline(reports[0].context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="own predictions from here")
+        shown = [max(value, 1e-9) for value in values]
+        thick = {"marker": "o", "ms": 3} if name == "predictions" else {"lw": 0.8}
+        axes.plot(range(1, len(shown) + 1), shown, label=f"{report.backend}: {name}", **thick)
+    axes.axhline(report.budget, color="black", lw=1.2, ls="--", label="budget")
+    axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="own predictions from here")
     axes.set(yscale="log", xlabel="step", ylabel="largest |difference| from PyTorch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(top=30 * reports[0].budget)  # room for the legend
+    axes.set_ylim(top=30 * report.budget)  # room for the legend
     axes.legend(fontsize=7, ncols=3, loc="upper left")
     return _png(figure)
 

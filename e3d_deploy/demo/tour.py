@@ -132,7 +132,7 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
     gif = output / "forecast.gif"
     write_clips(gif, _animation(examples)[None], frames_per_second=6, zoom=3)
     pictures = {
-        "Drift from PyTorch over the rollout": plots.drift([report]),
+        "Drift from PyTorch over the rollout": plots.drift(report),
         "Truth and forecast, a test clip": plots.strips(_rows(examples[0])),
         "Truth and forecast, another": plots.strips(_rows(examples[1])),
         f"Moving MNIST as it played, and what was forecast {LOOK_AHEAD} frames before": _film(digits),

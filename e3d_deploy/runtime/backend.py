@@ -1,7 +1,6 @@
 """What runs a step, and how one is chosen."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ REMEDY = {
     "onnxruntime": "pip install 'e3d_deploy[cpu]'",
     "torch": "pip install 'e3d_deploy[train]'",
 }
-"""Backends that run in this version, the preferred one first, and how to get each."""
+"""How to get each backend that runs in this version."""
 
 
 class Backend(Protocol):
@@ -64,11 +63,6 @@ def initial_arrays(config: ModelConfig, batch: int) -> dict[str, NDArray[Any]]:
     arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in contract.states(config, batch)}
     arrays["written"][:] = 1
     return arrays
-
-
-def installed() -> list[str]:
-    """Names of the backends whose library is installed, the preferred one first."""
-    return [name for name in REMEDY if find_spec(name)]
 
 
 def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:

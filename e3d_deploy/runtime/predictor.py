@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.doctor import installed
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
-from e3d_deploy.runtime.backend import REMEDY, Backend, State, installed, open_backend
+from e3d_deploy.runtime.backend import REMEDY, Backend, State, open_backend
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.verify import agrees
 
