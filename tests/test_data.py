@@ -1,8 +1,9 @@
 """Moving MNIST, clips from files, and the data sets made of them."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.datasets import EpochSampler, Mixture, MovingMNIST, Windows
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, SPLITS, load_digits, moving_mnist
-from e3d_deploy.errors import ClipError, ConfigError, ShapeError
+from e3d_deploy.errors import ClipError, ConfigError, ShapeError, SourceLost
 
 SIZE = (32, 48)
 """Height and width of the clips in files here."""
@@ -505,3 +506,31 @@ def test_indices_go_on_from_epoch_to_epoch() -> None:
     assert list(sampler) == [4, 5, 6, 7]
     sampler.set_epoch(5)
     assert list(sampler) == list(sampler) == [20, 21, 22, 23]
+
+
+def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike one that cannot be read at all: the frames before were good."""
+
+    class Breaking:
+        def __init__(self, path: str) -> None:
+            self.whole = av_open(path)
+            self.streams, self.format = self.whole.streams, self.whole.format
+
+        def decode(self, stream: object) -> Iterator[av.VideoFrame]:
+            yield from islice(self.whole.decode(stream), 3)
+            raise av.error.InvalidDataError(1, "cable pulled")
+
+        def __enter__(self) -> "Breaking":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.whole.close()
+
+    av_open = av.open
+    path = Path(str(files("e3d_deploy.data") / "clips" / "pedestrians.mp4"))
+    monkeypatch.setattr(av, "open", Breaking)
+    pictures = play(path, image_size=(16, 16), channels=1).pictures
+    assert len(list(islice(pictures, 3))) == 3
+    with pytest.raises(SourceLost, match="broke off after frame 2") as caught:
+        next(pictures)
+    assert caught.value.exit_code == 6
