@@ -14,34 +14,34 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
-from e3d_deploy import checkpoint, metrics
+from e3d_deploy import checkpoint
 from e3d_deploy.data.datasets import MovingMNIST
 from e3d_deploy.demo.tour import CARD, CONTEXT, HORIZON, MODEL, TEST_SEED
+from e3d_deploy.evaluation import evaluate
+from e3d_deploy.evaluation.conventions import OPENSTL, ORIGINAL
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.runtime import Predictor
 
-SEQUENCES, BATCH = 1000, 20
+SEQUENCES = 1000
+TAKEN_FROM = {"mse": ORIGINAL, "mae": ORIGINAL, "psnr": OPENSTL, "ssim": OPENSTL}
+"""The measures of the card, all of clipped predictions, and where evaluation.py takes them so."""
 
 
-def measure() -> dict[str, Any]:
+def measure(sequences: int = SEQUENCES) -> dict[str, Any]:
     """Every measure per predicted frame, mean over the clips, for the model and for two baselines."""
     model = checkpoint.load(MODEL)
     data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
-    values: dict[str, dict[str, list[np.ndarray]]] = {}
-    for start in range(0, SEQUENCES, BATCH):
-        clips = torch.stack([data[index] for index in range(start, start + BATCH)])
-        with torch.inference_mode():
-            forecast = model(clips[:, :CONTEXT], HORIZON)[:, -HORIZON:].clamp(0, 1).numpy()
-        truth = clips[:, CONTEXT:].numpy()
-        last = clips[:, CONTEXT - 1 : CONTEXT].numpy().repeat(HORIZON, axis=1)
-        mean = clips[:, :CONTEXT].mean(1, keepdim=True).numpy().repeat(HORIZON, axis=1)
-        for who, answer in {"forecast": forecast, "copy last": last, "mean of context": mean}.items():
-            for name, function in metrics.MEASURES.items():
-                values.setdefault(name, {}).setdefault(who, []).append(function(answer, truth))  # [B, T]
-        print(f"{start + BATCH} of {SEQUENCES}", end="\r", flush=True)
+    found = evaluate(
+        Predictor(model.config, TorchBackend(model), identity=MODEL.name),
+        (data[index].numpy() for index in range(sequences)),
+        context_length=CONTEXT,
+        horizon=HORIZON,
+        each=lambda number, _clip, _forecast: print(f"{number} of {sequences}", end="\r", flush=True),
+    )
     return {
-        name: {who: np.concatenate(parts).mean(0).round(5).tolist() for who, parts in by.items()}
-        for name, by in values.items()
+        name: {who: np.round(found.frames[convention.name, name, who], 5).tolist() for who in found.answerers}
+        for name, convention in TAKEN_FROM.items()
     }
 
 

@@ -22,7 +22,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.torch_backend import TorchBackend
-from e3d_deploy.model import E3DLSTM, Recall, State, to_entry
+from e3d_deploy.model import E3DLSTM, Recall, State, from_entry, to_entry
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -34,9 +34,9 @@ class MaskedRecall(Recall):
     def forward(self, recall_gate: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         ring, empty = history  # [B, K, D·h·w, N], bool [B, K]
         keys = ring.flatten(1, 2)
-        scores = to_entry(recall_gate) @ keys.transpose(1, 2)
+        scores = to_entry(recall_gate, self.semantics) @ keys.transpose(1, 2)
         masked = scores.masked_fill(empty.repeat_interleave(ring.shape[2], dim=1)[:, None], -torch.inf)
-        return (masked.softmax(-1) @ keys).transpose(1, 2).reshape(recall_gate.shape)
+        return from_entry(masked.softmax(-1) @ keys, recall_gate, self.semantics)
 
 
 class NaiveStep(nn.Module):
@@ -46,7 +46,7 @@ class NaiveStep(nn.Module):
         super().__init__()
         self.model = model
         for cell in model.cells:
-            cell.recall = MaskedRecall()
+            cell.recall = MaskedRecall(model.config.semantics)
 
     def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         config = self.model.config
@@ -75,7 +75,7 @@ class NaiveStep(nn.Module):
         }
         for layer in layers:
             out[f"hidden.{layer}"], out[f"cell.{layer}"] = following.hidden[layer], following.cell[layer]
-            entry = to_entry(following.cell[layer])[:, None]
+            entry = to_entry(following.cell[layer], config.semantics)[:, None]
             out[f"history.{layer}"] = torch.where(here, entry, state[f"history.{layer}"])
         return prediction, *(out[name] for name in names)
 

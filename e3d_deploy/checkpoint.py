@@ -11,9 +11,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.tensors import KEY
 
-KEY = "e3d_deploy"
-"""Of the one entry in the file's metadata; safetensors would write several in any order, and bytes would differ."""
 FORMAT = 1
 
 

@@ -1,13 +1,15 @@
-"""ModelConfig: everything that fixes what a network computes."""
+"""What fixes a network (ModelConfig), how it learns (TrainConfig) and how its engines are built (EngineConfig)."""
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from e3d_deploy.errors import ConfigError
 
-Semantics = Literal["paper", "google"]
+Config = TypeVar("Config")
+Semantics = Literal["paper", "google", "openstl"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +41,15 @@ class ModelConfig:
     """Added to the variance in every norm. The released TensorFlow code uses 1e-12; see docs/model.md."""
     semantics: Semantics = "paper"
     """`paper`: the global memory moves. `google`: a cell returns the memory it was given, as the
-    released TensorFlow code does, so that it stays zero for ever."""
+    released TensorFlow code does, so that it stays zero for ever. `openstl`: what OpenSTL's port computes."""
+    stride: int = 1
+    """Of the convolutions, patches; nearest upsampling restores the grid. Other than 1 with `openstl` only."""
 
     def __post_init__(self) -> None:
         # JSON knows lists only.
         object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        for name in ("channels", "patch_size", "kernel_size", "window_length", "history_length"):
+        for name in ("channels", "patch_size", "kernel_size", "window_length", "history_length", "stride"):
             _whole(name, getattr(self, name))
         for size in (*self.image_size, *self.hidden):
             _whole("image_size, hidden", size)
@@ -70,6 +74,15 @@ class ModelConfig:
             raise ConfigError(f"norm_eps: got {self.norm_eps}, expected more than 0")
         if self.semantics not in get_args(Semantics):
             raise ConfigError(f"semantics: got {self.semantics!r}, expected one of {', '.join(get_args(Semantics))}")
+        if self.stride < 1 or (self.stride > 1 and self.semantics != "openstl"):
+            raise ConfigError(f"stride: got {self.stride}, expected 1, or with the semantics openstl more")
+        if self.semantics == "openstl" and self.window_length != 2:
+            raise ConfigError(f"window_length: got {self.window_length}, expected 2 with the semantics openstl")
+        if self.semantics == "openstl" and len(set(self.hidden)) > 1:
+            raise ConfigError(
+                f"hidden: got {self.hidden}, expected equal sizes with the semantics openstl, "
+                "where every layer is given the same memory"
+            )
 
     @property
     def patch_channels(self) -> int:
@@ -95,7 +108,7 @@ class ModelConfig:
         It comes from the layer below, at the bottom from the top layer one step earlier. A memory
         that stays zero is the top layer's everywhere.
         """
-        if self.semantics == "google":
+        if self.semantics != "paper":
             return (self.hidden[-1],) * len(self.hidden)
         return (self.hidden[-1], *self.hidden[:-1])
 
@@ -110,17 +123,20 @@ class ModelConfig:
         Raises:
             ConfigError: a field that is unknown here, or of the wrong kind.
         """
-        if not isinstance(fields, dict):
-            raise ConfigError(f"config: got {fields!r}, expected fields and values")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ConfigError(
-                f"config: unknown field {', '.join(unknown)}; made by a newer e3d_deploy? update this one"
-            )
-        try:
-            return cls(**fields)
-        except TypeError as error:
-            raise ConfigError(f"config: {error}") from error
+        return _from_dict(cls, fields)
+
+
+def _from_dict(config: type[Config], fields: dict[str, Any]) -> Config:
+    """A config from what its `to_dict` gave."""
+    if not isinstance(fields, dict):
+        raise ConfigError(f"config: got {fields!r}, expected fields and values")
+    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    if unknown := sorted(set(fields) - known):
+        raise ConfigError(f"config: unknown field {', '.join(unknown)}; made by a newer e3d_deploy? update this one")
+    try:
+        return config(**fields)
+    except TypeError as error:
+        raise ConfigError(f"config: {error}") from error
 
 
 def _whole(name: str, value: object) -> None:
@@ -128,9 +144,16 @@ def _whole(name: str, value: object) -> None:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number")
 
 
+Loss = Literal["mean", "sum"]
+Optimizer = Literal["adamw", "adam", "released-adam"]
+Schedule = Literal["cosine", "onecycle", "constant"]
+Sampling = Literal["scheduled", "reverse"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network learns.
+    """How a network learns. The defaults are the recipe `modern`; docs/training.md compares the recipes.
 
     Raises:
         ConfigError: a value with which nothing can be learned.
@@ -143,43 +166,201 @@ class TrainConfig:
     steps: int = 80_000
     """Optimiser steps in all."""
     batch_size: int = 4
-    """Clips in an optimiser step."""
-    learning_rate: float = 1e-3
-    """At its highest; it rises for `warmup_steps` and falls along a cosine to 0."""
-    warmup_steps: int = 100
-    """Optimiser steps."""
+    """Clips in an optimiser step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts that a step's clips are computed in, one after the other, to save memory."""
+    loss: Loss = "mean"
+    """`mean`: mean squared plus weighted mean absolute difference, over all predicted frames. `sum`: half
+    the sum of squares plus the weighted sum of absolute differences over the whole batch, as released."""
     l1_weight: float = 1.0
-    """Loss per clip = half the sum of squares + this times the sum of absolute differences, over all
-    predicted frames; 1 in the released code. With few steps to learn in, 0 avoids the plateau where
-    an all-black frame is the best answer to the absolute difference."""
+    """Weight of the absolute differences. With few steps to learn in, 0 avoids the plateau where an
+    all-black frame is the best answer to them."""
+    optimizer: Optimizer = "adamw"
+    """`released-adam` is the one of google/e3d_lstm, with epsilon inside the square root."""
+    beta1: float = 0.9
+    """Decay of the mean of the gradients, per step."""
+    beta2: float = 0.99
+    """Decay of the mean of their squares, per step."""
+    weight_decay: float = 0.01
+    """Of `adamw`."""
+    learning_rate: float = 1e-3
+    """At its highest."""
+    schedule: Schedule = "cosine"
+    """`cosine`: rises for `warmup_steps`, then falls along a cosine to 0. `onecycle`: PyTorch's OneCycleLR."""
+    warmup_steps: int = 100
+    """Optimiser steps, of `cosine`."""
+    sampling: Sampling = "scheduled"
+    """`scheduled`: all of the context is shown, and later frames ever more seldom. `reverse`: frames of the
+    context too are replaced by their predictions at first."""
     sampling_start: float = 1.0
-    """Chance at step 0 that a true frame is shown in place of the prediction."""
-    sampling_stop_step: int = 50_000
-    """Optimiser step from which on no true frame is shown after the context."""
+    """Chance at the start that a true frame is shown in place of the prediction, of `scheduled`."""
+    sampling_decrease: float | None = None
+    """By how much that chance falls at each step; None: so that it is 0 at the stop."""
+    sampling_hold_steps: int | None = None
+    """Steps at which `reverse` begins to change its chances; None: half of the stop."""
+    sampling_stop_step: int | None = None
+    """Step from which on the context alone is shown; None: half of the steps."""
+    sampling_decay_steps: float = 5000.0
+    """Of the exponential of `reverse`."""
+    reverse_input: bool = False
+    """After each step another one on the same clips, played backwards."""
     ema_decay: float = 0.9995
-    """Decay per step of the moving average of the weights, which is what gets saved."""
+    """Decay per step of the moving average of the weights."""
+    average: bool = True
+    """The moving average is what gets validated and saved; else the weights themselves are."""
     gradient_clip: float = 0.0
     """Largest norm of all gradients together; 0 leaves them alone."""
-    steps_per_epoch: int = 500
-    """Optimiser steps between validations and checkpoints."""
+    precision: Precision = "auto"
+    """`bf16`: autocast. `auto`: bf16 on a GPU that has it, else fp32."""
+    recompute: bool = False
+    """Activation checkpointing over time: less memory, about a third more work."""
+    compile: bool = False
+    """Compile the cells with torch.compile."""
+    validate_every: int = 500
+    """Optimiser steps between validations, with a preview picture each."""
+    validation_clips: int = 64
+    """Clips of a validation; 0: all there are."""
+    save_every: int = 500
+    """Optimiser steps between saved states, and so how much a crash can cost."""
+    log_every: int = 50
+    """Optimiser steps between lines of the log."""
     seed: int = 0
     """Decides initial weights, data and sampling."""
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "horizon", "steps", "batch_size", "steps_per_epoch"):
+        at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
+        for name in (*at_least_1, "validate_every", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        for name in ("warmup_steps", "sampling_stop_step", "l1_weight", "gradient_clip", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        at_least_0 = ("warmup_steps", "l1_weight", "gradient_clip", "weight_decay", "validation_clips", "seed")
+        for name in (*at_least_0, "sampling_stop_step", "sampling_hold_steps"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ConfigError(f"{name}: got {value}, expected 0 or more")
         if not 0 <= self.sampling_start <= 1:
             raise ConfigError(f"sampling_start: got {self.sampling_start}, expected a chance from 0 to 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay: got {self.ema_decay}, expected 0 or more and less than 1")
-        if not self.learning_rate > 0:
-            raise ConfigError(f"learning_rate: got {self.learning_rate}, expected more than 0")
+        for name in ("ema_decay", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected 0 or more and less than 1")
+        for name in ("learning_rate", "sampling_decay_steps"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        kinds = {"loss": Loss, "optimizer": Optimizer, "schedule": Schedule, "sampling": Sampling}
+        for name, kind in {**kinds, "precision": Precision}.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size} clips")
+
+    @classmethod
+    def of_recipe(cls, recipe: str, **changes: Any) -> "TrainConfig":
+        """The settings of a recipe, with changes.
+
+        Raises:
+            ConfigError: no such recipe, or as the class.
+        """
+        if recipe not in RECIPES:
+            raise ConfigError(f"recipe: got {recipe!r}, expected one of {', '.join(RECIPES)}")
+        return cls(**{**RECIPES[recipe], **changes})
 
     @property
     def clip_length(self) -> int:
         """Frames of a training clip, T."""
         return self.context_length + self.horizon
+
+    @property
+    def sampling_stop(self) -> int:
+        """`sampling_stop_step`, or half of the steps."""
+        return self.steps // 2 if self.sampling_stop_step is None else self.sampling_stop_step
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "modern": {},
+    "google": {
+        "loss": "sum",
+        "optimizer": "released-adam",
+        "beta1": 0.95,
+        "beta2": 0.9995,
+        "schedule": "constant",
+        "sampling_decrease": 2e-5,
+        "sampling_stop_step": 50_000,
+        "average": False,
+        "precision": "fp32",
+    },
+    "openstl": {
+        "optimizer": "adam",
+        "beta2": 0.999,
+        "learning_rate": 1e-4,
+        "schedule": "onecycle",
+        "batch_size": 16,
+        "sampling": "reverse",
+        "sampling_hold_steps": 25_000,
+        "sampling_stop_step": 50_000,
+        "average": False,
+        "precision": "fp32",
+    },
+}
+"""What differs from the defaults. google: google/e3d_lstm run.py and src/models/model_factory.py. openstl: its
+configs/mmnist/E3DLSTM.py, with the reverse scheduled sampling that it has switched off there."""
+
+
+HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How TensorRT engines are built. docs/engines.md says what each of the libraries makes of it.
+
+    Raises:
+        ConfigError: a value that no engine can be built with.
+    """
+
+    workspace_bytes: int | None = None
+    """Scratch memory that kernels may use; None: all there is."""
+    optimization_level: int = 3
+    """0 builds quickly, 5 runs quickly."""
+    batches: tuple[tuple[int, int, int], ...] = ()
+    """Buckets of streams that run at once, each the fewest, the usual and the most; every bucket is a profile of
+    its own. For graphs whose batch is open; empty: one stream."""
+    compute_capabilities: tuple[str, ...] = ()
+    """GPUs that a TensorRT-RTX engine is for, such as 8.6; empty: all that the library knows."""
+    hardware_compatibility: HardwareCompatibility = "none"
+    """GPUs that a TensorRT engine runs on beside the one it was built on."""
+    version_compatible: bool = False
+    """Whether a later TensorRT may run the engine."""
+    refittable: bool = False
+    """Whether the engine can be given other weights, as `e3d refit` does."""
+    timing_cache: str | None = None
+    """File that keeps how fast kernels were, for later builds on the same GPU. No part of what the engine is."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batches", tuple(tuple(bucket) for bucket in self.batches))
+        object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
+        if self.workspace_bytes is not None:
+            _whole("workspace_bytes", self.workspace_bytes)
+            if self.workspace_bytes < 1:
+                raise ConfigError(f"workspace_bytes: got {self.workspace_bytes}, expected 1 or more")
+        if self.optimization_level not in range(6):
+            raise ConfigError(f"optimization_level: got {self.optimization_level}, expected 0 to 5")
+        for bucket in self.batches:
+            if len(bucket) != 3 or not 1 <= bucket[0] <= bucket[1] <= bucket[2]:
+                raise ConfigError(f"batches: got {bucket}, expected the fewest, the usual and the most, from 1 on")
+        for capability in self.compute_capabilities:
+            if not re.fullmatch(r"\d+\.\d", capability):
+                raise ConfigError(f"compute_capabilities: got {capability!r}, expected one such as 8.6")
+        if self.hardware_compatibility not in get_args(HardwareCompatibility):
+            known = ", ".join(get_args(HardwareCompatibility))
+            raise ConfigError(f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {known}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON knows them."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "EngineConfig":
+        """The config from `to_dict`.
+
+        Raises:
+            ConfigError: a field that is unknown here, or of the wrong kind.
+        """
+        return _from_dict(cls, fields)

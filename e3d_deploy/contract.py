@@ -9,6 +9,8 @@ FRAME, PREDICTION = "frame", "prediction"
 """Input and output of the step graph, float32 [B, C, H, W]."""
 CONTEXT, FORECAST = "context", "forecast"
 """Input [B, L, C, H, W] and output [B, horizon, C, H, W] of the clip graph."""
+ANY = "batch"
+"""Name of the axis of streams in graphs that take any number of them."""
 NEXT = "next_"
 """Prefix of a state that a graph gives back. Sorted by name, states in and states out are in the same
 order, which servers that pair them by order rely on."""

@@ -38,6 +38,7 @@ LIBRARIES = (
         "e3d build --target tensorrt",
     ),
     Library("av", ("av",), "video", "videos in and out"),
+    Library("tensorflow", ("tensorflow-cpu", "tensorflow"), "import-tf", "e3d import of google/e3d_lstm checkpoints"),
     Library("PIL", ("pillow",), "video", "folders of pictures, GIFs"),
     Library("matplotlib", ("matplotlib",), "plot", "pictures of drift and latency, and the report of e3d demo"),
 )

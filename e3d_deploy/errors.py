@@ -6,8 +6,10 @@ E3DError
 ├── ClipError            a clip or video that cannot be read                exit 2
 ├── CheckpointError      a model file that is not one                       exit 5
 ├── BundleError          a bundle that is damaged, foreign or too new       exit 5
+├── TrainingError        a loss or a weight that is no finite number        exit 1
 ├── ExportError          a graph could not be made                          exit 1
 ├── EngineError          an engine could not be built                       exit 1
+├── CacheError           engines kept to take again, some of them damaged   exit 5
 ├── StreamError          a stream asked for what it cannot give             exit 1
 ├── QualityError         a result beyond its budget                         exit 3
 ├── BackendUnavailable   this machine lacks a library or a device           exit 4
@@ -51,12 +53,22 @@ class BundleError(E3DError):
     exit_code = 5
 
 
+class TrainingError(E3DError):
+    """Training whose loss or weights are no finite numbers any more."""
+
+
 class ExportError(E3DError):
     """A graph that could not be made from a model."""
 
 
 class EngineError(E3DError):
     """An engine that could not be built."""
+
+
+class CacheError(E3DError):
+    """Damaged engines in the cache."""
+
+    exit_code = 5
 
 
 class StreamError(E3DError):

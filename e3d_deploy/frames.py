@@ -27,6 +27,18 @@ def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int,
         )
     if pictures.dtype == np.uint8:
         return np.ascontiguousarray(np.moveaxis(pictures, -1, -3), np.float32) / np.float32(255)
+    check_values(pictures, name=name)
+    return np.ascontiguousarray(np.moveaxis(pictures, -1, -3), np.float32)
+
+
+def check_values(pictures: Pictures, *, name: str) -> None:
+    """Whether these are uint8, or floats in [0, 1].
+
+    Raises:
+        ShapeError: they are not.
+    """
+    if pictures.dtype == np.uint8:
+        return
     if not np.issubdtype(pictures.dtype, np.floating):
         raise ShapeError(f"{name}: got {pictures.dtype}, expected uint8, or float in [0, 1]; convert it")
     if not np.isfinite(pictures).all():
@@ -36,7 +48,6 @@ def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int,
             f"{name}: values from {pictures.min():g} to {pictures.max():g}, expected [0, 1]; "
             "divide by 255, or give uint8"
         )
-    return np.ascontiguousarray(np.moveaxis(pictures, -1, -3), np.float32)
 
 
 def to_pictures(frames: Frames) -> NDArray[np.uint8]:

@@ -1,7 +1,10 @@
 """How far a forecast is from the truth. NumPy alone, so that a device can measure itself.
 
 All take frames in [0, 1] as [..., C, H, W] and give one number per frame, [...].
+docs/metrics.md says which publication takes which, and how.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -10,6 +13,8 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ShapeError
 
 Frames = NDArray[np.floating]
+EightBits = NDArray[np.uint8]
+"""Pictures as `eight_bits` makes them, [..., C, H, W]."""
 
 
 def mse(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
@@ -34,16 +39,40 @@ def psnr(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
     return result
 
 
-def ssim(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
+def eight_bits(frames: Frames) -> EightBits:
+    """Frames as the original saves and measures them: clipped to [0, 1], times 255, cut off and not rounded.
+
+    Source: google/e3d_lstm src/trainer.py, test.
+    """
+    pictures: EightBits = (frames.clip(0, 1) * 255).astype(np.uint8)
+    return pictures
+
+
+def psnr_eight_bits(prediction: EightBits, truth: EightBits) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio in dB, peak 255; infinite for equal pictures.
+
+    Source: google/e3d_lstm src/trainer.py, batch_psnr, before its mean over the batch.
+    """
+    difference = prediction.astype(np.float64) - truth
+    with np.errstate(divide="ignore"):
+        result: NDArray[np.float64] = 10 * np.log10(255**2 / np.square(difference).mean(axis=(-3, -2, -1)))
+    return result
+
+
+def ssim(prediction: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1.0) -> NDArray[np.float64]:
     """Structural similarity as scikit-image computes it by default, mean over colours.
 
-    Uniform window of 7×7, sample covariance (n − 1), K1 = 0.01, K2 = 0.03, data range 1, a border of
-    3 pixels left out. Held to scikit-image by test_ssim_equals_scikit_image.
+    Uniform window of 7×7, sample covariance (n − 1), K1 = 0.01, K2 = 0.03, a border of 3 pixels left out.
+    Held to scikit-image by test_ssim_equals_scikit_image.
+
+    Args:
+        data_range: what the values can span: 1 for frames, 255 for eight bits. scikit-image up to 0.19 took 2
+            for floats when it was not told.
 
     Raises:
         ShapeError: frames smaller than the window.
     """
-    side, c1, c2 = 7, 0.01**2, 0.03**2
+    side, c1, c2 = 7, (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     if min(prediction.shape[-2:]) < side:
         raise ShapeError(f"ssim: frames of {prediction.shape[-2:]} pixels are smaller than its window of {side}")
     x, y = prediction.astype(np.float64), truth.astype(np.float64)

@@ -4,11 +4,13 @@ Axes: B batch, T frames, C colours, H W pixels, p patch side, P = C·p² patch c
 D frames in the window, N hidden channels, S states in a history, L layers.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from e3d_deploy.config import ModelConfig, Semantics
 
@@ -33,9 +35,20 @@ def to_frames(patches: Tensor, patch_size: int) -> Tensor:
     return squares.reshape(*lead, C, h * p, w * p)
 
 
-def to_entry(cell: Tensor) -> Tensor:
-    """A cell state [B, N, D, h, w] as an entry of the history: its positions as keys, [B, D·h·w, N]."""
+def to_entry(cell: Tensor, semantics: Semantics) -> Tensor:
+    """A cell state [B, N, D, h, w] as an entry of the history, its keys: [B, D·h·w, N].
+
+    A key is a position with its N channels. OpenSTL cuts the state as it lies in memory, channels first,
+    so that a key of its is N positions of one channel.
+    """
+    if semantics == "openstl":
+        return cell.reshape(cell.shape[0], -1, cell.shape[1])
     return cell.flatten(2).transpose(1, 2)
+
+
+def from_entry(entry: Tensor, like: Tensor, semantics: Semantics) -> Tensor:
+    """The inverse of `to_entry`: [B, D·h·w, N] to the shape of `like`, [B, N, D, h, w]."""
+    return (entry if semantics == "openstl" else entry.transpose(1, 2)).reshape(like.shape)
 
 
 class Recall(nn.Module):
@@ -43,7 +56,7 @@ class Recall(nn.Module):
 
     Args of `forward`:
         recall_gate: [B, N, D, h, w], in (0, 1).
-        history: entries of past cell states, in any order, [B, S, D·h·w, N].
+        history: entries of past cell states, in any order, S of [B, D·h·w, N].
 
     Returns:
         What was recalled, [B, N, D, h, w].
@@ -51,12 +64,16 @@ class Recall(nn.Module):
     Source: paper, RECALL; google/e3d_lstm src/layers/rnn_cell.py, _attn. One head, no scale.
     """
 
-    def forward(self, recall_gate: Tensor, history: Tensor) -> Tensor:
+    def __init__(self, semantics: Semantics) -> None:
+        super().__init__()
+        self.semantics = semantics
+
+    def forward(self, recall_gate: Tensor, history: tuple[Tensor, ...]) -> Tensor:
         # With an axis for heads and contiguous, or PyTorch takes a path that stores all scores.
-        queries = to_entry(recall_gate).contiguous()[:, None]  # [B, 1, D·h·w, N]
-        states = history.flatten(1, 2)[:, None]  # [B, 1, S·D·h·w, N], keys and values alike
+        queries = to_entry(recall_gate, self.semantics).contiguous()[:, None]  # [B, 1, D·h·w, N]
+        states = torch.cat(history, dim=1)[:, None]  # [B, 1, S·D·h·w, N], keys and values alike
         recalled = F.scaled_dot_product_attention(queries, states, states, scale=1.0)
-        return recalled[:, 0].transpose(1, 2).reshape(recall_gate.shape)
+        return from_entry(recalled[:, 0], recall_gate, self.semantics)
 
 
 class Convolution(nn.Conv3d):
@@ -74,9 +91,28 @@ class Convolution(nn.Conv3d):
         return super().forward(F.pad(window, (0, 0, 0, 0, 0, 1)))
 
 
-def norm(channels: int, eps: float) -> nn.Module:
-    """Layer norm over channels, window and grid together, with a scale and shift per channel."""
-    return nn.GroupNorm(1, channels, eps=eps)
+class OpenSTLConvolution(nn.Conv3d):
+    """OpenSTL's (2, k, k) over a window of two: [B, N, 2, h, w] to [B, M, 2, h, w], both slots alike.
+
+    Nothing is added before or after the window, so that one slot comes out, on a grid coarser by
+    `stride`; each position of both slots takes the nearest of it.
+
+    Source: openstl/modules/e3dlstm_modules.py, tf_Conv3d.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        around = kernel_size // 2
+        super().__init__(
+            in_channels,
+            out_channels,
+            (2, kernel_size, kernel_size),
+            stride=(1, stride, stride),
+            padding=(0, around, around),
+            bias=False,
+        )
+
+    def forward(self, window: Tensor) -> Tensor:
+        return F.interpolate(super().forward(window), size=window.shape[2:])
 
 
 class E3DLSTMCell(nn.Module):
@@ -84,11 +120,13 @@ class E3DLSTMCell(nn.Module):
 
     Args of `forward`:
         inputs: [B, I, D, h, w]; hidden, cell: [B, N, D, h, w]; memory: [B, M, D, h, w];
-        history: [B, S, D·h·w, N].
+        history: S entries [B, D·h·w, N].
 
     Returns:
         next_hidden, next_cell [B, N, D, h, w], and the memory that goes on: [B, N, D, h, w], or the
-        one it was given with `google` semantics.
+        one it was given with `google` and `openstl` semantics.
+
+    `stride` and `grid_size` (h, w) matter to `openstl` alone, whose norms have a scale per position.
     """
 
     def __init__(
@@ -101,27 +139,44 @@ class E3DLSTMCell(nn.Module):
         layer_norm: bool,
         norm_eps: float,
         semantics: Semantics,
+        stride: int = 1,
+        grid_size: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__()
         self.semantics = semantics
+        openstl = semantics == "openstl"
+
+        def convolution(inputs: int, outputs: int) -> nn.Module:
+            if openstl:
+                return OpenSTLConvolution(inputs, outputs, kernel_size, stride)
+            return Convolution(inputs, outputs, kernel_size)
+
+        def norm(channels: int) -> nn.Module:
+            """Over channels, window and grid together."""
+            if openstl:
+                return nn.LayerNorm((channels, 2, *grid_size), norm_eps)
+            return nn.GroupNorm(1, channels, norm_eps)  # a scale and shift per channel
 
         def gate_norm(channels: int) -> nn.Module:
-            return norm(channels, norm_eps) if layer_norm else nn.Identity()
+            return norm(channels) if layer_norm else nn.Identity()
 
-        self.hidden_conv = Convolution(hidden, 4 * hidden, kernel_size)
+        self.hidden_conv = convolution(hidden, 4 * hidden)
         self.hidden_norm = gate_norm(4 * hidden)
-        self.input_conv = Convolution(in_channels, 7 * hidden, kernel_size)
+        self.input_conv = convolution(in_channels, 7 * hidden)
         self.input_norm = gate_norm(7 * hidden)
-        self.cell_norm = norm(hidden, norm_eps)
-        self.memory_conv = Convolution(memory_channels, 4 * hidden, kernel_size)
+        self.cell_norm = norm(hidden)
+        self.memory_conv = convolution(memory_channels, 4 * hidden)
         self.memory_norm = gate_norm(4 * hidden)
-        self.cell_to_output = Convolution(hidden, hidden, kernel_size)
-        self.memory_to_output = Convolution(hidden, hidden, kernel_size)
-        self.merge = nn.Conv3d(2 * hidden, hidden, 1)
-        self.recall = Recall()
+        self.cell_to_output = convolution(hidden, hidden)
+        self.memory_to_output = convolution(hidden, hidden)
+        # OpenSTL alone norms these two.
+        self.cell_to_output_norm = gate_norm(hidden) if openstl else nn.Identity()
+        self.memory_to_output_norm = gate_norm(hidden) if openstl else nn.Identity()
+        self.merge = nn.Conv3d(2 * hidden, hidden, 1, bias=not openstl)
+        self.recall = Recall(semantics)
 
     def forward(
-        self, inputs: Tensor, hidden: Tensor, cell: Tensor, memory: Tensor, history: Tensor
+        self, inputs: Tensor, hidden: Tensor, cell: Tensor, memory: Tensor, history: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         i_h, g_h, r_h, o_h = self.hidden_norm(self.hidden_conv(hidden)).chunk(4, dim=1)
         i_x, g_x, r_x, o_x, mi_x, mg_x, mf_x = self.input_norm(self.input_conv(inputs)).chunk(7, dim=1)
@@ -139,11 +194,12 @@ class E3DLSTMCell(nn.Module):
         next_memory = memory_forget_gate * torch.tanh(m_m) + memory_input_gate * memory_candidate
 
         # Sigmoid of tanh: not in the paper, but in the released code and so in every published weight.
-        output = torch.tanh(o_x + o_h + self.cell_to_output(next_cell) + self.memory_to_output(next_memory))
-        output_gate = torch.sigmoid(output)
+        o_c = self.cell_to_output_norm(self.cell_to_output(next_cell))
+        o_m = self.memory_to_output_norm(self.memory_to_output(next_memory))
+        output_gate = torch.sigmoid(torch.tanh(o_x + o_h + o_c + o_m))
         next_hidden = output_gate * torch.tanh(self.merge(torch.cat([next_cell, next_memory], dim=1)))
         # google/e3d_lstm issues 1 and 13; held by test_memory_moves_at_every_step and the golden traces.
-        return next_hidden, next_cell, memory if self.semantics == "google" else next_memory
+        return next_hidden, next_cell, next_memory if self.semantics == "paper" else memory
 
 
 class State(NamedTuple):
@@ -153,8 +209,8 @@ class State(NamedTuple):
     """Per layer, [B, N, D, h, w]."""
     cell: tuple[Tensor, ...]
     """Per layer, [B, N, D, h, w]."""
-    history: tuple[Tensor, ...]
-    """Per layer, oldest first, [B, S, D·h·w, N]; S grows up to history_length."""
+    history: tuple[tuple[Tensor, ...], ...]
+    """Per layer S entries [B, D·h·w, N], oldest first; S grows up to history_length."""
     memory: Tensor
     """Global memory, [B, N, D, h, w], N of the top layer."""
     window: Tensor
@@ -177,15 +233,23 @@ class E3DLSTM(nn.Module):
                 layer_norm=config.layer_norm,
                 norm_eps=config.norm_eps,
                 semantics=config.semantics,
+                stride=config.stride,
+                grid_size=config.grid_size,
             )
             for in_channels, hidden, memory_channels in zip(inputs, config.hidden, config.memory_channels, strict=True)
         )
         # Joins the D slots of the window into one frame; no activation, no clipping.
-        self.to_patch = nn.Conv3d(config.hidden[-1], config.patch_channels, (config.window_length, 1, 1))
+        self.to_patch = nn.Conv3d(
+            config.hidden[-1],
+            config.patch_channels,
+            (config.window_length, 1, 1),
+            bias=config.semantics != "openstl",
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def initial_state(self, batch: int) -> State:
         """The state before the first frame: zeros, and a history whose one entry is the zero state."""
@@ -194,7 +258,7 @@ class E3DLSTM(nn.Module):
         return State(
             hidden=hidden,
             cell=hidden,
-            history=tuple(to_entry(cell)[:, None] for cell in hidden),
+            history=tuple((to_entry(cell, self.config.semantics),) for cell in hidden),
             memory=hidden[-1],
             window=like.new_zeros(batch, self.config.patch_channels, D - 1, *grid),
         )
@@ -216,35 +280,38 @@ class E3DLSTM(nn.Module):
         """One frame [B, C, H, W] in, the next frame as predicted [B, C, H, W] and the next state out."""
         prediction, advanced = self.advance(frame, state)
         history = tuple(
-            torch.cat([entries, to_entry(cell)[:, None]], dim=1)[:, -self.config.history_length :]
+            (*entries, to_entry(cell, self.config.semantics))[-self.config.history_length :]
             for entries, cell in zip(state.history, advanced.cell, strict=True)
         )
         return prediction, advanced._replace(history=history)
 
-    def forward(self, frames: Tensor, horizon: int, truth: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, horizon: int, truth: Tensor | None = None, *, recompute: bool = False) -> Tensor:
         """Predict the frame after each of the first L + horizon − 1 frames.
 
         Args:
             frames: [B, T, C, H, W], in [0, 1]. Without `truth` all T are context, L = T. With it
-                T = L + horizon, and the last `horizon` may be shown instead of the prediction.
+                T = L + horizon, and any but the first may be replaced by its prediction.
             horizon: frames to predict beyond the context, at least 1.
-            truth: 1 where the true frame is shown and 0 where the prediction is fed back,
-                float [B, horizon − 1]; scheduled sampling draws it.
+            truth: for frames 1 to T − 2, 1 where the true one is shown and 0 where its prediction is,
+                float [B, T − 2]; scheduled sampling draws it.
+            recompute: keep no more than the states between steps for the backward pass, and compute each
+                step again there.
 
         Returns:
             Predictions, [B, L + horizon − 1, C, H, W]; the last `horizon` follow the context.
         """
         context_length = frames.shape[1] if truth is None else frames.shape[1] - horizon
+        step = partial(checkpoint, self.step, use_reentrant=False) if recompute else self.step
         state = self.initial_state(frames.shape[0])
         predictions: list[Tensor] = []
         for t in range(context_length + horizon - 1):
-            if t < context_length:
+            if t == 0 or (truth is None and t < context_length):
                 frame = frames[:, t]
             elif truth is None:
                 frame = predictions[-1]
             else:
-                shown = truth[:, t - context_length, None, None, None]
+                shown = truth[:, t - 1, None, None, None]
                 frame = shown * frames[:, t] + (1 - shown) * predictions[-1]
-            prediction, state = self.step(frame, state)
+            prediction, state = step(frame, state)
             predictions.append(prediction)
         return torch.stack(predictions, dim=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,42 @@ def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel:
     return _png(figure)
 
 
+def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """How each measure changes with the predicted frame, a panel each.
+
+    Args:
+        measures: measure -> the forecast and two baselines -> one number per predicted frame.
+    """
+    from matplotlib.figure import Figure
+
+    columns = ceil(sqrt(len(measures)))
+    height = ceil(len(measures) / columns)
+    figure = Figure(figsize=(max(3.4 * columns, 5), 2.6 * height + 0.4), layout="constrained")
+    panels = figure.subplots(height, columns, squeeze=False).flat
+    styles = [{"color": BLUE, "marker": "o", "ms": 3}, {"color": RED, "lw": 1, "ls": "--"}, {"color": GRAY, "lw": 1}]
+    for (measure, lines), panel in zip(measures.items(), panels, strict=False):
+        for (who, values), style in zip(lines.items(), styles, strict=True):
+            panel.plot(range(1, len(values) + 1), values, label=who, **style)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+        drawn = np.isfinite(list(lines.values())).all()
+        panel.set_title(measure if drawn else f"{measure} (infinite is not drawn)", fontsize=10)
+        panel.set_xlabel("predicted frame", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    for panel in panels:
+        panel.axis("off")
+    names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*names, loc="outside upper center", ncols=len(names[1]), fontsize=8, frameon=False)
+    return _png(figure)
+
+
 def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
     """Clips [T, C, H, W] one above the other, frame by frame, each with its name."""
     clips = {name: to_pictures(frames[::every]) for name, frames in rows.items()}
     length = max(len(clip) for clip in clips.values())
-    figure, _ = _figure(0.9 * length + 1, 1.0 * len(clips) + 0.2, axes=False)
+    _, height, width, _ = next(iter(clips.values())).shape
+    figure, _ = _figure(0.9 * length + 1, (0.9 * height / width + 0.1) * len(clips) + 0.2, axes=False)
     grid = figure.subplots(len(clips), length, squeeze=False)
     for line, (name, clip) in zip(grid, clips.items(), strict=True):
         for place, axes in enumerate(line):

@@ -42,15 +42,15 @@ def cell_parameters(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
     return parameters
 
 
-def model_parameters(arrays: Arrays, layers: int) -> dict[str, Tensor]:
-    """The weights of a whole recorded model under the names of E3DLSTM."""
+def model_parameters(arrays: Arrays, layers: int, prefix: str = "w") -> dict[str, Tensor]:
+    """The weights of a whole recorded model under the names of E3DLSTM; `prefix` is the folder they are in."""
     parameters = {}
     for layer in range(layers):
-        cell = cell_parameters(arrays, f"w/generator/e3d-lstm/e3d{layer}/")
+        cell = cell_parameters(arrays, f"{prefix}/generator/e3d-lstm/e3d{layer}/")
         parameters |= {f"cells.{layer}.{name}": weight for name, weight in cell.items()}
-    kernel = arrays["w/generator/e3d-lstm/conv3d/kernel"].transpose(4, 3, 0, 1, 2)
+    kernel = arrays[f"{prefix}/generator/e3d-lstm/conv3d/kernel"].transpose(4, 3, 0, 1, 2)
     parameters["to_patch.weight"] = torch.tensor(kernel)
-    parameters["to_patch.bias"] = torch.tensor(arrays["w/generator/e3d-lstm/conv3d/bias"])
+    parameters["to_patch.bias"] = torch.tensor(arrays[f"{prefix}/generator/e3d-lstm/conv3d/bias"])
     return parameters
 
 

@@ -65,7 +65,7 @@ def test_train_export_predict(tmp_path: Path) -> None:
     np.savez(tmp_path / "clips.npz", frames=rng.integers(0, 256, (3, 9, 32, 32, 1), np.uint8))
     model = tmp_path / "run" / "model.safetensors"
     options = ["--image-size", "32x32", "--patch-size", 8, "--hidden", "4", "--kernel-size", 3, "--context", 3]
-    options += ["--horizon", 2, "--batch-size", 2, "--steps", 2, "--steps-per-epoch", 1, "--ema-decay", 0.5]
+    options += ["--horizon", 2, "--batch-size", 2, "--steps", 2, "--save-every", 1, "--ema-decay", 0.5]
     data = ["--data", f"{tmp_path}/clips.npz:2", "--data", "moving-mnist"]
     result = e3d("train", "-o", tmp_path / "run", *data, *options)
     assert result.stdout.strip() == str(model)
@@ -298,18 +298,18 @@ def test_ctrl_c_in_training_exits_130_and_says_how_to_go_on(tmp_path: Path, monk
 
     def interrupt(self: Learner, *arguments: Any) -> Any:
         count.append(1)
-        if len(count) == 3:  # in the second epoch
+        if len(count) == 3:  # after the first saved state
             raise KeyboardInterrupt
         return step(self, *arguments)
 
     monkeypatch.setattr(Learner, "training_step", interrupt)
     options = ["--image-size", "32x32", "--patch-size", 8, "--hidden", "4", "--kernel-size", 3, "--context", 3]
-    options += ["--horizon", 2, "--batch-size", 1, "--steps", 6, "--steps-per-epoch", 2]
+    options += ["--horizon", 2, "--batch-size", 1, "--steps", 6, "--save-every", 2]
     result = e3d("train", "-o", tmp_path / "run", *options, code=130)
     assert f"next: e3d train -o {tmp_path}/run --resume" in result.stderr
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    saved = (tmp_path / "run" / "model.safetensors").read_bytes()
     e3d("train", "-o", tmp_path / "run", "--resume", *options)
-    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() != saved
 
 
 def test_runs_as_a_module() -> None:

@@ -27,7 +27,14 @@ from e3d_deploy.errors import ConfigError
         ({"history_length": 0}, "history_length: got 0, expected 1 or more"),
         ({"norm_eps": 0.0}, "norm_eps: got 0.0, expected more than 0"),
         ({"norm_eps": float("nan")}, "norm_eps: got nan, expected more than 0"),
-        ({"semantics": "openai"}, "semantics: got 'openai', expected one of paper, google"),
+        ({"semantics": "openai"}, "semantics: got 'openai', expected one of paper, google, openstl"),
+        ({"stride": 0}, "stride: got 0, expected 1"),
+        ({"stride": 2}, "stride: got 2, expected 1, or with the semantics openstl more"),
+        ({"semantics": "openstl", "window_length": 3}, "window_length: got 3, expected 2 with the semantics openstl"),
+        (
+            {"semantics": "openstl", "hidden": (4, 6)},
+            r"hidden: got \(4, 6\), expected equal sizes with the semantics openstl",
+        ),
     ],
     ids=str,
 )
@@ -41,12 +48,15 @@ def test_model_config_refuses(fields: dict[str, Any], message: str) -> None:
     [
         *[
             ({name: 0}, f"{name}: got 0, expected 1 or more")
-            for name in ("context_length", "horizon", "steps", "batch_size", "steps_per_epoch")
+            for name in ("context_length", "horizon", "steps", "batch_size", "accumulate", "save_every", "log_every")
         ],
         ({"ema_decay": 1.0}, "ema_decay: got 1.0, expected 0 or more and less than 1"),
         ({"ema_decay": -0.1}, "ema_decay: got -0.1, expected 0 or more and less than 1"),
         ({"learning_rate": 0.0}, "learning_rate: got 0.0, expected more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate: got nan, expected more than 0"),
+        ({"optimizer": "sgd"}, "optimizer: got 'sgd', expected one of adamw, adam, released-adam"),
+        ({"batch_size": 4, "accumulate": 3}, "accumulate: 3 parts do not divide a batch of 4 clips"),
+        ({"sampling_stop_step": -1}, "sampling_stop_step: got -1, expected 0 or more"),
     ],
     ids=str,
 )

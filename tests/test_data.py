@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from e3d_deploy.data.clips import play, read_clips
-from e3d_deploy.data.datasets import EpochSampler, Mixture, MovingMNIST, Windows
+from e3d_deploy.data.datasets import Mixture, MovingMNIST, Windows
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, SPLITS, load_digits, moving_mnist
 from e3d_deploy.errors import ClipError, ConfigError, ShapeError, SourceLost
 
@@ -496,16 +496,6 @@ def test_mixture_shows_all_of_each_part() -> None:
     samples = [data[index] for index in range(400)]
     seen = {clip for clip, _ in places_of([sample for sample in samples if sample.ndim == 4])}
     assert seen == set(range(10))
-
-
-def test_indices_go_on_from_epoch_to_epoch() -> None:
-    sampler = EpochSampler(4)
-    assert len(sampler) == 4
-    assert list(sampler) == [0, 1, 2, 3]
-    sampler.set_epoch(1)
-    assert list(sampler) == [4, 5, 6, 7]
-    sampler.set_epoch(5)
-    assert list(sampler) == list(sampler) == [20, 21, 22, 23]
 
 
 def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatch) -> None:

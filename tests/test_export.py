@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,13 +11,21 @@ import pytest
 import torch
 
 from e3d_deploy import checkpoint, contract
-from e3d_deploy.config import ModelConfig
+from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.step import FlatConvolution, PlainNorm, PlainRecall
+from e3d_deploy.export.step import (
+    REWRITES,
+    FlatConvolution,
+    FlatOpenSTLConvolution,
+    PlainNorm,
+    PlainRecall,
+    Step,
+    example,
+)
 from e3d_deploy.export.torch_backend import TorchBackend
-from e3d_deploy.model import E3DLSTM, Convolution, Recall
+from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.verify import check_contract, verify
@@ -33,8 +42,20 @@ CASES = {
     "three frames in the window, no gate norms, ring just full": ModelConfig(
         image_size=(16, 16), hidden=(5,), kernel_size=3, window_length=3, layer_norm=False, history_length=9
     ),
+    "openstl, no gate norms, not square": ModelConfig(
+        image_size=(16, 24), hidden=(4, 4), history_length=4, semantics="openstl", layer_norm=False
+    ),
+    # A grid of 5×6 with a stride of 2: the sides of what is upsampled are 3 and 3.
+    "openstl, colour, stride 2 on an odd grid": ModelConfig(
+        image_size=(20, 24), channels=3, hidden=(4, 4), kernel_size=3, semantics="openstl", stride=2
+    ),
+    "openstl, no gate norms, stride 2": ModelConfig(
+        image_size=(16, 16), hidden=(4,), semantics="openstl", stride=2, layer_norm=False
+    ),
+    "openstl, norms": ModelConfig(image_size=(16, 16), hidden=(4, 4), semantics="openstl"),
 }
 CONTEXT, HORIZON = 5, 4
+GRAPHS = ("step", "rollout", "clip")
 
 
 @pytest.fixture(scope="module", params=CASES.values(), ids=CASES.keys())
@@ -74,6 +95,12 @@ def test_step_graph_equals_pytorch_at_every_step(case: Bundle) -> None:
             np.testing.assert_allclose(found[name], value, rtol=0, atol=CLOSE, err_msg=name)
 
 
+def test_every_case_passes_verification(case: Bundle) -> None:
+    report = verify(case, OnnxRuntimeBackend(case, threads=1), TorchBackend.of_bundle(case))
+    assert report.passed
+    assert report.worst < CLOSE
+
+
 def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
     context = case.reference()["frames"][None, :CONTEXT]
     session = onnxruntime.InferenceSession(case.graph("clip"), providers=["CPUExecutionProvider"])
@@ -90,10 +117,30 @@ def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
         np.testing.assert_allclose(outputs[contract.NEXT + name], value, rtol=0, atol=CLOSE, err_msg=name)
 
 
+@pytest.mark.parametrize("pushed", [1, 3, 4, 11], ids=lambda pushed: f"{pushed} pictures seen")
+def test_rollout_equals_steps_at_any_age(case: Bundle, pushed: int) -> None:
+    """From a ring that is not full, and from one that was overwritten more than once."""
+    backend = OnnxRuntimeBackend(case, threads=1)
+    state = backend.initial_state()
+    shape = contract.frame(case.config).shape
+    for frame in np.random.default_rng(pushed).random((pushed, *shape), np.float32):
+        prediction, state = backend.step(frame, state)
+    before = backend.to_arrays(state)
+    forecast, after = backend.rollout(prediction, state)
+    expected = [prediction]
+    for _ in range(HORIZON - 1):
+        prediction, state = backend.step(prediction, state)
+        expected.append(prediction)
+    np.testing.assert_allclose(forecast, np.stack(expected, axis=1), rtol=0, atol=CLOSE)
+    for name, value in state.items():
+        np.testing.assert_allclose(after[name], value, rtol=0, atol=CLOSE, err_msg=name)
+    assert all(not np.array_equal(before[name], value) for name, value in after.items() if name.startswith("cell"))
+
+
 def test_graphs_are_valid_and_share_the_weights_of_the_model_file(case: Bundle) -> None:
     check_contract(case)
     parameters = dict(checkpoint.load(case.path / "model.safetensors").named_parameters())
-    for name in ("step", "clip"):
+    for name in GRAPHS:
         onnx.checker.check_model(case.graph(name), full_check=True)
         graph = onnx.load(case.graph(name), load_external_data=False).graph
         external = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
@@ -153,10 +200,11 @@ def test_graphs_that_run_two_streams_at_once_keep_them_apart(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("semantics", ["google", "openstl"])
 @pytest.mark.parametrize("norm_eps", [1e-12, 1e-5])
-def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float) -> None:
+def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float, semantics: Semantics) -> None:
     """Zero states and zero biases: the variance is 0, and the epsilon alone keeps the norm from dividing by it."""
-    config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, norm_eps=norm_eps, semantics="google")
+    config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, norm_eps=norm_eps, semantics=semantics)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
     np.save(tmp_path / "black.npy", np.zeros((4, 16, 16, 1), np.uint8))
     path = export(
@@ -172,6 +220,16 @@ def test_flat_convolution_equals_the_3d_one() -> None:
     torch.testing.assert_close(FlatConvolution(convolution)(window), convolution(window), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("grid", [(6, 8), (5, 7)])
+def test_flat_openstl_convolution_equals_the_3d_one(grid: tuple[int, int], stride: int) -> None:
+    convolution = OpenSTLConvolution(3, 5, 5, stride)
+    window = torch.randn(2, 3, 2, *grid)
+    found = FlatOpenSTLConvolution(convolution)(window)
+    assert found.shape == (2, 5, 2, *grid)
+    torch.testing.assert_close(found, convolution(window), rtol=0, atol=1e-5)
+
+
 def test_plain_norm_equals_group_norm_on_little_and_on_no_variance() -> None:
     norm = torch.nn.GroupNorm(1, 6, eps=1e-12)
     torch.nn.init.normal_(norm.weight)
@@ -180,12 +238,22 @@ def test_plain_norm_equals_group_norm_on_little_and_on_no_variance() -> None:
         torch.testing.assert_close(PlainNorm(norm)(x).double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_plain_recall_equals_recall_and_hides_empty_slots() -> None:
+def test_plain_norm_equals_layer_norm_with_a_scale_per_position() -> None:
+    norm = torch.nn.LayerNorm((6, 2, 4, 5))
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    for x in (torch.randn(2, 6, 2, 4, 5), torch.zeros(2, 6, 2, 4, 5)):
+        torch.testing.assert_close(PlainNorm(norm)(x), norm(x), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("semantics", ["paper", "openstl"])
+def test_plain_recall_equals_recall_and_hides_empty_slots(semantics: Semantics) -> None:
     gate, history = torch.rand(2, 4, 2, 3, 5), torch.randn(2, 3, 30, 4)
     padded = torch.cat([history, torch.zeros(2, 2, 30, 4)], dim=1).flatten(1, 2)
     bias = torch.zeros(2, 1, 150)
     bias[:, :, 90:] = -torch.inf
-    torch.testing.assert_close(PlainRecall()(gate, (padded, bias)), Recall()(gate, history), rtol=0, atol=1e-6)
+    found, expected = PlainRecall(semantics)(gate, (padded, bias)), Recall(semantics)(gate, history.unbind(1))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("steps", "written"), [(0, 1), (6, 7), (7, 4), (8, 5), (11, 4)])
@@ -197,7 +265,7 @@ def test_manifest_says_what_was_exported(case: Bundle) -> None:
     manifest = json.loads((case.path / "manifest.json").read_text())
     assert ModelConfig.from_dict(manifest["config"]) == case.config
     assert manifest["history"]["exact_for_steps"] == case.config.history_length
-    assert set(manifest["files"]) == {"model.safetensors", "step.onnx", "clip.onnx", "reference.npz"}
+    assert set(manifest["files"]) == {"model.safetensors", "reference.npz", *(f"{graph}.onnx" for graph in GRAPHS)}
     assert manifest["graphs"]["clip"]["inputs"][0]["shape"][1] == CONTEXT
 
 
@@ -288,3 +356,81 @@ def test_the_full_size_model_exports_and_verifies(tmp_path: Path) -> None:
     report = verify(bundle, OnnxRuntimeBackend(bundle))
     assert report.passed
     assert report.worst < 1e-3  # measured 1.4e-4 and 2.3e-4 on two seeds
+
+
+@pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
+def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics) -> None:
+    torch.manual_seed(2)
+    config = ModelConfig(image_size=(16, 24), hidden=(4, 4), kernel_size=3, history_length=3, semantics=semantics)
+    checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
+    np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (6, 16, 24, 1), np.uint8))
+    options: dict[str, Any] = {"context_length": 3, "horizon": 3, "reference": tmp_path / "clip.npy"}
+    one, many = (
+        OnnxRuntimeBackend(Bundle.open(export(tmp_path / "m.safetensors", tmp_path / f"{n}.e3d", batch=n, **options)))
+        for n in (1, None)
+    )
+    assert verify(many.bundle, many).passed
+    assert {next(iter(tensor["shape"])) for tensor in many.bundle.manifest["graphs"]["clip"]["outputs"]} == {"batch"}
+    frames = np.random.default_rng(1).random((5, 3, 1, 16, 24), np.float32)
+    singles = [one.initial_state() for _ in range(3)]
+    together = {name: np.repeat(value, 3, axis=0) for name, value in many.initial_state().items()}
+    for frame in frames:
+        steps = [one.step(frame[n : n + 1], singles[n]) for n in range(3)]
+        singles = [state for _, state in steps]
+        prediction, together = many.step(frame, together)
+        np.testing.assert_allclose(prediction, np.concatenate([each for each, _ in steps]), rtol=0, atol=CLOSE)
+    rolled = [one.rollout(each, state) for each, state in steps]
+    forecast, _ = many.rollout(prediction, together)
+    np.testing.assert_allclose(forecast, np.concatenate([each for each, _ in rolled]), rtol=0, atol=CLOSE)
+    context = np.ascontiguousarray(frames[:3].swapaxes(0, 1))
+    clips = [one.clip(clip[None]) for clip in context]
+    forecast, after = many.clip(context)
+    np.testing.assert_allclose(forecast, np.concatenate([each for each, _ in clips]), rtol=0, atol=CLOSE)
+    for name, value in after.items():
+        expected = np.concatenate([state[name] for _, state in clips])
+        np.testing.assert_allclose(value, expected, rtol=0, atol=CLOSE, err_msg=name)
+
+
+# Per layer: hidden, input, the two of the output gate and, where it moves, the memory; each twice, for the two
+# slots of the window, but for OpenSTL's; the one that merges; and once the one that makes the frame.
+@pytest.mark.parametrize(("semantics", "convolutions"), [("paper", 23), ("google", 19), ("openstl", 11)])
+def test_a_memory_that_stays_zero_is_not_computed(tmp_path: Path, semantics: Semantics, convolutions: int) -> None:
+    config = ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3, semantics=semantics)
+    checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
+    path = export(tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=3, horizon=2)
+    nodes = onnx.load(path / "step.onnx").graph.node
+    assert sum(node.op_type == "Conv" for node in nodes) == convolutions
+
+
+def test_export_is_the_same_twice(exported: Path, tmp_path: Path) -> None:
+    again = export(
+        exported / "tiny.safetensors",
+        tmp_path / "again.e3d",
+        context_length=4,
+        horizon=3,
+        reference=exported / "clip.npy",
+    )
+    files = [json.loads((path / "manifest.json").read_text())["files"] for path in (exported / "tiny.e3d", again)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
+@pytest.mark.parametrize("window_length", [2, 3])
+def test_each_rewrite_computes_the_same(semantics: Semantics, window_length: int) -> None:
+    if semantics == "openstl" and window_length == 3:
+        pytest.skip("OpenSTL's window is 2")
+    torch.manual_seed(3)
+    config = ModelConfig(
+        image_size=(16, 24), hidden=(4, 4), kernel_size=3, semantics=semantics, window_length=window_length
+    )
+    model = E3DLSTM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+        inputs = [torch.randn_like(one) for one in example(config, 2)]
+        if semantics != "paper":
+            inputs[-2].zero_()  # the memory, which stays zero there
+        plain = Step(model, rewrites=())(*inputs)
+        for name in REWRITES:
+            for expected, found in zip(plain, Step(model, rewrites=(name,))(*inputs), strict=True):
+                torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE, msg=name)

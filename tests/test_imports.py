@@ -14,7 +14,7 @@ def python(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "absent", ["torch", "click", "rich", "onnx", "lightning", "av", "PIL", "matplotlib", *INFERENCE]
+    "absent", ["torch", "click", "rich", "onnx", "lightning", "av", "PIL", "matplotlib", "tensorflow", *INFERENCE]
 )
 def test_runtime_imports_without(absent: str) -> None:
     python(f"import sys; sys.modules[{absent!r}] = None; import e3d_deploy.runtime, e3d_deploy.runtime.verify")
@@ -22,7 +22,18 @@ def test_runtime_imports_without(absent: str) -> None:
 
 def test_runtime_loads_numpy_alone() -> None:
     loaded = python("import sys, e3d_deploy.runtime; print(*{name.split('.')[0] for name in sys.modules})").split()
-    foreign = {"torch", "click", "rich", "onnx", "lightning", "av", "PIL", "matplotlib", *INFERENCE} & set(loaded)
+    foreign = {
+        "torch",
+        "click",
+        "rich",
+        "onnx",
+        "lightning",
+        "av",
+        "PIL",
+        "matplotlib",
+        "tensorflow",
+        *INFERENCE,
+    } & set(loaded)
     assert "numpy" in loaded
     assert not foreign
 

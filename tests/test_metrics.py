@@ -1,13 +1,16 @@
-"""The measures against scikit-image, and by hand."""
+"""The measures against scikit-image, against what the original printed, and by hand."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from e3d_deploy.metrics import MEASURES, mae, mse, psnr, ssim
+from e3d_deploy.metrics import MEASURES, eight_bits, mae, mse, psnr, psnr_eight_bits, ssim
+from tests.golden import GOLDEN, read
 
 MEASURE = 1e-12  # float64, relative; measured 8.9e-16 (SSIM), 0 (PSNR)
+OLD_SSIM = 1e-6  # against float32 in scikit-image 0.19.3; measured 2.5e-8
+OLD_PSNR = 2e-5  # dB, the original takes the logarithm in float32; measured 5.3e-6
 
 both_colours = pytest.mark.parametrize("channels", [1, 3])
 
@@ -27,6 +30,49 @@ def test_ssim_equals_scikit_image(channels: int) -> None:
     for index in np.ndindex(2, 3):
         expected = structural_similarity(prediction[index], truth[index], data_range=1, channel_axis=0)
         assert found[index] == pytest.approx(expected, rel=MEASURE)
+
+
+@pytest.mark.parametrize("data_range", [2, 255])
+def test_ssim_equals_scikit_image_with_other_ranges(data_range: float) -> None:
+    prediction, truth = (data_range * clip[0, 0] for clip in clips(3))
+    expected = structural_similarity(prediction, truth, data_range=data_range, channel_axis=0)
+    assert ssim(prediction, truth, data_range=data_range) == pytest.approx(expected, rel=MEASURE)
+
+
+# Recorded from the frames below: structural_similarity(…, multichannel=True) of scikit-image 0.19.3 on float32, as
+# OpenSTL calls it, and compare_ssim(…, multichannel=True) of 0.16.2 on uint8, as PredRNN does.
+@pytest.mark.parametrize(
+    ("channels", "on_floats", "on_eight_bits"),
+    [(1, 0.6616737842559814, 0.6441323533000397), (3, 0.6632464528083801, 0.6435087038410305)],
+)
+def test_ssim_is_what_publications_got_from_old_scikit_image(
+    channels: int, on_floats: float, on_eight_bits: float
+) -> None:
+    rng = np.random.default_rng(channels)
+    truth = rng.random((channels, 32, 24)).astype(np.float32)
+    truth[:, :, :12] = 0
+    noise = np.float32(0.2) * rng.random((channels, 32, 24)).astype(np.float32)
+    prediction = (truth + noise - np.float32(0.05)).clip(0, 1)
+    assert ssim(prediction, truth, data_range=2) == pytest.approx(on_floats, rel=OLD_SSIM)
+    found = ssim(eight_bits(prediction), eight_bits(truth), data_range=255)
+    assert found == pytest.approx(on_eight_bits, rel=MEASURE)
+    assert abs(ssim(prediction, truth) - on_floats) > 0.01
+
+
+@pytest.mark.parametrize("name", ["nd3", "nd4"])
+def test_psnr_of_8_bits_is_what_the_original_computes(name: str) -> None:
+    arrays, _ = read(GOLDEN / "metrics.npz")
+    one, other = (arrays[f"batch_psnr/{name}/{side}"] for side in "ab")
+    pictures = [np.moveaxis(one, -1, 1), np.moveaxis(other, -1, 1)] if one.ndim == 4 else [one[:, None], other[:, None]]
+    found = psnr_eight_bits(*pictures)
+    assert found.shape == (3,)
+    assert found.mean() == pytest.approx(float(arrays[f"batch_psnr/{name}/psnr"]), abs=OLD_PSNR)
+    assert psnr_eight_bits(pictures[0], pictures[0]).mean() == arrays["batch_psnr/identical/psnr"] == np.inf
+
+
+def test_eight_bits_are_clipped_and_cut_off() -> None:
+    frames = np.array([-0.5, 0, 0.5, 254.9 / 255, 1, 1.5], np.float32)
+    assert eight_bits(frames).tolist() == [0, 0, 127, 254, 255, 255]
 
 
 @both_colours

@@ -21,7 +21,9 @@ from reference import cell_step
 from torch import Tensor, nn
 
 from e3d_deploy.config import ModelConfig, Semantics
-from e3d_deploy.model import E3DLSTM, E3DLSTMCell, to_entry, to_frames, to_patches
+from e3d_deploy.importing import compare, import_checkpoint
+from e3d_deploy.model import E3DLSTM, E3DLSTMCell, OpenSTLConvolution, from_entry, to_entry, to_frames, to_patches
+from e3d_deploy.training.sampling import after_context
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 """Model B is too large to keep here."""
@@ -29,6 +31,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "golden"
 CELL = 5e-6  # measured 1.1e-6 (what is recalled, the next cell)
 GRADIENT = 5e-6  # of the largest entry; measured 1.3e-6 in float32, 1.5e-6 in float64: TensorFlow's own rounding
 FRAMES = 2e-5  # measured A 1.8e-6, B 6.4e-6, C 3.6e-6
+OPENSTL = 5e-6  # measured 9.4e-7 (a_plain), 8.9e-7 (b_normed)
 STATES = 5e-5  # measured A 2.5e-6 (cell), C 5.5e-6 (memory)
 LOSS = 1e-6  # relative; measured 1.4e-7
 REFERENCE = 1e-12  # float64; measured 2.1e-15
@@ -66,9 +69,9 @@ def golden_cell(semantics: Semantics) -> tuple[E3DLSTMCell, dict[str, Tensor], A
     return cell, inputs, arrays
 
 
-def to_entries(history: Tensor) -> Tensor:
-    """Past cells joined on the depth axis, [B, N, S·D, h, w], as E3DLSTMCell takes them, [B, S, D·h·w, N]."""
-    return torch.stack([to_entry(cell) for cell in history.split(DEPTH, dim=2)], dim=1)
+def to_entries(history: Tensor) -> tuple[Tensor, ...]:
+    """Past cells joined on the depth axis, [B, N, S·D, h, w], as E3DLSTMCell takes them, S of [B, D·h·w, N]."""
+    return tuple(to_entry(cell, "paper") for cell in history.split(DEPTH, dim=2))
 
 
 def call(cell: E3DLSTMCell, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,7 +145,7 @@ def test_cell_equals_the_reference(layer_norm: bool, depth: int) -> None:
     channels = {"inputs": P, "hidden": N, "cell": N, "memory": M}
     inputs = {name: torch.randn(B, size, depth, h, w).double() for name, size in channels.items()}
     states = torch.randn(B, slots, N, depth, h, w).double()
-    ours = cell(*inputs.values(), torch.stack([to_entry(state) for state in states.unbind(1)], dim=1))
+    ours = cell(*inputs.values(), tuple(to_entry(state, "paper") for state in states.unbind(1)))
     theirs = call_reference(cell, inputs | {"history": states.movedim(1, 2).flatten(2, 3)}, depth)
     for our, their in zip(ours, theirs, strict=True):
         assert largest_difference(our, their) < REFERENCE
@@ -188,6 +191,12 @@ def golden_model(path: Path, semantics: Semantics) -> tuple[E3DLSTM, Arrays, int
     return model, arrays, settings["total_length"] - settings["input_length"]
 
 
+def flags(arrays: Arrays, case: str, horizon: int) -> Tensor:
+    """Which frames were shown: all of the context, then as recorded."""
+    drawn = torch.tensor(arrays[f"{case}/flag_per_step"])
+    return after_context(drawn, arrays["images"].shape[1] - horizon)
+
+
 def frames_of(model: E3DLSTM, patches: np.ndarray) -> Tensor:
     return to_frames(channels_first(patches), model.config.patch_size)
 
@@ -199,7 +208,7 @@ def test_network_equals_the_released_one(name: str, case: str, variant: str, sem
     model, arrays, horizon = golden_model(GOLDEN / f"model_{name}_{variant}.npz", semantics)
     frames = channels_first(arrays["images"])
     with recording(model) as states:
-        predictions = model(frames, horizon, torch.tensor(arrays[f"{case}/flag_per_step"]))
+        predictions = model(frames, horizon, flags(arrays, case, horizon))
 
     assert largest_difference(predictions, frames_of(model, arrays[f"{case}/gen"])) < FRAMES
     assert largest_difference(predictions[:, -horizon:], frames_of(model, arrays[f"{case}/out"])) < FRAMES
@@ -221,8 +230,34 @@ def test_network_equals_the_released_one(name: str, case: str, variant: str, sem
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"model B is read from {SHARED}, which is not here")
 def test_larger_network_equals_the_released_one(case: str, variant: str, semantics: Semantics) -> None:
     model, arrays, horizon = golden_model(SHARED / f"model_B_{variant}.npz", semantics)
-    predictions = model(channels_first(arrays["images"]), horizon, torch.tensor(arrays[f"{case}/flag_per_step"]))
+    predictions = model(channels_first(arrays["images"]), horizon, flags(arrays, case, horizon))
     assert largest_difference(predictions, frames_of(model, arrays[f"{case}/gen"])) < FRAMES
+
+
+@pytest.mark.parametrize("name", ["a_plain.pth", "b_normed.ckpt"])
+def test_network_equals_the_one_of_openstl(name: str) -> None:
+    """Without gate norms; and with them, in colour. Frames after the context and within it."""
+    model, _ = import_checkpoint(GOLDEN / "openstl" / name)
+    recorded = (GOLDEN / "openstl" / name).with_suffix(".npz")
+    assert compare(model, recorded).worst < OPENSTL
+
+
+def test_openstl_cuts_entries_across_positions_and_puts_them_back() -> None:
+    """A key of its is N numbers as they lie in memory, channels first."""
+    cell = torch.arange(2 * 3 * 2 * 2 * 2.0).reshape(2, 3, 2, 2, 2)
+    entry = to_entry(cell, "openstl")
+    assert entry[0, :2].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert to_entry(cell, "paper")[0, :2].tolist() == [[0, 8, 16], [1, 9, 17]]
+    for semantics in ("paper", "openstl"):
+        assert torch.equal(from_entry(to_entry(cell, semantics), cell, semantics), cell)
+
+
+def test_openstl_convolution_gives_one_result_to_both_slots_and_to_a_strides_positions() -> None:
+    found = OpenSTLConvolution(3, 5, 3, stride=2)(torch.randn(2, 3, 2, 4, 6))
+    assert found.shape == (2, 5, 2, 4, 6)
+    assert torch.equal(found[:, :, 0], found[:, :, 1])
+    for row, column in ((0, 1), (1, 0), (1, 1)):
+        assert torch.equal(found[..., row::2, column::2], found[..., ::2, ::2])
 
 
 @pytest.mark.parametrize("patch_size", [2, 4])
@@ -247,8 +282,9 @@ def test_memory_moves_at_every_step(tiny_model: E3DLSTM, frame: Tensor) -> None:
         state = next_state
 
 
-def test_memory_stays_zero_with_google_semantics(tiny_config: ModelConfig, clip: Tensor) -> None:
-    model = E3DLSTM(replace(tiny_config, semantics="google"))
+@pytest.mark.parametrize("semantics", ["google", "openstl"])
+def test_memory_stays_zero(semantics: Semantics, tiny_config: ModelConfig, clip: Tensor) -> None:
+    model = E3DLSTM(replace(tiny_config, semantics=semantics, hidden=(4, 4)))
     state = model.initial_state(batch=2)
     for frame in clip.unbind(1):
         _, state = model.step(frame, state)
@@ -264,19 +300,19 @@ def test_history_longer_than_its_limit_is_the_last_states(
     state, by_hand, endless = (tiny_model.initial_state(batch=2) for _ in range(3))
     for frame in clip.unbind(1):
         prediction, state = tiny_model.step(frame, state)
-        by_hand = by_hand._replace(history=tuple(entries[:, -K:] for entries in by_hand.history))
+        by_hand = by_hand._replace(history=tuple(entries[-K:] for entries in by_hand.history))
         expected, by_hand = unlimited.step(frame, by_hand)
         all_recalled, endless = unlimited.step(frame, endless)
         assert torch.equal(prediction, expected)
-    assert [entries.shape[1] for entries in state.history] == [K, K]
-    assert [entries.shape[1] for entries in endless.history] == [8, 8]
+    assert [len(entries) for entries in state.history] == [K, K]
+    assert [len(entries) for entries in endless.history] == [8, 8]
     assert not torch.equal(prediction, all_recalled)
 
 
 def test_zero_state_at_the_start_is_recalled(tiny_model: E3DLSTM) -> None:
     state = tiny_model.initial_state(batch=2)
-    assert [entries.shape for entries in state.history] == [(2, 1, 48, 4), (2, 1, 48, 6)]
-    assert not any(entries.any() for entries in state.history)
+    assert [[entry.shape for entry in entries] for entries in state.history] == [[(2, 48, 4)], [(2, 48, 6)]]
+    assert not any(entry.any() for entries in state.history for entry in entries)
 
 
 def test_window_holds_the_last_frames(tiny_config: ModelConfig, clip: Tensor) -> None:
@@ -316,6 +352,8 @@ def test_samples_of_a_batch_do_not_meet(tiny_model: E3DLSTM, clip: Tensor) -> No
         {"patch_size": 8},
         {"layer_norm": False},
         {"semantics": "google", "hidden": (3, 7, 5)},
+        {"semantics": "openstl", "hidden": (4, 4)},
+        {"semantics": "openstl", "hidden": (4, 4), "stride": 2, "layer_norm": False, "channels": 3},
     ],
     ids=str,
 )
@@ -332,7 +370,7 @@ def test_networks_of_every_shape_predict_and_learn(tiny_config: ModelConfig, cha
     frozen = {
         name for name, _ in model.named_parameters() if name.endswith(("memory_conv.weight", "memory_norm.weight"))
     }
-    assert unmoved == (frozen if config.semantics == "google" else set())
+    assert unmoved == (set() if config.semantics == "paper" else frozen)
 
 
 def test_network_without_gate_norms_stays_finite(tiny_config: ModelConfig) -> None:
@@ -349,7 +387,20 @@ def test_network_without_gate_norms_stays_finite(tiny_config: ModelConfig) -> No
 
 
 def test_without_truth_predictions_are_fed_back(tiny_model: E3DLSTM, clip: Tensor) -> None:
-    assert torch.equal(tiny_model(clip[:, :4], horizon=3), tiny_model(clip, horizon=3, truth=torch.zeros(2, 2)))
+    unseen = after_context(torch.zeros(2, 2), context_length=4)
+    assert torch.equal(tiny_model(clip[:, :4], horizon=3), tiny_model(clip, horizon=3, truth=unseen))
+
+
+@pytest.mark.parametrize("changes", [{}, {"stride": 2, "layer_norm": False}], ids=str)
+def test_forward_is_a_loop_of_steps_with_openstl_too(
+    changes: dict[str, object], tiny_config: ModelConfig, clip: Tensor
+) -> None:
+    model = E3DLSTM(replace(tiny_config, semantics="openstl", hidden=(4, 4), **changes)).eval()
+    state, expected = model.initial_state(batch=2), []
+    for frame in clip.unbind(1):
+        prediction, state = model.step(frame, state)
+        expected.append(prediction)
+    assert torch.equal(model(clip, horizon=1), torch.stack(expected, dim=1))
 
 
 def test_truth_everywhere_shows_every_frame(tiny_model: E3DLSTM, clip: Tensor) -> None:
@@ -358,14 +409,31 @@ def test_truth_everywhere_shows_every_frame(tiny_model: E3DLSTM, clip: Tensor) -
     for frame in clip[:, :-1].unbind(1):
         prediction, state = tiny_model.step(frame, state)
         expected.append(prediction)
-    assert torch.equal(tiny_model(clip, horizon=3, truth=torch.ones(2, 2)), torch.stack(expected, dim=1))
+    assert torch.equal(tiny_model(clip, horizon=3, truth=torch.ones(2, 5)), torch.stack(expected, dim=1))
 
 
-def test_truth_is_drawn_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -> None:
-    mixed = tiny_model(clip, horizon=3, truth=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
-    shown = tiny_model(clip, horizon=3, truth=torch.ones(2, 2))
-    hidden = tiny_model(clip, horizon=3, truth=torch.zeros(2, 2))
+def test_truth_is_shown_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    mixed = tiny_model(clip, horizon=3, truth=after_context(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 4))
+    shown = tiny_model(clip, horizon=3, truth=after_context(torch.ones(2, 2), 4))
+    hidden = tiny_model(clip, horizon=3, truth=after_context(torch.zeros(2, 2), 4))
     assert torch.equal(mixed[0, :-1], shown[0, :-1])
     assert torch.equal(mixed[1, :-1], hidden[1, :-1])
     assert not torch.equal(mixed[0, -1], shown[0, -1])
     assert not torch.equal(mixed[1, -1], hidden[1, -1])
+
+
+def test_predictions_may_stand_in_for_frames_of_the_context(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    """What reverse scheduled sampling does."""
+    truth = torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0]]).repeat(2, 1)
+    predictions = tiny_model(clip, horizon=3, truth=truth)
+    by_hand = torch.cat([clip[:, :1], predictions[:, :1], clip[:, 2:]], dim=1)
+    assert torch.equal(predictions, tiny_model(by_hand, horizon=3, truth=torch.ones(2, 5)))
+
+
+def test_recomputed_steps_give_the_same_gradients(tiny_model: E3DLSTM, clip: Tensor) -> None:
+    tiny_model.requires_grad_(True)
+    gradients = []
+    for recompute in (False, True):
+        predictions = tiny_model(clip, horizon=3, truth=torch.ones(2, 5), recompute=recompute)
+        gradients.append(torch.autograd.grad(predictions.square().sum(), list(tiny_model.parameters())))
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -28,7 +29,11 @@ def test_its_python_runs(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("line", COMMANDS)
 def test_its_commands_exist_with_these_options(line: str) -> None:
     _, name, *arguments = shlex.split(line)
-    context = main.commands[name].make_context(name, arguments, resilient_parsing=False)
+    command = main.commands[name]
+    if isinstance(command, click.Group):
+        name, *arguments = arguments
+        command = command.commands[name]
+    context = command.make_context(name, arguments, resilient_parsing=False)
     assert context.params
 
 

@@ -1,8 +1,7 @@
 """Clips from files: .npz, .npy, a folder of pictures, or a video. Needs no PyTorch."""
 
-import logging
-import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,12 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.pictures import NEEDS_VIDEO, play_folder, say_change
 from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError, SourceLost
-
-log = logging.getLogger(__name__)
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-NEEDS_VIDEO = "reading videos and pictures needs the extra `video`: pip install 'e3d_deploy[video]'"
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,8 @@ class Video:
     """As the source says; 10 where it does not."""
 
 
-def play(path: Path, *, image_size: tuple[int, int], channels: int) -> Video:
-    """A video or a folder of pictures, scaled and converted as a model wants, which is logged.
+def play(path: Path, *, image_size: tuple[int, int], channels: int, say: bool = True) -> Video:
+    """A video or a folder of pictures, scaled and converted as a model wants, which is logged if `say`.
 
     Raises:
         ClipError, BackendUnavailable: as `read_clips`.
@@ -81,7 +76,8 @@ def play(path: Path, *, image_size: tuple[int, int], channels: int) -> Video:
         raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
     if channels not in (1, 3):
         raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {channels}; give .npz or .npy")
-    pictures, rate = (_folder if path.is_dir() else _video)(path, image_size, channels)
+    open_ = play_folder if path.is_dir() else _video
+    pictures, rate = open_(path, image_size=image_size, channels=channels, say=say)
     return Video(_not_empty(path, pictures), rate)
 
 
@@ -102,7 +98,7 @@ def _read_array(path: Path) -> NDArray[Any]:
                 if "frames" not in loaded.files:
                     raise ClipError(f"{path}: holds {loaded.files}, expected an array `frames`")
                 loaded = loaded["frames"]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ClipError(f"{path}: not a NumPy file of plain numbers, or damaged; write it again") from error
     if loaded.ndim == 4:
         loaded = loaded[None]
@@ -114,35 +110,9 @@ def _read_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def _folder(folder: Path, image_size: tuple[int, int], channels: int) -> tuple[Iterator[NDArray[np.uint8]], float]:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise BackendUnavailable(NEEDS_VIDEO) from error
-    files = sorted((file for file in folder.iterdir() if file.suffix.lower() in PICTURES), key=_natural)
-    if not files:
-        raise ClipError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
-    height, width = image_size
-    mode = "L" if channels == 1 else "RGB"
-
-    def pictures() -> Iterator[NDArray[np.uint8]]:
-        for number, file in enumerate(files):
-            try:
-                with Image.open(file) as image:
-                    if number == 0:
-                        _say_change(folder, (image.height, image.width), image.mode, image_size, mode)
-                    # 16 bits would be clipped to 8 where they should be divided.
-                    deep = image.mode.startswith("I;16")
-                    shallow = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)) if deep else image
-                    picture = np.asarray(shallow.convert(mode).resize((width, height), Image.Resampling.BOX))
-            except (UnidentifiedImageError, OSError) as error:
-                raise ClipError(f"{file}: not a picture ({error})") from error
-            yield picture.reshape(height, width, channels)
-
-    return pictures(), 10.0
-
-
-def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iterator[NDArray[np.uint8]], float]:
+def _video(
+    path: Path, *, image_size: tuple[int, int], channels: int, say: bool
+) -> tuple[Iterator[NDArray[np.uint8]], float]:
     try:
         import av
     except ImportError as error:
@@ -169,8 +139,8 @@ def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iter
         with container:
             try:
                 for number, frame in enumerate(container.decode(stream)):
-                    if number == 0:
-                        _say_change(path, (frame.height, frame.width), frame.format.name, image_size, target)
+                    if number == 0 and say:
+                        say_change(path, (frame.height, frame.width), frame.format.name, image_size, target)
                     picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
                     yield picture.reshape(height, width, channels).astype(np.uint8, copy=False)
             except av.FFmpegError as error:
@@ -181,17 +151,3 @@ def _video(path: Path, image_size: tuple[int, int], channels: int) -> tuple[Iter
                 ) from error
 
     return pictures(), float(stream.average_rate or 10)
-
-
-def _say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[int, int], mode: str) -> None:
-    gray = mode in ("L", "gray")
-    if size != wanted:
-        log.warning("%s: %d×%d %s, scaled to %d×%d %s", path.name, *size, colours, *wanted, mode)
-    elif gray != colours.startswith(("gray", "L", "I;16")):
-        log.warning("%s: %s, converted to %s", path.name, colours, "gray" if gray else "colour")
-
-
-def _natural(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort key that puts frame_2 before frame_10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

@@ -1,16 +1,22 @@
-"""What a network learns from: endless samples, each fixed by its index alone."""
+"""What a network learns from and is measured on: samples, each fixed by its index alone."""
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Subset
 
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
-from e3d_deploy.errors import ClipError
+from e3d_deploy.data.sources import Clip, Source, fixed_windows, open_source
+from e3d_deploy.data.splits import Split
+from e3d_deploy.errors import ClipError, ConfigError
+
+GENERATED = "moving-mnist"
+"""The source that is made on the fly."""
 
 
 class MovingMNIST(Dataset[Tensor]):
@@ -21,7 +27,7 @@ class MovingMNIST(Dataset[Tensor]):
 
     def __init__(
         self,
-        split: Literal["train", "valid", "test"],
+        split: Split,
         *,
         length: int,
         image_size: tuple[int, int] = (64, 64),
@@ -38,17 +44,19 @@ class MovingMNIST(Dataset[Tensor]):
 
 
 class Windows(Dataset[Tensor]):
-    """Windows cut anywhere out of longer clips.
+    """Windows cut anywhere out of longer clips; endless.
+
+    Samples are frames, float32 [T, C, H, W] in [0, 1].
 
     Args:
-        clips: each uint8 [T, H, W, C].
+        clips: each [T, H, W, C], uint8 or float in [0, 1].
         length: frames of a window.
 
     Raises:
         ClipError: no clip is as long as a window.
     """
 
-    def __init__(self, clips: Sequence[NDArray[np.uint8]], *, length: int, seed: int = 0) -> None:
+    def __init__(self, clips: Sequence[Clip], *, length: int, seed: int = 0) -> None:
         self.clips = [clip for clip in clips if len(clip) >= length]
         if not self.clips:
             raise ClipError(f"no clip has {length} frames; give longer clips, or a shorter context or horizon")
@@ -61,6 +69,45 @@ class Windows(Dataset[Tensor]):
         clip = self.clips[rng.choice(len(self.clips), p=self.shares)]
         start = rng.integers(len(clip) - self.length + 1)
         return _frames(clip[start : start + self.length])
+
+
+class FixedWindows(Dataset[Tensor]):
+    """The windows of a source, in order: those its format fixes, else those that follow one another in its clips.
+
+    Samples are frames, float32 [T, C, H, W] in [0, 1].
+
+    Args:
+        source: opened for windows of this length.
+        length: frames of a window.
+        most: take no more windows than this, evenly spread over all.
+    """
+
+    def __init__(self, source: Source, *, length: int, most: int | None = None) -> None:
+        windows = fixed_windows(source, length=length)
+        if most is not None and most < len(windows):
+            windows = windows[np.arange(most) * len(windows) // most]
+        self.source, self.windows, self.length = source, windows, length
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        clip, first = self.windows[index].tolist()
+        return _frames(self.source.clips[clip][first : first + self.length])
+
+
+class Shuffled(Dataset[Tensor]):
+    """The windows of a source again and again, each time in another order; endless.
+
+    Sample i is the (i mod n)-th of the permutation that is drawn from the seed and i // n.
+    """
+
+    def __init__(self, part: FixedWindows, seed: int) -> None:
+        self.part, self.seed = part, seed
+
+    def __getitem__(self, index: int) -> Tensor:
+        again, place = divmod(index, len(self.part))
+        return self.part[int(_permutation(self.seed, again, len(self.part))[place])]
 
 
 class Mixture(Dataset[Tensor]):
@@ -76,22 +123,105 @@ class Mixture(Dataset[Tensor]):
         return self.parts[rng.choice(len(self.parts), p=self.shares)][index]
 
 
-class EpochSampler(Sampler[int]):
-    """Indices that go on from epoch to epoch, so that an epoch's data does not depend on earlier runs."""
+def training_data(
+    data: Sequence[tuple[str, float]],
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    length: int,
+    seed: int,
+    skip_bad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Dataset[Tensor]:
+    """The training split of one source or several, endless: windows in a new order each time round, or cut anywhere.
 
-    def __init__(self, size: int) -> None:
-        self.size, self.epoch = size, 0
+    A sample of each source is read, so that data that cannot be learned from are refused here.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch, and after a resume."""
-        self.epoch = epoch
+    Args:
+        data: sources, `moving-mnist` or as `open_source` takes them, and their shares of the samples.
 
-    def __len__(self) -> int:
-        return self.size
+    Raises:
+        ConfigError: a share that is not above 0, or Moving MNIST for a model that takes colours.
+        ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
+    """
+    for text, share in data:
+        if not share > 0:
+            raise ConfigError(f"data: {text} has the share {share:g}, expected more than 0")
+    parts: list[Dataset[Tensor]] = []
+    for text, _ in data:
+        if text == GENERATED:
+            parts.append(_generated("train", image_size=image_size, channels=channels, length=length, seed=seed))
+            continue
+        source = open_source(
+            text,
+            split="train",
+            image_size=image_size,
+            channels=channels,
+            length=length,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+        fixed = source.windows is not None
+        parts.append(
+            Shuffled(FixedWindows(source, length=length), seed)
+            if fixed
+            else Windows(source.clips, length=length, seed=seed)
+        )
+        parts[-1][0]
+    return parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.epoch * self.size, (self.epoch + 1) * self.size))
+
+def evaluation_data(
+    text: str,
+    *,
+    split: Split,
+    image_size: tuple[int, int],
+    channels: int,
+    length: int,
+    most: int | None,
+    seed: int = 2**31,
+    skip_bad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> "FixedWindows | Subset[Tensor]":
+    """The windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
+
+    Args:
+        text: `moving-mnist`, made of the split's digits, or as `open_source` takes it.
+        most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 1,000.
+        seed: of `moving-mnist`; far from those that one trains with.
+
+    Raises:
+        ConfigError: Moving MNIST for a model that takes colours.
+        ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
+    """
+    if text == GENERATED:
+        made = _generated(split, image_size=image_size, channels=channels, length=length, seed=seed)
+        return Subset(made, range(1000 if most is None else most))
+    source = open_source(
+        text,
+        split=split,
+        image_size=image_size,
+        channels=channels,
+        length=length,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    windows = FixedWindows(source, length=length, most=most)
+    windows[0]
+    return windows
 
 
-def _frames(clip: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(clip).permute(0, 3, 1, 2).float().div(255)
+def _generated(split: Split, *, image_size: tuple[int, int], channels: int, length: int, seed: int) -> MovingMNIST:
+    if channels != 1:
+        raise ConfigError(f"channels: Moving MNIST is gray, the model takes {channels} colours")
+    return MovingMNIST(split, length=length, image_size=image_size, seed=seed)
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int, again: int, size: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, again)).permutation(size)
+
+
+def _frames(clip: NDArray[Any]) -> Tensor:
+    frames = torch.from_numpy(clip).permute(0, 3, 1, 2).float()
+    return frames.div(255) if clip.dtype == np.uint8 else frames

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.clips import NEEDS_VIDEO
+from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.frames import Frames, to_pictures
 

@@ -17,6 +17,7 @@ from e3d_deploy.data.clips import Clips, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.to_tensorrt import build
 from e3d_deploy.frames import Frames
@@ -90,7 +91,7 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
 
     def build_engines() -> tuple[None, str]:
         try:
-            sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase, _: progress(f"build engines: {phase}"))
+            sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase, *_: progress(f"build engines: {phase}"))
         except BackendUnavailable as error:
             return None, f"left out: {error}"
         built = ", ".join(f"{name} {one['bytes'] / 1e6:.1f} MB" for name, one in sidecars.items())
@@ -201,17 +202,8 @@ def _animation(examples: list[tuple[Frames, Frames]]) -> Frames:
     columns = []
     for truth, forecast in examples:
         below = np.concatenate([truth[:CONTEXT], forecast])
-        columns.append(np.concatenate([_framed(truth, 0.25), _framed(below, 0.25, bright_from=CONTEXT)], axis=-2))
+        columns.append(np.concatenate([framed(truth, 0.25), framed(below, 0.25, bright_from=CONTEXT)], axis=-2))
     return np.concatenate(columns, axis=-1)
-
-
-def _framed(clip: Frames, gray: float, bright_from: int | None = None) -> Frames:
-    framed = np.pad(clip, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=gray)
-    if bright_from is not None:
-        late = framed[bright_from:]
-        late[..., 0, :] = late[..., -1, :] = 1.0
-        late[..., 0] = late[..., -1] = 1.0
-    return framed
 
 
 STYLE = """

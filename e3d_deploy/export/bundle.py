@@ -21,7 +21,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, load_digits, moving_mnist
 from e3d_deploy.errors import ConfigError, ExportError
-from e3d_deploy.export.compose import clip_graph, step_graph
+from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
+from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
@@ -35,7 +36,8 @@ def export(
     *,
     context_length: int = 10,
     horizon: int = 10,
-    batch: int = 1,
+    batch: int | None = 1,
+    optimize: str = "cpu",
     reference: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -45,8 +47,9 @@ def export(
     The folder appears when it is whole, not before.
 
     Args:
-        context_length, horizon: frames that the clip graph takes and gives.
-        batch: streams that the graphs run at once.
+        context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many.
+        batch: streams that the graphs run at once; None for any number.
+        optimize: for whom the step is rewritten, of `export.step.TARGETS`.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
             not fit the model, one of the package's videos.
         overwrite: replace a bundle that is there.
@@ -59,12 +62,14 @@ def export(
         ExportError: PyTorch could not export the model, or the model answers with NaN.
     """
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{name}: got {value}, expected 1 or more")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     if output.exists() and not (output / MANIFEST).is_file():
         raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
+    if optimize not in TARGETS:
+        raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
     model = checkpoint.load(model_path)
     config = model.config
     clip = reference_clip(config, context_length + horizon, reference)
@@ -74,16 +79,18 @@ def export(
     try:
         shutil.copyfile(model_path, folder / MODEL)
         progress("exporting one step")
-        core = export_core(model, batch)
+        core = export_core(model, batch, TARGETS[optimize])
         progress("composing step.onnx")
         graphs = {"step": step_graph(core, config, batch)}
+        progress("composing rollout.onnx")
+        graphs["rollout"] = rollout_graph(core, config, batch, horizon=horizon)
         progress("composing clip.onnx")
         graphs["clip"] = clip_graph(core, config, batch, context_length=context_length, horizon=horizon)
         for name, graph in graphs.items():
             share_weights(graph, folder / MODEL)
             onnx.save(graph, folder / f"{name}.onnx")
         progress("recording what PyTorch computes")
-        recorded, rounding = record(model, clip, context_length, batch)
+        recorded, rounding = record(model, clip, context_length, batch or 1)
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         manifest = {
             "schema": SCHEMA,
@@ -93,7 +100,8 @@ def export(
             "config": config.to_dict(),
             "context_length": context_length,
             "horizon": horizon,
-            "batch": batch,
+            "batch": batch or 1,
+            "dynamic_batch": batch is None,
             "history": {
                 "slots": config.history_length,
                 "exact_for_steps": config.history_length,
@@ -186,7 +194,7 @@ def describe(graph: ModelProto) -> dict[str, Any]:
             {
                 "name": value.name,
                 "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-                "shape": [side.dim_value for side in value.type.tensor_type.shape.dim],
+                "shape": [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim],
             }
             for value in values
         ]

@@ -1,6 +1,6 @@
-"""Graphs put together from one exported step: the step with its ring of past cells, and the unrolled clip."""
+"""Graphs put together from one exported step: step and rollout with their ring of past cells, and the unrolled clip."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,56 +16,90 @@ OPSET, IR_VERSION = 20, 10
 ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
 
-def step_graph(core: GraphProto, config: ModelConfig, batch: int) -> ModelProto:
-    """One frame and the states in, the prediction and the next states out.
+def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> ModelProto:
+    """One frame and the states in, the prediction and the next states out; any number of streams if `batch` is None.
 
     `core` is `export.step.Step` as a graph. Around it stands the ring: entries are read where they lie,
     empty slots are hidden by a bias on the scores, and the new entry takes the place of the oldest.
     """
-    graph = _Graph(core)
-    K, Q = config.history_length, config.positions
-    slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
-    written = graph.op("Unsqueeze", "written", graph.integers(1))  # [B, 1]
-    empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
-    hidden_by = graph.op("Where", empty, graph.constant(np.float32(-np.inf)), graph.constant(np.float32(0)))
-    spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(batch, K, Q))
-    bindings = {"key_bias": graph.op("Reshape", spread, graph.integers(batch, 1, K * Q))}
-    for layer, N in enumerate(config.hidden):
-        bindings[f"keys.{layer}"] = graph.op("Reshape", f"history.{layer}", graph.integers(batch, K * Q, N))
-    outputs = graph.inline(core, bindings, keep_names=True)
-
-    index = graph.op("Mod", written, graph.constant(np.int32(K)))  # [B, 1]
-    here = graph.op("Unsqueeze", graph.op("Equal", slots, index), graph.integers(2, 3))  # [B, K, 1, 1]
-    for layer in range(len(config.hidden)):
-        entry = graph.op("Unsqueeze", outputs[f"entry.{layer}"], graph.integers(1))  # [B, 1, D·h·w, N]
-        graph.op("Where", here, entry, f"history.{layer}", output=f"{NEXT}history.{layer}")
-    more = graph.op("Add", "written", graph.constant(np.int32(1)))
-    full = graph.op("GreaterOrEqual", more, graph.constant(np.int32(2 * K)))
-    graph.op("Where", full, graph.op("Sub", more, graph.constant(np.int32(K))), more, output=NEXT + "written")
-
-    states = contract.states(config, batch)
+    graph = _Graph(core, batch)
+    states = contract.states(config, graph.batch)
+    state = {tensor.name: tensor.name for tensor in states}
+    prediction, following = _ring_step(graph, core, config, contract.FRAME, state, prefix="t0/")
+    graph.give({contract.PREDICTION: prediction, **{NEXT + name: value for name, value in following.items()}})
     return graph.model(
         "step",
-        inputs=[contract.frame(config, batch), *states],
-        outputs=[contract.frame(config, batch, contract.PREDICTION), *_following(states)],
+        inputs=[contract.frame(config, graph.batch), *states],
+        outputs=[contract.frame(config, graph.batch, contract.PREDICTION), *_following(states)],
     )
 
 
-def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_length: int, horizon: int) -> ModelProto:
+def rollout_graph(core: GraphProto, config: ModelConfig, batch: int | None, *, horizon: int) -> ModelProto:
+    """The last prediction of the step graph and its states in, the forecast and the states after it out.
+
+    The first frame of the forecast is that prediction; each step sees the frame before its own.
+    """
+    graph = _Graph(core, batch)
+    states = contract.states(config, graph.batch)
+    state = {tensor.name: tensor.name for tensor in states}
+    predictions = [contract.PREDICTION]
+    for t in range(horizon - 1):
+        prediction, state = _ring_step(graph, core, config, predictions[-1], state, prefix=f"t{t}/")
+        predictions.append(prediction)
+    forecast = graph.concat([graph.op("Unsqueeze", one, graph.integers(1)) for one in predictions], axis=1)
+    graph.give({contract.FORECAST: forecast, **{NEXT + name: value for name, value in state.items()}})
+    return graph.model(
+        "rollout",
+        inputs=[contract.frame(config, graph.batch, contract.PREDICTION), *states],
+        outputs=[contract.clip(config, horizon, contract.FORECAST, graph.batch), *_following(states)],
+    )
+
+
+def _ring_step(
+    graph: "_Graph", core: GraphProto, config: ModelConfig, frame: str, state: Mapping[str, str], *, prefix: str
+) -> tuple[str, dict[str, str]]:
+    """A step on values of a graph, rings and all; the names of its prediction and of the next states."""
+    K, Q = config.history_length, config.positions
+    slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
+    written = graph.op("Unsqueeze", state["written"], graph.integers(1))  # [B, 1]
+    empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
+    hidden_by = graph.op("Where", empty, graph.constant(np.float32(-np.inf)), graph.constant(np.float32(0)))
+    spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(1, K, Q))
+    bindings = {contract.FRAME: frame, "key_bias": graph.op("Reshape", spread, graph.integers(0, 1, K * Q))}
+    bindings |= {name: value for name, value in state.items() if not name.startswith(("history", "written"))}
+    for layer, N in enumerate(config.hidden):
+        bindings[f"keys.{layer}"] = graph.op("Reshape", state[f"history.{layer}"], graph.integers(0, K * Q, N))
+    outputs = graph.inline(core, bindings, prefix=prefix)
+
+    index = graph.op("Mod", written, graph.constant(np.int32(K)))  # [B, 1]
+    here = graph.op("Unsqueeze", graph.op("Equal", slots, index), graph.integers(2, 3))  # [B, K, 1, 1]
+    following = {name.removeprefix(NEXT): value for name, value in outputs.items() if name.startswith(NEXT)}
+    for layer in range(len(config.hidden)):
+        entry = graph.op("Unsqueeze", outputs[f"entry.{layer}"], graph.integers(1))  # [B, 1, D·h·w, N]
+        following[f"history.{layer}"] = graph.op("Where", here, entry, state[f"history.{layer}"])
+    more = graph.op("Add", state["written"], graph.constant(np.int32(1)))
+    full = graph.op("GreaterOrEqual", more, graph.constant(np.int32(2 * K)))
+    following["written"] = graph.op("Where", full, graph.op("Sub", more, graph.constant(np.int32(K))), more)
+    return outputs[contract.PREDICTION], following
+
+
+def clip_graph(
+    core: GraphProto, config: ModelConfig, batch: int | None, *, context_length: int, horizon: int
+) -> ModelProto:
     """The context in, the forecast and the states after its last step out.
 
     Unrolled: the first L steps see the context, the others the prediction before them. A history is as
     long as there are entries, so nothing is hidden and nothing is copied into rings.
     """
-    graph = _Graph(core)
+    graph = _Graph(core, batch)
     layers = range(len(config.hidden))
     state = {
-        tensor.name: graph.zeros(tensor.shape)
-        for tensor in contract.states(config, batch)
+        tensor.name: graph.zeros(tensor.shape[1:], like=contract.CONTEXT)
+        for tensor in contract.states(config)
         if not tensor.name.startswith(("history", "written"))
     }
     positions = config.positions
-    entries = {layer: [graph.zeros((batch, positions, config.hidden[layer]))] for layer in layers}
+    entries = {layer: [graph.zeros((positions, config.hidden[layer]), like=contract.CONTEXT)] for layer in layers}
     predictions: list[str] = []
     for t in range(context_length + horizon - 1):
         frame = (
@@ -80,21 +114,20 @@ def clip_graph(core: GraphProto, config: ModelConfig, batch: int, *, context_len
 
     forecast = [graph.op("Unsqueeze", prediction, graph.integers(1)) for prediction in predictions[-horizon:]]
     graph.op("Concat", *forecast, axis=1, output=contract.FORECAST)
-    for name, value in state.items():
-        graph.op("Identity", value, output=NEXT + name)
+    graph.give({NEXT + name: value for name, value in state.items()})
     for layer in layers:
         ring = [graph.op("Unsqueeze", entry, graph.integers(1)) for entry in _ring(entries[layer], config)]
         if missing := config.history_length - len(ring):
-            ring.append(graph.zeros((batch, missing, positions, config.hidden[layer])))
+            ring.append(graph.zeros((missing, positions, config.hidden[layer]), like=contract.CONTEXT))
         graph.op("Concat", *ring, axis=1, output=f"{NEXT}history.{layer}")
-    written = np.full(batch, contract.written_after(len(entries[0]) - 1, config.history_length), np.int32)
-    graph.op("Identity", graph.constant(written), output=NEXT + "written")
+    written = np.full(1, contract.written_after(len(entries[0]) - 1, config.history_length), np.int32)
+    graph.op("Expand", graph.constant(written), graph.streams(contract.CONTEXT), output=NEXT + "written")
     return graph.model(
         "clip",
-        inputs=[contract.clip(config, context_length, contract.CONTEXT, batch)],
+        inputs=[contract.clip(config, context_length, contract.CONTEXT, graph.batch)],
         outputs=[
-            contract.clip(config, horizon, contract.FORECAST, batch),
-            *_following(contract.states(config, batch)),
+            contract.clip(config, horizon, contract.FORECAST, graph.batch),
+            *_following(contract.states(config, graph.batch)),
         ],
     )
 
@@ -111,13 +144,19 @@ def _following(states: Sequence[contract.Tensor]) -> list[contract.Tensor]:
 
 
 class _Graph:
-    """A graph under construction that shares the weights of a core."""
+    """A graph under construction that shares the weights of a core.
 
-    def __init__(self, core: GraphProto) -> None:
+    Args:
+        batch: streams that it runs at once; None for a named axis, any number.
+    """
+
+    def __init__(self, core: GraphProto, batch: int | None) -> None:
+        self.batch, self.dynamic = batch or 1, batch is None
         self.nodes: list[NodeProto] = []
         self.initializers = list(core.initializer)
         self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.count = 0
+        self.counted: str | None = None
         # What depends on weights alone is computed once, not once a step.
         self.fixed = {initializer.name for initializer in core.initializer}
         self.moving = []
@@ -151,24 +190,33 @@ class _Graph:
     def integer(self, value: int) -> str:
         return self.constant(np.int64(value))
 
-    def zeros(self, shape: tuple[int, ...]) -> str:
-        return self.op("ConstantOfShape", self.integers(*shape))
+    def streams(self, like: str) -> str:
+        """How many streams there are, as a list of one: as many as `like` has."""
+        if not self.dynamic:
+            return self.integers(self.batch)
+        if self.counted is None:
+            self.counted = self.op("Shape", like, start=0, end=1)
+        return self.counted
+
+    def zeros(self, shape: tuple[int, ...], *, like: str) -> str:
+        """Zeros of a shape for each stream."""
+        if not self.dynamic:
+            return self.op("ConstantOfShape", self.integers(self.batch, *shape))
+        return self.op("ConstantOfShape", self.op("Concat", self.streams(like), self.integers(*shape), axis=0))
 
     def concat(self, names: Sequence[str], axis: int) -> str:
         return names[0] if len(names) == 1 else self.op("Concat", *names, axis=axis)
 
-    def inline(
-        self, core: GraphProto, bindings: dict[str, str], *, prefix: str = "", keep_names: bool = False
-    ) -> dict[str, str]:
+    def inline(self, core: GraphProto, bindings: Mapping[str, str], *, prefix: str) -> dict[str, str]:
         """Add the nodes of a core; return the names of its outputs.
 
         Args:
-            bindings: names for its inputs. Those of `keep_names` stay as they are; else an input that
-                is not bound is a bias that hides nothing, and its addition is left out.
+            bindings: names for its inputs. One that is not bound is a bias that hides nothing, and its
+                addition is left out.
             prefix: before the name of every value inside.
         """
         inputs = {value.name for value in core.input}
-        names = {name: name for name in self.fixed} | {name: name for name in inputs if keep_names} | bindings
+        names = {name: name for name in self.fixed} | dict(bindings)
         for node in self.moving:
             unbound = [name for name in node.input if name in inputs and name not in names]
             if unbound:
@@ -185,9 +233,17 @@ class _Graph:
             self.nodes.append(copy)
         return {value.name: names[value.name] for value in core.output}
 
+    def give(self, values: Mapping[str, str]) -> None:
+        """Hand values out of the graph under other names."""
+        for name, value in values.items():
+            self.op("Identity", value, output=name)
+
     def model(self, name: str, *, inputs: Sequence[contract.Tensor], outputs: Sequence[contract.Tensor]) -> ModelProto:
         def values(tensors: Sequence[contract.Tensor]) -> list[onnx.ValueInfoProto]:
-            return [helper.make_tensor_value_info(one.name, ELEMENT[one.dtype], one.shape) for one in tensors]
+            first = [contract.ANY] if self.dynamic else [self.batch]
+            return [
+                helper.make_tensor_value_info(one.name, ELEMENT[one.dtype], [*first, *one.shape[1:]]) for one in tensors
+            ]
 
         graph = helper.make_graph(self.nodes, name, values(inputs), values(outputs), self.initializers)
         return helper.make_model(

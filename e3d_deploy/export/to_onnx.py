@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Collection
 
 import torch
 from onnx import GraphProto
@@ -9,17 +10,24 @@ from onnx import GraphProto
 from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
 from e3d_deploy.export.compose import OPSET
-from e3d_deploy.export.step import Step, example
+from e3d_deploy.export.step import REWRITES, Step, example
 from e3d_deploy.model import E3DLSTM
 
 
-def export_core(model: E3DLSTM, batch: int) -> GraphProto:
-    """`Step` as a graph with static shapes; its initializers are named as the model's parameters.
+def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = tuple(REWRITES)) -> GraphProto:
+    """`Step` as a graph; its initializers are named as the model's parameters.
+
+    Args:
+        batch: streams that it runs at once; None for a named axis, any number.
+        rewrites: of `export.step.REWRITES`.
 
     Raises:
         ExportError: PyTorch could not export it.
     """
-    step = Step(model).eval()
+    step = Step(model, rewrites).eval()
+    inputs = example(model.config, batch or 2)  # of an axis of 1 PyTorch takes for granted that it is 1
+    any_number = {0: contract.ANY}
+    dynamic = (any_number, any_number, (any_number,) * (len(inputs) - 2))
     # It warns of the missing torchvision, which nothing here uses.
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
@@ -27,11 +35,13 @@ def export_core(model: E3DLSTM, batch: int) -> GraphProto:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
+            warnings.filterwarnings("ignore", "# The axis name: batch will not be used")  # one name is enough
             program = torch.onnx.export(
                 step,
-                example(model.config, batch),
+                inputs,
                 input_names=[contract.FRAME, "key_bias", *step.inputs],
                 output_names=[contract.PREDICTION, *step.outputs],
+                dynamic_shapes=dynamic if batch is None else None,
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,

@@ -52,6 +52,13 @@ class TorchBackend:
             predictions.append(prediction)
         return np.stack(predictions[-self.horizon :], axis=1), state
 
+    def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        predictions = [prediction]
+        for _ in range(self.horizon - 1):
+            prediction, state = self.step(prediction, state)
+            predictions.append(prediction)
+        return np.stack(predictions, axis=1), state
+
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         config: ModelConfig = self.model.config
         tensors: ModelState = state["model"]
@@ -63,7 +70,7 @@ class TorchBackend:
         for layer in range(len(config.hidden)):
             arrays[f"hidden.{layer}"] = tensors.hidden[layer].numpy().copy()
             arrays[f"cell.{layer}"] = tensors.cell[layer].numpy().copy()
-            entries = tensors.history[layer].numpy()
+            entries = torch.stack(tensors.history[layer], dim=1).numpy()
             ring = np.zeros(shapes[f"history.{layer}"], entries.dtype)
             ring[:, contract.slots(written, K)] = entries
             arrays[f"history.{layer}"] = ring
@@ -77,7 +84,7 @@ class TorchBackend:
         state = ModelState(
             hidden=tuple(tensors[f"hidden.{layer}"] for layer in layers),
             cell=tuple(tensors[f"cell.{layer}"] for layer in layers),
-            history=tuple(tensors[f"history.{layer}"][:, slots] for layer in layers),
+            history=tuple(tensors[f"history.{layer}"][:, slots].unbind(1) for layer in layers),
             memory=tensors["memory"],
             window=tensors["window"],
         )

@@ -45,6 +45,17 @@ class Backend(Protocol):
         """
         ...
 
+    def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        """What `step` gave last in, the forecast [B, horizon, C, H, W] that begins with it out, in one call.
+
+        The state that comes in stays as it is; the one that goes out is that after the forecast's last step,
+        which has seen its last frame but one.
+
+        Raises:
+            BundleError: there is no rollout graph.
+        """
+        ...
+
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         """A copy of a state in NumPy, as `contract.states` describes it."""
         ...

@@ -37,7 +37,7 @@ class Bundle:
             BundleError: a missing, truncated or altered file, or a manifest that this version cannot read.
         """
         path = Path(path)
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         for name, digest in manifest["files"].items():
             _check_file(path, name, digest)
         try:
@@ -64,8 +64,13 @@ class Bundle:
 
     @property
     def batch(self) -> int:
-        """Streams that the graphs run at once."""
+        """Streams that the graphs run at once; 1 where they take any number."""
         return int(self.manifest["batch"])
+
+    @property
+    def dynamic_batch(self) -> bool:
+        """Whether the graphs take any number of streams."""
+        return bool(self.manifest["dynamic_batch"])
 
     def graph(self, name: str) -> Path:
         """The file of a graph.
@@ -86,9 +91,14 @@ class Bundle:
             return {name: archive[name] for name in archive.files}
 
 
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """A manifest as it stands in its file."""
+    return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest of the bundle in `path`, whole or not at all."""
-    write_file(path / MANIFEST, (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode())
+    write_file(path / MANIFEST, manifest_bytes(manifest))
 
 
 def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
@@ -103,7 +113,12 @@ def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
         log.warning("%s: the report is not recorded in the manifest (%s)", bundle.path, error.strerror)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the bundle in `path`, which has all its fields.
+
+    Raises:
+        BundleError: there is none, or none that this version can read.
+    """
     if not path.is_dir():
         raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
     file = path / MANIFEST
@@ -112,7 +127,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         schema = manifest["schema"]
     except FileNotFoundError as error:
         raise BundleError(f"{path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
     if schema != SCHEMA:
         raise BundleError(f"{file}: schema {schema!r}, this version reads {SCHEMA}; update e3d_deploy or export again")
@@ -130,6 +145,7 @@ FIELDS = {
     "context_length": int,
     "horizon": int,
     "batch": int,
+    "dynamic_batch": bool,
     "history": dict,
     "rounding": dict,
     "graphs": dict,
@@ -151,6 +167,8 @@ def _problem(manifest: dict[str, Any]) -> str | None:
         needed = {MODEL, REFERENCE, *(graph["file"] for graph in manifest["graphs"].values())}
     except (TypeError, KeyError):
         return "its graphs name no file"
+    if odd := [name for name, digest in manifest["files"].items() if not isinstance(digest, str)]:
+        return f"its hash of {odd[0]} is none"
     if unlisted := needed - set(manifest["files"]):
         return f"has no hash of {', '.join(sorted(unlisted))}"
     return None

@@ -26,7 +26,7 @@ class OnnxRuntimeBackend:
         self.bundle, self.threads = bundle, threads
         self.session = self._open("step")
         self.outputs = [output.name for output in self.session.get_outputs()]
-        self.clip_session: onnxruntime.InferenceSession | None = None
+        self.others: dict[str, onnxruntime.InferenceSession] = {}
 
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
@@ -56,10 +56,15 @@ class OnnxRuntimeBackend:
         return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
-        if self.clip_session is None:
-            self.clip_session = self._open("clip")
-        names = [output.name for output in self.clip_session.get_outputs()]
-        outputs = dict(zip(names, self.clip_session.run(names, {contract.CONTEXT: context}), strict=True))
+        return self._forecast("clip", {contract.CONTEXT: context})
+
+    def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        return self._forecast("rollout", {contract.PREDICTION: prediction, **state})
+
+    def _forecast(self, graph: str, inputs: dict[str, Any]) -> tuple[NDArray[np.float32], State]:
+        session = self.others.get(graph) or self.others.setdefault(graph, self._open(graph))
+        names = [output.name for output in session.get_outputs()]
+        outputs = dict(zip(names, session.run(names, inputs), strict=True))
         forecast = outputs.pop(contract.FORECAST)
         return forecast, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
 
@@ -70,4 +75,4 @@ class OnnxRuntimeBackend:
         return {name: value.copy() for name, value in arrays.items()}
 
     def close(self) -> None:
-        del self.session, self.clip_session
+        del self.session, self.others

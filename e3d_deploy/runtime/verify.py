@@ -44,6 +44,10 @@ class Report:
     """Of the clip graph's forecast, which is one call."""
     clip_states: dict[str, float]
     """After the clip graph, per state tensor."""
+    rollout: float
+    """Of the rollout graph's forecast, from the backend's own state after the context."""
+    rollout_states: dict[str, float]
+    """After the rollout graph, per state tensor."""
     dssim: float | None
     """SSIM against the truth: yardstick minus backend, mean over the forecast; None without truth or below 7 pixels."""
     dpsnr: float | None
@@ -51,13 +55,14 @@ class Report:
 
     @property
     def worst(self) -> float:
-        """The largest difference of predictions, step by step and by the clip graph; NaN if any is."""
-        return float(np.max([*self.predictions, self.clip]))
+        """The largest difference of predictions, step by step and by the other graphs; NaN if any is."""
+        return float(np.max([*self.predictions, self.clip, self.rollout]))
 
     @property
     def worst_state(self) -> tuple[str, float]:
         """The final state that is furthest off, and by how much; NaN counts as furthest."""
-        found = [*self.final_states.items(), *((f"clip {name}", value) for name, value in self.clip_states.items())]
+        graphs = {"": self.final_states, "clip ": self.clip_states, "rollout ": self.rollout_states}
+        found = [(graph + name, value) for graph, states in graphs.items() for name, value in states.items()]
         return found[int(np.argmax([value for _, value in found]))]
 
     @property
@@ -106,20 +111,24 @@ def verify(
     expected, found = [], []  # predictions, each [B, C, H, W]
     states: list[dict[str, float]] = []
     state: Any = None
+    seen: Any = None  # the state after the context
     if yardstick is None:
         expected = list(np.repeat(reference["predictions"][:, None], bundle.batch, axis=1))
-        for prediction, state in _rollout(backend, context, steps):  # noqa: B007 (the last one is used)
+        for prediction, state in _rollout(backend, context, steps):
             found.append(prediction)
+            seen = state if len(found) == bundle.context_length else seen
         wanted = {tensor.name: reference[contract.NEXT + tensor.name] for tensor in contract.states(bundle.config)}
     else:
         both = zip(_rollout(yardstick, context, steps), _rollout(backend, context, steps), strict=True)
         for (their_prediction, their_state), (prediction, state) in both:
             expected.append(their_prediction)
             found.append(prediction)
+            seen = state if len(found) == bundle.context_length else seen
             wanted = yardstick.to_arrays(their_state)
             states.append(_by_kind(_differences(wanted, backend.to_arrays(state))))
     forecast = np.stack(expected[-bundle.horizon :], axis=1)  # [B, horizon, C, H, W]
     clip_forecast, clip_state = backend.clip(context)
+    rolled, rolled_state = backend.rollout(found[bundle.context_length - 1], seen)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
     quality = _quality(forecast[0], np.stack(found[-bundle.horizon :], axis=1)[0], truth)
     budget, state_budget = budgets(bundle)
@@ -134,6 +143,8 @@ def verify(
         final_states=_differences(wanted, backend.to_arrays(state)),
         clip=_difference(forecast, clip_forecast),
         clip_states=_differences(wanted, backend.to_arrays(clip_state)),
+        rollout=_difference(forecast, rolled),
+        rollout_states=_differences(wanted, backend.to_arrays(rolled_state)),
         dssim=quality.get("ssim"),
         dpsnr=quality.get("psnr"),
     )
@@ -168,9 +179,9 @@ def check_contract(bundle: Bundle) -> None:
     entry = bundle.manifest["graphs"]["step"]
     for direction, first, prefix in (("inputs", frame.name, ""), ("outputs", contract.PREDICTION, contract.NEXT)):
         found = {tensor["name"]: (tensor["dtype"], tuple(tensor["shape"])) for tensor in entry[direction]}
-        expected = {first: (frame.dtype, frame.shape)} | {
-            prefix + state.name: (state.dtype, state.shape) for state in states
-        }
+        tensors = {first: frame} | {prefix + state.name: state for state in states}
+        streams = contract.ANY if bundle.dynamic_batch else bundle.batch
+        expected = {name: (tensor.dtype, (streams, *tensor.shape[1:])) for name, tensor in tensors.items()}
         if found != expected:
             name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
             raise BundleError(

@@ -1,51 +1,123 @@
 """The LightningModule: loss, optimiser, what is logged."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training import sampling
+from e3d_deploy.training.released_adam import ReleasedAdam
 
 
 class Learner(LightningModule):
-    """A network that learns to predict every next frame of a clip, float32 [B, T, C, H, W]."""
+    """A network that learns to predict every next frame of a clip, float32 [B, T, C, H, W].
 
-    def __init__(self, model: E3DLSTM, config: TrainConfig) -> None:
+    Args:
+        first_clip: number of this process's first clip within a step's, and so of its row in what scheduled
+            sampling draws, given the number of the batch.
+    """
+
+    def __init__(self, model: E3DLSTM, config: TrainConfig, first_clip: Callable[[int], int] = lambda _: 0) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model, self.config, self.first_clip = model, config, first_clip
 
     def training_step(self, frames: Tensor, batch_idx: int) -> Tensor:
-        step, horizon = self.global_step, self.config.horizon
-        chance = sampling.probability(step, start=self.config.sampling_start, stop_step=self.config.sampling_stop_step)
-        # Drawn from the step, not from a running state, so that a resumed run draws the same.
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        truth = sampling.draw((len(frames), horizon - 1), chance, generator).to(frames)
-        difference = self.model(frames, horizon, truth) - frames[:, 1:]
-        squared = difference.square().sum() / len(frames)
-        loss: Tensor = squared / 2 + self.config.l1_weight * difference.abs().sum() / len(frames)
-        self.log("train_mse", squared / difference.shape[1], prog_bar=True, on_step=False, on_epoch=True)
-        self.log("sampling", chance, prog_bar=True)
+        config = self.config
+        if config.reverse_input and self.global_step % 2 == 1:
+            frames = frames.flip(1)
+        chances, truth = self.draw_truth(len(frames), self.first_clip(batch_idx))
+        predictions = self.model(frames, config.horizon, truth.to(frames), recompute=config.recompute)
+        difference = predictions.float() - frames[:, 1:]
+        loss = self.loss(difference)
+        self.log("train_loss", loss.detach(), prog_bar=True)
+        self.log("train_mse", difference.detach().square().sum((2, 3, 4)).mean(), prog_bar=True)
+        self.log("sampling", chances[-1])
         return loss
 
-    def validation_step(self, frames: Tensor, batch_idx: int) -> None:
+    def loss(self, difference: Tensor) -> Tensor:
+        """What is minimised, from prediction − truth of each frame, [B, T − 1, C, H, W]."""
+        squares, absolutes = difference.square(), difference.abs()
+        if self.config.loss == "mean":
+            mean: Tensor = squares.mean() + self.config.l1_weight * absolutes.mean()
+            return mean
+        # Scaled to the whole batch, of which a process or an accumulated part has a share, and whose mean they take.
+        whole = self.config.batch_size / len(difference)
+        total: Tensor = whole * (squares.sum() / 2 + self.config.l1_weight * absolutes.sum())
+        return total
+
+    def draw_truth(self, count: int, first: int) -> tuple[tuple[float, ...], Tensor]:
+        """Chances and draws of scheduled sampling for `count` clips of this step's, [B, T − 2].
+
+        Drawn for the whole batch from seed and step, not from a running state, so that a resumed run
+        draws the same, and so does a process or a part for its share.
+        """
+        config = self.config
+        step = self.global_step // 2 if config.reverse_input else self.global_step
+        generator = np.random.default_rng((config.seed, step))
+        stop = config.sampling_stop
+        if config.sampling == "reverse":
+            hold = stop // 2 if config.sampling_hold_steps is None else config.sampling_hold_steps
+            chances: tuple[float, ...] = sampling.reverse_probabilities(
+                step, start_step=hold, stop_step=stop, decay=config.sampling_decay_steps
+            )
+            lengths: tuple[int, ...] = (config.context_length - 1, config.horizon - 1)
+            drawn = [
+                sampling.draw((config.batch_size, length), chance, generator)
+                for length, chance in zip(lengths, chances, strict=True)
+            ]
+            return chances, torch.cat(drawn, dim=1)[first : first + count]
+        decrease = config.sampling_decrease
+        if decrease is None:
+            decrease = config.sampling_start / stop if stop else 0.0
+        chance = sampling.probability(step + 1, start=config.sampling_start, decrease=decrease, stop_step=stop)
+        rows = sampling.draw((config.batch_size, config.horizon - 1), chance, generator)[first : first + count]
+        return (chance,), sampling.after_context(rows, config.context_length)
+
+    def validation_step(self, frames: Tensor, batch_idx: int) -> Tensor:
+        """The frames after the context as predicted, [B, horizon, C, H, W]."""
         context_length = self.config.context_length
-        predictions = self.model(frames[:, :context_length], self.config.horizon)[:, -self.config.horizon :]
-        difference = predictions.clamp(0, 1) - frames[:, context_length:]
-        self.log("valid_mse", difference.square().sum((2, 3, 4)).mean(), prog_bar=True)
+        predictions: Tensor = self.model(frames[:, :context_length], self.config.horizon)[:, -self.config.horizon :]
+        difference = predictions.float().clamp(0, 1) - frames[:, context_length:]
+        self.log("valid_mse", difference.square().sum((2, 3, 4)).mean(), prog_bar=True, sync_dist=True)
+        return predictions
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        # The moments' decays are the original's (0.95, 0.9995) for 80,000 steps; its second one would
-        # average over most of a run of a few thousand.
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.99))
+        optimizer = self._optimizer()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
+
+    def _optimizer(self) -> Optimizer:
+        config = self.config
+        common: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
+        if config.optimizer == "released-adam":
+            return ReleasedAdam(self.parameters(), **common)
+        if config.optimizer == "adam":
+            return Adam(self.parameters(), **common)
+        # Norms and biases are not drawn to zero: a scale of zero is no simpler network.
+        weights = [weight for name, weight in self.named_parameters() if weight.ndim > 1 and "norm" not in name]
+        others = [weight for name, weight in self.named_parameters() if weight.ndim <= 1 or "norm" in name]
+        groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return AdamW(groups, **common)
+
+    def _schedule(self, optimizer: Optimizer) -> LRScheduler:
+        config = self.config
+        if config.schedule == "onecycle":
+            return OneCycleLR(
+                optimizer, max_lr=config.learning_rate, total_steps=max(config.steps, 2), final_div_factor=1e4
+            )
 
         def share(step: int) -> float:
-            done = min(1.0, step / self.config.steps)
-            return min(1.0, (step + 1) / (self.config.warmup_steps + 1)) * (1 + math.cos(math.pi * done)) / 2
+            if config.schedule == "constant":
+                return 1.0
+            done = min(1.0, step / config.steps)
+            return min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 + math.cos(math.pi * done)) / 2
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return LambdaLR(optimizer, share)

@@ -2,32 +2,57 @@
 
 import json
 import logging
+import os
 import pickle
-import signal
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from e3d_deploy import checkpoint, frames
+from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig, TrainConfig
-from e3d_deploy.data.clips import read_clips
-from e3d_deploy.data.datasets import EpochSampler, Mixture, MovingMNIST, Windows
-from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.data.datasets import evaluation_data, training_data
+from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.training.batches import StepBatches
+from e3d_deploy.training.callbacks import Averaging, Bar, Keeper, Previews, Samples, StateFile, Stopped, quiet, signals
 from e3d_deploy.training.module import Learner
 
-VALIDATION_CLIPS, VALIDATION_SEED = 64, 2**31
+log = logging.getLogger(__name__)
+
+MOVING_MNIST = "moving-mnist"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """On what and how a run is computed: nothing in here changes what is learned."""
+
+    devices: int | None = None
+    """Processes, each on a device of its own; None: one, or as many as a launcher started."""
+    nodes: int = 1
+    """Machines."""
+    workers: int | None = None
+    """Processes that load data, per device; None: none on a CPU, up to 8 for a GPU."""
+    time_limit_s: float | None = None
+    """After so long everything is saved and training ends, seconds."""
+    tensorboard: bool = False
+    """Log for TensorBoard too."""
+    samples: Path | None = None
+    """Folder for the pictures that the released code writes at each test."""
+    sample_count: int = 10
+    """Batches of a validation that get such pictures."""
+    progress: bool = True
+    """Show a bar on stderr."""
 
 
 def train(
@@ -35,96 +60,159 @@ def train(
     config: TrainConfig,
     run: Path,
     *,
-    data: Sequence[tuple[str, float]] = (("moving-mnist", 1.0),),
+    data: Sequence[tuple[str, float]] = ((MOVING_MNIST, 1.0),),
+    valid: str | None = None,
+    skip_bad: bool = False,
     initial: Path | None = None,
     resume: bool = False,
-    progress: bool = True,
+    machine: Machine | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train into the folder `run`; return the path of the model, `run/model.safetensors`.
 
-    The folder also gets `last.ckpt` (to resume from), `config.json` and `logs/version_N/metrics.csv`,
-    one for each start.
+    The folder also gets `last.ckpt` (to resume from), `config.json`, `previews/`, `logs/version_N/metrics.csv`,
+    one for each start, and the weights that the model does not have: `model_plain.safetensors` where it is
+    the moving average, else `model_ema.safetensors`.
 
     Args:
-        data: sources and their shares of the samples: `moving-mnist`, or a file or folder of clips.
-        initial: model whose weights to begin with, of the same config; else they are drawn by the seed.
+        data: sources and their shares of the samples: `moving-mnist`, or what `data.sources.open_source` reads.
+        valid: source to validate on; None: Moving MNIST of other digits where it is a source, else what the
+            first source holds out.
+        skip_bad: leave out pictures and videos that cannot be read.
+        initial: model whose weights to begin with, one of ours or one that can be imported; else they are
+            drawn by the seed.
         resume: go on from `run/last.ckpt`; else `run` must not hold a run yet.
 
     Raises:
         ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other
-            options; steps that are no whole number of epochs.
+            options; processes that cannot share a batch.
         CheckpointError: what is to be resumed is damaged.
-        KeyboardInterrupt: Ctrl-C; `run` can be resumed from the last whole epoch.
+        TrainingError: the loss is no finite number any more.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; everything is saved and `run` can be resumed.
         ClipError, ShapeError: a source that cannot be learned from.
+        BackendUnavailable: TensorBoard logs without TensorBoard.
     """
+    machine = machine or Machine()
     last, path = run / "last.ckpt", run / "model.safetensors"
     if resume and not last.exists():
         raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
     if not resume and (last.exists() or path.exists()):
         raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
-    per_epoch = min(config.steps_per_epoch, config.steps)
-    if config.steps % per_epoch:
-        raise ConfigError(
-            f"steps: {config.steps} is not a whole number of epochs of {per_epoch} steps, at whose end a run is "
-            "saved; choose a multiple, or another steps_per_epoch"
-        )
-    config = replace(config, steps_per_epoch=per_epoch)
-    weights = None if initial is None else _weights_of(initial, model_config)
-    begin = None if initial is None else {"file": initial.name, "sha256": sha256(initial)}
-    settings = json.loads(
-        json.dumps({"model": model_config.to_dict(), "train": asdict(config), "data": list(data), "initial": begin})
-    )
+    weights = None if initial is None else weights_of(initial, model_config)
+    settings = _settings(model_config, config, data, valid, initial)
     if resume and _check_resumable(run, settings) >= config.steps:
-        checkpoint.save(_finished(last, model_config), path)
         return path
-    train_set = open_data(data, model_config, config)
-    valid_set = Subset(_validation_data(data, model_config, config), range(VALIDATION_CLIPS))
-    run.mkdir(parents=True, exist_ok=True)
-    write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-
+    train_set = training_data(
+        data,
+        image_size=model_config.image_size,
+        channels=model_config.channels,
+        length=config.clip_length,
+        seed=config.seed,
+        skip_bad=skip_bad,
+    )
+    valid_set = evaluation_data(
+        valid or _held_out(data),
+        split="valid",
+        image_size=model_config.image_size,
+        channels=model_config.channels,
+        length=config.clip_length,
+        most=config.validation_clips or None,
+        skip_bad=skip_bad,
+    )
     seed_everything(config.seed, verbose=False)
     model = E3DLSTM(model_config)
     if weights is not None:
         model.load_state_dict(weights)
-    averaging = EMAWeightAveraging(decay=config.ema_decay)
-    saver = ModelCheckpoint(run, filename="last", enable_version_counter=False)
-    bars: list[Callback] = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
-    train_loader = _loader(train_set, config, EpochSampler(per_epoch * config.batch_size))
-    valid_loader = _loader(valid_set, config, None)
-    with _quiet():
-        trainer = Trainer(
-            accelerator="auto",
-            max_epochs=config.steps // per_epoch,
-            gradient_clip_val=config.gradient_clip or None,
-            logger=CSVLogger(run, name="logs"),
-            callbacks=[averaging, saver, *bars, *callbacks],
-            enable_progress_bar=progress,
-            enable_model_summary=False,
-            log_every_n_steps=min(50, per_epoch),
-        )
-        on_interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(
-                Learner(model, config),
-                train_loader,
-                valid_loader,
-                ckpt_path=last if resume else None,
-                weights_only=True,
-            )
-        except SystemExit as error:  # what Lightning makes of Ctrl-C, and it ignores the next ones
-            signal.signal(signal.SIGINT, on_interrupt)
-            raise KeyboardInterrupt from error
-    checkpoint.save(model, path)
+    if config.compile:
+        for cell in model.cells:
+            cell.compile(dynamic=True)
+    averaging = Averaging(config.ema_decay, used=config.average)
+    keeper = Keeper(run, config, averaging, time_limit_s=machine.time_limit_s)
+    pictures = _pictures(run, valid_set[0], config, machine)
+    bars: list[Callback] = [Bar(config.steps * config.accumulate)] if machine.progress else []
+    with quiet():
+        trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, keeper, *bars])
+        batches = _batches(config, trainer)
+        # From here on all options are known to work.
+        run.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
+        options: dict[str, Any] = {"num_workers": _workers(machine), "pin_memory": torch.cuda.is_available()}
+        with signals(keeper, lambda text: log.warning("%s", text)):
+            try:
+                trainer.fit(
+                    Learner(model, config, batches.first_clip),
+                    DataLoader(train_set, batch_sampler=batches, **options),
+                    DataLoader(_share(valid_set, trainer), batch_size=batches.share, **options),
+                    ckpt_path=last if resume else None,
+                    weights_only=True,
+                )
+            except SystemExit as error:  # how Lightning ends training at a second signal
+                raise KeyboardInterrupt from error
+            except (Stopped, TrainingError) as end:
+                if not trainer.is_global_zero:
+                    return path  # the first process tells, and a failure of another would end it before
+                if isinstance(end, TrainingError):
+                    raise
+                if keeper.stop_requested:
+                    raise KeyboardInterrupt from end
+                log.warning("time limit: stopped after step %d of %d; --resume goes on", end.step, config.steps)
     return path
+
+
+def resume_or_next(
+    model_config: ModelConfig,
+    config: TrainConfig,
+    run: Path,
+    *,
+    data: Sequence[tuple[str, float]],
+    valid: str | None = None,
+    initial: Path | None = None,
+    **_: Any,
+) -> tuple[Path, bool]:
+    """Where a run of these options goes on or begins: `run` if it is free or holds an unfinished one, else NAME-2 …
+
+    Returns:
+        The folder, and whether to resume in it.
+
+    Raises:
+        CheckpointError: a run whose files are damaged.
+    """
+    settings = _settings(model_config, config, data, valid, initial)
+    for number in count(1):
+        folder = run if number == 1 else run.with_name(f"{run.name}-{number}")
+        if not (folder / "last.ckpt").exists() and not (folder / "model.safetensors").exists():
+            return folder, False
+        try:
+            if _check_resumable(folder, settings) < config.steps:
+                return folder, True
+        except ConfigError:
+            continue
+    raise AssertionError("numbers do not end")
+
+
+def _settings(
+    model: ModelConfig, config: TrainConfig, data: Sequence[tuple[str, float]], valid: str | None, initial: Path | None
+) -> dict[str, Any]:
+    """What decides a run's numbers, as JSON has it."""
+    begin = None if initial is None else {"name": initial.name, "sha256": _hash(initial)}
+    settings = {"model": model.to_dict(), "train": asdict(config), "data": list(data), "valid": valid, "initial": begin}
+    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+
+
+FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
+"""Settings that a resumed run may have otherwise than it was begun with."""
 
 
 def _check_resumable(run: Path, settings: dict[str, Any]) -> int:
     """The optimiser steps done in a run, after its settings were compared with those to go on with."""
     try:
         stored = json.loads((run / "config.json").read_text())
-        stored["train"]["steps"] = settings["train"]["steps"]  # a run may be made longer
         done = int(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        one_cycle = stored["train"]["schedule"] == "onecycle"
+        for name in FREE_TO_CHANGE:
+            if not (one_cycle and name == "steps"):  # PyTorch's OneCycleLR ends where it was told to
+                stored["train"][name] = settings["train"][name]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
     if stored != settings:
@@ -134,73 +222,120 @@ def _check_resumable(run: Path, settings: dict[str, Any]) -> int:
             for name, value in settings[part].items()
             if stored.get(part, {}).get(name) != value
         ]
-        raise ConfigError(
-            f"{run}: was begun with other options ({', '.join(changed) or 'data'}); give the same, or a new folder"
-        )
+        changed += [part for part in ("data", "valid", "initial") if stored.get(part) != settings[part]]
+        raise ConfigError(f"{run}: was begun with other options ({', '.join(changed)}); give the same, or a new folder")
     return done
 
 
-def _weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
-    model = checkpoint.load(initial)
-    if model.config != config:
-        raise ConfigError(f"{initial}: is another network ({model.config}); give the options that it was made with")
+def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a model file, or of a checkpoint that can be imported, for a network of `config`.
+
+    Raises:
+        ConfigError: they are of another network; picture size and length of the history may differ.
+        CheckpointError: no model.
+    """
+    if initial.suffix == ".safetensors":
+        model = checkpoint.load(initial)
+    else:
+        from e3d_deploy.importing import import_checkpoint
+
+        model, _ = import_checkpoint(
+            initial,
+            memory="paper" if config.semantics == "paper" else "released",
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            channels=config.channels,
+            stride=config.stride if config.semantics == "openstl" else None,
+        )
+    theirs = replace(model.config, history_length=config.history_length)
+    if config.semantics != "openstl":  # whose norms have a weight for each place of the picture
+        theirs = replace(theirs, image_size=config.image_size)
+    if theirs != config:
+        fields = [name for name, value in config.to_dict().items() if theirs.to_dict()[name] != value]
+        raise ConfigError(
+            f"{initial}: is another network ("
+            + ", ".join(f"{name} {theirs.to_dict()[name]}" for name in fields)
+            + "); give the options that it was made with"
+        )
     return model.state_dict()
 
 
-def _finished(last: Path, config: ModelConfig) -> E3DLSTM:
-    """The moving average of a run that is over, as its checkpoint has it."""
-    weights = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
-    model = E3DLSTM(config)
-    model.load_state_dict({name.removeprefix("model."): weight for name, weight in weights.items()})
-    return model
+def _hash(initial: Path) -> str | None:
+    """Of a file; a TensorFlow checkpoint is several."""
+    return sha256(initial) if initial.is_file() else None
 
 
-def _validation_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: TrainConfig) -> Dataset[Tensor]:
-    """Moving MNIST of other digits where it is a source; else other windows of the same clips, not held out."""
-    if any(source == "moving-mnist" for source, _ in data):
-        return MovingMNIST("valid", length=config.clip_length, image_size=model.image_size, seed=VALIDATION_SEED)
-    return open_data(data, model, replace(config, seed=VALIDATION_SEED))
+def _held_out(data: Sequence[tuple[str, float]]) -> str:
+    sources = [source for source, _ in data]
+    return MOVING_MNIST if MOVING_MNIST in sources else sources[0]
 
 
-def open_data(data: Sequence[tuple[str, float]], model: ModelConfig, config: TrainConfig) -> Dataset[Tensor]:
-    """The sources of `train` as one data set.
-
-    Raises:
-        ClipError, ShapeError: a source that cannot be learned from.
-        ConfigError: a share that is not above 0, or Moving MNIST for a model that takes colours.
-    """
-    for source, share in data:
-        if not share > 0:
-            raise ConfigError(f"data: {source} has the share {share:g}, expected more than 0")
-    parts: list[Dataset[Tensor]] = []
-    for source, _ in data:
-        if source == "moving-mnist":
-            if model.channels != 1:
-                raise ConfigError(f"channels: Moving MNIST is gray, the model takes {model.channels} colours")
-            part: Dataset[Tensor] = MovingMNIST(
-                "train", length=config.clip_length, image_size=model.image_size, seed=config.seed
-            )
-        else:
-            clips = read_clips(Path(source), image_size=model.image_size, channels=model.channels).frames
-            checked = frames.to_frames(clips, image_size=model.image_size, channels=model.channels, name=source)
-            part = Windows(list(frames.to_pictures(checked)), length=config.clip_length, seed=config.seed)
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=config.seed)
+def _pictures(run: Path, clip: Tensor, config: TrainConfig, machine: Machine) -> list[Callback]:
+    pictures: list[Callback] = []
+    if clip.shape[1] in (1, 3) and find_spec("matplotlib"):
+        pictures.append(Previews(run / "previews", clip, config))
+    if machine.samples is not None:
+        pictures.append(Samples(machine.samples, machine.sample_count, config.context_length))
+    return pictures
 
 
-def _loader(data: Dataset[Tensor], config: TrainConfig, sampler: EpochSampler | None) -> DataLoader[Tensor]:
-    return DataLoader(data, batch_size=config.batch_size, sampler=sampler, pin_memory=torch.cuda.is_available())
+def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[Callback]) -> Trainer:
+    # Under torchrun the launcher says how many processes there are.
+    launched = int(os.environ["LOCAL_WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
+    devices = machine.devices or launched
+    loggers: list[Logger] = [CSVLogger(run, name="logs")]
+    if machine.tensorboard:
+        try:
+            loggers.append(TensorBoardLogger(run, name="tensorboard"))
+        except ModuleNotFoundError as error:
+            raise BackendUnavailable(
+                "TensorBoard is not installed; pip install 'e3d_deploy[tensorboard]', or train without --tensorboard"
+            ) from error
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    )
+    return Trainer(
+        accelerator="auto",
+        devices=devices,
+        num_nodes=machine.nodes,
+        strategy="ddp" if devices * machine.nodes > 1 else "auto",
+        precision="bf16-mixed" if bf16 else "32-true",
+        max_steps=config.steps,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.gradient_clip or None,
+        val_check_interval=config.validate_every * config.accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[StateFile()],
+        enable_checkpointing=False,
+        enable_progress_bar=machine.progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=config.log_every,
+    )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's banner, advertisement and hints about loader workers out of the log."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        logger.setLevel(level)
+def _batches(config: TrainConfig, trainer: Trainer) -> StepBatches:
+    parts = config.accumulate * trainer.world_size
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} clips cannot be shared evenly by {trainer.world_size} processes "
+            f"in {config.accumulate} parts; choose a multiple of {parts}"
+        )
+    return StepBatches(config, lambda: trainer.global_step, rank=trainer.global_rank, processes=trainer.world_size)
+
+
+def _share(data: Dataset[Tensor], trainer: Trainer) -> Dataset[Tensor]:
+    """A process's clips of a data set; of a few at the end that cannot be shared evenly, none."""
+    size, processes = len(data), trainer.world_size  # type: ignore[arg-type]
+    if processes == 1 or size < processes:
+        return data
+    return Subset(data, range(trainer.global_rank, size - size % processes, processes))
+
+
+def _workers(machine: Machine) -> int:
+    if machine.workers is not None:
+        return machine.workers
+    return min(8, (os.cpu_count() or 1) // 2) if torch.cuda.is_available() else 0

@@ -1,0 +1,72 @@
+"""What the recipes of `e3d train` make of the same network, start, clips and number of steps.
+
+    python -m benchmarks.recipes [--steps 400]
+
+Writes benchmarks/results/recipes.json. Scheduled sampling ends after half of the steps in all of them, or the
+50,000 steps of the published recipes would never be reached; all else is as the recipe says.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.common import save
+from e3d_deploy import checkpoint, metrics
+from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.data.datasets import MovingMNIST
+from e3d_deploy.training.train import Machine, train
+
+MODEL = ModelConfig(patch_size=8, hidden=(24, 24), kernel_size=3)
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "google": ("google", {}),
+    "openstl": ("openstl", {}),
+    "modern": ("modern", {}),
+    "modern, squared errors alone": ("modern", {"l1_weight": 0.0}),
+}
+CLIPS, BATCH, SEED = 200, 20, 2
+
+
+def quality(path: Path) -> dict[str, float]:
+    """Mean of each measure over the predicted frames of clips that training never saw."""
+    model = checkpoint.load(path)
+    data = MovingMNIST("test", length=20, seed=SEED)
+    values: dict[str, list[np.ndarray]] = {name: [] for name in metrics.MEASURES}
+    for start in range(0, CLIPS, BATCH):
+        clips = torch.stack([data[index] for index in range(start, start + BATCH)])
+        with torch.inference_mode():
+            forecast = model(clips[:, :10], 10)[:, -10:].clamp(0, 1).numpy()
+        for name, measure in metrics.MEASURES.items():
+            values[name].append(measure(forecast, clips[:, 10:].numpy()))
+    return {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
+
+
+@click.command()
+@click.option("--steps", default=400)
+def main(steps: int) -> None:
+    rows = {}
+    for name, (recipe, changes) in RUNS.items():
+        half = steps // 2
+        config = TrainConfig.of_recipe(
+            recipe,
+            **{"steps": steps, "batch_size": 4, "validate_every": steps, "sampling_stop_step": half, **changes},
+            sampling_decrease=None,
+            sampling_hold_steps=half // 2,
+            sampling_decay_steps=half / 10,
+            validation_clips=4,
+        )
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            path = train(MODEL, config, Path(folder) / "run", machine=Machine(progress=False))
+            other = path.with_name("model_plain.safetensors" if config.average else "model_ema.safetensors")
+            rows[name] = {"minutes": (time.perf_counter() - begin) / 60, **quality(path)}
+            rows[name]["mse of the other weights"] = quality(other)["mse"]
+        save("recipes", {"model": MODEL.to_dict(), "steps": steps, "clips": CLIPS, "seed": SEED, "runs": rows})
+
+
+if __name__ == "__main__":
+    main()

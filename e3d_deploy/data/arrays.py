@@ -1,0 +1,171 @@
+"""Arrays in .npy and .npz files, left where they are. Needs no PyTorch."""
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.storage import File, Scratch, Store, StoredClip
+from e3d_deploy.errors import ClipError, ShapeError
+
+CHUNK_BYTES = 1 << 20
+LOCAL_HEADER_BYTES = 30
+"""What stands before the name of a member in a zip archive."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a file."""
+
+    name: str
+    store: Store
+    offset: int
+    """Where its numbers begin, bytes."""
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def bytes_of(self, *axes: int) -> int:
+        """Of a piece with these axes."""
+        return math.prod(axes) * self.dtype.itemsize
+
+
+def open_npy(path: Path) -> StoredArray:
+    """The array of a .npy file.
+
+    Raises:
+        ClipError: it is none, or damaged.
+    """
+    with damaged(path), path.open("rb") as file:
+        return _array(str(path), File(path), file, begin=0, size=path.stat().st_size)
+
+
+def members(path: Path) -> list[str]:
+    """Names of the arrays in a .npz file.
+
+    Raises:
+        ClipError: it is none.
+    """
+    with damaged(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def load_member(path: Path, member: str) -> NDArray[Any]:
+    """A small array of a .npz file, whole.
+
+    Raises:
+        ClipError: it is damaged.
+    """
+    with damaged(path), np.load(path, allow_pickle=False) as archive:
+        array: NDArray[Any] = archive[member]
+    return array
+
+
+def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
+    """An array of a .npz file.
+
+    A compressed one is unpacked into `scratch`, and its checksum compared; one as `np.savez` writes it stays in
+    its file, and is not read through to compare it.
+
+    Raises:
+        ClipError: it is damaged.
+        OSError: the disk for `scratch` is full.
+    """
+    name = f"{path}[{member}]"
+    with damaged(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        entry = archive.getinfo(f"{member}.npy")
+        if entry.compress_type == zipfile.ZIP_STORED:
+            file.seek(entry.header_offset)
+            local = file.read(LOCAL_HEADER_BYTES)
+            # The lengths of the name and of the extra field, which need not be that of the archive's table.
+            begin = entry.header_offset + len(local) + sum(np.frombuffer(local[26:30], "<u2").tolist())
+            file.seek(begin)
+            return _array(name, File(path), file, begin=begin, size=entry.file_size)
+    begin, head = scratch.size, b""
+    for chunk in _unpacked(path, entry):
+        head = head or chunk
+        scratch.append(chunk)
+    with damaged(path):
+        return _array(name, scratch, io.BytesIO(head), begin=begin, size=scratch.size - begin)
+
+
+def clips_of(array: StoredArray, *, image_size: tuple[int, int], channels: int) -> list[StoredClip]:
+    """The clips of an array [B, T, H, W, C] or [T, H, W, C].
+
+    Raises:
+        ShapeError: another rank, size, number of colours or type.
+        ClipError: it holds no frame.
+    """
+    if len(array.shape) not in (4, 5):
+        raise ShapeError(f"{array.name}: got {list(array.shape)}, expected [B, T, H, W, C] or [T, H, W, C]")
+    B, T, *shape = array.shape if len(array.shape) == 5 else (1, *array.shape)
+    check_form(array.name, (shape[0], shape[1], shape[2]), array.dtype, image_size=image_size, channels=channels)
+    if B == 0 or T == 0:
+        raise ClipError(f"{array.name}: holds no frame, its shape is {list(array.shape)}")
+    frame = array.bytes_of(*shape)
+    return [
+        StoredClip(
+            name=f"{array.name}, clip {number}",
+            store=array.store,
+            offset=array.offset + number * T * frame,
+            length=T,
+            shape=(shape[0], shape[1], shape[2]),
+            dtype=array.dtype,
+            stride=frame,
+        )
+        for number in range(B)
+    ]
+
+
+def check_form(
+    name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], *, image_size: tuple[int, int], channels: int
+) -> None:
+    """Whether frames [H, W, C] are what a model wants.
+
+    Raises:
+        ShapeError: they are not.
+    """
+    if list(shape) != [*image_size, channels]:
+        raise ShapeError(
+            f"{name}: frames {list(shape)}, expected {[*image_size, channels]}; "
+            "resize them, or take a model for this size"
+        )
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise ShapeError(f"{name}: got {dtype}, expected uint8, or float in [0, 1]; convert it")
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[None]:
+    """What NumPy and zipfile raise for a damaged or foreign file, as ClipError."""
+    try:
+        yield
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise ClipError(f"{path}: not a NumPy file of plain numbers, or damaged; write it again") from error
+
+
+def _unpacked(path: Path, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    with damaged(path), zipfile.ZipFile(path) as archive, archive.open(entry) as member:
+        while chunk := member.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) -> StoredArray:
+    """The array whose header stands where `file` is, and which has `size` bytes with its header, from `begin` on."""
+    at = file.tell()
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(file)
+    header = file.tell() - at
+    if by_columns and sum(side > 1 for side in shape) > 1:
+        raise ClipError(f"{name}: is stored column by column; write np.ascontiguousarray of it")
+    array = StoredArray(name, store, begin + header, tuple(shape), dtype)
+    if dtype.hasobject or size - header < array.bytes_of(*shape):
+        raise ValueError("objects, or too few bytes")
+    return array

@@ -1,0 +1,143 @@
+"""What is in data, for `e3d data inspect`. Needs no PyTorch."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.sources import Source, fixed_windows, open_source
+from e3d_deploy.data.splits import Split
+from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
+from e3d_deploy.frames import to_frames
+
+SAMPLED = 16
+"""Windows whose values are looked at."""
+SHOWN = 8
+"""Rows of a contact sheet."""
+
+
+def open_splits(
+    text: str,
+    *,
+    split: Split,
+    image_size: tuple[int, ...],
+    channels: int,
+    length: int,
+    skip_bad: bool,
+    progress: Callable[[str], None],
+) -> dict[Split, Source | E3DError]:
+    """Each split of a source, or why it has no clip; only while `split` is opened, what happens is logged.
+
+    Raises:
+        ConfigError: a size that is none.
+        ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`, for `split`.
+    """
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise ConfigError(f"image_size: got {image_size}, expected height and width in pixels, such as 64x64")
+    height, width = image_size
+    open_ = partial(
+        open_source,
+        text,
+        image_size=(height, width),
+        channels=channels,
+        length=length,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    opened: dict[Split, Source | E3DError] = {split: open_(split=split)}
+    with _quiet():
+        for name in get_args(Split):
+            if name != split:
+                try:
+                    opened[name] = open_(split=name)
+                except (ClipError, ShapeError) as error:
+                    opened[name] = error
+    return {name: opened[name] for name in get_args(Split)}
+
+
+def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> dict[str, Any]:
+    """The splits in numbers, and the values in some windows of one of them, in [0, 1] as a model gets them.
+
+    Raises:
+        ShapeError, ClipError: a window that cannot be read.
+    """
+    source = _of(opened, split)
+    windows = [window for _, _, window in _some_windows(source, SAMPLED, length=length)]
+    _, H, W, C = windows[0].shape
+    sample = np.stack([to_frames(window, image_size=(H, W), channels=C, name=source.name) for window in windows])
+    return {
+        "source": source.name,
+        "kind": source.kind,
+        "frames_per_second": list(source.frames_per_second),
+        "frame": {"height": H, "width": W, "channels": C, "dtype": ", ".join(sorted({str(w.dtype) for w in windows}))},
+        "values": {
+            "min": float(sample.min()),
+            "max": float(sample.max()),
+            "mean": float(sample.mean(dtype=np.float64)),
+            "windows": len(sample),
+            "split": split,
+        },
+        "length": length,
+        "splits": {name: _split(one, length=length) for name, one in opened.items()},
+    }
+
+
+def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> bytes:
+    """A PNG of some windows of a split, one above the other, each from left to right.
+
+    Raises:
+        ConfigError: frames that are neither gray nor RGB.
+        ShapeError, ClipError: a window that cannot be read.
+    """
+    from e3d_deploy import plots
+
+    source, rows = _of(opened, split), {}
+    for clip, first, window in _some_windows(source, SHOWN, length=length):
+        _, H, W, C = window.shape
+        if C not in (1, 3):
+            raise ConfigError(f"picture: frames have {C} colours, 1 or 3 can be drawn; leave out --picture")
+        rows[f"{clip}: {first}"] = to_frames(window, image_size=(H, W), channels=C, name=source.name)
+    return plots.strips(rows, every=max(1, length // 10))
+
+
+def _of(opened: Mapping[Split, Source | E3DError], split: Split) -> Source:
+    source = opened[split]
+    assert isinstance(source, Source)  # that a split was opened for which this is asked
+    return source
+
+
+def _split(source: Source | E3DError, *, length: int) -> dict[str, Any]:
+    if isinstance(source, E3DError):
+        return {"error": str(source)}
+    lengths = [len(clip) for clip in source.clips]
+    return {
+        "clips": len(lengths),
+        "windows": len(fixed_windows(source, length=length)),
+        "held_out": source.held_out,
+        "lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
+        "skipped": list(source.skipped),
+        "short": list(source.short),
+    }
+
+
+def _some_windows(source: Source, count: int, *, length: int) -> Iterator[tuple[int, int, NDArray[Any]]]:
+    """Clip, first frame and pictures of some windows, spread over all."""
+    windows = fixed_windows(source, length=length)
+    for clip, first in windows[np.arange(min(count, len(windows))) * len(windows) // min(count, len(windows))].tolist():
+        yield clip, first, source.clips[clip][first : first + length]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing below an error in the log: the other splits of a file say the same again."""
+    logger = logging.getLogger("e3d_deploy.data")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

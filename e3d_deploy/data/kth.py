@@ -1,0 +1,140 @@
+"""The KTH action data as the original reads it: folders of pictures, split by person. Needs no PyTorch."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.pictures import load_picture
+from e3d_deploy.errors import ClipError, ShapeError
+
+STRIDES = {"boxing": None, "handclapping": None, "handwaving": None, "walking": None, "jogging": 3, "running": 3}
+"""The categories in the original's order, and the frames between windows; None: as many as a window has."""
+PERSONS = {"train": range(1, 17), "valid": range(17, 26), "test": range(17, 26)}
+"""As in the original, which watches its training on the test persons."""
+
+
+@dataclass(frozen=True, slots=True)
+class KTHClip:
+    """Pictures of one person, their red channel, float32 [t, H, W, 1]; decoded when they are read."""
+
+    files: Sequence[Path]
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, frames: slice, /) -> NDArray[np.float32]:
+        """
+        Raises:
+            ClipError: a file that is no picture, or damaged.
+        """
+        files = self.files[frames]
+        clip = np.empty((len(files), *self.image_size, 1), np.float32)
+        for frame, file in zip(clip, files, strict=True):
+            red = np.asarray(load_picture(file).convert("RGB"))[:, :, 0]
+            frame[:, :, 0] = resize_bilinear(red.astype(np.float32), self.image_size) / np.float32(255)
+        return clip
+
+
+def is_kth(folder: Path) -> bool:
+    """Whether a folder has all of KTH's categories, or one of them with persons in it."""
+    there = [folder / category for category in STRIDES if (folder / category).is_dir()]
+    return len(there) == len(STRIDES) or any(_person(person) for one in there for person in one.iterdir())
+
+
+def open_kth(
+    folder: Path,
+    *,
+    split: Literal["train", "valid", "test"],
+    image_size: tuple[int, int],
+    channels: int,
+    length: int,
+    is_good: Callable[[Path], bool],
+) -> tuple[list[KTHClip], NDArray[np.int64]]:
+    """The clips of a split's persons, and the windows [n, 2] (clip, first frame) in the original's order.
+
+    Args:
+        is_good: whether a picture is to be used. A window has no gap, so none reaches over one that is not.
+
+    Raises:
+        ClipError: a category is missing, no person of the split, a file whose name has no number.
+        ShapeError: a model that takes colours.
+
+    Source: google/e3d_lstm src/data_provider/kth_action.py, load_data, with folders in alphabetical order.
+    """
+    if channels != 1:
+        raise ShapeError(f"{folder}: KTH is read in gray, the model takes {channels} colours; take one with 1")
+    if absent := [category for category in STRIDES if not (folder / category).is_dir()]:
+        raise ClipError(f"{folder}: KTH has six folders, {', '.join(absent)} is missing; add it, empty if need be")
+    clips: list[KTHClip] = []
+    numbers: list[list[int]] = []
+    strides: list[int] = []
+    for category, stride in STRIDES.items():
+        for person in sorted((folder / category).iterdir()):
+            if _person(person) in PERSONS[split]:
+                files = sorted(file for file in person.iterdir() if file.name.startswith("image"))
+                files = [file for file in files if is_good(file)]
+                clips.append(KTHClip(files, image_size))
+                numbers.append([_number(file) for file in files])
+                strides.append(stride or length)
+    if not clips:
+        first, last = PERSONS[split][0], PERSONS[split][-1]
+        raise ClipError(f"{folder}: has no person{first:02}_… to person{last:02}_…, which are the {split} split of KTH")
+    return clips, find_windows(numbers, strides, length=length)
+
+
+def find_windows(numbers: Sequence[Sequence[int]], strides: Sequence[int], *, length: int) -> NDArray[np.int64]:
+    """Windows [n, 2] (clip, first frame) without a gap, sought from the last frame of the last clip backwards.
+
+    After a hit the search goes on the clip's stride earlier, else one frame. All clips are one sequence to it, so
+    a stride above the length may skip the end of the clip before, as in the original.
+
+    Args:
+        numbers: those in the names of each clip's frames.
+        strides: of each clip, frames.
+    """
+    clip_of = np.repeat(np.arange(len(numbers)), [len(of_clip) for of_clip in numbers])
+    starts = np.concatenate([[0], np.cumsum([len(of_clip) for of_clip in numbers])])
+    number_of = np.concatenate([np.asarray(of_clip, np.int64) for of_clip in numbers])
+    windows, last = [], len(clip_of) - 1
+    while last >= length - 1:
+        first = last - length + 1
+        whole = clip_of[first] == clip_of[last] and number_of[last] - number_of[first] == length - 1
+        if whole:
+            windows.append((clip_of[first], first - starts[clip_of[first]]))
+        last -= strides[clip_of[last]] if whole else 1
+    return np.array(windows, np.int64).reshape(-1, 2)
+
+
+def resize_bilinear(picture: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A picture [H, W] at another size, as OpenCV's INTER_LINEAR has it: centres at half pixels, no averaging."""
+    left, right, weight = _taps(picture.shape[1], size[1])
+    rows = picture[:, left] * (1 - weight) + picture[:, right] * weight
+    above, below, weight = _taps(picture.shape[0], size[0])
+    return np.asarray(rows[above] * (1 - weight)[:, None] + rows[below] * weight[:, None], np.float32)
+
+
+@cache
+def _taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """The two neighbours of each target pixel on an axis, and the weight of the second."""
+    places = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32).clip(0, source - 1)
+    first = np.floor(places).astype(np.intp)
+    return first, (first + 1).clip(max=source - 1), (places - first).astype(np.float32)
+
+
+def _person(folder: Path) -> int | None:
+    found = re.match(r"person(\d\d)", folder.name)
+    return int(found[1]) if found and folder.is_dir() else None
+
+
+def _number(file: Path) -> int:
+    found = re.match(r"image_(\d{4})", file.name)
+    if not found:
+        raise ClipError(f"{file}: expected a name such as image_0257.png, whose number tells where frames are missing")
+    return int(found[1])

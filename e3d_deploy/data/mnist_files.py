@@ -1,0 +1,143 @@
+"""Moving MNIST from published files: the .npz that the original reads, and mnist_test_seq.npy. Needs no PyTorch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.arrays import StoredArray, check_form, load_member, members, open_member
+from e3d_deploy.data.storage import Clip, Joined, Scratch, StoredClip
+from e3d_deploy.errors import ClipError, ShapeError
+
+KEYS = ("clips", "dims", "input_raw_data")
+"""What a file of the original holds at the least."""
+
+
+def original_batches(count: int, size: int) -> int:
+    """How many batches of `size` the original makes of `count` clips: it always leaves out the last one.
+
+    Source: google/e3d_lstm src/data_provider/mnist.py and kth_action.py, no_batch_left.
+    """
+    return max(count - 1, 0) // size
+
+
+def is_original(path: Path) -> bool:
+    """Whether a .npz is one of the original's, or means to be."""
+    found = members(path)
+    return "frames" not in found and any(key in found for key in KEYS)
+
+
+def is_test_seq(array: StoredArray, channels: int) -> bool:
+    """Whether an array is `mnist_test_seq.npy`: 4 axes whose last is no colour."""
+    return len(array.shape) == 4 and array.shape[-1] not in (1, 3, channels)
+
+
+def sequence_clips(array: StoredArray, *, image_size: tuple[int, int], channels: int) -> list[StoredClip]:
+    """The clips of `mnist_test_seq.npy`, [T, N, H, W]; frame t of all clips lies together there.
+
+    Raises:
+        ShapeError: another rank, size or type, or a model that takes colours.
+        ClipError: it holds no frame.
+    """
+    T, N, *size = array.shape
+    check_form(array.name, (size[0], size[1], 1), array.dtype, image_size=image_size, channels=channels)
+    if T == 0 or N == 0:
+        raise ClipError(f"{array.name}: holds no frame, its shape is {list(array.shape)}")
+    frame = array.bytes_of(*size)
+    return [
+        StoredClip(
+            name=f"{array.name}, clip {number}",
+            store=array.store,
+            offset=array.offset + number * frame,
+            length=T,
+            shape=(size[0], size[1], 1),
+            dtype=array.dtype,
+            stride=N * frame,
+        )
+        for number in range(N)
+    ]
+
+
+def original_clips(
+    paths: Sequence[Path], *, image_size: tuple[int, int], channels: int, scratch: Scratch
+) -> list[Clip]:
+    """The clips of one or two .npz files of the original, input frames and output frames joined.
+
+    Arrays: `clips` [2, N, 2], for input and output the first frame and how many; `dims` [1 or 2, 3], C, H, W;
+    `input_raw_data` [frames, C, H, W], and with two rows of `dims`, `output_raw_data` for the second.
+
+    Raises:
+        ClipError: an array is missing or damaged, or a clip reaches beyond the frames.
+        ShapeError: another rank, size, number of colours or type.
+
+    Source: google/e3d_lstm src/data_provider/mnist.py, load and get_batch.
+    """
+    clips: list[Clip] = []
+    # A file's clips count its own frames. The original moves the starts of the second file by the first one's
+    # number of clips, not of frames, and does so to a copy that is thrown away; see
+    # test_the_second_file_counts_its_own_frames.
+    for path in paths:
+        clips += _clips_of_file(path, image_size, channels, scratch)
+    return clips
+
+
+def _clips_of_file(path: Path, image_size: tuple[int, int], channels: int, scratch: Scratch) -> list[Clip]:
+    found = members(path)
+    if missing := [key for key in KEYS if key not in found]:
+        raise ClipError(
+            f"{path}: holds {found}, of Moving MNIST as google/e3d_lstm reads it {', '.join(missing)} is missing"
+        )
+    places, dims = load_member(path, "clips"), load_member(path, "dims")
+    if places.ndim != 3 or places.shape[0] != 2 or places.shape[2] != 2 or places.dtype.kind not in "iu":
+        raise ShapeError(f"{path}[clips]: got {list(places.shape)} {places.dtype}, expected [2, N, 2] int32")
+    if dims.shape not in ((1, 3), (2, 3)) or dims.dtype.kind not in "iu":
+        raise ShapeError(f"{path}[dims]: got {list(dims.shape)} {dims.dtype}, expected [1, 3] or [2, 3] int32")
+    if len(dims) == 2 and "output_raw_data" not in found:
+        raise ClipError(f"{path}: has two rows of dims but no output_raw_data; add it, or drop the second row")
+    raw = [open_member(path, "input_raw_data", scratch)]
+    raw.append(open_member(path, "output_raw_data", scratch) if len(dims) == 2 else raw[0])
+    for array, dim in zip(raw, (dims[0], dims[-1]), strict=True):
+        _check_raw(array, dim, image_size=image_size, channels=channels)
+    for array, part in zip(raw, places, strict=True):
+        _check_places(path, part, frames=array.shape[0])
+    if places.shape[1] == 0:
+        raise ClipError(f"{path}: holds no clip")
+    return [
+        Joined(tuple(_piece(array, *places[side, number].tolist()) for side, array in enumerate(raw)))
+        for number in range(places.shape[1])
+    ]
+
+
+def _check_raw(array: StoredArray, dim: NDArray[np.int32], *, image_size: tuple[int, int], channels: int) -> None:
+    if len(array.shape) != 4:
+        raise ShapeError(f"{array.name}: got {list(array.shape)}, expected [frames, C, H, W]")
+    if list(array.shape[1:]) != dim.tolist():
+        raise ShapeError(f"{array.name}: frames {list(array.shape[1:])}, but dims says {dim.tolist()}; correct one")
+    _, C, H, W = array.shape
+    check_form(array.name, (H, W, C), array.dtype, image_size=image_size, channels=channels)
+
+
+def _check_places(path: Path, places: NDArray[np.int32], *, frames: int) -> None:
+    starts, lengths = places.astype(np.int64).T
+    outside = (starts < 0) | (lengths < 0) | (starts + lengths > frames)
+    if outside.any():
+        number = int(outside.argmax())
+        raise ClipError(
+            f"{path}: clip {number} is {lengths[number]} frames from {starts[number]} on, but there are {frames} frames"
+        )
+
+
+def _piece(array: StoredArray, start: int, length: int) -> StoredClip:
+    _, C, H, W = array.shape
+    frame = array.bytes_of(C, H, W)
+    return StoredClip(
+        name=array.name,
+        store=array.store,
+        offset=array.offset + start * frame,
+        length=length,
+        shape=(C, H, W),
+        dtype=array.dtype,
+        stride=frame,
+        channels_first=True,
+    )

@@ -1,0 +1,181 @@
+"""Files and folders as clips: videos, pictures and arrays. Needs no PyTorch."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from e3d_deploy.data.arrays import StoredArray, clips_of, members, open_member, open_npy
+from e3d_deploy.data.clips import play
+from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips, sequence_clips
+from e3d_deploy.data.pictures import PICTURES, PictureClip, natural, picture_files, read_picture
+from e3d_deploy.data.storage import Clip, Scratch, StoredClip
+from e3d_deploy.errors import ClipError, ShapeError, SourceLost
+
+log = logging.getLogger(__name__)
+
+ARRAYS = (".npz", ".npy")
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
+SHOWN = 500
+"""Frames of a video between two signs of progress."""
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Videos, arrays and folders of pictures, in a folder and below it, each of which is opened by itself.
+
+    Hidden files are passed over, other files that hold no clips too, which is logged. A folder with nothing in it is
+    among what is found: it is an error when it is opened.
+
+    Raises:
+        ClipError: pictures beside clips, which might be frames or not.
+    """
+    found: list[Path] = []
+    ignored: list[str] = []
+    for entry in sorted(folder.iterdir(), key=natural):
+        suffix = entry.suffix.lower()
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            found += find_files(entry) or [entry]
+        elif suffix in ARRAYS + VIDEOS:
+            found.append(entry)
+        elif suffix not in PICTURES:
+            ignored.append(entry.name)
+    if ignored:
+        log.warning("%s: ignored, as no clips: %s", folder, some(ignored))
+    if not (pictures := picture_files(folder)):
+        return found
+    if found:
+        raise ClipError(
+            f"{folder}: holds pictures ({pictures[0].name}) beside {found[0].name}; give each its own folder"
+        )
+    return [folder]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+class Reader:
+    """Opens files as clips of one size, and keeps account of what was left out.
+
+    Videos are decoded once, at that size, into a temporary file in TMPDIR, and compressed arrays unpacked there, so
+    the disk needs room for them: frames · H · W · C bytes for videos. Nothing of it outlives the clips.
+    """
+
+    def __init__(
+        self, *, image_size: tuple[int, int], channels: int, skip_bad: bool, progress: Callable[[str], None]
+    ) -> None:
+        self.image_size, self.channels, self.skip_bad, self.progress = image_size, channels, skip_bad, progress
+        self.scratch = Scratch()
+        self.skipped: list[str] = []
+        self.rates: set[float] = set()
+        self._said = False
+
+    def open(self, path: Path) -> list[tuple[str, Clip]]:
+        """The clips of a video, a .npz, a .npy or a folder of pictures, with names; none where it is bad and skipped.
+
+        Raises:
+            ClipError: it cannot be read, and `skip_bad` is off.
+            ShapeError: arrays of another size, number of colours or type, likewise.
+            BackendUnavailable: videos or pictures without the extra `video`.
+            OSError: the disk is full.
+        """
+        before = self.scratch.size
+        try:
+            if path.is_dir():
+                return self._pictures(path)
+            if path.suffix.lower() == ".npz":
+                return [(f"{path}, clip {number}", clip) for number, clip in enumerate(self._npz(path))]
+            if path.suffix.lower() == ".npy":
+                return [(f"{path}, clip {number}", clip) for number, clip in enumerate(self.npy_clips(open_npy(path)))]
+            return [(str(path), self._video(path))]
+        except (ClipError, ShapeError) as error:
+            if not self.skip_bad:
+                raise
+            self.scratch.cut(before)
+            self.skip(str(path), error)
+            return []
+
+    def skip(self, name: str, error: Exception) -> None:
+        """Note something that is left out, and log it, once."""
+        if name not in self.skipped:
+            self.skipped.append(name)
+            log.warning("left out: %s", error)
+
+    def is_good(self, file: Path) -> bool:
+        """Whether a picture is to be used; one that is bad is found, and skipped, only with `skip_bad`."""
+        if not self.skip_bad:
+            return True
+        self.progress(f"checking {file.parent}")
+        try:
+            read_picture(file, image_size=self.image_size, channels=self.channels)
+        except ClipError as error:
+            self.skip(str(file), error)
+            return False
+        return True
+
+    def npy_clips(self, array: StoredArray) -> list[StoredClip]:
+        """The clips of an array: of 4 axes whose last is no colour, those of mnist_test_seq.npy."""
+        open_ = sequence_clips if is_test_seq(array, self.channels) else clips_of
+        return open_(array, image_size=self.image_size, channels=self.channels)
+
+    def _npz(self, path: Path) -> list[Clip]:
+        if "frames" in members(path):
+            array = open_member(path, "frames", self.scratch)
+            return [*clips_of(array, image_size=self.image_size, channels=self.channels)]
+        if is_original(path):
+            return original_clips([path], image_size=self.image_size, channels=self.channels, scratch=self.scratch)
+        raise ClipError(
+            f"{path}: holds {members(path)}, expected an array `frames`, or Moving MNIST's `clips` and more"
+        )
+
+    def _pictures(self, folder: Path) -> list[tuple[str, Clip]]:
+        files = picture_files(folder)
+        if not files:
+            raise ClipError(f"{folder}: holds no videos, pictures or arrays; remove it, or put them there")
+        # What is done to pictures is logged for the first alone.
+        self._say(folder, files[0])
+        runs: list[list[Path]] = [[]]
+        for file in files:
+            if self.is_good(file):
+                runs[-1].append(file)
+            elif runs[-1]:  # no window shall reach over what is missing
+                runs.append([])
+        return [(str(folder), PictureClip(run, self.image_size, self.channels)) for run in runs if run]
+
+    def _say(self, folder: Path, file: Path) -> None:
+        if self.channels not in (1, 3):
+            raise ShapeError(
+                f"{folder}: pictures have 1 or 3 colours, the model takes {self.channels}; give .npz or .npy"
+            )
+        if not self._said and self.is_good(file):
+            read_picture(file, image_size=self.image_size, channels=self.channels, say_as=folder)
+            self._said = True
+
+    def _video(self, path: Path) -> StoredClip:
+        video = play(path, image_size=self.image_size, channels=self.channels, say=not self._said)
+        self._said = True
+        offset, length = self.scratch.size, 0
+        try:
+            for picture in video.pictures:
+                self.scratch.append(np.ascontiguousarray(picture))
+                length += 1
+                if length % SHOWN == 0:
+                    self.progress(f"decoding {path}, {length} frames")
+        except SourceLost as error:  # a file is no camera: what breaks off is damaged
+            raise ClipError(str(error)) from error
+        self.rates.add(video.frames_per_second)
+        height, width = self.image_size
+        return StoredClip(
+            name=str(path),
+            store=self.scratch,
+            offset=offset,
+            length=length,
+            shape=(height, width, self.channels),
+            dtype=np.dtype(np.uint8),
+            stride=height * width * self.channels,
+        )

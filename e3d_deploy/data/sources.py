@@ -1,0 +1,211 @@
+"""What a user names as data: its kind, its clips, and which of them belong to a split. Needs no PyTorch."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.arrays import open_npy
+from e3d_deploy.data.kth import is_kth, open_kth
+from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips
+from e3d_deploy.data.readers import ARRAYS, Reader, find_files, some
+from e3d_deploy.data.splits import Split, by_time, members_of
+from e3d_deploy.data.storage import Clip
+from e3d_deploy.errors import ClipError
+
+__all__ = ["Clip", "Source", "fixed_windows", "open_source"]
+
+log = logging.getLogger(__name__)
+
+SPLIT_FOLDERS: dict[Split, tuple[Split, ...]] = {
+    "train": ("train",),
+    "valid": ("valid", "test"),
+    "test": ("test", "valid"),
+}
+"""Where the clips of a split lie, in the folders named so; of valid and test one may stand for both."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The clips of one split of what a user named."""
+
+    name: str
+    """What the user typed."""
+    kind: str
+    """`moving-mnist-npz`, `mnist_test_seq`, `kth`, or of `array`, `pictures` and `videos` those that are in it."""
+    clips: Sequence[Clip]
+    windows: NDArray[np.int64] | None
+    """Clip and first frame, [n, 2], where the format fixes the windows; None: any window."""
+    held_out: bool
+    """Whether this split shares no file, clip or time with the one to train on (for that: with the others)."""
+    frames_per_second: tuple[float, ...] = ()
+    """Each rate that a video has, in order."""
+    skipped: tuple[str, ...] = ()
+    """What could not be read."""
+    short: tuple[str, ...] = ()
+    """Clips with too few frames for a window."""
+
+
+def open_source(
+    text: str,
+    *,
+    split: Split,
+    image_size: tuple[int, int],
+    channels: int,
+    length: int,
+    skip_bad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Source:
+    """The clips of a split.
+
+    KTH is split by person. Folders `train` with `valid` or `test` are the splits. Else three files or more are split
+    by file, three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format is
+    whole in each split: there the user names a file for each.
+
+    Args:
+        text: a file or folder, or two .npz of Moving MNIST joined by a comma.
+        image_size: height and width that the model takes, pixels.
+        channels: colours that the model takes.
+        length: frames of a window.
+        skip_bad: leave out, and log, what cannot be read. It is looked for then, so each picture is decoded once.
+        progress: is told what is being done.
+
+    Raises:
+        ClipError: nothing there that can be read, or no clip of the split is long enough.
+        ShapeError: arrays of another size, number of colours, rank or type.
+        BackendUnavailable: videos or pictures without the extra `video`.
+        OSError: TMPDIR has no room for decoded videos or unpacked arrays.
+    """
+    reader = Reader(image_size=image_size, channels=channels, skip_bad=skip_bad, progress=progress)
+    path = Path(text)
+    if not path.exists():
+        parts = [Path(part) for part in text.split(",")]
+        if len(parts) == 2 and all(part.suffix.lower() == ".npz" for part in parts):
+            return _original(text, parts, reader, length=length)
+        raise ClipError(f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
+    if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
+        return _original(text, [path], reader, length=length)
+    if path.suffix.lower() == ".npy" and path.is_file() and is_test_seq(array := open_npy(path), channels):
+        return _whole(text, "mnist_test_seq", reader.npy_clips(array), length=length)
+    if path.is_dir() and is_kth(path):
+        return _kth(text, reader, split=split, length=length)
+    return _files(text, reader, split=split, length=length)
+
+
+def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
+    """Clip and first frame, [n, 2]: the windows that the format fixes, or all that follow one another."""
+    if source.windows is not None:
+        return source.windows
+    places = [
+        (number, first)
+        for number, clip in enumerate(source.clips)
+        for first in range(0, len(clip) - length + 1, length)
+    ]
+    return np.array(places, np.int64).reshape(-1, 2)
+
+
+def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) -> Source:
+    for path in paths:
+        if not path.is_file():
+            raise ClipError(f"{path}: no such file; of two files joined by a comma, each has to be there")
+    size, channels = reader.image_size, reader.channels
+    clips = original_clips(paths, image_size=size, channels=channels, scratch=reader.scratch)
+    return _whole(text, "moving-mnist-npz", clips, length=length)
+
+
+def _whole(text: str, kind: str, clips: Sequence[Clip], *, length: int) -> Source:
+    """A source that begins a window with each clip and is the same in each split."""
+    shortest = min(len(clip) for clip in clips)
+    if shortest < length:
+        raise ClipError(
+            f"{text}: has clips of {shortest} frames, context and horizon are {length}; take fewer, or longer clips"
+        )
+    windows = np.stack([np.arange(len(clips)), np.zeros(len(clips), np.int64)], axis=1)
+    return Source(text, kind, clips, windows, held_out=False)
+
+
+def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
+    clips, windows = open_kth(
+        Path(text),
+        split=split,
+        image_size=reader.image_size,
+        channels=reader.channels,
+        length=length,
+        is_good=reader.is_good,
+    )
+    if len(windows) == 0:
+        raise ClipError(f"{text}: no clip of KTH's {split} split has {length} frames without a gap; take fewer")
+    _say_skipped(text, reader)
+    return Source(text, "kth", clips, windows, held_out=True, skipped=tuple(reader.skipped))
+
+
+def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
+    path = Path(text)
+    folder = _split_folder(path, split)
+    files = find_files(folder or path) if path.is_dir() else [path]
+    if not files:
+        raise ClipError(f"{folder or path}: holds no videos, pictures or arrays")
+    held_out = folder is not None
+    if not held_out and len(files) >= 3:
+        files, held_out = [files[number] for number in members_of(split, len(files))], True
+    named: list[tuple[str, Clip]] = []
+    for number, file in enumerate(files):
+        reader.progress(f"{number + 1} of {len(files)}: {file}")
+        named += reader.open(file)
+    _say_skipped(text, reader)
+    if not named:
+        raise ClipError(f"{text}: no file of the {split} split can be read, all {len(files)} were left out")
+    short = [name for name, clip in named if len(clip) < length]
+    clips = [clip for _, clip in named if len(clip) >= length]
+    if short and clips:
+        log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
+                    text, len(short), len(named), length, some(short))  # fmt: skip
+    if not clips:
+        longest = max(len(clip) for _, clip in named)
+        raise ClipError(
+            f"{text}: no clip has {length} frames, the longest of {len(named)} in the {split} split has {longest}; "
+            "give longer clips, or a shorter context or horizon"
+        )
+    if not held_out:
+        clips, held_out = _divided(text, split, clips, length=length)
+    return Source(
+        name=text,
+        kind="+".join(sorted({_kind(file) for file in files})),
+        clips=clips,
+        windows=None,
+        held_out=held_out,
+        frames_per_second=tuple(sorted(reader.rates)),
+        skipped=tuple(reader.skipped),
+        short=tuple(short),
+    )
+
+
+def _divided(text: str, split: Split, clips: list[Clip], *, length: int) -> tuple[list[Clip], bool]:
+    """The clips of a split out of one or two files, and whether the splits are apart."""
+    if len(clips) >= 3:
+        return [clips[number] for number in members_of(split, len(clips))], True
+    if parts := by_time(split, clips, length=length):
+        return parts, True
+    if split != "train":
+        log.warning("%s: too short to hold anything out, %s is measured on what is trained on", text, split)
+    return clips, False
+
+
+def _split_folder(path: Path, split: Split) -> Path | None:
+    if not (path / "train").is_dir() or not ((path / "valid").is_dir() or (path / "test").is_dir()):
+        return None
+    return next(path / name for name in SPLIT_FOLDERS[split] if (path / name).is_dir())
+
+
+def _kind(file: Path) -> str:
+    if file.is_dir():
+        return "pictures"
+    return "array" if file.suffix.lower() in ARRAYS else "videos"
+
+
+def _say_skipped(text: str, reader: Reader) -> None:
+    if reader.skipped:
+        log.warning("%s: %d files left out, as they cannot be read", text, len(reader.skipped))

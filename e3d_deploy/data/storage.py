@@ -1,0 +1,182 @@
+"""Frames that stay on disk and are read window by window, so that data may be larger than memory. Needs no PyTorch.
+
+Reads are `preadv`, not `memmap`, whose touched pages count as the process's memory. A read keeps no position, so
+worker processes may share an open file.
+"""
+
+import os
+import tempfile
+import weakref
+from dataclasses import dataclass
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import ClipError
+from e3d_deploy.frames import check_values
+
+
+class Clip(Protocol):
+    """Frames of one clip; slicing reads no more than is asked for. A plain ndarray [T, H, W, C] is one.
+
+    Slices go forward frame by frame and give [t, H, W, C], uint8 or float32 in [0, 1], at the model's size.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, frames: slice, /) -> NDArray[Any]: ...
+
+
+class Store(Protocol):
+    """Bytes on disk."""
+
+    def read(self, buffer: memoryview, offset: int) -> bool:
+        """Fill `buffer` with what lies at `offset`; False where the bytes end too early."""
+        ...
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that is opened for each read, so that thousands of them hold no descriptor."""
+
+    path: Path
+
+    def read(self, buffer: memoryview, offset: int) -> bool:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            return _read(descriptor, buffer, offset)
+        finally:
+            os.close(descriptor)
+
+
+class Scratch:
+    """A temporary file without a name, in TMPDIR: it is gone when its last reader is, however that ends.
+
+    It may travel to a worker process, forked or spawned.
+    """
+
+    def __init__(self, descriptor: int | None = None, size: int = 0) -> None:
+        if descriptor is None:
+            with tempfile.TemporaryFile(buffering=0) as file:
+                descriptor = os.dup(file.fileno())
+        self.descriptor, self.size = descriptor, size
+        weakref.finalize(self, os.close, descriptor)
+
+    def append(self, content: Any) -> None:
+        """Add the bytes of a buffer at the end.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        rest = memoryview(content).cast("B")
+        try:
+            while rest:
+                written = os.pwrite(self.descriptor, rest, self.size)
+                self.size, rest = self.size + written, rest[written:]
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise OSError(
+                error.errno,
+                f"{error.strerror} after {self.size / 1e6:.0f} MB of decoded clips; set TMPDIR to a larger disk",
+                folder,
+            ) from error
+
+    def cut(self, size: int) -> None:
+        """Forget what was added after the first `size` bytes."""
+        os.ftruncate(self.descriptor, size)
+        self.size = size
+
+    def read(self, buffer: memoryview, offset: int) -> bool:
+        return _read(self.descriptor, buffer, offset)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (reduction.DupFd(self.descriptor), self.size)
+
+
+def _received(descriptor: Any, size: int) -> Scratch:
+    return Scratch(descriptor.detach(), size)
+
+
+def _read(descriptor: int, buffer: memoryview, offset: int) -> bool:
+    while buffer:
+        count = os.preadv(descriptor, [buffer], offset)
+        if count == 0:
+            return False
+        buffer, offset = buffer[count:], offset + count
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClip:
+    """A clip in a file, as plain numbers."""
+
+    name: str
+    store: Store
+    offset: int
+    """Where its first frame begins, bytes."""
+    length: int
+    """Frames."""
+    shape: tuple[int, int, int]
+    """Of a frame as it is stored: H, W, C, or C, H, W."""
+    dtype: np.dtype[Any]
+    stride: int
+    """From the begin of a frame to that of the next, bytes."""
+    channels_first: bool = False
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, frames: slice, /) -> NDArray[Any]:
+        """
+        Raises:
+            ShapeError: floats that are not finite or not in [0, 1].
+            ClipError: the file has become shorter since it was opened.
+        """
+        start, stop, step = frames.indices(self.length)
+        assert step == 1
+        stored = np.empty((max(stop - start, 0), *self.shape), self.dtype)
+        # Frames that follow one another are one read.
+        pieces = [stored] if self.stride * len(stored) == stored.nbytes else list(stored)
+        for number, piece in enumerate(pieces):
+            numbers: NDArray[Any] = piece.reshape(-1).view(np.uint8)
+            if not self.store.read(numbers.data, self.offset + (start + number) * self.stride):
+                raise ClipError(f"{self.name}: ends too early; it was whole when it was opened, so write it again")
+        check_values(stored, name=f"{self.name}, frames {start} to {stop}")
+        read = np.moveaxis(stored, 1, -1) if self.channels_first else stored
+        return read if read.dtype == np.uint8 else read.astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Several clips, one after the other, as one."""
+
+    clips: tuple[Clip, ...]
+
+    def __len__(self) -> int:
+        return sum(len(clip) for clip in self.clips)
+
+    def __getitem__(self, frames: slice, /) -> NDArray[Any]:
+        start, stop, _ = frames.indices(len(self))
+        pieces, begin = [], 0
+        for clip in self.clips:
+            pieces.append(clip[max(start - begin, 0) : max(stop - begin, 0)])
+            begin += len(clip)
+        return np.concatenate(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some frames of a clip as a clip of its own."""
+
+    clip: Clip
+    start: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, frames: slice, /) -> NDArray[Any]:
+        start, stop, _ = frames.indices(self.length)
+        return self.clip[self.start + start : self.start + max(stop, start)]

@@ -1,0 +1,126 @@
+"""LPIPS, version 0.1 on AlexNet, from a weights file that the user has; none comes with this package.
+
+Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018;
+richzhang/PerceptualSimilarity lpips/lpips.py.
+"""
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from e3d_deploy.errors import CheckpointError, ShapeError
+from e3d_deploy.evaluation.conventions import Convention, Measure, clipped
+from e3d_deploy.files import sha256
+from e3d_deploy.frames import Frames
+
+LAYERS = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+"""Place of each convolution in torchvision's `alexnet().features`, and the shape of its weight."""
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+"""What is taken from each colour in [-1, 1], and what it is then divided by."""
+SMALLEST = 31
+"""Pixels that leave one after AlexNet's strides and pools."""
+
+
+def lpips_convention(path: Path) -> Convention:
+    """LPIPS as a table of its own, as it does not depend on how the other measures are taken.
+
+    Args:
+        path: a .safetensors or PyTorch file with tensors named as in torchvision's AlexNet
+            (`features.0.weight`, `features.0.bias`, …) and as LPIPS names its heads (`lin0.model.1.weight`, …).
+
+    Raises:
+        CheckpointError: no such file, or a file without these tensors.
+    """
+    distance = lpips(path)
+    return Convention(
+        name="lpips",
+        meaning=f"LPIPS 0.1 on AlexNet with the weights of {path.name} (sha256 {sha256(path)[:12]}…): predictions "
+        "clipped to [0, 1], gray as three equal colours, scaled to [-1, 1]; mean over frames and sequences.",
+        measures={
+            "lpips": Measure(function=clipped(distance), meaning="distance of deep features, 0 for equal frames")
+        },
+    )
+
+
+def lpips(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]:
+    """The distance of frames [T, C, H, W] in [0, 1], one number per frame, [T].
+
+    Raises:
+        CheckpointError: as `lpips_convention`. What it returns raises ShapeError for frames below 31 pixels, and
+            for colours other than 1 or 3.
+    """
+    weights = _read(path)
+
+    @torch.inference_mode()
+    def distance(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
+        _check(truth)
+        total = torch.zeros(len(truth))
+        for layer, (one, other) in enumerate(
+            zip(_features(prediction, weights), _features(truth, weights), strict=True)
+        ):
+            difference = (_unit(one) - _unit(other)).square()
+            head = weights[f"lin{layer}.model.1.weight"]
+            total += F.conv2d(difference, head).mean((1, 2, 3))
+        return total.double().numpy()
+
+    return distance
+
+
+def _features(frames: Frames, weights: Mapping[str, Tensor]) -> list[Tensor]:
+    """What AlexNet sees after each of its five convolutions, [T, N, h, w]."""
+    x = torch.from_numpy(np.ascontiguousarray(frames, np.float32)) * 2 - 1
+    x = x.expand(-1, 3, -1, -1)
+    x = (x - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)
+    features = []
+    for layer, place in enumerate(LAYERS):
+        if layer in (1, 2):
+            x = F.max_pool2d(x, 3, stride=2)
+        stride, padding = (4, 2) if layer == 0 else (1, 2 if layer == 1 else 1)
+        x = F.conv2d(x, weights[f"features.{place}.weight"], weights[f"features.{place}.bias"], stride, padding).relu()
+        features.append(x)
+    return features
+
+
+def _unit(features: Tensor) -> Tensor:
+    return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; give LPIPS weights that you have") from error
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path}: not a file of tensors; give .safetensors, or what torch.save wrote") from error
+    expected: dict[str, tuple[int, ...]] = {}
+    for layer, (place, shape) in enumerate(LAYERS.items()):
+        expected |= {f"features.{place}.weight": shape, f"features.{place}.bias": shape[:1]}
+        expected[f"lin{layer}.model.1.weight"] = (1, shape[0], 1, 1)
+    for name, size in expected.items():
+        there = found.get(name) if isinstance(found, dict) else None
+        if not isinstance(there, Tensor) or tuple(there.shape) != size:
+            raise CheckpointError(
+                f"{path}: {name} is missing or not {list(size)}; put torchvision's AlexNet features and the heads "
+                "lin0 … lin4 of LPIPS 0.1 into one file"
+            )
+    return {name: found[name].float() for name in expected}
+
+
+def _check(frames: Frames) -> None:
+    _, C, H, W = frames.shape
+    if C not in (1, 3) or min(H, W) < SMALLEST:
+        raise ShapeError(
+            f"lpips: got frames of {C} colours and {H}×{W} pixels, expected 1 or 3 colours and {SMALLEST} pixels or "
+            "more; leave out --lpips"
+        )

@@ -1,0 +1,175 @@
+"""How good a model's forecasts are: clip after clip, in memory that does not grow with their number.
+
+    from e3d_deploy.evaluation import evaluate
+
+    with runtime.load("small.e3d") as predictor:
+        found = evaluate(predictor, clips, context_length=10, horizon=10)   # clips: float32 [T, C, H, W] in [0, 1]
+    found.overall("openstl", "mse", "forecast")
+    found.to_dict()                                                         # all of it, for JSON
+
+Needs NumPy and what the predictor's backend needs.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import ClipError, ConfigError, ShapeError, StreamError
+from e3d_deploy.evaluation.conventions import CONVENTIONS, Convention
+from e3d_deploy.frames import Frames, to_frames
+from e3d_deploy.runtime.predictor import Predictor
+
+FORECAST = "forecast"
+Key = tuple[str, str, str]
+"""Names of a convention, of its measure, and of who answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured of the forecast and of two baselines."""
+
+    backend: str
+    clips: int
+    context_length: int
+    horizon: int
+    conventions: Sequence[Convention]
+    frames: Mapping[Key, Sequence[float]]
+    """One number per predicted frame, mean over the clips."""
+
+    @property
+    def answerers(self) -> list[str]:
+        """The forecast and the baselines, by name."""
+        return list(dict.fromkeys(who for _, _, who in self.frames))
+
+    def overall(self, convention: str, measure: str, who: str = FORECAST) -> float:
+        """One number for all frames: their mean, or their sum where the convention sums."""
+        (found,) = (one for one in self.conventions if one.name == convention)
+        values = np.array(self.frames[convention, measure, who])
+        return float(values.sum() if found.measures[measure].overall == "sum" else values.mean())
+
+    def rows(self, convention: Convention) -> list[tuple[str, list[float]]]:
+        """A table, one column a measure: each frame of the forecast, then everybody's overall numbers."""
+        names = list(convention.measures)
+        lines = np.transpose([self.frames[convention.name, name, FORECAST] for name in names]).tolist()
+        return [(f"{FORECAST}, frame {number}", line) for number, line in enumerate(lines, 1)] + [
+            (f"{who}, overall", [self.overall(convention.name, name, who) for name in names]) for who in self.answerers
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON knows it; None stands for an infinite PSNR, that of frames that are equal."""
+
+        def numbers(convention: Convention, measure: str) -> dict[str, Any]:
+            return {
+                who: {
+                    "frames": [_finite(value) for value in self.frames[convention.name, measure, who]],
+                    "overall": _finite(self.overall(convention.name, measure, who)),
+                }
+                for who in self.answerers
+            }
+
+        return {
+            "backend": self.backend,
+            "clips": self.clips,
+            "context_length": self.context_length,
+            "horizon": self.horizon,
+            "conventions": {
+                convention.name: {
+                    "meaning": convention.meaning,
+                    "measures": {
+                        name: {
+                            "meaning": measure.meaning,
+                            "overall": f"{measure.overall} over frames",
+                            **numbers(convention, name),
+                        }
+                        for name, measure in convention.measures.items()
+                    },
+                }
+                for convention in self.conventions
+            },
+        }
+
+
+def evaluate(
+    predictor: Predictor,
+    clips: Iterable[Frames],
+    *,
+    context_length: int,
+    horizon: int,
+    conventions: Sequence[Convention] = tuple(CONVENTIONS.values()),
+    each: Callable[[int, Frames, Frames], None] = lambda _number, _clip, _forecast: None,
+) -> Evaluation:
+    """Forecast each clip from its first frames and measure that against the ones that follow.
+
+    Clips are taken one after the other and not kept.
+
+    Args:
+        clips: each float [T, C, H, W] in [0, 1], T at least context_length + horizon; the rest is left out.
+        each: called after each clip with its number, from 1, the clip [context_length + horizon, C, H, W],
+            and the forecast [horizon, C, H, W], not clipped.
+
+    Raises:
+        ConfigError: a length below 1.
+        ClipError: there is no clip.
+        ShapeError: a clip that is too short, of another size than the model's, or holds what is no frame;
+            the message names it.
+        StreamError: the model's answer is not finite; the message names the clip.
+    """
+    if min(context_length, horizon) < 1:
+        raise ConfigError(f"context and horizon: got {context_length} and {horizon}, expected 1 or more")
+    sums: defaultdict[Key, Any] = defaultdict(float)
+    count = 0
+    for count, clip in enumerate(clips, 1):
+        clip = _checked(clip, predictor.config, length=context_length + horizon, number=count)
+        context, truth = clip[:context_length], clip[context_length:]
+        forecast = _forecast(predictor, context, horizon, number=count)
+        for who, answer in {FORECAST: forecast, **baselines(context, horizon)}.items():
+            for convention in conventions:
+                for name, measure in convention.measures.items():
+                    sums[convention.name, name, who] += measure.function(answer, truth)
+        each(count, clip, forecast)
+    if count == 0:
+        raise ClipError("evaluation: there is no clip; give data that holds one")
+    return Evaluation(
+        backend=predictor.backend.name,
+        clips=count,
+        context_length=context_length,
+        horizon=horizon,
+        conventions=conventions,
+        frames={key: (total / count).tolist() for key, total in sums.items()},
+    )
+
+
+def baselines(context: Frames, horizon: int) -> dict[str, Frames]:
+    """What one can forecast without a model, each [horizon, C, H, W]: the last frame, and the mean of all given."""
+    return {
+        "copy last": context[-1:].repeat(horizon, axis=0),
+        "mean of context": context.mean(axis=0, keepdims=True).repeat(horizon, axis=0),
+    }
+
+
+def _checked(clip: Frames, config: ModelConfig, *, length: int, number: int) -> Frames:
+    if clip.ndim != 4 or len(clip) < length:
+        raise ShapeError(
+            f"clip {number}: got {list(clip.shape)}, expected [T, C, H, W] with T at least {length}, context and "
+            "horizon together; give longer clips, or a smaller --context or --horizon"
+        )
+    pictures = np.moveaxis(clip[:length], 1, -1)
+    return to_frames(pictures, image_size=config.image_size, channels=config.channels, name=f"clip {number}")
+
+
+def _forecast(predictor: Predictor, context: Frames, horizon: int, *, number: int) -> Frames:
+    stream = predictor.stream()
+    try:
+        for picture in np.moveaxis(context, 1, -1):
+            stream.push(picture)
+        return stream.forecast(horizon)
+    except StreamError as error:
+        raise StreamError(f"clip {number}: {error}") from error
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

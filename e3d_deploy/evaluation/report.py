@@ -1,0 +1,47 @@
+"""What an evaluation found, as files: report.json, table.md, and a picture of the error over the horizon."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy import plots
+from e3d_deploy.evaluation.conventions import Convention
+from e3d_deploy.evaluation.measuring import Evaluation
+
+
+def write_report(folder: Path, found: Evaluation, about: Mapping[str, Any]) -> None:
+    """Write report.json, table.md and, for each convention, error_NAME.png into a folder that is there.
+
+    Args:
+        about: what was evaluated on what; it opens the JSON and the table.
+    """
+    (folder / "report.json").write_text(json.dumps({**about, **found.to_dict()}, indent=2, allow_nan=False) + "\n")
+    (folder / "table.md").write_text(_markdown(found, about))
+    for convention in found.conventions:
+        lines = {
+            measure: {who: found.frames[convention.name, measure, who] for who in found.answerers}
+            for measure in convention.measures
+        }
+        (folder / f"error_{convention.name}.png").write_bytes(plots.horizons(lines))
+
+
+def number(value: float) -> str:
+    """A measure, to be read: sums with two decimals, shares with four."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _markdown(found: Evaluation, about: Mapping[str, Any]) -> str:
+    facts = {**about, **{name: value for name, value in found.to_dict().items() if name != "conventions"}}
+    parts = ["# Evaluation", "\n".join(f"- {name}: {value}" for name, value in facts.items())]
+    for convention in found.conventions:
+        parts += [f"## {convention.name}", convention.meaning, _table(found, convention)]
+        parts.append("\n".join(f"- `{name}`: {measure.meaning}." for name, measure in convention.measures.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(found: Evaluation, convention: Convention) -> str:
+    columns = ["", *convention.measures]
+    lines = [columns, ["---", *("---:" for _ in convention.measures)]]
+    lines += [[label, *map(number, values)] for label, values in found.rows(convention)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

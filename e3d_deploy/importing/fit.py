@@ -1,0 +1,107 @@
+"""Foreign tensors as the weights of a model: each by name and shape, none left over."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.model import E3DLSTM
+
+Shapes = Mapping[str, Sequence[int]]
+"""Of the tensors in a checkpoint, by their names there."""
+SHOWN = 4
+"""Tensors that an error names; it counts the others."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that an importer found out, or had to take for granted."""
+
+    what: str
+    value: str
+    how: str
+    """How we know."""
+
+
+def size(shapes: Shapes, name: str, axis: int, *, rank: int, source: str) -> int:
+    """A side of a tensor that tells a size of the network.
+
+    Raises:
+        CheckpointError: there is no such tensor, or it has another number of axes.
+    """
+    if name not in shapes:
+        raise CheckpointError(f"{source}: lacks {name}, and has {listed(shapes)}; it is another network, or a part")
+    if len(shapes[name]) != rank:
+        raise CheckpointError(f"{source}: {name} has the shape {list(shapes[name])}, expected {rank} axes")
+    return shapes[name][axis]
+
+
+def patching(patch_channels: int, patch_size: int | None, channels: int | None) -> tuple[int, int]:
+    """Patch size p and colours C of frames whose patches have C·p² channels.
+
+    Args:
+        patch_size, channels: what the user says. Who says nothing has gray or RGB frames, and no number
+            of channels fits both.
+
+    Raises:
+        ConfigError: what is given does not fit, or nothing is and the frames have other colours.
+    """
+    sides = [p for p in range(1, isqrt(patch_channels) + 1) if patch_channels % p**2 == 0]
+    fitting = [(p, patch_channels // p**2) for p in sides]
+    likely = [(p, C) for p, C in fitting if patch_size is not None or channels is not None or C in (1, 3)]
+    taken = [(p, C) for p, C in likely if patch_size in (None, p) and channels in (None, C)]
+    if len(taken) != 1:
+        possible = ", ".join(f"--patch-size {p} --channels {C}" for p, C in fitting)
+        raise ConfigError(f"patch size: the weights are for patches of {patch_channels} channels; give {possible}")
+    return taken[0]
+
+
+def fit(
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    *,
+    kernel_axes: tuple[int, ...],
+    source: str,
+) -> E3DLSTM:
+    """The model of a config with foreign tensors as its weights, on the CPU, ready to predict.
+
+    Args:
+        names: our names of the weights, and theirs.
+        kernel_axes: the axes of their convolution kernels in our order, [out, in, D, k, k].
+        source: what errors call the checkpoint.
+
+    Raises:
+        CheckpointError: a tensor that is missing, unknown, of another shape, or not of floats.
+    """
+    with torch.device("meta"):
+        model = E3DLSTM(config)
+    expected = model.state_dict()
+    assert expected.keys() == names.keys()
+    if missing := sorted(set(names.values()) - set(tensors)):
+        raise CheckpointError(f"{source}: lacks {listed(missing)}; it is damaged, or another network")
+    if unknown := sorted(set(tensors) - set(names.values())):
+        raise CheckpointError(f"{source}: holds {listed(unknown)}, which no E3D-LSTM of this origin has")
+    weights = {}
+    for ours, theirs in names.items():
+        tensor, wanted = tensors[theirs], tuple(expected[ours].shape)
+        axes = kernel_axes if tensor.ndim == len(kernel_axes) else tuple(range(tensor.ndim))
+        if tensor.permute(axes).shape != wanted:
+            there = [wanted[axes.index(axis)] for axis in range(len(axes))] if len(axes) == len(wanted) else wanted
+            raise CheckpointError(f"{source}: {theirs} has the shape {list(tensor.shape)}, expected {list(there)}")
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{source}: {theirs} is {tensor.dtype}, expected floats")
+        # Copied, as it may lie in a file that is mapped into memory.
+        weights[ours] = tensor.permute(axes).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    model.load_state_dict(weights, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def listed(names: Shapes | Sequence[str]) -> str:
+    """The first few of many names, and how many more there are."""
+    shown = ", ".join(list(names)[:SHOWN]) or "nothing"
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

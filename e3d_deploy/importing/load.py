@@ -1,0 +1,99 @@
+"""A checkpoint of another project as a model: whose it is, which network, and its weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.importing import google, openstl
+from e3d_deploy.importing.fit import Finding, fit
+from e3d_deploy.model import E3DLSTM
+
+Origin = Literal["google", "openstl"]
+
+
+def import_checkpoint(
+    path: str | Path,
+    *,
+    origin: Literal["auto"] | Origin = "auto",
+    memory: google.Memory | None = None,
+    ema: bool = False,
+    patch_size: int | None = None,
+    channels: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    stride: int | None = None,
+    history_length: int | None = None,
+) -> tuple[E3DLSTM, list[Finding]]:
+    """The model in a checkpoint of google/e3d_lstm or OpenSTL, on the CPU, and how we know what it is.
+
+    Args:
+        path: for TensorFlow the prefix (`model.ckpt-80000`), one of its files or its folder; else a file.
+        origin: whose it is; `auto` tells by what the path is.
+        memory: google: which memory it was trained with, where equal layers do not tell.
+        ema: google: the moving averages of the weights. The released code predicts with the weights.
+        patch_size, channels: where frames are neither gray nor RGB.
+        image_size: google: height and width of the frames, pixels; 64×64 unless given.
+        stride: openstl: of the convolutions; unless given, what the checkpoint says of it, or 1.
+        history_length: cell states to keep for recall. The originals keep all.
+
+    Raises:
+        CheckpointError: it is not there, damaged, or of another network; tensors are named.
+        ConfigError: an option that does not fit it.
+        BackendUnavailable: TensorFlow is needed and not installed.
+    """
+    path = Path(path)
+    if (origin if origin != "auto" else _origin_of(path)) == "google":
+        if stride is not None:
+            raise ConfigError("stride: convolutions of google/e3d_lstm have none; leave --stride out")
+        prefix = google.prefix_of(path)
+        if prefix is None:
+            raise CheckpointError(f"{path}: no TensorFlow checkpoint, as there is no file {path.name}.index")
+        tensors = google.read(prefix, ema=ema)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        config, evidence = google.identify(
+            shapes, memory=memory, patch_size=patch_size, channels=channels, image_size=image_size, source=str(prefix)
+        )
+        if ema:
+            evidence.append(Finding("weights", "moving averages", "--ema"))
+        names, axes = google.names_of(config), google.KERNEL_AXES
+    else:
+        if ema or memory == "paper":
+            raise ConfigError("ema, memory: OpenSTL keeps no averages, and its memory stays zero; leave them out")
+        _check_file(path)
+        tensors, settings = openstl.read(path)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        config, evidence = openstl.identify(
+            shapes,
+            settings,
+            patch_size=patch_size,
+            channels=channels,
+            image_size=image_size,
+            stride=stride,
+            source=str(path),
+        )
+        names, axes = openstl.names_of(config), openstl.KERNEL_AXES
+    config = replace(config, history_length=history_length or config.history_length)
+    how = "--history-length" if history_length else "our default"
+    evidence.append(Finding("history", f"{config.history_length} cells", f"{how}; exact for as many steps"))
+    return fit(config, tensors, names, kernel_axes=axes, source=str(path)), evidence
+
+
+def _origin_of(path: Path) -> Origin:
+    if google.prefix_of(path) is not None:
+        return "google"
+    _check_file(path)
+    return "openstl"
+
+
+def _check_file(path: Path) -> None:
+    """Whether this is a file that PyTorch may have written.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint, neither {path.name} nor {path.name}.index is there")
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index")
+    if not openstl.is_torch_file(path):
+        raise CheckpointError(f"{path}: neither a TensorFlow checkpoint nor a file of torch.save; nothing to import")

@@ -1,0 +1,157 @@
+"""Checkpoints of OpenSTL: a state_dict of PyTorch, alone or in a file of Lightning."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.importing.fit import Finding, Shapes, patching, size
+
+KERNEL_AXES = (0, 1, 2, 3, 4)
+ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+"""How files of torch.save begin, and how they began before they were zip archives."""
+WRAPPERS = ("model.", "module.")
+"""Before every name: of a LightningModule's network, of DistributedDataParallel."""
+CONVOLUTIONS = {
+    "conv_h": ("hidden_conv", "hidden_norm"),
+    "conv_x": ("input_conv", "input_norm"),
+    "conv_gm": ("memory_conv", "memory_norm"),
+    "conv_new_cell": ("cell_to_output", "cell_to_output_norm"),
+    "conv_new_gm": ("memory_to_output", "memory_to_output_norm"),
+}
+ALONE = "load it where you trust it, and save its state_dict alone with torch.save"
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether torch.save may have written this file."""
+    return _head(path).startswith((ZIP, LEGACY))
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(LEGACY))
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a network without wrappers in their names, and the settings that Lightning kept.
+
+    Nothing in the file is run: torch.load knows tensors and plain values, and refuses all else.
+
+    Raises:
+        CheckpointError: it is damaged, or holds something else than tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path).startswith(ZIP))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = named[1] if named else "unknown instructions"
+        raise CheckpointError(f"{path}: holds {what}, and only tensors are loaded; {ALONE}") from error
+    # What its unpickler makes of bytes that mean nothing.
+    except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        reason = (str(error) or "cut off").splitlines()[0]
+        raise CheckpointError(f"{path}: is damaged ({reason}); copy it again") from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected tensors by name; {ALONE}")
+    tensors = loaded.get("state_dict", loaded)
+    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: its state_dict is no dictionary of names; {ALONE}")
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor; {ALONE}")
+    settings = loaded.get("hyper_parameters")
+    return _unwrap(dict(tensors)), dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS * 2:  # either may be outside
+        if tensors and all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def identify(
+    shapes: Shapes,
+    settings: Mapping[str, Any],
+    *,
+    patch_size: int | None,
+    channels: int | None,
+    image_size: tuple[int, int] | None,
+    stride: int | None,
+    source: str,
+) -> tuple[ModelConfig, list[Finding]]:
+    """Which network these tensors belong to, and how we know.
+
+    Args:
+        settings: what Lightning kept of the options of OpenSTL; the stride is told there or nowhere.
+
+    Raises:
+        CheckpointError: to none of OpenSTL's E3D-LSTM.
+        ConfigError: what was given does not fit them.
+    """
+    layers = {int(found[1]) for name in shapes if (found := re.match(r"cell_list\.(\d+)\.", name))}
+
+    def side(name: str, axis: int, rank: int) -> int:
+        return size(shapes, name, axis, rank=rank, source=source)
+
+    hidden = tuple(side(f"cell_list.{layer}._norm_c_t.weight", 0, 4) for layer in range(max(layers, default=0) + 1))
+    grid = tuple(side("cell_list.0._norm_c_t.weight", axis, 4) for axis in (2, 3))
+    kernel_size = side("cell_list.0.conv_x.0.conv3d.weight", 4, 5)
+    patch_channels = side("conv_last.weight", 0, 5)
+    layer_norm = any(re.fullmatch(r"cell_list\.\d+\.conv_\w+\.1\.\w+", name) for name in shapes)
+    p, C = patching(patch_channels, patch_size or _whole(settings, "patch_size"), channels)
+    kept = _whole(settings, "stride")
+    config = ModelConfig(
+        image_size=(grid[0] * p, grid[1] * p),
+        channels=C,
+        patch_size=p,
+        hidden=hidden,
+        kernel_size=kernel_size,
+        layer_norm=layer_norm,
+        semantics="openstl",
+        stride=stride or kept or 1,
+    )
+    height, width = config.image_size
+    if image_size not in (None, config.image_size):
+        raise ConfigError(f"image_size: got {image_size}, but the norms are for {height}x{width} pixels; leave it out")
+    told = "--stride" if stride else "kept by Lightning" if kept else "not in the weights (KTH had 2); or --stride"
+    normed = "there" if layer_norm else "not there"
+    return config, [
+        Finding("origin", "OpenSTL", "tensors in cell_list"),
+        Finding("layers", ", ".join(map(str, hidden)), "shapes of _norm_c_t, one for each layer"),
+        Finding("kernel", f"2×{kernel_size}×{kernel_size}", "kernel of cell_list.0.conv_x"),
+        Finding("patch, colours", f"{p}, {C}", f"{patch_channels} channels in a patch"),
+        Finding("image size", f"{height}x{width}", f"a grid of {grid[0]}×{grid[1]} patches, shape of _norm_c_t"),
+        Finding("gate norms", "yes" if layer_norm else "no", f"tensors of conv_x.1 and its like are {normed}"),
+        Finding("stride", str(config.stride), told),
+        Finding("memory", "stays zero", "OpenSTL's cell hands back the one it was given"),
+    ]
+
+
+def _whole(settings: Mapping[str, Any], name: str) -> int | None:
+    """A setting, if it is a number that can be one."""
+    value = settings.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def names_of(config: ModelConfig) -> Mapping[str, str]:
+    """Our names of the weights, and theirs."""
+    names = {"to_patch.weight": "conv_last.weight"}
+    for layer in range(len(config.hidden)):
+        here, there = f"cells.{layer}.", f"cell_list.{layer}."
+        names[f"{here}merge.weight"] = f"{there}conv_last.conv3d.weight"
+        for part in ("weight", "bias"):
+            names[f"{here}cell_norm.{part}"] = f"{there}_norm_c_t.{part}"
+        for theirs, (convolution, norm) in CONVOLUTIONS.items():
+            names[f"{here}{convolution}.weight"] = f"{there}{theirs}.0.conv3d.weight"
+            if config.layer_norm:
+                names |= {f"{here}{norm}.{part}": f"{there}{theirs}.1.{part}" for part in ("weight", "bias")}
+    return names

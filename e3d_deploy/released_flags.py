@@ -1,0 +1,193 @@
+"""The command line of google/e3d_lstm `run.py`, told in our options.
+
+Its flags have underscores, ours have hyphens, so that a line may use both; ours come last and win.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from e3d_deploy.errors import ConfigError
+
+DEFAULTS = {
+    "is_training": "True",
+    "dataset_name": "mnist",
+    "train_data_paths": "",
+    "valid_data_paths": "",
+    "save_dir": "",
+    "gen_frm_dir": "",
+    "input_length": "10",
+    "total_length": "20",
+    "img_width": "64",
+    "img_channel": "1",
+    "patch_size": "1",
+    "reverse_input": "False",
+    "model_name": "e3d_lstm",
+    "pretrained_model": "",
+    "num_hidden": "64,64,64,64",
+    "filter_size": "5",
+    "layer_norm": "True",
+    "scheduled_sampling": "True",
+    "sampling_stop_iter": "50000",
+    "sampling_start_value": "1.0",
+    "sampling_changing_rate": "0.00002",
+    "lr": "0.001",
+    "batch_size": "8",
+    "max_iterations": "80000",
+    "display_interval": "1",
+    "test_interval": "1000",
+    "snapshot_interval": "1000",
+    "num_save_samples": "10",
+    "n_gpu": "1",
+    "allow_gpu_growth": "True",
+}
+"""Its flags and what they are if they are not given."""
+ALIASES = {"sampling_delta_per_iter": "sampling_changing_rate"}
+"""A name that its README and scripts use, and its program does not know."""
+YES, NO = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
+
+
+class Translation(NamedTuple):
+    """A command line of ours, and what there is to say about it."""
+
+    arguments: list[str]
+    remarks: list[str]
+
+
+def translate(arguments: Sequence[str]) -> Translation:
+    """What `e3d train` was given, as a command line of ours: `train …`, or `evaluate …` without training.
+
+    A line without a flag of the released code is left as it is. With one, what is not given is as it is
+    there: its recipe, its memory and its epsilon too.
+
+    Raises:
+        ConfigError: a flag without a value, or with one that cannot be, or a needed one that is not there.
+    """
+    flags, ours = _split(arguments)
+    if not flags:
+        return Translation(["train", *arguments], [])
+    values = {**DEFAULTS, **flags}
+    if values["model_name"] != "e3d_lstm":
+        raise ConfigError(f"--model_name: got {values['model_name']}, there is e3d_lstm alone")
+    if values["dataset_name"] not in ("mnist", "action"):
+        raise ConfigError(f"--dataset_name: got {values['dataset_name']}, expected mnist or action")
+    if "allow_gpu_growth" in flags:
+        remarks = ["--allow_gpu_growth has no meaning here, PyTorch takes memory as it needs it: ignored"]
+    else:
+        remarks = []
+    if not _boolean(values, "is_training"):
+        return Translation([*_evaluation(values), *ours], remarks)
+    remarks.append(
+        "flags of the released code: its recipe, its memory that stays zero and its epsilon; "
+        "--semantics paper for the memory of the paper"
+    )
+    if _number(values, "filter_size") != 5:
+        remarks.append(f"--filter_size {values['filter_size']} is heeded here; the released code takes 5 always")
+    return Translation([*_training(values), *ours], remarks)
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Flags of the released code and their values, and all other arguments."""
+    flags: dict[str, str] = {}
+    ours: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        name, equals, value = argument.lstrip("-").partition("=")
+        name = ALIASES.get(name, name)
+        if not argument.startswith("-") or name not in DEFAULTS:
+            ours.append(argument)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                if name not in flags and DEFAULTS[name] in ("True", "False"):
+                    flags[name] = "True"
+                    continue
+                raise ConfigError(f"--{name}: needs a value, such as --{name} {DEFAULTS[name] or 'PATH'}")
+            value = rest.pop(0)
+        flags[name] = value
+    return flags, ours
+
+
+def _training(values: Mapping[str, str]) -> list[str]:
+    context_length, total_length = _number(values, "input_length"), _number(values, "total_length")
+    # It makes two optimiser steps of an iteration when it plays clips backwards too.
+    passes = 2 if _boolean(values, "reverse_input") else 1
+    options = {
+        "--recipe": "google",
+        "--semantics": "google",
+        "--norm-eps": "1e-12",
+        "--history-length": str(total_length),
+        "-o": _path(values, "save_dir"),
+        "--data": _paths(values, "train_data_paths"),
+        "--valid-data": _paths(values, "valid_data_paths"),
+        "--validation-clips": "0",
+        "--image-size": f"{values['img_width']}x{values['img_width']}",
+        "--channels": values["img_channel"],
+        "--patch-size": values["patch_size"],
+        "--hidden": values["num_hidden"],
+        "--kernel-size": values["filter_size"],
+        "--context": str(context_length),
+        "--horizon": str(total_length - context_length),
+        "--sampling-start": values["sampling_start_value"],
+        "--sampling-decrease": values["sampling_changing_rate"],
+        "--sampling-stop-step": values["sampling_stop_iter"] if _boolean(values, "scheduled_sampling") else "0",
+        "--learning-rate": values["lr"],
+        "--batch-size": values["batch_size"],
+        "--steps": str(passes * _number(values, "max_iterations")),
+        "--log-every": str(passes * _number(values, "display_interval")),
+        "--validate-every": str(passes * _number(values, "test_interval")),
+        "--save-every": str(passes * _number(values, "snapshot_interval")),
+        "--devices": values["n_gpu"],
+    }
+    if values["gen_frm_dir"]:
+        options |= {"--samples": _path(values, "gen_frm_dir"), "--sample-count": values["num_save_samples"]}
+    if values["pretrained_model"]:
+        options["--init"] = _path(values, "pretrained_model")
+    switches = ["--resume-or-new", "--layer-norm" if _boolean(values, "layer_norm") else "--no-layer-norm"]
+    if passes == 2:
+        switches.append("--reverse-input")
+    return ["train", *(word for option in options.items() for word in option), *switches]
+
+
+def _evaluation(values: Mapping[str, str]) -> list[str]:
+    context_length, total_length = _number(values, "input_length"), _number(values, "total_length")
+    options = {
+        "--data": _paths(values, "valid_data_paths"),
+        "--image-size": f"{values['img_width']}x{values['img_width']}",
+        "--patch-size": values["patch_size"],
+        "--channels": values["img_channel"],
+        "--context": str(context_length),
+        "--horizon": str(total_length - context_length),
+        "--convention": "original",
+    }
+    if values["gen_frm_dir"]:
+        options |= {"-o": _path(values, "gen_frm_dir"), "--samples": values["num_save_samples"]}
+    model = _path(values, "pretrained_model")
+    return ["evaluate", model, *(word for option in options.items() for word in option)]
+
+
+def _path(values: Mapping[str, str], name: str) -> str:
+    if not values[name]:
+        raise ConfigError(f"--{name}: is needed")
+    return str(Path(values[name]).expanduser())
+
+
+def _paths(values: Mapping[str, str], name: str) -> str:
+    """One source, or the two files that are joined."""
+    _path(values, name)
+    return ",".join(str(Path(part).expanduser()) for part in values[name].split(","))
+
+
+def _number(values: Mapping[str, str], name: str) -> int:
+    try:
+        return int(values[name])
+    except ValueError as error:
+        raise ConfigError(f"--{name}: got {values[name]!r}, expected a whole number") from error
+
+
+def _boolean(values: Mapping[str, str], name: str) -> bool:
+    value = values[name].lower()
+    if value not in (*YES, *NO):
+        raise ConfigError(f"--{name}: got {values[name]!r}, expected True or False")
+    return value in YES

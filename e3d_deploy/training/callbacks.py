@@ -1,0 +1,267 @@
+"""What happens around the steps: the moving average, saved states, stops, pictures."""
+
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from e3d_deploy import checkpoint
+from e3d_deploy.config import TrainConfig
+from e3d_deploy.errors import TrainingError
+from e3d_deploy.files import write_file
+from e3d_deploy.model import E3DLSTM
+
+log = logging.getLogger(__name__)
+
+EARLY = (1, 10, 50, 100, 250)
+"""Steps after which a picture shows whether anything is learned."""
+
+
+class Averaging(WeightAveraging):
+    """A moving average of the weights that begins with the initial ones, as TensorFlow's does.
+
+    Args:
+        used: let it stand in for the weights while they are validated; else it is only kept.
+    """
+
+    def __init__(self, decay: float, *, used: bool) -> None:
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+        self.used = used
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged.fill_(1)  # or the first update would copy the weights
+
+    @property
+    def average(self) -> E3DLSTM:
+        """The network with averaged weights."""
+        assert self._average_model is not None
+        model = self._average_model.module.model
+        assert isinstance(model, E3DLSTM)
+        return model
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        if self.used:
+            super()._swap_models(pl_module)
+
+    def _copy_average_to_current(self, pl_module: LightningModule) -> None:
+        if self.used:
+            super()._copy_average_to_current(pl_module)
+
+
+class Stopped(Exception):
+    """Training ended before its time, on request; everything is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class Keeper(Callback):
+    """Saves a run's state and model, whole or not at all, and stops it where it should stop.
+
+    Raises (from within training):
+        TrainingError: the loss or a weight is no finite number; what was saved before stays.
+        Stopped: on a request, or when the time is up.
+        OSError: the disk is full; what was saved before stays.
+    """
+
+    def __init__(
+        self, run: Path, config: TrainConfig, averaging: Averaging, *, time_limit_s: float | None = None
+    ) -> None:
+        self.run, self.config, self.averaging = run, config, averaging
+        self.deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+        self.stop_requested = False
+        self.handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
+        self.broken: Tensor | None = None
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # By now Lightning has put its own SIGTERM in place of ours, and it ends training without saving.
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.saved_step = trainer.global_step  # of a resumed run
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        broken = ~outputs["loss"].detach().isfinite()
+        self.broken = broken if self.broken is None else self.broken | broken
+        if (batch_idx + 1) % self.config.accumulate:
+            return
+        step = trainer.global_step
+        due = (self.config.save_every, self.config.validate_every)
+        stop = self._should_stop(trainer)
+        saving = stop or step == self.config.steps or any(step % every == 0 for every in due)
+        if saving or step % self.config.log_every == 0:
+            self._check(trainer, pl_module)
+        if saving:
+            self.save(trainer, pl_module)
+        if stop and step < self.config.steps:
+            raise Stopped(step)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._stop_requested(trainer):  # the state was saved before the validation
+            raise Stopped(self.saved_step)
+
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        requested = bool(trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False))
+        if requested:  # of one process, and all stop
+            self.stop_requested = True
+        return requested
+
+    def _should_stop(self, trainer: Trainer) -> bool:
+        late = self.deadline is not None and time.monotonic() > self.deadline
+        return self._stop_requested(trainer) or bool(trainer.strategy.reduce_boolean_decision(late, all=False))
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        finite = not bool(self.broken) and all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
+        if not trainer.strategy.reduce_boolean_decision(finite, all=True):
+            kept = f"the state of step {self.saved_step} is kept" if self.saved_step else "nothing was saved yet"
+            raise TrainingError(
+                f"{self.run}: the loss or a weight is no finite number any more at step {trainer.global_step}; {kept}. "
+                "Begin a new run, with --init and its model.safetensors, and a lower --learning-rate or a "
+                "--gradient-clip"
+            )
+
+    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write `last.ckpt`, to resume from, and the models."""
+        trainer.save_checkpoint(self.run / "last.ckpt", weights_only=False)
+        if trainer.is_global_zero:
+            weights, average = pl_module.model, self.averaging.average
+            assert isinstance(weights, E3DLSTM)
+            model, other = (average, weights) if self.config.average else (weights, average)
+            checkpoint.save(model, self.run / "model.safetensors")
+            checkpoint.save(other, self.run / f"model_{'plain' if self.config.average else 'ema'}.safetensors")
+        trainer.strategy.barrier()  # a process that ends before the first one has written all would end it too
+        self.saved_step = trainer.global_step
+
+
+class StateFile(TorchCheckpointIO):
+    """Writes a state whole or not at all, and not by way of TMPDIR as Lightning does, which may be small."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = BytesIO()  # a file that cannot be written to would be a RuntimeError of torch.save
+        torch.save(checkpoint, content)
+        write_file(Path(path), content.getbuffer())
+
+
+@contextmanager
+def signals(keeper: Keeper, say: Callable[[str], None]) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end training after the step; the second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        if keeper.stop_requested:
+            raise KeyboardInterrupt
+        keeper.stop_requested = True
+        say(f"{signal.Signals(number).name}: stopping after this step; once more to stop at once")
+
+    keeper.handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), stop)
+    before = {number: signal.signal(number, stop) for number in keeper.handlers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Previews(Callback):
+    """Pictures of a validation clip above its forecast, `previews/step_000500.png`."""
+
+    def __init__(self, folder: Path, clip: Tensor, config: TrainConfig) -> None:
+        self.folder, self.clip, self.config = folder, clip, config
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step in EARLY and trainer.global_step != self.config.steps:
+            self._draw(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    @torch.no_grad()
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        from e3d_deploy import plots
+
+        context_length = self.config.context_length
+        context = self.clip[None, :context_length].to(pl_module.device)
+        model: nn.Module = pl_module.model  # type: ignore[assignment]
+        forecast = model(context, self.config.horizon)[0, -self.config.horizon :].float().cpu()
+        shown = torch.cat([self.clip[:context_length], forecast])
+        picture = plots.strips({"truth": self.clip.numpy(), "forecast": shown.numpy()})
+        self.folder.mkdir(exist_ok=True)
+        write_file(self.folder / f"step_{trainer.global_step:06}.png", picture)
+
+
+class Samples(Callback):
+    """The pictures that the released code writes at each test, of each batch's first clip: `STEP/BATCH/gt01.png`."""
+
+    def __init__(self, folder: Path, count: int, context_length: int) -> None:
+        self.folder, self.count, self.context_length = folder, count, context_length
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int, *_: Any
+    ) -> None:
+        from e3d_deploy.evaluation.samples import write_samples
+
+        folder = self.folder / str(trainer.global_step) / str(batch_idx + 1)
+        if not trainer.is_global_zero or batch_idx >= self.count:
+            return
+        if not folder.exists():
+            write_samples(
+                folder,
+                batch[0].cpu().numpy(),
+                outputs[0].float().cpu().numpy(),
+                self.context_length,
+            )
+        elif batch_idx == 0:
+            log.warning("%s: is there already and kept, so its pictures are not of this run", folder.parent)
+
+
+class Bar(RichProgressBar):
+    """A bar that knows how long training is, which its endless data does not tell."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__(console_kwargs={"stderr": True})
+        self.batches = batches
+
+    @property
+    def total_train_batches(self) -> int:
+        return self.batches
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"  # there is one epoch, without end
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's banner, advertisement and hints about loader workers out of the log."""
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,327 @@
+"""Evaluation: the publications' numbers, the baselines, what is left on disk, and the command."""
+
+import json
+import weakref
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from benchmarks import demo_quality
+from e3d_deploy.cli import main
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import ClipError, ConfigError, ShapeError, StreamError
+from e3d_deploy.evaluation import Evaluation, evaluate
+from e3d_deploy.evaluation.conventions import CONVENTIONS, OPENSTL, ORIGINAL
+from e3d_deploy.evaluation.samples import write_samples
+from e3d_deploy.files import new_folder
+from e3d_deploy.runtime import Predictor
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from tests.golden import GOLDEN, read
+
+PRINTED_MSE = 1e-6  # relative; the original sums in float32; measured 4.7e-8
+PRINTED_PSNR = 2e-5  # dB; the original takes the logarithm in float32; measured 3.4e-6
+BACKENDS = 2e-5  # relative, ONNX Runtime against PyTorch; measured 2.7e-6 (SSIM)
+CUT_OFF = 1e-2  # the same where a value that moves by 1e-7 may be cut off to another of 8 bits; measured 7.6e-4 (SSIM)
+CARD = 2e-5  # relative; the card has five decimals; measured 6.6e-6 (SSIM)
+
+Frames = np.ndarray[Any, Any]
+ARRAYS, _ = read(GOLDEN / "metrics.npz")
+
+
+class Recorded:
+    """A backend whose forecasts are known: of one clip [horizon, C, H, W] after the other."""
+
+    name = "recorded"
+
+    def __init__(self, forecasts: Sequence[Frames], context_length: int) -> None:
+        self.forecasts, self.context_length = iter(forecasts), context_length
+
+    def initial_state(self) -> dict[str, Any]:
+        return {"forecast": next(self.forecasts), "seen": 0}
+
+    def step(self, _: Frames, state: dict[str, Any]) -> tuple[Frames, dict[str, Any]]:
+        place = max(state["seen"] + 1 - self.context_length, 0)
+        return state["forecast"][place : place + 1], {**state, "seen": state["seen"] + 1}
+
+    def close(self) -> None:
+        pass
+
+
+def recorded(forecasts: Sequence[Frames], *, context_length: int) -> Predictor:
+    _, C, H, W = forecasts[0].shape
+    config = ModelConfig(image_size=(H, W), channels=C, patch_size=2, hidden=(4,))
+    return Predictor(config, Recorded(forecasts, context_length), identity="recorded")  # type: ignore[arg-type]
+
+
+def golden(name: str) -> list[Frames]:
+    """Clips [B, T, C, H, W] and forecasts [B, horizon, C, H, W] of all recorded batches."""
+    batches = (np.moveaxis(ARRAYS[f"{name}/{kind}"], -1, -3) for kind in ("target", "pred"))
+    return [batch.reshape(-1, *batch.shape[2:]) for batch in batches]
+
+
+def measured(forecast: Frames, truth: Frames) -> Evaluation:
+    """An evaluation of one clip; its only given frame is its first true one."""
+    clip = np.concatenate([truth[:1], truth]).astype(np.float32)
+    predictor = recorded([forecast.astype(np.float32)], context_length=1)
+    return evaluate(predictor, [clip], context_length=1, horizon=len(truth))
+
+
+@pytest.mark.parametrize("name", ["gray", "rgb"])
+def test_the_original_convention_is_what_the_released_code_printed(name: str) -> None:
+    clips, forecasts = golden(name)
+    horizon = forecasts.shape[1]
+    context_length = clips.shape[1] - horizon
+    predictor = recorded(list(forecasts), context_length=context_length)
+    found = evaluate(predictor, clips, context_length=context_length, horizon=horizon)
+    assert found.clips == len(clips)
+    mse, psnr = (found.frames["original", measure, "forecast"] for measure in ("mse", "psnr"))
+    np.testing.assert_allclose(mse, ARRAYS[f"{name}/mse_per_frame"], rtol=PRINTED_MSE)
+    np.testing.assert_allclose(psnr, ARRAYS[f"{name}/psnr_per_frame"], rtol=0, atol=PRINTED_PSNR)
+    assert found.overall("original", "mse") == pytest.approx(float(ARRAYS[f"{name}/mse_per_seq"]), rel=PRINTED_MSE)
+    assert found.overall("original", "psnr") == pytest.approx(float(ARRAYS[f"{name}/psnr_mean"]), abs=PRINTED_PSNR)
+
+
+def test_the_conventions_differ_in_clipping_rounding_and_sums() -> None:
+    truth = np.full((2, 1, 8, 8), 1.0)
+    forecast = np.full((2, 1, 8, 8), 0.5)
+    forecast[0] = 1.5  # as good as the truth once it is clipped
+    found = measured(forecast, truth)
+    assert found.frames["openstl", "mse", "forecast"] == [64 * 0.25, 64 * 0.25]
+    assert found.frames["openstl", "mae", "forecast"] == [64 * 0.5, 64 * 0.5]
+    assert found.overall("openstl", "mse") == 16
+    assert found.frames["original", "mse", "forecast"] == [0, 64 * 0.25]
+    assert found.overall("original", "mse") == 16  # of the sequence
+    assert found.overall("original", "mae") == 16  # of a frame
+    for convention, difference in (("openstl", 0.5), ("original", 128 / 255)):  # 127.5 is cut off to 127
+        infinite, finite = found.frames[convention, "psnr", "forecast"]
+        assert infinite == np.inf
+        assert finite == pytest.approx(-20 * np.log10(difference))
+    assert found.frames["openstl", "ssim", "forecast"][0] == pytest.approx(1)
+
+
+def test_numbers_are_means_over_the_clips() -> None:
+    rng = np.random.default_rng(0)
+    truths, forecasts = rng.random((2, 3, 2, 1, 8, 8))
+    each = [measured(*pair) for pair in zip(forecasts, truths, strict=True)]
+    clips = [np.concatenate([truth[:1], truth]).astype(np.float32) for truth in truths]
+    predictor = recorded([forecast.astype(np.float32) for forecast in forecasts], context_length=1)
+    together = evaluate(predictor, clips, context_length=1, horizon=2)
+    for key, values in together.frames.items():
+        np.testing.assert_allclose(values, np.mean([one.frames[key] for one in each], axis=0), rtol=1e-12)
+
+
+def test_the_baselines_are_the_last_frame_and_the_mean_of_those_given() -> None:
+    clip = np.stack([np.full((1, 8, 8), value, np.float32) for value in (0, 0.5, 0.5, 1)])
+    found = evaluate(recorded([clip[2:]], context_length=2), [clip], context_length=2, horizon=2)
+    assert found.answerers == ["forecast", "copy last", "mean of context"]
+    assert found.frames["openstl", "mse", "forecast"] == [0, 0]
+    assert found.frames["openstl", "mse", "copy last"] == [0, 64 * 0.25]
+    assert found.frames["openstl", "mse", "mean of context"] == [64 * 0.0625, 64 * 0.5625]
+
+
+def test_every_number_in_the_json_says_what_it_is_and_infinity_is_null() -> None:
+    truth = np.random.default_rng(0).random((2, 1, 8, 8))
+    found = json.loads(json.dumps(measured(truth, truth).to_dict(), allow_nan=False))
+    assert set(found["conventions"]) == set(CONVENTIONS)
+    for convention in found["conventions"].values():
+        assert convention["meaning"].endswith(".")
+        assert all(measure["meaning"] and measure["overall"] for measure in convention["measures"].values())
+    original = found["conventions"]["original"]["measures"]
+    assert original["psnr"]["forecast"] == {"frames": [None, None], "overall": None}
+    assert original["mse"]["overall"] == "sum over frames"
+    assert "data range 2" in found["conventions"]["openstl"]["measures"]["ssim_range_2"]["meaning"]
+
+
+def test_clips_are_not_kept() -> None:
+    """However many there are: each is let go before the next but one comes."""
+    seen: list[weakref.ref[Frames]] = []
+    alive = []
+
+    def clips() -> Iterator[Frames]:
+        for _ in range(20):
+            clip = np.zeros((3, 1, 8, 8), np.float32)
+            seen.append(weakref.ref(clip))
+            alive.append(sum(one() is not None for one in seen))
+            yield clip
+
+    forecasts = [np.zeros((2, 1, 8, 8), np.float32)] * 20
+    assert evaluate(recorded(forecasts, context_length=1), clips(), context_length=1, horizon=2).clips == 20
+    assert max(alive) <= 2
+
+
+def test_bad_clips_are_named() -> None:
+    good = np.zeros((3, 1, 8, 8), np.float32)
+
+    def run(second: Frames, forecast: Frames = good[1:], **lengths: int) -> None:
+        predictor = recorded([good[1:], forecast], context_length=1)
+        evaluate(predictor, [good, second], **{"context_length": 1, "horizon": 2, **lengths})
+
+    with pytest.raises(ShapeError, match=r"clip 2: got \[2, 1, 8, 8\], expected .* with T at least 3"):
+        run(good[:2])
+    with pytest.raises(ShapeError, match=r"clip 2: got \[3, 8, 10, 1\].*, expected \[..., 8, 8, 1\]; resize it"):
+        run(np.zeros((3, 1, 8, 10), np.float32))
+    with pytest.raises(ShapeError, match="clip 2: holds NaN"):
+        run(np.full((3, 1, 8, 8), np.nan, np.float32))
+    with pytest.raises(StreamError, match="clip 2: frame 0: the prediction is not finite"):
+        run(good, np.full((2, 1, 8, 8), np.nan, np.float32))
+    late = good[1:].copy()
+    late[1, 0, 0, 0] = np.inf
+    with pytest.raises(StreamError, match="clip 2: forecast frame 1: is not finite"):
+        run(good, late)
+    with pytest.raises(ConfigError, match="expected 1 or more"):
+        run(good, horizon=0)
+    with pytest.raises(ClipError, match="there is no clip"):
+        evaluate(recorded([good], context_length=1), [], context_length=1, horizon=2)
+
+
+@pytest.mark.parametrize("name", ["gray", "rgb"])
+def test_samples_have_the_names_and_values_of_the_original(name: str, tmp_path: Path) -> None:
+    targets, forecasts = (np.moveaxis(ARRAYS[f"{name}/{kind}"], -1, -3) for kind in ("target", "pred"))
+    context_length = targets.shape[2] - forecasts.shape[2]
+    for number, (target, forecast) in enumerate(zip(targets, forecasts, strict=True), 1):  # a batch each
+        write_samples(tmp_path / "golden" / str(number), target[0], forecast[0], context_length)
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert written == sorted(ARRAYS[f"{name}/saved_files"])
+    with Image.open(tmp_path / "golden" / "1" / f"pd{context_length + 1:02d}.png") as picture:
+        assert np.array_equal(np.asarray(picture), ARRAYS[f"{name}/saved_first_pd"])
+
+
+def test_samples_are_not_overwritten_and_must_be_pictures(tmp_path: Path) -> None:
+    clip = np.zeros((3, 1, 8, 8), np.float32)
+    write_samples(tmp_path / "1", clip, clip[1:], 1)
+    with pytest.raises(ConfigError, match="samples are not overwritten"):
+        write_samples(tmp_path / "1", clip, clip[1:], 1)
+    with pytest.raises(ConfigError, match="1 or 3 colours, the frames 2"):
+        write_samples(tmp_path / "2", clip.repeat(2, axis=1), clip[1:], 1)
+
+
+def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a") as folder:  # noqa: PT012 (both are the test)
+        (folder / "file").touch()
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    with new_folder(tmp_path / "a") as folder:
+        (folder / "file").touch()
+        assert list((tmp_path / "a").iterdir()) == []
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def e3d(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+@pytest.fixture
+def clips_path(tmp_path: Path) -> Path:
+    """Thirty clips of seven frames, three of which make the test split."""
+    np.savez(tmp_path / "clips.npz", frames=np.random.default_rng(1).integers(0, 256, (30, 7, 16, 24, 1), np.uint8))
+    return tmp_path / "clips.npz"
+
+
+def report_of(*arguments: object) -> Any:
+    return json.loads(e3d("evaluate", *arguments, "--json").stdout)
+
+
+def test_a_model_file_and_its_bundle_measure_the_same(exported: Path, clips_path: Path) -> None:
+    by_bundle = report_of(exported / "tiny.e3d", "--data", clips_path, "--backend", "onnxruntime")
+    by_model = report_of(exported / "tiny.safetensors", "--data", clips_path, "--context", 4, "--horizon", 3)
+    assert (by_bundle["backend"], by_model["backend"]) == ("onnxruntime", "torch")
+    assert by_bundle["clips"] == by_model["clips"] == 3
+    assert (by_bundle["context_length"], by_bundle["horizon"]) == (4, 3)
+    for name, convention in CONVENTIONS.items():
+        one, other = (report["conventions"][name]["measures"] for report in (by_bundle, by_model))
+        for measure in convention.measures:
+            tolerance = CUT_OFF if name == "original" and measure in ("psnr", "ssim") else BACKENDS
+            expected = other[measure]["forecast"]["frames"]
+            assert one[measure]["forecast"]["frames"] == pytest.approx(expected, rel=tolerance)
+            assert one[measure]["copy last"] == other[measure]["copy last"]
+
+
+def test_the_table_names_conventions_measures_and_baselines(exported: Path, clips_path: Path) -> None:
+    arguments = ["evaluate", exported / "tiny.e3d", "--data", clips_path, "--horizon", 2]
+    result = e3d(*arguments, "--most", 2)
+    assert OPENSTL.meaning in result.stdout
+    assert ORIGINAL.meaning in result.stdout
+    for line in ("ssim_range_2", "forecast, frame 2", "copy last, overall", "mean of context, overall"):
+        assert line in result.stdout
+    assert "frame 3" not in result.stdout
+    assert "2 clips of" in result.stderr.splitlines()[-1]
+    assert ORIGINAL.meaning not in e3d(*arguments, "--convention", "openstl").stdout
+
+
+def test_the_folder_holds_report_table_plots_and_samples(exported: Path, clips_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ["evaluate", exported / "tiny.e3d", "--data", clips_path, "-o", output]
+    assert e3d(*arguments, "--samples", 2).stdout.splitlines()[-1] == str(output)
+    files = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    samples = {f"gt{t:02d}.png" for t in range(1, 8)} | {f"pd{t:02d}.png" for t in range(5, 8)}
+    pictures = {f"{number}.{suffix}" for number in (1, 2) for suffix in ("png", "gif")}
+    plots = {"error_openstl.png", "error_original.png"}
+    assert files == {"report.json", "table.md", *plots, *pictures, *(f"{n}/{name}" for n in (1, 2) for name in samples)}
+    report = json.loads((output / "report.json").read_text())
+    assert report["data"] == str(clips_path)
+    assert OPENSTL.meaning in (output / "table.md").read_text()
+    with Image.open(output / "1.gif") as film:
+        assert (getattr(film, "n_frames"), film.size) == (7, (2 * 26 * 8, 18 * 8))  # noqa: B009 (only GIFs have it)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "clips.npz"}
+    error = e3d(*arguments, code=2).stderr.splitlines()[-1]
+    assert "is there already and not an empty folder" in error
+
+
+def test_generated_clips_are_the_default(exported: Path) -> None:
+    error = e3d("evaluate", exported / "tiny.e3d", "--most", 1, code=2).stderr.splitlines()[-1]
+    assert "too small for digits of 28 pixels" in error
+
+
+def test_what_cannot_be_evaluated_leaves_nothing(
+    exported: Path, clips_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*options: object, model: str = "tiny.e3d", code: int = 2) -> str:
+        result = e3d("evaluate", exported / model, "-o", tmp_path / "out", *options, code=code)
+        assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+        return result.stderr.splitlines()[-1]
+
+    assert "no clip has 13 frames" in failing("--data", clips_path, "--horizon", 9)
+    np.savez(tmp_path / "wide.npz", frames=np.zeros((1, 9, 16, 32, 1), np.uint8))
+    assert "16, 32" in failing("--data", tmp_path / "wide.npz")
+    assert "absent" in failing("--data", tmp_path / "absent.npz")
+    assert "tensorrt" in failing("--data", clips_path, "--backend", "tensorrt", code=4)
+    assert "absent.safetensors" in failing("--data", clips_path, "--lpips", tmp_path / "absent.safetensors", code=5)
+    step = OnnxRuntimeBackend.step
+
+    def broken(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        prediction, state = step(self, *arguments)
+        return prediction * np.float32(np.nan), state
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", broken)
+    options = ["--data", clips_path, "--backend", "onnxruntime"]
+    assert "clip 1: frame 0: the prediction is not finite" in failing(*options, code=1)
+
+
+def test_the_demo_models_card_is_measured_by_the_same_code() -> None:
+    """As before: predictions clipped, each measure for each answerer and frame."""
+    import torch
+
+    from e3d_deploy import checkpoint, metrics
+    from e3d_deploy.data.datasets import MovingMNIST
+    from e3d_deploy.demo.tour import CARD as CARD_FILE
+    from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL, TEST_SEED
+
+    found = demo_quality.measure(2)
+    written = json.loads(CARD_FILE.read_text())["quality"]["measures"]
+    assert {name: list(by) for name, by in found.items()} == {name: list(by) for name, by in written.items()}
+    data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
+    clips = torch.stack([data[index] for index in range(2)])
+    with torch.inference_mode():
+        forecast = checkpoint.load(MODEL)(clips[:, :CONTEXT], HORIZON)[:, -HORIZON:].clamp(0, 1).numpy()
+    for name, function in metrics.MEASURES.items():
+        expected = function(forecast, clips[:, CONTEXT:].numpy()).mean(0)
+        np.testing.assert_allclose(found[name]["forecast"], expected, rtol=CARD)

@@ -1,0 +1,414 @@
+"""Checkpoints of other projects as models: equal to what the originals gave, or refused by name."""
+
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from golden import GOLDEN, channels_first, read
+from torch import Tensor
+
+from e3d_deploy import checkpoint
+from e3d_deploy.cli import main
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.importing import compare, google, import_checkpoint, openstl
+from e3d_deploy.model import E3DLSTM, to_frames
+
+FRAMES = 2e-5  # measured 7.2e-7 (A released), 8.6e-7 (A paper), 4.6e-6 (M), 2.2e-6 and 3.6e-6 (C)
+OPENSTL = 5e-6  # measured 9.4e-7 (a_plain), 8.9e-7 (b_normed)
+RELEASED = GOLDEN / "checkpoint_A_released"
+PLAIN = GOLDEN / "openstl" / "a_plain.pth"
+
+needs_tensorflow = pytest.mark.skipif(sys.version_info >= (3, 14), reason="TensorFlow has no wheel for this Python")
+
+
+def e3d(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def predictions(model: E3DLSTM, frames: Tensor, horizon: int) -> Tensor:
+    return model(frames[:, :-horizon], horizon)[:, -horizon:]
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return (ours - theirs).abs().max().item()
+
+
+def write_tensorflow(prefix: Path, variables: Mapping[str, np.ndarray[Any, Any]]) -> Path:
+    """A TensorFlow V2 checkpoint of these variables."""
+    google.read(RELEASED / "model.ckpt-5", ema=False)  # imports TensorFlow without its warnings
+    import tensorflow
+
+    names = list(variables)
+    tensorflow.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tensorflow.constant(variables[name]) for name in names],
+    )
+    return prefix
+
+
+def openstl_tensors(config: ModelConfig, seed: int = 0) -> tuple[E3DLSTM, dict[str, Tensor]]:
+    """A network of ours with weights that do something, and its weights under OpenSTL's names."""
+    torch.manual_seed(seed)
+    model = E3DLSTM(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight += 0.1 * torch.randn_like(weight)
+    names = openstl.names_of(config)
+    return model, {names[ours]: weight.clone() for ours, weight in model.state_dict().items()}
+
+
+@pytest.fixture
+def tiny() -> ModelConfig:
+    return ModelConfig(image_size=(16, 24), hidden=(4, 4), kernel_size=3, semantics="openstl", layer_norm=False)
+
+
+# What the originals gave
+
+
+@needs_tensorflow
+@pytest.mark.parametrize(("name", "horizon", "side"), [("A_released", 3, 16), ("A_paper", 3, 16), ("M_paper", 10, 64)])
+def test_a_tensorflow_checkpoint_predicts_what_the_released_code_did(name: str, horizon: int, side: int) -> None:
+    arrays, settings = read(GOLDEN / f"checkpoint_{name}" / "predictions.npz")
+    variant = settings["variant"]
+    model, _ = import_checkpoint(GOLDEN / f"checkpoint_{name}", memory=variant, image_size=(side, side))
+    assert model.config.hidden == tuple(settings["hidden"])
+    assert model.config.semantics == {"released": "google", "paper": "paper"}[variant]
+    frames, expected = (to_frames(channels_first(arrays[part]), 4) for part in ("x", "pred"))
+    assert largest_difference(predictions(model, frames, horizon), expected) < FRAMES
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_layers_of_unequal_size_tell_their_memory(variant: str, tmp_path: Path) -> None:
+    arrays, settings = read(GOLDEN / f"model_C_{variant}.npz")
+    weights = {name.removeprefix("w/"): value for name, value in arrays.items() if name.startswith("w/")}
+    prefix = write_tensorflow(tmp_path / "model.ckpt-1", weights)
+    model, evidence = import_checkpoint(prefix, image_size=(settings["height"], settings["width"]))
+    (memory,) = (one for one in evidence if one.what == "memory")
+    assert (memory.value, memory.how[:19]) == (variant, "kernels of conv3d_2")
+    expected = to_frames(channels_first(arrays["free/out"]), 4)
+    found = predictions(model, channels_first(arrays["images"]), expected.shape[1])
+    assert largest_difference(found, expected) < FRAMES
+    other: Any = {"released": "paper", "paper": "released"}[variant]
+    with pytest.raises(ConfigError, match=f"memory: got {other}, but the kernels of conv3d_2 are for {variant}"):
+        import_checkpoint(prefix, memory=other)
+
+
+@needs_tensorflow
+def test_ema_takes_the_moving_averages() -> None:
+    model, evidence = import_checkpoint(RELEASED, ema=True, memory="released")
+    plain, _ = import_checkpoint(RELEASED, memory="released")
+    recorded, _ = read(GOLDEN / "trace_A_released.npz")
+    names = google.names_of(model.config)
+    for ours, weight in model.state_dict().items():
+        expected = torch.tensor(recorded[f"ema/{names[ours]}"])
+        assert torch.equal(weight, expected.permute(google.KERNEL_AXES) if expected.ndim == 5 else expected), ours
+    assert not torch.equal(model.to_patch.weight, plain.to_patch.weight)
+    assert ("weights", "moving averages") in [(one.what, one.value) for one in evidence]
+
+
+@pytest.mark.parametrize(("name", "patch_size"), [("mnist", 4), ("kth", 8)])
+def test_the_published_settings_are_recognised(name: str, patch_size: int) -> None:
+    variables = json.loads((GOLDEN / f"variables_official_{name}.json").read_text())["variables"]
+    parameters = {one["name"]: one["shape"] for one in variables if one["role"] == "parameter"}
+    config, _ = google.identify(
+        parameters, memory="released", patch_size=None, channels=None, image_size=(128, 128), source=name
+    )
+    assert (config.hidden, config.kernel_size, config.patch_size, config.channels) == ((64,) * 4, 5, patch_size, 1)
+    assert set(google.names_of(config).values()) == set(parameters)
+
+
+@pytest.mark.parametrize("name", ["a_plain.pth", "b_normed.ckpt"])
+def test_an_openstl_checkpoint_predicts_what_openstl_did(name: str) -> None:
+    model, _ = import_checkpoint(GOLDEN / "openstl" / name)
+    recorded = GOLDEN / "openstl" / name
+    settings = json.loads(recorded.with_suffix(".json").read_text())
+    config = model.config
+    assert config.hidden == tuple(settings["hidden"])
+    assert config.image_size == tuple(settings["image"])
+    assert (config.patch_size, config.channels) == (settings["patch_size"], settings["channels"])
+    assert config.layer_norm == bool(settings["layer_norm"])
+    parity = compare(model, recorded.with_suffix(".npz"))
+    assert list(parity.differences) == [2, 3, 4, 5, 6]  # all_outputs: those after the context too
+    assert parity.worst < OPENSTL
+
+
+# The command
+
+
+@needs_tensorflow
+def test_import_writes_a_model_and_says_how_it_knows(tmp_path: Path) -> None:
+    output = tmp_path / "m.safetensors"
+    options = ["--image-size", "16x16", "--reference", RELEASED / "predictions.npz"]
+    result = e3d("import", RELEASED / "model.ckpt-5", "-o", output, *options)
+    assert "google/e3d_lstm" in result.stdout
+    assert "taken for granted; or --memory paper" in result.stdout
+    assert result.stdout.splitlines()[-1] == str(output)
+    assert "do not tell which memory they were trained with; taken as `released`" in result.stderr
+    assert "PASS largest difference" in result.stderr
+    assert f"next: e3d export {output} -o m.e3d" in result.stderr
+    config = checkpoint.load(output).config
+    assert (config.semantics, config.norm_eps, config.image_size) == ("google", 1e-12, (16, 16))
+
+    again = ["import", PLAIN, "-o", output]
+    assert "is there already; give --overwrite" in e3d(*again, code=2).stderr
+    e3d(*again, "--overwrite")
+    assert checkpoint.load(output).config.semantics == "openstl"
+    assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("name", ["", "model.ckpt-5", "model.ckpt-5.index", "model.ckpt-5.data-00000-of-00001"])
+def test_a_tensorflow_checkpoint_is_found_by_any_of_its_names(name: str) -> None:
+    model, _ = import_checkpoint(RELEASED / name, memory="released")
+    assert (model.config.hidden, model.config.image_size) == ((4, 4), (64, 64))
+
+
+def test_a_folder_says_which_of_its_checkpoints_is_the_latest(tmp_path: Path) -> None:
+    for step in (5, 10):
+        (tmp_path / f"model.ckpt-{step}.index").touch()
+    with pytest.raises(CheckpointError, match="has 2 checkpoints; give one, such as"):
+        google.prefix_of(tmp_path)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/home/else/model.ckpt-10"\n')
+    assert google.prefix_of(tmp_path) == tmp_path / "model.ckpt-10"
+
+
+def test_a_model_that_is_not_what_the_original_is_gets_not_written(tmp_path: Path) -> None:
+    tensors = torch.load(PLAIN, weights_only=True)
+    tensors["conv_last.weight"] *= 1.01
+    torch.save(tensors, tmp_path / "other.pth")
+    options = ["-o", tmp_path / "m.safetensors", "--reference", PLAIN.with_suffix(".npz")]
+    result = e3d("import", tmp_path / "other.pth", *options, code=3)
+    assert "FAIL largest difference" in result.stderr
+    assert "the model is not what the original is" in result.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+    tensors["conv_last.weight"][0] = torch.nan
+    torch.save(tensors, tmp_path / "other.pth")
+    assert "FAIL largest difference" in e3d("import", tmp_path / "other.pth", *options, code=3).stderr
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"frames": np.zeros((1, 6, 16, 16, 1), np.uint8)}, "has frames; expected an .npz with frames"),
+        (
+            {"images": np.zeros((1, 3, 16, 16, 1), np.uint8), "pred_images": np.zeros((1, 3, 16, 16, 1))},
+            "3 predictions for 3 frames leave no context",
+        ),
+        (
+            {"frames": np.zeros((1, 3, 32, 16, 1), np.uint8), "predictions": np.zeros((1, 1, 32, 16, 1))},
+            "expected [..., 16, 16, 1]",
+        ),
+        (
+            {"frames": np.zeros((2, 3, 16, 16, 1), np.uint8), "predictions": np.zeros((1, 1, 16, 16, 1))},
+            "outputs of shape [1, 1, 16, 16, 1], expected [2, 1, 16, 16, 1]",
+        ),
+        (
+            {"frames": np.zeros((1, 30, 16, 16, 1), np.uint8), "predictions": np.zeros((1, 20, 16, 16, 1))},
+            "the original recalls all; import it with --history-length 29",
+        ),
+    ],
+    ids=["no predictions", "no context", "another size", "another batch", "too long"],
+)
+def test_a_reference_that_does_not_fit_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray[Any, Any]], message: str
+) -> None:
+    np.savez(tmp_path / "r.npz", **arrays)  # type: ignore[arg-type]
+    options = ["-o", tmp_path / "m.safetensors", "--reference"]
+    assert message in e3d("import", PLAIN, *options, tmp_path / "r.npz", code=2).stderr
+    assert "no such file" in e3d("import", PLAIN, *options, tmp_path / "none.npz", code=2).stderr
+    assert "cannot be read" in e3d("import", PLAIN, *options, __file__, code=2).stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+# What shapes do not tell
+
+
+def test_a_stride_is_taken_from_lightning_or_the_user(tmp_path: Path, tiny: ModelConfig) -> None:
+    config = ModelConfig.from_dict(tiny.to_dict() | {"stride": 2, "layer_norm": True})
+    model, tensors = openstl_tensors(config)
+    frames = torch.rand(2, 3, 1, 16, 24)
+    wrapped = {f"model.module.{name}": tensor for name, tensor in tensors.items()}
+    kept = {"stride": 2, "patch_size": 4, "in_shape": [10, 1, 16, 24]}
+    torch.save({"state_dict": wrapped, "hyper_parameters": kept}, tmp_path / "kept.ckpt")
+    torch.save(tensors, tmp_path / "bare.pth")
+    for name, stride, how in (("kept.ckpt", None, "kept by Lightning"), ("bare.pth", 2, "--stride")):
+        found, evidence = import_checkpoint(tmp_path / name, stride=stride)
+        assert found.config == config
+        assert torch.equal(found(frames, 2), model(frames, 2))
+        assert ("stride", "2", how) in [(one.what, one.value, one.how) for one in evidence]
+    assert import_checkpoint(tmp_path / "bare.pth")[0].config.stride == 1
+
+
+def test_frames_of_other_colours_need_a_word(tmp_path: Path) -> None:
+    """TaxiBJ has 2."""
+    config = ModelConfig(image_size=(8, 8), channels=2, patch_size=4, hidden=(4,), semantics="openstl")
+    torch.save(openstl_tensors(config)[1], tmp_path / "taxi.pth")
+    line = e3d("import", tmp_path / "taxi.pth", "-o", tmp_path / "m.safetensors", code=2).stderr
+    assert "for patches of 32 channels; give --patch-size 1 --channels 32, " in line
+    assert "--patch-size 4 --channels 2" in line
+    for options in ({"channels": 2}, {"patch_size": 4}, {"channels": 2, "patch_size": 4}):
+        assert import_checkpoint(tmp_path / "taxi.pth", **options)[0].config == config  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="for patches of 32 channels"):
+        import_checkpoint(tmp_path / "taxi.pth", channels=1)
+
+
+@needs_tensorflow
+def test_a_longer_history_can_be_asked_for() -> None:
+    model, evidence = import_checkpoint(RELEASED, memory="released", history_length=29)
+    assert model.config.history_length == 29
+    assert evidence[-1].value == "29 cells"
+
+
+@needs_tensorflow
+def test_options_of_the_other_project_are_refused() -> None:
+    with pytest.raises(ConfigError, match="stride: convolutions of google/e3d_lstm have none"):
+        import_checkpoint(RELEASED, stride=2)
+    for options in ({"ema": True}, {"memory": "paper"}):
+        with pytest.raises(ConfigError, match="OpenSTL keeps no averages, and its memory stays zero"):
+            import_checkpoint(PLAIN, **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="the norms are for 16x16 pixels"):
+        import_checkpoint(PLAIN, image_size=(64, 64))
+
+
+# What is refused
+
+
+def changed(tensors: dict[str, Any], change: str, name: str) -> dict[str, Any]:
+    """The tensors with one of them damaged."""
+    match change:
+        case "missing":
+            return {other: tensor for other, tensor in tensors.items() if other != name}
+        case "unknown":
+            return tensors | {f"{name}/extra": tensors[name]}
+        case "shape":
+            return tensors | {name: tensors[name][..., :-1]}
+        case _:
+            return tensors | {name: tensors[name].astype(np.int32)}
+
+
+MESSAGES = {"missing": "lacks {}", "unknown": "holds {}/extra", "shape": "{} has the shape", "integers": "{} is"}
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("change", MESSAGES)
+@pytest.mark.parametrize("name", ["e3d1/conv3d_4/kernel", "e3d0/hidden/gamma", "conv3d/bias", "e3d0/conv3d_2/kernel"])
+def test_a_tensorflow_variable_that_does_not_fit_is_named(change: str, name: str, tmp_path: Path) -> None:
+    arrays, _ = read(GOLDEN / "model_A_released.npz")
+    weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
+    full = f"generator/e3d-lstm/{name}"
+    prefix = write_tensorflow(tmp_path / "model.ckpt-1", changed(weights, change, full))
+    with pytest.raises(CheckpointError, match=MESSAGES[change].format(full)):
+        import_checkpoint(prefix, memory="released")
+
+
+@pytest.mark.parametrize("change", MESSAGES)
+@pytest.mark.parametrize(
+    "name", ["cell_list.0.conv_gm.0.conv3d.weight", "cell_list.1._norm_c_t.weight", "conv_last.weight"]
+)
+def test_an_openstl_tensor_that_does_not_fit_is_named(
+    change: str, name: str, tmp_path: Path, tiny: ModelConfig
+) -> None:
+    tensors = {key: tensor.numpy() for key, tensor in openstl_tensors(tiny)[1].items()}
+    damaged = {key: torch.from_numpy(array) for key, array in changed(tensors, change, name).items()}
+    torch.save(damaged, tmp_path / "m.pth")
+    with pytest.raises(CheckpointError, match=MESSAGES[change].format(name)):
+        import_checkpoint(tmp_path / "m.pth")
+
+
+@needs_tensorflow
+def test_another_architecture_is_refused_with_its_tensors_named(tmp_path: Path) -> None:
+    torch.save({"encoder.weight": torch.zeros(3, 3), "encoder.bias": torch.zeros(3)}, tmp_path / "simvp.pth")
+    prefix = write_tensorflow(tmp_path / "model.ckpt-1", {"predrnn/kernel": np.zeros((3, 3), np.float32)})
+    for path, lacking, named in (
+        (tmp_path / "simvp.pth", "cell_list.0._norm_c_t.weight", "encoder.weight, encoder.bias"),
+        (prefix, "generator/e3d-lstm/e3d0/conv3d/kernel", "predrnn/kernel"),
+    ):
+        line = e3d("import", path, "-o", tmp_path / "m.safetensors", code=5).stderr
+        assert f"lacks {lacking}, and has {named}; it is another network" in line
+
+
+class Malicious:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (self.mark, "was run"))
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
+def test_what_a_pickle_says_is_not_done(kind: str, tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "m.pth"
+    content = {"state_dict": {"conv_last.weight": Malicious(mark)}}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    line = e3d("import", path, "-o", tmp_path / "m.safetensors", code=5).stderr
+    assert ("nothing to import" if kind == "pickle" else "and only tensors are loaded; load it where you trust") in line
+    assert [file.name for file in tmp_path.iterdir()] == ["m.pth"]
+    pickle.loads(path.read_bytes()) if kind == "pickle" else torch.load(path, weights_only=False)
+    assert mark.read_text() == "was run"  # by those who trust it
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pth").write_text("not a model")
+    (tmp_path / "cut.pth").write_bytes(PLAIN.read_bytes()[:1000])
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
+        archive.writestr("readme", "not a model")
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    torch.save({"epoch": 3, "conv_last.weight": torch.zeros(3)}, tmp_path / "number.pth")
+    for name, message in {
+        "none.ckpt": "no such checkpoint, neither none.ckpt nor none.ckpt.index is there",
+        "empty": "a folder without a TensorFlow checkpoint",
+        "text.pth": "nothing to import",
+        "cut.pth": "is damaged",
+        "zip.pth": "is damaged",
+        "list.pth": "holds a list, expected tensors by name",
+        "number.pth": "epoch is a int, expected a tensor",
+    }.items():
+        assert message in e3d("import", tmp_path / name, "-o", tmp_path / "m.safetensors", code=5).stderr
+    assert "no TensorFlow checkpoint" in e3d("import", PLAIN, "--from", "google", "-o", tmp_path / "m", code=5).stderr
+    assert "a folder" in e3d("import", RELEASED, "--from", "openstl", "-o", tmp_path / "m", code=5).stderr
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("suffix", ["data-00000-of-00001", "index"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_tensorflow_checkpoint_is_refused(suffix: str, damage: str, tmp_path: Path) -> None:
+    shutil.copytree(RELEASED, tmp_path / "c")
+    file = tmp_path / "c" / f"model.ckpt-5.{suffix}"
+    content = bytearray(file.read_bytes())
+    if damage == "changed":
+        content[-300:-100] = b"\xff" * 200
+    file.write_bytes(content[:1000] if damage == "cut" else content)
+    if damage == "gone":
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"cannot be read|a folder without a TensorFlow"):
+        import_checkpoint(tmp_path / "c", memory="released")
+
+
+def test_without_tensorflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    line = e3d("import", RELEASED, "-o", tmp_path / "m.safetensors", code=4).stderr
+    assert "tensorflow is not installed" in line
+    assert "pip install 'e3d_deploy[import-tf]'" in line
+    e3d("import", PLAIN, "-o", tmp_path / "m.safetensors")
