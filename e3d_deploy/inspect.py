@@ -1,11 +1,48 @@
 """What a bundle or a model file holds, for `e3d inspect`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.errors import BundleError
+from e3d_deploy.runtime.bundle import MANIFEST, Bundle
+
+if TYPE_CHECKING:
+    from e3d_deploy.export.statistics import Statistics
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """What is in a bundle or a model file.
+
+    Raises:
+        BundleError, CheckpointError: it is neither, or damaged.
+    """
+    return inspect_bundle(path) if is_bundle(path) else inspect_model(path)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is to be read as a bundle, and not as a model file.
+
+    Raises:
+        BundleError: it is a part of a bundle, or an archive of one.
+    """
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            raise BundleError(
+                f"{path}: an archive and no bundle; if `e3d pack` wrote it, take it apart by "
+                f"`e3d unpack {path} -o NAME.e3d`"
+            )
+    if path.suffix == ".onnx":
+        folder = f", {path.parent}" if (path.parent / MANIFEST).is_file() else ", NAME.e3d"
+        raise BundleError(
+            f"{path}: a graph alone, which says nothing of where it is from; give the folder that `e3d export` made"
+            f"{folder}"
+        )
+    return False
 
 
 def inspect_model(path: Path) -> dict[str, Any]:
@@ -55,6 +92,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             }
             for name, graph in manifest["graphs"].items()
         },
+        **_cost(bundle),
         "step input": {
             tensor["name"]: {"shape": tensor["shape"], "dtype": tensor["dtype"]}
             for tensor in manifest["graphs"]["step"]["inputs"]
@@ -71,6 +109,56 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             }
             for name, report in manifest["verification"].items()
         },
+    }
+
+
+def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
+    """What each graph of a bundle costs.
+
+    Raises:
+        BundleError: a graph that is not the one of the manifest.
+        ModuleNotFoundError: onnx is not installed.
+    """
+    from e3d_deploy.export.statistics import statistics
+
+    return {name: statistics(bundle.graph(name), entry) for name, entry in bundle.manifest["graphs"].items()}
+
+
+def by_graph(columns: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Counts per graph as rows, a row for each name: {"step": {"Conv": 3}} as {"Conv": {"step": 3}}."""
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    return {name: {graph: column.get(name, 0) for graph, column in columns.items()} for name in names}
+
+
+def _cost(bundle: Bundle) -> dict[str, Any]:
+    """What each graph costs, where there is onnx to read it."""
+    try:
+        graphs = graph_statistics(bundle)
+        from e3d_deploy.export.statistics import HOW
+    except ModuleNotFoundError as error:
+        return {"cost": f"not known: {error.name} is not installed; pip install 'e3d_deploy[train]'"}
+    lengths = {"rollout": bundle.horizon - 1, "clip": bundle.context_length + bundle.horizon - 1}
+    return {
+        "cost": by_graph({name: _column(one, max(1, lengths.get(name, 1))) for name, one in graphs.items()}),
+        "how it is counted": f"{HOW}; streams in a call: {bundle.batch}",
+        "nodes": by_graph({name: one.operators for name, one in graphs.items()}),
+    }
+
+
+def _column(one: "Statistics", steps: int) -> dict[str, int]:
+    return {
+        "steps": steps,
+        "FLOP a step": round(one.flop / steps),
+        "bytes moved a step": round(one.bytes_moved / steps),
+        "FLOP": one.flop,
+        "bytes moved": one.bytes_moved,
+        "of them inputs": one.input_bytes,
+        "outputs": one.output_bytes,
+        "weights, at each use": one.read_weight_bytes,
+        "between nodes": one.intermediate_bytes,
+        "weights": one.weights,
+        "bytes of weights": one.weight_bytes,
+        "nodes of unknown shape": len(one.unknown),
     }
 
 

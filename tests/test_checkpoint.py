@@ -1,5 +1,6 @@
 """Models to disk and back, and everything that is not a model file."""
 
+import errno
 import json
 import os
 import pickle

@@ -17,7 +17,10 @@ def python(code: str) -> str:
     "absent", ["torch", "click", "rich", "onnx", "lightning", "av", "PIL", "matplotlib", "tensorflow", *INFERENCE]
 )
 def test_runtime_imports_without(absent: str) -> None:
-    python(f"import sys; sys.modules[{absent!r}] = None; import e3d_deploy.runtime, e3d_deploy.runtime.verify")
+    modules = (
+        "e3d_deploy.runtime, e3d_deploy.runtime.verify, e3d_deploy.runtime.pack, e3d_deploy.inspect, e3d_deploy.diff"
+    )
+    python(f"import sys; sys.modules[{absent!r}] = None; import {modules}")
 
 
 def test_runtime_loads_numpy_alone() -> None:

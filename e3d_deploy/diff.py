@@ -1,0 +1,170 @@
+"""What differs between two bundles or model files, for `e3d diff`; needs NumPy, and onnx for nodes by type."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import BundleError, CheckpointError
+from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
+from e3d_deploy.runtime.bundle import MODEL, Bundle
+from e3d_deploy.tensors import KEY, read_tensors
+
+Values = dict[str, Any]
+LARGEST = 10
+"""Tensors that are listed."""
+ABOUT = ("schema", "name", "created", "files", "config", "graphs", "engines")
+"""Fields of a manifest that say nothing of what a bundle computes, or that have a section of their own."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two, as values that can be compared."""
+
+    about: Values
+    """Path and kind, and of a bundle its name and when it was made, which may differ between equal ones."""
+    sections: dict[str, Values]
+    weights: Mapping[str, NDArray[Any]]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Sections that it might have, and why it has not."""
+
+
+def diff(one: Path, other: Path) -> dict[str, Any]:
+    """Compare two bundles, two model files, or the weights and config of a bundle with those of a model file.
+
+    Returns:
+        `a` and `b`; per section what differs, by name, as [in a, in b], None where it is not there; `weights`;
+        `differs_in`, the sections in which anything does; `not_compared`, with the reason.
+
+    Raises:
+        BundleError, CheckpointError: one of them is damaged, or neither bundle nor model.
+    """
+    a, b = _read(one), _read(other)
+    shared = [name for name in a.sections if name in b.sections]
+    absent = {"nodes": 0}
+    sections = {name: _changes(a.sections[name], b.sections[name], absent.get(name)) for name in shared}
+    weights = _weights(a.weights, b.weights)
+    differs = [name for name, changes in sections.items() if changes]
+    if weights["changed"] or weights["shapes"] or weights["only_a"] or weights["only_b"]:
+        differs.append("weights")
+    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "in one of them alone")
+    return {
+        "a": a.about,
+        "b": b.about,
+        **sections,
+        "weights": weights,
+        "differs_in": differs,
+        "not_compared": {**alone, **a.missing, **b.missing},
+    }
+
+
+def _read(path: Path) -> Side:
+    return _read_bundle(path) if is_bundle(path) else _read_model(path)
+
+
+def _read_model(path: Path) -> Side:
+    tensors, metadata = read_tensors(path)
+    try:
+        config = json.loads(metadata[KEY])["config"]
+        sections = {"config": _flat(config)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not made by e3d_deploy; `e3d import` makes a model of others' files") from error
+    return Side({"path": str(path), "kind": "model"}, sections, tensors)
+
+
+def _read_bundle(path: Path) -> Side:
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    rest = {name: value for name, value in manifest.items() if name not in ABOUT}
+    settings = {name: value for name, value in rest.items() if not isinstance(value, dict)}
+    graphs = {name: _graph(entry) for name, entry in manifest["graphs"].items()}
+    sections = {
+        "config": _flat(bundle.config.to_dict()),
+        "settings": _flat(settings),
+        "graphs": _flat(graphs),
+        **{name: _flat(value) for name, value in rest.items() if name not in settings},
+        "engines": _flat({name: _engine(sheet) for name, sheet in manifest["engines"].items()}),
+        "files": {
+            name: f"{(path / name).stat().st_size:,} bytes, {digest[:12]}" for name, digest in manifest["files"].items()
+        },
+    }
+    missing = {}
+    try:
+        nodes = by_graph({name: one.operators for name, one in graph_statistics(bundle).items()})
+    except ModuleNotFoundError:
+        missing["nodes"] = "onnx is not installed"
+    else:
+        sections["nodes"] = _flat(nodes)
+    about = {"path": str(path), "kind": "bundle", "name": manifest["name"], "created": manifest["created"]}
+    try:
+        weights, _ = read_tensors(path / MODEL)
+    except CheckpointError as error:
+        raise BundleError(str(error)) from error
+    return Side(about, sections, weights, missing)
+
+
+def _graph(entry: Values) -> Values:
+    """A graph's entry with each input and output in one line."""
+    tensors = {
+        what: {tensor["name"]: f"{tensor['dtype']} {tensor['shape']}" for tensor in entry[what]}
+        for what in ("inputs", "outputs")
+    }
+    return {**entry, **tensors}
+
+
+def _engine(sheet: Values) -> Values:
+    """An engine's sidecar without what differs between two builds of one engine."""
+    return {name: value for name, value in sheet.items() if name not in ("created", "build_seconds")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:
+    """A tree as one level, its paths with dots; a list is one value."""
+    flat: Values = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _changes(a: Values, b: Values, absent: Any) -> dict[str, list[Any]]:
+    pairs = {name: [a.get(name, absent), b.get(name, absent)] for name in {**a, **b}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _weights(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """How many tensors are the same, and of the others those with the largest differences."""
+    shared = [name for name in a if name in b]
+    shapes = {name: [list(a[name].shape), list(b[name].shape)] for name in shared if a[name].shape != b[name].shape}
+    changed = [
+        {"name": name, "shape": list(a[name].shape), **_distance(a[name], b[name])}
+        for name in shared
+        if name not in shapes and not np.array_equal(a[name], b[name])
+    ]
+    changed.sort(key=lambda one: one["max_abs"] if one["max_abs"] is not None else np.inf, reverse=True)
+    return {
+        "tensors": [len(a), len(b)],
+        "same": len(shared) - len(shapes) - len(changed),
+        "changed": len(changed),
+        "shapes": shapes,
+        "only_a": [name for name in a if name not in b],
+        "only_b": [name for name in b if name not in a],
+        "largest": changed[:LARGEST],
+    }
+
+
+def _distance(a: NDArray[Any], b: NDArray[Any]) -> dict[str, float | None]:
+    """The largest |Δ|, and the norm of the difference over that of `a`; None where it is no finite number."""
+    exact = np.asarray(a, np.float64)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        difference = np.asarray(b, np.float64) - exact
+        values = {
+            "max_abs": float(np.abs(difference).max()),
+            "relative": float(np.linalg.norm(difference) / np.linalg.norm(exact)),
+        }
+    return {name: value if np.isfinite(value) else None for name, value in values.items()}

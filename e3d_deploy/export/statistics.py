@@ -1,0 +1,175 @@
+"""What a graph costs, by its shapes alone: nodes, weights, FLOP, bytes moved. Needs onnx, not PyTorch."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import ModelProto, NodeProto, TensorProto
+
+from e3d_deploy.errors import BundleError
+
+HOW = (
+    "FLOP: 2 a multiply-add of Conv, MatMul and Gemm. Bytes: each node reads what it takes and writes what it gives, "
+    "nothing fused; views are free, what depends on weights alone is computed once and not counted"
+)
+VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape"}
+PARTS = {"Slice", "Gather", "Split"}
+"""They read no more than they give."""
+BYTES = {
+    TensorProto.FLOAT: 4,
+    TensorProto.DOUBLE: 8,
+    TensorProto.FLOAT16: 2,
+    TensorProto.BFLOAT16: 2,
+    TensorProto.INT8: 1,
+    TensorProto.UINT8: 1,
+    TensorProto.BOOL: 1,
+    TensorProto.INT32: 4,
+    TensorProto.INT64: 8,
+}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one call of a graph, with one stream where it takes any number."""
+
+    operators: dict[str, int]
+    """Nodes by type, the most frequent first."""
+    weights: int
+    """Numbers in the graph's initializers, its few constants among them."""
+    weight_bytes: int
+    flop: int
+    input_bytes: int
+    """Read from the graph's inputs."""
+    output_bytes: int
+    """Written to the graph's outputs."""
+    read_weight_bytes: int
+    """Weights, and what depends on them alone, read at each use."""
+    intermediate_bytes: int
+    """Written and read between nodes."""
+    unknown: tuple[str, ...]
+    """Nodes left out, as shape inference does not know their shapes."""
+
+    @property
+    def bytes_moved(self) -> int:
+        """As `HOW` says."""
+        return self.input_bytes + self.output_bytes + self.read_weight_bytes + self.intermediate_bytes
+
+
+def statistics(path: Path, entry: Mapping[str, Any]) -> Statistics:
+    """What the graph in `path` costs; `entry` is what the manifest says of it.
+
+    Raises:
+        BundleError: no ONNX file, or another graph than the manifest speaks of.
+    """
+    model = _load(path, entry)
+    graph = model.graph
+    shapes, sizes = _shapes(model)
+    moving, fixed = _moving(model)
+    kinds = dict.fromkeys(fixed, "weights")
+    kinds |= {value.name: "inputs" for value in graph.input}
+    given = {value.name for value in graph.output}
+    for node in moving:
+        if node.op_type in VIEWS:
+            kinds[node.output[0]] = kinds.get(node.input[0], "between")
+    for node in reversed(moving):
+        if node.op_type in VIEWS and node.output[0] in given:
+            given.add(node.input[0])
+    counts: Counter[str] = Counter()
+    unknown = []
+    for node in moving:
+        try:
+            counts["flop"] += _flop(node, shapes)
+            for name, size in _reads(node, sizes):
+                counts[kinds.get(name, "between")] += size
+            for name, size in _writes(node, sizes):
+                counts["outputs" if name in given else "between"] += size
+        except KeyError:
+            unknown.append(node.name or node.op_type)
+    return Statistics(
+        operators=dict(Counter(node.op_type for node in graph.node).most_common()),
+        weights=sum(prod(initializer.dims) for initializer in graph.initializer),
+        weight_bytes=sum(sizes.get(initializer.name, 0) for initializer in graph.initializer),
+        flop=counts["flop"],
+        input_bytes=counts["inputs"],
+        output_bytes=counts["outputs"],
+        read_weight_bytes=counts["weights"],
+        intermediate_bytes=counts["between"],
+        unknown=tuple(unknown),
+    )
+
+
+def _load(path: Path, entry: Mapping[str, Any]) -> ModelProto:
+    """A graph without its weights and with every shape that can be inferred."""
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise BundleError(f"{path}: no ONNX file; export the model again") from error
+    for what, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
+        found, expected = {value.name for value in values}, {tensor["name"] for tensor in entry[what]}
+        if found != expected:
+            odd = ", ".join(sorted(found ^ expected)[:3])
+            raise BundleError(f"{path}: its {what} are not those of the manifest ({odd}); export the model again")
+    for value in model.graph.input:
+        for side in value.type.tensor_type.shape.dim:
+            if side.dim_param:  # any number of streams
+                side.dim_value = 1
+    del model.graph.value_info[:]
+    try:
+        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BundleError(f"{path}: its shapes do not fit ({error}); export the model again") from error
+
+
+def _moving(model: ModelProto) -> tuple[list[NodeProto], set[str]]:
+    """The nodes that depend on more than weights, and the values that do not."""
+    fixed = {initializer.name for initializer in model.graph.initializer}
+    moving = []
+    for node in model.graph.node:
+        if all(name in fixed for name in node.input if name):
+            fixed.update(node.output)
+        else:
+            moving.append(node)
+    return moving, fixed
+
+
+def _shapes(model: ModelProto) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes and sizes in bytes of all values that are known."""
+    graph = model.graph
+    types = {initializer.name: (tuple(initializer.dims), initializer.data_type) for initializer in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if all(side.HasField("dim_value") for side in tensor.shape.dim) and tensor.HasField("shape"):
+            types.setdefault(value.name, (tuple(side.dim_value for side in tensor.shape.dim), tensor.elem_type))
+    shapes = {name: shape for name, (shape, _) in types.items()}
+    return shapes, {name: prod(shape) * BYTES[kind] for name, (shape, kind) in types.items() if kind in BYTES}
+
+
+def _flop(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    match node.op_type:
+        case "Conv":  # weights [M, N / groups, *kernel]
+            return 2 * prod(shapes[node.output[0]]) * prod(shapes[node.input[1]][1:])
+        case "MatMul":
+            return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+        case "Gemm":
+            transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+            return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
+    return 0
+
+
+def _reads(node: NodeProto, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names and bytes of what a node reads."""
+    if node.op_type in VIEWS:
+        return []
+    if node.op_type in PARTS:
+        return [(node.input[0], sum(size for _, size in _writes(node, sizes)))]
+    return [(name, sizes[name]) for name in node.input if name]
+
+
+def _writes(node: NodeProto, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Names and bytes of what a node writes."""
+    return [] if node.op_type in VIEWS else [(name, sizes[name]) for name in node.output if name]

@@ -1,0 +1,49 @@
+"""A .safetensors file read with NumPy alone, as a device has no more."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import CheckpointError
+
+KEY = "e3d_deploy"
+"""Of the one entry in the metadata of a model; safetensors would write several in any order, and bytes would differ."""
+KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
+    """The tensors of a file by name, which are read when they are used, and its metadata.
+
+    Raises:
+        CheckpointError: it is none, or damaged.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", {})
+        return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
+
+
+def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+    begin, end = entry["data_offsets"]
+    shape, kind = tuple(entry["shape"]), np.dtype(KINDS[entry["dtype"]])
+    if end - begin != int(np.prod(shape)) * kind.itemsize or begin < 0:
+        raise ValueError("a shape does not fit its bytes")
+    if begin == end:
+        return np.zeros(shape, kind)
+    tensor: NDArray[Any] = np.memmap(path, kind, "r", offset=start + begin, shape=shape)
+    if entry["dtype"] == "BF16":  # the upper half of a float32
+        return (tensor.astype("<u4") << 16).view("<f4")
+    return tensor

@@ -1,0 +1,580 @@
+"""Archives of bundles: the same bytes every time, whole or not there, and nothing but what was packed comes out."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e3d_deploy import workspace
+from e3d_deploy.errors import BundleError, ConfigError
+from e3d_deploy.files import sha256
+from e3d_deploy.runtime import Bundle, archive
+from e3d_deploy.runtime import pack as pack_module
+from e3d_deploy.runtime.archive import END, entry
+from e3d_deploy.runtime.bundle import write_manifest
+from e3d_deploy.runtime.pack import pack, unpack
+
+Entries = dict[str, bytes]
+
+
+@pytest.fixture
+def packed(bundle_path: Path, tmp_path: Path) -> Path:
+    return pack(Bundle.open(bundle_path), tmp_path / "tiny.e3d.zip")
+
+
+@pytest.fixture
+def with_engine(bundle_path: Path) -> Bundle:
+    """A bundle with a plan, as `e3d build` leaves it."""
+    bundle = Bundle.open(bundle_path)
+    (bundle_path / "engines").mkdir()
+    files = {}
+    for name in ("engines/step.tensorrt.plan", "engines/step.tensorrt.json"):
+        (bundle_path / name).write_bytes(b"native code")
+        files[name] = sha256(bundle_path / name)
+    changed = {"engines": {"step.tensorrt": {"target": "tensorrt"}}, "verification": {"tensorrt": {}, "torch": {}}}
+    write_manifest(bundle_path, {**bundle.manifest, **changed, "files": {**bundle.manifest["files"], **files}})
+    return Bundle.open(bundle_path)
+
+
+def contents(folder: Path) -> Entries:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def entries_of(path: Path) -> Entries:
+    with zipfile.ZipFile(path) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
+def write(path: Path, entries: list[tuple[zipfile.ZipInfo, bytes]]) -> None:
+    """An archive of any entries; zipfile warns of names that come twice."""
+    path.unlink(missing_ok=True)
+    with zipfile.ZipFile(path, "w") as opened:
+        for info, content in entries:
+            opened.writestr(info, content)
+
+
+def plain(entries: Entries) -> list[tuple[zipfile.ZipInfo, bytes]]:
+    return [(entry(name, len(content)), content) for name, content in entries.items()]
+
+
+def refused(path: Path, match: str, **options: Any) -> None:
+    """Unpacking ends with exit 5 and leaves nothing."""
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(BundleError, match=match) as caught:
+        unpack(path, path.parent / "out.e3d", **options)
+    assert caught.value.exit_code == 5
+    assert str(path.name) in str(caught.value)
+    assert ".partial" not in str(caught.value)
+    assert sorted(path.parent.iterdir()) == before
+
+
+def test_a_bundle_comes_out_as_it_went_in(bundle_path: Path, packed: Path, tmp_path: Path) -> None:
+    bundle, dropped = unpack(packed, tmp_path / "out.e3d")
+    assert contents(tmp_path / "out.e3d") == contents(bundle_path)
+    assert (bundle.path, bundle.digest, dropped) == (tmp_path / "out.e3d", Bundle.open(bundle_path).digest, [])
+    assert stat.S_IMODE((tmp_path / "out.e3d").stat().st_mode) == 0o755
+    Bundle.open(tmp_path / "out.e3d")
+
+
+def test_the_same_bundle_gives_the_same_bytes(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, _ = unpack(packed, tmp_path / "out.e3d")
+    for file in bundle.path.iterdir():
+        os.utime(file, (1e9, 1e9))
+        file.chmod(0o600)
+    monkeypatch.setattr(time, "localtime", lambda *_: time.gmtime(0))
+    assert pack(bundle, tmp_path / "again.zip").read_bytes() == packed.read_bytes()
+    with zipfile.ZipFile(packed) as opened:
+        infos = opened.infolist()
+    names = [info.filename for info in infos]
+    assert names == ["manifest.json", *sorted(names[1:])]
+    assert {(info.date_time, info.compress_type, info.extra) for info in infos} == {((1980, 1, 1, 0, 0, 0), 0, b"")}
+
+
+def test_engines_stay_behind(with_engine: Bundle, tmp_path: Path) -> None:
+    bundle, dropped = unpack(pack(with_engine, tmp_path / "a.zip"), tmp_path / "out.e3d")
+    assert dropped == []
+    assert bundle.manifest["engines"] == {}
+    assert set(bundle.manifest["verification"]) == {"torch"}
+    assert not (bundle.path / "engines").exists()
+
+
+def test_engines_that_were_packed_come_out_only_where_they_are_trusted(with_engine: Bundle, tmp_path: Path) -> None:
+    path = pack(with_engine, tmp_path / "a.zip", engines=True)
+    bundle, dropped = unpack(path, tmp_path / "out.e3d")
+    assert dropped == ["step.tensorrt"]
+    assert bundle.manifest["engines"] == {}
+    assert not (bundle.path / "engines").exists()
+    assert Bundle.open(bundle.path).manifest == bundle.manifest
+    bundle, dropped = unpack(path, tmp_path / "trusted.e3d", trust_engines=True)
+    assert dropped == []
+    assert contents(bundle.path) == contents(with_engine.path)
+
+
+def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    for call in (lambda: pack(bundle, packed), lambda: unpack(packed, bundle_path)):
+        with pytest.raises(ConfigError, match="is there already; give --overwrite"):
+            call()
+    (bundle_path / "extra").touch()
+    unpack(packed, bundle_path, overwrite=True)
+    assert not (bundle_path / "extra").exists()
+    pack(Bundle.open(bundle_path), packed, overwrite=True)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="is there already"):
+        pack(bundle, folder, overwrite=True)
+    with pytest.raises(ConfigError, match="is there already and no bundle"):
+        unpack(packed, folder, overwrite=True)
+    for call in (lambda: pack(bundle, tmp_path / "no" / "a.zip"), lambda: unpack(packed, tmp_path / "no" / "a.e3d")):
+        with pytest.raises(ConfigError, match="its folder does not exist"):
+            call()
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "tiny.e3d", "tiny.e3d.zip"}
+
+
+def test_a_bundle_that_changes_while_it_is_packed_is_not_packed(bundle_path: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    (bundle_path / "clip.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"clip\.onnx: changed while it was packed"):
+        pack(bundle, tmp_path / "a.zip")
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.e3d"}
+
+
+def test_a_bundle_too_large_for_an_archive_is_said_so(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_module, "MOST_BYTES", 1000)
+    with pytest.raises(BundleError, match="an archive holds 1,000; copy the folder"):
+        pack(Bundle.open(bundle_path), tmp_path / "a.zip")
+
+
+def test_a_device_unpacks_without_pytorch(packed: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in ("torch", "onnx", "click", "rich", "safetensors", "onnxruntime"):
+    sys.modules[name] = None
+from pathlib import Path
+from e3d_deploy.runtime.pack import pack, unpack
+bundle, _ = unpack(Path({str(packed)!r}), Path({str(tmp_path / "out.e3d")!r}))
+pack(bundle, Path({str(tmp_path / "again.zip")!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "again.zip").read_bytes() == packed.read_bytes()
+
+
+NAMES = [
+    "/etc/passwd",
+    "../step.onnx",
+    "engines/../../step.onnx",
+    "..",
+    "./step.onnx",
+    "engines//step.onnx",
+    "engines/",
+    "..\\step.onnx",
+    "C:step.onnx",
+    "C:/step.onnx",
+    "~/step.onnx",
+    ".bashrc",
+    "step.onnx.",
+    "step onnx",
+    "stép.onnx",
+    "",
+    "n" * 201,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_leave_the_folder_are_refused(packed: Path, name: str) -> None:
+    """Even where the manifest lists them."""
+    entries = entries_of(packed)
+    manifest = json.loads(entries["manifest.json"])
+    manifest["files"][name] = manifest["files"]["step.onnx"]
+    entries |= {"manifest.json": json.dumps(manifest).encode(), name: entries["step.onnx"]}
+    write(packed, plain(entries))
+    refused(packed, "no plain name within a folder")
+
+
+def test_a_name_that_zero_cuts_short_is_refused(packed: Path) -> None:
+    packed.write_bytes(packed.read_bytes().replace(b"step.onnx", b"step.onn\0"))
+    refused(packed, "no plain name within a folder")
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK, stat.S_IFDIR])
+def test_links_and_special_files_are_refused(packed: Path, kind: int) -> None:
+    infos = plain(entries_of(packed))
+    infos[1][0].external_attr = (kind | 0o777) << 16
+    write(packed, [(infos[1][0], b"/etc/passwd") if number == 1 else one for number, one in enumerate(infos)])
+    refused(packed, "is a link or another special file")
+
+
+def test_a_name_that_comes_twice_is_refused(packed: Path) -> None:
+    infos = plain(entries_of(packed))
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        write(packed, [*infos, (entry("step.onnx", 1), b"x")])
+    refused(packed, r"holds 'step\.onnx' twice")
+
+
+def test_names_that_differ_by_case_alone_are_refused(packed: Path) -> None:
+    write(packed, plain(entries_of(packed) | {"Step.ONNX": b"x"}))
+    refused(packed, r"holds 'step\.onnx' and 'Step\.ONNX', which differ by case alone")
+
+
+def test_a_name_that_is_file_and_folder_is_refused(packed: Path) -> None:
+    write(packed, plain(entries_of(packed) | {"STEP.onnx/x": b"x"}))
+    refused(packed, r"holds 'step\.onnx' as file and as folder")
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(packed: Path) -> None:
+    write(packed, plain(entries_of(packed) | {"setup.py": b"x"}))
+    refused(packed, r"holds a file that its manifest does not list, setup\.py")
+
+
+@pytest.mark.parametrize("name", ["clip.onnx", "manifest.json", "model.safetensors"])
+def test_a_file_that_is_missing_is_said(packed: Path, name: str) -> None:
+    entries = entries_of(packed)
+    del entries[name]
+    write(packed, plain(entries))
+    refused(packed, "has no manifest.json" if name == "manifest.json" else f"lacks a file of its manifest, {name}")
+
+
+def test_a_file_with_another_hash_is_refused(packed: Path) -> None:
+    entries = entries_of(packed)
+    write(packed, plain(entries | {"clip.onnx": entries["step.onnx"]}))
+    refused(packed, r"tiny\.e3d\.zip/clip\.onnx: altered or truncated, its SHA-256 is")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"", "not a manifest"),
+        (b"\xff\xfe", "not a manifest"),
+        (b"[]", "not a manifest"),
+        (b'{"schema": 99}', "schema 99, this version reads 1"),
+        (b'{"schema": 1}', "lacks batch"),
+        (b"[" * 100_000, "not a manifest"),
+        (b'{"schema": 1, "x": NaN}', "lacks batch"),
+    ],
+    ids=range(7),
+)
+def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: str) -> None:
+    write(packed, plain(entries_of(packed) | {"manifest.json": text}))
+    refused(packed, match)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rounding": {"predictions": float("nan")}}, "damaged"),
+        ({"config": {"patch_size": 5}}, "patch_size: 5 does not divide"),
+        ({"files": {"model.safetensors": 7}}, r"its hash of model\.safetensors is none"),
+        ({"engines": [], "files": {}}, "engines is \\[\\]"),
+    ],
+    ids=range(4),
+)
+def test_a_manifest_with_wrong_values_is_refused(packed: Path, changes: dict[str, Any], match: str) -> None:
+    entries = entries_of(packed)
+    text = json.dumps(json.loads(entries["manifest.json"]) | changes).encode()
+    write(packed, plain(entries | {"manifest.json": text}))
+    refused(packed, match)
+
+
+def test_a_manifest_beyond_all_measure_is_not_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_module, "MOST_MANIFEST_BYTES", 100)
+    refused(packed, r"its manifest\.json has [\d,]+ bytes")
+
+
+def test_too_many_entries_are_refused_before_they_are_read(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(packed, plain(entries_of(packed) | {f"n{number}": b"" for number in range(1001)}))
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    refused(packed, "holds 100[67] entries, a bundle has 1000 at most")
+
+
+def test_a_compressed_bomb_is_refused(packed: Path) -> None:
+    bomb = entry("clip.onnx", 0)
+    bomb.compress_type = zipfile.ZIP_DEFLATED
+    others = [one for one in plain(entries_of(packed)) if one[0].filename != "clip.onnx"]
+    write(packed, [*others, (bomb, bytes(50_000_000))])
+    assert packed.stat().st_size < 1_000_000
+    refused(packed, r"clip\.onnx is compressed")
+
+
+def patched(path: Path, name: str, field: slice, value: int) -> None:
+    """Change a field of the line for an entry in the list at the archive's end."""
+    raw = bytearray(path.read_bytes())
+    line = raw.rindex(b"PK\x01\x02", 0, raw.rindex(name.encode()))
+    raw[line + field.start : line + field.stop] = value.to_bytes(field.stop - field.start, "little")
+    path.write_bytes(raw)
+
+
+FLAGS, PACKED_SIZE, SIZE, OFFSET = slice(8, 10), slice(20, 24), slice(24, 28), slice(42, 46)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [
+        (FLAGS, 1, "is encrypted"),
+        (FLAGS, 0x41, "is encrypted"),
+        (FLAGS, 8, "has fields that `e3d pack` does not write"),
+        (SIZE, 2_000_000_000, "lies about its size"),
+        (PACKED_SIZE, 10, "lies about its size"),
+        (OFFSET, 0, "does not begin where the entry before it ends"),
+        (SIZE, 0xFFFFFFFF, "lies about its size|damaged"),
+    ],
+    ids=range(7),
+)
+def test_a_line_that_lies_about_its_entry_is_refused(packed: Path, field: slice, value: int, match: str) -> None:
+    patched(packed, "step.onnx", field, value)
+    refused(packed, match)
+
+
+def test_sizes_that_both_lie_are_refused(packed: Path) -> None:
+    """So that what would be written is no more than the archive has."""
+    for field in (SIZE, PACKED_SIZE):
+        patched(packed, "step.onnx", field, 1_900_000_000)
+    refused(packed, r"its entries have 1,[\d,]+ bytes, there are")
+
+
+def test_entries_that_share_bytes_are_refused(packed: Path) -> None:
+    """Many entries on the bytes of one: a bomb without compression."""
+    with zipfile.ZipFile(packed) as opened:
+        place = opened.getinfo("clip.onnx").header_offset
+    patched(packed, "step.onnx", OFFSET, place)
+    refused(packed, r"step\.onnx does not begin where the entry before it ends")
+
+
+def test_zip64_is_refused(packed: Path) -> None:
+    entries = entries_of(packed)
+    with zipfile.ZipFile(packed, "w") as opened:
+        for name, content in entries.items():
+            with opened.open(entry(name, len(content)), "w", force_zip64=name == "step.onnx") as target:
+                target.write(content)
+    refused(packed, "entry|its entries have|has fields")
+    write(packed, plain(entries))
+    raw = packed.read_bytes()
+    end = len(raw) - END.size
+    huge = b"PK\x06\x06" + (44).to_bytes(8, "little") + bytes(12) + (2**40).to_bytes(8, "little") * 4
+    locator = b"PK\x06\x07" + bytes(4) + end.to_bytes(8, "little") + bytes(4)
+    packed.write_bytes(raw[:end] + huge + locator + raw[end:])
+    refused(packed, "a zip64 archive")
+
+
+def test_sizes_beyond_the_limit_are_refused(packed: Path) -> None:
+    total = sum(len(content) for name, content in entries_of(packed).items() if name != "manifest.json")
+    refused(packed, f"holds {total:,} bytes, the limit is {total - 1:,}", most_bytes=total - 1)
+    unpack(packed, packed.parent / "out.e3d", most_bytes=total)
+
+
+def test_a_byte_that_changed_on_the_way_is_found(packed: Path) -> None:
+    raw = bytearray(packed.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    packed.write_bytes(raw)
+    refused(packed, "damaged .Bad CRC-32")
+
+
+def test_bytes_around_the_entries_are_refused(packed: Path) -> None:
+    raw = packed.read_bytes()
+    for changed in (b"#!/bin/sh\n" + raw, raw + b"\n", raw[:-2] + b"\x05\x00hello"):
+        packed.write_bytes(changed)
+        refused(packed, "has bytes that belong to no entry|truncated or with more behind it|no archive")
+    entries = entries_of(packed) if zipfile.is_zipfile(packed) else {}
+    assert entries  # zipfile itself reads the last of them
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    refused(path, "no such file")
+    for content in (b"", b"PK", b"text" * 100, bytes(5000), b"PK\x05\x06" + bytes(18)):
+        path.write_bytes(content)
+        refused(path, "no archive|truncated|has no manifest.json")
+    path.unlink()
+    path.mkdir()
+    refused(path, "no such file")
+    path.rmdir()
+    os.mkfifo(path)
+    refused(path, "no such file")
+
+
+def test_a_truncated_archive_is_refused_at_every_length(packed: Path) -> None:
+    raw = packed.read_bytes()
+    lengths = {*range(0, len(raw), len(raw) // 60), *range(len(raw) - 60, len(raw))}
+    for length in lengths:
+        packed.write_bytes(raw[:length])
+        refused(packed, "truncated|no archive")
+
+
+def test_no_damage_does_more_than_refuse(packed: Path, tmp_path: Path) -> None:
+    """Bytes changed at random, most of them in the headers: a refusal, or the very bundle."""
+    raw, rng = packed.read_bytes(), random.Random(0)
+    expected = entries_of(packed)
+    with zipfile.ZipFile(packed) as opened:
+        starts = [info.header_offset for info in opened.infolist()]
+        headers = [*(start + byte for start in starts for byte in range(40)), *range(opened.start_dir, len(raw))]
+    outcomes = {True: 0, False: 0}
+    for _ in range(400):
+        changed = bytearray(raw)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            changed[rng.choice(headers) if rng.random() < 0.9 else rng.randrange(len(raw))] = rng.randrange(256)
+        packed.write_bytes(changed)
+        try:
+            bundle, _ = unpack(packed, tmp_path / "out.e3d")
+        except BundleError:
+            outcomes[False] += 1
+        else:
+            outcomes[True] += 1
+            assert contents(bundle.path) == expected
+            shutil.rmtree(bundle.path)
+    assert outcomes[False] > 200
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.e3d", "tiny.e3d.zip"}
+
+
+def test_an_error_while_unpacking_leaves_nothing(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pack_module, "_copy", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(packed, tmp_path / "out.e3d")
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny.e3d", "tiny.e3d.zip"}
+
+
+def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> None:
+    """What it writes into looks like a leftover, but for its lock."""
+
+    def meanwhile(_: str) -> None:
+        if not (tmp_path / "out.e3d").exists():
+            unpack(packed, tmp_path / "out.e3d")
+
+    unpack(packed, tmp_path / "o.e3d", progress=meanwhile)
+    assert contents(tmp_path / "o.e3d") == contents(tmp_path / "out.e3d")
+
+    def same_target(_: str) -> None:
+        if not done:
+            done.append(unpack(packed, tmp_path / "new.e3d"))
+
+    done: list[Any] = []
+    with pytest.raises(OSError, match=r"not empty|exists"):  # the other one was first
+        unpack(packed, tmp_path / "new.e3d", progress=same_target)
+    assert contents(tmp_path / "new.e3d") == contents(tmp_path / "o.e3d")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_bundle_that_is_replaced_is_whole_before_and_after(
+    packed: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Where the system cannot exchange two folders, three renames do."""
+    if not at_once:
+        monkeypatch.setattr(workspace, "_exchange", lambda *_: False)
+    else:
+        assert workspace._exchange(bundle_path, packed)
+        assert workspace._exchange(packed, bundle_path)
+    (bundle_path / "extra").touch()
+    expected = entries_of(packed)
+    unpack(packed, bundle_path, overwrite=True)
+    assert contents(bundle_path) == expected
+    assert {path.name for path in packed.parent.iterdir()} == {"tiny.e3d", "tiny.e3d.zip"}
+
+
+def kill_at_random(command: list[str], seconds: float) -> bool:
+    """Start a command, kill it some time after it says that it begins; whether it had not ended by then."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        return process.wait() == -signal.SIGKILL
+
+
+def large(bundle_path: Path) -> Bundle:
+    """The tiny bundle with files large enough to be killed in."""
+    bundle = Bundle.open(bundle_path)
+    files = dict(bundle.manifest["files"])
+    for number in range(4):
+        name = f"ballast.{number}"
+        (bundle_path / name).write_bytes(random.Random(number).randbytes(4_000_000))
+        files[name] = sha256(bundle_path / name)
+    write_manifest(bundle_path, {**bundle.manifest, "files": files})
+    return Bundle.open(bundle_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["pack", "unpack"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_run_leaves_nothing_or_the_whole(
+    bundle_path: Path, tmp_path: Path, verb: str, overwrite: bool
+) -> None:
+    bundle = large(bundle_path)
+    packed = pack(bundle, tmp_path / "packed.zip")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    target = folder / "target"
+    source = "Bundle.open(Path(sys.argv[1]))" if verb == "pack" else "Path(sys.argv[1])"
+    code = f"""
+import sys
+from pathlib import Path
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.pack import pack, unpack
+source = {source}
+print("begun", flush=True)
+{verb}(source, Path(sys.argv[2]), overwrite={overwrite})
+"""
+    command = [sys.executable, "-c", code, str(bundle.path if verb == "pack" else packed), str(target)]
+
+    def check() -> bool:
+        if not target.exists():
+            return False
+        if verb == "pack":
+            assert target.read_bytes() == packed.read_bytes()
+        else:
+            assert contents(target) == contents(bundle.path)
+        return True
+
+    def run(seconds: float) -> bool:
+        if not overwrite and target.exists():
+            target.unlink() if verb == "pack" else shutil.rmtree(target)
+        return kill_at_random(command, seconds)
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        started = time.monotonic()
+        assert process.wait() == 0
+    whole = time.monotonic() - started
+    rng = random.Random(1)
+    killed = leftovers = 0  # that left something
+    for _ in range(20):
+        killed += run(rng.uniform(0, 0.9 * whole))
+        leftovers += any(".partial" in path.name for path in folder.iterdir())
+        assert check() or not overwrite
+    assert killed >= 13
+    assert leftovers >= 5
+    if not overwrite and target.exists():
+        target.unlink() if verb == "pack" else shutil.rmtree(target)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert check()
+    assert [path.name for path in folder.iterdir()] == ["target"]
+
+
+def test_sizes_that_archives_are_made_for() -> None:
+    """A file of that size must not make zipfile turn to zip64, which it does a twentieth early."""
+    assert archive.MOST_BYTES * 1.05 < zipfile.ZIP64_LIMIT
+
+
+def test_progress_names_files_and_shares(bundle_path: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    pack(large(bundle_path), tmp_path / "a.zip", progress=said.append)
+    assert said[0] == "manifest.json"
+    assert "ballast.0, 26%" in said
+    unpacked: list[str] = []
+    keep: Callable[[str], None] = unpacked.append
+    unpack(tmp_path / "a.zip", tmp_path / "out.e3d", progress=keep)
+    assert "ballast.3, 100%" in unpacked
