@@ -127,7 +127,7 @@ def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monk
     def fail(partial: Path, content: bytes) -> None:
         with partial.open("wb") as file:
             file.write(content[:100])
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="no space left"):
