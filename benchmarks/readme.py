@@ -1,4 +1,4 @@
-"""Write the README's numbers from benchmarks/results/ and the demo model's card.
+"""Write the numbers in README.md and docs/ from benchmarks/results/ and the demo model's card.
 
 python -m benchmarks.readme
 """
@@ -65,11 +65,69 @@ def measured() -> str:
     return "\n".join(lines)
 
 
+def recipes() -> str:
+    """The recipes side by side, as Markdown."""
+    found = result("recipes")
+    model = found["model"]
+    lines = [
+        f"The same network ({len(model['hidden'])}×{model['hidden'][0]}, patch {model['patch_size']}), start and "
+        f"clips, {found['steps']:,} steps of 4 clips, scheduled sampling over the first half in all; "
+        f"{found['clips']} test clips, mean over the predicted frames "
+        f"({found['environment']['cpu']}, {found['environment']['date'][:10]}):",
+        "",
+        "| recipe | MSE | MAE | PSNR, dB | SSIM | MSE of the weights not saved |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in found["runs"].items():
+        lines.append(
+            f"| {name} | {row['mse']:.1f} | {row['mae']:.1f} | {row['psnr']:.2f} | {row['ssim']:.3f} "
+            f"| {row['mse of the other weights']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def memory() -> str:
+    """Memory of a training step and what the Trainer costs, as Markdown."""
+    found = result("training")
+    lines = [
+        "| frames of the clip | plain | `--recompute` | ratio | seconds, plain and recomputed |",
+        "|---|---|---|---|---|",
+    ]
+    for length, rows in found["memory"].items():
+        plain, again = rows["plain"], rows["recompute"]
+        lines.append(
+            f"| {length} | {plain['gb']:.2f} GB | {again['gb']:.2f} GB | {rows['ratio']:.2f} "
+            f"| {plain['seconds']:.0f} and {again['seconds']:.0f} |"
+        )
+    one = found["overhead"]
+    lines += [
+        "",
+        f"A step of `e3d train` at full size, batch {one['batch_size']}, takes {one['ratio']:.2f} times what a plain "
+        f"loop on the same network takes ({one['step_s']:.1f} s against {one['plain_step_s']:.1f} s, {one['steps']} "
+        f"steps in turn), and waits for data {100 * one['share_waiting_for_data']:.2f} % of the time "
+        f"({found['environment']['cpu']}, one thread, {found['environment']['date'][:10]}).",
+    ]
+    return "\n".join(lines)
+
+
+PLACES = {
+    README: {"measured": measured},
+    README.parent / "docs" / "training.md": {"recipes": recipes, "memory": memory},
+}
+"""Which section of which file comes from where; a section stands between two comments with its name."""
+
+
+def section(name: str, text: str) -> str:
+    return f"<!-- {name}: written by python -m benchmarks.readme -->\n{text}\n<!-- /{name} -->"
+
+
 def main() -> None:
-    text = README.read_text()
-    begin, end = "<!-- measured: written by python -m benchmarks.readme -->", "<!-- /measured -->"
-    pattern = re.compile(re.escape(begin) + ".*" + re.escape(end), re.DOTALL)
-    README.write_text(pattern.sub(lambda _: f"{begin}\n{measured()}\n{end}", text))
+    for file, sections in PLACES.items():
+        text = file.read_text()
+        for name, write in sections.items():
+            pattern = re.compile(f"<!-- {name}: .*<!-- /{name} -->", re.DOTALL)
+            text = pattern.sub(lambda _, name=name, write=write: section(name, write()), text)  # type: ignore[misc]
+        file.write_text(text)
 
 
 if __name__ == "__main__":

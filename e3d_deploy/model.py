@@ -178,28 +178,40 @@ class E3DLSTMCell(nn.Module):
     def forward(
         self, inputs: Tensor, hidden: Tensor, cell: Tensor, memory: Tensor, history: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
+        recall_gate, input_gate, candidate, output, next_memory = self.gates(inputs, hidden, memory)
+        recalled = self.recall(recall_gate, history)
+        next_hidden, next_cell = self.states(cell, recalled, input_gate, candidate, output, next_memory)
+        # google/e3d_lstm issues 1 and 13; held by test_memory_moves_at_every_step and the golden traces.
+        return next_hidden, next_cell, next_memory if self.semantics == "paper" else memory
+
+    # In two parts, as the recall between them takes ever more entries: each part can be compiled once.
+
+    def gates(self, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What needs no past cell: recall gate, input gate, candidate, output so far, next memory."""
         i_h, g_h, r_h, o_h = self.hidden_norm(self.hidden_conv(hidden)).chunk(4, dim=1)
         i_x, g_x, r_x, o_x, mi_x, mg_x, mf_x = self.input_norm(self.input_conv(inputs)).chunk(7, dim=1)
-
         recall_gate = torch.sigmoid(r_x + r_h)
         input_gate = torch.sigmoid(i_x + i_h)
         candidate = torch.tanh(g_x + g_h)
-        recalled = self.recall(recall_gate, history)
-        next_cell = self.cell_norm(cell + recalled) + input_gate * candidate
 
         mi_m, mf_m, mg_m, m_m = self.memory_norm(self.memory_conv(memory)).chunk(4, dim=1)
         memory_input_gate = torch.sigmoid(mi_x + mi_m)
         memory_candidate = torch.tanh(mg_x + mg_m)
         memory_forget_gate = torch.sigmoid(mf_x + mf_m + 1.0)  # a forget bias of 1, as in the released code
         next_memory = memory_forget_gate * torch.tanh(m_m) + memory_input_gate * memory_candidate
+        return recall_gate, input_gate, candidate, o_x + o_h, next_memory
 
+    def states(
+        self, cell: Tensor, recalled: Tensor, input_gate: Tensor, candidate: Tensor, output: Tensor, next_memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next hidden state and cell, from the gates and what was recalled."""
+        next_cell = self.cell_norm(cell + recalled) + input_gate * candidate
         # Sigmoid of tanh: not in the paper, but in the released code and so in every published weight.
         o_c = self.cell_to_output_norm(self.cell_to_output(next_cell))
         o_m = self.memory_to_output_norm(self.memory_to_output(next_memory))
-        output_gate = torch.sigmoid(torch.tanh(o_x + o_h + o_c + o_m))
+        output_gate = torch.sigmoid(torch.tanh(output + o_c + o_m))
         next_hidden = output_gate * torch.tanh(self.merge(torch.cat([next_cell, next_memory], dim=1)))
-        # google/e3d_lstm issues 1 and 13; held by test_memory_moves_at_every_step and the golden traces.
-        return next_hidden, next_cell, next_memory if self.semantics == "paper" else memory
+        return next_hidden, next_cell
 
 
 class State(NamedTuple):

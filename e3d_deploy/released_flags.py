@@ -3,7 +3,7 @@
 Its flags have underscores, ours have hyphens, so that a line may use both; ours come last and win.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,15 +75,16 @@ def translate(arguments: Sequence[str]) -> Translation:
         remarks = ["--allow_gpu_growth has no meaning here, PyTorch takes memory as it needs it: ignored"]
     else:
         remarks = []
+    given = {word.partition("=")[0] for word in ours}
     if not _boolean(values, "is_training"):
-        return Translation([*_evaluation(values), *ours], remarks)
+        return Translation([*_evaluation(values, given), *ours], remarks)
     remarks.append(
         "flags of the released code: its recipe, its memory that stays zero and its epsilon; "
         "--semantics paper for the memory of the paper"
     )
     if _number(values, "filter_size") != 5:
         remarks.append(f"--filter_size {values['filter_size']} is heeded here; the released code takes 5 always")
-    return Translation([*_training(values), *ours], remarks)
+    return Translation([*_training(values, given), *ours], remarks)
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -109,18 +110,16 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return flags, ours
 
 
-def _training(values: Mapping[str, str]) -> list[str]:
+def _training(values: Mapping[str, str], given: Set[str]) -> list[str]:
     context_length, total_length = _number(values, "input_length"), _number(values, "total_length")
     # It makes two optimiser steps of an iteration when it plays clips backwards too.
     passes = 2 if _boolean(values, "reverse_input") else 1
+    devices = _number(values, "n_gpu")
     options = {
         "--recipe": "google",
         "--semantics": "google",
         "--norm-eps": "1e-12",
         "--history-length": str(total_length),
-        "-o": _path(values, "save_dir"),
-        "--data": _paths(values, "train_data_paths"),
-        "--valid-data": _paths(values, "valid_data_paths"),
         "--validation-clips": "0",
         "--image-size": f"{values['img_width']}x{values['img_width']}",
         "--channels": values["img_channel"],
@@ -133,13 +132,21 @@ def _training(values: Mapping[str, str]) -> list[str]:
         "--sampling-decrease": values["sampling_changing_rate"],
         "--sampling-stop-step": values["sampling_stop_iter"] if _boolean(values, "scheduled_sampling") else "0",
         "--learning-rate": values["lr"],
-        "--batch-size": values["batch_size"],
+        "--batch-size": str(devices * _number(values, "batch_size")),  # its is for each GPU
         "--steps": str(passes * _number(values, "max_iterations")),
         "--log-every": str(passes * _number(values, "display_interval")),
         "--validate-every": str(passes * _number(values, "test_interval")),
         "--save-every": str(passes * _number(values, "snapshot_interval")),
-        "--devices": values["n_gpu"],
     }
+    if devices != 1:
+        options["--devices"] = str(devices)
+    # Ours win; and of --data there may be several, which would be mixed.
+    if not given & {"-o", "--output"}:
+        options["-o"] = _path(values, "save_dir")
+    if "--data" not in given:
+        options["--data"] = _paths(values, "train_data_paths")
+    if "--valid-data" not in given:
+        options["--valid-data"] = _paths(values, "valid_data_paths")
     if values["gen_frm_dir"]:
         options |= {"--samples": _path(values, "gen_frm_dir"), "--sample-count": values["num_save_samples"]}
     if values["pretrained_model"]:
@@ -150,17 +157,19 @@ def _training(values: Mapping[str, str]) -> list[str]:
     return ["train", *(word for option in options.items() for word in option), *switches]
 
 
-def _evaluation(values: Mapping[str, str]) -> list[str]:
+def _evaluation(values: Mapping[str, str], given: Set[str]) -> list[str]:
     context_length, total_length = _number(values, "input_length"), _number(values, "total_length")
     options = {
-        "--data": _paths(values, "valid_data_paths"),
         "--image-size": f"{values['img_width']}x{values['img_width']}",
         "--patch-size": values["patch_size"],
         "--channels": values["img_channel"],
+        "--history-length": str(total_length),
         "--context": str(context_length),
         "--horizon": str(total_length - context_length),
         "--convention": "original",
     }
+    if "--data" not in given:
+        options["--data"] = _paths(values, "valid_data_paths")
     if values["gen_frm_dir"]:
         options |= {"-o": _path(values, "gen_frm_dir"), "--samples": values["num_save_samples"]}
     model = _path(values, "pretrained_model")

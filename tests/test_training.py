@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -53,7 +54,7 @@ SCHEDULE = 1e-9  # absolute; measured 7.5e-13, the rounding of 50,000 subtractio
 LOSS = 1e-6  # relative; measured 1.5e-7
 VALIDATION = 1e-6  # relative; measured 8.4e-8
 AVERAGE = 1e-6  # absolute, after a few steps; measured 0
-PARTS = 5e-5  # absolute, weights that moved by 0.03; measured 5.6e-6 (Adam enlarges rounding where gradients are tiny)
+PARTS = 5e-5  # absolute, weights that moved by 0.03; measured 5.8e-6 (Adam enlarges rounding where gradients are tiny)
 SHARED = 1e-4  # absolute, as above; measured 1.6e-5
 COMPILED = 1e-4  # absolute, as above; measured 6.0e-6
 
@@ -443,17 +444,17 @@ def test_lightning_says_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_batch_in_parts_teaches_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"reverse_input": True}, {"loss": "sum", "optimizer": "released-adam"}])
+def test_a_batch_in_parts_teaches_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = replace(TRAINING, batch_size=4, sampling_start=0.5, sampling_stop_step=6, learning_rate=0.01)
-    for loss, optimizer in (("mean", "adamw"), ("sum", "released-adam")):
-        whole, parts = Recorder(), Recorder()
-        alike = replace(config, loss=loss, optimizer=optimizer)  # type: ignore[arg-type]
-        train(MODEL, alike, tmp_path / f"{loss}-whole", machine=QUIET, callbacks=[whole])
-        train(MODEL, replace(alike, accumulate=2), tmp_path / f"{loss}-parts", machine=QUIET, callbacks=[parts])
-        assert [len(batch) for batch in parts.batches] == [2] * 12
-        assert torch.equal(torch.cat(parts.batches), torch.cat(whole.batches))
-        assert largest(parts.weights[-1], whole.weights[-1]) < PARTS
-        assert largest(whole.weights[-1], whole.weights[0]) > 100 * PARTS
+    config = replace(config, **changes)
+    whole, parts = Recorder(), Recorder()
+    train(MODEL, config, tmp_path / "whole", machine=QUIET, callbacks=[whole])
+    train(MODEL, replace(config, accumulate=2), tmp_path / "parts", machine=QUIET, callbacks=[parts])
+    assert [len(batch) for batch in parts.batches] == [2] * 12
+    assert torch.equal(torch.cat(parts.batches), torch.cat(whole.batches))
+    assert largest(parts.weights[-1], whole.weights[-1]) < PARTS
+    assert largest(whole.weights[-1], whole.weights[0]) > 100 * PARTS
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, target: str) -> list[None]:
@@ -503,22 +504,48 @@ def test_bf16_computes_in_half_and_keeps_whole_weights(tmp_path: Path, finished:
     found, expected = recorder.weights[-1], finished[1].weights[-1]
     assert {weight.dtype for weight in found.values()} == {torch.float32}
     differences = torch.cat([(found[name] - weight).abs().flatten() for name, weight in expected.items()])
-    print(differences.mean())
-    assert 1e-5 < differences.mean() < 5e-3  # measured MEASURED, after six steps of 0.01
+    assert 1e-5 < differences.mean() < 5e-3  # measured 3e-4, after six steps of 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_compiled_cells_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(TRAINING, context_length=2, horizon=1, steps=2)  # each length of the history is compiled
+    config = replace(TRAINING, steps=2)
     plain, compiled = Recorder(), Recorder()
     train(MODEL, config, tmp_path / "plain", machine=QUIET, callbacks=[plain])
-    calls = counted(monkeypatch, "e3d_deploy.model.E3DLSTMCell.compile")
+    calls = counted(monkeypatch, "torch.compile")
     train(MODEL, replace(config, compile=True), tmp_path / "compiled", machine=QUIET, callbacks=[compiled])
-    assert len(calls) == len(MODEL.hidden)
+    assert len(calls) == 2 * len(MODEL.hidden)
     assert largest(compiled.weights[-1], plain.weights[-1]) < COMPILED
     assert largest(plain.weights[-1], plain.weights[0]) > 10 * COMPILED
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
+def test_workers_load_the_same_and_leave_signals_to_the_first_process(
+    tmp_path: Path, finished: tuple[Path, Recorder], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C goes to all processes of a terminal."""
+    told: list[int] = []
+
+    def interrupt() -> None:
+        for worker in multiprocessing.active_children():
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGINT)
+            told.append(worker.pid)
+        time.sleep(0.2)
+
+    say = logging.StreamHandler(os.fdopen(os.dup(2), "w"))
+    logging.getLogger("e3d_deploy").addHandler(say)
+    try:
+        recorder = Recorder(step=3, act=interrupt)
+        model = train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, workers=1), callbacks=[recorder])
+    finally:
+        logging.getLogger("e3d_deploy").removeHandler(say)
+        say.stream.close()
+    assert told
+    assert model.read_bytes() == (finished[0] / "model.safetensors").read_bytes()
+    assert capfd.readouterr() == ("", "")
 
 
 # Broken off and resumed
@@ -700,6 +727,19 @@ def test_a_signal_ends_a_validation_too(tmp_path: Path, finished: tuple[Path, Re
     assert (run / "model.safetensors").read_bytes() == (finished[0] / "model.safetensors").read_bytes()
 
 
+def test_a_signal_between_two_steps_waits_for_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Lightning, by its own handler of SIGTERM, would end training without saving."""
+
+    def interrupted(self: Learner, *_: Any) -> None:  # comes after all callbacks
+        if self.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Learner, "on_train_batch_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(MODEL, replace(TRAINING, validate_every=100, save_every=100), tmp_path / "run", machine=QUIET)
+    assert steps_done(tmp_path / "run") == 4
+
+
 def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -757,6 +797,19 @@ def test_a_loss_that_was_never_a_number_saves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="at step 2; nothing was saved yet"):
         train(MODEL, TRAINING, run, machine=QUIET, callbacks=[Poison(run, step=1)])
     assert not list(run.glob("*.safetensors"))
+
+
+def test_a_loss_that_overflows_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients may be finite, and so the weights."""
+    plain = Learner.loss
+
+    def overflown(self: Learner, difference: Tensor) -> Tensor:
+        return plain(self, difference) + (torch.inf if self.global_step == 2 else 0.0)
+
+    monkeypatch.setattr(Learner, "loss", overflown)
+    config = replace(TRAINING, log_every=100, save_every=4, validate_every=100)
+    with pytest.raises(TrainingError, match="no finite number any more at step 4"):
+        train(MODEL, config, tmp_path / "run", machine=QUIET)
 
 
 def test_a_resumed_run_knows_what_is_kept(cut: Path) -> None:
@@ -865,6 +918,14 @@ def test_a_signal_is_exit_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch:
     assert "SIGINT: stopping after this step; once more to stop at once" in done.stderr
     assert f"next: e3d train -o {run} --resume with the same options\ninterrupted\n" in done.stderr
     assert steps_done(run) == 3
+
+
+def test_a_time_limit_is_told_and_no_failure(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = CliRunner().invoke(main, ["train", "-o", str(run), "--steps", "9", "--time-limit", "1e-6", *OPTIONS])
+    assert done.exit_code == 0
+    assert "time limit: stopped after step 1 of 9; --resume goes on" in done.stderr
+    assert steps_done(run) == 1
 
 
 def arguments(run: Path, *more: str) -> list[str]:

@@ -1,6 +1,7 @@
 """What happens around the steps: the moving average, saved states, stops, pictures."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -167,7 +168,11 @@ def signals(keeper: Keeper, say: Callable[[str], None]) -> Iterator[None]:
         yield
         return
 
+    process = os.getpid()
+
     def stop(number: int, _: Any) -> None:
+        if os.getpid() != process:  # one that loads data, forked from it, and ended by it
+            return
         if keeper.stop_requested:
             raise KeyboardInterrupt
         keeper.stop_requested = True

@@ -30,6 +30,12 @@ class Learner(LightningModule):
         super().__init__()
         self.model, self.config, self.first_clip = model, config, first_clip
 
+    def on_fit_start(self) -> None:
+        if self.config.compile:  # only now: a copy of compiled parts, as the moving average makes, computes with ours
+            for cell in self.model.cells:
+                for part in ("gates", "states"):
+                    setattr(cell, part, torch.compile(getattr(cell, part)))
+
     def training_step(self, frames: Tensor, batch_idx: int) -> Tensor:
         config = self.config
         if config.reverse_input and self.global_step % 2 == 1:

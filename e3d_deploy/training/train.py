@@ -123,9 +123,6 @@ def train(
     model = E3DLSTM(model_config)
     if weights is not None:
         model.load_state_dict(weights)
-    if config.compile:
-        for cell in model.cells:
-            cell.compile(dynamic=True)
     averaging = Averaging(config.ema_decay, used=config.average)
     keeper = Keeper(run, config, averaging, time_limit_s=machine.time_limit_s)
     pictures = _pictures(run, valid_set[0], config, machine)
