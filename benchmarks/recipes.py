@@ -6,6 +6,7 @@ Writes benchmarks/results/recipes.json. Scheduled sampling ends after half of th
 50,000 steps of the published recipes would never be reached; all else is as the recipe says.
 """
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from benchmarks.common import save
+from benchmarks.common import RESULTS, save
 from e3d_deploy import checkpoint, metrics
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST
@@ -47,9 +48,12 @@ def quality(path: Path) -> dict[str, float]:
 
 @click.command()
 @click.option("--steps", default=400)
-def main(steps: int) -> None:
-    rows = {}
-    for name, (recipe, changes) in RUNS.items():
+@click.option("--run", "names", multiple=True, type=click.Choice(list(RUNS)), help="These alone; others stay.")
+def main(steps: int, names: tuple[str, ...]) -> None:
+    before = RESULTS / "recipes.json"
+    rows = json.loads(before.read_text())["runs"] if names and before.exists() else {}
+    for name in names or RUNS:
+        recipe, changes = RUNS[name]
         half = steps // 2
         config = TrainConfig.of_recipe(
             recipe,

@@ -1,6 +1,6 @@
 """The exported step against a naive export of the same step, both on ONNX Runtime, and PyTorch eager.
 
-    python -m benchmarks.step [--size full|demo] [--threads 1]
+    python -m benchmarks.step [--size full|demo] [--semantics paper|google] [--threads 1]
 
 Prediction before it was measured: 1.4 to 1.8 times the naive export, as its Conv3d nodes stay plain where
 the Conv2d nodes of ours get blocked kernels, and a quarter of the products is gone.
@@ -8,6 +8,7 @@ the Conv2d nodes of ours get blocked kernels, and a quarter of the products is g
 
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import in_turn, save
 from e3d_deploy import checkpoint, contract
-from e3d_deploy.config import ModelConfig
+from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.torch_backend import TorchBackend
@@ -101,17 +102,19 @@ def naive_export(model: E3DLSTM, path: Path) -> None:
 
 @click.command()
 @click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
+@click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--rounds", default=7, show_default=True)
-def main(size: str, threads: int, rounds: int) -> None:
+def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = MODEL
-        if size == "full":
+        if size == "full" or semantics != "paper":
+            config = ModelConfig() if size == "full" else checkpoint.load(MODEL).config
             source = folder / "full.safetensors"
-            checkpoint.save(E3DLSTM(ModelConfig()), source)
+            checkpoint.save(E3DLSTM(replace(config, semantics=semantics)), source)
         bundle = Bundle.open(export(source, folder / "ours.e3d"))
         ours, eager = OnnxRuntimeBackend(bundle, threads=threads), TorchBackend.of_bundle(bundle, threads=threads)
         naive_export(checkpoint.load(source), folder / "naive.onnx")
@@ -147,8 +150,9 @@ def main(size: str, threads: int, rounds: int) -> None:
             "naive": float(np.abs(answers[0] - answers[2]).max()),
             "ours": float(np.abs(answers[1] - answers[2]).max()),
         }
-    what = {"what": "one step, ring full, onnxruntime CPU", "size": size, "sides": result}
-    save(f"step_{size}_{threads}", {**what, "max_abs_difference_from_torch": differences}, threads=threads)
+    what = {"what": "one step, ring full, onnxruntime CPU", "size": size, "semantics": semantics, "sides": result}
+    memory = "" if semantics == "paper" else f"_{semantics}"
+    save(f"step_{size}{memory}_{threads}", {**what, "max_abs_difference_from_torch": differences}, threads=threads)
 
 
 if __name__ == "__main__":

@@ -206,6 +206,9 @@ class TrainConfig:
     """After each step another one on the same clips, played backwards."""
     ema_decay: float = 0.9995
     """Decay per step of the moving average of the weights."""
+    ema_warmup: bool = True
+    """Let the decay be (1 + step) / (10 + step) while that is less, so that a short run's average is no mean of
+    what it began with."""
     average: bool = True
     """The moving average is what gets validated and saved; else the weights themselves are."""
     gradient_clip: float = 0.0
@@ -284,6 +287,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "sampling_decrease": 2e-5,
         "sampling_stop_step": 50_000,
+        "ema_warmup": False,
         "average": False,
         "precision": "fp32",
     },

@@ -55,7 +55,7 @@ def replay(arrays: Arrays, settings: dict[str, Any], semantics: Semantics, monke
     monkeypatch.setattr(sampling, "draw", lambda *_: flags.pop(0))
     frames = to_frames(channels_first(arrays["x"]).flatten(0, 1), 4)
     clips = TensorDataset(torch.cat([frames, frames[: recipe.batch_size]]))  # the loader reads one batch ahead
-    losses, averaging = Losses(), Averaging(recipe.ema_decay, used=recipe.average)
+    losses, averaging = Losses(), Averaging(recipe.ema_decay, warmup=recipe.ema_warmup, used=recipe.average)
     with quiet():
         trainer = Trainer(
             accelerator="cpu",

@@ -66,6 +66,7 @@ TRAINING = TrainConfig(
     batch_size=2,
     warmup_steps=1,
     ema_decay=0.5,
+    ema_warmup=False,
     learning_rate=0.01,
     validate_every=3,
     validation_clips=3,
@@ -383,6 +384,18 @@ def test_saved_weights_are_the_moving_average_from_the_initial_ones_on(finished:
     assert largest(found, by_hand(recorder.weights[1:], TRAINING.ema_decay)) > 10 * AVERAGE  # not from the first step
     assert largest(found, recorder.weights[-1]) > 100 * AVERAGE
     assert equal(saved(run / "model_plain.safetensors"), recorder.weights[-1])
+
+
+def test_the_average_forgets_its_beginning_at_first(tmp_path: Path) -> None:
+    recorder = Recorder()
+    config = replace(TRAINING, ema_decay=0.9995, ema_warmup=True)
+    model = train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[recorder])
+    average = recorder.weights[0]
+    for step, weights in enumerate(recorder.weights[1:], 1):
+        decay = (1 + step) / (10 + step)
+        average = {name: decay * average[name] + (1 - decay) * weight for name, weight in weights.items()}
+    assert largest(saved(model), average) < AVERAGE
+    assert largest(saved(model), by_hand(recorder.weights, 0.9995)) > 100 * AVERAGE
 
 
 def test_the_weights_themselves_are_saved_without_average(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from e3d_deploy import checkpoint
 from e3d_deploy.config import TrainConfig
@@ -35,11 +34,18 @@ class Averaging(WeightAveraging):
     """A moving average of the weights that begins with the initial ones, as TensorFlow's does.
 
     Args:
+        warmup: begin with a smaller decay, as `TrainConfig.ema_warmup` says.
         used: let it stand in for the weights while they are validated; else it is only kept.
     """
 
-    def __init__(self, decay: float, *, used: bool) -> None:
-        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    def __init__(self, decay: float, *, warmup: bool, used: bool) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
+            step = int(updates)
+            share = 1 - (min(decay, (1 + step) / (10 + step)) if warmup else decay)
+            for mean, weight in zip(averaged, current, strict=True):
+                mean.lerp_(weight, share)
+
+        super().__init__(multi_avg_fn=torch.no_grad()(average))
         self.used = used
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

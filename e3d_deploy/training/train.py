@@ -123,7 +123,7 @@ def train(
     model = E3DLSTM(model_config)
     if weights is not None:
         model.load_state_dict(weights)
-    averaging = Averaging(config.ema_decay, used=config.average)
+    averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
     keeper = Keeper(run, config, averaging, time_limit_s=machine.time_limit_s)
     pictures = _pictures(run, valid_set[0], config, machine)
     bars: list[Callback] = [Bar(config.steps * config.accumulate)] if machine.progress else []
