@@ -8,7 +8,10 @@ import dataclasses
 import errno
 import json
 import logging
+import math
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +22,13 @@ import click
 from e3d_deploy import __version__, released_flags
 from e3d_deploy.config import RECIPES, HardwareCompatibility, Semantics, TrainConfig
 from e3d_deploy.errors import BackendUnavailable, E3DError, QualityError
+from e3d_deploy.policies import POLICIES, RUNS, parse_budget
 
 if TYPE_CHECKING:
     from e3d_deploy.data.splits import Split
     from e3d_deploy.evaluation import Evaluation
     from e3d_deploy.export.cache import EngineCache
+    from e3d_deploy.export.why import Finding
     from e3d_deploy.runtime import Bundle, Predictor
     from e3d_deploy.runtime.verify import Report
 
@@ -47,7 +52,12 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
+            from e3d_deploy.export.watch import BUILDING
+
             click.echo("interrupted", err=True)
+            if any(thread.name == BUILDING for thread in threading.enumerate()):
+                sys.stderr.flush()
+                os._exit(130)  # with TensorRT still at work, an orderly end would be a crash
             raise click.exceptions.Exit(130) from None
         except Exception as error:
             if ctx.params.get("debug"):
@@ -274,6 +284,7 @@ def setting(field: str, text: str, *, flag: str = "") -> Callable[[Any], Any]:
 @setting("sampling_decay_steps", "Of the exponential of reverse.")
 @setting("reverse_input", "A second step on each batch, played backwards.")
 @setting("ema_decay", "Decay of the moving average of the weights.")
+@setting("ema_warmup", "Let that decay begin small.")
 @setting("average", "Validate and save the moving average.")
 @setting("gradient_clip", "Largest gradient norm; 0 for none.")
 @setting("precision", "auto: bf16 on a GPU that has it.")
@@ -393,22 +404,60 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
 @click.option(
     "--optimize", type=click.Choice(["cpu", "gpu", "none"]), default="cpu", help="For whom the step is rewritten."
 )
+@click.option(
+    "--precision",
+    type=click.Choice([*POLICIES, "auto"]),
+    default="fp32",
+    help="Type of convolutions and matrix products; auto: the cheapest that keeps its budget.",
+)
+@click.option("--budget", metavar="NAME=NUMBER,…", help="dssim, dpsnr, difference; else that of the precision.")
+@click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
+@click.option("--target", type=click.Choice(list(RUNS)), help="Who has to run it; auto without it: all of them.")
+@click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
-def export(model: Path, output: Path, **options: Any) -> None:
+def export(model: Path, output: Path, budget: str | None, **options: Any) -> None:
     """Export MODEL as a bundle: ONNX graphs, weights, reference clip, manifest."""
     from e3d_deploy.export.bundle import export as export_model
 
+    allowed = None if budget is None else parse_budget(budget)
     with working(f"exporting {model}") as progress:
-        export_model(model, output, progress=progress, **options)
+        export_model(model, output, budget=allowed, progress=progress, **options)
     bundle = open_bundle(output)
+    if tried := bundle.manifest["precision"].get("tried"):
+        show_policies(tried, bundle.precision)
     graphs = bundle.manifest["graphs"]
     table(
         ["graph", "nodes", "opset", "precision"],
         [(entry["file"], entry["nodes"], entry["opset"], entry["precision"]) for entry in graphs.values()],
     )
     click.echo(output)
-    next_command(f"e3d verify {output}")
+    next_command(f"e3d verify {output}" + ("" if bundle.precision in RUNS["onnxruntime"] else " --backend emulated"))
+
+
+def show_policies(tried: Sequence[Mapping[str, Any]], chosen: str) -> None:
+    """The policies that were tried, the cheapest first, and what each costs."""
+    forms = {"difference": ".1e", "dssim": "+.1e", "dpsnr": "+.3f"}
+
+    def drift(one: Mapping[str, Any]) -> list[str]:
+        found = one["drift"]
+        return ["no number" if found[name] is None else format(found[name], form) for name, form in forms.items()]
+
+    table(
+        ["precision", "graph and weights", "a step here", "max |Δ|", "SSIM lost", "PSNR lost, dB", "in float32", ""],
+        [
+            (
+                one["policy"],
+                megabytes(one["bytes"]),
+                "–" if one["step_ms"] is None else f"{one['step_ms']:.2f} ms",
+                *drift(one),
+                ", ".join(one["exclude"]) or "–",
+                "chosen" if one["policy"] == chosen else "over its budget",
+            )
+            for one in tried
+        ],
+    )
+    click.echo("over whole rollouts, the worst of the clips; a step: of the step graph on ONNX Runtime", err=True)
 
 
 TARGETS = click.Choice(["tensorrt-rtx", "tensorrt"])
@@ -498,7 +547,13 @@ def build(
         timing_cache=None if timing_cache is None else str(timing_cache),
         **options,
     )
-    cache = None if cache_folder == "none" else open_cache(cache_folder, cache_limit_gb)
+    cache = None
+    try:
+        cache = None if cache_folder == "none" else open_cache(cache_folder, cache_limit_gb)
+    except OSError as error:
+        if cache_folder is not None:
+            raise
+        click.echo(f"nothing is cached: {error.filename}: {error.strerror}", err=True)
     with working(f"building {target}") as progress:
 
         def show(phase: str, seconds: float, expected: float | None) -> None:
@@ -638,7 +693,7 @@ def cache_verify(cache_folder: str | None) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH)
-@click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
+@click.option("--backend", default="auto", help="auto, onnxruntime, torch, or emulated: types that nothing here has.")
 @click.option(
     "--against",
     type=click.Choice(["auto", "torch", "reference"]),
@@ -646,11 +701,19 @@ def cache_verify(cache_folder: str | None) -> None:
     help="PyTorch, or what it computed at export; auto takes PyTorch if it is installed.",
 )
 @click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
+@click.option("--steps", type=click.IntRange(min=1), help="Go on for so many, to see the drift grow; needs PyTorch.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 @click.option("--picture", type=PATH, help="Draw the drift into this PNG.")
 @click.option("--json", "json_", is_flag=True, help="The report as JSON.")
 def verify(
-    bundle: Path, backend: str, against: str, clip: Path | None, threads: int | None, picture: Path | None, json_: bool
+    bundle: Path,
+    backend: str,
+    against: str,
+    clip: Path | None,
+    steps: int | None,
+    threads: int | None,
+    picture: Path | None,
+    json_: bool,
 ) -> None:
     """Prove that a backend computes what PyTorch computes, over a whole rollout."""
     from contextlib import ExitStack, closing
@@ -680,7 +743,8 @@ def verify(
         if against == "torch":
             yardstick = stack.enter_context(closing(open_backend(opened, "torch", threads=threads)))
         candidate = stack.enter_context(closing(open_backend(opened, backend, threads=threads)))
-        report = verify_backend(opened, candidate, yardstick, given)
+        report = verify_backend(opened, candidate, yardstick, given, steps=steps)
+        findings = [] if report.passed else why(opened, backend, threads)
     if given is None:
         record_verification(opened, report.to_dict())
     if picture is not None:
@@ -688,43 +752,88 @@ def verify(
 
         picture.write_bytes(plots.drift(report))
     if json_:
-        as_json(report.to_dict())
+        as_json({**report.to_dict(), **({} if report.passed else {"why": [one.to_dict() for one in findings]})})
     else:
         show_report(report)
-    name, state = report.worst_state
-    line = (
-        f"{report.backend} against {report.yardstick}: predictions {report.worst:.1e} of {report.budget:.1e}, "
-        f"states {state:.1e} of {report.state_budget:.1e}"
-    )
+        show_findings(findings)
+    line = judged(report)
     verdict(report.passed, line)
     if not report.passed:
-        where = f"step {report.worst_step + 1}" if max(report.predictions) > report.budget else f"state {name}"
-        raise QualityError(f"{line}; furthest at {where}; try another backend, or export the model again")
+        over = not max(report.predictions[: report.steps]) <= report.budget or math.isinf(report.budget)
+        where = f"step {report.worst_step + 1}" if over else f"state {report.worst_state[0]}"
+        mend = "try another backend, or export the model again"
+        if findings:
+            first = findings[0]
+            mend = f"first off is {first.layer} ({first.cause}); export again with {first.advice}"
+        raise QualityError(f"{line}; furthest at {where}; {mend}")
+
+
+def judged(report: "Report") -> str:
+    """A report in one line: what was found of what its budget allows."""
+    who = f"{report.backend} against {report.yardstick}"
+    if math.isinf(report.budget):
+        lost = (("SSIM", report.dssim, report.dssim_budget, ""), ("PSNR", report.dpsnr, report.dpsnr_budget, " dB"))
+        words = [
+            f"{name} lost {'no number' if found is None else format(found, '.1e')} of {allowed:.1e}{unit}"
+            for name, found, allowed, unit in lost
+            if allowed is not None
+        ]
+        return f"{who} in {report.precision}: {', '.join(words)}, predictions off by {report.worst:.1e}"
+    state = report.worst_state[1]
+    return (
+        f"{who}: predictions {report.worst:.1e} of {report.budget:.1e}, states {state:.1e} of {report.state_budget:.1e}"
+    )
+
+
+def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
+    """What is off first in the step graph, where the libraries to look into it are there."""
+    from importlib.util import find_spec
+
+    if backend not in ("onnxruntime", "emulated") or not find_spec("onnx") or not find_spec("onnxruntime"):
+        return []
+    from e3d_deploy.export.why import explain
+
+    return explain(bundle, native=backend == "onnxruntime", threads=threads)
+
+
+def show_findings(findings: Sequence["Finding"]) -> None:
+    """Why a bundle is over its budget."""
+    if findings:
+        table(
+            ["first off", "layer", "cause", "step", "error", "largest", "what mends it"],
+            [
+                (one.node, one.layer, one.cause, one.step, f"{one.error:.1e}", f"{one.largest:.1e}", one.advice)
+                for one in findings
+            ],
+            left=3,
+        )
 
 
 def show_report(report: "Report") -> None:
     """A report of `verify` as tables."""
     kinds = ["hidden", "cell", "memory"] if report.states else []
+    shown = {*range(report.steps), *range(report.steps, len(report.predictions), 10), len(report.predictions) - 1}
     table(
         ["step", "saw", "prediction", *kinds],
         [
             (
                 t + 1,
                 "truth" if t < report.context_length else "itself",
-                f"{difference:.1e}",
+                f"{report.predictions[t]:.1e}",
                 *(f"{report.states[t][kind]:.1e}" for kind in kinds),
             )
-            for t, difference in enumerate(report.predictions)
+            for t in sorted(shown)
         ],
     )
     name, state = report.worst_state
+    budget, state_budget = ("–" if math.isinf(one) else f"{one:.1e}" for one in (report.budget, report.state_budget))
     table(
         [f"{report.backend} against {report.yardstick}", "largest |difference|", "budget"],
         [
-            ("predictions, step by step", f"{max(report.predictions):.1e}", f"{report.budget:.1e}"),
-            ("predictions, clip graph", f"{report.clip:.1e}", f"{report.budget:.1e}"),
-            ("predictions, rollout graph", f"{report.rollout:.1e}", f"{report.budget:.1e}"),
-            (f"final states, most {name}", f"{state:.1e}", f"{report.state_budget:.1e}"),
+            ("predictions, step by step", f"{max(report.predictions[: report.steps]):.1e}", budget),
+            ("predictions, clip graph", f"{report.clip:.1e}", budget),
+            ("predictions, rollout graph", f"{report.rollout:.1e}", budget),
+            (f"final states, most {name}", f"{state:.1e}", state_budget),
         ],
     )
     if report.dssim is not None and report.dpsnr is not None:
@@ -819,6 +928,7 @@ def predict(
 @click.option("--image-size", callback=numbers, help="Of a checkpoint of others, as for `e3d import`.")
 @click.option("--patch-size", type=int, help="The same.")
 @click.option("--channels", type=int, help="The same.")
+@click.option("--history-length", type=click.IntRange(min=1), help="The same.")
 @click.option("--json", "json_", is_flag=True, help="Everything as JSON.")
 def evaluate(
     model: Path,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from math import ceil, sqrt
+from math import ceil, isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,15 @@ def drift(report: Report) -> bytes:
         shown = [max(value, 1e-9) for value in values]
         thick = {"marker": "o", "ms": 3} if name == "predictions" else {"lw": 0.8}
         axes.plot(range(1, len(shown) + 1), shown, label=f"{report.backend}: {name}", **thick)
-    axes.axhline(report.budget, color="black", lw=1.2, ls="--", label="budget")
+    if isfinite(report.budget):
+        axes.axhline(report.budget, color="black", lw=1.2, ls="--", label="budget")
     axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="own predictions from here")
     axes.set(yscale="log", xlabel="step", ylabel="largest |difference| from PyTorch")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set_ylim(top=30 * report.budget)  # room for the legend
+    if len(report.predictions) > report.steps:
+        axes.axvline(report.steps + 0.5, color=GRAY, lw=0.8, ls="--", label="judged up to here")
+    drawn = [report.budget, *report.predictions, *(value for values in lines.values() for value in values), 1e-9]
+    axes.set_ylim(top=30 * max(filter(isfinite, drawn)))  # room for the legend
     axes.legend(fontsize=7, ncols=3, loc="upper left")
     return _png(figure)
 

@@ -15,6 +15,8 @@ from e3d_deploy import checkpoint
 from e3d_deploy.cli import main
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.files import sha256
+from e3d_deploy.runtime.bundle import Bundle, write_manifest
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.training.module import Learner
 
@@ -254,6 +256,59 @@ def test_inspect_shows_model_and_bundle(exported: Path) -> None:
     assert bundle["config"] == model["config"]
     assert bundle["step input"]["history.1"] == {"shape": [1, 4, 48, 6], "dtype": "float32"}
     assert bundle["bundle"]["history"] == "exact for 4 steps, then the last 4 cells"
+
+
+def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
+    found = json.loads(e3d("inspect", exported / "tiny.e3d", "--json").stdout)
+    assert found["cost"]["steps"] == {"step": 1, "rollout": 2, "clip": 6}
+    assert found["nodes"]["Softmax"] == {"step": 2, "rollout": 4, "clip": 12}
+    text = e3d("inspect", exported / "tiny.e3d").stdout
+    assert f"{found['cost']['FLOP']['clip']:,}" in text
+    assert "how it is counted: FLOP: 2 a multiply-add" in text
+
+
+def test_inspect_of_what_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "foreign.onnx").write_bytes(b"x")
+    assert "foreign.onnx: a graph alone" in failing("inspect", tmp_path / "foreign.onnx", code=5)
+    line = failing("inspect", exported / "tiny.e3d" / "reference.npz", code=5)
+    assert "an archive and no bundle; if `e3d pack` wrote it" in line
+
+
+def test_pack_and_unpack(bundle_path: Path, tmp_path: Path) -> None:
+    archive, output = tmp_path / "tiny.e3d.zip", tmp_path / "out.e3d"
+    result = e3d("pack", bundle_path, "-o", archive)
+    assert result.stdout.strip() == str(archive)
+    assert f"next: e3d unpack {archive} -o tiny.e3d" in result.stderr
+    assert "left out" not in result.stderr
+    assert "is there already; give --overwrite" in failing("pack", bundle_path, "-o", archive, code=2)
+    result = e3d("unpack", archive, "-o", output)
+    assert result.stdout.strip() == str(output)
+    assert f"next: e3d verify {output}" in result.stderr
+    assert "are the same" in e3d("diff", bundle_path, output, "--exit-code").stdout
+    assert "is there already; give --overwrite" in failing("unpack", archive, "-o", output, code=2)
+    e3d("unpack", archive, "-o", output, "--overwrite")
+    (tmp_path / "text.zip").write_text("not an archive")
+    assert "text.zip: no archive" in failing("unpack", tmp_path / "text.zip", "-o", tmp_path / "x.e3d", code=5)
+    assert "no such file" in failing("unpack", tmp_path / "absent.zip", "-o", tmp_path / "x.e3d", code=5)
+    assert not (tmp_path / "x.e3d").exists()
+
+
+def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
+    (bundle_path / "engines").mkdir()
+    (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(1_500_000))
+    manifest = Bundle.open(bundle_path).manifest
+    files = manifest["files"] | {"engines/step.tensorrt.plan": sha256(bundle_path / "engines" / "step.tensorrt.plan")}
+    write_manifest(bundle_path, {**manifest, "files": files, "engines": {"step.tensorrt": {}}})
+    archive = tmp_path / "tiny.zip"
+    assert "left out: the engines step.tensorrt" in e3d("pack", bundle_path, "-o", archive).stderr
+    assert "left out" not in e3d("pack", bundle_path, "-o", archive, "--overwrite", "--with-engines").stderr
+    line = "WARN dropped: the engines step.tensorrt, native code that came with an archive"
+    assert line in e3d("unpack", archive, "-o", tmp_path / "a.e3d").stderr
+    assert "WARN" not in e3d("unpack", archive, "-o", tmp_path / "b.e3d", "--trust-engines").stderr
+    assert (tmp_path / "b.e3d" / "engines" / "step.tensorrt.plan").read_bytes() == bytes(1_500_000)
+    small = ["unpack", archive, "-o", tmp_path / "c.e3d", "--limit-mb", 1]
+    assert "bytes, the limit is 1,000,000; raise it by --limit-mb" in failing(*small, "--trust-engines", code=5)
+    e3d(*small)
 
 
 def test_doctor_says_what_is_there_and_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from e3d_deploy import __version__, checkpoint, contract, frames
 from e3d_deploy.config import ModelConfig
@@ -22,12 +22,23 @@ from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, load_digits, moving_mnist
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
+from e3d_deploy.export.precision import LOW, stamp
 from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.runtime.bundle import MANIFEST, MODEL, REFERENCE, SCHEMA, write_manifest
+from e3d_deploy.policies import EXACT, POLICIES, RUNS, Budget, budget_for, candidates, check_runs
+from e3d_deploy.runtime.bundle import MANIFEST, MODEL, REFERENCE, SCHEMA, WEIGHTS, YARDSTICK, write_manifest
+
+KINDS = {
+    "F32": TensorProto.FLOAT,
+    "F16": TensorProto.FLOAT16,
+    "BF16": TensorProto.BFLOAT16,
+    "I8": TensorProto.INT8,
+    "F8_E4M3": TensorProto.FLOAT8E4M3FN,
+}
+"""What safetensors and ONNX call the types of weights."""
 
 
 def export(
@@ -38,6 +49,11 @@ def export(
     horizon: int = 10,
     batch: int | None = 1,
     optimize: str = "cpu",
+    precision: str = "fp32",
+    budget: Budget | None = None,
+    exclude: Sequence[str] = (),
+    target: str | None = None,
+    calibration: Path | None = None,
     reference: Path | None = None,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -50,6 +66,11 @@ def export(
         context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many.
         batch: streams that the graphs run at once; None for any number.
         optimize: for whom the step is rewritten, of `export.step.TARGETS`.
+        precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
+        budget: in the place of what each policy may cost.
+        exclude: layers that stay in float32, by their names in `precision.products`; more do where the budget wants it.
+        target: for whom it has to run, of `policies.RUNS`; without it `auto` takes what runs everywhere.
+        calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
             not fit the model, one of the package's videos.
         overwrite: replace a bundle that is there.
@@ -57,7 +78,9 @@ def export(
 
     Raises:
         CheckpointError: `model_path` is not a model.
-        ConfigError: a length below 1, or `output` is there already.
+        ConfigError: a length below 1, `output` is there already, or a policy, layer or target that is not known.
+        BackendUnavailable: the target does not run the policy.
+        QualityError: no policy keeps its budget.
         ClipError, ShapeError: the reference clip cannot be used.
         ExportError: PyTorch could not export the model, or the model answers with NaN.
     """
@@ -70,6 +93,14 @@ def export(
         raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
     if optimize not in TARGETS:
         raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
+    if precision != "auto" and precision not in POLICIES:
+        raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
+    if exclude and precision in ("fp32", "tf32"):
+        raise ConfigError(f"exclude: {precision} has no low type that a layer could be kept from")
+    if target is not None and target not in RUNS:
+        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(RUNS)}")
+    if target is not None and precision != "auto":
+        check_runs(precision, target)
     model = checkpoint.load(model_path)
     config = model.config
     clip = reference_clip(config, context_length + horizon, reference)
@@ -78,20 +109,44 @@ def export(
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         shutil.copyfile(model_path, folder / MODEL)
+        progress("recording what PyTorch computes")
+        recorded, rounding = record(model, clip, context_length, batch or 1)
+        np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         progress("exporting one step")
-        core = export_core(model, batch, TARGETS[optimize])
+        exported = export_core(model, batch, TARGETS[optimize])
+        core, chosen = exported, {"policy": precision, "exclude": [], "budget": EXACT.to_dict()}
+        if precision != "fp32" or budget is not None:
+            from e3d_deploy.export.choose import choose_precision  # it needs ONNX Runtime
+
+            policies = candidates(target) if precision == "auto" else [precision]
+            core, chosen = choose_precision(
+                model,
+                exported,
+                clip,
+                budgets={policy: budget or budget_for(policy, rounding["predictions"]) for policy in policies},
+                batch=batch,
+                context_length=context_length,
+                exclude=exclude,
+                calibration=calibration,
+                progress=progress,
+            )
+        policy = str(chosen["policy"])
         progress("composing step.onnx")
         graphs = {"step": step_graph(core, config, batch)}
         progress("composing rollout.onnx")
         graphs["rollout"] = rollout_graph(core, config, batch, horizon=horizon)
         progress("composing clip.onnx")
         graphs["clip"] = clip_graph(core, config, batch, context_length=context_length, horizon=horizon)
+        if policy in LOW:
+            write_weights(core, folder / WEIGHTS)
+            yardstick = step_graph(exported, config, batch)
+            share_weights(yardstick, folder / MODEL)
+            onnx.save(yardstick, folder / YARDSTICK)
         for name, graph in graphs.items():
-            share_weights(graph, folder / MODEL)
+            stamp(graph, policy)
+            for weights in (MODEL, WEIGHTS) if policy in LOW else (MODEL,):
+                share_weights(graph, folder / weights)
             onnx.save(graph, folder / f"{name}.onnx")
-        progress("recording what PyTorch computes")
-        recorded, rounding = record(model, clip, context_length, batch or 1)
-        np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         manifest = {
             "schema": SCHEMA,
             "name": output.name.removesuffix(".e3d"),
@@ -113,7 +168,8 @@ def export(
                 "output": "not clipped",
             },
             "rounding": rounding,
-            "graphs": {name: describe(graph) for name, graph in graphs.items()},
+            "precision": chosen,
+            "graphs": {name: describe(graph, policy) for name, graph in graphs.items()},
             "verification": {},
             "engines": {},
             "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
@@ -186,7 +242,7 @@ def _rollout(
     return np.stack(predictions[1:]), backend.to_arrays(state)
 
 
-def describe(graph: ModelProto) -> dict[str, Any]:
+def describe(graph: ModelProto, policy: str = "fp32") -> dict[str, Any]:
     """A graph's entry in the manifest."""
 
     def tensors(values: Any) -> list[dict[str, Any]]:
@@ -201,12 +257,27 @@ def describe(graph: ModelProto) -> dict[str, Any]:
 
     return {
         "file": f"{graph.graph.name}.onnx",
-        "precision": "fp32",
+        "precision": policy,
+        "weights": sorted({place.value for one in graph.graph.initializer for place in one.external_data[:1]}),
         "nodes": len(graph.graph.node),
         "opset": graph.opset_import[0].version,
         "inputs": tensors(graph.graph.input),
         "outputs": tensors(graph.graph.output),
     }
+
+
+def write_weights(core: GraphProto, path: Path) -> None:
+    """The weights of a core that are in a low type, as a safetensors file."""
+    kinds = {kind: name for name, kind in KINDS.items() if kind != TensorProto.FLOAT}
+    weights = [one for one in core.initializer if one.data_type in kinds and one.dims]
+    header, size = {}, 0
+    for one in weights:
+        end = size + len(one.raw_data)
+        header[one.name] = {"dtype": kinds[one.data_type], "shape": list(one.dims), "data_offsets": [size, end]}
+        size = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *(one.raw_data for one in weights)]))
 
 
 def share_weights(graph: ModelProto, model_file: Path) -> None:
@@ -219,7 +290,11 @@ def share_weights(graph: ModelProto, model_file: Path) -> None:
         header: dict[str, Any] = json.loads(file.read(header_size))
     for initializer in graph.graph.initializer:
         entry = header.get(initializer.name)
-        if entry is None or entry["dtype"] != "F32" or entry["shape"] != list(initializer.dims):
+        if (
+            entry is None
+            or KINDS.get(entry["dtype"]) != initializer.data_type
+            or entry["shape"] != list(initializer.dims)
+        ):
             continue
         begin, end = entry["data_offsets"]
         assert end - begin == len(initializer.raw_data), initializer.name

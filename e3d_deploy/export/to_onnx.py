@@ -1,11 +1,12 @@
 """PyTorch to ONNX: one step, exported once."""
 
+import ast
 import logging
 import warnings
 from collections.abc import Collection
 
 import torch
-from onnx import GraphProto
+from onnx import GraphProto, NodeProto
 
 from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
@@ -55,8 +56,17 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix("model.")
     for node in graph.node:
+        if node.op_type in ("Conv", "MatMul"):  # `precision.products` names them by their layers
+            node.name = f"{_module(node)}/{node.name}"
         # Where in the Python source it came from: ten times the size of the node.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
         node.input[:] = [name.removeprefix("model.") for name in node.input]
     return graph
+
+
+def _module(node: NodeProto) -> str:
+    """The module that a node was exported from, such as cells.0.hidden_conv."""
+    scopes = next(entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes")
+    path: str = ast.literal_eval(scopes)[-2]
+    return path.removeprefix("model.")

@@ -1,26 +1,28 @@
-"""ONNX to TensorRT engines: one builder for TensorRT 10, 11 and TensorRT-RTX."""
+"""The graphs of a bundle to TensorRT engines, by TensorRT 10 or 11 or by TensorRT-RTX."""
 
+import dataclasses
 import hashlib
-import json
-import logging
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, wait
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from e3d_deploy.errors import BackendUnavailable, EngineError
-from e3d_deploy.files import write_file
-from e3d_deploy.runtime.bundle import MODEL, Bundle, write_manifest
-
-log = logging.getLogger(__name__)
+from e3d_deploy.config import EngineConfig
+from e3d_deploy.doctor import machine
+from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
+from e3d_deploy.export.cache import EngineCache, key_of
+from e3d_deploy.export.engine_files import move_in, staging
+from e3d_deploy.export.plan import ONE_STREAM, build_plan
+from e3d_deploy.export.proof import prove
+from e3d_deploy.export.watch import Progress, Remark, silent
+from e3d_deploy.files import sha256
+from e3d_deploy.policies import check_runs
+from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.plans import weights_sha256
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
-Progress = Callable[[str, float], None]
-"""Called with the phase and the seconds since the start; from threads of the builder."""
 
 # The front ends are thin packages over the bindings; either will do.
 MODULES = {
@@ -31,6 +33,9 @@ REMEDY = {
     "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
     "tensorrt-rtx": "pip install 'e3d_deploy[rtx]'",
 }
+RECIPE = "1"
+"""Stands for what plan.py tells the builder beside the options; to be raised when that changes, so that the cache
+gives no plan of before."""
 
 
 def library(target: Target) -> Any:
@@ -51,173 +56,187 @@ def library(target: Target) -> Any:
 def build(
     bundle: Bundle,
     target: Target,
+    config: EngineConfig | None = None,
     *,
-    workspace_bytes: int | None = None,
-    optimization_level: int = 3,
-    progress: Progress = lambda _phase, _seconds: None,
+    cache: EngineCache | None = None,
+    progress: Progress = silent,
+    remark: Remark = silent,
 ) -> dict[str, dict[str, Any]]:
-    """Build an engine of each graph of a bundle into its folder `engines/`.
+    """Build an engine of each graph of a bundle into its folder `engines/`, or take it from the cache.
 
     Each plan gets a sidecar (`.json`), and its hash goes into the manifest: a plan is native code and
-    is loaded from nowhere else. Nothing is written before all are built.
-
-    Args:
-        workspace_bytes: scratch memory that kernels may use; None for all there is.
-        optimization_level: 0, quick to build, to 5, quick to run.
+    is loaded from nowhere else. The bundle stays as it is until all are built.
 
     Returns:
         The sidecar of each graph.
 
     Raises:
-        BackendUnavailable: the library is not installed.
-        EngineError: a graph that it cannot read or build, with the node and its words.
+        BackendUnavailable: the library is not installed, needs a GPU for this, or does not run the precision.
+        BundleError: the bundle changed meanwhile.
+        ConfigError: an option that the library does not have.
+        EngineError: a graph that it cannot read or build, with the node and its words; or one that does not
+            compute at its precision.
     """
     trt = library(target)
-    plans, sidecars = {}, {}
-    for graph, entry in bundle.manifest["graphs"].items():
-        started = time.monotonic()
-        plans[graph] = build_plan(
-            trt,
-            bundle.graph(graph),
-            workspace_bytes=workspace_bytes,
-            optimization_level=optimization_level,
-            progress=lambda phase, seconds, graph=graph: progress(f"{graph}: {phase}", seconds),  # type: ignore[misc]
-        )
-        sidecars[graph] = {
-            "graph": graph,
-            "graph_sha256": bundle.manifest["files"][entry["file"]],
-            "weights_sha256": bundle.manifest["files"][MODEL],
-            "target": target,
-            "builder": trt.__version__,
-            "compute_capability": "portable" if target == "tensorrt-rtx" else "of the building machine",
-            "precision": {"requested": entry["precision"], "proved": None},
-            "optimization_level": optimization_level,
-            "build_seconds": round(time.monotonic() - started, 2),
-            "bytes": len(plans[graph]),
-            "sha256": hashlib.sha256(plans[graph]).hexdigest(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-    _add_to_bundle(bundle, target, plans, sidecars)
+    config = _suited(config or EngineConfig(), target, remark)
+    capability = _capability(target, config)
+    if capability is None and cache is not None:
+        remark("nothing is cached: the GPU cannot be asked what it is; pip install cuda-python")
+        cache = None
+    sidecars = {}
+    with staging(bundle) as stage:
+        for graph, entry in bundle.manifest["graphs"].items():
+            check_runs(entry["precision"], target)
+            parts = _parts(bundle, graph, target, trt.__version__, capability, config)
+            job = _Job(trt, bundle, graph, config, parts, stage / f"{graph}.{target}.plan")
+            sidecars[graph] = job.run(cache, progress, remark)
+        move_in(bundle, target, stage, sidecars)
     return sidecars
 
 
-def _add_to_bundle(
-    bundle: Bundle, target: Target, plans: dict[str, bytes], sidecars: dict[str, dict[str, Any]]
-) -> None:
-    """Write plans and sidecars, then the manifest: without its word for it a plan is no part of the bundle.
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One engine to be made or found."""
 
-    Older engines of the target leave the manifest first, so that at no moment it speaks of files that are gone.
-    """
-    folder = bundle.path / "engines"
-    folder.mkdir(exist_ok=True)
-    files = {name: digest for name, digest in bundle.manifest["files"].items() if f".{target}." not in name}
-    engines = {name: sheet for name, sheet in bundle.manifest["engines"].items() if not name.endswith(f".{target}")}
-    write_manifest(bundle.path, {**bundle.manifest, "files": files, "engines": engines})
-    for graph, sidecar in sidecars.items():
-        name = f"{graph}.{target}"
-        sheet = (json.dumps(sidecar, indent=2) + "\n").encode()
-        for file, content in ((f"{name}.plan", plans[graph]), (f"{name}.json", sheet)):
-            write_file(folder / file, content)
-            files[f"engines/{file}"] = hashlib.sha256(content).hexdigest()
-        engines[name] = sidecar
-    write_manifest(bundle.path, {**bundle.manifest, "files": files, "engines": engines})
+    trt: Any
+    bundle: Bundle
+    graph: str
+    config: EngineConfig
+    parts: Mapping[str, str]
+    destination: Path
+
+    def run(self, cache: EngineCache | None, progress: Progress, remark: Remark) -> dict[str, Any]:
+        """Put the plan at its destination; return its sidecar."""
+        if cache is None:
+            return self.build(None, progress, remark)
+        key = key_of(self.parts)
+        with cache.lock(key, lambda: remark(f"{self.graph}: another process builds the same; waiting for it")):
+            if sidecar := cache.take(self.parts, self.destination, remark):
+                remark(f"{self.graph}: taken from the cache")
+                return {**sidecar, "cached": True}
+            remark(f"{self.graph}: not cached: {cache.difference(self.parts, self.graph)}")
+            sidecar = self.build(cache.duration(self.kind), progress, remark)
+            try:
+                cache.put(sidecar, self.destination)
+                cache.remember(self.kind, sidecar["build_seconds"])
+            except OSError as error:
+                remark(f"{self.graph}: not kept in the cache ({error.strerror}: {cache.folder})")
+        return sidecar
+
+    @property
+    def kind(self) -> str:
+        """Builds of one kind take about as long."""
+        entry = self.bundle.manifest["graphs"][self.graph]
+        return f"{self.graph} {self.parts['target']} {entry['precision']} {entry['nodes']} nodes"
+
+    def build(self, expected: float | None, progress: Progress, remark: Remark) -> dict[str, Any]:
+        file, started = self.bundle.graph(self.graph), time.monotonic()
+        plan = build_plan(
+            self.trt,
+            file,
+            self.config,
+            tf32=self.parts["precision"] == "tf32",
+            expected=expected,
+            progress=lambda phase, *times: progress(f"{self.graph}: {phase}", *times),
+            remark=remark,
+        )
+        seconds = time.monotonic() - started
+        self.check_unchanged()
+        precision = prove(self.trt, plan, file, self.parts["precision"])
+        self.destination.write_bytes(plan)
+        return {
+            "graph": self.graph,
+            "graph_sha256": self.parts["graph"],
+            "weights_sha256": self.parts["weights"],
+            "target": self.parts["target"],
+            "builder": self.trt.__version__,
+            "compute_capability": self.parts["compute_capability"],
+            "precision": precision,
+            "options": self.config.to_dict(),
+            "key": key_of(self.parts),
+            "parts": dict(self.parts),
+            "cached": False,
+            "build_seconds": round(seconds, 2),
+            "bytes": len(plan),
+            "sha256": hashlib.sha256(plan).hexdigest(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def check_unchanged(self) -> None:
+        """Whether what was built is what the manifest names, and so the key.
+
+        Raises:
+            BundleError: the bundle was exported anew meanwhile.
+        """
+        graph = self.bundle.graph(self.graph).name
+        for name, digest in self.bundle.manifest["files"].items():
+            file = self.bundle.path / name
+            if (name == graph or name.endswith(".safetensors")) and not (file.exists() and sha256(file) == digest):
+                raise BundleError(f"{file}: changed while an engine was built from it; build again")
 
 
-def build_plan(
-    trt: Any,
-    graph: Path,
-    *,
-    workspace_bytes: int | None,
-    optimization_level: int,
-    progress: Progress,
-) -> bytes:
-    """The engine of one graph, serialised.
+def _parts(
+    bundle: Bundle, graph: str, target: Target, builder: str, capability: str | None, config: EngineConfig
+) -> dict[str, str]:
+    """What an engine is made of, part by part; a timing cache is none of it."""
+    files, entry = bundle.manifest["files"], bundle.manifest["graphs"][graph]
+    options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
+    options.pop("compute_capabilities")
+    buckets = [" ".join(map(str, bucket)) for bucket in options.pop("batches") or ONE_STREAM]
+    return {
+        "graph": files[entry["file"]],
+        "weights": weights_sha256(bundle),
+        "target": target,
+        "builder": builder,
+        "compute_capability": capability or "of the building machine",
+        "precision": entry["precision"],
+        "profile": ", ".join(buckets) if bundle.dynamic_batch else "fixed",
+        **{name: str(value) for name, value in options.items()},
+        "recipe": RECIPE,
+    }
+
+
+def _suited(config: EngineConfig, target: Target, remark: Remark) -> EngineConfig:
+    """The options as far as a library has them.
 
     Raises:
-        EngineError: the graph cannot be read or built; KeyboardInterrupt ends the build.
+        ConfigError: it lacks one without which the engine would be another.
+        BackendUnavailable: it has one only where there is a GPU.
     """
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    # TensorRT 10 must be told that the types are in the graph; 11 and RTX know nothing else.
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if flag is None else 1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
-        reasons = [parser.get_error(index) for index in range(parser.num_errors)]
-        words = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in reasons)
-        raise EngineError(f"{graph}: cannot be read by TensorRT {trt.__version__} ({words or logger.last})")
-    config = builder.create_builder_config()
-    if workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-    config.builder_optimization_level = optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
-    config.max_aux_streams = 0
-    config.clear_flag(trt.BuilderFlag.TF32)  # the graph says float32
-    monitor = _monitor(trt, progress)
-    config.progress_monitor = monitor
-    plan = _in_thread(lambda: builder.build_serialized_network(network, config), monitor)
-    if plan is None:
-        raise EngineError(f"{graph}: TensorRT {trt.__version__} could not build it ({logger.last})")
-    return bytes(plan)
+    if target == "tensorrt":
+        if config.compute_capabilities:
+            raise ConfigError(
+                "compute_capabilities: TensorRT builds for the GPU of this machine; use --hardware-compatibility, or "
+                "--target tensorrt-rtx"
+            )
+        return config
+    if config.version_compatible:
+        raise ConfigError("version_compatible: TensorRT-RTX does not have it; build again when the library changes")
+    if config.hardware_compatibility != "none":
+        raise ConfigError(
+            "hardware_compatibility: TensorRT-RTX does not have it, its engines are portable; --compute-capability "
+            "names the GPUs that one is for"
+        )
+    if config.refittable and not machine()["nvidia_driver"]:
+        raise BackendUnavailable(
+            "refittable: TensorRT-RTX builds such engines only where there is an NVIDIA driver, and here is none; "
+            "leave --refit out, or build on the device"
+        )
+    if config.timing_cache is not None:
+        remark("the timing cache is left alone: TensorRT-RTX times no kernels when it builds")
+        return dataclasses.replace(config, timing_cache=None)
+    return config
 
 
-def _in_thread(work: Callable[[], Any], monitor: Any) -> Any:
-    """Run `work` where Ctrl-C does not reach it, and cancel it by its monitor when Ctrl-C comes.
-
-    The builder asks its monitor between steps alone, and a step may take half a minute: what has not ended
-    two seconds later goes on in its thread, and its result is thrown away.
-    """
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+def _capability(target: Target, config: EngineConfig) -> str | None:
+    """What the engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`; None if the GPU here cannot be asked."""
+    if target == "tensorrt-rtx":
+        return ",".join(config.compute_capabilities) or "portable"
     try:
-        while not future.done():
-            wait([future], timeout=0.1)
-    except KeyboardInterrupt:
-        monitor.cancelled = True
-        wait([future], timeout=2)
-        raise
-    return future.result()
+        from cuda.core import Device
 
-
-def _logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """TensorRT's messages into Python's logging; the last error is kept for ours."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = "it gave no reason"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = message
-                log.info(message)
-            else:
-                log.debug(message)
-
-    return Logger()
-
-
-def _monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.cancelled, self.started = False, time.monotonic()
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            progress(phase, time.monotonic() - self.started)
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, time.monotonic() - self.started)
-            return not self.cancelled
-
-        def phase_finish(self, phase: str) -> None:
-            pass
-
-    return Monitor()
+        device = Device(0)
+        major, minor = device.compute_capability
+        return f"{major}.{minor} {device.name}"
+    except (ImportError, OSError, RuntimeError):
+        return None

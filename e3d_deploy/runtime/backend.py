@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.bundle import Bundle
 
 State = Mapping[str, Any]
@@ -17,6 +18,7 @@ State = Mapping[str, Any]
 REMEDY = {
     "onnxruntime": "pip install 'e3d_deploy[cpu]'",
     "torch": "pip install 'e3d_deploy[train]'",
+    "emulated": "pip install 'e3d_deploy[train,cpu]'",
 }
 """How to get each backend that runs in this version."""
 
@@ -80,13 +82,15 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     """The backend of a name, running the graphs of a bundle.
 
     Args:
-        name: `onnxruntime` or `torch`.
+        name: `onnxruntime`, `torch`, which is the yardstick in float32 whatever the graphs compute in, or `emulated`,
+            which runs a graph whose types nothing here has, and slowly.
         threads: threads within a step; None leaves it to the library.
 
     Raises:
-        BackendUnavailable: its library is not installed, or does not load.
+        BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision.
         ConfigError: no backend has this name.
     """
+    check_runs(bundle.precision, name)
     try:
         match name:
             case "onnxruntime":
@@ -98,6 +102,10 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
                 from e3d_deploy.export.torch_backend import TorchBackend
 
                 return TorchBackend.of_bundle(bundle, threads=threads)
+            case "emulated":
+                from e3d_deploy.export.emulate import EmulatedBackend
+
+                return EmulatedBackend(bundle, threads=threads)
             case "tensorrt" | "tensorrt-rtx":
                 raise BackendUnavailable(
                     f"{name}: this version builds and checks engines, but does not run them yet; "

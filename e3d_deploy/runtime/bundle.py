@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
+WEIGHTS, YARDSTICK = "weights.safetensors", "float32.onnx"
+"""Where graphs have a low type: its weights, and the step graph without it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Bundle:
     @property
     def digest(self) -> str:
         """Stands for what the bundle computes: the hash over its graphs and weights."""
-        computing = {MODEL, *(graph["file"] for graph in self.manifest["graphs"].values())}
+        computing = {MODEL, WEIGHTS, *(graph["file"] for graph in self.manifest["graphs"].values())}
         files = {name: digest for name, digest in self.manifest["files"].items() if name in computing}
         return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
@@ -66,6 +68,11 @@ class Bundle:
     def batch(self) -> int:
         """Streams that the graphs run at once; 1 where they take any number."""
         return int(self.manifest["batch"])
+
+    @property
+    def precision(self) -> str:
+        """The policy of its graphs, of `policies.POLICIES`."""
+        return str(self.manifest["graphs"]["step"]["precision"])
 
     @property
     def dynamic_batch(self) -> bool:
@@ -165,6 +172,7 @@ def _problem(manifest: dict[str, Any]) -> str | None:
             return f"{name} is {manifest[name]!r}"
     try:
         needed = {MODEL, REFERENCE, *(graph["file"] for graph in manifest["graphs"].values())}
+        needed |= {name for graph in manifest["graphs"].values() for name in graph.get("weights", ())}
     except (TypeError, KeyError):
         return "its graphs name no file"
     if odd := [name for name, digest in manifest["files"].items() if not isinstance(digest, str)]:

@@ -28,14 +28,19 @@ class OnnxRuntimeBackend:
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.others: dict[str, onnxruntime.InferenceSession] = {}
 
-    def _open(self, graph: str) -> onnxruntime.InferenceSession:
+    def load(self, graph: str) -> onnxruntime.InferenceSession:
+        """A session of a graph."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        file = str(self.bundle.graph(graph))
+        return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def _open(self, graph: str) -> onnxruntime.InferenceSession:
         file = self.bundle.graph(graph)
         try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            session = self.load(graph)
         except Exception as error:  # its exceptions have no common base of their own
             raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
         for direction, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):

@@ -13,6 +13,7 @@ from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.doctor import installed
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
+from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.backend import REMEDY, Backend, State, open_backend
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.verify import agrees
@@ -51,15 +52,26 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
 def _first_that_agrees(bundle: Bundle, threads: int | None) -> Backend:
     refused = []
     for name in installed():
+        try:
+            check_runs(bundle.precision, name)
+        except BackendUnavailable as error:
+            log.warning("%s", error)
+            continue
         backend = open_backend(bundle, name, threads=threads)
         if agrees(bundle, backend):
             log.info("backend %s: installed, and agrees with the reference", name)
+            if name == "torch" and bundle.precision != "fp32":
+                log.warning("backend torch: computes in float32, and not in %s", bundle.precision)
             return backend
         backend.close()
         refused.append(name)
         log.warning("backend %s: does not give what PyTorch recorded, so it is not used", name)
     if refused:
         raise BackendUnavailable(f"auto: {', '.join(refused)} drift from PyTorch on this machine; run `e3d verify`")
+    if installed():
+        raise BackendUnavailable(
+            f"auto: {', '.join(installed())} does not run {bundle.precision}; export another precision"
+        )
     raise BackendUnavailable(f"auto: no backend is installed; {REMEDY['onnxruntime']}")
 
 

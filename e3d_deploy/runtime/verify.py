@@ -3,7 +3,8 @@
 Needs no PyTorch: where there is none, what it computed is in the bundle's reference clip.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,16 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
-from e3d_deploy.errors import BundleError, ShapeError
+from e3d_deploy.errors import BundleError, ConfigError, ShapeError
+from e3d_deploy.policies import BUDGETS, ROUNDING, Budget
 from e3d_deploy.runtime.backend import Backend
 from e3d_deploy.runtime.bundle import Bundle
-
-BUDGET = {"fp32": 1e-4}
-"""Largest absolute difference from PyTorch float32, of predictions and of final states, by precision."""
-ROUNDING = 4
-"""A network that amplifies rounding errors is given this many times what PyTorch's own float32 loses against
-float64 on the reference clip, where that is more than the budget: no backend is closer to PyTorch than PyTorch
-to the truth. The full-size network with random weights needs it; docs/model.md has the numbers."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +25,17 @@ class Report:
     backend: str
     yardstick: str
     """`torch`, or `reference.npz` where PyTorch was recorded and is not run."""
+    precision: str
+    """The policy of the graphs, which decides what is judged."""
     context_length: int
+    steps: int
+    """Of the bundle's rollout, which are judged; what comes after shows how the difference grows."""
     budget: float
-    """For predictions."""
+    """For predictions; infinite where SSIM and PSNR are judged in the place of differences."""
     state_budget: float
+    dssim_budget: float | None
+    """What may be lost of the SSIM, and below of the PSNR; None where differences are judged."""
+    dpsnr_budget: float | None
     predictions: list[float]
     """Per step of the rollout; the first `context_length` saw true frames, the others their own predictions."""
     states: list[dict[str, float]]
@@ -49,14 +51,15 @@ class Report:
     rollout_states: dict[str, float]
     """After the rollout graph, per state tensor."""
     dssim: float | None
-    """SSIM against the truth: yardstick minus backend, mean over the forecast; None without truth or below 7 pixels."""
+    """SSIM against the truth: yardstick minus backend, mean over the forecast, of the graph that loses most; None
+    without truth, below 7 pixels, or for what is not a number."""
     dpsnr: float | None
-    """PSNR against the truth in dB: yardstick minus backend, mean over the forecast."""
+    """PSNR against the truth in dB, likewise."""
 
     @property
     def worst(self) -> float:
         """The largest difference of predictions, step by step and by the other graphs; NaN if any is."""
-        return float(np.max([*self.predictions, self.clip, self.rollout]))
+        return float(np.max([*self.predictions[: self.steps], self.clip, self.rollout]))
 
     @property
     def worst_state(self) -> tuple[str, float]:
@@ -68,12 +71,19 @@ class Report:
     @property
     def worst_step(self) -> int:
         """The step whose prediction is furthest off."""
-        return int(np.argmax(self.predictions))
+        return int(np.argmax(self.predictions[: self.steps]))
 
     @property
     def passed(self) -> bool:
-        """Within the budgets; what is not a number is not."""
-        return bool(self.worst <= self.budget and self.worst_state[1] <= self.state_budget)
+        """Within the budgets, and a number at every step."""
+        _, state = self.worst_state
+        lost = ((self.dssim, self.dssim_budget), (self.dpsnr, self.dpsnr_budget))
+        return bool(
+            np.isfinite([self.worst, state, *self.predictions]).all()
+            and self.worst <= self.budget
+            and state <= self.state_budget
+            and all(budget is None or (found is not None and found <= budget) for found, budget in lost)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON knows it, null for what is not a number."""
@@ -83,17 +93,24 @@ class Report:
 
 
 def verify(
-    bundle: Bundle, backend: Backend, yardstick: Backend | None = None, clip: NDArray[np.float32] | None = None
+    bundle: Bundle,
+    backend: Backend,
+    yardstick: Backend | None = None,
+    clip: NDArray[np.float32] | None = None,
+    *,
+    steps: int | None = None,
 ) -> Report:
     """Compare a backend with PyTorch on the bundle's reference clip, or on another.
 
     Args:
         yardstick: PyTorch running the same bundle; without it, its recorded answer is what counts.
         clip: float32 [T, C, H, W] in [0, 1], T at least the bundle's context; needs a yardstick.
+        steps: go on for so many, to see how the difference grows; needs a yardstick.
 
     Raises:
         BundleError: a graph whose inputs or outputs are not those of its config.
         ShapeError: a clip that is too short, or given without a yardstick.
+        ConfigError: fewer steps than the bundle's rollout has, or more of them without a yardstick.
     """
     check_contract(bundle)
     reference = bundle.reference()
@@ -105,54 +122,93 @@ def verify(
         )
     if len(clip) < bundle.context_length:
         raise ShapeError(f"clip: has {len(clip)} frames, the bundle's context is {bundle.context_length}")
-    steps = bundle.context_length + bundle.horizon - 1
+    judged = bundle.context_length + bundle.horizon - 1
+    steps = steps or judged
+    if steps < judged or (steps > judged and yardstick is None):
+        raise ConfigError(
+            f"steps: got {steps}, the bundle's rollout has {judged}; more of them need PyTorch to compare with"
+        )
+    allowed = budget_of(bundle)
+    truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
+    if allowed.difference is None and len(truth) < bundle.horizon:
+        raise ShapeError(
+            f"clip: has {len(clip)} frames; {bundle.precision} is judged by what it loses against the truth, which "
+            f"takes {bundle.context_length + bundle.horizon}"
+        )
     context = np.repeat(clip[None, : bundle.context_length], bundle.batch, axis=0)
 
     expected, found = [], []  # predictions, each [B, C, H, W]
     states: list[dict[str, float]] = []
-    state: Any = None
-    seen: Any = None  # the state after the context
+    kept: dict[int, Any] = {}  # the states after the context and after the last step that is judged
     if yardstick is None:
         expected = list(np.repeat(reference["predictions"][:, None], bundle.batch, axis=1))
-        for prediction, state in _rollout(backend, context, steps):
+        for prediction, state in rollout(backend, context, steps):
             found.append(prediction)
-            seen = state if len(found) == bundle.context_length else seen
+            kept |= {len(found): state} if len(found) in (bundle.context_length, judged) else {}
         wanted = {tensor.name: reference[contract.NEXT + tensor.name] for tensor in contract.states(bundle.config)}
     else:
-        both = zip(_rollout(yardstick, context, steps), _rollout(backend, context, steps), strict=True)
+        both = zip(rollout(yardstick, context, steps), rollout(backend, context, steps), strict=True)
         for (their_prediction, their_state), (prediction, state) in both:
             expected.append(their_prediction)
             found.append(prediction)
-            seen = state if len(found) == bundle.context_length else seen
-            wanted = yardstick.to_arrays(their_state)
-            states.append(_by_kind(_differences(wanted, backend.to_arrays(state))))
-    forecast = np.stack(expected[-bundle.horizon :], axis=1)  # [B, horizon, C, H, W]
+            kept |= {len(found): state} if len(found) in (bundle.context_length, judged) else {}
+            theirs = yardstick.to_arrays(their_state)
+            wanted = theirs if len(found) <= judged else wanted
+            states.append(_by_kind(_differences(theirs, backend.to_arrays(state))))
+    forecast = np.stack(expected[judged - bundle.horizon : judged], axis=1)  # [B, horizon, C, H, W]
+    stepped = np.stack(found[judged - bundle.horizon : judged], axis=1)
     clip_forecast, clip_state = backend.clip(context)
-    rolled, rolled_state = backend.rollout(found[bundle.context_length - 1], seen)
-    truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
-    quality = _quality(forecast[0], np.stack(found[-bundle.horizon :], axis=1)[0], truth)
+    rolled, rolled_state = backend.rollout(found[bundle.context_length - 1], kept[bundle.context_length])
+    lost = [quality_lost(forecast[0], one[0], truth) for one in (stepped, clip_forecast, rolled)]
     budget, state_budget = budgets(bundle)
     return Report(
         backend=backend.name,
         yardstick="reference.npz" if yardstick is None else yardstick.name,
+        precision=bundle.precision,
         context_length=bundle.context_length,
+        steps=judged,
         budget=budget,
         state_budget=state_budget,
+        dssim_budget=allowed.dssim,
+        dpsnr_budget=allowed.dpsnr,
         predictions=[_difference(one, other) for one, other in zip(expected, found, strict=True)],
         states=states,
-        final_states=_differences(wanted, backend.to_arrays(state)),
+        final_states=_differences(wanted, backend.to_arrays(kept[judged])),
         clip=_difference(forecast, clip_forecast),
         clip_states=_differences(wanted, backend.to_arrays(clip_state)),
         rollout=_difference(forecast, rolled),
         rollout_states=_differences(wanted, backend.to_arrays(rolled_state)),
-        dssim=quality.get("ssim"),
-        dpsnr=quality.get("psnr"),
+        dssim=_most(one.get("ssim") for one in lost),
+        dpsnr=_most(one.get("psnr") for one in lost),
     )
 
 
+def _most(losses: Iterable[float | None]) -> float | None:
+    found = list(losses)
+    return None if None in found else max(loss for loss in found if loss is not None)
+
+
+def budget_of(bundle: Bundle) -> Budget:
+    """What a bundle was exported to keep; without a word of it, what its precision stands for.
+
+    Raises:
+        BundleError: a precision or a budget that this version does not know.
+    """
+    try:
+        given = bundle.manifest.get("precision", {}).get("budget")
+        return BUDGETS[bundle.precision] if given is None else Budget(**given)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{bundle.path}: its precision is not one of this version ({error}); update e3d_deploy, or export again"
+        ) from error
+
+
 def budgets(bundle: Bundle) -> tuple[float, float]:
-    """What a bundle allows, for predictions and for states; `ROUNDING` says why it may be more than `BUDGET`."""
-    budget, rounding = BUDGET[bundle.manifest["graphs"]["step"]["precision"]], bundle.manifest["rounding"]
+    """The differences that a bundle allows, of predictions and of states, infinite where they are not judged;
+    `ROUNDING` says why it may be more than its budget."""
+    budget, rounding = budget_of(bundle).difference, bundle.manifest["rounding"]
+    if budget is None:
+        return math.inf, math.inf
     return max(budget, ROUNDING * rounding["predictions"]), max(budget, ROUNDING * rounding["states"])
 
 
@@ -162,9 +218,11 @@ def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
     steps = min(steps, bundle.context_length)
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
     budget, _ = budgets(bundle)
+    if math.isinf(budget):  # then what was measured when it was exported, on this clip among others
+        budget = ROUNDING * bundle.manifest["precision"]["drift"]["difference"]
     return all(
         _difference(np.repeat(expected[None], bundle.batch, axis=0), found) <= budget
-        for expected, (found, _) in zip(reference["predictions"], _rollout(backend, context, steps), strict=False)
+        for expected, (found, _) in zip(reference["predictions"], rollout(backend, context, steps), strict=False)
     )
 
 
@@ -190,7 +248,7 @@ def check_contract(bundle: Bundle) -> None:
             )
 
 
-def _rollout(backend: Backend, context: NDArray[np.float32], steps: int) -> Iterator[tuple[NDArray[np.float32], Any]]:
+def rollout(backend: Backend, context: NDArray[np.float32], steps: int) -> Iterator[tuple[NDArray[np.float32], Any]]:
     """The prediction and state after each step: first the context, then the backend's own predictions."""
     state = backend.initial_state()
     prediction = context[:, 0]
@@ -218,7 +276,7 @@ def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
     return kinds
 
 
-def _quality(
+def quality_lost(
     expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.float32]
 ) -> dict[str, float | None]:
     """What is lost against the truth: expected minus found, mean over frames [T, C, H, W], clipped to [0, 1]."""

@@ -1,0 +1,108 @@
+"""TensorRT-RTX engines on this machine's processor: what building costs, and what the cache saves.
+
+python -m benchmarks.engines [PRECISION...]
+"""
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import save
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.bundle import export
+from e3d_deploy.export.cache import EngineCache
+from e3d_deploy.export.to_tensorrt import build
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.policies import RUNS, Budget
+from e3d_deploy.runtime import Bundle
+
+DEMO = Path(__file__).parents[1] / "e3d_deploy" / "demo" / "moving_mnist.safetensors"
+
+
+def main(precisions: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        checkpoint.save(E3DLSTM(ModelConfig()), folder / "full.safetensors")
+        rows, hits = [], {}
+        for what, model, graphs in (("demo", DEMO, None), ("full size", folder / "full.safetensors", ["step"])):
+            for precision in precisions:
+                # Of random weights nothing is expected, so nothing is judged.
+                budget = None if precision == "fp32" else Budget(difference=1e9)
+                path = export(model, folder / "bundle.e3d", overwrite=True, precision=precision, budget=budget)
+                bundle = only(Bundle.open(path), graphs)
+                cache = EngineCache(folder / "cache")
+                sidecars = build(bundle, "tensorrt-rtx", cache=cache)
+                rows += [{"model": what, **row(bundle, graph, one)} for graph, one in sidecars.items()]
+                if precision == "fp32":
+                    hits[what] = measure_hits(bundle, cache, folder)
+    save(
+        "engines",
+        {
+            "what": "TensorRT-RTX plans of the demo model (context 10, horizon 10) and of hidden 4×64, 64×64, patch 4; "
+            "built, not run",
+            "builder": one_builder(rows),
+            "plans": rows,
+            "cache_hit_ms": hits,
+        },
+    )
+
+
+def only(bundle: Bundle, graphs: list[str] | None) -> Bundle:
+    """A bundle as if it had some of its graphs alone."""
+    kept = {name: entry for name, entry in bundle.manifest["graphs"].items() if graphs is None or name in graphs}
+    return dataclasses.replace(bundle, manifest={**bundle.manifest, "graphs": kept})
+
+
+def row(bundle: Bundle, graph: str, sidecar: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "graph": graph,
+        "precision": sidecar["precision"]["proved"],
+        "proved_by": sidecar["precision"]["by"],
+        "nodes": bundle.manifest["graphs"][graph]["nodes"],
+        "build_seconds": sidecar["build_seconds"],
+        "plan_bytes": sidecar["bytes"],
+        "builder": sidecar["builder"],
+    }
+
+
+def one_builder(rows: list[dict[str, Any]]) -> str:
+    (builder,) = {row.pop("builder") for row in rows}
+    return str(builder)
+
+
+def measure_hits(bundle: Bundle, cache: EngineCache, folder: Path, times: int = 20) -> dict[str, Any]:
+    """The median of taking one plan out of the cache, and of a whole build in which all are there."""
+    entries = cache.entries()[-len(bundle.manifest["graphs"]) :]
+    taking = {}
+    for entry in entries:
+        spent = []
+        for _ in range(times):
+            started = time.perf_counter()
+            found = cache.take(entry.sidecar["parts"], folder / "taken")
+            spent.append(time.perf_counter() - started)
+            assert found is not None
+            (folder / "taken").unlink()
+        taking[f"{entry.sidecar['graph']}, {entry.nbytes / 1e6:.1f} MB"] = milliseconds(spent)
+    spent = []
+    for _ in range(times):
+        started = time.perf_counter()
+        build(bundle, "tensorrt-rtx", cache=cache)
+        spent.append(time.perf_counter() - started)
+    return {"take": taking, "whole_build": milliseconds(spent)}
+
+
+def milliseconds(spent: list[float]) -> float:
+    return round(1000 * float(np.median(spent)), 2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(RUNS["tensorrt-rtx"]))

@@ -1,0 +1,232 @@
+"""Plans kept for the next build of the same: found by what they were made of, whole or not there, the oldest go first.
+
+An entry is a folder named by its key, with the plan and its sidecar. Nothing here is a reason to trust a plan: a bundle
+takes one over together with its hash.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.export.watch import Remark, silent
+from e3d_deploy.files import locked, sha256
+from e3d_deploy.workspace import workspace
+
+PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
+LIMIT_BYTES = 10_000_000_000
+
+
+def default_folder() -> Path:
+    """Where the desktop's rules put what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e3d_deploy" / "engines"
+
+
+def key_of(parts: Mapping[str, str]) -> str:
+    """The key of what was made of these parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An engine in the cache."""
+
+    key: str
+    sidecar: dict[str, Any]
+    nbytes: int
+    used: datetime
+    """When it was last built or taken."""
+
+
+class _HeldError(Exception):
+    pass
+
+
+def _held() -> None:
+    raise _HeldError
+
+
+class EngineCache:
+    """Engines in a folder that only its owner can write to.
+
+    Args:
+        limit_bytes: of all plans together; beyond, those that nobody used for longest are removed.
+
+    Raises:
+        ConfigError: others could put plans into the folder, and a plan is native code.
+    """
+
+    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder, self.limit_bytes = folder.absolute(), limit_bytes
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = self.folder.stat()
+        if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+            raise ConfigError(
+                f"{self.folder}: others can write there, and engines are native code; `chmod go-w` it, or name "
+                "another folder with --cache"
+            )
+        with workspace(self.folder / "entry"):
+            pass  # it removes what killed builds left
+        for lock in self.folder.glob("*.lock"):
+            with suppress(_HeldError), locked(lock, _held):
+                pass
+
+    @contextmanager
+    def lock(self, key: str, waiting: Callable[[], None] = silent) -> Iterator[None]:
+        """Be the only one that builds an engine; `waiting` is called if another process does."""
+        with locked(self.folder / f"{key}.lock", waiting):
+            yield
+
+    def take(self, parts: Mapping[str, str], destination: Path, remark: Remark = silent) -> dict[str, Any] | None:
+        """Put the plan that was made of `parts` at `destination`, where no file is; None if there is none.
+
+        The file is shared with the cache where the file system can do that. It is hashed unless size and time of
+        its last change are those with which it was written. A damaged entry is removed.
+
+        Returns:
+            Its sidecar.
+        """
+        key = key_of(parts)
+        try:
+            sidecar = json.loads((self.folder / key / SIDECAR).read_text())
+            written = sidecar.pop("written", None)
+            place(self.folder / key / PLAN, destination)
+            if sidecar["parts"] == parts and _unaltered(destination, sidecar, written):
+                with suppress(OSError):
+                    os.utime(self.folder / key / SIDECAR)
+                return dict(sidecar)
+        except FileNotFoundError:
+            if not (self.folder / key).exists():
+                return None
+        except (ValueError, KeyError, TypeError):
+            pass
+        remark(f"cache entry {key[:12]} is damaged and not used; building anew")
+        destination.unlink(missing_ok=True)
+        self.remove(key)
+        return None
+
+    def put(self, sidecar: Mapping[str, Any], plan: Path) -> None:
+        """Keep a plan, and remove others to make room; one that is larger than the limit is not kept."""
+        if plan.stat().st_size > self.limit_bytes:
+            return
+        with workspace(self.folder / "entry") as folder:
+            place(plan, folder / PLAN)
+            status = (folder / PLAN).stat()
+            kept = {**sidecar, "written": [status.st_size, status.st_mtime_ns]}
+            (folder / SIDECAR).write_text(json.dumps(kept, indent=2) + "\n")
+            self.remove(sidecar["key"])
+            folder.replace(self.folder / sidecar["key"])
+        self._trim(keep=sidecar["key"])
+
+    def difference(self, parts: Mapping[str, str], graph: str) -> str:
+        """Which parts differ from those of the nearest entry of a graph: `builder 1.7.1 → 1.8.0`."""
+
+        def changed(other: Mapping[str, str]) -> list[str]:
+            return [name for name in {**parts, **other} if parts.get(name) != other.get(name)]
+
+        others = [one.sidecar["parts"] for one in self.entries() if one.sidecar.get("graph") == graph]
+        if not others:
+            return f"no {graph} was built before"
+        nearest = min(reversed(others), key=lambda other: len(changed(other)))
+        return ", ".join(f"{name} {_short(nearest.get(name))} → {_short(parts.get(name))}" for name in changed(nearest))
+
+    def entries(self) -> list[Entry]:
+        """What can be read, that which was used last at the end."""
+        found = []
+        for file in self.folder.glob(f"*/{SIDECAR}"):
+            with suppress(OSError, ValueError, TypeError):
+                sidecar, used = json.loads(file.read_text()), datetime.fromtimestamp(file.stat().st_mtime, UTC)
+                if isinstance(sidecar.get("parts"), dict):
+                    nbytes = file.with_name(PLAN).stat().st_size
+                    found.append(Entry(file.parent.name, sidecar, nbytes, used))
+        return sorted(found, key=lambda one: one.used)
+
+    def damaged(self) -> dict[str, str]:
+        """What is wrong with entries, by their keys; every plan is hashed."""
+        found = {}
+        for folder in map(self.folder.joinpath, self.keys()):
+            try:
+                sidecar = json.loads((folder / SIDECAR).read_text())
+                if key_of(sidecar["parts"]) != folder.name:
+                    found[folder.name] = "its sidecar belongs to another key"
+                elif sha256(folder / PLAN) != sidecar["sha256"]:
+                    found[folder.name] = "the plan is not the one that was built"
+            except FileNotFoundError as error:
+                if folder.exists():  # else it was removed meanwhile
+                    found[folder.name] = f"{Path(error.filename).name} is missing"
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                found[folder.name] = f"its sidecar cannot be read ({error})"
+        return found
+
+    def remove(self, key: str) -> None:
+        """Remove an entry, if it is there."""
+        with workspace(self.folder / "entry") as folder, suppress(FileNotFoundError):
+            (self.folder / key).rename(folder / key)  # at once; its files go with the workspace
+
+    def matching(self, prefix: str) -> str:
+        """The one key that begins so.
+
+        Raises:
+            ConfigError: none does, or several.
+        """
+        keys = [key for key in self.keys() if key.startswith(prefix)]
+        if len(keys) != 1:
+            raise ConfigError(f"{prefix!r}: begins {len(keys) or 'no'} keys of {self.folder}; see `e3d cache ls`")
+        return keys[0]
+
+    def keys(self) -> list[str]:
+        """Of all entries, damaged ones too."""
+        return sorted(file.name for file in self.folder.iterdir() if file.is_dir() and not file.name.startswith("."))
+
+    def duration(self, kind: str) -> float | None:
+        """Seconds that the last build of a kind took."""
+        value = self._durations().get(kind)
+        return float(value) if isinstance(value, int | float) else None
+
+    def remember(self, kind: str, seconds: float) -> None:
+        with workspace(self.folder / "entry") as folder:
+            (folder / DURATIONS).write_text(json.dumps({**self._durations(), kind: seconds}, indent=2) + "\n")
+            (folder / DURATIONS).replace(self.folder / DURATIONS)
+
+    def _durations(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / DURATIONS).read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _trim(self, keep: str) -> None:
+        entries = self.entries()
+        total = sum(one.nbytes for one in entries)
+        for one in entries:
+            if total > self.limit_bytes and one.key != keep:
+                self.remove(one.key)
+                total -= one.nbytes
+
+
+def place(source: Path, destination: Path) -> None:
+    """The same file under a second name, or a copy where that cannot be."""
+    try:
+        os.link(source, destination)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(source, destination)
+
+
+def _unaltered(plan: Path, sidecar: Mapping[str, Any], written: object) -> bool:
+    status = plan.stat()
+    return [status.st_size, status.st_mtime_ns] == written or sha256(plan) == sidecar["sha256"]
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "nothing"
+    is_hash = len(value) == 64 and set(value) <= set("0123456789abcdef")
+    return f"{value[:8]}…" if is_hash else value

@@ -1,0 +1,167 @@
+"""Which layers stay in float32 under a policy, and which policy: both found by what they cost, measured."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, ModelProto
+
+from e3d_deploy.errors import QualityError
+from e3d_deploy.export.compose import step_graph
+from e3d_deploy.export.drift import Clip, Drift, Gauge, real_clips
+from e3d_deploy.export.precision import LARGEST, LOW, PRODUCTS, products, stamp, typed
+from e3d_deploy.export.quantize import calibrate
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.policies import MIN_SHARE, Budget
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A policy on a network, and what it costs."""
+
+    policy: str
+    core: GraphProto
+    exclude: list[str]
+    """Layers that stay in float32, those first that were excluded first."""
+    drift: Drift
+    budget: Budget
+    bytes: int
+    """Weights and nodes of the step graph."""
+    step_ms: float | None
+    """On ONNX Runtime on this machine; None where it does not run the policy."""
+
+    @property
+    def fits(self) -> bool:
+        return self.drift.share_of(self.budget) <= 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the manifest."""
+        what = {"policy": self.policy, "exclude": self.exclude, "budget": self.budget.to_dict(), "fits": self.fits}
+        return {**what, "drift": finite(asdict(self.drift)), "bytes": self.bytes, "step_ms": self.step_ms}
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """The values, None for what is not a number, which JSON does not know."""
+    return {name: value if abs(value) < float("inf") else None for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """What a choice is made on."""
+
+    core: GraphProto
+    batch: int | None
+    gauge: Gauge
+    ranges: Callable[[], Mapping[str, float]]
+    """From `quantize.calibrate`; called by policies that need them."""
+    progress: Progress
+
+    def fit(self, policy: str, budget: Budget, exclude: Collection[str] = ()) -> Fit:
+        """A policy with as few layers in float32 as its budget allows.
+
+        Where it is over the budget, every layer is measured alone, all others in float32; then those that drift
+        most are excluded, as many as it takes. At least `MIN_SHARE` of all products stay in the low type; a policy
+        that is over the budget even so does not fit.
+        """
+        excluded = list(exclude)
+        found = self._measure(policy, budget, excluded)
+        if found.fits or policy not in LOW:
+            return found
+        every = {label: len(nodes) for label, nodes in products(self.core).items()}
+        alone = {}
+        for number, label in enumerate(sorted(set(every) - set(excluded)), 1):
+            self.progress(f"{policy}: layer {number} of {len(every) - len(excluded)}, {label}")
+            others = [name for name in every if name != label]
+            alone[label] = self.gauge.distance(self._graph(policy, others)[1], policy)
+        order = sorted(alone, key=lambda label: -np.nan_to_num(alone[label], nan=np.inf))
+        total = sum(node.op_type in PRODUCTS for node in self.core.node)
+        left, most = sum(every.values()) - sum(every[name] for name in excluded), 0
+        while most < len(order) and left - every[order[most]] >= MIN_SHARE * total:
+            left -= every[order[most]]
+            most += 1
+        few, fewest = 0, most  # the least count that fits lies in (few, fewest], if any does
+        best = self._measure(policy, budget, excluded + order[:most])
+        while best.fits and fewest - few > 1:
+            middle = (few + fewest) // 2
+            tried = self._measure(policy, budget, excluded + order[:middle])
+            few, fewest, best = (few, middle, tried) if tried.fits else (middle, fewest, best)
+        return best
+
+    def _graph(self, policy: str, exclude: Collection[str]) -> tuple[GraphProto, ModelProto]:
+        core = typed(self.core, policy, exclude=exclude, ranges=self.ranges() if policy in LARGEST else None)
+        return core, stamp(step_graph(core, self.gauge.config, self.batch), policy)
+
+    def _measure(self, policy: str, budget: Budget, exclude: list[str]) -> Fit:
+        self.progress(f"{policy}: the drift with {len(exclude)} layers in float32")
+        core, graph = self._graph(policy, exclude)
+        size = len(graph.SerializeToString())
+        return Fit(policy, core, exclude, self.gauge.drift(graph, policy), budget, size, None)
+
+    def timed(self, tried: Sequence[Fit]) -> list[Fit]:
+        """Some policies, with the times of their steps."""
+        self.progress("timing a step")
+        graphs = {fit.policy: step_graph(fit.core, self.gauge.config, self.batch) for fit in tried}
+        times = self.gauge.step_ms({policy: stamp(graph, policy) for policy, graph in graphs.items()})
+        return [replace(fit, step_ms=times.get(fit.policy)) for fit in tried]
+
+
+def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[str] = ()) -> tuple[Fit, list[Fit]]:
+    """The first of some policies, the cheapest first, that keeps within its budget; and all that were tried.
+
+    Raises:
+        QualityError: none does; it names the nearest.
+    """
+    tried: list[Fit] = []
+    for policy, budget in budgets.items():
+        tried.append(chooser.fit(policy, budget, exclude if policy in LOW else ()))
+        if tried[-1].fits:
+            tried = chooser.timed(tried)
+            return tried[-1], tried
+    nearest = min(tried, key=lambda one: one.drift.share_of(one.budget))
+    found = asdict(nearest.drift)
+    words = ", ".join(f"{name} {found[name]:.2g} of {allowed:g}" for name, allowed in nearest.budget.to_dict().items())
+    kept = f" with {len(nearest.exclude)} layers in float32" if nearest.exclude else ""
+    raise QualityError(
+        f"precision: none of {', '.join(budgets)} keeps its budget; the nearest is {nearest.policy}{kept}: {words}; "
+        "nothing is written; give another --precision, or a larger --budget"
+    )
+
+
+def choose_precision(
+    model: E3DLSTM,
+    core: GraphProto,
+    reference: Clip,
+    *,
+    budgets: Mapping[str, Budget],
+    batch: int | None,
+    context_length: int,
+    exclude: Sequence[str],
+    calibration: Path | None,
+    progress: Progress,
+) -> tuple[GraphProto, dict[str, Any]]:
+    """The core in the first of some policies that keeps its budget, and what the manifest says of it.
+
+    Raises:
+        QualityError: none does.
+    """
+    clips = real_clips(model.config, len(reference), calibration, reference)
+
+    @cache
+    def ranges() -> Mapping[str, float]:
+        progress(f"learning ranges from {len(clips.calibrate)} clips")
+        return calibrate(core, model.config, batch, clips.calibrate, context_length=context_length)
+
+    gauge = Gauge(model, clips.measure, batch=batch, context_length=context_length, progress=progress)
+    chosen, tried = choose(Chooser(core, batch, gauge, ranges, progress), budgets, exclude)
+    calibrated = clips.describe(clips.calibrate) if chosen.policy in LARGEST else None
+    return chosen.core, {
+        **chosen.to_dict(),
+        "measured": clips.describe(clips.measure),
+        "calibration": calibrated,
+        "tried": [fit.to_dict() for fit in tried],
+    }

@@ -1,0 +1,171 @@
+"""How far a graph drifts from PyTorch float32 over whole rollouts on real clips, before a bundle is made of it."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from e3d_deploy import frames
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.moving_mnist import DIGIT_SIDE, load_digits, moving_mnist
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.export.emulate import Steps, emulated, session
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.policies import RUNS, Budget
+from e3d_deploy.runtime.verify import quality_lost, rollout
+
+Clip = NDArray[np.float32]
+"""[T, C, H, W] in [0, 1]."""
+PEDESTRIANS = Path(__file__).parent.parent / "data" / "clips" / "pedestrians.mp4"
+MOST_WINDOWS = 16
+"""Taken from what a user gives."""
+SEED = 5
+
+
+@dataclass(frozen=True)
+class RealClips:
+    """Clips of the length of a rollout: some to learn ranges from, others to measure with."""
+
+    source: str
+    calibrate: list[Clip]
+    measure: list[Clip]
+
+    def describe(self, clips: Sequence[Clip]) -> dict[str, Any]:
+        """Some of them as JSON knows them, with the hash of their values."""
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(clip).tobytes() for clip in clips)).hexdigest()
+        return {"source": self.source, "clips": len(clips), "frames": sum(map(len, clips)), "sha256": digest}
+
+
+def real_clips(config: ModelConfig, length: int, source: Path | None, reference: Clip) -> RealClips:
+    """Windows of `length` frames, in turn to calibrate and to measure; the reference clip is measured too.
+
+    Without a source, Moving MNIST where it fits, and the package's video.
+
+    Raises:
+        ClipError, ShapeError, ConfigError: what is in `source` cannot be used, or is too short.
+        BackendUnavailable: a video without the extra `video`.
+    """
+    if source is not None:
+        windows = _windows(config, length, source)
+        return RealClips(source.name, windows[::2], [reference, *(windows[1::2] or windows)])
+    windows = _windows(config, length, PEDESTRIANS)
+    calibrate, measure, name = windows[0:4:2], windows[1:4:2], PEDESTRIANS.name
+    if config.channels == 1 and min(config.image_size) >= DIGIT_SIDE:
+        calibrate += _moving_mnist(config, length, "train", 4)
+        measure += _moving_mnist(config, length, "test", 2)
+        name = f"Moving MNIST, {name}"
+    return RealClips(name, calibrate, [reference, *measure])
+
+
+def _windows(config: ModelConfig, length: int, source: Path) -> list[Clip]:
+    clips = read_clips(source, image_size=config.image_size, channels=config.channels, most=MOST_WINDOWS * length)
+    size: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
+    starts = range(0, clips.frames.shape[1] - length + 1, length)
+    windows = [frames.to_frames(one[t : t + length], name=str(source), **size) for one in clips.frames for t in starts]
+    if not windows:
+        raise ConfigError(f"{source}: has {clips.frames.shape[1]} frames, context and horizon need {length}")
+    return windows[:MOST_WINDOWS]
+
+
+def _moving_mnist(config: ModelConfig, length: int, split: Any, count: int) -> list[Clip]:
+    digits, size = load_digits(split), config.image_size
+    clips = (
+        moving_mnist(digits, np.random.default_rng((SEED, index)), length=length, image_size=size)
+        for index in range(count)
+    )
+    return [frames.to_frames(clip, image_size=size, channels=1) for clip in clips]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Of predictions from those of PyTorch float32; the worst of the clips counts."""
+
+    difference: float
+    """Largest absolute difference at any step."""
+    dssim: float
+    """SSIM against the truth that is lost, mean over the forecast."""
+    dpsnr: float
+    """PSNR against the truth that is lost, dB, likewise."""
+
+    def share_of(self, budget: Budget) -> float:
+        """How much of a budget it takes, 1 being all; infinite for what is not a number."""
+        found = asdict(self)
+        shares = [_share(found[name], allowed) for name, allowed in budget.to_dict().items()]
+        return max(shares) if np.isfinite(list(found.values())).all() else float("inf")
+
+
+def _share(found: float, allowed: float) -> float:
+    if found <= allowed:
+        return max(0.0, found / allowed) if allowed else 0.0
+    return found / allowed if allowed else float("inf")
+
+
+class Gauge:
+    """PyTorch's rollouts on some clips, and graphs held against them."""
+
+    def __init__(
+        self,
+        model: E3DLSTM,
+        clips: Sequence[Clip],
+        *,
+        batch: int | None,
+        context_length: int,
+        threads: int | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.config, self.batch, self.context_length = model.config, batch or 1, context_length
+        self.clips, self.threads = clips, threads
+        backend = TorchBackend(model, threads=threads)
+        self.expected: list[Clip] = []
+        for number, clip in enumerate(clips, 1):
+            progress(f"PyTorch on clip {number} of {len(clips)}")
+            steps = rollout(backend, clip[None, :context_length], len(clip) - 1)
+            self.expected.append(np.concatenate([prediction for prediction, _ in steps]))
+
+    def drift(self, graph: ModelProto, policy: str) -> Drift:
+        """Of a step graph, emulated, so that it is the same on every machine."""
+        found = [self._against(clip, mine, theirs) for clip, mine, theirs in self._pairs(graph, policy, self.clips)]
+        return Drift(*(float(np.max(column)) for column in zip(*found, strict=True)))
+
+    def distance(self, graph: ModelProto, policy: str) -> float:
+        """Root mean square difference of the predictions for the first clip: one number to compare layers by."""
+        ((_, mine, theirs),) = self._pairs(graph, policy, self.clips[:1])
+        return float(np.sqrt(np.square(mine - theirs).mean()))
+
+    def _pairs(self, graph: ModelProto, policy: str, clips: Sequence[Clip]) -> Iterable[tuple[Clip, Clip, Clip]]:
+        steps = Steps(session(emulated(graph, policy), threads=self.threads), self.config, self.batch)
+        for clip, expected in zip(clips, self.expected, strict=False):
+            predictions = [steps.split(found)[0][:1] for found in steps.rollout(clip, self.context_length)]
+            yield clip, np.concatenate(predictions), expected
+
+    def _against(self, clip: Clip, mine: Clip, theirs: Clip) -> tuple[float, float, float]:
+        truth, seen = clip[self.context_length :], self.context_length - 1
+        lost = quality_lost(theirs[seen:], mine[seen:], truth)
+        dssim, dpsnr = (np.nan if lost.get(name) is None else lost[name] for name in ("ssim", "psnr"))
+        return float(np.abs(theirs - mine).max()), float(dssim or 0.0), float(dpsnr or 0.0)
+
+    def step_ms(self, graphs: Mapping[str, ModelProto], *, rounds: int = 5, steps: int = 3) -> dict[str, float]:
+        """Median time of a step on ONNX Runtime here, ms, of the policies that it runs, in turn, A B A B …"""
+        times: dict[str, list[float]] = {}
+        running = {
+            policy: Steps(session(graph, threads=self.threads, integers=True), self.config, self.batch)
+            for policy, graph in graphs.items()
+            if policy in RUNS["onnxruntime"]
+        }
+        for number in range(rounds + 1):
+            for policy, one in running.items():
+                frame, state = self.clips[0][:1].repeat(self.batch, axis=0), one.initial_state()
+                for _ in range(steps):
+                    started = time.perf_counter()
+                    _, state = one.step(frame, state)
+                    if number:  # the first round warms up
+                        times.setdefault(policy, []).append(1000 * (time.perf_counter() - started))
+        return {policy: float(np.median(values)) for policy, values in times.items()}

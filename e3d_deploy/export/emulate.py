@@ -1,0 +1,140 @@
+"""What a typed graph computes, on a machine that has no such types: the yardstick of bf16, fp16 and tf32.
+
+Every product is computed in float32 from factors of the low type, and rounded to it once. That is what hardware
+with float32 accumulators does. Held by test_emulation_is_what_the_types_say.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from e3d_deploy import contract
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.precision import MOVES, PRODUCTS, on
+from e3d_deploy.runtime.backend import State, initial_arrays
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+TF32_BITS = 13
+"""Of the 23 that a float32 has behind the point, those that tensor cores leave out."""
+
+
+def emulated(model: ModelProto, policy: str) -> ModelProto:
+    """A graph for ONNX Runtime on any processor that computes what the typed one says.
+
+    Integer and float8 pairs stay: `session` keeps them from being computed in integers.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    nodes: list[NodeProto] = []
+    low = {one.name: one.data_type for one in model.graph.initializer if one.data_type in ROUNDED}
+    for node in model.graph.node:
+        if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") in ROUNDED:
+            low[node.output[0]] = helper.get_node_attr_value(node, "to")
+        elif node.op_type in MOVES and node.input[0] in low:
+            low[node.output[0]] = low[node.input[0]]
+        elif node.op_type in PRODUCTS and node.input[0] in low:
+            nodes += _rounded_product(node, low[node.input[0]])
+            continue
+        elif node.op_type in PRODUCTS and policy == "tf32":
+            nodes += _tf32_product(node)
+            continue
+        nodes.append(node)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    if policy == "tf32":
+        result.graph.initializer.append(numpy_helper.from_array(np.array(2**TF32_BITS + 1, np.float32), "tf32/factor"))
+    return result
+
+
+def _rounded_product(node: NodeProto, kind: int) -> list[NodeProto]:
+    wide = [f"{value}/wide/{node.output[0]}" for value in node.input]
+    casts = [_node("Cast", [value], one, to=TensorProto.FLOAT) for value, one in zip(node.input, wide, strict=True)]
+    output = f"{node.output[0]}/wide"
+    return [*casts, on(node, wide, output), _node("Cast", [output], node.output[0], to=kind)]
+
+
+def _tf32_product(node: NodeProto) -> list[NodeProto]:
+    """Factors rounded to 10 bits behind the point, by Veltkamp's splitting: (2¹³ + 1)·x less what it is above x."""
+    nodes, factors = [], []
+    for value in node.input[:2]:
+        name = f"{value}/tf32/{node.output[0]}"
+        nodes += [
+            _node("Mul", [value, "tf32/factor"], f"{name}/large"),
+            _node("Sub", [f"{name}/large", value], f"{name}/above"),
+            _node("Sub", [f"{name}/large", f"{name}/above"], name),
+        ]
+        factors.append(name)
+    return [*nodes, on(node, [*factors, *node.input[2:]], node.output[0])]
+
+
+def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
+    return helper.make_node(kind, inputs, [output], name=f"emulated:{output}", **attributes)
+
+
+def session(
+    model: ModelProto, *, threads: int | None = None, integers: bool = False, level: Any = None
+) -> onnxruntime.InferenceSession:
+    """A session of a graph that lies in memory.
+
+    Args:
+        integers: it may compute quantised products in them.
+        level: how far it may rewrite the graph, of ONNX Runtime's GraphOptimizationLevel; None for its default.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if level is not None:
+        options.graph_optimization_level = level
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not integers:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+class Steps:
+    """The step of a session, without a bundle around it: as much of a Backend as a rollout needs."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, config: ModelConfig, batch: int) -> None:
+        self.session, self.config, self.batch = session, config, batch
+        self.outputs = [output.name for output in session.get_outputs()]
+
+    def initial_state(self) -> State:
+        return initial_arrays(self.config, self.batch)
+
+    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        return self.split(self.run(frame, state))
+
+    def run(self, frame: NDArray[np.float32], state: State) -> dict[str, NDArray[Any]]:
+        """Every output of the session by name."""
+        results = self.session.run(self.outputs, {contract.FRAME: frame, **state})
+        return dict(zip(self.outputs, results, strict=True))
+
+    def split(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], State]:
+        """The prediction and the next state among the outputs."""
+        names = [tensor.name for tensor in contract.states(self.config)]
+        return outputs[contract.PREDICTION], {name: outputs[contract.NEXT + name] for name in names}
+
+    def rollout(self, clip: NDArray[np.float32], context_length: int) -> Iterator[dict[str, NDArray[Any]]]:
+        """The outputs of each step over a clip [T, C, H, W]: first its frames, then what was predicted, T − 1 steps."""
+        state, prediction = self.initial_state(), clip[:1].repeat(self.batch, axis=0)
+        for t in range(len(clip) - 1):
+            frame = clip[t : t + 1].repeat(self.batch, axis=0) if t < context_length else prediction
+            outputs = self.run(frame, state)
+            yield outputs
+            prediction, state = self.split(outputs)
+
+
+class EmulatedBackend(OnnxRuntimeBackend):
+    """The graphs of a bundle, emulated: proves types where nothing runs them. Slower than float32."""
+
+    name = "emulated"
+
+    def load(self, graph: str) -> onnxruntime.InferenceSession:
+        model = onnx.load(self.bundle.graph(graph))
+        return session(emulated(model, self.bundle.precision), threads=self.threads)

@@ -1,0 +1,53 @@
+"""Engines on their way into a bundle: made beside it, then moved in together with the manifest's word for them."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy.files import locked, sha256
+from e3d_deploy.runtime.bundle import MANIFEST, Bundle, manifest_bytes, read_manifest
+from e3d_deploy.workspace import workspace
+
+ENGINES = "engines"
+
+
+@contextmanager
+def staging(bundle: Bundle) -> Iterator[Path]:
+    """A folder for plans within the bundle, gone at the end; what killed builds left of theirs goes first."""
+    with workspace(bundle.path / ENGINES) as folder:
+        yield folder
+
+
+def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, dict[str, Any]]) -> None:
+    """Make the plans `GRAPH.TARGET.plan` in a stage the bundle's engines of a target.
+
+    Everything is on the disk before the bundle changes. Older engines of the target leave the manifest first, so that
+    at no moment it speaks of files that are gone: a build killed in between leaves a bundle without engines.
+    """
+    sheets = {f"{graph}.{target}": sidecar for graph, sidecar in sidecars.items()}
+    added = {}
+    for name, sidecar in sheets.items():
+        (stage / f"{name}.json").write_text(json.dumps(sidecar, indent=2) + "\n")
+        added[f"{ENGINES}/{name}.plan"] = sidecar["sha256"]
+        added[f"{ENGINES}/{name}.json"] = sha256(stage / f"{name}.json")
+    with locked(bundle.path):
+        manifest = read_manifest(bundle.path)  # another build may have changed it meanwhile
+        files = {name: digest for name, digest in manifest["files"].items() if f".{target}." not in name}
+        engines = {name: sheet for name, sheet in manifest["engines"].items() if not name.endswith(f".{target}")}
+        steps = (
+            {**manifest, "files": files, "engines": engines},
+            {**manifest, "files": files | added, "engines": engines | sheets},
+        )
+        for number, step in enumerate(steps):
+            (stage / f"manifest.{number}").write_bytes(manifest_bytes(step))
+        folder = bundle.path / ENGINES
+        folder.mkdir(exist_ok=True)
+        (stage / "manifest.0").replace(bundle.path / MANIFEST)
+        for old in folder.glob(f"*.{target}.*"):
+            if f"{ENGINES}/{old.name}" not in added:
+                old.unlink()
+        for name in added:
+            (stage / Path(name).name).replace(bundle.path / name)
+        (stage / "manifest.1").replace(bundle.path / MANIFEST)

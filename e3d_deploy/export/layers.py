@@ -1,0 +1,82 @@
+"""Which layer of the network a node of a graph belongs to, for messages."""
+
+import re
+from collections import defaultdict, deque
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
+
+FAR = 12
+"""Nodes from here to one whose layer is known, at most; beyond, "near" would mean nothing."""
+
+
+def locate(graph_file: Path, words: str) -> str:
+    """What a user can know of the nodes that a message of TensorRT names: `; node … is a Conv of cells.2.memory_conv`.
+
+    Empty where it names none, or where there is no onnx to look.
+    """
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    except ImportError:
+        return ""
+    try:
+        graph = onnx.load(graph_file, load_external_data=False).graph
+    except (OSError, DecodeError):
+        return ""
+    # Names hold no spaces or quotes; around them stand 'node', (node), node: and the like.
+    for character in "'\"()[]:;,{}":
+        words = words.replace(character, " ")
+    named = set(words.split()) | {word.rstrip(".") for word in words.split()}
+    found = [node for node in graph.node if node.name in named]
+    return "".join(f"; node {node.name} is a {node.op_type}{_place(graph, node)}" for node in found[:3])
+
+
+def _place(graph: "GraphProto", node: "NodeProto") -> str:
+    layer, distance = layer_of(graph, node)
+    if layer is None:
+        return ""
+    return f" of {layer}" if distance == 0 else f" near {layer}"
+
+
+def layer_of(graph: "GraphProto", node: "NodeProto") -> tuple[str | None, int]:
+    """The module that a node was exported from, as `cells.2.memory_conv`; else that of the nearest that is known.
+
+    Known is what a node's name says, or the name of the weight that it reads.
+
+    Returns:
+        The module's path in the model, None if there is none near; and how many nodes away it is.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    beside = defaultdict(list)  # nodes by the values that they read or give
+    for index, other in enumerate(graph.node):
+        for name in {*other.input, *other.output} - weights - {""}:
+            beside[name].append(index)
+    start = next(index for index, other in enumerate(graph.node) if other.name == node.name)
+    seen, queue = {start}, deque([(start, 0)])
+    while queue:
+        index, distance = queue.popleft()
+        here = graph.node[index]
+        if module := _module(here):
+            return module, distance
+        if distance == FAR:
+            continue
+        for name in (*here.input, *here.output):
+            for neighbour in beside[name]:
+                if neighbour not in seen:
+                    seen.add(neighbour)
+                    queue.append((neighbour, distance + 1))
+    return None, FAR
+
+
+def _module(node: "NodeProto") -> str | None:
+    # to_onnx.py names it MODULE/node_…, compose.py puts the step before.
+    if named := re.search(r"(?:^|/)([a-z_]+(?:\.\w+)*)/node_", node.name):
+        return str(named[1])
+    for name in node.input:  # a weight in a low type is cells.2.merge.weight/fp16
+        module, _, kind = str(name).partition("/")[0].rpartition(".")
+        if module and kind in ("weight", "bias"):
+            return module
+    return None

@@ -1,0 +1,160 @@
+"""One graph to one TensorRT plan: every call of the builder, for TensorRT 10, 11 and TensorRT-RTX."""
+
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy.config import EngineConfig
+from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
+from e3d_deploy.export.layers import locate
+from e3d_deploy.export.watch import Progress, Remark, in_thread, make_logger, make_monitor, silent
+from e3d_deploy.files import write_file
+
+BATCH = "batch"
+"""Name of the one axis of a graph that may be open."""
+ONE_STREAM = ((1, 1, 1),)
+ADVICE = (
+    ("Turing", "leave 7.5 out of --compute-capability: TensorRT-RTX has no float32 products for it"),
+    ("HW-specific datatypes", "bfloat16 runs on 8.0 and later, FP8 on 8.9; leave others out of --compute-capability"),
+    ("workspace limit", "raise --workspace-mb"),
+    ("libnvinfer_lean", "install tensorrt-lean, or leave --version-compatible out"),
+    ("CUDA driver version", "this needs an NVIDIA GPU and its driver"),
+)
+"""Words of the builder, and what to do about them."""
+
+
+def build_plan(
+    trt: Any,
+    graph: Path,
+    config: EngineConfig,
+    *,
+    tf32: bool = False,
+    expected: float | None = None,
+    progress: Progress = silent,
+    remark: Remark = silent,
+) -> bytes:
+    """The engine of one graph, serialised.
+
+    Args:
+        trt: the library's module.
+        tf32: let float32 products be computed in TF32.
+        expected: seconds that the last such build took, to be shown with the progress.
+
+    Raises:
+        ConfigError: an option that this version of the library does not know.
+        BackendUnavailable: the library finds no GPU and needs one.
+        EngineError: the graph cannot be read or built; KeyboardInterrupt ends the build.
+    """
+    logger = make_logger(trt)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError as error:  # how the bindings say that there is no builder
+        raise BackendUnavailable(
+            f"TensorRT {trt.__version__}: cannot begin to build ({logger.reason}); it builds on the GPU that the "
+            "engine is for, and needs its driver; TensorRT-RTX builds without"
+        ) from error
+    # TensorRT 10 must be told that the types are in the graph; 11 and RTX know nothing else.
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if flag is None else 1 << int(flag))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        raise EngineError(
+            f"{graph}: cannot be read by TensorRT {trt.__version__} ({_parser_words(parser) or logger.reason})"
+            + locate(graph, _parser_words(parser))
+        )
+    settings = builder.create_builder_config()
+    _set_options(trt, settings, config, tf32)
+    _add_profiles(builder, settings, network, config, graph, remark)
+    if config.timing_cache is not None:
+        _load_timing(settings, Path(config.timing_cache), remark)
+    monitor = make_monitor(trt, progress, expected)
+    settings.progress_monitor = monitor
+
+    def work(_weights: Any = parser, _logger: Any = logger) -> Any:
+        return builder.build_serialized_network(network, settings)
+
+    plan = in_thread(work, monitor)
+    if plan is None:
+        raise EngineError(_not_built(trt, graph, logger.reason))
+    if config.timing_cache is not None:
+        _save_timing(settings, Path(config.timing_cache), remark)
+    return bytes(plan)
+
+
+def _parser_words(parser: Any) -> str:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    return "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
+
+
+def _not_built(trt: Any, graph: Path, reason: str) -> str:
+    advice = "".join(f"; {what}" for words, what in ADVICE if words in reason)
+    return f"{graph}: TensorRT {trt.__version__} could not build it ({reason}){locate(graph, reason)}{advice}"
+
+
+def _set_options(trt: Any, settings: Any, config: EngineConfig, tf32: bool) -> None:
+    settings.builder_optimization_level = config.optimization_level
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+    settings.max_aux_streams = 0
+    if not tf32:
+        settings.clear_flag(trt.BuilderFlag.TF32)  # set unless it is cleared, although the graph says float32
+    if config.workspace_bytes is not None:
+        settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_bytes)
+    if config.version_compatible:
+        settings.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        # Else the plan carries code for the host, which the runtime never lets run.
+        settings.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    if config.refittable:
+        settings.set_flag(trt.BuilderFlag.REFIT)
+    if config.hardware_compatibility != "none":
+        name = config.hardware_compatibility.upper().replace("-", "_")
+        level = _member(trt, "HardwareCompatibilityLevel", name, f"hardware_compatibility {name}")
+        settings.hardware_compatibility_level = level
+    if config.compute_capabilities:
+        settings.num_compute_capabilities = len(config.compute_capabilities)
+        for index, one in enumerate(config.compute_capabilities):
+            target = _member(trt, "ComputeCapability", "SM" + one.replace(".", ""), f"compute capability {one}")
+            settings.set_compute_capability(target, index)
+
+
+def _member(trt: Any, enum: str, name: str, what: str) -> Any:
+    values = getattr(trt, enum, None)
+    if not hasattr(values, name):
+        known = ", ".join(member for member in dir(values) if member.isupper())
+        raise ConfigError(f"{what}: TensorRT {trt.__version__} does not know it, only {known or 'none'}")
+    return getattr(values, name)
+
+
+def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfig, graph: Path, remark: Remark) -> None:
+    """A profile for each bucket, where the graph's batch is open."""
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    open_axes = [(one, axis) for one in inputs for axis, size in enumerate(one.shape) if size == -1]
+    for one, axis in open_axes:
+        if one.get_dimension_name(axis) != BATCH:
+            name = one.get_dimension_name(axis) or f"number {axis}"
+            raise EngineError(f"{graph}: axis {name} of {one.name} is open, and only one named {BATCH} may be")
+    if not open_axes:
+        if config.batches:
+            remark(f"{graph.name}: runs a fixed number of streams, so the batch buckets say nothing to it")
+        return
+    for bucket in config.batches or ONE_STREAM:
+        profile = builder.create_optimization_profile()
+        for one in inputs:
+            shapes = [tuple(batch if size == -1 else size for size in one.shape) for batch in bucket]
+            if -1 in one.shape:
+                profile.set_shape(one.name, *shapes)
+        if settings.add_optimization_profile(profile) == -1:
+            raise EngineError(f"{graph}: the builder takes no profile for {' to '.join(map(str, bucket))} streams")
+
+
+def _load_timing(settings: Any, file: Path, remark: Remark) -> None:
+    for content in (file.read_bytes() if file.exists() else b"", b""):
+        cache = settings.create_timing_cache(content)
+        if cache is not None and settings.set_timing_cache(cache, False):
+            return
+        remark(f"{file}: is of another GPU or version of TensorRT, so it begins anew")
+
+
+def _save_timing(settings: Any, file: Path, remark: Remark) -> None:
+    try:
+        write_file(file, bytes(settings.get_timing_cache().serialize()))
+    except OSError as error:
+        remark(f"{file}: not written ({error.strerror}); the engine is none the worse")

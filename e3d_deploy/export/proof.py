@@ -1,0 +1,144 @@
+"""At which precision an engine computes: asked of the engine where a GPU can load it, else of its typed graph."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy.errors import EngineError
+from e3d_deploy.export.watch import make_logger
+from e3d_deploy.policies import MIN_SHARE
+
+WIDTH = {"fp32": 32, "tf32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "fp4": 4}
+"""Precisions that a graph can ask for or an engine can have, bits."""
+NAMES = {
+    "bf16": ("bfloat16", "bf16"),
+    "fp16": ("float16", "half", "fp16"),
+    "fp8": ("float8", "fp8"),
+    "fp4": ("float4", "fp4"),
+    "fp32": ("float", "fp32"),
+    "int8": ("int8",),
+    "int4": ("int4",),
+}
+"""What the inspector calls them, alone or within "Row major linear FP16 format"; the first that fits counts."""
+OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+
+
+def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> dict[str, Any]:
+    """What was asked of a plan and what it does, for its sidecar.
+
+    Returns:
+        `requested`, `proved`, `by` ("inspector" or "graph"), and `layers`: how many convolutions and matrix
+        products run at each precision. TF32 is a permission that the graph does not show: it proves "tf32 allowed".
+
+    Raises:
+        EngineError: it does not do what was asked.
+    """
+    layers, by = inspected(trt, plan), "inspector"
+    if not layers:
+        layers, by = in_graph(graph_file), "graph"
+    return {"requested": requested, "proved": judge(requested, layers, by), "by": by, "layers": dict(layers)}
+
+
+def judge(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:
+    """What convolutions and matrix products prove: the requested precision.
+
+    Raises:
+        EngineError: too few of them have it, or some have a narrower one.
+    """
+    if requested not in WIDTH:
+        raise EngineError(f"precision: got {requested!r}, expected one of {', '.join(WIDTH)}; export the model again")
+    found = ", ".join(f"{count} in {name}" for name, count in sorted(layers.items())) or "none"
+    total, having = sum(layers.values()), layers.get(requested, 0)
+    if requested == "tf32":
+        having += layers.get("fp32", 0)
+    narrower = [name for name in layers if WIDTH.get(name, 32) < WIDTH[requested]]
+    if not total or having < MIN_SHARE * total or narrower:
+        raise EngineError(
+            f"precision: {requested} was asked for, and the {by} shows of the convolutions and matrix products "
+            f"{found}; export the model again at the precision that you want"
+        )
+    return "tf32 allowed" if requested == "tf32" and not layers.get("tf32") else requested
+
+
+def inspected(trt: Any, plan: bytes) -> Counter[str] | None:
+    """The same counts from the engine itself; None where no GPU can load it.
+
+    The plan must be one that was built just now: it is native code.
+    """
+    logger = make_logger(trt)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return None
+    inspector = engine.create_engine_inspector()
+    context = engine.create_execution_context()
+    if context is not None:
+        inspector.execution_context = _shaped(trt, engine, context)  # else open shapes hide the types
+    return in_engine(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
+
+
+def _shaped(trt: Any, engine: Any, context: Any) -> Any:
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in engine.get_tensor_shape(name):
+            context.set_input_shape(name, tuple(engine.get_tensor_profile_shape(name, 0)[1]))
+    return context
+
+
+def in_engine(information: Mapping[str, Any]) -> Counter[str] | None:
+    """Counts from the inspector's JSON, of TensorRT 10 and 11; None if it has no types.
+
+    A layer computes in the type of its first input that is a number; what it writes may be wider.
+    """
+    counts: Counter[str] = Counter()
+    for layer in information.get("Layers", ()):
+        if not isinstance(layer, dict):  # names alone: the plan was built without details
+            continue
+        if not _multiplies(str(layer.get("LayerType", "")).lower(), str(layer.get("Name", "")).lower()):
+            continue
+        if precision := next(filter(None, map(_precision, layer.get("Inputs", ()))), None):
+            is_tf32 = precision == "fp32" and "tf32" in str(layer.get("TacticName", "")).lower()
+            counts["tf32" if is_tf32 else precision] += 1
+    return counts or None
+
+
+def _multiplies(kind: str, name: str) -> bool:
+    return kind == "conv" or any(word in kind for word in ("convolution", "gemm", "matrixmultiply")) or "mha" in name
+
+
+def _precision(tensor: Mapping[str, Any]) -> str | None:
+    """The precision of an input: `Format/Datatype` in TensorRT 10, `Datatype` beside `Format` in 11."""
+    text = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or tensor.get("DataType") or "").lower()
+    return next((name for name, words in NAMES.items() if any(word in text for word in words)), None)
+
+
+def in_graph(graph_file: Path) -> Counter[str]:
+    """Counts from the types in an ONNX graph, which a strongly typed network keeps."""
+    import onnx
+    from onnx import TensorProto
+
+    names = {
+        TensorProto.FLOAT: "fp32",
+        TensorProto.FLOAT16: "fp16",
+        TensorProto.BFLOAT16: "bf16",
+        TensorProto.INT8: "int8",
+        TensorProto.FLOAT8E4M3FN: "fp8",
+        TensorProto.FLOAT8E5M2: "fp8",
+        TensorProto.INT4: "int4",
+        TensorProto.FLOAT4E2M1: "fp4",
+    }
+    model = onnx.shape_inference.infer_shapes(onnx.load(graph_file, load_external_data=False), check_type=False)
+    graph = model.graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    dequantised = {name for name, node in makers.items() if node.op_type == "DequantizeLinear"}
+
+    def precision(inputs: Sequence[str]) -> str:
+        """What two factors are multiplied in: narrow only if both are. A dequantised one is what it was before."""
+        factors = [makers[name].input[0] if name in dequantised else name for name in inputs[:2]]
+        return max((names.get(types.get(name, 0), "unknown") for name in factors), key=lambda one: WIDTH.get(one, 64))
+
+    return Counter(precision(node.input) for node in graph.node if node.op_type in OPERATORS)

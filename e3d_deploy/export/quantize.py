@@ -1,0 +1,64 @@
+"""How large the values get that int8 and fp8 round: measured on rollouts of real clips, with their states."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, TensorProto, helper
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.compose import step_graph
+from e3d_deploy.export.emulate import Steps, session
+from e3d_deploy.export.precision import fixed_values, on, products
+
+MARK = "largest/"
+
+
+def calibrate(
+    core: GraphProto,
+    config: ModelConfig,
+    batch: int | None,
+    clips: Iterable[NDArray[np.float32]],
+    *,
+    context_length: int,
+    threads: int | None = None,
+) -> dict[str, float]:
+    """The largest absolute value of each factor of `products`, and of each convolution before its bias is added.
+
+    The float32 step runs over the clips [T, C, H, W] as it will be used: `context_length` true frames, then its own
+    predictions, with all states as they come. Nothing is kept but the maxima.
+    """
+    names = _values(core)
+    model = step_graph(_watched(core, names), config, batch)
+    for name in names:
+        model.graph.output.append(helper.make_tensor_value_info(f"t0/{MARK}{name}", TensorProto.FLOAT, []))
+    steps = Steps(session(model, threads=threads), config, batch or 1)
+    largest = dict.fromkeys(names, 0.0)
+    for clip in clips:
+        for found in steps.rollout(clip, context_length):
+            for name in names:
+                largest[name] = max(largest[name], float(found[f"t0/{MARK}{name}"]))
+    return largest
+
+
+def _values(core: GraphProto) -> list[str]:
+    fixed = fixed_values(core)
+    nodes = [node for nodes in products(core).values() for node in nodes]
+    factors = [value for node in nodes for value in node.input[:2] if value not in fixed]
+    return sorted({*factors, *(node.output[0] for node in nodes if node.op_type == "Conv")})
+
+
+def _watched(core: GraphProto, names: Sequence[str]) -> GraphProto:
+    """A core that computes the maxima beside what it gives."""
+    graph = GraphProto()
+    graph.CopyFrom(core)
+    biased = {node.output[0]: node for node in core.node if node.op_type == "Conv" and len(node.input) > 2}
+    for name in names:
+        value, watch = name, MARK + name
+        if name in biased:
+            # Computed again: its output less its bias has lost what the bias is larger by.
+            value = f"{watch}/unbiased"
+            graph.node.append(on(biased[name], biased[name].input[:2], value))
+        graph.node.append(helper.make_node("Abs", [value], [f"{watch}/all"], name=f"{watch}/all"))
+        graph.node.append(helper.make_node("ReduceMax", [f"{watch}/all"], [watch], name=watch, keepdims=0))
+    return graph

@@ -1,0 +1,129 @@
+"""Engines with other weights, without building them again: those of one bundle for another of the same form."""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import GraphProto, TensorProto, numpy_helper
+
+from e3d_deploy.errors import BackendUnavailable, EngineError
+from e3d_deploy.export.engine_files import move_in, staging
+from e3d_deploy.export.proof import prove
+from e3d_deploy.export.to_tensorrt import Target, library
+from e3d_deploy.export.watch import Progress, make_logger, silent
+from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.plans import load_plan, weights_sha256
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+
+
+def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Progress = silent) -> dict[str, dict[str, Any]]:
+    """Give a bundle the engines of another, with its own weights.
+
+    All weights that an engine lets be replaced are, or it is refused. What it computes then has to be verified on
+    the GPU, as after a build.
+
+    Args:
+        source: a bundle with engines that were built to be refitted, of graphs that differ in weights alone.
+
+    Returns:
+        The sidecar of each graph; `refitted_from` names the plan that it comes from.
+
+    Raises:
+        BackendUnavailable: the library is not installed, or no GPU can load an engine here.
+        BundleError: a plan of the source that may not be loaded.
+        EngineError: engines that cannot be refitted, graphs of another form, or a weight that is missing.
+    """
+    trt = library(target)
+    names = [name for name in bundle.manifest["graphs"] if f"{name}.{target}" in source.manifest["engines"]]
+    if not names:
+        raise EngineError(f"{source.path}: has no engine of {target}; `e3d build {source.path} --refit` makes them")
+    sidecars = {}
+    with staging(bundle) as stage:
+        for name in names:
+            sidecar = source.manifest["engines"][f"{name}.{target}"]
+            if not sidecar["options"]["refittable"]:
+                raise EngineError(
+                    f"{source.path}: its {name}.{target} was built without --refit; build it again with it"
+                )
+            if found := difference(source.graph(name), bundle.graph(name)):
+                raise EngineError(f"{name}: {bundle.path} differs from {source.path} in more than weights: {found}")
+            progress(f"{name}: refitting", 0.0, None)
+            old = load_plan(source, name, target=target, version=trt.__version__)
+            plan = _refitted(trt, old, bundle.graph(name))
+            if plan == old and weights_sha256(bundle) != weights_sha256(source):
+                raise EngineError(f"{name}: the weights differ and the refitted engine does not; build it anew")
+            (stage / f"{name}.{target}.plan").write_bytes(plan)
+            sidecars[name] = {
+                **{key: value for key, value in sidecar.items() if key not in ("key", "parts")},
+                "graph_sha256": bundle.manifest["files"][bundle.manifest["graphs"][name]["file"]],
+                "weights_sha256": weights_sha256(bundle),
+                "refitted_from": sidecar["sha256"],
+                "precision": prove(trt, plan, bundle.graph(name), bundle.manifest["graphs"][name]["precision"]),
+                "cached": False,
+                "bytes": len(plan),
+                "sha256": hashlib.sha256(plan).hexdigest(),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        move_in(bundle, target, stage, sidecars)
+    return sidecars
+
+
+def _refitted(trt: Any, plan: bytes, graph: Path) -> bytes:
+    logger = make_logger(trt)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendUnavailable(
+            f"TensorRT {trt.__version__}: cannot load the engine, which refitting needs ({logger.reason}); do it on a "
+            "machine with the GPU that the engine is for, or build anew with `e3d build`"
+        )
+    refitter = trt.Refitter(engine, logger)
+    parser = trt.OnnxParserRefitter(refitter, logger)
+    complete = parser.refit_from_file(str(graph))
+    missing = refitter.get_missing_weights()
+    if not complete or missing:
+        given = {tensor.name for tensor in onnx.load(graph, load_external_data=False).graph.initializer}
+        unknown = missing or [name for name in refitter.get_all_weights() if name not in given]
+        listed = ", ".join(sorted(unknown)) or "unnamed"
+        words = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)) or logger.reason
+        raise EngineError(
+            f"{graph}: not every weight of the engine can be replaced; missing: {listed} ({words}); build it anew"
+        )
+    if not refitter.refit_cuda_engine():
+        raise EngineError(f"{graph}: TensorRT {trt.__version__} could not refit the engine ({logger.reason})")
+    settings = engine.create_serialization_config()
+    if (flag := getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)) is not None:
+        settings.set_flag(flag)  # so that it can be refitted again
+    return bytes(engine.serialize_with_config(settings))
+
+
+def difference(one: Path, other: Path) -> str | None:
+    """How two graphs differ beside the values of their weights; None if they do not."""
+    first, second = (onnx.load(file, load_external_data=False).graph for file in (one, other))
+    for what in (_tensors, _nodes, _constants):
+        here, there = what(first), what(second)
+        if here != there:
+            names = sorted(name for name in {**here, **there} if here.get(name) != there.get(name))
+            return f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+    return None
+
+
+def _tensors(graph: GraphProto) -> dict[str, object]:
+    ends = {value.name: value.SerializeToString(deterministic=True) for value in (*graph.input, *graph.output)}
+    return ends | {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in graph.initializer}
+
+
+def _nodes(graph: GraphProto) -> dict[str, object]:
+    return {node.name: (index, node.SerializeToString(deterministic=True)) for index, node in enumerate(graph.node)}
+
+
+def _constants(graph: GraphProto) -> dict[str, object]:
+    """Shapes, axes and indices, which cannot be refitted."""
+    return {
+        tensor.name: numpy_helper.to_array(tensor).tobytes()
+        for tensor in graph.initializer
+        if tensor.data_type not in FLOATS and not tensor.external_data
+    }

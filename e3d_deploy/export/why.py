@@ -1,0 +1,239 @@
+"""Why a graph drifts: the first values of a step that are off, what did it, and what would mend it.
+
+The step graph runs beside its float32 twin from the same state, and values of the same name are compared in the
+order in which they are computed, as many at a time as memory allows.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from e3d_deploy.export.emulate import Steps, emulated, session
+from e3d_deploy.export.precision import LARGEST, PRODUCTS, fixed_values, label_of, makers_of
+from e3d_deploy.runtime.backend import State
+from e3d_deploy.runtime.bundle import YARDSTICK, Bundle
+
+Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
+LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}
+"""Error of a value, root mean square over its own, that the rounding of one step explains: about four times the
+largest that the demo model shows, behind the softmax with all but tf32."""
+EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32", "fp32": "fp32"}
+"""The next policy that rounds less."""
+NORM = ("ReduceMean", "Sub", "Sqrt", "Div")
+MOST_BYTES = 64_000_000
+"""Of the values that are compared at a time."""
+MOST_FINDINGS = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A value that is off although what it is made of is not."""
+
+    node: str
+    """That makes it, as named in step.onnx."""
+    layer: str
+    """The product that it is, or comes from: a name for --exclude."""
+    cause: Cause
+    step: int
+    """Of the rollout on the reference clip, from 1."""
+    error: float
+    """Root mean square over that of the value in float32; infinite for what is not a number."""
+    largest: float
+    """The value's largest element in float32."""
+    advice: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON knows it."""
+        return {**asdict(self), "error": self.error if np.isfinite(self.error) else None}
+
+
+def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_bytes: int = MOST_BYTES) -> list[Finding]:
+    """What is off first in the step graph, on the reference clip.
+
+    Args:
+        native: as ONNX Runtime computes it, and not as its types say; the two differ where it has no such type.
+        most_bytes: of the values that are held at a time.
+
+    Returns:
+        At most three, the first first. One of the cause `state` where no value is off in a single step, so that
+        small errors add up over the steps. None where the graph agrees with its twin.
+    """
+    policy = bundle.precision
+    graph = onnx.load(bundle.graph("step"))
+    twin = onnx.load(bundle.path / YARDSTICK) if (bundle.path / YARDSTICK).exists() else graph
+    mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, optimise=True)
+    theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
+    step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))
+    if step is None:
+        return []
+    comparison = _Comparison(twin.graph, _inputs(graph.graph), policy)
+    for names in _chunks(twin, graph, most_bytes):
+        found = mine.steps(names).run(frame, state), theirs.steps(names).run(frame, state)
+        for name in names:
+            comparison.add(name, found[0][name], found[1][name])
+        if findings := comparison.findings(names, step):
+            return findings[:MOST_FINDINGS]
+    return [] if policy == "fp32" else [comparison.summed_up(step)]
+
+
+class _Watched:
+    """A step graph that can show any of its values."""
+
+    def __init__(self, model: ModelProto, bundle: Bundle, threads: int | None, *, optimise: bool) -> None:
+        self.model, self.bundle, self.threads, self.optimise = model, bundle, threads, optimise
+
+    def steps(self, names: Sequence[str]) -> Steps:
+        watched = ModelProto()
+        watched.CopyFrom(self.model)
+        known = {output.name for output in watched.graph.output}
+        watched.graph.output.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in known
+        )
+        level = onnxruntime.GraphOptimizationLevel
+        opened = session(
+            watched,
+            threads=self.threads,
+            integers=True,
+            level=level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL,
+        )
+        return Steps(opened, self.bundle.config, self.bundle.batch)
+
+
+def _where(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDArray[np.float32], State]:
+    """The first step whose results are no numbers, else the one that is furthest off; and what went into it."""
+    clip = bundle.reference()["frames"]
+    state, their_state = mine.initial_state(), theirs.initial_state()
+    prediction = their_prediction = clip[:1].repeat(bundle.batch, axis=0)
+    worst: tuple[float, int | None, NDArray[np.float32], State] = (0.0, None, prediction, state)
+    for t in range(len(clip) - 1):
+        true = clip[t : t + 1].repeat(bundle.batch, axis=0)
+        frame, their_frame = (true, true) if t < bundle.context_length else (prediction, their_prediction)
+        before = state
+        prediction, state = mine.step(frame, state)
+        their_prediction, their_state = theirs.step(their_frame, their_state)
+        if not all(np.isfinite(value).all() for value in (prediction, *state.values())):
+            return t + 1, frame, before
+        difference = float(np.abs(prediction - their_prediction).max())
+        if difference > worst[0]:
+            worst = (difference, t + 1, frame, before)
+    return worst[1:]
+
+
+def _inputs(graph: GraphProto) -> dict[str, float]:
+    """What can be represented of a value before it is cut off, by its name and policy; of int8 and fp8."""
+    scales = {one.name: one for one in graph.initializer if one.name.endswith("/scale") and not one.dims}
+    return {name.removesuffix("/scale"): float(numpy_helper.to_array(one)) for name, one in scales.items()}
+
+
+def _chunks(twin: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator[list[str]]:
+    """Names of the values that both compute, in order, as many as fit into half the bytes: there are two of each."""
+    inferred = onnx.shape_inference.infer_shapes(twin).graph
+    types = {one.name: one.type.tensor_type for one in (*inferred.value_info, *inferred.output)}
+    there = set(makers_of(graph.graph))
+    fixed = fixed_values(twin.graph)
+    names: list[str] = []
+    size = 0
+    for node in twin.graph.node:
+        for name in node.output:
+            kind = types.get(name)
+            if name in fixed or name not in there or kind is None or kind.elem_type != TensorProto.FLOAT:
+                continue
+            bytes_ = 4 * prod(side.dim_value or 1 for side in kind.shape.dim)
+            if names and 2 * (size + bytes_) > most_bytes:
+                yield names
+                names, size = [], 0
+            names.append(name)
+            size += bytes_
+    if names:
+        yield names
+
+
+class _Comparison:
+    """Values of a graph and its twin, compared one after the other; their errors are kept, they are not."""
+
+    def __init__(self, twin: GraphProto, scales: Mapping[str, float], policy: str) -> None:
+        self.policy, self.scales, self.limit = policy, scales, LIMITS[policy]
+        self.makers, self.fixed = makers_of(twin), fixed_values(twin)
+        self.errors: dict[str, float] = {}
+        self.sizes: dict[str, float] = {}
+        self.largest: dict[str, float] = {}
+
+    def add(self, name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+        # A bias of −∞ hides empty slots in both.
+        differ, finite = found != expected, np.isfinite(expected)
+        difference = np.subtract(found, expected, where=differ, out=np.zeros_like(expected))
+        size = float(np.sqrt(np.square(expected[finite], dtype=np.float64).mean())) if finite.any() else 0.0
+        maker = self.makers[name]
+        if maker.op_type == "ReduceMean":  # of what was brought to 0 before, so that its own size says nothing
+            size = max(size, self.sizes.get(maker.input[0], 0.0))
+        self.sizes[name] = size
+        error = float(np.sqrt(np.square(difference, dtype=np.float64).mean())) / (size or 1.0)
+        self.errors[name] = error if np.isfinite(error) else float("inf")
+        self.largest[name] = float(np.abs(expected[finite]).max(initial=0.0))
+
+    def findings(self, names: Collection[str], step: int) -> list[Finding]:
+        """Those of the values that are off although none of their inputs is."""
+        off = [name for name in names if self.errors[name] > self.limit]
+        first = [name for name in off if not any(self._off(one) for one in self.makers[name].input)]
+        return [self._finding(name, step, self._cause(name)) for name in first]
+
+    def summed_up(self, step: int) -> Finding:
+        """What to say where no value is off: the layer with the largest error, and that errors add up."""
+        layers = [name for name in self.errors if self.makers[name].op_type in PRODUCTS]
+        return self._finding(max(layers, key=lambda name: self.errors[name]), step, "state")
+
+    def _off(self, name: str) -> bool:
+        return self.errors.get(name, 0.0) > self.limit
+
+    def _cause(self, name: str) -> Cause:
+        node = self.makers[name]
+        kinds = {self.makers[one].op_type for one in node.input if one in self.makers}
+        if not np.isfinite(self.errors[name]) or self._cut_off(node):
+            return "overflow"
+        if node.op_type == "Conv":
+            return "convolution"
+        if node.op_type in ("MatMul", "Softmax"):
+            return "softmax"
+        return "norm" if node.op_type in NORM or kinds & {"Sqrt", "Div"} else "other"
+
+    def _cut_off(self, node: NodeProto) -> bool:
+        """Whether an input of a quantised product is larger than any that was seen when ranges were learnt."""
+        for name in node.input[:2]:
+            scale = self.scales.get(f"{name.rpartition('t0/')[2]}/{self.policy}")
+            if scale is not None and self.largest.get(name, 0.0) > 1.05 * scale * LARGEST[self.policy]:
+                return True
+        return False
+
+    def _finding(self, name: str, step: int, cause: Cause) -> Finding:
+        layer = self._layer(name)
+        exclude = f"--exclude {layer}"
+        advice = exclude
+        if cause == "state":
+            advice = f"--precision {EXACT[self.policy]}"
+        elif cause == "overflow" and self.policy in LARGEST:
+            advice = f"--calibration with clips like these, or {exclude}"
+        elif cause == "overflow":
+            advice = f"--precision bf16, or {exclude}"
+        node = self.makers[name].name
+        return Finding(node, layer, cause, step, self.errors[name], self.largest[name], advice)
+
+    def _layer(self, name: str) -> str:
+        """The product that a value is, or the nearest that it comes from."""
+        queue, seen = [name], {name}
+        for value in queue:
+            node = self.makers.get(value)
+            if node is None:
+                continue
+            if node.op_type in PRODUCTS:
+                return label_of(node, self.makers)
+            fresh = [one for one in node.input if one not in seen]
+            seen.update(fresh)
+            queue.extend(fresh)
+        return name

@@ -1,0 +1,116 @@
+"""Precision policies: which type the products of a graph are computed in, what that may cost, who runs it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+
+from e3d_deploy.errors import BackendUnavailable, ConfigError
+
+POLICIES = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
+"""The cheapest first: bytes that a weight takes and a product moves, then how much of a number is kept."""
+
+MIN_SHARE = 0.5
+"""Of all convolutions and matrix products, that a policy computes in its type at least."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How far a graph may be from PyTorch float32 over a whole rollout on a real clip; None for what is not judged."""
+
+    difference: float | None = None
+    """Largest absolute difference, of predictions and of final states."""
+    dssim: float | None = None
+    """SSIM against the truth that is lost, mean over the forecast."""
+    dpsnr: float | None = None
+    """PSNR against the truth that is lost, dB, mean over the forecast."""
+
+    def to_dict(self) -> dict[str, float]:
+        """What is judged, as JSON knows it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+EXACT = Budget(difference=1e-4)
+CLOSE = Budget(dssim=0.001, dpsnr=0.05)
+ROUGH = Budget(dssim=0.01)
+BUDGETS = {"fp32": EXACT, "tf32": CLOSE, "bf16": CLOSE, "fp16": CLOSE, "fp8": ROUGH, "int8": ROUGH}
+
+
+ROUNDING = 4
+"""A network that amplifies rounding errors is given this many times what PyTorch's own float32 loses against
+float64 on the reference clip, where that is more than the budget: no backend is closer to PyTorch than PyTorch
+to the truth. The full-size network with random weights needs it; docs/model.md has the numbers."""
+
+
+def budget_for(policy: str, rounding: float) -> Budget:
+    """What a policy may cost a network whose float32 is off by `rounding` from its float64."""
+    budget = BUDGETS[policy]
+    if budget.difference is None:
+        return budget
+    return replace(budget, difference=max(budget.difference, ROUNDING * rounding))
+
+
+def parse_budget(text: str) -> Budget:
+    """`dssim=0.001,dpsnr=0.05` as a budget.
+
+    Raises:
+        ConfigError: a name that no budget has, or no number from 0 on.
+    """
+    names = [field.name for field in fields(Budget)]
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if name not in names or not 0 <= number < float("inf"):
+            raise ConfigError(f"budget: got {part!r}, expected NAME=NUMBER with a name of {', '.join(names)}")
+        found[name] = number
+    return replace(Budget(), **found)
+
+
+RUNS = {
+    "onnxruntime": {
+        "int8": "integer convolutions; what they gain depends on the processor",
+        "fp16": "weights in float16, computed in float32",
+        "tf32": "computed in float32",
+        "fp32": "",
+    },
+    "openvino": {
+        "int8": "integer convolutions",
+        "fp16": "computed in float32 where the processor has no float16",
+        "bf16": "computed in float32 where the processor has no bfloat16",
+        "tf32": "computed in float32",
+        "fp32": "",
+    },
+    "tensorrt": {"int8": "", "fp16": "", "bf16": "", "tf32": "", "fp32": ""},
+    "tensorrt-rtx": {
+        "int8": "",
+        "fp8": "compute capability 8.9 and later",
+        "fp16": "",
+        "bf16": "",
+        "tf32": "",
+        "fp32": "",
+    },
+}
+"""Which policies a target runs, and how. What is not here, it does not run. docs/precision.md says what was tried."""
+
+
+def check_runs(policy: str, target: str) -> None:
+    """Whether a target runs a policy.
+
+    Raises:
+        BackendUnavailable: it does not.
+    """
+    if policy in RUNS.get(target, POLICIES):
+        return
+    others = [name for name, runs in RUNS.items() if policy in runs]
+    raise BackendUnavailable(
+        f"{target} does not run {policy}: {', '.join(others)} do; {target} runs {', '.join(RUNS[target])}, "
+        "for which the model has to be exported again"
+    )
+
+
+def candidates(target: str | None) -> list[str]:
+    """What `auto` chooses from, the cheapest first: what the target runs, without one what every target runs."""
+    targets: Iterable[str] = RUNS if target is None else [target]
+    return [policy for policy in POLICIES if all(policy in RUNS[one] for one in targets)]
