@@ -10,6 +10,8 @@ fp8 within 0.01 with the attention excluded; int8 1.5 times as fast as float32 i
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from e3d_deploy.export.quantize import calibrate
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import BUDGETS, POLICIES, RUNS
-from e3d_deploy.runtime.backend import initial_arrays
+from e3d_deploy.runtime.backend import State, initial_arrays
 from e3d_deploy.runtime.verify import quality_lost
 
 Graphs = dict[str, ModelProto]
@@ -61,22 +63,33 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
             "drift_without_exclusion": asdict(gauge.drift(whole, policy)) if fit.exclude else asdict(fit.drift),
         }
     weights = precision.LARGEST_WEIGHT
-    native = {"int8, weights of 7 bits": native_drift(gauge, graphs["int8"], threads)}
     try:
         precision.LARGEST_WEIGHT = {**weights, "int8": LARGEST["int8"]}
         eight = step_graph(typed(core, "int8", ranges=ranges), config, 1)
     finally:
         precision.LARGEST_WEIGHT = weights
-    native["int8, weights of 8 bits"] = native_drift(gauge, eight, threads)
-    native["int8, weights of 8 bits, not in integers"] = asdict(gauge.drift(eight, "int8"))
-    native["fp16"] = native_drift(gauge, graphs["fp16"], threads)
+
+    def onnxruntime(graph: ModelProto) -> dict[str, float]:
+        return native_drift(gauge, Steps(session(graph, threads=threads, integers=True), config, 1))
+
+    native: dict[str, Any] = {
+        "onnxruntime": {
+            "fp16": onnxruntime(graphs["fp16"]),
+            "int8": onnxruntime(graphs["int8"]),
+            "int8, weights of 8 bits": onnxruntime(eight),
+            "int8, weights of 8 bits, emulated": asdict(gauge.drift(eight, "int8")),
+        }
+    }
+    if requests := openvino_requests(graphs, threads):
+        native["openvino"] = {
+            policy: native_drift(gauge, OpenVinoSteps(request, config)) for policy, request in requests.items()
+        }
     about = {"measured": clips.describe(clips.measure), "calibration": clips.describe(clips.calibrate)}
-    return {"policies": rows, "as onnxruntime computes it": native, "clips": about}, graphs
+    return {"policies": rows, "as it runs here": native, "clips": about}, graphs
 
 
-def native_drift(gauge: Gauge, graph: ModelProto, threads: int) -> dict[str, float]:
-    """Drift of a graph as ONNX Runtime runs it on this processor; the worst of the clips."""
-    steps = Steps(session(graph, threads=threads, integers=True), gauge.config, 1)
+def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
+    """Drift of a graph as it runs on this processor; the worst of the clips."""
     found = []
     for clip, theirs in zip(gauge.clips, gauge.expected, strict=True):
         mine = np.concatenate([steps.split(outputs)[0] for outputs in steps.rollout(clip, CONTEXT)])
@@ -84,6 +97,31 @@ def native_drift(gauge: Gauge, graph: ModelProto, threads: int) -> dict[str, flo
         found.append((float(np.abs(mine - theirs).max()), lost["ssim"], lost["psnr"]))
     worst = np.max(np.array(found, float), axis=0)
     return dict(zip(("difference", "dssim", "dpsnr"), map(float, worst), strict=True))
+
+
+class OpenVinoSteps(Steps):
+    """The step of an inference request."""
+
+    def __init__(self, request: Any, config: ModelConfig) -> None:
+        self.request, self.config, self.batch = request, config, 1
+
+    def run(self, frame: Any, state: State) -> dict[str, Any]:
+        results = self.request.infer({contract.FRAME: frame, **state})
+        return {name: value.copy() for port, value in results.items() for name in port.get_names()}
+
+
+def openvino_requests(graphs: Mapping[str, ModelProto], threads: int) -> dict[str, Any]:
+    try:
+        import openvino
+    except ImportError:
+        return {}
+    core, requests = openvino.Core(), {}
+    for policy in ("fp32", "fp16", "bf16", "int8"):
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            Path(file.name).write_bytes(graphs[policy].SerializeToString())
+            options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+            requests[policy] = core.compile_model(file.name, "CPU", options).create_infer_request()
+    return requests
 
 
 def feed(config: ModelConfig) -> dict[str, Any]:
@@ -106,18 +144,8 @@ def onnxruntime_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], 
 
 
 def openvino_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], threads: int) -> dict[str, Any]:
-    try:
-        import openvino
-    except ImportError:
-        return {}
-    core, sides = openvino.Core(), {}
-    for policy in ("fp32", "fp16", "bf16", "int8"):
-        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-            Path(file.name).write_bytes(graphs[policy].SerializeToString())
-            options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-            request = core.compile_model(file.name, "CPU", options).create_infer_request()
-        sides[policy] = lambda request=request: request.infer(arrays)
-    return sides
+    requests = openvino_requests(graphs, threads)
+    return {policy: lambda one=one: one.infer(arrays) for policy, one in requests.items()}
 
 
 def timed(sides: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, Any]:
@@ -145,6 +173,8 @@ def main(size: str, threads: int, rounds: int) -> None:
             for policy in ("fp32", *LOW)
         }
     arrays, calls = feed(model.config), 10 if size == "demo" else 3
+    if find_spec("openvino"):
+        result["openvino"] = version("openvino")
     result["step_ms"] = {
         "onnxruntime": timed(onnxruntime_steps(graphs, arrays, threads), rounds, calls),
         "openvino": timed(openvino_steps(graphs, arrays, threads), rounds, calls),

@@ -110,9 +110,59 @@ def memory() -> str:
     return "\n".join(lines)
 
 
+def precision() -> str:
+    """What each precision costs and gains, as Markdown."""
+    found, full = result("precision"), result("precision_full")
+    machine, clips = found["environment"], found["clips"]["measured"]
+    lines = [
+        f"The demo model on {clips['clips']} clips of {clips['frames'] // clips['clips']} frames "
+        f"({clips['source']}), rollouts 10→10, emulated; the worst clip counts. Weights are those of the step graph, "
+        "with its nodes:",
+        "",
+        "| precision | graph and weights | max \\|Δ\\| | SSIM lost | PSNR lost, dB | stays in float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for policy, row in found["policies"].items():
+        drift = row["drift"]
+        lines.append(
+            f"| {policy} | {row['bytes'] / 1e6:.1f} MB | {drift['difference']:.0e} | {drift['dssim']:.1e} "
+            f"| {drift['dpsnr']:.4f} | {', '.join(row['exclude']) or '–'} |"
+        )
+    whole = found["policies"]["fp8"]["drift_without_exclusion"]
+    native = found["as it runs here"]
+    eight, emulated = (native["onnxruntime"][f"int8, weights of 8 bits{end}"] for end in ("", ", emulated"))
+    lines += [
+        "",
+        f"With every layer in fp8 {whole['dssim']:.3f} of the SSIM is lost. On this processor, which has AVX2 and no "
+        f"VNNI, ONNX Runtime in int8 loses {native['onnxruntime']['int8']['dssim']:.4f}, and with weights of 8 bits "
+        f"in the place of 7 {eight['dssim']:.4f}, of which {emulated['dssim']:.4f} is the rounding and the rest "
+        f"overflow. OpenVINO {found['openvino']} loses {native['openvino']['int8']['dssim']:.4f} in int8, and is off "
+        f"by {native['openvino']['bf16']['difference']:.0e} in bf16 and {native['openvino']['fp16']['difference']:.0e} "
+        "in fp16.",
+        "",
+        f"Times of a step, one thread, in turn ({machine['cpu']}, AVX2, {machine['date'][:10]}), and how often as fast "
+        "as float32 in the same library, with the range over the rounds:",
+        "",
+        "| | precision | demo model | full size (4×64, patch 4) |",
+        "|---|---|---|---|",
+    ]
+    for library, sides in found["step_ms"].items():
+        for policy, side in sides.items():
+            lines.append(f"| {library} | {policy} | {_time(side)} | {_time(full['step_ms'][library][policy])} |")
+    return "\n".join(lines)
+
+
+def _time(side: dict[str, Any]) -> str:
+    text = f"{side['median_ms']:.1f} ms"
+    if "range" in side:
+        text += f", {side['speedup_over_fp32']:.2f}× ({side['range'][0]:.2f}–{side['range'][1]:.2f})"
+    return text
+
+
 PLACES = {
     README: {"measured": measured},
     README.parent / "docs" / "training.md": {"recipes": recipes, "memory": memory},
+    README.parent / "docs" / "precision.md": {"precision": precision},
 }
 """Which section of which file comes from where; a section stands between two comments with its name."""
 

@@ -68,7 +68,7 @@ def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_by
     policy = bundle.precision
     graph = onnx.load(bundle.graph("step"))
     twin = onnx.load(bundle.path / YARDSTICK) if (bundle.path / YARDSTICK).exists() else graph
-    mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, optimise=True)
+    mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
     step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))
     if step is None:
@@ -86,8 +86,11 @@ def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_by
 class _Watched:
     """A step graph that can show any of its values."""
 
-    def __init__(self, model: ModelProto, bundle: Bundle, threads: int | None, *, optimise: bool) -> None:
-        self.model, self.bundle, self.threads, self.optimise = model, bundle, threads, optimise
+    def __init__(
+        self, model: ModelProto, bundle: Bundle, threads: int | None, *, integers: bool = False, optimise: bool = True
+    ) -> None:
+        self.model, self.bundle, self.threads = model, bundle, threads
+        self.integers, self.optimise = integers, optimise
 
     def steps(self, names: Sequence[str]) -> Steps:
         watched = ModelProto()
@@ -100,7 +103,7 @@ class _Watched:
         opened = session(
             watched,
             threads=self.threads,
-            integers=True,
+            integers=self.integers,
             level=level.ORT_ENABLE_ALL if self.optimise else level.ORT_DISABLE_ALL,
         )
         return Steps(opened, self.bundle.config, self.bundle.batch)
