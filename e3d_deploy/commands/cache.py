@@ -1,0 +1,93 @@
+"""`e3d cache`: engines that are kept."""
+
+import click
+
+from e3d_deploy.commands.opening import open_cache
+from e3d_deploy.commands.options import json_option
+from e3d_deploy.commands.output import as_json, megabytes, table, verdict, working
+
+CACHE = click.option(
+    "--cache",
+    "cache_folder",
+    metavar="DIR",
+    help="Folder of engines to take again.",
+    show_default="~/.cache/e3d_deploy",
+)
+
+
+@click.group()
+def cache() -> None:
+    """Look after the engines that `e3d build` keeps to take again."""
+
+
+@cache.command("ls")
+@CACHE
+@json_option()
+def cache_ls(cache_folder: str | None, json_: bool) -> None:
+    """Show the engines, that which was used last at the end."""
+    opened = open_cache(cache_folder)
+    entries = opened.entries()
+    if json_:
+        rows = [
+            {
+                "key": one.key,
+                "bytes": one.nbytes,
+                "used": one.used.isoformat(timespec="seconds"),
+                **one.sidecar["parts"],
+            }
+            for one in entries
+        ]
+        as_json({"folder": str(opened.folder), "entries": rows})
+        return
+    table(
+        ["key", "graph", "weights", "builder", "runs on", "precision", "profile", "size", "last use"],
+        [
+            (
+                one.key[:12],
+                f"{one.sidecar['graph']} {one.sidecar['parts']['graph'][:8]}",
+                one.sidecar["parts"]["weights"][:8],
+                f"{one.sidecar['target']} {one.sidecar['builder']}",
+                one.sidecar["compute_capability"],
+                one.sidecar["parts"]["precision"],
+                one.sidecar["parts"]["profile"],
+                megabytes(one.nbytes),
+                f"{one.used:%Y-%m-%d %H:%M}",
+            )
+            for one in entries
+        ],
+        left=7,
+    )
+    click.echo(f"{len(entries)} engines, {megabytes(sum(one.nbytes for one in entries))} in {opened.folder}", err=True)
+
+
+@cache.command("rm")
+@click.argument("keys", metavar="KEY...", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="Remove all of them.")
+@CACHE
+def cache_rm(keys: tuple[str, ...], all_: bool, cache_folder: str | None) -> None:
+    """Remove engines by the beginnings of their keys."""
+    from e3d_deploy.errors import ConfigError
+
+    if bool(keys) == all_:
+        raise ConfigError("give keys, or --all")
+    opened = open_cache(cache_folder)
+    for key in opened.keys() if all_ else [opened.matching(prefix) for prefix in keys]:
+        opened.remove(key)
+        click.echo(key)
+
+
+@cache.command("verify")
+@CACHE
+def cache_verify(cache_folder: str | None) -> None:
+    """Hash every engine, and say which are damaged; `e3d build` uses none of those."""
+    from e3d_deploy.errors import CacheError
+
+    opened = open_cache(cache_folder)
+    with working(f"hashing {opened.folder}"):
+        damaged = opened.damaged()
+    for key, problem in damaged.items():
+        click.echo(f"{key[:12]}: {problem}")
+    text = f"{len(damaged)} of {len(opened.keys())} engines are damaged"
+    verdict(not damaged, text)
+    if damaged:
+        raise CacheError(f"{text}; `e3d cache rm {' '.join(key[:12] for key in damaged)}` removes them")

@@ -1,0 +1,102 @@
+"""`e3d data`: what a model would learn from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from e3d_deploy.commands.options import PATH, SKIP_BAD, json_option, numbers
+from e3d_deploy.commands.output import as_json, check_picture, next_command, table, working
+
+
+@click.group()
+def data() -> None:
+    """Look at data before a model learns from it."""
+
+
+@data.command("inspect")
+@click.argument("source_", metavar="SOURCE")
+@click.option("--image-size", default="64x64", callback=numbers, help="Height x width that the model takes, pixels.")
+@click.option("--channels", type=click.IntRange(min=1), default=1, help="Colours of a frame.")
+@click.option("--length", type=click.IntRange(min=1), default=20, help="Frames of a window, context and horizon.")
+@click.option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Which one to look into.")
+@click.option("--picture", type=PATH, help="Draw windows of the split into this PNG.")
+@SKIP_BAD
+@json_option()
+def inspect_data(
+    source_: str,
+    image_size: tuple[int, ...],
+    channels: int,
+    length: int,
+    split: Any,
+    picture: Path | None,
+    skip_bad: bool,
+    json_: bool,
+) -> None:
+    """Show what SOURCE holds: its kind, its splits, and some of its frames."""
+    from e3d_deploy.data import inspect as look
+
+    check_picture(picture)
+    with working(f"reading {source_}") as progress:
+        opened = look.open_splits(
+            source_,
+            split=split,
+            image_size=image_size,
+            channels=channels,
+            length=length,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+        found = look.describe(opened, split, length=length)
+        if picture is not None:
+            picture.write_bytes(look.contact_sheet(opened, split, length=length))
+    if json_:
+        as_json(found)
+    else:
+        show_data(found)
+    if picture is not None:
+        click.echo(picture, err=json_)
+    size = "x".join(map(str, image_size))
+    next_command(f"e3d train --data {source_} --image-size {size} --channels {channels} -o runs/first")
+
+
+def show_data(found: Mapping[str, Any]) -> None:
+    """What `e3d data inspect` found."""
+    frame, values = found["frame"], found["values"]
+    table(
+        [found["source"], ""],
+        [
+            ("kind", found["kind"]),
+            ("frames", f"{frame['height']}×{frame['width']}×{frame['channels']} {frame['dtype']}"),
+            ("frames/s", ", ".join(f"{rate:g}" for rate in found["frames_per_second"]) or "–"),
+            (
+                f"values in {values['windows']} windows of {values['split']}",
+                f"{values['min']:.3f} to {values['max']:.3f}, mean {values['mean']:.3f}",
+            ),
+        ],
+    )
+    click.echo()
+    columns = ["split", "clips", f"windows of {found['length']}", "frames: least", "median", "most", "held out"]
+    table(
+        [*columns, "skipped", "short"],
+        [
+            (
+                name,
+                one["clips"],
+                one["windows"],
+                *(f"{number:g}" for number in one["lengths"].values()),
+                "yes" if one["held_out"] else "no",
+                len(one["skipped"]),
+                len(one["short"]),
+            )
+            for name, one in found["splits"].items()
+            if "error" not in one
+        ],
+    )
+    for name, one in found["splits"].items():
+        if "error" in one:
+            click.echo(f"{name}: {one['error']}")
+        for what in ("skipped", "short"):
+            for text in one.get(what, ()):
+                click.echo(f"{name}, {what}: {text}")

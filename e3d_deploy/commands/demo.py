@@ -1,0 +1,29 @@
+"""`e3d demo`: the whole path at once."""
+
+from pathlib import Path
+
+import click
+
+from e3d_deploy.commands.benchmarking import benchmark_table
+from e3d_deploy.commands.options import PATH
+from e3d_deploy.commands.output import table, verdict, working
+from e3d_deploy.errors import QualityError
+
+
+@click.command()
+@click.option("-o", "--output", type=PATH, default=Path("demo-output"), help="Folder for the results.")
+def demo(output: Path) -> None:
+    """The whole path on a trained model: export, build, verify, forecast, benchmark, report."""
+    from e3d_deploy.demo.tour import tour
+
+    with working("demo") as progress:
+        result = tour(output, progress=progress)
+    table(
+        ["stage", "seconds", "result"], [(stage.name, f"{stage.seconds:.1f}", stage.result) for stage in result.stages]
+    )
+    benchmark_table(result.benchmark)
+    click.echo(result.report)
+    click.echo(result.gif)
+    verdict(result.passed, "the exported graphs compute what PyTorch computes" if result.passed else "see the report")
+    if not result.passed:
+        raise QualityError("the demo's bundle drifts from PyTorch beyond its budget; see the report")

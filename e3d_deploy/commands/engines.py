@@ -1,0 +1,150 @@
+"""`e3d build` and `e3d refit`: TensorRT engines of a bundle."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from e3d_deploy.commands.opening import open_bundle, open_cache
+from e3d_deploy.commands.options import BUNDLE, PATH
+from e3d_deploy.commands.output import megabytes, next_command, table, working
+from e3d_deploy.config import HardwareCompatibility
+
+TARGETS = click.Choice(["tensorrt-rtx", "tensorrt"])
+
+
+def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """`8` as streams that are always 8, `1,8,16` as 1 to 16 of them, mostly 8."""
+    try:
+        parts = [[int(part) for part in text.split(",")] for text in texts]
+    except ValueError as error:
+        raise click.BadParameter(f"{', '.join(texts)!r}: expected streams such as 8, or 1,8,16") from error
+    return tuple(tuple(part * 3 if len(part) == 1 else part) for part in parts)
+
+
+@click.command()
+@BUNDLE
+@click.option("--target", type=TARGETS, required=True, help="Which builder.")
+@click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory for kernels; else all there is.")
+@click.option("--optimization-level", type=click.IntRange(0, 5), default=3, help="0 builds quickly, 5 runs quickly.")
+@click.option(
+    "--batch-bucket",
+    "batches",
+    multiple=True,
+    callback=buckets,
+    metavar="N|MIN,OPT,MAX",
+    help="Streams that run at once, where the graphs leave it open; each bucket becomes a profile. Else one stream.",
+)
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    metavar="8.6,8.9",
+    help="tensorrt-rtx: the GPUs that the engine is for; else all that the library knows.",
+)
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(get_args(HardwareCompatibility)),
+    default="none",
+    help="tensorrt: GPUs that the engine runs on beside this one.",
+)
+@click.option("--version-compatible", is_flag=True, help="tensorrt: let a later TensorRT run the engine.")
+@click.option("--refit", "refittable", is_flag=True, help="Let `e3d refit` give the engine other weights.")
+@click.option("--timing-cache", type=PATH, help="tensorrt: file that keeps how fast kernels were, for later builds.")
+@click.option(
+    "--cache",
+    "cache_folder",
+    metavar="DIR|none",
+    help="Folder of engines to take again, and to keep these in.",
+    show_default="~/.cache/e3d_deploy",
+)
+@click.option(
+    "--cache-limit-gb",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    help="Beyond, engines that were not used for longest are removed.",
+)
+def build(
+    bundle: Path,
+    target: Any,
+    workspace_mb: int | None,
+    compute_capabilities: str | None,
+    timing_cache: Path | None,
+    cache_folder: str | None,
+    cache_limit_gb: float,
+    **options: Any,
+) -> None:
+    """Build a TensorRT engine of each graph of BUNDLE, or take it from the cache."""
+    from e3d_deploy.config import EngineConfig
+    from e3d_deploy.export.to_tensorrt import build as build_engines
+
+    config = EngineConfig(
+        workspace_bytes=None if workspace_mb is None else workspace_mb * 1_000_000,
+        compute_capabilities=tuple(compute_capabilities.split(",")) if compute_capabilities else (),
+        timing_cache=None if timing_cache is None else str(timing_cache),
+        **options,
+    )
+    cache = None
+    try:
+        cache = None if cache_folder == "none" else open_cache(cache_folder, cache_limit_gb)
+    except OSError as error:
+        if cache_folder is not None:
+            raise
+        click.echo(f"nothing is cached: {error.filename}: {error.strerror}", err=True)
+    with working(f"building {target}") as progress:
+
+        def show(phase: str, seconds: float, expected: float | None) -> None:
+            progress(f"{phase}, {seconds:.0f} s" + ("" if expected is None else f" of about {expected:.0f}"))
+
+        sidecars = build_engines(
+            open_bundle(bundle),
+            target,
+            config,
+            cache=cache,
+            progress=show,
+            remark=lambda text: click.echo(text, err=True),
+        )
+    show_engines(target, sidecars)
+    click.echo(
+        "WARN built, not run: this version has no TensorRT backend, and what a plan computes is unproved", err=True
+    )
+    next_command(f"e3d inspect {bundle}")
+
+
+def show_engines(target: str, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+    """Engines that were just put into a bundle."""
+    table(
+        ["engine", "builder", "runs on", "precision", "proved by", "size", "built in"],
+        [
+            (
+                f"engines/{graph}.{target}.plan",
+                one["builder"],
+                one["compute_capability"],
+                one["precision"]["proved"],
+                one["precision"]["by"],
+                megabytes(one["bytes"]),
+                f"{one['build_seconds']:.1f} s" + (", cached" if one["cached"] else ""),
+            )
+            for graph, one in sidecars.items()
+        ],
+    )
+
+
+@click.command()
+@BUNDLE
+@click.option("--from", "source_", type=PATH, required=True, metavar="BUNDLE", help="Whose engines to take.")
+@click.option("--target", type=TARGETS, required=True, help="Which engines.")
+def refit(bundle: Path, source_: Path, target: Any) -> None:
+    """Give BUNDLE the engines of another bundle of the same form, with its own weights.
+
+    They must have been built with --refit. Quicker than building; needs the GPU that the engines are for.
+    """
+    from e3d_deploy.export.refit import refit as refit_engines
+
+    with working(f"refitting {target}") as progress:
+        sidecars = refit_engines(
+            open_bundle(bundle), open_bundle(source_), target, progress=lambda phase, *_: progress(phase)
+        )
+    show_engines(target, sidecars)
+    click.echo("WARN refitted, not run: this version has no TensorRT backend", err=True)
+    next_command(f"e3d inspect {bundle}")

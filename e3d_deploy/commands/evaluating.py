@@ -1,0 +1,151 @@
+"""`e3d evaluate`: forecasts measured against what came."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from e3d_deploy.commands.opening import open_predictor
+from e3d_deploy.commands.options import (
+    BACKEND,
+    BUNDLE_OR_MODEL,
+    CONTEXT,
+    HORIZON,
+    PATH,
+    SKIP_BAD,
+    THREADS,
+    json_option,
+    numbers,
+)
+from e3d_deploy.commands.output import as_json, check_picture, table, working
+
+if TYPE_CHECKING:
+    from e3d_deploy.data.splits import Split
+    from e3d_deploy.evaluation import Evaluation
+
+
+@click.command()
+@BUNDLE_OR_MODEL
+@click.option(
+    "--data",
+    default="moving-mnist",
+    metavar="SOURCE",
+    help="moving-mnist, or a file or folder: the original's .npz, mnist_test_seq.npy, KTH, videos, pictures, clips.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "valid", "test"]),
+    default="test",
+    help="Part of the data, where it has parts.",
+)
+@CONTEXT
+@HORIZON
+@BACKEND
+@THREADS
+@click.option("--most", type=click.IntRange(min=1), help="Clips to take; else all, or 100 where they are generated.")
+@click.option(
+    "--convention",
+    type=click.Choice(["both", "openstl", "original"]),
+    default="both",
+    help="Whose way to measure; docs/metrics.md tells them apart.",
+)
+@click.option("-o", "--output", type=PATH, help="New folder for report, table, plots and samples.")
+@click.option("--samples", type=click.IntRange(min=0), default=4, help="Clips to write as pictures into the folder.")
+@click.option("--lpips", "lpips_weights", type=PATH, help="Weights of LPIPS, to measure it too; nothing is downloaded.")
+@SKIP_BAD
+@click.option("--image-size", callback=numbers, help="Of a checkpoint of others, as for `e3d import`.")
+@click.option("--patch-size", type=int, help="The same.")
+@click.option("--channels", type=int, help="The same.")
+@click.option("--history-length", type=click.IntRange(min=1), help="The same.")
+@json_option("Everything as JSON.")
+def evaluate(
+    model: Path,
+    data: str,
+    split: "Split",
+    context_length: int | None,
+    horizon: int | None,
+    backend: str,
+    threads: int | None,
+    most: int | None,
+    convention: str,
+    output: Path | None,
+    samples: int,
+    lpips_weights: Path | None,
+    skip_bad: bool,
+    json_: bool,
+    **importing: Any,
+) -> None:
+    """Measure forecasts against what came, beside two baselines.
+
+    A checkpoint of google/e3d_lstm or OpenSTL is imported on the way.
+    """
+    from contextlib import ExitStack
+
+    from e3d_deploy.data.datasets import evaluation_data
+    from e3d_deploy.evaluation import evaluate as measure
+    from e3d_deploy.evaluation.conventions import CONVENTIONS
+    from e3d_deploy.evaluation.report import write_report
+    from e3d_deploy.evaluation.samples import show_sample
+    from e3d_deploy.files import new_folder
+
+    check_picture(output)
+    conventions = [one for name, one in CONVENTIONS.items() if convention in ("both", name)]
+    if lpips_weights is not None:
+        from e3d_deploy.evaluation.lpips import lpips_convention
+
+        conventions.append(lpips_convention(lpips_weights))
+    with ExitStack() as stack:
+        folder = None if output is None else stack.enter_context(new_folder(output))
+        predictor = stack.enter_context(open_predictor(model, backend, threads, importing))
+        config = predictor.config
+        context_length = context_length or predictor.context_length
+        horizon = horizon or predictor.horizon
+        progress = stack.enter_context(working(f"evaluating {model} on {data}"))
+        clips = evaluation_data(
+            data,
+            split=split,
+            image_size=config.image_size,
+            channels=config.channels,
+            length=context_length + horizon,
+            most=most or (100 if data == "moving-mnist" else None),
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+
+        def each(number: int, clip: Any, forecast: Any) -> None:
+            progress(f"clip {number} of {len(clips)}")
+            if folder is not None and number <= samples:
+                show_sample(folder, str(number), clip, forecast, context_length)
+
+        found = measure(
+            predictor,
+            (clips[index].numpy() for index in range(len(clips))),
+            context_length=context_length,
+            horizon=horizon,
+            conventions=conventions,
+            each=each,
+        )
+        about = {"model": str(model), "identity": predictor.identity, "data": data, "split": split}
+        if folder is not None:
+            write_report(folder, found, about)
+    if json_:
+        as_json({**about, **found.to_dict()})
+    else:
+        show_evaluation(found)
+    if output is not None:
+        click.echo(output, err=json_)
+    click.echo(
+        f"{found.clips} clips of {data} ({split}), {context_length} frames given, {horizon} predicted, "
+        f"by {found.backend}",
+        err=True,
+    )
+
+
+def show_evaluation(found: "Evaluation") -> None:
+    """An evaluation as tables, each below the sentence that says what its numbers are."""
+    from e3d_deploy.evaluation.report import number
+
+    for one in found.conventions:
+        click.echo(f"{one.name}: {one.meaning}")
+        table(["", *one.measures], [(label, *map(number, values)) for label, values in found.rows(one)])
+        click.echo()

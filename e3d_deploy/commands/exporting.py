@@ -1,0 +1,85 @@
+"""`e3d export`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from e3d_deploy.commands.opening import open_bundle
+from e3d_deploy.commands.options import BUNDLE_OUTPUT, PATH, overwrite_option
+from e3d_deploy.commands.output import megabytes, next_command, table, working
+from e3d_deploy.policies import POLICIES, RUNS, parse_budget
+
+
+def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
+    """`4`, or `any` as None."""
+    try:
+        return None if text == "any" else int(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is neither a number nor `any`") from error
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@BUNDLE_OUTPUT
+@click.option("--context", "context_length", default=10, help="Frames that the clip graph takes.")
+@click.option("--horizon", default=10, help="Frames that the clip graph gives.")
+@click.option("--batch", default="1", callback=streams, help="Streams that the graphs run at once, or `any`.")
+@click.option(
+    "--optimize", type=click.Choice(["cpu", "gpu", "none"]), default="cpu", help="For whom the step is rewritten."
+)
+@click.option(
+    "--precision",
+    type=click.Choice([*POLICIES, "auto"]),
+    default="fp32",
+    help="Type of convolutions and matrix products; auto: the cheapest that keeps its budget.",
+)
+@click.option("--budget", metavar="NAME=NUMBER,…", help="dssim, dpsnr, difference; else that of the precision.")
+@click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
+@click.option("--target", type=click.Choice(list(RUNS)), help="Who has to run it; auto without it: all of them.")
+@click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
+@click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
+@overwrite_option("bundle")
+def export(model: Path, output: Path, budget: str | None, **options: Any) -> None:
+    """Export MODEL as a bundle: ONNX graphs, weights, reference clip, manifest."""
+    from e3d_deploy.export.bundle import export as export_model
+
+    allowed = None if budget is None else parse_budget(budget)
+    with working(f"exporting {model}") as progress:
+        export_model(model, output, budget=allowed, progress=progress, **options)
+    bundle = open_bundle(output)
+    if tried := bundle.manifest["precision"].get("tried"):
+        show_policies(tried, bundle.precision)
+    graphs = bundle.manifest["graphs"]
+    table(
+        ["graph", "nodes", "opset", "precision"],
+        [(entry["file"], entry["nodes"], entry["opset"], entry["precision"]) for entry in graphs.values()],
+    )
+    click.echo(output)
+    next_command(f"e3d verify {output}" + ("" if bundle.precision in RUNS["onnxruntime"] else " --backend emulated"))
+
+
+def show_policies(tried: Sequence[Mapping[str, Any]], chosen: str) -> None:
+    """The policies that were tried, the cheapest first, and what each costs."""
+    forms = {"difference": ".1e", "dssim": "+.1e", "dpsnr": "+.3f"}
+
+    def drift(one: Mapping[str, Any]) -> list[str]:
+        found = one["drift"]
+        return ["no number" if found[name] is None else format(found[name], form) for name, form in forms.items()]
+
+    table(
+        ["precision", "graph and weights", "a step here", "max |Δ|", "SSIM lost", "PSNR lost, dB", "in float32", ""],
+        [
+            (
+                one["policy"],
+                megabytes(one["bytes"]),
+                "–" if one["step_ms"] is None else f"{one['step_ms']:.2f} ms",
+                *drift(one),
+                ", ".join(one["exclude"]) or "–",
+                "chosen" if one["policy"] == chosen else "over its budget",
+            )
+            for one in tried
+        ],
+    )
+    click.echo("over whole rollouts, the worst of the clips; a step: of the step graph on ONNX Runtime", err=True)

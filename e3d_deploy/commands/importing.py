@@ -1,0 +1,55 @@
+"""`e3d import`: checkpoints of others."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from e3d_deploy.commands.options import PATH, numbers, overwrite_option
+from e3d_deploy.commands.output import next_command, table, verdict, working
+from e3d_deploy.errors import QualityError
+
+
+@click.command("import")
+@click.argument("path", metavar="CKPT", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Model file, .safetensors.")
+@click.option("--from", "origin", type=click.Choice(["auto", "google", "openstl"]), default="auto", help="Whose it is.")
+@click.option(
+    "--memory",
+    type=click.Choice(["paper", "released"]),
+    help="google: trained with a memory that moves, or with the released code, where it stays zero.",
+)
+@click.option("--ema", is_flag=True, help="google: the moving averages in place of the weights.")
+@click.option("--patch-size", type=click.IntRange(min=1), help="Where frames are neither gray nor RGB.")
+@click.option("--channels", type=click.IntRange(min=1), help="Colours of a frame; as the patch size.")
+@click.option("--image-size", callback=numbers, help="google: height x width, pixels; else 64x64.")
+@click.option("--stride", type=click.IntRange(min=1), help="openstl: of the convolutions; else as kept there, or 1.")
+@click.option("--history-length", type=click.IntRange(min=1), help="Cell states kept for recall; else 20.")
+@click.option("--reference", type=PATH, help="What the original gave, .npz; nothing is written if the model differs.")
+@overwrite_option("model")
+def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, **options: Any) -> None:
+    """Import CKPT of google/e3d_lstm (TensorFlow) or OpenSTL (PyTorch) as a model.
+
+    Says which network it found and how it knows. A TensorFlow checkpoint is given by its prefix, such as
+    model.ckpt-80000, or by its folder.
+    """
+    from e3d_deploy import checkpoint
+    from e3d_deploy.errors import ConfigError
+    from e3d_deploy.importing import compare, import_checkpoint
+
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+    with working(f"importing {path}"):
+        model, evidence = import_checkpoint(path, **options)
+    table(["what", "value", "how we know"], [(one.what, one.value, one.how) for one in evidence], left=3)
+    if reference is not None:
+        with working(f"comparing with {reference}"):
+            parity = compare(model, reference)
+        table(["predicted frame", "max |Δ|"], [(frame, f"{value:.1e}") for frame, value in parity.differences.items()])
+        text = f"largest difference from {reference}: {parity.worst:.1e}, budget {parity.budget:.1e}"
+        verdict(parity.passed, text)
+        if not parity.passed:
+            raise QualityError(f"{text}; the model is not what the original is, so {output} is not written")
+    checkpoint.save(model, output)
+    click.echo(output)
+    next_command(f"e3d export {output} -o {output.stem}.e3d")

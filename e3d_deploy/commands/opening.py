@@ -1,0 +1,53 @@
+"""Bundles, predictors and engine caches for the paths that a user gave."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from e3d_deploy.export.cache import EngineCache
+    from e3d_deploy.runtime import Bundle, Predictor
+
+
+def open_bundle(path: Path) -> "Bundle":
+    from e3d_deploy.runtime import Bundle
+
+    return Bundle.open(path)
+
+
+def open_predictor(
+    path: Path, backend: str, threads: int | None, importing: Mapping[str, Any] | None = None
+) -> "Predictor":
+    """A predictor for a bundle, or by PyTorch for a model file, and with `importing` for a checkpoint of others."""
+    from e3d_deploy import runtime
+    from e3d_deploy.errors import ConfigError
+
+    foreign = importing is not None and (path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists())
+    if not foreign and (path.is_dir() or not path.exists()):
+        return runtime.load(path, backend, threads=threads)
+    if backend not in ("auto", "torch"):
+        raise ConfigError(f"{path}: a model file runs on torch; for {backend}, give a bundle made by `e3d export`")
+    from e3d_deploy import checkpoint
+    from e3d_deploy.export.torch_backend import TorchBackend
+    from e3d_deploy.files import sha256
+
+    if foreign:
+        from e3d_deploy.importing import import_checkpoint
+
+        model, _ = import_checkpoint(path, **(importing or {}))
+        file = path if path.exists() else index_of(path)
+    else:
+        model, file = checkpoint.load(path), path
+    return runtime.Predictor(model.config, TorchBackend(model, threads=threads), identity=sha256(file))
+
+
+def index_of(prefix: Path) -> Path:
+    """The file that lists the tensors of a TensorFlow checkpoint."""
+    return prefix.with_name(prefix.name + ".index")
+
+
+def open_cache(folder: str | None, limit_gb: float | None = None) -> "EngineCache":
+    from e3d_deploy.export.cache import LIMIT_BYTES, EngineCache, default_folder
+
+    limit = LIMIT_BYTES if limit_gb is None else int(limit_gb * 1e9)
+    return EngineCache(default_folder() if folder is None else Path(folder), limit_bytes=limit)

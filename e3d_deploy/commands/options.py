@@ -1,0 +1,41 @@
+"""Options that several commands take, and values that they are written as."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+BUNDLE = click.argument("bundle", type=PATH)
+BUNDLE_OR_MODEL = click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
+BUNDLE_OUTPUT = click.option(
+    "-o", "--output", type=PATH, required=True, metavar="NAME.e3d", help="Folder of the bundle."
+)
+BACKEND = click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
+THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
+CONTEXT = click.option(
+    "--context", "context_length", type=click.IntRange(min=1), help="Frames to look at; else the bundle's."
+)
+HORIZON = click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; else the bundle's.")
+SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, and say so.")
+
+
+def json_option(text: str = "As JSON.") -> Callable[[Any], Any]:
+    """`--json`, and what of the result it shows."""
+    return click.option("--json", "json_", is_flag=True, help=text)
+
+
+def overwrite_option(what: str) -> Callable[[Any], Any]:
+    """`--overwrite`, for a command that otherwise leaves what is there alone."""
+    return click.option("--overwrite", is_flag=True, help=f"Replace a {what} that is there.")
+
+
+def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`48,40` or `64x64` as integers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of integers such as 64,64") from error

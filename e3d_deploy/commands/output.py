@@ -1,0 +1,68 @@
+"""What commands show: results on stdout, progress and remarks on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
+    """A table on stdout; the first `left` columns are left aligned, the others right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        shown.add_row(*(Text(str(cell)) for cell in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(shown)
+
+
+def as_json(value: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def verdict(passed: bool, text: str) -> None:
+    """The last line of a command that checks something."""
+    click.secho("PASS " if passed else "FAIL ", fg="green" if passed else "red", nl=False, err=True)
+    click.echo(text, err=True)
+
+
+def next_command(text: str) -> None:
+    """What one would do next."""
+    click.echo(f"next: {text}", err=True)
+
+
+@contextmanager
+def working(text: str) -> Iterator[Any]:
+    """A line on stderr that shows what is going on, and goes away after it; a plain line where nobody watches."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        click.echo(text, err=True)
+    with console.status(text) as status:
+        yield lambda phase: status.update(f"{text}: {phase}")
+
+
+def megabytes(count: int) -> str:
+    """A size in bytes, to be read."""
+    return f"{count / 1e6:.1f} MB"
+
+
+def check_picture(path: Path | None) -> None:
+    """Whether a picture can be drawn and written there, asked before the work is done."""
+    from e3d_deploy.errors import ConfigError
+
+    if path is not None:
+        import matplotlib.figure  # noqa: F401 (a missing library shall show now)
+
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: its folder does not exist; make it first")

@@ -1,0 +1,61 @@
+"""`e3d pack` and `e3d unpack`: bundles as archives."""
+
+from pathlib import Path
+
+import click
+
+from e3d_deploy.commands.opening import open_bundle
+from e3d_deploy.commands.options import BUNDLE, BUNDLE_OUTPUT, PATH, overwrite_option
+from e3d_deploy.commands.output import megabytes, next_command, working
+
+
+@click.command()
+@BUNDLE
+@click.option("-o", "--output", type=PATH, required=True, metavar="NAME.e3d.zip", help="Archive.")
+@click.option(
+    "--with-engines/--without-engines", "engines", default=False, help="TensorRT plans, which run on one kind of GPU."
+)
+@overwrite_option("file")
+def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
+    """Pack BUNDLE as one archive; the same bundle gives the same bytes."""
+    from e3d_deploy.files import sha256
+    from e3d_deploy.runtime.pack import pack as pack_bundle
+
+    with working(f"packing {bundle}") as progress:
+        opened = open_bundle(bundle)
+        pack_bundle(opened, output, engines=engines, overwrite=overwrite, progress=progress)
+    click.echo(output)
+    click.echo(f"{megabytes(output.stat().st_size)}, SHA-256 {sha256(output)}", err=True)
+    if opened.manifest["engines"] and not engines:
+        left = ", ".join(opened.manifest["engines"])
+        click.echo(f"left out: the engines {left}; `e3d build` makes them again on the device", err=True)
+    next_command(f"e3d unpack {output} -o {output.name.removesuffix('.zip').removesuffix('.e3d')}.e3d")
+
+
+@click.command()
+@click.argument("archive", metavar="FILE", type=PATH)
+@BUNDLE_OUTPUT
+@click.option("--trust-engines", is_flag=True, help="Keep TensorRT plans: native code of whoever packed them.")
+@click.option("--limit-mb", type=click.IntRange(min=1), default=2000, help="Most that may come out.")
+@overwrite_option("bundle")
+def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, overwrite: bool) -> None:
+    """Take FILE, which `e3d pack` wrote, apart into a bundle, after everything in it was checked."""
+    from e3d_deploy.runtime.pack import unpack as unpack_bundle
+
+    with working(f"unpacking {archive}") as progress:
+        _, dropped = unpack_bundle(
+            archive,
+            output,
+            trust_engines=trust_engines,
+            overwrite=overwrite,
+            most_bytes=limit_mb * 1_000_000,
+            progress=progress,
+        )
+    click.echo(output)
+    if dropped:
+        click.echo(
+            f"WARN dropped: the engines {', '.join(dropped)}, native code that came with an archive; build them here, "
+            "or give --trust-engines if you know who packed them",
+            err=True,
+        )
+    next_command(f"e3d verify {output}")

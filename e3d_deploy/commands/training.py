@@ -1,0 +1,154 @@
+"""`e3d train`."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import click
+
+from e3d_deploy.commands.options import PATH, numbers
+from e3d_deploy.commands.output import next_command
+from e3d_deploy.config import RECIPES, Semantics, TrainConfig
+
+HINTS = get_type_hints(TrainConfig)
+
+
+def setting(field: str, text: str, *, flag: str = "") -> Callable[[Any], Any]:
+    """An option for a field of TrainConfig, which the recipe decides if it is not given."""
+    default = next(one.default for one in dataclasses.fields(TrainConfig) if one.name == field)
+    name = "--" + (flag or field).replace("_", "-")
+    if isinstance(default, bool):
+        return click.option(f"{name}/--no-{name[2:]}", field, default=None, help=text, show_default=str(default))
+    hint = HINTS[field]
+    number = float if float in (hint, *get_args(hint)) else int
+    kind = click.Choice(get_args(hint)) if isinstance(default, str) else number
+    return click.option(
+        name, field, type=kind, default=None, help=text, show_default=None if default is None else str(default)
+    )
+
+
+def source(text: str) -> tuple[str, float]:
+    """`clips.npz:2` as a source and its share."""
+    name, colon, share = text.rpartition(":")
+    try:
+        return (name, float(share)) if colon else (text, 1.0)
+    except ValueError:  # a colon in the name
+        return text, 1.0
+
+
+@click.command()
+@click.option("-o", "--output", type=PATH, required=True, help="Run folder; gets model.safetensors.")
+@click.option(
+    "--data",
+    multiple=True,
+    default=["moving-mnist"],
+    metavar="SOURCE[:SHARE]",
+    help="moving-mnist, or a file or folder, as `e3d data inspect` reads them; several are mixed by their shares.",
+)
+@click.option("--valid-data", "valid", metavar="SOURCE", help="To validate on; else what the data holds out.")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures and videos that cannot be read, and say so.")
+@click.option("--init", "initial", type=PATH, help="Model or checkpoint whose weights to begin with.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option(
+    "--resume-or-new", is_flag=True, help="Go on if the folder holds this run; else begin in NAME-2, NAME-3, …"
+)
+@click.option(
+    "--recipe", type=click.Choice(list(RECIPES)), default="modern", help="What the settings below are if not given."
+)
+@click.option("--image-size", default="64x64", callback=numbers, help="Height x width, pixels.")
+@click.option("--channels", default=1, help="Colours of a frame.")
+@click.option("--patch-size", default=4, help="Side of the square folded into channels, pixels.")
+@click.option("--hidden", default="64,64,64,64", callback=numbers, help="Channels of each layer.")
+@click.option("--kernel-size", default=5, help="Side of the convolutions, patches.")
+@click.option("--history-length", default=20, help="Cell states kept for recall.")
+@click.option("--norm-eps", default=1e-5, help="Added to the variance in the norms.")
+@click.option("--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="Which E3D-LSTM.")
+@click.option("--stride", default=1, help="Of the convolutions, with --semantics openstl.")
+@click.option("--layer-norm/--no-layer-norm", default=True, help="Normalise the gates.")
+@setting("context_length", "Frames given.", flag="context")
+@setting("horizon", "Frames predicted.")
+@setting("steps", "Optimiser steps.")
+@setting("batch_size", "Clips in a step, over all processes and parts.")
+@setting("accumulate", "Parts that a step's clips are computed in.")
+@setting("loss", "Means, or sums over the batch.")
+@setting("l1_weight", "Weight of the absolute differences in the loss.")
+@setting("optimizer", "Who makes steps of gradients.")
+@setting("beta1", "Decay of the mean gradient.")
+@setting("beta2", "Decay of the mean squared gradient.")
+@setting("weight_decay", "Of adamw.")
+@setting("learning_rate", "Highest learning rate.")
+@setting("schedule", "Of the learning rate.")
+@setting("warmup_steps", "Steps in which it rises, of cosine.")
+@setting("sampling", "When true frames are shown.")
+@setting("sampling_start", "Chance of a true frame at the start.")
+@setting("sampling_decrease", "By how much it falls a step; else so that it is 0 at the stop.")
+@setting("sampling_hold_steps", "Steps before the chances of reverse change; else half of the stop.")
+@setting("sampling_stop_step", "No true frame is shown after this step; else half of the steps.")
+@setting("sampling_decay_steps", "Of the exponential of reverse.")
+@setting("reverse_input", "A second step on each batch, played backwards.")
+@setting("ema_decay", "Decay of the moving average of the weights.")
+@setting("ema_warmup", "Let that decay begin small.")
+@setting("average", "Validate and save the moving average.")
+@setting("gradient_clip", "Largest gradient norm; 0 for none.")
+@setting("precision", "auto: bf16 on a GPU that has it.")
+@setting("recompute", "Activation checkpointing over time: less memory, a third more work.")
+@setting("compile", "Compile the cells with torch.compile.")
+@setting("validate_every", "Steps between validations.")
+@setting("validation_clips", "Clips of a validation; 0 for all.")
+@setting("save_every", "Steps between saved states.")
+@setting("log_every", "Steps between lines of the log.")
+@setting("seed", "Decides weights, data and sampling.")
+@click.option("--devices", type=click.IntRange(min=1), help="Processes, each on a device; else one, or torchrun's.")
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines.")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that load data; else 0, up to 8 for a GPU.")
+@click.option("--time-limit", metavar="MINUTES", type=click.FloatRange(min=0, min_open=True), help="Then save and end.")
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
+@click.option("--samples", type=PATH, help="Folder for pictures of validations, as the released code writes them.")
+@click.option("--sample-count", type=click.IntRange(min=0), default=10, help="Batches that get such pictures.")
+def train(
+    output: Path,
+    data: tuple[str, ...],
+    valid: str | None,
+    skip_bad: bool,
+    initial: Path | None,
+    resume: bool,
+    resume_or_new: bool,
+    recipe: str,
+    **options: Any,
+) -> None:
+    """Train a model on Moving MNIST or on clips.
+
+    Takes the flags of google/e3d_lstm run.py too, by their names with underscores.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from e3d_deploy.config import ModelConfig
+    from e3d_deploy.training.train import Machine, resume_or_next
+    from e3d_deploy.training.train import train as train_model
+
+    def part(config: type[Any]) -> dict[str, Any]:
+        names = {field.name for field in dataclasses.fields(config)}
+        return {name: value for name, value in options.items() if name in names and value is not None}
+
+    model_config, config = ModelConfig(**part(ModelConfig)), TrainConfig.of_recipe(recipe, **part(TrainConfig))
+    minutes = options["time_limit"]
+    machine = Machine(**part(Machine), time_limit_s=None if minutes is None else 60 * minutes)
+    call: dict[str, Any] = {
+        "data": [source(text) for text in data],
+        "valid": valid,
+        "skip_bad": skip_bad,
+        "initial": initial,
+        "machine": machine,
+    }
+    if resume_or_new:
+        output, resume = resume_or_next(model_config, config, output, **call)
+    try:
+        path = train_model(model_config, config, output, resume=resume, **call)
+    except KeyboardInterrupt:
+        if (output / "last.ckpt").exists():
+            next_command(f"e3d train -o {output} --resume with the same options")
+        raise
+    if getattr(rank_zero_only, "rank", 0) == 0:  # each process comes here
+        click.echo(path)
+        next_command(f"e3d export {path} -o {output.name}.e3d")

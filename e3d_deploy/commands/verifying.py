@@ -1,0 +1,167 @@
+"""`e3d verify`: whether a backend computes what PyTorch computes."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from e3d_deploy.commands.opening import open_bundle
+from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, json_option
+from e3d_deploy.commands.output import as_json, check_picture, table, verdict, working
+from e3d_deploy.errors import QualityError
+
+if TYPE_CHECKING:
+    from e3d_deploy.export.why import Finding
+    from e3d_deploy.runtime import Bundle
+    from e3d_deploy.runtime.verify import Report
+
+
+@click.command()
+@BUNDLE
+@click.option("--backend", default="auto", help="auto, onnxruntime, torch, or emulated: types that nothing here has.")
+@click.option(
+    "--against",
+    type=click.Choice(["auto", "torch", "reference"]),
+    default="auto",
+    help="PyTorch, or what it computed at export; auto takes PyTorch if it is installed.",
+)
+@click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
+@click.option("--steps", type=click.IntRange(min=1), help="Go on for so many, to see the drift grow; needs PyTorch.")
+@THREADS
+@click.option("--picture", type=PATH, help="Draw the drift into this PNG.")
+@json_option("The report as JSON.")
+def verify(
+    bundle: Path,
+    backend: str,
+    against: str,
+    clip: Path | None,
+    steps: int | None,
+    threads: int | None,
+    picture: Path | None,
+    json_: bool,
+) -> None:
+    """Prove that a backend computes what PyTorch computes, over a whole rollout."""
+    from contextlib import ExitStack, closing
+
+    from e3d_deploy import frames
+    from e3d_deploy.data.clips import read_clips
+    from e3d_deploy.doctor import installed
+    from e3d_deploy.runtime.backend import open_backend
+    from e3d_deploy.runtime.bundle import record_verification
+    from e3d_deploy.runtime.verify import verify as verify_backend
+
+    check_picture(picture)
+    opened = open_bundle(bundle)
+    config = opened.config
+    given = None
+    if clip is not None:
+        pictures = read_clips(
+            clip, image_size=config.image_size, channels=config.channels, most=opened.context_length + opened.horizon
+        ).frames[0]
+        given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
+    if backend == "auto":
+        backend = next(iter(installed()), "onnxruntime")
+    if against == "auto":
+        against = "torch" if "torch" in installed() else "reference"
+    with ExitStack() as stack, working(f"verifying {bundle}"):
+        yardstick = None
+        if against == "torch":
+            yardstick = stack.enter_context(closing(open_backend(opened, "torch", threads=threads)))
+        candidate = stack.enter_context(closing(open_backend(opened, backend, threads=threads)))
+        report = verify_backend(opened, candidate, yardstick, given, steps=steps)
+        findings = [] if report.passed else why(opened, backend, threads)
+    if given is None:
+        record_verification(opened, report.to_dict())
+    if picture is not None:
+        from e3d_deploy import plots
+
+        picture.write_bytes(plots.drift(report))
+    if json_:
+        as_json({**report.to_dict(), **({} if report.passed else {"why": [one.to_dict() for one in findings]})})
+    else:
+        show_report(report)
+        show_findings(findings)
+    line = judged(report)
+    verdict(report.passed, line)
+    if not report.passed:
+        over = not max(report.predictions[: report.steps]) <= report.budget or math.isinf(report.budget)
+        where = f"step {report.worst_step + 1}" if over else f"state {report.worst_state[0]}"
+        mend = "try another backend, or export the model again"
+        if findings:
+            first = findings[0]
+            mend = f"first off is {first.layer} ({first.cause}); export again with {first.advice}"
+        raise QualityError(f"{line}; furthest at {where}; {mend}")
+
+
+def judged(report: "Report") -> str:
+    """A report in one line: what was found of what its budget allows."""
+    who = f"{report.backend} against {report.yardstick}"
+    if math.isinf(report.budget):
+        lost = (("SSIM", report.dssim, report.dssim_budget, ""), ("PSNR", report.dpsnr, report.dpsnr_budget, " dB"))
+        words = [
+            f"{name} lost {'no number' if found is None else format(found, '.1e')} of {allowed:.1e}{unit}"
+            for name, found, allowed, unit in lost
+            if allowed is not None
+        ]
+        return f"{who} in {report.precision}: {', '.join(words)}, predictions off by {report.worst:.1e}"
+    state = report.worst_state[1]
+    return (
+        f"{who}: predictions {report.worst:.1e} of {report.budget:.1e}, states {state:.1e} of {report.state_budget:.1e}"
+    )
+
+
+def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
+    """What is off first in the step graph, where the libraries to look into it are there."""
+    from importlib.util import find_spec
+
+    if backend not in ("onnxruntime", "emulated") or not find_spec("onnx") or not find_spec("onnxruntime"):
+        return []
+    from e3d_deploy.export.why import explain
+
+    return explain(bundle, native=backend == "onnxruntime", threads=threads)
+
+
+def show_findings(findings: Sequence["Finding"]) -> None:
+    """Why a bundle is over its budget."""
+    if findings:
+        table(
+            ["first off", "layer", "cause", "step", "error", "largest", "what mends it"],
+            [
+                (one.node, one.layer, one.cause, one.step, f"{one.error:.1e}", f"{one.largest:.1e}", one.advice)
+                for one in findings
+            ],
+            left=3,
+        )
+
+
+def show_report(report: "Report") -> None:
+    """A report of `verify` as tables."""
+    kinds = ["hidden", "cell", "memory"] if report.states else []
+    shown = {*range(report.steps), *range(report.steps, len(report.predictions), 10), len(report.predictions) - 1}
+    table(
+        ["step", "saw", "prediction", *kinds],
+        [
+            (
+                t + 1,
+                "truth" if t < report.context_length else "itself",
+                f"{report.predictions[t]:.1e}",
+                *(f"{report.states[t][kind]:.1e}" for kind in kinds),
+            )
+            for t in sorted(shown)
+        ],
+    )
+    name, state = report.worst_state
+    budget, state_budget = ("–" if math.isinf(one) else f"{one:.1e}" for one in (report.budget, report.state_budget))
+    table(
+        [f"{report.backend} against {report.yardstick}", "largest |difference|", "budget"],
+        [
+            ("predictions, step by step", f"{max(report.predictions[: report.steps]):.1e}", budget),
+            ("predictions, clip graph", f"{report.clip:.1e}", budget),
+            ("predictions, rollout graph", f"{report.rollout:.1e}", budget),
+            (f"final states, most {name}", f"{state:.1e}", state_budget),
+        ],
+    )
+    if report.dssim is not None and report.dpsnr is not None:
+        click.echo(f"lost against the truth: SSIM {report.dssim:+.1e}, PSNR {report.dpsnr:+.1e} dB")
