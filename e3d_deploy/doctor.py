@@ -30,6 +30,7 @@ LIBRARIES = (
     Library("onnx", ("onnx",), "train", "e3d export"),
     Library("onnxscript", ("onnxscript",), "train", "e3d export"),
     Library("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", "the backend onnxruntime"),
+    Library("openvino", ("openvino",), "openvino", "the backend openvino"),
     Library("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"), "rtx", "e3d build --target tensorrt-rtx"),
     Library(
         "tensorrt",
@@ -44,7 +45,7 @@ LIBRARIES = (
 )
 
 
-BACKENDS = {"onnxruntime": ("onnxruntime",), "torch": ("torch", "safetensors")}
+BACKENDS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",), "torch": ("torch", "safetensors")}
 """Backends that run in this version, the preferred one first, and the modules that each needs."""
 
 

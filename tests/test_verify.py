@@ -85,7 +85,8 @@ def test_a_wrong_clip_graph_fails(bundle: Bundle, fault: str) -> None:
             forecast, state = super().clip(context)
             if fault == "forecast":
                 return forecast + np.float32(1e-3), state
-            return forecast, {**state, "cell.1": state["cell.1"] + np.float32(1e-3)}
+            arrays = self.to_arrays(state)
+            return forecast, self.from_arrays({**arrays, "cell.1": arrays["cell.1"] + np.float32(1e-3)})
 
     report = verify(bundle, WrongClip(bundle, threads=1))
     assert not report.passed

@@ -17,6 +17,7 @@ from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.precision import MOVES, PRODUCTS, on
 from e3d_deploy.runtime.backend import State, initial_arrays
+from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -130,11 +131,12 @@ class Steps:
             prediction, state = self.split(outputs)
 
 
-class EmulatedBackend(OnnxRuntimeBackend):
+def emulated_backend(bundle: Bundle, *, threads: int | None = None) -> OnnxRuntimeBackend:
     """The graphs of a bundle, emulated: proves types where nothing runs them. Slower than float32."""
 
-    name = "emulated"
+    def load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
+        return session(emulated(onnx.load(bundle.graph(graph)), bundle.precision), threads=threads)
 
-    def load(self, graph: str) -> onnxruntime.InferenceSession:
-        model = onnx.load(self.bundle.graph(graph))
-        return session(emulated(model, self.bundle.precision), threads=self.threads)
+    backend = OnnxRuntimeBackend(bundle, threads=threads, load=load)
+    backend.name = "emulated"
+    return backend

@@ -1,6 +1,6 @@
 """The PyTorch model behind the runtime's Backend: the yardstick."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
-from e3d_deploy.runtime.backend import State
+from e3d_deploy.runtime.backend import Frame, State
 from e3d_deploy.runtime.bundle import MODEL, Bundle
+from e3d_deploy.runtime.host_backend import as_frames
 
 
 class TorchBackend:
@@ -22,9 +23,11 @@ class TorchBackend:
     """
 
     name = "torch"
+    pads = False
 
     def __init__(self, model: E3DLSTM, *, batch: int = 1, horizon: int = 10, threads: int | None = None) -> None:
         self.model, self.batch, self.horizon, self.threads = model.eval(), batch, horizon, threads
+        self.sizes: tuple[int, ...] = (batch,)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, *, threads: int | None = None) -> "TorchBackend":
@@ -32,15 +35,21 @@ class TorchBackend:
         model = checkpoint.load(bundle.path / MODEL)
         return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
 
-    def initial_state(self) -> State:
-        return {"model": self.model.initial_state(self.batch), "steps": 0}
+    def initial_state(self, batch: int | None = None) -> State:
+        return {"model": self.model.initial_state(batch or self.batch), "steps": 0}
+
+    def gather(self, rows: Sequence[tuple[State, int]]) -> State:
+        """The one state there is: histories that grow cannot be of different length in one step."""
+        [(state, _)] = rows
+        return state
 
     @torch.inference_mode()
-    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
         dtype = self.model.to_patch.weight.dtype
-        prediction, model_state = self.model.step(torch.tensor(frame, dtype=dtype), state["model"])
+        seen = torch.tensor(as_frames(frame, self.model.config), dtype=dtype)
+        prediction, model_state = self.model.step(seen, state["model"])
         steps = state["steps"] + 1
         return prediction.numpy(), {"model": model_state, "steps": steps}
 
@@ -65,8 +74,9 @@ class TorchBackend:
         arrays = {"memory": tensors.memory.numpy().copy(), "window": tensors.window.numpy().copy()}
         K = config.history_length
         written = contract.written_after(state["steps"], K)
-        arrays["written"] = np.full(self.batch, written, np.int32)
-        shapes = {tensor.name: tensor.shape for tensor in contract.states(config, self.batch)}
+        batch = len(tensors.memory)
+        arrays["written"] = np.full(batch, written, np.int32)
+        shapes = {tensor.name: tensor.shape for tensor in contract.states(config, batch)}
         for layer in range(len(config.hidden)):
             arrays[f"hidden.{layer}"] = tensors.hidden[layer].numpy().copy()
             arrays[f"cell.{layer}"] = tensors.cell[layer].numpy().copy()

@@ -1,6 +1,6 @@
 """What runs a step, and how one is chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,11 +12,15 @@ from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.bundle import Bundle
 
-State = Mapping[str, Any]
-"""The tensors of `contract.states` by name. Only the backend that made it can read it: it may live on a device."""
+State = Any
+"""The tensors of `contract.states` of a few streams. Only the backend that made it can read it: it may live on a
+device. It is a value: no call changes one that somebody holds, and what it holds is used again when nobody does."""
+Frame = NDArray[np.float32] | NDArray[np.uint8]
+"""A frame of each stream, float32 [B, C, H, W] in [0, 1], or a picture of each, uint8 [B, H, W, C]."""
 
 REMEDY = {
     "onnxruntime": "pip install 'e3d_deploy[cpu]'",
+    "openvino": "pip install 'e3d_deploy[openvino]'",
     "torch": "pip install 'e3d_deploy[train]'",
     "emulated": "pip install 'e3d_deploy[train,cpu]'",
 }
@@ -24,18 +28,26 @@ REMEDY = {
 
 
 class Backend(Protocol):
-    """Runs the step graph. It holds no state, so that streams can share it."""
+    """Runs the graphs of a bundle. It holds no video, so that streams can share it; any thread may call it."""
 
     name: str
+    sizes: tuple[int, ...]
+    """How many streams a step takes, ascending."""
+    pads: bool
+    """Whether a step of few streams costs as much as one of more, as on a GPU that is not full."""
 
-    def initial_state(self) -> State:
-        """The state before the first frame."""
+    def initial_state(self, batch: int | None = None) -> State:
+        """The state of so many streams before the first frame, one of `sizes`; None for the bundle's own number."""
         ...
 
-    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-        """A frame [B, C, H, W] in, the prediction of the next one and the next state out.
+    def gather(self, rows: Sequence[tuple[State, int]]) -> State:
+        """A state of its own, whose stream i is the stream `rows[i][1]` of the state `rows[i][0]`."""
+        ...
 
-        The state that comes in stays as it is and may be used again.
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+        """What is next seen of each stream in, the prediction [B, C, H, W] after it and the next state out.
+
+        The state that comes in stays as it is and may be used again. Pictures become frames where the step runs.
         """
         ...
 
@@ -82,8 +94,8 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     """The backend of a name, running the graphs of a bundle.
 
     Args:
-        name: `onnxruntime`, `torch`, which is the yardstick in float32 whatever the graphs compute in, or `emulated`,
-            which runs a graph whose types nothing here has, and slowly.
+        name: `onnxruntime`, `openvino`, `torch`, which is the yardstick in float32 whatever the graphs compute in, or
+            `emulated`, which runs a graph whose types nothing here has, and slowly.
         threads: threads within a step; None leaves it to the library.
 
     Raises:
@@ -97,15 +109,19 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
                 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
                 return OnnxRuntimeBackend(bundle, threads=threads)
+            case "openvino":
+                from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
+
+                return OpenVINOBackend(bundle, threads=threads)
             case "torch":
                 # It lives with export, as runtime/ must work where there is no PyTorch.
                 from e3d_deploy.export.torch_backend import TorchBackend
 
                 return TorchBackend.of_bundle(bundle, threads=threads)
             case "emulated":
-                from e3d_deploy.export.emulate import EmulatedBackend
+                from e3d_deploy.export.emulate import emulated_backend
 
-                return EmulatedBackend(bundle, threads=threads)
+                return emulated_backend(bundle, threads=threads)
             case "tensorrt" | "tensorrt-rtx":
                 raise BackendUnavailable(
                     f"{name}: this version builds and checks engines, but does not run them yet; "

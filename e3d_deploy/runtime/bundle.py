@@ -21,6 +21,9 @@ MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.np
 WEIGHTS, YARDSTICK = "weights.safetensors", "float32.onnx"
 """Where graphs have a low type: its weights, and the step graph without it."""
 
+SIZES = (1, 2, 4, 8, 16, 32)
+"""How many streams a step takes at once where its graph takes any number: a few sizes, so that few are compiled."""
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -78,6 +81,11 @@ class Bundle:
     def dynamic_batch(self) -> bool:
         """Whether the graphs take any number of streams."""
         return bool(self.manifest["dynamic_batch"])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many streams a step is run with, ascending."""
+        return SIZES if self.dynamic_batch else (self.batch,)
 
     def graph(self, name: str) -> Path:
         """The file of a graph.

@@ -1,0 +1,112 @@
+"""What backends on the host have in common: states in memory that is used again, and graphs bound to it."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import contract, frames
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.runtime.backend import Frame, initial_arrays
+from e3d_deploy.runtime.bundle import Bundle
+
+Arrays = dict[str, NDArray[Any]]
+Tensors = dict[str, Any]
+"""Arrays as a library takes them, over the same memory."""
+
+
+class HostState:
+    """The tensors of `contract.states` as NumPy arrays, lent by a pool until nobody holds them."""
+
+    __slots__ = ("_free", "arrays", "tensors")
+
+    def __init__(self, arrays: Arrays, tensors: Tensors, free: list[tuple[Arrays, Tensors]]) -> None:
+        self.arrays, self.tensors, self._free = arrays, tensors, free
+
+    def __del__(self) -> None:
+        self._free.append((self.arrays, self.tensors))
+
+
+class HostBackend:
+    """A backend on the host; a library adds how an array is handed to it, and how a graph is run."""
+
+    name: str
+    pads = False
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.sizes = bundle, bundle.sizes
+        self._free: dict[int, list[tuple[Arrays, Tensors]]] = {}
+        self._lock = threading.Lock()
+
+    def tensor(self, array: NDArray[Any]) -> Any:
+        """An array as the library takes it, over the same memory."""
+        raise NotImplementedError
+
+    def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
+        """Run a graph with so many streams; one thread at a time."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the library holds."""
+        raise NotImplementedError
+
+    def initial_state(self, batch: int | None = None) -> HostState:
+        return self.from_arrays(initial_arrays(self.bundle.config, batch or self.bundle.batch))
+
+    def gather(self, rows: Sequence[tuple[HostState, int]]) -> HostState:
+        state = self._empty(len(rows))
+        for name, array in state.arrays.items():
+            for row, (source, number) in enumerate(rows):
+                array[row] = source.arrays[name][number]
+        return state
+
+    def step(self, frame: Frame, state: HostState) -> tuple[NDArray[np.float32], HostState]:
+        seen = as_frames(frame, self.bundle.config)
+        return self._run("step", {contract.FRAME: seen}, state, contract.PREDICTION, seen.shape)
+
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], HostState]:
+        shape = (len(context), self.bundle.horizon, *context.shape[-3:])
+        return self._run("clip", {contract.CONTEXT: context}, None, contract.FORECAST, shape)
+
+    def rollout(self, prediction: NDArray[np.float32], state: HostState) -> tuple[NDArray[np.float32], HostState]:
+        shape = (len(prediction), self.bundle.horizon, *prediction.shape[-3:])
+        return self._run("rollout", {contract.PREDICTION: prediction}, state, contract.FORECAST, shape)
+
+    def _run(
+        self, graph: str, given: Arrays, state: HostState | None, result: str, shape: tuple[int, ...]
+    ) -> tuple[NDArray[np.float32], HostState]:
+        output, following = np.empty(shape, np.float32), self._empty(shape[0])
+        inputs = {name: self.tensor(np.ascontiguousarray(array)) for name, array in given.items()}
+        outputs = {contract.NEXT + name: tensor for name, tensor in following.tensors.items()}
+        with self._lock:
+            self.run(
+                graph, shape[0], inputs | (state.tensors if state else {}), outputs | {result: self.tensor(output)}
+            )
+        return output, following
+
+    def to_arrays(self, state: HostState) -> Arrays:
+        return {name: array.copy() for name, array in state.arrays.items()}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> HostState:
+        state = self._empty(len(arrays["written"]))
+        for name, array in state.arrays.items():
+            array[:] = arrays[name]
+        return state
+
+    def _empty(self, batch: int) -> HostState:
+        """A state of so many streams to write into."""
+        free = self._free.setdefault(batch, [])
+        try:
+            return HostState(*free.pop(), free)
+        except IndexError:
+            arrays = initial_arrays(self.bundle.config, batch)
+            return HostState(arrays, {name: self.tensor(array) for name, array in arrays.items()}, free)
+
+
+def as_frames(seen: Frame, config: ModelConfig) -> NDArray[np.float32]:
+    """Frames as they are, and pictures as frames."""
+    if seen.dtype == np.uint8:
+        return frames.to_frames(seen, image_size=config.image_size, channels=config.channels)
+    return np.asarray(seen, np.float32)
