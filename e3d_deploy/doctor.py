@@ -45,7 +45,7 @@ LIBRARIES = (
 )
 
 
-BACKENDS = {"openvino": ("openvino",), "onnxruntime": ("onnxruntime",), "torch": ("torch", "safetensors")}
+BACKENDS = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "torch": ("torch", "safetensors")}
 """Backends that run in this version, the preferred one first, and the modules that each needs."""
 
 

@@ -54,6 +54,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def cache_folder(kind: str) -> Path:
+    """Where the desktop's rules put what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e3d_deploy" / kind
+
+
 def sha256(path: Path) -> str:
     """The hash of a file, hexadecimal."""
     with path.open("rb") as file:

@@ -17,9 +17,9 @@ from e3d_deploy.cli import main
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.export import to_tensorrt
-from e3d_deploy.export.cache import PLAN, SIDECAR, EngineCache, default_folder
+from e3d_deploy.export.cache import PLAN, SIDECAR, EngineCache
 from e3d_deploy.export.to_tensorrt import build
-from e3d_deploy.files import locked
+from e3d_deploy.files import cache_folder, locked
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.plans import load_plan
 from tests.fake_tensorrt import FakeTensorRT
@@ -211,9 +211,9 @@ def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
 
 def test_the_folder_is_where_the_desktop_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/somewhere")
-    assert default_folder() == Path("/tmp/somewhere/e3d_deploy/engines")
+    assert cache_folder("engines") == Path("/tmp/somewhere/e3d_deploy/engines")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert default_folder() == Path.home() / ".cache" / "e3d_deploy" / "engines"
+    assert cache_folder("engines") == Path.home() / ".cache" / "e3d_deploy" / "engines"
 
 
 def test_the_last_duration_is_remembered(trt: FakeTensorRT, cache: EngineCache, bundle_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
         prediction, state = backend.step(frame, state)
         predictions.append(prediction)
     np.testing.assert_allclose(outputs[contract.FORECAST][0], np.concatenate(predictions[-HORIZON:]), atol=CLOSE)
-    for name, value in state.items():
+    for name, value in backend.to_arrays(state).items():
         np.testing.assert_allclose(outputs[contract.NEXT + name], value, rtol=0, atol=CLOSE, err_msg=name)
 
 
@@ -132,9 +132,10 @@ def test_rollout_equals_steps_at_any_age(case: Bundle, pushed: int) -> None:
         prediction, state = backend.step(prediction, state)
         expected.append(prediction)
     np.testing.assert_allclose(forecast, np.stack(expected, axis=1), rtol=0, atol=CLOSE)
-    for name, value in state.items():
-        np.testing.assert_allclose(after[name], value, rtol=0, atol=CLOSE, err_msg=name)
-    assert all(not np.array_equal(before[name], value) for name, value in after.items() if name.startswith("cell"))
+    rolled = backend.to_arrays(after)
+    for name, value in backend.to_arrays(state).items():
+        np.testing.assert_allclose(rolled[name], value, rtol=0, atol=CLOSE, err_msg=name)
+    assert all(not np.array_equal(before[name], value) for name, value in rolled.items() if name.startswith("cell"))
 
 
 def test_graphs_are_valid_and_share_the_weights_of_the_model_file(case: Bundle) -> None:
@@ -187,13 +188,16 @@ def test_graphs_that_run_two_streams_at_once_keep_them_apart(tmp_path: Path) -> 
     young, old = one.initial_state(), one.initial_state()
     for frame in frames[:4]:
         _, old = one.step(frame[:1], old)
-    together = {name: np.concatenate([old[name], young[name]]) for name in old}
+    arrays = one.to_arrays(old), one.to_arrays(young)
+    together = two.from_arrays({name: np.concatenate([each[name] for each in arrays]) for name in arrays[0]})
     for frame in frames[4:]:
         expected_old, old = one.step(frame[:1], old)
         expected_young, young = one.step(frame[1:], young)
         found, together = two.step(frame, together)
         np.testing.assert_allclose(found, np.concatenate([expected_old, expected_young]), rtol=0, atol=CLOSE)
-    np.testing.assert_array_equal(together["written"], [old["written"][0], young["written"][0]])
+    np.testing.assert_array_equal(
+        two.to_arrays(together)["written"], [*one.to_arrays(old)["written"], *one.to_arrays(young)["written"]]
+    )
     context = np.ascontiguousarray(frames[:2].swapaxes(0, 1))
     np.testing.assert_allclose(
         two.clip(context)[0], np.concatenate([one.clip(clip[None])[0] for clip in context]), rtol=0, atol=CLOSE
@@ -373,7 +377,7 @@ def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics)
     assert {next(iter(tensor["shape"])) for tensor in many.bundle.manifest["graphs"]["clip"]["outputs"]} == {"batch"}
     frames = np.random.default_rng(1).random((5, 3, 1, 16, 24), np.float32)
     singles = [one.initial_state() for _ in range(3)]
-    together = {name: np.repeat(value, 3, axis=0) for name, value in many.initial_state().items()}
+    together = many.initial_state(3)
     for frame in frames:
         steps = [one.step(frame[n : n + 1], singles[n]) for n in range(3)]
         singles = [state for _, state in steps]
@@ -386,8 +390,8 @@ def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics)
     clips = [one.clip(clip[None]) for clip in context]
     forecast, after = many.clip(context)
     np.testing.assert_allclose(forecast, np.concatenate([each for each, _ in clips]), rtol=0, atol=CLOSE)
-    for name, value in after.items():
-        expected = np.concatenate([state[name] for _, state in clips])
+    for name, value in many.to_arrays(after).items():
+        expected = np.concatenate([one.to_arrays(state)[name] for _, state in clips])
         np.testing.assert_allclose(value, expected, rtol=0, atol=CLOSE, err_msg=name)
 
 
@@ -434,3 +438,13 @@ def test_each_rewrite_computes_the_same(semantics: Semantics, window_length: int
         for name in REWRITES:
             for expected, found in zip(plain, Step(model, rewrites=(name,))(*inputs), strict=True):
                 torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE, msg=name)
+
+
+def test_a_target_that_is_a_gpu_says_for_whom_the_step_is_rewritten(tmp_path: Path) -> None:
+    config = ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3)
+    checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
+    graphs = {}
+    for name, options in {"target": {"target": "tensorrt-rtx"}, "gpu": {"optimize": "gpu"}, "cpu": {}}.items():
+        path = export(tmp_path / "m.safetensors", tmp_path / f"{name}.e3d", context_length=3, horizon=2, **options)  # type: ignore[arg-type]
+        graphs[name] = (path / "clip.onnx").read_bytes()
+    assert graphs["target"] == graphs["gpu"] != graphs["cpu"]

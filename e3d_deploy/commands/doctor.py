@@ -1,18 +1,26 @@
 """`e3d doctor`: what this machine has and lacks."""
 
+from pathlib import Path
+from typing import Any
+
 import click
 
-from e3d_deploy.commands.options import json_option
-from e3d_deploy.commands.output import as_json, table, verdict
+from e3d_deploy.commands.options import PATH, THREADS, json_option
+from e3d_deploy.commands.output import as_json, table, verdict, working
 
 
 @click.command()
+@click.option("--bundle", type=PATH, help="Say also which backend auto takes for it here, and why.")
+@click.option("--again", is_flag=True, help="With --bundle: choose again instead of taking what was chosen before.")
+@THREADS
 @json_option()
-def doctor(json_: bool) -> None:
+def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -> None:
     """Say what this machine has, what it lacks, what that costs and how to get it."""
     from e3d_deploy.doctor import examine
 
     found = examine()
+    if bundle is not None:
+        found["choice"] = _choice(bundle, threads, again)
     if json_:
         as_json(found)
         return
@@ -25,6 +33,16 @@ def doctor(json_: bool) -> None:
         ["library", "version", "gives", "get it by"],
         [(one["library"], one["version"] or "–", one["gives"], one["get"] or "") for one in found["libraries"]],
     )
+    if "choice" in found:
+        click.echo()
+        table(
+            ["backend", "ms per step", "why"],
+            [
+                (one["backend"], "–" if one["step_ms"] is None else f"{one['step_ms']:.2f}", one["reason"])
+                for one in found["choice"]["tried"]
+            ],
+        )
+        click.echo(f"auto takes {found['choice']['backend']} for {bundle}")
     for warning in found["warnings"]:
         click.echo(f"WARN {warning}", err=True)
     ready = [name for name, there in found["backends"].items() if there]
@@ -32,3 +50,15 @@ def doctor(json_: bool) -> None:
         verdict(True, f"installed backends: {', '.join(ready)}; `e3d verify` proves them on a bundle")
     else:
         click.echo("WARN no backend is installed; pip install 'e3d_deploy[cpu]'", err=True)
+
+
+def _choice(bundle: Path, threads: int | None, again: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from e3d_deploy.runtime import Bundle
+    from e3d_deploy.runtime.choose import choose
+
+    with working("trying the backends"):
+        backend, choice = choose(Bundle.open(bundle), threads=threads, again=again)
+    backend.close()
+    return asdict(choice)

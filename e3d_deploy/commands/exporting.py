@@ -27,7 +27,9 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @click.option("--horizon", default=10, help="Frames that the clip graph gives.")
 @click.option("--batch", default="1", callback=streams, help="Streams that the graphs run at once, or `any`.")
 @click.option(
-    "--optimize", type=click.Choice(["cpu", "gpu", "none"]), default="cpu", help="For whom the step is rewritten."
+    "--optimize",
+    type=click.Choice(["cpu", "gpu", "none"]),
+    help="For whom the step is rewritten; else for the kind of --target, or a CPU.",
 )
 @click.option(
     "--precision",

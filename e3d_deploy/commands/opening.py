@@ -47,7 +47,8 @@ def index_of(prefix: Path) -> Path:
 
 
 def open_cache(folder: str | None, limit_gb: float | None = None) -> "EngineCache":
-    from e3d_deploy.export.cache import LIMIT_BYTES, EngineCache, default_folder
+    from e3d_deploy.export.cache import LIMIT_BYTES, EngineCache
+    from e3d_deploy.files import cache_folder
 
     limit = LIMIT_BYTES if limit_gb is None else int(limit_gb * 1e9)
-    return EngineCache(default_folder() if folder is None else Path(folder), limit_bytes=limit)
+    return EngineCache(cache_folder("engines") if folder is None else Path(folder), limit_bytes=limit)

@@ -48,7 +48,7 @@ def export(
     context_length: int = 10,
     horizon: int = 10,
     batch: int | None = 1,
-    optimize: str = "cpu",
+    optimize: str | None = None,
     precision: str = "fp32",
     budget: Budget | None = None,
     exclude: Sequence[str] = (),
@@ -65,7 +65,8 @@ def export(
     Args:
         context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many.
         batch: streams that the graphs run at once; None for any number.
-        optimize: for whom the step is rewritten, of `export.step.TARGETS`.
+        optimize: for whom the step is rewritten, of `export.step.TARGETS`; without it for a GPU if `target` runs on
+            one, else for a CPU.
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
         exclude: layers that stay in float32, by their names in `precision.products`; more do where the budget wants it.
@@ -91,7 +92,8 @@ def export(
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     if output.exists() and not (output / MANIFEST).is_file():
         raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
-    if optimize not in TARGETS:
+    suited_for = optimize or ("gpu" if target in ("tensorrt", "tensorrt-rtx") else "cpu")
+    if suited_for not in TARGETS:
         raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
     if precision != "auto" and precision not in POLICIES:
         raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
@@ -113,7 +115,7 @@ def export(
         recorded, rounding = record(model, clip, context_length, batch or 1)
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         progress("exporting one step")
-        exported = export_core(model, batch, TARGETS[optimize])
+        exported = export_core(model, batch, TARGETS[suited_for])
         core, chosen = exported, {"policy": precision, "exclude": [], "budget": EXACT.to_dict()}
         if precision != "fp32" or budget is not None:
             from e3d_deploy.export.choose import choose_precision  # it needs ONNX Runtime

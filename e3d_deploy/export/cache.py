@@ -24,11 +24,6 @@ PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
 
 
-def default_folder() -> Path:
-    """Where the desktop's rules put what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e3d_deploy" / "engines"
-
-
 def key_of(parts: Mapping[str, str]) -> str:
     """The key of what was made of these parts."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

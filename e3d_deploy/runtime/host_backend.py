@@ -105,8 +105,8 @@ class HostBackend:
             return HostState(arrays, {name: self.tensor(array) for name, array in arrays.items()}, free)
 
 
-def as_frames(seen: Frame, config: ModelConfig) -> NDArray[np.float32]:
+def as_frames(seen: Frame, config: ModelConfig) -> NDArray[Any]:
     """Frames as they are, and pictures as frames."""
     if seen.dtype == np.uint8:
         return frames.to_frames(seen, image_size=config.image_size, channels=config.channels)
-    return np.asarray(seen, np.float32)
+    return seen

@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.doctor import installed
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
-from e3d_deploy.policies import check_runs
-from e3d_deploy.runtime.backend import REMEDY, Backend, State, open_backend
+from e3d_deploy.runtime.backend import Backend, State, open_backend
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.verify import agrees
+from e3d_deploy.runtime.choose import choose
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +23,9 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     """A predictor for the bundle in `path`.
 
     Args:
-        backend: a name that `open_backend` knows, or a backend of your own. `auto` takes the first that is
-            installed and gives what PyTorch recorded in the first steps of the bundle's reference clip.
+        backend: a name that `open_backend` knows, or a backend of your own. `auto` takes the fastest that is
+            installed and gives what PyTorch recorded in the first steps of the bundle's reference clip; `choose`
+            says how, and `e3d doctor --bundle` which and why.
         threads: threads within a step; None leaves it to the library.
 
     Raises:
@@ -37,7 +36,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     if bundle.batch != 1:
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
     if backend == "auto":
-        backend = _first_that_agrees(bundle, threads)
+        backend, _ = choose(bundle, threads=threads)
     elif isinstance(backend, str):
         backend = open_backend(bundle, backend, threads=threads)
     return Predictor(
@@ -47,32 +46,6 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         context_length=bundle.context_length,
         horizon=bundle.horizon,
     )
-
-
-def _first_that_agrees(bundle: Bundle, threads: int | None) -> Backend:
-    refused = []
-    for name in installed():
-        try:
-            check_runs(bundle.precision, name)
-        except BackendUnavailable as error:
-            log.warning("%s", error)
-            continue
-        backend = open_backend(bundle, name, threads=threads)
-        if agrees(bundle, backend):
-            log.info("backend %s: installed, and agrees with the reference", name)
-            if name == "torch" and bundle.precision != "fp32":
-                log.warning("backend torch: computes in float32, and not in %s", bundle.precision)
-            return backend
-        backend.close()
-        refused.append(name)
-        log.warning("backend %s: does not give what PyTorch recorded, so it is not used", name)
-    if refused:
-        raise BackendUnavailable(f"auto: {', '.join(refused)} drift from PyTorch on this machine; run `e3d verify`")
-    if installed():
-        raise BackendUnavailable(
-            f"auto: {', '.join(installed())} does not run {bundle.precision}; export another precision"
-        )
-    raise BackendUnavailable(f"auto: no backend is installed; {REMEDY['onnxruntime']}")
 
 
 @dataclass(frozen=True)
