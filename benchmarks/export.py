@@ -1,4 +1,4 @@
-"""Time and memory of exporting the full-size model, step and clip 10→10, in a process of its own.
+"""Time and memory of exporting the full-size model, step, rollout and clip 10→10, in a process of its own.
 
 python -m benchmarks.export
 """
@@ -33,7 +33,7 @@ def main() -> None:
     save(
         "export_full",
         {
-            "what": "export of hidden 4×64, 64×64, patch 4: step and clip 10→10",
+            "what": "export of hidden 4×64, 64×64, patch 4: step, rollout and clip 10→10",
             "seconds": round(seconds, 1),
             "phases": {phase: round(end - begin, 1) for (phase, begin), end in zip(phases.items(), ends, strict=True)},
             "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),

@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS
 from e3d_deploy.demo.tour import CARD
+from e3d_deploy.export.step import REWRITES
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -36,33 +37,67 @@ def measured() -> str:
         cells = [f"{np.mean(measures[name][who]):.{digits}f}" for name, digits in
                  (("mse", 1), ("mae", 1), ("psnr", 2), ("ssim", 3))]  # fmt: skip
         lines.append(f"| {who} | {' | '.join(cells)} |")
-    steps = {"full size (4×64, patch 4)": result("step_full_1"), "demo model": result("step_demo_1")}
     export, streaming, startup = result("export_full"), result("streaming"), result("startup")
     machine = export["environment"]
+    lines += ["", *peers()]
     lines += [
         "",
-        f"On {machine['cpu']}, {machine['cores']} cores, {machine['date'][:10]}; float32, one step with a full ring, "
-        "one thread, the sides in turn in one process; naive is torch.onnx.export of the same step:",
+        "A whole forecast 10→10, the clip graph of each; naive is torch.onnx.export of the unrolled network:",
         "",
-        "| step | PyTorch eager | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| |",
+        "| clip | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| | to export |",
         "|---|---|---|---|---|---|",
     ]
-    for name, step in steps.items():
-        sides = step["sides"]
+    for name, clip in {"full size": result("clip_full_1"), "demo model": result("clip_demo_1")}.items():
+        naive, ours = clip["sides"]["naive"], clip["sides"]["ours"]
+        low, high = ours["range"]
         lines.append(
-            f"| {name} | {sides['torch_eager']['median_ms']:.1f} ms | {sides['naive']['median_ms']:.1f} ms "
-            f"| {sides['ours']['median_ms']:.1f} ms | {sides['ours']['speedup_over_naive']:.2f}× "
-            f"| {step['max_abs_difference_from_torch']['ours']:.0e} |"
+            f"| {name} | {naive['median_ms']:,.0f} ms | {ours['median_ms']:,.0f} ms "
+            f"| {ours['speedup_over_naive']:.2f}× ({low:.2f}–{high:.2f}) | {clip['max_abs_difference']:.0e} "
+            f"| {clip['made']['naive']['seconds']:.0f} s, and {clip['made']['ours']['seconds']:.0f} s |"
         )
     lines += [
         "",
-        f"Exporting the full-size model, step and clip 10→10: {export['seconds']:.0f} s and "
+        f"Exporting the full-size model, step, rollout and clip 10→10: {export['seconds']:.0f} s and "
         f"{export['peak_resident_gb']:.1f} GB. Over {streaming['frames']:,} frames of a stream, resident memory grows "
-        f"by {streaming['growth_mb']:.1f} MB and a step costs {streaming['late_over_early']:.2f} times what it cost at "
-        f"frame 30. `e3d --help` takes {startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` "
+        f"by {max(streaming['growth_mb']):.1f} MB and a push costs {streaming['late_over_early']:.2f} times what it costs "
+        "a stream that has just filled its history, in turn. The full-size model gives its first forecast frame "
+        f"{startup['first_frame_seconds']['onnxruntime']:.1f} s after Python imports the runtime. `e3d --help` takes {startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` "
         f"{startup['import_runtime_seconds']:.2f} s.",
     ]
     return "\n".join(lines)
+
+
+PEERS = {
+    "full size": "peers_full_1",
+    "full size, two threads": "peers_full_2",
+    "full size, `google`": "peers_full_google_1",
+    "demo model": "peers_demo_1",
+}
+
+
+def peers() -> list[str]:
+    """Ours beside what else one could run, as lines of Markdown."""
+    runs = {name: result(file) for name, file in PEERS.items()}
+    where = runs["full size"]["environment"]
+    lines = [
+        f"One step with a full history on {where['cpu']}, {where['cores']} cores, {where['date'][:10]}, one thread unless "
+        "said otherwise, all sides in turn in one process: how often as fast as PyTorch eager. Naive is "
+        "torch.onnx.export of the same step. In brackets max \\|Δ\\| to PyTorch over the whole forecast.",
+        "",
+        f"| | {' | '.join(runs)} |",
+        f"|---|{'---|' * len(runs)}",
+    ]
+    for row in runs["full size"]["rows"]:
+        cells = []
+        for run in runs.values():
+            one = next(
+                one for one in run["rows"] if (one["side"], one["precision"]) == (row["side"], row["precision"])
+            )
+            speed = f"{one['median_ms']:.0f} ms" if one is run["rows"][0] else f"{one['speedup_over_eager']:.2f}×"
+            cells.append(speed if one is run["rows"][0] else f"{speed} ({one['max_abs_difference']:.0e})")
+        lines.append(f"| {row['side']}, {row['precision']} | {' | '.join(cells)} |")
+    ratios = ", ".join(f"{run['ours_over_best_peer']:.2f}× ({name})" for name, run in runs.items())
+    return [*lines, "", f"Our best float32 over the best peer: {ratios}."]
 
 
 def recipes() -> str:
@@ -112,22 +147,15 @@ def memory() -> str:
 
 def precision() -> str:
     """What each precision costs and gains, as Markdown."""
-    found, full = result("precision"), result("precision_full")
+    found, full, other = result("precision"), result("precision_full"), result("precision_google")
     machine, clips = found["environment"], found["clips"]["measured"]
     lines = [
         f"The demo model on {clips['clips']} clips of {clips['frames'] // clips['clips']} frames "
         f"({clips['source']}), rollouts 10→10, emulated; the worst clip counts. Weights are those of the step graph, "
         "with its nodes:",
         "",
-        "| precision | graph and weights | max \\|Δ\\| | SSIM lost | PSNR lost, dB | stays in float32 |",
-        "|---|---|---|---|---|---|",
+        *_drifts(found),
     ]
-    for policy, row in found["policies"].items():
-        drift = row["drift"]
-        lines.append(
-            f"| {policy} | {row['bytes'] / 1e6:.1f} MB | {drift['difference']:.0e} | {drift['dssim']:.1e} "
-            f"| {drift['dpsnr']:.4f} | {', '.join(row['exclude']) or '–'} |"
-        )
     whole = found["policies"]["fp8"]["drift_without_exclusion"]
     native = found["as it runs here"]
     eight, emulated = (native["onnxruntime"][f"int8, weights of 8 bits{end}"] for end in ("", ", emulated"))
@@ -140,6 +168,13 @@ def precision() -> str:
         f"by {native['openvino']['bf16']['difference']:.0e} in bf16 and {native['openvino']['fp16']['difference']:.0e} "
         "in fp16.",
         "",
+        "A network of 2×24 with the semantics `google`, whose memory stays zero, trained for 60 steps, so that its "
+        "forecasts are a blur and SSIM says little:",
+        "",
+        *_drifts(other),
+        "",
+        f"`auto` takes the first that keeps its budget: {_first(found)} for the demo model, {_first(other)} here.",
+        "",
         f"Times of a step, one thread, in turn ({machine['cpu']}, AVX2, {machine['date'][:10]}), and how often as fast "
         "as float32 in the same library, with the range over the rounds:",
         "",
@@ -149,6 +184,93 @@ def precision() -> str:
     for library, sides in found["step_ms"].items():
         for policy, side in sides.items():
             lines.append(f"| {library} | {policy} | {_time(side)} | {_time(full['step_ms'][library][policy])} |")
+    return "\n".join(lines)
+
+
+def _drifts(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "| precision | graph and weights | max \\|Δ\\| | SSIM lost | PSNR lost, dB | stays in float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for policy, row in found["policies"].items():
+        drift = row["drift"]
+        lines.append(
+            f"| {policy} | {row['bytes'] / 1e6:.1f} MB | {drift['difference']:.0e} | {drift['dssim']:.1e} "
+            f"| {drift['dpsnr']:.4f} | {', '.join(row['exclude']) or '–'} |"
+        )
+    return lines
+
+
+def _first(found: dict[str, Any]) -> str:
+    return next(policy for policy, row in found["policies"].items() if row["fits"])
+
+
+def rewrites() -> str:
+    """What each rewrite gains, as Markdown."""
+    found = {
+        (size, semantics): result(f"rewrites_{size}_{semantics}")
+        for semantics in ("paper", "google")
+        for size in ("full", "demo")
+    }
+    one = found["full", "paper"]["environment"]
+    lines = [
+        "A step with a full ring and random weights; how often as fast it is as the same without the rewrite, median "
+        f"and range over the rounds, in turn, one thread ({one['cpu']}, {one['date'][:10]}). Of TensorRT-RTX what the "
+        "plan holds and how long it takes to build, as shares of the same without the rewrite: no GPU ran it.",
+        "",
+        "| rewrite | | ONNX Runtime | OpenVINO | RTX plan | RTX build | nodes | weights |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in REWRITES:
+        for (size, semantics), row in found.items():
+            if (without := f"without {name}") in row["graphs"]:
+                cells = [_gain(row["sides"][engine][without]) for engine in ("onnxruntime", "openvino")]
+                plans = [row["plans"][side] for side in (without, "all")]
+                cells.append(f"{plans[1]['plan_bytes'] / plans[0]['plan_bytes']:.2f}")
+                cells.append(f"{np.median(plans[1]['seconds']) / np.median(plans[0]['seconds']):.2f}")
+                before, after = row["graphs"][without], row["graphs"]["all"]
+                cells.append(f"{before['nodes']} → {after['nodes']}")
+                cells.append(f"{before['numbers'] / 1e6:.1f} → {after['numbers'] / 1e6:.1f} M")
+                lines.append(f"| {name} | {semantics}, {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _gain(side: dict[str, Any]) -> str:
+    """Of a side without something, what having it gains."""
+    low, high = (1 / ratio for ratio in reversed(side["range"]))
+    return f"{1 / side['speedup_over_all']:.2f}× ({low:.2f}–{high:.2f})"
+
+
+def engines() -> str:
+    """What building with TensorRT-RTX costs, as Markdown."""
+    found, clip = result("engines"), result("clip_builds_full")
+    one = found["environment"]
+    precisions = list(dict.fromkeys(plan["precision"] for plan in found["plans"]))
+    rows: dict[str, dict[str, str]] = {}
+    for plan in found["plans"]:
+        cells = rows.setdefault(f"{plan['model']}, {plan['graph']}", {})
+        cells[plan["precision"]] = f"{plan['build_seconds']:.0f} s, {plan['plan_bytes'] / 1e6:.1f} MB"
+    lines = [
+        f"Portable plans of the demo model, 10→10, and of the step at full size (4×64, patch 4), TensorRT-RTX "
+        f"{found['builder']} on {one['cpu']}, {one['cores']} cores, without a GPU, {one['date'][:10]}:",
+        "",
+        f"| | {' | '.join(precisions)} |",
+        "|---" * (len(precisions) + 1) + "|",
+        *(
+            f"| {name} | {' | '.join(cells.get(precision, '–') for precision in precisions)} |"
+            for name, cells in rows.items()
+        ),
+        "",
+        "The clip at full size, 10→10, beside torch.onnx.export of the unrolled network, in two rounds, in the second "
+        "of which others kept the machine busier, so that its times say little; the one without states was built in "
+        "that round alone:",
+        "",
+        "| | nodes | build | plan |",
+        "|---|---|---|---|",
+    ]
+    for name, build in clip["builds"].items():
+        seconds = ", ".join(f"{value:.0f} s" for value in build["seconds"])
+        lines.append(f"| {name} | {clip['made'][name]['nodes']:,} | {seconds} | {build['plan_bytes'] / 1e6:.1f} MB |")
     return "\n".join(lines)
 
 
@@ -163,6 +285,8 @@ PLACES = {
     README: {"measured": measured},
     README.parent / "docs" / "training.md": {"recipes": recipes, "memory": memory},
     README.parent / "docs" / "precision.md": {"precision": precision},
+    README.parent / "docs" / "architecture.md": {"rewrites": rewrites},
+    README.parent / "docs" / "engines.md": {"builds": engines},
 }
 """Which section of which file comes from where; a section stands between two comments with its name."""
 

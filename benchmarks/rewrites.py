@@ -2,11 +2,13 @@
 
     python -m benchmarks.rewrites [--size full|demo] [--semantics paper|google] [--threads 1]
 
-All rewrites against all but one, in turn in one process, a step with a full ring. On OpenVINO too where it is
-installed. Writes benchmarks/results/rewrites_SIZE_SEMANTICS.json.
+All rewrites against all but one, in turn in one process, a step with a full ring; random weights. On OpenVINO too
+where it is installed, and where TensorRT-RTX is, what its plan of each takes to build and holds. Writes
+benchmarks/results/rewrites_SIZE_SEMANTICS.json.
 """
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -21,13 +23,15 @@ import torch
 
 from benchmarks.common import in_turn, save
 from e3d_deploy import checkpoint, contract
-from e3d_deploy.config import ModelConfig
+from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.compose import step_graph
+from e3d_deploy.export.plan import build_plan
 from e3d_deploy.export.step import REWRITES
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime.backend import initial_arrays
+from e3d_deploy.runtime.tensorrt_library import MODULES, library
 
 Run = Callable[[dict[str, Any]], Any]
 
@@ -45,6 +49,20 @@ def on_openvino(path: Path, threads: int) -> Run:
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
     return lambda feed: request.infer(feed)[contract.PREDICTION].copy()
+
+
+def plans(paths: dict[str, Path], rounds: int = 3) -> dict[str, Any]:
+    """Seconds, in turn, and bytes of the TensorRT-RTX plans."""
+    trt = library("tensorrt-rtx")
+
+    found: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in paths}
+    for _ in range(rounds):
+        for name, path in paths.items():
+            started = time.perf_counter()
+            plan = build_plan(trt, path, EngineConfig())
+            found[name]["seconds"].append(round(time.perf_counter() - started, 2))
+            found[name]["plan_bytes"] = len(plan)
+    return found
 
 
 @click.command()
@@ -68,23 +86,23 @@ def main(size: str, semantics: str, threads: int, rounds: int) -> None:
     feed["written"][:] = model.config.history_length  # a full ring
     feed[contract.FRAME] = rng.random(contract.frame(model.config).shape, np.float32)
     engines = {"onnxruntime": on_onnxruntime} | ({"openvino": on_openvino} if find_spec("openvino") else {})
-    sides: dict[str, Callable[[], Any]] = {}
-    graphs = {}
+    graphs, paths, timed, differences = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for name, rewrites in variants.items():
             graph = step_graph(export_core(model, 1, rewrites), model.config, 1)
-            path = Path(folder) / f"{name}.onnx"
-            onnx.save(graph, path)
+            paths[name] = Path(folder) / f"{name}.onnx"
+            onnx.save(graph, paths[name])
             numbers = sum(int(np.prod(one.dims)) for one in graph.graph.initializer)
             graphs[name] = {"nodes": len(graph.graph.node), "numbers": numbers}
-            for engine, opened in engines.items():
-                run = opened(path, threads)
-                sides[f"{engine}, {name}"] = lambda run=run: run(feed)  # type: ignore[misc]
-        expected = sides["onnxruntime, all"]()
-        differences = {name: float(np.abs(side() - expected).max()) for name, side in sides.items()}
-        timed = in_turn(sides, rounds=rounds, calls=5)
+        expected = on_onnxruntime(paths["all"], threads)(feed)
+        for engine, opened in engines.items():
+            runs = {name: opened(path, threads) for name, path in paths.items()}
+            differences[engine] = {name: float(np.abs(run(feed) - expected).max()) for name, run in runs.items()}
+            sides = {name: lambda run=run: run(feed) for name, run in runs.items()}
+            timed[engine] = in_turn(sides, rounds=rounds, calls=5)  # type: ignore[arg-type]
+        built = {"plans": plans(paths)} if any(map(find_spec, MODULES["tensorrt-rtx"])) else {}
     result = {"what": "one step, full ring", "size": size, "semantics": semantics, "graphs": graphs, "sides": timed}
-    save(f"rewrites_{size}_{semantics}", {**result, "max_abs_difference": differences}, threads=threads)
+    save(f"rewrites_{size}_{semantics}", {**result, "max_abs_difference": differences, **built}, threads=threads)
 
 
 if __name__ == "__main__":

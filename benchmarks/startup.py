@@ -1,34 +1,70 @@
-"""How long `e3d --help` and `import e3d_deploy.runtime` take, each in fresh processes.
+"""How long it takes until something happens, each in fresh processes: help, import, and bundle to first forecast frame.
 
 python -m benchmarks.startup
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.common import save
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.bundle import export
+from e3d_deploy.model import E3DLSTM
 
-CODE = "import time; t = time.perf_counter(); import e3d_deploy.runtime; print(time.perf_counter() - t)"
+IMPORT = "import time; t = time.perf_counter(); import e3d_deploy.runtime; print(time.perf_counter() - t)"
+FIRST = """
+import sys, time
+started = time.perf_counter()
+import numpy as np
+import e3d_deploy.runtime as e3d
+stream = e3d.load(sys.argv[1], sys.argv[2], threads=2).stream()
+stream.push(np.zeros((64, 64, 1), np.uint8))
+stream.predict(1)
+print(time.perf_counter() - started)
+"""
+BACKENDS = ("onnxruntime", "openvino", "auto")
+
+
+def seconds(code: str, *arguments: str) -> float:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True)
+    return float(done.stdout)
 
 
 def main() -> None:
     helps, imports = [], []
-    for _ in range(15):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "e3d_deploy", "--help"], check=True, stdout=subprocess.DEVNULL)
-        helps.append(time.perf_counter() - started)
-        done = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True)
-        imports.append(float(done.stdout))
+    firsts: dict[str, list[float]] = {name: [] for name in BACKENDS}
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["XDG_CACHE_HOME"] = name
+        torch.manual_seed(0)
+        checkpoint.save(E3DLSTM(ModelConfig()), Path(name) / "full.safetensors")
+        bundle = str(export(Path(name) / "full.safetensors", Path(name) / "full.e3d"))
+        choosing = seconds(FIRST, bundle, "auto")
+        for _ in range(9):
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "e3d_deploy", "--help"], check=True, stdout=subprocess.DEVNULL)
+            helps.append(time.perf_counter() - started)
+            imports.append(seconds(IMPORT))
+            for backend, taken in firsts.items():
+                taken.append(seconds(FIRST, bundle, backend))
     save(
         "startup",
         {
-            "what": "median of 15 fresh processes, seconds; help counts the whole process, import the statement alone",
+            "what": "median of 9 fresh processes in turn, seconds; help counts the whole process, import the statement "
+            "alone, first frame from import to the first forecast frame of the full-size model, two threads",
             "help_seconds": round(float(np.median(helps)), 3),
             "import_runtime_seconds": round(float(np.median(imports)), 3),
+            "first_frame_seconds": {name: round(float(np.median(taken)), 2) for name, taken in firsts.items()},
+            "first_frame_seconds_when_auto_chooses": round(choosing, 2),
         },
+        threads=2,
     )
 
 

@@ -8,11 +8,14 @@ E3DError
 ├── BundleError          a bundle that is damaged, foreign or too new       exit 5
 ├── TrainingError        a loss or a weight that is no finite number        exit 1
 ├── ExportError          a graph could not be made                          exit 1
-├── EngineError          an engine could not be built                       exit 1
+├── EngineError          an engine could not be built, or does not run      exit 1
 ├── CacheError           engines kept to take again, some of them damaged   exit 5
+├── BenchmarkError       a record of a benchmark that is none               exit 5
 ├── StreamError          a stream asked for what it cannot give             exit 1
+├── SnapshotError        a snapshot file that is damaged or too new         exit 5
 ├── QualityError         a result beyond its budget                         exit 3
 ├── BackendUnavailable   this machine lacks a library or a device           exit 4
+├── ResourceLimit        a device or a limit that somebody set is full      exit 7
 └── SourceLost           a video that broke off while it played             exit 6
 """
 
@@ -62,7 +65,7 @@ class ExportError(E3DError):
 
 
 class EngineError(E3DError):
-    """An engine that could not be built."""
+    """An engine that could not be built, or that does not run."""
 
 
 class CacheError(E3DError):
@@ -71,8 +74,20 @@ class CacheError(E3DError):
     exit_code = 5
 
 
+class BenchmarkError(E3DError):
+    """A file that is no result of a benchmark."""
+
+    exit_code = 5
+
+
 class StreamError(E3DError):
     """A stream asked for what it cannot give, or a network whose answer is not finite."""
+
+
+class SnapshotError(E3DError):
+    """A file of a snapshot that is damaged, or of another schema."""
+
+    exit_code = 5
 
 
 class QualityError(E3DError):
@@ -85,6 +100,12 @@ class BackendUnavailable(E3DError):
     """A library or device that this machine does not have."""
 
     exit_code = 4
+
+
+class ResourceLimit(E3DError):
+    """Memory of a device, or a limit that somebody set, that is used up."""
+
+    exit_code = 7
 
 
 class SourceLost(E3DError):

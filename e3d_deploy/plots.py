@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import cycle
 from math import ceil, isfinite, sqrt
 from typing import Any
 
@@ -12,6 +13,8 @@ from e3d_deploy.frames import Frames, to_pictures
 from e3d_deploy.runtime.verify import Report
 
 GRAY, BLUE, RED = "#666666", "#1f5fa8", "#b03030"
+COLORS = (BLUE, "#d9822b", "#2e8b57", "#7b4ea3", GRAY)
+"""Of lines beside each other."""
 
 
 def drift(report: Report) -> bytes:
@@ -37,21 +40,84 @@ def drift(report: Report) -> bytes:
 
 
 def latency(result: Mapping[str, Any]) -> bytes:
-    """Median time of a step per backend, with the range of the medians and p99."""
-    rows = result["results"]
-    figure, axes = _figure(7, 0.9 + 0.5 * len(rows))
+    """Median time per backend with its interval and p99, a panel for all that was timed, and the curve of streams."""
+    from matplotlib.figure import Figure
+
+    timed: dict[str, list[Mapping[str, Any]]] = {}
+    for row in result["results"]:
+        timed.setdefault(row["what"], []).append(row)
+    heights = [0.75 + 0.42 * len(rows) for rows in timed.values()] + ([3.2] if result["streams"] else [])
+    figure = Figure(figsize=(8, sum(heights) + 0.4), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
+    for place, (what, rows) in enumerate(timed.items()):
+        _bars(_plain(figure.add_subplot(grid[place, :])), what, rows, legend=place == 0)
+    if result["streams"]:
+        rate, wait = (_plain(figure.add_subplot(grid[-1, column])) for column in (0, 1))
+        _stream_curve(rate, wait, result["streams"])
+    return _png(figure)
+
+
+def _bars(axes: Any, what: str, rows: Sequence[Mapping[str, Any]], *, legend: bool) -> None:
     for place, row in enumerate(rows):
-        axes.barh(place, row["median_ms"], color=BLUE, height=0.55)
-        axes.plot(row["median_ci_ms"], [place, place], color="black", lw=2)
-        axes.plot(row["p99_ms"], place, "|", color=RED, ms=14, label="p99" if place == 0 else None)
+        low, high = row["median_ci_ms"]
+        axes.barh(place, row["median_ms"], color=BLUE, height=0.6, alpha=0.8, label="median")
+        axes.errorbar(
+            row["median_ms"],
+            place,
+            xerr=[[max(0.0, row["median_ms"] - low)], [max(0.0, high - row["median_ms"])]],
+            color="black",
+            capsize=3,
+            label="its interval",
+        )
+        axes.plot(row["p99_ms"], place, "|", color=RED, ms=13, mew=2, ls="", label="p99")
+        end = max(row["p99_ms"], high)
         axes.annotate(
-            f" {row['median_ms']:.2f} ms, {row['speedup']:.2f}×", (row["p99_ms"], place), va="center", fontsize=8
+            f"median {row['median_ms']:.2f} ms, {row['speedup']:.2f}×",
+            (end, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     axes.set_yticks(range(len(rows)), [row["backend"] for row in rows])
-    axes.set_xlim(0, 1.35 * max(row["p99_ms"] for row in rows))
-    axes.invert_yaxis()
-    axes.set_xlabel("ms per step (bar: median, black: range of medians, red: p99)")
-    return _png(figure)
+    axes.set_xlim(0, 1.4 * max(max(row["p99_ms"], row["median_ci_ms"][1]) for row in rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    steps = rows[0]["steps_per_call"]
+    axes.set_title(what if steps == 1 else f"{what}, {steps} steps a call", fontsize=10, loc="left")
+    axes.set_xlabel("ms a call", fontsize=8)
+    axes.tick_params(labelsize=8)
+    if legend:
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        names = ("median", "its interval", "p99")
+        axes.figure.legend(
+            [handles[name] for name in names], names, loc="outside upper right", ncols=3, fontsize=8, frameon=False
+        )
+
+
+def _stream_curve(rate: Any, wait: Any, streams: Mapping[str, Any]) -> None:
+    """Frames a second of all streams, and how long a round of them takes."""
+    for curve, color in zip(streams["curves"], cycle(COLORS), strict=False):
+        counts = [point["streams"] for point in curve["points"]]
+        rate.plot(counts, [point["frames_per_second"] for point in curve["points"]], "o-", ms=4, color=color)
+        for key, style in (("p50_ms", "-"), ("p99_ms", "--")):
+            wait.plot(counts, [point[key] for point in curve["points"]], f"o{style}", ms=3, color=color)
+        rate.lines[-1].set_label(curve["backend"])
+    wait.plot([], [], "-", color=GRAY, label="p50")
+    wait.plot([], [], "--", color=GRAY, label="p99")
+    if streams["target_p99_ms"] is not None:
+        label = f"target {streams['target_p99_ms']:g} ms"
+        wait.axhline(streams["target_p99_ms"], color=RED, lw=1, ls=":", label=label)
+    rate.set_title("streams: all together", fontsize=10, loc="left")
+    rate.set_ylabel("frames/s", fontsize=8)
+    wait.set_title("streams: each waits", fontsize=10, loc="left")
+    wait.set_ylabel("ms a round", fontsize=8)
+    for axes in (rate, wait):
+        axes.set_xlabel("streams", fontsize=8)
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
+        axes.set_xlim(left=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelsize=8)
+        axes.legend(fontsize=7, ncols=3, loc="upper left")
 
 
 def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel: str, ylabel: str) -> bytes:
@@ -123,12 +189,13 @@ def _figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, Any
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained" if axes else None)
-    if not axes:
-        return figure, None
-    plot = figure.subplots()
-    plot.spines[["top", "right"]].set_visible(False)
-    plot.grid(alpha=0.25)
-    return figure, plot
+    return figure, _plain(figure.subplots()) if axes else None
+
+
+def _plain(axes: Any) -> Any:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return axes
 
 
 def _png(figure: Any) -> bytes:

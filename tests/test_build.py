@@ -28,7 +28,7 @@ from e3d_deploy.export.to_tensorrt import build, library
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import RUNS
-from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime import Bundle, tensorrt_library
 from tests.fake_tensorrt import CLASSES, FakeTensorRT
 
 DYNAMIC = {"frame": (-1, 1, 16, 24), "history.0": (-1, 4, 48, 4), "shape": (3,)}
@@ -309,6 +309,7 @@ def test_ctrl_c_cancels_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_ends_a_real_build_and_leaves_nothing(rtx: Any, bundle_path: Path, tmp_path: Path) -> None:
     before = {file.name for file in bundle_path.iterdir()}
     command = ["build", str(bundle_path), "--target", "tensorrt-rtx", "--cache", str(tmp_path / "cache")]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it, as would a child
     building = subprocess.Popen([sys.executable, "-m", "e3d_deploy", *command], stderr=subprocess.PIPE, text=True)
     assert building.stderr is not None
     while not building.stderr.readline().startswith("clip: not cached"):
@@ -332,7 +333,7 @@ def test_what_the_library_raises_comes_out_of_its_thread() -> None:
 
 
 def test_tensorrt_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(to_tensorrt.MODULES, "tensorrt", ("no_such_tensorrt",))
+    monkeypatch.setitem(tensorrt_library.MODULES, "tensorrt", ("no_such_tensorrt",))
     with pytest.raises(BackendUnavailable, match="\\[gpu\\]', on a machine with an NVIDIA GPU") as caught:
         library("tensorrt")
     assert caught.value.exit_code == 4

@@ -1,77 +1,110 @@
-"""`e3d benchmark`: how long a step takes."""
+"""`e3d benchmark`: how long a step takes, and what else one would have timed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from e3d_deploy.commands.benchmark_tables import baseline_remarks, benchmark_table, streams_table
 from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, json_option
-from e3d_deploy.commands.output import as_json, check_picture, table, working
+from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, counts, json_option, milliseconds, names
+from e3d_deploy.commands.output import as_json, check_picture, working
+
+if TYPE_CHECKING:
+    from e3d_deploy.config import ModelConfig
+    from e3d_deploy.runtime.tasks import Pictures
 
 
 @click.command()
 @BUNDLE
-@click.option("--backends", default="torch,onnxruntime", help="Names; the first is compared with.")
+@click.option("--backends", default="torch,onnxruntime", callback=names, help="Names; the first is compared with.")
+@click.option("--what", default="step", callback=names, help="Names of step, rollout, clip, end-to-end.")
 @THREADS
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=1.0,
-    help="Length of a block; each backend runs five and the warm-up.",
+    help="Length of a block; each backend runs --repeats of them and the warm-up.",
 )
-@click.option("--picture", type=PATH, help="Draw the latencies into this PNG.")
+@click.option("--repeats", type=click.IntRange(min=5), default=5, help="Blocks of each backend, in turn.")
+@click.option("--streams", callback=counts, help="Numbers of streams such as 1,2,4: the time of a round of each.")
+@click.option("--target-p99", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
+@click.option(
+    "--fps", type=click.FloatRange(min=0, min_open=True), default=30.0, help="Frames a second of each such stream."
+)
+@click.option("--memory/--no-memory", default=True, help="Peak memory, of a process for each backend.")
+@click.option("--baseline", type=PATH, help="What an earlier run printed with --json: exit 3 when slower now.")
+@click.option("--tolerance", type=click.FloatRange(min=0), default=0.1, help="How much slower is allowed, as a share.")
+@click.option("--picture", type=PATH, help="Draw the times, and the streams, into this PNG.")
 @json_option("Everything, with the environment, as JSON.")
 def benchmark(
-    bundle: Path, backends: str, threads: int | None, seconds: float, picture: Path | None, json_: bool
+    bundle: Path,
+    backends: tuple[str, ...],
+    what: tuple[str, ...],
+    threads: int | None,
+    seconds: float,
+    repeats: int,
+    streams: tuple[int, ...] | None,
+    target_p99: float | None,
+    fps: float,
+    memory: bool,
+    baseline: Path | None,
+    tolerance: float,
+    picture: Path | None,
+    json_: bool,
 ) -> None:
-    """Time the step of several backends in turn, and say how right each is."""
+    """Time several backends in turn, and say how right each is."""
     from contextlib import ExitStack, closing
 
+    from e3d_deploy.errors import QualityError
     from e3d_deploy.runtime.backend import open_backend
+    from e3d_deploy.runtime.baseline import compare, read_baseline, regressions
     from e3d_deploy.runtime.benchmark import benchmark as run
+    from e3d_deploy.runtime.stream_curve import Target, stream_curve
+    from e3d_deploy.runtime.tasks import check_what
 
     check_picture(picture)
+    check_what(what)
+    before = None if baseline is None else read_baseline(baseline)
+    target = None if target_p99 is None else Target(target_p99, fps)
     opened = open_bundle(bundle)
+    play = real_clip(opened.config) if "end-to-end" in what else None
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
-        candidates = [
-            stack.enter_context(closing(open_backend(opened, name.strip(), threads=threads)))
-            for name in backends.split(",")
-        ]
-        result = run(opened, candidates, threads=threads, seconds=seconds, progress=progress)
+        sides = [stack.enter_context(closing(open_backend(opened, name, threads=threads))) for name in backends]
+        timing = {"seconds": seconds, "repeats": repeats, "progress": progress}
+        result = run(opened, sides, what, threads=threads, play=play, memory=memory, **timing)
+        if streams or target:
+            result["streams"] = stream_curve(opened, sides, streams or (), target=target, **timing)
+    if before is not None:
+        result["baseline"] = compare(result, before, tolerance)
     if picture is not None:
         from e3d_deploy import plots
 
         picture.write_bytes(plots.latency(result))
     if json_:
         as_json(result)
-        return
-    benchmark_table(result)
+    else:
+        benchmark_table(result)
+        streams_table(result["streams"])
+    if result["baseline"] is not None:
+        baseline_remarks(result["baseline"])
+        if slower := regressions(result["baseline"]):
+            raise QualityError("; ".join(slower))
 
 
-def benchmark_table(result: Mapping[str, Any]) -> None:
-    """The rows of a benchmark."""
-    table(
-        ["backend", "median", f"{result['confidence']:.0%} CI", "p90", "p99", "frames/s", "speed-up", "max |Δ|"],
-        [
-            (
-                row["backend"],
-                f"{row['median_ms']:.2f} ms",
-                f"{row['median_ci_ms'][0]:.2f}–{row['median_ci_ms'][1]:.2f}",
-                f"{row['p90_ms']:.2f}",
-                f"{row['p99_ms']:.2f}",
-                f"{row['frames_per_second']:.1f}",
-                f"{row['speedup']:.2f}×",
-                f"{row['max_abs_difference']:.1e}",
-            )
-            for row in result["results"]
-        ],
-    )
-    environment = result["environment"]
-    threads = environment["threads"] or "as many as the library likes"
-    click.echo(
-        f"one step on {environment['cpu']}, {environment['cores']} cores, threads: {threads}; "
-        f"speed-up over {result['compared_with']}",
-        err=True,
-    )
+def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
+    """Plays a real video for ever; None where none can be decoded."""
+    from importlib.util import find_spec
+
+    from e3d_deploy.data import clips
+
+    if find_spec("av") is None or config.channels not in (1, 3):
+        return None
+    video = Path(clips.__file__).parent / "clips" / "pedestrians.mp4"
+
+    def play() -> Iterator[Any]:
+        while True:
+            yield from clips.play(video, image_size=config.image_size, channels=config.channels, say=False).pictures
+
+    return play

@@ -39,3 +39,35 @@ def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[in
         return tuple(int(part) for part in text.replace("x", ",").split(","))
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not a list of integers such as 64,64") from error
+
+
+def names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
+    """`torch,onnxruntime` as names, each once."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"{text!r} is not a list of names with commas between them")
+    if len(set(found)) < len(found):
+        raise click.BadParameter(f"{text!r} names one twice")
+    return tuple(found)
+
+
+def counts(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`1,2,4` as integers from 1 on."""
+    found = numbers(context, parameter, text)
+    if found is not None and min(found) < 1:
+        raise click.BadParameter(f"{text!r} holds a number below 1")
+    return found
+
+
+def milliseconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """`33ms` or `0.5s` as milliseconds."""
+    if text is None:
+        return None
+    number = text.removesuffix("ms") if text.endswith("ms") else text.removesuffix("s")
+    try:
+        value = float(number) * (1 if text.endswith("ms") else 1000)
+    except ValueError:
+        value = 0.0
+    if not (text.endswith("s") and 0 < value < float("inf")):
+        raise click.BadParameter(f"{text!r} is no time above 0 with its unit, such as 33ms or 0.5s")
+    return value

@@ -60,6 +60,36 @@ class Statistics:
         return self.input_bytes + self.output_bytes + self.read_weight_bytes + self.intermediate_bytes
 
 
+@dataclass(frozen=True)
+class NodeCost:
+    """What one node costs in one call, counted as `Statistics` counts."""
+
+    name: str
+    kind: str
+    outputs: tuple[str, ...]
+    """Names of what it gives; engines call nodes by these too."""
+    flop: int
+    bytes_moved: int
+
+
+def node_costs(path: Path, entry: Mapping[str, Any]) -> list[NodeCost]:
+    """What each node of the graph in `path` costs, but for those that depend on weights alone or have unknown shapes.
+
+    Raises:
+        BundleError: as `statistics`.
+    """
+    model = _load(path, entry)
+    shapes, sizes = _shapes(model)
+    found = []
+    for node in _moving(model)[0]:
+        try:
+            moved = sum(size for _, size in (*_reads(node, sizes), *_writes(node, sizes)))
+            found.append(NodeCost(node.name, node.op_type, tuple(node.output), _flop(node, shapes), moved))
+        except KeyError:
+            continue
+    return found
+
+
 def statistics(path: Path, entry: Mapping[str, Any]) -> Statistics:
     """What the graph in `path` costs; `entry` is what the manifest says of it.
 

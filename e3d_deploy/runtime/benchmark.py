@@ -1,162 +1,137 @@
-"""How fast backends are: one method for all, in turn, in one process."""
+"""How fast backends are, how right, and at what memory: one method for all, in turn, in one process.
+
+docs/benchmark.md lists the fields of what comes out.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from e3d_deploy import __version__
-from e3d_deploy.doctor import machine
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.runtime.backend import Backend
 from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.environment import environment
+from e3d_deploy.runtime.memory import peak_alone
+from e3d_deploy.runtime.tasks import WHAT, Pictures, check_what, make_task
+from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime.verify import verify
 
-REPEATS = 5
-CONFIDENCE = 1 - 2 * 0.5**REPEATS
-"""Chance that the true median lies between the least and the largest of so many independent medians."""
-SETTLED = 0.05
-"""Warm-up ends when two blocks of steps in turn have medians this close, as a share."""
-
-
-@dataclass
-class _Runner:
-    """One backend, stepping through the reference clip for ever."""
-
-    backend: Backend
-    frames: NDArray[np.float32]
-    history_length: int
-
-    def __post_init__(self) -> None:
-        self.state = self.backend.initial_state()
-        self.count = 0
-
-    def block(self, seconds: float) -> list[float]:
-        """Steps for so long, at least three; the seconds of each."""
-        times: list[float] = []
-        while len(times) < 3 or sum(times) < seconds:
-            frame = self.frames[self.count % len(self.frames)]
-            started = time.perf_counter()
-            _, self.state = self.backend.step(frame, self.state)
-            times.append(time.perf_counter() - started)
-            self.count += 1
-        return times
-
-    def warm_up(self, seconds: float) -> int:
-        """Steps until the history is full, then until the time settles, at most ten blocks; how many steps in all."""
-        while self.count <= self.history_length:
-            before = float(np.median(self.block(seconds)))
-        for _ in range(10):
-            now = float(np.median(self.block(seconds)))
-            if abs(now / before - 1) < SETTLED:
-                break
-            before = now
-        return self.count
+SCHEMA = 1
 
 
 def benchmark(
     bundle: Bundle,
     backends: Sequence[Backend],
+    what: Sequence[str] = ("step",),
     *,
     threads: int | None = None,
     seconds: float = 1.0,
+    repeats: int = REPEATS,
+    play: Callable[[], Pictures] | None = None,
+    memory: bool = False,
     progress: Callable[[str], None] = lambda _: None,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Any]:
-    """Time the step of each backend, and say how right it is.
+    """Time backends, and say how right each is.
 
-    Timed is one step on frames that are in memory: frame and state in, prediction and next state out, on
-    the host. Backends take turns, block by block (A B A B …), so that a machine that slows down slows
-    all. What is reported as ratio is the median of the ratios within a turn.
+    They take turns, block by block. What is reported as ratio is the median of the ratios within a turn.
 
     Args:
         backends: the first is what the others are compared with.
-        threads: as they were opened with, for the record.
+        what: is timed, of `tasks.WHAT`.
+        threads: as the backends were opened with.
         seconds: length of a block.
+        repeats: blocks of each backend.
+        play: opens the video that `end-to-end` decodes; without it, it decodes none.
+        memory: start each backend once more in a process of its own, to see what memory it takes.
 
     Returns:
         The table and the environment, as JSON knows them.
 
     Raises:
-        ConfigError: no backend.
+        ConfigError: no backend, or one named twice, or nothing or something unknown to time.
+        BundleError: the bundle lacks a graph that is to be timed.
     """
+    check_what(what)
     if not backends:
         raise ConfigError("backends: name at least one")
-    frames = bundle.reference()["frames"]
-    batched = np.repeat(frames[:, None], bundle.batch, axis=1)  # [T, B, C, H, W]
-    runners = [_Runner(backend, batched, bundle.config.history_length) for backend in backends]
-    warm_up = []
-    for runner in runners:
-        progress(f"warming up {runner.backend.name}")
-        warm_up.append(runner.warm_up(seconds))
-    blocks: list[list[list[float]]] = [[] for _ in runners]
-    for repeat in range(REPEATS):
-        for runner, times in zip(runners, blocks, strict=True):
-            progress(f"{runner.backend.name}, {repeat + 1} of {REPEATS}")
-            times.append(runner.block(seconds))
-    medians = np.array([[np.median(block) for block in times] for times in blocks])  # [backend, repeat]
+    names = [backend.name for backend in backends]
+    for given in (names, what):
+        if len(set(given)) < len(given):
+            raise ConfigError(f"{', '.join(given)}: one is named twice; name each once")
+    # A backend on a device has the attribute, and None in it where it does not measure.
+    on_host = {backend.name: not hasattr(backend, "device_ms") for backend in backends}
+    accuracy = {}
+    for backend in backends:
+        progress(f"verifying {backend.name}")
+        accuracy[backend.name] = _accuracy(bundle, backend)
+    peaks: dict[str, int | None] = dict.fromkeys(names)
+    for name in names if memory else []:
+        progress(f"memory of {name}")
+        peaks[name] = peak_alone(bundle, name, what, threads=threads)
     rows = []
-    for number, (runner, times) in enumerate(zip(runners, blocks, strict=True)):
-        progress(f"verifying {runner.backend.name}")
-        every_ms = 1000 * np.concatenate(times)
-        row = {
-            "backend": runner.backend.name,
-            "median_ms": float(np.median(medians[number]) * 1000),
-            "median_ci_ms": [float(medians[number].min() * 1000), float(medians[number].max() * 1000)],
-            "p90_ms": float(np.percentile(every_ms, 90)),
-            "p99_ms": float(np.percentile(every_ms, 99)),
-            "frames_per_second": float(bundle.batch / np.median(medians[number])),
-            "speedup": float(np.median(medians[0] / medians[number])),
-            "max_abs_difference": verify(bundle, runner.backend).worst,
-            "steps": int(every_ms.size),
-            "warm_up_steps": warm_up[number],
-        }
-        rows.append(row)
+    for one in what:
+        runners = [Runner(f"{one} of {side.name}", make_task(one, bundle, side, play), clock) for side in backends]
+        blocks = in_turn(runners, seconds=seconds, repeats=repeats, progress=progress)
+        for name, runner, done in zip(names, runners, blocks, strict=True):
+            row = _row(runner, done, blocks[0], batch=bundle.batch)
+            rows.append(
+                {
+                    "what": one,
+                    "backend": name,
+                    "on_host": on_host[name],
+                    **row,
+                    "peak_bytes": peaks[name],
+                    **accuracy[name],
+                }
+            )
     return {
-        "what": "step: frame and state in, prediction and next state out, on the host",
-        "compared_with": runners[0].backend.name,
-        "max_abs_difference_from": "PyTorch float32, whole rollout and final states",
-        "confidence": CONFIDENCE,
-        "bundle": {"path": bundle.path.name, "digest": bundle.digest, "batch": bundle.batch},
+        "schema": SCHEMA,
+        "what": {one: WHAT[one] for one in what},
+        "decodes": play is not None,
+        "compared_with": names[0],
+        "max_abs_difference_from": "PyTorch float32: predictions of the whole rollout, step by step and by each graph",
+        "repeats": repeats,
+        "block_seconds": seconds,
+        "confidence": median_interval(range(repeats))[2],
+        "bundle": {
+            "path": bundle.path.name,
+            "digest": bundle.digest,
+            "batch": bundle.batch,
+            "precision": bundle.precision,
+        },
         "results": rows,
+        "streams": None,
+        "baseline": None,
         "environment": environment(threads),
     }
 
 
-def environment(threads: int | None) -> dict[str, Any]:
-    """What a number depends on: machine, threads, versions, date."""
-    versions = {"e3d_deploy": __version__}
-    for package in ("numpy", "torch", "onnxruntime"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+def _row(runner: Runner, blocks: Sequence[Block], first: Sequence[Block], *, batch: int) -> dict[str, Any]:
+    """What the blocks of one backend show, beside those of the first that ran in the same turns."""
+    timed, steps = summary(blocks), runner.task.steps
+    calls_per_second = 1000 / timed["median_ms"]
+    ratios = [theirs.median / ours.median for theirs, ours in zip(first, blocks, strict=True)]
     return {
-        **machine(),
-        "threads": threads,
-        "clock_mhz": _clock(),
-        "versions": versions,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "peak_resident_bytes": _peak(),
+        **timed,
+        "steps_per_call": steps,
+        "ms_per_step": timed["median_ms"] / steps,
+        "frames_per_second": batch * steps * calls_per_second,
+        "sequences_per_second": batch * calls_per_second if runner.task.forecasts else None,
+        "speedup": float(np.median(ratios)),
+        "warm_up_calls": runner.warm_up_calls,
+        "settled": runner.settled,
     }
 
 
-def _clock() -> float | None:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(float(line.split(":", 1)[1]) for line in file if line.startswith("cpu MHz"))
-    except (OSError, StopIteration):
-        return None
-
-
-def _peak() -> int | None:
-    """Most memory this process has had; all backends together."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _accuracy(bundle: Bundle, backend: Backend) -> dict[str, Any]:
+    """Null for a difference that is no number."""
+    report = verify(bundle, backend).to_dict()
+    return {
+        "max_abs_difference": report["worst"],
+        "dssim": report["dssim"],
+        "dpsnr_db": report["dpsnr"],
+        "within_budget": report["passed"],
+    }

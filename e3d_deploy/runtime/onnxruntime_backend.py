@@ -1,6 +1,7 @@
 """The graphs on ONNX Runtime, on the CPU."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -14,10 +15,19 @@ Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
 """A session of a graph of a bundle, with so many threads."""
 
 
-def load_session(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
-    """The graph as it lies in its file."""
+def load_session(
+    bundle: Bundle, graph: str, threads: int | None, *, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """The graph as it lies in its file.
+
+    Args:
+        profile: time each node; the name of the file that tells, `end_profiling` returns it, begins with this.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(str(bundle.graph(graph)), options, providers=["CPUExecutionProvider"])

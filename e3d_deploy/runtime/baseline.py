@@ -1,0 +1,95 @@
+"""Is a benchmark slower than an earlier one on the same machine?"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy.errors import BenchmarkError, ConfigError
+from e3d_deploy.runtime.benchmark import SCHEMA
+
+TOLERANCE = 0.1
+"""By how much a median may grow, as a share."""
+
+
+def read_baseline(path: Path) -> dict[str, Any]:
+    """What `e3d benchmark --json` printed into a file.
+
+    Raises:
+        ConfigError: no such file.
+        BenchmarkError: it is none of ours, or of another schema.
+    """
+    try:
+        found = json.loads(path.read_text())
+        schema = found["schema"]
+        conditions(found)
+        medians(found)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ConfigError(f"{path}: no such file; make one with `e3d benchmark BUNDLE --json > {path}`") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BenchmarkError(f"{path}: no result of `e3d benchmark --json` ({error!r}); make it again") from error
+    if schema != SCHEMA:
+        raise BenchmarkError(f"{path}: schema {schema!r}, this version compares {SCHEMA}; make it again")
+    result: dict[str, Any] = found
+    return result
+
+
+def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Medians of a benchmark over those of an earlier one, row by row.
+
+    Nothing is judged where processor, threads or bundle differ: `different` then says in what.
+
+    Returns:
+        As JSON knows it; a row has regressed where its `ratio` is more than 1 + tolerance.
+    """
+    ours, theirs = conditions(result), conditions(baseline)
+    different = [f"{name}: {theirs[name]}, now {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    now, before = medians(result), medians(baseline)
+    rows = [
+        {
+            "what": what,
+            "backend": backend,
+            "median_ms": now[what, backend],
+            "baseline_ms": before[what, backend],
+            "ratio": now[what, backend] / before[what, backend],
+            "regressed": not different and now[what, backend] > (1 + tolerance) * before[what, backend],
+        }
+        for what, backend in now
+        if (what, backend) in before
+    ]
+    return {
+        "date": baseline["environment"].get("date"),
+        "tolerance": tolerance,
+        "comparable": not different,
+        "different": different,
+        "rows": rows,
+        "missing": [f"{what} of {backend}" for what, backend in sorted(now.keys() ^ before.keys())],
+    }
+
+
+def regressions(comparison: Mapping[str, Any]) -> list[str]:
+    """What has become slower than it may, in words."""
+    return [
+        f"{row['what']} of {row['backend']}: {row['median_ms']:.2f} ms is {row['ratio']:.2f} times the baseline's "
+        f"{row['baseline_ms']:.2f} ms, {1 + comparison['tolerance']:.2f} is allowed"
+        for row in comparison["rows"]
+        if row["regressed"]
+    ]
+
+
+def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for two results to be compared."""
+    return {
+        "cpu": result["environment"]["cpu"],
+        "threads": result["environment"]["threads"],
+        "bundle": result["bundle"]["digest"][:16],
+        "batch": result["bundle"]["batch"],
+    }
+
+
+def medians(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    """Of each row that was timed, ms."""
+    found = {(str(row["what"]), str(row["backend"])): float(row["median_ms"]) for row in result["results"]}
+    if not all(0 < median < float("inf") for median in found.values()):
+        raise ValueError("a median that is no time")
+    return found

@@ -1,0 +1,91 @@
+"""What a measured number depends on: machine, clocks, threads, versions, date; and the memory of this process."""
+
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from e3d_deploy import __version__
+from e3d_deploy.doctor import machine
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "cuda-python",
+    "av",
+)
+"""Whose versions are recorded, where they are installed."""
+CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+
+def environment(threads: int | None) -> dict[str, Any]:
+    """What a number depends on, as JSON knows it; null for what this machine does not tell.
+
+    Args:
+        threads: as the backends were opened with.
+    """
+    return {
+        **machine(),
+        "threads": threads,
+        "clock_mhz": _clock(),
+        "max_clock_mhz": _max_clock(),
+        "governor": _first_line(CPUFREQ / "scaling_governor"),
+        "load_1_minute": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "versions": {"e3d_deploy": __version__, "python": platform.python_version(), **_versions()},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "peak_resident_bytes": peak_resident(),
+    }
+
+
+def peak_resident() -> int | None:
+    """Most memory this process has had, bytes; None where the system does not tell."""
+    try:
+        # Not getrusage: a process that was just started still has its parent's peak there.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _clock() -> float | None:
+    """Of the first core, now."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(float(line.split(":", 1)[1]) for line in file if line.startswith("cpu MHz"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _max_clock() -> float | None:
+    text = _first_line(CPUFREQ / "cpuinfo_max_freq")
+    return float(text) / 1000 if text else None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None

@@ -1,0 +1,50 @@
+"""How much memory a backend takes: that of a process which runs it and nothing else."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from e3d_deploy.runtime.backend import open_backend
+from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.environment import peak_resident
+from e3d_deploy.runtime.tasks import make_task
+
+log = logging.getLogger(__name__)
+
+CODE = "import sys; from e3d_deploy.runtime.memory import child; sys.stdout.write(child(sys.argv[1]))"
+AT_MOST = 600
+"""Seconds that the process may take."""
+
+
+def peak_alone(bundle: Bundle, name: str, what: Sequence[str], *, threads: int | None) -> int | None:
+    """Most memory, bytes, of a new process that opens a bundle and calls each of `what` until it is warm.
+
+    Python and the libraries are part of it; no video is decoded. None, with the reason in the log, where it fails.
+    """
+    request = json.dumps([str(bundle.path.absolute()), name, list(what), threads])
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, request], capture_output=True, text=True, timeout=AT_MOST, check=True
+        )
+        found: int | None = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning("peak memory of %s is not known: %s", name, said.strip().splitlines()[-1])
+        return None
+    return found
+
+
+def child(request: str) -> str:
+    """What that process does."""
+    path, name, what, threads = json.loads(request)
+    bundle = Bundle.open(Path(path))
+    with closing(open_backend(bundle, name, threads=threads)) as backend:
+        for one in what:
+            task = make_task(one, bundle, backend)
+            for _ in range(task.fill + 1):
+                task.call()
+    return json.dumps(peak_resident())

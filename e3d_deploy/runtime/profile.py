@@ -1,0 +1,143 @@
+"""Where the time of a step goes: by node and by type, beside what the machine could do at most."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.environment import environment
+from e3d_deploy.runtime.profilers import Timed, trace
+from e3d_deploy.runtime.roofline import Roofline, measure
+
+if TYPE_CHECKING:
+    from e3d_deploy.export.statistics import NodeCost
+
+SCHEMA = 1
+STEPS = 20
+KINDS = {
+    "FusedConv": "Conv",
+    "Convolution": "Conv",
+    "FusedMatMul": "MatMul",
+    "FullyConnected": "MatMul",
+    "FusedGemm": "Gemm",
+}
+"""What libraries call the types of ONNX that carry the FLOP."""
+BLOCKED = "_nchwc"
+"""What ONNX Runtime appends to the output of a convolution that it made a node of its own of."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A node as it was timed, and what the graph says of it."""
+
+    timed: Timed
+    cost: "NodeCost | None"
+
+    @property
+    def name(self) -> str:
+        """As the graph calls it, where that is known."""
+        return self.cost.name if self.cost else self.timed.name
+
+
+def profile(
+    bundle: Bundle, backend: str, *, threads: int | None = None, steps: int = STEPS, roofline: bool = True
+) -> dict[str, Any]:
+    """Time each node of the step graph.
+
+    Args:
+        steps: that are timed, after those that fill the history.
+        roofline: measure what the machine can do at most, which takes a few seconds.
+
+    Returns:
+        Nodes and types, the longest first, and the environment, as JSON knows them; docs/benchmark.md lists the fields.
+
+    Raises:
+        BackendUnavailable: the backend's library is not installed, or tells nothing about nodes here.
+        ConfigError: no backend has this name.
+    """
+    traced = trace(bundle, backend, threads=threads, steps=steps)
+    costs, missing = _costs(bundle, backend) if roofline else ([], "not asked for")
+    limits = measure(threads) if costs else None
+    rows = [Row(timed, cost) for timed, cost in match(traced.nodes, costs)]
+    total = sum(row.timed.ms for row in rows)
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.timed.kind, []).append(row)
+    return {
+        "schema": SCHEMA,
+        "what": f"one step with a full history, mean of {steps}; shares are of the time inside nodes",
+        "backend": backend,
+        "bundle": {"path": bundle.path.name, "digest": bundle.digest, "batch": bundle.batch},
+        "steps": steps,
+        "step_ms": traced.step_ms,
+        "nodes_ms": total,
+        "nodes": [{"name": row.name, "kind": row.timed.kind, **_told([row], total, limits)} for row in rows],
+        "types": sorted(
+            ({"kind": kind, **_told(members, total, limits)} for kind, members in kinds.items()),
+            key=lambda told: -float(told["ms"]),
+        ),
+        "roofline": _whole(bundle, traced.step_ms, limits) if limits else None,
+        "roofline_missing": missing,
+        "environment": environment(threads),
+    }
+
+
+def match(nodes: Iterable[Timed], costs: Iterable["NodeCost"]) -> list[tuple[Timed, "NodeCost | None"]]:
+    """What was timed with the node of the graph that it is, None for what a library made of several or of none."""
+    by_name: dict[str, NodeCost] = {}
+    for cost in costs:
+        by_name |= dict.fromkeys((cost.name, *cost.outputs), cost)
+    result = []
+    for timed in nodes:
+        name = timed.name.removesuffix(BLOCKED)
+        while name not in by_name and "/" in name:  # engines append what they did, as in NODE/MatmulTransposeFusion/
+            name = name.rstrip("/").rpartition("/")[0]
+        found = by_name.get(name)
+        same = found is not None and found.kind == KINDS.get(timed.kind, timed.kind)
+        result.append((timed, found if same else None))
+    return result
+
+
+def _told(rows: list[Row], total: float, limits: Roofline | None) -> dict[str, Any]:
+    """Time of some nodes, and how near those of known cost come to the limits."""
+    ms = sum(row.timed.ms for row in rows)
+    known = [(row.timed.ms, row.cost) for row in rows if row.cost is not None and row.cost.bytes_moved]
+    known_ms = sum(time for time, _ in known)
+    least = sum(limits.least_ms(cost.flop, cost.bytes_moved) for _, cost in known) if limits else 0.0
+    flop = sum(cost.flop for _, cost in known)
+    return {
+        "ms": ms,
+        "calls": sum(row.timed.calls for row in rows),
+        "share": ms / total if total else 0.0,
+        "gflops": flop / known_ms / 1e6 if flop else None,
+        "roofline_share": least / known_ms if limits and known_ms else None,
+    }
+
+
+def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> dict[str, Any]:
+    """The whole step: its FLOP, and of its bytes those that no fusing saves."""
+    from e3d_deploy.export.statistics import statistics
+
+    counted = statistics(bundle.graph("step"), bundle.manifest["graphs"]["step"])
+    least_bytes = counted.input_bytes + counted.output_bytes + counted.weight_bytes
+    least_ms = limits.least_ms(counted.flop, least_bytes)
+    return {
+        "matmul_gflops": limits.gflops,
+        "copy_gb_per_s": limits.gigabytes_per_second,
+        "flop": counted.flop,
+        "least_bytes": least_bytes,
+        "least_ms": least_ms,
+        "share": least_ms / step_ms,
+    }
+
+
+def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
+    """What the nodes cost, or why that is not known."""
+    if backend == "torch":
+        return [], "PyTorch runs the model as it is written, whose operators are not the nodes of the step graph"
+    try:
+        from e3d_deploy.export.statistics import node_costs
+    except ModuleNotFoundError as error:
+        return [], f"{error.name} is not installed; pip install 'e3d_deploy[train]'"
+    entry: Mapping[str, Any] = bundle.manifest["graphs"]["step"]
+    return node_costs(bundle.graph("step"), entry), None

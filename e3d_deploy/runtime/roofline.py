@@ -1,0 +1,93 @@
+"""What this machine can do at most, measured: matrix products and copies, by NumPy in float32."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from e3d_deploy.errors import BackendUnavailable
+
+CODE = "import sys; from e3d_deploy.runtime.roofline import child; sys.stdout.write(child(sys.argv[1]))"
+SIDES = (512, 1024, 2048)
+"""Of the square matrices that are tried; the fastest counts."""
+COPIED = 256 << 20
+"""Bytes that are copied, far more than caches hold."""
+TRIES = 8
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The two limits of the roofline model (Williams et al., 2009)."""
+
+    gflops: float
+    """Of the best float32 matrix product, 10⁹ FLOP/s."""
+    gigabytes_per_second: float
+    """Read and written by the best copy, together."""
+
+    def least_ms(self, flop: float, bytes_moved: float) -> float:
+        """How long so much work takes at least, where neither limit is beaten."""
+        return max(flop / self.gflops, bytes_moved / self.gigabytes_per_second) / 1e6
+
+
+def measure(threads: int | None) -> Roofline:
+    """The limits with so many threads, from a process of its own: NumPy takes its threads when it is loaded.
+
+    Raises:
+        BackendUnavailable: that process cannot be started, or fails.
+    """
+    count = threads or _cores()
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(count))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, str(count)],
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return Roofline(*json.loads(done.stdout))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise BackendUnavailable(f"roofline: cannot be measured here ({error}); profile with --no-roofline") from error
+
+
+def child(threads: str) -> str:
+    """What that process does."""
+    return json.dumps([_matrix_product(), _copy(int(threads))])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _matrix_product() -> float:
+    rates = []
+    for side in SIDES:
+        one, result = np.ones((side, side), np.float32), np.empty((side, side), np.float32)
+        seconds = _least(partial(np.matmul, one, one.copy(), out=result))
+        rates.append(2 * side**3 / seconds / 1e9)
+    return max(rates)
+
+
+def _copy(threads: int) -> float:
+    source, target = np.ones(COPIED // 4, np.float32), np.zeros(COPIED // 4, np.float32)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:  # NumPy lets other threads run while it copies
+        seconds = _least(lambda: list(pool.map(lambda pair: np.copyto(*pair), parts)))
+    return 2 * COPIED / seconds / 1e9
+
+
+def _least(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(TRIES):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -1,0 +1,176 @@
+"""How many streams a backend carries: the time of a round, in which each of n streams gets its next frame."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.tasks import Task, step_task
+from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn
+
+HOW = (
+    "a round gives one frame to each stream, all at once: what is timed is how long the last of them waits; streams "
+    "share steps of the sizes that the backend runs, and these steps come one after the other"
+)
+MOST = 256
+"""Streams that are tried."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What streams must keep."""
+
+    p99_ms: float
+    """Of a round."""
+    fps: float
+    """Frames that each stream gets a second; a round must not last longer than one of them, on average."""
+
+    def __post_init__(self) -> None:
+        if not (self.p99_ms > 0 and self.fps > 0):
+            raise ConfigError(f"target: got p99 {self.p99_ms:g} ms at {self.fps:g} frames/s, expected more than 0")
+
+    def held(self, point: Mapping[str, Any]) -> bool:
+        """Whether so many streams keep it."""
+        return bool(point["p99_ms"] <= self.p99_ms and point["mean_ms"] <= 1000 / self.fps)
+
+
+def portions(streams: int, sizes: Sequence[int], *, pads: bool) -> list[int]:
+    """How many streams each step of a round takes, of the sizes that there are.
+
+    Args:
+        pads: a step of few streams costs as much as one of more, so that one step is better than two.
+    """
+    result = []
+    while streams > 0:
+        fitting = [size for size in sizes if size <= streams]
+        larger = [size for size in sizes if size >= streams]
+        size = min(larger) if larger and (pads or not fitting) else max(fitting)
+        result.append(size)
+        streams -= size
+    return result
+
+
+def stream_curve(
+    bundle: Bundle,
+    backends: Sequence[Backend],
+    counts: Sequence[int],
+    *,
+    target: Target | None = None,
+    seconds: float = 1.0,
+    repeats: int = REPEATS,
+    progress: Callable[[str], None] = lambda _: None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Any]:
+    """The time of a round for numbers of streams, and how many of them keep a target.
+
+    Args:
+        counts: numbers of streams to measure, each from 1 on.
+        target: look for the most streams that keep it; this measures more numbers.
+
+    Returns:
+        Curves and answers, as JSON knows them.
+
+    Raises:
+        ConfigError: neither a number of streams nor a target, or a number below 1.
+    """
+    if any(count < 1 for count in counts) or not (counts or target):
+        raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a target")
+
+    def measure(streams: int, sides: Sequence[Backend]) -> list[dict[str, Any]]:
+        runners = [Runner(backend.name, _round(bundle, backend, streams), clock) for backend in sides]
+        blocks = in_turn(
+            runners, seconds=seconds, repeats=repeats, progress=lambda text: progress(f"{streams} streams, {text}")
+        )
+        sizes = [portions(streams, backend.sizes, pads=backend.pads) for backend in sides]
+        return [_point(streams, *pair) for pair in zip(sizes, blocks, strict=True)]
+
+    points: list[dict[int, dict[str, Any]]] = [{} for _ in backends]
+    for streams in sorted(set(counts)):
+        for known, point in zip(points, measure(streams, backends), strict=True):
+            known[streams] = point
+
+    def answer(backend: Backend, known: dict[int, dict[str, Any]], target: Target) -> dict[str, Any]:
+        most = most_that_hold(lambda streams: measure(streams, [backend])[0], target, known)
+        return {"backend": backend.name, **most, "best": min(known.values(), key=lambda point: float(point["p99_ms"]))}
+
+    answers = [answer(*pair, target) for pair in zip(backends, points, strict=True)] if target else []
+    return {
+        "how": HOW,
+        "target_p99_ms": target.p99_ms if target else None,
+        "fps": target.fps if target else None,
+        "curves": [
+            {"backend": backend.name, "points": [known[streams] for streams in sorted(known)]}
+            for backend, known in zip(backends, points, strict=True)
+        ],
+        "answers": answers,
+    }
+
+
+def most_that_hold(
+    measure: Callable[[int], dict[str, Any]], target: Target, known: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """The most streams that keep a target: doubled until they do not, then halved in between.
+
+    Args:
+        known: what was measured already; what is measured is added.
+
+    Returns:
+        `streams`, 0 where one is too many; their point and that of one more, null where there is none; and
+        `at_least`, whether the search ended at `MOST`.
+    """
+
+    def holds(streams: int) -> bool:
+        if streams not in known:
+            known[streams] = measure(streams)
+        return target.held(known[streams])
+
+    low = max((streams for streams in known if holds(streams)), default=0)
+    above = [streams for streams in known if streams > low]
+    high = min(above) if above else None
+    while high is None and low < MOST:
+        streams = min(max(1, 2 * low), MOST)
+        if holds(streams):
+            low = streams
+        else:
+            high = streams
+    while high is not None and high - low > 1:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return {"streams": low, "at_least": high is None, "at": known.get(low), "beyond": known.get(low + 1)}
+
+
+def _round(bundle: Bundle, backend: Backend, streams: int) -> Task:
+    """A call that gives one frame to each of so many streams."""
+    frames, fill = bundle.reference()["frames"][:, None], bundle.config.history_length + 1
+    steps = [
+        step_task(backend, backend.initial_state(size), np.repeat(frames, size, axis=1), fill=fill)
+        for size in portions(streams, backend.sizes, pads=backend.pads)
+    ]
+
+    def call() -> None:
+        for step in steps:
+            step.call()
+
+    return Task(call, 1, fill, forecasts=False)
+
+
+def _point(streams: int, sizes: Sequence[int], blocks: Sequence[Block]) -> dict[str, Any]:
+    every = 1000 * np.concatenate([block.seconds for block in blocks])
+    p50 = float(np.median([1000 * block.median for block in blocks]))
+    return {
+        "streams": streams,
+        "step_sizes": list(sizes),
+        "frames_per_second": 1000 * streams / p50,
+        "p50_ms": p50,
+        "p99_ms": float(np.percentile(every, 99)),
+        "mean_ms": float(every.mean()),
+        "rounds": int(every.size),
+    }

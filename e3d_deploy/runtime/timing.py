@@ -1,0 +1,124 @@
+"""How calls are timed: warmed up until they settle, then in turn, block by block."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy.runtime.tasks import Task
+
+REPEATS = 5
+CONFIDENCE = 0.9
+"""Of the interval of a median at least; what it really is depends on the repeats, and is recorded."""
+SETTLED = 0.05
+"""Warm-up ends when two blocks in turn have medians this close, as a share."""
+PATIENCE = 10
+"""Blocks that warm-up takes at most to settle."""
+FEWEST = 3
+"""Calls of a block at least, unless one alone fills it."""
+
+Clock = Callable[[], float]
+"""Seconds from some moment on."""
+
+
+@dataclass
+class Block:
+    """Calls timed one after the other."""
+
+    seconds: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
+    """Empty where the backend does not tell."""
+
+    @property
+    def median(self) -> float:
+        """Of a call, seconds."""
+        return float(np.median(self.seconds))
+
+
+@dataclass
+class Runner:
+    """One side of a comparison."""
+
+    name: str
+    task: Task
+    clock: Clock = time.perf_counter
+    calls: int = 0
+    warm_up_calls: int = 0
+    settled: bool = False
+    """Whether warm-up ended because the time did not change any more."""
+
+    def block(self, seconds: float) -> Block:
+        """Calls for so long."""
+        block = Block()
+        while True:
+            started = self.clock()
+            device_ms = self.task.call()
+            block.seconds.append(self.clock() - started)
+            if device_ms is not None:
+                block.device_ms.append(device_ms)
+            self.calls += 1
+            enough = len(block.seconds) >= FEWEST or block.seconds[0] >= seconds
+            if enough and sum(block.seconds) >= seconds:
+                return block
+
+    def warm_up(self, seconds: float) -> None:
+        """Calls until the task is filled, then blocks of `seconds` until their medians settle."""
+        while self.calls < self.task.fill:
+            self.task.call()
+            self.calls += 1
+        before = self.block(seconds).median
+        for _ in range(PATIENCE - 1):
+            now = self.block(seconds).median
+            self.settled = abs(now - before) <= SETTLED * before
+            if self.settled:
+                break
+            before = now
+        self.warm_up_calls = self.calls
+
+
+def in_turn(
+    runners: Sequence[Runner], *, seconds: float, repeats: int, progress: Callable[[str], None]
+) -> list[list[Block]]:
+    """Blocks of each runner, which take turns (A B A B …), so that a machine that slows down slows all."""
+    for runner in runners:
+        progress(f"{runner.name}, warming up")
+        runner.warm_up(seconds)
+    blocks: list[list[Block]] = [[] for _ in runners]
+    for repeat in range(repeats):
+        for runner, done in zip(runners, blocks, strict=True):
+            progress(f"{runner.name}, {repeat + 1} of {repeats}")
+            done.append(runner.block(seconds))
+    return blocks
+
+
+def summary(blocks: Sequence[Block]) -> dict[str, Any]:
+    """What blocks of one runner show, in ms a call."""
+    medians = [1000 * block.median for block in blocks]
+    every = 1000 * np.concatenate([block.seconds for block in blocks])
+    device = [time for block in blocks for time in block.device_ms]
+    low, high, _ = median_interval(medians)
+    return {
+        "median_ms": float(np.median(medians)),
+        "median_ci_ms": [low, high],
+        "p90_ms": float(np.percentile(every, 90)),
+        "p99_ms": float(np.percentile(every, 99)),
+        "device_median_ms": float(np.median(device)) if device else None,
+        "calls": int(every.size),
+    }
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """The narrowest interval between values that holds their true median by `CONFIDENCE`, and how sure that is.
+
+    From the order of independent values alone: with fewer than `REPEATS` of them the widest one is less sure.
+    """
+    ordered, count = sorted(values), len(values)
+
+    def sure(cut: int) -> float:
+        return float(1 - 2 * sum(comb(count, below) for below in range(cut + 1)) / 2**count)
+
+    cut = max([0, *(cut for cut in range((count - 1) // 2) if sure(cut) >= CONFIDENCE)])
+    return float(ordered[cut]), float(ordered[-1 - cut]), max(sure(cut), 0.0)

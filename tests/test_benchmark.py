@@ -1,0 +1,590 @@
+"""How calls are timed and judged, on a clock of the tests' own: nothing here depends on the speed of a machine."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from itertools import cycle, repeat
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+
+from e3d_deploy.cli import main
+from e3d_deploy.commands.benchmark_tables import answer_line, device_time
+from e3d_deploy.errors import BenchmarkError, ConfigError
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.baseline import compare, read_baseline, regressions
+from e3d_deploy.runtime.benchmark import benchmark
+from e3d_deploy.runtime.device_backend import DeviceBackend
+from e3d_deploy.runtime.memory import peak_alone
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
+from e3d_deploy.runtime.tasks import Task, make_task
+from e3d_deploy.runtime.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
+
+DOCS = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Paced:
+    """A real backend whose calls take as long as they are told."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        clock: Clock,
+        ms: Callable[[int], float],
+        *,
+        name: str = "paced",
+        sizes: tuple[int, ...] = (1,),
+        pads: bool = False,
+    ) -> None:
+        self.inner, self.clock, self.ms, self.name = OnnxRuntimeBackend(bundle, threads=1), clock, ms, name
+        self.sizes, self.pads = sizes, pads
+        self.steps: list[int] = []
+        self.seen: list[np.dtype[Any]] = []
+
+    def initial_state(self, batch: int | None = None) -> Any:
+        return self.inner.initial_state(1)
+
+    def step(self, frame: NDArray[Any], state: Any) -> Any:
+        self.clock.now += self.ms(len(frame)) / 1000
+        self.steps.append(len(frame))
+        self.seen.append(frame.dtype)
+        return self.inner.step(frame[:1], state)
+
+    def clip(self, context: NDArray[np.float32]) -> Any:
+        self.clock.now += 5 * self.ms(1) / 1000
+        return self.inner.clip(context)
+
+    def rollout(self, prediction: NDArray[np.float32], state: Any) -> Any:
+        self.clock.now += 2 * self.ms(1) / 1000
+        return self.inner.rollout(prediction, state)
+
+    def to_arrays(self, state: Any) -> Any:
+        return self.inner.to_arrays(state)
+
+
+@pytest.fixture
+def bundle(exported: Path) -> Bundle:
+    """Context 4, horizon 3, history 4."""
+    return Bundle.open(exported / "tiny.e3d")
+
+
+def lasting(clock: Clock, ms: Iterator[float]) -> Task:
+    """A call that takes the next of these times."""
+
+    def call() -> None:
+        clock.now += next(ms) / 1000
+
+    return Task(call, steps=1, fill=4, forecasts=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3, 1, 2, 5, 4], (1, 5, 0.9375)),
+        (list(range(10)), (1, 8, 1 - 22 / 1024)),
+        ([2, 1], (1, 2, 0.5)),
+        ([7], (7, 7, 0)),
+    ],
+)
+def test_the_interval_of_a_median_comes_from_the_order_alone(
+    values: list[float], expected: tuple[float, float, float]
+) -> None:
+    assert median_interval(values) == pytest.approx(expected)
+
+
+def test_a_summary_takes_the_median_of_blocks_and_percentiles_of_all_calls() -> None:
+    blocks = [Block([0.001, 0.002, 0.003], [0.5]), Block([0.004, 0.005, 0.1], [0.7])]
+    told = summary(blocks)
+    assert told["median_ms"] == pytest.approx(3.5)
+    assert told["median_ci_ms"] == pytest.approx([2, 5])
+    assert told["p99_ms"] == pytest.approx(np.percentile([1, 2, 3, 4, 5, 100], 99))
+    assert told["device_median_ms"] == pytest.approx(0.6)
+    assert told["calls"] == 6
+    assert summary([Block([0.001])])["device_median_ms"] is None
+
+
+def test_a_block_has_three_calls_unless_one_fills_it() -> None:
+    clock = Clock()
+    assert len(Runner("short", lasting(clock, repeat(10)), clock).block(0.001).seconds) == 1
+    assert len(Runner("even", lasting(clock, repeat(10)), clock).block(0.015).seconds) == 3
+    assert len(Runner("long", lasting(clock, repeat(10)), clock).block(0.095).seconds) == 10
+
+
+def test_warm_up_fills_the_history_and_ends_when_time_settles() -> None:
+    clock = Clock()
+    times = [50.0] * 4 + [20.0] * 3 + [10.0] * 3 + [10.2] * 3
+    runner = Runner("settles", lasting(clock, iter(times)), clock)
+    runner.warm_up(0.025)
+    assert (runner.settled, runner.warm_up_calls) == (True, 4 + 3 * 3)
+
+
+def test_warm_up_gives_up_on_what_never_settles_and_says_so() -> None:
+    clock = Clock()
+    runner = Runner("restless", lasting(clock, cycle([*[10.0] * 3, *[20.0] * 3])), clock)
+    runner.warm_up(0.03)
+    assert not runner.settled
+    assert runner.warm_up_calls > 2 * PATIENCE
+
+
+def test_sides_take_turns() -> None:
+    clock, order = Clock(), []
+
+    def side(name: str) -> Runner:
+        def call() -> None:
+            order.append(name)
+            clock.now += 1
+
+        return Runner(name, Task(call, 1, 0, forecasts=False), clock)
+
+    blocks = in_turn([side("a"), side("b")], seconds=1, repeats=3, progress=lambda _: None)
+    assert "".join(order) == "aa" + "bb" + "ab" * 3
+    assert [len(done) for done in blocks] == [3, 3]
+
+
+def test_units_follow_from_the_median(bundle: Bundle) -> None:
+    clock = Clock()
+    sides = [Paced(bundle, clock, lambda _: 20, name="slow"), Paced(bundle, clock, lambda _: 5, name="fast")]
+    result = benchmark(bundle, sides, ("step", "rollout", "clip", "end-to-end"), seconds=0.05, clock=clock)  # type: ignore[arg-type]
+    rows = {(row["what"], row["backend"]): row for row in result["results"]}
+    assert list(rows)[:3] == [("step", "slow"), ("step", "fast"), ("rollout", "slow")]
+    step, rollout = rows["step", "fast"], rows["rollout", "fast"]
+    assert step["median_ms"] == pytest.approx(5)
+    assert step["median_ci_ms"] == pytest.approx([5, 5])
+    assert step["speedup"] == pytest.approx(4)
+    assert step["frames_per_second"] == pytest.approx(200)
+    assert (step["sequences_per_second"], rollout["sequences_per_second"]) == (None, None)
+    assert step["settled"]
+    assert (rollout["steps_per_call"], rollout["ms_per_step"]) == (2, pytest.approx(5))
+    for what, calls_ms in (("clip", 25), ("end-to-end", 4 * 5 + 10)):
+        row = rows[what, "fast"]
+        assert row["median_ms"] == pytest.approx(calls_ms)
+        assert row["steps_per_call"] == 6
+        assert row["sequences_per_second"] == pytest.approx(1000 / calls_ms)
+        assert row["frames_per_second"] == pytest.approx(6 * 1000 / calls_ms)
+    assert all(row["max_abs_difference"] < 1e-4 and row["within_budget"] for row in rows.values())
+    assert result["compared_with"] == "slow"
+    assert result["confidence"] == pytest.approx(0.9375)
+
+
+def test_end_to_end_takes_pictures_from_the_video_that_plays(bundle: Bundle) -> None:
+    backend, played = Paced(bundle, Clock(), lambda _: 1), []
+
+    def play() -> Iterator[NDArray[np.uint8]]:
+        for number in range(100):
+            played.append(number)
+            yield np.full((16, 24, 1), number, np.uint8)
+
+    make_task("end-to-end", bundle, backend, play).call()  # type: ignore[arg-type]
+    assert played == [0, 1, 2, 3]
+    assert backend.seen == [np.uint8] * 4
+
+
+def test_device_time_is_apart_where_a_backend_tells_it(bundle: Bundle) -> None:
+    clock = Clock()
+    backend = Paced(bundle, clock, lambda _: 10)
+    backend.device_ms = 2.0  # type: ignore[attr-defined]
+    result = benchmark(bundle, [backend], ("step", "end-to-end"), seconds=0.02, clock=clock)  # type: ignore[list-item]
+    step, whole = result["results"]
+    assert (step["median_ms"], step["device_median_ms"]) == (pytest.approx(10), pytest.approx(2))
+    assert whole["device_median_ms"] == pytest.approx(4 * 2 + 2)
+    assert not step["on_host"]
+
+
+@pytest.mark.parametrize(
+    ("device_ms", "on_host", "shown"), [(None, True, "same"), (None, False, "not told"), (1.5, False, "1.50 ms")]
+)
+def test_the_column_of_the_device_says_when_it_is_the_same(device_ms: float | None, on_host: bool, shown: str) -> None:
+    assert device_time({"device_median_ms": device_ms, "on_host": on_host}) == shown
+    assert hasattr(DeviceBackend, "device_ms")
+
+
+def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
+    class Broken(Paced):
+        def step(self, frame: NDArray[Any], state: Any) -> Any:
+            prediction, following = super().step(frame, state)
+            return prediction * np.nan, following
+
+    clock = Clock()
+    (row,) = benchmark(bundle, [Broken(bundle, clock, lambda _: 1)], seconds=0.01, clock=clock)["results"]  # type: ignore[list-item]
+    assert row["max_abs_difference"] is None
+    assert not row["within_budget"]
+
+
+@pytest.mark.parametrize(
+    ("what", "names", "message"),
+    [
+        (("step",), (), "backends: name at least one"),
+        ((), ("a",), "what: got nothing"),
+        (("step", "frame"), ("a",), "what: got frame, expected some of step, rollout"),
+        (("step",), ("a", "a"), "named twice"),
+    ],
+)
+def test_nothing_or_nonsense_to_time_is_refused(
+    bundle: Bundle, what: tuple[str, ...], names: tuple[str, ...], message: str
+) -> None:
+    sides = [Paced(bundle, Clock(), lambda _: 1, name=name) for name in names]
+    with pytest.raises(ConfigError, match=message):
+        benchmark(bundle, sides, what)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("streams", "sizes", "pads", "expected"),
+    [
+        (3, (1,), False, [1, 1, 1]),
+        (7, (1, 2, 4, 8), False, [4, 2, 1]),
+        (7, (1, 2, 4, 8), True, [8]),
+        (19, (1, 2, 4, 8), True, [8, 8, 4]),
+        (6, (4,), False, [4, 4]),
+        (1, (4,), True, [4]),
+    ],
+)
+def test_streams_share_steps_of_the_sizes_that_there_are(
+    streams: int, sizes: tuple[int, ...], pads: bool, expected: list[int]
+) -> None:
+    assert portions(streams, sizes, pads=pads) == expected
+
+
+def point_of(streams: int, ms: float) -> dict[str, Any]:
+    return {"streams": streams, "p99_ms": ms, "mean_ms": ms}
+
+
+@pytest.mark.parametrize(
+    ("ms", "target", "expected"),
+    [
+        (4.0, Target(33, 30), (8, False)),
+        (4.0, Target(1000, 30), (8, False)),  # a round must not last longer than a frame
+        (4.0, Target(10, 30), (2, False)),
+        (40.0, Target(33, 30), (0, False)),
+        (0.01, Target(33, 30), (MOST, True)),
+    ],
+)
+def test_the_most_streams_that_hold_are_found(ms: float, target: Target, expected: tuple[int, bool]) -> None:
+    known: dict[int, dict[str, Any]] = {}
+    answer = most_that_hold(lambda streams: point_of(streams, ms * streams), target, known)
+    assert (answer["streams"], answer["at_least"]) == expected
+    assert answer["at"] == known.get(expected[0])
+    assert answer["beyond"] == (None if expected[1] else known[expected[0] + 1])
+
+
+def test_what_was_measured_is_not_measured_again() -> None:
+    known = {streams: point_of(streams, 4.0 * streams) for streams in (1, 4, 16)}
+    asked: list[int] = []
+
+    def measure(streams: int) -> dict[str, Any]:
+        asked.append(streams)
+        return point_of(streams, 4.0 * streams)
+
+    assert most_that_hold(measure, Target(33, 30), known)["streams"] == 8
+    assert asked == [10, 7, 8, 9]
+
+
+def test_a_curve_tells_rate_and_wait_and_answers_a_target(bundle: Bundle) -> None:
+    clock = Clock()
+    batching = Paced(bundle, clock, lambda size: 8 + 2 * size, name="batching", sizes=(1, 2, 4))
+    single = Paced(bundle, clock, lambda _: 40, name="single")
+    found = stream_curve(bundle, [batching, single], [2, 1], target=Target(33, 30), seconds=0.02, clock=clock)  # type: ignore[list-item]
+    curve = {point["streams"]: point for point in found["curves"][0]["points"]}
+    assert curve[2]["p50_ms"] == pytest.approx(12)
+    assert curve[2]["frames_per_second"] == pytest.approx(2 / 0.012)
+    assert curve[9]["step_sizes"] == [4, 4, 1]
+    first, second = found["answers"]
+    assert (first["backend"], first["streams"]) == ("batching", 8)  # two steps of four
+    assert (second["backend"], second["streams"], second["best"]["streams"]) == ("single", 0, 1)
+    assert second["best"]["p99_ms"] == pytest.approx(40)
+    assert [point["streams"] for point in found["curves"][1]["points"]] == [1, 2]
+    assert set(batching.steps) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("counts", [[], [0], [1, -2]])
+def test_a_curve_of_no_streams_is_refused(bundle: Bundle, counts: list[int]) -> None:
+    with pytest.raises(ConfigError, match="expected numbers from 1 on"):
+        stream_curve(bundle, [], counts)
+
+
+def test_an_answer_is_one_line() -> None:
+    answer = {"backend": "a", "streams": 2, "at_least": False, "at": point_of(2, 20), "beyond": point_of(3, 40)}
+    assert (
+        answer_line(answer, 33, 30) == "a: streams at 30 frames/s with p99 ≤ 33 ms: 2, with 20.00 ms; 3 have 40.00 ms"
+    )
+    most = answer | {"streams": MOST, "at_least": True, "beyond": None}
+    assert answer_line(most, 33, 30) == f"a: streams at 30 frames/s with p99 ≤ 33 ms: at least {MOST}, with 20.00 ms"
+
+
+def result_of(**ms: float) -> dict[str, Any]:
+    """A result as far as a comparison reads it."""
+    return {
+        "schema": 1,
+        "bundle": {"digest": "d" * 64, "batch": 1},
+        "environment": {"cpu": "one", "threads": 1, "date": "2026-11-22"},
+        "results": [{"what": "step", "backend": backend, "median_ms": median} for backend, median in ms.items()],
+    }
+
+
+def test_a_row_beyond_the_tolerance_has_regressed() -> None:
+    found = compare(result_of(torch=10.9, onnxruntime=12.0), result_of(torch=10.0, onnxruntime=10.0))
+    assert [row["regressed"] for row in found["rows"]] == [False, True]
+    assert regressions(found) == [
+        "step of onnxruntime: 12.00 ms is 1.20 times the baseline's 10.00 ms, 1.10 is allowed"
+    ]
+    assert regressions(compare(result_of(torch=12.0), result_of(torch=10.0), tolerance=0.25)) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "words"),
+    [
+        ("environment", "cpu", "two", "cpu: two, now one"),
+        ("environment", "threads", None, "threads: None, now 1"),
+        ("bundle", "digest", "e" * 64, f"bundle: {'e' * 16}, now {'d' * 16}"),
+    ],
+)
+def test_no_verdict_where_something_else_differs(part: str, field: str, value: object, words: str) -> None:
+    baseline = result_of(torch=1.0)
+    baseline[part][field] = value
+    found = compare(result_of(torch=100.0), baseline)
+    assert not found["comparable"]
+    assert found["different"] == [words]
+    assert found["rows"][0]["ratio"] == 100
+    assert regressions(found) == []
+
+
+def test_rows_of_one_side_alone_are_named() -> None:
+    found = compare(result_of(torch=1.0), result_of(openvino=1.0))
+    assert found["rows"] == []
+    assert found["missing"] == ["step of openvino", "step of torch"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": 1}', json.dumps(result_of(torch=0.0)), json.dumps(result_of() | {"schema": 9})]
+)
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "before.json").write_text(text)
+    with pytest.raises(BenchmarkError, match=r"before.json: (no result|schema 9)"):
+        read_baseline(tmp_path / "before.json")
+    with pytest.raises(ConfigError, match="no such file; make one with"):
+        read_baseline(tmp_path / "nowhere.json")
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    peak = peak_alone(bundle, "onnxruntime", ["step"], threads=1)
+    assert peak is not None
+    assert 20e6 < peak < 1e9
+    with caplog.at_level(logging.WARNING):
+        assert peak_alone(bundle, "no_such", ["step"], threads=1) is None
+    assert "peak memory of no_such is not known" in caplog.text
+
+
+# What `e3d benchmark --json` prints: a type, a tuple of types, a list of one kind, or the fields of an object.
+POINT = {
+    "streams": int,
+    "step_sizes": [int],
+    "frames_per_second": float,
+    "p50_ms": float,
+    "p99_ms": float,
+    "mean_ms": float,
+    "rounds": int,
+}
+SCHEMA: dict[str, Any] = {
+    "schema": int,
+    "what": dict,
+    "decodes": bool,
+    "compared_with": str,
+    "max_abs_difference_from": str,
+    "repeats": int,
+    "block_seconds": float,
+    "confidence": float,
+    "bundle": {"path": str, "digest": str, "batch": int, "precision": str},
+    "results": [
+        {
+            "what": str,
+            "backend": str,
+            "on_host": bool,
+            "median_ms": float,
+            "median_ci_ms": [float],
+            "p90_ms": float,
+            "p99_ms": float,
+            "device_median_ms": (float, NoneType),
+            "calls": int,
+            "steps_per_call": int,
+            "ms_per_step": float,
+            "frames_per_second": float,
+            "sequences_per_second": (float, NoneType),
+            "speedup": float,
+            "warm_up_calls": int,
+            "settled": bool,
+            "peak_bytes": (int, NoneType),
+            "max_abs_difference": (float, NoneType),
+            "dssim": (float, NoneType),
+            "dpsnr_db": (float, NoneType),
+            "within_budget": bool,
+        }
+    ],
+    "streams": {
+        "how": str,
+        "target_p99_ms": (float, NoneType),
+        "fps": (float, NoneType),
+        "curves": [{"backend": str, "points": [POINT]}],
+        "answers": [
+            {
+                "backend": str,
+                "streams": int,
+                "at_least": bool,
+                "at": (dict, NoneType),
+                "beyond": (dict, NoneType),
+                "best": POINT,
+            }
+        ],
+    },
+    "baseline": {
+        "date": str,
+        "tolerance": float,
+        "comparable": bool,
+        "different": [str],
+        "rows": [
+            {
+                "what": str,
+                "backend": str,
+                "median_ms": float,
+                "baseline_ms": float,
+                "ratio": float,
+                "regressed": bool,
+            }
+        ],
+        "missing": [str],
+    },
+    "environment": {
+        "system": str,
+        "cpu": str,
+        "cores": int,
+        "nvidia_driver": bool,
+        "threads": (int, NoneType),
+        "clock_mhz": (float, NoneType),
+        "max_clock_mhz": (float, NoneType),
+        "governor": (str, NoneType),
+        "load_1_minute": (float, NoneType),
+        "versions": dict,
+        "date": str,
+        "peak_resident_bytes": (int, NoneType),
+    },
+}
+
+
+def check(value: Any, schema: Any, place: str = "result") -> None:
+    if isinstance(schema, dict):
+        assert set(value) == set(schema), place
+        for name, inner in schema.items():
+            check(value[name], inner, f"{place}.{name}")
+    elif isinstance(schema, list):
+        assert isinstance(value, list), place
+        for number, one in enumerate(value):
+            check(one, schema[0], f"{place}[{number}]")
+    else:
+        assert isinstance(value, schema), f"{place}: {value!r}"
+
+
+def fields(schema: Any) -> set[str]:
+    if isinstance(schema, list):
+        return fields(schema[0])
+    if not isinstance(schema, dict):
+        return set()
+    return set(schema).union(*(fields(inner) for inner in schema.values()))
+
+
+def e3d(*arguments: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+QUICK = ("--backends", "onnxruntime", "--threads", 1, "--seconds", 0.001, "--no-memory")
+
+
+def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp_path: Path) -> None:
+    everything = ["--what", "step,rollout,clip,end-to-end", "--streams", "1,2", "--target-p99", "0.0001ms"]
+    command = ["benchmark", exported / "tiny.e3d", *QUICK, *everything, "--json"]
+    before = tmp_path / "before.json"
+    before.write_text(e3d(*command).stdout)
+    first = json.loads(before.read_text())
+    check(first, SCHEMA | {"baseline": NoneType})
+    assert [row["what"] for row in first["results"]] == ["step", "rollout", "clip", "end-to-end"]
+    assert first["decodes"]
+
+    for row in first["results"]:
+        row["median_ms"] *= 1000
+    before.write_text(json.dumps(first))
+    picture = tmp_path / "times.png"
+    again = e3d(*command, "--baseline", before, "--picture", picture)
+    check(json.loads(again.stdout), SCHEMA)
+    assert "step of onnxruntime: 0.00 times the baseline" in again.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+    first["results"][0]["median_ms"] /= 1e6
+    before.write_text(json.dumps(first))
+    slower = e3d(*command, "--baseline", before, code=3)
+    assert slower.stderr.splitlines()[-1].startswith("Error: step of onnxruntime: ")
+    assert "rollout" not in slower.stderr.splitlines()[-1]
+
+    first["environment"]["threads"] = 64
+    before.write_text(json.dumps(first))
+    other = e3d(*command, "--baseline", before)
+    assert "Warning: no verdict, the baseline has another threads: 64, now 1" in other.stderr
+
+
+def test_every_field_is_documented() -> None:
+    assert {field for field in fields(SCHEMA) if f"`{field}`" not in DOCS} == set()
+
+
+def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
+    none = e3d("benchmark", exported / "tiny.e3d", *QUICK, "--streams", "1,3", "--target-p99", "0.0001ms").stdout
+    assert "3 × 1" in none
+    assert "onnxruntime: streams at 30 frames/s with p99 ≤ 0.0001 ms: 0; the best is 1 with p99" in none
+    memory = e3d("benchmark", exported / "tiny.e3d", *QUICK[:-1], "--what", "clip").stdout
+    assert "sequences/s" in memory
+    assert " MB" in memory
+    assert "same" in memory
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backends", ""], "is not a list of names"),
+        (["--backends", "torch,,openvino"], "is not a list of names"),
+        (["--backends", "torch,torch"], "names one twice"),
+        (["--what", "frame"], "what: got frame, expected some of step, rollout, clip, end-to-end"),
+        (["--what", ""], "is not a list of names"),
+        (["--streams", "0,1"], "holds a number below 1"),
+        (["--streams", ""], "is not a list of integers"),
+        (["--streams", "two"], "is not a list of integers"),
+        (["--target-p99", "33"], "is no time above 0 with its unit"),
+        (["--target-p99", "0ms"], "is no time above 0 with its unit"),
+        (["--target-p99", "soons"], "is no time above 0 with its unit"),
+        (["--target-p99", "nanms"], "is no time above 0 with its unit"),
+        (["--fps", "0"], "0.0 is not in the range"),
+        (["--repeats", "4"], "4 is not in the range"),
+        (["--seconds", "0"], "0.0 is not in the range"),
+        (["--tolerance", "-1"], "is not in the range"),
+        (["--baseline", "nowhere.json"], "nowhere.json: no such file"),
+    ],
+)
+def test_bad_options_are_refused_before_the_work(exported: Path, options: list[str], message: str) -> None:
+    assert message in e3d("benchmark", exported / "tiny.e3d", *options, code=2).stderr
+
+
+def test_a_baseline_of_something_else_exits_5(exported: Path) -> None:
+    line = e3d("benchmark", exported / "tiny.e3d", "--baseline", exported / "tiny.e3d" / "manifest.json", code=5).stderr
+    assert "no result of `e3d benchmark --json`" in line
