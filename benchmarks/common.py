@@ -21,8 +21,17 @@ def save(name: str, result: Mapping[str, Any], *, threads: int | None = None) ->
     print(text)
 
 
-def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int, calls: int) -> dict[str, Any]:
+def in_turn(
+    sides: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
     """Time the sides block by block, A B A B …; the first is what the others are compared with.
+
+    Args:
+        clock: in seconds; `time.process_time` where other processes load the machine.
 
     Returns:
         Per side the median of the blocks' medians in ms; per other side the median of its speed-ups
@@ -36,9 +45,9 @@ def in_turn(sides: Mapping[str, Callable[[], object]], *, rounds: int, calls: in
         for name, side in sides.items():
             times = []
             for _ in range(calls):
-                started = time.perf_counter()
+                started = clock()
                 side()
-                times.append(time.perf_counter() - started)
+                times.append(clock() - started)
             medians[name].append(float(np.median(times)))
     first = next(iter(sides))
     base = np.array(medians[first])

@@ -36,7 +36,8 @@ from torch import Tensor
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.export.ring import RingStep, arithmetic
+from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.export.ring import FORMS, RingStep, arithmetic, compiled
 from e3d_deploy.model import E3DLSTM, State
 
 FULL = ModelConfig()
@@ -46,8 +47,8 @@ PACKAGES = (
     *("tensorrt", "tensorrt-rtx-cu13-bindings", "nvidia-cudnn-cu13"),
 )
 SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
-PLAIN, OURS = (), ("frozen-memory", "conv2d", "norms")
-"""Rewrites of export/step.py."""
+OURS = ("frozen-memory", "conv2d", "norms")
+"""Rewrites of export/step.py that a step has unless its row says otherwise."""
 EXACT, ROUNDING = 1e-4, 4
 """As policies.py has them: what float32 may be off, or so many times what PyTorch's own is off from float64."""
 
@@ -70,7 +71,7 @@ class Bench:
         self.results: dict[str, Any] = {"benchmark": "gpu", "skipped": {}, "failed": {}}
         torch.manual_seed(0)
         self.model = E3DLSTM(self.config).eval().requires_grad_(False).to(self.device)
-        self.rng = np.random.default_rng(0)
+        torch._dynamo.config.recompile_limit = FORMS
 
     def write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,15 +86,14 @@ class Bench:
         """Record what goes wrong within, and go on after it."""
         try:
             yield
+        except (BackendUnavailable, ImportError) as error:
+            self.results["skipped"][name] = first_line(error)
+            print(f"{name}: skipped, {first_line(error)}", file=sys.stderr, flush=True)
         except Exception as error:
             self.results["failed"][name] = said(error)
             print(f"{name}: FAILED, {first_line(error)}", file=sys.stderr, flush=True)
             if self.on_gpu and "memory" in str(error):
                 torch.cuda.empty_cache()
-
-    def skip(self, name: str, reason: str) -> None:
-        self.results["skipped"][name] = reason
-        print(f"{name}: skipped, {reason}", file=sys.stderr, flush=True)
 
     def pictures(self, batch: int, count: int) -> np.ndarray:
         """uint8 [count, B, H, W, C], the same for the same numbers."""
@@ -115,8 +115,6 @@ class Eager:
     Args:
         autocast: type of PyTorch's automatic mixed precision.
     """
-
-    advances = True
 
     def __init__(self, bench: Bench, batch: int, precision: str, *, autocast: torch.dtype | None = None) -> None:
         self.model, self.precision, self.autocast = bench.model, precision, autocast
@@ -144,8 +142,6 @@ class NaiveCompiled:
     """The model compiled by PyTorch as it is, for a full history; it does not go on from step to step, which spares it
     the copies that a user would have to make."""
 
-    advances = False
-
     def __init__(self, bench: Bench, batch: int, precision: str, *, autocast: torch.dtype | None = None) -> None:
         model, self.precision, self.on_gpu = bench.model, precision, bench.on_gpu
         self.state = full_state(bench, batch)
@@ -169,11 +165,9 @@ class Rings:
 
     Args:
         captured: as one CUDA graph for each of the two sets; on a CPU it runs as it is.
-        compiled: a mode of torch.compile, or none.
+        mode: of torch.compile; None to leave it as it is.
         options: of `RingStep`.
     """
-
-    advances = True
 
     def __init__(
         self,
@@ -182,15 +176,17 @@ class Rings:
         precision: str,
         *,
         captured: bool = True,
-        compiled: str | None = None,
+        mode: str | None = None,
         **options: Any,
     ) -> None:
         self.config, self.precision = bench.config, precision
-        self.ring: Callable[..., Tensor] = RingStep(bench.model, precision=precision, **options).to(bench.device)
-        if compiled:
-            self.ring = torch.compile(self.ring, fullgraph=True, dynamic=False, **compiler(bench, compiled))
+        ring = RingStep(bench.model, precision=precision, **options).to(bench.device)
+        self.ring: Callable[..., Tensor] = compiled(ring, **compiler(bench, mode)) if mode else ring
         self.names = [tensor.name for tensor in contract.states(self.config, batch)]
         self.sets = [initial(self.config, batch, bench.device) for _ in range(2)]
+        if mode and not captured:  # else PyTorch makes no graph of what writes into its arguments
+            for tensor in (*self.sets[0], *self.sets[1]):
+                torch._dynamo.mark_static_address(tensor)
         self.frame, self.side = bench.frames(batch, 1)[0], 0
         self.graphs: list[tuple[torch.cuda.CUDAGraph, Tensor]] = []
         if captured and bench.on_gpu:
@@ -228,55 +224,54 @@ class Rings:
 
 
 Stepper = Eager | NaiveCompiled | Rings
+Rows = Mapping[str, Callable[[Bench, int], Stepper]]
+"""By name, what makes each for so many streams."""
 BF16, FP16 = torch.bfloat16, torch.float16
-EAGER: dict[str, Callable[[Bench, int], Stepper]] = {
+
+
+def ring(precision: str, **options: Any) -> Callable[[Bench, int], Stepper]:
+    """`Rings` of our rewrites unless `options` say otherwise."""
+    return lambda bench, batch: Rings(bench, batch, precision, **{"rewrites": OURS, **options})
+
+
+EAGER: Rows = {
     "eager fp32": lambda bench, batch: Eager(bench, batch, "fp32"),
     "eager tf32": lambda bench, batch: Eager(bench, batch, "tf32"),
     "autocast bf16": lambda bench, batch: Eager(bench, batch, "bf16", autocast=BF16),
     "autocast fp16": lambda bench, batch: Eager(bench, batch, "fp16", autocast=FP16),
     "autocast bf16, channels last": lambda bench, batch: ChannelsLastEager(bench, batch, "bf16", autocast=BF16),
 }
-CAPTURED: dict[str, Callable[[Bench, int], Stepper]] = {
-    "ring tf32, not captured": lambda bench, batch: Rings(bench, batch, "tf32", captured=False, rewrites=OURS),
-    "ring fp32": lambda bench, batch: Rings(bench, batch, "fp32", rewrites=OURS),
-    "ring tf32": lambda bench, batch: Rings(bench, batch, "tf32", rewrites=OURS),
-    "ring tf32, channels last": lambda bench, batch: Rings(bench, batch, "tf32", rewrites=OURS, channels_last=True),
-    "ring tf32, no rewrite": lambda bench, batch: Rings(bench, batch, "tf32", rewrites=PLAIN),
-    "ring bf16": lambda bench, batch: Rings(bench, batch, "bf16", rewrites=OURS),
-    "ring bf16, channels last": lambda bench, batch: Rings(bench, batch, "bf16", rewrites=OURS, channels_last=True),
-    "ring fp16, channels last": lambda bench, batch: Rings(bench, batch, "fp16", rewrites=OURS, channels_last=True),
-    "ring bf16, conv2d alone": lambda bench, batch: Rings(
-        bench, batch, "bf16", rewrites=("conv2d",), channels_last=True
-    ),
-    "ring bf16, norms alone": lambda bench, batch: Rings(bench, batch, "bf16", rewrites=("norms",)),
-    "ring bf16, no rewrite": lambda bench, batch: Rings(bench, batch, "bf16", rewrites=PLAIN),
+CAPTURED: Rows = {
+    "ring tf32, not captured": ring("tf32", captured=False),
+    "ring fp32": ring("fp32"),
+    "ring tf32": ring("tf32"),
+    "ring tf32, channels last": ring("tf32", channels_last=True),
+    "ring tf32, no rewrite": ring("tf32", rewrites=()),
+    "ring bf16": ring("bf16"),
+    "ring bf16, channels last": ring("bf16", channels_last=True),
+    "ring fp16, channels last": ring("fp16", channels_last=True),
+    "ring bf16, conv2d alone": ring("bf16", channels_last=True, rewrites=("conv2d",)),
+    "ring bf16, norms alone": ring("bf16", rewrites=("norms",)),
+    "ring bf16, no rewrite": ring("bf16", rewrites=()),
 }
-UNMASKED: dict[str, Callable[[Bench, int], Stepper]] = {
-    "ring bf16, channels last, no mask": lambda bench, batch: Rings(
-        bench, batch, "bf16", rewrites=OURS, channels_last=True, full=True
-    ),
-}
+UNMASKED: Rows = {"ring bf16, channels last, no mask": ring("bf16", channels_last=True, full=True)}
 """Right once the ring is full, and so not compared from the first frame on."""
 ALONE = "max-autotune-no-cudagraphs"
-COMPILED: dict[str, Callable[[Bench, int], Stepper]] = {
+COMPILED: Rows = {
     "torch.compile max-autotune tf32": lambda bench, batch: NaiveCompiled(bench, batch, "tf32"),
-    "ring bf16, compiled and captured": lambda bench, batch: Rings(
-        bench, batch, "bf16", rewrites=OURS, channels_last=True, compiled=ALONE
-    ),
+    "ring bf16, compiled and captured": ring("bf16", channels_last=True, mode=ALONE),
     "torch.compile max-autotune bf16": lambda bench, batch: NaiveCompiled(bench, batch, "bf16", autocast=BF16),
-    "ring tf32, compiled and captured": lambda bench, batch: Rings(bench, batch, "tf32", rewrites=OURS, compiled=ALONE),
-    "ring fp32, compiled and captured": lambda bench, batch: Rings(bench, batch, "fp32", rewrites=OURS, compiled=ALONE),
-    "ring bf16, torch.compile max-autotune": lambda bench, batch: Rings(
-        bench, batch, "bf16", rewrites=OURS, channels_last=True, captured=False, compiled="max-autotune"
-    ),
+    "ring tf32, compiled and captured": ring("tf32", mode=ALONE),
+    "ring fp32, compiled and captured": ring("fp32", mode=ALONE),
+    "ring bf16, torch.compile max-autotune": ring("bf16", channels_last=True, captured=False, mode="max-autotune"),
 }
 BASE = "eager tf32"
 """What the others are compared with in speed."""
 
 
 def compiler(bench: Bench, mode: str) -> dict[str, Any]:
-    """How torch.compile is to work; on a CPU it traces and no more, as kernels there take minutes."""
-    return {"mode": mode} if bench.on_gpu else {"backend": "aot_eager"}
+    """How torch.compile is to work; on a CPU it only traces, as kernels there take minutes."""
+    return {"mode": mode} if bench.on_gpu else {"backend": "eager"}
 
 
 def copy_of(bench: Bench) -> E3DLSTM:
@@ -319,8 +314,8 @@ def rings_of(config: ModelConfig, state: State, steps: int) -> dict[str, Tensor]
 # The sections
 
 
-def environment(bench: Bench) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def environment(bench: Bench, into: dict[str, Any]) -> None:
+    into |= {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": sys.version.split()[0],
         "cpus": os.cpu_count(),
@@ -330,7 +325,7 @@ def environment(bench: Bench) -> dict[str, Any]:
     }
     if bench.on_gpu:
         properties = torch.cuda.get_device_properties(0)
-        found |= {
+        into |= {
             "gpu": properties.name,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "multiprocessors": properties.multi_processor_count,
@@ -339,75 +334,69 @@ def environment(bench: Bench) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
             "nvidia_smi": clocks(),
         }
-    return found
 
 
-def correctness(bench: Bench) -> dict[str, Any]:
-    """Every row against eager float32 with TF32 off, two streams, beyond a full ring."""
-    return {"rows": compared(bench, {**EAGER, **CAPTURED}), "rounding": bench.results["rounding"]}
-
-
-def compared(bench: Bench, rows: Mapping[str, Callable[[Bench, int], Stepper]]) -> dict[str, Any]:
-    """How far each is from the yardstick; for float32 also whether that is near enough."""
-    steps = max(12, bench.config.history_length + 4)
-    frames = bench.frames(2, steps)
-    yardstick = Eager(bench, 2, "fp32")
+def correctness(bench: Bench, into: dict[str, Any], rows: Rows, batch: int) -> None:
+    """Every row against eager float32 with TF32 off, beyond a full ring; for float32 also whether that is near enough,
+    by what PyTorch itself is off from float64."""
+    frames = bench.frames(batch, max(12, bench.config.history_length + 4))
+    yardstick = Eager(bench, batch, "fp32")
     expected = rolled(yardstick, frames)
     states = yardstick.states()
-    if "rounding" not in bench.results:
-        exact = copy_of(bench).double()
-        state, found = exact.initial_state(2), []
-        for frame in frames.double():
-            prediction, state = exact.step(frame, state)
-            found.append(prediction)
-        doubles = rings_of(bench.config, state, steps)
-        bench.results["rounding"] = {
-            "predictions": distance(torch.stack(found), expected),
-            "states": max(distance(doubles[name], states[name]) for name in states),
-        }
-    results: dict[str, Any] = {}
+    into["rounding"] = rounding = off_from_doubles(bench, frames, expected, states)
     for name, make in rows.items():
         with bench.guard(f"correctness of {name}"):
-            row = make(bench, 2)
-            if not row.advances:
-                results[name] = {"one step": one_step(bench, row)}
+            row = make(bench, batch)
+            if isinstance(row, NaiveCompiled):
+                into[name] = {"predictions": one_step(bench, row, batch), "steps": 1}
                 continue
             predictions = rolled(row, frames)
-            found_states = row.states()
-            results[name] = {
+            found: dict[str, Any] = {
                 "predictions_12": distance(predictions[:12], expected[:12]),
                 "predictions": distance(predictions, expected),
-                "states": {kind: one for kind, one in by_kind(states, found_states).items()},
+                "states": by_kind(states, row.states()),
+                "steps": len(frames),
             }
+            worst = float(np.max([found["predictions"], *found["states"].values()]))
             if row.precision == "fp32":
-                worst = max(results[name]["predictions"], *results[name]["states"].values())
-                budget = max(EXACT, ROUNDING * max(bench.results["rounding"].values()))
-                results[name] |= {"budget": budget, "passed": worst <= budget}
-            elif not np.isfinite(results[name]["predictions"]):
-                results[name]["passed"] = False
-        bench.results.setdefault("correctness", {}).setdefault("rows", {}).update(results)
-    return results
+                found |= {"budget": max(EXACT, ROUNDING * max(rounding.values()))}
+            found["passed"] = worst <= found.get("budget", sys.float_info.max)
+            into[name] = found
 
 
-def rolled(row: Stepper, frames: Tensor) -> Tensor:
+def off_from_doubles(bench: Bench, frames: Tensor, expected: Tensor, states: Mapping[str, Tensor]) -> dict[str, float]:
+    """What float32 loses in these steps, of predictions and of final states."""
+    exact = copy_of(bench).double()
+    state, predictions = exact.initial_state(frames.shape[1]), []
+    for frame in frames.double():
+        prediction, state = exact.step(frame, state)
+        predictions.append(prediction)
+    doubles = rings_of(bench.config, state, len(frames))
+    return {
+        "predictions": distance(torch.stack(predictions), expected),
+        "states": max(by_kind(doubles, states).values()),
+    }
+
+
+def rolled(row: Eager | Rings, frames: Tensor) -> Tensor:
     with arithmetic(row.precision):
         return torch.stack([row.step(frame).float().clone() for frame in frames])
 
 
-def one_step(bench: Bench, row: NaiveCompiled) -> float:
-    """Of one step from a full history."""
-    frame = bench.frames(2, 1)[0]
+def one_step(bench: Bench, row: NaiveCompiled, batch: int) -> float:
+    """How far one step from a full history is off."""
+    frame = bench.frames(batch, 1)[0]
     with arithmetic(row.precision):
         found = row.step(frame).float().clone()
     with arithmetic("fp32"):
-        expected, _ = bench.model.step(frame, full_state(bench, 2))
+        expected, _ = bench.model.step(frame, row.state)
     return distance(expected, found)
 
 
-def roofline(bench: Bench) -> dict[str, Any]:
+def roofline(bench: Bench, into: dict[str, Any]) -> None:
     """What this GPU can do at most: products of square matrices on random data, and a copy."""
     side = 8192 if bench.on_gpu else 256
-    peaks = {}
+    into["tflops"] = peaks = dict[str, float]()
     for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", BF16), ("fp16", FP16)):
         with bench.guard(f"roofline of {name}"), arithmetic(name):
             size = side // 2 if name == "fp32" else side
@@ -415,8 +404,8 @@ def roofline(bench: Bench) -> dict[str, Any]:
             peaks[name] = 2 * size**3 / seconds(bench, partial(torch.mm, one, other, out=torch.empty_like(one))) / 1e12
     source = torch.empty((4 << 30) // 4 if bench.on_gpu else 1 << 20, device=bench.device).zero_()
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / seconds(bench, lambda: target.copy_(source)) / 1e12
-    return {"tflops": peaks, "copy_terabytes_per_second": copied}
+    copying = seconds(bench, lambda: target.copy_(source))
+    into["copy_terabytes_per_second"] = 2 * source.nbytes / copying / 1e12
 
 
 def seconds(bench: Bench, work: Callable[[], object]) -> float:
@@ -426,7 +415,7 @@ def seconds(bench: Bench, work: Callable[[], object]) -> float:
     return min(timed(bench, work, 10) for _ in range(3)) / 1000
 
 
-def speed(bench: Bench, rows: Mapping[str, Callable[[Bench, int], Stepper]], batch: int) -> dict[str, Any]:
+def speed(bench: Bench, into: dict[str, Any], rows: Rows, batch: int) -> None:
     """The rows in turn at one number of streams, their rings full."""
     steppers: dict[str, Stepper] = {}
     for name, make in rows.items():
@@ -440,15 +429,21 @@ def speed(bench: Bench, rows: Mapping[str, Callable[[Bench, int], Stepper]], bat
     whole: dict[str, list[float]] = {name: [] for name in steppers}
     frame, pictures = bench.frames(batch, 1)[0], bench.pictures(batch, 8)
     calls = {name: calls_for(bench, row, frame) for name, row in steppers.items()}
-    for turn in range(bench.rounds):
+    for _ in range(bench.rounds):
         for name, row in steppers.items():
             with bench.guard(f"speed of {name} at batch {batch}"), arithmetic(row.precision):
                 device[name].append(timed(bench, partial(row.step, frame), calls[name]))
                 whole[name].append(end_to_end(bench, row, pictures, max(1, calls[name] // 2)))
-        if time.monotonic() > bench.deadline - 5:
-            print(f"batch {batch}: stopped after {turn + 1} rounds", file=sys.stderr, flush=True)
-            break
-    return {name: described(bench, name, batch, device, whole, steppers[name].precision) for name in steppers}
+        for name, row in steppers.items():
+            into[name] = described(bench, name, batch, device, whole, row.precision)
+
+
+def compiled_speed(bench: Bench, into: dict[str, Any], batch: int) -> None:
+    """What PyTorch compiles, each in turn with two others, as compiling may take all the time there is."""
+    beside = {name: {**EAGER, **CAPTURED}[name] for name in (BASE, "ring bf16, channels last")}
+    for name, make in COMPILED.items():
+        speed(bench, into, {**beside, name: make}, batch)
+        bench.write()
 
 
 def described(
@@ -473,9 +468,7 @@ def described(
         "device_ms_range": [round(float(one), 4) for one in (min(device[name]), max(device[name]))],
         "end_to_end_ms": round(float(np.median(whole[name])), 4) if whole[name] else None,
         "frames_per_second": round(1000 * batch / median, 1),
-        f"speedup_over_{BASE.replace(' ', '_')}": (
-            round(float(np.median([one / other for one, other in pairs])), 3) if pairs else None
-        ),
+        "speedup": round(float(np.median([one / other for one, other in pairs])), 3) if pairs else None,
         "tflops": round(rate, 2),
         "share_of_peak": round(rate / peak, 4) if peak else None,
     }
@@ -526,14 +519,13 @@ def end_to_end(bench: Bench, row: Stepper, pictures: np.ndarray, calls: int) -> 
     return 1000 * float(np.median(times))
 
 
-def backends(bench: Bench) -> dict[str, Any]:
+def backends(bench: Bench, into: dict[str, Any]) -> None:
     """The backend torch-cuda-graph as an app has it: verified, then its step from a picture to the prediction."""
     from e3d_deploy import checkpoint
     from e3d_deploy.export.torch_backend import TorchBackend
     from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.bundle import MODEL, Bundle
 
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(bench.model, Path(folder) / MODEL)
         for precision in ("fp32", "tf32", "bf16"):
@@ -545,8 +537,7 @@ def backends(bench: Bench) -> dict[str, Any]:
                     backend = open_backend(Bundle(Path(folder), manifest, bench.config), "torch-cuda-graph")
                     stack.callback(backend.close)
                     yardstick = TorchBackend(copy_of(bench).cpu(), batch=batch)
-                    results[name] = stepped(bench, backend, yardstick, batch)
-    return results
+                    into[name] = stepped(bench, backend, yardstick, batch)
 
 
 def stepped(bench: Bench, backend: Any, yardstick: Any, batch: int) -> dict[str, Any]:
@@ -569,36 +560,28 @@ def stepped(bench: Bench, backend: Any, yardstick: Any, batch: int) -> dict[str,
     return {"max_abs_difference": worst, "end_to_end_ms": p50, "end_to_end_p99_ms": p99, "calls": len(times)}
 
 
-def engines(bench: Bench) -> dict[str, Any]:
+def engines(bench: Bench, into: dict[str, Any]) -> None:
     """Backends of other libraries on a bundle of this model, where they are installed."""
     from e3d_deploy import checkpoint
-    from e3d_deploy.errors import E3DError
     from e3d_deploy.export.bundle import export
     from e3d_deploy.export.torch_backend import TorchBackend
     from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.bundle import Bundle
 
-    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         model, path = Path(folder) / "model.safetensors", Path(folder) / "step.e3d"
         checkpoint.save(bench.model, model)
         export(model, path, context_length=2, horizon=2, optimize="gpu")
         yardstick = TorchBackend(copy_of(bench).cpu())
         for name in ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx"):
-            with bench.guard(name):
-                try:
-                    if name == "tensorrt-rtx":
-                        results["validity"] = validity(bench, path)
-                    elif name == "tensorrt":
-                        built(path, name)
-                    backend = open_backend(Bundle.open(path), name)
-                except E3DError as error:
-                    bench.skip(name, str(error))
-                    continue
-                with ExitStack() as stack:
-                    stack.callback(backend.close)
-                    results[name] = stepped(bench, backend, yardstick, 1)
-    return results
+            with bench.guard(name), ExitStack() as stack:
+                if name == "tensorrt-rtx":
+                    into["validity"] = validity(path)
+                elif name == "tensorrt":
+                    built(path, name)
+                backend = open_backend(Bundle.open(path), name)
+                stack.callback(backend.close)
+                into[name] = stepped(bench, backend, yardstick, 1)
 
 
 def built(path: Path, target: Any) -> None:
@@ -609,7 +592,7 @@ def built(path: Path, target: Any) -> None:
     build(Bundle.open(path), target)
 
 
-def validity(bench: Bench, path: Path) -> dict[str, Any]:
+def validity(path: Path) -> dict[str, Any]:
     """What TensorRT-RTX says of its engine on this GPU; 9.0 is in none of its lists of compute capabilities."""
     from e3d_deploy.runtime.tensorrt_library import library, make_logger
 
@@ -626,20 +609,20 @@ def validity(bench: Bench, path: Path) -> dict[str, Any]:
 # What runs them
 
 
-def sections(bench: Bench) -> dict[str, Callable[[], Any]]:
-    """What there is to do, what is quick and needed by others first, what is compiled last."""
-    plain = {**EAGER, **CAPTURED, **UNMASKED}
-    beside = {BASE: EAGER[BASE], "ring bf16, channels last": CAPTURED["ring bf16, channels last"]}
-    found: dict[str, Callable[[], Any]] = {
+def sections(bench: Bench) -> dict[str, Callable[[dict[str, Any]], None]]:
+    """What there is to do: first what is quick and what others need, last what is compiled."""
+    plain = {**EAGER, **CAPTURED}
+    found: dict[str, Callable[[dict[str, Any]], None]] = {
         "environment": partial(environment, bench),
-        "correctness": partial(correctness, bench),
+        "correctness": partial(correctness, bench, rows=plain, batch=2),
         "roofline": partial(roofline, bench),
     }
-    found |= {f"speed at batch {batch}": partial(speed, bench, plain, batch) for batch in bench.batches}
-    found |= {"backends": partial(backends, bench), "engines": partial(engines, bench)}
-    found["correctness of compiled"] = partial(compared, bench, COMPILED)
     for batch in bench.batches:
-        found[f"compiled at batch {batch}"] = partial(speed, bench, {**beside, **COMPILED}, batch)
+        found[f"speed at batch {batch}"] = partial(speed, bench, rows={**plain, **UNMASKED}, batch=batch)
+    found |= {"backends": partial(backends, bench), "engines": partial(engines, bench)}
+    found["compiled, correctness"] = partial(correctness, bench, rows=COMPILED, batch=bench.batches[0])
+    for batch in bench.batches:
+        found[f"compiled, speed at batch {batch}"] = partial(compiled_speed, bench, batch=batch)
     return found
 
 
@@ -665,18 +648,20 @@ def run(bench: Bench, wanted: Sequence[str]) -> None:
             continue
         left = bench.deadline - time.monotonic()
         if left < 3:
-            bench.skip(name, "no time was left for it")
+            bench.results["skipped"][name] = "no time was left for it"
             continue
         print(f"== {name} ({left:.0f} s left)", file=sys.stderr, flush=True)
         started = time.monotonic()
         try:
             with limit(left), bench.guard(name), torch.no_grad():
-                bench.results[name] = section()
+                section(bench.results.setdefault(name, {}))
         except TimeUp:
             bench.results["failed"][name] = "the time was over"
         bench.results.setdefault("seconds", {})[name] = round(time.monotonic() - started, 1)
         if bench.on_gpu:
-            bench.results.setdefault("clocks", {})[name] = clocks()
+            peak = torch.cuda.max_memory_allocated()
+            bench.results.setdefault("after", {})[name] = {"nvidia_smi": clocks(), "peak_memory_bytes": peak}
+            torch.cuda.reset_peak_memory_stats()
             torch.cuda.empty_cache()
         bench.write()
 
@@ -684,24 +669,32 @@ def run(bench: Bench, wanted: Sequence[str]) -> None:
 def table(results: Mapping[str, Any]) -> str:
     """The rows, as lines."""
     lines = []
-    for name, row in results.get("correctness", {}).get("rows", {}).items():
-        verdict = {True: "PASS", False: "FAIL", None: ""}[row.get("passed")]
-        lines.append(f"{name:42} max |Δ| {row.get('predictions', row.get('one step')):.2e}  {verdict}")
     for section, rows in results.items():
-        if section.startswith(("speed", "compiled")):
-            lines.append(f"\n{section:42} {'device ms':>10} {'end to end':>10} {'× ' + BASE:>13} {'of peak':>8}")
+        if section.endswith("correctness"):
+            lines.append(f"\n{section}, largest difference from eager float32")
+            lines += [f"{name:40} {row['predictions']:.2e} {verdict(row)}" for name, row in scored(rows).items()]
+        elif "speed" in section:
+            lines.append(f"\n{section:40} {'device ms':>10} {'end to end':>10} {'× ' + BASE:>12} {'of peak':>8}")
             for name, row in rows.items():
-                if row:
-                    values = (row[key] for key in ("device_ms", "end_to_end_ms", "speedup_over_eager_tf32"))
-                    share = row["share_of_peak"]
-                    times = " ".join(f"{value if value is not None else '':>11}" for value in values)
-                    lines.append(f"{name:42} {times} {f'{100 * share:.1f} %' if share else '':>8}")
-    for kind in ("backends", "engines"):
-        for name, row in results.get(kind, {}).items():
-            lines.append(f"{name:42} {json.dumps(row)}")
-    lines += [f"{name}: skipped, {reason}" for name, reason in results["skipped"].items()]
+                share = f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] else ""
+                times = f"{row['device_ms']:10.3f} {row['end_to_end_ms']:10.3f} {row['speedup'] or 0:12.2f}"
+                lines.append(f"{name:40} {times} {share:>8}")
+        elif section in ("backends", "engines") and rows:
+            lines += ["", *(f"{name:40} {json.dumps(row)}" for name, row in rows.items())]
+    lines += ["", *(f"{name}: skipped, {reason}" for name, reason in results["skipped"].items())]
     lines += [f"{name}: FAILED, {reason.splitlines()[-1]}" for name, reason in results["failed"].items()]
     return "\n".join(lines)
+
+
+def scored(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a section that were compared."""
+    return {name: row for name, row in rows.items() if name != "rounding"}
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    if row.get("passed") is False:
+        return "FAIL"
+    return "PASS" if "budget" in row else ""
 
 
 # Small helpers
@@ -783,8 +776,8 @@ def main() -> int:
     bench = Bench(options)
     run(bench, [one for one in options.sections.split(",") if one])
     print(table(bench.results))
-    rows = bench.results.get("correctness", {}).get("rows", {})
-    return 3 if any(row.get("passed") is False for row in rows.values()) else 0
+    compared = [scored(rows) for name, rows in bench.results.items() if name.endswith("correctness")]
+    return 3 if any(row.get("passed") is False for rows in compared for row in rows.values()) else 0
 
 
 if __name__ == "__main__":

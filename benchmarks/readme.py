@@ -90,9 +90,7 @@ def peers() -> list[str]:
     for row in runs["full size"]["rows"]:
         cells = []
         for run in runs.values():
-            one = next(
-                one for one in run["rows"] if (one["side"], one["precision"]) == (row["side"], row["precision"])
-            )
+            one = next(one for one in run["rows"] if (one["side"], one["precision"]) == (row["side"], row["precision"]))
             speed = f"{one['median_ms']:.0f} ms" if one is run["rows"][0] else f"{one['speedup_over_eager']:.2f}×"
             cells.append(speed if one is run["rows"][0] else f"{speed} ({one['max_abs_difference']:.0e})")
         lines.append(f"| {row['side']}, {row['precision']} | {' | '.join(cells)} |")

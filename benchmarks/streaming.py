@@ -61,7 +61,12 @@ def main(frames: int, backend: str) -> None:
             )
     counts = [(number + 1) * frames // BLOCKS for number in range(BLOCKS)]
     (RESULTS / "streaming_memory.png").write_bytes(
-        plots.curves({"resident memory": growth_mb, "allowed": [2.0] * BLOCKS}, x=counts, xlabel="frames pushed", ylabel="growth, MB")
+        plots.curves(
+            {"resident memory": growth_mb, "allowed": [2.0] * BLOCKS},
+            x=counts,
+            xlabel="frames pushed",
+            ylabel="growth, MB",
+        )
     )
     (RESULTS / "streaming_time.png").write_bytes(
         plots.curves({"median push": step_ms}, x=counts, xlabel="frames pushed", ylabel="ms")

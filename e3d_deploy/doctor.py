@@ -38,6 +38,7 @@ LIBRARIES = (
         "gpu",
         "e3d build --target tensorrt",
     ),
+    Library("cuda.core", ("cuda-core",), "gpu", "the backends on a GPU"),
     Library("av", ("av",), "video", "videos in and out"),
     Library("tensorflow", ("tensorflow-cpu", "tensorflow"), "import-tf", "e3d import of google/e3d_lstm checkpoints"),
     Library("PIL", ("pillow",), "video", "folders of pictures, GIFs"),
@@ -45,13 +46,37 @@ LIBRARIES = (
 )
 
 
-BACKENDS = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "torch": ("torch", "safetensors")}
+BACKENDS = {
+    "tensorrt": ("tensorrt", "cuda.core"),
+    "tensorrt-rtx": ("tensorrt_rtx", "cuda.core"),
+    "onnxruntime-cuda": ("onnxruntime", "cuda.core"),
+    "torch-cuda-graph": ("torch", "safetensors", "cuda.core"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "torch": ("torch", "safetensors"),
+    "torch-compiled": ("torch", "safetensors"),
+}
 """Backends that run in this version, the preferred one first, and the modules that each needs."""
+ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph")
+"""Those that need a GPU of NVIDIA and its driver."""
 
 
 def installed() -> list[str]:
-    """Names of the backends whose libraries are installed, the preferred one first."""
-    return [name for name, modules in BACKENDS.items() if all(find_spec(module) for module in modules)]
+    """Names of the backends whose libraries, and whose driver, are installed, the preferred one first."""
+    refused = () if _has_nvidia_driver() else ON_GPU
+    if not _version(("onnxruntime-gpu",)):  # the module has the same name without CUDA
+        refused = (*refused, "onnxruntime-cuda")
+    if (_version(("torch",)) or "").endswith("+cpu"):
+        refused = (*refused, "torch-cuda-graph")
+    return [name for name, modules in BACKENDS.items() if name not in refused and all(map(_found, modules))]
+
+
+def _found(module: str) -> bool:
+    """Whether a module is installed, or the bindings under a front end of NVIDIA."""
+    try:
+        return any(find_spec(name) for name in (module, f"{module}_bindings"))
+    except ModuleNotFoundError:  # the package that it is in is not
+        return False
 
 
 def extra_of(module: str) -> str | None:

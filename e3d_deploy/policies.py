@@ -82,6 +82,14 @@ RUNS = {
         "tf32": "computed in float32",
         "fp32": "",
     },
+    # From ONNX Runtime's table of kernels, docs/OperatorKernels.md there; none was run on a GPU so far.
+    "onnxruntime-cuda": {
+        "int8": "rounded to int8 between products, computed in float32",
+        "fp16": "",
+        "bf16": "",
+        "tf32": "",
+        "fp32": "",
+    },
     "tensorrt": {"int8": "", "fp16": "", "bf16": "", "tf32": "", "fp32": ""},
     "tensorrt-rtx": {
         "int8": "",

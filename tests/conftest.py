@@ -66,6 +66,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def any_batch(exported: Path) -> Path:
+    """The tiny bundle for any number of streams; not to be changed."""
+    lengths = {"context_length": 4, "horizon": 3}
+    return export(
+        exported / "tiny.safetensors", exported / "any.e3d", batch=None, reference=exported / "clip.npy", **lengths
+    )
+
+
 @pytest.fixture
 def bundle_path(exported: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be damaged at will."""

@@ -13,7 +13,7 @@ from e3d_deploy import runtime
 from e3d_deploy.cli import main
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.choose import choose
+from e3d_deploy.runtime.choose import choose, open_first
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
 
@@ -84,11 +84,31 @@ def test_what_drifts_is_not_taken_and_that_is_said(
     off(monkeypatch, OpenVINOBackend, by=np.nan)
     assert choose(bundle, again=True)[0].name == "torch"
     there(monkeypatch, "onnxruntime", "openvino")
-    with pytest.raises(BackendUnavailable, match="auto: nothing that is installed runs .*onnxruntime: does not give"):
+    with pytest.raises(BackendUnavailable, match=r"auto: nothing that is installed runs .*onnxruntime: does not give"):
         choose(bundle, again=True)
     there(monkeypatch)
     with pytest.raises(BackendUnavailable, match=r"auto: no backend is installed; pip install 'e3d_deploy\[cpu\]'"):
         choose(bundle, again=True)
+
+
+def test_what_opens_but_does_not_run_is_not_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no kernel for this processor")
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", broken)
+    backend, choice = choose(bundle)
+    assert backend.name == "openvino"
+    assert reasons(choice)["onnxruntime"] == "opens but does not run (no kernel for this processor)"
+
+
+def test_verify_without_a_name_takes_the_first_that_opens(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first that is installed: a GPU may be there and the bundle have no engine."""
+    there(monkeypatch, "tensorrt", "onnxruntime")
+    off(monkeypatch, OnnxRuntimeBackend)
+    assert open_first(bundle).name == "onnxruntime"
+    there(monkeypatch, "tensorrt")
+    with pytest.raises(BackendUnavailable, match=r"auto: nothing that is installed runs .*tensorrt"):
+        open_first(bundle)
 
 
 def test_a_choice_is_kept_for_the_same_graphs_machine_and_threads(

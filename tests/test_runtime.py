@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from e3d_deploy import runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
-from e3d_deploy.runtime import Bundle, Predictor
-from e3d_deploy.runtime.backend import State, open_backend
+from e3d_deploy.runtime import Bundle, Predictor, tensorrt_library
+from e3d_deploy.runtime.backend import Frame, State, open_backend
+from e3d_deploy.runtime.host_backend import as_frames
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 
@@ -27,8 +28,8 @@ class Halving:
     def initial_state(self) -> State:
         return {"count": np.zeros(1)}
 
-    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-        return frame / 2, {"count": state["count"] + 1}
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+        return as_frames(frame, CONFIG) / 2, {"count": state["count"] + 1}
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
         return context[:, -1:] / 2, self.initial_state()
@@ -125,8 +126,9 @@ def test_a_wrong_picture_is_refused_and_the_stream_stays(
 
 def test_an_answer_that_is_not_finite_does_not_enter_the_stream() -> None:
     class Breaking(Halving):
-        def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-            return (frame * np.nan if state["count"] == 1 else frame), {"count": state["count"] + 1}
+        def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+            seen = as_frames(frame, CONFIG)
+            return (seen * np.nan if state["count"] == 1 else seen), {"count": state["count"] + 1}
 
     stream = Predictor(CONFIG, Breaking(), identity="breaking").stream()
     stream.push(white())
@@ -138,8 +140,9 @@ def test_an_answer_that_is_not_finite_does_not_enter_the_stream() -> None:
 
 def test_a_forecast_that_is_not_finite_is_an_error() -> None:
     class Breaking(Halving):
-        def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-            return (frame * np.nan if state["count"] == 2 else frame), {"count": state["count"] + 1}
+        def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+            seen = as_frames(frame, CONFIG)
+            return (seen * np.nan if state["count"] == 2 else seen), {"count": state["count"] + 1}
 
     stream = Predictor(CONFIG, Breaking(), identity="breaking").stream()
     stream.push(white())
@@ -184,11 +187,14 @@ def test_snapshot_goes_from_one_backend_to_the_other(exported: Path) -> None:
     np.testing.assert_array_equal(back.forecast(4), stream.forecast(4))
 
 
-def test_unknown_and_unfinished_backends_say_so(exported: Path) -> None:
+def test_backends_that_are_unknown_or_not_installed_say_so(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
-    with pytest.raises(ConfigError, match="got 'tflite', expected one of auto, onnxruntime, openvino, torch"):
+    with pytest.raises(
+        ConfigError, match=r"got 'tflite', expected one of auto, tensorrt, .*, onnxruntime, openvino, torch"
+    ):
         open_backend(bundle, "tflite")
-    with pytest.raises(BackendUnavailable, match="does not run them yet"):
+    monkeypatch.setitem(tensorrt_library.MODULES, "tensorrt", ("no_such_tensorrt",))
+    with pytest.raises(BackendUnavailable, match=r"tensorrt: does not load here .*pip install 'e3d_deploy\[gpu\]'"):
         open_backend(bundle, "tensorrt")
 
 

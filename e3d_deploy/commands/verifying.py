@@ -50,6 +50,7 @@ def verify(
     from e3d_deploy.doctor import installed
     from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.bundle import record_verification
+    from e3d_deploy.runtime.choose import open_first
     from e3d_deploy.runtime.verify import verify as verify_backend
 
     check_picture(picture)
@@ -61,17 +62,18 @@ def verify(
             clip, image_size=config.image_size, channels=config.channels, most=opened.context_length + opened.horizon
         ).frames[0]
         given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
-    if backend == "auto":
-        backend = next(iter(installed()), "onnxruntime")
     if against == "auto":
         against = "torch" if "torch" in installed() else "reference"
     with ExitStack() as stack, working(f"verifying {bundle}"):
         yardstick = None
         if against == "torch":
             yardstick = stack.enter_context(closing(open_backend(opened, "torch", threads=threads)))
-        candidate = stack.enter_context(closing(open_backend(opened, backend, threads=threads)))
+        candidate = (
+            open_first(opened, threads=threads) if backend == "auto" else open_backend(opened, backend, threads=threads)
+        )
+        stack.enter_context(closing(candidate))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
-        findings = [] if report.passed else why(opened, backend, threads)
+        findings = [] if report.passed else why(opened, candidate.name, threads)
     if given is None:
         record_verification(opened, report.to_dict())
     if picture is not None:

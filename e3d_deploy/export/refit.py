@@ -11,10 +11,10 @@ from onnx import GraphProto, TensorProto, numpy_helper
 from e3d_deploy.errors import BackendUnavailable, EngineError
 from e3d_deploy.export.engine_files import move_in, staging
 from e3d_deploy.export.proof import prove
-from e3d_deploy.export.to_tensorrt import Target, library
-from e3d_deploy.export.watch import Progress, make_logger, silent
+from e3d_deploy.export.watch import Progress, silent
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.plans import load_plan, weights_sha256
+from e3d_deploy.runtime.tensorrt_library import Target, library, make_logger
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

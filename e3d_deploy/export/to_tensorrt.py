@@ -5,9 +5,8 @@ import hashlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.doctor import machine
@@ -21,36 +20,11 @@ from e3d_deploy.files import sha256
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.plans import weights_sha256
+from e3d_deploy.runtime.tensorrt_library import Target, library
 
-Target = Literal["tensorrt", "tensorrt-rtx"]
-
-# The front ends are thin packages over the bindings; either will do.
-MODULES = {
-    "tensorrt": ("tensorrt", "tensorrt_bindings"),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-}
-REMEDY = {
-    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
-    "tensorrt-rtx": "pip install 'e3d_deploy[rtx]'",
-}
 RECIPE = "1"
 """Stands for what plan.py tells the builder beside the options; to be raised when that changes, so that the cache
 gives no plan of before."""
-
-
-def library(target: Target) -> Any:
-    """The module of a target.
-
-    Raises:
-        BackendUnavailable: it is not installed, or does not load here.
-    """
-    reasons = []
-    for name in MODULES[target]:
-        try:
-            return import_module(name)
-        except (ImportError, OSError, RuntimeError) as error:
-            reasons.append(str(error).splitlines()[0])
-    raise BackendUnavailable(f"{target}: does not load here ({reasons[0]}); {REMEDY[target]}")
 
 
 def build(
@@ -81,7 +55,7 @@ def build(
     config = _suited(config or EngineConfig(), target, remark)
     capability = _capability(target, config)
     if capability is None and cache is not None:
-        remark("nothing is cached: the GPU cannot be asked what it is; pip install cuda-python")
+        remark("nothing is cached: the GPU cannot be asked what it is; pip install cuda-core")
         cache = None
     sidecars = {}
     with staging(bundle) as stage:

@@ -1,13 +1,10 @@
 """A running build: what the builder says, how far it is, and Ctrl-C."""
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
-
-log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float, float | None], None]
 """Called with the phase, the seconds since the start, and the seconds that the last such build took, if one is
@@ -49,29 +46,6 @@ def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
         wait([future], timeout=PATIENCE_S)
         raise
     return future.result()
-
-
-def make_logger(trt: Any) -> Any:
-    """TensorRT's messages into Python's logging."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        @property
-        def reason(self) -> str:
-            """The first error; those that follow are about its consequences."""
-            return self.errors[0] if self.errors else "it gave no reason"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-                log.info(message)
-            else:
-                log.debug(message)
-
-    return Logger()
 
 
 def make_monitor(trt: Any, progress: Progress, expected: float | None) -> Any:

@@ -19,9 +19,15 @@ Frame = NDArray[np.float32] | NDArray[np.uint8]
 """A frame of each stream, float32 [B, C, H, W] in [0, 1], or a picture of each, uint8 [B, H, W, C]."""
 
 REMEDY = {
+    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
+    "tensorrt-rtx": "pip install 'e3d_deploy[rtx]', on a machine with an NVIDIA GPU and its driver",
+    "onnxruntime-cuda": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
     "onnxruntime": "pip install 'e3d_deploy[cpu]'",
     "openvino": "pip install 'e3d_deploy[openvino]'",
     "torch": "pip install 'e3d_deploy[train]'",
+    "torch-compiled": "pip install 'e3d_deploy[train]', on a machine with a C++ compiler",
+    "torch-cuda-graph": "pip install 'e3d_deploy[train]' cuda-core with a PyTorch for CUDA, on a machine with an "
+    "NVIDIA GPU and its driver",
     "emulated": "pip install 'e3d_deploy[train,cpu]'",
 }
 """How to get each backend that runs in this version."""
@@ -96,10 +102,12 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     Args:
         name: `onnxruntime`, `openvino`, `torch`, which is the yardstick in float32 whatever the graphs compute in, or
             `emulated`, which runs a graph whose types nothing here has, and slowly.
-        threads: threads within a step; None leaves it to the library.
+        threads: threads of the processor within a step; None leaves it to the library. Backends on a GPU use none.
 
     Raises:
-        BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision.
+        BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision; or
+            it needs a GPU, and there is none.
+        BundleError: the bundle has no engine for it.
         ConfigError: no backend has this name.
     """
     check_runs(bundle.precision, name)
@@ -118,15 +126,26 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
                 from e3d_deploy.export.torch_backend import TorchBackend
 
                 return TorchBackend.of_bundle(bundle, threads=threads)
+            case "torch-compiled":
+                from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
+
+                return TorchCompiledBackend(bundle, threads=threads)
+            case "torch-cuda-graph":
+                from e3d_deploy.export.torch_graph_backend import TorchGraphBackend
+
+                return TorchGraphBackend(bundle)
             case "emulated":
                 from e3d_deploy.export.emulate import emulated_backend
 
                 return emulated_backend(bundle, threads=threads)
             case "tensorrt" | "tensorrt-rtx":
-                raise BackendUnavailable(
-                    f"{name}: this version builds and checks engines, but does not run them yet; "
-                    "use the backend onnxruntime or torch"
-                )
+                from e3d_deploy.runtime.tensorrt_backend import TensorRTBackend
+
+                return TensorRTBackend(bundle, target="tensorrt" if name == "tensorrt" else "tensorrt-rtx")
+            case "onnxruntime-cuda":
+                from e3d_deploy.runtime.onnxruntime_cuda_backend import OnnxRuntimeCudaBackend
+
+                return OnnxRuntimeCudaBackend(bundle)
             case _:
                 raise ConfigError(f"backend: got {name!r}, expected one of auto, {', '.join(REMEDY)}")
     except ModuleNotFoundError as error:

@@ -13,9 +13,8 @@ import numpy as np
 
 from e3d_deploy import __version__
 from e3d_deploy.doctor import LIBRARIES, installed, machine
-from e3d_deploy.errors import BackendUnavailable, BundleError
+from e3d_deploy.errors import BackendUnavailable, E3DError
 from e3d_deploy.files import cache_folder, write_file
-from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.backend import REMEDY, Backend, open_backend
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.verify import agrees
@@ -24,6 +23,11 @@ log = logging.getLogger(__name__)
 
 ROUNDS, SECONDS = 3, 0.3
 """Candidates step in turn, at least one step and at most so long a turn."""
+SPARED = {
+    "torch": "the yardstick, not tried as others agree with it",
+    "torch-compiled": "takes minutes to compile, not tried as others agree; ask for it by name",
+}
+"""What is tried only where nothing else is left, and why."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     if kept is not None and kept.backend in installed():
         try:
             backend = open_backend(bundle, kept.backend, threads=threads)
-        except (BackendUnavailable, BundleError) as error:
+        except E3DError as error:
             log.warning("backend %s, chosen before, does not open any more: %s", kept.backend, error)
         else:
             log.info("backend %s: %s (chosen before)", kept.backend, kept.reason)
@@ -86,22 +90,22 @@ def _compare(bundle: Bundle, threads: int | None) -> tuple[Backend, Choice]:
     opened: dict[str, Backend] = {}
     refused: list[Tried] = []
     for name in installed():
-        if name == "torch" and opened:
-            refused.append(Tried(name, None, "the yardstick, not tried as others agree with it"))
+        if name in SPARED and opened:
+            refused.append(Tried(name, None, SPARED[name]))
             continue
         try:
-            check_runs(bundle.precision, name)
             backend = open_backend(bundle, name, threads=threads)
-        except (BackendUnavailable, BundleError) as error:
+        except E3DError as error:
             refused.append(Tried(name, None, str(error)))
             continue
-        if agrees(bundle, backend):
+        reason = _refusal(bundle, backend)
+        if reason is None:
             opened[name] = backend
         else:
             backend.close()
-            refused.append(Tried(name, None, "does not give what PyTorch recorded, so it is not used"))
+            refused.append(Tried(name, None, reason))
     for one in refused:
-        log.log(logging.INFO if one.backend == "torch" and opened else logging.WARNING, "%s: %s", *_short(one))
+        log.log(logging.INFO if one.backend in SPARED and opened else logging.WARNING, "%s: %s", *_short(one))
     if not opened:
         raise BackendUnavailable(_nothing(bundle, refused))
     times = _times(bundle, opened) if len(opened) > 1 else dict.fromkeys(opened)
@@ -116,6 +120,29 @@ def _compare(bundle: Bundle, threads: int | None) -> tuple[Backend, Choice]:
     }
     tried = [Tried(name, times[name], reasons[name]) for name in opened]
     return opened[best], Choice(best, (*sorted(tried, key=lambda one: one.step_ms or 0), *refused))
+
+
+def _refusal(bundle: Bundle, backend: Backend) -> str | None:
+    """Why a backend is not taken; None where it gives what PyTorch recorded."""
+    try:
+        return None if agrees(bundle, backend) else "does not give what PyTorch recorded, so it is not used"
+    except Exception as error:  # whatever a library raises when it runs for the first time; the next may do better
+        return f"opens but does not run ({error})"
+
+
+def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
+    """The preferred backend that opens here, whether it agrees or not: what there is to prove.
+
+    Raises:
+        BackendUnavailable: none does.
+    """
+    refused = []
+    for name in installed():
+        try:
+            return open_backend(bundle, name, threads=threads)
+        except E3DError as error:
+            refused.append(Tried(name, None, str(error)))
+    raise BackendUnavailable(_nothing(bundle, refused))
 
 
 def _short(one: Tried) -> tuple[str, str]:

@@ -1,0 +1,101 @@
+"""What the scheduler of many streams costs, and what stepping them together gains.
+
+    python -m benchmarks.scheduler [--size demo|full] [--backend onnxruntime] [--streams 8]
+
+Three ways to give each of some streams its next pictures, in turn: a plain loop over `backend.step` with all streams in
+one state; `predictor.streams()`, to whose queues the same pictures are pushed; a plain loop in which each stream has a
+state and a step of its own. The first two take the same steps, so that what differs is the scheduler: copies of
+pictures, queues, a thread, checks, counters. Time by the clock, and time of the processor, which other processes on the
+machine disturb less.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.common import in_turn, save
+from e3d_deploy import checkpoint, runtime
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.export.bundle import export
+from e3d_deploy.model import E3DLSTM
+
+
+def bundle_of(size: str, folder: Path) -> Path:
+    """The demo model or one of the size of the paper, exported for any number of streams."""
+    source = MODEL
+    if size == "full":
+        torch.manual_seed(0)
+        source = folder / "full.safetensors"
+        checkpoint.save(E3DLSTM(ModelConfig()), source)
+    return export(source, folder / f"{size}.e3d", batch=None)
+
+
+@click.command()
+@click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
+@click.option("--bundle", type=click.Path(path_type=Path), help="Of that size, for any number of streams.")
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--streams", default=8, show_default=True, help="Of the sizes that a step has.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=41, show_default=True)
+@click.option("--length", default=3, show_default=True, help="Pictures of each stream in a call that is timed.")
+def main(size: str, bundle: Path | None, backend: str, streams: int, threads: int, rounds: int, length: int) -> None:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        runtime.load(bundle or bundle_of(size, Path(name)), backend, threads=threads) as predictor,
+        predictor.streams(max_streams=streams, max_wait_ms=1000, queue_length=length) as pool,
+    ):
+        shape = (length, streams, *predictor.config.image_size, predictor.config.channels)
+        pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        slots = [pool.open() for _ in range(streams)]
+        states = {"together": predictor.backend.initial_state(streams)}
+        states |= {f"alone {number}": predictor.backend.initial_state(1) for number in range(streams)}
+
+        def loop() -> None:
+            for seen in pictures:
+                _, states["together"] = predictor.backend.step(seen, states["together"])
+
+        def scheduled() -> None:
+            for seen in pictures:
+                for slot, picture in zip(slots, seen, strict=True):
+                    slot.push(picture)
+            for slot in slots:
+                slot.wait()
+
+        def one_by_one() -> None:
+            for seen in pictures:
+                for number in range(streams):
+                    key = f"alone {number}"
+                    _, states[key] = predictor.backend.step(seen[number : number + 1], states[key])
+
+        sides = {"loop": loop, "scheduled": scheduled, "one_by_one": one_by_one}
+        clocks = {"by_the_clock": time.perf_counter, "of_the_processor": time.process_time}
+        results = {name: in_turn(sides, rounds=rounds, calls=1, clock=clock) for name, clock in clocks.items()}
+        stats = pool.stats()
+    save(
+        f"scheduler_{size}_{backend}_{streams}_{threads}",
+        {
+            "what": f"{length} pictures to each of {streams} streams, {size} model, {backend}",
+            **{name: {"sides": result, **ratios(result)} for name, result in results.items()},
+            "batch_sizes": {str(count): steps for count, steps in stats["batch_sizes"].items() if steps},
+            "rows_gathered": stats["rows_gathered"],
+        },
+        threads=threads,
+    )
+
+
+def ratios(sides: dict[str, Any]) -> dict[str, float]:
+    """What the scheduler costs beside the plain loop, as a share, and how many times as fast one step for all is."""
+    return {
+        "overhead": round(1 / sides["scheduled"]["speedup_over_loop"] - 1, 4),
+        "batching_gain": round(1 / sides["one_by_one"]["speedup_over_loop"], 3),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""CUDA as far as the runtime needs it: one stream of one GPU, its memory, copies, captured graphs, and one kernel.
+
+Everything goes through `cuda.core`, and everything into one stream, so that it happens in the order in which it was
+asked for. Memory is given back when the object that holds all of it is closed.
+"""
+
+import ctypes
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+from cuda import core
+from cuda.core._utils import cuda_utils
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, ShapeError
+
+CudaError: type[Exception] = cuda_utils.CUDAError
+"""What `cuda.core` raises; it has no public name."""
+Memory = Any
+"""A `cuda.core.Buffer`: `int(memory.handle)` is its address, `memory.size` its length in bytes."""
+Graph = Any
+"""A `cuda.core.graph.Graph`."""
+
+REMEDY = "this needs an NVIDIA GPU, its driver, and `pip install 'e3d_deploy[gpu]'` or `[rtx]`"
+KERNEL = r"""
+extern "C" __global__ void to_frames(const unsigned char* pictures, float* frames, int channels, int pixels, int count)
+{
+    int place = blockIdx.x * blockDim.x + threadIdx.x;  // in the frames, [B, C, H, W]
+    if (place >= count) return;
+    int pixel = place % pixels, channel = place / pixels % channels, stream = place / pixels / channels;
+    frames[place] = pictures[(stream * pixels + pixel) * channels + channel] / 255.0f;
+}
+"""
+"""Pictures, uint8 [B, H, W, C], to frames. It divides as NumPy does: NVRTC rounds correctly unless told not to."""
+THREADS = 256
+
+
+class Cuda:
+    """One GPU, and the stream of whoever opened this. One thread at a time, each after `make_current`.
+
+    Raises:
+        BackendUnavailable: there is no GPU, or no driver for it, or a driver that is too old.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+        self._owned: list[Memory] = []
+        self._kernel: Any = None
+        try:
+            self.device = core.Device(number)
+            self.device.set_current()
+            self.stream = self.device.create_stream(options=core.StreamOptions(nonblocking=True))
+        except (RuntimeError, ValueError, CudaError) as error:
+            raise BackendUnavailable(f"GPU {number}: cannot be used ({_first_line(error)}); {REMEDY}") from error
+        self.handle = int(self.stream.handle)
+        major, minor = self.device.compute_capability
+        self.compute_capability = f"{major}.{minor}"
+
+    def make_current(self) -> None:
+        """Make the GPU that of the calling thread."""
+        core.Device(self.number).set_current()
+
+    def allocate(self, nbytes: int) -> Memory:
+        """Memory on the GPU."""
+        return self._own(self.device.allocate(nbytes, stream=self.stream))
+
+    def allocate_pinned(self, nbytes: int) -> tuple[Memory, NDArray[np.uint8]]:
+        """Memory on the host that the GPU copies from and to by itself, and the same as an array."""
+        memory = self._own(core.LegacyPinnedMemoryResource().allocate(nbytes))
+        array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(memory.handle)))
+        return memory, array
+
+    def _own(self, memory: Memory) -> Memory:
+        self._owned.append(memory)
+        return memory
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """What is allocated within is freed again if not all of it can be had."""
+        before = len(self._owned)
+        try:
+            yield
+        except BaseException:
+            for memory in self._owned[before:]:
+                memory.close()
+            del self._owned[before:]
+            raise
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Everything is given back if what is opened within cannot be."""
+        try:
+            yield
+        except CudaError as error:
+            self.close()
+            raise said_plainly(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def part(self, memory: Memory, offset: int, nbytes: int) -> Memory:
+        """A piece of memory."""
+        return core.Buffer.from_handle(int(memory.handle) + offset, nbytes, owner=memory)
+
+    def copy(self, to: Memory, source: Memory) -> None:
+        """Copy memory of one length, from or to the GPU or within it."""
+        source.copy_to(to, stream=self.stream)
+
+    def fill(self, memory: Memory, value: int | bytes) -> None:
+        """Fill memory with a byte, or with 4 of them again and again."""
+        memory.fill(value, stream=self.stream)
+
+    def synchronise(self) -> None:
+        """Wait until all that was asked for is done."""
+        self.stream.sync()
+
+    def capture(self, work: Callable[[int], bool]) -> Graph | None:
+        """What `work` puts into the stream whose handle it is given, without running it; None if that is refused.
+
+        Args:
+            work: gives False when it is refused. It has run before, so that it loads and allocates nothing now.
+        """
+        builder = self.stream.create_graph_builder()
+        try:
+            builder.begin_building("thread_local")
+            done = work(int(builder.stream.handle))
+            builder.end_building()
+            return builder.complete() if done else None
+        except CudaError:
+            return None
+        finally:
+            with suppress(CudaError):  # what was refused is not ended in order
+                builder.close()
+
+    def launch(self, graph: Graph) -> None:
+        """Run what was captured."""
+        graph.launch(self.stream)
+
+    def compile_kernel(self) -> None:
+        """Make `to_frames` ready.
+
+        Raises:
+            BackendUnavailable: the compiler is not installed.
+        """
+        try:
+            program = core.Program(KERNEL, "c++", core.ProgramOptions(arch=f"sm_{self.device.arch}"))
+            self._kernel = program.compile("cubin").get_kernel("to_frames")
+        except RuntimeError as error:  # how the loader says that there is no such library
+            raise BackendUnavailable(
+                f"NVRTC, which compiles for the GPU, does not load ({_first_line(error)}); {REMEDY}"
+            ) from error
+
+    def to_frames(self, pictures: Memory, frames: Memory, channels: int, pixels: int) -> None:
+        """Pictures, uint8 [B, H, W, C], as frames, float32 [B, C, H, W] in [0, 1]."""
+        count = pictures.size
+        config = core.LaunchConfig(grid=math.ceil(count / THREADS), block=THREADS)
+        numbers = np.int32(channels), np.int32(pixels), np.int32(count)
+        core.launch(self.stream, config, self._kernel, pictures, frames, *numbers)
+
+    def borrow(self, array: Any) -> tuple[Memory, tuple[int, ...], np.dtype[Any]]:
+        """The memory, shape and type of somebody's array on this GPU, by DLPack or the CUDA array interface.
+
+        Raises:
+            ShapeError: it lies on another GPU, or not in one piece.
+        """
+        view = core.utils.StridedMemoryView.from_any_interface(array, stream_ptr=self.handle)
+        shape, dtype = tuple(view.shape), np.dtype(view.dtype)
+        if view.device_id != self.number:
+            raise ShapeError(f"frame: lies on GPU {view.device_id}, expected GPU {self.number}; copy it there")
+        if view.strides is not None and not _in_one_piece(shape, view.strides):
+            raise ShapeError(f"frame: its {list(shape)} do not lie in one piece; give a contiguous array")
+        nbytes = math.prod(shape) * dtype.itemsize
+        return core.Buffer.from_handle(int(view.ptr), nbytes, owner=view), shape, dtype
+
+    def view(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object) -> Any:
+        """Memory as an array that others take by DLPack; as long as they have it, it keeps its owner alive."""
+        part = core.Buffer.from_handle(int(memory.handle), memory.size, owner=owner)
+        return core.utils.StridedMemoryView.from_buffer(part, shape, dtype=dtype)
+
+    def close(self) -> None:
+        """Give everything back, after the last work is done."""
+        with suppress(CudaError):  # a GPU that failed cannot be waited for
+            self.stream.sync()
+        for memory in self._owned:
+            memory.close()
+        self._owned.clear()
+        self.stream.close()
+
+
+def said_plainly(error: Exception) -> Exception:
+    """What CUDA raised, as one of our own errors."""
+    if "OUT_OF_MEMORY" in str(error):
+        return ResourceLimit(
+            f"the GPU has no memory left ({_first_line(error)}); nothing was changed: close streams or other programs, "
+            "or run fewer streams at once"
+        )
+    return EngineError(f"the GPU failed ({_first_line(error)}); what it computed is lost, open the bundle again")
+
+
+def _in_one_piece(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether strides, in elements, are those of a contiguous array; an axis of length 1 may have any."""
+    expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    return all(size == 1 or one == other for size, one, other in zip(shape, strides, expected, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,195 @@
+"""What backends on a GPU have in common: states and frames that stay there, and calls by address."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import contract
+from e3d_deploy.errors import ConfigError, ShapeError, StreamError
+from e3d_deploy.runtime.backend import Frame
+from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.cuda import Cuda, CudaError, Memory, said_plainly
+from e3d_deploy.runtime.device_arrays import DeviceArray, Port, is_on_gpu
+from e3d_deploy.runtime.device_states import DeviceState, States
+
+Addresses = dict[str, int]
+"""Where each input and output of a graph lies on the GPU."""
+
+
+class Size:
+    """What a step of so many streams reads and writes, at addresses that stay."""
+
+    def __init__(self, cuda: Cuda, bundle: Bundle, batch: int) -> None:
+        config = bundle.config
+        self.states = States(cuda, config, batch)
+        self.frame = Port(cuda, contract.frame(config, batch).shape)
+        self.pictures = Port(cuda, (batch, *config.image_size, config.channels), np.uint8)
+        self.prediction = Port(cuda, self.frame.shape)
+        self.lent: list[Memory] = []
+        """Memory of predictions that were handed out and came back."""
+        sets, frames = self.states.sets, (self.frame.address, self.prediction.address)
+        self.addresses = [_addresses(frames, sets[side].addresses, sets[1 - side].addresses) for side in (0, 1)]
+        """Of the step from each of the two sets into the other."""
+
+
+def _addresses(frames: tuple[int, int], read: Addresses, written: Addresses) -> Addresses:
+    following = {contract.NEXT + name: address for name, address in written.items()}
+    return {contract.FRAME: frames[0], contract.PREDICTION: frames[1]} | read | following
+
+
+class DeviceBackend:
+    """A backend on a GPU; a library adds how a graph is run between given addresses.
+
+    What is asked of it is done by one thread at a time, in one stream of the GPU.
+    """
+
+    name: str
+    pads = True
+    device_ms: float | None = None
+    """What the last call took on the GPU, for `e3d benchmark`; None where that was not measured."""
+
+    def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
+        self.bundle, self.cuda, self.sizes = bundle, cuda, sizes
+        self._sizes: dict[int, Size] = {}
+        self._ports: dict[tuple[str, int], tuple[Port, Port]] = {}
+        self._lock, self._closed = threading.Lock(), False
+
+    def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
+        """Put the step of so many streams from one set of states to the other into the stream of the GPU."""
+        raise NotImplementedError
+
+    def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
+        """Put a run of another graph into the stream of the GPU."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let go of what the library holds."""
+        raise NotImplementedError
+
+    def initial_state(self, batch: int | None = None) -> DeviceState:
+        with self._turn():
+            return self._size(batch or self.bundle.batch).states.initial()
+
+    def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
+        with self._turn():
+            return self._size(len(rows)).states.gather(rows)
+
+    def step(self, frame: Frame, state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
+        with self._turn():
+            size, following = self._step(frame, state)
+            return size.prediction.read(), following
+
+    def step_on_device(self, frame: Any, state: DeviceState) -> tuple[DeviceArray, DeviceState]:
+        """As `step`, with a prediction that stays on the GPU and can be the next frame."""
+        with self._turn():
+            size, following = self._step(frame, state)
+            memory = size.lent.pop() if size.lent else self.cuda.allocate(size.prediction.memory.size)
+            prediction = DeviceArray(self.cuda, memory, size.prediction.shape, size.lent)
+            self.cuda.copy(memory, size.prediction.memory)
+            self.cuda.synchronise()  # so that whoever reads it need not know of this stream
+            return prediction, following
+
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
+        return self._run("clip", contract.CONTEXT, np.asarray(context), None)
+
+    def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
+        return self._run("rollout", contract.PREDICTION, np.asarray(prediction), state)
+
+    def to_arrays(self, state: DeviceState) -> dict[str, NDArray[Any]]:
+        with self._turn():
+            return self._size(state.batch).states.read(state)
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
+        with self._turn():
+            return self._size(len(arrays["written"])).states.write(arrays)
+
+    def close(self) -> None:
+        """Free what it holds; states that are still held become useless."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self.cuda.make_current()
+                self.release()
+                self._sizes.clear()
+                self._ports.clear()
+                self.cuda.close()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One call at a time, with the GPU at hand and its failures in our words."""
+        with self._lock:
+            if self._closed:
+                raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
+            try:
+                self.cuda.make_current()
+                yield
+            except CudaError as error:
+                raise said_plainly(error) from error
+
+    def _step(self, frame: Any, state: DeviceState) -> tuple[Size, DeviceState]:
+        size = self._size(state.batch)
+        self._see(frame, size)
+        side = size.states.enter(state)
+        self.run_step(state.batch, side, size.addresses[side])
+        return size, size.states.written(1 - side)
+
+    def _see(self, frame: Any, size: Size) -> None:
+        """Bring a frame or pictures, from the host or from the GPU, to where the step reads them."""
+        memory = None
+        if is_on_gpu(frame):
+            memory, shape, dtype = self.cuda.borrow(frame)
+        else:
+            frame = np.asarray(frame)
+            shape, dtype = frame.shape, frame.dtype
+        port = size.pictures if dtype == np.uint8 else size.frame
+        if shape != port.shape or (memory is not None and dtype != port.dtype):
+            raise ShapeError(f"frame: got {list(shape)} {dtype}, expected {list(port.shape)} {port.dtype}")
+        if memory is None:
+            port.write(frame)
+        else:
+            self.cuda.copy(port.memory, memory)
+        if port is size.pictures:
+            *_, height, width, channels = port.shape
+            self.cuda.to_frames(port.memory, size.frame.memory, channels, height * width)
+
+    def _run(
+        self, graph: str, name: str, given: NDArray[np.float32], state: DeviceState | None
+    ) -> tuple[NDArray[np.float32], DeviceState]:
+        lengths = {"clip": (self.bundle.context_length,), "rollout": ()}[graph]
+        expected = (len(given), *lengths, *contract.frame(self.bundle.config).shape[1:])
+        if given.shape != expected or (state is not None and state.batch != len(given)):
+            raise ShapeError(f"{name}: got {list(given.shape)}, expected {list(expected)}, and a state of as many")
+        with self._turn():
+            states = self._size(len(given)).states
+            source, result = self._ports_of(graph, given.shape)
+            following = states.new()
+            source.write(given)
+            addresses = {name: source.address, contract.FORECAST: result.address}
+            addresses |= state.block.addresses if state is not None else {}
+            addresses |= {contract.NEXT + one: address for one, address in following.block.addresses.items()}
+            self.run_graph(graph, len(given), addresses)
+            return result.read(), following
+
+    def _size(self, batch: int) -> Size:
+        if batch not in self.sizes:
+            raise ConfigError(
+                f"{self.name}: got {batch} streams, its engine takes {', '.join(map(str, self.sizes))} at once; "
+                "export it with `--batch any`, build it with `--batch-bucket`"
+            )
+        if batch not in self._sizes:
+            with self.cuda.all_or_nothing():
+                self._sizes[batch] = Size(self.cuda, self.bundle, batch)
+        return self._sizes[batch]
+
+    def _ports_of(self, graph: str, shape: tuple[int, ...]) -> tuple[Port, Port]:
+        """Where a graph of one call takes its input and puts its forecast."""
+        key = graph, shape[0]
+        if key not in self._ports:
+            forecast = (shape[0], self.bundle.horizon, *shape[-3:])
+            with self.cuda.all_or_nothing():
+                self._ports[key] = Port(self.cuda, shape), Port(self.cuda, forecast)
+        return self._ports[key]

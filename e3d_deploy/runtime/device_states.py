@@ -1,0 +1,173 @@
+"""States on a GPU, for backends whose steps run as captured graphs.
+
+A captured graph reads and writes fixed addresses. So there are two sets of states, and two graphs: one reads the first
+set and writes the second, the other the reverse. A stream that is stepped again and again goes to and fro between them
+and nothing is copied. Yet a state is a value: when a step is about to write a set whose content somebody still
+holds, as during a forecast, that content moves to memory of its own first; and a state that is in neither set is copied
+into one. A step never reads what it writes.
+"""
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import contract
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.runtime.cuda import Cuda
+
+ALIGNMENT = 256
+"""Bytes; each tensor begins at a multiple, as memory that CUDA gives does."""
+
+
+class Layout:
+    """Where the tensors of a state lie in one piece of memory."""
+
+    def __init__(self, config: ModelConfig, batch: int) -> None:
+        self.batch, self.tensors, self.offsets = batch, contract.states(config, batch), dict[str, int]()
+        self.nbytes = 0
+        for tensor in self.tensors:
+            self.offsets[tensor.name] = self.nbytes
+            self.nbytes += math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT
+
+    def arrays(self, memory: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """The tensors in memory of the host."""
+        return {
+            tensor.name: memory[self.offsets[tensor.name] :][: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+            for tensor in self.tensors
+        }
+
+
+class Block:
+    """Memory of one state."""
+
+    __slots__ = ("addresses", "layout", "memory")
+
+    def __init__(self, cuda: Cuda, layout: Layout) -> None:
+        self.layout, self.memory = layout, cuda.allocate(layout.nbytes)
+        base = int(self.memory.handle)
+        self.addresses = {name: base + offset for name, offset in layout.offsets.items()}
+
+
+class DeviceState:
+    """The state of a few streams. It stays what it is, wherever it is moved, and its memory is used again after it."""
+
+    __slots__ = ("__weakref__", "_free", "block")
+
+    def __init__(self, block: Block, free: list[Block] | None) -> None:
+        self.block, self._free = block, free
+
+    @property
+    def batch(self) -> int:
+        """Of how many streams."""
+        return self.block.layout.batch
+
+    def move(self, block: Block, free: list[Block]) -> None:
+        """Say that its content is in a block of its own now, to be put on the list `free` at the end."""
+        self.block, self._free = block, free
+
+    def __del__(self) -> None:
+        if self._free is not None:
+            self._free.append(self.block)
+
+
+class States:
+    """The states of so many streams."""
+
+    def __init__(self, cuda: Cuda, config: ModelConfig, batch: int) -> None:
+        self.cuda, self.layout = cuda, Layout(config, batch)
+        self.sets = Block(cuda, self.layout), Block(cuda, self.layout)
+        self.holders: list[weakref.ref[DeviceState] | None] = [None, None]
+        """Whose content each set has, as long as somebody holds it."""
+        self.free: list[Block] = []
+        self.staging, self.host = cuda.allocate_pinned(self.layout.nbytes)
+
+    def enter(self, state: DeviceState) -> int:
+        """Have a state in one of the sets, and the other free to be written.
+
+        Returns:
+            The set that it is in.
+
+        Raises:
+            CudaError: there is no memory for what has to move; all states are as before.
+        """
+        side = 1 if state.block is self.sets[1] else 0
+        if state.block is not self.sets[side]:
+            self._vacate(side)
+            self.cuda.copy(self.sets[side].memory, state.block.memory)
+        self._vacate(1 - side)
+        return side
+
+    def written(self, side: int) -> DeviceState:
+        """The state that a step has written into a set."""
+        state = DeviceState(self.sets[side], None)
+        self.holders[side] = weakref.ref(state)
+        return state
+
+    def _vacate(self, side: int) -> None:
+        holder = self.holders[side]
+        state = holder() if holder is not None else None
+        if state is not None:
+            block = self._block()
+            self.cuda.copy(block.memory, self.sets[side].memory)
+            state.move(block, self.free)
+        self.holders[side] = None
+
+    def _block(self) -> Block:
+        try:
+            return self.free.pop()
+        except IndexError:
+            return Block(self.cuda, self.layout)
+
+    def new(self) -> DeviceState:
+        """A state in a block of its own, to be written."""
+        return DeviceState(self._block(), self.free)
+
+    def initial(self) -> DeviceState:
+        """The state before the first frame, as `backend.initial_arrays` has it."""
+        state = self.new()
+        self.cuda.fill(state.block.memory, 0)
+        written = self.cuda.part(state.block.memory, self.layout.offsets["written"], 4 * self.layout.batch)
+        self.cuda.fill(written, np.int32(1).tobytes())
+        return state
+
+    def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
+        """A state whose stream i is the stream `rows[i][1]` of the state `rows[i][0]`."""
+        state = self.new()
+        for first, source, number, count in _runs(rows):
+            for tensor in self.layout.tensors:
+                nbytes, layout = tensor.nbytes // self.layout.batch, source.block.layout
+                there, here = layout.offsets[tensor.name], self.layout.offsets[tensor.name]
+                self.cuda.copy(
+                    self.cuda.part(state.block.memory, here + first * nbytes, count * nbytes),
+                    self.cuda.part(source.block.memory, there + number * nbytes, count * nbytes),
+                )
+        return state
+
+    def read(self, state: DeviceState) -> dict[str, NDArray[Any]]:
+        """A copy on the host."""
+        self.cuda.copy(self.staging, state.block.memory)
+        self.cuda.synchronise()
+        return {name: array.copy() for name, array in self.layout.arrays(self.host).items()}
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
+        """The state of which these arrays are a copy."""
+        state = self.new()
+        for name, array in self.layout.arrays(self.host).items():
+            array[:] = arrays[name]
+        self.cuda.copy(state.block.memory, self.staging)
+        self.cuda.synchronise()  # before the host's memory is used again
+        return state
+
+
+def _runs(rows: Sequence[tuple[DeviceState, int]]) -> Iterator[tuple[int, DeviceState, int, int]]:
+    """Rows that lie together: the place of the first, where they come from, its number there, and how many they are."""
+    first = 0
+    for end in range(1, len(rows) + 1):
+        source, number = rows[first]
+        if end == len(rows) or rows[end][0] is not source or rows[end][1] != number + end - first:
+            yield first, source, number, end - first
+            first = end

@@ -1,0 +1,277 @@
+"""`cuda.core` as far as it is used here, on the memory of the host: it computes, and counts what it is asked for.
+
+test_tensorrt_backend.py compares its signatures with the real ones. What is put into the stream is done as late as it
+may be, when somebody waits for it, so that whoever does not wait is found out; what is put in while the stream is being
+captured is done at each launch. Memory that was given back is filled with 0xFF and known no more.
+"""
+
+import ctypes
+from collections import Counter
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from cuda.core._utils.cuda_utils import CUDAError
+
+SIZE_OF_KERNEL = 5
+"""Arguments of the one kernel."""
+
+
+class Machine:
+    """What the GPU of a test has and does."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self.memory: dict[int, int] = {}
+        """Address and length of all that is allocated."""
+        self.limit: int | None = None
+        """Bytes that it has."""
+        self.driver, self.compiler, self.captures, self.fails = True, True, True, ""
+        self.graphs = 0
+        self.capturing: list[Callable[[], None]] | None = None
+        self.pending: list[Callable[[], None]] = []
+
+    def did(self, what: str) -> None:
+        """Keep what was asked for, and fail if a test wants it to."""
+        self.calls.append(what)
+        self.counts[what] += 1
+        if what == self.fails:
+            raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Do work when somebody waits for it, or at each launch of the graph that is being captured."""
+        (self.pending if self.capturing is None else self.capturing).append(work)
+
+    def wait(self) -> None:
+        """Do what is pending."""
+        pending, self.pending = self.pending, []
+        for work in pending:
+            work()
+
+    @property
+    def allocated(self) -> int:
+        """Bytes on the GPU and of page-locked memory."""
+        return sum(self.memory.values())
+
+    def check(self, address: int, nbytes: int) -> None:
+        """Whether memory lies within what is allocated."""
+        inside = any(base <= address and address + nbytes <= base + size for base, size in self.memory.items())
+        assert inside, "memory that nobody allocated, or that was given back"
+
+
+def at(address: int, nbytes: int) -> Any:
+    """Memory as an array of bytes."""
+    return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+
+def fake_core(machine: Machine) -> Any:
+    """A module `cuda.core` for a machine."""
+
+    class Buffer:
+        def __init__(self, handle: int, size: int, owner: Any = None) -> None:
+            self.handle, self.size, self.owner = handle, size, owner
+
+        @classmethod
+        def allocated(cls, size: int) -> "Buffer":
+            machine.did("allocate")
+            if machine.limit is not None and machine.allocated + size > machine.limit:
+                raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: the API call failed because it was unable to allocate")
+            array = np.full(size + 255, 0xAA, np.uint8)
+            handle = (array.ctypes.data + 255) // 256 * 256
+            machine.memory[handle] = size
+            return cls(handle, size, array)
+
+        @staticmethod
+        def from_handle(ptr: int, size: int, mr: Any = None, owner: Any = None, *, stream: Any = None) -> "Buffer":
+            return Buffer(ptr, size, owner)
+
+        def copy_to(self, dst: "Buffer", *, stream: Any, options: Any = None) -> "Buffer":
+            assert dst.size == self.size
+            machine.did("copy")
+            for one in (self, dst):
+                machine.check(one.handle, one.size)
+
+            def work(to: int = dst.handle, source: int = self.handle, size: int = self.size) -> None:
+                at(to, size)[:] = at(source, size)
+
+            machine.put(work)
+            return dst
+
+        def fill(self, value: int | bytes, *, stream: Any) -> None:
+            machine.did("fill")
+            machine.check(self.handle, self.size)
+            pattern = np.frombuffer(bytes([value]) if isinstance(value, int) else value, np.uint8)
+
+            def work(to: int = self.handle, size: int = self.size) -> None:
+                at(to, size)[:] = np.tile(pattern, size // len(pattern))
+
+            machine.put(work)
+
+        def close(self, stream: Any = None) -> None:
+            machine.wait()
+            assert machine.memory.pop(self.handle) == self.size
+            at(self.handle, self.size)[:] = 0xFF
+
+    class LegacyPinnedMemoryResource:
+        def allocate(self, size: int, *, stream: Any = None) -> Buffer:
+            return Buffer.allocated(size)
+
+    class Graph:
+        def __init__(self, work: list[Callable[[], None]]) -> None:
+            self.work = work
+
+        def launch(self, stream: Any) -> None:
+            machine.did("launch")
+            assert machine.capturing is None
+            machine.pending += self.work
+
+        def close(self) -> None:
+            machine.graphs -= 1
+
+    class GraphBuilder:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def begin_building(self, mode: str = "relaxed") -> "GraphBuilder":
+            assert mode == "thread_local"
+            machine.did("begin")
+            machine.capturing = []
+            return self
+
+        def end_building(self) -> "GraphBuilder":
+            machine.did("end")
+            self.work, machine.capturing = machine.capturing or [], None
+            if not machine.captures:
+                raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+            return self
+
+        def complete(self, options: Any = None) -> Graph:
+            machine.did("instantiate")
+            machine.graphs += 1
+            return Graph(self.work)
+
+        def close(self) -> None:
+            if machine.capturing is not None:
+                machine.capturing = None
+
+    class Stream:
+        handle = 77
+
+        def sync(self) -> None:
+            assert machine.capturing is None
+            machine.did("synchronise")
+            machine.wait()
+
+        def create_graph_builder(self) -> GraphBuilder:
+            return GraphBuilder(self)
+
+        def close(self) -> None:
+            machine.did("stream closed")
+
+    class StreamOptions:
+        def __init__(self, nonblocking: bool = True, priority: int | None = None) -> None:
+            assert nonblocking
+
+    class Device:
+        arch, compute_capability = "90", (9, 0)
+
+        def __init__(self, device_id: Any = None) -> None:
+            if not machine.driver:
+                raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search.')
+
+        def set_current(self, ctx: Any = None) -> None:
+            machine.counts["current"] += 1
+
+        def create_stream(self, obj: Any = None, options: StreamOptions | None = None) -> Stream:
+            return Stream()
+
+        def allocate(self, size: int, *, stream: Any) -> Buffer:
+            return Buffer.allocated(size)
+
+    class ProgramOptions:
+        def __init__(self, name: str = "default_program", arch: str | None = None) -> None:
+            assert arch == "sm_90"
+
+    class ObjectCode:
+        def get_kernel(self, name: str) -> str:
+            return name
+
+    class Program:
+        def __init__(self, code: str, code_type: str, options: ProgramOptions | None = None) -> None:
+            if not machine.compiler:
+                raise RuntimeError('Failure finding "libnvrtc.so.13"')
+
+        def compile(self, target_type: str, name_expressions: Any = (), logs: Any = None) -> ObjectCode:
+            return ObjectCode()
+
+    class LaunchConfig:
+        def __init__(self, grid: Any = None, cluster: Any = None, block: Any = None) -> None:
+            self.threads = grid * block
+
+    def launch(stream: Any, config: LaunchConfig, kernel: str, *kernel_args: Any) -> None:
+        assert kernel == "to_frames"
+        assert len(kernel_args) == SIZE_OF_KERNEL
+        machine.did("kernel")
+        pictures, frames, channels, pixels, count = kernel_args
+        assert config.threads >= count
+        assert (pictures.size, frames.size) == (count, 4 * count)
+
+        def work() -> None:
+            shown = at(pictures.handle, pictures.size).reshape(-1, pixels, channels)
+            at(frames.handle, frames.size).view(np.float32)[:] = (shown.transpose(0, 2, 1) / np.float32(255)).ravel()
+
+        machine.put(work)
+
+    class StridedMemoryView:
+        """Of the CUDA array interface alone."""
+
+        def __init__(self, ptr: int, shape: tuple[int, ...], strides: Any, dtype: Any) -> None:
+            self.ptr, self.shape, self.strides, self.dtype, self.device_id = ptr, shape, strides, dtype, 0
+
+        @classmethod
+        def from_any_interface(cls, obj: Any, stream_ptr: int | None = None) -> "StridedMemoryView":
+            assert stream_ptr == Stream.handle
+            shown = obj.__cuda_array_interface__
+            dtype = np.dtype(shown["typestr"])
+            strides = shown["strides"] and tuple(one // dtype.itemsize for one in shown["strides"])
+            view = cls(shown["data"][0], tuple(shown["shape"]), strides, dtype)
+            view.device_id = getattr(obj, "device", 0)
+            return view
+
+        @classmethod
+        def from_buffer(
+            cls, buffer: Buffer, shape: tuple[int, ...], strides: Any = None, *, itemsize: Any = None, dtype: Any = None
+        ) -> "StridedMemoryView":
+            view = cls(buffer.handle, shape, strides, dtype)
+            view.owner = buffer
+            return view
+
+        def __dlpack__(
+            self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: Any = None
+        ) -> Any:
+            return self
+
+    classes = (Device, Stream, StreamOptions, Buffer, LegacyPinnedMemoryResource, Program, ProgramOptions, LaunchConfig)
+    return SimpleNamespace(
+        **{one.__name__: one for one in (*classes, ObjectCode)},
+        launch=launch,
+        graph=SimpleNamespace(GraphBuilder=GraphBuilder, Graph=Graph),
+        utils=SimpleNamespace(StridedMemoryView=StridedMemoryView),
+    )
+
+
+class OnGpu:
+    """Somebody's array on the GPU, by the CUDA array interface."""
+
+    def __init__(self, machine: Machine, array: Any, device: int = 0) -> None:
+        self.array, self.device = array, device
+        machine.memory[array.ctypes.data] = array.nbytes
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        array = self.array
+        strides = None if array.flags.c_contiguous else array.strides
+        data = (array.ctypes.data, False)
+        return {"shape": array.shape, "typestr": array.dtype.str, "data": data, "strides": strides, "version": 3}

@@ -1,0 +1,205 @@
+"""TensorRT as far as engines are run with it, on the memory of `fake_cuda`: ONNX Runtime computes.
+
+A plan is the path of the graph that it stands for. test_tensorrt_backend.py compares the signatures with the real
+bindings of TensorRT-RTX; the properties of an engine, too, are there under these names.
+"""
+
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from tests.fake_cuda import Machine
+
+TYPES = {"tensor(float)": "float", "tensor(int32)": "int32"}
+SCRATCH = 4096
+
+
+class IExecutionContext:
+    def __init__(self, engine: "ICudaEngine") -> None:
+        self.engine, self.library, self.machine = engine, engine.library, engine.library.machine
+        self.batch = 1 if engine.fixed else None
+        self.profile: int | None = None
+        self.addresses: dict[str, int] = {}
+        self.scratch: tuple[int, int] | None = None
+        self.captured = False
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self.machine.did(f"profile {profile_index}")
+        self.profile = profile_index
+        return not self.library.refuses_profiles
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        fewest, _, most = self.engine.library.profiles[self.profile]
+        assert not self.captured, "its graph is no longer good"
+        self.batch = shape[0]
+        return fewest <= shape[0] <= most
+
+    def infer_shapes(self) -> list[str]:
+        self.machine.did("shapes")
+        return self.library.missing if self.batch else ["frame"]
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        self.machine.check(memory, size)
+        self.scratch = memory, size
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.machine.counts["address"] += 1
+        assert memory % 256 == 0
+        self.machine.check(memory, self.engine.nbytes(name, self.batch))
+        self.addresses[name] = memory
+        return name != self.library.refuses_address
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert stream_handle == 77
+        assert self.scratch == (self.scratch and self.scratch[0], SCRATCH)
+        capturing = self.machine.capturing is not None
+        self.machine.did("enqueue")
+        if not self.library.runs or (capturing and not self.library.captures):
+            self.engine.logger.log("error", "no kernel image is available")
+            return False
+        self.captured = self.captured or capturing
+        read = {self.addresses[name] for name in self.engine.inputs}
+        assert not read & {self.addresses[name] for name in self.engine.outputs}, "an output is written over an input"
+
+        self.machine.put(partial(self.engine.compute, self.addresses.copy(), self.batch))
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return bool(self.library.capturable)
+
+
+class IRuntimeConfig:
+    cuda_graph_strategy = "unset"
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+    allocation = "static"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
+
+
+class ICudaEngine:
+    device_memory_size_v2 = SCRATCH
+
+    def __init__(self, library: "FakeTensorRT", plan: bytes, logger: Any) -> None:
+        self.library, self.logger = library, logger
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, 1
+        file = Path(plan.decode())
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self.inputs = {tensor.name: tensor for tensor in self.session.get_inputs()}
+        self.outputs = {tensor.name: tensor for tensor in self.session.get_outputs()}
+        self.tensors = {**self.inputs, **self.outputs}
+        self.num_io_tensors, self.num_optimization_profiles = len(self.tensors), len(library.profiles)
+
+    @property
+    def fixed(self) -> bool:
+        return all("batch" not in tensor.shape for tensor in self.inputs.values())
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "input" if name in self.inputs else "output"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return "half" if name == self.library.half else TYPES[self.tensors[name].type]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if side == "batch" else side for side in self.tensors[name].shape)
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        return [(batch, *self.get_tensor_shape(name)[1:]) for batch in self.library.profiles[profile_index]]
+
+    def create_execution_context(self, strategy: Any) -> IExecutionContext | None:
+        if self.library.no_context:
+            self.logger.log("error", self.library.no_context)
+            return None
+        if isinstance(strategy, IRuntimeConfig):
+            kept = (strategy.cuda_graph_strategy, strategy.dynamic_shapes_kernel_specialization_strategy)
+            assert kept == ("disabled", "eager")
+            strategy = strategy.allocation
+        assert strategy == "user managed"
+        self.library.contexts += 1
+        return IExecutionContext(self)
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig()
+
+    def shape(self, name: str, batch: int | None) -> list[int]:
+        return [batch or 1 if side == "batch" else side for side in self.tensors[name].shape]
+
+    def nbytes(self, name: str, batch: int | None) -> int:
+        return 4 * int(np.prod(self.shape(name, batch)))
+
+    def compute(self, addresses: dict[str, int], batch: int | None) -> None:
+        binding = self.session.io_binding()
+        for bind, names in ((binding.bind_input, self.inputs), (binding.bind_output, self.outputs)):
+            for name in names:
+                dtype = np.int32 if self.tensors[name].type == "tensor(int32)" else np.float32
+                bind(name, "cpu", 0, dtype, self.shape(name, batch), addresses[name])
+        self.session.run_with_iobinding(binding)
+
+
+class Runtime:
+    engine_host_code_allowed = False
+
+    def __init__(self, library: "FakeTensorRT", logger: Any) -> None:
+        self.library, self.logger = library, logger
+        library.runtimes.append(self)
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+        if not self.library.loads:
+            self.logger.log("error", self.library.reason)
+            return None
+        return ICudaEngine(self.library, serialized_engine, self.logger)
+
+    def get_engine_validity(self, buffer: bytes) -> tuple[str, int]:
+        return self.library.validity
+
+
+class FakeTensorRT:
+    """A module `tensorrt_rtx`; its attributes say how it behaves."""
+
+    class ILogger:
+        Severity = SimpleNamespace(ERROR="error", INTERNAL_ERROR="internal", INFO="info")
+
+    __version__ = "1.7.1"
+    TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
+    DataType = SimpleNamespace(FLOAT="float", INT32="int32")
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    EngineValidity = SimpleNamespace(VALID="valid", SUBOPTIMAL="suboptimal", INVALID="invalid")
+    EngineInvalidityDiagnostics = SimpleNamespace(
+        VERSION_MISMATCH=1,
+        UNSUPPORTED_CC=2,
+        OLD_CUDA_DRIVER=4,
+        OLD_CUDA_RUNTIME=8,
+        INSUFFICIENT_GPU_MEMORY=16,
+        MALFORMED_ENGINE=32,
+        CUDA_ERROR=64,
+    )
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.profiles: list[Any] = [(1, 1, 1)]
+        self.loads, self.runs, self.captures, self.capturable, self.refuses_profiles = True, True, True, True, False
+        self.reason, self.no_context, self.refuses_address, self.half = "bad magic", "", "", ""
+        self.missing: list[str] = []
+        self.validity = ("valid", 0)
+        self.contexts = 0
+        self.runtimes: list[Runtime] = []
+
+    def Runtime(self, logger: Any) -> Runtime:
+        return Runtime(self, logger)
+
+
+CLASSES = (ICudaEngine, IExecutionContext, IRuntimeConfig, Runtime)
+"""What the bindings have under the same names."""
+OURS = {"shape", "nbytes", "compute", "fixed", "allocation"}
+"""What they do not have."""

@@ -1,0 +1,174 @@
+"""ONNX Runtime on a GPU: its logic on memory and a provider of the processor, and what the real library says here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from e3d_deploy import doctor
+from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError, ResourceLimit
+from e3d_deploy.policies import RUNS
+from e3d_deploy.runtime import Bundle, onnxruntime_cuda_backend
+from e3d_deploy.runtime.backend import open_backend
+from e3d_deploy.runtime.onnxruntime_cuda_backend import OnnxRuntimeCudaBackend
+from tests.fake_cuda import Machine, fake_core
+from tests.test_tensorrt_backend import floats, pictures, same
+
+NAME = "onnxruntime-cuda"
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
+    return machine
+
+
+@pytest.fixture
+def on_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """The provider of the processor in the place of CUDA, which cannot be told that falling back to it is refused.
+    It runs a graph at once, and not in the stream: so what is in the stream is done before."""
+    monkeypatch.setattr(onnxruntime_cuda_backend, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime_cuda_backend, "DEVICE", "cpu")
+    monkeypatch.setattr(onnxruntime_cuda_backend, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
+    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_options", lambda *_: {})
+    play = OnnxRuntimeCudaBackend._play
+
+    def in_order(self: Any, session: Any, binding: Any, *, number: int) -> None:
+        machine.wait()
+        play(self, session, binding, number=number)
+
+    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_play", in_order)
+    return machine
+
+
+def test_what_it_computes_is_what_onnxruntime_computes(any_batch: Path, on_cpu: Machine) -> None:
+    bundle = Bundle.open(any_batch)
+    gpu, cpu = open_backend(bundle, NAME), open_backend(bundle, "onnxruntime")
+    assert (gpu.name, gpu.sizes, gpu.pads) == (NAME, bundle.sizes, True)
+    ours, theirs = gpu.initial_state(2), cpu.initial_state(2)
+    for frame in (*floats(5, 2), *pictures(5, 2)):
+        prediction, ours = gpu.step(frame, ours)
+        expected, theirs = cpu.step(frame, theirs)
+        np.testing.assert_allclose(prediction, expected, rtol=0, atol=1e-6)
+    ours, theirs = gpu.gather([(ours, 1)]), cpu.gather([(theirs, 1)])
+    for frame in floats(4):
+        before = on_cpu.counts.copy()
+        prediction, ours = gpu.step(frame, ours)
+        expected, theirs = cpu.step(frame, theirs)
+        np.testing.assert_allclose(prediction, expected, rtol=0, atol=1e-6)
+    assert (on_cpu.counts - before)["copy"] == 2, "a frame in and a prediction out"
+    for call in (
+        lambda one, state: one.rollout(floats(1)[0], state),
+        lambda one, _: one.clip(floats(4).swapaxes(0, 1)),
+    ):
+        (forecast, ours), (expected, theirs) = call(gpu, ours), call(cpu, theirs)
+        np.testing.assert_allclose(forecast, expected, rtol=0, atol=1e-6)
+    gpu.close()
+    assert on_cpu.allocated == 0
+
+
+def test_steps_are_equal_to_the_last_bit_where_shapes_are_fixed(exported: Path, on_cpu: Machine) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    gpu, cpu = open_backend(bundle, NAME), open_backend(bundle, "onnxruntime")
+    ours, theirs = gpu.initial_state(), cpu.initial_state()
+    for frame in floats(6):
+        _, ours = gpu.step(frame, ours)
+        _, theirs = cpu.step(frame, theirs)
+    same(gpu, ours, cpu, theirs)
+
+
+def test_each_set_of_states_has_a_graph_number_and_a_binding_that_stays(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+    played: list[tuple[Any, int]] = []
+    play = OnnxRuntimeCudaBackend._play
+
+    def listen(self: Any, session: Any, binding: Any, *, number: int) -> None:
+        played.append((binding, number))
+        play(self, session, binding, number=number)
+
+    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_play", listen)
+    state = backend.initial_state()
+    for frame in floats(6):
+        _, state = backend.step(frame, state)
+    backend.rollout(floats(1)[0], state)
+    assert [number for _, number in played] == [1, 2, 1, 2, 1, 2, -1]
+    assert played[0][0] is played[2][0] is played[4][0]
+    assert played[1][0] is played[3][0] is played[5][0]
+
+
+def test_the_provider_is_asked_for_a_graph_of_the_step_in_our_stream_and_true_float32(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+    monkeypatch.undo()
+    options = {"device_id": "0", "user_compute_stream": "77", "enable_cuda_graph": "1", "use_tf32": "0"}
+    assert backend._options("step") == options
+    assert backend._options("clip") == options | {"enable_cuda_graph": "0"}
+    monkeypatch.setattr(Bundle, "precision", "tf32")
+    assert backend._options("step")["use_tf32"] == "1"
+
+
+def test_the_wheel_for_the_cpu_says_how_to_get_the_other(exported: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this is the wheel for GPUs")
+    with pytest.raises(BackendUnavailable, match="made for the CPU; pip uninstall -y onnxruntime, then pip") as caught:
+        open_backend(Bundle.open(exported / "tiny.e3d"), NAME)
+    assert caught.value.exit_code == 4
+    assert NAME not in doctor.installed()
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
+    exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with the wheel for GPUs where CUDA's libraries do not load; ONNX Runtime's own refusal, for once."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this is the wheel for GPUs")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(BackendUnavailable, match=r"does not run all of it on the GPU.*pip install 'onnxruntime-gpu"):
+        OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+    assert (machine.allocated, machine.counts["stream closed"]) == (0, 1)
+    monkeypatch.setattr(onnxruntime_cuda_backend, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
+    with pytest.raises(BackendUnavailable, match=r"does not run all of it on the GPU.*\(it took CPUExecutionProvider"):
+        OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"), [("Failed to allocate memory for requested buffer", ResourceLimit), ("CUDNN", EngineError)]
+)
+def test_a_run_that_fails_says_what_of(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, words: str, error: type
+) -> None:
+    backend = OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail)
+    state = backend.initial_state()
+    with pytest.raises(error, match=f"could not run the graph \\({words}"):
+        backend.step(floats(1)[0], state)
+
+
+def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    monkeypatch.setattr(Bundle, "graph", lambda *_: exported / "clip.npy")
+    with pytest.raises(BundleError, match=r"clip\.npy: ONNX Runtime .* cannot load it"):
+        OnnxRuntimeCudaBackend(bundle)
+
+
+def test_backends_on_a_gpu_are_there_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_found", lambda _: True)
+    monkeypatch.setattr(doctor, "_version", lambda _: "1")
+    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: False)
+    assert not set(doctor.installed()) & set(doctor.ON_GPU)
+    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: True)
+    assert doctor.installed()[:3] == ["tensorrt", "tensorrt-rtx", NAME]
+    monkeypatch.setattr(doctor, "_version", lambda _: None)
+    assert NAME not in doctor.installed()
+    assert set(RUNS) >= {"tensorrt", "tensorrt-rtx", NAME}
