@@ -103,7 +103,7 @@ class Bench:
     def frames(self, batch: int, count: int) -> Tensor:
         """The same as frames [count, B, C, H, W] on the device."""
         shown = torch.from_numpy(self.pictures(batch, count)).to(self.device)
-        return shown.permute(0, 1, 4, 2, 3).float() / 255
+        return shown.permute(0, 1, 4, 2, 3).contiguous().float() / 255
 
 
 # What is stepped
@@ -439,9 +439,11 @@ def speed(bench: Bench, into: dict[str, Any], rows: Rows, batch: int) -> None:
 
 
 def compiled_speed(bench: Bench, into: dict[str, Any], batch: int) -> None:
-    """What PyTorch compiles, each in turn with two others, as compiling may take all the time there is."""
+    """What PyTorch compiles, each in turn with two others and at once, as compiling may take all the time there is."""
     beside = {name: {**EAGER, **CAPTURED}[name] for name in (BASE, "ring bf16, channels last")}
     for name, make in COMPILED.items():
+        if batch == bench.batches[0]:
+            correctness(bench, bench.results.setdefault("compiled, correctness", {}), {name: make}, batch)
         speed(bench, into, {**beside, name: make}, batch)
         bench.write()
 
@@ -522,7 +524,6 @@ def end_to_end(bench: Bench, row: Stepper, pictures: np.ndarray, calls: int) -> 
 def backends(bench: Bench, into: dict[str, Any]) -> None:
     """The backend torch-cuda-graph as an app has it: verified, then its step from a picture to the prediction."""
     from e3d_deploy import checkpoint
-    from e3d_deploy.export.torch_backend import TorchBackend
     from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.bundle import MODEL, Bundle
 
@@ -536,20 +537,19 @@ def backends(bench: Bench, into: dict[str, Any]) -> None:
                 with bench.guard(name), ExitStack() as stack:
                     backend = open_backend(Bundle(Path(folder), manifest, bench.config), "torch-cuda-graph")
                     stack.callback(backend.close)
-                    yardstick = TorchBackend(copy_of(bench).cpu(), batch=batch)
-                    into[name] = stepped(bench, backend, yardstick, batch)
+                    into[name] = stepped(bench, backend, batch)
 
 
-def stepped(bench: Bench, backend: Any, yardstick: Any, batch: int) -> dict[str, Any]:
-    """How far a backend is from the yardstick after a few steps, and how long its step takes on a full ring."""
-    state, other, worst = backend.initial_state(batch), yardstick.initial_state(batch), 0.0
-    pictures = bench.pictures(batch, bench.config.history_length + 4)
-    for shown in pictures[:4]:
+def stepped(bench: Bench, backend: Any, batch: int) -> dict[str, Any]:
+    """How far a backend is from eager float32 until its ring is full, and how long its step takes then."""
+    count = bench.config.history_length + 4
+    pictures, predictions = bench.pictures(batch, count), []
+    expected = rolled(Eager(bench, batch, "fp32"), bench.frames(batch, count))
+    state = backend.initial_state(batch)
+    for shown in pictures:
         prediction, state = backend.step(shown, state)
-        expected, other = yardstick.step(shown, other)
-        worst = max(worst, float(np.abs(prediction - expected).max()))
-    for shown in pictures[4:]:
-        _, state = backend.step(shown, state)
+        predictions.append(torch.from_numpy(prediction).to(bench.device))
+    worst = distance(torch.stack(predictions), expected)
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 5 or (len(times) < 2000 and time.perf_counter() - began < bench.rounds * bench.block_s):
@@ -564,7 +564,6 @@ def engines(bench: Bench, into: dict[str, Any]) -> None:
     """Backends of other libraries on a bundle of this model, where they are installed."""
     from e3d_deploy import checkpoint
     from e3d_deploy.export.bundle import export
-    from e3d_deploy.export.torch_backend import TorchBackend
     from e3d_deploy.runtime.backend import open_backend
     from e3d_deploy.runtime.bundle import Bundle
 
@@ -572,7 +571,6 @@ def engines(bench: Bench, into: dict[str, Any]) -> None:
         model, path = Path(folder) / "model.safetensors", Path(folder) / "step.e3d"
         checkpoint.save(bench.model, model)
         export(model, path, context_length=2, horizon=2, optimize="gpu")
-        yardstick = TorchBackend(copy_of(bench).cpu())
         for name in ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx"):
             with bench.guard(name), ExitStack() as stack:
                 if name == "tensorrt-rtx":
@@ -581,7 +579,7 @@ def engines(bench: Bench, into: dict[str, Any]) -> None:
                     built(path, name)
                 backend = open_backend(Bundle.open(path), name)
                 stack.callback(backend.close)
-                into[name] = stepped(bench, backend, yardstick, 1)
+                into[name] = stepped(bench, backend, 1)
 
 
 def built(path: Path, target: Any) -> None:
@@ -620,7 +618,6 @@ def sections(bench: Bench) -> dict[str, Callable[[dict[str, Any]], None]]:
     for batch in bench.batches:
         found[f"speed at batch {batch}"] = partial(speed, bench, rows={**plain, **UNMASKED}, batch=batch)
     found |= {"backends": partial(backends, bench), "engines": partial(engines, bench)}
-    found["compiled, correctness"] = partial(correctness, bench, rows=COMPILED, batch=bench.batches[0])
     for batch in bench.batches:
         found[f"compiled, speed at batch {batch}"] = partial(compiled_speed, bench, batch=batch)
     return found

@@ -188,7 +188,7 @@ def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
                 "dssim": lost.get("ssim"),
             }
         )
-    peers = [row for row in rows[1:4]]
+    peers = rows[1:4]
     best_peer = min(peers, key=lambda row: row["median_ms"])
     ours = min((row for row in rows[4:] if row["precision"] == "fp32"), key=lambda row: row["median_ms"])
     result = {

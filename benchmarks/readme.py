@@ -38,7 +38,6 @@ def measured() -> str:
                  (("mse", 1), ("mae", 1), ("psnr", 2), ("ssim", 3))]  # fmt: skip
         lines.append(f"| {who} | {' | '.join(cells)} |")
     export, streaming, startup = result("export_full"), result("streaming"), result("startup")
-    machine = export["environment"]
     lines += ["", *peers()]
     lines += [
         "",
@@ -59,10 +58,10 @@ def measured() -> str:
         "",
         f"Exporting the full-size model, step, rollout and clip 10→10: {export['seconds']:.0f} s and "
         f"{export['peak_resident_gb']:.1f} GB. Over {streaming['frames']:,} frames of a stream, resident memory grows "
-        f"by {max(streaming['growth_mb']):.1f} MB and a push costs {streaming['late_over_early']:.2f} times what it costs "
-        "a stream that has just filled its history, in turn. The full-size model gives its first forecast frame "
-        f"{startup['first_frame_seconds']['onnxruntime']:.1f} s after Python imports the runtime. `e3d --help` takes {startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` "
-        f"{startup['import_runtime_seconds']:.2f} s.",
+        f"by {max(streaming['growth_mb']):.1f} MB and a push costs {streaming['late_over_early']:.2f} times what it "
+        "costs a stream that has just filled its history, in turn. The full-size model gives its first forecast frame "
+        f"{startup['first_frame_seconds']['onnxruntime']:.1f} s after Python imports the runtime. `e3d --help` takes "
+        f"{startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` {startup['import_runtime_seconds']:.2f} s.",
     ]
     return "\n".join(lines)
 
@@ -80,8 +79,9 @@ def peers() -> list[str]:
     runs = {name: result(file) for name, file in PEERS.items()}
     where = runs["full size"]["environment"]
     lines = [
-        f"One step with a full history on {where['cpu']}, {where['cores']} cores, {where['date'][:10]}, one thread unless "
-        "said otherwise, all sides in turn in one process: how often as fast as PyTorch eager. Naive is "
+        f"One step with a full history on {where['cpu']}, {where['cores']} cores, {where['date'][:10]}, one thread "
+        f"unless said otherwise, all sides in turn in one process (load {where['load_1_minute']:.1f}: other work ran "
+        "beside it): how often as fast as PyTorch eager. Naive is "
         "torch.onnx.export of the same step. In brackets max \\|Δ\\| to PyTorch over the whole forecast.",
         "",
         f"| | {' | '.join(runs)} |",

@@ -6,24 +6,29 @@ Three ways to give each of some streams its next pictures, in turn: a plain loop
 one state; `predictor.streams()`, to whose queues the same pictures are pushed; a plain loop in which each stream has a
 state and a step of its own. The first two take the same steps, so that what differs is the scheduler: copies of
 pictures, queues, a thread, checks, counters. Time by the clock, and time of the processor, which other processes on the
-machine disturb less.
+machine disturb less. What the scheduler costs by itself is measured once more on a backend that computes nothing.
 """
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.common import in_turn, save
-from e3d_deploy import checkpoint, runtime
+from e3d_deploy import checkpoint, contract, runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
+from e3d_deploy.export.statistics import statistics
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backend import Frame
 
 
 def bundle_of(size: str, folder: Path) -> Path:
@@ -34,6 +39,48 @@ def bundle_of(size: str, folder: Path) -> Path:
         source = folder / "full.safetensors"
         checkpoint.save(E3DLSTM(ModelConfig()), source)
     return export(source, folder / f"{size}.e3d", batch=None)
+
+
+class Nothing:
+    """A backend that computes nothing."""
+
+    name, pads = "nothing", False
+
+    def __init__(self, streams: int, config: ModelConfig) -> None:
+        self.sizes = (1, streams) if streams > 1 else (1,)
+        self.predictions = np.zeros(contract.frame(config, streams).shape, np.float32)
+
+    def initial_state(self, batch: int | None = None) -> int:
+        return batch or 1
+
+    def gather(self, rows: Sequence[tuple[int, int]]) -> int:
+        return len(rows)
+
+    def step(self, frame: Frame, state: int) -> tuple[NDArray[np.float32], int]:
+        return self.predictions[: len(frame)], state
+
+    def close(self) -> None:
+        pass
+
+
+def own_cost(config: ModelConfig, streams: int, steps: int = 500) -> float:
+    """Processor time of the scheduler and of the pushes for a step, in µs; the median of some."""
+    backend: Any = Nothing(streams, config)
+    picture = np.zeros((*config.image_size, config.channels), np.uint8)
+    with (
+        runtime.Predictor(config, backend, identity="nothing") as predictor,
+        predictor.streams(max_streams=streams, max_wait_ms=1000, queue_length=steps) as pool,
+    ):
+        slots, costs = [pool.open() for _ in range(streams)], []
+        for _ in range(7):
+            started = time.process_time()
+            for _ in range(steps):
+                for slot in slots:
+                    slot.push(picture)
+            for slot in slots:
+                slot.wait()
+            costs.append(1e6 * (time.process_time() - started) / steps)
+    return float(np.median(costs))
 
 
 @click.command()
@@ -47,7 +94,7 @@ def bundle_of(size: str, folder: Path) -> Path:
 def main(size: str, bundle: Path | None, backend: str, streams: int, threads: int, rounds: int, length: int) -> None:
     with (
         tempfile.TemporaryDirectory() as name,
-        runtime.load(bundle or bundle_of(size, Path(name)), backend, threads=threads) as predictor,
+        runtime.load(path := bundle or bundle_of(size, Path(name)), backend, threads=threads) as predictor,
         predictor.streams(max_streams=streams, max_wait_ms=1000, queue_length=length) as pool,
     ):
         shape = (length, streams, *predictor.config.image_size, predictor.config.channels)
@@ -73,15 +120,18 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
                     key = f"alone {number}"
                     _, states[key] = predictor.backend.step(seen[number : number + 1], states[key])
 
-        sides = {"loop": loop, "scheduled": scheduled, "one_by_one": one_by_one}
+        matrix = np.ones((1024, 1024), np.float32)
+        sides = {"loop": loop, "scheduled": scheduled, "one_by_one": one_by_one, "matmul": lambda: matrix @ matrix}
         clocks = {"by_the_clock": time.perf_counter, "of_the_processor": time.process_time}
         results = {name: in_turn(sides, rounds=rounds, calls=1, clock=clock) for name, clock in clocks.items()}
-        stats = pool.stats()
+        stats, opened = pool.stats(), Bundle.open(path)
+        flop = statistics(opened.graph("step"), opened.manifest["graphs"]["step"]).flop * length * streams
     save(
         f"scheduler_{size}_{backend}_{streams}_{threads}",
         {
             "what": f"{length} pictures to each of {streams} streams, {size} model, {backend}",
-            **{name: {"sides": result, **ratios(result)} for name, result in results.items()},
+            **{name: {"sides": result, **ratios(result, flop)} for name, result in results.items()},
+            "scheduler_us_per_step": round(own_cost(opened.config, streams), 1),
             "batch_sizes": {str(count): steps for count, steps in stats["batch_sizes"].items() if steps},
             "rows_gathered": stats["rows_gathered"],
         },
@@ -89,9 +139,12 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
     )
 
 
-def ratios(sides: dict[str, Any]) -> dict[str, float]:
-    """What the scheduler costs beside the plain loop, as a share, and how many times as fast one step for all is."""
+def ratios(sides: dict[str, Any], flop: int) -> dict[str, Any]:
+    """What the scheduler costs beside the plain loop, as a share; how many times as fast one step for all is; and
+    arithmetic a second beside that of a matrix product, which says how much faster it could be at most."""
+    flops = {"loop": flop, "one_by_one": flop, "matmul": 2 * 1024**3}
     return {
+        "gflops": {name: round(done / sides[name]["median_ms"] / 1e6, 1) for name, done in flops.items()},
         "overhead": round(1 / sides["scheduled"]["speedup_over_loop"] - 1, 4),
         "batching_gain": round(1 / sides["one_by_one"]["speedup_over_loop"], 3),
     }

@@ -26,9 +26,14 @@ def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int,
             "resize it, or export a model for this size"
         )
     if pictures.dtype == np.uint8:
-        return np.ascontiguousarray(np.moveaxis(pictures, -1, -3), np.float32) / np.float32(255)
+        return np.ascontiguousarray(_channels_first(pictures), np.float32) / np.float32(255)
     check_values(pictures, name=name)
-    return np.ascontiguousarray(np.moveaxis(pictures, -1, -3), np.float32)
+    return np.ascontiguousarray(_channels_first(pictures), np.float32)
+
+
+def _channels_first(pictures: Pictures) -> NDArray[Any]:
+    """As np.moveaxis does it, which makes Python objects for it at each frame."""
+    return pictures.swapaxes(-1, -2).swapaxes(-2, -3)
 
 
 def check_values(pictures: Pictures, *, name: str) -> None:
@@ -52,5 +57,5 @@ def check_values(pictures: Pictures, *, name: str) -> None:
 
 def to_pictures(frames: Frames) -> NDArray[np.uint8]:
     """Frames [..., C, H, W] as pictures uint8 [..., H, W, C], clipped to [0, 1] and rounded."""
-    pictures = np.moveaxis(frames, -3, -1).clip(0, 1) * 255
+    pictures = frames.swapaxes(-3, -2).swapaxes(-2, -1).clip(0, 1) * 255  # [..., H, W, C]
     return pictures.round().astype(np.uint8)

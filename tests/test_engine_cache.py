@@ -230,7 +230,7 @@ def test_the_last_duration_is_remembered(trt: FakeTensorRT, cache: EngineCache, 
 def test_a_gpu_that_cannot_be_asked_means_no_cache(trt: FakeTensorRT, cache: EngineCache, bundle_path: Path) -> None:
     remarks: list[str] = []
     sidecars = build(Bundle.open(bundle_path), "tensorrt", cache=cache, remark=remarks.append)
-    assert remarks == ["nothing is cached: the GPU cannot be asked what it is; pip install cuda-python"]
+    assert remarks == ["nothing is cached: the GPU cannot be asked what it is; pip install cuda-core"]
     assert sidecars["step"]["compute_capability"] == "of the building machine"
     assert cache.entries() == []
 

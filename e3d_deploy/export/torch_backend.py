@@ -11,9 +11,30 @@ from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
-from e3d_deploy.runtime.backend import Frame, State
+from e3d_deploy.runtime.backend import Backend, Frame, State
 from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.runtime.host_backend import as_frames
+
+
+def clip_by_steps(backend: Backend, context: NDArray[np.float32], horizon: int) -> tuple[NDArray[np.float32], State]:
+    """`Backend.clip` of a backend that has nothing faster than steps one after the other."""
+    state, predictions = backend.initial_state(len(context)), [context[:, 0]]
+    for t in range(context.shape[1] + horizon - 1):
+        frame = context[:, t] if t < context.shape[1] else predictions[-1]
+        prediction, state = backend.step(frame, state)
+        predictions.append(prediction)
+    return np.stack(predictions[-horizon:], axis=1), state
+
+
+def rollout_by_steps(
+    backend: Backend, prediction: NDArray[np.float32], state: State, horizon: int
+) -> tuple[NDArray[np.float32], State]:
+    """`Backend.rollout`, likewise."""
+    predictions = [prediction]
+    for _ in range(horizon - 1):
+        prediction, state = backend.step(prediction, state)
+        predictions.append(prediction)
+    return np.stack(predictions, axis=1), state
 
 
 class TorchBackend:
@@ -54,19 +75,10 @@ class TorchBackend:
         return prediction.numpy(), {"model": model_state, "steps": steps}
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
-        state, predictions = self.initial_state(), [context[:, 0]]
-        for t in range(context.shape[1] + self.horizon - 1):
-            frame = context[:, t] if t < context.shape[1] else predictions[-1]
-            prediction, state = self.step(frame, state)
-            predictions.append(prediction)
-        return np.stack(predictions[-self.horizon :], axis=1), state
+        return clip_by_steps(self, context, self.horizon)
 
     def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-        predictions = [prediction]
-        for _ in range(self.horizon - 1):
-            prediction, state = self.step(prediction, state)
-            predictions.append(prediction)
-        return np.stack(predictions, axis=1), state
+        return rollout_by_steps(self, prediction, state, self.horizon)
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         config: ModelConfig = self.model.config

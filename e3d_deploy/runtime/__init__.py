@@ -10,6 +10,8 @@ with e3d.load("kth.e3d") as predictor:
 """
 
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.predictor import Predictor, Snapshot, Stream, load
+from e3d_deploy.runtime.predictor import Predictor, Stream, load
+from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.runtime.streams import SlotStream, Streams
 
-__all__ = ["Bundle", "Predictor", "Snapshot", "Stream", "load"]
+__all__ = ["Bundle", "Predictor", "SlotStream", "Snapshot", "Stream", "Streams", "load"]

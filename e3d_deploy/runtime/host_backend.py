@@ -1,6 +1,7 @@
 """What backends on the host have in common: states in memory that is used again, and graphs bound to it."""
 
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,13 +17,16 @@ Arrays = dict[str, NDArray[Any]]
 Tensors = dict[str, Any]
 """Arrays as a library takes them, over the same memory."""
 
+SPARE = 8
+"""Rows of states that are kept to be used again, of each size of state, or two states where they are larger."""
+
 
 class HostState:
     """The tensors of `contract.states` as NumPy arrays, lent by a pool until nobody holds them."""
 
     __slots__ = ("_free", "arrays", "tensors")
 
-    def __init__(self, arrays: Arrays, tensors: Tensors, free: list[tuple[Arrays, Tensors]]) -> None:
+    def __init__(self, arrays: Arrays, tensors: Tensors, free: deque[tuple[Arrays, Tensors]]) -> None:
         self.arrays, self.tensors, self._free = arrays, tensors, free
 
     def __del__(self) -> None:
@@ -37,7 +41,7 @@ class HostBackend:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.sizes = bundle, bundle.sizes
-        self._free: dict[int, list[tuple[Arrays, Tensors]]] = {}
+        self._free: dict[int, deque[tuple[Arrays, Tensors]]] = {}
         self._lock = threading.Lock()
 
     def tensor(self, array: NDArray[Any]) -> Any:
@@ -97,7 +101,7 @@ class HostBackend:
 
     def _empty(self, batch: int) -> HostState:
         """A state of so many streams to write into."""
-        free = self._free.setdefault(batch, [])
+        free = self._free.setdefault(batch, deque(maxlen=max(2, SPARE // batch)))
         try:
             return HostState(*free.pop(), free)
         except IndexError:

@@ -1,20 +1,28 @@
 """Predictor, loaded once and shared, and Stream, one video."""
 
 import logging
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
-from e3d_deploy.runtime.backend import Backend, State, open_backend
+from e3d_deploy.errors import BundleError, StreamError
+from e3d_deploy.runtime import pictures
+from e3d_deploy.runtime.backend import Backend, Frame, State, open_backend
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.choose import choose
+from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.queues import Policy
+from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
+from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.runtime.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +56,6 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     )
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A stream at one moment, as a value: restore it, fork it, pickle it to another process."""
-
-    identity: str
-    """Of the weights and graphs it belongs to."""
-    state: dict[str, NDArray[Any]]
-    prediction: NDArray[np.float32] | None
-    pushed: int
-
-
 class Predictor:
     """A network on a backend; the streams that it opens share both.
 
@@ -72,6 +69,8 @@ class Predictor:
     ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
         self.context_length, self.horizon = context_length, horizon
+        self.closed = False
+        self._schedulers: WeakSet[Scheduler] = WeakSet()
 
     def stream(self, snapshot: Snapshot | None = None) -> "Stream":
         """A new video, or one that goes on from a snapshot.
@@ -84,9 +83,45 @@ class Predictor:
             stream.restore(snapshot)
         return stream
 
+    def streams(
+        self,
+        *,
+        max_streams: int = 32,
+        max_wait_ms: float = 2.0,
+        queue_length: int = 4,
+        policy: Policy = "block",
+        on_bad_output: OnBadOutput = "raise",
+        memory_limit_bytes: int | None = None,
+    ) -> Streams:
+        """Many videos that are stepped together, for several threads; `Streams` says what the arguments are.
+
+        Raises:
+            ConfigError, ResourceLimit: as `Streams`.
+            StreamError: this was closed.
+        """
+        if self.closed:
+            raise StreamError("predictor: was closed; load the bundle again")
+        streams = Streams(
+            self.backend,
+            self.config,
+            self.identity,
+            max_streams=max_streams,
+            max_wait_ms=max_wait_ms,
+            queue_length=queue_length,
+            policy=policy,
+            on_bad_output=on_bad_output,
+            memory_limit_bytes=memory_limit_bytes,
+        )
+        self._schedulers.add(streams.scheduler)
+        return streams
+
     def close(self) -> None:
-        """Free what the backend holds; streams cannot be used after."""
-        self.backend.close()
+        """Free what the backend holds; streams cannot be used after. It can be closed twice."""
+        if not self.closed:
+            self.closed = True
+            for scheduler in list(self._schedulers):
+                scheduler.close()
+            self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -98,70 +133,73 @@ class Predictor:
 
 
 class Stream:
-    """One video: what was seen of it, and nothing else."""
+    """One video: what was seen of it, and nothing else. One thread at a time; for several see `Predictor.streams`.
+
+    Each call raises StreamError when the predictor was closed, or another thread is in the same stream.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
-        self.config, self.backend, self.identity = predictor.config, predictor.backend, predictor.identity
+        self.predictor, self.config = predictor, predictor.config
+        self.backend, self.identity = predictor.backend, predictor.identity
+        self._lock = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
         """Forget the video."""
-        self.state: State = self.backend.initial_state()
-        self.prediction: NDArray[np.float32] | None = None
-        self.pushed = 0
+        with self._alone():
+            self.state: State = self.backend.initial_state()
+            self.prediction: NDArray[np.float32] | None = None
+            self.pushed = 0
 
-    def push(self, picture: NDArray[Any]) -> None:
+    def push(self, picture: Any) -> None:
         """See the next picture, [H, W, C], uint8 or float in [0, 1].
 
-        Raises:
-            ShapeError: a picture of another size or type, or with values that are no picture's.
-            StreamError: the network's answer is not finite. The stream stays at the last good picture.
-        """
-        expected = [*self.config.image_size, self.config.channels]
-        if list(picture.shape) != expected:
-            raise ShapeError(
-                f"picture: got {list(picture.shape)} {picture.dtype}, expected [H, W, C] = {expected}; "
-                "resize it, or export a model for this size"
-            )
-        frame = frames.to_frames(picture[None], image_size=self.config.image_size, channels=self.config.channels)
-        prediction, state = self.backend.step(frame, self.state)
-        if not np.isfinite(prediction).all():
-            raise StreamError(
-                f"frame {self.pushed}: the prediction is not finite; reset the stream, check the precision"
-            )
-        self.prediction, self.state, self.pushed = prediction, state, self.pushed + 1
+        Args:
+            picture: a NumPy array, or one of another library that gives its memory by DLPack; of uint8 it may lie
+                on the GPU that the backend runs on.
 
-    def forecast(self, horizon: int) -> NDArray[np.float32]:
+        Raises:
+            ShapeError: a picture of another size or type, on a GPU where the backend is not, or with values that are
+                no picture's.
+            ResourceLimit: out of memory.
+            StreamError: the network's answer is not finite.
+
+        Whatever is raised, the stream stays at the last good picture.
+        """
+        seen = pictures.take(picture, self.config, gpu=hasattr(self.backend, "step_on_device"))
+        with self._alone():
+            prediction, state = self._step(seen, self.state)
+            if not np.isfinite(prediction).all():
+                raise StreamError(
+                    f"frame {self.pushed}: the prediction is not finite; reset the stream, check the precision"
+                )
+            self.prediction, self.state, self.pushed = prediction, state, self.pushed + 1
+
+    def forecast(self, horizon: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The next frames as computed, not clipped, float32 [horizon, C, H, W]; the stream does not move.
+
+        Args:
+            out: where to write them, returned then; after an error it may be written in part.
 
         Raises:
             ConfigError: horizon below 1.
+            ShapeError: `out` is no such array.
+            ResourceLimit: out of memory.
             StreamError: nothing was pushed yet, or the network's answer is not finite.
         """
-        if horizon < 1:
-            raise ConfigError(f"horizon: got {horizon}, expected 1 or more")
-        if self.prediction is None:
-            raise StreamError("nothing was pushed yet; push at least one picture before predicting")
-        prediction, state = self.prediction, self.state
-        predictions = [prediction]
-        for number in range(1, horizon):
-            prediction, state = self.backend.step(prediction, state)
-            if not np.isfinite(prediction).all():
-                raise StreamError(f"forecast frame {number}: is not finite; forecast less far, check the precision")
-            predictions.append(prediction)
-        return np.concatenate(predictions)
+        return self._roll(pictures.forecast_array(horizon, self.config, np.float32, out))
 
-    def predict(self, horizon: int) -> NDArray[np.uint8]:
+    def predict(self, horizon: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """The next pictures, uint8 [horizon, H, W, C]; the stream does not move.
 
-        Raises:
-            ConfigError, StreamError: as `forecast`.
+        Args, Raises: as `forecast`.
         """
-        return frames.to_pictures(self.forecast(horizon))
+        return self._roll(pictures.forecast_array(horizon, self.config, np.uint8, out))
 
     def snapshot(self) -> Snapshot:
         """The stream as it is now; later pictures do not change it."""
-        return Snapshot(self.identity, self.backend.to_arrays(self.state), self.prediction, self.pushed)
+        with self._alone():
+            return Snapshot(self.identity, self.backend.to_arrays(self.state), self.prediction, self.pushed)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot.
@@ -171,5 +209,40 @@ class Stream:
         """
         if snapshot.identity != self.identity:
             raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
-        self.state = self.backend.from_arrays(snapshot.state)
-        self.prediction, self.pushed = snapshot.prediction, snapshot.pushed
+        with self._alone():
+            self.state = self.backend.from_arrays(snapshot.state)
+            self.prediction, self.pushed = snapshot.prediction, snapshot.pushed
+
+    def _roll(self, result: NDArray[Any]) -> NDArray[Any]:
+        with self._alone():
+            if self.prediction is None:
+                raise StreamError("nothing was pushed yet; push at least one picture before predicting")
+            prediction, state = self.prediction, self.state
+            for number in range(len(result)):
+                if number > 0:
+                    prediction, state = self._step(prediction, state)
+                    if not np.isfinite(prediction).all():
+                        raise StreamError(
+                            f"forecast frame {number}: is not finite; forecast less far, check the precision"
+                        )
+                pictures.put(prediction[0], result[number])
+        return result
+
+    def _step(self, seen: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+        try:
+            return self.backend.step(seen, state)
+        except Exception as error:
+            raise clear(error) from error
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise StreamError(
+                "stream: another thread is in it; give each its own, or take predictor.streams(), which several may use"
+            )
+        try:
+            if self.predictor.closed:
+                raise StreamError("stream: its predictor was closed; load the bundle again")
+            yield
+        finally:
+            self._lock.release()

@@ -1,0 +1,180 @@
+"""The step with its ring of past cells in PyTorch, between tensors that stay where they are.
+
+What `compose.step_graph` is in ONNX. Every shape is fixed and what follows is written into tensors that are given, so
+that it can be compiled once and captured as a CUDA graph.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e3d_deploy import contract
+from e3d_deploy.config import Semantics
+from e3d_deploy.export.step import REWRITES, FlatConvolution, FlatOpenSTLConvolution, Step
+from e3d_deploy.model import E3DLSTM, from_entry, to_entry
+
+LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `arithmetic`."""
+FORMS = 64
+"""Compiled forms of the ring step that PyTorch is to keep."""
+
+
+class FusedRecall(nn.Module):
+    """`PlainRecall` as PyTorch's fused attention, which never stores the scores.
+
+    Args:
+        dtype: of its products; it adds up in float32 whatever that is.
+        full: nothing is hidden, as once every stream has filled its ring.
+    """
+
+    def __init__(self, semantics: Semantics, dtype: torch.dtype | None = None, *, full: bool = False) -> None:
+        super().__init__()
+        self.semantics, self.dtype, self.full = semantics, dtype, full
+
+    def forward(self, recall_gate: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:
+        keys, key_bias = history  # [B, K·D·h·w, N], [B, 1, K·D·h·w]
+        dtype = self.dtype or recall_gate.dtype
+        queries = to_entry(recall_gate, self.semantics).to(dtype).contiguous()[:, None]  # [B, 1, D·h·w, N]
+        states = keys.to(dtype)[:, None]
+        # One row for all queries, by a stride of 0. As bool it would be made a float of full size at each step.
+        bias = None if self.full else key_bias.to(dtype)[:, None].expand(-1, -1, queries.shape[2], -1)
+        recalled = F.scaled_dot_product_attention(queries, states, states, attn_mask=bias, scale=1.0)
+        return from_entry(recalled[:, 0].to(recall_gate.dtype), recall_gate, self.semantics)
+
+
+class TypedConvolution(nn.Module):
+    """A convolution whose products are of a low type, with its bias added in float32 as in `precision.typed`."""
+
+    def __init__(self, convolution: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.bias = getattr(convolution, "bias", None)
+        if self.bias is not None:
+            convolution.bias = None  # type: ignore[assignment]
+        self.convolution, self.dtype = convolution.to(dtype), dtype
+
+    def forward(self, window: Tensor) -> Tensor:
+        unbiased: Tensor = self.convolution(window.to(self.dtype)).to(window.dtype)
+        return unbiased if self.bias is None else unbiased + self.bias.view(-1, 1, 1, 1)
+
+
+class ChannelsLast(nn.Module):
+    """A `FlatConvolution` whose channels lie together in memory, as tensor cores read them; its weights for good."""
+
+    both: Tensor
+    last: Tensor
+
+    def __init__(self, convolution: FlatConvolution) -> None:
+        super().__init__()
+        self.bias, self.padding = convolution.bias, convolution.padding
+        weights = {"both": convolution.weight.flatten(1, 2), "last": convolution.weight[:, :, 0]}
+        for name, weight in weights.items():
+            self.register_buffer(name, weight.detach().clone(memory_format=torch.channels_last))
+
+    def forward(self, window: Tensor) -> Tensor:
+        both = window.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+        last = window[:, :, 1].contiguous(memory_format=torch.channels_last)
+        return torch.stack(
+            [
+                F.conv2d(both, self.both, self.bias, padding=self.padding),
+                F.conv2d(last, self.last, self.bias, padding=self.padding),
+            ],
+            dim=2,
+        )
+
+
+class RingStep(nn.Module):
+    """One step of the network over rings of past cells.
+
+    Args:
+        rewrites: names in `step.REWRITES`.
+        precision: `fp32`, `tf32`, `bf16` or `fp16`, as far as it is in the types; see `arithmetic`.
+        channels_last: hand the 2D convolutions of the rewrite `conv2d` over with channels last.
+        full: every stream has filled its ring; nothing is hidden.
+
+    Args of `forward`:
+        frame: [B, C, H, W].
+        states: in the order of `contract.states`; they stay as they are.
+        following: as `states`, in other memory; the next states are written there.
+
+    Returns:
+        The prediction, [B, C, H, W].
+    """
+
+    slots: Tensor
+
+    def __init__(
+        self,
+        model: E3DLSTM,
+        rewrites: Collection[str] = tuple(REWRITES),
+        *,
+        precision: str = "fp32",
+        channels_last: bool = False,
+        full: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = model.config
+        self.core = Step(model, rewrites).eval().requires_grad_(False)
+        low = LOW.get(precision)
+        for cell in self.core.model.cells:
+            cell.recall = FusedRecall(self.config.semantics, low, full=full)
+            for name, module in list(cell.named_children()):
+                if channels_last and isinstance(module, FlatConvolution):
+                    module = ChannelsLast(module)
+                if low and isinstance(module, nn.Conv3d | ChannelsLast | FlatConvolution | FlatOpenSTLConvolution):
+                    module = TypedConvolution(module, low)
+                setattr(cell, name, module)
+        names = [tensor.name for tensor in contract.states(self.config)]
+        self.place = {name: place for place, name in enumerate(names)}
+        self.register_buffer("slots", torch.arange(self.config.history_length, dtype=torch.int32), persistent=False)
+
+    def forward(self, frame: Tensor, states: Sequence[Tensor], following: Sequence[Tensor]) -> Tensor:
+        K, place = self.config.history_length, self.place
+        written = states[place["written"]][:, None]  # [B, 1]
+        empty = (self.slots >= written).repeat_interleave(self.config.positions, dim=1)  # [B, K·D·h·w]
+        key_bias = torch.zeros_like(empty, dtype=frame.dtype).masked_fill(empty, -torch.inf)[:, None]
+        bindings = [
+            states[place[name.replace("keys", "history")]].flatten(1, 2) if "keys" in name else states[place[name]]
+            for name in self.core.inputs
+        ]
+        outputs: tuple[Tensor, ...] = self.core(frame, key_bias, *bindings)
+        results = dict(zip(self.core.outputs, outputs[1:], strict=True))
+
+        here = (self.slots == written % K)[:, :, None, None]  # [B, K, 1, 1]
+        for layer in range(len(self.config.hidden)):
+            ring, entry = place[f"history.{layer}"], results.pop(f"entry.{layer}")
+            torch.where(here, entry[:, None], states[ring], out=following[ring])
+        for name, result in results.items():
+            following[place[name.removeprefix(contract.NEXT)]].copy_(result)
+        more = states[place["written"]] + 1
+        following[place["written"]].copy_(torch.where(more >= 2 * K, more - K, more))
+        return outputs[0]
+
+
+def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:
+    """A ring step compiled by torch.compile, once for each number of streams.
+
+    PyTorch keeps few compiled forms of one function, and then refuses; each network and number of streams takes one.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
+    compiled: Callable[..., Tensor] = torch.compile(ring, fullgraph=True, dynamic=False, **how)
+    return compiled
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Whether a GPU may round the factors of float32 products to TF32, and choose convolutions by trying them.
+
+    PyTorch knows these settings for the whole process alone, so they are put back.
+    """
+    products, may = torch.backends.cuda.matmul, precision != "fp32"
+    before = products.allow_tf32
+    products.allow_tf32 = may
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=may):
+            yield
+    finally:
+        products.allow_tf32 = before

@@ -1,0 +1,73 @@
+"""The PyTorch model behind the runtime's Backend, compiled for the processor by torch.compile."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from e3d_deploy import checkpoint, contract
+from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.export.ring import RingStep, compiled
+from e3d_deploy.export.torch_backend import clip_by_steps, rollout_by_steps
+from e3d_deploy.runtime.bundle import MODEL, Bundle
+from e3d_deploy.runtime.host_backend import HostBackend, HostState, Tensors
+
+log = logging.getLogger(__name__)
+
+COMPUTED = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16"}
+"""What the products of each policy are computed in. PyTorch has no fast convolution in float16 on processors, and of
+int8 graphs it has the weights in float32 alone."""
+
+
+class TorchCompiledBackend(HostBackend):
+    """The step over its ring, compiled once for each number of streams: for the bundle's own when it is opened, which
+    takes minutes at full size, then much less from PyTorch's cache; for others at their first step.
+
+    Raises:
+        BackendUnavailable: it does not run the bundle's precision, or there is no C++ compiler.
+    """
+
+    name = "torch-compiled"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, compiler: str = "inductor") -> None:
+        super().__init__(bundle)
+        if bundle.precision not in COMPUTED:
+            raise BackendUnavailable(
+                f"{self.name} does not run {bundle.precision}, only {', '.join(COMPUTED)}; use onnxruntime"
+            )
+        self.threads = threads
+        self.names = [tensor.name for tensor in contract.states(bundle.config)]
+        ring = RingStep(checkpoint.load(bundle.path / MODEL), precision=COMPUTED[bundle.precision])
+        self.ring = compiled(ring, backend=compiler)
+        log.info("%s: compiling, which may take minutes", self.name)
+        frame = np.zeros(contract.frame(bundle.config, bundle.batch).shape, np.float32)
+        try:
+            self.step(frame, self.initial_state())
+        except RuntimeError as error:  # what all of the compiler's are
+            cause = getattr(error, "inner_exception", error)
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            raise BackendUnavailable(
+                f"{self.name}: PyTorch cannot compile here ({reason}); install a C++ compiler such as g++, or use torch"
+            ) from error
+
+    def tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(array)
+
+    @torch.no_grad()
+    def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
+        states = [inputs[name] for name in self.names]
+        following = [outputs[contract.NEXT + name] for name in self.names]
+        outputs[contract.PREDICTION].copy_(self.ring(inputs[contract.FRAME], states, following))
+
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], HostState]:
+        return clip_by_steps(self, context, self.bundle.horizon)
+
+    def rollout(self, prediction: NDArray[np.float32], state: HostState) -> tuple[NDArray[np.float32], HostState]:
+        return rollout_by_steps(self, prediction, state, self.bundle.horizon)
+
+    def close(self) -> None:
+        del self.ring

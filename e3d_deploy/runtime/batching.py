@@ -1,0 +1,187 @@
+"""Who is in which row of which state, and how they are stepped together.
+
+A backend's state is that of a few streams. Whoever is stepped, a stream or a forecast on its way, is a member of one.
+If just the members of one state are stepped again, it is stepped as it is; otherwise their rows are copied into a
+new one. Whoever is left in a state that others have moved on from gets a state of its own, so that no stream keeps
+the memory of others. One thread calls all of this.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.runtime.backend import Backend, Frame, State
+from e3d_deploy.runtime.host_backend import as_frames
+
+log = logging.getLogger(__name__)
+
+
+class Batch:
+    """A state and its members.
+
+    Args:
+        size: rows of the state.
+        rows: how many of them are members'; the rest are copies that fill it up.
+    """
+
+    __slots__ = ("members", "rows", "size", "state")
+
+    def __init__(self, state: State, size: int = 1, rows: int = 1) -> None:
+        self.state, self.size, self.rows = state, size, rows
+        self.members: dict[Member, int] = {}
+
+    @property
+    def left(self) -> bool:
+        """Whether some of its rows are nobody's any more."""
+        return 0 < len(set(self.members.values())) < self.rows
+
+
+class Member:
+    """Who is in a row of a state; two can be in the same, as a forecast that begins where its stream is."""
+
+    __slots__ = ("batch", "row")
+
+    def __init__(self, batch: Batch, row: int = 0) -> None:
+        self.batch, self.row = batch, row
+        batch.members[self] = row
+
+
+NOWHERE = Batch(None)
+
+
+class Runner(Protocol):
+    """Who wants to be stepped."""
+
+    @property
+    def member(self) -> Member: ...
+    @property
+    def seen(self) -> Frame:
+        """Its next picture or frame, with an axis of length 1 in front."""
+        ...
+
+
+R = TypeVar("R", bound=Runner)
+
+
+class Batcher:
+    """Steps members of states, as many at once as a backend takes.
+
+    Raises:
+        ConfigError: the backend cannot step one stream alone.
+    """
+
+    def __init__(self, backend: Backend, config: ModelConfig) -> None:
+        if 1 not in backend.sizes:
+            raise ConfigError(
+                f"{backend.name}: steps {', '.join(map(str, backend.sizes))} streams at once and never one; "
+                "export the bundle, or build its engine, for one as well"
+            )
+        self.backend, self.config = backend, config
+        self.blank = backend.initial_state(1)
+        self.gathered = 0
+        """Rows that were copied."""
+        self.touched: set[Batch] = set()
+        """Whom members left since the last `tidy`."""
+        self._buffers: dict[tuple[int, bool], NDArray[Any]] = {}
+
+    def batch(self, state: State | None = None) -> Batch:
+        """A state of one row; without one that before the first frame, which costs no memory as it is shared."""
+        return Batch(self.blank if state is None else state)
+
+    def member(self) -> Member:
+        """Somebody before the first frame."""
+        return Member(self.batch())
+
+    def move(self, member: Member, batch: Batch, row: int = 0) -> None:
+        """Put a member into another state."""
+        self.leave(member)
+        member.batch, member.row = batch, row
+        batch.members[member] = row
+
+    def leave(self, member: Member) -> None:
+        """Take a member out of its state, for good unless it is moved; leaving twice does nothing."""
+        if member.batch.members.pop(member, None) is not None and member.batch.members:
+            self.touched.add(member.batch)
+        member.batch = NOWHERE
+
+    def alone(self, member: Member) -> State:
+        """The state of one member, of one row."""
+        if member.batch.size == 1:
+            return member.batch.state
+        self.gathered += 1
+        return self.backend.gather([(member.batch.state, member.row)])
+
+    def size(self, count: int) -> int:
+        """The size of the next step when so many are ready."""
+        sizes = self.backend.sizes
+        if self.backend.pads:
+            return next((size for size in sizes if size >= count), sizes[-1])
+        return max(size for size in sizes if size <= count)
+
+    def split(self, runners: Sequence[R]) -> Iterator[list[R]]:
+        """Who is stepped together: those of one state, the largest first, so that they stay together."""
+        ready = sorted(runners, key=lambda one: (-one.member.batch.rows, id(one.member.batch), one.member.row))
+        while ready:
+            count = self.size(len(ready))
+            yield ready[:count]
+            del ready[:count]
+
+    def step(self, runners: Sequence[Runner]) -> tuple[NDArray[np.float32], Batch]:
+        """The predictions of those that `split` put together, [B, C, H, W] and more where the step was filled up, and
+        the state after it, in which each may take the row of its number. They stay where they are until moved."""
+        size = self.size(len(runners))
+        prediction, state = self.backend.step(self._seen(runners, size), self._state(runners, size))
+        return prediction, Batch(state, size, len(runners))
+
+    def _state(self, runners: Sequence[Runner], size: int) -> State:
+        members = [runner.member for runner in runners]
+        batch = members[0].batch
+        theirs = all(member.batch is batch and member.row == row for row, member in enumerate(members))
+        if theirs and batch.size == size and batch.rows == len(members):
+            return batch.state
+        rows = [(member.batch.state, member.row) for member in members]
+        self.gathered += len(rows)
+        return self.backend.gather(rows + rows[-1:] * (size - len(rows)))
+
+    def _seen(self, runners: Sequence[Runner], size: int) -> Frame:
+        if size == 1:
+            return runners[0].seen
+        pictures = all(runner.seen.dtype == np.uint8 for runner in runners)
+        buffer = self._buffer(size, pictures)
+        for row, runner in enumerate(runners):
+            buffer[row] = runner.seen[0] if pictures else as_frames(runner.seen, self.config)[0]
+        buffer[len(runners) :] = buffer[len(runners) - 1]
+        return buffer
+
+    def _buffer(self, size: int, pictures: bool) -> NDArray[Any]:
+        if (size, pictures) not in self._buffers:
+            sides, C = self.config.image_size, self.config.channels
+            shape = (size, *sides, C) if pictures else (size, C, *sides)
+            self._buffers[size, pictures] = np.empty(shape, np.uint8 if pictures else np.float32)
+        return self._buffers[size, pictures]
+
+    def close(self) -> None:
+        """Let go of all states."""
+        self.blank = None
+        self.touched.clear()
+
+    def tidy(self, stepped_next: Collection[Member] = ()) -> None:
+        """Give those who are left in a state that others moved on from one of their own; not those who are stepped
+        next, as they leave it then."""
+        touched, self.touched = self.touched, set()
+        for batch in touched:
+            try:
+                for member in set(batch.members).difference(stepped_next) if batch.left else ():
+                    self.move(member, Batch(self.alone(member)))
+            except Exception as error:  # no memory; they stay where they are, and nothing is lost
+                log.warning("%d streams stay in a state of %d rows (%s)", len(batch.members), batch.rows, str(error))
+                self.touched.discard(batch)
+                continue
+            self.touched.discard(batch)
+            if batch.left:  # whoever is stepped next may fail, and stay
+                self.touched.add(batch)

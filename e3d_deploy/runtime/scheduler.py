@@ -1,0 +1,262 @@
+"""The thread that steps many streams: whoever is ready goes together, and a failure stays with whom it hit."""
+
+import logging
+import math
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import ConfigError, StreamError
+from e3d_deploy.runtime import pictures
+from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.batching import Batch, Batcher, Member
+from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.queues import Queues
+from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Video, give
+from e3d_deploy.runtime.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+OnBadOutput = Literal["raise", "hold", "reset"]
+"""What becomes of a stream whose prediction is not finite: it fails, stays at the last good picture, or begins anew."""
+
+
+class Scheduler:
+    """Steps streams in a thread of its own, which alone touches their states and the backend.
+
+    Raises:
+        ConfigError: `on_bad_output` is none that there is, or the backend cannot step one stream alone.
+    """
+
+    def __init__(self, backend: Backend, config: ModelConfig, queues: Queues, on_bad_output: OnBadOutput) -> None:
+        if on_bad_output not in get_args(OnBadOutput):
+            raise ConfigError(
+                f"on_bad_output: got {on_bad_output!r}, expected one of {', '.join(get_args(OnBadOutput))}"
+            )
+        self.queues, self.on_bad_output = queues, on_bad_output
+        self.batcher = Batcher(backend, config)
+        self.steps = dict.fromkeys(backend.sizes, 0)
+        """How many of each size there were."""
+        self.thread = threading.Thread(target=self._run, name="e3d-streams", daemon=True)
+        self.thread.start()
+
+    # What any thread may call.
+
+    def forecast(self, video: Video, result: NDArray[Any]) -> "Future[NDArray[Any]]":
+        """Ask for a forecast, which begins where the stream is after what waits before."""
+        forecast = Forecast(video, result, time.perf_counter())
+        with self.queues.lock:
+            self.queues.check(video)
+            self.queues.put(video, forecast)
+        return forecast.future
+
+    def call(self, video: Video, function: Callable[[], T]) -> T:
+        """Have something done in the stream's turn, and wait for it."""
+        job = Job(function, time.perf_counter())
+        with self.queues.lock:
+            self.queues.check(video, healthy=False)
+            self.queues.put(video, job)
+        try:
+            result: T = job.future.result()
+            return result
+        finally:
+            del job  # an exception holds this frame, which would hold the exception
+
+    def begin_at(self, video: Video, snapshot: Snapshot | None) -> None:
+        """Give a stream another state, the one before the first frame without a snapshot, and wait for it.
+
+        What waits is dropped, and a failure is over.
+        """
+
+        def begin() -> None:
+            state = None if snapshot is None else self.batcher.backend.from_arrays(snapshot.state)
+            self._set(video, state, snapshot)
+            with self.queues.lock:
+                video.failure = None
+                self.queues.failed.discard(video)
+
+        with self.queues.lock:
+            self.queues.check(video, healthy=False)
+            self.queues.clear(video, "reset", StreamError("stream: was reset before this forecast began"))
+        self.call(video, begin)
+
+    def end(self, video: Video) -> None:
+        """Close a stream: what waits is dropped. It can be closed twice."""
+        queues = self.queues
+        with queues.lock:
+            if not (video.closed or queues.closing):
+                video.closed = True
+                queues.videos.discard(video)
+                queues.failed.discard(video)
+                queues.clear(video, "closed", StreamError(CLOSED))
+                queues.put(video, Job(lambda: self._forget(video), time.perf_counter()))
+
+    def close(self) -> None:
+        """End the thread after the step that it is in; all that waits fails."""
+        with self.queues.lock:
+            self.queues.closing = True
+            self.queues.work.notify_all()
+        self.thread.join()
+
+    # What the thread does.
+
+    def _run(self) -> None:
+        try:
+            while self._round():
+                pass
+        except BaseException:
+            log.exception("the thread of the streams broke off, which is a mistake in it")
+        finally:
+            for video in self.queues.end():
+                self._forget(video)
+            self.batcher.close()
+
+    def _round(self) -> bool:
+        """Wait for work and do it; False at the end."""
+        queues = self.queues
+        with queues.lock:
+            while not queues.closing and not self.batcher.touched and (delay := queues.delay()):
+                queues.work.wait(None if delay == math.inf else delay)
+            if queues.closing:
+                return False
+            jobs = queues.take_jobs()
+        for job in jobs:  # before steps, as they may take away who would be stepped
+            _do(job)
+        with queues.lock:
+            for forecast in [one for one in queues.forecasts if one.future.cancelled()]:
+                self._finish(forecast)
+            runners = [] if queues.delay() else queues.take(self._begin)
+        self.batcher.tidy({runner.member for runner in runners})
+        for together in self.batcher.split(runners):
+            self._step(together)
+        return True
+
+    def _step(self, runners: Sequence[Push | Forecast]) -> None:
+        started = time.perf_counter()
+        try:
+            predictions, batch = self.batcher.step(runners)
+            good: NDArray[np.bool_] = np.asarray(np.isfinite(predictions).all(axis=(1, 2, 3)))
+        except Exception as error:
+            if len(runners) == 1:
+                self._broke(runners[0], error)
+                return
+            log.warning("a step of %d streams failed, so each is stepped alone (%s)", len(runners), str(error))
+        else:
+            ended = time.perf_counter()
+            with self.queues.lock:
+                self.steps[batch.size] += 1
+                for row, runner in enumerate(runners):
+                    if isinstance(runner, Push):
+                        for counters in (runner.video.counters, self.queues.counters):
+                            counters.saw(queueing=started - runner.came, latency=ended - runner.came)
+                        runner.video.stepped += 1
+                    if good[row]:
+                        self._moved(runner, predictions[row : row + 1].copy(), batch, row)  # a view would keep all
+                    else:
+                        self.batcher.touched.add(batch)
+                        self._is_bad(runner)
+            return
+        for runner in runners:
+            self._step([runner])
+
+    def _moved(self, runner: Push | Forecast, prediction: NDArray[np.float32], batch: Batch, row: int) -> None:
+        self.batcher.move(runner.member, batch, row)
+        if isinstance(runner, Push):
+            runner.video.prediction, runner.video.pushed = prediction, runner.video.pushed + 1
+        else:
+            self._went_on(runner, prediction)
+
+    def _begin(self, forecast: Forecast) -> None:
+        video = forecast.video
+        if video.prediction is None:
+            give(forecast.future, StreamError("nothing was pushed yet; push at least one picture before predicting"))
+            return
+        forecast.member = Member(video.member.batch, video.member.row)
+        video.forecast = forecast
+        self.queues.forecasts.append(forecast)
+        self._went_on(forecast, video.prediction)
+
+    def _went_on(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
+        pictures.put(prediction[0], forecast.result[forecast.number])
+        forecast.number, forecast.seen = forecast.number + 1, prediction
+        if forecast.number == len(forecast.result):
+            for counters in (forecast.video.counters, self.queues.counters):
+                counters.forecast(time.perf_counter() - forecast.came)
+            self._finish(forecast, forecast.result)
+
+    def _finish(self, forecast: Forecast, outcome: NDArray[Any] | StreamError | None = None) -> None:
+        """Take a forecast off its way; without an outcome nobody waits for it."""
+        self.batcher.leave(forecast.member)
+        self.queues.forecasts.remove(forecast)
+        forecast.video.forecast = None
+        if outcome is not None:
+            give(forecast.future, outcome)
+
+    def _is_bad(self, runner: Push | Forecast) -> None:
+        """Do what is to be done about a prediction that is not finite."""
+        if isinstance(runner, Forecast):
+            self._finish(runner, StreamError(f"forecast frame {runner.number}: is not finite; forecast less far"))
+            return
+        video, frame = runner.video, runner.video.stepped - 1
+        log.warning("frame %d of a stream: the prediction is not finite (%s)", frame, self.on_bad_output)
+        for counters in (video.counters, self.queues.counters):
+            counters.bad(frame)
+        if self.on_bad_output == "raise":
+            self.queues.fail(video, StreamError(f"frame {frame}: the prediction is not finite"))
+        elif self.on_bad_output == "reset":
+            self._set(video, None, None)
+
+    def _broke(self, runner: Push | Forecast, error: Exception) -> None:
+        """A step of one failed."""
+        cause = clear(error)
+        # As text, and then without: whoever keeps the record or the error would keep frames, which hold states.
+        log.warning("a step failed: %s", "".join(traceback.format_exception(error)).strip())
+        error.__traceback__ = None
+        number = runner.video.stepped if isinstance(runner, Push) else runner.number
+        failure = StreamError(f"{'frame' if isinstance(runner, Push) else 'forecast frame'} {number}: {cause}")
+        failure.__cause__ = cause
+        with self.queues.lock:
+            if isinstance(runner, Push):
+                runner.video.stepped += 1
+                self.queues.fail(runner.video, failure)
+            else:
+                self._finish(runner, failure)
+
+    def snapshot(self, video: Video, identity: str) -> Snapshot:
+        """What a stream holds; in the thread, as a job."""
+        arrays = self.batcher.backend.to_arrays(self.batcher.alone(video.member))
+        return Snapshot(identity, arrays, video.prediction, video.pushed)
+
+    def put_beside(self, video: Video, other: Video) -> None:
+        """Put a stream where another one is; in the thread, as a job."""
+        self.batcher.move(other.member, video.member.batch, video.member.row)
+        other.prediction, other.pushed, other.stepped = video.prediction, video.pushed, video.stepped
+
+    def _set(self, video: Video, state: Any, snapshot: Snapshot | None) -> None:
+        """Put a stream into a state of its own, or before the first frame."""
+        self.batcher.move(video.member, self.batcher.batch(state))
+        video.prediction = None if snapshot is None else snapshot.prediction
+        video.pushed = video.stepped = 0 if snapshot is None else snapshot.pushed
+
+    def _forget(self, video: Video) -> None:
+        """Let go of all that a closed stream held."""
+        with self.queues.lock:
+            if video.forecast is not None:
+                self._finish(video.forecast, StreamError(CLOSED))
+            self.batcher.leave(video.member)
+            video.closed, video.prediction = True, None
+
+
+def _do(job: Job) -> None:
+    try:
+        give(job.future, job.function())
+    except Exception as error:
+        give(job.future, clear(error))

@@ -1,0 +1,247 @@
+"""Many videos on one backend, stepped together."""
+
+from bisect import bisect_left
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import contract
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
+from e3d_deploy.runtime import pictures
+from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.queues import Policy, Queues
+from e3d_deploy.runtime.requests import Video
+from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
+from e3d_deploy.runtime.snapshot import Snapshot
+
+
+class Streams:
+    """Videos that share a backend: a thread steps whoever is ready in one call. Close it, or leave its `with` block.
+
+    Any thread may call it and its streams.
+
+    Args:
+        max_streams: more than these are refused.
+        max_wait_ms: how long a picture waits for those of other streams, at most. None waits once every stream is
+            ready, or while a forecast is on its way. 0 takes who is there.
+        queue_length: pictures of a stream that may wait.
+        policy: what a push does when so many do: `block` waits, `drop-oldest` drops the oldest that waits,
+            `drop-newest` its own, `refuse` raises StreamError. For a camera: `drop-oldest` and a queue of 1.
+        on_bad_output: what becomes of a stream whose prediction is not finite: with `raise` it fails, with `hold`
+            it stays at the last good picture and goes on, with `reset` it begins anew with the next.
+        memory_limit_bytes: streams whose states could take more than this are refused; None sets no limit.
+
+    Raises:
+        ConfigError: a policy that there is not, a number below its least, or a backend that steps no stream alone.
+        ResourceLimit: the memory is too little for one stream.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: ModelConfig,
+        identity: str,
+        *,
+        max_streams: int = 32,
+        max_wait_ms: float = 2.0,
+        queue_length: int = 4,
+        policy: Policy = "block",
+        on_bad_output: OnBadOutput = "raise",
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        if max_streams < 1:
+            raise ConfigError(f"max_streams: got {max_streams}, expected 1 or more")
+        self.config, self.identity, self.max_streams = config, identity, max_streams
+        self.memory_limit_bytes = memory_limit_bytes
+        queues = Queues(max_wait_ms=max_wait_ms, queue_length=queue_length, policy=policy)
+        self.scheduler = Scheduler(backend, config, queues, on_bad_output)
+        try:
+            self.most = bisect_left(range(1, max_streams + 1), True, key=lambda streams: not self._fits(streams))
+            if not self.most:
+                raise ResourceLimit(
+                    f"memory_limit_bytes: got {memory_limit_bytes}, a stream can take {self.most_bytes(1)}; allow more"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def open(self, snapshot: Snapshot | None = None) -> "SlotStream":
+        """A new video, or one that goes on from a snapshot.
+
+        Raises:
+            ResourceLimit: there are as many as may be, or no memory for one more.
+            StreamError: the snapshot is of another network, or this was closed.
+        """
+        video = Video(self.scheduler.batcher.member())
+        if not self.scheduler.queues.add(video, self.most):
+            why = (
+                "max_streams; close one, or allow more"
+                if self.most == self.max_streams
+                else f"what fits into {self.memory_limit_bytes} bytes; close one, or raise memory_limit_bytes to "
+                f"{self.most_bytes(self.most + 1)}"
+            )
+            raise ResourceLimit(f"streams: {self.most} are open, which is {why}")
+        stream = SlotStream(self, video)
+        try:
+            if snapshot is not None:
+                stream.restore(snapshot)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def most_bytes(self, streams: int) -> int:
+        """What the states of so many streams take at most, each with a forecast on its way.
+
+        A stream and its forecast hold a row each, for as long as a step lasts rows that others just left may be
+        held as well, and a step writes one state and may gather another. Usually it is a third of this.
+        """
+        batcher = self.scheduler.batcher
+        held = 4 * streams * (2 if batcher.backend.pads else 1)
+        rows = held + 2 * batcher.size(2 * streams)
+        return rows * sum(tensor.nbytes for tensor in contract.states(self.config))
+
+    def _fits(self, streams: int) -> bool:
+        return self.memory_limit_bytes is None or self.most_bytes(streams) <= self.memory_limit_bytes
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of all streams since the beginning, as JSON knows them; docs/runtime.md says what each is."""
+        queues, scheduler = self.scheduler.queues, self.scheduler
+        with queues.lock:
+            return {
+                "streams": len(queues.videos),
+                "failed": len(queues.failed),
+                "queue": sum(video.waiting for video in queues.waiting),
+                "batch_sizes": dict(scheduler.steps),
+                "rows_gathered": scheduler.batcher.gathered,
+                **queues.counters.to_dict(),
+            }
+
+    def close(self) -> None:
+        """Close all streams, after the step that is on its way. It can be closed twice."""
+        self.scheduler.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SlotStream:
+    """One video of many. What is asked of it is done in the order in which it was asked, whichever thread asks.
+
+    Each call but `close` raises StreamError when the stream was closed, and each but `reset`, `restore`, `snapshot`
+    and `fork` when it failed, with the reason.
+    """
+
+    def __init__(self, streams: Streams, video: Video) -> None:
+        self._streams, self._video, self._scheduler = streams, video, streams.scheduler
+
+    @property
+    def pushed(self) -> int:
+        """Pictures in the state; those that wait are not yet among them."""
+        return self._video.pushed
+
+    def push(self, picture: Any, *, deadline_ms: float | None = None) -> None:
+        """Put the next picture into the queue, [H, W, C], uint8 or float in [0, 1], on the host; it is copied.
+
+        Args:
+            deadline_ms: when its step has not begun after so long, it is dropped and counted.
+
+        Raises:
+            ShapeError: a picture of another size or type, or with values that are no picture's.
+            StreamError: the queue is full, and the policy `refuse`.
+        """
+        seen = pictures.take(picture, self._streams.config).copy()
+        self._scheduler.queues.push(self._video, seen, deadline_ms)
+
+    def predict(self, horizon: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The pictures after those that were pushed, uint8 [horizon, H, W, C]; the stream does not move.
+
+        Raises:
+            ConfigError: horizon below 1.
+            ShapeError: `out` is no such array.
+            StreamError: nothing was pushed yet, a step failed, or the network's answer is not finite.
+        """
+        return self._ask(horizon, np.uint8, out).result()
+
+    def forecast(self, horizon: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """The same as computed, not clipped, float32 [horizon, C, H, W]."""
+        return self._ask(horizon, np.float32, out).result()
+
+    async def predict_async(self, horizon: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """`predict` for asyncio, `await stream.predict_async(10)`: others run meanwhile. Cancelling it ends it."""
+        import asyncio  # whoever awaits has it
+
+        return await asyncio.wrap_future(self._ask(horizon, np.uint8, out))
+
+    def _ask(
+        self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
+    ) -> "Future[NDArray[Any]]":
+        result = pictures.forecast_array(horizon, self._streams.config, dtype, out)
+        return self._scheduler.forecast(self._video, result)
+
+    def wait(self) -> None:
+        """Wait until all that was pushed is seen.
+
+        Raises:
+            StreamError: the stream failed.
+        """
+        self._scheduler.call(self._video, lambda: None)
+        if self._video.failure is not None:
+            raise StreamError(f"stream: failed at {self._video.failure}; reset or restore it") from self._video.failure
+
+    def reset(self) -> None:
+        """Forget the video, with what waits of it; heals a stream that failed."""
+        self._scheduler.begin_at(self._video, None)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot, and drop what waits; heals a stream that failed.
+
+        Raises:
+            StreamError: it is of another network.
+            ResourceLimit: there is no memory for it.
+        """
+        if snapshot.identity != self._streams.identity:
+            raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+        self._scheduler.begin_at(self._video, snapshot)
+
+    def snapshot(self) -> Snapshot:
+        """The stream after all that was pushed; of one that failed, after the last good picture."""
+        return self._scheduler.call(self._video, lambda: self._scheduler.snapshot(self._video, self._streams.identity))
+
+    def fork(self) -> "SlotStream":
+        """Another stream that goes on from here; nothing is copied until they part.
+
+        Raises:
+            ResourceLimit: as `Streams.open`.
+        """
+        fork = self._streams.open()
+        try:
+            self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video))
+        except BaseException:
+            fork.close()
+            raise
+        return fork
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of this stream, as JSON knows them; docs/runtime.md says what each is."""
+        with self._scheduler.queues.lock:
+            failure = self._video.failure
+            return {
+                "pushed": self._video.pushed,
+                "queue": self._video.waiting,
+                "failure": None if failure is None else str(failure),
+                **self._video.counters.to_dict(),
+            }
+
+    def close(self) -> None:
+        """End the video: what waits is dropped, its memory is free after the step that it is in. Twice does nothing."""
+        self._scheduler.end(self._video)

@@ -1,0 +1,94 @@
+"""A backend that can be followed by hand, steps in microseconds and breaks when told to."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.runtime import Predictor
+from e3d_deploy.runtime.backend import Frame
+from e3d_deploy.runtime.host_backend import as_frames
+
+CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
+Arrays = dict[str, NDArray[Any]]
+
+
+class FakeState:
+    """What each row saw: the running mean of its frames, and how many there were."""
+
+    def __init__(self, backend: "FakeBackend", mean: NDArray[np.float32], count: NDArray[np.int32]) -> None:
+        self.backend, self.mean, self.count = backend, mean, count
+        backend.live_rows += len(count)
+        backend.most_rows = max(backend.most_rows, backend.live_rows)
+
+    def __del__(self) -> None:
+        self.backend.live_rows -= len(self.count)
+
+
+class FakeBackend:
+    """Predicts a quarter of the frame and half of the mean of what was seen, row by row.
+
+    Args:
+        sizes, pads: as backends have them.
+    """
+
+    name = "fake"
+
+    def __init__(self, sizes: tuple[int, ...] = (1, 2, 4, 8), *, pads: bool = False) -> None:
+        self.sizes, self.pads = sizes, pads
+        self.live_rows = self.most_rows = self.gathers = 0
+        self.calls: list[int] = []
+        self.threads: set[int] = set()
+        self.gate = threading.Event()
+        """Steps wait for it."""
+        self.gate.set()
+        self.entered = threading.Event()
+        self.answer: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]] = lambda _, found: found
+        """Called with frames and predictions, to raise or to change them."""
+
+    def initial_state(self, batch: int | None = None) -> FakeState:
+        batch = batch or 1
+        return FakeState(self, np.zeros((batch, 1, 4, 8), np.float32), np.zeros(batch, np.int32))
+
+    def gather(self, rows: Sequence[tuple[FakeState, int]]) -> FakeState:
+        assert len(rows) in self.sizes
+        self.gathers += 1
+        mean = np.stack([state.mean[row] for state, row in rows])
+        return FakeState(self, mean, np.array([state.count[row] for state, row in rows], np.int32))
+
+    def step(self, frame: Frame, state: FakeState) -> tuple[NDArray[np.float32], FakeState]:
+        self.entered.set()
+        self.gate.wait(10)
+        assert len(frame) == len(state.count)
+        self.calls.append(len(frame))
+        self.threads.add(threading.get_ident())
+        seen = as_frames(frame, CONFIG)
+        mean = state.mean / 2 + seen / 2
+        prediction = self.answer(seen, seen / 4 + mean / 2)
+        return prediction, FakeState(self, mean, state.count + 1)
+
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], FakeState]:
+        raise NotImplementedError
+
+    def rollout(self, prediction: NDArray[np.float32], state: FakeState) -> tuple[NDArray[np.float32], FakeState]:
+        raise NotImplementedError
+
+    def to_arrays(self, state: FakeState) -> Arrays:
+        return {"mean": state.mean.copy(), "count": state.count.copy()}
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> FakeState:
+        return FakeState(self, arrays["mean"].copy(), arrays["count"].copy())
+
+    def close(self) -> None:
+        self.name = "closed"
+
+
+def predictor_of(backend: FakeBackend) -> Predictor:
+    return Predictor(CONFIG, backend, identity="fake")
+
+
+def picture(value: int) -> NDArray[np.uint8]:
+    return np.full((4, 8, 1), value, np.uint8)

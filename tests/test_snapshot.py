@@ -1,0 +1,158 @@
+"""Snapshots as files: they go on in another process, and are refused when they are not what was written."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e3d_deploy import runtime
+from e3d_deploy.errors import SnapshotError, StreamError
+from e3d_deploy.runtime import Predictor, Snapshot
+from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
+
+ACROSS_BACKENDS = 1e-5
+"""Largest difference of frames when another backend goes on; measured: 6e-7 for the tiny network."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    stream = predictor_of(FakeBackend()).stream()
+    stream.push(picture(100))
+    stream.snapshot().save(tmp_path / "stream.npz")
+    return tmp_path / "stream.npz"
+
+
+def arrays_of(path: Path) -> dict[str, Any]:
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def test_another_process_goes_on_bit_for_bit(exported: Path, tmp_path: Path) -> None:
+    clip = np.load(exported / "clip.npy")
+    with runtime.load(exported / "tiny.e3d", "onnxruntime", threads=1) as predictor:
+        stream = predictor.stream()
+        for seen in clip[:5]:
+            stream.push(seen)
+        stream.snapshot().save(tmp_path / "stream.npz")
+        code = f"""
+import numpy as np
+import e3d_deploy.runtime as e3d
+with e3d.load({str(exported / "tiny.e3d")!r}, "onnxruntime", threads=1) as predictor:
+    stream = predictor.stream(e3d.Snapshot.load({str(tmp_path / "stream.npz")!r}))
+    assert stream.pushed == 5
+    for picture in np.load({str(exported / "clip.npy")!r})[5:]:
+        stream.push(picture)
+    np.save({str(tmp_path / "there.npy")!r}, stream.forecast(4))
+"""
+        subprocess.run([sys.executable, "-c", code], check=True)
+        for seen in clip[5:]:
+            stream.push(seen)
+        np.testing.assert_array_equal(np.load(tmp_path / "there.npy"), stream.forecast(4))
+
+
+@pytest.mark.parametrize("other", ["torch", "openvino"])
+def test_another_backend_goes_on_within_rounding(exported: Path, tmp_path: Path, other: str) -> None:
+    if other == "openvino":
+        pytest.importorskip("openvino")
+    clip = np.load(exported / "clip.npy")
+    with (
+        runtime.load(exported / "tiny.e3d", "onnxruntime", threads=1) as here,
+        runtime.load(exported / "tiny.e3d", other, threads=1) as there,
+    ):
+        stream = here.stream()
+        for seen in clip[:6]:
+            stream.push(seen)
+        stream.snapshot().save(tmp_path / "stream.npz")
+        went_on = there.stream(Snapshot.load(tmp_path / "stream.npz"))
+        for one in (stream, went_on):
+            for seen in clip[6:]:
+                one.push(seen)
+        np.testing.assert_allclose(went_on.forecast(3), stream.forecast(3), rtol=0, atol=ACROSS_BACKENDS)
+
+
+def test_before_the_first_picture_there_is_no_prediction(tmp_path: Path) -> None:
+    predictor = predictor_of(FakeBackend())
+    predictor.stream().snapshot().save(tmp_path / "new.npz")
+    stream = predictor.stream(Snapshot.load(tmp_path / "new.npz"))
+    assert (stream.pushed, stream.prediction) == (0, None)
+
+
+def test_of_another_bundle(path: Path) -> None:
+    other = Predictor(CONFIG, FakeBackend(), identity="another")
+    with pytest.raises(StreamError, match="taken from another network, whose state means nothing here"):
+        other.stream(Snapshot.load(path))
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(path: Path) -> None:
+    content = path.read_bytes()
+    for length in range(0, len(content), 97):
+        path.write_bytes(content[:length])
+        with pytest.raises(SnapshotError, match=r"stream\.npz: .*(truncated|cannot be read)") as caught:
+            Snapshot.load(path)
+        assert caught.value.exit_code == 5
+
+
+def test_an_altered_file_is_refused_or_says_the_same(path: Path) -> None:
+    """A byte that says when a part was written may change, for one."""
+    content, expected = path.read_bytes(), Snapshot.load(path)
+    refused = 0
+    for place in range(0, len(content), 13):
+        altered = bytearray(content)
+        altered[place] ^= 0x40
+        path.write_bytes(altered)
+        try:
+            found = Snapshot.load(path)
+        except SnapshotError:
+            refused += 1
+            continue
+        assert (found.identity, found.pushed) == (expected.identity, expected.pushed)
+        np.testing.assert_array_equal(found.prediction, expected.prediction)
+        for name, array in expected.state.items():
+            np.testing.assert_array_equal(found.state[name], array)
+    assert refused > len(content) // 26
+
+
+@pytest.mark.parametrize(
+    "change", [{"pushed": np.array(7)}, {"state.mean": np.ones((1, 1, 4, 8), np.float32)}, {"x": 1}]
+)
+def test_a_file_that_was_written_again_is_refused(path: Path, change: dict[str, Any]) -> None:
+    np.savez(path, **(arrays_of(path) | change))
+    with pytest.raises(SnapshotError, match="altered since it was written, its SHA-256 is another"):
+        Snapshot.load(path)
+
+
+def test_another_schema_is_refused(path: Path) -> None:
+    np.savez(path, **(arrays_of(path) | {"schema": np.array(2)}))
+    with pytest.raises(SnapshotError, match="snapshot of schema 2, this version reads 1"):
+        Snapshot.load(path)
+
+
+def test_what_is_no_snapshot_is_refused(path: Path) -> None:
+    with pytest.raises(SnapshotError, match="cannot be read"):
+        Snapshot.load(path.with_name("absent.npz"))
+    np.savez(path, frames=np.zeros(3))
+    with pytest.raises(SnapshotError, match="snapshot of schema None"):
+        Snapshot.load(path)
+    np.savez(path, schema=np.array({"a": "pickle"}, dtype=object))
+    with pytest.raises(SnapshotError, match="no snapshot"):
+        Snapshot.load(path)
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(SnapshotError, match="no snapshot"):
+        Snapshot.load(path)
+
+
+def test_a_save_that_fails_leaves_the_older_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, snapshot = path.read_bytes(), Snapshot.load(path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*stream\.npz"):
+        snapshot.save(path)
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]

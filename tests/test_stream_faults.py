@@ -1,0 +1,312 @@
+"""What goes wrong in one of many streams, and that it stays there. The backend is a fake one."""
+
+import gc
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import ResourceLimit, ShapeError, StreamError
+from e3d_deploy.runtime import Predictor, SlotStream
+from tests.fake_backend import FakeBackend, picture, predictor_of
+from tests.test_streams import alone, pushed, together
+
+BAD = np.float32(66 / 255)
+"""What a picture of 66 shows."""
+Frames = NDArray[np.float32]
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def predictor(backend: FakeBackend) -> Iterator[Predictor]:
+    with predictor_of(backend) as predictor:
+        yield predictor
+
+
+def raising(error: Exception) -> Callable[[Frames, Frames], Frames]:
+    """A backend's answer to a picture of 66."""
+
+    def answer(seen: Frames, found: Frames) -> Frames:
+        if (seen == BAD).any():
+            raise type(error)(*error.args)  # a new one, as who holds one holds its frames
+        return found
+
+    return answer
+
+
+def not_a_number(seen: Frames, found: Frames) -> Frames:
+    return np.where((seen == BAD).all(axis=(1, 2, 3), keepdims=True), np.float32(np.nan), found)
+
+
+def test_a_backend_that_raises_fails_the_culprit_alone(backend: FakeBackend, predictor: Predictor) -> None:
+    with predictor.streams(max_wait_ms=100) as streams:
+        slots = [streams.open() for _ in range(4)]
+        together(slots, 10)
+        backend.answer = raising(RuntimeError("the driver is gone"))
+        culprit, *others = slots
+        pushed(culprit, 66)
+        for slot in others:
+            pushed(slot, 20)
+        for slot in others:
+            slot.wait()
+        with pytest.raises(StreamError, match="failed at frame 1: the driver is gone; reset or restore it") as caught:
+            culprit.wait()
+        assert isinstance(caught.value.__cause__, StreamError)
+        assert isinstance(caught.value.__cause__.__cause__, RuntimeError)
+        for use in (lambda: pushed(culprit, 1), lambda: culprit.predict(1)):
+            with pytest.raises(StreamError, match="failed at frame 1: the driver is gone"):
+                use()
+        for slot in others:
+            pushed(slot, 30)  # all that did not fail are ready, so nobody waits for the one that did
+        for slot in others:
+            np.testing.assert_array_equal(slot.forecast(2), alone([10, 20, 30], 2))
+        culprit.restore(culprit.snapshot())  # of the last good frame
+        np.testing.assert_array_equal(pushed(culprit, 20).forecast(2), alone([10, 20], 2))
+        culprit.reset()
+        np.testing.assert_array_equal(pushed(culprit, 5).forecast(2), alone([5], 2))
+        assert (culprit.stats()["failures"], streams.stats()["failed"]) == (1, 0)
+        assert json.dumps(streams.stats())
+
+
+def test_what_waits_behind_a_failure_fails_with_it(backend: FakeBackend, predictor: Predictor) -> None:
+    with predictor.streams() as streams:
+        stream = pushed(streams.open(), 1)
+        backend.answer = raising(ValueError("no"))
+        backend.entered.clear()
+        backend.gate.clear()
+        pushed(stream, 66)
+        backend.entered.wait(5)
+        pushed(stream, 2, 3)
+        future = stream._ask(3, np.uint8, None)
+        backend.gate.set()
+        with pytest.raises(StreamError, match="failed at frame 1: no"):
+            future.result(5)
+        assert stream.stats()["dropped"]["failed"] == 2
+        assert stream.snapshot().pushed == 1
+
+
+def test_a_forecast_that_fails_leaves_its_stream_as_it_is(backend: FakeBackend, predictor: Predictor) -> None:
+    for answer, message in (
+        (raising(RuntimeError("no")), "forecast frame 1: no"),
+        (not_a_number, "forecast frame 1: is not finite"),
+    ):
+        with predictor.streams() as streams:
+            stream = streams.open()
+            backend.answer = lambda seen, found: np.full_like(found, BAD)
+            pushed(stream, 1).wait()
+            backend.answer = answer
+            with pytest.raises(StreamError, match=message):
+                stream.predict(3)
+            backend.answer = lambda _, found: found
+            assert stream.predict(3).shape == (3, 4, 8, 1)
+
+
+@pytest.mark.parametrize("policy", ["raise", "hold", "reset"])
+def test_an_answer_that_is_not_finite_does_what_the_policy_says(
+    backend: FakeBackend, predictor: Predictor, policy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.answer = not_a_number
+    with predictor.streams(on_bad_output=policy, max_wait_ms=100) as streams:
+        stream, other = streams.open(), streams.open()
+        together([stream, other], 10)
+        together([stream, other], 20)
+        pushed(stream, 66)
+        pushed(other, 30).wait()
+        assert f"frame 2 of a stream: the prediction is not finite ({policy})" in caplog.text
+        assert stream.stats()["bad_outputs"] == 1
+        assert stream.stats()["last_bad_frame"] == 2
+        if policy == "raise":
+            with pytest.raises(StreamError, match="failed at frame 2: the prediction is not finite"):
+                pushed(stream, 30)
+        else:
+            expected = [10, 20, 30] if policy == "hold" else [30]
+            np.testing.assert_array_equal(pushed(stream, 30).forecast(2), alone(expected, 2))
+        np.testing.assert_array_equal(pushed(other, 40).forecast(2), alone([10, 20, 30, 40], 2))
+
+
+@pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("CUDA error: out of memory")])
+def test_out_of_memory_is_a_clear_refusal_and_leaks_nothing(
+    backend: FakeBackend, predictor: Predictor, error: Exception
+) -> None:
+    plain = predictor.stream()
+    with predictor.streams(max_wait_ms=100) as streams:
+        slots = [streams.open() for _ in range(2)]
+        together(slots, 10)
+        snapshot, live = slots[0].snapshot(), backend.live_rows
+        backend.answer = raising(error)
+        pushed(slots[0], 66)
+        pushed(slots[1], 20).wait()
+        with pytest.raises(StreamError, match=r"failed at frame 1: out of memory .*; close streams, or allow"):
+            slots[0].wait()
+        with pytest.raises(ResourceLimit, match="out of memory"):
+            plain.push(picture(66))
+        backend.from_arrays = raising_always(error)  # type: ignore[method-assign]
+        with pytest.raises(ResourceLimit, match="out of memory"):
+            streams.open(snapshot)
+        assert streams.stats()["streams"] == 2
+        slots[1].wait()
+        slots[1].wait()
+        gc.collect()  # of pytest.raises, too
+        assert backend.live_rows <= live
+
+
+def raising_always(error: Exception) -> Callable[..., Any]:
+    def function(*_: object) -> Any:
+        raise type(error)(*error.args)
+
+    return function
+
+
+def test_no_memory_to_part_from_others_is_no_harm(
+    backend: FakeBackend, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with predictor.streams(max_wait_ms=100) as streams:
+        slots = [streams.open() for _ in range(2)]
+        together(slots, 10)
+        monkeypatch.setattr(backend, "gather", raising_always(MemoryError()))
+        slots[1].close()
+        slots[0].wait()
+        slots[0].wait()
+        assert "1 streams stay in a state of 2 rows" in caplog.text
+        monkeypatch.undo()
+        np.testing.assert_array_equal(pushed(slots[0], 20).forecast(2), alone([10, 20], 2))
+
+
+def test_a_wrong_picture_is_refused_where_it_is_pushed(predictor: Predictor) -> None:
+    with predictor.streams() as streams:
+        stream = pushed(streams.open(), 10)
+        for wrong in (np.zeros((8, 8, 1), np.uint8), np.full((4, 8, 1), np.nan), "no picture"):
+            with pytest.raises(ShapeError, match="picture"):
+                stream.push(wrong)
+        np.testing.assert_array_equal(stream.forecast(2), alone([10], 2))
+
+
+def uses(stream: SlotStream) -> list[Callable[[], object]]:
+    return [
+        lambda: stream.push(picture(1)),
+        lambda: stream.predict(1),
+        stream.wait,
+        stream.snapshot,
+        stream.reset,
+        stream.fork,
+        stream._streams.open,
+    ]
+
+
+def test_use_after_close_says_so(predictor: Predictor) -> None:
+    streams = predictor.streams()
+    closed, left = pushed(streams.open(), 1), pushed(streams.open(), 1)
+    closed.close()
+    closed.close()
+    for use in uses(closed)[:-1]:
+        with pytest.raises(StreamError, match="used after it was closed"):
+            use()
+    plain = predictor.stream()
+    predictor.close()  # closes its streams, and then the backend
+    predictor.close()
+    streams.close()
+    for use in uses(left):
+        with pytest.raises(StreamError, match="used after it was closed"):
+            use()
+    with pytest.raises(StreamError, match="its predictor was closed"):
+        plain.push(picture(1))
+    with pytest.raises(StreamError, match="predictor: was closed"):
+        predictor.streams()
+
+
+def test_closing_wakes_and_fails_whoever_waits(backend: FakeBackend, predictor: Predictor) -> None:
+    streams = predictor.streams(queue_length=1)
+    one, other = pushed(streams.open(), 1), pushed(streams.open(), 1)
+    one.wait()
+    other.wait()
+    caught: list[str] = []
+
+    def use(function: Callable[[], object]) -> None:
+        try:
+            function()
+        except StreamError as error:
+            caught.append(str(error))
+
+    backend.entered.clear()
+    backend.gate.clear()
+    pushed(one, 1)
+    backend.entered.wait(5)
+    pushed(one, 2)
+    waiting = [lambda: pushed(one, 3), lambda: one.predict(3), lambda: other.predict(3), one.snapshot]
+    threads = [threading.Thread(target=use, args=(function,)) for function in waiting]
+    for thread in threads:
+        thread.start()
+    while len(streams.scheduler.queues.waiting) < 2:
+        pass
+    closing = threading.Thread(target=streams.close)
+    closing.start()
+    while not streams.scheduler.queues.closing:
+        pass
+    backend.gate.set()
+    for thread in (*threads, closing):
+        thread.join(5)
+        assert not thread.is_alive()
+    assert len(caught) == 4
+    assert {text.split(";")[0] for text in caught} == {"stream: used after it was closed"}
+
+
+def test_two_threads_push_one_slot_and_nothing_is_lost(predictor: Predictor) -> None:
+    with predictor.streams() as streams:
+        stream = streams.open()
+        threads = [threading.Thread(target=pushed, args=(stream, *range(200))) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stream.wait()
+        assert stream.pushed == 400
+
+
+def test_two_threads_in_one_plain_stream_are_told(backend: FakeBackend, predictor: Predictor) -> None:
+    stream = predictor.stream()
+    backend.gate.clear()
+    backend.entered.clear()
+    thread = threading.Thread(target=stream.push, args=(picture(1),))
+    thread.start()
+    backend.entered.wait(5)
+    for use in (lambda: stream.push(picture(1)), lambda: stream.predict(1), stream.snapshot, stream.reset):
+        with pytest.raises(StreamError, match="another thread is in it; give each its own, or"):
+            use()
+    backend.gate.set()
+    thread.join()
+    assert stream.pushed == 1
+
+
+def test_a_mistake_in_the_thread_does_not_hang_its_callers(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with predictor.streams() as streams, caplog.at_level(logging.ERROR):
+        stream = pushed(streams.open(), 1)
+        stream.wait()
+        monkeypatch.setattr(streams.scheduler, "_step", raising_always(AssertionError()))
+        with pytest.raises(StreamError, match="used after it was closed"):
+            stream.predict(3)
+        assert "broke off" in caplog.text
+
+
+def test_counters_are_json_and_count(backend: FakeBackend, predictor: Predictor) -> None:
+    with predictor.streams(max_wait_ms=100) as streams:
+        slots = [streams.open() for _ in range(2)]
+        assert streams.stats()["latency_ms"] == {"p50": None, "p99": None}
+        together(slots, 10)
+        slots[0].predict(2)
+        mine, all_of_them = slots[0].stats(), streams.stats()
+        json.dumps([mine, all_of_them])
+        assert (mine["frames"], mine["forecasts"], mine["pushed"], mine["queue"]) == (1, 1, 1, 0)
+        assert (all_of_them["frames"], all_of_them["streams"], all_of_them["batch_sizes"][2]) == (2, 2, 1)
+        assert 0 < mine["queueing_ms"]["p50"] <= mine["latency_ms"]["p50"] <= mine["latency_ms"]["p99"]
+        assert mine["forecast_ms"]["p99"] > 0

@@ -1,0 +1,336 @@
+"""PyTorch compiled and as CUDA graphs: the ring step against the model, and the backends around it. There is no GPU
+here: graphs are captured by `HostGpu`, on the made-up CUDA of `fake_cuda`, whose memory is that of the host."""
+
+import ctypes
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from e3d_deploy import contract, doctor
+from e3d_deploy.config import ModelConfig, Semantics
+from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
+from e3d_deploy.export import torch_graph_backend
+from e3d_deploy.export.ring import RingStep, arithmetic
+from e3d_deploy.export.step import TARGETS
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
+from e3d_deploy.export.torch_graph_backend import TorchGraphBackend
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backend import initial_arrays, open_backend
+from e3d_deploy.runtime.verify import verify
+from tests.fake_cuda import Machine, fake_core
+
+ROUNDING = 1e-5
+"""Predictions and states after 11 steps; measured 1.5e-6."""
+LOW_ROUNDING = {"bf16": 0.08, "fp16": 0.01}
+"""Likewise, of predictions; measured 0.037 and 0.004, in random networks on noise."""
+STEPS = 11
+"""More than twice what the rings of the tiny network hold."""
+
+
+def network(config: ModelConfig, semantics: Semantics = "paper") -> E3DLSTM:
+    if semantics == "openstl":
+        config = replace(config, hidden=(4, 4), layer_norm=False)
+    torch.manual_seed(0)
+    return E3DLSTM(replace(config, semantics=semantics)).eval().requires_grad_(False)
+
+
+def tensors(config: ModelConfig, batch: int) -> list[Tensor]:
+    arrays = initial_arrays(config, batch)
+    return [torch.from_numpy(arrays[tensor.name]) for tensor in contract.states(config, batch)]
+
+
+class Rings:
+    """A ring step that goes to and fro between two sets of states."""
+
+    def __init__(self, model: E3DLSTM, batch: int, **options: Any) -> None:
+        self.config, self.step = model.config, RingStep(model, **options)
+        self.states, self.other = tensors(model.config, batch), tensors(model.config, batch)
+
+    def __call__(self, frame: Tensor) -> Tensor:
+        prediction: Tensor = self.step(frame, self.states, self.other)
+        self.states, self.other = self.other, self.states
+        return prediction
+
+    def arrays(self) -> dict[str, Any]:
+        names = (tensor.name for tensor in contract.states(self.config))
+        return {name: state.numpy() for name, state in zip(names, self.states, strict=True)}
+
+
+def frames(count: int, batch: int) -> Tensor:
+    """[count, B, C, H, W]."""
+    return torch.rand(count, batch, 1, 16, 24, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
+@pytest.mark.parametrize("optimize", ["cpu", "gpu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_ring_step_is_the_model_beyond_a_full_ring(
+    tiny_config: ModelConfig, semantics: Semantics, optimize: str, channels_last: bool
+) -> None:
+    model = network(tiny_config, semantics)
+    eager, rings = (
+        TorchBackend(model, batch=2),
+        Rings(model, 2, rewrites=TARGETS[optimize], channels_last=channels_last),
+    )
+    state = eager.initial_state(2)
+    for frame in frames(STEPS, 2):
+        expected, state = eager.step(frame.numpy(), state)
+        np.testing.assert_allclose(rings(frame), expected, rtol=0, atol=ROUNDING)
+        found = rings.arrays()
+        for name, array in eager.to_arrays(state).items():
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=ROUNDING, err_msg=name)
+
+
+def test_streams_of_different_age_do_not_touch_each_other(tiny_model: E3DLSTM) -> None:
+    young, old = Rings(tiny_model, 1), Rings(tiny_model, 1)
+    for frame in frames(STEPS, 1):
+        old(frame)
+    both = Rings(tiny_model, 2)
+    both.states = [torch.cat(pair) for pair in zip(young.states, old.states, strict=True)]
+    for frame in frames(STEPS, 2):
+        alone = torch.cat([young(frame[:1]), old(frame[1:])])
+        torch.testing.assert_close(both(frame), alone, rtol=0, atol=ROUNDING)
+
+
+def test_a_full_ring_needs_no_mask(tiny_model: E3DLSTM) -> None:
+    masked, unmasked = Rings(tiny_model, 1), Rings(tiny_model, 1, full=True)
+    seen = frames(STEPS, 1)
+    first = seen[: tiny_model.config.history_length - 1]
+    for frame in first:
+        masked(frame)
+    for frame in seen[len(first) :]:
+        unmasked.states = [state.clone() for state in masked.states]
+        torch.testing.assert_close(unmasked(frame), masked(frame), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_low_types_are_near_and_leave_states_in_float32(
+    tiny_config: ModelConfig, semantics: Semantics, precision: str, channels_last: bool
+) -> None:
+    model = network(tiny_config, semantics)
+    exact, low = Rings(model, 1), Rings(model, 1, precision=precision, channels_last=channels_last)
+    worst = max(float((exact(frame) - low(frame)).abs().max()) for frame in frames(STEPS, 1))
+    assert 1e-5 < worst < LOW_ROUNDING[precision]
+    assert {state.dtype for state in low.states} == {torch.float32, torch.int32}
+
+
+def test_what_comes_in_stays_as_it_is(tiny_model: E3DLSTM) -> None:
+    rings = Rings(tiny_model, 2)
+    before = [state.clone() for state in rings.states]
+    rings(frames(1, 2)[0])
+    assert all(torch.equal(one, other) for one, other in zip(rings.other, before, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_arithmetic_is_put_back(precision: str) -> None:
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
+    with arithmetic(precision):
+        assert products.allow_tf32 == convolutions.allow_tf32 == (precision == "tf32")
+    assert (products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark) == before
+
+
+# torch-compiled
+
+
+def test_compiled_passes_verify(exported: Path) -> None:
+    """Traced and lowered, and not made C++ of, which takes minutes."""
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend = TorchCompiledBackend(bundle, threads=1, compiler="aot_eager")
+    assert (backend.name, backend.sizes, backend.pads) == ("torch-compiled", (1,), False)
+    assert verify(bundle, backend, open_backend(bundle, "torch")).passed
+    backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+def test_compiled_to_the_processor_passes_verify(exported: Path) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    assert verify(bundle, open_backend(bundle, "torch-compiled", threads=1), open_backend(bundle, "torch")).passed
+
+
+def test_no_compiler_is_said(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("No working C++ compiler found\nand so on")
+
+    with pytest.raises(BackendUnavailable, match=r"compile here \(No working.*found\); install a C\+\+ compiler"):
+        TorchCompiledBackend(Bundle.open(exported / "tiny.e3d"), compiler=broken)  # type: ignore[arg-type]
+
+
+# torch-cuda-graph
+
+
+class HostGpu:
+    """`TorchGpu` on the memory of the host, in the stream of `fake_cuda`; what it captures is kept, and done at each
+    launch."""
+
+    machine: Machine
+    captures = True
+    error: Exception | None = None
+    """What the next step raises, as PyTorch does when it puts it into the stream."""
+
+    def __init__(self, cuda: Any) -> None:
+        self.cuda = cuda
+
+    @staticmethod
+    def check() -> None:
+        pass
+
+    def put(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def over(self, address: int, tensor: contract.Tensor) -> Tensor:
+        self.machine.check(address, tensor.nbytes)
+        memory = (ctypes.c_uint8 * tensor.nbytes).from_address(address)
+        return torch.frombuffer(memory, dtype=getattr(torch, tensor.dtype)).view(tensor.shape)
+
+    def run(self, work: Callable[[], None]) -> None:
+        self.machine.did("eager")
+        self.put_in(work)
+
+    def put_in(self, work: Callable[[], None]) -> None:
+        error, HostGpu.error = HostGpu.error, None
+        if error:
+            raise error
+        self.machine.put(work)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.machine.did("capture")
+        if not self.captures:
+            raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+        def replay() -> None:
+            self.machine.did("replay")
+            self.put_in(work)
+
+        return replay
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine()
+    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
+    monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
+    monkeypatch.setattr(torch_graph_backend, "TorchGpu", HostGpu)
+    return machine
+
+
+def pictures(count: int, batch: int) -> Any:
+    return np.random.default_rng(5).integers(0, 256, (count, batch, 16, 24, 1), np.uint8)
+
+
+def test_graphs_pass_verify(exported: Path, machine: Machine) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend = open_backend(bundle, "torch-cuda-graph")
+    assert (backend.name, backend.sizes, backend.pads) == ("torch-cuda-graph", (1,), True)
+    assert verify(bundle, backend, open_backend(bundle, "torch")).passed
+    assert (machine.counts["eager"], machine.counts["capture"]) == (2, 2), "one of each for each set of states"
+    assert machine.counts["replay"] > 10
+    backend.close()
+    assert machine.allocated == 0
+
+
+def test_graphs_of_many_streams_are_what_onnxruntime_computes(any_batch: Path, machine: Machine) -> None:
+    bundle = Bundle.open(any_batch)
+    gpu, cpu = open_backend(bundle, "torch-cuda-graph"), open_backend(bundle, "onnxruntime", threads=1)
+    assert gpu.sizes == cpu.sizes == bundle.sizes
+    ours, theirs = gpu.initial_state(4), cpu.initial_state(4)
+    for shown in pictures(STEPS, 4):
+        prediction, ours = gpu.step(shown, ours)
+        expected, theirs = cpu.step(shown, theirs)
+        np.testing.assert_allclose(prediction, expected, rtol=0, atol=ROUNDING)
+    ours, theirs = gpu.gather([(ours, 3), (ours, 0)]), cpu.gather([(theirs, 3), (theirs, 0)])
+    held = gpu.to_arrays(ours)
+    for shown in pictures(STEPS, 2):
+        prediction, following = gpu.step(shown, ours)
+        expected, _ = cpu.step(shown, theirs)
+        np.testing.assert_allclose(prediction, expected, rtol=0, atol=ROUNDING)
+    for name, array in gpu.to_arrays(ours).items():
+        np.testing.assert_array_equal(array, held[name], err_msg="a state that is held stays what it is")
+    returned = gpu.from_arrays(gpu.to_arrays(following))
+    np.testing.assert_array_equal(gpu.to_arrays(returned)["cell.0"], gpu.to_arrays(following)["cell.0"])
+    forecast, _ = gpu.clip(frames(4, 2).transpose(0, 1).numpy())
+    expected, _ = cpu.clip(frames(4, 2).transpose(0, 1).numpy())
+    np.testing.assert_allclose(forecast, expected, rtol=0, atol=ROUNDING)
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is(
+    exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(HostGpu, "captures", False)
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend = open_backend(bundle, "torch-cuda-graph")
+    with caplog.at_level(logging.WARNING):
+        assert verify(bundle, backend, open_backend(bundle, "torch")).passed
+    assert "kernel by kernel" in caplog.text
+    assert machine.counts["capture"] == 2
+    assert machine.counts["eager"] > 10
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), ResourceLimit, "no memory left"),
+        (RuntimeError("CUDA error: an illegal memory access"), EngineError, "could not run the step"),
+    ],
+)
+def test_a_step_that_fails_says_why_and_the_state_before_it_stays(
+    exported: Path, machine: Machine, error: Exception, kind: type[Exception], words: str
+) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend, frame = open_backend(bundle, "torch-cuda-graph"), frames(1, 1)[0].numpy()
+    _, state = backend.step(frame, backend.initial_state())
+    HostGpu.error = error
+    with pytest.raises(kind, match=words):
+        backend.step(frame, state)
+    expected = open_backend(bundle, "torch")
+    _, other = expected.step(frame, expected.initial_state())
+    for _ in range(2):
+        found, _ = backend.step(frame, state)
+        np.testing.assert_allclose(found, expected.step(frame, other)[0], rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["torch-compiled", "torch-cuda-graph"])
+def test_a_precision_that_is_not_in_the_weights_is_refused(bundle_path: Path, name: str) -> None:
+    bundle = Bundle.open(bundle_path)
+    bundle.manifest["graphs"]["step"]["precision"] = "int8"
+    with pytest.raises(BackendUnavailable, match=f"{name} does not run int8"):
+        open_backend(bundle, name)
+
+
+def test_no_gpu_is_said_with_the_remedy(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendUnavailable, match=r"finds no GPU; pip install .*cuda-core"):
+        open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
+
+
+def test_a_gpu_backend_is_installed_only_with_a_driver_and_a_pytorch_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"torch": "2.11.0+cu130"}
+    monkeypatch.setattr(doctor, "_found", lambda _: True)
+    monkeypatch.setattr(doctor, "_version", lambda packages: there.get(packages[0]))
+    for driver, version, expected in ((True, "2.13.0", True), (True, "2.13.0+cpu", False), (False, "2.13.0", False)):
+        monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda found=driver: found)
+        there["torch"] = version
+        assert ("torch-cuda-graph" in doctor.installed()) == expected
+        assert {"torch", "torch-compiled"} < set(doctor.installed())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_graphs_on_a_gpu_pass_verify(exported: Path) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend = open_backend(bundle, "torch-cuda-graph")
+    assert isinstance(backend, TorchGraphBackend)
+    assert verify(bundle, backend, open_backend(bundle, "torch")).passed
+    backend.close()
