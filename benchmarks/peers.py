@@ -1,6 +1,6 @@
 """One step, ours on each backend beside what else one could run: same weights, same frames, same threads.
 
-    python -m benchmarks.peers [--size full|demo] [--semantics paper|google] [--threads 1]
+    python -m benchmarks.peers [--size full|demo] [--semantics paper|google] [--threads 1] [--no-low]
 
 Peers are PyTorch eager, torch.compile, and torch.onnx.export of the same step, with nothing done to it, in ONNX
 Runtime and in OpenVINO. The sides take turns in one process, on a full ring, each fed with its own states.
@@ -100,7 +100,7 @@ def split(outputs: Arrays) -> tuple[NDArray[np.float32], Arrays]:
     return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
 
 
-def sides(source: Path, folder: Path, threads: int, skipped: dict[str, str]) -> Iterator[Side]:
+def sides(source: Path, folder: Path, threads: int, low: bool, skipped: dict[str, str]) -> Iterator[Side]:
     """The yardstick first, then peers, then ours."""
     bundle = Bundle.open(export(source, folder / "fp32.e3d"))
     config = bundle.config
@@ -117,9 +117,9 @@ def sides(source: Path, folder: Path, threads: int, skipped: dict[str, str]) -> 
     for name in ("onnxruntime", "openvino"):
         ours = open_backend(bundle, name, threads=threads)
         yield Side(f"ours in {name}", "fp32", ours.step, ours.initial_state)
-    for policy in LOW:
+    for policy in LOW if low else ():
         try:
-            low = Bundle.open(export(source, folder / f"{policy}.e3d", precision=policy))
+            typed = Bundle.open(export(source, folder / f"{policy}.e3d", precision=policy))
         except E3DError as error:
             skipped[policy] = str(error)
             continue
@@ -128,7 +128,7 @@ def sides(source: Path, folder: Path, threads: int, skipped: dict[str, str]) -> 
                 skipped["bf16 in openvino"] = "this processor has no bfloat16, OpenVINO computes it in float32"
                 continue
             try:
-                ours = open_backend(low, name, threads=threads)
+                ours = open_backend(typed, name, threads=threads)
             except E3DError as error:
                 skipped[f"{policy} in {name}"] = str(error)
                 continue
@@ -143,8 +143,11 @@ def capabilities() -> list[str]:
 @click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
 @click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option(
+    "--low/--no-low", default=True, show_default=True, help="Low precisions too, which take minutes to export."
+)
 @click.option("--rounds", default=7, show_default=True)
-def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
+def main(size: str, semantics: Semantics, threads: int, low: bool, rounds: int) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     skipped: dict[str, str] = {}
@@ -155,7 +158,7 @@ def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
             config = ModelConfig() if size == "full" else checkpoint.load(MODEL).config
             source = folder / "model.safetensors"
             checkpoint.save(E3DLSTM(replace(config, semantics=semantics)), source)
-        found = list(sides(source, folder, threads, skipped))
+        found = list(sides(source, folder, threads, low, skipped))
         reference = Bundle.open(folder / "fp32.e3d").reference()
         clip = reference["frames"]
         for side in found:

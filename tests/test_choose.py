@@ -117,7 +117,7 @@ def test_a_choice_is_kept_for_the_same_graphs_machine_and_threads(
     slow(monkeypatch, "onnxruntime")
     _, first = choose(bundle, threads=1)
     slow(monkeypatch, "openvino")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "e3d_deploy"):
         backend, kept = choose(bundle, threads=1)
     assert (backend.name, kept) == ("openvino", first)
     assert "chosen before" in caplog.text

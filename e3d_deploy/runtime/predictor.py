@@ -17,7 +17,6 @@ from e3d_deploy.errors import BundleError, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.backend import Backend, Frame, State, open_backend
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.choose import choose
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.queues import Policy
 from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
@@ -44,6 +43,8 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     if bundle.batch != 1:
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
     if backend == "auto":
+        from e3d_deploy.runtime.choose import choose  # looks at what is installed, which takes a third of an import
+
         backend, _ = choose(bundle, threads=threads)
     elif isinstance(backend, str):
         backend = open_backend(bundle, backend, threads=threads)
