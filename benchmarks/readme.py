@@ -80,8 +80,8 @@ def peers() -> list[str]:
     where = runs["full size"]["environment"]
     lines = [
         f"One step with a full history on {where['cpu']}, {where['cores']} cores, {where['date'][:10]}, one thread "
-        f"unless said otherwise, all sides in turn in one process (load {where['load_1_minute']:.1f}: other work ran "
-        "beside it): how often as fast as PyTorch eager. Naive is "
+        f"unless said otherwise, all sides in turn in one process (the machine's load was "
+        f"{where['load_1_minute']:.1f}): how often as fast as PyTorch eager. Naive is "
         "torch.onnx.export of the same step. In brackets max \\|Δ\\| to PyTorch over the whole forecast.",
         "",
         f"| | {' | '.join(runs)} |",
