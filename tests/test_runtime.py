@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,21 @@ from e3d_deploy.runtime.backend import Frame, State, open_backend
 from e3d_deploy.runtime.host_backend import as_frames
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
+
+INTERRUPTED = """
+import faulthandler, os, signal, sys
+from e3d_deploy import runtime
+faulthandler.enable()  # gives this thread a stack for signal handlers, which OpenVINO replaces by its own
+first, second = (runtime.load(sys.argv[1], "openvino") for _ in range(2))
+first.close()
+del first
+second.close()
+del second
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
 
 
 class Halving:
@@ -285,6 +302,14 @@ def test_a_manifest_that_lacks_a_part_is_refused(bundle_path: Path) -> None:
     (bundle_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="lacks graphs"):
         Bundle.open(bundle_path)
+
+
+def test_ctrl_c_after_openvino_is_closed_is_no_crash(exported: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(exported / "tiny.e3d")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,14 @@ from e3d_deploy.errors import BundleError
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.host_backend import HostBackend, Tensors
 
+CORE = openvino.Core()
+"""The one core of this process, for its CPU plugin must not be unloaded.
+
+The plugin gives the thread that loads it a stack for signal handlers, and unmaps that when it is unloaded. Of several
+cores, closed in another order or by another thread, one leaves a thread with a stack that is gone, and the next Ctrl-C
+ends the process by a segmentation fault (openvinotoolkit/openvino, pull request 11894).
+"""
+
 
 class OpenVINOBackend(HostBackend):
     """Runs the graphs with inputs and outputs in the memory of states.
@@ -36,7 +44,6 @@ class OpenVINOBackend(HostBackend):
             self.settings["INFERENCE_NUM_THREADS"] = str(threads)
         if profile:
             self.settings["PERF_COUNT"] = "YES"
-        self.core = openvino.Core()
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
         self._request("step", bundle.batch)
 
@@ -45,9 +52,9 @@ class OpenVINOBackend(HostBackend):
             return self.requests[graph, batch]
         file = self.bundle.graph(graph)
         try:
-            model = self.core.read_model(file)
+            model = CORE.read_model(file)
             model.reshape({port.any_name: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
-            request = self.core.compile_model(model, "CPU", self.settings).create_infer_request()
+            request = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
             raise BundleError(f"{file}: OpenVINO {openvino.__version__} cannot load it ({error})") from error
         self.requests[graph, batch] = request
