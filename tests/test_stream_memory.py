@@ -17,7 +17,8 @@ from e3d_deploy.runtime import Predictor
 from tests.fake_backend import FakeBackend, picture, predictor_of
 
 GROWTH = 4096
-"""Bytes that 1,000 pushes and 100 forecasts may leave behind, all together; measured: 547 and 728."""
+"""Bytes that 1,000 pushes and 100 forecasts may leave behind, all together; measured: 547 and 728, seldom up to 10,500
+when Python fills its lists of small objects, hence the best of three rounds. What leaks does so in each."""
 BESIDE_FRAMES = 6144
 """Bytes that a push needs for a moment beside frames, for Python's objects; measured: 2,400 with ONNX Runtime, 3,700
 with OpenVINO."""
@@ -50,13 +51,16 @@ def test_1000_frames_take_no_memory_but_their_results(predictor: Predictor) -> N
         for picture in np.tile(pictures, (20, 1, 1, 1)):  # until Python has the small objects that it keeps
             stream.push(picture)
         stream.predict(3, out=out)
-        start, _ = tracemalloc.get_traced_memory()
-        pushing = max(peak(partial(stream.push, pictures[number % 50])) for number in range(1000))
-        predicting = max(peak(partial(stream.predict, 3, out=out)) for _ in range(100))
-        grown = tracemalloc.get_traced_memory()[0] - start
+        rounds = []
+        for _ in range(3):
+            start, _ = tracemalloc.get_traced_memory()
+            pushing = max(peak(partial(stream.push, pictures[number % 50])) for number in range(1000))
+            predicting = max(peak(partial(stream.predict, 3, out=out)) for _ in range(100))
+            rounds.append((tracemalloc.get_traced_memory()[0] - start, pushing, predicting))
     finally:
         tracemalloc.stop()
         gc.enable()
+    grown, pushing, predicting = (min(values) for values in zip(*rounds, strict=True))
     assert grown < GROWTH
     # The prediction, and the picture as a frame, before and after it is divided by 255.
     assert pushing < 3 * frame_bytes + BESIDE_FRAMES
