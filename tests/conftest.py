@@ -1,7 +1,9 @@
 """What many tests start from: a tiny network and frames for it."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,6 +14,11 @@ from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Predictor
+from tests.fake_backend import FakeBackend, predictor_of
+
+if TYPE_CHECKING:
+    from tests.fake_cuda import Machine
 
 torch.set_num_threads(1)  # tiny tensors are slower on more
 
@@ -79,3 +86,24 @@ def any_batch(exported: Path) -> Path:
 def bundle_path(exported: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be damaged at will."""
     return Path(shutil.copytree(exported / "tiny.e3d", tmp_path / "tiny.e3d"))
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> "Machine":
+    """A GPU that is made up, behind `runtime/cuda.py`."""
+    from tests.fake_cuda import Machine, fake_core  # needs cuda.core, which is not for every system
+
+    machine = Machine()
+    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
+    return machine
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def predictor(backend: FakeBackend) -> Iterator[Predictor]:
+    with predictor_of(backend) as predictor:
+        yield predictor

@@ -25,6 +25,7 @@ from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
 from e3d_deploy.runtime.tasks import Task, make_task
 from e3d_deploy.runtime.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
+from tests.fake_backend import FakeBackend
 
 DOCS = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
 
@@ -257,7 +258,7 @@ def test_nothing_or_nonsense_to_time_is_refused(
 def test_streams_share_steps_of_the_sizes_that_there_are(
     streams: int, sizes: tuple[int, ...], pads: bool, expected: list[int]
 ) -> None:
-    assert portions(streams, sizes, pads=pads) == expected
+    assert portions(FakeBackend(sizes, pads=pads), streams) == expected
 
 
 def point_of(streams: int, ms: float) -> dict[str, Any]:

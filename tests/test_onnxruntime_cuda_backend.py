@@ -13,17 +13,10 @@ from e3d_deploy.policies import RUNS
 from e3d_deploy.runtime import Bundle, onnxruntime_cuda_backend
 from e3d_deploy.runtime.backend import open_backend
 from e3d_deploy.runtime.onnxruntime_cuda_backend import OnnxRuntimeCudaBackend
-from tests.fake_cuda import Machine, fake_core
+from tests.fake_cuda import Machine
 from tests.test_tensorrt_backend import floats, pictures, same
 
 NAME = "onnxruntime-cuda"
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
-    return machine
 
 
 @pytest.fixture

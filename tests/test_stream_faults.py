@@ -4,7 +4,7 @@ import gc
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,12 @@ from numpy.typing import NDArray
 
 from e3d_deploy.errors import ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
-from tests.fake_backend import FakeBackend, picture, predictor_of
+from tests.fake_backend import FakeBackend, picture
 from tests.test_streams import alone, pushed, together
 
 BAD = np.float32(66 / 255)
 """What a picture of 66 shows."""
 Frames = NDArray[np.float32]
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def predictor(backend: FakeBackend) -> Iterator[Predictor]:
-    with predictor_of(backend) as predictor:
-        yield predictor
 
 
 def raising(error: Exception) -> Callable[[Frames, Frames], Frames]:

@@ -5,7 +5,6 @@ import gc
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,6 @@ from e3d_deploy import contract
 from e3d_deploy.errors import ConfigError, ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def predictor(backend: FakeBackend) -> Iterator[Predictor]:
-    with predictor_of(backend) as predictor:
-        yield predictor
 
 
 def pushed(stream: SlotStream, *values: int) -> SlotStream:

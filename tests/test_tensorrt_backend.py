@@ -75,13 +75,6 @@ def rtx() -> Any:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
-    return machine
-
-
-@pytest.fixture
 def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT(machine)
     monkeypatch.setattr("e3d_deploy.runtime.tensorrt_backend.library", lambda _: fake)

@@ -26,7 +26,7 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays, open_backend
 from e3d_deploy.runtime.verify import verify
-from tests.fake_cuda import Machine, fake_core
+from tests.fake_cuda import Machine
 
 ROUNDING = 1e-5
 """Predictions and states after 11 steps; measured 1.5e-6."""
@@ -218,9 +218,7 @@ class HostGpu:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
+def machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
     monkeypatch.setattr(torch_graph_backend, "TorchGpu", HostGpu)
     return machine

@@ -89,6 +89,14 @@ class Backend(Protocol):
         ...
 
 
+def step_size(backend: Backend, streams: int) -> int:
+    """How many streams the next step takes when so many are ready: the largest size that they fill; where a step of few
+    costs as much as one of more, or none is so small, the smallest that holds them all."""
+    filled = [size for size in backend.sizes if size <= streams]
+    holding = [size for size in backend.sizes if size >= streams]
+    return min(holding) if holding and (backend.pads or not filled) else max(filled)
+
+
 def initial_arrays(config: ModelConfig, batch: int) -> dict[str, NDArray[Any]]:
     """The state before the first frame: zeros, one of them an entry of the history."""
     arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in contract.states(config, batch)}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.runtime.backend import Backend, Frame, State
+from e3d_deploy.runtime.backend import Backend, Frame, State, step_size
 from e3d_deploy.runtime.host_backend import as_frames
 
 log = logging.getLogger(__name__)
@@ -116,25 +116,18 @@ class Batcher:
         self.gathered += 1
         return self.backend.gather([(member.batch.state, member.row)])
 
-    def size(self, count: int) -> int:
-        """The size of the next step when so many are ready."""
-        sizes = self.backend.sizes
-        if self.backend.pads:
-            return next((size for size in sizes if size >= count), sizes[-1])
-        return max(size for size in sizes if size <= count)
-
     def split(self, runners: Sequence[R]) -> Iterator[list[R]]:
         """Who is stepped together: those of one state, the largest first, so that they stay together."""
         ready = sorted(runners, key=lambda one: (-one.member.batch.rows, id(one.member.batch), one.member.row))
         while ready:
-            count = self.size(len(ready))
+            count = step_size(self.backend, len(ready))
             yield ready[:count]
             del ready[:count]
 
     def step(self, runners: Sequence[Runner]) -> tuple[NDArray[np.float32], Batch]:
         """The predictions of those that `split` put together, [B, C, H, W] and more where the step was filled up, and
         the state after it, in which each may take the row of its number. They stay where they are until moved."""
-        size = self.size(len(runners))
+        size = step_size(self.backend, len(runners))
         prediction, state = self.backend.step(self._seen(runners, size), self._state(runners, size))
         return prediction, Batch(state, size, len(runners))
 

@@ -105,7 +105,8 @@ def _compare(bundle: Bundle, threads: int | None) -> tuple[Backend, Choice]:
             backend.close()
             refused.append(Tried(name, None, reason))
     for one in refused:
-        log.log(logging.INFO if one.backend in SPARED and opened else logging.WARNING, "%s: %s", *_short(one))
+        level = logging.INFO if one.backend in SPARED and opened else logging.WARNING
+        log.log(level, "backend %s: %s", one.backend, one.reason)
     if not opened:
         raise BackendUnavailable(_nothing(bundle, refused))
     times = _times(bundle, opened) if len(opened) > 1 else dict.fromkeys(opened)
@@ -143,10 +144,6 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
         except E3DError as error:
             refused.append(Tried(name, None, str(error)))
     raise BackendUnavailable(_nothing(bundle, refused))
-
-
-def _short(one: Tried) -> tuple[str, str]:
-    return f"backend {one.backend}", one.reason
 
 
 def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | None]:

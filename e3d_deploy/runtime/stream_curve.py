@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.backend import Backend, step_size
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.tasks import Task, step_task
 from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn
@@ -39,19 +39,12 @@ class Target:
         return bool(point["p99_ms"] <= self.p99_ms and point["mean_ms"] <= 1000 / self.fps)
 
 
-def portions(streams: int, sizes: Sequence[int], *, pads: bool) -> list[int]:
-    """How many streams each step of a round takes, of the sizes that there are.
-
-    Args:
-        pads: a step of few streams costs as much as one of more, so that one step is better than two.
-    """
+def portions(backend: Backend, streams: int) -> list[int]:
+    """How many streams each step of a round takes."""
     result = []
     while streams > 0:
-        fitting = [size for size in sizes if size <= streams]
-        larger = [size for size in sizes if size >= streams]
-        size = min(larger) if larger and (pads or not fitting) else max(fitting)
-        result.append(size)
-        streams -= size
+        result.append(step_size(backend, streams))
+        streams -= result[-1]
     return result
 
 
@@ -86,7 +79,7 @@ def stream_curve(
         blocks = in_turn(
             runners, seconds=seconds, repeats=repeats, progress=lambda text: progress(f"{streams} streams, {text}")
         )
-        sizes = [portions(streams, backend.sizes, pads=backend.pads) for backend in sides]
+        sizes = [portions(backend, streams) for backend in sides]
         return [_point(streams, *pair) for pair in zip(sizes, blocks, strict=True)]
 
     points: list[dict[int, dict[str, Any]]] = [{} for _ in backends]
@@ -152,7 +145,7 @@ def _round(bundle: Bundle, backend: Backend, streams: int) -> Task:
     frames, fill = bundle.reference()["frames"][:, None], bundle.config.history_length + 1
     steps = [
         step_task(backend, backend.initial_state(size), np.repeat(frames, size, axis=1), fill=fill)
-        for size in portions(streams, backend.sizes, pads=backend.pads)
+        for size in portions(backend, streams)
     ]
 
     def call() -> None:

@@ -2,7 +2,6 @@
 
 from bisect import bisect_left
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +11,7 @@ from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
 from e3d_deploy.runtime import pictures
-from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.backend import Backend, step_size
 from e3d_deploy.runtime.queues import Policy, Queues
 from e3d_deploy.runtime.requests import Video
 from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
@@ -102,7 +101,7 @@ class Streams:
         """
         batcher = self.scheduler.batcher
         held = 4 * streams * (2 if batcher.backend.pads else 1)
-        rows = held + 2 * batcher.size(2 * streams)
+        rows = held + 2 * step_size(batcher.backend, 2 * streams)
         return rows * sum(tensor.nbytes for tensor in contract.states(self.config))
 
     def _fits(self, streams: int) -> bool:
@@ -128,9 +127,7 @@ class Streams:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
