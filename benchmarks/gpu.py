@@ -140,11 +140,15 @@ class ChannelsLastEager(Eager):
 
 class NaiveCompiled:
     """The model compiled by PyTorch as it is, for a full history; it does not go on from step to step, which spares it
-    the copies that a user would have to make."""
+    the copies of states that a user would have to make."""
 
     def __init__(self, bench: Bench, batch: int, precision: str, *, autocast: torch.dtype | None = None) -> None:
         model, self.precision, self.on_gpu = bench.model, precision, bench.on_gpu
         self.state = full_state(bench, batch)
+        for tensor in torch.utils._pytree.tree_leaves(
+            self.state
+        ):  # which a graph of PyTorch's else copies at each call
+            torch._dynamo.mark_static_address(tensor)
         kind = bench.device.type
 
         def step(frame: Tensor, state: State) -> tuple[Tensor, State]:
@@ -206,7 +210,8 @@ class Rings:
             pool = torch.cuda.graph_pool_handle()
             for side in (0, 1):
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
+                # The outer one, for a capture that fails leaves the thread with its stream.
+                with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, pool=pool):
                     prediction = self.ring(self.frame, self.sets[side], self.sets[1 - side])
                 self.graphs.append((graph, prediction))
 
@@ -418,23 +423,23 @@ def seconds(bench: Bench, work: Callable[[], object]) -> float:
 def speed(bench: Bench, into: dict[str, Any], rows: Rows, batch: int) -> None:
     """The rows in turn at one number of streams, their rings full."""
     steppers: dict[str, Stepper] = {}
+    frame, pictures, calls = bench.frames(batch, 1)[0], bench.pictures(batch, 8), dict[str, int]()
     for name, make in rows.items():
         with bench.guard(f"speed of {name} at batch {batch}"):
             row = make(bench, batch)
             started = time.monotonic()
             warm_up(bench, row, batch)
+            calls[name] = calls_for(bench, row, frame)
             steppers[name] = row
             print(f"batch {batch}, {name}: ready, {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
     device: dict[str, list[float]] = {name: [] for name in steppers}
     whole: dict[str, list[float]] = {name: [] for name in steppers}
-    frame, pictures = bench.frames(batch, 1)[0], bench.pictures(batch, 8)
-    calls = {name: calls_for(bench, row, frame) for name, row in steppers.items()}
     for _ in range(bench.rounds):
         for name, row in steppers.items():
             with bench.guard(f"speed of {name} at batch {batch}"), arithmetic(row.precision):
                 device[name].append(timed(bench, partial(row.step, frame), calls[name]))
                 whole[name].append(end_to_end(bench, row, pictures, max(1, calls[name] // 2)))
-        for name, row in steppers.items():
+        for name, row in ((name, row) for name, row in steppers.items() if device[name]):
             into[name] = described(bench, name, batch, device, whole, row.precision)
 
 
@@ -457,8 +462,6 @@ def described(
     precision: str,
 ) -> dict[str, Any]:
     """What the times of a row come to."""
-    if not device[name]:
-        return {}
     median, base = float(np.median(device[name])), device.get(BASE, [])
     work = batch * flop(bench.model, bench.config.history_length)
     peak = bench.results.get("roofline", {}).get("tflops", {}).get(precision)
@@ -674,7 +677,8 @@ def table(results: Mapping[str, Any]) -> str:
             lines.append(f"\n{section:40} {'device ms':>10} {'end to end':>10} {'× ' + BASE:>12} {'of peak':>8}")
             for name, row in rows.items():
                 share = f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] else ""
-                times = f"{row['device_ms']:10.3f} {row['end_to_end_ms']:10.3f} {row['speedup'] or 0:12.2f}"
+                whole = f"{row['end_to_end_ms']:10.3f}" if row["end_to_end_ms"] else f"{'–':>10}"
+                times = f"{row['device_ms']:10.3f} {whole} {row['speedup'] or 0:12.2f}"
                 lines.append(f"{name:40} {times} {share:>8}")
         elif section in ("backends", "engines") and rows:
             lines += ["", *(f"{name:40} {json.dumps(row)}" for name, row in rows.items())]

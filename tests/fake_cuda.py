@@ -6,6 +6,8 @@ captured is done at each launch. Memory that was given back is filled with 0xFF 
 """
 
 import ctypes
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -26,17 +28,22 @@ class Machine:
         self.counts: Counter[str] = Counter()
         self.memory: dict[int, int] = {}
         """Address and length of all that is allocated."""
+        self.freed: list[Any] = []
+        """What was given back, as long as work in the stream may still write it."""
         self.limit: int | None = None
         """Bytes that it has."""
-        self.driver, self.compiler, self.captures, self.fails = True, True, True, ""
+        self.driver, self.compiler, self.captures, self.pools, self.fails = True, True, True, True, ""
         self.graphs = 0
         self.capturing: list[Callable[[], None]] | None = None
         self.pending: list[Callable[[], None]] = []
+        self.current: set[int] = set()
+        """Threads that have made the GPU theirs."""
 
     def did(self, what: str) -> None:
         """Keep what was asked for, and fail if a test wants it to."""
         self.calls.append(what)
         self.counts[what] += 1
+        assert threading.get_ident() in self.current, "a thread that has not made the GPU its own"
         if what == self.fails:
             raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
 
@@ -49,6 +56,7 @@ class Machine:
         pending, self.pending = self.pending, []
         for work in pending:
             work()
+        self.freed.clear()
 
     @property
     def allocated(self) -> int:
@@ -74,9 +82,9 @@ def fake_core(machine: Machine) -> Any:
             self.handle, self.size, self.owner = handle, size, owner
 
         @classmethod
-        def allocated(cls, size: int) -> "Buffer":
+        def allocated(cls, size: int, limit: int | None) -> "Buffer":
             machine.did("allocate")
-            if machine.limit is not None and machine.allocated + size > machine.limit:
+            if limit is not None and machine.allocated + size > limit:
                 raise CUDAError("CUDA_ERROR_OUT_OF_MEMORY: the API call failed because it was unable to allocate")
             array = np.full(size + 255, 0xAA, np.uint8)
             handle = (array.ctypes.data + 255) // 256 * 256
@@ -110,13 +118,31 @@ def fake_core(machine: Machine) -> Any:
             machine.put(work)
 
         def close(self, stream: Any = None) -> None:
-            machine.wait()
+            def work(to: int = self.handle, size: int = self.size) -> None:
+                at(to, size)[:] = 0xFF
+
+            machine.put(work)  # in the order of the stream
             assert machine.memory.pop(self.handle) == self.size
-            at(self.handle, self.size)[:] = 0xFF
+            machine.freed.append(self.owner)  # until then it stays where it is
 
     class LegacyPinnedMemoryResource:
         def allocate(self, size: int, *, stream: Any = None) -> Buffer:
-            return Buffer.allocated(size)
+            return Buffer.allocated(size, None)
+
+    class DeviceMemoryResourceOptions:
+        def __init__(self, ipc_enabled: bool = False, max_size: int = 0) -> None:
+            assert not ipc_enabled
+
+    class DeviceMemoryResource:
+        def __init__(self, device_id: int, options: DeviceMemoryResourceOptions | None = None) -> None:
+            assert options is not None, "else it is a pool that others use too"
+            assert machine.pools
+
+        def allocate(self, size: int, *, stream: Any) -> Buffer:
+            return Buffer.allocated(size, machine.limit)
+
+        def close(self) -> None:
+            machine.counts["pool closed"] += 1
 
     class Graph:
         def __init__(self, work: list[Callable[[], None]]) -> None:
@@ -144,7 +170,7 @@ def fake_core(machine: Machine) -> Any:
             machine.did("end")
             self.work, machine.capturing = machine.capturing or [], None
             if not machine.captures:
-                raise CUDAError("CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+                raise RuntimeError("Build process encountered an error and has been invalidated")
             return self
 
         def complete(self, options: Any = None) -> Graph:
@@ -156,8 +182,30 @@ def fake_core(machine: Machine) -> Any:
             if machine.capturing is not None:
                 machine.capturing = None
 
+    class EventOptions:
+        def __init__(self, timing_enabled: bool = False) -> None:
+            assert timing_enabled
+
+    class Event:
+        _done: Any = None
+
+        def __sub__(self, other: "Event") -> float:
+            assert None not in (self._done, other._done), "an event that nobody waited for"
+            return 1000 * (self._done - other._done)
+
     class Stream:
         handle = 77
+
+        def record(self, event: Event | None = None, options: EventOptions | None = None) -> Event:
+            assert event is not None
+            assert machine.capturing is None
+            event._done = None
+
+            def work() -> None:
+                event._done = time.perf_counter()
+
+            machine.put(work)
+            return event
 
         def sync(self) -> None:
             assert machine.capturing is None
@@ -182,13 +230,22 @@ def fake_core(machine: Machine) -> Any:
                 raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search.')
 
         def set_current(self, ctx: Any = None) -> None:
-            machine.counts["current"] += 1
+            machine.current.add(threading.get_ident())
 
         def create_stream(self, obj: Any = None, options: StreamOptions | None = None) -> Stream:
             return Stream()
 
+        def create_event(self, options: EventOptions | None = None) -> Event:
+            assert options is not None
+            return Event()
+
         def allocate(self, size: int, *, stream: Any) -> Buffer:
-            return Buffer.allocated(size)
+            machine.did("without a pool")
+            return Buffer.allocated(size, machine.limit)
+
+        @property
+        def properties(self) -> Any:
+            return SimpleNamespace(memory_pools_supported=machine.pools)
 
     class ProgramOptions:
         def __init__(self, name: str = "default_program", arch: str | None = None) -> None:
@@ -253,9 +310,10 @@ def fake_core(machine: Machine) -> Any:
         ) -> Any:
             return self
 
-    classes = (Device, Stream, StreamOptions, Buffer, LegacyPinnedMemoryResource, Program, ProgramOptions, LaunchConfig)
+    classes = (Device, Stream, StreamOptions, Event, EventOptions, Buffer, LegacyPinnedMemoryResource)
+    classes += (DeviceMemoryResource, DeviceMemoryResourceOptions, Program, ProgramOptions, LaunchConfig, ObjectCode)
     return SimpleNamespace(
-        **{one.__name__: one for one in (*classes, ObjectCode)},
+        **{one.__name__: one for one in classes},
         launch=launch,
         graph=SimpleNamespace(GraphBuilder=GraphBuilder, Graph=Graph),
         utils=SimpleNamespace(StridedMemoryView=StridedMemoryView),

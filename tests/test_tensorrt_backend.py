@@ -559,11 +559,42 @@ def test_no_memory_for_a_state_is_said_and_nothing_is_lost(
     with pytest.raises(ResourceLimit, match=r"no memory left .*nothing was changed: close streams") as caught:
         gpu.step(frames[2], held[-1])  # the one before it is held, and would have to move
     assert caught.value.exit_code == 7
-    for state, one in zip(held, its, strict=True):
-        same(gpu, state, cpu, one)
-    del held[:-1]
+    del held[:1]
     np.testing.assert_array_equal(gpu.step(frames[2], held[-1])[0], cpu.step(frames[2], its[-1])[0])
     assert machine.allocated == before
+    for state, one in zip(held, its[1:], strict=True):
+        same(gpu, state, cpu, one)
+
+
+def test_memory_of_states_that_are_gone_is_kept_for_a_few_and_used_for_others(
+    many: Bundle, trt: FakeTensorRT, machine: Machine
+) -> None:
+    trt.profiles = [(1, 8, 32)]
+    backend = TensorRTBackend(many, target=TARGET)
+    states, few = [backend.initial_state(1) for _ in range(30)], machine.allocated
+    del states
+    backend.initial_state(1)
+    assert machine.allocated < few - 20 * Layout(many.config, 1).nbytes
+    machine.limit = machine.allocated + Layout(many.config, 4).nbytes * 2
+    with pytest.raises(ResourceLimit):
+        [backend.initial_state(1) for _ in range(1000)]
+    backend.initial_state(4), "for which what is spare had to go"
+
+
+def test_a_gpu_without_pools_of_memory_does(bundle: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
+    machine.pools = False
+    backend = TensorRTBackend(bundle, target=TARGET)
+    backend.step(floats(1)[0], backend.initial_state())
+    backend.close()
+    assert (machine.allocated, machine.counts["pool closed"]) == (0, 0)
+
+
+def test_the_time_of_a_step_on_the_gpu_is_told(gpu: TensorRTBackend) -> None:
+    assert gpu.device_ms is None
+    gpu.step(floats(1)[0], gpu.initial_state())
+    assert gpu.device_ms > 0
+    gpu.rollout(floats(1)[0], gpu.initial_state())
+    assert gpu.device_ms > 0
 
 
 def test_a_size_for_which_there_is_no_memory_leaves_none_behind(
@@ -680,7 +711,7 @@ def test_closing_gives_everything_back(gpu: TensorRTBackend, machine: Machine) -
 
 def test_what_is_missing_is_named(bundle: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
     machine.compiler = False
-    with pytest.raises(BackendUnavailable, match=r"NVRTC.*does not load.*pip install 'e3d_deploy\[gpu\]'"):
+    with pytest.raises(BackendUnavailable, match=r"NVRTC.*does not work.*pip install 'e3d_deploy\[gpu\]'"):
         open_backend(bundle, TARGET)
     machine.driver = False
     with pytest.raises(BackendUnavailable, match='GPU 0: cannot be used \\("cuda" is an NVIDIA driver') as caught:
@@ -761,7 +792,7 @@ def test_on_a_real_gpu_memory_and_kernel_do_what_the_fake_does() -> None:
         cuda = Cuda()
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    with cuda.closed_on_error():
+    with cuda.opening():
         cuda.compile_kernel()
         shown = np.random.default_rng(0).integers(0, 256, (2, 16, 24, 3), np.uint8)
         staging, host = cuda.allocate_pinned(shown.nbytes)

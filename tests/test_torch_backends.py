@@ -2,7 +2,10 @@
 here: graphs are captured by `HostGpu`, on the made-up CUDA of `fake_cuda`, whose memory is that of the host."""
 
 import ctypes
+import inspect
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +20,11 @@ from e3d_deploy import contract, doctor
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
 from e3d_deploy.export import torch_graph_backend
-from e3d_deploy.export.ring import RingStep, arithmetic
+from e3d_deploy.export.ring import RingStep
 from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
-from e3d_deploy.export.torch_graph_backend import TorchGraphBackend
+from e3d_deploy.export.torch_graph_backend import TorchGpu, TorchGraphBackend
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays, open_backend
@@ -32,6 +35,28 @@ ROUNDING = 1e-5
 """Predictions and states after 11 steps; measured 1.5e-6."""
 LOW_ROUNDING = {"bf16": 0.08, "fp16": 0.01}
 """Likewise, of predictions; measured 0.037 and 0.004, in random networks on noise."""
+ARITHMETIC = """
+import sys, torch
+from e3d_deploy.export.ring import arithmetic
+precision, setting = sys.argv[1:]
+exec(setting)
+products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+def settings():
+    return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
+before = settings()
+with arithmetic(precision):
+    kind = "ieee" if precision == "fp32" else "tf32"
+    assert settings() == (kind, kind, True), settings()
+assert settings() == before, (settings(), before)
+if "allow" in setting:
+    assert (products.allow_tf32, cudnn.allow_tf32) == (True, False)
+print("put back")
+"""
+SET_BEFORE = {
+    "nothing": "",
+    "by the old names": "torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cudnn.allow_tf32 = False",
+    "by the new names": "torch.backends.fp32_precision = 'tf32'",
+}
 STEPS = 11
 """More than twice what the rings of the tiny network hold."""
 
@@ -132,13 +157,17 @@ def test_what_comes_in_stays_as_it_is(tiny_model: E3DLSTM) -> None:
     assert all(torch.equal(one, other) for one, other in zip(rings.other, before, strict=True))
 
 
+@pytest.mark.parametrize("set_before", ["nothing", "by the old names", "by the new names"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_arithmetic_is_put_back(precision: str) -> None:
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark
-    with arithmetic(precision):
-        assert products.allow_tf32 == convolutions.allow_tf32 == (precision == "tf32")
-    assert (products.allow_tf32, convolutions.allow_tf32, convolutions.benchmark) == before
+def test_arithmetic_is_put_back(precision: str, set_before: str) -> None:
+    """Whichever of PyTorch's two ways the application itself goes, in a process of its own as it may go one alone."""
+    done = subprocess.run(
+        [sys.executable, "-c", ARITHMETIC, precision, SET_BEFORE[set_before]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "put back\n"), done.stderr
 
 
 # torch-compiled
@@ -205,6 +234,9 @@ class HostGpu:
             raise error
         self.machine.put(work)
 
+    def release(self) -> None:
+        self.machine.did("release")
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         self.machine.did("capture")
         if not self.captures:
@@ -235,8 +267,21 @@ def test_graphs_pass_verify(exported: Path, machine: Machine) -> None:
     assert verify(bundle, backend, open_backend(bundle, "torch")).passed
     assert (machine.counts["eager"], machine.counts["capture"]) == (2, 2), "one of each for each set of states"
     assert machine.counts["replay"] > 10
+    assert backend.device_ms is None, "of a rollout by steps it would be that of the last one"
+    backend.step(frames(1, 1)[0].numpy(), backend.initial_state())
+    assert backend.device_ms > 0
     backend.close()
-    assert machine.allocated == 0
+    assert (machine.allocated, machine.counts["release"]) == (0, 1)
+
+
+def test_what_stands_in_for_pytorch_has_its_methods() -> None:
+    for name, member in vars(TorchGpu).items():
+        if not name.startswith("_"):
+            assert list(inspect.signature(getattr(HostGpu, name)).parameters) == list(
+                inspect.signature(getattr(TorchGpu, name)).parameters
+            ), member
+    # What a GPU alone runs, at least by its names.
+    inspect.signature(torch.cuda.graph).bind(None, pool=None, stream=None, capture_error_mode="thread_local")
 
 
 def test_graphs_of_many_streams_are_what_onnxruntime_computes(any_batch: Path, machine: Machine) -> None:

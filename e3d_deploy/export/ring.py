@@ -170,11 +170,16 @@ def arithmetic(precision: str) -> Iterator[None]:
 
     PyTorch knows these settings for the whole process alone, so they are put back.
     """
-    products, may = torch.backends.cuda.matmul, precision != "fp32"
-    before = products.allow_tf32
-    products.allow_tf32 = may
+    cudnn: Any = torch.backends.cudnn  # whose types do not know all that it has
+    kind = "ieee" if precision == "fp32" else "tf32"
+    kinds = torch.backends.cuda.matmul, cudnn.conv  # not `allow_tf32`, which fails where somebody has set these
+    before = [one.fp32_precision for one in kinds], cudnn.benchmark
+    for one in kinds:
+        one.fp32_precision = kind
+    cudnn.benchmark = True
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=may):
-            yield
+        yield
     finally:
-        products.allow_tf32 = before
+        for one, was in zip(kinds, before[0], strict=True):
+            one.fp32_precision = was
+        cudnn.benchmark = before[1]

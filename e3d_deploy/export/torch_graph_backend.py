@@ -73,7 +73,11 @@ class TorchGpu:
             RuntimeError: it cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self.pool, self.stream, "thread_local"):
+        # The outer one, for a capture that fails leaves the thread with our stream.
+        with (
+            torch.cuda.stream(self.stream),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             work()
 
         def replay() -> None:
@@ -81,6 +85,10 @@ class TorchGpu:
                 graph.replay()
 
         return replay
+
+    def release(self) -> None:
+        """Give memory that nothing uses any more back to the GPU."""
+        torch.cuda.empty_cache()
 
 
 class TorchGraphBackend(DeviceBackend):
@@ -105,7 +113,7 @@ class TorchGraphBackend(DeviceBackend):
         cuda = Cuda()
         super().__init__(bundle, cuda, bundle.sizes)
         self.steps: dict[tuple[int, int], Callable[[], None]] = {}
-        with cuda.closed_on_error():
+        with cuda.opening():
             cuda.compile_kernel()
             self.gpu = TorchGpu(cuda)
             model = checkpoint.load(bundle.path / MODEL)
@@ -158,10 +166,14 @@ class TorchGraphBackend(DeviceBackend):
             return partial(self.gpu.run, work)
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
-        return clip_by_steps(self, context, self.bundle.horizon)
+        forecast, state = clip_by_steps(self, context, self.bundle.horizon)
+        self.cuda.forget_time()  # of the last step alone
+        return forecast, state
 
     def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
-        return rollout_by_steps(self, prediction, state, self.bundle.horizon)
+        forecast, state = rollout_by_steps(self, prediction, state, self.bundle.horizon)
+        self.cuda.forget_time()
+        return forecast, state
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
         raise NotImplementedError  # there is none but the step
@@ -169,6 +181,7 @@ class TorchGraphBackend(DeviceBackend):
     def release(self) -> None:
         self.steps.clear()
         del self.ring
+        self.gpu.release()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """CUDA as far as the runtime needs it: one stream of one GPU, its memory, copies, captured graphs, and one kernel.
 
 Everything goes through `cuda.core`, and everything into one stream, so that it happens in the order in which it was
-asked for. Memory is given back when the object that holds all of it is closed.
+asked for. Memory comes from a pool of its own, and goes with it when the object that holds all of it is closed.
 """
 
 import ctypes
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -36,6 +37,14 @@ extern "C" __global__ void to_frames(const unsigned char* pictures, float* frame
 """
 """Pictures, uint8 [B, H, W, C], to frames. It divides as NumPy does: NVRTC rounds correctly unless told not to."""
 THREADS = 256
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+"""In what CUDA says when there is none left."""
+SPARE = 8
+"""Pieces of lent memory of each length that are kept when nobody needs them."""
+TURN = threading.RLock()
+"""Held by the one thread of this process that may ask anything of a GPU: what another asks of it, an allocation above
+all, may spoil a capture of ONNX Runtime, which is for all threads, and PyTorch makes one capture at a time. Reentrant,
+for a garbage collection may close a backend in the turn of another."""
 
 
 class Cuda:
@@ -47,12 +56,20 @@ class Cuda:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self._owned: list[Memory] = []
+        self._owned: dict[int, Memory] = {}
+        """By address."""
+        self._spare: dict[int, list[Memory]] = {}
+        """What was lent and came back, by length."""
+        self._timed = False
         self._kernel: Any = None
         try:
-            self.device = core.Device(number)
-            self.device.set_current()
-            self.stream = self.device.create_stream(options=core.StreamOptions(nonblocking=True))
+            with TURN:
+                self.device = core.Device(number)
+                self.device.set_current()
+                pools = self.device.properties.memory_pools_supported
+                self.pool = core.DeviceMemoryResource(number, core.DeviceMemoryResourceOptions()) if pools else None
+                self._events = [self.device.create_event(core.EventOptions(timing_enabled=True)) for _ in range(2)]
+                self.stream = self.device.create_stream(options=core.StreamOptions(nonblocking=True))
         except (RuntimeError, ValueError, CudaError) as error:
             raise BackendUnavailable(f"GPU {number}: cannot be used ({_first_line(error)}); {REMEDY}") from error
         self.handle = int(self.stream.handle)
@@ -65,7 +82,34 @@ class Cuda:
 
     def allocate(self, nbytes: int) -> Memory:
         """Memory on the GPU."""
-        return self._own(self.device.allocate(nbytes, stream=self.stream))
+        try:
+            return self._new(nbytes)
+        except CudaError as error:
+            if OUT_OF_MEMORY not in str(error) or not any(self._spare.values()):
+                raise
+            self._trim(0)
+            return self._new(nbytes)
+
+    def _new(self, nbytes: int) -> Memory:
+        source = self.pool if self.pool is not None else self.device
+        return self._own(source.allocate(nbytes, stream=self.stream))
+
+    def lend(self, nbytes: int) -> Memory:
+        """Memory on the GPU until `take_back`; it may have been lent before."""
+        self._trim(SPARE)
+        spare = self._spare.setdefault(nbytes, [])
+        return spare.pop() if spare else self.allocate(nbytes)
+
+    def take_back(self, memory: Memory) -> None:
+        """What was lent is not needed any more. Any thread may say so, at any time."""
+        self._spare.setdefault(memory.size, []).append(memory)
+
+    def _trim(self, most: int) -> None:
+        """Free spare memory beyond so many pieces of each length; what still uses it is in the stream before that."""
+        for spare in list(self._spare.values()):
+            while len(spare) > most:
+                memory = spare.pop()
+                self._owned.pop(int(memory.handle)).close()
 
     def allocate_pinned(self, nbytes: int) -> tuple[Memory, NDArray[np.uint8]]:
         """Memory on the host that the GPU copies from and to by itself, and the same as an array."""
@@ -74,32 +118,32 @@ class Cuda:
         return memory, array
 
     def _own(self, memory: Memory) -> Memory:
-        self._owned.append(memory)
+        self._owned[int(memory.handle)] = memory
         return memory
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """What is allocated within is freed again if not all of it can be had."""
-        before = len(self._owned)
+        before = set(self._owned)
         try:
             yield
         except BaseException:
-            for memory in self._owned[before:]:
-                memory.close()
-            del self._owned[before:]
+            for address in self._owned.keys() - before:
+                self._owned.pop(address).close()
             raise
 
     @contextmanager
-    def closed_on_error(self) -> Iterator[None]:
-        """Everything is given back if what is opened within cannot be."""
-        try:
-            yield
-        except CudaError as error:
-            self.close()
-            raise said_plainly(error) from error
-        except BaseException:
-            self.close()
-            raise
+    def opening(self) -> Iterator[None]:
+        """The turn of whoever opens something; everything is given back if it cannot be opened."""
+        with TURN:
+            try:
+                yield
+            except CudaError as error:
+                self.close()
+                raise said_plainly(error) from error
+            except BaseException:
+                self.close()
+                raise
 
     def part(self, memory: Memory, offset: int, nbytes: int) -> Memory:
         """A piece of memory."""
@@ -117,6 +161,24 @@ class Cuda:
         """Wait until all that was asked for is done."""
         self.stream.sync()
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Have what is put into the stream within timed."""
+        self._timed = False
+        self.stream.record(self._events[0])
+        yield
+        self.stream.record(self._events[1])
+        self._timed = True
+
+    def forget_time(self) -> None:
+        """Have nothing timed."""
+        self._timed = False
+
+    @property
+    def elapsed_ms(self) -> float | None:
+        """What was `timed` last took on the GPU, once it is done; None if nothing was."""
+        return float(self._events[1] - self._events[0]) if self._timed else None
+
     def capture(self, work: Callable[[int], bool]) -> Graph | None:
         """What `work` puts into the stream whose handle it is given, without running it; None if that is refused.
 
@@ -129,10 +191,10 @@ class Cuda:
             done = work(int(builder.stream.handle))
             builder.end_building()
             return builder.complete() if done else None
-        except CudaError:
+        except (CudaError, RuntimeError):  # the latter is cuda.core's own word for a capture that was spoiled
             return None
         finally:
-            with suppress(CudaError):  # what was refused is not ended in order
+            with suppress(CudaError, RuntimeError):  # what was refused is not ended in order
                 builder.close()
 
     def launch(self, graph: Graph) -> None:
@@ -148,9 +210,9 @@ class Cuda:
         try:
             program = core.Program(KERNEL, "c++", core.ProgramOptions(arch=f"sm_{self.device.arch}"))
             self._kernel = program.compile("cubin").get_kernel("to_frames")
-        except RuntimeError as error:  # how the loader says that there is no such library
+        except (RuntimeError, CudaError) as error:  # there is no such library, or it does not know this GPU
             raise BackendUnavailable(
-                f"NVRTC, which compiles for the GPU, does not load ({_first_line(error)}); {REMEDY}"
+                f"NVRTC, which compiles for the GPU, does not work ({_first_line(error)}); {REMEDY}"
             ) from error
 
     def to_frames(self, pictures: Memory, frames: Memory, channels: int, pixels: int) -> None:
@@ -184,15 +246,18 @@ class Cuda:
         """Give everything back, after the last work is done."""
         with suppress(CudaError):  # a GPU that failed cannot be waited for
             self.stream.sync()
-        for memory in self._owned:
+        for memory in self._owned.values():
             memory.close()
         self._owned.clear()
+        self._spare.clear()
+        if self.pool is not None:
+            self.pool.close()
         self.stream.close()
 
 
 def said_plainly(error: Exception) -> Exception:
     """What CUDA raised, as one of our own errors."""
-    if "OUT_OF_MEMORY" in str(error):
+    if OUT_OF_MEMORY in str(error):
         return ResourceLimit(
             f"the GPU has no memory left ({_first_line(error)}); nothing was changed: close streams or other programs, "
             "or run fewer streams at once"

@@ -49,15 +49,14 @@ class DeviceArray:
     """An array on the GPU, for whatever reads DLPack or the CUDA array interface, such as PyTorch and CuPy.
 
     It has been written when it is handed out. Its memory is used again when nothing holds it or a view of it any
-    more: wait for your own work with it before you let it go.
+    more: wait for your own work with it before you let it go. It ends with the backend, views of it too.
     """
 
-    def __init__(self, cuda: Cuda, memory: Memory, shape: tuple[int, ...], free: list[Memory]) -> None:
-        self._memory, self._free, self.shape, self.dtype = memory, free, shape, np.dtype(np.float32)
-        self._cuda = cuda
+    def __init__(self, cuda: Cuda, memory: Memory, shape: tuple[int, ...]) -> None:
+        self._cuda, self._memory, self.shape, self.dtype = cuda, memory, shape, np.dtype(np.float32)
 
     def __del__(self) -> None:
-        self._free.append(self._memory)
+        self._cuda.take_back(self._memory)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """What backends on a GPU have in common: states and frames that stay there, and calls by address."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from e3d_deploy import contract
 from e3d_deploy.errors import ConfigError, ShapeError, StreamError
 from e3d_deploy.runtime.backend import Frame
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.cuda import Cuda, CudaError, Memory, said_plainly
+from e3d_deploy.runtime.cuda import TURN, Cuda, CudaError, said_plainly
 from e3d_deploy.runtime.device_arrays import DeviceArray, Port, is_on_gpu
 from e3d_deploy.runtime.device_states import DeviceState, States
 
@@ -29,8 +28,6 @@ class Size:
         self.frame = Port(cuda, contract.frame(config, batch).shape)
         self.pictures = Port(cuda, (batch, *config.image_size, config.channels), np.uint8)
         self.prediction = Port(cuda, self.frame.shape)
-        self.lent: list[Memory] = []
-        """Memory of predictions that were handed out and came back."""
         sets, frames = self.states.sets, (self.frame.address, self.prediction.address)
         self.addresses = [_addresses(frames, sets[side].addresses, sets[1 - side].addresses) for side in (0, 1)]
         """Of the step from each of the two sets into the other."""
@@ -44,19 +41,17 @@ def _addresses(frames: tuple[int, int], read: Addresses, written: Addresses) -> 
 class DeviceBackend:
     """A backend on a GPU; a library adds how a graph is run between given addresses.
 
-    What is asked of it is done by one thread at a time, in one stream of the GPU.
+    What is asked of it is done by one thread of the process at a time, in one stream of the GPU.
     """
 
     name: str
     pads = True
-    device_ms: float | None = None
-    """What the last call took on the GPU, for `e3d benchmark`; None where that was not measured."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
         self.bundle, self.cuda, self.sizes = bundle, cuda, sizes
         self._sizes: dict[int, Size] = {}
         self._ports: dict[tuple[str, int], tuple[Port, Port]] = {}
-        self._lock, self._closed = threading.Lock(), False
+        self._closed = False
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         """Put the step of so many streams from one set of states to the other into the stream of the GPU."""
@@ -69,6 +64,11 @@ class DeviceBackend:
     def release(self) -> None:
         """Let go of what the library holds."""
         raise NotImplementedError
+
+    @property
+    def device_ms(self) -> float | None:
+        """What the graph of the last call took on the GPU, for `e3d benchmark`; None where that was not measured."""
+        return self.cuda.elapsed_ms
 
     def initial_state(self, batch: int | None = None) -> DeviceState:
         with self._turn():
@@ -87,8 +87,8 @@ class DeviceBackend:
         """As `step`, with a prediction that stays on the GPU and can be the next frame."""
         with self._turn():
             size, following = self._step(frame, state)
-            memory = size.lent.pop() if size.lent else self.cuda.allocate(size.prediction.memory.size)
-            prediction = DeviceArray(self.cuda, memory, size.prediction.shape, size.lent)
+            memory = self.cuda.lend(size.prediction.memory.size)
+            prediction = DeviceArray(self.cuda, memory, size.prediction.shape)
             self.cuda.copy(memory, size.prediction.memory)
             self.cuda.synchronise()  # so that whoever reads it need not know of this stream
             return prediction, following
@@ -109,10 +109,12 @@ class DeviceBackend:
 
     def close(self) -> None:
         """Free what it holds; states that are still held become useless."""
-        with self._lock:
+        with TURN:
             if not self._closed:
                 self._closed = True
                 self.cuda.make_current()
+                with suppress(CudaError):  # a GPU that failed cannot be waited for
+                    self.cuda.synchronise()
                 self.release()
                 self._sizes.clear()
                 self._ports.clear()
@@ -121,7 +123,7 @@ class DeviceBackend:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """One call at a time, with the GPU at hand and its failures in our words."""
-        with self._lock:
+        with TURN:
             if self._closed:
                 raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
             try:
@@ -134,7 +136,8 @@ class DeviceBackend:
         size = self._size(state.batch)
         self._see(frame, size)
         side = size.states.enter(state)
-        self.run_step(state.batch, side, size.addresses[side])
+        with self.cuda.timed():
+            self.run_step(state.batch, side, size.addresses[side])
         return size, size.states.written(1 - side)
 
     def _see(self, frame: Any, size: Size) -> None:
@@ -171,7 +174,8 @@ class DeviceBackend:
             addresses = {name: source.address, contract.FORECAST: result.address}
             addresses |= state.block.addresses if state is not None else {}
             addresses |= {contract.NEXT + one: address for one, address in following.block.addresses.items()}
-            self.run_graph(graph, len(given), addresses)
+            with self.cuda.timed():
+                self.run_graph(graph, len(given), addresses)
             return result.read(), following
 
     def _size(self, batch: int) -> Size:

@@ -10,6 +10,7 @@ into one. A step never reads what it writes.
 import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.runtime.cuda import Cuda
+from e3d_deploy.runtime.cuda import Cuda, Memory
 
 ALIGNMENT = 256
 """Bytes; each tensor begins at a multiple, as memory that CUDA gives does."""
@@ -46,32 +47,32 @@ class Block:
 
     __slots__ = ("addresses", "layout", "memory")
 
-    def __init__(self, cuda: Cuda, layout: Layout) -> None:
-        self.layout, self.memory = layout, cuda.allocate(layout.nbytes)
-        base = int(self.memory.handle)
+    def __init__(self, layout: Layout, memory: Memory) -> None:
+        self.layout, self.memory = layout, memory
+        base = int(memory.handle)
         self.addresses = {name: base + offset for name, offset in layout.offsets.items()}
 
 
 class DeviceState:
     """The state of a few streams. It stays what it is, wherever it is moved, and its memory is used again after it."""
 
-    __slots__ = ("__weakref__", "_free", "block")
+    __slots__ = ("__weakref__", "_lender", "block")
 
-    def __init__(self, block: Block, free: list[Block] | None) -> None:
-        self.block, self._free = block, free
+    def __init__(self, block: Block, lender: Cuda | None) -> None:
+        self.block, self._lender = block, lender
 
     @property
     def batch(self) -> int:
         """Of how many streams."""
         return self.block.layout.batch
 
-    def move(self, block: Block, free: list[Block]) -> None:
-        """Say that its content is in a block of its own now, to be put on the list `free` at the end."""
-        self.block, self._free = block, free
+    def move(self, block: Block, lender: Cuda) -> None:
+        """Say that its content is in a block of its own now, to be given back at the end."""
+        self.block, self._lender = block, lender
 
     def __del__(self) -> None:
-        if self._free is not None:
-            self._free.append(self.block)
+        if self._lender is not None:
+            self._lender.take_back(self.block.memory)
 
 
 class States:
@@ -79,11 +80,9 @@ class States:
 
     def __init__(self, cuda: Cuda, config: ModelConfig, batch: int) -> None:
         self.cuda, self.layout = cuda, Layout(config, batch)
-        self.sets = Block(cuda, self.layout), Block(cuda, self.layout)
+        self.sets = tuple(Block(self.layout, cuda.allocate(self.layout.nbytes)) for _ in range(2))
         self.holders: list[weakref.ref[DeviceState] | None] = [None, None]
         """Whose content each set has, as long as somebody holds it."""
-        self.free: list[Block] = []
-        self.staging, self.host = cuda.allocate_pinned(self.layout.nbytes)
 
     def enter(self, state: DeviceState) -> int:
         """Have a state in one of the sets, and the other free to be written.
@@ -113,18 +112,20 @@ class States:
         if state is not None:
             block = self._block()
             self.cuda.copy(block.memory, self.sets[side].memory)
-            state.move(block, self.free)
+            state.move(block, self.cuda)
         self.holders[side] = None
 
     def _block(self) -> Block:
-        try:
-            return self.free.pop()
-        except IndexError:
-            return Block(self.cuda, self.layout)
+        return Block(self.layout, self.cuda.lend(self.layout.nbytes))
+
+    @cached_property
+    def _staging(self) -> tuple[Memory, NDArray[np.uint8]]:
+        """Page-locked memory of the host, which is made when a state first leaves or enters the GPU."""
+        return self.cuda.allocate_pinned(self.layout.nbytes)
 
     def new(self) -> DeviceState:
         """A state in a block of its own, to be written."""
-        return DeviceState(self._block(), self.free)
+        return DeviceState(self._block(), self.cuda)
 
     def initial(self) -> DeviceState:
         """The state before the first frame, as `backend.initial_arrays` has it."""
@@ -149,16 +150,17 @@ class States:
 
     def read(self, state: DeviceState) -> dict[str, NDArray[Any]]:
         """A copy on the host."""
-        self.cuda.copy(self.staging, state.block.memory)
+        staging, host = self._staging
+        self.cuda.copy(staging, state.block.memory)
         self.cuda.synchronise()
-        return {name: array.copy() for name, array in self.layout.arrays(self.host).items()}
+        return {name: array.copy() for name, array in self.layout.arrays(host).items()}
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
         """The state of which these arrays are a copy."""
-        state = self.new()
-        for name, array in self.layout.arrays(self.host).items():
+        state, (staging, host) = self.new(), self._staging
+        for name, array in self.layout.arrays(host).items():
             array[:] = arrays[name]
-        self.cuda.copy(state.block.memory, self.staging)
+        self.cuda.copy(state.block.memory, staging)
         self.cuda.synchronise()  # before the host's memory is used again
         return state
 

@@ -29,9 +29,10 @@ NO_GRAPH = -1
 class OnnxRuntimeCudaBackend(DeviceBackend):
     """Runs the graphs with inputs and outputs bound to memory of the GPU.
 
-    ONNX Runtime captures the step itself: the second run of each set of states is recorded under a number of its own,
-    for each thread that steps, and played from then on. For each number of streams there is a session, whose shapes are
-    known: else shapes are computed on the processor, and that is refused.
+    ONNX Runtime captures the step itself: after warm-up runs of its own, a run of each set of states is recorded under
+    a number of its own, for each thread that steps, and played from then on. What it needs for a thread it keeps until
+    the session goes, so let a few threads step and stay. For each number of streams there is a session, whose shapes
+    are known: else shapes are computed on the processor, and that is refused.
 
     Raises:
         BackendUnavailable: this ONNX Runtime has no CUDA, or there is no GPU, or it does not run all of the step there.
@@ -50,7 +51,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         super().__init__(bundle, cuda, bundle.sizes)
         self.sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
-        with cuda.closed_on_error():
+        with cuda.opening():
             cuda.compile_kernel()
             _preload()
             self._session("step", bundle.batch)

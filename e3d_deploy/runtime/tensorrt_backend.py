@@ -29,7 +29,7 @@ class TensorRTBackend(DeviceBackend):
         self.target = target
         library(target)  # to name it first if it is missing
         cuda = Cuda()
-        with cuda.closed_on_error():
+        with cuda.opening():
             cuda.compile_kernel()
             self.engines = {"step": Engine(bundle, "step", target, cuda)}
         super().__init__(bundle, cuda, self.engines["step"].sizes)

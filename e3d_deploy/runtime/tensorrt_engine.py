@@ -115,7 +115,11 @@ class Engine:
         for name, shape in self.inputs.items():
             if -1 in shape and not context.set_input_shape(name, (batch, *shape[1:])):
                 raise self.failure(f"does not take {batch} streams")
-        if missing := context.infer_shapes():
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise self.failure(f"does not know its shapes ({error})") from error
+        if missing:
             raise self.failure(f"does not know the shape of {', '.join(missing)}")
         context.set_device_memory(int(self.scratch.handle), self.scratch.size)
         return context
