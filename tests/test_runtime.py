@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,9 +22,21 @@ from e3d_deploy.runtime.host_backend import as_frames
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 
+ENDED = """
+import sys, time
+import numpy as np
+from e3d_deploy import runtime
+streams = runtime.load(sys.argv[1], sys.argv[2]).streams(queue_length=1000)
+stream = streams.open()
+for _ in range(1000):
+    stream.push(np.zeros((16, 24, 1), np.uint8))
+sys.exit(3)
+"""
+
 INTERRUPTED = """
 import faulthandler, os, signal, sys
 from e3d_deploy import runtime
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 faulthandler.enable()  # gives this thread a stack for signal handlers, which OpenVINO replaces by its own
 first, second = (runtime.load(sys.argv[1], "openvino") for _ in range(2))
 first.close()
@@ -270,12 +283,36 @@ def test_what_is_no_manifest_is_refused(bundle_path: Path, content: str) -> None
         ({"files": []}, r"files is \[\]"),
         ({"context_length": "10"}, "context_length is '10'"),
         ({"verification": []}, r"verification is \[\]"),
-        ({"graphs": {"step": {}}}, "its graphs name no file"),
-        ({"graphs": {"step": {"file": "../evil.onnx"}}}, r"has no hash of \.\./evil\.onnx"),
+        ({"graphs": {"clip": {}}}, "graphs lacks step"),
+        ({"graphs": {"step": {}}}, "graph step lacks file, inputs, nodes, opset, outputs, precision, weights"),
+        ({"rounding": {}}, "rounding lacks predictions, states"),
+        ({"horizon": -3}, "horizon is -3"),
+        ({"batch": 0}, "batch is 0"),
+        ({"engines": {"step.tensorrt": 3}}, r"engines step\.tensorrt is 3"),
+        ({"verification": {"torch": 1}}, "verification torch is 1"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(bundle_path: Path, changes: dict[str, Any], message: str) -> None:
     edit(bundle_path, **changes)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": None}, "graph step precision is None"),
+        ({"inputs": [{"name": "frame"}]}, "a tensor of graph step lacks dtype, shape"),
+        ({"weights": [3]}, "a file of graph step is 3"),
+        ({"file": "../evil.onnx"}, r"has no hash of \.\./evil\.onnx"),
+        ({"file": "engines/evil.onnx"}, r"names engines/evil\.onnx, which is no file beside it"),
+    ],
+)
+def test_a_graph_that_cannot_be_trusted_is_refused(bundle_path: Path, changes: dict[str, Any], message: str) -> None:
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    manifest["graphs"]["step"] |= changes
+    manifest["files"]["engines/evil.onnx"] = "0"
+    edit(bundle_path, **manifest)
     with pytest.raises(BundleError, match=message):
         Bundle.open(bundle_path)
 
@@ -304,6 +341,37 @@ def test_a_manifest_that_lacks_a_part_is_refused(bundle_path: Path) -> None:
         Bundle.open(bundle_path)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_program_that_ends_with_its_streams_open_ends_as_it_wants(exported: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    arguments = [sys.executable, "-c", ENDED, str(exported / "tiny.e3d"), backend]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_closed_backend_stays_closed(exported: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    opened = open_backend(Bundle.open(exported / "tiny.e3d"), backend)
+    state = opened.initial_state()
+    opened.close()
+    with pytest.raises(StreamError, match="the backend was closed; load the bundle again"):
+        opened.step(np.zeros((1, 1, 16, 24), np.float32), state)
+
+
+def test_openvino_does_not_read_a_bundle_that_was_replaced(any_batch: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    path = Path(shutil.copytree(any_batch, tmp_path / "any.e3d"))
+    opened, untouched = (open_backend(Bundle.open(one), "openvino") for one in (path, any_batch))
+    graph = Bundle.open(path).graph("step")
+    graph.write_bytes(b"another")
+    frame = np.full((2, 1, 16, 24), 0.5, np.float32)
+    found, _ = opened.step(frame, opened.initial_state(2))
+    np.testing.assert_array_equal(found, untouched.step(frame, untouched.initial_state(2))[0])
+
+
 def test_ctrl_c_after_openvino_is_closed_is_no_crash(exported: Path) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
     done = subprocess.run(
@@ -316,4 +384,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle"):
         Bundle.open(tmp_path / "absent.e3d")
     with pytest.raises(BundleError, match=r"has no manifest\.json, so it is no bundle"):
+        Bundle.open(tmp_path)
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(BundleError, match=r"manifest\.json: cannot be read \(Is a directory\)"):
         Bundle.open(tmp_path)

@@ -5,6 +5,8 @@ import gc
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,13 @@ from e3d_deploy import contract
 from e3d_deploy.errors import ConfigError, ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
+
+
+@pytest.fixture(autouse=True)
+def all_step_together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """For what goes wrong with several at once is made good one by one, and would not be seen."""
+    yield
+    assert not [record for record in caplog.get_records("call") if "each is stepped alone" in record.message]
 
 
 def pushed(stream: SlotStream, *values: int) -> SlotStream:
@@ -216,18 +225,115 @@ def test_waits_for_others_but_not_longer_than_asked(backend: FakeBackend, predic
         one, other = streams.open(), streams.open()
         started = time.perf_counter()
         pushed(one, 1)
-        while one.pushed == 0 and time.perf_counter() - started < 5:
-            time.sleep(0.001)
+        until(lambda: one.pushed == 1)
         assert time.perf_counter() - started >= 0.06
     with predictor.streams(max_wait_ms=10_000) as streams:
         one, other = streams.open(), streams.open()
-        started = time.perf_counter()
         pushed(one, 1)
+        time.sleep(0.05)  # the thread has begun to wait by then
         pushed(other, 1)
-        while other.pushed == 0 and time.perf_counter() - started < 5:
-            time.sleep(0.001)
-        assert time.perf_counter() - started < 5, "once every stream is ready it goes"
+        until(lambda: other.pushed == 1)  # once every stream is ready it goes
         assert backend.calls[-1] == 2
+
+
+def test_any_wait_is_one_that_a_thread_can_wait(predictor: Predictor) -> None:
+    with predictor.streams(max_wait_ms=1e15) as streams:
+        one, other = streams.open(), streams.open()
+        pushed(one, 1)
+        time.sleep(0.02)
+        pushed(other, 1)
+        until(lambda: other.pushed == 1)
+
+
+def test_pictures_and_frames_go_in_one_step(backend: FakeBackend, predictor: Predictor) -> None:
+    with predictor.streams(max_wait_ms=500) as streams:
+        one, other = streams.open(), streams.open()
+        pushed(one, 100)
+        other.push(np.full((4, 8, 1), 100 / 255, np.float32))
+        for slot in (one, other):
+            np.testing.assert_allclose(slot.forecast(1), alone([100], 1), rtol=0, atol=1e-6)
+        assert backend.calls == [2]
+
+
+def test_a_forecast_and_a_push_of_one_stream_do_not_take_the_row_beside_it(
+    backend: FakeBackend, predictor: Predictor
+) -> None:
+    with predictor.streams(max_wait_ms=0) as streams:
+        one, idle = streams.open(), streams.open()
+        backend.gate.clear()
+        pushed(one, 10)
+        pushed(idle, 200)
+        backend.gate.set()
+        one.wait()
+        idle.wait()
+        other = streams.open()
+        backend.entered.clear()
+        backend.gate.clear()
+        pushed(other, 1)
+        backend.entered.wait(5)
+        future = one._ask(2, np.float32, None)
+        pushed(one, 30)
+        backend.gate.set()
+        np.testing.assert_array_equal(future.result(5), alone([10], 2))
+        np.testing.assert_array_equal(one.forecast(2), alone([10, 30], 2))
+        np.testing.assert_array_equal(idle.forecast(2), alone([200], 2))
+
+
+def test_a_round_of_several_steps_keeps_the_order_and_the_deadlines() -> None:
+    backend = FakeBackend((1,))
+    with predictor_of(backend).streams(max_wait_ms=10_000) as streams:
+        slots = [streams.open() for _ in range(4)]
+        backend.gate.clear()
+        for number, slot in enumerate(slots):
+            slot.push(picture(number), deadline_ms=None if number == 1 else 50)
+        backend.entered.wait(5)
+        time.sleep(0.06)
+        backend.gate.set()
+        for slot in slots:
+            slot.wait()
+        assert [slot.pushed for slot in slots] == [1, 1, 0, 0], "the first to come, and who has time"
+        assert streams.stats()["dropped"]["late"] == 2
+
+
+def test_closing_waits_for_the_step_that_is_on_its_way(backend: FakeBackend, predictor: Predictor) -> None:
+    streams = predictor.streams()
+    backend.gate.clear()
+    pushed(streams.open(), 1)
+    backend.entered.wait(5)
+    closing = threading.Thread(target=streams.close)
+    closing.start()
+    time.sleep(0.05)
+    assert closing.is_alive()
+    backend.gate.set()
+    closing.join(5)
+    assert not closing.is_alive()
+
+
+def test_a_forecast_that_is_interrupted_is_not_finished(
+    backend: FakeBackend, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with predictor.streams() as streams:
+        stream = pushed(streams.open(), 1)
+        stream.wait()
+        backend.gate.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Future, "result", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                stream.predict(1000)
+        backend.gate.set()
+        stream.wait()
+        assert len(backend.calls) < 10
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread does, but not for ever."""
+    end = time.perf_counter() + 5
+    while not true():
+        assert time.perf_counter() < end
+        time.sleep(0.001)
 
 
 # What waits, and what is refused.

@@ -117,8 +117,10 @@ class Batcher:
         return self.backend.gather([(member.batch.state, member.row)])
 
     def split(self, runners: Sequence[R]) -> Iterator[list[R]]:
-        """Who is stepped together: those of one state, the largest first, so that they stay together."""
-        ready = sorted(runners, key=lambda one: (-one.member.batch.rows, id(one.member.batch), one.member.row))
+        """Who is stepped together: those of one state, the largest first, so that they stay together; else as they
+        came."""
+        came = {one.member.batch: number for number, one in reversed(list(enumerate(runners)))}
+        ready = sorted(runners, key=lambda one: (-one.member.batch.rows, came[one.member.batch], one.member.row))
         while ready:
             count = step_size(self.backend, len(ready))
             yield ready[:count]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, frames
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.backend import Frame, initial_arrays
 from e3d_deploy.runtime.bundle import Bundle
 
@@ -42,7 +43,7 @@ class HostBackend:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.sizes = bundle, bundle.sizes
         self._free: dict[int, deque[tuple[Arrays, Tensors]]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     def tensor(self, array: NDArray[Any]) -> Any:
         """An array as the library takes it, over the same memory."""
@@ -52,9 +53,15 @@ class HostBackend:
         """Run a graph with so many streams; one thread at a time."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Free what the library holds."""
+    def release(self) -> None:
+        """Let go of what the library holds."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what it holds, after the step that is on its way."""
+        with self._lock:
+            self._closed = True
+            self.release()
 
     def initial_state(self, batch: int | None = None) -> HostState:
         return self.from_arrays(initial_arrays(self.bundle.config, batch or self.bundle.batch))
@@ -85,6 +92,8 @@ class HostBackend:
         inputs = {name: self.tensor(np.ascontiguousarray(array)) for name, array in given.items()}
         outputs = {contract.NEXT + name: tensor for name, tensor in following.tensors.items()}
         with self._lock:
+            if self._closed:
+                raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
             self.run(
                 graph, shape[0], inputs | (state.tensors if state else {}), outputs | {result: self.tensor(output)}
             )

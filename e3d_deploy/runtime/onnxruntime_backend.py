@@ -80,5 +80,5 @@ class OnnxRuntimeBackend(HostBackend):
             binding.bind_ortvalue_output(name, value)
         session.run_with_iobinding(binding)
 
-    def close(self) -> None:
+    def release(self) -> None:
         self.sessions.clear()

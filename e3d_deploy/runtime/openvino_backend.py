@@ -45,6 +45,8 @@ class OpenVINOBackend(HostBackend):
         if profile:
             self.settings["PERF_COUNT"] = "YES"
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
+        self.models: dict[str, openvino.Model] = {}
+        """What was read and will be compiled for other numbers of streams; the file may be another by then."""
         self._request("step", bundle.batch)
 
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:
@@ -52,7 +54,9 @@ class OpenVINOBackend(HostBackend):
             return self.requests[graph, batch]
         file = self.bundle.graph(graph)
         try:
-            model = CORE.read_model(file)
+            model = self.models[graph].clone() if graph in self.models else CORE.read_model(file)
+            if self.bundle.dynamic_batch and graph not in self.models:
+                self.models[graph] = model.clone()
             model.reshape({port.any_name: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
             request = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
         except RuntimeError as error:
@@ -69,5 +73,6 @@ class OpenVINOBackend(HostBackend):
             request.set_tensor(name, tensor)
         request.infer(share_outputs=True)  # else it copies them once more
 
-    def close(self) -> None:
+    def release(self) -> None:
         self.requests.clear()
+        self.models.clear()

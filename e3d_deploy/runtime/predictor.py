@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
@@ -69,7 +70,7 @@ class Predictor:
     ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
         self.context_length, self.horizon = context_length, horizon
-        self.closed = False
+        self.closed, self._lock = False, threading.Lock()
         self._schedulers: WeakSet[Scheduler] = WeakSet()
 
     def stream(self, snapshot: Snapshot | None = None) -> "Stream":
@@ -99,29 +100,32 @@ class Predictor:
             ConfigError, ResourceLimit: as `Streams`.
             StreamError: this was closed.
         """
-        if self.closed:
-            raise StreamError("predictor: was closed; load the bundle again")
-        streams = Streams(
-            self.backend,
-            self.config,
-            self.identity,
-            max_streams=max_streams,
-            max_wait_ms=max_wait_ms,
-            queue_length=queue_length,
-            policy=policy,
-            on_bad_output=on_bad_output,
-            memory_limit_bytes=memory_limit_bytes,
-        )
-        self._schedulers.add(streams.scheduler)
+        with self._lock:
+            if self.closed:
+                raise StreamError("predictor: was closed; load the bundle again")
+            streams = Streams(
+                self.backend,
+                self.config,
+                self.identity,
+                max_streams=max_streams,
+                max_wait_ms=max_wait_ms,
+                queue_length=queue_length,
+                policy=policy,
+                on_bad_output=on_bad_output,
+                memory_limit_bytes=memory_limit_bytes,
+            )
+            self._schedulers.add(streams.scheduler)
         return streams
 
     def close(self) -> None:
         """Free what the backend holds; streams cannot be used after. It can be closed twice."""
-        if not self.closed:
+        with self._lock:
+            if self.closed:
+                return
             self.closed = True
-            for scheduler in list(self._schedulers):
-                scheduler.close()
-            self.backend.close()
+        for scheduler in list(self._schedulers):
+            scheduler.close()
+        self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +201,7 @@ class Stream:
     def snapshot(self) -> Snapshot:
         """The stream as it is now; later pictures do not change it."""
         with self._alone():
-            return Snapshot(self.identity, self.backend.to_arrays(self.state), self.prediction, self.pushed)
+            return Snapshot(self.identity, self.backend.to_arrays(self.state), copy(self.prediction), self.pushed)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot.
@@ -209,7 +213,7 @@ class Stream:
             raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
         with self._alone():
             self.state = self.backend.from_arrays(snapshot.state)
-            self.prediction, self.pushed = snapshot.prediction, snapshot.pushed
+            self.prediction, self.pushed = copy(snapshot.prediction), snapshot.pushed
 
     def _roll(self, result: NDArray[Any]) -> NDArray[Any]:
         with self._alone():
@@ -230,7 +234,9 @@ class Stream:
         try:
             return self.backend.step(seen, state)
         except Exception as error:
-            raise clear(error) from error
+            if (cleared := clear(error)) is error:
+                raise
+            raise cleared from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -1,10 +1,12 @@
 """What streams wait for: each has a queue, which is done in its order."""
 
 import math
+import os
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from e3d_deploy.errors import ConfigError, StreamError
@@ -31,9 +33,7 @@ class Queues:
         if queue_length < 1 or not max_wait_ms >= 0:
             raise ConfigError(f"got queue_length {queue_length}, max_wait_ms {max_wait_ms}; expected 1 and 0 or more")
         self.max_wait, self.queue_length, self.policy = max_wait_ms / 1000, queue_length, policy
-        self.lock = threading.Lock()
-        """Held by whoever changes a stream's queue, failure or counters."""
-        self.work, self.room = threading.Condition(self.lock), threading.Condition(self.lock)
+        self._make_locks()
         self.counters = Counters(LAST)
         self.videos: set[Video] = set()
         self.failed: set[Video] = set()
@@ -46,6 +46,19 @@ class Queues:
         self.forecasts: list[Forecast] = []
         """On their way."""
         self.closing = False
+        self.broken = ""
+        """Why nothing is done any more, unless it was asked for."""
+        ALL.add(self)
+
+    def _make_locks(self) -> None:
+        self.lock = threading.Lock()
+        """Held by whoever changes a stream's queue, failure or counters."""
+        self.work, self.room = threading.Condition(self.lock), threading.Condition(self.lock)
+
+    def forked(self) -> None:
+        """Let the copy in a new process refuse everything: the thread is not there, and somebody may hold the lock."""
+        self._make_locks()
+        self.closing, self.broken = True, "this process was forked from the one that they run in"
 
     def add(self, video: Video, most: int) -> bool:
         """Let a new stream take part, unless there are as many as may be."""
@@ -83,7 +96,6 @@ class Queues:
                         raise StreamError(
                             f"stream: {video.waiting} pictures wait already; push less often, or take another policy"
                         )
-            video.waiting += 1
             self.put(video, Push(video, seen, came, deadline))
 
     def put(self, video: Video, item: Push | Forecast | Job) -> None:
@@ -91,6 +103,7 @@ class Queues:
         if not self.waiting:
             self.first = item.came
         self.jobs += isinstance(item, Job)
+        video.waiting += isinstance(item, Push)
         video.queue.append(item)
         self.waiting[video] = None
         if len(self.waiting) == 1 or self.delay() == 0:
@@ -99,9 +112,13 @@ class Queues:
     def check(self, video: Video, *, healthy: bool = True) -> None:
         """Raise what keeps a stream from being used."""
         if video.closed or self.closing:
-            raise StreamError(CLOSED)
+            raise self.closed()
         if healthy and video.failure is not None:
             raise StreamError(f"stream: failed at {video.failure}; reset or restore it") from video.failure
+
+    def closed(self) -> StreamError:
+        """What is raised by whatever is asked for after the end."""
+        return StreamError(f"streams: do nothing any more ({self.broken}); make new ones" if self.broken else CLOSED)
 
     def clear(self, video: Video, reason: str, error: StreamError) -> None:
         """Empty the queue of a stream but for jobs; forecasts there get an error."""
@@ -162,6 +179,14 @@ class Queues:
         self.first = min((video.queue[0].came for video in self.waiting), default=now)
         return [*pushes, *self.forecasts]
 
+    def in_time(self, runners: Sequence[Push | Forecast]) -> list[Push | Forecast]:
+        """Those whose step may begin now; pictures whose deadline is over are dropped."""
+        now = time.perf_counter()
+        late = [one for one in runners if isinstance(one, Push) and now > one.deadline]
+        for push in late:
+            self.drop(push.video, "late")
+        return [one for one in runners if one not in late]
+
     def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:
         while video.queue:
             item = video.queue[0]
@@ -187,7 +212,19 @@ class Queues:
             for video in everyone:
                 for item in video.queue:
                     if isinstance(item, Job):
-                        give(item.future, StreamError(CLOSED))
+                        give(item.future, self.closed())
                 video.queue = deque(item for item in video.queue if not isinstance(item, Job))
-                self.clear(video, "closed", StreamError(CLOSED))
+                self.clear(video, "closed", self.closed())
             return everyone
+
+
+ALL: "weakref.WeakSet[Queues]" = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for queues in list(ALL):
+        queues.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

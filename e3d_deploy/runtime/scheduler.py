@@ -1,5 +1,6 @@
 """The thread that steps many streams: whoever is ready goes together, and a failure stays with whom it hit."""
 
+import atexit
 import logging
 import math
 import threading
@@ -7,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from copy import copy
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -47,6 +49,7 @@ class Scheduler:
         """How many of each size there were."""
         self.thread = threading.Thread(target=self._run, name="e3d-streams", daemon=True)
         self.thread.start()
+        atexit.register(self.close)  # a thread that is in a library while Python ends would crash it
 
     # What any thread may call.
 
@@ -105,6 +108,7 @@ class Scheduler:
             self.queues.closing = True
             self.queues.work.notify_all()
         self.thread.join()
+        atexit.unregister(self.close)
 
     # What the thread does.
 
@@ -112,8 +116,9 @@ class Scheduler:
         try:
             while self._round():
                 pass
-        except BaseException:
+        except BaseException as error:
             log.exception("the thread of the streams broke off, which is a mistake in it")
+            self.queues.broken = f"{type(error).__name__}: {error}"
         finally:
             for video in self.queues.end():
                 self._forget(video)
@@ -124,7 +129,7 @@ class Scheduler:
         queues = self.queues
         with queues.lock:
             while not queues.closing and not self.batcher.touched and (delay := queues.delay()):
-                queues.work.wait(None if delay == math.inf else delay)
+                queues.work.wait(None if delay == math.inf else min(delay, threading.TIMEOUT_MAX))
             if queues.closing:
                 return False
             jobs = queues.take_jobs()
@@ -139,8 +144,11 @@ class Scheduler:
             self._step(together)
         return True
 
-    def _step(self, runners: Sequence[Push | Forecast]) -> None:
-        started = time.perf_counter()
+    def _step(self, taken: Sequence[Push | Forecast]) -> None:
+        with self.queues.lock:
+            started, runners = time.perf_counter(), self.queues.in_time(taken)
+        if not runners:
+            return
         try:
             predictions, batch = self.batcher.step(runners)
             good: NDArray[np.bool_] = np.asarray(np.isfinite(predictions).all(axis=(1, 2, 3)))
@@ -150,19 +158,26 @@ class Scheduler:
                 return
             log.warning("a step of %d streams failed, so each is stepped alone (%s)", len(runners), str(error))
         else:
-            ended = time.perf_counter()
+            ended, said, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
             with self.queues.lock:
                 self.steps[batch.size] += 1
                 for row, runner in enumerate(runners):
                     if isinstance(runner, Push):
                         for counters in (runner.video.counters, self.queues.counters):
                             counters.saw(queueing=started - runner.came, latency=ended - runner.came)
-                        runner.video.stepped += 1
-                    if good[row]:
-                        self._moved(runner, predictions[row : row + 1].copy(), batch, row)  # a view would keep all
-                    else:
+                    if not good[row]:
                         self.batcher.touched.add(batch)
-                        self._is_bad(runner)
+                        said += self._is_bad(runner)
+                        continue
+                    try:
+                        self._moved(runner, predictions[row : row + 1].copy(), batch, row)  # a view would keep all
+                    except Exception as fault:
+                        broken.append((runner, fault))
+            # Without the lock: whoever reads the log may ask the streams something.
+            for words in said:
+                log.warning("%s", words)
+            for runner, cause in broken:
+                self._broke(runner, cause)
             return
         for runner in runners:
             self._step([runner])
@@ -170,7 +185,8 @@ class Scheduler:
     def _moved(self, runner: Push | Forecast, prediction: NDArray[np.float32], batch: Batch, row: int) -> None:
         self.batcher.move(runner.member, batch, row)
         if isinstance(runner, Push):
-            runner.video.prediction, runner.video.pushed = prediction, runner.video.pushed + 1
+            video = runner.video
+            video.prediction, video.pushed, video.stepped = prediction, video.pushed + 1, video.stepped + 1
         else:
             self._went_on(runner, prediction)
 
@@ -185,14 +201,18 @@ class Scheduler:
         self._went_on(forecast, video.prediction)
 
     def _went_on(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
-        pictures.put(prediction[0], forecast.result[forecast.number])
+        try:
+            pictures.put(prediction[0], forecast.result[forecast.number])
+        except Exception as error:  # the array that was given cannot be written to any more
+            self._finish(forecast, clear(error))
+            return
         forecast.number, forecast.seen = forecast.number + 1, prediction
         if forecast.number == len(forecast.result):
             for counters in (forecast.video.counters, self.queues.counters):
                 counters.forecast(time.perf_counter() - forecast.came)
             self._finish(forecast, forecast.result)
 
-    def _finish(self, forecast: Forecast, outcome: NDArray[Any] | StreamError | None = None) -> None:
+    def _finish(self, forecast: Forecast, outcome: NDArray[Any] | Exception | None = None) -> None:
         """Take a forecast off its way; without an outcome nobody waits for it."""
         self.batcher.leave(forecast.member)
         self.queues.forecasts.remove(forecast)
@@ -200,26 +220,29 @@ class Scheduler:
         if outcome is not None:
             give(forecast.future, outcome)
 
-    def _is_bad(self, runner: Push | Forecast) -> None:
-        """Do what is to be done about a prediction that is not finite."""
+    def _is_bad(self, runner: Push | Forecast) -> list[str]:
+        """Do what is to be done about a prediction that is not finite; returns what is to be logged of it."""
         if isinstance(runner, Forecast):
             self._finish(runner, StreamError(f"forecast frame {runner.number}: is not finite; forecast less far"))
-            return
-        video, frame = runner.video, runner.video.stepped - 1
-        log.warning("frame %d of a stream: the prediction is not finite (%s)", frame, self.on_bad_output)
+            return []
+        video, frame = runner.video, runner.video.stepped
+        video.stepped += 1
         for counters in (video.counters, self.queues.counters):
             counters.bad(frame)
         if self.on_bad_output == "raise":
             self.queues.fail(video, StreamError(f"frame {frame}: the prediction is not finite"))
         elif self.on_bad_output == "reset":
             self._set(video, None, None)
+        return [f"frame {frame} of a stream: the prediction is not finite ({self.on_bad_output})"]
 
     def _broke(self, runner: Push | Forecast, error: Exception) -> None:
         """A step of one failed."""
         cause = clear(error)
         # As text, and then without: whoever keeps the record or the error would keep frames, which hold states.
         log.warning("a step failed: %s", "".join(traceback.format_exception(error)).strip())
-        error.__traceback__ = None
+        chained: BaseException | None = error
+        while chained is not None and chained.__traceback__ is not None:
+            chained.__traceback__, chained = None, chained.__cause__ or chained.__context__
         number = runner.video.stepped if isinstance(runner, Push) else runner.number
         failure = StreamError(f"{'frame' if isinstance(runner, Push) else 'forecast frame'} {number}: {cause}")
         failure.__cause__ = cause
@@ -233,7 +256,7 @@ class Scheduler:
     def snapshot(self, video: Video, identity: str) -> Snapshot:
         """What a stream holds; in the thread, as a job."""
         arrays = self.batcher.backend.to_arrays(self.batcher.alone(video.member))
-        return Snapshot(identity, arrays, video.prediction, video.pushed)
+        return Snapshot(identity, arrays, copy(video.prediction), video.pushed)
 
     def put_beside(self, video: Video, other: Video) -> None:
         """Put a stream where another one is; in the thread, as a job."""
@@ -243,14 +266,14 @@ class Scheduler:
     def _set(self, video: Video, state: Any, snapshot: Snapshot | None) -> None:
         """Put a stream into a state of its own, or before the first frame."""
         self.batcher.move(video.member, self.batcher.batch(state))
-        video.prediction = None if snapshot is None else snapshot.prediction
+        video.prediction = None if snapshot is None else copy(snapshot.prediction)
         video.pushed = video.stepped = 0 if snapshot is None else snapshot.pushed
 
     def _forget(self, video: Video) -> None:
         """Let go of all that a closed stream held."""
         with self.queues.lock:
             if video.forecast is not None:
-                self._finish(video.forecast, StreamError(CLOSED))
+                self._finish(video.forecast, self.queues.closed())
             self.batcher.leave(video.member)
             video.closed, video.prediction = True, None
 
@@ -260,3 +283,6 @@ def _do(job: Job) -> None:
         give(job.future, job.function())
     except Exception as error:
         give(job.future, clear(error))
+    except BaseException as error:  # ends the thread, and nobody may wait for it
+        give(job.future, error)
+        raise

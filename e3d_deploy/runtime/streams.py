@@ -167,11 +167,11 @@ class SlotStream:
             ShapeError: `out` is no such array.
             StreamError: nothing was pushed yet, a step failed, or the network's answer is not finite.
         """
-        return self._ask(horizon, np.uint8, out).result()
+        return _result(self._ask(horizon, np.uint8, out))
 
     def forecast(self, horizon: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The same as computed, not clipped, float32 [horizon, C, H, W]."""
-        return self._ask(horizon, np.float32, out).result()
+        return _result(self._ask(horizon, np.float32, out))
 
     async def predict_async(self, horizon: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """`predict` for asyncio, `await stream.predict_async(10)`: others run meanwhile. Cancelling it ends it."""
@@ -242,3 +242,11 @@ class SlotStream:
     def close(self) -> None:
         """End the video: what waits is dropped, its memory is free after the step that it is in. Twice does nothing."""
         self._scheduler.end(self._video)
+
+
+def _result(future: "Future[NDArray[Any]]") -> NDArray[Any]:
+    try:
+        return future.result()
+    except BaseException:  # Ctrl-C; nobody waits for the rest
+        future.cancel()
+        raise
