@@ -88,9 +88,7 @@ def _read_bundle(path: Path) -> Side:
         "graphs": _flat(graphs),
         **{name: _flat(value) for name, value in rest.items() if name not in settings},
         "engines": _flat({name: _engine(sheet) for name, sheet in manifest["engines"].items()}),
-        "files": {
-            name: f"{(path / name).stat().st_size:,} bytes, {digest[:12]}" for name, digest in manifest["files"].items()
-        },
+        "files": {name: f"{_size(path / name)}, {digest[:12]}" for name, digest in manifest["files"].items()},
     }
     missing = {}
     try:
@@ -105,6 +103,10 @@ def _read_bundle(path: Path) -> Side:
     except CheckpointError as error:
         raise BundleError(str(error)) from error
     return Side(about, sections, weights, missing)
+
+
+def _size(file: Path) -> str:
+    return f"{file.stat().st_size:,} bytes" if file.is_file() else "missing"  # as an engine may be
 
 
 def _graph(entry: Values) -> Values:

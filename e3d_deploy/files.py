@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,20 +17,27 @@ except ImportError:  # Windows, where nothing is locked
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, whole or not at all.
+    """Write a file, whole or not at all, whoever else writes it.
 
     Raises:
         OSError: it cannot be written, with its name.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         partial.write_bytes(content)
+        sync(partial)
         partial.replace(path)
     except OSError as error:
         error.filename = str(path)  # a full disk has none
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until what was written to a file is on the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager

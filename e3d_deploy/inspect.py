@@ -98,14 +98,16 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             for tensor in manifest["graphs"]["step"]["inputs"]
         },
         "engine": {
-            name: {key: engine[key] for key in ("builder", "compute_capability", "bytes", "build_seconds", "created")}
+            name: {
+                key: engine.get(key) for key in ("builder", "compute_capability", "bytes", "build_seconds", "created")
+            }
             for name, engine in manifest["engines"].items()
         },
         "verified": {
             name: {
-                "against": report["yardstick"],
-                "largest difference": report["worst"],
-                "passed": report["passed"],
+                "against": report.get("yardstick"),
+                "largest difference": report.get("worst"),
+                "passed": report.get("passed"),
             }
             for name, report in manifest["verification"].items()
         },

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -26,8 +26,7 @@ def workspace(target: Path) -> Iterator[Path]:
         if (lock := _lock(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    lock = _lock(folder)
+    folder, lock = _locked_folder(target)
     try:
         yield folder
     finally:
@@ -59,7 +58,20 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
-def _lock(folder: Path) -> int | None:
+def _locked_folder(target: Path) -> tuple[Path, int | None]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        lock = _lock(folder, wait=True)
+        # Until it was locked, another process could take it for one that was left, and remove it.
+        with suppress(FileNotFoundError):
+            there = folder.stat()
+            if lock is None or os.path.samestat(there, os.fstat(lock)):
+                return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, *, wait: bool = False) -> int | None:
     """Hold a folder until the descriptor is closed; None where another process does, or where nothing can be locked."""
     if fcntl is None:
         return None
@@ -68,7 +80,7 @@ def _lock(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         return None

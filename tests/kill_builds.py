@@ -16,6 +16,7 @@ from e3d_deploy.config import EngineConfig
 from e3d_deploy.export import to_tensorrt
 from e3d_deploy.export.cache import EngineCache
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.bundle import check_file
 from tests.fake_tensorrt import FakeTensorRT
 
 SIZES = (1_000, 300_000, 2_000_000)
@@ -56,7 +57,9 @@ def main(bundle: Path, folder: Path, times: int) -> None:
         time.sleep(draw.uniform(0.005, 0.25))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        opened = Bundle.open(bundle)  # the hashes of its manifest hold
+        opened = Bundle.open(bundle)
+        for name, digest in opened.manifest["files"].items():
+            check_file(bundle, name, digest)  # of engines too
         assert cache.damaged() == {}, cache.damaged()
         counts["kills"] += 1
         counts["with engines"] += bool(opened.manifest["engines"])

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError
+from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 
 
@@ -134,6 +136,34 @@ def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monk
         checkpoint.save(tiny_model, path)
     assert list(path.parent.iterdir()) == [path]
     assert path.read_bytes() == before
+
+
+def test_threads_that_write_one_file_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, others = Path.write_bytes, []
+
+    def write_while_another_does(partial: Path, content: bytes) -> int:
+        written = write(partial, content)
+        if not others:
+            others.append(threading.Thread(target=write_file, args=(tmp_path / "file", b"other")))
+            others[0].start()
+            others[0].join()
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", write_while_another_does)
+    write_file(tmp_path / "file", b"mine")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_has_the_usual_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append((tmp_path / "file").exists()))
+    write_file(tmp_path / "file", b"content")
+    assert synced == [False]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 class Bomb:

@@ -135,6 +135,14 @@ def test_every_field_of_a_manifest_counts(exported: Path, bundle_path: Path) -> 
     assert diff(bundle_path, again)["differs_in"] == []
 
 
+def test_an_engine_that_was_lost_is_shown(exported: Path, bundle_path: Path) -> None:
+    files = Bundle.open(bundle_path).manifest["files"]
+    changed(bundle_path, files={**files, "engines/step.tensorrt.plan": "0" * 64}, engines={"step.tensorrt": {}})
+    found = diff(exported / "tiny.e3d", bundle_path)
+    assert found["files"] == {"engines/step.tensorrt.plan": [None, "missing, 000000000000"]}
+    assert CliRunner().invoke(main, ["inspect", str(bundle_path)]).exit_code == 0
+
+
 def test_the_command_ends_with_a_verdict(exported: Path, tmp_path: Path) -> None:
     def change(network: E3DLSTM) -> None:
         network.to_patch.bias[0] += 0.5

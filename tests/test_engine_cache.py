@@ -21,6 +21,7 @@ from e3d_deploy.export.cache import PLAN, SIDECAR, EngineCache
 from e3d_deploy.export.to_tensorrt import build
 from e3d_deploy.files import cache_folder, locked
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.bundle import write_manifest
 from e3d_deploy.runtime.plans import load_plan
 from tests.fake_tensorrt import FakeTensorRT
 
@@ -172,16 +173,54 @@ def test_a_lock_goes_with_its_process_and_its_file_with_the_next_cache(tmp_path:
 import os, signal
 from pathlib import Path
 from e3d_deploy.export.cache import EngineCache
-with EngineCache(Path({str(cache.folder)!r})).lock("abc"):
+with EngineCache(Path({str(cache.folder)!r})).lock({"a" * 64!r}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    assert (cache.folder / "abc.lock").exists()
+    lock = cache.folder / f"{'a' * 64}.lock"
+    assert lock.exists()
     EngineCache(cache.folder)
     assert list(cache.folder.iterdir()) == []
-    with cache.lock("abc"):
+    with cache.lock("a" * 64):
         EngineCache(cache.folder)
-        assert (cache.folder / "abc.lock").exists()  # somebody holds it
+        assert lock.exists()  # somebody holds it
+
+
+def test_what_is_not_the_caches_own_stays(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> None:
+    """`e3d cache rm --all --cache .` in somebody's project removes no source."""
+    folder = tmp_path / "project"
+    (folder / "src").mkdir(parents=True)
+    (folder / "poetry.lock").write_text("packages")
+    (folder / "src" / SIDECAR).write_text("{}")
+    cache = EngineCache(folder)
+    build_rtx(bundle_path, cache)
+    assert len(cache.keys()) == len(Bundle.open(bundle_path).manifest["graphs"])
+    assert cache.damaged() == {}
+    e3d("cache", "rm", "--all", "--cache", folder)
+    assert {file.name for file in folder.iterdir()} == {"src", "poetry.lock", "durations.json"}
+
+
+def test_looking_at_a_cache_makes_none(tmp_path: Path) -> None:
+    for command in (["ls"], ["verify"], ["rm", "--all"]):
+        error = e3d("cache", *command, "--cache", tmp_path / "typo", code=2).stderr
+        assert "typo: no such folder; `e3d build` makes it, or name another with --cache" in error
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("sidecar", ["str", [], {"parts": {}}])
+def test_a_sidecar_of_another_form_is_shown_and_not_taken(
+    sidecar: object, trt: FakeTensorRT, cache: EngineCache, bundle_path: Path
+) -> None:
+    key = build_rtx(bundle_path, cache)[0]["step"]["key"]
+    (cache.folder / key / SIDECAR).write_text(json.dumps(sidecar))
+    lines = e3d("cache", "ls", "--cache", cache.folder).stdout.splitlines()
+    assert [line.split() for line in lines if "damaged" in line] == [[key[:12], "damaged"]]
+    listed = json.loads(e3d("cache", "ls", "--cache", cache.folder, "--json").stdout)
+    assert listed["damaged"] == [key]
+    assert set(cache.damaged()) == {key}
+    _, remarks = build_rtx(bundle_path, cache)
+    assert remarks[0] == f"cache entry {key[:12]} is damaged and not used; building anew"
+    assert cache.damaged() == {}
 
 
 def test_a_lock_whose_file_was_removed_is_another_lock(tmp_path: Path) -> None:
@@ -201,12 +240,20 @@ def test_a_lock_whose_file_was_removed_is_another_lock(tmp_path: Path) -> None:
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757])
+def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "shared").mkdir()
-    (tmp_path / "shared").chmod(0o777)
+    (tmp_path / "shared").chmod(mode)
     with pytest.raises(ConfigError, match="others can write there, and engines are native code"):
         EngineCache(tmp_path / "shared")
+
+
+def test_a_cache_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EngineCache(tmp_path / "own").folder.stat().st_mode & 0o777 == 0o700
+    somebody = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: somebody)
+    with pytest.raises(ConfigError, match="others can write there, and engines are native code"):
+        EngineCache(tmp_path / "own")
 
 
 def test_the_folder_is_where_the_desktop_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +274,17 @@ def test_the_last_duration_is_remembered(trt: FakeTensorRT, cache: EngineCache, 
     build_rtx(bundle_path, cache, optimization_level=2)
 
 
-def test_a_gpu_that_cannot_be_asked_means_no_cache(trt: FakeTensorRT, cache: EngineCache, bundle_path: Path) -> None:
+@pytest.mark.parametrize("driver", ["none", "refuses"])
+def test_a_gpu_that_cannot_be_asked_means_no_cache(
+    trt: FakeTensorRT, cache: EngineCache, bundle_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if driver == "refuses":
+        from e3d_deploy.runtime.cuda import CudaError  # needs cuda.core, which is not for every system
+
+        def refuse(number: int) -> None:
+            raise CudaError("CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected")
+
+        monkeypatch.setattr("cuda.core.Device", refuse)
     remarks: list[str] = []
     sidecars = build(Bundle.open(bundle_path), "tensorrt", cache=cache, remark=remarks.append)
     assert remarks == ["nothing is cached: the GPU cannot be asked what it is; pip install cuda-core"]
@@ -245,10 +302,7 @@ def test_the_gpu_is_part_of_the_key(
         def __init__(self, number: int) -> None:
             assert number == 0
 
-    monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
-    module = type(sys)("cuda.core")
-    module.Device = Device  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda.core", module)
+    monkeypatch.setattr("cuda.core.Device", Device)
     sidecars = build(Bundle.open(bundle_path), "tensorrt", cache=cache)
     assert sidecars["step"]["compute_capability"] == "9.0 NVIDIA H200"
     bundle = Bundle.open(bundle_path)
@@ -273,11 +327,27 @@ def test_a_plan_is_loaded_only_if_the_manifest_names_it(trt: FakeTensorRT, bundl
     plan.write_bytes(plan.read_bytes() + b"code")  # after it was opened
     with pytest.raises(BundleError, match=r"altered, its SHA-256 is .*do not run it"):
         load_plan(bundle, "step", target="tensorrt", version="10.7.0")
-    with pytest.raises(BundleError, match=r"step\.tensorrt\.plan: altered or truncated"):
-        Bundle.open(bundle_path)
     plan.unlink()
-    with pytest.raises(BundleError, match=r"cannot be read \(No such file"):
+    with pytest.raises(BundleError, match=r"cannot be read \(No such file.*build it again: `e3d build"):
         load_plan(bundle, "step", target="tensorrt", version="10.7.0")
+    bundle.manifest["engines"]["step.tensorrt"] = {}
+    with pytest.raises(BundleError, match=r"its sheet in the manifest lacks 'graph_sha256'; build it again"):
+        load_plan(bundle, "step", target="tensorrt", version="10.7.0")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_plan_that_is_lost_or_damaged_is_built_again(lost: bool, trt: FakeTensorRT, bundle_path: Path) -> None:
+    build(Bundle.open(bundle_path), "tensorrt")
+    plan = bundle_path / "engines" / "step.tensorrt.plan"
+    if lost:
+        plan.unlink()
+    else:
+        plan.write_bytes(b"cut off")
+    bundle = Bundle.open(bundle_path)  # the rest of it is as good as before
+    with pytest.raises(BundleError, match=r"step\.tensorrt\.plan: (cannot be read|altered).*; build it again: `e3d"):
+        load_plan(bundle, "step", target="tensorrt", version="10.7.0")
+    build(bundle, "tensorrt")
+    assert load_plan(Bundle.open(bundle_path), "step", target="tensorrt", version="10.7.0") == trt.plan
 
 
 def test_a_plan_of_another_graph_is_not_loaded(trt: FakeTensorRT, bundle_path: Path) -> None:
@@ -315,6 +385,36 @@ def test_a_bundle_that_changes_meanwhile_gets_no_engine(
     with pytest.raises(BundleError, match=f"{name}: changed while an engine was built from it; build again"):
         build(bundle, "tensorrt-rtx", cache=cache)
     assert cache.keys() == []  # else it would stand under the key of the former one
+
+
+def test_engines_from_the_cache_do_not_get_into_a_newer_bundle(
+    trt: FakeTensorRT, cache: EngineCache, bundle_path: Path
+) -> None:
+    build_rtx(bundle_path, cache)
+    opened = Bundle.open(bundle_path)
+    files = {**opened.manifest["files"], "model.safetensors": "0" * 64}
+    without = {name: digest for name, digest in files.items() if "/" not in name}
+    write_manifest(bundle_path, {**opened.manifest, "files": without, "engines": {}})  # exported anew
+    before = (bundle_path / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match="exported anew while its engines were made; build again"):
+        build(opened, "tensorrt-rtx", cache=cache)
+    assert (bundle_path / "manifest.json").read_bytes() == before
+
+
+def test_engines_are_on_the_disk_before_the_bundle_changes(
+    trt: FakeTensorRT, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (bundle_path / "manifest.json").read_bytes()
+    synced: list[str] = []
+
+    def record(file: Path) -> None:
+        assert (bundle_path / "manifest.json").read_bytes() == before
+        synced.append(file.name)
+
+    monkeypatch.setattr("e3d_deploy.export.engine_files.sync", record)
+    build(Bundle.open(bundle_path), "tensorrt")
+    engines = {file.name for file in (bundle_path / "engines").iterdir()}
+    assert set(synced) == engines | {"manifest.0", "manifest.1"}
 
 
 def test_a_failing_write_leaves_bundle_and_cache_as_they_were(
@@ -409,7 +509,7 @@ def test_the_commands_of_the_cache(trt: FakeTensorRT, bundle_path: Path, tmp_pat
     (folder / keys[0] / PLAN).write_bytes(b"code")
     damaged = e3d("cache", "verify", "--cache", folder, code=5)
     assert damaged.stdout == f"{keys[0][:12]}: the plan is not the one that was built\n"
-    assert f"`e3d cache rm {keys[0][:12]}` removes them" in damaged.stderr
+    assert f"`e3d cache rm {keys[0][:12]} --cache {folder}` removes them" in damaged.stderr
     assert e3d("cache", "rm", keys[0][:12], "--cache", folder).stdout == f"{keys[0]}\n"
     assert "begins no keys" in e3d("cache", "rm", keys[0][:12], "--cache", folder, code=2).stderr
     assert "give keys, or --all" in e3d("cache", "rm", "--cache", folder, code=2).stderr

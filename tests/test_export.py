@@ -337,6 +337,22 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM
     assert (target / "step.onnx").exists()
 
 
+def test_a_link_to_a_bundle_stays_and_killed_exports_leave_nothing(exported: Path, tmp_path: Path) -> None:
+    target, link = tmp_path / "o.e3d", tmp_path / "link.e3d"
+    left = tmp_path / ".o.e3d.abcd1234.partial"
+    left.mkdir()
+    lengths = {"context_length": 4, "horizon": 3, "reference": exported / "clip.npy"}
+    export(exported / "tiny.safetensors", target, **lengths)
+    assert not left.exists()
+    link.symlink_to("o.e3d")
+    (target / "extra").touch()
+    assert export(exported / "tiny.safetensors", link, overwrite=True, **lengths) == link
+    assert link.is_symlink()
+    assert not (target / "extra").exists()
+    assert Bundle.open(link).manifest["name"] == "o"
+    assert {path.name for path in tmp_path.iterdir()} == {"o.e3d", "link.e3d"}
+
+
 def test_wrong_inputs_are_refused_before_anything_is_made(tmp_path: Path, tiny_model: E3DLSTM) -> None:
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
     np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))

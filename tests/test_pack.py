@@ -8,6 +8,8 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -142,6 +144,85 @@ def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "tiny.e3d", "tiny.e3d.zip"}
 
 
+def test_a_link_stays_and_what_it_leads_to_is_replaced(packed: Path, bundle_path: Path, tmp_path: Path) -> None:
+    link, archive_link = tmp_path / "link.e3d", tmp_path / "link.zip"
+    link.symlink_to(bundle_path.name)
+    archive_link.symlink_to(packed.name)
+    (bundle_path / "extra").touch()
+    unpack(packed, link, overwrite=True)
+    pack(Bundle.open(link), archive_link, overwrite=True)
+    assert link.is_symlink()
+    assert archive_link.is_symlink()
+    assert not (bundle_path / "extra").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"link.e3d", "link.zip", "tiny.e3d", "tiny.e3d.zip"}
+
+
+def test_no_archive_is_written_into_the_bundle(bundle_path: Path) -> None:
+    before = contents(bundle_path)
+    for name in ("model.safetensors", "new.zip"):
+        with pytest.raises(ConfigError, match=f"{name}: lies in the bundle that is packed; give a name outside of it"):
+            pack(Bundle.open(bundle_path), bundle_path / name, overwrite=True)
+    assert contents(bundle_path) == before
+
+
+def test_an_engine_that_is_lost_is_not_packed(with_engine: Bundle, tmp_path: Path) -> None:
+    (with_engine.path / "engines" / "step.tensorrt.plan").unlink()
+    with pytest.raises(
+        BundleError, match=r"step\.tensorrt\.plan: is missing; build the engines again, or pack without"
+    ):
+        pack(Bundle.open(with_engine.path), tmp_path / "a.zip", engines=True)
+    pack(Bundle.open(with_engine.path), tmp_path / "a.zip")
+
+
+def test_trusted_engines_are_hashed(with_engine: Bundle, tmp_path: Path) -> None:
+    path = pack(with_engine, tmp_path / "a.zip", engines=True)
+    write(path, plain(entries_of(path) | {"engines/step.tensorrt.plan": b"another code"}))
+    refused(path, r"step\.tensorrt\.plan: altered or truncated", trust_engines=True)
+
+
+def test_a_workspace_that_another_process_removes_at_once_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is locked, it looks like what a killed run left."""
+    make, removed = tempfile.mkdtemp, []
+
+    def make_and_lose(**options: Any) -> str:
+        folder = make(**options)
+        if len(removed) < 2:
+            removed.append(folder)
+            os.rmdir(folder)
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    with workspace.workspace(tmp_path / "target") as folder:
+        assert len(removed) == 2
+        (folder / "file").touch()
+
+
+def test_a_workspace_waits_for_whoever_takes_it_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, threads = tempfile.mkdtemp, []
+
+    def make_and_let_it_be_found(**options: Any) -> str:
+        folder = Path(make(**options))
+        if not threads:
+            lock = workspace._lock(folder)
+            assert lock is not None
+
+            def remove() -> None:
+                time.sleep(0.1)
+                folder.rmdir()
+                os.close(lock)
+
+            threads.append(threading.Thread(target=remove))
+            threads[0].start()
+        return str(folder)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_let_it_be_found)
+    with workspace.workspace(tmp_path / "target") as folder:
+        threads[0].join()
+        (folder / "file").touch()
+
+
 def test_a_bundle_that_changes_while_it_is_packed_is_not_packed(bundle_path: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     (bundle_path / "clip.onnx").write_bytes(b"")
@@ -274,7 +355,7 @@ def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: st
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rounding": {"predictions": float("nan")}}, "damaged"),
+        ({"rounding": {"predictions": float("nan"), "states": 0.0}}, "damaged"),
         ({"config": {"patch_size": 5}}, "patch_size: 5 does not divide"),
         ({"files": {"model.safetensors": 7}}, r"its hash of model\.safetensors is none"),
         ({"engines": [], "files": {}}, "engines is \\[\\]"),

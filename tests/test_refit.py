@@ -125,7 +125,9 @@ def test_engines_built_without_refit_are_refused(bundles: tuple[Bundle, Bundle])
     to_tensorrt.build(old, "tensorrt")
     with pytest.raises(EngineError, match=r"its step\.tensorrt was built without --refit"):
         refit(new, Bundle.open(old.path), "tensorrt")
-    with pytest.raises(EngineError, match=r"has no engine of tensorrt-rtx; `e3d build .* --refit` makes them"):
+    with pytest.raises(
+        EngineError, match=r"has no engine of tensorrt-rtx; `e3d build .* --target tensorrt-rtx --refit`"
+    ):
         refit(new, old, "tensorrt-rtx")
 
 

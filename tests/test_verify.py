@@ -1,6 +1,11 @@
 """The proof itself: it passes what is right and fails what is not."""
 
+import dataclasses
 import json
+import math
+import shutil
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +14,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import BundleError, ShapeError
+from e3d_deploy.errors import BundleError, ConfigError, ShapeError
+from e3d_deploy.files import locked
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import State, open_backend
-from e3d_deploy.runtime.bundle import record_verification
+from e3d_deploy.runtime.bundle import new_bundle, record_verification, write_manifest
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from e3d_deploy.runtime.verify import check_contract, verify
+from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
 
 
 @pytest.fixture
@@ -133,5 +139,94 @@ def test_a_report_stands_in_the_manifest(bundle: Bundle, caplog: pytest.LogCaptu
     assert kept["worst"] == report.worst
 
 
+def test_a_report_takes_no_engines_out_of_the_manifest(bundle: Bundle) -> None:
+    """Those that `e3d build` put in while `e3d verify` ran."""
+    built = {**bundle.manifest, "engines": {"step.tensorrt": {"target": "tensorrt"}}}
+    write_manifest(bundle.path, built)
+    record_verification(bundle, {"backend": "onnxruntime", "passed": True})
+    now = Bundle.open(bundle.path).manifest
+    assert now["engines"] == built["engines"]
+    assert now["verification"] == {"onnxruntime": {"backend": "onnxruntime", "passed": True}}
+
+
+def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    """`e3d export --overwrite` ran while `e3d verify` did."""
+    files = {**bundle.manifest["files"], "model.safetensors": "0" * 64}
+    write_manifest(bundle.path, {**bundle.manifest, "files": files})
+    before = (bundle.path / "manifest.json").read_bytes()
+    record_verification(bundle, {"backend": "onnxruntime", "passed": True})
+    assert (bundle.path / "manifest.json").read_bytes() == before
+    assert "the report is not recorded in the manifest" in caplog.text
+    assert "was exported anew meanwhile" in caplog.text
+
+
+def test_a_report_and_a_new_bundle_wait_for_each_other(bundle: Bundle) -> None:
+    """Else the one would write into the other after it had looked at it."""
+    with locked(bundle.path):
+        thread = threading.Thread(target=_replace_with_itself, args=(bundle.path,))
+        thread.start()
+        time.sleep(0.2)
+        assert thread.is_alive()
+        assert not (bundle.path / "new").exists()
+    thread.join()
+    assert (bundle.path / "new").exists()
+
+
+def _replace_with_itself(path: Path) -> None:
+    with new_bundle(path, overwrite=True) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        (folder / "new").touch()
+
+
+def test_a_report_on_a_place_that_cannot_be_written_is_no_error(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system", str(bundle.path / "manifest.json"))
+
+    monkeypatch.setattr("e3d_deploy.runtime.bundle.write_manifest", read_only)
+    record_verification(bundle, {"backend": "onnxruntime", "passed": True})
+    assert "not recorded in the manifest ([Errno 30] Read-only file system" in caplog.text
+
+
 def _states(bundle: Bundle) -> list[dict[str, Any]]:
     return [tensor for tensor in bundle.manifest["graphs"]["step"]["outputs"] if tensor["name"] != "prediction"]
+
+
+@pytest.mark.parametrize(("graph", "wrong"), [("clip", 1e-3), ("rollout", np.nan)])
+def test_the_graph_that_alone_is_off_is_named(bundle: Bundle, graph: str, wrong: float) -> None:
+    class Wrong(OnnxRuntimeBackend):
+        def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
+            forecast, state = super().clip(context)
+            return forecast + np.float32(wrong if graph == "clip" else 0), state
+
+        def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+            forecast, following = super().rollout(prediction, state)
+            return forecast + np.float32(wrong if graph == "rollout" else 0), following
+
+    assert verify(bundle, Wrong(bundle, threads=1)).furthest == f"{graph} graph"
+
+
+def test_where_it_is_furthest_off_is_a_step_or_a_state(bundle: Bundle) -> None:
+    assert verify(bundle, Faulty(bundle, from_step=4, prediction=np.nan)).furthest == "step 5"
+    assert math.isnan(verify(bundle, Faulty(bundle, from_step=4, prediction=np.nan)).stepped)
+    assert verify(bundle, Faulty(bundle, from_step=9, memory=1.0)).furthest == "state memory"
+
+
+def test_no_steps_are_too_few(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match="steps: got 0, the bundle's rollout has 6"):
+        verify(bundle, open_backend(bundle, "onnxruntime", threads=1), steps=0)
+
+
+def test_perfect_forecasts_lose_nothing(bundle: Bundle) -> None:
+    truth = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
+    worse = truth * np.float32(0.5)
+    assert quality_lost(truth, truth, truth) == {"ssim": 0, "psnr": 0}
+    assert quality_lost(worse, truth, truth)["psnr"] == -math.inf
+    assert quality_lost(truth, worse, truth)["psnr"] == math.inf
+    assert quality_lost(truth, truth * np.nan, truth) == {"ssim": None, "psnr": None}
+    report = verify(bundle, open_backend(bundle, "onnxruntime", threads=1))
+    for lost, passed in ((-math.inf, True), (math.inf, False)):
+        found = dataclasses.replace(report, budget=math.inf, dssim_budget=0.1, dpsnr_budget=0.1, dssim=0.0, dpsnr=lost)
+        assert found.passed == passed
+        json.dumps(found.to_dict(), allow_nan=False)

@@ -106,6 +106,11 @@ def test_a_planted_overflow_is_found(overflowing: Bundle, most_bytes: int) -> No
     assert first.advice == "--precision bf16, or --exclude cells.1.hidden_conv"
 
 
+def test_a_float32_graph_that_the_manifest_does_not_list_is_not_read(bundle_path: Path) -> None:
+    (bundle_path / "float32.onnx").write_bytes(b"anything")
+    assert explain(Bundle.open(bundle_path), native=False, threads=1) == []
+
+
 def test_verify_names_it_and_what_mends_it(overflowing: Bundle) -> None:
     arguments = ["verify", str(overflowing.path), "--backend", "emulated", "--threads", "1", "--against", "reference"]
     result = CliRunner().invoke(main, arguments)
@@ -174,7 +179,7 @@ def test_verify_goes_on_for_as_many_steps_as_it_is_told(sane: Made, tmp_path: Pa
     assert (report.worst, report.dssim) == (usual.worst, usual.dssim)
     with pytest.raises(ConfigError, match="steps: got 4, the bundle's rollout has 5"):
         verify(bundle, backend, yardstick, steps=4)
-    with pytest.raises(ConfigError, match="more of them need PyTorch"):
+    with pytest.raises(ConfigError, match="give as many, or more with a yardstick"):
         verify(bundle, backend, steps=6)
     picture = tmp_path / "growth.png"
     result = CliRunner().invoke(main, ["verify", str(bundle.path), "--steps", "40", "--picture", str(picture)])

@@ -1,10 +1,16 @@
 """`e3d cache`: engines that are kept."""
 
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from e3d_deploy.commands.opening import open_cache
 from e3d_deploy.commands.options import json_option
 from e3d_deploy.commands.output import as_json, megabytes, table, verdict, working
+
+if TYPE_CHECKING:
+    from e3d_deploy.export.cache import EngineCache
 
 CACHE = click.option(
     "--cache",
@@ -25,8 +31,9 @@ def cache() -> None:
 @json_option()
 def cache_ls(cache_folder: str | None, json_: bool) -> None:
     """Show the engines, that which was used last at the end."""
-    opened = open_cache(cache_folder)
+    opened = there(cache_folder)
     entries = opened.entries()
+    damaged = sorted(set(opened.keys()) - {one.key for one in entries})
     if json_:
         rows = [
             {
@@ -37,11 +44,12 @@ def cache_ls(cache_folder: str | None, json_: bool) -> None:
             }
             for one in entries
         ]
-        as_json({"folder": str(opened.folder), "entries": rows})
+        as_json({"folder": str(opened.folder), "entries": rows, "damaged": damaged})
         return
     table(
         ["key", "graph", "weights", "builder", "runs on", "precision", "profile", "size", "last use"],
-        [
+        [(key[:12], "damaged", *[""] * 7) for key in damaged]
+        + [
             (
                 one.key[:12],
                 f"{one.sidecar['graph']} {one.sidecar['parts']['graph'][:8]}",
@@ -70,7 +78,7 @@ def cache_rm(keys: tuple[str, ...], all_: bool, cache_folder: str | None) -> Non
 
     if bool(keys) == all_:
         raise ConfigError("give keys, or --all")
-    opened = open_cache(cache_folder)
+    opened = there(cache_folder)
     for key in opened.keys() if all_ else [opened.matching(prefix) for prefix in keys]:
         opened.remove(key)
         click.echo(key)
@@ -82,7 +90,7 @@ def cache_verify(cache_folder: str | None) -> None:
     """Hash every engine, and say which are damaged; `e3d build` uses none of those."""
     from e3d_deploy.errors import CacheError
 
-    opened = open_cache(cache_folder)
+    opened = there(cache_folder)
     with working(f"hashing {opened.folder}"):
         damaged = opened.damaged()
     for key, problem in damaged.items():
@@ -90,4 +98,14 @@ def cache_verify(cache_folder: str | None) -> None:
     text = f"{len(damaged)} of {len(opened.keys())} engines are damaged"
     verdict(not damaged, text)
     if damaged:
-        raise CacheError(f"{text}; `e3d cache rm {' '.join(key[:12] for key in damaged)}` removes them")
+        where = ["--cache", cache_folder] if cache_folder else []
+        command = shlex.join(["e3d", "cache", "rm", *(key[:12] for key in damaged), *where])
+        raise CacheError(f"{text}; `{command}` removes them")
+
+
+def there(folder: str | None) -> "EngineCache":
+    """A cache that some build made."""
+    from e3d_deploy.export.cache import EngineCache
+    from e3d_deploy.files import cache_folder
+
+    return EngineCache(cache_folder("engines") if folder is None else Path(folder), create=False)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from e3d_deploy import frames, plots, runtime
-from e3d_deploy.data.clips import Clips, read_clips
+from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import BackendUnavailable
@@ -30,7 +30,6 @@ from e3d_deploy.runtime.verify import Report, verify
 
 HERE = Path(__file__).parent
 MODEL, CARD = HERE / "moving_mnist.safetensors", HERE / "moving_mnist.json"
-REAL_CLIP = HERE.parent / "data" / "clips" / "pedestrians.mp4"
 CONTEXT, HORIZON = 10, 10
 LOOK_AHEAD = 5
 """Frames that the streamed videos are forecast ahead."""
@@ -122,7 +121,6 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
 
     bundle = log("export", export_model)
     log("build engines", build_engines)
-    bundle = Bundle.open(bundle.path)
     with runtime.load(bundle.path, "onnxruntime") as predictor:
         report = log("verify", prove)
         examples = log("forecast test clips", lambda: _examples(predictor))
@@ -170,7 +168,7 @@ def _digits_video() -> Clips:
 
 
 def _real_clip(predictor: Predictor) -> Clips:
-    return read_clips(REAL_CLIP, image_size=predictor.config.image_size, channels=predictor.config.channels)
+    return read_clips(PEDESTRIANS, image_size=predictor.config.image_size, channels=predictor.config.channels)
 
 
 def _card_pictures() -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 import copy
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,8 +17,8 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from e3d_deploy import __version__, checkpoint, contract, frames
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.data.clips import read_clips
-from e3d_deploy.data.moving_mnist import DIGIT_SIDE, load_digits, moving_mnist
+from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.precision import LOW, stamp
@@ -29,7 +28,7 @@ from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, POLICIES, RUNS, Budget, budget_for, candidates, check_runs
-from e3d_deploy.runtime.bundle import MANIFEST, MODEL, REFERENCE, SCHEMA, WEIGHTS, YARDSTICK, write_manifest
+from e3d_deploy.runtime.bundle import MODEL, REFERENCE, SCHEMA, WEIGHTS, YARDSTICK, new_bundle, write_manifest
 
 KINDS = {
     "F32": TensorProto.FLOAT,
@@ -88,10 +87,6 @@ def export(
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}: got {value}, expected 1 or more")
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
-    if output.exists() and not (output / MANIFEST).is_file():
-        raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
     suited_for = optimize or ("gpu" if target in ("tensorrt", "tensorrt-rtx") else "cpu")
     if suited_for not in TARGETS:
         raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
@@ -107,9 +102,8 @@ def export(
     config = model.config
     clip = reference_clip(config, context_length + horizon, reference)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    output.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with new_bundle(output, overwrite=overwrite) as folder:
         shutil.copyfile(model_path, folder / MODEL)
         progress("recording what PyTorch computes")
         recorded, rounding = record(model, clip, context_length, batch or 1)
@@ -151,7 +145,7 @@ def export(
             onnx.save(graph, folder / f"{name}.onnx")
         manifest = {
             "schema": SCHEMA,
-            "name": output.name.removesuffix(".e3d"),
+            "name": output.resolve().name.removesuffix(".e3d"),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "producer": {"e3d_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
             "config": config.to_dict(),
@@ -177,20 +171,6 @@ def export(
             "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
         }
         write_manifest(folder, manifest)
-        folder.chmod(0o755)
-        if output.exists():
-            retired = folder.with_name(folder.name + ".old")
-            output.replace(retired)
-            try:
-                folder.replace(output)
-            except OSError:
-                retired.replace(output)
-                raise
-            shutil.rmtree(retired)
-        else:
-            folder.replace(output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return output
 
 
@@ -200,11 +180,11 @@ def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArr
     Raises:
         ClipError, ShapeError: the clip in `path` is too short or does not fit.
     """
-    if path is None and config.channels == 1 and min(config.image_size) >= DIGIT_SIDE:
+    if path is None and suits(config.image_size, config.channels):
         rng = np.random.default_rng(0)
         pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=config.image_size)
     else:
-        source = path or Path(__file__).parent.parent / "data" / "clips" / "pedestrians.mp4"
+        source = path or PEDESTRIANS
         pictures = read_clips(source, image_size=config.image_size, channels=config.channels, most=length).frames[0]
         if len(pictures) < length:
             raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")

@@ -1,12 +1,13 @@
 """Plans kept for the next build of the same: found by what they were made of, whole or not there, the oldest go first.
 
-An entry is a folder named by its key, with the plan and its sidecar. Nothing here is a reason to trust a plan: a bundle
-takes one over together with its hash.
+An entry is a folder named by its key, with the plan and its sidecar; what has other names in the folder is none of the
+cache's. Nothing here is a reason to trust a plan: a bundle takes one over together with its hash.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,9 @@ from e3d_deploy.workspace import workspace
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
+KEY = re.compile(r"[0-9a-f]{64}")
+FIELDS = {"parts": dict, "graph": str, "target": str, "builder": str, "compute_capability": str, "sha256": str}
+"""Of a sidecar, those that are read here and shown."""
 
 
 def key_of(parts: Mapping[str, str]) -> str:
@@ -53,25 +57,26 @@ class EngineCache:
 
     Args:
         limit_bytes: of all plans together; beyond, those that nobody used for longest are removed.
+        create: make the folder where there is none, and remove what killed builds left in it.
 
     Raises:
-        ConfigError: others could put plans into the folder, and a plan is native code.
+        ConfigError: others could put plans into the folder, and a plan is native code; or there is none.
     """
 
-    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES, create: bool = True) -> None:
         self.folder, self.limit_bytes = folder.absolute(), limit_bytes
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if create:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        elif not self.folder.is_dir():
+            raise ConfigError(f"{self.folder}: no such folder; `e3d build` makes it, or name another with --cache")
         status = self.folder.stat()
         if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
             raise ConfigError(
                 f"{self.folder}: others can write there, and engines are native code; `chmod go-w` it, or name "
                 "another folder with --cache"
             )
-        with workspace(self.folder / "entry"):
-            pass  # it removes what killed builds left
-        for lock in self.folder.glob("*.lock"):
-            with suppress(_HeldError), locked(lock, _held):
-                pass
+        if create:
+            self._tidy()
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = silent) -> Iterator[None]:
@@ -90,17 +95,17 @@ class EngineCache:
         """
         key = key_of(parts)
         try:
-            sidecar = json.loads((self.folder / key / SIDECAR).read_text())
+            sidecar = self._sidecar(key)
             written = sidecar.pop("written", None)
             place(self.folder / key / PLAN, destination)
-            if sidecar["parts"] == parts and _unaltered(destination, sidecar, written):
+            if _unaltered(destination, sidecar, written):
                 with suppress(OSError):
                     os.utime(self.folder / key / SIDECAR)
-                return dict(sidecar)
+                return sidecar
         except FileNotFoundError:
             if not (self.folder / key).exists():
                 return None
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             pass
         remark(f"cache entry {key[:12]} is damaged and not used; building anew")
         destination.unlink(missing_ok=True)
@@ -135,29 +140,26 @@ class EngineCache:
     def entries(self) -> list[Entry]:
         """What can be read, that which was used last at the end."""
         found = []
-        for file in self.folder.glob(f"*/{SIDECAR}"):
-            with suppress(OSError, ValueError, TypeError):
-                sidecar, used = json.loads(file.read_text()), datetime.fromtimestamp(file.stat().st_mtime, UTC)
-                if isinstance(sidecar.get("parts"), dict):
-                    nbytes = file.with_name(PLAN).stat().st_size
-                    found.append(Entry(file.parent.name, sidecar, nbytes, used))
+        for key in self.keys():
+            with suppress(OSError, ValueError):
+                used = datetime.fromtimestamp((self.folder / key / SIDECAR).stat().st_mtime, UTC)
+                nbytes = (self.folder / key / PLAN).stat().st_size
+                found.append(Entry(key, self._sidecar(key), nbytes, used))
         return sorted(found, key=lambda one: one.used)
 
     def damaged(self) -> dict[str, str]:
         """What is wrong with entries, by their keys; every plan is hashed."""
         found = {}
-        for folder in map(self.folder.joinpath, self.keys()):
+        for key in self.keys():
+            folder = self.folder / key
             try:
-                sidecar = json.loads((folder / SIDECAR).read_text())
-                if key_of(sidecar["parts"]) != folder.name:
-                    found[folder.name] = "its sidecar belongs to another key"
-                elif sha256(folder / PLAN) != sidecar["sha256"]:
-                    found[folder.name] = "the plan is not the one that was built"
-            except FileNotFoundError as error:
+                if self._sidecar(key)["sha256"] != sha256(folder / PLAN):
+                    found[key] = "the plan is not the one that was built"
+            except OSError as error:
                 if folder.exists():  # else it was removed meanwhile
-                    found[folder.name] = f"{Path(error.filename).name} is missing"
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                found[folder.name] = f"its sidecar cannot be read ({error})"
+                    found[key] = f"{Path(error.filename).name} cannot be read ({error.strerror})"
+            except ValueError as error:
+                found[key] = f"its sidecar is none ({error})"
         return found
 
     def remove(self, key: str) -> None:
@@ -178,7 +180,7 @@ class EngineCache:
 
     def keys(self) -> list[str]:
         """Of all entries, damaged ones too."""
-        return sorted(file.name for file in self.folder.iterdir() if file.is_dir() and not file.name.startswith("."))
+        return sorted(file.name for file in self.folder.iterdir() if file.is_dir() and KEY.fullmatch(file.name))
 
     def duration(self, kind: str) -> float | None:
         """Seconds that the last build of a kind took."""
@@ -189,6 +191,30 @@ class EngineCache:
         with workspace(self.folder / "entry") as folder:
             (folder / DURATIONS).write_text(json.dumps({**self._durations(), kind: seconds}, indent=2) + "\n")
             (folder / DURATIONS).replace(self.folder / DURATIONS)
+
+    def _tidy(self) -> None:
+        """Remove what killed builds left."""
+        with workspace(self.folder / "entry"):
+            pass
+        for lock in self.folder.glob("*.lock"):
+            if KEY.fullmatch(lock.stem):
+                with suppress(_HeldError), locked(lock, _held):
+                    pass
+
+    def _sidecar(self, key: str) -> dict[str, Any]:
+        """What is known of a plan.
+
+        Raises:
+            OSError, ValueError: nothing.
+        """
+        sidecar = json.loads((self.folder / key / SIDECAR).read_text())
+        if not isinstance(sidecar, dict):
+            raise ValueError(f"it is {sidecar!r}")
+        if odd := [name for name, kind in FIELDS.items() if not isinstance(sidecar.get(name), kind)]:
+            raise ValueError(f"its {odd[0]} is {sidecar.get(odd[0])!r}")
+        if key_of(sidecar["parts"]) != key:
+            raise ValueError("it belongs to another key")
+        return sidecar
 
     def _durations(self) -> dict[str, Any]:
         try:

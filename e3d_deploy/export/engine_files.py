@@ -3,14 +3,15 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from e3d_deploy.files import locked, sha256
-from e3d_deploy.runtime.bundle import MANIFEST, Bundle, manifest_bytes, read_manifest
+from e3d_deploy.errors import BundleError
+from e3d_deploy.files import locked, sha256, sync
+from e3d_deploy.runtime.bundle import ENGINES, MANIFEST, Bundle, manifest_bytes, read_manifest
+from e3d_deploy.runtime.plans import sources
 from e3d_deploy.workspace import workspace
-
-ENGINES = "engines"
 
 
 @contextmanager
@@ -25,15 +26,22 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, dic
 
     Everything is on the disk before the bundle changes. Older engines of the target leave the manifest first, so that
     at no moment it speaks of files that are gone: a build killed in between leaves a bundle without engines.
+
+    Raises:
+        BundleError: the bundle was exported anew since they were made.
     """
     sheets = {f"{graph}.{target}": sidecar for graph, sidecar in sidecars.items()}
     added = {}
     for name, sidecar in sheets.items():
         (stage / f"{name}.json").write_text(json.dumps(sidecar, indent=2) + "\n")
-        added[f"{ENGINES}/{name}.plan"] = sidecar["sha256"]
-        added[f"{ENGINES}/{name}.json"] = sha256(stage / f"{name}.json")
+        added[f"{ENGINES}{name}.plan"] = sidecar["sha256"]
+        added[f"{ENGINES}{name}.json"] = sha256(stage / f"{name}.json")
     with locked(bundle.path):
-        manifest = read_manifest(bundle.path)  # another build may have changed it meanwhile
+        manifest = read_manifest(bundle.path)  # another build or export may have changed it meanwhile
+        now = replace(bundle, manifest=manifest)
+        for graph, sidecar in sidecars.items():
+            if any(sidecar[name] != digest for name, digest in sources(now, graph).items()):
+                raise BundleError(f"{bundle.path}: exported anew while its engines were made; build again")
         files = {name: digest for name, digest in manifest["files"].items() if f".{target}." not in name}
         engines = {name: sheet for name, sheet in manifest["engines"].items() if not name.endswith(f".{target}")}
         steps = (
@@ -42,11 +50,13 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, dic
         )
         for number, step in enumerate(steps):
             (stage / f"manifest.{number}").write_bytes(manifest_bytes(step))
+        for file in stage.iterdir():
+            sync(file)
         folder = bundle.path / ENGINES
         folder.mkdir(exist_ok=True)
         (stage / "manifest.0").replace(bundle.path / MANIFEST)
         for old in folder.glob(f"*.{target}.*"):
-            if f"{ENGINES}/{old.name}" not in added:
+            if f"{ENGINES}{old.name}" not in added:
                 old.unlink()
         for name in added:
             (stage / Path(name).name).replace(bundle.path / name)

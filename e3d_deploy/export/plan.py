@@ -105,6 +105,9 @@ def _set_options(trt: Any, settings: Any, config: EngineConfig, tf32: bool) -> N
         settings.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if config.refittable:
         settings.set_flag(trt.BuilderFlag.REFIT)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # Memory is the runtime's own, and a step that allocated some could not be captured.
+        settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if config.hardware_compatibility != "none":
         name = config.hardware_compatibility.upper().replace("-", "_")
         level = _member(trt, "HardwareCompatibilityLevel", name, f"hardware_compatibility {name}")

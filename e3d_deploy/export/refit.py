@@ -13,7 +13,7 @@ from e3d_deploy.export.engine_files import move_in, staging
 from e3d_deploy.export.proof import prove
 from e3d_deploy.export.watch import Progress, silent
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.plans import load_plan, weights_sha256
+from e3d_deploy.runtime.plans import load_plan, sources, weights_sha256
 from e3d_deploy.runtime.tensorrt_library import Target, library, make_logger
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -39,7 +39,9 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Progress 
     trt = library(target)
     names = [name for name in bundle.manifest["graphs"] if f"{name}.{target}" in source.manifest["engines"]]
     if not names:
-        raise EngineError(f"{source.path}: has no engine of {target}; `e3d build {source.path} --refit` makes them")
+        raise EngineError(
+            f"{source.path}: has no engine of {target}; `e3d build {source.path} --target {target} --refit` makes them"
+        )
     sidecars = {}
     with staging(bundle) as stage:
         for name in names:
@@ -58,8 +60,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Progress 
             (stage / f"{name}.{target}.plan").write_bytes(plan)
             sidecars[name] = {
                 **{key: value for key, value in sidecar.items() if key not in ("key", "parts")},
-                "graph_sha256": bundle.manifest["files"][bundle.manifest["graphs"][name]["file"]],
-                "weights_sha256": weights_sha256(bundle),
+                **sources(bundle, name),
                 "refitted_from": sidecar["sha256"],
                 "precision": prove(trt, plan, bundle.graph(name), bundle.manifest["graphs"][name]["precision"]),
                 "cached": False,

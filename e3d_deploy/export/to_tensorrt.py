@@ -22,7 +22,7 @@ from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.plans import weights_sha256
 from e3d_deploy.runtime.tensorrt_library import Target, library
 
-RECIPE = "1"
+RECIPE = "2"
 """Stands for what plan.py tells the builder beside the options; to be raised when that changes, so that the cache
 gives no plan of before."""
 
@@ -209,8 +209,12 @@ def _capability(target: Target, config: EngineConfig) -> str | None:
     try:
         from cuda.core import Device
 
+        from e3d_deploy.runtime.cuda import CudaError
+    except ImportError:
+        return None
+    try:
         device = Device(0)
         major, minor = device.compute_capability
         return f"{major}.{minor} {device.name}"
-    except (ImportError, OSError, RuntimeError):
+    except (CudaError, OSError, RuntimeError):
         return None

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.files import sha256, write_file
+from e3d_deploy.files import locked, sha256, write_file
+from e3d_deploy.runtime.manifest import problems
+from e3d_deploy.workspace import swap, workspace
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +24,8 @@ SCHEMA = 1
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
 WEIGHTS, YARDSTICK = "weights.safetensors", "float32.onnx"
 """Where graphs have a low type: its weights, and the step graph without it."""
+ENGINES = "engines/"
+"""What the names of all files of engines begin with."""
 
 SIZES = (1, 2, 4, 8, 16, 32)
 """How many streams a step takes at once where its graph takes any number: a few sizes, so that few are compiled."""
@@ -27,7 +33,8 @@ SIZES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were all found, and found unaltered."""
+    """A bundle whose files were found, and found unaltered; but its engines, which can be built again, were not
+    looked for: `plans.load_plan` does that."""
 
     path: Path
     manifest: dict[str, Any]
@@ -44,7 +51,8 @@ class Bundle:
         path = Path(path)
         manifest = read_manifest(path)
         for name, digest in manifest["files"].items():
-            _check_file(path, name, digest)
+            if not name.startswith(ENGINES):
+                check_file(path, name, digest)
         try:
             return cls(path, manifest, ModelConfig.from_dict(manifest["config"]))
         except ConfigError as error:
@@ -119,13 +127,42 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
 def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
     """Put a report of `verify` into the manifest, in the place of an older one of the same backend.
 
-    A bundle that cannot be written, as on many devices, is left as it is; the log says so.
+    A bundle that cannot be written, as on many devices, or that was exported anew meanwhile, is left as it is; the
+    log says so.
     """
-    manifest = {**bundle.manifest, "verification": {**bundle.manifest["verification"], report["backend"]: report}}
     try:
-        write_manifest(bundle.path, manifest)
-    except OSError as error:
-        log.warning("%s: the report is not recorded in the manifest (%s)", bundle.path, error.strerror)
+        with locked(bundle.path):
+            manifest = read_manifest(bundle.path)  # which may have other engines by now
+            if replace(bundle, manifest=manifest).digest != bundle.digest:
+                raise BundleError(f"{bundle.path}: was exported anew meanwhile")
+            manifest["verification"][report["backend"]] = report
+            write_manifest(bundle.path, manifest)
+    except (OSError, BundleError) as error:
+        log.warning("the report is not recorded in the manifest (%s)", error)
+
+
+@contextmanager
+def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which stands at `output` when the block ends, and nowhere when it fails.
+
+    Where `output` is a link, the folder that it leads to is the one that is made or replaced.
+
+    Raises:
+        ConfigError: something is there already: anything, or with `overwrite` what is no bundle.
+    """
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
+    place = output.resolve()
+    with workspace(place) as folder:
+        yield folder
+        folder.chmod(0o755)
+        if overwrite and place.exists():
+            with locked(place):  # else who writes its manifest meanwhile may write into the new one
+                swap(folder, place)
+        else:
+            folder.replace(place)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -142,55 +179,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
         schema = manifest["schema"]
     except FileNotFoundError as error:
         raise BundleError(f"{path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`") from error
+    except OSError as error:
+        raise BundleError(f"{file}: cannot be read ({error.strerror}); copy or export the bundle again") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
     if schema != SCHEMA:
         raise BundleError(f"{file}: schema {schema!r}, this version reads {SCHEMA}; update e3d_deploy or export again")
-    if problem := _problem(manifest):
+    if problem := next(problems(manifest, always={MODEL, REFERENCE}), None):
         raise BundleError(f"{file}: {problem}; export the model again")
     result: dict[str, Any] = manifest
     return result
 
 
-FIELDS = {
-    "name": str,
-    "created": str,
-    "producer": dict,
-    "config": dict,
-    "context_length": int,
-    "horizon": int,
-    "batch": int,
-    "dynamic_batch": bool,
-    "history": dict,
-    "rounding": dict,
-    "graphs": dict,
-    "verification": dict,
-    "engines": dict,
-    "files": dict,
-}
-"""Fields of a manifest beside `schema`, and what JSON makes of them."""
+def check_file(bundle: Path, name: str, digest: str) -> None:
+    """Whether a file of a bundle is the one that its manifest names.
 
-
-def _problem(manifest: dict[str, Any]) -> str | None:
-    """What keeps a manifest from being used; every file that can be opened must be among those that are hashed."""
-    if missing := set(FIELDS) - set(manifest):
-        return f"lacks {', '.join(sorted(missing))}"
-    for name, kind in FIELDS.items():
-        if not isinstance(manifest[name], kind):
-            return f"{name} is {manifest[name]!r}"
-    try:
-        needed = {MODEL, REFERENCE, *(graph["file"] for graph in manifest["graphs"].values())}
-        needed |= {name for graph in manifest["graphs"].values() for name in graph.get("weights", ())}
-    except (TypeError, KeyError):
-        return "its graphs name no file"
-    if odd := [name for name, digest in manifest["files"].items() if not isinstance(digest, str)]:
-        return f"its hash of {odd[0]} is none"
-    if unlisted := needed - set(manifest["files"]):
-        return f"has no hash of {', '.join(sorted(unlisted))}"
-    return None
-
-
-def _check_file(bundle: Path, name: str, digest: str) -> None:
+    Raises:
+        BundleError: it is not, or it lies elsewhere.
+    """
     file = bundle / name
     if not file.resolve().is_relative_to(bundle.resolve()):
         raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")

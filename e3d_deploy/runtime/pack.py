@@ -11,12 +11,19 @@ from typing import IO, Any
 
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.runtime.archive import MOST_BYTES, check_names, entry, open_archive
-from e3d_deploy.runtime.bundle import MANIFEST, Bundle, manifest_bytes, read_manifest, write_manifest
-from e3d_deploy.workspace import swap, workspace
+from e3d_deploy.runtime.bundle import (
+    ENGINES,
+    MANIFEST,
+    Bundle,
+    check_file,
+    manifest_bytes,
+    new_bundle,
+    read_manifest,
+    write_manifest,
+)
+from e3d_deploy.workspace import workspace
 
 BLOCK = 1 << 20
-ENGINES = "engines/"
-"""What all their files begin with."""
 MOST_MANIFEST_BYTES = 1 << 24
 Progress = Callable[[str], None]
 
@@ -41,20 +48,26 @@ def pack(
         progress: called with what is being written.
 
     Raises:
-        ConfigError: `output` is there already, or its folder is not.
-        BundleError: a file that changed meanwhile, or a bundle too large for an archive.
+        ConfigError: `output` is there already, its folder is not, or it lies in the bundle.
+        BundleError: a file that is lost or changed meanwhile, or a bundle too large for an archive.
     """
     if output.exists() and not (overwrite and output.is_file()):
         raise ConfigError(f"{output}: is there already; give --overwrite to replace a file, or another name")
     _check_folder(output)
+    place = output.resolve()
+    if place.is_relative_to(bundle.path.resolve()):
+        raise ConfigError(f"{output}: lies in the bundle that is packed; give a name outside of it")
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest["files"]], bundle.path)
-    sizes = {name: (bundle.path / name).stat().st_size for name in sorted(manifest["files"])}
+    try:
+        sizes = {name: (bundle.path / name).stat().st_size for name in sorted(manifest["files"])}
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename}: is missing; build the engines again, or pack without them") from error
     if (total := sum(sizes.values())) > MOST_BYTES:
         raise BundleError(
             f"{bundle.path}: has {total:,} bytes, an archive holds {MOST_BYTES:,}; copy the folder instead"
         )
-    with workspace(output) as folder:
+    with workspace(place) as folder:
         partial = folder / "archive"
         with partial.open("wb") as file:
             with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
@@ -67,7 +80,7 @@ def pack(
                         raise BundleError(f"{bundle.path / name}: changed while it was packed; pack the bundle again")
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(output)
+        partial.replace(place)
     return output
 
 
@@ -95,24 +108,18 @@ def unpack(
         BundleError: an archive that is damaged, incomplete, too large, or not of the form that `pack` writes.
         ConfigError: `output` is there already, or its folder is not.
     """
-    if output.exists() and not overwrite:
-        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
-    if output.exists() and not (output / MANIFEST).is_file():
-        raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
     _check_folder(output)
-    with open_archive(path) as (archive, entries), workspace(output) as folder:
+    with new_bundle(output, overwrite=overwrite) as folder, open_archive(path) as (archive, entries):
         try:
             dropped = _extract(
                 archive, entries, folder, trust_engines=trust_engines, most_bytes=most_bytes, progress=progress
             )
             bundle = Bundle.open(folder)
+            for name, digest in bundle.manifest["files"].items():
+                if name.startswith(ENGINES):
+                    check_file(folder, name, digest)
         except BundleError as error:  # which names a folder that nobody will find
             raise BundleError(str(error).replace(str(folder), str(path))) from error
-        folder.chmod(0o755)
-        if overwrite and output.exists():
-            swap(folder, output)
-        else:
-            folder.replace(output)
     return dataclasses.replace(bundle, path=output), dropped
 
 
@@ -128,7 +135,7 @@ def without_engines(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_folder(output: Path) -> None:
-    if not output.absolute().parent.is_dir():
+    if not output.resolve().parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it first")
 
 

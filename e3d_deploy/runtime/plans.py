@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.bundle import ENGINES, Bundle
 
 
 def weights_sha256(bundle: Bundle) -> str:
@@ -14,6 +14,14 @@ def weights_sha256(bundle: Bundle) -> str:
     if len(files) == 1:
         return str(*files.values())
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def sources(bundle: Bundle, graph: str) -> dict[str, str]:
+    """The hashes of what an engine of a graph is made from, as its sidecar has them."""
+    return {
+        "graph_sha256": bundle.manifest["files"][bundle.graph(graph).name],
+        "weights_sha256": weights_sha256(bundle),
+    }
 
 
 def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_capability: str | None = None) -> bytes:
@@ -27,21 +35,25 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
             version, for another GPU, or from another graph.
     """
     name = f"{graph}.{target}"
-    file = bundle.path / "engines" / f"{name}.plan"
+    file = bundle.path / f"{ENGINES}{name}.plan"
     again = f"build it again: `e3d build {bundle.path} --target {target}`"
     sidecar = bundle.manifest["engines"].get(name)
-    digest = bundle.manifest["files"].get(f"engines/{file.name}")
+    digest = bundle.manifest["files"].get(f"{ENGINES}{file.name}")
     if sidecar is None or digest is None:
         there = ", ".join(bundle.manifest["engines"]) or "none at all"
         raise BundleError(f"{bundle.path}: its manifest names no engine {name}, only {there}; {again}")
-    if problem := _problem(bundle, graph, sidecar, version, compute_capability):
+    try:
+        problem = _problem(bundle, graph, sidecar, version, compute_capability)
+    except KeyError as error:
+        problem = f"its sheet in the manifest lacks {error}"
+    if problem:
         raise BundleError(f"{file}: {problem}; {again}")
     try:
         plan = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); {again}") from error
-    # Once more, although the bundle was opened: what is run is what was hashed.
-    if (found := hashlib.sha256(plan).hexdigest()) != digest or sidecar["sha256"] != digest:
+    # Here, and not when the bundle was opened: what is run is what was hashed.
+    if (found := hashlib.sha256(plan).hexdigest()) != digest or sidecar.get("sha256") != digest:
         raise BundleError(
             f"{file}: altered, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; do not run it; {again}"
         )
@@ -51,12 +63,12 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
 def _problem(
     bundle: Bundle, graph: str, sidecar: dict[str, Any], version: str, compute_capability: str | None
 ) -> str | None:
-    files, options = bundle.manifest["files"], sidecar["options"]
-    if sidecar["graph_sha256"] != files[bundle.manifest["graphs"][graph]["file"]]:
+    made_from = sources(bundle, graph)
+    if sidecar["graph_sha256"] != made_from["graph_sha256"]:
         return "was built from another graph than the bundle's"
-    if sidecar["weights_sha256"] != weights_sha256(bundle):
+    if sidecar["weights_sha256"] != made_from["weights_sha256"]:
         return "was built with other weights than the bundle's"
-    built = sidecar["builder"]
+    built, options = sidecar["builder"], sidecar["options"]
     if built != version and not (options["version_compatible"] and _runs_on(built, version)):
         return f"was built by {sidecar['target']} {built}, this is {version}"
     here, capability = compute_capability, sidecar["compute_capability"]
