@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 
 import click
 
@@ -30,7 +31,7 @@ from e3d_deploy.commands import (
     training,
     verifying,
 )
-from e3d_deploy.errors import BackendUnavailable, E3DError
+from e3d_deploy.errors import BackendUnavailable, E3DError, ResourceLimit
 
 
 class Commands(click.Group):
@@ -49,8 +50,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click knows what to do
         except KeyboardInterrupt:
             from e3d_deploy.export.watch import BUILDING
 
@@ -61,7 +62,7 @@ class Commands(click.Group):
             raise click.exceptions.Exit(130) from None
         except Exception as error:
             if ctx.params.get("debug"):
-                raise
+                traceback.print_exc()
             message, exit_code = explain(error)
             click.echo(f"Error: {message}", err=True)
             raise click.exceptions.Exit(exit_code) from error
@@ -76,12 +77,14 @@ def explain(error: Exception) -> tuple[str, int]:
 
         if extra := extra_of(error.name or ""):
             return (f"{error.name} is not installed; pip install 'e3d_deploy[{extra}]'", BackendUnavailable.exit_code)
-    if isinstance(error, MemoryError):
-        return (f"out of memory ({error}); take a smaller batch or model", 7)
+    said = str(error).partition("\n")[0]  # PyTorch appends a stack of C++
+    # PyTorch's are a RuntimeError; it is not imported for them.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+        return (f"out of memory ({said}); take a smaller batch or model", ResourceLimit.exit_code)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return (f"{error.filename or 'file'}: {error.strerror or error}", 7 if full else 1)
-    return (f"unexpected {type(error).__name__}: {error}; `e3d --debug …` shows where", 1)
+        return (f"{error.filename or 'file'}: {error.strerror or error}", ResourceLimit.exit_code if full else 1)
+    return (f"unexpected {type(error).__name__}: {said}; `e3d --debug …` shows where", 1)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -342,8 +342,8 @@ class EngineConfig:
         object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
         if self.workspace_bytes is not None:
             _whole("workspace_bytes", self.workspace_bytes)
-            if self.workspace_bytes < 1:
-                raise ConfigError(f"workspace_bytes: got {self.workspace_bytes}, expected 1 or more")
+            if not 1 <= self.workspace_bytes < 2**63:  # more is no number that a library takes
+                raise ConfigError(f"workspace_bytes: got {self.workspace_bytes}, expected 1 to {2**63 - 1}")
         if self.optimization_level not in range(6):
             raise ConfigError(f"optimization_level: got {self.optimization_level}, expected 0 to 5")
         for bucket in self.batches:

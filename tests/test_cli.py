@@ -1,6 +1,7 @@
 """Commands as a user types them: what they say, what they leave behind, and how they end."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
@@ -106,10 +108,17 @@ def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
     assert "has 2 frames, the bundle's context is 4" in line
 
 
-def test_a_picture_that_cannot_be_written_is_refused_before_the_work(exported: Path, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for command in ("verify", "benchmark"):
         line = failing(command, exported / "tiny.e3d", "--picture", tmp_path / "no" / "drift.png", code=2)
         assert "its folder does not exist" in line
+        line = failing(command, exported / "tiny.e3d", "--picture", tmp_path, code=2)
+        assert "is a folder; give the name of a file" in line
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    line = failing("verify", exported / "tiny.e3d", "--picture", tmp_path / "drift.png", code=2)
+    assert "drift.png: may not be written" in line
 
 
 def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +132,20 @@ def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest
     result = e3d("verify", bundle_path, code=3)
     assert "FAIL onnxruntime" in result.stderr
     assert "furthest at step" in result.stderr.splitlines()[-1]
+
+
+def test_verify_shows_what_is_not_a_number(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = OnnxRuntimeBackend.step, []
+
+    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        prediction, state = step(self, *arguments)
+        steps.append(prediction)
+        return prediction if len(steps) < 6 else prediction * np.nan, state
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    result = e3d("verify", bundle_path, "--backend", "onnxruntime", code=3)
+    assert next(line for line in result.stdout.splitlines() if "step by step" in line).split()[-2] == "nan"
+    assert "furthest at step 6" in result.stderr.splitlines()[-1]
 
 
 def test_predict_writes_videos_pictures_and_arrays(exported: Path, tmp_path: Path) -> None:
@@ -177,6 +200,15 @@ def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -
     assert "is a folder; choose another name" in failing(*arguments, "-o", tmp_path / "folder.npz", code=2)
     assert "not an empty folder" in failing(*arguments, "-o", tmp_path / "full", code=2)
     assert "its folder does not exist" in failing(*arguments, "-o", tmp_path / "no" / "o.npz", code=2)
+
+
+def test_predict_and_stream_do_not_replace_what_they_read(exported: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "clip.npz", frames=np.load(exported / "clip.npy"))
+    before = (tmp_path / "clip.npz").read_bytes()
+    for command in ("predict", "stream"):
+        arguments = [command, exported / "tiny.e3d", tmp_path / "clip.npz", "-o", tmp_path / "." / "clip.npz"]
+        assert "is what is read, and would be replaced" in failing(*arguments, code=2)
+    assert (tmp_path / "clip.npz").read_bytes() == before
 
 
 def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> None:
@@ -290,7 +322,13 @@ def test_pack_and_unpack(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_text("not an archive")
     assert "text.zip: no archive" in failing("unpack", tmp_path / "text.zip", "-o", tmp_path / "x.e3d", code=5)
     assert "no such file" in failing("unpack", tmp_path / "absent.zip", "-o", tmp_path / "x.e3d", code=5)
+    assert "a folder, not an archive" in failing("unpack", bundle_path, "-o", tmp_path / "x.e3d", code=2)
     assert not (tmp_path / "x.e3d").exists()
+
+
+def test_the_next_command_can_be_pasted(bundle_path: Path, tmp_path: Path) -> None:
+    result = e3d("pack", bundle_path, "-o", tmp_path / "my tiny.zip")
+    assert f"next: e3d unpack '{tmp_path}/my tiny.zip' -o 'my tiny.e3d'\n" in result.stderr
 
 
 def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
@@ -337,7 +375,69 @@ def test_what_nobody_expected_is_one_line_and_a_traceback_only_with_debug(
     monkeypatch.setattr(TorchBackend, "step", explode)
     arguments = ["verify", exported / "tiny.e3d", "--backend", "torch"]
     assert "unexpected ZeroDivisionError: by zero" in failing(*arguments, code=1)
-    assert isinstance(CliRunner().invoke(main, ["--debug", *map(str, arguments)]).exception, ZeroDivisionError)
+    result = e3d("--debug", *arguments, code=1)
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("ZeroDivisionError: by zero; `e3d --debug …` shows where\n")
+
+
+def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
+    result = e3d("--debug", "inspect", tmp_path / "absent.e3d", code=5)
+    assert "BundleError" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["export", "M", "-o", "X", "--calibration", "/no"], "calibration: fp32 learns no ranges"),
+        (["export", "M", "-o", "X", "--batch", "1000000000000"], "neither a number from 1 to 4096 nor `any`"),
+        (["evaluate", "B", "--patch-size", "99", "--image-size", "1x1"], "--patch-size, --image-size: for a"),
+        (["evaluate", "M", "--channels", "7"], "--channels: for a checkpoint of others"),
+        (["doctor", "--again"], "--again is of --bundle"),
+        (["benchmark", "B", "--fps", "3"], "--fps is of the streams of --target-p99"),
+        (["benchmark", "B", "--tolerance", "0"], "--tolerance is of --baseline"),
+        (["benchmark", "B", "--seconds", "nan"], "nan is no finite number"),
+        (["benchmark", "B", "--seconds", "inf"], "inf is no finite number"),
+        (["build", "B", "--target", "tensorrt", "--cache-limit-gb", "inf"], "inf is no finite number"),
+        (["train", "-o", "X", "--time-limit", "nan"], "nan is no finite number"),
+        (["build", "B", "--target", "tensorrt", "--compute-capability", ""], "got '', expected one such as 8.6"),
+        (["build", "B", "--target", "tensorrt", "--workspace-mb", "9" * 20], "expected 1 to 9223372036854775807"),
+    ],
+    ids=lambda one: " ".join(one) if isinstance(one, list) else "",
+)
+def test_an_option_that_would_do_nothing_or_never_end_is_refused(
+    exported: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    places = {"M": exported / "tiny.safetensors", "B": exported / "tiny.e3d", "X": tmp_path / "x"}
+    assert words in failing(*(places.get(one, one) for one in options), code=2)
+    assert not (tmp_path / "x").exists()
+
+
+OUT_OF_MEMORY = (
+    MemoryError("Unable to allocate 1 TiB"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nframe #0: c10::ThrowEnforceNotMet"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["numpy", "cpu", "gpu"])
+def test_out_of_memory_exits_7(exported: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(TorchBackend, "step", fail)
+    result = e3d("verify", exported / "tiny.e3d", "--backend", "torch", code=7)
+    assert "take a smaller batch or model" in result.stderr.splitlines()[-1]
+    assert "frame #0" not in result.stderr
+
+
+def test_a_reader_that_is_gone_is_no_error(exported: Path) -> None:
+    command = [sys.executable, "-m", "e3d_deploy", "diff", exported / "tiny.e3d", exported / "tiny.e3d"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert "Broken pipe" not in done.stderr
 
 
 def test_ctrl_c_exits_130(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,13 @@ from onnx.reference import ReferenceEvaluator
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.cli import main
+from e3d_deploy.commands.verifying import judged as judged_line
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError, QualityError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
+from e3d_deploy.export.drift import Drift
 from e3d_deploy.export.emulate import Steps, emulated, session
 from e3d_deploy.export.plan import build_plan
 from e3d_deploy.export.precision import LARGEST, LOW, evaluate, fixed_values, products, stamp, typed
@@ -518,6 +520,39 @@ def test_a_policy_that_the_target_does_not_run_is_refused_before_the_work(folder
     ):
         with pytest.raises(ConfigError, match=words):
             export(folder / "no.safetensors", folder / "o.e3d", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "auto"])
+def test_what_is_excluded_leaves_at_least_half(folder: Path, paper: Case, precision: str) -> None:
+    with pytest.raises(ConfigError, match=r"exclude: leaves 0 of \d+ .*at least 50% of them stay in it"):
+        make(folder, paper.core, "all.e3d", precision=precision, budget=WIDE, exclude=list(products(paper.core)))
+
+
+def test_below_7_pixels_differences_are_judged_and_what_is_lost_is_not() -> None:
+    small = Drift(difference=1e-6, dssim=math.nan, dpsnr=math.nan)
+    assert small.share_of(Budget(difference=1e-5)) == pytest.approx(0.1)
+    assert math.isinf(small.share_of(Budget(dssim=0.1)))
+    assert math.isinf(Drift(difference=math.nan, dssim=0.0, dpsnr=0.0).share_of(Budget(dssim=0.1)))
+    perfect = Drift(difference=1e-6, dssim=0.0, dpsnr=-math.inf)  # where PyTorch is not
+    assert perfect.share_of(Budget(dssim=0.1, dpsnr=0.1)) == 0
+
+
+@pytest.mark.parametrize("policy", ["int8", "fp32"])
+def test_a_budget_of_differences_is_of_predictions(bundles: dict[str, Bundle], policy: str) -> None:
+    """Export measures those alone. In fp32 states are judged by what it stands for."""
+    bundle = bundles["int8"]
+    drift = bundle.manifest["precision"]["drift"]["difference"]
+    graphs = bundle.manifest["graphs"]
+    graphs = {**graphs, "step": {**graphs["step"], "precision": policy}}
+    entry = {"policy": policy, "budget": {"difference": 1.01 * drift}}
+    judged = Bundle(bundle.path, {**bundle.manifest, "graphs": graphs, "precision": entry}, bundle.config)
+    report = verify(judged, open_backend(bundle, "emulated", threads=1))
+    assert report.worst <= report.budget
+    assert report.passed == math.isinf(report.state_budget) == (policy == "int8")
+    assert "of inf" not in judged_line(report)
+    if policy == "fp32":
+        assert report.state_budget < report.budget
+        assert report.furthest.startswith("state ")
 
 
 def test_the_table_of_targets_is_whole() -> None:

@@ -117,6 +117,7 @@ def test_the_words_of_the_inspector_are_known(text: str, precision: str) -> None
         ("fp32", {"fp32": 9}, True),
         ("fp32", {"fp32": 8, "fp16": 1}, False),
         ("fp32", {"fp32": 8, "tf32": 9}, False),
+        ("fp32", {"fp32": 9, "tf32": 8}, False),
         ("fp16", {"fp16": 6, "fp32": 3}, True),
         ("fp16", {"fp16": 4, "fp32": 5}, False),
         ("fp16", {"bf16": 9}, False),

@@ -211,3 +211,22 @@ print(json.dumps(inspect(Path({str(exported / "tiny.e3d")!r}))))
     assert found["cost"] == "not known: onnx is not installed; pip install 'e3d_deploy[train]'"
     assert found["bundle"]["state of a stream, bytes"] > 0
     assert "nodes" not in found
+
+
+def test_values_in_fp8_have_a_size(tmp_path: Path) -> None:
+    one = numpy_helper.from_array(np.float32(1))
+    nodes = [
+        helper.make_node("Constant", [], ["scale"], value=one),
+        helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], output_dtype=TensorProto.FLOAT8E4M3FN),
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "step",
+        *([helper.make_tensor_value_info(name, TensorProto.FLOAT, [100])] for name in "xy"),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    onnx.save(model, tmp_path / "g.onnx")
+    found = statistics(tmp_path / "g.onnx", describe(model))
+    assert found.unknown == ()
+    assert found.intermediate_bytes == 2 * 100  # a byte each, written and read

@@ -8,7 +8,7 @@ import click
 
 from e3d_deploy.commands.benchmark_tables import baseline_remarks, benchmark_table, streams_table
 from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, counts, json_option, milliseconds, names
+from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, Finite, counts, json_option, milliseconds, names
 from e3d_deploy.commands.output import as_json, check_picture, working
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @THREADS
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     default=1.0,
     help="Length of a block; each backend runs --repeats of them and the warm-up.",
 )
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 @click.option("--streams", callback=counts, help="Numbers of streams such as 1,2,4: the time of a round of each.")
 @click.option("--target-p99", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
 @click.option(
-    "--fps", type=click.FloatRange(min=0, min_open=True), default=30.0, help="Frames a second of each such stream."
+    "--fps", type=Finite(min=0, min_open=True), help="Frames a second of each such stream.", show_default="30.0"
 )
 @click.option("--memory/--no-memory", default=True, help="Peak memory, of a process for each backend.")
 @click.option("--baseline", type=PATH, help="What an earlier run printed with --json: exit 3 when slower now.")
-@click.option("--tolerance", type=click.FloatRange(min=0), default=0.1, help="How much slower is allowed, as a share.")
+@click.option("--tolerance", type=Finite(min=0), help="How much slower is allowed, as a share.", show_default="0.1")
 @click.option("--picture", type=PATH, help="Draw the times, and the streams, into this PNG.")
 @json_option("Everything, with the environment, as JSON.")
 def benchmark(
@@ -47,10 +47,10 @@ def benchmark(
     repeats: int,
     streams: tuple[int, ...] | None,
     target_p99: float | None,
-    fps: float,
+    fps: float | None,
     memory: bool,
     baseline: Path | None,
-    tolerance: float,
+    tolerance: float | None,
     picture: Path | None,
     json_: bool,
 ) -> None:
@@ -64,10 +64,14 @@ def benchmark(
     from e3d_deploy.runtime.stream_curve import Target, stream_curve
     from e3d_deploy.runtime.tasks import check_what
 
+    if fps is not None and target_p99 is None:
+        raise click.UsageError("--fps is of the streams of --target-p99: give both, or neither.")
+    if tolerance is not None and baseline is None:
+        raise click.UsageError("--tolerance is of --baseline: give both, or neither.")
     check_picture(picture)
     check_what(what)
     before = None if baseline is None else read_baseline(baseline)
-    target = None if target_p99 is None else Target(target_p99, fps)
+    target = None if target_p99 is None else Target(target_p99, fps or 30.0)
     opened = open_bundle(bundle)
     play = real_clip(opened.config) if "end-to-end" in what else None
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
@@ -77,7 +81,7 @@ def benchmark(
         if streams or target:
             result["streams"] = stream_curve(opened, sides, streams or (), target=target, **timing)
     if before is not None:
-        result["baseline"] = compare(result, before, tolerance)
+        result["baseline"] = compare(result, before, 0.1 if tolerance is None else tolerance)
     if picture is not None:
         from e3d_deploy import plots
 
@@ -101,10 +105,10 @@ def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
 
     if find_spec("av") is None or config.channels not in (1, 3):
         return None
-    video = Path(clips.__file__).parent / "clips" / "pedestrians.mp4"
+    size: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
 
     def play() -> Iterator[Any]:
         while True:
-            yield from clips.play(video, image_size=config.image_size, channels=config.channels, say=False).pictures
+            yield from clips.play(clips.PEDESTRIANS, **size, say=False).pictures
 
     return play

@@ -58,7 +58,7 @@ def inspect_data(
     if picture is not None:
         click.echo(picture, err=json_)
     size = "x".join(map(str, image_size))
-    next_command(f"e3d train --data {source_} --image-size {size} --channels {channels} -o runs/first")
+    next_command("train", "--data", source_, "--image-size", size, "--channels", channels, "-o", "runs/first")
 
 
 def show_data(found: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
     """Say what this machine has, what it lacks, what that costs and how to get it."""
     from e3d_deploy.doctor import examine
 
+    if again and bundle is None:
+        raise click.UsageError("--again is of --bundle: give both, or neither.")
     found = examine()
     if bundle is not None:
         found["choice"] = _choice(bundle, threads, again)
@@ -27,7 +29,8 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
     machine = found["machine"]
     click.echo(f"e3d_deploy {found['e3d_deploy']}, Python {found['python']}, {machine['system']}")
     click.echo(
-        f"{machine['cpu']}, {machine['cores']} cores, NVIDIA driver: {'yes' if machine['nvidia_driver'] else 'no'}"
+        f"{machine['cpu']}, {machine['cores']} cores, NVIDIA driver: {'yes' if machine['nvidia_driver'] else 'no'}, "
+        f"GPU: {machine['gpu'] or '–'}"
     )
     table(
         ["library", "version", "gives", "get it by"],

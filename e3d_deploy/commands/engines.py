@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from e3d_deploy.commands.opening import open_bundle, open_cache
-from e3d_deploy.commands.options import BUNDLE, PATH
+from e3d_deploy.commands.options import BUNDLE, PATH, Finite
 from e3d_deploy.commands.output import megabytes, next_command, table, working
 from e3d_deploy.config import HardwareCompatibility
 
@@ -60,7 +60,7 @@ def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tu
 )
 @click.option(
     "--cache-limit-gb",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     default=10.0,
     help="Beyond, engines that were not used for longest are removed.",
 )
@@ -80,7 +80,7 @@ def build(
 
     config = EngineConfig(
         workspace_bytes=None if workspace_mb is None else workspace_mb * 1_000_000,
-        compute_capabilities=tuple(compute_capabilities.split(",")) if compute_capabilities else (),
+        compute_capabilities=() if compute_capabilities is None else tuple(compute_capabilities.split(",")),
         timing_cache=None if timing_cache is None else str(timing_cache),
         **options,
     )
@@ -105,10 +105,8 @@ def build(
             remark=lambda text: click.echo(text, err=True),
         )
     show_engines(target, sidecars)
-    click.echo(
-        "WARN built, not run: this version has no TensorRT backend, and what a plan computes is unproved", err=True
-    )
-    next_command(f"e3d inspect {bundle}")
+    click.echo("WARN built, not run: what a plan computes is unproved", err=True)
+    next_command("verify", bundle, "--backend", target)
 
 
 def show_engines(target: str, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
@@ -146,5 +144,5 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
             open_bundle(bundle), open_bundle(source_), target, progress=lambda phase, *_: progress(phase)
         )
     show_engines(target, sidecars)
-    click.echo("WARN refitted, not run: this version has no TensorRT backend", err=True)
-    next_command(f"e3d inspect {bundle}")
+    click.echo("WARN refitted, not run: what a plan computes is unproved", err=True)
+    next_command("verify", bundle, "--backend", target)

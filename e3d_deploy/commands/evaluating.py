@@ -17,7 +17,7 @@ from e3d_deploy.commands.options import (
     json_option,
     numbers,
 )
-from e3d_deploy.commands.output import as_json, check_picture, table, working
+from e3d_deploy.commands.output import as_json, table, working
 
 if TYPE_CHECKING:
     from e3d_deploy.data.splits import Split
@@ -88,7 +88,8 @@ def evaluate(
     from e3d_deploy.evaluation.samples import show_sample
     from e3d_deploy.files import new_folder
 
-    check_picture(output)
+    if output is not None:
+        import matplotlib.figure  # noqa: F401 (a missing library shall show now)
     conventions = [one for name, one in CONVENTIONS.items() if convention in ("both", name)]
     if lpips_weights is not None:
         from e3d_deploy.evaluation.lpips import lpips_convention

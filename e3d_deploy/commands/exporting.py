@@ -9,15 +9,20 @@ import click
 from e3d_deploy.commands.opening import open_bundle
 from e3d_deploy.commands.options import BUNDLE_OUTPUT, PATH, overwrite_option
 from e3d_deploy.commands.output import megabytes, next_command, table, working
+from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, RUNS, parse_budget
+
+MOST_STREAMS = 4096
+"""Beyond, it is a slip of the hand: PyTorch records a rollout of all of them."""
 
 
 def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     """`4`, or `any` as None."""
-    try:
-        return None if text == "any" else int(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is neither a number nor `any`") from error
+    if text == "any":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_STREAMS:
+        raise click.BadParameter(f"{text!r} is neither a number from 1 to {MOST_STREAMS} nor `any`")
+    return int(text)
 
 
 @click.command()
@@ -37,7 +42,11 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     default="fp32",
     help="Type of convolutions and matrix products; auto: the cheapest that keeps its budget.",
 )
-@click.option("--budget", metavar="NAME=NUMBER,…", help="dssim, dpsnr, difference; else that of the precision.")
+@click.option(
+    "--budget",
+    metavar="NAME=NUMBER,…",
+    help="dssim, dpsnr, difference (of predictions); else that of the precision.",
+)
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
 @click.option("--target", type=click.Choice(list(RUNS)), help="Who has to run it; auto without it: all of them.")
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
@@ -48,6 +57,11 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
     from e3d_deploy.export.bundle import export as export_model
 
     allowed = None if budget is None else parse_budget(budget)
+    if options["calibration"] is not None and options["precision"] == "fp32" and allowed is None:
+        raise ConfigError(
+            "calibration: fp32 learns no ranges, and its drift is not measured without --budget; leave it out, or "
+            "give another --precision"
+        )
     with working(f"exporting {model}") as progress:
         export_model(model, output, budget=allowed, progress=progress, **options)
     bundle = open_bundle(output)
@@ -59,7 +73,7 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
         [(entry["file"], entry["nodes"], entry["opset"], entry["precision"]) for entry in graphs.values()],
     )
     click.echo(output)
-    next_command(f"e3d verify {output}" + ("" if bundle.precision in RUNS["onnxruntime"] else " --backend emulated"))
+    next_command("verify", output, *(() if bundle.precision in RUNS["onnxruntime"] else ("--backend", "emulated")))
 
 
 def show_policies(tried: Sequence[Mapping[str, Any]], chosen: str) -> None:

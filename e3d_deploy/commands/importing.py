@@ -52,4 +52,4 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
             raise QualityError(f"{text}; the model is not what the original is, so {output} is not written")
     checkpoint.save(model, output)
     click.echo(output)
-    next_command(f"e3d export {output} -o {output.stem}.e3d")
+    next_command("export", output, "-o", f"{output.stem}.e3d")

@@ -23,6 +23,10 @@ def open_predictor(
     from e3d_deploy.errors import ConfigError
 
     foreign = importing is not None and (path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists())
+    given = [name for name, value in (importing or {}).items() if value is not None]
+    if given and path.exists() and not foreign:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"{path}: {options}: for a checkpoint of others; this one knows its own, so leave it out")
     if not foreign and (path.is_dir() or not path.exists()):
         return runtime.load(path, backend, threads=threads)
     if backend not in ("auto", "torch"):

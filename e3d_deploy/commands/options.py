@@ -1,10 +1,13 @@
 """Options that several commands take, and values that they are written as."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+from e3d_deploy.doctor import BACKENDS
 
 PATH = click.Path(path_type=Path)
 BUNDLE = click.argument("bundle", type=PATH)
@@ -12,7 +15,7 @@ BUNDLE_OR_MODEL = click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
 BUNDLE_OUTPUT = click.option(
     "-o", "--output", type=PATH, required=True, metavar="NAME.e3d", help="Folder of the bundle."
 )
-BACKEND = click.option("--backend", default="auto", help="auto, onnxruntime or torch.")
+BACKEND = click.option("--backend", default="auto", help=f"auto, or one of {', '.join(BACKENDS)}.")
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 CONTEXT = click.option(
     "--context", "context_length", type=click.IntRange(min=1), help="Frames to look at; else the bundle's."
@@ -29,6 +32,16 @@ def json_option(text: str = "As JSON.") -> Callable[[Any], Any]:
 def overwrite_option(what: str) -> Callable[[Any], Any]:
     """`--overwrite`, for a command that otherwise leaves what is there alone."""
     return click.option("--overwrite", is_flag=True, help=f"Replace a {what} that is there.")
+
+
+class Finite(click.FloatRange):
+    """A range without infinity and NaN, which click takes for numbers in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:

@@ -1,6 +1,8 @@
 """What commands show: results on stdout, progress and remarks on stderr."""
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,9 +37,9 @@ def verdict(passed: bool, text: str) -> None:
     click.echo(text, err=True)
 
 
-def next_command(text: str) -> None:
-    """What one would do next."""
-    click.echo(f"next: {text}", err=True)
+def next_command(*words: object, how: str = "") -> None:
+    """What one would do next: the words of a command, and how to complete it."""
+    click.echo(f"next: e3d {shlex.join(map(str, words))}{how}", err=True)
 
 
 @contextmanager
@@ -64,5 +66,10 @@ def check_picture(path: Path | None) -> None:
     if path is not None:
         import matplotlib.figure  # noqa: F401 (a missing library shall show now)
 
-        if not path.absolute().parent.is_dir():
+        folder = path.absolute().parent
+        if not folder.is_dir():
             raise ConfigError(f"{path}: its folder does not exist; make it first")
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder; give the name of a file, such as {path / 'picture.png'}")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise ConfigError(f"{path}: may not be written; give another name, or change who may")

@@ -29,7 +29,7 @@ def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
     if opened.manifest["engines"] and not engines:
         left = ", ".join(opened.manifest["engines"])
         click.echo(f"left out: the engines {left}; `e3d build` makes them again on the device", err=True)
-    next_command(f"e3d unpack {output} -o {output.name.removesuffix('.zip').removesuffix('.e3d')}.e3d")
+    next_command("unpack", output, "-o", f"{output.name.removesuffix('.zip').removesuffix('.e3d')}.e3d")
 
 
 @click.command()
@@ -40,8 +40,11 @@ def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
 @overwrite_option("bundle")
 def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, overwrite: bool) -> None:
     """Take FILE, which `e3d pack` wrote, apart into a bundle, after everything in it was checked."""
+    from e3d_deploy.errors import ConfigError
     from e3d_deploy.runtime.pack import unpack as unpack_bundle
 
+    if archive.is_dir():
+        raise ConfigError(f"{archive}: a folder, not an archive that `e3d pack` wrote; a bundle is used as it is")
     with working(f"unpacking {archive}") as progress:
         _, dropped = unpack_bundle(
             archive,
@@ -58,4 +61,4 @@ def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, over
             "or give --trust-engines if you know who packed them",
             err=True,
         )
-    next_command(f"e3d verify {output}")
+    next_command("verify", output)

@@ -41,7 +41,7 @@ def predict(
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.errors import ShapeError
 
-    check_target(output)
+    check_target(output, clip)
     with open_predictor(model, backend, threads) as predictor:
         config = predictor.config
         context_length = context_length or predictor.context_length
@@ -94,7 +94,7 @@ def stream(
     from e3d_deploy.runtime.live import follow
 
     if output is not None:
-        check_target(output)
+        check_target(output, video)
     with open_predictor(model, backend, threads) as predictor:
         config = predictor.config
         playing = play(video, image_size=config.image_size, channels=config.channels)

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from e3d_deploy.commands.options import PATH, numbers
+from e3d_deploy.commands.options import PATH, Finite, numbers
 from e3d_deploy.commands.output import next_command
 from e3d_deploy.config import RECIPES, Semantics, TrainConfig
 
@@ -102,7 +102,7 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--devices", type=click.IntRange(min=1), help="Processes, each on a device; else one, or torchrun's.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines.")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that load data; else 0, up to 8 for a GPU.")
-@click.option("--time-limit", metavar="MINUTES", type=click.FloatRange(min=0, min_open=True), help="Then save and end.")
+@click.option("--time-limit", metavar="MINUTES", type=Finite(min=0, min_open=True), help="Then save and end.")
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @click.option("--samples", type=PATH, help="Folder for pictures of validations, as the released code writes them.")
 @click.option("--sample-count", type=click.IntRange(min=0), default=10, help="Batches that get such pictures.")
@@ -147,8 +147,8 @@ def train(
         path = train_model(model_config, config, output, resume=resume, **call)
     except KeyboardInterrupt:
         if (output / "last.ckpt").exists():
-            next_command(f"e3d train -o {output} --resume with the same options")
+            next_command("train", "-o", output, "--resume", how=" with the same options")
         raise
     if getattr(rank_zero_only, "rank", 0) == 0:  # each process comes here
         click.echo(path)
-        next_command(f"e3d export {path} -o {output.name}.e3d")
+        next_command("export", path, "-o", f"{output.name}.e3d")

@@ -10,6 +10,7 @@ import click
 from e3d_deploy.commands.opening import open_bundle
 from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, json_option
 from e3d_deploy.commands.output import as_json, check_picture, table, verdict, working
+from e3d_deploy.doctor import BACKENDS
 from e3d_deploy.errors import QualityError
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @BUNDLE
-@click.option("--backend", default="auto", help="auto, onnxruntime, torch, or emulated: types that nothing here has.")
+@click.option(
+    "--backend",
+    default="auto",
+    help=f"auto, one of {', '.join(BACKENDS)}, or emulated: types that nothing here has.",
+)
 @click.option(
     "--against",
     type=click.Choice(["auto", "torch", "reference"]),
@@ -88,13 +93,11 @@ def verify(
     line = judged(report)
     verdict(report.passed, line)
     if not report.passed:
-        over = not max(report.predictions[: report.steps]) <= report.budget or math.isinf(report.budget)
-        where = f"step {report.worst_step + 1}" if over else f"state {report.worst_state[0]}"
         mend = "try another backend, or export the model again"
         if findings:
             first = findings[0]
             mend = f"first off is {first.layer} ({first.cause}); export again with {first.advice}"
-        raise QualityError(f"{line}; furthest at {where}; {mend}")
+        raise QualityError(f"{line}; furthest at {report.furthest}; {mend}")
 
 
 def judged(report: "Report") -> str:
@@ -108,10 +111,8 @@ def judged(report: "Report") -> str:
             if allowed is not None
         ]
         return f"{who} in {report.precision}: {', '.join(words)}, predictions off by {report.worst:.1e}"
-    state = report.worst_state[1]
-    return (
-        f"{who}: predictions {report.worst:.1e} of {report.budget:.1e}, states {state:.1e} of {report.state_budget:.1e}"
-    )
+    line = f"{who}: predictions {report.worst:.1e} of {report.budget:.1e}, states {report.worst_state[1]:.1e}"
+    return line if math.isinf(report.state_budget) else f"{line} of {report.state_budget:.1e}"
 
 
 def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
@@ -159,7 +160,7 @@ def show_report(report: "Report") -> None:
     table(
         [f"{report.backend} against {report.yardstick}", "largest |difference|", "budget"],
         [
-            ("predictions, step by step", f"{max(report.predictions[: report.steps]):.1e}", budget),
+            ("predictions, step by step", f"{report.stepped:.1e}", budget),
             ("predictions, clip graph", f"{report.clip:.1e}", budget),
             ("predictions, rollout graph", f"{report.rollout:.1e}", budget),
             (f"final states, most {name}", f"{state:.1e}", state_budget),

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from e3d_deploy.data.pictures import NEEDS_VIDEO, play_folder, say_change
 from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError, SourceLost
 
+PEDESTRIANS = Path(__file__).parent / "clips" / "pedestrians.mp4"
+"""The package's own video, for a network of any size."""
+
 
 @dataclass(frozen=True)
 class Clips:

@@ -16,6 +16,11 @@ STEP_LENGTH = 0.1
 SPLITS = {"train": slice(0, 4500), "valid": slice(4500, 5000), "test": slice(5000, 6000)}
 
 
+def suits(image_size: tuple[int, int], channels: int) -> bool:
+    """Whether a network sees Moving MNIST: digits are gray and need room. For others there is `clips.PEDESTRIANS`."""
+    return channels == 1 and min(image_size) >= DIGIT_SIDE
+
+
 def load_digits(split: Literal["train", "valid", "test"]) -> NDArray[np.uint8]:
     """Handwritten digits, uint8 [N, 28, 28], 0 background: 4,500 to train with, 500 to watch it, 1,000 to test.
 

@@ -14,12 +14,17 @@ from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.frames import Frames, to_pictures
 
 
-def check_target(path: Path) -> None:
+def check_target(path: Path, source: Path | None = None) -> None:
     """Whether `write_clips` can write there, asked before the work is done.
 
+    Args:
+        source: what is read for it, which it shall not replace.
+
     Raises:
-        ConfigError: a suffix that stands for nothing, a folder with something in it, or no such parent.
+        ConfigError: a suffix that stands for nothing, a folder with something in it, no such parent, or the source.
     """
+    if source is not None and source.exists() and path.exists() and path.samefile(source):
+        raise ConfigError(f"{path}: is what is read, and would be replaced; choose another name")
     if path.suffix not in (".npz", ".mp4", ".gif", ""):
         raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
     if path.suffix and path.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto
 
-from e3d_deploy.errors import QualityError
+from e3d_deploy.errors import ConfigError, QualityError
 from e3d_deploy.export.compose import step_graph
 from e3d_deploy.export.drift import Clip, Drift, Gauge, real_clips
 from e3d_deploy.export.precision import LARGEST, LOW, PRODUCTS, products, stamp, typed
@@ -67,20 +67,29 @@ class Chooser:
         Where it is over the budget, every layer is measured alone, all others in float32; then those that drift
         most are excluded, as many as it takes. At least `MIN_SHARE` of all products stay in the low type; a policy
         that is over the budget even so does not fit.
+
+        Raises:
+            ConfigError: `exclude` alone leaves fewer.
         """
         excluded = list(exclude)
+        every = {label: len(nodes) for label, nodes in products(self.core).items()}
+        total = sum(node.op_type in PRODUCTS for node in self.core.node)
+        left = sum(count for label, count in every.items() if label not in excluded)
+        if policy in LOW and left < MIN_SHARE * total:
+            raise ConfigError(
+                f"exclude: leaves {left} of {total} convolutions and matrix products in {policy}, at least "
+                f"{MIN_SHARE:.0%} of them stay in it; exclude fewer layers, or give --precision fp32"
+            )
         found = self._measure(policy, budget, excluded)
         if found.fits or policy not in LOW:
             return found
-        every = {label: len(nodes) for label, nodes in products(self.core).items()}
         alone = {}
         for number, label in enumerate(sorted(set(every) - set(excluded)), 1):
             self.progress(f"{policy}: layer {number} of {len(every) - len(excluded)}, {label}")
             others = [name for name in every if name != label]
             alone[label] = self.gauge.distance(self._graph(policy, others)[1], policy)
         order = sorted(alone, key=lambda label: -np.nan_to_num(alone[label], nan=np.inf))
-        total = sum(node.op_type in PRODUCTS for node in self.core.node)
-        left, most = sum(every.values()) - sum(every[name] for name in excluded), 0
+        most = 0
         while most < len(order) and left - every[order[most]] >= MIN_SHARE * total:
             left -= every[order[most]]
             most += 1

@@ -27,6 +27,7 @@ BYTES = {
     TensorProto.BFLOAT16: 2,
     TensorProto.INT8: 1,
     TensorProto.UINT8: 1,
+    TensorProto.FLOAT8E4M3FN: 1,
     TensorProto.BOOL: 1,
     TensorProto.INT32: 4,
     TensorProto.INT64: 8,

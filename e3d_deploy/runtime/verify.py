@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
-from e3d_deploy.policies import BUDGETS, ROUNDING, Budget
+from e3d_deploy.policies import BUDGETS, EXACT_DIFFERENCE, ROUNDING, Budget
 from e3d_deploy.runtime.backend import Backend
 from e3d_deploy.runtime.bundle import Bundle
 
@@ -59,7 +59,12 @@ class Report:
     @property
     def worst(self) -> float:
         """The largest difference of predictions, step by step and by the other graphs; NaN if any is."""
-        return float(np.max([*self.predictions[: self.steps], self.clip, self.rollout]))
+        return float(np.max([self.stepped, self.clip, self.rollout]))
+
+    @property
+    def stepped(self) -> float:
+        """The largest difference of predictions, step by step; NaN if any is."""
+        return float(np.max(self.predictions[: self.steps]))
 
     @property
     def worst_state(self) -> tuple[str, float]:
@@ -72,6 +77,16 @@ class Report:
     def worst_step(self) -> int:
         """The step whose prediction is furthest off."""
         return int(np.argmax(self.predictions[: self.steps]))
+
+    @property
+    def furthest(self) -> str:
+        """Where to look: at the step that is furthest off, else at the graph or the state that alone is off."""
+        places = {f"step {self.worst_step + 1}": self.stepped, "clip graph": self.clip, "rollout graph": self.rollout}
+        over = [name for name, value in places.items() if not value <= self.budget]  # NaN is
+        name, state = self.worst_state
+        if not over and not state <= self.state_budget:
+            return f"state {name}"
+        return over[0] if over else next(iter(places))
 
     @property
     def passed(self) -> bool:
@@ -118,15 +133,16 @@ def verify(
         clip = reference["frames"]
     elif yardstick is None:
         raise ShapeError(
-            "clip: another clip than the reference needs PyTorch to compare with; install e3d_deploy[train]"
+            "clip: another clip than the reference needs PyTorch to compare with; give a yardstick (--against torch)"
         )
     if len(clip) < bundle.context_length:
         raise ShapeError(f"clip: has {len(clip)} frames, the bundle's context is {bundle.context_length}")
     judged = bundle.context_length + bundle.horizon - 1
-    steps = steps or judged
+    steps = judged if steps is None else steps
     if steps < judged or (steps > judged and yardstick is None):
         raise ConfigError(
-            f"steps: got {steps}, the bundle's rollout has {judged}; more of them need PyTorch to compare with"
+            f"steps: got {steps}, the bundle's rollout has {judged}; give as many, or more with a yardstick "
+            "(--against torch)"
         )
     allowed = budget_of(bundle)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
@@ -205,11 +221,15 @@ def budget_of(bundle: Bundle) -> Budget:
 
 def budgets(bundle: Bundle) -> tuple[float, float]:
     """The differences that a bundle allows, of predictions and of states, infinite where they are not judged;
-    `ROUNDING` says why it may be more than its budget."""
+    `ROUNDING` says why it may be more than its budget.
+
+    A budget is of predictions, as export measures them. States are judged in fp32 alone: by what it stands for.
+    """
     budget, rounding = budget_of(bundle).difference, bundle.manifest["rounding"]
     if budget is None:
         return math.inf, math.inf
-    return max(budget, ROUNDING * rounding["predictions"]), max(budget, ROUNDING * rounding["states"])
+    exact = max(EXACT_DIFFERENCE, ROUNDING * rounding["states"])
+    return max(budget, ROUNDING * rounding["predictions"]), exact if bundle.precision == "fp32" else math.inf
 
 
 def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
@@ -279,15 +299,19 @@ def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
 def quality_lost(
     expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.float32]
 ) -> dict[str, float | None]:
-    """What is lost against the truth: expected minus found, mean over frames [T, C, H, W], clipped to [0, 1]."""
+    """What is lost against the truth: expected minus found, mean over frames [T, C, H, W], clipped to [0, 1].
+
+    PSNR is infinite for a perfect frame: nothing is lost where both are, and minus infinity where only the found is.
+    """
     if len(truth) < len(expected) or min(truth.shape[-2:]) < 7:
         return {}
     losses = {}
-    with np.errstate(invalid="ignore"):  # both may be perfect: infinite PSNR
+    with np.errstate(invalid="ignore"):  # of both infinities there is no mean
         for name in ("ssim", "psnr"):
-            measure = metrics.MEASURES[name]
-            losses[name] = float((measure(expected.clip(0, 1), truth) - measure(found.clip(0, 1), truth)).mean())
-    return {name: loss if np.isfinite(loss) else None for name, loss in losses.items()}
+            theirs, mine = (metrics.MEASURES[name](one.clip(0, 1), truth) for one in (expected, found))
+            lost = np.subtract(theirs, mine, out=np.zeros_like(theirs), where=theirs != mine)
+            losses[name] = float(lost.mean())
+    return {name: None if np.isnan(loss) else loss for name, loss in losses.items()}
 
 
 def _finite_or_none(value: Any) -> Any:
