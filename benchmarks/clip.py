@@ -93,7 +93,7 @@ def run(paths: dict[str, Path], context: Tensor, threads: int, rounds: int) -> d
 
 
 def build(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
-    """Seconds and bytes of the TensorRT-RTX plans, the sides in turn."""
+    """Seconds and bytes of the TensorRT-RTX plans, the sides in turn; `rounds` is how often each was built."""
     trt = library("tensorrt-rtx")
 
     builds: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in paths}
@@ -104,7 +104,8 @@ def build(paths: dict[str, Path], rounds: int) -> dict[str, Any]:
             builds[name]["seconds"].append(round(time.perf_counter() - started, 1))
             builds[name]["plan_bytes"] = len(plan)
             click.echo(f"{name}: {builds[name]}", err=True)
-    return {"builder": trt.__version__, "builds": builds}
+    counts = {name: len(one["seconds"]) for name, one in builds.items()}
+    return {"builder": trt.__version__, "rounds": counts, "builds": builds}
 
 
 @click.command()

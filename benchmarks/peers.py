@@ -3,7 +3,8 @@
     python -m benchmarks.peers [--size full|demo] [--semantics paper|google] [--threads 1] [--no-low]
 
 Peers are PyTorch eager, torch.compile, and torch.onnx.export of the same step, with nothing done to it, in ONNX
-Runtime and in OpenVINO. The sides take turns in one process, on a full ring, each fed with its own states.
+Runtime and in OpenVINO. The sides take turns in one process, on a full ring, each fed with its own states. Our backend
+torch-compiled is left out: torch.compile of the model is the peer here, and ours was not timed on this processor.
 
 Predictions before it was measured: ours twice as fast as eager and 1.1 times the best peer, as a quarter of the
 products of a convolution is gone and ONNX Runtime has blocked kernels for the 2D ones alone; int8 gains little on a

@@ -38,10 +38,12 @@ def measured() -> str:
                  (("mse", 1), ("mae", 1), ("psnr", 2), ("ssim", 3))]  # fmt: skip
         lines.append(f"| {who} | {' | '.join(cells)} |")
     export, streaming, startup = result("export_full"), result("streaming"), result("startup")
+    first = startup["first_frame_seconds"]
     lines += ["", *peers()]
     lines += [
         "",
-        "A whole forecast 10→10, the clip graph of each; naive is torch.onnx.export of the unrolled network:",
+        "A whole forecast 10→10, the clip graph of each; naive is torch.onnx.export of the unrolled network. Each was "
+        "exported once, under the load of that moment:",
         "",
         "| clip | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| | to export |",
         "|---|---|---|---|---|---|",
@@ -56,11 +58,14 @@ def measured() -> str:
         )
     lines += [
         "",
-        f"Exporting the full-size model, step, rollout and clip 10→10: {export['seconds']:.0f} s and "
-        f"{export['peak_resident_gb']:.1f} GB. Over {streaming['frames']:,} frames of a stream, resident memory grows "
-        f"by {max(streaming['growth_mb']):.1f} MB and a push costs {streaming['late_over_early']:.2f} times what it "
-        "costs a stream that has just filled its history, in turn. The full-size model gives its first forecast frame "
-        f"{startup['first_frame_seconds']['onnxruntime']:.1f} s after Python imports the runtime. `e3d --help` takes "
+        f"Exporting the full-size model, step, rollout and clip 10→10: {export['seconds']:.0f} s with "
+        f"{export['environment']['threads']} threads, and {export['peak_resident_gb']:.1f} GB. Over "
+        f"{streaming['frames']:,} frames of a stream, resident memory grows by {max(streaming['growth_mb']):.1f} MB "
+        f"and a push costs {streaming['late_over_early']:.2f} times what it costs a stream that has just filled its "
+        "history, in turn. From `import e3d_deploy.runtime` to the first forecast frame of the full-size model, "
+        f"{startup['environment']['threads']} threads: {first['onnxruntime']:.1f} s with `onnxruntime` by name, "
+        f"{first['auto']:.1f} s with `auto` and the choice that it kept, "
+        f"{startup['first_frame_seconds_when_auto_chooses']:.1f} s the first time, when it chooses. `e3d --help` takes "
         f"{startup['help_seconds']:.2f} s, `import e3d_deploy.runtime` {startup['import_runtime_seconds']:.2f} s.",
     ]
     return "\n".join(lines)
@@ -78,11 +83,13 @@ def peers() -> list[str]:
     """Ours beside what else one could run, as lines of Markdown."""
     runs = {name: result(file) for name, file in PEERS.items()}
     where = runs["full size"]["environment"]
+    loads = ", ".join(f"{run['environment']['load_1_minute']:.1f}" for run in runs.values())
     lines = [
         f"One step with a full history on {where['cpu']}, {where['cores']} cores, {where['date'][:10]}, one thread "
-        f"unless said otherwise, all sides in turn in one process (the machine's load was "
-        f"{where['load_1_minute']:.1f}): how often as fast as PyTorch eager. Naive is "
-        "torch.onnx.export of the same step. In brackets max \\|Δ\\| to PyTorch over the whole forecast.",
+        f"unless said otherwise, all sides in turn in one process (the machine's load was {loads}, column by column): "
+        "how often as fast as PyTorch eager. Naive is torch.onnx.export of the same step; torch.compile is of the "
+        "model, and our backend `torch-compiled` was not timed on this processor. In brackets max \\|Δ\\| to PyTorch "
+        "over the whole forecast.",
         "",
         f"| | {' | '.join(runs)} |",
         f"|---|{'---|' * len(runs)}",
@@ -248,6 +255,7 @@ def engines() -> str:
     """What building with TensorRT-RTX costs, as Markdown."""
     found, clip = result("engines"), result("clip_builds_full")
     one = found["environment"]
+    rounds = "; ".join(f"{name} {count}" for name, count in clip["rounds"].items())
     precisions = list(dict.fromkeys(plan["precision"] for plan in found["plans"]))
     rows: dict[str, dict[str, str]] = {}
     for plan in found["plans"]:
@@ -264,9 +272,9 @@ def engines() -> str:
             for name, cells in rows.items()
         ),
         "",
-        "The clip at full size, 10→10, beside torch.onnx.export of the unrolled network, in two rounds, in the second "
-        "of which others kept the machine busier, so that its times say little; the one without states was built in "
-        "that round alone:",
+        f"The clip at full size, 10→10, beside torch.onnx.export of the unrolled network, in turn (builds: "
+        f"{rounds}); at the end the machine's load was {clip['environment']['load_1_minute']:.1f}, and beyond its "
+        f"{clip['environment']['cores']} cores times say little:",
         "",
         "| | nodes | build | plan |",
         "|---|---|---|---|",

@@ -86,7 +86,7 @@ def extra_of(module: str) -> str | None:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `e3d doctor` reports, as JSON knows it. Loads no library."""
+    """Everything that `e3d doctor` reports, as JSON knows it. Loads no library but `cuda.core`."""
     libraries = [
         {
             "library": library.module,
@@ -108,12 +108,13 @@ def examine() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor and GPU of this machine."""
+    """The processor and GPU of this machine. Loads `cuda.core` where there is a driver."""
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "nvidia_driver": _has_nvidia_driver(),
+        "gpu": _gpu(),
     }
 
 
@@ -140,6 +141,21 @@ def _has_nvidia_driver() -> bool:
     except OSError:
         return False
     return True
+
+
+def _gpu() -> str | None:
+    """The GPU that backends run on; None where there is none, or nothing to ask it with."""
+    if not _has_nvidia_driver():
+        return None
+    try:
+        from cuda.core import Device, system
+
+        device = Device(0)
+        capability = ".".join(map(str, device.compute_capability))
+        driver = ".".join(map(str, system.get_user_mode_driver_version()))
+        return f"{device.name}, compute capability {capability}, driver for CUDA {driver}"
+    except Exception:  # a driver without a GPU raises one thing, an old cuda.core another; `e3d doctor` has to go on
+        return None
 
 
 def _warnings() -> list[str]:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from itertools import cycle, repeat
 from pathlib import Path
-from types import NoneType
+from types import NoneType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
+from e3d_deploy import doctor
 from e3d_deploy.cli import main
 from e3d_deploy.commands.benchmark_tables import answer_line, device_time
 from e3d_deploy.errors import BenchmarkError, ConfigError
@@ -20,6 +23,7 @@ from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.baseline import compare, read_baseline, regressions
 from e3d_deploy.runtime.benchmark import benchmark
 from e3d_deploy.runtime.device_backend import DeviceBackend
+from e3d_deploy.runtime.environment import PACKAGES
 from e3d_deploy.runtime.memory import peak_alone
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
@@ -332,7 +336,7 @@ def result_of(**ms: float) -> dict[str, Any]:
     return {
         "schema": 1,
         "bundle": {"digest": "d" * 64, "batch": 1},
-        "environment": {"cpu": "one", "threads": 1, "date": "2026-11-22"},
+        "environment": {"cpu": "one", "gpu": None, "threads": 1, "date": "2026-11-22"},
         "results": [{"what": "step", "backend": backend, "median_ms": median} for backend, median in ms.items()],
     }
 
@@ -350,8 +354,10 @@ def test_a_row_beyond_the_tolerance_has_regressed() -> None:
     ("part", "field", "value", "words"),
     [
         ("environment", "cpu", "two", "cpu: two, now one"),
+        ("environment", "gpu", "NVIDIA H200", "gpu: NVIDIA H200, now None"),
         ("environment", "threads", None, "threads: None, now 1"),
         ("bundle", "digest", "e" * 64, f"bundle: {'e' * 16}, now {'d' * 16}"),
+        ("bundle", "batch", 2, "batch: 2, now 1"),
     ],
 )
 def test_no_verdict_where_something_else_differs(part: str, field: str, value: object, words: str) -> None:
@@ -362,6 +368,37 @@ def test_no_verdict_where_something_else_differs(part: str, field: str, value: o
     assert found["different"] == [words]
     assert found["rows"][0]["ratio"] == 100
     assert regressions(found) == []
+
+
+def test_a_baseline_from_before_the_gpu_was_recorded_is_one_without() -> None:
+    baseline = result_of(torch=1.0)
+    del baseline["environment"]["gpu"]
+    assert compare(result_of(torch=1.0), baseline)["comparable"]
+
+
+def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    core = type(sys)("cuda.core")
+    core.Device = lambda _: SimpleNamespace(name="NVIDIA H200", compute_capability=(9, 0))  # type: ignore[attr-defined]
+    core.system = SimpleNamespace(get_user_mode_driver_version=lambda: (13, 0))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.core", core)
+    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: False)
+    assert doctor.machine()["gpu"] is None
+    assert "GPU: –" in e3d("doctor").stdout
+    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: True)
+    assert doctor.machine()["gpu"] == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
+    for nothing in (type(sys)("cuda.core"), None):  # of another version, and not installed
+        monkeypatch.setitem(sys.modules, "cuda.core", nothing)
+        assert doctor.machine()["gpu"] is None
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "_gpu", lambda: "NVIDIA H200")
+    assert "GPU: NVIDIA H200" in e3d("doctor").stdout
+
+
+def test_versions_are_recorded_of_what_the_extras_install() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    assert set(PACKAGES) <= {one.partition(">=")[0] for requirements in lists for one in requirements}
 
 
 def test_rows_of_one_side_alone_are_named() -> None:
@@ -473,6 +510,7 @@ SCHEMA: dict[str, Any] = {
         "cpu": str,
         "cores": int,
         "nvidia_driver": bool,
+        "gpu": (str, NoneType),
         "threads": (int, NoneType),
         "clock_mhz": (float, NoneType),
         "max_clock_mhz": (float, NoneType),

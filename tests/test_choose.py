@@ -2,7 +2,11 @@
 
 import json
 import logging
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +17,8 @@ from e3d_deploy import runtime
 from e3d_deploy.cli import main
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.choose import choose, open_first
+from e3d_deploy.runtime.choose import _key, _times, choose, open_first
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +30,36 @@ def cpu_alone(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 @pytest.fixture
 def bundle(bundle_path: Path) -> Bundle:
     return Bundle.open(bundle_path)
+
+
+@pytest.fixture
+def openvino_backend() -> Any:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
+
+    return OpenVINOBackend
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The backends a, b and torch, ONNX Runtime all of them; their names as they are closed."""
+    closed: list[str] = []
+
+    def opened(bundle: Bundle, name: str, *, threads: int | None) -> OnnxRuntimeBackend:
+        backend = OnnxRuntimeBackend(bundle, threads=threads)
+        backend.name = name
+        close = backend.close
+
+        def noted() -> None:
+            closed.append(name)
+            close()
+
+        monkeypatch.setattr(backend, "close", noted)
+        return backend
+
+    monkeypatch.setattr("e3d_deploy.runtime.choose.open_backend", opened)
+    there(monkeypatch, "a", "b", "torch")
+    return closed
 
 
 def there(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -55,6 +88,7 @@ def reasons(choice: Any) -> dict[str, str]:
     return {one.backend: one.reason for one in choice.tried}
 
 
+@pytest.mark.usefixtures("openvino_backend")
 @pytest.mark.parametrize(("slower", "taken"), [("openvino", "onnxruntime"), ("onnxruntime", "openvino")])
 def test_the_fastest_that_agrees_is_taken(
     bundle: Bundle, slower: str, taken: str, monkeypatch: pytest.MonkeyPatch
@@ -68,6 +102,7 @@ def test_the_fastest_that_agrees_is_taken(
     assert "not tried" in reasons(choice)["torch"]
 
 
+@pytest.mark.usefixtures("openvino_backend")
 def test_times_are_of_real_steps(bundle: Bundle) -> None:
     _, choice = choose(bundle, threads=1)
     timed = {one.backend: one.step_ms for one in choice.tried if one.step_ms is not None}
@@ -75,13 +110,111 @@ def test_times_are_of_real_steps(bundle: Bundle) -> None:
     assert min(timed.values()) == timed[choice.backend] > 0
 
 
+def test_a_time_is_the_median_of_steps_in_turn(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, stepped = [0.0], []
+
+    def paced(name: str, *milliseconds: float) -> Any:
+        left = list(milliseconds)
+
+        def step(frame: Any, state: int) -> tuple[Any, int]:
+            stepped.append((name, state))
+            now[0] += left.pop(0) / 1000
+            return frame, state + 1
+
+        return SimpleNamespace(initial_state=lambda: 0, step=step)
+
+    monkeypatch.setattr("e3d_deploy.runtime.choose.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # a step each turn
+    assert _times(bundle, {"a": paced("a", 2, 90, 3), "b": paced("b", 5, 1, 4)}) == pytest.approx({"a": 3, "b": 4})
+    assert stepped == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_all_but_the_one_that_is_taken_are_closed(
+    bundle: Bundle, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch, "a")
+    assert choose(bundle)[0].name == "b"
+    assert closed == ["a"]
+    off(monkeypatch, OnnxRuntimeBackend)
+    with pytest.raises(BackendUnavailable):
+        choose(bundle, again=True)
+    assert closed == ["a", "a", "b", "torch"]
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, *names: str, error: BaseException) -> None:
+    """Let these agree, but raise when they are timed."""
+    step = OnnxRuntimeBackend.step
+    monkeypatch.setattr("e3d_deploy.runtime.choose.agrees", lambda *_: True)
+
+    def broken(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        if self.name in names:
+            raise error
+        return step(self, *arguments)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", broken)
+
+
+def test_what_breaks_while_it_is_timed_is_refused_alone(
+    bundle: Bundle, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, "a", error=RuntimeError("the driver is gone"))
+    backend, choice = choose(bundle)
+    assert (backend.name, closed) == ("b", ["a"])
+    assert reasons(choice)["a"] == "opens but does not run (the driver is gone)"
+    breaks(monkeypatch, "a", "b", error=RuntimeError("the driver is gone"))
+    assert choose(bundle, again=True)[0].name == "torch"
+
+
+def test_nothing_stays_open_when_it_is_interrupted(
+    bundle: Bundle, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch, "b", error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        choose(bundle)
+    assert closed == ["a", "b"]
+
+
+def test_what_cannot_be_closed_keeps_nobody_from_the_others(
+    bundle: Bundle, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stuck(_: OnnxRuntimeBackend) -> None:
+        raise RuntimeError("the driver is gone")
+
+    slow(monkeypatch, "a")
+    monkeypatch.setattr(OnnxRuntimeBackend, "close", stuck)
+    assert choose(bundle)[0].name == "b"
+    assert closed == ["a"]
+
+
+def test_a_library_that_is_half_there_is_refused_alone(
+    bundle: Bundle, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch, "b")
+    assert choose(bundle)[0].name == "a"
+    init = OnnxRuntimeBackend.__init__
+    tries: list[int] = []
+
+    def missing(*arguments: Any, **options: Any) -> None:
+        tries.append(1)
+        if len(tries) < 3:  # as it was kept, and when all are tried
+            raise OSError("libnvinfer.so.10: cannot open shared object file")
+        init(*arguments, **options)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__init__", missing)
+    backend, choice = choose(bundle)
+    assert backend.name == "b"
+    assert reasons(choice)["a"] == "libnvinfer.so.10: cannot open shared object file"
+    tries[:] = [1]
+    assert open_first(bundle).name == "b"
+
+
 def test_what_drifts_is_not_taken_and_that_is_said(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bundle: Bundle, openvino_backend: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     off(monkeypatch, OnnxRuntimeBackend)
     assert choose(bundle)[0].name == "openvino"
     assert "backend onnxruntime: does not give what PyTorch recorded" in caplog.text
-    off(monkeypatch, OpenVINOBackend, by=np.nan)
+    off(monkeypatch, openvino_backend, by=np.nan)
     assert choose(bundle, again=True)[0].name == "torch"
     there(monkeypatch, "onnxruntime", "openvino")
     with pytest.raises(BackendUnavailable, match=r"auto: nothing that is installed runs .*onnxruntime: does not give"):
@@ -91,6 +224,7 @@ def test_what_drifts_is_not_taken_and_that_is_said(
         choose(bundle, again=True)
 
 
+@pytest.mark.usefixtures("openvino_backend")
 def test_what_opens_but_does_not_run_is_not_taken(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("no kernel for this processor")
@@ -111,6 +245,7 @@ def test_verify_without_a_name_takes_the_first_that_opens(bundle: Bundle, monkey
         open_first(bundle)
 
 
+@pytest.mark.usefixtures("openvino_backend")
 def test_a_choice_is_kept_for_the_same_graphs_machine_and_threads(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,8 +261,31 @@ def test_a_choice_is_kept_for_the_same_graphs_machine_and_threads(
     assert choose(bundle, threads=1)[0].name == "onnxruntime"
 
 
+def test_its_key_changes_with_all_that_the_choice_depends_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_manifest(**fields: Any) -> Bundle:
+        return replace(bundle, manifest=bundle.manifest | fields)
+
+    weights = with_manifest(files=bundle.manifest["files"] | {"model.safetensors": "0" * 64})
+    built, again = (with_manifest(engines={"step.tensorrt": {"sha256": digit * 64}}) for digit in "01")
+    keys = [_key(bundle, 1), _key(bundle, 2), _key(weights, 1), _key(built, 1), _key(again, 1)]
+    newer: dict[str, Callable[..., Any]] = {
+        "machine": lambda: {"gpu": "another"},
+        "version": lambda package: "99" if package == "onnxruntime" else version(package),
+    }
+    for name, function in newer.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(f"e3d_deploy.runtime.choose.{name}", function)
+            keys.append(_key(bundle, 1))
+    assert len(set(keys)) == len(keys) == 7
+    assert _key(bundle, 1) == keys[0]
+
+
 def test_a_kept_choice_that_is_gone_or_broken_is_made_again(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bundle: Bundle,
+    openvino_backend: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     slow(monkeypatch, "onnxruntime")
     assert choose(bundle)[0].name == "openvino"
@@ -136,12 +294,13 @@ def test_a_kept_choice_that_is_gone_or_broken_is_made_again(
         raise BackendUnavailable("openvino: is broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(OpenVINOBackend, "__init__", gone)
+        patch.setattr(openvino_backend, "__init__", gone)
         assert choose(bundle)[0].name == "onnxruntime"
         assert "openvino, chosen before, does not open any more: openvino: is broken" in caplog.text
     [file] = tmp_path.rglob("choices/*.json")
-    file.write_text("{")
-    assert choose(bundle)[0].name == "openvino"
+    for damaged in ("{", '{"backend": "onnxruntime", "tried": []}'):
+        file.write_text(damaged)
+        assert choose(bundle)[0].name == "openvino"
 
 
 def test_a_place_that_cannot_be_written_keeps_nothing(
@@ -152,6 +311,17 @@ def test_a_place_that_cannot_be_written_keeps_nothing(
     assert choose(bundle)[0].name in ("onnxruntime", "openvino")
 
 
+def test_where_there_is_no_home_nothing_is_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    there(monkeypatch, "onnxruntime")
+    assert choose(bundle)[0].name == "onnxruntime"
+
+
+@pytest.mark.usefixtures("openvino_backend")
 def test_load_takes_it_and_doctor_shows_it(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow(monkeypatch, "onnxruntime")
     assert runtime.load(bundle_path).backend.name == "openvino"

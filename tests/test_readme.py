@@ -4,11 +4,13 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import numpy as np
 import pytest
 
+from benchmarks import clip
 from benchmarks.readme import PLACES, section
 from e3d_deploy.cli import main
 
@@ -54,3 +56,10 @@ def test_its_links_lead_somewhere() -> None:
 )
 def test_numbers_are_those_that_were_measured(file: Path, name: str, write: Callable[[], str]) -> None:
     assert section(name, write()) in file.read_text()
+
+
+def test_a_benchmark_of_builds_says_how_often_each_was_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence in docs/engines.md is made of it."""
+    monkeypatch.setattr(clip, "library", lambda _: SimpleNamespace(__version__="1.7"))
+    monkeypatch.setattr(clip, "build_plan", lambda *_: b"plan")
+    assert clip.build({"naive": tmp_path, "ours": tmp_path}, 2)["rounds"] == {"naive": 2, "ours": 2}

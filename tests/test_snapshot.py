@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,18 @@ def test_an_altered_file_is_refused_or_says_the_same(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"pushed": np.array(7)}, {"state.mean": np.ones((1, 1, 4, 8), np.float32)}, {"x": 1}]
+    "change",
+    [
+        lambda _: {"pushed": np.array(7)},
+        lambda _: {"state.mean": np.ones((1, 1, 4, 8), np.float32)},
+        lambda arrays: {"state.mean": arrays["state.mean"].reshape(1, 1, 8, 4)},
+        lambda arrays: {"state.mean": arrays["state.mean"].view(np.int32)},
+        lambda _: {"x": 1},
+    ],
 )
-def test_a_file_that_was_written_again_is_refused(path: Path, change: dict[str, Any]) -> None:
-    np.savez(path, **(arrays_of(path) | change))
+def test_a_file_that_was_written_again_is_refused(path: Path, change: Callable[[Any], dict[str, Any]]) -> None:
+    arrays = arrays_of(path)
+    np.savez(path, **(arrays | change(arrays)))
     with pytest.raises(SnapshotError, match="altered since it was written, its SHA-256 is another"):
         Snapshot.load(path)
 

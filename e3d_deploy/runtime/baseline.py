@@ -37,7 +37,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
 def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float = TOLERANCE) -> dict[str, Any]:
     """Medians of a benchmark over those of an earlier one, row by row.
 
-    Nothing is judged where processor, threads or bundle differ: `different` then says in what.
+    Nothing is judged where processor, GPU, threads or bundle differ: `different` then says in what.
 
     Returns:
         As JSON knows it; a row has regressed where its `ratio` is more than 1 + tolerance.
@@ -81,6 +81,7 @@ def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same for two results to be compared."""
     return {
         "cpu": result["environment"]["cpu"],
+        "gpu": result["environment"].get("gpu"),  # earlier versions did not record it
         "threads": result["environment"]["threads"],
         "bundle": result["bundle"]["digest"][:16],
         "batch": result["bundle"]["batch"],

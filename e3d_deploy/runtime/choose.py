@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ import numpy as np
 
 from e3d_deploy import __version__
 from e3d_deploy.doctor import LIBRARIES, installed, machine
-from e3d_deploy.errors import BackendUnavailable, E3DError
+from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
 from e3d_deploy.runtime.backend import REMEDY, Backend, open_backend
 from e3d_deploy.runtime.bundle import Bundle
@@ -28,6 +29,7 @@ SPARED = {
     "torch-compiled": "takes minutes to compile, not tried as others agree; ask for it by name",
 }
 """What is tried only where nothing else is left, and why."""
+DOES_NOT_RUN = "opens but does not run ({})"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
 
     Each candidate has to give what PyTorch recorded in the first steps of the reference clip; of those that do, the
     one whose step is shortest is taken. PyTorch, the yardstick, is tried where no other is left. The choice is kept
-    for the same graphs, machine, libraries and threads, so that the next start opens one backend alone.
+    for the same graphs, engines, machine, libraries and threads, so that the next start opens one backend alone.
 
     Args:
         again: do not look at what was kept.
@@ -66,61 +68,91 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     Raises:
         BackendUnavailable: none is installed, or none agrees.
     """
-    file = cache_folder("choices") / f"{_key(bundle, threads)}.json"
-    kept = None if again else _read(file)
+    file = _file(bundle, threads)
+    kept = None if again or file is None else _read(file)
     if kept is not None and kept.backend in installed():
-        try:
-            backend = open_backend(bundle, kept.backend, threads=threads)
-        except E3DError as error:
-            log.warning("backend %s, chosen before, does not open any more: %s", kept.backend, error)
-        else:
+        opened = _open(bundle, kept.backend, threads)
+        if not isinstance(opened, str):
             log.info("backend %s: %s (chosen before)", kept.backend, kept.reason)
-            return backend, kept
+            return opened, kept
+        log.warning("backend %s, chosen before, does not open any more: %s", kept.backend, opened)
     backend, choice = _compare(bundle, threads)
     log.info("backend %s: %s", choice.backend, choice.reason)
     if choice.backend == "torch" and bundle.precision != "fp32":
         log.warning("backend torch: computes in float32, and not in %s", bundle.precision)
-    with suppress(OSError):  # a device without a place to write chooses at each start
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, (json.dumps(asdict(choice), indent=2) + "\n").encode())
+    if file is not None:
+        with suppress(OSError):  # a device without a place to write chooses at each start
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, (json.dumps(asdict(choice), indent=2) + "\n").encode())
     return backend, choice
+
+
+def _open(bundle: Bundle, name: str, threads: int | None) -> Backend | str:
+    """A backend, or why it does not open."""
+    try:
+        return open_backend(bundle, name, threads=threads)
+    except Exception as error:  # a library that is half there raises what it likes; the next may do better
+        return str(error) or repr(error)
+
+
+def _close(backend: Backend) -> None:
+    """As far as it can be: what broke off may not close in order, which is no reason to take none."""
+    with suppress(Exception):
+        backend.close()
 
 
 def _compare(bundle: Bundle, threads: int | None) -> tuple[Backend, Choice]:
     opened: dict[str, Backend] = {}
+    try:
+        choice = _rank(bundle, threads, opened)
+        return opened.pop(choice.backend), choice
+    finally:
+        for backend in opened.values():
+            _close(backend)
+
+
+def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Choice:
+    """What to take; leaves in `opened` what agrees with the reference."""
     refused: list[Tried] = []
-    for name in installed():
-        if name in SPARED and opened:
-            refused.append(Tried(name, None, SPARED[name]))
+    times: dict[str, float | None] = {}
+
+    def refuse(name: str, reason: str) -> None:
+        refused.append(Tried(name, None, reason))
+        if name in opened:
+            _close(opened.pop(name))
+
+    names = installed()
+    for group in ([name for name in names if name not in SPARED], *([name] for name in SPARED if name in names)):
+        if opened:
+            refused += [Tried(name, None, SPARED[name]) for name in group]
             continue
-        try:
-            backend = open_backend(bundle, name, threads=threads)
-        except E3DError as error:
-            refused.append(Tried(name, None, str(error)))
-            continue
-        reason = _refusal(bundle, backend)
-        if reason is None:
+        for name in group:
+            backend = _open(bundle, name, threads)
+            if isinstance(backend, str):
+                refuse(name, backend)
+                continue
             opened[name] = backend
-        else:
-            backend.close()
-            refused.append(Tried(name, None, reason))
+            if reason := _refusal(bundle, backend):
+                refuse(name, reason)
+        times = dict.fromkeys(opened)
+        for name, found in _times(bundle, opened).items() if len(opened) > 1 else ():
+            if isinstance(found, str):
+                refuse(name, found)
+            else:
+                times[name] = found
     for one in refused:
         level = logging.INFO if one.backend in SPARED and opened else logging.WARNING
         log.log(level, "backend %s: %s", one.backend, one.reason)
     if not opened:
         raise BackendUnavailable(_nothing(bundle, refused))
-    times = _times(bundle, opened) if len(opened) > 1 else dict.fromkeys(opened)
     best = min(opened, key=lambda name: times[name] or 0)
-    for name, backend in opened.items():
-        if name != best:
-            backend.close()
     why = "agrees with the reference"
     reasons = {
         name: f"{why}, and is the fastest that does" if name == best else f"{why}, but is slower than {best}"
         for name in opened
     }
     tried = [Tried(name, times[name], reasons[name]) for name in opened]
-    return opened[best], Choice(best, (*sorted(tried, key=lambda one: one.step_ms or 0), *refused))
+    return Choice(best, (*sorted(tried, key=lambda one: one.step_ms or 0), *refused))
 
 
 def _refusal(bundle: Bundle, backend: Backend) -> str | None:
@@ -128,7 +160,7 @@ def _refusal(bundle: Bundle, backend: Backend) -> str | None:
     try:
         return None if agrees(bundle, backend) else "does not give what PyTorch recorded, so it is not used"
     except Exception as error:  # whatever a library raises when it runs for the first time; the next may do better
-        return f"opens but does not run ({error})"
+        return DOES_NOT_RUN.format(error)
 
 
 def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
@@ -139,27 +171,40 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
     """
     refused = []
     for name in installed():
-        try:
-            return open_backend(bundle, name, threads=threads)
-        except E3DError as error:
-            refused.append(Tried(name, None, str(error)))
+        backend = _open(bundle, name, threads)
+        if not isinstance(backend, str):
+            return backend
+        refused.append(Tried(name, None, backend))
     raise BackendUnavailable(_nothing(bundle, refused))
 
 
-def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | None]:
-    """Milliseconds of a step of each, in turn."""
+def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | str]:
+    """Milliseconds of a step of each, in turn; or why there are none."""
     frame = np.repeat(bundle.reference()["frames"][:1], bundle.batch, axis=0)
-    states = {name: backend.initial_state() for name, backend in backends.items()}
+    turns = {name: _turns(backend, frame) for name, backend in backends.items()}
     taken: dict[str, list[float]] = {name: [] for name in backends}
+    broken: dict[str, float | str] = {}
     for _ in range(ROUNDS):
-        for name, backend in backends.items():
-            began = now = time.perf_counter()
-            while now == began or now - began < SECONDS / ROUNDS:
-                started = now
-                _, states[name] = backend.step(frame, states[name])
-                now = time.perf_counter()
-                taken[name].append(now - started)
-    return {name: 1000 * float(np.median(times)) for name, times in taken.items()}
+        for name in (name for name in backends if name not in broken):
+            try:
+                taken[name] += next(turns[name])
+            except Exception as error:  # as in _refusal
+                broken[name] = DOES_NOT_RUN.format(error)
+    return {name: broken.get(name) or 1000 * float(np.median(times)) for name, times in taken.items()}
+
+
+def _turns(backend: Backend, frame: np.ndarray) -> Iterator[list[float]]:
+    """Seconds of the steps of a turn."""
+    state = backend.initial_state()
+    while True:
+        taken = []
+        began = now = time.perf_counter()
+        while now == began or now - began < SECONDS / ROUNDS:
+            started = now
+            _, state = backend.step(frame, state)
+            now = time.perf_counter()
+            taken.append(now - started)
+        yield taken
 
 
 def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
@@ -169,18 +214,26 @@ def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
     return f"auto: nothing that is installed runs {bundle.path} ({reasons}); run `e3d verify`, or export it again"
 
 
+def _file(bundle: Bundle, threads: int | None) -> Path | None:
+    try:
+        return cache_folder("choices") / f"{_key(bundle, threads)}.json"
+    except RuntimeError:  # no home folder, as in some containers
+        return None
+
+
 def _key(bundle: Bundle, threads: int | None) -> str:
     versions = {}
     for package in (package for library in LIBRARIES for package in library.packages):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    parts = [bundle.digest, machine(), versions, threads, __version__]
+    parts = [bundle.digest, bundle.manifest["engines"], machine(), versions, threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _read(file: Path) -> Choice | None:
     try:
         kept = json.loads(file.read_text())
-        return Choice(kept["backend"], tuple(Tried(**one) for one in kept["tried"]))
+        choice = Choice(kept["backend"], tuple(Tried(**one) for one in kept["tried"]))
+        return choice if choice.backend in {one.backend for one in choice.tried} else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,7 +19,8 @@ PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx-cu13-bindings",
-    "cuda-python",
+    "cuda-core",
+    "cuda-bindings",
     "av",
 )
 """Whose versions are recorded, where they are installed."""
