@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -86,6 +86,11 @@ def any_batch(exported: Path) -> Path:
 def bundle_path(exported: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be damaged at will."""
     return Path(shutil.copytree(exported / "tiny.e3d", tmp_path / "tiny.e3d"))
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra `rtx`)")
 
 
 @pytest.fixture

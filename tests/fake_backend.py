@@ -1,6 +1,7 @@
 """A backend that can be followed by hand, steps in microseconds and breaks when told to."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.runtime import Predictor
+from e3d_deploy.runtime import Predictor, SlotStream
 from e3d_deploy.runtime.backend import Frame
 from e3d_deploy.runtime.host_backend import as_frames
 
@@ -92,3 +93,33 @@ def predictor_of(backend: FakeBackend) -> Predictor:
 
 def picture(value: int) -> NDArray[np.uint8]:
     return np.full((4, 8, 1), value, np.uint8)
+
+
+def pushed(stream: SlotStream, *values: int) -> SlotStream:
+    for value in values:
+        stream.push(picture(value))
+    return stream
+
+
+def alone(values: list[int], horizon: int) -> NDArray[np.float32]:
+    """What a stream that has the backend to itself forecasts."""
+    stream = predictor_of(FakeBackend()).stream()
+    for value in values:
+        stream.push(picture(value))
+    return stream.forecast(horizon)
+
+
+def together(slots: list[SlotStream], value: int) -> None:
+    """Push to all streams there are, which are stepped when all are ready, and wait."""
+    for slot in slots:
+        slot.push(picture(value))
+    for slot in slots:
+        slot.wait()
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for what another thread does, but not for ever."""
+    end = time.perf_counter() + 5
+    while not true():
+        assert time.perf_counter() < end
+        time.sleep(0.001)

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
+from e3d_deploy.runtime.backend import Backend
 from tests.fake_cuda import Machine
 
 TYPES = {"tensor(float)": "float", "tensor(int32)": "int32"}
@@ -203,3 +205,20 @@ CLASSES = (ICudaEngine, IExecutionContext, IRuntimeConfig, Runtime)
 """What the bindings have under the same names."""
 OURS = {"shape", "nbytes", "compute", "fixed", "allocation"}
 """What they do not have."""
+
+
+def pictures(count: int, batch: int = 1) -> NDArray[np.uint8]:
+    """[count, B, H, W, C]."""
+    return np.random.default_rng(5).integers(0, 256, (count, batch, 16, 24, 1), np.uint8)
+
+
+def floats(count: int, batch: int = 1) -> NDArray[np.float32]:
+    """[count, B, C, H, W]."""
+    return np.random.default_rng(6).random((count, batch, 1, 16, 24), np.float32)
+
+
+def same(one: Backend, state: Any, other: Backend, its: Any) -> None:
+    """Whether states of two backends are equal to the last bit."""
+    arrays = other.to_arrays(its)
+    for name, array in one.to_arrays(state).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 
 from e3d_deploy import doctor
-from e3d_deploy.cli import main
 from e3d_deploy.commands.benchmark_tables import answer_line, device_time
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.runtime import Bundle
@@ -30,6 +28,7 @@ from e3d_deploy.runtime.stream_curve import MOST, Target, most_that_hold, portio
 from e3d_deploy.runtime.tasks import Task, make_task
 from e3d_deploy.runtime.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
 from tests.fake_backend import FakeBackend
+from tests.tools import e3d
 
 DOCS = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
 
@@ -542,12 +541,6 @@ def fields(schema: Any) -> set[str]:
     if not isinstance(schema, dict):
         return set()
     return set(schema).union(*(fields(inner) for inner in schema.values()))
-
-
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
 
 
 QUICK = ("--backends", "onnxruntime", "--threads", 1, "--seconds", 0.001, "--no-memory")

@@ -35,11 +35,6 @@ DYNAMIC = {"frame": (-1, 1, 16, 24), "history.0": (-1, 4, 48, 4), "shape": (3,)}
 
 
 @pytest.fixture(scope="module")
-def rtx() -> Any:
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra `rtx`)")
-
-
-@pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the smallest model there is, and a clip for it."""
     folder = tmp_path_factory.mktemp("small")

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 
 from e3d_deploy import checkpoint
@@ -21,14 +20,9 @@ from e3d_deploy.files import sha256
 from e3d_deploy.runtime.bundle import Bundle, write_manifest
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.training.module import Learner
+from tests.tools import e3d
 
 REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
-
-
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
 
 
 def failing(*arguments: object, code: int) -> str:

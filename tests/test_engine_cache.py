@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from e3d_deploy.cli import main
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.export import to_tensorrt
@@ -24,6 +22,7 @@ from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.bundle import write_manifest
 from e3d_deploy.runtime.plans import load_plan
 from tests.fake_tensorrt import FakeTensorRT
+from tests.tools import e3d
 
 
 @pytest.fixture
@@ -480,12 +479,6 @@ def test_a_file_that_cannot_grow_ends_with_one_line(bundle_path: Path, tmp_path:
     assert Bundle.open(bundle_path).manifest["engines"] == {}
     assert EngineCache(tmp_path / "cache").damaged() == {}
     assert [file.name for file in bundle_path.iterdir() if file.name.startswith(".")] == []
-
-
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
 
 
 def test_the_commands_of_the_cache(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from PIL import Image
 
 from benchmarks import demo_quality
-from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ClipError, ConfigError, ShapeError, StreamError
 from e3d_deploy.evaluation import Evaluation, evaluate
@@ -22,6 +20,7 @@ from e3d_deploy.files import new_folder
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from tests.golden import GOLDEN, read
+from tests.tools import e3d
 
 PRINTED_MSE = 1e-6  # relative; the original sums in float32; measured 4.7e-8
 PRINTED_PSNR = 2e-5  # dB; the original takes the logarithm in float32; measured 3.4e-6
@@ -211,12 +210,6 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
         assert list((tmp_path / "a").iterdir()) == []
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
 
 
 @pytest.fixture

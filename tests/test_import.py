@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from golden import GOLDEN, channels_first, read
 from torch import Tensor
 
 from e3d_deploy import checkpoint
-from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing import compare, google, import_checkpoint, openstl
 from e3d_deploy.model import E3DLSTM, to_frames
+from tests.tools import e3d, largest_difference
 
 FRAMES = 2e-5  # measured 7.2e-7 (A released), 8.6e-7 (A paper), 4.6e-6 (M), 2.2e-6 and 3.6e-6 (C)
 OPENSTL = 5e-6  # measured 9.4e-7 (a_plain), 8.9e-7 (b_normed)
@@ -31,19 +30,8 @@ PLAIN = GOLDEN / "openstl" / "a_plain.pth"
 needs_tensorflow = pytest.mark.skipif(sys.version_info >= (3, 14), reason="TensorFlow has no wheel for this Python")
 
 
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
-
-
 def predictions(model: E3DLSTM, frames: Tensor, horizon: int) -> Tensor:
     return model(frames[:, :-horizon], horizon)[:, -horizon:]
-
-
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours - theirs).abs().max().item()
 
 
 def write_tensorflow(prefix: Path, variables: Mapping[str, np.ndarray[Any, Any]]) -> Path:

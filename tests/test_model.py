@@ -24,6 +24,7 @@ from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.importing import compare, import_checkpoint
 from e3d_deploy.model import E3DLSTM, E3DLSTMCell, OpenSTLConvolution, from_entry, to_entry, to_frames, to_patches
 from e3d_deploy.training.sampling import after_context
+from tests.tools import largest_difference
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 """Model B is too large to keep here."""
@@ -41,11 +42,6 @@ DEPTH = 2
 """Frames in the window of the released code."""
 
 both_variants = pytest.mark.parametrize(("variant", "semantics"), [("paper", "paper"), ("released", "google")])
-
-
-def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return (ours.detach() - theirs).abs().max().item()
 
 
 # One cell

@@ -14,7 +14,7 @@ from e3d_deploy.runtime import Bundle, onnxruntime_cuda_backend
 from e3d_deploy.runtime.backend import open_backend
 from e3d_deploy.runtime.onnxruntime_cuda_backend import OnnxRuntimeCudaBackend
 from tests.fake_cuda import Machine
-from tests.test_tensorrt_backend import floats, pictures, same
+from tests.fake_tensorrt_runtime import floats, pictures, same
 
 NAME = "onnxruntime-cuda"
 

@@ -26,6 +26,7 @@ from e3d_deploy.runtime import pack as pack_module
 from e3d_deploy.runtime.archive import END, entry
 from e3d_deploy.runtime.bundle import write_manifest
 from e3d_deploy.runtime.pack import pack, unpack
+from tests.tools import contents
 
 Entries = dict[str, bytes]
 
@@ -47,10 +48,6 @@ def with_engine(bundle_path: Path) -> Bundle:
     changed = {"engines": {"step.tensorrt": {"target": "tensorrt"}}, "verification": {"tensorrt": {}, "torch": {}}}
     write_manifest(bundle_path, {**bundle.manifest, **changed, "files": {**bundle.manifest["files"], **files}})
     return Bundle.open(bundle_path)
-
-
-def contents(folder: Path) -> Entries:
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def entries_of(path: Path) -> Entries:

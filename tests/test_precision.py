@@ -601,11 +601,6 @@ def test_openvino_reads_the_same_file(bundles: dict[str, Bundle], policy: str) -
     assert np.abs(found - expected).max() < {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.05}[policy]
 
 
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra `rtx`)")
-
-
 @pytest.mark.parametrize("graph", ["step", pytest.param("rollout", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("policy", LOW)
 def test_every_policy_builds_with_tensorrt_rtx(rtx: Any, bundles: dict[str, Bundle], policy: str, graph: str) -> None:

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from e3d_deploy.cli import main
 from e3d_deploy.export.statistics import NodeCost, node_costs, statistics
 from e3d_deploy.runtime import Bundle, roofline
 from e3d_deploy.runtime import profile as profiling
 from e3d_deploy.runtime.profile import match, profile
 from e3d_deploy.runtime.profilers import Timed, Trace
 from e3d_deploy.runtime.roofline import Roofline
+from tests.tools import e3d
 
 LIMITS = Roofline(gflops=50.0, gigabytes_per_second=10.0)
 
@@ -28,12 +27,6 @@ def bundle(exported: Path) -> Bundle:
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """No machine is measured."""
     monkeypatch.setattr(profiling, "measure", lambda _: LIMITS)
-
-
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
 
 
 @pytest.mark.usefixtures("limits")

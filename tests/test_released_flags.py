@@ -7,15 +7,14 @@ from shlex import split
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from golden import GOLDEN
 
 from e3d_deploy import checkpoint
-from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.released_flags import DEFAULTS, translate
+from tests.tools import contents, e3d
 
 needs_tensorflow = pytest.mark.skipif(sys.version_info >= (3, 14), reason="TensorFlow has no wheel for this Python")
 
@@ -404,16 +403,6 @@ def tiny(command: list[str], folder: Path, data: Path, **changes: str) -> list[s
         values[name] = str(folder / values[name])
     values |= {f"--{name}": value for name, value in changes.items()}
     return [word for pair in values.items() for word in pair]
-
-
-def e3d(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
-    return result
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def steps_done(run: Path) -> int:

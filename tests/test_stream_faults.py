@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
 from e3d_deploy.runtime.faults import NO_MEMORY
-from tests.fake_backend import FakeBackend, picture
-from tests.test_streams import alone, pushed, together, until
+from tests.fake_backend import FakeBackend, alone, picture, pushed, together, until
 
 BAD = np.float32(66 / 255)
 """What a picture of 66 shows."""

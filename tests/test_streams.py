@@ -5,7 +5,7 @@ import gc
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.errors import ConfigError, ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
-from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
+from tests.fake_backend import CONFIG, FakeBackend, alone, picture, predictor_of, pushed, together, until
 
 
 @pytest.fixture(autouse=True)
@@ -24,28 +24,6 @@ def all_step_together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """For what goes wrong with several at once is made good one by one, and would not be seen."""
     yield
     assert not [record for record in caplog.get_records("call") if "each is stepped alone" in record.message]
-
-
-def pushed(stream: SlotStream, *values: int) -> SlotStream:
-    for value in values:
-        stream.push(picture(value))
-    return stream
-
-
-def alone(values: list[int], horizon: int) -> NDArray[np.float32]:
-    """What a stream that has the backend to itself forecasts."""
-    stream = predictor_of(FakeBackend()).stream()
-    for value in values:
-        stream.push(picture(value))
-    return stream.forecast(horizon)
-
-
-def together(slots: list[SlotStream], value: int) -> None:
-    """Push to all streams there are, which are stepped when all are ready, and wait."""
-    for slot in slots:
-        slot.push(picture(value))
-    for slot in slots:
-        slot.wait()
 
 
 # What they give.
@@ -326,14 +304,6 @@ def test_a_forecast_that_is_interrupted_is_not_finished(
         backend.gate.set()
         stream.wait()
         assert len(backend.calls) < 10
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for what another thread does, but not for ever."""
-    end = time.perf_counter() + 5
-    while not true():
-        assert time.perf_counter() < end
-        time.sleep(0.001)
 
 
 # What waits, and what is refused.

@@ -43,7 +43,7 @@ from e3d_deploy.runtime.tensorrt_library import make_logger
 from e3d_deploy.runtime.verify import agrees, verify
 from tests import fake_tensorrt_runtime
 from tests.fake_cuda import Machine, OnGpu, fake_core
-from tests.fake_tensorrt_runtime import FakeTensorRT
+from tests.fake_tensorrt_runtime import FakeTensorRT, floats, pictures, same
 
 TARGET = "tensorrt-rtx"
 
@@ -67,11 +67,6 @@ def add_engines(path: Path, *graphs: str, version: str = "1.7.1") -> Bundle:
             }
         move_in(bundle, TARGET, stage, sidecars)
     return Bundle.open(path)
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    return pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra `rtx`)")
 
 
 @pytest.fixture
@@ -101,23 +96,6 @@ def gpu(bundle: Bundle, trt: FakeTensorRT) -> TensorRTBackend:
 @pytest.fixture
 def cpu(bundle: Bundle) -> Backend:
     return open_backend(bundle, "onnxruntime", threads=1)
-
-
-def pictures(count: int, batch: int = 1) -> NDArray[np.uint8]:
-    """[count, B, H, W, C]."""
-    return np.random.default_rng(5).integers(0, 256, (count, batch, 16, 24, 1), np.uint8)
-
-
-def floats(count: int, batch: int = 1) -> NDArray[np.float32]:
-    """[count, B, C, H, W]."""
-    return np.random.default_rng(6).random((count, batch, 1, 16, 24), np.float32)
-
-
-def same(one: Backend, state: Any, other: Backend, its: Any) -> None:
-    """Whether states of two backends are equal to the last bit."""
-    arrays = other.to_arrays(its)
-    for name, array in one.to_arrays(state).items():
-        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
 # ---------------------------------------------------------------- the fakes are like what they stand for

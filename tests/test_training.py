@@ -49,6 +49,7 @@ from e3d_deploy.training import sampling
 from e3d_deploy.training.callbacks import Averaging, Keeper
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.train import Machine, resume_or_next, train
+from tests.tools import contents
 
 SCHEDULE = 1e-9  # absolute; measured 7.5e-13, the rounding of 50,000 subtractions
 LOSS = 1e-6  # relative; measured 1.5e-7
@@ -280,10 +281,6 @@ def saved(path: Path) -> Weights:
 
 def steps_done(run: Path) -> int:
     return int(torch.load(run / "last.ckpt", weights_only=True)["global_step"])
-
-
-def contents(run: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def logged(run: Path, name: str, version: int = 0) -> dict[int, float]:

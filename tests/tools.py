@@ -1,0 +1,26 @@
+"""What several test files do."""
+
+from pathlib import Path
+
+from click.testing import CliRunner, Result
+from torch import Tensor
+
+from e3d_deploy.cli import main
+
+
+def e3d(*arguments: object, code: int = 0) -> Result:
+    """A command, which has to end with this code."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files within."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def largest_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Of tensors of one shape."""
+    assert ours.shape == theirs.shape
+    return (ours.detach() - theirs).abs().max().item()
