@@ -199,6 +199,7 @@ def fake_core(machine: Machine) -> Any:
         def record(self, event: Event | None = None, options: EventOptions | None = None) -> Event:
             assert event is not None
             assert machine.capturing is None
+            machine.did("record")
             event._done = None
 
             def work() -> None:

@@ -567,7 +567,9 @@ def test_a_gpu_without_pools_of_memory_does(bundle: Bundle, trt: FakeTensorRT, m
     assert (machine.allocated, machine.counts["pool closed"]) == (0, 0)
 
 
-def test_the_time_of_a_step_on_the_gpu_is_told(gpu: TensorRTBackend) -> None:
+def test_the_time_of_a_step_on_the_gpu_is_told_to_whoever_asks(gpu: TensorRTBackend, machine: Machine) -> None:
+    gpu.step(floats(1)[0], gpu.initial_state())
+    assert machine.counts["record"] == 0
     assert gpu.device_ms is None
     gpu.step(floats(1)[0], gpu.initial_state())
     assert gpu.device_ms > 0

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from e3d_deploy.runtime.tasks import Pictures
 
 
+FPS, TOLERANCE = 30.0, 0.1
+"""Where they are not given; the options know whether they are."""
+
+
 @click.command()
 @BUNDLE
 @click.option("--backends", default="torch,onnxruntime", callback=names, help="Names; the first is compared with.")
@@ -31,11 +35,13 @@ if TYPE_CHECKING:
 @click.option("--streams", callback=counts, help="Numbers of streams such as 1,2,4: the time of a round of each.")
 @click.option("--target-p99", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
 @click.option(
-    "--fps", type=Finite(min=0, min_open=True), help="Frames a second of each such stream.", show_default="30.0"
+    "--fps", type=Finite(min=0, min_open=True), help="Frames a second of each such stream.", show_default=str(FPS)
 )
 @click.option("--memory/--no-memory", default=True, help="Peak memory, of a process for each backend.")
 @click.option("--baseline", type=PATH, help="What an earlier run printed with --json: exit 3 when slower now.")
-@click.option("--tolerance", type=Finite(min=0), help="How much slower is allowed, as a share.", show_default="0.1")
+@click.option(
+    "--tolerance", type=Finite(min=0), help="How much slower is allowed, as a share.", show_default=str(TOLERANCE)
+)
 @click.option("--picture", type=PATH, help="Draw the times, and the streams, into this PNG.")
 @json_option("Everything, with the environment, as JSON.")
 def benchmark(
@@ -71,7 +77,7 @@ def benchmark(
     check_picture(picture)
     check_what(what)
     before = None if baseline is None else read_baseline(baseline)
-    target = None if target_p99 is None else Target(target_p99, fps or 30.0)
+    target = None if target_p99 is None else Target(target_p99, fps or FPS)
     opened = open_bundle(bundle)
     play = real_clip(opened.config) if "end-to-end" in what else None
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
@@ -81,7 +87,7 @@ def benchmark(
         if streams or target:
             result["streams"] = stream_curve(opened, sides, streams or (), target=target, **timing)
     if before is not None:
-        result["baseline"] = compare(result, before, 0.1 if tolerance is None else tolerance)
+        result["baseline"] = compare(result, before, TOLERANCE if tolerance is None else tolerance)
     if picture is not None:
         from e3d_deploy import plots
 

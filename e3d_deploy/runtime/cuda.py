@@ -60,7 +60,7 @@ class Cuda:
         """By address."""
         self._spare: dict[int, list[Memory]] = {}
         """What was lent and came back, by length."""
-        self._timed = False
+        self._times = self._timed = False
         self._kernel: Any = None
         try:
             with TURN:
@@ -163,8 +163,11 @@ class Cuda:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Have what is put into the stream within timed."""
+        """Have what is put into the stream within timed, once somebody has asked for a time."""
         self._timed = False
+        if not self._times:
+            yield
+            return
         self.stream.record(self._events[0])
         yield
         self.stream.record(self._events[1])
@@ -176,7 +179,8 @@ class Cuda:
 
     @property
     def elapsed_ms(self) -> float | None:
-        """What was `timed` last took on the GPU, once it is done; None if nothing was."""
+        """What was `timed` last took on the GPU, once it is done; None if nothing was, as before the first question."""
+        self._times = True
         return float(self._events[1] - self._events[0]) if self._timed else None
 
     def capture(self, work: Callable[[int], bool]) -> Graph | None:

@@ -67,7 +67,8 @@ class DeviceBackend:
 
     @property
     def device_ms(self) -> float | None:
-        """What the graph of the last call took on the GPU, for `e3d benchmark`; None where that was not measured."""
+        """What the graph of the last call took on the GPU, for `e3d benchmark`; None where that was not measured, as it
+        is from the first time on that somebody reads it."""
         return self.cuda.elapsed_ms
 
     def initial_state(self, batch: int | None = None) -> DeviceState:
