@@ -183,8 +183,11 @@ class Queues:
         """Those whose step may begin now; pictures whose deadline is over are dropped."""
         now = time.perf_counter()
         late = [one for one in runners if isinstance(one, Push) and now > one.deadline]
-        for push in late:
-            self.drop(push.video, "late")
+        if not late:
+            return list(runners)
+        with self.lock:
+            for push in late:
+                self.drop(push.video, "late")
         return [one for one in runners if one not in late]
 
     def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:

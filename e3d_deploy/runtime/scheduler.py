@@ -145,8 +145,7 @@ class Scheduler:
         return True
 
     def _step(self, taken: Sequence[Push | Forecast]) -> None:
-        with self.queues.lock:
-            started, runners = time.perf_counter(), self.queues.in_time(taken)
+        started, runners = time.perf_counter(), self.queues.in_time(taken)
         if not runners:
             return
         try:
