@@ -20,7 +20,7 @@ from e3d_deploy import contract, doctor
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
 from e3d_deploy.export import torch_graph_backend
-from e3d_deploy.export.ring import RingStep
+from e3d_deploy.export.ring import RingStep, arithmetic
 from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
@@ -40,14 +40,19 @@ import sys, torch
 from e3d_deploy.export.ring import arithmetic
 precision, setting = sys.argv[1:]
 exec(setting)
-products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+products, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
 def settings():
-    return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
-before = settings()
+    return products.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, cudnn.benchmark
+def others():
+    return mkldnn.matmul.fp32_precision, torch.backends.fp32_precision
+before = settings(), others()
 with arithmetic(precision):
     kind = "ieee" if precision == "fp32" else "tf32"
-    assert settings() == (kind, kind, True), settings()
-assert settings() == before, (settings(), before)
+    assert settings() == (kind, kind, kind, True), settings()
+    # By the older names, as Inductor asks; they raise where the two sets of names disagree.
+    assert products.allow_tf32 == cudnn.allow_tf32 == (precision == "tf32")
+    assert torch.get_float32_matmul_precision() == ("highest" if precision == "fp32" else "high")
+assert (settings(), others()) == before, (settings(), others(), before)
 if "allow" in setting:
     assert (products.allow_tf32, cudnn.allow_tf32) == (True, False)
 print("put back")
@@ -155,6 +160,21 @@ def test_what_comes_in_stays_as_it_is(tiny_model: E3DLSTM) -> None:
     before = [state.clone() for state in rings.states]
     rings(frames(1, 2)[0])
     assert all(torch.equal(one, other) for one, other in zip(rings.other, before, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_inductor_compiles_under_each_arithmetic(precision: str) -> None:
+    """It asks for TF32 by the older of PyTorch's two sets of names, and fails where they disagree."""
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    linear, seen = nn.Linear(64, 64), torch.ones(32, 64)
+    # Constant weights, so that there are several kernels to choose from; only then it asks.
+    with arithmetic(precision), torch.no_grad(), inductor.patch(freezing=True, force_disable_caches=True):
+        found = torch.compile(linear, mode="max-autotune")(seen)
+    torch.testing.assert_close(found, linear(seen))
 
 
 @pytest.mark.parametrize("set_before", ["nothing", "by the old names", "by the new names"])

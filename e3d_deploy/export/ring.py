@@ -6,7 +6,7 @@ that it can be compiled once and captured as a CUDA graph.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from e3d_deploy.config import Semantics
 from e3d_deploy.export.step import REWRITES, FlatConvolution, FlatOpenSTLConvolution, Step
 from e3d_deploy.model import E3DLSTM, from_entry, to_entry
 
+T = TypeVar("T")
 LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `arithmetic`."""
 FORMS = 64
@@ -166,20 +167,36 @@ def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Whether a GPU may round the factors of float32 products to TF32, and choose convolutions by trying them.
+    """Let a GPU round the factors of float32 products to TF32, except for `fp32`, and try convolution algorithms.
 
-    PyTorch knows these settings for the whole process alone, so they are put back.
+    PyTorch has these settings for the whole process only, so they are put back. It has two sets of names for them,
+    and Inductor asks by the older one and fails where the two disagree; within, they agree.
     """
-    cudnn: Any = torch.backends.cudnn  # whose types do not know all that it has
-    kind = "ieee" if precision == "fp32" else "tf32"
-    kinds = torch.backends.cuda.matmul, cudnn.conv  # not `allow_tf32`, which fails where somebody has set these
-    before = [one.fp32_precision for one in kinds], cudnn.benchmark
-    for one in kinds:
-        one.fp32_precision = kind
+    cudnn: Any = torch.backends.cudnn  # Any: the annotations lack some settings
+    mkldnn: Any = torch.backends.mkldnn
+    kinds: Any = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
+    settings = *kinds, mkldnn.matmul  # which the older name of the first changes too
+    before = [setting.fp32_precision for setting in settings]
+    products = _setting(torch.get_float32_matmul_precision, "highest")
+    allowed = _setting(lambda: cudnn.allow_tf32, True)
+    benchmark = cudnn.benchmark
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    cudnn.allow_tf32 = precision != "fp32"
+    for kind in kinds:  # the older names leave `none`, which takes the setting of the whole process
+        kind.fp32_precision = "ieee" if precision == "fp32" else "tf32"
     cudnn.benchmark = True
     try:
         yield
     finally:
-        for one, was in zip(kinds, before[0], strict=True):
-            one.fp32_precision = was
-        cudnn.benchmark = before[1]
+        torch.set_float32_matmul_precision(products)
+        cudnn.allow_tf32, cudnn.benchmark = allowed, benchmark
+        for setting, value in zip(settings, before, strict=True):  # last, since the older names change them too
+            setting.fp32_precision = value
+
+
+def _setting(read: Callable[[], T], otherwise: T) -> T:
+    """Read a setting by its older name; `otherwise` if PyTorch refuses, as where the two sets of names disagree."""
+    try:
+        return read()
+    except RuntimeError:
+        return otherwise
