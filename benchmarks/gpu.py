@@ -170,6 +170,7 @@ class Rings:
     Args:
         captured: as one CUDA graph for each of the two sets; on a CPU it runs as it is.
         mode: of torch.compile; None to leave it as it is.
+        full: every ring is full from the first step on.
         options: of `RingStep`.
     """
 
@@ -181,11 +182,12 @@ class Rings:
         *,
         captured: bool = True,
         mode: str | None = None,
+        full: bool = False,
         **options: Any,
     ) -> None:
         self.config, self.precision = bench.config, precision
         ring = RingStep(bench.model, precision=precision, **options).to(bench.device)
-        self.ring: Callable[..., Tensor] = compiled(ring, **compiler(bench, mode)) if mode else ring
+        self.ring: Callable[..., Tensor] = partial(compiled(ring, **compiler(bench, mode)) if mode else ring, full=full)
         self.names = [tensor.name for tensor in contract.states(self.config, batch)]
         self.sets = [initial(self.config, batch, bench.device) for _ in range(2)]
         if mode and not captured:  # else PyTorch makes no graph of what writes into its arguments

@@ -1,9 +1,13 @@
 """Names, shapes and types of the tensors that go in and out of the graphs, worked out from a ModelConfig."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from e3d_deploy.config import ModelConfig
+
+DType = Literal["float32", "int32", "float16", "bfloat16"]
+"""Types of tensors; inputs and outputs of the graphs have the first two only."""
 
 FRAME, PREDICTION = "frame", "prediction"
 """Input and output of the step graph, float32 [B, C, H, W]."""
@@ -22,15 +26,12 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float32", "int32"] = "float32"
+    dtype: DType = "float32"
 
     @property
     def nbytes(self) -> int:
-        """Size in memory, bytes; both types have 4."""
-        size = 4
-        for side in self.shape:
-            size *= side
-        return size
+        """Size in memory (bytes)."""
+        return math.prod(self.shape) * (2 if self.dtype in ("float16", "bfloat16") else 4)
 
 
 def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:

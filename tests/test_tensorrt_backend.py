@@ -18,7 +18,7 @@ from cuda import core
 from numpy.typing import NDArray
 
 import e3d_deploy.runtime as e3d
-from e3d_deploy import doctor
+from e3d_deploy import contract, doctor
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import (
     BackendUnavailable,
@@ -552,8 +552,8 @@ def test_memory_of_states_that_are_gone_is_kept_for_a_few_and_used_for_others(
     states, few = [backend.initial_state(1) for _ in range(30)], machine.allocated
     del states
     backend.initial_state(1)
-    assert machine.allocated < few - 20 * Layout(many.config, 1).nbytes
-    machine.limit = machine.allocated + Layout(many.config, 4).nbytes * 2
+    assert machine.allocated < few - 20 * Layout(contract.states(many.config, 1), 1).nbytes
+    machine.limit = machine.allocated + Layout(contract.states(many.config, 4), 4).nbytes * 2
     with pytest.raises(ResourceLimit):
         [backend.initial_state(1) for _ in range(1000)]
     backend.initial_state(4), "for which what is spare had to go"
@@ -584,7 +584,7 @@ def test_a_size_for_which_there_is_no_memory_leaves_none_behind(
     backend = TensorRTBackend(many, target=TARGET)
     state = backend.initial_state(1)
     before = machine.allocated
-    machine.limit = before + 2 * Layout(many.config, 32).nbytes + 5000  # enough for the two sets alone
+    machine.limit = before + 2 * Layout(contract.states(many.config, 32), 32).nbytes + 5000  # for the two sets
     for _ in range(3):
         with pytest.raises(ResourceLimit):
             backend.initial_state(32)

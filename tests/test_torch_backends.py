@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from e3d_deploy import contract, doctor
+from e3d_deploy import checkpoint, contract, doctor
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
 from e3d_deploy.export import torch_graph_backend
@@ -28,6 +30,7 @@ from e3d_deploy.export.torch_graph_backend import TorchGpu, TorchGraphBackend
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays, open_backend
+from e3d_deploy.runtime.bundle import MODEL
 from e3d_deploy.runtime.verify import verify
 from tests.fake_cuda import Machine
 
@@ -85,8 +88,8 @@ class Rings:
         self.config, self.step = model.config, RingStep(model, **options)
         self.states, self.other = tensors(model.config, batch), tensors(model.config, batch)
 
-    def __call__(self, frame: Tensor) -> Tensor:
-        prediction: Tensor = self.step(frame, self.states, self.other)
+    def __call__(self, frame: Tensor, *, full: bool = False) -> Tensor:
+        prediction: Tensor = self.step(frame, self.states, self.other, full=full)
         self.states, self.other = self.other, self.states
         return prediction
 
@@ -132,14 +135,14 @@ def test_streams_of_different_age_do_not_touch_each_other(tiny_model: E3DLSTM) -
 
 
 def test_a_full_ring_needs_no_mask(tiny_model: E3DLSTM) -> None:
-    masked, unmasked = Rings(tiny_model, 1), Rings(tiny_model, 1, full=True)
+    masked, unmasked = Rings(tiny_model, 1), Rings(tiny_model, 1)
     seen = frames(STEPS, 1)
     first = seen[: tiny_model.config.history_length - 1]
     for frame in first:
         masked(frame)
     for frame in seen[len(first) :]:
         unmasked.states = [state.clone() for state in masked.states]
-        torch.testing.assert_close(unmasked(frame), masked(frame), rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(unmasked(frame, full=True), masked(frame), rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
@@ -160,6 +163,100 @@ def test_what_comes_in_stays_as_it_is(tiny_model: E3DLSTM) -> None:
     before = [state.clone() for state in rings.states]
     rings(frames(1, 2)[0])
     assert all(torch.equal(one, other) for one, other in zip(rings.other, before, strict=True))
+
+
+class InPlace:
+    """A ring step that overwrites one slot of rings which its two sets of states share."""
+
+    def __init__(self, model: E3DLSTM, batch: int, dtype: torch.dtype = torch.float32, **options: Any) -> None:
+        self.step = RingStep(model, in_place=True, **options)
+        self.names = [tensor.name for tensor in contract.states(model.config)]
+        sets = tensors(model.config, batch), tensors(model.config, batch)
+        rings = [name.startswith("history") for name in self.names]
+        self.reads, self.writes = [list(one) for one in sets], [list(one) for one in sets]
+        for place in (place for place, ring in enumerate(rings) if ring):
+            shared, K = sets[0][place].to(dtype), model.config.history_length
+            for side in (0, 1):
+                self.reads[side][place] = shared
+                self.writes[1 - side][place] = torch.zeros_like(shared[:, 0])
+        assert self.step.config.history_length == K
+        self.side = 0
+
+    def __call__(self, frame: Tensor, *, full: bool = False) -> Tensor:
+        side, self.side = self.side, 1 - self.side
+        prediction: Tensor = self.step(frame, self.reads[side], self.writes[1 - side], full=full)
+        return prediction
+
+    def arrays(self) -> dict[str, Any]:
+        return {name: one.float() for name, one in zip(self.names, self.reads[self.side], strict=True)}
+
+
+@pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_rings_changed_in_place_are_those_that_are_copied(
+    tiny_config: ModelConfig, semantics: Semantics, precision: str, dtype: torch.dtype
+) -> None:
+    """To the last bit, also stored in the type of the products, which read them in that type anyway."""
+    model = network(tiny_config, semantics)
+    copied, in_place = Rings(model, 2, precision=precision), InPlace(model, 2, dtype, precision=precision)
+    for number, frame in enumerate(frames(STEPS, 2)):
+        expected = copied(frame)
+        torch.testing.assert_close(in_place(frame), expected, rtol=0, atol=0)
+        for name, array in in_place.arrays().items():
+            stored = torch.from_numpy(copied.arrays()[name])
+            stored = stored.to(dtype).float() if name.startswith("history") else stored.float()
+            torch.testing.assert_close(array, stored, rtol=0, atol=0, msg=f"{name} after step {number}")
+
+
+def test_a_slot_that_is_put_back_restores_the_state(tiny_model: E3DLSTM) -> None:
+    rings = InPlace(tiny_model, 2)
+    for frame in frames(STEPS, 2):
+        rings(frame)
+    before = {name: one.clone() for name, one in rings.arrays().items()}
+    side, slot = rings.side, int(before["written"][0]) % tiny_model.config.history_length
+    rings(frames(1, 2)[0])
+    for place, name in enumerate(rings.names):
+        if name.startswith("history"):
+            rings.reads[side][place][:, slot] = rings.writes[1 - side][place]
+    rings.side = side
+    for name, one in rings.arrays().items():
+        torch.testing.assert_close(one, before[name], rtol=0, atol=0, msg=name)
+
+
+class Operators(TorchDispatchMode):
+    """Names and largest results of the operators that PyTorch runs; views cost nothing and are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            results = [one for one in torch.utils._pytree.tree_leaves(result) if isinstance(one, Tensor)]
+            self.found.append((str(func), max((one.numel() for one in results), default=0)))
+        return result
+
+
+def test_a_full_ring_costs_fewer_operators_and_no_copy_of_it(tiny_config: ModelConfig) -> None:
+    model = network(replace(tiny_config, history_length=STEPS))  # so that nothing else is as large as a ring
+    copied = Rings(model, 1, precision="bf16", channels_last=True)
+    in_place = InPlace(model, 1, torch.bfloat16, precision="bf16", channels_last=True)
+    for frame in frames(STEPS, 1):
+        copied(frame), in_place(frame)
+    with Operators() as before, torch.no_grad():
+        copied(frame)
+    with Operators() as after, torch.no_grad():
+        in_place(frame, full=True)
+    layers, ring = len(model.config.hidden), copied.states[copied.step.place["history.0"]].numel()
+    # The mask and the comparison of slots go, and for each layer the cast of the ring; choosing rows comes instead.
+    assert len(after.found) < len(before.found) - layers
+    copies = {
+        name: [one for one, size in found if size >= ring and "index_copy_" not in one]
+        for name, found in (("before", before.found), ("after", after.found))
+    }
+    assert (len(copies["before"]) >= 2 * layers, copies["after"]) == (True, [])
+    assert sum("flash_attention" in name for name, _ in after.found) == layers
 
 
 @pytest.mark.slow
@@ -226,6 +323,7 @@ class HostGpu:
 
     machine: Machine
     captures = True
+    compiler: Callable[[RingStep], Callable[..., Tensor]] = staticmethod(lambda ring: ring)
     error: Exception | None = None
     """What the next step raises, as PyTorch does when it puts it into the stream."""
 
@@ -238,6 +336,9 @@ class HostGpu:
 
     def put(self, module: nn.Module) -> nn.Module:
         return module
+
+    def compile(self, ring: RingStep) -> Callable[..., Tensor]:
+        return self.compiler(ring)
 
     def over(self, address: int, tensor: contract.Tensor) -> Tensor:
         self.machine.check(address, tensor.nbytes)
@@ -285,7 +386,7 @@ def test_graphs_pass_verify(exported: Path, machine: Machine) -> None:
     backend = open_backend(bundle, "torch-cuda-graph")
     assert (backend.name, backend.sizes, backend.pads) == ("torch-cuda-graph", (1,), True)
     assert verify(bundle, backend, open_backend(bundle, "torch")).passed
-    assert (machine.counts["eager"], machine.counts["capture"]) == (2, 2), "one of each for each set of states"
+    assert (machine.counts["eager"], machine.counts["capture"]) == (4, 4), "of two sets, with and without a mask"
     assert machine.counts["replay"] > 10
     assert backend.device_ms is None, "of a rollout by steps it would be that of the last one"
     backend.step(frames(1, 1)[0].numpy(), backend.initial_state())
@@ -337,8 +438,137 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(
     with caplog.at_level(logging.WARNING):
         assert verify(bundle, backend, open_backend(bundle, "torch")).passed
     assert "kernel by kernel" in caplog.text
-    assert machine.counts["capture"] == 2
+    assert machine.counts["capture"] == 4
     assert machine.counts["eager"] > 10
+
+
+def test_a_step_that_cannot_be_compiled_runs_uncompiled(
+    exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: RingStep) -> Callable[..., Tensor]:
+        def step(*_: object, **__: object) -> Tensor:
+            raise RuntimeError("Cannot find a working triton installation\nand so on")
+
+        return step
+
+    monkeypatch.setattr(HostGpu, "compiler", staticmethod(broken))
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend = open_backend(bundle, "torch-cuda-graph")
+    assert verify(bundle, backend, open_backend(bundle, "torch")).passed
+    assert caplog.text.count("cannot compile the step (Cannot find a working triton installation)") == 1
+
+
+def test_full_rings_are_stepped_by_the_compiled_step(
+    exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms: list[bool] = []
+
+    def compiler(ring: RingStep) -> Callable[..., Tensor]:
+        def step(*args: Any, full: bool = False) -> Tensor:
+            forms.append(full)
+            prediction: Tensor = ring(*args, full=full)
+            return prediction
+
+        return step
+
+    monkeypatch.setattr(HostGpu, "compiler", staticmethod(compiler))
+    bundle = Bundle.open(exported / "tiny.e3d")
+    backend, K = open_backend(bundle, "torch-cuda-graph"), bundle.config.history_length
+    state = backend.initial_state()
+    for shown in pictures(K + 3, 1):
+        _, state = backend.step(shown, state)
+    backend.to_arrays(state)
+    assert forms == [True] * (2 + 4), "one of either set to prepare; then those of full rings, which begin with K - 1"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_states_stay_values_however_they_are_held_stepped_and_gathered(
+    any_batch: Path, machine: Machine, precision: str
+) -> None:
+    """Against the copying ring step on the host, to the last bit."""
+    bundle = Bundle.open(any_batch)
+    bundle.manifest["graphs"]["step"]["precision"] = precision
+    gpu, model = open_backend(bundle, "torch-cuda-graph"), checkpoint.load(bundle.path / MODEL)
+    last = precision != "fp32"
+
+    def expected(arrays: dict[str, Any], frame: Any) -> tuple[Any, dict[str, Any]]:
+        rings = Rings(model, 2, precision=precision, channels_last=last)
+        rings.states = [torch.from_numpy(arrays[name].copy()) for name in sorted(arrays)]
+        return rings(torch.from_numpy(frame)).numpy(), stored(rings.arrays(), precision)
+
+    rng, seen = np.random.default_rng(0), frames(60, 2).numpy()
+    held = [(state := gpu.initial_state(2), gpu.to_arrays(state))]
+    for frame in seen:
+        state, arrays = held[rng.integers(len(held))]
+        act = rng.random()
+        if act < 0.7:  # mostly the latest, as an application does
+            state, arrays = held[-1] if act < 0.5 else (state, arrays)
+            (prediction, state), (wanted, arrays) = gpu.step(frame, state), expected(arrays, frame)
+            np.testing.assert_array_equal(prediction, wanted)
+        elif act < 0.85:
+            other, its = held[rng.integers(len(held))]
+            state = gpu.gather([(other, 1), (state, 0)])
+            arrays = {name: np.stack([its[name][1], arrays[name][0]]) for name in arrays}
+        else:
+            state = gpu.from_arrays(arrays)
+        held = [*held[-3:], (state, arrays)]
+        for one, its in held:
+            for name, array in gpu.to_arrays(one).items():
+                np.testing.assert_array_equal(array, its[name], err_msg=name)
+    gpu.close()
+    held.clear()
+    assert machine.allocated == 0
+
+
+def stored(arrays: dict[str, Any], precision: str) -> dict[str, Any]:
+    """States as they are after rings were stored in the type of the products."""
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return {
+        name: torch.from_numpy(array).to(low).float().numpy() if name.startswith("history") else array.copy()
+        for name, array in arrays.items()
+    }
+
+
+def test_no_memory_for_the_graphs_leaves_nothing_behind(exported: Path, machine: Machine) -> None:
+    backend = open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
+    before = machine.allocated
+    HostGpu.error = torch.OutOfMemoryError("CUDA out of memory. Tried")
+    with pytest.raises(ResourceLimit, match="no memory left"):
+        backend.initial_state()
+    assert (machine.allocated, backend.steps) == (before, {})
+    backend.step(frames(1, 1)[0].numpy(), backend.initial_state())
+
+
+def test_pytorch_gives_up_its_workspaces_and_a_failed_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By private functions of PyTorch, whose names its own annotations list."""
+    calls: list[str] = []
+    names = ("_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool")
+    listed = (Path(torch.__file__).parent / "_C" / "__init__.pyi").read_text()
+    for name in names:
+        assert f"def {name}(" in listed
+        monkeypatch.setattr(torch._C, name, lambda *_, name=name: calls.append(name), raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty_cache"))
+    TorchGpu.release(object.__new__(TorchGpu))
+    assert calls == [names[0], "empty_cache"]
+
+    class Refused:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        def __exit__(self, *_: object) -> None:
+            raise AssertionError
+
+    gpu = object.__new__(TorchGpu)
+    gpu.device, gpu.stream, gpu.pool = torch.device("cuda", 0), None, (0, 1)  # type: ignore[assignment]
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", Refused)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        gpu.capture(lambda: None)
+    assert calls[-1] == names[1]
 
 
 @pytest.mark.parametrize(

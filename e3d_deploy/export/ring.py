@@ -1,7 +1,7 @@
 """The step with its ring of past cells in PyTorch, between tensors that stay where they are.
 
-What `compose.step_graph` is in ONNX. Every shape is fixed and what follows is written into tensors that are given, so
-that it can be compiled once and captured as a CUDA graph.
+The counterpart of `compose.step_graph` in ONNX. Every shape is fixed and the next states are written into tensors that
+are given, so that the step can be compiled once and captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from e3d_deploy import contract
 from e3d_deploy.config import Semantics
@@ -22,28 +23,34 @@ LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `arithmetic`."""
 FORMS = 64
 """Compiled forms of the ring step that PyTorch is to keep."""
+UNMASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention kernels for a full ring, best first. PyTorch would take cuDNN's before flash attention, which alone splits
+over keys: one stream has too few queries to occupy a GPU otherwise. Flash attention takes no mask and no float32."""
 
 
 class FusedRecall(nn.Module):
     """`PlainRecall` as PyTorch's fused attention, which never stores the scores.
 
     Args:
-        dtype: of its products; it adds up in float32 whatever that is.
-        full: nothing is hidden, as once every stream has filled its ring.
+        dtype: type of its products; it adds up in float32 in any case.
     """
 
-    def __init__(self, semantics: Semantics, dtype: torch.dtype | None = None, *, full: bool = False) -> None:
+    def __init__(self, semantics: Semantics, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.semantics, self.dtype, self.full = semantics, dtype, full
+        self.semantics, self.dtype = semantics, dtype
 
-    def forward(self, recall_gate: Tensor, history: tuple[Tensor, Tensor]) -> Tensor:
-        keys, key_bias = history  # [B, K·D·h·w, N], [B, 1, K·D·h·w]
+    def forward(self, recall_gate: Tensor, history: tuple[Tensor, Tensor | None]) -> Tensor:
+        keys, key_bias = history  # [B, K·D·h·w, N], [B, 1, K·D·h·w]; no bias once no slot is empty
         dtype = self.dtype or recall_gate.dtype
         queries = to_entry(recall_gate, self.semantics).to(dtype).contiguous()[:, None]  # [B, 1, D·h·w, N]
         states = keys.to(dtype)[:, None]
-        # One row for all queries, by a stride of 0. As bool it would be made a float of full size at each step.
-        bias = None if self.full else key_bias.to(dtype)[:, None].expand(-1, -1, queries.shape[2], -1)
-        recalled = F.scaled_dot_product_attention(queries, states, states, attn_mask=bias, scale=1.0)
+        if key_bias is None:
+            with sdpa_kernel(UNMASKED, set_priority=True):
+                recalled = F.scaled_dot_product_attention(queries, states, states, scale=1.0)
+        else:
+            # One row for all queries, by a stride of 0. As bool it would become a float tensor of full size.
+            bias = key_bias.to(dtype)[:, None].expand(-1, -1, queries.shape[2], -1)
+            recalled = F.scaled_dot_product_attention(queries, states, states, attn_mask=bias, scale=1.0)
         return from_entry(recalled[:, 0].to(recall_gate.dtype), recall_gate, self.semantics)
 
 
@@ -93,13 +100,16 @@ class RingStep(nn.Module):
     Args:
         rewrites: names in `step.REWRITES`.
         precision: `fp32`, `tf32`, `bf16` or `fp16`, as far as it is in the types; see `arithmetic`.
-        channels_last: hand the 2D convolutions of the rewrite `conv2d` over with channels last.
-        full: every stream has filled its ring; nothing is hidden.
+        channels_last: give the 2D convolutions of the rewrite `conv2d` tensors with channels last.
+        in_place: overwrite the oldest slot of each ring, in place of copying all of them.
 
     Args of `forward`:
         frame: [B, C, H, W].
-        states: in the order of `contract.states`; they stay as they are.
-        following: as `states`, in other memory; the next states are written there.
+        states: in the order of `contract.states`; the rings may be of the type of the products. They stay as they are,
+            except that the rings become the next ones with `in_place`.
+        following: like `states`, in other memory; the next states are written there. With `in_place` the places of
+            the rings take the slots that are overwritten, [B, D·h·w, N]; putting them back restores the states.
+        full: no ring has an empty slot, and so none is masked. Attention is faster without a mask.
 
     Returns:
         The prediction, [B, C, H, W].
@@ -114,14 +124,14 @@ class RingStep(nn.Module):
         *,
         precision: str = "fp32",
         channels_last: bool = False,
-        full: bool = False,
+        in_place: bool = False,
     ) -> None:
         super().__init__()
-        self.config = model.config
+        self.config, self.in_place = model.config, in_place
         self.core = Step(model, rewrites).eval().requires_grad_(False)
         low = LOW.get(precision)
         for cell in self.core.model.cells:
-            cell.recall = FusedRecall(self.config.semantics, low, full=full)
+            cell.recall = FusedRecall(self.config.semantics, low)
             for name, module in list(cell.named_children()):
                 if channels_last and isinstance(module, FlatConvolution):
                     module = ChannelsLast(module)
@@ -132,27 +142,41 @@ class RingStep(nn.Module):
         self.place = {name: place for place, name in enumerate(names)}
         self.register_buffer("slots", torch.arange(self.config.history_length, dtype=torch.int32), persistent=False)
 
-    def forward(self, frame: Tensor, states: Sequence[Tensor], following: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self, frame: Tensor, states: Sequence[Tensor], following: Sequence[Tensor], *, full: bool = False
+    ) -> Tensor:
         K, place = self.config.history_length, self.place
-        written = states[place["written"]][:, None]  # [B, 1]
-        empty = (self.slots >= written).repeat_interleave(self.config.positions, dim=1)  # [B, K·D·h·w]
-        key_bias = torch.zeros_like(empty, dtype=frame.dtype).masked_fill(empty, -torch.inf)[:, None]
+        written = states[place["written"]]  # [B]
         bindings = [
             states[place[name.replace("keys", "history")]].flatten(1, 2) if "keys" in name else states[place[name]]
             for name in self.core.inputs
         ]
-        outputs: tuple[Tensor, ...] = self.core(frame, key_bias, *bindings)
+        outputs: tuple[Tensor, ...] = self.core(frame, None if full else self._key_bias(written), *bindings)
         results = dict(zip(self.core.outputs, outputs[1:], strict=True))
 
-        here = (self.slots == written % K)[:, :, None, None]  # [B, K, 1, 1]
-        for layer in range(len(self.config.hidden)):
-            ring, entry = place[f"history.{layer}"], results.pop(f"entry.{layer}")
-            torch.where(here, entry[:, None], states[ring], out=following[ring])
+        # All that may need memory comes before the first write, so that a failed step leaves the states whole.
+        rings = [place[f"history.{layer}"] for layer in range(len(self.config.hidden))]
+        entries = [results.pop(f"entry.{layer}").to(states[ring].dtype) for layer, ring in enumerate(rings)]
+        slot = written % K
+        rows = torch.arange(0, K * len(slot), K, device=slot.device) + slot  # [B], in rings as [B·K, D·h·w, N]
+        here = (self.slots == slot[:, None])[:, :, None, None]  # [B, K, 1, 1]
+        more = torch.where(written + 1 >= 2 * K, written + 1 - K, written + 1)
+        for ring, entry in zip(rings, entries, strict=True):
+            if self.in_place:
+                slots = states[ring].flatten(0, 1)
+                torch.index_select(slots, 0, rows, out=following[ring])
+                slots.index_copy_(0, rows, entry)
+            else:
+                torch.where(here, entry[:, None], states[ring], out=following[ring])
         for name, result in results.items():
             following[place[name.removeprefix(contract.NEXT)]].copy_(result)
-        more = states[place["written"]] + 1
-        following[place["written"]].copy_(torch.where(more >= 2 * K, more - K, more))
+        following[place["written"]].copy_(more)
         return outputs[0]
+
+    def _key_bias(self, written: Tensor) -> Tensor:
+        """Return the bias that hides empty slots, [B, 1, K·D·h·w]."""
+        empty = (self.slots >= written[:, None]).repeat_interleave(self.config.positions, dim=1)  # [B, K·D·h·w]
+        return torch.zeros_like(empty, dtype=torch.float32).masked_fill(empty, -torch.inf)[:, None]
 
 
 def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:

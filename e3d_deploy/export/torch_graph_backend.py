@@ -1,7 +1,8 @@
 """The PyTorch model behind the runtime's Backend, on a GPU of NVIDIA, each step one captured CUDA graph."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import TypeVar
@@ -13,20 +14,28 @@ from torch import Tensor, nn
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
-from e3d_deploy.export.ring import RingStep, arithmetic
+from e3d_deploy.export.ring import RingStep, arithmetic, compiled
+from e3d_deploy.export.ring_states import RingStates
 from e3d_deploy.export.torch_backend import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backend import REMEDY
 from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.runtime.cuda import Cuda
-from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend
-from e3d_deploy.runtime.device_states import DeviceState
+from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend, Size
+from e3d_deploy.runtime.device_states import DeviceState, Layout
 
 log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
+Step = Callable[..., Tensor]
+"""A `RingStep`, compiled or not."""
+Key = tuple[int, int, bool]
+"""Number of streams, the set that is read, and whether every ring is full."""
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-"""Policies that it computes in; of int8 and fp8 graphs it has the weights in float32 alone."""
-TYPES = {"float32": "<f4", "int32": "<i4"}
+"""Supported policies; of int8 and fp8 graphs the bundle holds float32 weights only."""
+RINGS: dict[str, contract.DType] = {"bf16": "bfloat16", "fp16": "float16"}
+"""Type of the rings, that of the products which read them; else float32."""
+TYPES = {"float32": "<f4", "int32": "<i4", "float16": "<f2", "bfloat16": "<i2"}
+"""Types in the CUDA array interface, which has no bfloat16."""
 
 
 class TorchGpu:
@@ -55,11 +64,15 @@ class TorchGpu:
         torch.cuda.synchronize(self.device)
         return moved
 
+    def compile(self, ring: RingStep) -> Callable[..., Tensor]:
+        """Return the step compiled for the GPU, which happens at its first run."""
+        return compiled(ring)
+
     def over(self, address: int, tensor: contract.Tensor) -> Tensor:
-        """A tensor over memory of somebody else's."""
+        """Return a tensor over memory that somebody else owns."""
         described = {"shape": tensor.shape, "typestr": TYPES[tensor.dtype], "strides": None, "version": 3}
         owner = SimpleNamespace(__cuda_array_interface__={**described, "data": (address, False)})
-        return torch.as_tensor(owner, device=self.device)
+        return torch.as_tensor(owner, device=self.device).view(getattr(torch, tensor.dtype))
 
     def run(self, work: Callable[[], object]) -> None:
         """Put work into the stream."""
@@ -73,12 +86,18 @@ class TorchGpu:
             RuntimeError: it cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
-        # The outer one, for a capture that fails leaves the thread with our stream.
-        with (
-            torch.cuda.stream(self.stream),
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
-        ):
-            work()
+        try:
+            # The outer one, for a capture that fails leaves the thread with our stream.
+            with (
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
+            ):
+                work()
+        except RuntimeError:
+            # PyTorch leaves its allocator in the state of a capture, and later allocations would go to the pool.
+            with suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+            raise
 
         def replay() -> None:
             with torch.cuda.stream(self.stream):
@@ -87,18 +106,20 @@ class TorchGpu:
         return replay
 
     def release(self) -> None:
-        """Give memory that nothing uses any more back to the GPU."""
+        """Give memory that nothing uses any more back to the GPU, cuBLAS's workspaces of our stream included."""
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
 
 class TorchGraphBackend(DeviceBackend):
-    """The step over its ring, captured for each number of streams and each of the two sets of states.
+    """The step over rings that it changes in place, captured for each number of streams.
 
-    The first step from either set is an ordinary one, in which PyTorch also chooses its convolutions by trying them; it
-    is then captured, and those after it launch the graph.
+    There are four graphs for a number of streams: from either set of states to the other, and with or without a mask
+    for empty slots. All are captured before the first step. The graphs without a mask, which every step uses once the
+    rings are full, are compiled by PyTorch first; that takes a minute or more, then less from PyTorch's cache.
 
     Raises:
-        BackendUnavailable: it does not run the bundle's precision; or there is no GPU, or no PyTorch for it.
+        BackendUnavailable: the bundle's precision is not supported; or there is no GPU, or no PyTorch for it.
         ResourceLimit: the GPU has not enough memory.
     """
 
@@ -112,48 +133,75 @@ class TorchGraphBackend(DeviceBackend):
         TorchGpu.check()
         cuda = Cuda()
         super().__init__(bundle, cuda, bundle.sizes)
-        self.steps: dict[tuple[int, int], Callable[[], None]] = {}
+        self.steps: dict[Key, Callable[[], None]] = {}
         with cuda.opening():
             cuda.compile_kernel()
             self.gpu = TorchGpu(cuda)
             model = checkpoint.load(bundle.path / MODEL)
-            last = bundle.precision != "fp32"  # tensor cores want their channels so
-            self.ring = self.gpu.put(RingStep(model, precision=bundle.precision, channels_last=last))
+            last = bundle.precision != "fp32"  # the layout that tensor cores read
+            ring = RingStep(model, precision=bundle.precision, channels_last=last, in_place=True)
+            self.ring: Step = self.gpu.put(ring)
+            self.compiled: Step = self.gpu.compile(ring)
+
+    def new_states(self, batch: int) -> RingStates:
+        return RingStates(self.cuda, self.bundle.config, batch, RINGS.get(self.bundle.precision, "float32"))
+
+    def prepare(self, batch: int, size: Size) -> None:
+        """Run each of the four steps once, on states that nobody holds yet, and capture it."""
+        states = size.states
+        assert isinstance(states, RingStates)
+        for block in (*states.sets, states.rings):
+            self.cuda.fill(block.memory, 0)
+        steps: dict[Key, Callable[[], None]] = {}
+        with self._failures():
+            for full in (False, True):
+                for side in (0, 1):
+                    steps[batch, side, full] = self._prepared(size, states, side, full=full)
+        self.steps |= steps
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
-        try:
-            if (batch, side) in self.steps:
-                self.steps[batch, side]()
-            else:
-                work = self._work(batch, addresses)
-                self.gpu.run(work)
-                self.steps[batch, side] = self._captured(work)
-        except torch.OutOfMemoryError as error:
-            raise ResourceLimit(
-                f"{self.name}: the GPU has no memory left ({_first_line(error)}); run fewer streams at once, or close "
-                "other programs"
-            ) from error
-        except RuntimeError as error:
-            raise EngineError(f"{self.name}: PyTorch could not run the step ({_first_line(error)})") from error
+        states = self._sizes[batch].states
+        assert isinstance(states, RingStates)
+        with self._failures():
+            self.steps[batch, side, states.full]()
 
-    def _work(self, batch: int, addresses: Addresses) -> Callable[[], None]:
-        """The step between given addresses."""
-        config = self.bundle.config
-        states = contract.states(config, batch)
-        frame = self.gpu.over(addresses[contract.FRAME], contract.frame(config, batch))
-        prediction = self.gpu.over(addresses[contract.PREDICTION], contract.frame(config, batch))
-        read = [self.gpu.over(addresses[state.name], state) for state in states]
-        written = [self.gpu.over(addresses[contract.NEXT + state.name], state) for state in states]
+    def _prepared(self, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
+        """Return a step from one set to the other, run once; captured, and compiled with full rings, if possible."""
+        if full:
+            try:
+                return self._captured(self._run_once(self._work(self.compiled, size, states, side, full=True)))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # the base of all errors of the compiler
+                if self.compiled is self.ring:
+                    raise
+                cause = getattr(error, "inner_exception", error)
+                log.warning("%s: PyTorch cannot compile the step (%s), so it runs uncompiled", self.name, _line(cause))
+                self.compiled = self.ring
+        return self._captured(self._run_once(self._work(self.ring, size, states, side, full=full)))
+
+    def _work(self, step: Step, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
+        """Return the work of a step between the addresses of a size."""
+        frame_form, addresses = contract.frame(self.bundle.config, states.layout.batch), size.addresses[side]
+        frame = self.gpu.over(addresses[contract.FRAME], frame_form)
+        prediction = self.gpu.over(addresses[contract.PREDICTION], frame_form)
+        read = [self.gpu.over(addresses[one.name], one) for one in _by_name(states.layout)]
+        written = [self.gpu.over(addresses[contract.NEXT + one.name], one) for one in _by_name(states.in_set)]
 
         def work() -> None:
             with arithmetic(self.bundle.precision), torch.no_grad():
-                prediction.copy_(self.ring(frame, read, written))
+                prediction.copy_(step(frame, read, written, full=full))
 
         return work
 
-    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Work as a graph, or as it is where it cannot be captured."""
+    def _run_once(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Let PyTorch compile, choose its convolutions and load its kernels."""
+        self.gpu.run(work)
         self.cuda.synchronise()
+        return work
+
+    def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return work as a graph, or as it is where it cannot be captured."""
         try:
             return self.gpu.capture(work)
         except RuntimeError as error:
@@ -161,9 +209,22 @@ class TorchGraphBackend(DeviceBackend):
                 "%s: the step cannot be captured as a CUDA graph (%s), so each is enqueued kernel by kernel, "
                 "which takes the processor longer",
                 self.name,
-                _first_line(error),
+                _line(error),
             )
             return partial(self.gpu.run, work)
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise failures of PyTorch as errors of the runtime."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise ResourceLimit(
+                f"{self.name}: the GPU has no memory left ({_line(error)}); run fewer streams at once, or close "
+                "other programs"
+            ) from error
+        except RuntimeError as error:
+            raise EngineError(f"{self.name}: PyTorch could not run the step ({_line(error)})") from error
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
         forecast, state = clip_by_steps(self, context, self.bundle.horizon)
@@ -180,9 +241,14 @@ class TorchGraphBackend(DeviceBackend):
 
     def release(self) -> None:
         self.steps.clear()
-        del self.ring
+        del self.ring, self.compiled
         self.gpu.release()
 
 
-def _first_line(error: Exception) -> str:
+def _by_name(layout: Layout) -> list[contract.Tensor]:
+    """Return the tensors of a layout in the order of `contract.states`."""
+    return sorted(layout.tensors, key=lambda tensor: tensor.name)
+
+
+def _line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from e3d_deploy.runtime.backend import Frame
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.cuda import TURN, Cuda, CudaError, said_plainly
 from e3d_deploy.runtime.device_arrays import DeviceArray, Port, is_on_gpu
-from e3d_deploy.runtime.device_states import DeviceState, States
+from e3d_deploy.runtime.device_states import DeviceState, Layout, States
 
 Addresses = dict[str, int]
 """Where each input and output of a graph lies on the GPU."""
@@ -22,20 +22,15 @@ Addresses = dict[str, int]
 class Size:
     """What a step of so many streams reads and writes, at addresses that stay."""
 
-    def __init__(self, cuda: Cuda, bundle: Bundle, batch: int) -> None:
+    def __init__(self, cuda: Cuda, bundle: Bundle, batch: int, states: States) -> None:
         config = bundle.config
-        self.states = States(cuda, config, batch)
+        self.states = states
         self.frame = Port(cuda, contract.frame(config, batch).shape)
         self.pictures = Port(cuda, (batch, *config.image_size, config.channels), np.uint8)
         self.prediction = Port(cuda, self.frame.shape)
-        sets, frames = self.states.sets, (self.frame.address, self.prediction.address)
-        self.addresses = [_addresses(frames, sets[side].addresses, sets[1 - side].addresses) for side in (0, 1)]
+        frames = {contract.FRAME: self.frame.address, contract.PREDICTION: self.prediction.address}
+        self.addresses = [frames | states.addresses(side) for side in (0, 1)]
         """Of the step from each of the two sets into the other."""
-
-
-def _addresses(frames: tuple[int, int], read: Addresses, written: Addresses) -> Addresses:
-    following = {contract.NEXT + name: address for name, address in written.items()}
-    return {contract.FRAME: frames[0], contract.PREDICTION: frames[1]} | read | following
 
 
 class DeviceBackend:
@@ -64,6 +59,14 @@ class DeviceBackend:
     def release(self) -> None:
         """Let go of what the library holds."""
         raise NotImplementedError
+
+    def new_states(self, batch: int) -> States:
+        """Allocate the states of so many streams."""
+        layout = Layout(contract.states(self.bundle.config, batch), batch)
+        return States(self.cuda, layout, layout)
+
+    def prepare(self, batch: int, size: Size) -> None:
+        """Do what has to be done before the first step of so many streams; by default nothing."""
 
     @property
     def device_ms(self) -> float | None:
@@ -187,7 +190,9 @@ class DeviceBackend:
             )
         if batch not in self._sizes:
             with self.cuda.all_or_nothing():
-                self._sizes[batch] = Size(self.cuda, self.bundle, batch)
+                size = Size(self.cuda, self.bundle, batch, self.new_states(batch))
+                self.prepare(batch, size)
+            self._sizes[batch] = size
         return self._sizes[batch]
 
     def _ports_of(self, graph: str, shape: tuple[int, ...]) -> tuple[Port, Port]:

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
-from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime.cuda import Cuda, Memory
 
 ALIGNMENT = 256
@@ -25,10 +24,14 @@ ALIGNMENT = 256
 
 
 class Layout:
-    """Where the tensors of a state lie in one piece of memory."""
+    """Where the tensors of a state lie in one piece of memory.
 
-    def __init__(self, config: ModelConfig, batch: int) -> None:
-        self.batch, self.tensors, self.offsets = batch, contract.states(config, batch), dict[str, int]()
+    Args:
+        tensors: in this order; all of `batch` streams.
+    """
+
+    def __init__(self, tensors: Sequence[contract.Tensor], batch: int) -> None:
+        self.batch, self.tensors, self.offsets = batch, tensors, dict[str, int]()
         self.nbytes = 0
         for tensor in self.tensors:
             self.offsets[tensor.name] = self.nbytes
@@ -76,13 +79,23 @@ class DeviceState:
 
 
 class States:
-    """The states of so many streams."""
+    """The states of so many streams.
 
-    def __init__(self, cuda: Cuda, config: ModelConfig, batch: int) -> None:
-        self.cuda, self.layout = cuda, Layout(config, batch)
-        self.sets = tuple(Block(self.layout, cuda.allocate(self.layout.nbytes)) for _ in range(2))
+    Args:
+        layout: layout of a state in memory of its own.
+        in_set: layout of a state in one of the two sets.
+    """
+
+    def __init__(self, cuda: Cuda, layout: Layout, in_set: Layout) -> None:
+        self.cuda, self.layout = cuda, layout
+        self.sets = tuple(Block(in_set, cuda.allocate(in_set.nbytes)) for _ in range(2))
         self.holders: list[weakref.ref[DeviceState] | None] = [None, None]
         """Whose content each set has, as long as somebody holds it."""
+
+    def addresses(self, side: int) -> dict[str, int]:
+        """Return the addresses of the states that a step reads from a set, and of those it writes into the other."""
+        following = self.sets[1 - side].addresses
+        return self.sets[side].addresses | {contract.NEXT + name: address for name, address in following.items()}
 
     def enter(self, state: DeviceState) -> int:
         """Have a state in one of the sets, and the other free to be written.
@@ -103,17 +116,25 @@ class States:
     def written(self, side: int) -> DeviceState:
         """The state that a step has written into a set."""
         state = DeviceState(self.sets[side], None)
-        self.holders[side] = weakref.ref(state)
+        self._hold(side, state)
         return state
+
+    def _hold(self, side: int, state: DeviceState) -> None:
+        """Remember whose content a set has."""
+        self.holders[side] = weakref.ref(state)
 
     def _vacate(self, side: int) -> None:
         holder = self.holders[side]
         state = holder() if holder is not None else None
         if state is not None:
             block = self._block()
-            self.cuda.copy(block.memory, self.sets[side].memory)
+            self._copy_out(side, state, block.memory)
             state.move(block, self.cuda)
         self.holders[side] = None
+
+    def _copy_out(self, side: int, state: DeviceState, to: Memory) -> None:
+        """Copy the state in a set to memory of its own."""
+        self.cuda.copy(to, self.sets[side].memory)
 
     def _block(self) -> Block:
         return Block(self.layout, self.cuda.lend(self.layout.nbytes))
