@@ -24,6 +24,7 @@ from e3d_deploy.export.step import (
     Step,
     example,
 )
+from e3d_deploy.export.to_onnx import one_sided_convolutions
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.runtime import Bundle
@@ -99,6 +100,18 @@ def test_every_case_passes_verification(case: Bundle) -> None:
     report = verify(case, OnnxRuntimeBackend(case, threads=1), TorchBackend.of_bundle(case))
     assert report.passed
     assert report.worst < CLOSE
+
+
+def test_no_convolution_pads_one_side_alone_even_after_onnxruntime_optimizes(case: Bundle, tmp_path: Path) -> None:
+    """Or ONNX Runtime on CUDA could not run it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(case.graph("step"), options, providers=["CPUExecutionProvider"])
+    for file in (case.graph("step"), case.graph("rollout"), case.graph("clip"), tmp_path / "optimized.onnx"):
+        graph = onnx.load(file, load_external_data=False).graph
+        assert any(node.op_type == "Conv" for node in graph.node)
+        assert one_sided_convolutions(graph) == []
 
 
 def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
@@ -218,9 +231,10 @@ def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float, semantics: S
     assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1)).worst < CLOSE
 
 
-def test_flat_convolution_equals_the_3d_one() -> None:
+@pytest.mark.parametrize("window_length", [1, 2, 3])
+def test_flat_convolution_equals_the_3d_one(window_length: int) -> None:
     convolution = Convolution(3, 5, 5)
-    window = torch.randn(2, 3, 2, 6, 8)
+    window = torch.randn(2, 3, window_length, 6, 8)
     torch.testing.assert_close(FlatConvolution(convolution)(window), convolution(window), rtol=0, atol=1e-5)
 
 
@@ -464,3 +478,13 @@ def test_a_target_that_is_a_gpu_says_for_whom_the_step_is_rewritten(tmp_path: Pa
         path = export(tmp_path / "m.safetensors", tmp_path / f"{name}.e3d", context_length=3, horizon=2, **options)  # type: ignore[arg-type]
         graphs[name] = (path / "clip.onnx").read_bytes()
     assert graphs["target"] == graphs["gpu"] != graphs["cpu"]
+
+
+def test_rewrites_that_onnxruntime_cuda_does_not_run_are_refused_for_it(tmp_path: Path) -> None:
+    config = ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3)
+    checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
+    lengths = {"context_length": 3, "horizon": 2}
+    export(tmp_path / "m.safetensors", tmp_path / "m.e3d", target="onnxruntime-cuda", **lengths)
+    with pytest.raises(ConfigError, match=r"gpu leaves 10 convolutions with pads on one side alone.*leave --optimize"):
+        export(tmp_path / "m.safetensors", tmp_path / "g.e3d", target="onnxruntime-cuda", optimize="gpu", **lengths)
+    assert not (tmp_path / "g.e3d").exists()

@@ -34,7 +34,7 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @click.option(
     "--optimize",
     type=click.Choice(["cpu", "gpu", "none"]),
-    help="For whom the step is rewritten; else for the kind of --target, or a CPU.",
+    help="Rewrites of the step: gpu suits TensorRT, cpu all others; chosen by --target if left out.",
 )
 @click.option(
     "--precision",

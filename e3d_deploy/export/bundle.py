@@ -23,7 +23,7 @@ from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.precision import LOW, stamp
 from e3d_deploy.export.step import TARGETS
-from e3d_deploy.export.to_onnx import export_core
+from e3d_deploy.export.to_onnx import export_core, one_sided_convolutions
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
@@ -64,8 +64,8 @@ def export(
     Args:
         context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many.
         batch: streams that the graphs run at once; None for any number.
-        optimize: for whom the step is rewritten, of `export.step.TARGETS`; without it for a GPU if `target` runs on
-            one, else for a CPU.
+        optimize: set of rewrites, of `export.step.TARGETS`; without it `gpu` for TensorRT, else `cpu`, which is also
+            what ONNX Runtime needs on a GPU.
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
         exclude: layers that stay in float32, by their names in `precision.products`; more do where the budget wants it.
@@ -78,7 +78,8 @@ def export(
 
     Raises:
         CheckpointError: `model_path` is not a model.
-        ConfigError: a length below 1, `output` is there already, or a policy, layer or target that is not known.
+        ConfigError: a length below 1, `output` is there already, a policy, layer or target that is not known, or
+            rewrites that the target does not run.
         BackendUnavailable: the target does not run the policy.
         QualityError: no policy keeps its budget.
         ClipError, ShapeError: the reference clip cannot be used.
@@ -110,6 +111,11 @@ def export(
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         progress("exporting one step")
         exported = export_core(model, batch, TARGETS[suited_for])
+        if target == "onnxruntime-cuda" and (found := one_sided_convolutions(exported)):
+            raise ConfigError(
+                f"optimize: {suited_for} leaves {len(found)} convolutions with pads on one side alone, which "
+                f"{target} does not run; leave --optimize out"
+            )
         core, chosen = exported, {"policy": precision, "exclude": [], "budget": EXACT.to_dict()}
         if precision != "fp32" or budget is not None:
             from e3d_deploy.export.choose import choose_precision  # it needs ONNX Runtime

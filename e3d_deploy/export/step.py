@@ -18,11 +18,12 @@ from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, State, fr
 
 
 class FlatConvolution(nn.Module):
-    """A (2, k, k) convolution over a window of two frames as 2D convolutions, same weights.
+    """A (2, k, k) convolution over a window as 2D convolutions, one per frame of the window, same weights.
 
-    With zeros behind the window, slot 0 sees both frames and slot 1 itself alone: one 2D convolution
-    over the channels of both, one over slot 1. Engines have fast kernels for 2D, and a quarter of the
-    products, those with the zeros, is gone. See benchmarks/step.py for what it gains.
+    With zeros behind the window, each slot sees two frames and the last slot itself alone: one 2D convolution
+    over the channels of both, and for the last slot one over its own. Engines have fast kernels for 2D, and the
+    products with zeros are gone. Nor is there a pad on one side alone, which cuDNN has no kernel for
+    (microsoft/onnxruntime#26274). docs/architecture.md has the gain.
     """
 
     def __init__(self, convolution: Convolution) -> None:
@@ -31,9 +32,14 @@ class FlatConvolution(nn.Module):
         self.padding = convolution.padding[1:]
 
     def forward(self, window: Tensor) -> Tensor:
-        both = F.conv2d(window.flatten(1, 2), self.weight.flatten(1, 2), self.bias, padding=self.padding)
-        last = F.conv2d(window[:, :, 1], self.weight[:, :, 0], self.bias, padding=self.padding)
-        return torch.stack([both, last], dim=2)
+        D = window.shape[2]
+        both = self.weight.flatten(1, 2)
+        slots = [
+            F.conv2d(window[:, :, slot : slot + 2].flatten(1, 2), both, self.bias, padding=self.padding)
+            for slot in range(D - 1)
+        ]
+        last = F.conv2d(window[:, :, D - 1], self.weight[:, :, 0], self.bias, padding=self.padding)
+        return torch.stack([*slots, last], dim=2)
 
 
 class FlatOpenSTLConvolution(nn.Module):
@@ -127,12 +133,12 @@ def fold_frozen_memory(cell: Any, config: ModelConfig) -> None:
     cell.memory_conv, cell.memory_norm = Constant(gates), nn.Identity()
 
 
-def flatten_convolutions(cell: Any, config: ModelConfig) -> None:
-    """Put 2D convolutions in the place of those over a window of two frames."""
+def flatten_convolutions(cell: Any, _: ModelConfig) -> None:
+    """Put 2D convolutions in the place of those over a window."""
     for name, module in list(cell.named_children()):
         if isinstance(module, OpenSTLConvolution):
             setattr(cell, name, FlatOpenSTLConvolution(module))
-        elif isinstance(module, Convolution) and config.window_length == 2:
+        elif isinstance(module, Convolution):
             setattr(cell, name, FlatConvolution(module))
 
 
@@ -150,11 +156,12 @@ REWRITES: dict[str, Rewrite] = {
 }
 """In the order in which they are made. docs/architecture.md says what each gains, and what was tried and dropped."""
 TARGETS = {"cpu": tuple(REWRITES), "gpu": ("frozen-memory",), "none": ("norms",)}
-"""What is rewritten for whom.
+"""Rewrites by the engines that they suit: `cpu` every processor and ONNX Runtime on a GPU, `gpu` TensorRT.
 
-For a GPU TensorRT-RTX makes larger plans of 2D convolutions, which it keeps another half of the weights for, and of
+TensorRT-RTX makes larger plans of 2D convolutions, which it keeps another half of the weights for, and of
 norms that are not one node, and takes longer: see benchmarks/clip.py. How fast they run there was not measured. ONNX
-Runtime's own norms are not exact enough to be what `none` has.
+Runtime on CUDA does not run the 3D convolutions of `gpu` and `none`, which pad one side of the window. Its own norms
+are not exact enough to be what `none` has.
 """
 
 

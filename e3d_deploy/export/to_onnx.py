@@ -65,6 +65,20 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
     return graph
 
 
+def one_sided_convolutions(graph: GraphProto) -> list[str]:
+    """Return the names of the convolutions whose pads differ before and after an axis.
+
+    ONNX Runtime on CUDA has no kernel for them. An explicit Pad before the convolution does not help: PyTorch's
+    exporter and ONNX Runtime both fuse it back into the convolution.
+    """
+    pads = {node.name: _pads(node) for node in graph.node if node.op_type == "Conv"}
+    return [name for name, sides in pads.items() if sides[: len(sides) // 2] != sides[len(sides) // 2 :]]
+
+
+def _pads(node: NodeProto) -> list[int]:
+    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "pads"), [])
+
+
 def _module(node: NodeProto) -> str:
     """The module that a node was exported from, such as cells.0.hidden_conv."""
     scopes = next(entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes")
