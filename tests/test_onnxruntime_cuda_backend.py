@@ -1,5 +1,6 @@
 """ONNX Runtime on a GPU: its logic on memory and a provider of the processor, and what the real library says here."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,13 @@ def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("words", "error"), [("Failed to allocate memory for requested buffer", ResourceLimit), ("CUDNN", EngineError)]
+    ("words", "error"),
+    [
+        ("Failed to allocate memory for requested buffer", ResourceLimit),
+        ("CUDA failure 2: out of memory", ResourceLimit),
+        ("CUBLAS_STATUS_ALLOC_FAILED", ResourceLimit),
+        ("CUDNN", EngineError),
+    ],
 )
 def test_a_run_that_fails_says_what_of(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, words: str, error: type
@@ -165,3 +172,93 @@ def test_backends_on_a_gpu_are_there_only_with_a_driver(monkeypatch: pytest.Monk
     monkeypatch.setattr(doctor, "_version", lambda _: None)
     assert NAME not in doctor.installed()
     assert set(RUNS) >= {"tensorrt", "tensorrt-rtx", NAME}
+
+
+REFUSED_PADS = """Non-zero status code returned while running Conv node. Failed to initialize CUDNN Frontend
+[cudnn_frontend] Error: No valid engine configs for ConvFwd_
+with the cudnn frontend json:
+{"post_padding":[1,1,1],"pre_padding":[0,1,1]}"""
+"""Words of ONNX Runtime in microsoft/onnxruntime#26274, shortened."""
+
+
+def failing_runs(monkeypatch: pytest.MonkeyPatch, words: str, *, numbers: set[int]) -> list[int]:
+    """Let runs with these numbers of a captured graph fail; return the numbers of all runs."""
+    played: list[int] = []
+    play = OnnxRuntimeCudaBackend._play
+
+    def fail(self: Any, session: Any, binding: Any, *, number: int) -> None:
+        played.append(number)
+        if number in numbers:
+            raise self._not_run(words)
+        play(self, session, binding, number=number)
+
+    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_play", fail)
+    return played
+
+
+def test_a_graph_that_the_gpu_does_not_run_is_refused_when_it_is_opened(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing_runs(monkeypatch, REFUSED_PADS, numbers={1, 2, -1})
+    with pytest.raises(EngineError, match=r"engine configs for ConvFwd_\); .*--target onnxruntime-cuda") as caught:
+        OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+    assert "pre_padding" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "cannot be captured" not in caplog.text, "it was not the capture"
+    assert (on_cpu.allocated, on_cpu.counts["stream closed"]) == (0, 1)
+
+
+@pytest.mark.parametrize("first", [1, 2], ids=["when it is opened", "later"])
+def test_a_capture_that_is_refused_is_said_once_and_steps_go_on_without(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: int
+) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    played = failing_runs(monkeypatch, "operation not permitted when stream is capturing", numbers={first})
+    gpu, cpu = OnnxRuntimeCudaBackend(bundle), open_backend(bundle, "onnxruntime")
+    ours, theirs = gpu.initial_state(), cpu.initial_state()
+    for frame in floats(5):
+        _, ours = gpu.step(frame, ours)
+        _, theirs = cpu.step(frame, theirs)
+    same(gpu, ours, cpu, theirs)
+    assert set(played[played.index(first) + 1 :]) == {-1}
+    warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "cannot be captured as a CUDA graph" in warnings[0]
+    assert "operation not permitted when stream is capturing" in warnings[0]
+    monkeypatch.undo()
+    assert gpu._options("step")["enable_cuda_graph"] == "0"
+
+
+def test_a_session_that_refuses_to_capture_is_made_again_without(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ONNX Runtime's own fallback, to the processor and with its reason on stdout, is off."""
+    asked: list[tuple[bool, Any]] = []
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_options", lambda self, _: {"captures": str(self.captures)})
+
+    def make(file: str, options: Any, *, providers: Any, **more: Any) -> Any:
+        ((name, its),) = providers
+        asked.append((its["captures"] == "True", more))
+        if its["captures"] == "True":
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        return session(file, options, providers=[name], **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", make)
+    OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+    assert asked == [(True, {"enable_fallback": 0}), (False, {"enable_fallback": 0})]
+    assert "This session cannot use the graph capture feature as requested by the user" in caplog.text
+
+
+def test_the_reason_of_a_session_that_fails_is_kept(
+    exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ONNX Runtime's fallback it would be printed, and what came of the processor be raised."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA failure 209: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", fail)
+    with pytest.raises(BundleError, match=r"cannot load it \(CUDA failure 209: no kernel image"):
+        OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
+    assert capsys.readouterr().out == ""

@@ -2,14 +2,16 @@
 
 import io
 import logging
+import re
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from e3d_deploy import contract
-from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError, ResourceLimit
+from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.cuda import Cuda
 from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend
@@ -24,6 +26,11 @@ NOT_ON_GPU = (
 )
 NO_GRAPH = -1
 """The graph number by which ONNX Runtime is told not to capture."""
+NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED")
+"""Words of ONNX Runtime, CUDA, cuDNN and cuBLAS for memory of the GPU that is used up."""
+REFUSED_CONVOLUTION = re.compile("CUDNN.*Front ?end|ConvFwd|CUDNN_STATUS_NOT_SUPPORTED", re.IGNORECASE)
+JSON_OF_CUDNN = "with the cudnn frontend json"
+"""Precedes kilobytes that tell a user nothing."""
 
 
 class OnnxRuntimeCudaBackend(DeviceBackend):
@@ -31,12 +38,15 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
 
     ONNX Runtime captures the step itself: after warm-up runs of its own, a run of each set of states is recorded under
     a number of its own, for each thread that steps, and played from then on. What it needs for a thread it keeps until
-    the session goes, so let a few threads step and stay. For each number of streams there is a session, whose shapes
-    are known: else shapes are computed on the processor, and that is refused.
+    the session goes, so let a few threads step and stay. If that fails, a session without capture takes its place. For
+    each number of streams there is a session, whose shapes are known: else shapes are computed on the processor, and
+    that is refused. Opening runs one step, so that a graph that does not run on this GPU is refused there.
 
     Raises:
         BackendUnavailable: this ONNX Runtime has no CUDA, or there is no GPU, or it does not run all of the step there.
         BundleError: ONNX Runtime cannot load the step graph; of the others, when they are first run.
+        EngineError: ONNX Runtime cannot run the step.
+        ResourceLimit: the GPU has not enough memory.
     """
 
     name = "onnxruntime-cuda"
@@ -51,16 +61,34 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         super().__init__(bundle, cuda, bundle.sizes)
         self.sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
+        self.captures = True
         with cuda.opening():
             cuda.compile_kernel()
             _preload()
-            self._session("step", bundle.batch)
+            size = self._size(bundle.batch)
+            self._step(np.zeros(size.frame.shape, np.float32), size.states.initial())
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
+        try:
+            self._run_step(batch, side, addresses)
+        except (BackendUnavailable, BundleError, EngineError) as refused:
+            if not self.captures:
+                raise
+            self.captures = False
+            self.release()
+            self._run_step(batch, side, addresses)  # raises, if it was not the capture
+            log.warning(
+                "%s: the step cannot be captured as a CUDA graph (%s), so each is run kernel by kernel, which takes "
+                "the processor longer",
+                self.name,
+                refused,
+            )
+
+    def _run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         session = self._session("step", batch)
         if (batch, side) not in self.bindings:
             self.bindings[batch, side] = self._bind(session, batch, addresses)
-        self._play(session, self.bindings[batch, side], number=side + 1)
+        self._play(session, self.bindings[batch, side], number=side + 1 if self.captures else NO_GRAPH)
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
         session = self._session(graph, batch)
@@ -77,14 +105,10 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
             options.add_free_dimension_override_by_name(contract.ANY, batch)
         providers = [(PROVIDER, self._options(graph))]
         try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+            # With its fallback it would print the reason, try the processor, and raise what comes of that.
+            session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
         except Exception as error:  # its exceptions have no common base of their own
-            words = str(error)
-            if "fallback" in words:
-                raise BackendUnavailable(f"{file}: {NOT_ON_GPU} ({words})") from error
-            if "llocate memory" in words:
-                raise ResourceLimit(f"{file}: the GPU has not enough memory for it ({words})") from error
-            raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({words})") from error
+            raise _not_loaded(file, str(error)) from error
         if PROVIDER not in session.get_providers():
             raise BackendUnavailable(f"{file}: {NOT_ON_GPU} (it took {', '.join(session.get_providers())})")
         self.sessions[graph, batch] = session
@@ -95,7 +119,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         return {
             "device_id": str(self.cuda.number),
             "user_compute_stream": str(self.cuda.handle),
-            "enable_cuda_graph": "1" if graph == "step" else "0",
+            "enable_cuda_graph": "1" if graph == "step" and self.captures else "0",
             "use_tf32": "1" if self.bundle.precision == "tf32" else "0",  # 1 unless told otherwise
         }
 
@@ -114,12 +138,34 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         try:
             session.run_with_iobinding(binding, options)
         except Exception as error:  # as above
-            kind = ResourceLimit if "llocate memory" in str(error) else EngineError
-            raise kind(f"{self.name}: ONNX Runtime could not run the graph ({error})") from error
+            raise self._not_run(str(error)) from error
+
+    def _not_run(self, words: str) -> E3DError:
+        """Return the error for what ONNX Runtime said of a run."""
+        said = " ".join(words.partition(JSON_OF_CUDNN)[0].split())
+        failed = f"{self.name}: ONNX Runtime could not run the graph ({said})"
+        if NO_MEMORY.search(words):
+            return ResourceLimit(f"{failed}; run fewer streams at once")
+        advice = ""
+        if REFUSED_CONVOLUTION.search(words):
+            advice = (
+                "; if the bundle is for TensorRT, its convolutions pad one side alone, which cuDNN refuses: export the "
+                f"model again with `--target {self.name}`"
+            )
+        return EngineError(failed + advice)
 
     def release(self) -> None:
         self.bindings.clear()
         self.sessions.clear()
+
+
+def _not_loaded(file: Path, words: str) -> E3DError:
+    """Return the error for what ONNX Runtime said of a session."""
+    if "fallback" in words:
+        return BackendUnavailable(f"{file}: {NOT_ON_GPU} ({words})")
+    if NO_MEMORY.search(words):
+        return ResourceLimit(f"{file}: the GPU has not enough memory for it ({words}); close other programs on it")
+    return BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({words})")
 
 
 def _preload() -> None:
