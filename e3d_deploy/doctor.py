@@ -62,8 +62,11 @@ ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph")
 
 
 def installed() -> list[str]:
-    """Names of the backends whose libraries, and whose driver, are installed, the preferred one first."""
+    """Names of the backends whose libraries, and whose driver, are installed, the preferred one first; without
+    TensorRT-RTX where it is not for the GPU."""
     refused = () if _has_nvidia_driver() else ON_GPU
+    if rtx_refusal():
+        refused = (*refused, "tensorrt-rtx")
     if not _version(("onnxruntime-gpu",)):  # the module has the same name without CUDA
         refused = (*refused, "onnxruntime-cuda")
     if (_version(("torch",)) or "").endswith("+cpu"):
@@ -86,7 +89,7 @@ def extra_of(module: str) -> str | None:
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `e3d doctor` reports, as JSON knows it. Loads no library but `cuda.core`."""
+    """Everything that `e3d doctor` reports, as JSON knows it. Loads `cuda.core` alone; with a GPU also TensorRT-RTX."""
     libraries = [
         {
             "library": library.module,
@@ -145,21 +148,48 @@ def _has_nvidia_driver() -> bool:
 
 def _gpu() -> str | None:
     """The GPU that backends run on; None where there is none, or nothing to ask it with."""
+    try:
+        device = _device()
+        if device is None:
+            return None
+        from cuda.core import system
+
+        driver = ".".join(map(str, system.get_user_mode_driver_version()))
+        return f"{device.name}, compute capability {_capability(device)}, driver for CUDA {driver}"
+    except Exception:  # a driver without a GPU raises one thing, an old cuda.core another; `e3d doctor` has to go on
+        return None
+
+
+def _device() -> Any:
+    """The GPU that backends run on, as `cuda.core` knows it; None without a driver."""
     if not _has_nvidia_driver():
         return None
-    try:
-        from cuda.core import Device, system
+    from cuda.core import Device
 
-        device = Device(0)
-        capability = ".".join(map(str, device.compute_capability))
-        driver = ".".join(map(str, system.get_user_mode_driver_version()))
-        return f"{device.name}, compute capability {capability}, driver for CUDA {driver}"
-    except Exception:  # a driver without a GPU raises one thing, an old cuda.core another; `e3d doctor` has to go on
+    return Device(0)
+
+
+def _capability(device: Any) -> str:
+    return ".".join(map(str, device.compute_capability))
+
+
+def rtx_refusal() -> str | None:
+    """Return why TensorRT-RTX is not for the GPU here; None where it is, or where one of them is missing."""
+    try:
+        device = _device()
+        if device is None or not _found("tensorrt_rtx"):
+            return None
+        from e3d_deploy.runtime.tensorrt_library import library, refusal
+
+        return refusal(library("tensorrt-rtx"), _capability(device))
+    except Exception:  # as in _gpu; nor may a library that does not load keep others from being found
         return None
 
 
 def _warnings() -> list[str]:
     warnings = []
+    if words := rtx_refusal():
+        warnings.append(words)
     if _version(("onnxruntime",)) and _version(("onnxruntime-gpu",)):
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "

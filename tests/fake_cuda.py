@@ -33,6 +33,10 @@ class Machine:
         self.limit: int | None = None
         """Bytes that it has."""
         self.driver, self.compiler, self.captures, self.pools, self.fails = True, True, True, True, ""
+        self.refusal = ""
+        """Words of CUDA for a GPU that cannot be used."""
+        self.cuda = (13, 0)
+        """Version of CUDA that the driver is for."""
         self.graphs = 0
         self.capturing: list[Callable[[], None]] | None = None
         self.pending: list[Callable[[], None]] = []
@@ -224,9 +228,11 @@ def fake_core(machine: Machine) -> Any:
             assert nonblocking
 
     class Device:
-        arch, compute_capability = "90", (9, 0)
+        arch, compute_capability = "120", (12, 0)
 
         def __init__(self, device_id: Any = None) -> None:
+            if machine.refusal:
+                raise CUDAError(machine.refusal)
             if not machine.driver:
                 raise RuntimeError('"cuda" is an NVIDIA driver library and can only be found via system search.')
 
@@ -250,7 +256,7 @@ def fake_core(machine: Machine) -> Any:
 
     class ProgramOptions:
         def __init__(self, name: str = "default_program", arch: str | None = None) -> None:
-            assert arch == "sm_90"
+            assert arch == "sm_120"
 
     class ObjectCode:
         def get_kernel(self, name: str) -> str:
@@ -318,6 +324,8 @@ def fake_core(machine: Machine) -> Any:
         launch=launch,
         graph=SimpleNamespace(GraphBuilder=GraphBuilder, Graph=Graph),
         utils=SimpleNamespace(StridedMemoryView=StridedMemoryView),
+        system=SimpleNamespace(get_user_mode_driver_version=lambda: machine.cuda),
+        __version__="1.2.2",
     )
 
 

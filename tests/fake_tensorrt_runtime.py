@@ -176,6 +176,7 @@ class FakeTensorRT:
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
     CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    ComputeCapability = SimpleNamespace(SM86=86, SM120=120)
     EngineValidity = SimpleNamespace(VALID="valid", SUBOPTIMAL="suboptimal", INVALID="invalid")
     EngineInvalidityDiagnostics = SimpleNamespace(
         VERSION_MISMATCH=1,

@@ -29,6 +29,7 @@ from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import RUNS
 from e3d_deploy.runtime import Bundle, tensorrt_library
+from e3d_deploy.runtime.tensorrt_library import make_logger
 from tests.fake_tensorrt import CLASSES, FakeTensorRT
 
 DYNAMIC = {"frame": (-1, 1, 16, 24), "history.0": (-1, 4, 48, 4), "shape": (3,)}
@@ -347,14 +348,39 @@ def test_tensorrt_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Monke
         ("tensorrt", {"compute_capabilities": ("8.6",)}, "TensorRT builds for the GPU of this machine"),
         ("tensorrt-rtx", {"version_compatible": True}, "TensorRT-RTX does not have it"),
         ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "its engines are portable"),
+        (
+            "tensorrt-rtx",
+            {"compute_capabilities": ("8.9", "9.0")},
+            "compute capability 9.0, only 7.5, 8.6, 8.9; on such a GPU use tensorrt, onnxruntime-cuda",
+        ),
     ],
 )
 def test_an_option_that_a_library_lacks_is_refused(
     target: Any, options: dict[str, Any], words: str, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    trt = FakeTensorRT()
+    monkeypatch.setattr(to_tensorrt, "library", lambda _: trt)
     with pytest.raises(ConfigError, match=words):
         build(Bundle.open(bundle_path), target, EngineConfig(**options))
+    assert trt.built == 0
+
+
+def test_rtx_says_when_what_it_builds_is_for_other_machines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(to_tensorrt, "rtx_refusal", lambda: "TensorRT-RTX 1.7.1 neither builds for …")
+    remarks: list[str] = []
+    build(Bundle.open(bundle_path), "tensorrt-rtx", remark=remarks.append)
+    assert remarks[0] == "the engines are for other machines: TensorRT-RTX 1.7.1 neither builds for …"
+
+
+def test_the_builder_of_rtx_takes_the_compute_capabilities_that_its_enum_names_and_no_others(rtx: Any) -> None:
+    settings = rtx.Builder(make_logger(rtx)).create_builder_config()
+    settings.num_compute_capabilities = 1
+    tried = ("7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
+    numbers = {one: rtx.ComputeCapability(int(one.replace(".", ""))) for one in tried}
+    taken = tuple(one for one, number in numbers.items() if settings.set_compute_capability(number, 0))
+    assert taken == tensorrt_library.capabilities(rtx)
+    assert "9.0" not in taken
 
 
 def test_rtx_builds_refittable_engines_only_where_there_is_a_driver(

@@ -2,14 +2,17 @@
 that what comes out can be compared with the ONNX Runtime backend, and count what they are asked for."""
 
 import hashlib
+import importlib.util
 import inspect
 import logging
 import re
 import shutil
+import sys
 import threading
 import tracemalloc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ from e3d_deploy.errors import (
 )
 from e3d_deploy.export.engine_files import move_in, staging
 from e3d_deploy.export.plan import build_plan
-from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime import Bundle, cuda
 from e3d_deploy.runtime.backend import Backend, open_backend
 from e3d_deploy.runtime.cuda import KERNEL, Cuda
 from e3d_deploy.runtime.device_states import Layout
@@ -608,7 +611,7 @@ def test_a_gpu_that_is_full_is_said_at_once(bundle: Bundle, trt: FakeTensorRT, m
         ({"half": "memory"}, BundleError, "its memory is not as the manifest lists it"),
         ({"validity": ("invalid", 0)}, BackendUnavailable, "gives no reason; is there an NVIDIA GPU"),
         *(({"validity": ("invalid", 2**bit)}, E3DError, "plan: ") for bit in range(7)),
-        ({"validity": ("invalid", 2)}, BackendUnavailable, "is not for this GPU"),
+        ({"validity": ("invalid", 2)}, BackendUnavailable, "another compute capability; build it for this one"),
         ({"validity": ("invalid", 1)}, BundleError, "another version of TensorRT-RTX; build it again"),
         ({"validity": ("invalid", 16)}, ResourceLimit, "more memory than the GPU has"),
     ],
@@ -622,6 +625,28 @@ def test_an_engine_that_does_not_run_here_says_why(
         TensorRTBackend(bundle, target=TARGET)
     assert machine.allocated == 0
     assert machine.counts["stream closed"] == 1
+
+
+def test_a_gpu_that_rtx_has_nothing_for_is_named_before_a_plan_is_asked_for(
+    bundle_path: Path, trt: FakeTensorRT, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda.core.Device, "compute_capability", (9, 0))
+    words = r"neither builds for nor runs on compute capability 9\.0, only 8\.6, 12\.0; .* onnxruntime-cuda"
+    with pytest.raises(BackendUnavailable, match=words) as caught:
+        TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
+    assert "e3d build" not in str(caught.value)
+    assert (trt.runtimes, machine.allocated) == ([], 0)
+
+
+def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: pytest.MonkeyPatch, rtx: Any) -> None:
+    device = SimpleNamespace(name="NVIDIA H100", compute_capability=(9, 0))
+    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(doctor, "_device", lambda: device)
+    assert TARGET not in doctor.installed()
+    assert any("nor runs on compute capability 9.0" in words for words in doctor.examine()["warnings"])
+    device.compute_capability = (8, 9)
+    assert TARGET in doctor.installed()
+    assert doctor.rtx_refusal() is None
 
 
 def test_an_engine_made_for_other_gpus_is_run_and_said(
@@ -674,6 +699,53 @@ def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: 
         TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
     assert len(trt.runtimes) == runtimes, "neither was shown to the library"
     assert not any(runtime.engine_host_code_allowed for runtime in trt.runtimes)
+
+
+@pytest.mark.parametrize(
+    ("words", "driver", "error", "message"),
+    [
+        ("CUDA_ERROR_DEVICE_UNAVAILABLE: busy", (13, 0), BackendUnavailable, "another program has it to itself; end"),
+        ("CUDA_ERROR_OUT_OF_MEMORY: no memory", (13, 0), ResourceLimit, "it has no memory left; close other programs"),
+        ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: no", (13, 0), BackendUnavailable, "restart the machine"),
+        ("CUDA_ERROR_NO_DEVICE: none", (13, 0), BackendUnavailable, "this needs an NVIDIA GPU"),
+        (
+            "CUDA_ERROR_NOT_FOUND: none",
+            (12, 4),
+            BackendUnavailable,
+            r"for CUDA 12\.4, and cuda-bindings .*; update the",
+        ),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_says_why(
+    machine: Machine, words: str, driver: tuple[int, int], error: type[E3DError], message: str
+) -> None:
+    machine.refusal, machine.cuda = words, driver
+    with pytest.raises(error, match=f"^GPU 0: cannot be used \\({words}\\); .*{message}") as caught:
+        Cuda()
+    assert caught.value.exit_code == {BackendUnavailable: 4, ResourceLimit: 7}[error]
+
+
+def test_a_driver_that_is_too_old_for_what_is_compiled_is_said(machine: Machine) -> None:
+    machine.compiler, machine.cuda = False, (12, 4)
+    with pytest.raises(BackendUnavailable, match=r"NVRTC.*; its driver is for CUDA 12\.4"):
+        Cuda().compile_kernel()
+
+
+def test_an_old_cuda_core_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 0.7 is, whose `EventOptions` has the field `enable_timing`."""
+    monkeypatch.setattr(cuda.core, "EventOptions", lambda *, enable_timing=False: None)
+    monkeypatch.setattr(cuda.core, "__version__", "0.7.0")
+    with pytest.raises(BackendUnavailable, match=r"cuda-core 0\.7\.0 is too old .*--upgrade 'cuda-core>=1\.2'"):
+        Cuda()
+
+
+def test_a_cuda_core_that_is_all_experimental_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.core._utils", None)
+    spec = importlib.util.spec_from_file_location("another_cuda", cuda.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(BackendUnavailable, match=r"cuda-core .* is too old .*--upgrade 'cuda-core>=1\.2'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_closing_gives_everything_back(gpu: TensorRTBackend, machine: Machine) -> None:

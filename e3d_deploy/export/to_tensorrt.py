@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.config import EngineConfig
-from e3d_deploy.doctor import machine
+from e3d_deploy.doctor import machine, rtx_refusal
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
 from e3d_deploy.export.cache import EngineCache, key_of
 from e3d_deploy.export.engine_files import move_in, staging
@@ -20,7 +20,7 @@ from e3d_deploy.files import sha256
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.plans import weights_sha256
-from e3d_deploy.runtime.tensorrt_library import Target, library
+from e3d_deploy.runtime.tensorrt_library import Target, library, refusal
 
 RECIPE = "2"
 """Stands for what plan.py tells the builder beside the options; to be raised when that changes, so that the cache
@@ -52,7 +52,7 @@ def build(
             compute at its precision.
     """
     trt = library(target)
-    config = _suited(config or EngineConfig(), target, remark)
+    config = _suited(trt, config or EngineConfig(), target, remark)
     capability = _capability(target, config)
     if capability is None and cache is not None:
         remark("nothing is cached: the GPU cannot be asked what it is; pip install cuda-core")
@@ -170,7 +170,7 @@ def _parts(
     }
 
 
-def _suited(config: EngineConfig, target: Target, remark: Remark) -> EngineConfig:
+def _suited(trt: Any, config: EngineConfig, target: Target, remark: Remark) -> EngineConfig:
     """The options as far as a library has them.
 
     Raises:
@@ -191,6 +191,11 @@ def _suited(config: EngineConfig, target: Target, remark: Remark) -> EngineConfi
             "hardware_compatibility: TensorRT-RTX does not have it, its engines are portable; --compute-capability "
             "names the GPUs that one is for"
         )
+    for capability in config.compute_capabilities:
+        if words := refusal(trt, capability):
+            raise ConfigError(f"compute_capabilities: {words}")
+    if not config.compute_capabilities and (words := rtx_refusal()):
+        remark(f"the engines are for other machines: {words}")
     if config.refittable and not machine()["nvidia_driver"]:
         raise BackendUnavailable(
             "refittable: TensorRT-RTX builds such engines only where there is an NVIDIA driver, and here is none; "
@@ -210,7 +215,7 @@ def _capability(target: Target, config: EngineConfig) -> str | None:
         from cuda.core import Device
 
         from e3d_deploy.runtime.cuda import CudaError
-    except ImportError:
+    except (ImportError, BackendUnavailable):
         return None
     try:
         device = Device(0)

@@ -12,11 +12,27 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
-from cuda import core
-from cuda.core._utils import cuda_utils
+from cuda import bindings, core
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, ShapeError
+from e3d_deploy.errors import BackendUnavailable, E3DError, EngineError, ResourceLimit, ShapeError
+
+UPDATE = "pip install --upgrade 'cuda-core>=1.2'"
+
+
+def _outdated(error: Exception) -> BackendUnavailable:
+    """Return the error for a `cuda.core` that lacks what is used here, all of which 1.0 has."""
+    return BackendUnavailable(f"cuda-core {core.__version__} is too old ({_first_line(error)}); {UPDATE}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+try:
+    from cuda.core._utils import cuda_utils
+except ImportError as error:  # the first releases have `cuda.core.experimental` alone
+    raise _outdated(error) from error
 
 CudaError: type[Exception] = cuda_utils.CUDAError
 """What `cuda.core` raises; it has no public name."""
@@ -39,6 +55,17 @@ extern "C" __global__ void to_frames(const unsigned char* pictures, float* frame
 THREADS = 256
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
 """In what CUDA says when there is none left."""
+REFUSALS: tuple[tuple[str, type[E3DError], str], ...] = (
+    (OUT_OF_MEMORY, ResourceLimit, "it has no memory left; close other programs that use it"),
+    (
+        "DEVICE_UNAVAILABLE",
+        BackendUnavailable,
+        "another program has it to itself; end that program, or let programs share it: "
+        "`nvidia-smi --compute-mode=DEFAULT`",
+    ),
+    ("SYSTEM_DRIVER_MISMATCH", BackendUnavailable, "its driver was updated while in use; restart the machine"),
+)
+"""Names in the words of CUDA for a GPU that cannot be used, and what to do about them."""
 SPARE = 8
 """Pieces of lent memory of each length that are kept when nobody needs them."""
 TURN = threading.RLock()
@@ -51,7 +78,9 @@ class Cuda:
     """One GPU, and the stream of whoever opened this. One thread at a time, each after `make_current`.
 
     Raises:
-        BackendUnavailable: there is no GPU, or no driver for it, or a driver that is too old.
+        BackendUnavailable: there is no GPU, or no driver for it, or a driver or `cuda.core` that is too old, or another
+            program has the GPU to itself.
+        ResourceLimit: the GPU has no memory left.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -70,8 +99,10 @@ class Cuda:
                 self.pool = core.DeviceMemoryResource(number, core.DeviceMemoryResourceOptions()) if pools else None
                 self._events = [self.device.create_event(core.EventOptions(timing_enabled=True)) for _ in range(2)]
                 self.stream = self.device.create_stream(options=core.StreamOptions(nonblocking=True))
+        except (TypeError, AttributeError) as error:
+            raise _outdated(error) from error
         except (RuntimeError, ValueError, CudaError) as error:
-            raise BackendUnavailable(f"GPU {number}: cannot be used ({_first_line(error)}); {REMEDY}") from error
+            raise _refusal(number, error) from error
         self.handle = int(self.stream.handle)
         major, minor = self.device.compute_capability
         self.compute_capability = f"{major}.{minor}"
@@ -215,8 +246,9 @@ class Cuda:
             program = core.Program(KERNEL, "c++", core.ProgramOptions(arch=f"sm_{self.device.arch}"))
             self._kernel = program.compile("cubin").get_kernel("to_frames")
         except (RuntimeError, CudaError) as error:  # there is no such library, or it does not know this GPU
+            remedy = _old_driver() or REMEDY
             raise BackendUnavailable(
-                f"NVRTC, which compiles for the GPU, does not work ({_first_line(error)}); {REMEDY}"
+                f"NVRTC, which compiles for the GPU, does not work ({_first_line(error)}); {remedy}"
             ) from error
 
     def to_frames(self, pictures: Memory, frames: Memory, channels: int, pixels: int) -> None:
@@ -259,6 +291,28 @@ class Cuda:
         self.stream.close()
 
 
+def _refusal(number: int, error: Exception) -> E3DError:
+    """Return the error for a GPU that CUDA does not let be used."""
+    for name, kind, advice in REFUSALS:
+        if name in str(error):
+            return kind(f"GPU {number}: cannot be used ({_first_line(error)}); {advice}")
+    return BackendUnavailable(f"GPU {number}: cannot be used ({_first_line(error)}); {_old_driver() or REMEDY}")
+
+
+def _old_driver() -> str | None:
+    """Return what to do about a driver of an earlier major version than CUDA's libraries; None if that is not so."""
+    try:
+        driver = core.system.get_user_mode_driver_version()
+    except (RuntimeError, CudaError):  # there is none
+        return None
+    if driver[0] >= int(bindings.__version__.partition(".")[0]):
+        return None
+    return (
+        f"its driver is for CUDA {'.'.join(map(str, driver))}, and cuda-bindings {bindings.__version__} needs a newer "
+        "one; update the NVIDIA driver"
+    )
+
+
 def said_plainly(error: Exception) -> Exception:
     """What CUDA raised, as one of our own errors."""
     if OUT_OF_MEMORY in str(error):
@@ -273,7 +327,3 @@ def _in_one_piece(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether strides, in elements, are those of a contiguous array; an axis of length 1 may have any."""
     expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return all(size == 1 or one == other for size, one, other in zip(shape, strides, expected, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -7,7 +7,7 @@ from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineE
 from e3d_deploy.runtime.bundle import SIZES, Bundle
 from e3d_deploy.runtime.cuda import Cuda
 from e3d_deploy.runtime.plans import load_plan
-from e3d_deploy.runtime.tensorrt_library import REMEDY, Target, library, make_logger
+from e3d_deploy.runtime.tensorrt_library import REMEDY, Target, library, make_logger, refusal
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ Range = tuple[int, int, int]
 INVALID: tuple[tuple[str, type[E3DError], str], ...] = (
     ("VERSION_MISMATCH", BundleError, "was built by another version of TensorRT-RTX; build it again"),
     ("MALFORMED_ENGINE", BundleError, "is no engine of TensorRT-RTX; build it again"),
-    ("UNSUPPORTED_CC", BackendUnavailable, "is not for this GPU; build it for its compute capability, or use tensorrt"),
+    ("UNSUPPORTED_CC", BackendUnavailable, "is for GPUs of another compute capability; build it for this one"),
     ("OLD_CUDA_DRIVER", BackendUnavailable, "needs a newer NVIDIA driver; update it"),
     ("OLD_CUDA_RUNTIME", BackendUnavailable, "needs a newer CUDA runtime; pip install --upgrade 'e3d_deploy[rtx]'"),
     ("CUDA_ERROR", BackendUnavailable, "finds no CUDA that works; install the NVIDIA driver again"),
@@ -38,6 +38,8 @@ class Engine:
         self.trt, self.cuda, self.batch = library(target), cuda, bundle.batch
         self.name = f"{bundle.path / 'engines' / graph}.{target}.plan"
         self.logger = make_logger(self.trt)
+        if target == "tensorrt-rtx" and (words := refusal(self.trt, cuda.compute_capability)):
+            raise BackendUnavailable(f"{target}: {words}")
         plan = load_plan(
             bundle, graph, target=target, version=self.trt.__version__, compute_capability=cuda.compute_capability
         )

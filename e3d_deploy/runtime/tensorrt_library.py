@@ -1,6 +1,7 @@
 """TensorRT and TensorRT-RTX as modules: found, loaded, and heard."""
 
 import logging
+import re
 from importlib import import_module
 from typing import Any, Literal
 
@@ -34,6 +35,27 @@ def library(target: Target) -> Any:
         except (ImportError, OSError, RuntimeError) as error:
             reasons.append(str(error).splitlines()[0])
     raise BackendUnavailable(f"{target}: does not load here ({reasons[0]}); {REMEDY[target]}")
+
+
+def capabilities(rtx: Any) -> tuple[str, ...]:
+    """Return the compute capabilities that TensorRT-RTX builds for and runs on, ascending.
+
+    Its builder takes every one that its enum names and refuses all others; a test tries them.
+    """
+    names = (re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(rtx.ComputeCapability))
+    numbers = sorted((int(name[1]), int(name[2])) for name in names if name)
+    return tuple(f"{major}.{minor}" for major, minor in numbers)
+
+
+def refusal(rtx: Any, capability: str) -> str | None:
+    """Return why TensorRT-RTX is not for GPUs of a compute capability, and what is; None where it is for them."""
+    known = capabilities(rtx)
+    if capability in known:
+        return None
+    return (
+        f"TensorRT-RTX {rtx.__version__} neither builds for nor runs on compute capability {capability}, only "
+        f"{', '.join(known)}; on such a GPU use tensorrt, onnxruntime-cuda or torch-cuda-graph"
+    )
 
 
 def make_logger(trt: Any) -> Any:
