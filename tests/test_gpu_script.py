@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import COMPILED, EAGER, FULL, Bench, TimeUp, correctness, flop, limit, main, stepped
+from benchmarks.gpu.__main__ import COMPILED, EAGER, FULL, Bench, TimeUp, correctness, flop, limit, main, stepped
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.model import E3DLSTM
 

@@ -769,7 +769,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=540, help="for all of it")
     parser.add_argument("--sections", default="", help="names, or how they begin, with commas between; all if empty")
     parser.add_argument("--batches", default="1,8,32", help="streams in a step, with commas between")
-    folder = os.environ.get("OUT") or str(Path(__file__).parent / "results")
+    folder = os.environ.get("OUT") or str(Path(__file__).parent.parent / "results")
     parser.add_argument("--out", type=Path, default=Path(folder) / "gpu.json")
     options = parser.parse_args()
     options.batches = [int(one) for one in options.batches.split(",")]
