@@ -1,105 +1,184 @@
-"""The script for a machine with a GPU, as far as a machine without one can run it."""
+"""The benchmark for a GPU from its command line, as far as a machine without a GPU can run it."""
 
-import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from benchmarks.gpu.__main__ import COMPILED, EAGER, FULL, Bench, TimeUp, correctness, flop, limit, main, stepped
-from e3d_deploy.export.torch_backend import TorchBackend
-from e3d_deploy.model import E3DLSTM
+from benchmarks.gpu import bundles, machine
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.bench import TINY
+from benchmarks.gpu.rows import COMPILED, PLAIN
 
 ROOT = Path(__file__).parent.parent
-ABSENT = """
-import sys, runpy
+CPU = ("--device", "cpu", "--quick", "--batches", "1")
+BLOCKED = """
+import sys
 for name in ("click", "rich", "lightning", "onnx", "onnxscript", "onnxruntime", "safetensors", "cuda", "tensorrt_rtx"):
     sys.modules[name] = None
-sys.argv = ["gpu", *sys.argv[1:]]
-runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
 
 
-def test_every_line_that_a_cpu_can_run_runs_and_is_right(tmp_path: Path) -> None:
+def started(*options: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu", *CPU, *options],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*options: str, code: int = 0, **environment: str) -> str:
+    process = started(*options, **environment)
+    out, err = process.communicate()
+    assert process.returncode == code, err
+    return out
+
+
+def read(file: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads(file.read_text())
+    return results
+
+
+def commands() -> str:
+    """Command lines of all processes."""
+    lines = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it ended meanwhile
+            lines.append(process.read_text(errors="replace"))
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with one tiny bundle."""
+    folder = tmp_path_factory.mktemp("bundles")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles, "KINDS", (("cpu", "fp32"),))
+        bundles.export_all(folder, TINY)
+    return folder
+
+
+def test_rows_and_bundles_are_compared_and_timed(tmp_path: Path, exported: Path) -> None:
+    rows = "eager,ring fp32,ring tf32 in-place,ring bf16 in-place,onnxruntime"
     file = tmp_path / "gpu.json"
-    options = ["--device", "cpu", "--quick", "--batches", "1", "--seconds", "200", "--out", str(file)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *options], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "ring fp32" in done.stdout
-    results = json.loads(file.read_text())
+    options = ("--sections", "roofline,plain,bundles", "--rows", rows, "--bundles", str(exported), "--out", str(file))
+    shown = run(*options, "--seconds", "900")
+    results = read(file)
     assert results["failed"] == {}
-    rows = results["correctness"] | results["compiled, correctness"]
-    assert all(rows[name]["passed"] for name in ("eager fp32", "ring fp32", "ring fp32, compiled and captured"))
-    assert all(row["predictions"] < 0.1 for name, row in rows.items() if name != "rounding")
-    assert set(COMPILED) <= set(results["compiled, speed at batch 1"])
-    assert all(row["device_ms"] > 0 and row["speedup"] > 0 for row in results["speed at batch 1"].values())
-    reasons = " ".join(results["skipped"].values())
-    assert all(name in results["skipped"] for name in ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx"))
-    assert "finds no GPU" in reasons
-    assert results["engines"]["validity"]["version"].startswith("1.7") or "tensorrt_rtx" in reasons
-
-
-def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path) -> None:
-    """And says what it left out; where the results go is $OUT."""
-    environment = os.environ | {"OUT": str(tmp_path)}
-    options = ["--device", "cpu", "--quick", "--batches", "1", "--sections", "correctness,backends,engines"]
-    done = subprocess.run(
-        [sys.executable, "-c", ABSENT, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    plain = results["sections"]["plain at batch 1"]
+    assert set(plain) == {"eager fp32", "eager tf32", "ring fp32", "ring tf32 in-place", "ring bf16 in-place"}
+    assert plain["eager fp32"]["passed"]
+    assert plain["ring fp32"]["passed"]
+    assert plain["ring tf32 in-place"]["predictions"] < 1e-5, "TF32 is float32 on a CPU"
+    assert plain["ring bf16 in-place"]["steps"] == plain["ring fp32"]["steps"] > TINY.history_length
+    assert all(row["device_ms"] > 0 and row["speedup"] > 0 and row["predictions"] < 0.1 for row in plain.values())
+    share = plain["ring fp32"]["share_of_peak"]
+    assert share["paper"] >= share["executed"] >= 0
+    on_cpu = results["sections"]["bundles"]["onnxruntime cpu-fp32"]
+    assert on_cpu["passed"]
+    assert 0 < on_cpu["end_to_end_ms"] <= on_cpu["end_to_end_p99_ms"]
+    assert "finds no GPU" in results["skipped"]["bundles: onnxruntime-cuda cpu-fp32"] or "made for the CPU" in str(
+        results["skipped"]
     )
-    assert done.returncode == 0, done.stderr
-    results = json.loads((tmp_path / "gpu.json").read_text())
-    assert results["correctness"]["ring fp32"]["passed"]
-    assert (results["failed"], set(results["skipped"])) == ({}, {"backends", "engines"})
-    assert "safetensors" in results["skipped"]["backends"]
+    assert "ring fp32" in shown
+    assert "bundles: onnxruntime-cuda cpu-fp32: skipped" in shown
 
 
-def test_no_gpu_and_no_time_are_said(
+@pytest.mark.slow
+def test_every_section_runs_to_its_end(tmp_path: Path, exported: Path) -> None:
+    file = tmp_path / "gpu.json"
+    shown = run("--seconds", "1800", "--bundles", str(exported), "--out", str(file))
+    results = read(file)
+    assert results["failed"] == {}
+    sections = results["sections"]
+    assert set(sections["plain at batch 1"]) == {row.name for row in PLAIN}
+    assert set(sections["compiled at batch 1"]) == {row.name for row in COMPILED}
+    kernels = sections["profile at batch 1"]["eager tf32"]["kernels"]
+    assert all(one["calls"] > 0 and one["us"] > 0 and 0 < one["share"] <= 1 for one in kernels)
+    attention = sections["micro at batch 1"]["attention bf16"]["variants"]
+    assert attention["math, mask"]["us"] > 0
+    assert attention["math"]["relative_error"] < 0.02
+    assert "not_run" in attention["cudnn"]
+    assert "µs a step" in shown
+
+
+def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path, exported: Path) -> None:
+    """It says what it left out; the result goes to $OUT."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    rows = "ring fp32,torch-cuda-graph fp32,onnxruntime"
+    options = ("--sections", "plain,backends,bundles", "--rows", rows, "--bundles", str(exported), "--seconds", "900")
+    run(*options, OUT=str(tmp_path), PYTHONPATH=path)
+    results = read(tmp_path / "gpu.json")
+    assert results["sections"]["plain at batch 1"]["ring fp32"]["passed"]
+    assert results["failed"] == {}
+    assert "safetensors" in results["skipped"]["backends: torch-cuda-graph fp32 at batch 1"]
+    assert "bundles: onnxruntime-cuda cpu-fp32" in results["skipped"]
+
+
+def test_a_run_that_is_ended_leaves_a_whole_file_and_no_process(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    process = started("--sections", "plain", "--seconds", "900", "--out", str(file))
+    while not (file.exists() and "running" in read(file)):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert read(file)["interrupted"] == "SIGTERM"
+    assert "results:" in out
+    assert str(file) not in commands()
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_no_gpu_is_said_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(machine, "no_gpu", lambda: "the driver is too old")
+    assert main(["--out", str(tmp_path / "gpu.json")]) == 4
+    assert "the driver is too old" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*CPU, "--seconds", "0", "--out", str(tmp_path / "gpu.json")]) == 0
+    assert "roofline: fp32: skipped, no time was left for it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--rows", "ring fp32,rung", "got 'rung', expected fp32, tf32"),
+        ("--sections", "speed", "got 'speed', expected roofline, plain at batch 1"),
+        ("--costs", "/no/such.json", "not a result file of benchmarks.gpu"),
+        ("--batches", "0", "invalid batches value"),
+    ],
+)
+def test_wrong_options_are_refused(
+    option: str, value: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([*CPU, "--out", str(tmp_path / "gpu.json"), option, value])
+    assert refused.value.code == 2
+    assert expected in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_printed_and_nothing_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "gpu.json"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(file)])
-    assert main() == 4
-    assert "no GPU" in capsys.readouterr().err
+    assert main(["--plan", "--seconds", "60", "--out", str(file)]) == 0
+    shown = capsys.readouterr().out
+    kept, left_out = shown.split("left out")
+    assert "plain at batch 1: eager tf32" in kept
+    assert "compiled at batch 32: torch.compile tf32" in left_out
     assert not file.exists()
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--device", "cpu", "--quick", "--seconds", "0"])
-    assert main() == 0
-    assert "correctness: skipped, no time was left for it" in capsys.readouterr().out
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(argparse.Namespace(device="cpu", quick=True, batches=[1], seconds=100, out=tmp_path / "gpu.json"))
-
-
-@torch.no_grad()
-def test_what_fails_is_recorded_and_the_rest_goes_on(bench: Bench) -> None:
-    rows = {"broken": lambda *_: 1 / 0, "eager fp32": EAGER["eager fp32"]}
-    found: dict[str, Any] = {}
-    correctness(bench, found, rows, batch=1)  # type: ignore[arg-type]
-    assert found["eager fp32"]["passed"]
-    assert "ZeroDivisionError" in bench.results["failed"]["correctness of broken"]
-    with pytest.raises(TimeUp), limit(0.01), bench.guard("slow"):
-        time.sleep(5)
-
-
-@torch.no_grad()
-def test_a_backend_is_compared_and_timed(bench: Bench) -> None:
-    found = stepped(bench, TorchBackend(bench.model), 1)
-    assert found["max_abs_difference"] < 1e-6
-    assert 0 < found["end_to_end_ms"] <= found["end_to_end_p99_ms"]
-
-
-def test_operations_are_those_of_ten_frames_after_ten() -> None:
-    """302 GFLOP at full size: 19 steps, the history growing by one with each."""
-    with torch.device("meta"):
-        model = E3DLSTM(FULL)
-    assert round(sum(flop(model, entries) for entries in range(1, 20)) / 1e9) == 302

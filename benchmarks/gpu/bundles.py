@@ -1,0 +1,87 @@
+"""Bundles for the section `bundles`, small enough to be carried to a machine with a GPU.
+
+    python -m benchmarks.gpu.bundles -o FOLDER [--tiny]
+
+Weights are random with 31 levels each, so that they compress to a fifth. Files that are equal in several bundles, the
+model and the reference clip, are hard links to one file, which tar keeps. The reference clip is a real one, of two
+frames after two: short, so that most of the ring that it records is still zero.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu.bench import FULL, TINY
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export.bundle import export
+from e3d_deploy.files import sha256
+from e3d_deploy.model import E3DLSTM
+
+KINDS = (("gpu", "fp32"), ("cpu", "fp32"), ("cpu", "tf32"), ("cpu", "fp16"))
+"""Rewrites and precision of each. Those for a CPU hold 2D convolutions alone, as CUDA refuses uneven 3D padding."""
+LEVELS = 31
+LINKED_BYTES = 1 << 16
+"""Size from which equal files become links."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export the bundles and return the exit code."""
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu.bundles", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the bundles")
+    parser.add_argument("--tiny", action="store_true", help="the tiny model of --device cpu --quick")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for path in export_all(options.output, TINY if options.tiny else FULL):
+        print(path)
+    return 0
+
+
+def export_all(folder: Path, config: ModelConfig) -> list[Path]:
+    """Export a bundle of each kind, replacing older ones, and link their equal files."""
+    paths = []
+    with tempfile.TemporaryDirectory() as place:
+        source = Path(place) / "model.safetensors"
+        checkpoint.save(coarse_model(config), source)
+        for optimize, precision in KINDS:
+            started = time.monotonic()
+            path = folder / f"{optimize}-{precision}.e3d"
+            export(source, path, context_length=2, horizon=2, optimize=optimize, precision=precision, overwrite=True)
+            print(f"{path.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            paths.append(path)
+    link_equal_files(paths)
+    return paths
+
+
+def coarse_model(config: ModelConfig) -> E3DLSTM:
+    """Return a model with random weights of few levels."""
+    torch.manual_seed(0)
+    model = E3DLSTM(config).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                step = weights.abs().max() / (LEVELS // 2)
+                weights.copy_((weights / step).round() * step)
+    return model
+
+
+def link_equal_files(bundles: Sequence[Path]) -> None:
+    """Replace equal large files by hard links to the first of them."""
+    first: dict[str, Path] = {}
+    for file in sorted(file for bundle in bundles for file in bundle.iterdir()):
+        if not file.is_file() or file.stat().st_size < LINKED_BYTES:
+            continue
+        original = first.setdefault(sha256(file), file)
+        if original is not file:
+            file.unlink()
+            os.link(original, file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Sections of the benchmark, in the order of their worth within a tier; each module lists its rows as units."""
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.plan import Unit
+from benchmarks.gpu.sections import backends, micro, profile, roofline, steps
+
+
+def units(bench: Bench) -> list[Unit]:
+    """Return all there is to run. This does no work on the device."""
+    batches = bench.settings.batches
+    return [
+        *roofline.units(bench),
+        *(unit for batch in outer_first(batches) for unit in steps.plain(bench, batch)),
+        *backends.units(bench),
+        *backends.bundles(bench),
+        *(unit for batch in outer_first(batches) for unit in profile.units(bench, batch)),
+        *(unit for batch in outer_first(batches) for unit in micro.units(bench, batch)),
+        *(unit for batch in outer_first(batches) for unit in steps.compiled(bench, batch)),
+    ]
+
+
+def outer_first(batches: tuple[int, ...]) -> list[int]:
+    """Return the first and the last number of streams before those between, which can be guessed from them."""
+    ends = list(dict.fromkeys((batches[0], batches[-1])))
+    return ends + [batch for batch in batches if batch not in ends]

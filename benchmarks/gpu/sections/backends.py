@@ -1,0 +1,157 @@
+"""Sections `backends` and `bundles`: backends as an application has them, from a picture to the prediction."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.correctness import Yardstick, distance
+from benchmarks.gpu.failures import NotHere
+from benchmarks.gpu.plan import Unit
+
+ON_GPU = ("onnxruntime-cuda", "torch-cuda-graph", "tensorrt", "tensorrt-rtx")
+ON_CPU = ("onnxruntime",)
+"""Backend that stands for them where there is no GPU, so that the section runs to its end."""
+BUILT = {"tensorrt": 90.0, "tensorrt-rtx": 90.0}
+"""Backends that need engines, and the estimated time to build them on a GPU (s)."""
+
+
+def units(bench: Bench) -> list[Unit]:
+    """List torch-cuda-graph in each type, on a model without graphs."""
+    return [
+        Unit(
+            section="backends",
+            row=f"torch-cuda-graph {precision} at batch {batch}",
+            tier=1 if batch == bench.settings.batches[0] else 2,
+            cost_s=3.0,
+            work=partial(torch_cuda_graph, bench, precision, batch),
+        )
+        for batch in bench.settings.batches
+        for precision in ("fp32", "tf32", "bf16")
+    ]
+
+
+def bundles(bench: Bench) -> list[Unit]:
+    """List each backend with each exported bundle."""
+    names = ON_GPU if bench.on_gpu else (*ON_CPU, *ON_GPU)
+    folder = bench.settings.bundles
+    paths = sorted(folder.glob("*.e3d")) if folder else []
+    works: dict[tuple[str, str], Callable[[], dict[str, Any]]] = {
+        (path.name.removesuffix(".e3d"), name): partial(on_bundle, bench, path, name)
+        for name in names
+        for path in paths
+    }
+    if not works:
+        works = {("no bundles", name): partial(no_bundles, folder) for name in names}
+    return [
+        Unit(
+            section="bundles",
+            row=f"{name} {bundle}",
+            tier=3 if name in BUILT else 1,
+            cost_s=BUILT.get(name, 6.0),
+            work=work,
+        )
+        for (bundle, name), work in works.items()
+    ]
+
+
+def no_bundles(folder: Path | None) -> dict[str, Any]:
+    """Skip the row."""
+    given = "no --bundles FOLDER was given" if folder is None else f"{folder} holds no .e3d"
+    raise NotHere(f"{given}; export bundles with `python -m benchmarks.gpu.bundles -o FOLDER`")
+
+
+def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]:
+    """Run torch-cuda-graph on a folder that has a model and no graphs, which is all that it reads."""
+    from e3d_deploy import checkpoint
+    from e3d_deploy.runtime.backend import open_backend
+    from e3d_deploy.runtime.bundle import MODEL, Bundle
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        checkpoint.save(bench.model, Path(folder) / MODEL)
+        lengths = {"context_length": 2, "horizon": 2, "batch": batch, "dynamic_batch": False}
+        manifest = {**lengths, "graphs": {"step": {"precision": precision}}}
+        backend = open_backend(Bundle(Path(folder), manifest, bench.config), "torch-cuda-graph")
+        stack.callback(backend.close)
+        return stepped(bench, backend, batch, judged=precision == "fp32", on_device=True)
+
+
+def on_bundle(bench: Bench, path: Path, name: str) -> dict[str, Any]:
+    """Run a backend on a bundle, beside eager float32 of the bundle's own model."""
+    from e3d_deploy import checkpoint
+    from e3d_deploy.runtime.backend import open_backend
+    from e3d_deploy.runtime.bundle import MODEL, Bundle
+
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        started = time.monotonic()
+        bundle = Bundle.open(path)
+        if name in BUILT:
+            bundle = with_engines(bundle, name, Path(folder) / path.name)
+        backend = open_backend(bundle, name)
+        stack.callback(backend.close)
+        opened_s = round(time.monotonic() - started, 2)
+        own, judged = Bench(bench.settings, checkpoint.load(path / MODEL)), bundle.precision == "fp32"
+        found = stepped(own, backend, bundle.batch, judged=judged, on_device=name in ON_GPU)
+        return {"opened_s": opened_s, **found}
+
+
+def with_engines(bundle: Any, name: Any, copy: Path) -> Any:
+    """Return a copy of a bundle with engines, as the given one may be read-only or shared."""
+    from e3d_deploy.export.to_tensorrt import build
+    from e3d_deploy.runtime.bundle import Bundle
+    from e3d_deploy.runtime.cuda import Cuda
+    from e3d_deploy.runtime.tensorrt_library import library
+
+    library(name)
+    Cuda()  # both say what is missing before minutes are spent on a build
+    shutil.copytree(bundle.path, copy)
+    build(Bundle.open(copy), name)
+    return Bundle.open(copy)
+
+
+def stepped(bench: Bench, backend: Any, batch: int, *, judged: bool, on_device: bool) -> dict[str, Any]:
+    """Compare a backend with eager float32 beyond a full ring, and time its step.
+
+    Args:
+        judged: its products are float32, so the difference has a budget.
+        on_device: it is a `DeviceBackend`, which measures its time on the GPU.
+    """
+    yardstick = Yardstick(bench, batch)
+    expected, count = yardstick.expected[0], len(yardstick.frames)
+    pictures, predictions = bench.pictures(batch, count), []
+    state = backend.initial_state(batch)
+    for shown in pictures:
+        prediction, state = backend.step(shown, state)
+        predictions.append(torch.from_numpy(prediction).to(bench.device))
+    found: dict[str, Any] = {"predictions": distance(torch.stack(predictions), expected), "steps": count}
+    if judged:
+        found["budget"] = yardstick.budget()
+        found["passed"] = found["predictions"] <= found["budget"]
+    return found | times_of(bench, backend, pictures, state, on_device=on_device)
+
+
+def times_of(bench: Bench, backend: Any, pictures: np.ndarray, state: Any, *, on_device: bool) -> dict[str, Any]:
+    """Time steps one by one: from picture to prediction, and then on the device."""
+    whole: list[float] = []
+    device: list[float] = []
+    began = time.perf_counter()
+    while len(whole) < 5 or (len(whole) < 2000 and time.perf_counter() - began < bench.rounds * bench.block_s):
+        started = time.perf_counter()
+        _, state = backend.step(pictures[len(whole) % len(pictures)], state)
+        whole.append(time.perf_counter() - started)
+    if on_device:
+        for shown in pictures:
+            # A backend measures from the first time on that it is asked, so the first answer is None.
+            device += [] if backend.device_ms is None else [backend.device_ms]
+            _, state = backend.step(shown, state)
+    p50, p99 = (round(1000 * float(one), 4) for one in np.quantile(whole, (0.5, 0.99)))
+    device_ms = round(float(np.median(device)), 4) if device else None
+    return {"end_to_end_ms": p50, "end_to_end_p99_ms": p99, "device_ms": device_ms, "calls": len(whole)}
