@@ -1,0 +1,118 @@
+"""Packages and folders made small enough to travel."""
+
+import hashlib
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.borrowed import Machine, canonical
+from benchmarks.gpu.fatbin import Pruned, prune
+
+PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
+UNUSED = (
+    *("onnxruntime/backend", "onnxruntime/datasets", "onnxruntime/quantization", "onnxruntime/tools"),
+    *("onnxruntime/transformers", "onnxruntime/ThirdPartyNotices.txt", "onnxruntime/Privacy.md"),
+    *("onnxruntime/capi/libonnxruntime.so*", "onnxruntime/capi/libonnxruntime_providers_tensorrt.so", "bin"),
+)
+"""Parts of onnxruntime-gpu that a session on CUDA does not read."""
+UNCALLED = re.compile(rb"flash|cutlass|[Mm]oe|attention_kernel_batched|onnxruntime3llm|fpA_intB|Attention|attention")
+"""Kernels of language models; recall is products of matrices and a softmax in our graphs."""
+
+
+def install(packages: Mapping[str, str], folder: Path, machine: Machine) -> None:
+    """Install packages for the machine's Python into a folder, without what they depend on.
+
+    Raises:
+        SystemExit: pip finds no such version for that machine.
+    """
+    if not packages:
+        return
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--only-binary=:all:"]
+    target = ["--target", str(folder), "--python-version", machine.python_tag, "--implementation", "cp"]
+    platforms = [f"--platform={name}" for name in machine.platforms]
+    wanted = [f"{name}=={version}" for name, version in packages.items()]
+    done = subprocess.run([*pip, *target, *platforms, *wanted], capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise SystemExit(
+            f"{' '.join(wanted)}: pip found no wheels for Python {machine.python_tag}, glibc {machine.libc} "
+            f"({'; '.join(errors[:2])}); change the versions in machine.json"
+        )
+
+
+def shrink_onnxruntime(site: Path, machine: Machine) -> Pruned:
+    """Leave of onnxruntime-gpu in a folder what runs our graphs on the machine's GPU."""
+    for pattern in UNUSED:
+        for path in site.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        decompress = zstandard(Path(folder))
+        library = bytearray((site / PROVIDER).read_bytes())
+        pruned = prune(library, machine.architecture, uncalled=UNCALLED, decompress=decompress)
+    (site / PROVIDER).write_bytes(library)
+    return pruned
+
+
+def zstandard(folder: Path) -> Callable[[bytes, int], bytes]:
+    """Return a function that decompresses Zstandard; it is installed into the folder, as nothing else needs it."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), "zstandard==0.25.0"]
+    subprocess.run(pip, check=True, capture_output=True)
+    sys.path.insert(0, str(folder))
+    try:
+        module: Any = importlib.import_module("zstandard")
+    finally:
+        sys.path.remove(str(folder))
+    decompressor = module.ZstdDecompressor()
+    return lambda data, length: bytes(decompressor.decompress(data, max_output_size=length))
+
+
+def archive(folder: Path, file: Path) -> None:
+    """Write a folder as a .tar.xz, the same bytes for the same files; equal files are stored once, as hard links."""
+    stored: dict[str, str] = {}
+
+    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        member.mtime = 0
+        return member
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w:xz", preset=6, dereference=True) as tar:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = str(path.relative_to(folder))
+            with path.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            member = plain(tar.gettarinfo(path, name))
+            if digest in stored:
+                member.type, member.linkname, member.size = tarfile.LNKTYPE, stored[digest], 0
+                tar.addfile(member)
+                continue
+            member.type, stored[digest] = tarfile.REGTYPE, name
+            member.size = path.stat().st_size
+            with path.open("rb") as content:
+                tar.addfile(member, content)
+
+
+def distributions(file: Path) -> set[str]:
+    """Return the names of the Python packages in an archive."""
+    with tarfile.open(file) as tar:
+        found = {re.match(r"([^/]+)-[^-/]+\.dist-info/", name) for name in tar.getnames()}
+    return {canonical(match[1]) for match in found if match}
+
+
+def unpack(packed: Sequence[Path], folder: Path) -> list[Path]:
+    """Unpack the archives in packed folders, each into a folder of the same name; return these."""
+    made = []
+    for piece in packed:
+        for file in sorted(piece.glob("*.tar.xz")):
+            with tarfile.open(file) as tar:
+                tar.extractall(folder / piece.name, filter="data")
+        made.append(folder / piece.name)
+    return made

@@ -1,0 +1,157 @@
+"""Fetch and pack what travels to a borrowed GPU machine.
+
+    python -m benchmarks.gpu.prepare [-o .gpu-pack] [--pieces NAME,...] [--rehearse]
+
+Makes four pieces, each a folder with one archive: `onnxruntime`, onnxruntime-gpu for the one chip with cuda-core;
+`bundles`; `digits`; `packages`, what the calls import and the machine lacks, found by running them here on tiny sizes.
+Then adds up what travels in each call and prints the commands. Needs a network (pip, npm), git and a few minutes.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from benchmarks.gpu import borrowed
+from benchmarks.gpu.borrowed import Machine
+from benchmarks.gpu.call import CALLS, CARRIED, PACK, ROOT, SECONDS
+from benchmarks.gpu.lacking import Confiner, joined_path, versions_here
+from benchmarks.gpu.pack import archive, install, shrink_onnxruntime
+from benchmarks.gpu.travel import MIB, check_travel
+from e3d_deploy.errors import ConfigError, E3DError
+
+NEXT = {"probe": "probe", "train": "next", "numbers": "next"}
+"""Argument by which a call is started; the second decides by the results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packer:
+    """Makes the pieces in a folder."""
+
+    machine: Machine
+    pack: Path
+
+    def onnxruntime(self, folder: Path) -> None:
+        install(self.machine.carried, folder, self.machine)
+        pruned = shrink_onnxruntime(folder, self.machine)
+        kept, zeroed = pruned.kept_bytes / MIB, pruned.zeroed_bytes / MIB
+        print(f"onnxruntime: kept {kept:.1f} MiB of machine code, zeroed {zeroed:.1f} MiB")
+
+    def bundles(self, folder: Path) -> None:
+        module("benchmarks.gpu.bundles", "-o", str(folder))
+
+    def digits(self, folder: Path) -> None:
+        module("benchmarks.digits", "-o", str(folder))
+
+    def packages(self, folder: Path) -> None:
+        lacking = self.lacking()
+        versions = versions_here(lacking)
+        install(versions, folder, self.machine)
+        for name, version in versions.items():
+            print(f"packages: {name} {version}, for `import {lacking[name]}`")
+
+    def lacking(self) -> dict[str, str]:
+        """Run every call here on tiny sizes; return the packages that it imports and the machine lacks."""
+        found: dict[str, str] = {}
+        for call in CALLS:
+            with tempfile.TemporaryDirectory(prefix="gpu-imports-") as name:
+                folder = Path(name)
+                confined = Confiner(machine=self.machine, carried=frozenset(self.machine.carried)).confined(
+                    folder, learn=True
+                )
+                variables = {**confined.variables, "OUT": str(folder / "out")}
+                tiny = ("--device", "cpu", "--quick", "--pack", str(self.pack))
+                module("benchmarks.gpu.call", call, *tiny, variables=variables)
+                found |= confined.lacking()
+        return found
+
+    @property
+    def pieces(self) -> dict[str, Callable[[Path], None]]:
+        """Functions that fill a folder, by the name of the piece; the last one runs the calls on the others."""
+        return {
+            "onnxruntime": self.onnxruntime,
+            "bundles": self.bundles,
+            "digits": self.digits,
+            "packages": self.packages,
+        }
+
+    def make(self, piece: str) -> None:
+        """Make a piece anew."""
+        target = self.pack / piece
+        shutil.rmtree(target, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix="gpu-pack-") as folder:
+            self.pieces[piece](Path(folder))
+            archive(Path(folder), target / f"{piece}.tar.xz")
+        size = (target / f"{piece}.tar.xz").stat().st_size
+        print(f"{piece}: {size / MIB:.1f} MiB packed", flush=True)
+
+
+def module(name: str, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
+    """Run a module of the checkout.
+
+    Raises:
+        SystemExit: it fails, with the end of its output.
+    """
+    variables = variables or {}
+    path = joined_path(*filter(None, [variables.get("PYTHONPATH")]), ROOT)
+    command = [sys.executable, "-m", name, *arguments]
+    environment = {**os.environ, **variables, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
+        raise SystemExit(f"{' '.join(command[1:])}: exit code {done.returncode}; mend what it says\n{tail}")
+
+
+def plan(pack: Path, machine: Machine) -> list[str]:
+    """Return what to run and what to carry in each call, after checking its size.
+
+    Raises:
+        ConfigError: a piece is not there.
+        ResourceLimit: a call carries too much.
+    """
+    if missing := [piece for piece in dict.fromkeys(chain(*CARRIED.values())) if not (pack / piece).is_dir()]:
+        raise ConfigError(f"{pack}: lacks {', '.join(missing)}; make them with --pieces {','.join(missing)}")
+    lines = []
+    for call in CALLS:
+        carried = [pack / piece for piece in CARRIED[call]]
+        travel = check_travel(ROOT, carried, machine.limits)
+        sizes = ", ".join(f"{name} {size / MIB:.1f}" for name, size in travel.carried_bytes.items())
+        lines += [
+            f"{call}: python3 -m benchmarks.gpu.call {NEXT[call]}    # at most {SECONDS[call]:.0f} s",
+            f"    carry: {' '.join(str(folder.relative_to(ROOT)) for folder in carried)}",
+            f"    {travel.total_bytes / MIB:.1f} of {machine.limits.travel_bytes / MIB:.0f} MiB: "
+            f"checkout {travel.tracked_bytes / MIB:.1f}, {sizes}",
+        ]
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu.prepare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("-o", "--output", type=Path, default=PACK, help="folder within the checkout, ignored by git")
+    parser.add_argument("--pieces", default="", help="make these alone; the others are there from before")
+    parser.add_argument("--rehearse", action="store_true", help="rehearse the calls afterwards")
+    options = parser.parse_args()
+    machine = borrowed.read()
+    packer = Packer(machine=machine, pack=options.output.absolute())
+    try:
+        for piece in options.pieces.split(",") if options.pieces else packer.pieces:
+            packer.make(piece)
+        print(*plan(packer.pack, machine), sep="\n", flush=True)
+    except E3DError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if options.rehearse:
+        from benchmarks.gpu.rehearse import rehearse
+
+        return rehearse(packer.pack, machine)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
