@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from e3d_deploy import checkpoint, contract
@@ -28,7 +28,7 @@ from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.drift import Drift
 from e3d_deploy.export.emulate import Steps, emulated, session
 from e3d_deploy.export.plan import build_plan
-from e3d_deploy.export.precision import LARGEST, LOW, evaluate, fixed_values, products, stamp, typed
+from e3d_deploy.export.precision import LOW, NUMPY, PRODUCTS, evaluate, fixed_values, products, stamp, typed
 from e3d_deploy.export.quantize import calibrate
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
@@ -45,6 +45,8 @@ SEMANTICS = {
 }
 NATIVE = ("fp16", "int8")
 """What ONNX Runtime runs as it is."""
+SUMMED = 1e-5
+"""Error of a product that is summed up in float32, of the sum of absolute values; measured 7e-7."""
 
 
 def network(config: ModelConfig) -> E3DLSTM:
@@ -132,9 +134,23 @@ def test_graphs_are_valid_and_typed_where_they_should_be(case: Case, policy: str
         )
 
 
-# Measured on the cases below: 6e-7 for what is cast and 3e-8 for what is quantised, which on another processor may fall
-# to the other side of a rounding.
-SAME = {"fp16": 1e-5, "bf16": 1e-5, "int8": 2e-2, "fp8": 2e-2}
+SAME = {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.15, "fp8": 0.3}
+"""Largest difference of predictions where one typed step is computed in two ways.
+
+Measured on one processor: 6e-7 for what is cast and 3e-8 for what is quantised, as both ways used the same kernels.
+Where they do not, a value may fall to the other side of a rounding to the low type. With a random 1e-7 of each float32
+result added, predictions moved by up to 1.1e-3, 6.1e-3, 4.1e-2 and 1e-4 over a rollout; one float8 more or less is
+larger, and seldom. That the graphs have the same types is a test of its own, and that they compute the same in float32.
+"""
+EMULATION = {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.15, "fp8": 0.3}
+"""Largest difference of a step from ONNX's reference; measured 2e-6, and 1e-4 in float8. With a random 1e-7 of each
+float32 result added: 1.1e-3, 7.0e-3, 3.4e-2, and 1e-4 again."""
+FIRST_STEP = {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.1, "fp8": 0.3}
+"""What a type costs at the first step; measured 6e-4, 6e-3, 3e-2 and 9e-2, the largest of three networks."""
+OPENVINO = {"fp16": 2e-3, "bf16": 5e-2, "int8": 0.15}
+"""Largest difference of OpenVINO's first step from the emulation; measured 4.3e-4, 2.6e-3 and 2.4e-7 on a processor
+that computes all but int8 in float32. Where bfloat16 is native, OpenVINO keeps every value of the step in it: rounding
+all of them in the emulation moved predictions by 1.2e-2. In int8 a pair behind a concatenation made it 0.2."""
 
 
 @pytest.mark.parametrize("policy", LOW)
@@ -173,26 +189,62 @@ def test_first_step_of_zero_states_keeps_to_pytorch(case: Case, policy: str) -> 
     exact = Steps(session(step_graph(case.core, case.config, 1), threads=1), case.config, 1)
     frame = case.clips[0][:1]
     found, expected = steps.step(frame, steps.initial_state())[0], exact.step(frame, exact.initial_state())[0]
-    # Measured, the largest of three: 6e-4, 6e-3, 3e-2, 9e-2.
-    assert np.abs(found - expected).max() < {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.1, "fp8": 0.3}[policy]
+    assert np.abs(found - expected).max() < FIRST_STEP[policy]
+
+
+def step_feed(case: Case) -> dict[str, Any]:
+    """A frame, and states of noise that have seen four."""
+    rng = np.random.default_rng(3)
+    feed: dict[str, Any] = {contract.FRAME: case.clips[0][:1]}
+    for name, value in initial_arrays(case.config, 1).items():
+        feed[name] = np.full(1, 4, np.int32) if name == "written" else rng.standard_normal(value.shape, np.float32)
+    return feed
 
 
 @pytest.mark.parametrize("policy", LOW)
 def test_emulation_is_what_the_types_say(paper: Case, policy: str) -> None:
-    """Against ONNX's own reference, which knows the types. Measured: 2e-6, where the types cost 6e-4 to 0.25; in fp8
-    one element of 192 is one rounding off, 1e-4."""
-    graph = paper.graphs(policy)["step"]
-    rng = np.random.default_rng(3)
-    feed: dict[str, Any] = {contract.FRAME: paper.clips[0][:1]}
-    for name, value in initial_arrays(paper.config, 1).items():
-        feed[name] = np.full(1, 4, np.int32) if name == "written" else rng.standard_normal(value.shape, np.float32)
+    """Against ONNX's own reference, which knows the types."""
+    graph, feed = paper.graphs(policy)["step"], step_feed(paper)
     names = [output.name for output in graph.graph.output]
     with np.errstate(all="ignore"):
         expected = dict(zip(names, ReferenceEvaluator(graph).run(None, feed), strict=True))
     found = Steps(session(emulated(graph, policy), threads=1), paper.config, 1).run(feed.pop(contract.FRAME), feed)
     for name in names:
-        close = 1e-3 if policy in LARGEST else 1e-5
-        np.testing.assert_allclose(found[name], np.asarray(expected[name]), rtol=0, atol=close, err_msg=name)
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=EMULATION[policy], err_msg=name)
+
+
+@pytest.mark.parametrize(("policy", "half_unit"), [("fp16", 2.0**-11), ("bf16", 2.0**-8)])
+def test_emulated_products_are_rounded_once(paper: Case, policy: str, half_unit: float) -> None:
+    """Each from its own factors, so that no rounding before it counts."""
+    model = emulated(paper.graphs(policy)["step"], policy)
+    nodes = [node for node in model.graph.node if node.op_type in PRODUCTS and node.output[0].endswith("/wide")]
+    assert len(nodes) == sum(map(len, products(paper.core).values()))
+    for node in nodes:
+        result = node.output[0].removesuffix("/wide")
+        model.graph.node.append(helper.make_node("Cast", [result], [f"{result}/seen"], to=TensorProto.FLOAT))
+        for name in (*node.input, f"{result}/seen"):
+            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    feed = step_feed(paper)
+    values = Steps(session(model, threads=1), paper.config, 1).run(feed.pop(contract.FRAME), feed)
+    for node in nodes:
+        one, other = (values[name] for name in node.input)
+        found = values[node.output[0].removesuffix("/wide") + "/seen"]
+        for value in (one, other, found):
+            np.testing.assert_array_equal(value.astype(NUMPY[policy]).astype(np.float32), value, err_msg=node.name)
+        exact, size = product(node, one, other), product(node, np.abs(one), np.abs(other))
+        assert (np.abs(found - exact) <= half_unit * np.abs(exact) + SUMMED * size).all(), node.name
+
+
+def product(node: NodeProto, one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A matrix product or a convolution in float64."""
+    if node.op_type == "MatMul":
+        return np.matmul(one, other, dtype=np.float64)
+    x, kernel = torch.from_numpy(one).double(), torch.from_numpy(other).double()
+    axes = x.ndim - 2
+    pads = helper.get_node_attr_value(node, "pads")  # before each axis, then after each
+    around = [side for axis in reversed(range(axes)) for side in (pads[axis], pads[axes + axis])]
+    convolution = torch.nn.functional.conv2d if axes == 2 else torch.nn.functional.conv3d
+    return convolution(torch.nn.functional.pad(x, around), kernel).numpy()
 
 
 def test_tf32_is_emulated_to_the_bit() -> None:
@@ -300,7 +352,7 @@ def test_typed_graphs_take_any_number_of_streams(paper: Case, policy: str) -> No
     frames = np.stack([clip[0] for clip in paper.clips])
     found, _ = two.step(frames, two.initial_state())
     expected = [one.step(frame[None], one.initial_state())[0] for frame in frames]
-    np.testing.assert_allclose(found, np.concatenate(expected), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=0, atol=SAME[policy])
 
 
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
@@ -425,16 +477,16 @@ def test_the_manifest_says_what_was_measured_and_on_what(bundles: dict[str, Bund
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "fp32"])
 def test_verify_judges_by_the_policy(bundles: dict[str, Bundle], policy: str) -> None:
     bundle = bundles[policy]
-    report = verify(bundle, open_backend(bundle, "emulated", threads=1), open_backend(bundle, "torch"))
+    report = verify(bundle, open_backend(bundle, "emulated"), open_backend(bundle, "torch"))
     assert report.passed
     assert math.isinf(report.budget)
     assert (report.dssim_budget, report.dpsnr_budget) == (0.5, 20)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["budget"] is None
-    # What was measured when it was exported, on this clip among others, comes out again.
+    # What was measured when it was exported, on this clip among others and with as many threads, comes out again.
     assert max(report.predictions) <= 1.01 * bundle.manifest["precision"]["drift"]["difference"]
     strict = Bundle(bundle.path, {**bundle.manifest, "precision": {"budget": {"dssim": 0.0}}}, bundle.config)
     assert report.dssim is not None
-    assert verify(strict, open_backend(bundle, "emulated", threads=1)).passed == (report.dssim <= 0)
+    assert verify(strict, open_backend(bundle, "emulated")).passed == (report.dssim <= 0)
 
 
 def test_a_clip_without_what_came_next_cannot_judge_a_low_precision(bundles: dict[str, Bundle]) -> None:
@@ -487,9 +539,8 @@ def test_a_layer_that_overflows_is_found_and_excluded(overflowing: tuple[Path, G
 def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case, bundles: dict[str, Bundle]) -> None:
     """And measures no dearer one."""
     fp16, int8 = (bundles[policy].manifest["precision"]["drift"]["difference"] for policy in ("fp16", "int8"))
-    budget = Budget(difference=1.1 * fp16)
-    assert budget.difference is not None
-    assert budget.difference < int8
+    assert 10 * fp16 < int8, "so that the order is none of rounding"
+    budget = Budget(difference=2 * fp16)
     auto = make(folder, paper.core, "auto.e3d", precision="auto", budget=budget)
     tried = [(one["policy"], one["fits"]) for one in auto.manifest["precision"]["tried"]]
     assert tried == [("int8", False), ("fp16", True)]
@@ -544,7 +595,8 @@ def test_a_budget_of_differences_is_of_predictions(bundles: dict[str, Bundle], p
     drift = bundle.manifest["precision"]["drift"]["difference"]
     graphs = bundle.manifest["graphs"]
     graphs = {**graphs, "step": {**graphs["step"], "precision": policy}}
-    entry = {"policy": policy, "budget": {"difference": 1.01 * drift}}
+    # The rollout and the clip graph may round other values to other sides than the steps that export measured.
+    entry = {"policy": policy, "budget": {"difference": 2 * drift}}
     judged = Bundle(bundle.path, {**bundle.manifest, "graphs": graphs, "precision": entry}, bundle.config)
     report = verify(judged, open_backend(bundle, "emulated", threads=1))
     assert report.worst <= report.budget
@@ -589,16 +641,13 @@ def test_export_auto_prints_the_table(folder: Path, paper: Case, monkeypatch: py
 @pytest.mark.parametrize("policy", ["fp16", "bf16", "int8"])
 def test_openvino_reads_the_same_file(bundles: dict[str, Bundle], policy: str) -> None:
     """Where a processor has no such type it computes in float32 from weights of it, so that it may be more exact."""
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
     bundle = bundles[policy]
-    request = openvino.Core().compile_model(bundle.graph("step"), "CPU").create_infer_request()
-    feed: dict[str, Any] = {contract.FRAME: bundle.reference()["frames"][:1], **initial_arrays(bundle.config, 1)}
-    results = request.infer(feed)
-    found = next(value for port, value in results.items() if contract.PREDICTION in port.get_names())
-    emulation = open_backend(bundle, "emulated", threads=1)
-    expected, _ = emulation.step(feed[contract.FRAME], emulation.initial_state())
-    # Measured: 6e-4, 6e-3 and 2e-2; behind a concatenation, a pair made the last 0.2.
-    assert np.abs(found - expected).max() < {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.05}[policy]
+    frame = bundle.reference()["frames"][:1]
+    backend, emulation = (open_backend(bundle, name, threads=1) for name in ("openvino", "emulated"))
+    found, _ = backend.step(frame, backend.initial_state())
+    expected, _ = emulation.step(frame, emulation.initial_state())
+    assert np.abs(found - expected).max() < OPENVINO[policy]
 
 
 @pytest.mark.parametrize("graph", ["step", pytest.param("rollout", marks=pytest.mark.slow)])
