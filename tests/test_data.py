@@ -25,7 +25,7 @@ SIZE = (32, 48)
 """Height and width of the clips in files here."""
 ROUNDED_PLACES = 1.5  # pixels; √2 where both axes are rounded down, measured 0.80
 ROUNDED_TWICE = 1  # gray level; Pillow averages rows, then columns, measured 1
-CODED = 3  # gray levels between a picture and its video; measured 2, where it is scaled
+CODED = 6  # gray levels between a picture and its video; measured 2, and swscale's SIMD rounds in other ways elsewhere
 
 # Moving MNIST
 

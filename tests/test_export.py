@@ -31,8 +31,11 @@ from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.verify import check_contract, verify
 
-# Measured on the cases below: less than 4e-6, where states reach 4.
-CLOSE = 1e-5
+CLOSE = 3e-5
+"""Largest difference between two ways to compute a step, over as many as 12; measured 4.3e-6, where states reach 4."""
+LITTLE_VARIANCE = 5e-3
+"""Likewise of a norm whose input has a mean of 3 and a deviation of 0.001, so that float32 keeps four digits of it;
+measured 5.3e-4."""
 
 CASES = {
     # 8 steps: the ring of 4 is overfull, and `written` has gone back once.
@@ -233,30 +236,34 @@ def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float, semantics: S
 
 @pytest.mark.parametrize("window_length", [1, 2, 3])
 def test_flat_convolution_equals_the_3d_one(window_length: int) -> None:
+    torch.manual_seed(5)
     convolution = Convolution(3, 5, 5)
     window = torch.randn(2, 3, window_length, 6, 8)
-    torch.testing.assert_close(FlatConvolution(convolution)(window), convolution(window), rtol=0, atol=1e-5)
+    torch.testing.assert_close(FlatConvolution(convolution)(window), convolution(window), rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("grid", [(6, 8), (5, 7)])
 def test_flat_openstl_convolution_equals_the_3d_one(grid: tuple[int, int], stride: int) -> None:
+    torch.manual_seed(5)
     convolution = OpenSTLConvolution(3, 5, 5, stride)
     window = torch.randn(2, 3, 2, *grid)
     found = FlatOpenSTLConvolution(convolution)(window)
     assert found.shape == (2, 5, 2, *grid)
-    torch.testing.assert_close(found, convolution(window), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, convolution(window), rtol=0, atol=CLOSE)
 
 
 def test_plain_norm_equals_group_norm_on_little_and_on_no_variance() -> None:
+    torch.manual_seed(5)
     norm = torch.nn.GroupNorm(1, 6, eps=1e-12)
     torch.nn.init.normal_(norm.weight)
     for x in (torch.randn(2, 6, 2, 4, 5), 3 + 1e-3 * torch.randn(2, 6, 2, 4, 5), torch.zeros(2, 6, 2, 4, 5)):
         expected = torch.nn.functional.group_norm(x.double(), 1, norm.weight.double(), norm.bias.double(), 1e-12)
-        torch.testing.assert_close(PlainNorm(norm)(x).double(), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(PlainNorm(norm)(x).double(), expected, rtol=0, atol=LITTLE_VARIANCE)
 
 
 def test_plain_norm_equals_layer_norm_with_a_scale_per_position() -> None:
+    torch.manual_seed(5)
     norm = torch.nn.LayerNorm((6, 2, 4, 5))
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)
@@ -266,12 +273,13 @@ def test_plain_norm_equals_layer_norm_with_a_scale_per_position() -> None:
 
 @pytest.mark.parametrize("semantics", ["paper", "openstl"])
 def test_plain_recall_equals_recall_and_hides_empty_slots(semantics: Semantics) -> None:
+    torch.manual_seed(5)
     gate, history = torch.rand(2, 4, 2, 3, 5), torch.randn(2, 3, 30, 4)
     padded = torch.cat([history, torch.zeros(2, 2, 30, 4)], dim=1).flatten(1, 2)
     bias = torch.zeros(2, 1, 150)
     bias[:, :, 90:] = -torch.inf
     found, expected = PlainRecall(semantics)(gate, (padded, bias)), Recall(semantics)(gate, history.unbind(1))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize(("steps", "written"), [(0, 1), (6, 7), (7, 4), (8, 5), (11, 4)])

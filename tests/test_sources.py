@@ -33,7 +33,7 @@ SPLITS = ("train", "valid", "test")
 KTH_FRAMES = 1e-6  # measured 0: every bit is OpenCV's
 READING_MB = 30  # that memory may grow by while 300 MB are read in windows; measured 5.8
 UNPACKING_MB = 30  # while 200 MB are unpacked and read; measured 6.6
-CODED = 3  # gray levels between a picture and its video, as in test_data.py
+CODED = 6  # gray levels between a picture and its video, as in test_data.py
 
 
 def source_of(path: Path | str, **changes: Any) -> Source:
