@@ -34,9 +34,9 @@ from e3d_deploy.runtime.bundle import MODEL
 from e3d_deploy.runtime.verify import verify
 from tests.fake_cuda import Machine
 
-ROUNDING = 1e-5
-"""Predictions and states after 11 steps; measured 1.5e-6."""
-LOW_ROUNDING = {"bf16": 0.08, "fp16": 0.01}
+ROUNDING = 5e-5
+"""Predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""
+LOW_ROUNDING = {"bf16": 0.15, "fp16": 0.02}
 """Likewise, of predictions; measured 0.037 and 0.004, in random networks on noise."""
 ARITHMETIC = """
 import sys, torch
