@@ -22,6 +22,8 @@ ON_CPU = ("onnxruntime",)
 """Backend that stands for them where there is no GPU, so that the section runs to its end."""
 BUILT = {"tensorrt": 90.0, "tensorrt-rtx": 90.0}
 """Backends that need engines, and the estimated time to build them on a GPU (s)."""
+COMPILED = {"torch-cuda-graph": 45.0}
+"""Backends that compile their step when they open, and the estimated time of that (s)."""
 
 
 def units(bench: Bench) -> list[Unit]:
@@ -31,7 +33,7 @@ def units(bench: Bench) -> list[Unit]:
             section="backends",
             row=f"torch-cuda-graph {precision} at batch {batch}",
             tier=1 if batch == bench.settings.batches[0] else 2,
-            cost_s=3.0,
+            cost_s=COMPILED["torch-cuda-graph"],
             work=partial(torch_cuda_graph, bench, precision, batch),
         )
         for batch in bench.settings.batches
@@ -55,8 +57,8 @@ def bundles(bench: Bench) -> list[Unit]:
         Unit(
             section="bundles",
             row=f"{name} {bundle}",
-            tier=3 if name in BUILT else 1,
-            cost_s=BUILT.get(name, 6.0),
+            tier=3 if name in BUILT else 2 if name in COMPILED else 1,
+            cost_s={**BUILT, **COMPILED}.get(name, 6.0),
             work=work,
         )
         for (bundle, name), work in works.items()

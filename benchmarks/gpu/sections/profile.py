@@ -8,7 +8,7 @@ from torch.profiler import profile as profiler
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.plan import Unit
-from benchmarks.gpu.rows import PLAIN, Row
+from benchmarks.gpu.rows import COMPILED, PLAIN, Row
 from benchmarks.gpu.speed import warm_up
 from e3d_deploy.export.ring import arithmetic
 
@@ -24,10 +24,10 @@ def units(bench: Bench, batch: int) -> list[Unit]:
             section=f"profile at batch {batch}",
             row=row.name,
             tier=tier,
-            cost_s=3.0,
+            cost_s=60.0 if row in COMPILED else 3.0,
             work=partial(kernels, bench, batch, row),
         )
-        for row in PLAIN
+        for row in (*PLAIN, *COMPILED)
         if row.profiled
     ]
 
