@@ -14,10 +14,15 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import KEY
 
 FORMAT = 1
+WIDENED = (torch.float16, torch.bfloat16)
+"""Types that `load` turns into float32."""
 
 
-def save(model: E3DLSTM, path: str | Path) -> None:
-    """Write weights (float32) and config to `path`, whole or not at all.
+def save(model: E3DLSTM, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write weights and config to `path`, whole or not at all.
+
+    Args:
+        dtype: type of the weights in the file.
 
     Raises:
         CheckpointError: no such folder.
@@ -25,12 +30,17 @@ def save(model: E3DLSTM, path: str | Path) -> None:
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it first")
-    weights = {name: weight.detach().float().cpu().contiguous() for name, weight in model.state_dict().items()}
-    write_file(path, serialize(weights, {KEY: json.dumps({"format": FORMAT, "config": model.config.to_dict()})}))
+    write_file(path, content(model, dtype=dtype))
+
+
+def content(model: E3DLSTM, *, dtype: torch.dtype = torch.float32) -> bytes:
+    """Return the bytes of a model file."""
+    weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in model.state_dict().items()}
+    return serialize(weights, {KEY: json.dumps({"format": FORMAT, "config": model.config.to_dict()})})
 
 
 def load(path: str | Path) -> E3DLSTM:
-    """The model in `path`, on the CPU, ready to predict.
+    """Open the model in `path`, on the CPU, ready to predict; its weights are float32 whatever the file holds.
 
     Raises:
         CheckpointError: not a model file of ours, or one whose weights do not fit its config.
@@ -52,8 +62,11 @@ def load(path: str | Path) -> E3DLSTM:
         config = ModelConfig.from_dict(card["config"])
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+    weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):
-        raise CheckpointError(f"{path}: {odd[0]} is {weights[odd[0]].dtype}, expected float32; save the model again")
+        raise CheckpointError(
+            f"{path}: {odd[0]} is {weights[odd[0]].dtype}, expected float32, float16 or bfloat16; save the model again"
+        )
     with torch.device("meta"):
         model = E3DLSTM(config)
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from e3d_deploy import checkpoint
@@ -196,9 +196,19 @@ def test_model_files_can_be_read_by_others(tiny_model: E3DLSTM, path: Path) -> N
 
 
 def test_weights_of_another_type_are_refused(tiny_model: E3DLSTM, path: Path) -> None:
-    save_file(tiny_model.half().state_dict(), path, card(tiny_model.config.to_dict()))
-    with pytest.raises(CheckpointError, match=r"is torch\.float16, expected float32"):
+    save_file(tiny_model.double().state_dict(), path, card(tiny_model.config.to_dict()))
+    with pytest.raises(CheckpointError, match=r"is torch\.float64, expected float32, float16 or bfloat16"):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_weights_are_widened_exactly(tiny_model: E3DLSTM, path: Path, dtype: torch.dtype) -> None:
+    checkpoint.save(tiny_model, path, dtype=dtype)
+    assert {weight.dtype for weight in load_file(path).values()} == {dtype}
+    loaded = checkpoint.load(path).state_dict()
+    for name, weight in tiny_model.state_dict().items():
+        assert loaded[name].dtype == torch.float32
+        assert torch.equal(loaded[name], weight.to(dtype).float()), name
 
 
 def test_equal_models_make_equal_bytes(tiny_model: E3DLSTM, path: Path) -> None:

@@ -55,6 +55,20 @@ def test_a_copy_is_the_same_whatever_its_name_and_age(exported: Path, bundle_pat
     assert found["weights"]["same"] == found["weights"]["tensors"][0] > 10
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_low_model_is_the_same_as_what_is_widened_from_it(exported: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    low, wide, bundle = tmp_path / "low.safetensors", tmp_path / "wide.safetensors", tmp_path / "low.e3d"
+    checkpoint.save(checkpoint.load(exported / "tiny.safetensors"), low, dtype=dtype)
+    checkpoint.save(checkpoint.load(low), wide)
+    export(low, bundle, context_length=4, horizon=3, reference=exported / "clip.npy")
+    for other in (wide, bundle):
+        run(low, other)
+        found = diff(low, other)
+        assert found["differs_in"] == []
+        assert found["weights"]["same"] == found["weights"]["tensors"][0] > 10
+    assert diff(low, exported / "tiny.safetensors")["differs_in"] == ["weights"]
+
+
 def test_two_exports_of_one_model_are_the_same(exported: Path, tmp_path: Path) -> None:
     lengths = {"context_length": 4, "horizon": 3, "reference": exported / "clip.npy"}
     again = export(exported / "tiny.safetensors", tmp_path / "again.e3d", **lengths)

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig, Semantics
@@ -97,6 +98,20 @@ def test_step_graph_equals_pytorch_at_every_step(case: Bundle) -> None:
         assert set(found) == set(wanted) == {tensor.name for tensor in contract.states(case.config)}
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=0, atol=CLOSE, err_msg=name)
+
+
+def test_a_float16_model_becomes_a_bundle_with_float32_weights_that_its_graphs_share(
+    case: Bundle, tmp_path: Path
+) -> None:
+    model = checkpoint.load(case.path / "model.safetensors")
+    checkpoint.save(model, tmp_path / "low.safetensors", dtype=torch.float16)
+    lengths = {"context_length": CONTEXT, "horizon": HORIZON, "reference": case.path / "../clip.npy"}
+    bundle = Bundle.open(export(tmp_path / "low.safetensors", tmp_path / "low.e3d", **lengths))
+    assert {weight.dtype for weight in load_file(bundle.path / "model.safetensors").values()} == {np.dtype(np.float32)}
+    for name in GRAPHS:
+        assert bundle.manifest["graphs"][name]["weights"] == ["model.safetensors"]
+        assert bundle.graph(name).stat().st_size == case.graph(name).stat().st_size  # no weights of its own
+    assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1), TorchBackend.of_bundle(bundle)).passed
 
 
 def test_every_case_passes_verification(case: Bundle) -> None:

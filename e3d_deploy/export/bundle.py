@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -105,7 +104,7 @@ def export(
 
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with new_bundle(output, overwrite=overwrite) as folder:
-        shutil.copyfile(model_path, folder / MODEL)
+        checkpoint.save(model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
         progress("recording what PyTorch computes")
         recorded, rounding = record(model, clip, context_length, batch or 1)
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
