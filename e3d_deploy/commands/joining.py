@@ -1,0 +1,35 @@
+"""`e3d join`: a model from its parts."""
+
+from pathlib import Path
+
+import click
+
+from e3d_deploy.commands.options import PATH, overwrite_option
+from e3d_deploy.commands.output import megabytes, next_command
+
+
+@click.command()
+@click.argument("parts", nargs=-1, required=True, metavar="FOLDER_OR_PARTS", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Model file, .safetensors.")
+@overwrite_option("model")
+def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
+    """Join what `e3d train --parts` wrote into a model file of float16 weights.
+
+    Takes the newest set of parts that is whole.
+    """
+    from e3d_deploy.errors import ConfigError
+    from e3d_deploy.files import write_file
+    from e3d_deploy.parts import find_parts
+    from e3d_deploy.parts import join as join_parts
+
+    if output.exists() and not overwrite:
+        raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"{output}: its folder does not exist; make it first")
+    joined = join_parts(find_parts(parts))
+    write_file(output, joined.content)
+    click.echo(output)
+    click.echo(f"step {joined.step}, {megabytes(len(joined.content))}", err=True)
+    for remark in joined.left_out:
+        click.echo(f"left out: {remark}", err=True)
+    next_command("export", output, "-o", f"{output.stem}.e3d")

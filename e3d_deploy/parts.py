@@ -1,0 +1,167 @@
+"""A model as several small files, for ways out of a machine that take small files only.
+
+Each part is a safetensors file with one tensor, a piece of the bytes of a float16 model file, and a card: the run, the
+step, the hash of the whole model file, which part of how many it is, and its own hash. A run writes two sets in turn,
+`model-a.part-…` and `model-b.part-…`: a machine that goes away while one is written leaves the other one whole. Joining
+needs NumPy alone.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.files import write_file
+from e3d_deploy.tensors import KEY, read_tensors
+
+if TYPE_CHECKING:
+    from e3d_deploy.model import E3DLSTM
+
+FORMAT = 1
+PATTERN = "*.part-*-of-*.safetensors"
+MAX_BYTES = 16 * 2**20
+"""Largest part, 16 MiB."""
+CARD_BYTES = 4096
+"""Room for the card in a part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The place of a part."""
+
+    run: str
+    """Random name of the run."""
+    step: int
+    """Optimizer steps done."""
+    model_sha256: str
+    """Hash of the whole model file."""
+    number: int
+    """From 1."""
+    count: int
+    """Parts of the model file."""
+    sha256: str
+    """Hash of this part's bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """A model file put together."""
+
+    content: bytes
+    """Bytes of the model file."""
+    step: int
+    """Optimizer steps done."""
+    left_out: tuple[str, ...]
+    """A sentence for each set that was not taken."""
+
+
+def save_parts(
+    model: "E3DLSTM", folder: Path, name: str, *, run: str, step: int, max_bytes: int = MAX_BYTES
+) -> list[Path]:
+    """Write the weights as float16 to `NAME.part-1-of-2.safetensors` and so on, each file whole or not at all.
+
+    Args:
+        max_bytes: largest file that is written.
+    """
+    import torch
+    from safetensors.numpy import save as serialize
+
+    from e3d_deploy import checkpoint
+
+    whole = checkpoint.content(model, dtype=torch.float16)
+    size = max_bytes - CARD_BYTES
+    if size < 1:
+        raise ConfigError(f"max_bytes: got {max_bytes}, expected more than {CARD_BYTES}")
+    pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
+    digest, paths = hashlib.sha256(whole).hexdigest(), []
+    for number, piece in enumerate(pieces, 1):
+        card = Card(
+            run=run,
+            step=step,
+            model_sha256=digest,
+            number=number,
+            count=len(pieces),
+            sha256=hashlib.sha256(piece).hexdigest(),
+        )
+        paths.append(folder / f"{name}.part-{number}-of-{len(pieces)}.safetensors")
+        metadata = {KEY: json.dumps({"part_format": FORMAT, **asdict(card)})}
+        write_file(paths[-1], serialize({"bytes": np.frombuffer(piece, np.uint8)}, metadata))
+    return paths
+
+
+def find_parts(paths: Iterable[Path]) -> list[Path]:
+    """Return the given files, and the parts in the given folders.
+
+    Raises:
+        CheckpointError: a path that is not there, or a folder without parts.
+    """
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file or folder; give the folder that `e3d train --parts` wrote to")
+        if not inside:
+            raise CheckpointError(f"{path}: has no {PATTERN}; give the folder that `e3d train --parts` wrote to")
+        found += inside
+    return found
+
+
+def join(paths: Sequence[Path]) -> Joined:
+    """Put a model file together from its parts; of several whole sets of one run the newest is taken.
+
+    Raises:
+        CheckpointError: a part that is damaged or there twice, parts of two runs, or no set that is whole.
+    """
+    cards = {path: _read_card(path) for path in paths}
+    first = paths[0]
+    for path, card in cards.items():
+        if card.run != cards[first].run:
+            raise CheckpointError(
+                f"{path}: is of another run than {first.name} ({card.run}, not {cards[first].run}); join one run alone"
+            )
+    sets: dict[tuple[int, str], dict[int, Path]] = defaultdict(dict)
+    for path, card in cards.items():
+        members = sets[card.step, card.model_sha256]
+        if card.number in members:
+            raise CheckpointError(f"{path}: is the same part as {members[card.number]}; give each part once")
+        members[card.number] = path
+    left_out = []
+    for step, digest in sorted(sets, reverse=True):
+        members = sets[step, digest]
+        count = max(cards[path].count for path in members.values())
+        if missing := [number for number in range(1, count + 1) if number not in members]:
+            here, path = next(iter(members.items()))
+            names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing)
+            left_out.append(f"step {step} lacks {names}")
+            continue
+        content = b"".join(_read_bytes(members[number], cards[members[number]]) for number in range(1, count + 1))
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise CheckpointError(f"{members[1]}: the parts of step {step} do not make the model that they are of")
+        older = [f"step {other} is older" for other, _ in sets if other < step]
+        return Joined(content=content, step=step, left_out=(*left_out, *older))
+    raise CheckpointError(f"{first.parent}: no model is whole: {'; '.join(left_out)}; fetch the missing parts")
+
+
+def _read_card(path: Path) -> Card:
+    _, metadata = read_tensors(path)
+    try:
+        card = json.loads(metadata[KEY])
+        if card.pop("part_format") != FORMAT:
+            raise CheckpointError(f"{path}: a part of another format, this version joins {FORMAT}; update e3d_deploy")
+        return Card(**card)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a part of a model; give what `e3d train --parts` wrote") from error
+
+
+def _read_bytes(path: Path, card: Card) -> bytes:
+    tensors, _ = read_tensors(path)
+    piece = tensors["bytes"].tobytes() if "bytes" in tensors else b""
+    if hashlib.sha256(piece).hexdigest() != card.sha256:
+        raise CheckpointError(f"{path}: is damaged, its bytes are not those that were written; fetch it again")
+    return piece

@@ -1,0 +1,171 @@
+"""Models as small files, and what can befall them on their way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from e3d_deploy import checkpoint, parts
+from e3d_deploy.cli import main
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.tensors import KEY
+
+MAX_BYTES = 20_000
+
+
+@pytest.fixture
+def folder(tiny_model: E3DLSTM, tmp_path: Path) -> Path:
+    """Two sets of one run: `a` after 10 steps, `b` after 20."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    save(tiny_model, folder, "model-a", step=10)
+    save(changed(tiny_model), folder, "model-b", step=20)
+    return folder
+
+
+def save(model: E3DLSTM, folder: Path, name: str, *, step: int, run: str = "run") -> list[Path]:
+    return parts.save_parts(model, folder, name, run=run, step=step, max_bytes=MAX_BYTES)
+
+
+def changed(model: E3DLSTM) -> E3DLSTM:
+    other = E3DLSTM(model.config)
+    other.load_state_dict({name: weight + 1 for name, weight in model.state_dict().items()})
+    return other
+
+
+def joined(folder: Path) -> parts.Joined:
+    return parts.join(parts.find_parts([folder]))
+
+
+def rewrite(path: Path, **fields: object) -> None:
+    """Change the card of a part."""
+    with safe_open(path, "numpy") as file:
+        card = json.loads(file.metadata()[KEY])
+    save_file(load_file(path), path, {KEY: json.dumps({**card, **fields})})
+
+
+def test_parts_join_to_the_float16_model(tiny_model: E3DLSTM, folder: Path, tmp_path: Path) -> None:
+    written = sorted(folder.glob("model-a*"))
+    count = len(written)
+    assert count > 2
+    assert written[0].name == f"model-a.part-1-of-{count}.safetensors"
+    assert all(path.stat().st_size <= MAX_BYTES for path in written)
+    found = parts.join(written)
+    checkpoint.save(tiny_model, tmp_path / "whole.safetensors", dtype=torch.float16)
+    assert found.content == (tmp_path / "whole.safetensors").read_bytes()
+    assert (found.step, found.left_out) == (10, ())
+
+
+def test_the_full_size_network_travels_in_two_parts(tmp_path: Path) -> None:
+    paths = parts.save_parts(E3DLSTM(ModelConfig()), tmp_path, "model-a", run="run", step=1)
+    assert [path.name for path in paths] == [f"model-a.part-{number}-of-2.safetensors" for number in (1, 2)]
+    assert max(path.stat().st_size for path in paths) <= 16 * 2**20
+
+
+def test_the_newest_whole_set_is_taken(folder: Path) -> None:
+    assert (joined(folder).step, joined(folder).left_out) == (20, ("step 10 is older",))
+
+
+def test_a_set_that_was_being_replaced_is_left_out(tiny_model: E3DLSTM, folder: Path, tmp_path: Path) -> None:
+    """As the machine goes away in the middle of a minute's parts."""
+    newer = save(tiny_model, tmp_path, "model-a", step=30)
+    newer[0].replace(folder / newer[0].name)
+    found = joined(folder)
+    assert found.step == 20
+    assert found.left_out[0].startswith("step 30 lacks model-a.part-2-of-")
+    assert joined(folder).content == parts.join(sorted(folder.glob("model-b*"))).content
+
+
+def test_a_missing_part_is_named(folder: Path) -> None:
+    for path in folder.glob("*part-2*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"no model is whole: step 20 lacks model-b\.part-2-of-\d\.saf"):
+        joined(folder)
+
+
+def test_parts_of_two_runs_are_refused_by_name(tiny_model: E3DLSTM, folder: Path) -> None:
+    other = save(tiny_model, folder, "model-b", step=20, run="other")[0]
+    with pytest.raises(CheckpointError, match=rf"{other.name}: is of another run than model-a\.part-1"):
+        joined(folder)
+
+
+def test_a_part_given_twice_is_refused_by_name(folder: Path) -> None:
+    (folder / "copy.part-1-of-9.safetensors").write_bytes(next(folder.glob("model-a.part-1-*")).read_bytes())
+    with pytest.raises(CheckpointError, match=r"model-a\.part-1-of-\d\.safetensors: is the same part as .*copy\.part"):
+        joined(folder)
+
+
+def test_a_damaged_part_is_refused_by_name(folder: Path) -> None:
+    part = next(folder.glob("model-b.part-2-*"))
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{part.name}: is damaged"):
+        joined(folder)
+    part.write_bytes(content[:1000])
+    with pytest.raises(CheckpointError, match=rf"{part.name}: not a safetensors file"):
+        joined(folder)
+
+
+def test_cards_that_lie_are_found_out(folder: Path) -> None:
+    part = next(folder.glob("model-b.part-1-*"))
+    rewrite(part, part_format=2)
+    with pytest.raises(CheckpointError, match="a part of another format, this version joins 1; update e3d_deploy"):
+        joined(folder)
+    rewrite(part, part_format=1, colour="red")
+    with pytest.raises(CheckpointError, match=rf"{part.name}: not a part of a model"):
+        joined(folder)
+
+
+def test_whole_models_are_no_parts(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    checkpoint.save(tiny_model, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a part of a model"):
+        parts.join([tmp_path / "model.safetensors"])
+
+
+def test_no_room_for_bytes_is_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="max_bytes: got 100"):
+        parts.save_parts(tiny_model, tmp_path, "model-a", run="run", step=1, max_bytes=100)
+
+
+def command(*arguments: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, ["join", *map(str, arguments)])
+    assert done.exit_code == code, done.output
+    return done.stderr
+
+
+def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "model.safetensors"
+    said = command(folder, "-o", output)
+    assert "step 20, " in said
+    assert "left out: step 10 is older" in said
+    assert checkpoint.load(output).state_dict().keys()
+    assert "is there already; give --overwrite" in command(folder, "-o", output, code=2)
+    command(*folder.glob("model-a*"), "-o", output, "--overwrite")
+    assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
+    (tmp_path / "empty").mkdir()
+    assert "has no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
+    assert "no such file or folder" in command(tmp_path / "absent", "-o", output, "--overwrite", code=5)
+    next(folder.glob("model-a.part-1-*")).unlink()
+    next(folder.glob("model-b.part-1-*")).unlink()
+    assert "no model is whole" in command(folder, "-o", output, "--overwrite", code=5)
+
+
+def test_join_needs_no_pytorch(folder: Path) -> None:
+    code = f"""
+import sys
+for name in ("torch", "safetensors", "onnx"):
+    sys.modules[name] = None
+from pathlib import Path
+from e3d_deploy import parts
+print(parts.join(parts.find_parts([Path({str(folder)!r})])).step)
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "20\n"
