@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
 from e3d_deploy.data.sources import Clip, Source, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
@@ -23,6 +24,9 @@ class MovingMNIST(Dataset[Tensor]):
     """Moving MNIST made on the fly; sample i is the same in every run with the same seed.
 
     Samples are frames, float32 [T, 1, H, W] in [0, 1].
+
+    Args:
+        digits: in the place of those of the split, uint8 [N, 28, 28].
     """
 
     def __init__(
@@ -33,8 +37,9 @@ class MovingMNIST(Dataset[Tensor]):
         image_size: tuple[int, int] = (64, 64),
         count: int = 2,
         seed: int = 0,
+        digits: NDArray[np.uint8] | None = None,
     ) -> None:
-        self.digits = load_digits(split)
+        self.digits = load_digits(split) if digits is None else digits
         self.length, self.image_size, self.count, self.seed = length, image_size, count, seed
 
     def __getitem__(self, index: int) -> Tensor:
@@ -130,6 +135,7 @@ def training_data(
     channels: int,
     length: int,
     seed: int,
+    digits: Path | None = None,
     skip_bad: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Dataset[Tensor]:
@@ -139,28 +145,26 @@ def training_data(
 
     Args:
         data: sources, `moving-mnist` or as `open_source` takes them, and their shares of the samples.
+        digits: file to make Moving MNIST of, as `read_digits` takes it; else the package's.
 
     Raises:
-        ConfigError: a share that is not above 0, or Moving MNIST for a model that takes colours.
+        ConfigError: a share that is not above 0, Moving MNIST for a model that takes colours, digits without Moving
+            MNIST, or some that are held out.
         ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
     """
     for text, share in data:
         if not share > 0:
             raise ConfigError(f"data: {text} has the share {share:g}, expected more than 0")
+    if digits is not None and GENERATED not in [text for text, _ in data]:
+        raise ConfigError(f"digits: {digits} is for {GENERATED} alone; add --data {GENERATED}, or leave --digits out")
+    pictures = None if digits is None else read_digits(digits)
+    size: dict[str, Any] = {"image_size": image_size, "channels": channels, "length": length}
     parts: list[Dataset[Tensor]] = []
     for text, _ in data:
         if text == GENERATED:
-            parts.append(_generated("train", image_size=image_size, channels=channels, length=length, seed=seed))
+            parts.append(_generated("train", **size, seed=seed, digits=pictures))
             continue
-        source = open_source(
-            text,
-            split="train",
-            image_size=image_size,
-            channels=channels,
-            length=length,
-            skip_bad=skip_bad,
-            progress=progress,
-        )
+        source = open_source(text, split="train", **size, skip_bad=skip_bad, progress=progress)
         fixed = source.windows is not None
         parts.append(
             Shuffled(FixedWindows(source, length=length), seed)
@@ -211,10 +215,18 @@ def evaluation_data(
     return windows
 
 
-def _generated(split: Split, *, image_size: tuple[int, int], channels: int, length: int, seed: int) -> MovingMNIST:
+def _generated(
+    split: Split,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    length: int,
+    seed: int,
+    digits: NDArray[np.uint8] | None = None,
+) -> MovingMNIST:
     if channels != 1:
         raise ConfigError(f"channels: Moving MNIST is gray, the model takes {channels} colours")
-    return MovingMNIST(split, length=length, image_size=image_size, seed=seed)
+    return MovingMNIST(split, length=length, image_size=image_size, seed=seed, digits=digits)
 
 
 @lru_cache(maxsize=8)

@@ -1,12 +1,15 @@
 """Moving MNIST (Srivastava et al., 2015), made on the fly from digits that ship with the package."""
 
+import hashlib
+import zipfile
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import ConfigError
+from e3d_deploy.errors import ClipError, ConfigError
 
 DIGIT_SIDE = 28
 STEP_LENGTH = 0.1
@@ -29,6 +32,44 @@ def load_digits(split: Literal["train", "valid", "test"]) -> NDArray[np.uint8]:
     with as_file(files("e3d_deploy.data") / "digits.npz") as path, np.load(path) as archive:
         digits: NDArray[np.uint8] = archive["images"]
     return digits[SPLITS[split]]
+
+
+def held_out(digits: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Mark the digits that equal one to validate or test with, [N]."""
+    ours = {_hash(digit) for digit in (*load_digits("valid"), *load_digits("test"))}
+    return np.array([_hash(digit) in ours for digit in digits], bool)
+
+
+def read_digits(path: Path) -> NDArray[np.uint8]:
+    """Read digits to train with, `images` in an `.npz`, uint8 [N, 28, 28].
+
+    Raises:
+        ClipError: no such file, or something else in it.
+        ConfigError: some of them are held out for validation or tests, so that these would measure nothing.
+    """
+    advice = "give an .npz with `images`, uint8 [N, 28, 28]"
+    if not path.is_file():
+        raise ClipError(f"{path}: no such file; {advice}")
+    try:
+        with path.open("rb") as file, np.load(file) as archive:  # by its name NumPy would leave a bad file open
+            digits: NDArray[np.uint8] = archive["images"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ClipError(f"{path}: its digits cannot be read ({error}); {advice}") from error
+    if digits.dtype != np.uint8 or digits.ndim != 3 or digits.shape[1:] != (DIGIT_SIDE, DIGIT_SIDE) or not len(digits):
+        raise ClipError(
+            f"{path}: images: got {list(digits.shape)} {digits.dtype}, expected uint8 [N, 28, 28]; {advice}"
+        )
+    found = np.flatnonzero(held_out(digits))
+    if len(found):
+        raise ConfigError(
+            f"{path}: {len(found)} of its {len(digits)} digits, number {found[0]} first, are held out for validation "
+            "and tests; leave them out"
+        )
+    return digits
+
+
+def _hash(digit: NDArray[np.uint8]) -> bytes:
+    return hashlib.sha256(digit.tobytes()).digest()
 
 
 def moving_mnist(

