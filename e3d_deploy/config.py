@@ -147,6 +147,7 @@ def _whole(name: str, value: object) -> None:
 Loss = Literal["mean", "sum"]
 Optimizer = Literal["adamw", "adam", "released-adam"]
 Schedule = Literal["cosine", "onecycle", "constant"]
+ScheduleBy = Literal["steps", "time"]
 Sampling = Literal["scheduled", "reverse"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -187,6 +188,10 @@ class TrainConfig:
     """At its highest."""
     schedule: Schedule = "cosine"
     """`cosine`: rises for `warmup_steps`, then falls along a cosine to 0. `onecycle`: PyTorch's OneCycleLR."""
+    schedule_by: ScheduleBy = "steps"
+    """`steps`: learning rate and scheduled sampling follow the share of `steps` that is done. `time`: they follow the
+    share of the time limit, so that they end with the time; `steps` is then the most that are made, and scheduled
+    sampling takes elapsed time / limit × `steps` for the step. Warm-up steps are steps either way."""
     warmup_steps: int = 100
     """Optimiser steps, of `cosine`."""
     sampling: Sampling = "scheduled"
@@ -249,7 +254,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected more than 0")
         kinds = {"loss": Loss, "optimizer": Optimizer, "schedule": Schedule, "sampling": Sampling}
-        for name, kind in {**kinds, "precision": Precision}.items():
+        for name, kind in {**kinds, "schedule_by": ScheduleBy, "precision": Precision}.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
         if self.batch_size % self.accumulate:

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
@@ -27,13 +28,16 @@ import torch
 from click.testing import CliRunner
 from golden import GOLDEN, channels_first, model_parameters, read
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
 from torch import Tensor
 
-from e3d_deploy import checkpoint, metrics, plots
+from e3d_deploy import checkpoint, metrics, parts, plots
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST, evaluation_data
+from e3d_deploy.data.moving_mnist import load_digits
+from e3d_deploy.demo.tour import MODEL as DEMO
 from e3d_deploy.errors import (
     BackendUnavailable,
     CheckpointError,
@@ -47,9 +51,9 @@ from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training import sampling
 from e3d_deploy.training.callbacks import Averaging, Keeper
-from e3d_deploy.training.module import Learner
-from e3d_deploy.training.train import Machine, resume_or_next, train
-from tests.tools import contents
+from e3d_deploy.training.module import Learner, compile_cells
+from e3d_deploy.training.train import Machine, _tf32_where_bf16, resume_or_next, train
+from tests.tools import Clock, contents
 
 SCHEDULE = 1e-9  # absolute; measured 7.5e-13, the rounding of 50,000 subtractions
 LOSS = 1e-6  # relative; measured 1.5e-7
@@ -57,6 +61,7 @@ VALIDATION = 1e-6  # relative; measured 8.4e-8
 AVERAGE = 1e-6  # absolute, after a few steps; measured 0
 PARTS = 5e-5  # absolute, weights that moved by 0.03; measured 5.8e-6 (Adam enlarges rounding where gradients are tiny)
 SHARED = 1e-4  # absolute, as above; measured 1.6e-5
+HALF = 2e-3  # absolute, of weights as float16; measured 4e-4
 COMPILED = 1e-4  # absolute, as above; measured 6.0e-6
 
 MODEL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3)
@@ -981,6 +986,286 @@ def test_sigterm_from_outside_is_exit_130_and_can_be_resumed(tmp_path: Path) -> 
         assert (run / model).read_bytes() == (tmp_path / "straight" / model).read_bytes()
 
 
+# Schedules that follow time
+
+BY_TIME = replace(
+    TRAINING, schedule_by="time", steps=1000, validate_every=1000, save_every=1000, log_every=1, sampling_start=0.8
+)
+
+
+class Seconds(Recorder):
+    """Lets a step take a second, the first one 20 as it compiles, and a validation 3."""
+
+    def __init__(self, clock: Clock, step: int | None = None, act: Callable[[], None] = power_cut) -> None:
+        super().__init__(step, act)
+        self.clock, self.warm = clock, False
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.clock.now += 1 if self.warm else 20
+        self.warm = True
+        super().on_train_batch_end(*arguments)
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.clock.now += 3
+
+
+def timed(run: Path, config: TrainConfig, *, limit_s: float, cut: int | None = None, **call: Any) -> Seconds:
+    clock = Clock()
+    seconds = Seconds(clock, cut)
+    machine = replace(QUIET, time_limit_s=limit_s, **call.pop("machine", {}))
+    train(MODEL, config, run, machine=machine, callbacks=[seconds], clock=clock, **call)
+    return seconds
+
+
+def test_schedules_end_with_the_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first step ends at 20 s; from there on 20 steps have 20 s."""
+    run = tmp_path / "run"
+    seconds = timed(run, BY_TIME, limit_s=40)
+    assert caplog.messages == []
+    rates, chances = logged(run, "learning_rate"), logged(run, "sampling")
+    assert list(rates) == list(range(21))
+    # A step begins with the share that the one before left: 0, 0, 1/20, 2/20 …
+    shares = [0.0, *(step / 20 for step in range(20))]
+    cosine = [0.01 * (1 + math.cos(math.pi * share)) / 2 for share in shares]
+    assert list(rates.values()) == pytest.approx([cosine[0] / 2, *cosine[1:]], abs=1e-5)  # one step of warm-up
+    expected = [0.8 - 0.8 / 500 * (1000 * share + 1) if share < 0.499 else 0 for share in shares]
+    assert list(chances.values()) == pytest.approx(expected, abs=2e-3)
+    assert logged(run, "elapsed_s")[20] == pytest.approx(39)
+    assert list(logged(run, "valid_mse")) == [20]
+    assert steps_done(run) == 21
+    average = by_hand(seconds.weights, TRAINING.ema_decay)
+    assert largest(saved(run / "model.safetensors"), average) < AVERAGE
+    assert equal(saved(run / "model_plain.safetensors"), seconds.weights[-1])
+
+
+def test_one_cycle_ends_with_the_time(tmp_path: Path) -> None:
+    betas: list[float] = []
+
+    class Betas(Seconds):
+        def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+            betas.append(optimizer.param_groups[0]["betas"][0])
+
+    clock, run = Clock(), tmp_path / "run"
+    machine = replace(QUIET, time_limit_s=40)
+    config = replace(BY_TIME, schedule="onecycle", accumulate=2)  # whose parts take a second each
+    train(MODEL, config, run, machine=machine, callbacks=[Betas(clock)], clock=clock)
+    rates = list(logged(run, "learning_rate").values())
+    top = int(np.argmax(rates))
+    assert rates[0] == pytest.approx(0.01 / 25)
+    assert rates[top] == pytest.approx(0.01, rel=0.05)
+    assert (np.diff(rates[1 : top + 1]) > 0).all()
+    assert (np.diff(rates[top:]) < 0).all()
+    assert rates[-1] < 0.01 / 20
+    assert top / len(rates) == pytest.approx(0.3, abs=0.1)
+    assert betas[top] == min(betas) == pytest.approx(0.85, abs=0.01)
+
+
+def test_validations_count_and_steps_may_end_a_run_by_time(tmp_path: Path) -> None:
+    timed(tmp_path / "looks", replace(BY_TIME, validate_every=2), limit_s=40)
+    assert steps_done(tmp_path / "looks") == 9  # the fourth validation ends at 40 s, the ninth step finds that
+    assert list(logged(tmp_path / "looks", "valid_mse")) == [1, 3, 5, 7, 8]
+    timed(tmp_path / "few", replace(BY_TIME, steps=5), limit_s=1000)
+    assert steps_done(tmp_path / "few") == 5
+    assert list(logged(tmp_path / "few", "valid_mse")) == [4]
+    assert logged(tmp_path / "few", "learning_rate")[4] == pytest.approx(0.01 * (1 + math.cos(0.8 * math.pi)) / 2)
+
+
+def test_a_resumed_run_by_time_goes_on_where_it_was_and_ends_with_the_whole_time(tmp_path: Path) -> None:
+    run, config = tmp_path / "run", replace(BY_TIME, save_every=10)
+    with pytest.raises(InterruptedError):
+        timed(run, config, limit_s=60, cut=11)
+    state = torch.load(run / "last.ckpt", weights_only=True)["callbacks"]["Keeper"]
+    assert state == {"elapsed_s": 29, "share": pytest.approx(9 / 40)}
+    timed(run, config, limit_s=60, resume=True)  # 31 s are left, 20 of them for the first step
+    rates = logged(run, "learning_rate", version=1)
+    assert steps_done(run) == 10 + 1 + 11
+    for step, share in ((10, 9 / 40), (11, 9 / 40), (21, 9 / 40 + 31 / 40 * 10 / 11)):
+        assert rates[step] == pytest.approx(0.01 * (1 + math.cos(math.pi * share)) / 2, abs=1e-5)
+    before = contents(run)
+    timed(run, config, limit_s=60, resume=True)  # is finished
+    assert contents(run) == before
+    timed(run, config, limit_s=90, resume=True)
+    assert steps_done(run) > 22
+
+
+def test_a_schedule_by_time_without_a_limit_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = CliRunner().invoke(main, ["train", "-o", str(run), "--schedule-by", "time", *OPTIONS])
+    assert done.exit_code == 2
+    assert "time without a time limit has no end; give --time-limit MINUTES" in done.stderr
+    assert not run.exists()
+
+
+def test_a_run_by_time_from_the_command_line_ends_normally(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "parts"
+    limit = ["--schedule-by", "time", "--time-limit", "0.02", "--parts", str(folder), "--parts-every", "0.005"]
+    done = CliRunner().invoke(main, ["train", "-o", str(run), *OPTIONS, *limit], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "resume" not in done.stderr
+    assert logged(run, "valid_mse")
+    assert (folder / "metrics.csv").read_bytes() == (run / "logs/version_0/metrics.csv").read_bytes()
+
+
+def test_a_run_of_an_older_version_is_resumed(cut: Path) -> None:
+    settings = json.loads((cut / "config.json").read_text())
+    del settings["digits"], settings["time_limit_s"], settings["train"]["schedule_by"]
+    (cut / "config.json").write_text(json.dumps(settings))
+    train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
+    assert steps_done(cut) == 6
+
+
+# Parts
+
+
+def test_parts_are_written_in_turn_and_at_the_end(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "parts"
+    seconds = timed(run, BY_TIME, limit_s=40, machine={"parts": folder, "parts_every_s": 8})
+    names = ["model-a.part-1-of-1.safetensors", "model-b.part-1-of-1.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.csv", *names]
+    steps = [parts.join([folder / name]).step for name in names]
+    assert steps == [17, 21]  # of 1 (20 s), 9, 17 and 21, which is the last
+    found = parts.join(parts.find_parts([folder]))
+    (tmp_path / "joined.safetensors").write_bytes(found.content)
+    for name, weight in saved(run / "model.safetensors").items():
+        assert torch.equal(saved(tmp_path / "joined.safetensors")[name], weight.half().float())
+    older = tmp_path / "older.safetensors"
+    older.write_bytes(parts.join([folder / names[0]]).content)
+    average = by_hand(seconds.weights[:18], TRAINING.ema_decay)
+    assert largest(saved(older), average) < HALF
+    assert list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))[-1]["valid_mse"]
+
+
+def test_parts_of_a_resumed_run_are_of_the_same_run(tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "parts"
+    machine = replace(QUIET, parts=folder, parts_every_s=0)
+    with pytest.raises(InterruptedError):
+        train(MODEL, TRAINING, run, machine=machine, callbacks=[Recorder(step=5)])
+    train(MODEL, TRAINING, run, machine=machine, resume=True)
+    assert parts.join(parts.find_parts([folder])).step == 6
+    with pytest.raises(ConfigError, match=r"parts: holds parts of another run; give an empty folder, or --resume"):
+        train(MODEL, TRAINING, tmp_path / "other", machine=machine)
+    assert not (tmp_path / "other").exists()
+
+
+def test_parts_are_written_when_a_run_is_stopped(tmp_path: Path) -> None:
+    callback = Recorder(step=3, act=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    machine = replace(QUIET, parts=tmp_path / "parts", parts_every_s=1000)
+    with pytest.raises(KeyboardInterrupt):
+        train(MODEL, ENDLESS, tmp_path / "run", machine=machine, callbacks=[callback])
+    assert parts.join(parts.find_parts([tmp_path / "parts"])).step == 3
+
+
+# What a GPU is given
+
+
+def test_a_fused_optimizer_takes_clipped_gradients_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which Lightning refuses; a GPU has both."""
+    fused: list[bool] = []
+    for name in ("Adam", "AdamW"):
+        plain = getattr(torch.optim, name)
+
+        def make(*arguments: Any, plain: Any = plain, **options: Any) -> Any:
+            fused.append(options.get("fused", False))
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(f"e3d_deploy.training.module.{name}", make)
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
+    for optimizer in ("adam", "adamw"):
+        config = replace(TRAINING, steps=1, precision="bf16", gradient_clip=0.01, optimizer=optimizer)
+        assert train(MODEL, config, tmp_path / optimizer, machine=QUIET).exists()
+    assert fused == [True, True]
+
+
+def test_optimizers_on_a_cpu_are_not_fused(tiny_model: E3DLSTM) -> None:
+    assert not Learner(tiny_model, TRAINING)._optimizer().defaults["fused"]
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("bf16", "high"), ("auto", "high"), ("fp32", "highest")])
+def test_a_gpu_multiplies_in_tf32_beside_bf16_alone(
+    precision: Any, inside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    with _tf32_where_bf16(replace(TRAINING, precision=precision)):
+        assert torch.get_float32_matmul_precision() == inside
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_cells_are_compiled_for_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations and previews have other batches, each of which would be compiled."""
+    calls: list[int] = []
+
+    def compile_(plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        assert options == {"dynamic": False}
+
+        def compiled(*tensors: Tensor) -> Any:
+            calls.append(len(tensors[0]))
+            return plain(*tensors)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    said: list[str] = []
+    config = replace(TRAINING, compile=True)
+    model = train(MODEL, config, tmp_path / "run", machine=QUIET, progress=said.append)
+    assert said == ["compiling the cells: the first step takes a minute or more"]
+    assert calls == [2] * (config.steps * 2 * (config.clip_length - 1))
+    assert checkpoint.load(model).config == MODEL
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+def test_everything_is_compiled_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the history is; which graphs there are does not depend on the backend."""
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part, **options: plain(part, backend="eager", **options))
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = E3DLSTM(ModelConfig(image_size=(16, 16), hidden=(4, 4, 4), kernel_size=3, history_length=5))
+    compile_cells(model)
+    stats = torch._dynamo.utils.counters["stats"]
+    stats.clear()
+    graphs = []
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            predictions = model(torch.rand(2, 9, 1, 16, 16), 4, torch.ones(2, 7))
+        predictions.float().square().mean().backward()
+        with torch.no_grad():
+            model(torch.rand(1, 3, 1, 16, 16), 2)  # another batch
+        graphs.append(stats["unique_graphs"])
+    torch._dynamo.reset()
+    assert graphs[0] == graphs[2] == 4 + 2  # variants of gates and states; layers alike share them
+
+
+def test_the_share_of_the_first_process_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks differ, and with the learning rate the weights of processes would part."""
+    plain = SingleDeviceStrategy.broadcast
+
+    def broadcast(self: SingleDeviceStrategy, value: Any, src: int = 0) -> Any:
+        return 0.5 if isinstance(value, float) else plain(self, value, src)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "broadcast", broadcast)
+    timed(tmp_path / "run", replace(BY_TIME, steps=4, warmup_steps=0), limit_s=1000)
+    assert list(logged(tmp_path / "run", "learning_rate").values()) == pytest.approx([0.005] * 4)
+
+
+# Going on from weights that ship
+
+
+def test_a_run_goes_on_from_the_demo_model(tmp_path: Path) -> None:
+    network = ["--patch-size", "8", "--hidden", "40,40", "--kernel-size", "3"]
+    short = ["--context", "2", "--horizon", "2", "--batch-size", "1", "--steps", "1", "--validation-clips", "1"]
+    run = tmp_path / "run"
+    options = ["--init", str(DEMO), *network, *short, "--learning-rate", "1e-9", "--no-average"]
+    done = CliRunner().invoke(main, ["train", "-o", str(run), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert largest(saved(run / "model.safetensors"), saved(DEMO)) < 1e-7
+    checkpoint.save(checkpoint.load(DEMO), tmp_path / "low.safetensors", dtype=torch.float16)
+    options[1] = str(tmp_path / "low.safetensors")
+    done = CliRunner().invoke(main, ["train", "-o", str(tmp_path / "low"), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert largest(saved(tmp_path / "low" / "model.safetensors"), saved(DEMO)) < HALF
+
+
 # Several processes
 
 
@@ -1010,6 +1295,17 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     one = run_one(tmp_path / "one", *steps)
     for model in ("model.safetensors", "model_plain.safetensors"):
         assert largest(saved(tmp_path / "two" / model), saved(one.with_name(model))) < SHARED
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_share_of_the_time(tmp_path: Path) -> None:
+    """Here that of the steps, which is the larger one, so that one process has the same."""
+    options = ["--schedule-by", "time", "--time-limit", "1e6", "--schedule", "cosine", "--steps", "4"]
+    done = run_two(tmp_path / "two", *options)
+    assert done.returncode == 0, done.stderr
+    one = run_one(tmp_path / "one", *options)
+    assert largest(saved(tmp_path / "two" / "model.safetensors"), saved(one)) < SHARED
+    assert list(logged(tmp_path / "two", "valid_mse")) == [3]
 
 
 @pytest.mark.slow
@@ -1244,3 +1540,40 @@ def test_a_batch_that_processes_cannot_share_leaves_no_run(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="6 clips cannot be shared evenly by 2 processes in 2 parts; choose a mult"):
         train(MODEL, config, tmp_path / "run", machine=replace(QUIET, devices=2))
     assert not (tmp_path / "run").exists()
+
+
+# Digits
+
+
+def test_digits_of_a_file_are_learned_from_and_belong_to_the_run(tmp_path: Path) -> None:
+    digits = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    np.savez(tmp_path / "digits.npz", images=digits)
+    run, recorder = tmp_path / "run", Recorder(step=3)
+    call: dict[str, Any] = {"digits": tmp_path / "digits.npz", "machine": QUIET}
+    with pytest.raises(InterruptedError):
+        train(MODEL, TRAINING, run, callbacks=[recorder], **call)
+    expected = MovingMNIST("train", length=5, image_size=(32, 32), digits=digits)
+    assert torch.equal(recorder.batches[0], torch.stack([expected[0], expected[1]]))
+    assert json.loads((run / "config.json").read_text())["digits"]["name"] == "digits.npz"
+    with pytest.raises(ConfigError, match=r"was begun with other options \(digits\)"):
+        train(MODEL, TRAINING, run, resume=True, machine=QUIET)
+    assert train(MODEL, TRAINING, run, resume=True, **call).exists()
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_digits_that_are_held_out_are_refused(tmp_path: Path, split: Any) -> None:
+    digits = np.concatenate([load_digits("train")[:5], load_digits(split)[-1:]])
+    np.savez(tmp_path / "digits.npz", images=digits)
+    run = tmp_path / "run"
+    options = ["train", "-o", str(run), "--digits", str(tmp_path / "digits.npz"), *OPTIONS]
+    done = CliRunner().invoke(main, options)
+    assert done.exit_code == 2
+    assert "1 of its 6 digits, number 5 first, are held out for validation and tests; leave them out" in done.stderr
+    assert not run.exists()
+
+
+def test_digits_without_moving_mnist_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "digits.npz", images=load_digits("train"))
+    clips = write_clips(tmp_path / "clips.npz", noise(5, 8, 32, 32, 1))
+    with pytest.raises(ConfigError, match="is for moving-mnist alone"):
+        train(MODEL, TRAINING, tmp_path / "run", data=[(clips, 1.0)], digits=tmp_path / "digits.npz", machine=QUIET)

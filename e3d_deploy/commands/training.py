@@ -48,6 +48,7 @@ def source(text: str) -> tuple[str, float]:
 )
 @click.option("--valid-data", "valid", metavar="SOURCE", help="To validate on; else what the data holds out.")
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures and videos that cannot be read, and say so.")
+@click.option("--digits", type=PATH, help="Digits (.npz) to make Moving MNIST of, for training; else the package's.")
 @click.option("--init", "initial", type=PATH, help="Model or checkpoint whose weights to begin with.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option(
@@ -68,7 +69,7 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--layer-norm/--no-layer-norm", default=True, help="Normalise the gates.")
 @setting("context_length", "Frames given.", flag="context")
 @setting("horizon", "Frames predicted.")
-@setting("steps", "Optimiser steps.")
+@setting("steps", "Optimizer steps; with --schedule-by time at most.")
 @setting("batch_size", "Clips in a step, over all processes and parts.")
 @setting("accumulate", "Parts that a step's clips are computed in.")
 @setting("loss", "Means, or sums over the batch.")
@@ -79,6 +80,7 @@ def source(text: str) -> tuple[str, float]:
 @setting("weight_decay", "Of adamw.")
 @setting("learning_rate", "Highest learning rate.")
 @setting("schedule", "Of the learning rate.")
+@setting("schedule_by", "time: the schedules end with --time-limit.")
 @setting("warmup_steps", "Steps in which it rises, of cosine.")
 @setting("sampling", "When true frames are shown.")
 @setting("sampling_start", "Chance of a true frame at the start.")
@@ -103,6 +105,10 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines.")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that load data; else 0, up to 8 for a GPU.")
 @click.option("--time-limit", metavar="MINUTES", type=Finite(min=0, min_open=True), help="Then save and end.")
+@click.option("--parts", type=PATH, help="Folder for the weights as float16, in files of at most 16 MiB.")
+@click.option(
+    "--parts-every", metavar="MINUTES", type=Finite(min=0, min_open=True), default=1.0, help="Time between two sets."
+)
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @click.option("--samples", type=PATH, help="Folder for pictures of validations, as the released code writes them.")
 @click.option("--sample-count", type=click.IntRange(min=0), default=10, help="Batches that get such pictures.")
@@ -112,6 +118,7 @@ def train(
     valid: str | None,
     skip_bad: bool,
     initial: Path | None,
+    digits: Path | None,
     resume: bool,
     resume_or_new: bool,
     recipe: str,
@@ -133,18 +140,25 @@ def train(
 
     model_config, config = ModelConfig(**part(ModelConfig)), TrainConfig.of_recipe(recipe, **part(TrainConfig))
     minutes = options["time_limit"]
-    machine = Machine(**part(Machine), time_limit_s=None if minutes is None else 60 * minutes)
+    machine = Machine(
+        **part(Machine),
+        time_limit_s=None if minutes is None else 60 * minutes,
+        parts_every_s=60 * options["parts_every"],
+    )
     call: dict[str, Any] = {
         "data": [source(text) for text in data],
         "valid": valid,
         "skip_bad": skip_bad,
         "initial": initial,
+        "digits": digits,
         "machine": machine,
     }
     if resume_or_new:
         output, resume = resume_or_next(model_config, config, output, **call)
     try:
-        path = train_model(model_config, config, output, resume=resume, **call)
+        path = train_model(
+            model_config, config, output, resume=resume, progress=lambda text: click.echo(text, err=True), **call
+        )
     except KeyboardInterrupt:
         if (output / "last.ckpt").exists():
             next_command("train", "-o", output, "--resume", how=" with the same options")

@@ -2,9 +2,9 @@
 
 import logging
 import os
+import secrets
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from e3d_deploy.config import TrainConfig
 from e3d_deploy.errors import TrainingError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.parts import save_parts
+from e3d_deploy.training.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +84,16 @@ class Stopped(Exception):
 class Keeper(Callback):
     """Saves a run's state and model, whole or not at all, and stops it where it should stop.
 
+    A run whose schedule follows time ends at its limit like one whose steps are done: with a validation, and normally.
+
     Raises (from within training):
         TrainingError: the loss or a weight is no finite number; what was saved before stays.
-        Stopped: on a request, or when the time is up.
+        Stopped: on a request, or when the time of a run by steps is up.
         OSError: the disk is full; what was saved before stays.
     """
 
-    def __init__(
-        self, run: Path, config: TrainConfig, averaging: Averaging, *, time_limit_s: float | None = None
-    ) -> None:
-        self.run, self.config, self.averaging = run, config, averaging
-        self.deadline = None if time_limit_s is None else time.monotonic() + time_limit_s
+    def __init__(self, run: Path, config: TrainConfig, averaging: Averaging, pace: Pace) -> None:
+        self.run, self.config, self.averaging, self.pace = run, config, averaging, pace
         self.stop_requested = False
         self.handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
         self.broken: Tensor | None = None
@@ -110,16 +112,21 @@ class Keeper(Callback):
         self.broken = broken if self.broken is None else self.broken | broken
         if (batch_idx + 1) % self.config.accumulate:
             return
+        self.pace.end_step()
         step = trainer.global_step
         due = (self.config.save_every, self.config.validate_every)
-        stop = self._should_stop(trainer)
-        saving = stop or step == self.config.steps or any(step % every == 0 for every in due)
+        requested, late = self._stop_requested(trainer), self._late(trainer)
+        finished = step == self.config.steps or (late and self.pace.by_time)
+        stop = requested or (late and not finished)
+        saving = stop or finished or any(step % every == 0 for every in due)
         if saving or step % self.config.log_every == 0:
             self._check(trainer, pl_module)
         if saving:
             self.save(trainer, pl_module)
         if stop and step < self.config.steps:
             raise Stopped(step)
+        if finished and self.pace.by_time:
+            trainer.should_stop = True  # after a validation
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._stop_requested(trainer):  # the state was saved before the validation
@@ -131,9 +138,14 @@ class Keeper(Callback):
             self.stop_requested = True
         return requested
 
-    def _should_stop(self, trainer: Trainer) -> bool:
-        late = self.deadline is not None and time.monotonic() > self.deadline
-        return self._stop_requested(trainer) or bool(trainer.strategy.reduce_boolean_decision(late, all=False))
+    def _late(self, trainer: Trainer) -> bool:
+        return bool(trainer.strategy.reduce_boolean_decision(self.pace.late, all=False))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pace.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pace.load_state_dict(state_dict)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finite = not bool(self.broken) and all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
@@ -156,6 +168,64 @@ class Keeper(Callback):
             checkpoint.save(other, self.run / f"model_{'plain' if self.config.average else 'ema'}.safetensors")
         trainer.strategy.barrier()  # a process that ends before the first one has written all would end it too
         self.saved_step = trainer.global_step
+
+
+class Parts(Callback):
+    """Writes the weights of the model as float16 every few minutes and at the end, in parts, with `metrics.csv`.
+
+    Two sets in turn, so that one is whole at any time. Comes after the averaging, whose weights it writes.
+
+    Args:
+        every_s: time between two sets (seconds).
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, averaging: Averaging, *, every_s: float, pace: Pace) -> None:
+        self.folder, self.config, self.averaging = folder, config, averaging
+        self.every_s, self.clock = every_s, pace.clock
+        self.run_name, self.sets = secrets.token_hex(8), 0
+        self.written = self.clock()
+        self.written_step = 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        stepped = (batch_idx + 1) % self.config.accumulate == 0
+        if trainer.is_global_zero and stepped and self.clock() - self.written >= self.every_s:
+            self.write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.write(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # In a validation the average has the place of the weights.
+        if trainer.is_global_zero and isinstance(exception, Stopped) and not trainer.validating:
+            self.write(trainer, pl_module)
+
+    def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the set that is not the last one, unless a weight is no finite number, which `Keeper` will tell."""
+        model = self.averaging.average if self.config.average else pl_module.model
+        assert isinstance(model, E3DLSTM)
+        if trainer.global_step > self.written_step and all(bool(one.isfinite().all()) for one in model.parameters()):
+            name = f"model-{'ab'[self.sets % 2]}"
+            save_parts(model, self.folder, name, run=self.run_name, step=trainer.global_step)
+            self.sets, self.written_step = self.sets + 1, trainer.global_step
+        self._copy_metrics(trainer)
+        self.written = self.clock()
+
+    def _copy_metrics(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                metrics = Path(logger.log_dir) / "metrics.csv"
+                if metrics.exists():
+                    write_file(self.folder / "metrics.csv", metrics.read_bytes())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": self.run_name, "sets": self.sets}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run_name, self.sets = state_dict["run"], state_dict["sets"]
 
 
 class StateFile(TorchCheckpointIO):
@@ -250,12 +320,12 @@ class Samples(Callback):
 class Bar(RichProgressBar):
     """A bar that knows how long training is, which its endless data does not tell."""
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, batches: float) -> None:
         super().__init__(console_kwargs={"stderr": True})
         self.batches = batches
 
     @property
-    def total_train_batches(self) -> int:
+    def total_train_batches(self) -> float:
         return self.batches
 
     def _get_train_description(self, current_epoch: int) -> str:

@@ -1,6 +1,5 @@
 """The LightningModule: loss, optimiser, what is logged."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +7,14 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training import sampling
+from e3d_deploy.training.pace import Pace, cosine, one_cycle
 from e3d_deploy.training.released_adam import ReleasedAdam
 
 
@@ -24,17 +24,36 @@ class Learner(LightningModule):
     Args:
         first_clip: number of this process's first clip within a step's, and so of its row in what scheduled
             sampling draws, given the number of the batch.
+        pace: tells how far the run is.
     """
 
-    def __init__(self, model: E3DLSTM, config: TrainConfig, first_clip: Callable[[int], int] = lambda _: 0) -> None:
+    def __init__(
+        self,
+        model: E3DLSTM,
+        config: TrainConfig,
+        first_clip: Callable[[int], int] = lambda _: 0,
+        pace: Pace | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.config, self.first_clip = model, config, first_clip
+        self.pace = pace or Pace(config)
+        self.share = 0.0
+        """Share of the run that was done at the start of this step; only used when the schedule follows time."""
 
     def on_fit_start(self) -> None:
         if self.config.compile:  # only now: a copy of compiled parts, as the moving average makes, computes with ours
-            for cell in self.model.cells:
-                for part in ("gates", "states"):
-                    setattr(cell, part, torch.compile(getattr(cell, part)))
+            compile_cells(self.model)
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        if batch_idx % self.config.accumulate:
+            return
+        optimizer = self.trainer.optimizers[0]
+        if self.pace.by_time:
+            # Processes must agree, or their weights would part.
+            self.share = self.trainer.strategy.broadcast(self.pace.share(self.global_step))
+            self._follow_time(optimizer)
+        self.log("learning_rate", optimizer.param_groups[0]["lr"])
+        self.log("elapsed_s", self.pace.elapsed_s)
 
     def training_step(self, frames: Tensor, batch_idx: int) -> Tensor:
         config = self.config
@@ -67,9 +86,10 @@ class Learner(LightningModule):
         draws the same, and so does a process or a part for its share.
         """
         config = self.config
-        step = self.global_step // 2 if config.reverse_input else self.global_step
-        generator = np.random.default_rng((config.seed, step))
-        stop = config.sampling_stop
+        passes = 2 if config.reverse_input else 1
+        generator = np.random.default_rng((config.seed, self.global_step // passes))
+        done = int(self.share * config.steps) if self.pace.by_time else self.global_step
+        step, stop = done // passes, config.sampling_stop
         if config.sampling == "reverse":
             hold = stop // 2 if config.sampling_hold_steps is None else config.sampling_hold_steps
             chances: tuple[float, ...] = sampling.reverse_probabilities(
@@ -98,6 +118,8 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._optimizer()
+        if self.pace.by_time:
+            return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule(optimizer), "interval": "step"}}
 
     def _optimizer(self) -> Optimizer:
@@ -105,6 +127,8 @@ class Learner(LightningModule):
         common: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
         if config.optimizer == "released-adam":
             return ReleasedAdam(self.parameters(), **common)
+        if all(weight.is_cuda for weight in self.parameters()):
+            common["fused"] = True  # one kernel for all weights; on a CPU it would round otherwise than before
         if config.optimizer == "adam":
             return Adam(self.parameters(), **common)
         # Norms and biases are not drawn to zero: a scale of zero is no simpler network.
@@ -123,7 +147,52 @@ class Learner(LightningModule):
         def share(step: int) -> float:
             if config.schedule == "constant":
                 return 1.0
-            done = min(1.0, step / config.steps)
-            return min(1.0, (step + 1) / (config.warmup_steps + 1)) * (1 + math.cos(math.pi * done)) / 2
+            return self._warmed_up(step) * cosine(min(1.0, step / config.steps))
 
         return LambdaLR(optimizer, share)
+
+    def _warmed_up(self, step: int) -> float:
+        return min(1.0, (step + 1) / (self.config.warmup_steps + 1))
+
+    def _follow_time(self, optimizer: Optimizer) -> None:
+        """Set the learning rate, and for one cycle the first beta, for the share of the time that is done."""
+        config, factor = self.config, 1.0
+        if config.schedule == "cosine":
+            factor = self._warmed_up(self.global_step) * cosine(self.share)
+        elif config.schedule == "onecycle":
+            factor, beta1 = one_cycle(self.share)
+            for group in optimizer.param_groups:
+                group["betas"] = (beta1, config.beta2)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip as Lightning does, which refuses to with bf16 and a fused optimizer though only float16 needs that."""
+        if gradient_clip_val:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+
+
+def compile_cells(model: E3DLSTM) -> None:
+    """Compile the cells of a network for training; without gradients they are computed as they were.
+
+    Validations and previews have other batches, and would compile everything once more for each size.
+    """
+
+    def in_training(plain: Callable[..., Any]) -> Callable[..., Any]:
+        # Layers differ in size, and dynamic sizes, which PyTorch falls back to on the second one, are slow.
+        compiled = torch.compile(plain, dynamic=False)
+
+        def compute(*tensors: Tensor) -> Any:
+            return (compiled if torch.is_grad_enabled() else plain)(*tensors)
+
+        return compute
+
+    # The first step meets each layer with and without gradients and low types: up to four variants a layer.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 4 * len(model.cells))
+    for cell in model.cells:
+        for part in ("gates", "states"):
+            setattr(cell, part, in_training(getattr(cell, part)))

@@ -4,8 +4,10 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -24,9 +26,22 @@ from e3d_deploy.data.datasets import evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.parts import PATTERN
 from e3d_deploy.training.batches import StepBatches
-from e3d_deploy.training.callbacks import Averaging, Bar, Keeper, Previews, Samples, StateFile, Stopped, quiet, signals
+from e3d_deploy.training.callbacks import (
+    Averaging,
+    Bar,
+    Keeper,
+    Parts,
+    Previews,
+    Samples,
+    StateFile,
+    Stopped,
+    quiet,
+    signals,
+)
 from e3d_deploy.training.module import Learner
+from e3d_deploy.training.pace import Pace
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +50,8 @@ MOVING_MNIST = "moving-mnist"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """On what and how a run is computed: nothing in here changes what is learned."""
+    """On what and how a run is computed: nothing in here changes what is learned, but for a time limit that the
+    schedule follows."""
 
     devices: int | None = None
     """Processes, each on a device of its own; None: one, or as many as a launcher started."""
@@ -44,7 +60,12 @@ class Machine:
     workers: int | None = None
     """Processes that load data, per device; None: none on a CPU, up to 8 for a GPU."""
     time_limit_s: float | None = None
-    """After so long everything is saved and training ends, seconds."""
+    """Time after which everything is saved and training ends (seconds). With `TrainConfig.schedule_by` `time` earlier
+    starts of a resumed run count, and the schedule ends then."""
+    parts: Path | None = None
+    """Folder for the weights as float16 in parts of at most 16 MiB, written again and again; see `parts.py`."""
+    parts_every_s: float = 60.0
+    """Time between two such sets of parts (seconds)."""
     tensorboard: bool = False
     """Log for TensorBoard too."""
     samples: Path | None = None
@@ -64,9 +85,12 @@ def train(
     valid: str | None = None,
     skip_bad: bool = False,
     initial: Path | None = None,
+    digits: Path | None = None,
     resume: bool = False,
     machine: Machine | None = None,
     callbacks: Sequence[Callback] = (),
+    clock: Callable[[], float] = time.monotonic,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train into the folder `run`; return the path of the model, `run/model.safetensors`.
 
@@ -81,11 +105,15 @@ def train(
         skip_bad: leave out pictures and videos that cannot be read.
         initial: model whose weights to begin with, one of ours or one that can be imported; else they are
             drawn by the seed.
+        digits: `.npz` of digits that Moving MNIST is made of for training, in the place of the package's 4,500.
         resume: go on from `run/last.ckpt`; else `run` must not hold a run yet.
+        clock: that of the time limit, monotonic (seconds).
+        progress: called with a line on what takes long.
 
     Raises:
         ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other
-            options; processes that cannot share a batch.
+            options; processes that cannot share a batch; a schedule by time without a time limit; digits that are
+            held out, or without Moving MNIST; a folder that holds parts of another run.
         CheckpointError: what is to be resumed is damaged.
         TrainingError: the loss is no finite number any more.
         KeyboardInterrupt: Ctrl-C or SIGTERM; everything is saved and `run` can be resumed.
@@ -94,13 +122,17 @@ def train(
     """
     machine = machine or Machine()
     last, path = run / "last.ckpt", run / "model.safetensors"
+    pace = Pace(config, limit_s=machine.time_limit_s, clock=clock)
+    if pace.by_time and machine.time_limit_s is None:
+        raise ConfigError("schedule_by: time without a time limit has no end; give --time-limit MINUTES")
     if resume and not last.exists():
         raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
     if not resume and (last.exists() or path.exists()):
         raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
     weights = None if initial is None else weights_of(initial, model_config)
-    settings = _settings(model_config, config, data, valid, initial)
-    if resume and _check_resumable(run, settings) >= config.steps:
+    _check_parts(machine.parts, resume=resume)
+    settings = _settings(model_config, config, data, valid, initial, digits, machine)
+    if resume and _check_resumable(run, settings):
         return path
     train_set = training_data(
         data,
@@ -108,6 +140,7 @@ def train(
         channels=model_config.channels,
         length=config.clip_length,
         seed=config.seed,
+        digits=digits,
         skip_bad=skip_bad,
     )
     valid_set = evaluation_data(
@@ -124,23 +157,35 @@ def train(
     if weights is not None:
         model.load_state_dict(weights)
     averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
-    keeper = Keeper(run, config, averaging, time_limit_s=machine.time_limit_s)
+    keeper = Keeper(run, config, averaging, pace)
     pictures = _pictures(run, valid_set[0], config, machine)
-    bars: list[Callback] = [Bar(config.steps * config.accumulate)] if machine.progress else []
-    with quiet():
-        trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, keeper, *bars])
+    parts: list[Callback] = []
+    if machine.parts is not None:
+        parts = [Parts(machine.parts, config, averaging, every_s=machine.parts_every_s, pace=pace)]
+    batches_in_all = float("inf") if pace.by_time else config.steps * config.accumulate
+    bars: list[Callback] = [Bar(batches_in_all)] if machine.progress else []
+    with quiet(), _tf32_where_bf16(config):
+        trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *parts, keeper, *bars])
         batches = _batches(config, trainer)
         # From here on all options are known to work.
         run.mkdir(parents=True, exist_ok=True)
+        if machine.parts is not None:
+            machine.parts.mkdir(parents=True, exist_ok=True)
+        if config.compile:
+            progress("compiling the cells: the first step takes a minute or more")
         if not resume:
             write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-        options: dict[str, Any] = {"num_workers": _workers(machine), "pin_memory": torch.cuda.is_available()}
+        workers = _workers(machine)
+        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": workers > 0}
         with signals(keeper, lambda text: log.warning("%s", text)):
             try:
                 trainer.fit(
-                    Learner(model, config, batches.first_clip),
-                    DataLoader(train_set, batch_sampler=batches, **options),
-                    DataLoader(_share(valid_set, trainer), batch_size=batches.share, **options),
+                    Learner(model, config, batches.first_clip, pace),
+                    DataLoader(train_set, batch_sampler=batches, num_workers=workers, **options),
+                    # Few, as they stay beside the others.
+                    DataLoader(
+                        _share(valid_set, trainer), batch_size=batches.share, num_workers=min(2, workers), **options
+                    ),
                     ckpt_path=last if resume else None,
                     weights_only=True,
                 )
@@ -165,6 +210,8 @@ def resume_or_next(
     data: Sequence[tuple[str, float]],
     valid: str | None = None,
     initial: Path | None = None,
+    digits: Path | None = None,
+    machine: Machine | None = None,
     **_: Any,
 ) -> tuple[Path, bool]:
     """Where a run of these options goes on or begins: `run` if it is free or holds an unfinished one, else NAME-2 …
@@ -175,13 +222,13 @@ def resume_or_next(
     Raises:
         CheckpointError: a run whose files are damaged.
     """
-    settings = _settings(model_config, config, data, valid, initial)
+    settings = _settings(model_config, config, data, valid, initial, digits, machine or Machine())
     for number in count(1):
         folder = run if number == 1 else run.with_name(f"{run.name}-{number}")
         if not (folder / "last.ckpt").exists() and not (folder / "model.safetensors").exists():
             return folder, False
         try:
-            if _check_resumable(folder, settings) < config.steps:
+            if not _check_resumable(folder, settings):
                 return folder, True
         except ConfigError:
             continue
@@ -189,11 +236,28 @@ def resume_or_next(
 
 
 def _settings(
-    model: ModelConfig, config: TrainConfig, data: Sequence[tuple[str, float]], valid: str | None, initial: Path | None
+    model: ModelConfig,
+    config: TrainConfig,
+    data: Sequence[tuple[str, float]],
+    valid: str | None,
+    initial: Path | None,
+    digits: Path | None,
+    machine: Machine,
 ) -> dict[str, Any]:
     """What decides a run's numbers, as JSON has it."""
-    begin = None if initial is None else {"name": initial.name, "sha256": _hash(initial)}
-    settings = {"model": model.to_dict(), "train": asdict(config), "data": list(data), "valid": valid, "initial": begin}
+
+    def named(path: Path | None) -> dict[str, Any] | None:
+        return None if path is None else {"name": path.name, "sha256": _hash(path)}
+
+    settings = {
+        "model": model.to_dict(),
+        "train": asdict(config),
+        "data": list(data),
+        "valid": valid,
+        "initial": named(initial),
+        "digits": named(digits),
+        "time_limit_s": machine.time_limit_s if config.schedule_by == "time" else None,
+    }
     return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
 
 
@@ -201,12 +265,18 @@ FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "
 """Settings that a resumed run may have otherwise than it was begun with."""
 
 
-def _check_resumable(run: Path, settings: dict[str, Any]) -> int:
-    """The optimiser steps done in a run, after its settings were compared with those to go on with."""
+def _check_resumable(run: Path, settings: dict[str, Any]) -> bool:
+    """Compare the settings of a run with those to go on with; return True if the run is finished."""
     try:
         stored = json.loads((run / "config.json").read_text())
-        done = int(torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)["global_step"])
-        one_cycle = stored["train"]["schedule"] == "onecycle"
+        stored = {"digits": None, **stored, "time_limit_s": settings["time_limit_s"]}
+        # A setting that was not known yet had the value that is its default.
+        stored["train"] = {**{field.name: field.default for field in fields(TrainConfig)}, **stored["train"]}
+        state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+        done, limit_s = int(state["global_step"]) >= settings["train"]["steps"], settings["time_limit_s"]
+        if limit_s is not None and stored["train"]["schedule_by"] == "time":
+            done = done or float(state["callbacks"]["Keeper"]["elapsed_s"]) >= limit_s
+        one_cycle = stored["train"]["schedule"] == "onecycle" and stored["train"]["schedule_by"] == "steps"
         for name in FREE_TO_CHANGE:
             if not (one_cycle and name == "steps"):  # PyTorch's OneCycleLR ends where it was told to
                 stored["train"][name] = settings["train"][name]
@@ -219,9 +289,9 @@ def _check_resumable(run: Path, settings: dict[str, Any]) -> int:
             for name, value in settings[part].items()
             if stored.get(part, {}).get(name) != value
         ]
-        changed += [part for part in ("data", "valid", "initial") if stored.get(part) != settings[part]]
+        changed += [part for part in ("data", "valid", "initial", "digits") if stored.get(part) != settings[part]]
         raise ConfigError(f"{run}: was begun with other options ({', '.join(changed)}); give the same, or a new folder")
-    return done
+    return bool(done)
 
 
 def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
@@ -257,6 +327,35 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def _check_parts(folder: Path | None, *, resume: bool) -> None:
+    if folder is not None and not resume and any(folder.glob(PATTERN)):
+        raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
+
+
+@contextmanager
+def _tf32_where_bf16(config: TrainConfig) -> Iterator[None]:
+    """Let a GPU that computes in bf16 multiply what remains in float32 as TF32, which is more exact than bf16.
+
+    By PyTorch's old names alone: Inductor asks by them, and PyTorch raises once both kinds were set.
+    """
+    if not (torch.cuda.is_available() and _in_bf16(config)):
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _in_bf16(config: TrainConfig) -> bool:
+    available = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return config.precision == "bf16" or (config.precision == "auto" and available)
+
+
 def _hash(initial: Path) -> str | None:
     """Of a file; a TensorFlow checkpoint is several."""
     return sha256(initial) if initial.is_file() else None
@@ -288,15 +387,12 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
             raise BackendUnavailable(
                 "TensorBoard is not installed; pip install 'e3d_deploy[tensorboard]', or train without --tensorboard"
             ) from error
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    )
     return Trainer(
         accelerator="auto",
         devices=devices,
         num_nodes=machine.nodes,
         strategy="ddp" if devices * machine.nodes > 1 else "auto",
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision="bf16-mixed" if _in_bf16(config) else "32-true",
         max_steps=config.steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip or None,
