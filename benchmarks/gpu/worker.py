@@ -28,7 +28,7 @@ class Job:
     """Work of one process."""
 
     settings: dict[str, Any]
-    """As `Settings.to_dict` gives them."""
+    """Result of `Settings.to_dict`."""
     file: str
     """Result file."""
     names: tuple[str, ...]
