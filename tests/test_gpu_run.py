@@ -13,10 +13,11 @@ import torch
 
 from benchmarks.gpu import machine, run, worker
 from benchmarks.gpu.bench import Bench, Settings
-from benchmarks.gpu.failures import NotHere, line_of
+from benchmarks.gpu.failures import line_of
 from benchmarks.gpu.plan import Costs, Unit
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.worker import SPOILT, Job
+from e3d_deploy.errors import BackendUnavailable
 
 SETTINGS = Settings(device="cpu", quick=True, batches=(1,))
 FAKE = """
@@ -138,7 +139,7 @@ def test_the_file_is_written_after_each_row(tmp_path: Path) -> None:
 
 
 def test_a_failed_row_ends_its_process_and_a_skipped_one_does_not(tmp_path: Path) -> None:
-    works = {"absent": raises(NotHere("not here")), "module": raises(ImportError("no x")), "after": dict}
+    works = {"absent": raises(BackendUnavailable("not here")), "module": raises(ImportError("no x")), "after": dict}
     code, results = work(tmp_path, works)
     assert (code, results["failed"]) == (0, {})
     assert results["skipped"] == {"plain: absent": "not here", "plain: module": "ImportError: no x"}

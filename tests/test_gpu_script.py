@@ -150,6 +150,18 @@ def test_no_gpu_is_said_with_the_reason(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_section_without_bundles_is_skipped_and_starts_no_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*CPU, "--sections", "bundles", "--out", str(tmp_path / "gpu.json")]
+    assert main(options) == 0
+    assert main([*options, "--bundles", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "bundles: all: skipped, no --bundles FOLDER was given; export bundles with" in shown.out
+    assert "holds no .e3d" in shown.out
+    assert "==" not in shown.err
+
+
 def test_no_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CPU, "--seconds", "0", "--out", str(tmp_path / "gpu.json")]) == 0
     assert "roofline: fp32: skipped, no time was left for it" in capsys.readouterr().out

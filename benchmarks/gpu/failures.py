@@ -10,10 +10,6 @@ SKIPPED = (BackendUnavailable, ImportError)
 """Errors that say that something is not there; the row is skipped and not failed."""
 
 
-class NotHere(BackendUnavailable):
-    """Something that a row needs and that this run does not have."""
-
-
 def line_of(error: BaseException) -> str:
     """Return an error as one line."""
     words = str(error).strip()

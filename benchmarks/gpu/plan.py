@@ -25,6 +25,8 @@ class Unit:
     """Estimated time on a GPU."""
     work: Callable[[], dict[str, Any]] = field(repr=False, compare=False)
     """Run it and return its result."""
+    absent: str = ""
+    """Reason why it cannot run, where that is known before any process starts."""
 
     @property
     def name(self) -> str:
@@ -81,7 +83,8 @@ def plan(units: Sequence[Unit], seconds: float, costs: Costs) -> Plan:
     kept: list[Unit] = []
     left_out: list[Unit] = []
     used, started = 0.0, set[str]()
-    for unit in sorted(units, key=lambda unit: unit.tier):  # stable, so rows of a tier stay in their order
+    ready = [unit for unit in units if not unit.absent]
+    for unit in sorted(ready, key=lambda unit: unit.tier):  # stable, so rows of a tier stay in their order
         cost = costs.of(unit) + (0 if unit.section in started else costs.start_s)
         if used + cost > seconds:
             left_out.append(unit)

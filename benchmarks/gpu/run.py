@@ -65,7 +65,10 @@ def run(
         command: how a process is started, for tests.
     """
     deadline = time.time() + seconds
-    pending = list(units)
+    for unit in units:
+        if unit.absent:
+            results.skip(unit.name, unit.absent)
+    pending = [unit for unit in units if not unit.absent]
     while processes := plan(pending, deadline - time.time(), costs).processes():
         processed, started = processes[0], time.time()
         limit_s = min(deadline - started, SLACK * process_s(processed, costs) + SLACK_S)

@@ -14,7 +14,6 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.correctness import Yardstick, distance
-from benchmarks.gpu.failures import NotHere
 from benchmarks.gpu.plan import Unit
 
 ON_GPU = ("onnxruntime-cuda", "torch-cuda-graph", "tensorrt", "tensorrt-rtx")
@@ -52,7 +51,9 @@ def bundles(bench: Bench) -> list[Unit]:
         for path in paths
     }
     if not works:
-        works = {("no bundles", name): partial(no_bundles, folder) for name in names}
+        given = "no --bundles FOLDER was given" if folder is None else f"{folder} holds no .e3d"
+        reason = f"{given}; export bundles with `python -m benchmarks.gpu.bundles -o FOLDER`"
+        return [Unit(section="bundles", row="all", tier=1, cost_s=0.0, work=dict, absent=reason)]
     return [
         Unit(
             section="bundles",
@@ -63,12 +64,6 @@ def bundles(bench: Bench) -> list[Unit]:
         )
         for (bundle, name), work in works.items()
     ]
-
-
-def no_bundles(folder: Path | None) -> dict[str, Any]:
-    """Skip the row."""
-    given = "no --bundles FOLDER was given" if folder is None else f"{folder} holds no .e3d"
-    raise NotHere(f"{given}; export bundles with `python -m benchmarks.gpu.bundles -o FOLDER`")
 
 
 def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]:
