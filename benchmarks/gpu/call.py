@@ -105,13 +105,10 @@ def probe(place: Place) -> list[Step]:
     memory = ["-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_tensorrt_backend.py"]
     return [
         Step(name="versions", seconds=15, command=["-c", VERSIONS]),
-        benchmark(place, "correctness", 65, "--sections", "correctness,roofline", "--batches", "1"),
-        benchmark(place, "backends", 40, "--sections", "backends", "--batches", "1"),
-        benchmark(place, "engines", 40, "--sections", "engines", "--batches", "1"),
-        benchmark(place, "profile", 50, "--sections", "profile", "--batches", "1,32"),
-        Step(name="memory", seconds=25, command=[*memory, "-k", "memory_and_kernel"]),
-        training(place, "train_eager", 25, compiled=False, kept=False),
-        training(place, "train_compiled", 55, compiled=True, kept=False),
+        benchmark(place, "probe_rows", 185, "--sections", PROBED, "--batches", "1"),
+        Step(name="memory", seconds=20, command=[*memory, "-k", "memory_and_kernel"]),
+        training(place, "train_eager", 30, compiled=False, kept=False),
+        training(place, "train_compiled", 40, compiled=True, kept=False),
     ]
 
 
@@ -126,12 +123,14 @@ def train(place: Place) -> list[Step]:
 
 def numbers(place: Place) -> list[Step]:
     """Return the one step that times everything, most valuable first."""
-    return [benchmark(place, "numbers", SECONDS["numbers"])]
+    measured = RESULTS / "gpu_probe_rows.json"
+    costs = ["--costs", str(measured)] if measured.exists() and not place.quick else []
+    return [benchmark(place, "numbers_rows", SECONDS["numbers"], *costs)]
 
 
 def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
     """Return a step that runs sections of `python -m benchmarks.gpu`, and ends by itself before its time."""
-    bundles = ["--bundles", str(place.unpacked / "bundles")]
+    bundles = ["--bundles", str(place.unpacked / "bundles" / ("tiny" if place.quick else "full"))]
     files = ["--out", str(place.out / f"gpu_{name}.json"), "--seconds", str(int(seconds - ENDING))]
     command = ["-m", "benchmarks.gpu", *place.options, *options, *bundles, *files]
     return Step(name=name, seconds=seconds, command=command)
@@ -162,6 +161,8 @@ def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: b
     return Step(name=name, seconds=seconds, command=command, run=run)
 
 
+PROBED = "roofline,plain,backends,bundles,profile,micro"
+"""Sections of the benchmark that the probe runs; compiled rows take minutes and wait for the numbers."""
 STEPS = {"probe": probe, "train": train, "numbers": numbers}
 
 
@@ -226,8 +227,8 @@ class Call:
         began = time.monotonic()
         found["code"] = self.process_of(step, limit, variables) if limit > ENDING else "no time was left"
         found["seconds"] = round(time.monotonic() - began, 1)
-        if step.run is not None and (speed := sequences_per_second(step.run)) is not None:
-            found["sequences_per_second"] = speed
+        if step.run is not None:
+            found |= learned(step.run)
         self.record["steps"][-1] = found
         self.write()
         with self.log.open("rb") as log:
@@ -278,19 +279,23 @@ class Call:
         write_file(self.file, (json.dumps(self.record, indent=1) + "\n").encode())
 
 
-def sequences_per_second(run: Path) -> float | None:
-    """Return the speed of a training run from its log, its first tenth left out; None if it logged too little."""
-    files = sorted(run.glob("logs/version_*/metrics.csv"))
-    config = run / "config.json"
+def learned(run: Path) -> dict[str, Any]:
+    """Return speed and learning curve of a training run, as far as its log has them; its first tenth does not count."""
+    files, config = sorted(run.glob("logs/version_*/metrics.csv")), run / "config.json"
     if not files or not config.exists():
-        return None
+        return {}
     with files[-1].open() as file:
-        rows = [(float(row["elapsed_s"]), int(row["step"])) for row in csv.DictReader(file) if row.get("elapsed_s")]
-    rows = rows[len(rows) // 10 :]
-    if len(rows) < 2 or rows[-1][0] <= rows[0][0]:
-        return None
-    batch: int = json.loads(config.read_text())["train"]["batch_size"]
-    return round(batch * (rows[-1][1] - rows[0][1]) / (rows[-1][0] - rows[0][0]), 2)
+        rows = list(csv.DictReader(file))
+    found: dict[str, Any] = {}
+    done = [(float(row["elapsed_s"]), int(row["step"])) for row in rows if row.get("elapsed_s")]
+    done = done[len(done) // 10 :]
+    if len(done) > 1 and done[-1][0] > done[0][0]:
+        batch = json.loads(config.read_text())["train"]["batch_size"]
+        found["steps"] = done[-1][1]
+        found["sequences_per_second"] = round(batch * (done[-1][1] - done[0][1]) / (done[-1][0] - done[0][0]), 2)
+    if curve := [[int(row["step"]), float(row["valid_mse"])] for row in rows if row.get("valid_mse")]:
+        found["valid_mse"] = curve
+    return found
 
 
 def carried(name: str, pack: Path) -> list[Path]:

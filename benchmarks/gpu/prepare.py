@@ -20,14 +20,11 @@ from pathlib import Path
 
 from benchmarks.gpu import borrowed
 from benchmarks.gpu.borrowed import Machine
-from benchmarks.gpu.call import CALLS, CARRIED, PACK, ROOT, SECONDS
+from benchmarks.gpu.call import CALLS, CARRIED, PACK, RESULTS, ROOT, SECONDS, next_call
 from benchmarks.gpu.lacking import Confiner, joined_path, versions_here
 from benchmarks.gpu.pack import archive, install, shrink_onnxruntime
 from benchmarks.gpu.travel import MIB, check_travel
 from e3d_deploy.errors import ConfigError, E3DError
-
-NEXT = {"probe": "probe", "train": "next", "numbers": "next"}
-"""Argument by which a call is started; the second decides by the results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,8 @@ class Packer:
         print(f"onnxruntime: kept {kept:.1f} MiB of machine code, zeroed {zeroed:.1f} MiB")
 
     def bundles(self, folder: Path) -> None:
-        module("benchmarks.gpu.bundles", "-o", str(folder))
+        module("benchmarks.gpu.bundles", "-o", str(folder / "full"))
+        module("benchmarks.gpu.bundles", "--tiny", "-o", str(folder / "tiny"))  # for rehearsals
 
     def digits(self, folder: Path) -> None:
         module("benchmarks.digits", "-o", str(folder))
@@ -123,12 +121,12 @@ def plan(pack: Path, machine: Machine) -> list[str]:
         travel = check_travel(ROOT, carried, machine.limits)
         sizes = ", ".join(f"{name} {size / MIB:.1f}" for name, size in travel.carried_bytes.items())
         lines += [
-            f"{call}: python3 -m benchmarks.gpu.call {NEXT[call]}    # at most {SECONDS[call]:.0f} s",
+            f"{call}: python3 -m benchmarks.gpu.call {call}    # at most {SECONDS[call]:.0f} s",
             f"    carry: {' '.join(str(folder.relative_to(ROOT)) for folder in carried)}",
             f"    {travel.total_bytes / MIB:.1f} of {machine.limits.travel_bytes / MIB:.0f} MiB: "
             f"checkout {travel.tracked_bytes / MIB:.1f}, {sizes}",
         ]
-    return lines
+    return [*lines, f"after the probe: {next_call(RESULTS)}"]
 
 
 def main() -> int:

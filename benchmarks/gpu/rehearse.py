@@ -35,8 +35,6 @@ from e3d_deploy.files import write_file
 
 TINY = ["--device", "cpu", "--quick"]
 FILE = "rehearsal.json"
-KILLED_AFTER = 2
-"""Finished steps, after which a call is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,24 +75,21 @@ class Rehearsal:
         return found | {"steps": recorded["steps"], "json_files": whole(self.out(name))}
 
     def killed(self, name: str) -> dict[str, Any]:
-        """Kill a call after some steps; return which results are there, each whole.
+        """Kill a call after its first rows; return which results are there, each whole.
 
         Raises:
             RuntimeError: it ended before.
         """
         process, log, started = self.start(name, name, out="killed")
-        file = self.out("killed") / f"gpu_{name}.json"
-        finished = 0
-        while finished < KILLED_AFTER:
+        rows = self.out("killed") / f"gpu_{name}_rows.json"
+        while not rows.exists():
             time.sleep(0.2)
             if process.poll() is not None:
                 raise RuntimeError(f"{name}: ended before it was killed; mend what it says\n{tail(log)}")
-            steps = json.loads(file.read_text())["steps"] if file.exists() else []
-            finished = sum(step["code"] is not None for step in steps)
-        time.sleep(2)  # into the next step
+        time.sleep(3)  # into the next rows
         kill_session(process.pid)
         process.wait()
-        recorded = json.loads(file.read_text())
+        recorded = json.loads((self.out("killed") / f"gpu_{name}.json").read_text())
         return {
             "command": f"python3 -m benchmarks.gpu.call {name}, killed",
             "seconds": round(time.monotonic() - started, 1),
