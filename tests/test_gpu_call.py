@@ -1,0 +1,193 @@
+"""Calls on a borrowed GPU machine: which is due, how steps are run and recorded, how results survive an end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import borrowed
+from benchmarks.gpu.call import (
+    CALLS,
+    CARRIED,
+    RESULTS,
+    ROOT,
+    SECONDS,
+    STEPS,
+    Call,
+    Place,
+    Step,
+    compiled_was_faster,
+    learned,
+    next_call,
+)
+from benchmarks.gpu.rehearse import kill_session, whole
+
+SLEEP = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open(sys.argv[1], "w").write(str(child.pid))
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(out=tmp_path / "out", work=tmp_path, unpacked=tmp_path / "unpacked")
+
+
+def write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+def gone(pid: int) -> bool:
+    """Return if a process has ended, whether or not its parent has noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+# Which call is due
+
+
+def test_training_is_due_until_it_has_run_on_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "gpu_train.json"
+    assert next_call(tmp_path) == "train"
+    write(file, {"device": "cpu", "steps": [{"name": "full", "sequences_per_second": 1.0}]})
+    assert next_call(tmp_path) == "train"
+    write(file, {"device": "cuda", "steps": [{"name": "full", "code": 1}]})
+    assert next_call(tmp_path) == "train"
+    write(file, {"device": "cuda", "steps": [{"name": "full", "code": 0, "sequences_per_second": 150.0}]})
+    assert next_call(tmp_path) == "numbers"
+
+
+def test_cells_are_compiled_unless_the_probe_found_that_slower(tmp_path: Path) -> None:
+    file = tmp_path / "gpu_probe.json"
+    assert compiled_was_faster(tmp_path)
+    steps = [{"name": "train_eager", "sequences_per_second": 100.0}, {"name": "train_compiled"}]
+    write(file, {"device": "cuda", "steps": steps})
+    assert not compiled_was_faster(tmp_path)  # it did not get as far as training
+    steps[1]["sequences_per_second"] = 150.0
+    write(file, {"device": "cuda", "steps": steps})
+    assert compiled_was_faster(tmp_path)
+    write(file, {"device": "cpu", "steps": steps[:1]})
+    assert compiled_was_faster(tmp_path)
+
+
+# What the calls consist of
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_steps_fit_into_the_time_of_their_call(name: str, place: Place) -> None:
+    assert sum(step.seconds for step in STEPS[name](place)) <= SECONDS[name] <= borrowed.read().limits.call_seconds
+    assert set(CARRIED[name]) <= {"packages", "onnxruntime", "bundles", "digits"}
+
+
+def test_training_ends_before_it_is_ended(place: Place) -> None:
+    for step in STEPS["train"](place):
+        minutes = float(step.command[step.command.index("--time-limit") + 1])
+        assert 0 < 60 * minutes <= step.seconds - 15
+        assert step.command[step.command.index("--precision") + 1] == "bf16"
+
+
+# Running
+
+
+def test_every_step_is_recorded_and_a_failure_does_not_stop_the_rest(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = Call("probe", place, 100)
+    steps = [
+        Step(name="good", seconds=30, command=["-c", "print('all is well')"]),
+        Step(name="bad", seconds=30, command=["-c", "raise SystemExit('broken')"]),
+        Step(name="last", seconds=30, command=["-c", "pass"]),
+    ]
+    assert call.run(steps, os.environ) == 1
+    recorded = json.loads((place.out / "gpu_probe.json").read_text())
+    assert [(step["name"], step["code"]) for step in recorded["steps"]] == [("good", 0), ("bad", 1), ("last", 0)]
+    assert all(step["seconds"] < 30 for step in recorded["steps"])
+    log = (place.out / "gpu_probe.log").read_text()
+    assert log.index("all is well") < log.index("broken")
+    assert "all is well" in capsys.readouterr().out
+
+
+def test_a_step_and_its_children_end_with_its_time(place: Place) -> None:
+    file = place.work / "pid"
+    call = Call("probe", place, 100)
+    assert call.run([Step(name="slow", seconds=6, command=["-c", SLEEP, str(file)])], os.environ) == 1
+    (step,) = json.loads((place.out / "gpu_probe.json").read_text())["steps"]
+    assert step["code"] == "the time was over"
+    assert gone(int(file.read_text()))
+
+
+def test_no_step_begins_without_time(place: Place) -> None:
+    call = Call("probe", place, 1)
+    assert call.run([Step(name="late", seconds=30, command=["-c", "pass"])], os.environ) == 1
+    assert json.loads((place.out / "gpu_probe.json").read_text())["steps"][0]["code"] == "no time was left"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_ended_call_leaves_whole_results(place: Place, number: signal.Signals) -> None:
+    """At SIGTERM it ends its steps itself; at SIGKILL whoever kills it kills them."""
+    pid = place.work / "pid"
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom benchmarks.gpu import call\n"
+        f"steps = [call.Step(name='one', seconds=30, command=['-c', 'pass']),\n"
+        f" call.Step(name='two', seconds=60, command=['-c', {SLEEP!r}, {str(pid)!r}])]\n"
+        "call.STEPS['probe'] = lambda place: steps\n"
+        "sys.argv = ['call', 'probe', '--pack', 'none']\nsys.exit(call.main())\n"
+    )
+    environment = {**os.environ, "OUT": str(place.out), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if number == signal.SIGTERM:
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    else:
+        kill_session(process.pid)
+        assert process.wait(30) == -signal.SIGKILL
+    assert whole(place.out) == ["gpu_probe.json"]
+    steps = json.loads((place.out / "gpu_probe.json").read_text())["steps"]
+    assert [(step["name"], step["code"]) for step in steps] == [("one", 0), ("two", None)]
+    while not gone(int(pid.read_text())) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert gone(int(pid.read_text()))
+
+
+def test_speed_and_curve_of_a_training_run_are_read_from_its_log(tmp_path: Path) -> None:
+    assert learned(tmp_path) == {}
+    write(tmp_path / "config.json", {"train": {"batch_size": 32}})
+    lines = ["elapsed_s,step,valid_mse"]
+    lines += [f"{10 + 0.5 * step},{step}," for step in range(0, 100, 10)]
+    lines += [",50,120.5"]
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("\n".join(lines))
+    assert learned(tmp_path) == {"steps": 90, "sequences_per_second": 64.0, "valid_mse": [[50, 120.5]]}
+
+
+def test_a_result_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    (tmp_path / "half.json").write_text('{"steps": [')
+    with pytest.raises(RuntimeError, match=r"half\.json: not whole"):
+        whole(tmp_path)
+
+
+def test_the_rehearsal_that_is_kept_went_through() -> None:
+    """The log in benchmarks/results is of every part, within the limits of what travels and comes back."""
+    limits = borrowed.read().limits
+    parts = json.loads((RESULTS / "rehearsal.json").read_text())["parts"]
+    assert set(parts) == {*CALLS, "killed", "weights"}
+    for name in CALLS:
+        part = parts[name]
+        assert part["exit_code"] == 0
+        assert part["checkout_bytes"] + sum(part["carried_bytes"].values()) <= limits.travel_bytes
+        assert len(part["back_bytes"]) <= limits.files_back
+        assert max(part["back_bytes"].values()) <= limits.file_back_bytes
+    assert all(model["verified"]["passed"] for model in parts["weights"]["models"].values())
