@@ -22,6 +22,7 @@ from benchmarks.gpu.call import (
     Place,
     Step,
     compiled_was_faster,
+    keep_last_set,
     learned,
     next_call,
 )
@@ -171,6 +172,19 @@ def test_speed_and_curve_of_a_training_run_are_read_from_its_log(tmp_path: Path)
     (tmp_path / "logs" / "version_0").mkdir(parents=True)
     (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("\n".join(lines))
     assert learned(tmp_path) == {"steps": 90, "sequences_per_second": 64.0, "valid_mse": [[50, 120.5]]}
+
+
+def test_only_the_last_whole_set_of_weights_comes_back(tmp_path: Path) -> None:
+    keep_last_set(tmp_path)
+    for age, (name, numbers) in enumerate({"a": (1, 2), "b": (1, 2), "c": (1,)}.items()):
+        for number in numbers:
+            file = tmp_path / f"model-{name}.part-{number}-of-2.safetensors"
+            file.write_bytes(b"")
+            os.utime(file, (1000 + age, 1000 + age))
+    (tmp_path / "metrics.csv").write_text("")
+    keep_last_set(tmp_path)
+    kept = sorted(file.name for file in tmp_path.iterdir())
+    assert kept == ["metrics.csv", *(f"model-b.part-{number}-of-2.safetensors" for number in (1, 2))]
 
 
 def test_a_result_that_is_cut_off_is_named(tmp_path: Path) -> None:

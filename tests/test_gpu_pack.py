@@ -17,6 +17,7 @@ from benchmarks.gpu.borrowed import Limits, Machine
 from benchmarks.gpu.fatbin import MAGIC, ZSTANDARD, prune, section
 from benchmarks.gpu.lacking import Confiner
 from benchmarks.gpu.pack import PROVIDER, archive, distributions, install, shrink_onnxruntime, unpack
+from benchmarks.gpu.prepare import unsure
 from benchmarks.gpu.travel import MIB, check_results, check_travel
 from e3d_deploy.errors import ResourceLimit
 
@@ -231,6 +232,13 @@ def test_what_our_code_asks_for_is_learnt_and_what_others_ask_for_is_not(tmp_pat
     lacking = set(confined.lacking())
     assert {"rich", "markdown-it-py", "pygments"} <= lacking
     assert not lacking & {"pyyaml", "pluggy", "iniconfig", "numpy"}
+
+
+def test_dependencies_of_unknown_version_are_carried(tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[project]\ndependencies = ["numpy>=1.26", "click>=8.2", "PyYAML"]\n')
+    described = machine(installed={"numpy": "2.5.2", "click": None, "rich": None})
+    assert unsure(project, described) == {"click": "click"}
 
 
 def test_the_described_machine_has_what_this_project_needs() -> None:

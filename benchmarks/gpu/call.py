@@ -27,6 +27,7 @@ from typing import Any
 from benchmarks.gpu import borrowed
 from benchmarks.gpu.pack import unpack
 from e3d_deploy.files import write_file
+from e3d_deploy.parts import PATTERN
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -76,6 +77,8 @@ class Step:
     command: Sequence[str]
     run: Path | None = None
     """Folder of the training run that it makes, read for its speed."""
+    parts: Path | None = None
+    """Folder for the weights of that run, in parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,7 @@ def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: b
         command += ["--digits", str(place.unpacked / "digits" / "digits.npz")]
     if kept:
         command += ["--parts", str(place.out / f"gpu_{name}")]
-    return Step(name=name, seconds=seconds, command=command, run=run)
+    return Step(name=name, seconds=seconds, command=command, run=run, parts=place.out / f"gpu_{name}" if kept else None)
 
 
 PROBED = "roofline,plain,backends,bundles,profile,micro"
@@ -229,6 +232,8 @@ class Call:
         found["seconds"] = round(time.monotonic() - began, 1)
         if step.run is not None:
             found |= learned(step.run)
+        if step.parts is not None:
+            keep_last_set(step.parts)
         self.record["steps"][-1] = found
         self.write()
         with self.log.open("rb") as log:
@@ -296,6 +301,20 @@ def learned(run: Path) -> dict[str, Any]:
     if curve := [[int(row["step"]), float(row["valid_mse"])] for row in rows if row.get("valid_mse")]:
         found["valid_mse"] = curve
     return found
+
+
+def keep_last_set(parts: Path) -> None:
+    """Delete all but the last whole set of parts, as only so many files come back."""
+    sets: dict[str, list[Path]] = {}
+    for file in parts.glob(PATTERN):
+        sets.setdefault(file.name.split(".part-")[0], []).append(file)
+    whole = [files for files in sets.values() if files[0].name.endswith(f"-of-{len(files)}.safetensors")]
+    if not whole:
+        return
+    last = max(whole, key=lambda files: max(file.stat().st_mtime_ns for file in files))
+    for file in parts.glob(PATTERN):
+        if file not in last:
+            file.unlink()
 
 
 def carried(name: str, pack: Path) -> list[Path]:

@@ -3,23 +3,26 @@
     python -m benchmarks.gpu.prepare [-o .gpu-pack] [--pieces NAME,...] [--rehearse]
 
 Makes four pieces, each a folder with one archive: `onnxruntime`, onnxruntime-gpu for the one chip with cuda-core;
-`bundles`; `digits`; `packages`, what the calls import and the machine lacks, found by running them here on tiny sizes.
+`bundles`; `digits`; `packages`, what the calls import and the machine lacks, or may have in too old a version. That is
+found by running them here on tiny sizes.
 Then adds up what travels in each call and prints the commands. Needs a network (pip, npm), git and a few minutes.
 """
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from benchmarks.gpu import borrowed
-from benchmarks.gpu.borrowed import Machine
+from benchmarks.gpu.borrowed import Machine, canonical
 from benchmarks.gpu.call import CALLS, CARRIED, PACK, RESULTS, ROOT, SECONDS, next_call
 from benchmarks.gpu.lacking import Confiner, joined_path, versions_here
 from benchmarks.gpu.pack import archive, install, shrink_onnxruntime
@@ -48,7 +51,7 @@ class Packer:
         module("benchmarks.digits", "-o", str(folder))
 
     def packages(self, folder: Path) -> None:
-        lacking = self.lacking()
+        lacking = unsure(ROOT / "pyproject.toml", self.machine) | self.lacking()
         versions = versions_here(lacking)
         install(versions, folder, self.machine)
         for name, version in versions.items():
@@ -88,6 +91,13 @@ class Packer:
             archive(Path(folder), target / f"{piece}.tar.xz")
         size = (target / f"{piece}.tar.xz").stat().st_size
         print(f"{piece}: {size / MIB:.1f} MiB packed", flush=True)
+
+
+def unsure(project: Path, machine: Machine) -> dict[str, str]:
+    """Return what the package itself depends on and the machine has in an unknown version, perhaps too old a one."""
+    required = tomllib.loads(project.read_text())["project"]["dependencies"]
+    names = [canonical(re.split(r"[^A-Za-z0-9._-]", one)[0]) for one in required]
+    return {name: name for name in names if machine.installed.get(name, "") is None}
 
 
 def module(name: str, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
