@@ -16,6 +16,7 @@ from benchmarks.gpu.bench import Bench, Settings
 from benchmarks.gpu.failures import line_of
 from benchmarks.gpu.plan import Costs, Unit
 from benchmarks.gpu.results import Results
+from benchmarks.gpu.sections import micro
 from benchmarks.gpu.worker import SPOILT, Job
 from e3d_deploy.errors import BackendUnavailable
 
@@ -198,3 +199,33 @@ def test_a_gpu_in_use_by_others_is_warned_of(
     found = machine.in_use()
     assert ("warning" in found) is warned
     assert not warned or "timings are doubtful" in found["warning"]
+
+
+def test_kernels_of_the_same_generation_run_and_others_do_not() -> None:
+    built = ["sm_75", "sm_80", "sm_90a", "sm_100", "compute_120"]
+    capabilities = {(7, 0): False, (8, 9): True, (9, 0): False, (10, 3): True, (11, 0): False, (12, 1): True}
+    assert {one: machine.runs_on(*one, built) for one in capabilities} == capabilities
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    results = Results(tmp_path / "gpu.json")
+    results.write()
+    (tmp_path / ".gpu.json.0123").write_text("{")
+    results.take_over()
+    assert list(tmp_path.iterdir()) == [results.path]
+
+
+def test_an_operation_that_fails_after_its_first_call_fails_its_row() -> None:
+    """It may be a failed capture; one that refuses its first call is not offered."""
+    calls = iter(range(10))
+
+    def second_fails() -> None:
+        if next(calls):
+            raise RuntimeError("capture failed")
+
+    bench = Bench(SETTINGS)
+    found = micro.timed_variants(bench, "bf16", 0.0, {"none": raises(RuntimeError("no kernel")), "some": dict})
+    assert found["variants"]["none"] == {"not_run": "RuntimeError: no kernel"}
+    assert found["variants"]["some"]["us"] > 0
+    with pytest.raises(RuntimeError, match="capture failed"):
+        micro.timed_variants(bench, "bf16", 0.0, {"some": second_fails})

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(settings, chosen, results, seconds=options.seconds, costs=costs)
     except Interrupted as error:
         code = 128 + int(error.args[0])
-        results = Results.read(options.out)
+        results.take_over()
         results.data["interrupted"] = signal.Signals(error.args[0]).name
         results.write()
     print(table(results.data))
@@ -126,6 +126,8 @@ def signals() -> Iterator[None]:
     """Raise `Interrupted` within on Ctrl-C, SIGTERM and a lost terminal, so that the worker is ended first."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        for kind in kinds:
+            signal.signal(kind, signal.SIG_IGN)  # a second one must not keep the worker from being ended
         raise Interrupted(number)
 
     kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

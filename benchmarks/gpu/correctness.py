@@ -49,7 +49,7 @@ class Yardstick:
         Float32 is judged: it may be off by what PyTorch's own float32 is off from float64, times a factor.
         """
         if isinstance(stepper, NaiveCompiled):
-            found = {"predictions": self._one_step(stepper), "steps": 1}
+            found: dict[str, Any] = {"predictions": self._one_step(stepper), "steps": 1}
         else:
             assert isinstance(stepper, Eager | Rings)
             found = self._from_start(stepper)

@@ -1,9 +1,11 @@
 """Machine of a run: packages, GPU, and other programs that use it."""
 
 import os
+import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -45,9 +47,22 @@ def gpu() -> dict[str, Any]:
         "arches": torch.cuda.get_arch_list(),
         "nvidia_smi": clocks(),
     }
-    if f"sm_{properties.major}{properties.minor}" not in found["arches"]:
+    if not runs_on(properties.major, properties.minor, found["arches"]):
         found["warning"] = f"PyTorch has no kernels made for this GPU ({arches()}); rows may fail or be slow"
     return found
+
+
+def runs_on(major: int, minor: int, arches: Sequence[str]) -> bool:
+    """Return True where PyTorch has machine code for a GPU, or code that its driver can compile.
+
+    Machine code (`sm_`) runs on its own generation from its step on, and PTX (`compute_`) on all that came later.
+    """
+    for arch in arches:
+        if one := re.fullmatch(r"(sm|compute)_(\d+)", arch):
+            built = divmod(int(one.group(2)), 10)
+            if built <= (major, minor) and (one.group(1) == "compute" or built[0] == major):
+                return True
+    return False
 
 
 def no_gpu() -> str | None:
@@ -67,8 +82,8 @@ def in_use() -> dict[str, Any]:
     """Return what other programs use of the GPU; to be asked before we use it."""
     memory = smi("--query-gpu=memory.used,utilization.gpu")
     programs = smi("--query-compute-apps=pid,used_memory,process_name")
-    if isinstance(memory, str):
-        return {"unknown": memory}
+    if isinstance(memory, str) or isinstance(programs, str) or not memory:
+        return {"unknown": str(memory or programs)}
     used, busy = (one.strip().split()[0] for one in memory[0].split(","))
     found: dict[str, Any] = {"memory_mib": used, "utilization_percent": busy, "programs": programs}
     if programs or (used.isdigit() and int(used) > IN_USE_MIB):

@@ -30,6 +30,12 @@ class Results:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, (json.dumps(finite(self.data), indent=1) + "\n").encode())
 
+    def take_over(self) -> None:
+        """Read what an ended process wrote, and remove what it was writing when it was killed."""
+        for partial in self.path.parent.glob(f".{self.path.name}.*"):
+            partial.unlink(missing_ok=True)
+        self.data = json.loads(self.path.read_text())
+
     def running(self, section: str, row: str) -> None:
         """Note which row runs, so that a crash can be told of it."""
         self.data["running"] = f"{section}: {row}"

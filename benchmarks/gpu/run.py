@@ -83,7 +83,7 @@ def run(
         say(f"== {processed[0].section}, {len(processed)} rows ({deadline - started:.0f} s left)")
         results.write()
         end = run_process(command(job), limit_s)
-        results.data = Results.read(results.path).data
+        results.take_over()
         judge(results, processed, end)
         if settings.on_gpu:
             results.data["after"][processed[0].section] = machine.clocks()
@@ -140,4 +140,5 @@ def pass_on(stream: IO[str], last: deque[str]) -> None:
 
 def say(line: str) -> None:
     """Write a line of progress."""
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal is gone; the run goes on, as nobody reading must not stop a worker
+        print(line, file=sys.stderr, flush=True)

@@ -91,14 +91,14 @@ def convolution(bench: Bench, batch: int, precision: str, inputs: int, outputs: 
     variants: Variants = {
         "3d": partial(F.conv3d, window, weight, padding=(0, around, around)),
         "3d, channels last": partial(F.conv3d, window_last, weight_last, padding=(0, around, around)),
-        "2d": partial(two_in_2d, *pair, around),
-        "2d, channels last": partial(two_in_2d, *pair_last, around),
+        "2d": partial(two_in_2d, around, *pair),
+        "2d, channels last": partial(two_in_2d, around, *pair_last),
     }
     gflop = 2 * batch * 2 * height * width * weight.numel() / 1e9
     return timed_variants(bench, precision, gflop, variants)
 
 
-def two_in_2d(both: Tensor, flat: Tensor, last: Tensor, late: Tensor, around: int) -> tuple[Tensor, Tensor]:
+def two_in_2d(around: int, both: Tensor, flat: Tensor, last: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
     return F.conv2d(both, flat, padding=around), F.conv2d(last, late, padding=around)
 
 
@@ -118,7 +118,9 @@ def norm(bench: Bench, batch: int, channels: int) -> dict[str, Any]:
 def timed_variants(
     bench: Bench, precision: str, gflop: float, variants: Variants, exact: Tensor | None = None
 ) -> dict[str, Any]:
-    """Time each variant; one that a kernel does not offer is recorded with its reason.
+    """Time each variant; one that refuses its first call is recorded with its reason.
+
+    An error after that fails the row, because it may be a failed capture, after which nothing can be trusted.
 
     Args:
         gflop: operations of each; 0 where they do not matter.
@@ -129,12 +131,12 @@ def timed_variants(
         for name, work in variants.items():
             try:
                 result = work()
-                micros = microseconds(bench, work)
             except torch.OutOfMemoryError:
                 raise  # of no use to go on: the variants after it need as much
             except RuntimeError as error:
                 found[name] = {"not_run": line_of(error)}
                 continue
+            micros = microseconds(bench, work)
             found[name] = {"us": micros, "tflops": round(gflop / micros * 1e3, 2) if gflop else None}
             if exact is not None:
                 assert isinstance(result, Tensor)

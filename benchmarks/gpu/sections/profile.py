@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
@@ -41,9 +42,12 @@ def kernels(bench: Bench, batch: int, row: Row) -> dict[str, Any]:
         for _ in range(STEPS):
             stepper.step(frame)
         bench.wait()
+    # On a GPU an operator has the time of the kernels that it launched, which are listed beside it.
+    kind = DeviceType.CUDA if bench.on_gpu else DeviceType.CPU
     times = [
         (event.key, event.count, event.self_device_time_total if bench.on_gpu else event.self_cpu_time_total)
         for event in recorded.key_averages()
+        if event.device_type == kind
     ]
     times = sorted((one for one in times if one[2] > 0), key=lambda one: -one[2])
     total = sum(time_us for *_, time_us in times)
