@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.bundles -o FOLDER [--tiny]
 
-Weights are random with 31 levels each, so that they compress to a fifth. Files that are equal in several bundles, the
+Weights are random with 15 levels each, so that they compress to a sixth. Files that are equal in several bundles, the
 model and the reference clip, are hard links to one file, which tar keeps. The reference clip is a real one, of two
 frames after two: short, so that most of the ring that it records is still zero.
 """
@@ -26,7 +26,7 @@ from e3d_deploy.model import E3DLSTM
 
 KINDS = (("gpu", "fp32"), ("cpu", "fp32"), ("cpu", "tf32"), ("cpu", "fp16"))
 """Rewrites and precision of each. Those for a CPU hold 2D convolutions alone, as CUDA refuses uneven 3D padding."""
-LEVELS = 31
+LEVELS = 15
 LINKED_BYTES = 1 << 16
 """Size from which equal files become links."""
 
