@@ -41,7 +41,7 @@ CARRIED = {
 """Folders of the pack that each call needs."""
 PACKAGES = ("packages", "onnxruntime")
 """Folders of the pack that hold Python packages."""
-SECONDS = {"probe": 290.0, "train": 500.0, "numbers": 500.0}
+SECONDS = {"probe": 340.0, "train": 400.0, "numbers": 500.0}
 """Duration of each call (s); with the start of the machine both calls of a session fit into a quarter of an hour."""
 DEMO_SECONDS = 60.0
 """Time for the small network at the end of a training call (s)."""
@@ -104,14 +104,17 @@ class Place:
 
 
 def probe(place: Place) -> list[Step]:
-    """Return the steps that tell what is right and where the time goes, training speed last."""
+    """Return the steps that tell what is right and where the time goes; the last ones may find no time left."""
     memory = ["-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_tensorrt_backend.py"]
+    batch = ("--batches", "1")
     return [
         Step(name="versions", seconds=15, command=["-c", VERSIONS]),
-        benchmark(place, "probe_rows", 185, "--sections", PROBED, "--batches", "1"),
+        training(place, "train_eager", 35, compiled=False, kept=False),
+        benchmark(place, "probe_rows", 130, "--sections", "roofline,plain,profile,micro", "--rows", PROBED, *batch),
+        training(place, "train_compiled", 65, compiled=True, kept=False),
+        benchmark(place, "probe_bundles", 45, "--sections", "bundles", "--rows", "onnxruntime", *batch),
+        benchmark(place, "probe_compiled", 90, "--sections", "compiled,backends", "--rows", IN_APPLICATIONS, *batch),
         Step(name="memory", seconds=20, command=[*memory, "-k", "memory_and_kernel"]),
-        training(place, "train_eager", 30, compiled=False, kept=False),
-        training(place, "train_compiled", 40, compiled=True, kept=False),
     ]
 
 
@@ -143,6 +146,7 @@ FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5"]
 SMALL = ["--hidden", "40,40", "--patch-size", "8", "--kernel-size", "3"]
 TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-size", "2", "--validation-clips", "2"]
 LEARNING = ["--schedule", "onecycle", "--schedule-by", "time", "--steps", "1000000", "--log-every", "10"]
+LEARNING += ["--l1-weight", "0", "--gradient-clip", "1"]  # or a short run stays on the plateau of black frames
 
 
 def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: bool) -> Step:
@@ -164,8 +168,10 @@ def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: b
     return Step(name=name, seconds=seconds, command=command, run=run, parts=place.out / f"gpu_{name}" if kept else None)
 
 
-PROBED = "roofline,plain,backends,bundles,profile,micro"
-"""Sections of the benchmark that the probe runs; compiled rows take minutes and wait for the numbers."""
+PROBED = "eager,autocast,ring,attention,norm,convolution"
+"""Rows that need no compiling; those of `profile` that do find no time in the probe."""
+IN_APPLICATIONS = "ring bf16 in-place compiled,torch-cuda-graph bf16"
+"""Rows that show if the step compiles, and runs as an application has it; the second takes it from PyTorch's cache."""
 STEPS = {"probe": probe, "train": train, "numbers": numbers}
 
 
