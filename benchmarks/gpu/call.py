@@ -120,7 +120,7 @@ def probe(place: Place) -> list[Step]:
 
 def train(place: Place) -> list[Step]:
     """Return the steps of a training call: the full-size network, and the small one for the last minute."""
-    compiled = not place.quick and compiled_was_faster(RESULTS)
+    compiled = compiled_was_faster(RESULTS)
     return [
         training(place, "full", SECONDS["train"] - DEMO_SECONDS, compiled=compiled, kept=True),
         training(place, "demo", DEMO_SECONDS, compiled=False, kept=True),
@@ -144,7 +144,9 @@ def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
 
 FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5"]
 SMALL = ["--hidden", "40,40", "--patch-size", "8", "--kernel-size", "3"]
-TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-size", "2", "--validation-clips", "2"]
+TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-size", "2"]
+TINY += ["--validation-clips", "2", "--log-every", "1"]
+
 LEARNING = ["--schedule", "onecycle", "--schedule-by", "time", "--steps", "1000000", "--log-every", "10"]
 LEARNING += ["--l1-weight", "0", "--gradient-clip", "1"]  # or a short run stays on the plateau of black frames
 
@@ -159,8 +161,8 @@ def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: b
     network = TINY if place.quick else [*(SMALL if name == "demo" else FULL), "--batch-size", "32"]
     minutes = (QUICK_SECONDS if place.quick else seconds - START_SECONDS) / 60
     speed = ["--precision", "fp32" if place.device == "cpu" else "bf16", "--workers", "1" if place.quick else "8"]
-    command = ["-m", "e3d_deploy", "train", "-o", str(run), *network, *LEARNING, *speed]
-    command += ["--time-limit", f"{minutes:.3f}", "--compile" if compiled else "--no-compile"]
+    command = ["-m", "e3d_deploy", "train", "-o", str(run), *LEARNING, *network, *speed]
+    command += ["--time-limit", f"{minutes:.3f}", "--compile" if compiled and not place.quick else "--no-compile"]
     if (place.unpacked / "digits").exists():
         command += ["--digits", str(place.unpacked / "digits" / "digits.npz")]
     if kept:
