@@ -263,3 +263,4 @@ def test_onnxruntime_for_one_chip_is_small_enough(tmp_path: Path) -> None:
     assert pruned.kept_bytes < 12 * MIB < 150 * MIB < pruned.zeroed_bytes
     assert (tmp_path / PROVIDER).stat().st_size > 200 * MIB  # nothing moved
     assert not list(tmp_path.glob("onnxruntime/capi/libonnxruntime.so*"))
+    assert [path.name for path in tmp_path.glob("cuda/core/cu*")] == ["cu13"]

@@ -51,10 +51,12 @@ def install(packages: Mapping[str, str], folder: Path, machine: Machine) -> None
 
 
 def shrink_onnxruntime(site: Path, machine: Machine) -> Pruned:
-    """Leave of onnxruntime-gpu in a folder what runs our graphs on the machine's GPU."""
-    for pattern in UNUSED:
-        for path in site.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Leave of onnxruntime-gpu and cuda-core in a folder what runs our graphs on the machine's GPU."""
+    for path in (path for pattern in UNUSED for path in site.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in site.glob("cuda/core/cu[0-9]*"):  # cuda-core, once for each CUDA
+        if path.name != f"cu{machine.cuda.split('.')[0]}":
+            shutil.rmtree(path)
     with tempfile.TemporaryDirectory() as folder:
         decompress = zstandard(Path(folder))
         library = bytearray((site / PROVIDER).read_bytes())

@@ -31,6 +31,7 @@ from benchmarks.gpu.call import CALLS, CARRIED, PACK, PACKAGES, RESULTS, ROOT
 from benchmarks.gpu.lacking import Confiner
 from benchmarks.gpu.pack import distributions
 from benchmarks.gpu.travel import check_results, check_travel, checkout_files
+from e3d_deploy.errors import E3DError
 from e3d_deploy.files import write_file
 
 TINY = ["--device", "cpu", "--quick"]
@@ -236,7 +237,7 @@ def rehearse(
             print(f"rehearsing {name}", flush=True)
             try:
                 log["parts"][name] = todo[name]()
-            except RuntimeError as error:
+            except (E3DError, RuntimeError) as error:
                 print(error, file=sys.stderr)
                 return 1
             write_file(file, (json.dumps(log, indent=1) + "\n").encode())
