@@ -70,7 +70,7 @@ class TypedConvolution(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """A `FlatConvolution` whose channels lie together in memory, as tensor cores read them; its weights for good."""
+    """`FlatConvolution` with channels last in memory, the layout that tensor cores read; weights stay in it."""
 
     both: Tensor
     last: Tensor
@@ -83,15 +83,12 @@ class ChannelsLast(nn.Module):
             self.register_buffer(name, weight.detach().clone(memory_format=torch.channels_last))
 
     def forward(self, window: Tensor) -> Tensor:
-        both = window.flatten(1, 2).contiguous(memory_format=torch.channels_last)
-        last = window[:, :, 1].contiguous(memory_format=torch.channels_last)
-        return torch.stack(
-            [
-                F.conv2d(both, self.both, self.bias, padding=self.padding),
-                F.conv2d(last, self.last, self.bias, padding=self.padding),
-            ],
-            dim=2,
-        )
+        D = window.shape[2]
+        pairs = [self._convolved(window[:, :, slot : slot + 2].flatten(1, 2), self.both) for slot in range(D - 1)]
+        return torch.stack([*pairs, self._convolved(window[:, :, D - 1], self.last)], dim=2)
+
+    def _convolved(self, slots: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(slots.contiguous(memory_format=torch.channels_last), weight, self.bias, padding=self.padding)
 
 
 class RingStep(nn.Module):
@@ -158,15 +155,16 @@ class RingStep(nn.Module):
         rings = [place[f"history.{layer}"] for layer in range(len(self.config.hidden))]
         entries = [results.pop(f"entry.{layer}").to(states[ring].dtype) for layer, ring in enumerate(rings)]
         slot = written % K
-        rows = torch.arange(0, K * len(slot), K, device=slot.device) + slot  # [B], in rings as [B·K, D·h·w, N]
-        here = (self.slots == slot[:, None])[:, :, None, None]  # [B, K, 1, 1]
         more = torch.where(written + 1 >= 2 * K, written + 1 - K, written + 1)
-        for ring, entry in zip(rings, entries, strict=True):
-            if self.in_place:
+        if self.in_place:
+            rows = torch.arange(0, K * len(slot), K, device=slot.device) + slot  # [B], in rings as [B·K, D·h·w, N]
+            for ring, entry in zip(rings, entries, strict=True):
                 slots = states[ring].flatten(0, 1)
                 torch.index_select(slots, 0, rows, out=following[ring])
                 slots.index_copy_(0, rows, entry)
-            else:
+        else:
+            here = (self.slots == slot[:, None])[:, :, None, None]  # [B, K, 1, 1]
+            for ring, entry in zip(rings, entries, strict=True):
                 torch.where(here, entry[:, None], states[ring], out=following[ring])
         for name, result in results.items():
             following[place[name.removeprefix(contract.NEXT)]].copy_(result)

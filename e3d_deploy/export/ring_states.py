@@ -27,7 +27,7 @@ class RingState(DeviceState):
     def __init__(self, block: Block, lender: Cuda | None, owner: "RingStates", written: NDArray[np.int32]) -> None:
         super().__init__(block, lender)
         self.owner = owner
-        """Whose sets it may lie in."""
+        """Owner of the sets that may hold this state."""
         self.written = written
         """The state `written` of `contract.states`, [B]."""
 
@@ -104,7 +104,7 @@ class RingStates(States):
         return state
 
     def move_out(self, state: RingState) -> None:
-        """Give a state memory of its own, unless it has."""
+        """Give a state memory of its own, unless it already has some."""
         if state.block in self.sets:
             self._vacate(self.sets.index(state.block))
 

@@ -86,6 +86,9 @@ class TorchGpu:
             RuntimeError: it cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
+        # cuBLAS takes a workspace at its first product in a stream and keeps it. A graph must have its own, from its
+        # pool: one from before would be freed when another backend closes, and with it memory that the graph writes.
+        torch._C._cuda_clearCublasWorkspaces()
         try:
             # The outer one, for a capture that fails leaves the thread with our stream.
             with (
@@ -98,6 +101,8 @@ class TorchGpu:
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
             raise
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
 
         def replay() -> None:
             with torch.cuda.stream(self.stream):
@@ -106,7 +111,7 @@ class TorchGpu:
         return replay
 
     def release(self) -> None:
-        """Give memory that nothing uses any more back to the GPU, cuBLAS's workspaces of our stream included."""
+        """Give unused memory back to the GPU, including cuBLAS's workspaces, which PyTorch frees for all streams."""
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
@@ -153,10 +158,15 @@ class TorchGraphBackend(DeviceBackend):
         for block in (*states.sets, states.rings):
             self.cuda.fill(block.memory, 0)
         steps: dict[Key, Callable[[], None]] = {}
-        with self._failures():
-            for full in (False, True):
-                for side in (0, 1):
-                    steps[batch, side, full] = self._prepared(size, states, side, full=full)
+        try:
+            with self._failures():
+                for full in (False, True):
+                    for side in (0, 1):
+                        steps[batch, side, full] = self._prepared(size, states, side, full=full)
+        except ResourceLimit:
+            steps.clear()
+            self.gpu.release()  # so that fewer streams find memory
+            raise
         self.steps |= steps
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
@@ -168,11 +178,12 @@ class TorchGraphBackend(DeviceBackend):
     def _prepared(self, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
         """Return a step from one set to the other, run once; captured, and compiled with full rings, if possible."""
         if full:
+            log.info("%s: compiling the step for %d streams, which may take minutes", self.name, states.layout.batch)
             try:
                 return self._captured(self._run_once(self._work(self.compiled, size, states, side, full=True)))
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # the base of all errors of the compiler
+            except Exception as error:  # errors of the compiler have no common base
                 if self.compiled is self.ring:
                     raise
                 cause = getattr(error, "inner_exception", error)
@@ -224,7 +235,10 @@ class TorchGraphBackend(DeviceBackend):
                 "other programs"
             ) from error
         except RuntimeError as error:
-            raise EngineError(f"{self.name}: PyTorch could not run the step ({_line(error)})") from error
+            raise EngineError(
+                f"{self.name}: PyTorch could not run the step ({_line(error)}); open the bundle again, or use "
+                "another backend"
+            ) from error
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
         forecast, state = clip_by_steps(self, context, self.bundle.horizon)
@@ -235,9 +249,6 @@ class TorchGraphBackend(DeviceBackend):
         forecast, state = rollout_by_steps(self, prediction, state, self.bundle.horizon)
         self.cuda.forget_time()
         return forecast, state
-
-    def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
-        raise NotImplementedError  # there is none but the step
 
     def release(self) -> None:
         self.steps.clear()
