@@ -226,8 +226,13 @@ def test_packages_that_the_machine_lacks_cannot_be_imported(tmp_path: Path) -> N
 def test_what_our_code_asks_for_is_learnt_and_what_others_ask_for_is_not(tmp_path: Path) -> None:
     """A package of the machine does without what is not there, and so it is not carried for it."""
     confined = Confiner(machine=machine(installed={"numpy": None, "pytest": None})).confined(tmp_path, learn=True)
-    code = "import rich.markdown\ntry:\n import yaml\nexcept ImportError:\n print('left out')\nimport pytest"
+    code = (
+        "import importlib.metadata as m, rich.markdown\n"
+        "print(sorted(one.name for one in m.distributions() if one.name in ('numpy', 'pluggy', 'rich')))\n"
+        "try:\n import yaml\nexcept ImportError:\n print('left out')\nimport pytest"
+    )
     done = python(code, dict(confined.variables), tmp_path)
+    assert done.stdout.splitlines() == ["['numpy', 'rich']", "left out"]
     assert "No module named 'pluggy'" in done.stderr or "No module named 'iniconfig'" in done.stderr
     lacking = set(confined.lacking())
     assert {"rich", "markdown-it-py", "pygments"} <= lacking
