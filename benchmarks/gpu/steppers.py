@@ -85,9 +85,10 @@ class NaiveCompiled:
             torch._dynamo.mark_static_address(tensor)
         kind = bench.device.type
 
-        def step(frame: Tensor, state: State) -> tuple[Tensor, State]:
+        def step(frame: Tensor, state: State) -> tuple[Tensor, tuple[object, ...]]:
             with torch.autocast(kind, autocast, enabled=autocast is not None):
-                return model.step(frame, state)
+                prediction, next_state = model.step(frame, state)
+            return prediction, tuple(next_state)  # PyTorch 2.11 fails to return a named tuple from compiled code
 
         self.compiled = torch.compile(step, dynamic=False, **compiler(bench, mode))
 
