@@ -86,7 +86,9 @@ def test_cells_are_compiled_unless_the_probe_found_that_slower(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", CALLS)
 def test_steps_fit_into_the_time_of_their_call(name: str, place: Place) -> None:
-    assert sum(step.seconds for step in STEPS[name](place)) <= SECONDS[name] <= borrowed.read().limits.call_seconds
+    """The last two of the probe may find none left."""
+    needed = [step.seconds for step in STEPS[name](place)][: -2 if name == "probe" else None]
+    assert sum(needed) <= SECONDS[name] <= borrowed.read().limits.call_seconds
     assert set(CARRIED[name]) <= {"packages", "onnxruntime", "bundles", "digits"}
 
 
