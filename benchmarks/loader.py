@@ -1,4 +1,4 @@
-"""How many sequences of Moving MNIST one process makes for training.
+"""Benchmark of the data loader: sequences of Moving MNIST per second and process.
 
     python -m benchmarks.loader [--seconds 10]
 

@@ -34,12 +34,8 @@ class Machine:
     """Version of Python, such as `3.12.3`."""
     cuda: str
     """Version of CUDA."""
-    gpu: str
-    """Name of the GPU."""
     compute_capability: str
     """Compute capability, such as `9.0`."""
-    cpus: int
-    """Number of processor cores."""
     libc: str
     """Version of glibc that its wheels may ask for at most."""
     limits: Limits

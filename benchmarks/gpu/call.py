@@ -41,8 +41,8 @@ CARRIED = {
 """Folders of the pack that each call needs."""
 PACKAGES = ("packages", "onnxruntime")
 """Folders of the pack that hold Python packages."""
-SECONDS = {"probe": 340.0, "train": 400.0, "numbers": 500.0}
-"""Duration of each call (s); with the start of the machine both calls of a session fit into a quarter of an hour."""
+SECONDS = {"probe": 320.0, "train": 380.0, "numbers": 380.0}
+"""Duration of each call (s); two calls, with a start of the machine before each, fit into a quarter of an hour."""
 DEMO_SECONDS = 60.0
 """Time for the small network at the end of a training call (s)."""
 START_SECONDS = 20.0
@@ -55,15 +55,25 @@ ENDING = 5.0
 """Time between asking a process to end and ending it (s)."""
 VERSIONS = """
 import sys, torch
+from importlib.metadata import PackageNotFoundError, version
 print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)
-for name in ("numpy", "triton", "cuda.core", "cuda.bindings", "onnx", "onnxruntime", "lightning"):
+for name in "numpy triton cuda-core cuda-bindings cuda-pathfinder onnx onnxruntime-gpu lightning".split():
     try:
-        module = __import__(name, fromlist=["__version__"])
-        print(name, module.__version__, module.__file__)
-    except (ImportError, AttributeError) as error:
-        print(name, "missing:", error)
+        print(name, version(name))
+    except PackageNotFoundError:
+        print(name, "is not installed")
 if torch.cuda.is_available():
     print(torch.cuda.get_device_name(), "cudnn", torch.backends.cudnn.version())
+"""
+MEMORY = """
+import sys, pytest
+class Skips:
+    def pytest_runtest_logreport(self, report):
+        self.skipped = getattr(self, "skipped", False) or report.skipped
+skips = Skips()
+options = ["-q", "-rs", "-x", "-m", "gpu", "-k", "memory_and_kernel", "-p", "no:cacheprovider"]
+code = pytest.main([*options, "tests/test_tensorrt_backend.py"], plugins=[skips])
+sys.exit(int(code) or (4 if skips.skipped else 0))  # pytest passes when all was skipped
 """
 
 
@@ -75,6 +85,8 @@ class Step:
     seconds: float
     """Most time that it gets (s)."""
     command: Sequence[str]
+    planned: bool = False
+    """It takes `--seconds` and does what fits."""
     run: Path | None = None
     """Folder of the training run that it makes, read for its speed."""
     parts: Path | None = None
@@ -83,7 +95,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where and how a call runs."""
+    """Folders, device and duration of a call."""
 
     out: Path
     """Folder that comes back."""
@@ -94,6 +106,8 @@ class Place:
     device: str = "cuda"
     quick: bool = False
     """Tiny sizes, to rehearse."""
+    seconds: float | None = None
+    """Duration of the call (s); None for the usual one."""
 
     @property
     def options(self) -> list[str]:
@@ -104,25 +118,24 @@ class Place:
 
 
 def probe(place: Place) -> list[Step]:
-    """Return the steps that tell what is right and where the time goes; the last ones may find no time left."""
-    memory = ["-m", "pytest", "-q", "-x", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_tensorrt_backend.py"]
+    """Return the steps that tell what is right and where the time goes; the last one may find no time left."""
     batch = ("--batches", "1")
     return [
-        Step(name="versions", seconds=15, command=["-c", VERSIONS]),
-        training(place, "train_eager", 35, compiled=False, kept=False),
-        benchmark(place, "probe_rows", 130, "--sections", "roofline,plain,profile,micro", "--rows", PROBED, *batch),
-        training(place, "train_compiled", 65, compiled=True, kept=False),
-        benchmark(place, "probe_bundles", 45, "--sections", "bundles", "--rows", "onnxruntime", *batch),
-        benchmark(place, "probe_compiled", 90, "--sections", "compiled,backends", "--rows", IN_APPLICATIONS, *batch),
-        Step(name="memory", seconds=20, command=[*memory, "-k", "memory_and_kernel"]),
+        Step(name="versions", seconds=30, command=["-c", VERSIONS]),
+        training(place, "train_eager", 40, compiled=False, kept=False),
+        benchmark(place, "probe_rows", 85, "--sections", "roofline,plain,profile,micro", "--rows", PROBED, *batch),
+        training(place, "train_compiled", 70, compiled=True, kept=False),
+        benchmark(place, "probe_bundles", 35, "--sections", "bundles", "--rows", "onnxruntime", *batch),
+        benchmark(place, "probe_backends", 60, "--sections", "backends", "--rows", "torch-cuda-graph bf16", *batch),
+        Step(name="memory", seconds=20, command=["-c", MEMORY]),
     ]
 
 
 def train(place: Place) -> list[Step]:
     """Return the steps of a training call: the full-size network, and the small one for the last minute."""
-    compiled = compiled_was_faster(RESULTS)
+    seconds = place.seconds or SECONDS["train"]
     return [
-        training(place, "full", SECONDS["train"] - DEMO_SECONDS, compiled=compiled, kept=True),
+        training(place, "full", seconds - DEMO_SECONDS, compiled=compiled_is_worth_it(RESULTS, seconds), kept=True),
         training(place, "demo", DEMO_SECONDS, compiled=False, kept=True),
     ]
 
@@ -131,15 +144,15 @@ def numbers(place: Place) -> list[Step]:
     """Return the one step that times everything, most valuable first."""
     measured = RESULTS / "gpu_probe_rows.json"
     costs = ["--costs", str(measured)] if measured.exists() and not place.quick else []
-    return [benchmark(place, "numbers_rows", SECONDS["numbers"], *costs)]
+    return [benchmark(place, "numbers_rows", place.seconds or SECONDS["numbers"], *costs)]
 
 
 def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
     """Return a step that runs sections of `python -m benchmarks.gpu`, and ends by itself before its time."""
     bundles = ["--bundles", str(place.unpacked / "bundles" / ("tiny" if place.quick else "full"))]
-    files = ["--out", str(place.out / f"gpu_{name}.json"), "--seconds", str(int(seconds - ENDING))]
+    files = ["--out", str(place.out / f"gpu_{name}.json")]
     command = ["-m", "benchmarks.gpu", *place.options, *options, *bundles, *files]
-    return Step(name=name, seconds=seconds, command=command)
+    return Step(name=name, seconds=seconds, command=command, planned=True)
 
 
 FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5"]
@@ -148,6 +161,7 @@ TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-
 TINY += ["--validation-clips", "2", "--log-every", "1"]
 
 LEARNING = ["--schedule", "onecycle", "--schedule-by", "time", "--steps", "1000000", "--log-every", "10"]
+LEARNING += ["--save-every", "1000000", "--validate-every", "1000"]  # a state for `--resume` stays on the machine
 LEARNING += ["--l1-weight", "0", "--gradient-clip", "1"]  # or a short run stays on the plateau of black frames
 
 
@@ -170,10 +184,13 @@ def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: b
     return Step(name=name, seconds=seconds, command=command, run=run, parts=place.out / f"gpu_{name}" if kept else None)
 
 
-PROBED = "eager,autocast,ring,attention,norm,convolution"
-"""Rows that need no compiling; those of `profile` that do find no time in the probe."""
-IN_APPLICATIONS = "ring bf16 in-place compiled,torch-cuda-graph bf16"
-"""Rows that show if the step compiles, and runs as an application has it; the second takes it from PyTorch's cache."""
+PROBED = ",".join(
+    [
+        *("eager", "autocast bf16", "ring fp32", "ring tf32 in-place", "ring bf16 channels-last", "ring bf16 in-place"),
+        *("attention", "norm"),
+    ]
+)
+"""Rows of the probe: those that show if the captured steps are right, and where their time goes."""
 STEPS = {"probe": probe, "train": train, "numbers": numbers}
 
 
@@ -187,18 +204,23 @@ def next_call(results: Path) -> str:
     return "numbers" if trained.get("device") == "cuda" and "full" in done else "train"
 
 
-def compiled_was_faster(results: Path) -> bool:
-    """Return if compiled cells trained faster in the probe; True if they were not tried."""
+def compiled_is_worth_it(results: Path, seconds: float) -> bool:
+    """Return if compiled cells train on more sequences in so many seconds, by the probe; True if it does not tell."""
     found = recorded(results / "gpu_probe.json")
-    speeds = {step["name"]: step.get("sequences_per_second") for step in found.get("steps", ())}
-    if found.get("device") != "cuda" or "train_compiled" not in speeds:
+    steps = {step["name"]: step for step in found.get("steps", ())}
+    sides = [steps.get(name, {}) for name in ("train_eager", "train_compiled")]
+    if found.get("device") != "cuda" or not sides[0].get("sequences_per_second"):
         return True
-    return bool((speeds["train_compiled"] or 0) > (speeds.get("train_eager") or 0))
+    eager, compiled = (side.get("sequences_per_second", 0) * (seconds - side.get("first_s", 0)) for side in sides)
+    return bool(compiled > eager)
 
 
 def recorded(file: Path) -> dict[str, Any]:
-    """Return a result; empty if it is not there."""
-    return dict(json.loads(file.read_text())) if file.exists() else {}
+    """Return a result; empty if it is not there or damaged."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
 # Running
@@ -238,10 +260,13 @@ class Call:
         began = time.monotonic()
         found["code"] = self.process_of(step, limit, variables) if limit > ENDING else "no time was left"
         found["seconds"] = round(time.monotonic() - began, 1)
-        if step.run is not None:
-            found |= learned(step.run)
-        if step.parts is not None:
-            keep_last_set(step.parts)
+        try:
+            if step.run is not None:
+                found |= learned(step.run)
+            if step.parts is not None:
+                keep_last_set(step.parts)
+        except (OSError, ValueError, TypeError, KeyError) as error:  # of files that a killed process left
+            found["not_read"] = f"{type(error).__name__}: {error}"
         self.record["steps"][-1] = found
         self.write()
         with self.log.open("rb") as log:
@@ -256,7 +281,7 @@ class Call:
             log.flush()
             # Into a file, not a pipe: a grandchild that lives on would keep a pipe open.
             self.process = subprocess.Popen(
-                [sys.executable, *step.command],
+                [sys.executable, *step.command, *(["--seconds", str(int(limit - ENDING))] if step.planned else [])],
                 cwd=ROOT,
                 env=dict(variables),
                 stdout=log,
@@ -301,6 +326,8 @@ def learned(run: Path) -> dict[str, Any]:
         rows = list(csv.DictReader(file))
     found: dict[str, Any] = {}
     done = [(float(row["elapsed_s"]), int(row["step"])) for row in rows if row.get("elapsed_s")]
+    if done:
+        found["first_s"] = done[0][0]
     done = done[len(done) // 10 :]
     if len(done) > 1 and done[-1][0] > done[0][0]:
         batch = json.loads(config.read_text())["train"]["batch_size"]
@@ -357,7 +384,14 @@ def main() -> int:
         unpacked = Path(folder) / "unpacked"
         folders = unpack(carried(name, options.pack), unpacked)
         out = Path(os.environ.get("OUT") or RESULTS).absolute()
-        place = Place(out=out, work=Path(folder), unpacked=unpacked, device=options.device, quick=options.quick)
+        place = Place(
+            out=out,
+            work=Path(folder),
+            unpacked=unpacked,
+            device=options.device,
+            quick=options.quick,
+            seconds=options.seconds,
+        )
         patience = PATIENCE if options.quick else 1
         call = Call(name, place, options.seconds or patience * SECONDS[name])
 

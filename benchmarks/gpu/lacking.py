@@ -24,7 +24,7 @@ class Confined:
     """File that gets what was asked for and is not there."""
 
     def lacking(self) -> dict[str, str]:
-        """Return the distributions that our own code asked for in vain, each with the module it asked for."""
+        """Return the distributions that our own code tried to import and did not find, each with the module."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         rows = [row for row in map(json.loads, lines) if row["lacking"]]
         return {distribution: row["module"] for row in rows for distribution in row["distributions"]}

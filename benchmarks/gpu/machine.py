@@ -20,7 +20,7 @@ PACKAGES = (
 )
 SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 IN_USE_MIB = 300
-"""Memory in use before we start above which somebody else must be using the GPU; an idle driver holds less."""
+"""Memory in use before we start above which another program must be using the GPU; an idle driver holds less."""
 
 
 def host() -> dict[str, Any]:

@@ -110,17 +110,17 @@ def described(found: Plan, seconds: float, costs: Costs) -> str:
     """Return a plan as lines of text."""
     lines = [f"plan for {seconds:.0f} s, {found.seconds:.0f} s estimated:"]
     for units in by_section(found.kept):
-        lines.append(f"{process_s(units, costs):6.0f} s  {line_of(units)}")
+        lines.append(f"{process_s(units, costs):6.0f} s  {names_of(units)}")
     if found.left_out:
         left = seconds - found.seconds
         lines.append(
             f"left out, as {left:.0f} s are left (a row of another section needs {costs.start_s:.0f} s to start):"
         )
     for units in by_section(found.left_out):
-        lines.append(f"{sum(costs.of(unit) for unit in units):6.0f} s  {line_of(units)}")
+        lines.append(f"{sum(costs.of(unit) for unit in units):6.0f} s  {names_of(units)}")
     return "\n".join(lines)
 
 
-def line_of(units: Sequence[Unit]) -> str:
+def names_of(units: Sequence[Unit]) -> str:
     """Return rows of one section as text."""
     return f"{units[0].section}: {', '.join(unit.row for unit in units)}"

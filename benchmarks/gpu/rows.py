@@ -29,8 +29,6 @@ class Row:
     """Make it for a number of streams."""
     tier: int = 2
     """1 for rows that a short run should have, 2 for the others."""
-    one_step: bool = False
-    """Each step starts from the same full state, so one step is compared."""
     profiled: bool = False
     """Its kernels are listed by the section `profile`."""
 
@@ -62,7 +60,7 @@ PLAIN = (
     ),
 )
 COMPILED = (
-    Row("torch.compile tf32", partial(NaiveCompiled, precision="tf32", mode=MAX), tier=1, one_step=True),
+    Row("torch.compile tf32", partial(NaiveCompiled, precision="tf32", mode=MAX), tier=1),
     Row(
         "ring bf16 in-place compiled",
         partial(Rings, precision="bf16", channels_last=True, unmasked=True, in_place=True, mode=DEFAULT),
@@ -74,7 +72,7 @@ COMPILED = (
         partial(Rings, precision="bf16", channels_last=True, unmasked=True, in_place=True, mode=MAX_ALONE),
     ),
     Row("ring bf16 compiled captured", partial(Rings, precision="bf16", channels_last=True, mode=MAX_ALONE)),
-    Row("torch.compile bf16", partial(NaiveCompiled, precision="bf16", mode=MAX, autocast=BF16), one_step=True),
+    Row("torch.compile bf16", partial(NaiveCompiled, precision="bf16", mode=MAX, autocast=BF16)),
     Row("ring tf32 compiled captured", partial(Rings, precision="tf32", mode=MAX_ALONE)),
     Row("ring fp32 compiled captured", partial(Rings, precision="fp32", mode=MAX_ALONE)),
     Row(

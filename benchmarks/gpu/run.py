@@ -110,7 +110,7 @@ def judge(results: Results, units: Sequence[Unit], end: End) -> None:
 def run_process(command: Sequence[str], limit_s: float) -> End:
     """Run a process with its own process group, pass its output on, and kill the group when its time is over."""
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", process_group=0
     )
     assert process.stdout is not None
     last: deque[str] = deque(maxlen=1)

@@ -21,7 +21,7 @@ LIBRARY = os.path.realpath(sysconfig.get_path("stdlib"))
 
 
 class Confinement:
-    """What may be imported.
+    """Rules for imports.
 
     Args:
         described: `allowed`, distributions that may be imported; `left_out`, those that never may; `owners`, the

@@ -31,7 +31,8 @@ def units(bench: Bench) -> list[Unit]:
         Unit(
             section="backends",
             row=f"torch-cuda-graph {precision} at batch {batch}",
-            tier=1 if batch == bench.settings.batches[0] else 2,
+            tier=(1 if batch in (bench.settings.batches[0], bench.settings.batches[-1]) else 2)
+            + 2 * (precision != "bf16"),
             cost_s=COMPILED["torch-cuda-graph"],
             work=partial(torch_cuda_graph, bench, precision, batch),
         )

@@ -38,36 +38,38 @@ class Streams:
         """Make a row, compare it, which fills its ring, and time it."""
         # Before anything is measured, so that neither their time nor their memory counts for the row.
         base, _ = None if row.name == BASE else self.base, self.yardstick.expected
+        before = 0
         if self.bench.on_gpu:
             torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         started = time.monotonic()
         stepper = row.make(self.bench, self.batch)
         compared = self.yardstick.compare(stepper)
         found = {"ready_s": round(time.monotonic() - started, 2), **compared}
         found |= speed(self.bench, stepper, base, self.batch)
         if self.bench.on_gpu:
-            found["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+            found["peak_memory_bytes"] = torch.cuda.max_memory_allocated() - before
         return found
 
 
 def plain(bench: Bench, batch: int) -> list[Unit]:
     """List rows that need no compiling."""
-    return _units(bench, batch, f"plain at batch {batch}", PLAIN, PLAIN_S, later=0)
+    return _units(bench, batch, f"plain at batch {batch}", PLAIN, PLAIN_S)
 
 
 def compiled(bench: Bench, batch: int) -> list[Unit]:
-    """List compiled rows, a tier later than the others for their cost."""
-    return _units(bench, batch, f"compiled at batch {batch}", COMPILED, COMPILED_S, later=1)
+    """List compiled rows."""
+    return _units(bench, batch, f"compiled at batch {batch}", COMPILED, COMPILED_S)
 
 
-def _units(bench: Bench, batch: int, section: str, rows: Sequence[Row], cost_s: float, *, later: int) -> list[Unit]:
+def _units(bench: Bench, batch: int, section: str, rows: Sequence[Row], cost_s: float) -> list[Unit]:
     streams, batches = Streams(bench, batch), bench.settings.batches
     between = batch not in (batches[0], batches[-1])
     return [
         Unit(
             section=section,
             row=row.name,
-            tier=row.tier + later + between,
+            tier=row.tier + between,
             cost_s=cost_s,
             work=partial(streams.run, row),
         )
