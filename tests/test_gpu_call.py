@@ -14,7 +14,6 @@ from benchmarks.gpu import borrowed
 from benchmarks.gpu.call import (
     CALLS,
     CARRIED,
-    RESULTS,
     ROOT,
     SECONDS,
     STEPS,
@@ -197,17 +196,3 @@ def test_a_result_that_is_cut_off_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"steps": [')
     with pytest.raises(RuntimeError, match=r"half\.json: not whole"):
         whole(tmp_path)
-
-
-def test_the_rehearsal_that_is_kept_went_through() -> None:
-    """The log in benchmarks/results is of every part, within the limits of what travels and comes back."""
-    limits = borrowed.read().limits
-    parts = json.loads((RESULTS / "rehearsal.json").read_text())["parts"]
-    assert set(parts) == {*CALLS, "killed", "weights"}
-    for name in CALLS:
-        part = parts[name]
-        assert part["exit_code"] == 0
-        assert part["checkout_bytes"] + sum(part["carried_bytes"].values()) <= limits.travel_bytes
-        assert len(part["back_bytes"]) <= limits.files_back
-        assert max(part["back_bytes"].values()) <= limits.file_back_bytes
-    assert all(model["verified"]["passed"] for model in parts["weights"]["models"].values())
