@@ -5,6 +5,7 @@ the oldest slot of the shared rings, and keeps its former content in the set tha
 the latest state; those of the state before it differ in that one slot, which can be put back.
 """
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -88,7 +89,7 @@ class RingStates(States):
         self.latest = side
         more, K = self.entered + 1, self.history_length
         state = RingState(self.sets[side], None, self, np.where(more >= 2 * K, more - K, more))
-        self._hold(side, state)
+        self.holders[side] = weakref.ref(state)
         return state
 
     def new(self) -> RingState:

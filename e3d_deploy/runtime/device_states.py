@@ -116,12 +116,8 @@ class States:
     def written(self, side: int) -> DeviceState:
         """The state that a step has written into a set."""
         state = DeviceState(self.sets[side], None)
-        self._hold(side, state)
-        return state
-
-    def _hold(self, side: int, state: DeviceState) -> None:
-        """Remember whose content a set has."""
         self.holders[side] = weakref.ref(state)
+        return state
 
     def _vacate(self, side: int) -> None:
         holder = self.holders[side]
