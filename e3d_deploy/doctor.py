@@ -62,10 +62,16 @@ ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph")
 
 
 def installed() -> list[str]:
-    """Names of the backends whose libraries, and whose driver, are installed, the preferred one first; without
-    TensorRT-RTX where it is not for the GPU."""
+    """Return the names of the backends that can be opened here, preferred first.
+
+    Their libraries and their driver are installed; TensorRT-RTX is left out where it is not for the GPU.
+    """
+    return _installed(rtx_refusal())
+
+
+def _installed(rtx_refusal: str | None) -> list[str]:
     refused = () if _has_nvidia_driver() else ON_GPU
-    if rtx_refusal():
+    if rtx_refusal:
         refused = (*refused, "tensorrt-rtx")
     if not _version(("onnxruntime-gpu",)):  # the module has the same name without CUDA
         refused = (*refused, "onnxruntime-cuda")
@@ -90,6 +96,8 @@ def extra_of(module: str) -> str | None:
 
 def examine() -> dict[str, Any]:
     """Everything that `e3d doctor` reports, as JSON knows it. Loads `cuda.core` alone; with a GPU also TensorRT-RTX."""
+    refusal = rtx_refusal()  # once, for it loads TensorRT-RTX
+    ready = _installed(refusal)
     libraries = [
         {
             "library": library.module,
@@ -105,8 +113,8 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": machine(),
         "libraries": libraries,
-        "backends": {name: name in installed() for name in BACKENDS},
-        "warnings": _warnings(),
+        "backends": {name: name in ready for name in BACKENDS},
+        "warnings": _warnings(refusal),
     }
 
 
@@ -186,10 +194,8 @@ def rtx_refusal() -> str | None:
         return None
 
 
-def _warnings() -> list[str]:
-    warnings = []
-    if words := rtx_refusal():
-        warnings.append(words)
+def _warnings(rtx_refusal: str | None) -> list[str]:
+    warnings = [rtx_refusal] if rtx_refusal else []
     if _version(("onnxruntime",)) and _version(("onnxruntime-gpu",)):
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "

@@ -52,6 +52,20 @@ def test_help_and_doctor_need_nothing_but_click_and_rich(absent: str) -> None:
         assert ("E3D-LSTM" if arguments == ["--help"] else "Python") in done.stdout
 
 
+def test_without_a_driver_no_library_of_nvidia_is_imported(exported: object) -> None:
+    """Each takes seconds and memory; neither `auto` nor doctor asks them anything."""
+    code = f"""
+import sys
+import e3d_deploy.runtime as e3d
+from e3d_deploy import doctor
+doctor._has_nvidia_driver = lambda: False
+doctor.examine()
+e3d.load({str(exported)!r} + "/tiny.e3d", "auto").close()
+print({{name.split(".")[0] for name in sys.modules}} & {{"tensorrt", "tensorrt_rtx", "cuda"}})
+"""
+    assert python(code).strip() == "set()"
+
+
 def test_a_backend_whose_library_is_absent_names_the_extra(exported: object) -> None:
     code = f"""
 import sys
