@@ -156,7 +156,7 @@ def test_the_fake_has_the_signatures_of_cuda_core() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_120"])
 def test_the_kernel_compiles(arch: str) -> None:
-    """By NVRTC itself, which needs no GPU."""
+    """NVRTC compiles it, which needs no GPU."""
     try:
         program = core.Program(KERNEL, "c++", core.ProgramOptions(arch=arch))
     except RuntimeError as error:
@@ -649,6 +649,14 @@ def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: p
     assert doctor.rtx_refusal() is None
 
 
+def test_doctor_asks_once_whether_rtx_is_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question initialises CUDA and imports TensorRT-RTX."""
+    asked: list[None] = []
+    monkeypatch.setattr(doctor, "rtx_refusal", lambda: asked.append(None))
+    doctor.examine()
+    assert len(asked) == 1
+
+
 def test_an_engine_made_for_other_gpus_is_run_and_said(
     bundle: Bundle, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -725,6 +733,16 @@ def test_a_gpu_that_cannot_be_used_says_why(
     assert caught.value.exit_code == {BackendUnavailable: 4, ResourceLimit: 7}[error]
 
 
+def test_a_gpu_that_cannot_be_used_says_why_under_an_old_cuda_core(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An old cuda-core cannot say which CUDA the driver is for."""
+    monkeypatch.setattr(cuda.core, "system", SimpleNamespace())
+    machine.refusal = "CUDA_ERROR_NO_DEVICE: none"
+    with pytest.raises(BackendUnavailable, match=r"^GPU 0: cannot be used .*this needs an NVIDIA GPU"):
+        Cuda()
+
+
 def test_a_driver_that_is_too_old_for_what_is_compiled_is_said(machine: Machine) -> None:
     machine.compiler, machine.cuda = False, (12, 4)
     with pytest.raises(BackendUnavailable, match=r"NVRTC.*; its driver is for CUDA 12\.4"):
@@ -732,7 +750,7 @@ def test_a_driver_that_is_too_old_for_what_is_compiled_is_said(machine: Machine)
 
 
 def test_an_old_cuda_core_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As 0.7 is, whose `EventOptions` has the field `enable_timing`."""
+    """cuda-core 0.7 names this field `enable_timing`."""
     monkeypatch.setattr(cuda.core, "EventOptions", lambda *, enable_timing=False: None)
     monkeypatch.setattr(cuda.core, "__version__", "0.7.0")
     with pytest.raises(BackendUnavailable, match=r"cuda-core 0\.7\.0 is too old .*--upgrade 'cuda-core>=1\.2'"):
@@ -775,7 +793,7 @@ def test_what_is_missing_is_named(bundle: Bundle, trt: FakeTensorRT, machine: Ma
 def test_without_an_enterprise_runtime_config_the_strategy_is_given(
     bundle: Bundle, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As TensorRT itself, which has no graphs of its own."""
+    """TensorRT itself has no graphs of its own."""
     monkeypatch.delattr(FakeTensorRT, "CudaGraphStrategy")
     backend = TensorRTBackend(bundle, target=TARGET)
     backend.step(floats(1)[0], backend.initial_state())

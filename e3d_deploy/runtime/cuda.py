@@ -303,7 +303,7 @@ def _old_driver() -> str | None:
     """Return what to do about a driver of an earlier major version than CUDA's libraries; None if that is not so."""
     try:
         driver = core.system.get_user_mode_driver_version()
-    except (RuntimeError, CudaError):  # there is none
+    except (AttributeError, RuntimeError, CudaError):  # an old cuda-core cannot say; or there is no driver
         return None
     if driver[0] >= int(bindings.__version__.partition(".")[0]):
         return None
