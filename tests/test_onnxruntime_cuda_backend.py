@@ -13,7 +13,7 @@ from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError, Reso
 from e3d_deploy.policies import RUNS
 from e3d_deploy.runtime import Bundle, onnxruntime_cuda_backend
 from e3d_deploy.runtime.backend import open_backend
-from e3d_deploy.runtime.onnxruntime_cuda_backend import OnnxRuntimeCudaBackend
+from e3d_deploy.runtime.onnxruntime_cuda_backend import NO_GRAPH, OnnxRuntimeCudaBackend
 from tests.fake_cuda import Machine
 from tests.fake_tensorrt_runtime import floats, pictures, same
 
@@ -120,7 +120,7 @@ def test_the_wheel_for_the_cpu_says_how_to_get_the_other(exported: Path) -> None
 def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
     exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with the wheel for GPUs where CUDA's libraries do not load; ONNX Runtime's own refusal, for once."""
+    """The wheel for GPUs falls back where CUDA's libraries do not load. The refusal is ONNX Runtime's own."""
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this is the wheel for GPUs")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
@@ -158,7 +158,9 @@ def test_a_run_that_fails_says_what_of(
 def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
     monkeypatch.setattr(Bundle, "graph", lambda *_: exported / "clip.npy")
-    with pytest.raises(BundleError, match=r"clip\.npy: ONNX Runtime .* cannot load it"):
+    with pytest.raises(
+        BundleError, match=r"clip\.npy: ONNX Runtime .* cannot load it .*; pip install --upgrade onnxruntime-gpu, or"
+    ):
         OnnxRuntimeCudaBackend(bundle)
 
 
@@ -227,6 +229,23 @@ def test_a_capture_that_is_refused_is_said_once_and_steps_go_on_without(
     assert "operation not permitted when stream is capturing" in warnings[0]
     monkeypatch.undo()
     assert gpu._options("step")["enable_cuda_graph"] == "0"
+
+
+def test_a_size_that_fails_without_capture_too_takes_it_from_no_other(
+    any_batch: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = OnnxRuntimeCudaBackend(Bundle.open(any_batch))
+    state = backend.initial_state(2)
+    with monkeypatch.context() as patch:
+        assert failing_runs(patch, "an illegal memory access", numbers={1, 2, -1}) == []
+        with pytest.raises(EngineError, match=r"illegal memory access\); load the bundle again"):
+            backend.step(floats(1, 2)[0], state)
+    assert (backend.captures, backend.sessions, backend.bindings) == (True, {}, {})
+    played = failing_runs(monkeypatch, "", numbers=set())
+    backend.step(floats(1, 2)[0], state)
+    backend.step(floats(1)[0], backend.initial_state(1))
+    assert NO_GRAPH not in played
+    assert "cannot be captured" not in caplog.text
 
 
 def test_a_session_that_refuses_to_capture_is_made_again_without(

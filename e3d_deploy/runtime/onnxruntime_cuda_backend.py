@@ -30,7 +30,7 @@ NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED")
 """Words of ONNX Runtime, CUDA, cuDNN and cuBLAS for memory of the GPU that is used up."""
 REFUSED_CONVOLUTION = re.compile("CUDNN.*Front ?end|ConvFwd|CUDNN_STATUS_NOT_SUPPORTED", re.IGNORECASE)
 JSON_OF_CUDNN = "with the cudnn frontend json"
-"""Precedes kilobytes that tell a user nothing."""
+"""Start of a long dump that is cut from error messages."""
 
 
 class OnnxRuntimeCudaBackend(DeviceBackend):
@@ -76,7 +76,12 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
                 raise
             self.captures = False
             self.release()
-            self._run_step(batch, side, addresses)  # raises, if it was not the capture
+            try:
+                self._run_step(batch, side, addresses)
+            except BaseException:  # so it was not the capture, which other sizes go on with
+                self.captures = True
+                self.release()
+                raise
             log.warning(
                 "%s: the step cannot be captured as a CUDA graph (%s), so each is run kernel by kernel, which takes "
                 "the processor longer",
@@ -146,7 +151,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         failed = f"{self.name}: ONNX Runtime could not run the graph ({said})"
         if NO_MEMORY.search(words):
             return ResourceLimit(f"{failed}; run fewer streams at once")
-        advice = ""
+        advice = "; load the bundle again or, if that does not help, take another backend"
         if REFUSED_CONVOLUTION.search(words):
             advice = (
                 "; if the bundle is for TensorRT, its convolutions pad one side alone, which cuDNN refuses: export the "
@@ -165,7 +170,10 @@ def _not_loaded(file: Path, words: str) -> E3DError:
         return BackendUnavailable(f"{file}: {NOT_ON_GPU} ({words})")
     if NO_MEMORY.search(words):
         return ResourceLimit(f"{file}: the GPU has not enough memory for it ({words}); close other programs on it")
-    return BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({words})")
+    return BundleError(
+        f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({words}); "
+        "pip install --upgrade onnxruntime-gpu, or export the model again"
+    )
 
 
 def _preload() -> None:
