@@ -21,7 +21,7 @@ OTHER_SIZE = 1e-5
 """Largest difference of a stream's frames when it is stepped with another number of neighbours, as kernels sum in
 another order then; measured on ONNX Runtime: 1.2e-6. OpenVINO gave the same bits."""
 LEFT_BYTES = 200_000
-"""That may be left of 60 rounds of four streams each, whose states have 30,000 bytes; measured 27,500."""
+"""Memory that may remain after 60 rounds of four streams (bytes); a state has 30,000. Measured 27,500."""
 Frames = NDArray[np.float32]
 
 
