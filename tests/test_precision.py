@@ -44,7 +44,7 @@ SEMANTICS = {
     "openstl": ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3, history_length=4, semantics="openstl"),
 }
 NATIVE = ("fp16", "int8")
-"""What ONNX Runtime runs as it is."""
+"""Policies that ONNX Runtime runs as they are."""
 SUMMED = 1e-5
 """Error of a product that is summed up in float32, of the sum of absolute values; measured 7e-7."""
 
@@ -140,13 +140,20 @@ SAME = {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.15, "fp8": 0.3}
 Measured on one processor: 6e-7 for what is cast and 3e-8 for what is quantised, as both ways used the same kernels.
 Where they do not, a value may fall to the other side of a rounding to the low type. With a random 1e-7 of each float32
 result added, predictions moved by up to 1.1e-3, 6.1e-3, 4.1e-2 and 1e-4 over a rollout; one float8 more or less is
-larger, and seldom. That the graphs have the same types is a test of its own, and that they compute the same in float32.
+larger, and seldom. No bound here tells typed from untyped steps: over a rollout that noise moved even the median by up
+to 0.8 of the difference that the types make. That the graphs have the same types is a test of its own, and that they
+compute the same in float32.
 """
 EMULATION = {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.15, "fp8": 0.3}
 """Largest difference of a step from ONNX's reference; measured 2e-6, and 1e-4 in float8. With a random 1e-7 of each
 float32 result added: 1.1e-3, 7.0e-3, 3.4e-2, and 1e-4 again."""
+UNEXPLAINED = 0.1
+"""Largest share of the difference that the types make to a step that the emulation may leave, in the upper quartile of
+all values, which a few flipped roundings hardly move. Measured 1e-4 in fp16, 2e-5 in bf16, below 1e-6 in int8 and fp8;
+with a random 1e-7 of each float32 result added, 0.024, 0.022, 3e-6 and 3e-6, the largest of 25 draws. 1 untyped."""
 FIRST_STEP = {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.1, "fp8": 0.3}
-"""What a type costs at the first step; measured 6e-4, 6e-3, 3e-2 and 9e-2, the largest of three networks."""
+"""Difference that each type makes at the first step; measured 6e-4, 6e-3, 3e-2 and 9e-2, the largest of three
+networks."""
 OPENVINO = {"fp16": 2e-3, "bf16": 5e-2, "int8": 0.15}
 """Largest difference of OpenVINO's first step from the emulation; measured 4.3e-4, 2.6e-3 and 2.4e-7 on a processor
 that computes all but int8 in float32. Where bfloat16 is native, OpenVINO keeps every value of the step in it: rounding
@@ -183,7 +190,7 @@ def test_step_rollout_and_clip_compute_the_same(case: Case, policy: str) -> None
 
 @pytest.mark.parametrize("policy", LOW)
 def test_first_step_of_zero_states_keeps_to_pytorch(case: Case, policy: str) -> None:
-    """A norm sees the bias alone: in a low type it would amplify what the bias lost."""
+    """The norm sees the bias alone, and in a low type would amplify what the bias lost."""
     graph = case.graphs(policy)["step"]
     steps = Steps(session(emulated(graph, policy), threads=1), case.config, 1)
     exact = Steps(session(step_graph(case.core, case.config, 1), threads=1), case.config, 1)
@@ -203,19 +210,28 @@ def step_feed(case: Case) -> dict[str, Any]:
 
 @pytest.mark.parametrize("policy", LOW)
 def test_emulation_is_what_the_types_say(paper: Case, policy: str) -> None:
-    """Against ONNX's own reference, which knows the types."""
+    """ONNX's own reference knows the types."""
     graph, feed = paper.graphs(policy)["step"], step_feed(paper)
     names = [output.name for output in graph.graph.output]
     with np.errstate(all="ignore"):
         expected = dict(zip(names, ReferenceEvaluator(graph).run(None, feed), strict=True))
-    found = Steps(session(emulated(graph, policy), threads=1), paper.config, 1).run(feed.pop(contract.FRAME), feed)
+    frame = feed.pop(contract.FRAME)
+    found, untyped = (
+        Steps(session(model, threads=1), paper.config, 1).run(frame, feed)
+        for model in (emulated(graph, policy), step_graph(paper.core, paper.config, 1))
+    )
     for name in names:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=EMULATION[policy], err_msg=name)
+    left, made = (
+        np.quantile(np.concatenate([np.abs(values[name] - expected[name]).ravel() for name in names]), 0.75)
+        for values in (found, untyped)
+    )
+    assert left <= UNEXPLAINED * made
 
 
 @pytest.mark.parametrize(("policy", "half_unit"), [("fp16", 2.0**-11), ("bf16", 2.0**-8)])
 def test_emulated_products_are_rounded_once(paper: Case, policy: str, half_unit: float) -> None:
-    """Each from its own factors, so that no rounding before it counts."""
+    """Each product is computed again from its own factors, so that no earlier rounding counts."""
     model = emulated(paper.graphs(policy)["step"], policy)
     nodes = [node for node in model.graph.node if node.op_type in PRODUCTS and node.output[0].endswith("/wide")]
     assert len(nodes) == sum(map(len, products(paper.core).values()))
@@ -357,7 +373,7 @@ def test_typed_graphs_take_any_number_of_streams(paper: Case, policy: str) -> No
 
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
 def test_convolutions_in_3d_are_typed_too(policy: str) -> None:
-    """Where the step is not rewritten, and with three frames in the window."""
+    """The step is not rewritten here, and its window has three frames."""
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, window_length=3, history_length=3)
     model = network(config)
     core = export_core(model, 1, ("norms",))
@@ -537,7 +553,7 @@ def test_a_layer_that_overflows_is_found_and_excluded(overflowing: tuple[Path, G
 
 
 def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case, bundles: dict[str, Bundle]) -> None:
-    """And measures no dearer one."""
+    """No dearer one is measured."""
     fp16, int8 = (bundles[policy].manifest["precision"]["drift"]["difference"] for policy in ("fp16", "int8"))
     assert 10 * fp16 < int8, "so that the order is none of rounding"
     budget = Budget(difference=2 * fp16)
@@ -640,7 +656,7 @@ def test_export_auto_prints_the_table(folder: Path, paper: Case, monkeypatch: py
 
 @pytest.mark.parametrize("policy", ["fp16", "bf16", "int8"])
 def test_openvino_reads_the_same_file(bundles: dict[str, Bundle], policy: str) -> None:
-    """Where a processor has no such type it computes in float32 from weights of it, so that it may be more exact."""
+    """A processor without the type computes in float32 from weights of it, so that it may be more exact."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
     bundle = bundles[policy]
     frame = bundle.reference()["frames"][:1]
