@@ -19,6 +19,9 @@ from benchmarks.gpu.rows import COMPILED, PLAIN
 
 ROOT = Path(__file__).parent.parent
 CPU = ("--device", "cpu", "--quick", "--batches", "1")
+TF32 = 5e-3
+"""Largest difference of predictions under TF32, which processors with AMX-FP16 may honour; measured 1.1e-6 on one
+that computes in float32."""
 BLOCKED = """
 import sys
 for name in ("click", "rich", "lightning", "onnx", "onnxscript", "onnxruntime", "safetensors", "cuda", "tensorrt_rtx"):
@@ -79,7 +82,7 @@ def test_rows_and_bundles_are_compared_and_timed(tmp_path: Path, exported: Path)
     assert set(plain) == {"eager fp32", "eager tf32", "ring fp32", "ring tf32 in-place", "ring bf16 in-place"}
     assert plain["eager fp32"]["passed"]
     assert plain["ring fp32"]["passed"]
-    assert plain["ring tf32 in-place"]["predictions"] < 1e-5, "TF32 is float32 on a CPU"
+    assert plain["ring tf32 in-place"]["predictions"] < TF32
     assert plain["ring bf16 in-place"]["steps"] == plain["ring fp32"]["steps"] > TINY.history_length
     assert all(row["device_ms"] > 0 and row["speedup"] > 0 and row["predictions"] < 0.1 for row in plain.values())
     share = plain["ring fp32"]["share_of_peak"]
@@ -113,7 +116,7 @@ def test_every_section_runs_to_its_end(tmp_path: Path, exported: Path) -> None:
 
 
 def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path, exported: Path) -> None:
-    """It says what it left out; the result goes to $OUT."""
+    """Rows that were left out are listed; the result goes to $OUT."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     rows = "ring fp32,torch-cuda-graph fp32,onnxruntime"
