@@ -198,7 +198,7 @@ def test_options_reach_the_builder() -> None:
 
 
 def test_memory_is_the_runtimes_own_where_the_library_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As TensorRT-RTX can, and TensorRT cannot."""
+    """TensorRT-RTX can be told, and TensorRT cannot."""
     monkeypatch.setattr(FakeTensorRT.BuilderFlag, "REQUIRE_USER_ALLOCATION", "user allocation", raising=False)
     trt = FakeTensorRT()
     plan_of(trt, EngineConfig())

@@ -186,7 +186,7 @@ def test_pickles_are_refused_and_never_run(path: Path, tmp_path: Path, write) ->
 
 
 def test_model_files_can_be_read_by_others(tiny_model: E3DLSTM, path: Path) -> None:
-    """As the umask says, and not for the owner alone."""
+    """The umask decides their mode; they are not for the owner alone."""
     mask = os.umask(0o022)
     try:
         checkpoint.save(tiny_model, path)

@@ -106,7 +106,7 @@ def test_digits_turn_round_at_the_border(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_digits_move_a_tenth_of_the_free_way_in_a_frame(seed: int) -> None:
-    """As in the published data set; two places are each rounded down by up to a pixel."""
+    """The published data set moves them so; two places are each rounded down by up to a pixel."""
     free = 500
     places = corners(seed, length=40, side=free + DIGIT_SIDE)
     inside = ((places > 0) & (places < free)).all(axis=1)
@@ -499,7 +499,7 @@ def test_mixture_shows_all_of_each_part() -> None:
 
 
 def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unlike one that cannot be read at all: the frames before were good."""
+    """Its first frames were good, unlike those of one that cannot be read at all."""
 
     class Breaking:
         def __init__(self, path: str) -> None:

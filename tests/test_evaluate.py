@@ -137,7 +137,7 @@ def test_every_number_in_the_json_says_what_it_is_and_infinity_is_null() -> None
 
 
 def test_clips_are_not_kept() -> None:
-    """However many there are: each is let go before the next but one comes."""
+    """Each is let go before the next but one comes, however many there are."""
     seen: list[weakref.ref[Frames]] = []
     alive = []
 
@@ -300,7 +300,7 @@ def test_what_cannot_be_evaluated_leaves_nothing(
 
 
 def test_the_demo_models_card_is_measured_by_the_same_code() -> None:
-    """As before: predictions clipped, each measure for each answerer and frame."""
+    """Predictions are clipped, and each measure is given for each answerer and frame."""
     import torch
 
     from e3d_deploy import checkpoint, metrics

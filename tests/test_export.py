@@ -121,7 +121,7 @@ def test_every_case_passes_verification(case: Bundle) -> None:
 
 
 def test_no_convolution_pads_one_side_alone_even_after_onnxruntime_optimizes(case: Bundle, tmp_path: Path) -> None:
-    """Or ONNX Runtime on CUDA could not run it."""
+    """ONNX Runtime on CUDA cannot run one that does."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -149,7 +149,7 @@ def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
 
 @pytest.mark.parametrize("pushed", [1, 3, 4, 11], ids=lambda pushed: f"{pushed} pictures seen")
 def test_rollout_equals_steps_at_any_age(case: Bundle, pushed: int) -> None:
-    """From a ring that is not full, and from one that was overwritten more than once."""
+    """The rings are one that is not full and one that was overwritten more than once."""
     backend = OnnxRuntimeBackend(case, threads=1)
     state = backend.initial_state()
     shape = contract.frame(case.config).shape
@@ -202,7 +202,7 @@ def test_reference_is_what_pytorch_computes(case: Bundle) -> None:
 
 
 def test_graphs_that_run_two_streams_at_once_keep_them_apart(tmp_path: Path) -> None:
-    """Also streams of different age, one of them with a ring that is not full."""
+    """The streams differ in age, and the ring of one is not full."""
     config = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3, history_length=3)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
     one, two = (

@@ -140,7 +140,7 @@ def test_no_step_begins_without_time(place: Place) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_an_ended_call_leaves_whole_results(place: Place, number: signal.Signals) -> None:
-    """At SIGTERM it ends its steps itself; at SIGKILL whoever kills it kills them."""
+    """It ends its steps itself at SIGTERM; whoever sends SIGKILL kills them too."""
     pid = place.work / "pid"
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom benchmarks.gpu import call\n"

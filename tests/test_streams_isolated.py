@@ -47,7 +47,7 @@ def seen_together(slots: list[SlotStream], pictures: NDArray[np.uint8]) -> list[
 
 
 def test_what_neighbours_see_changes_nothing_bit_for_bit(predictor: Predictor) -> None:
-    """At the same number of streams in a step; whose row it has does not matter either."""
+    """The number of streams in a step is the same; whose row it has does not matter either."""
     mine, theirs, others = clips(1, 1)[0], clips(3, 2), clips(3, 3)
     predictions: list[list[Frames]] = []
     for place, neighbours in ((0, theirs), (0, others), (2, others)):
@@ -61,7 +61,7 @@ def test_what_neighbours_see_changes_nothing_bit_for_bit(predictor: Predictor) -
 
 
 def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predictor) -> None:
-    """Within rounding, as the number of streams in a step differs. One joins at each step until there are four."""
+    """They agree within rounding, as steps differ in their number of streams: one joins at each, up to four."""
     pictures = clips(4, 4)
     slots: list[SlotStream] = []
     with predictor.streams(max_wait_ms=1000) as streams:
@@ -83,7 +83,7 @@ def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predicto
 def test_what_happens_to_one_stream_touches_no_other_bit_for_bit(
     predictor: Predictor, event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the same number of streams in a step: the one to which it happens takes part again in the next."""
+    """The number of streams in a step is the same: the one to which it happens takes part again in the next."""
     pictures = clips(4, 5)
 
     def run(happens: bool) -> list[list[Frames]]:

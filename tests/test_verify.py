@@ -145,7 +145,7 @@ def test_a_report_stands_in_the_manifest(bundle: Bundle, caplog: pytest.LogCaptu
 
 
 def test_a_report_takes_no_engines_out_of_the_manifest(bundle: Bundle) -> None:
-    """Those that `e3d build` put in while `e3d verify` ran."""
+    """Engines that `e3d build` put in while `e3d verify` ran stay listed."""
     built = {**bundle.manifest, "engines": {"step.tensorrt": {"target": "tensorrt"}}}
     write_manifest(bundle.path, built)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
@@ -166,7 +166,7 @@ def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pyte
 
 
 def test_a_report_and_a_new_bundle_wait_for_each_other(bundle: Bundle) -> None:
-    """Else the one would write into the other after it had looked at it."""
+    """Without that, the one would write into the other after it had looked at it."""
     with locked(bundle.path):
         thread = threading.Thread(target=_replace_with_itself, args=(bundle.path,))
         thread.start()
