@@ -442,7 +442,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(
     with caplog.at_level(logging.WARNING):
         assert verify(bundle, backend, open_backend(bundle, "torch")).passed
     assert "kernel by kernel" in caplog.text
-    assert machine.counts["capture"] == 4
+    assert (machine.counts["capture"], backend.captures, backend.compiles) == (4, False, True)
     assert machine.counts["eager"] > 10
 
 
@@ -465,6 +465,7 @@ def test_a_step_that_cannot_be_compiled_runs_uncompiled(
     backend = open_backend(bundle, "torch-cuda-graph")
     assert verify(bundle, backend, open_backend(bundle, "torch")).passed
     assert caplog.text.count("cannot compile the step (Cannot find a working triton installation)") == 1
+    assert (backend.captures, backend.compiles) == (True, False)
 
 
 def test_full_rings_are_stepped_by_the_compiled_step(

@@ -188,7 +188,7 @@ class TorchGraphBackend(DeviceBackend):
                     raise
                 cause = getattr(error, "inner_exception", error)
                 log.warning("%s: PyTorch cannot compile the step (%s), so it runs uncompiled", self.name, _line(cause))
-                self.compiled = self.ring
+                self.compiled, self.compiles = self.ring, False
         return self._captured(self._run_once(self._work(self.ring, size, states, side, full=full)))
 
     def _work(self, step: Step, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
@@ -216,6 +216,7 @@ class TorchGraphBackend(DeviceBackend):
         try:
             return self.gpu.capture(work)
         except RuntimeError as error:
+            self.captures = False
             log.warning(
                 "%s: the step cannot be captured as a CUDA graph (%s), so each is enqueued kernel by kernel, "
                 "which takes the processor longer",

@@ -41,6 +41,10 @@ class DeviceBackend:
 
     name: str
     pads = True
+    captures = True
+    """Steps run as captured graphs; False once a capture was refused."""
+    compiles = True
+    """Steps run as they were compiled; False once that failed."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
         self.bundle, self.cuda, self.sizes = bundle, cuda, sizes

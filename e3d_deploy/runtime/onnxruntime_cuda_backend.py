@@ -61,7 +61,6 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         super().__init__(bundle, cuda, bundle.sizes)
         self.sessions: dict[tuple[str, int], onnxruntime.InferenceSession] = {}
         self.bindings: dict[tuple[int, int], Any] = {}
-        self.captures = True
         with cuda.opening():
             cuda.compile_kernel()
             _preload()

@@ -36,7 +36,6 @@ class TensorRTBackend(DeviceBackend):
         self.name = target
         self.contexts: dict[tuple[str, int, int], Any] = {}
         self.graphs: dict[tuple[int, int], Graph] = {}
-        self.captures = True
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         if (batch, side) in self.graphs:

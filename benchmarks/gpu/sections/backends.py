@@ -125,11 +125,16 @@ def stepped(bench: Bench, backend: Any, batch: int, *, judged: bool, on_device: 
     yardstick = Yardstick(bench, batch)
     expected, count = yardstick.expected[0], len(yardstick.frames)
     pictures, predictions = bench.pictures(batch, count), []
+    started = time.monotonic()
     state = backend.initial_state(batch)
+    prepared_s = round(time.monotonic() - started, 2)  # some compile and capture here
     for shown in pictures:
         prediction, state = backend.step(shown, state)
         predictions.append(torch.from_numpy(prediction).to(bench.device))
     found: dict[str, Any] = {"predictions": distance(torch.stack(predictions), expected), "steps": count}
+    found["prepared_s"] = prepared_s
+    if on_device:
+        found |= {"captures": backend.captures, "compiles": backend.compiles}
     if judged:
         found["budget"] = yardstick.budget()
         found["passed"] = found["predictions"] <= found["budget"]
