@@ -23,7 +23,7 @@ from e3d_deploy import checkpoint, contract, doctor
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
 from e3d_deploy.export import torch_graph_backend
-from e3d_deploy.export.ring import RingStep, arithmetic
+from e3d_deploy.export.ring import RingStep
 from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
@@ -33,6 +33,7 @@ from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays, open_backend
 from e3d_deploy.runtime.bundle import MODEL
 from e3d_deploy.runtime.verify import verify
+from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
 
 ROUNDING = 5e-5
@@ -41,7 +42,7 @@ LOW_ROUNDING = {"bf16": 0.15, "fp16": 0.02}
 """Likewise, of predictions; measured 0.037 and 0.004, in random networks on noise."""
 ARITHMETIC = """
 import sys, torch
-from e3d_deploy.export.ring import arithmetic
+from e3d_deploy.tf32 import arithmetic
 precision, setting = sys.argv[1:]
 exec(setting)
 products, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn

@@ -1191,6 +1191,24 @@ def test_a_gpu_multiplies_in_tf32_beside_bf16_alone(
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_training_takes_tf32_that_was_set_by_the_new_names() -> None:
+    """In a process of its own, as PyTorch's two sets of names then disagree in all of it."""
+    code = """
+import torch
+from e3d_deploy.config import TrainConfig
+from e3d_deploy.training.train import _tf32_where_bf16
+
+torch.cuda.is_available = torch.cuda.is_bf16_supported = lambda: True
+torch.backends.fp32_precision = "tf32"
+before = torch.backends.cudnn.benchmark
+with _tf32_where_bf16(TrainConfig(precision="bf16")):
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.cudnn.benchmark == before
+print(torch.backends.fp32_precision)
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "tf32\n"
+
+
 def test_cells_are_compiled_for_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Validations and previews have other batches, each of which would be compiled."""
     calls: list[int] = []

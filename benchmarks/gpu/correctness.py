@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.steppers import Eager, NaiveCompiled, Rings, Stepper, rings_of
-from e3d_deploy.export.ring import arithmetic
 from e3d_deploy.policies import budget_for
+from e3d_deploy.tf32 import arithmetic
 
 JUDGED_STREAMS = 2
 """Streams that are also computed in float64, which a GPU is slow at."""

@@ -9,7 +9,7 @@ from benchmarks.gpu import flop
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.steppers import Stepper
 from benchmarks.gpu.timing import calls_for, end_to_end_ms, timed_ms
-from e3d_deploy.export.ring import arithmetic
+from e3d_deploy.tf32 import arithmetic
 
 
 def warm_up(bench: Bench, stepper: Stepper, batch: int) -> None:

@@ -10,8 +10,9 @@ from benchmarks.gpu import flop
 from benchmarks.gpu.bench import Bench
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.export.ring import FORMS, LOW, RingStep, arithmetic, compiled
+from e3d_deploy.export.ring import FORMS, LOW, RingStep, compiled
 from e3d_deploy.model import State
+from e3d_deploy.tf32 import arithmetic
 
 OURS = ("frozen-memory", "conv2d", "norms")
 """Rewrites of `export.step` that our step has unless a row says otherwise."""

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.steppers import Stepper
-from e3d_deploy.export.ring import arithmetic
+from e3d_deploy.tf32 import arithmetic
 
 
 def timed_ms(bench: Bench, work: Callable[[], object], calls: int) -> float:

@@ -4,9 +4,8 @@ The counterpart of `compose.step_graph` in ONNX. Every shape is fixed and the ne
 are given, so that the step can be compiled once and captured as a CUDA graph.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,8 @@ from e3d_deploy.config import Semantics
 from e3d_deploy.export.step import REWRITES, FlatConvolution, FlatOpenSTLConvolution, Step
 from e3d_deploy.model import E3DLSTM, from_entry, to_entry
 
-T = TypeVar("T")
 LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `arithmetic`."""
+"""The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `tf32.arithmetic`."""
 FORMS = 64
 """Compiled forms of the ring step that PyTorch is to keep."""
 UNMASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -96,7 +94,7 @@ class RingStep(nn.Module):
 
     Args:
         rewrites: names in `step.REWRITES`.
-        precision: `fp32`, `tf32`, `bf16` or `fp16`, as far as it is in the types; see `arithmetic`.
+        precision: `fp32`, `tf32`, `bf16` or `fp16`, as far as it is in the types; see `tf32.arithmetic`.
         channels_last: give the 2D convolutions of the rewrite `conv2d` tensors with channels last.
         in_place: overwrite the oldest slot of each ring, in place of copying all of them.
 
@@ -185,40 +183,3 @@ def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     compiled: Callable[..., Tensor] = torch.compile(ring, fullgraph=True, dynamic=False, **how)
     return compiled
-
-
-@contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Let a GPU round the factors of float32 products to TF32, except for `fp32`, and try convolution algorithms.
-
-    PyTorch has these settings for the whole process only, so they are put back. It has two sets of names for them,
-    and Inductor asks by the older one and fails where the two disagree; within, they agree.
-    """
-    cudnn: Any = torch.backends.cudnn  # Any: the annotations lack some settings
-    mkldnn: Any = torch.backends.mkldnn
-    kinds: Any = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-    settings = *kinds, mkldnn.matmul  # which the older name of the first changes too
-    before = [setting.fp32_precision for setting in settings]
-    products = _setting(torch.get_float32_matmul_precision, "highest")
-    allowed = _setting(lambda: cudnn.allow_tf32, True)
-    benchmark = cudnn.benchmark
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    cudnn.allow_tf32 = precision != "fp32"
-    for kind in kinds:  # the older names leave `none`, which takes the setting of the whole process
-        kind.fp32_precision = "ieee" if precision == "fp32" else "tf32"
-    cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(products)
-        cudnn.allow_tf32, cudnn.benchmark = allowed, benchmark
-        for setting, value in zip(settings, before, strict=True):  # last, since the older names change them too
-            setting.fp32_precision = value
-
-
-def _setting(read: Callable[[], T], otherwise: T) -> T:
-    """Read a setting by its older name; `otherwise` if PyTorch refuses, as where the two sets of names disagree."""
-    try:
-        return read()
-    except RuntimeError:
-        return otherwise

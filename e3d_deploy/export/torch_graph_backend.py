@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
-from e3d_deploy.export.ring import RingStep, arithmetic, compiled
+from e3d_deploy.export.ring import RingStep, compiled
 from e3d_deploy.export.ring_states import RingStates
 from e3d_deploy.export.torch_backend import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backend import REMEDY
@@ -22,6 +22,7 @@ from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.runtime.cuda import Cuda
 from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend, Size
 from e3d_deploy.runtime.device_states import DeviceState, Layout
+from e3d_deploy.tf32 import arithmetic
 
 log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)

@@ -5,8 +5,8 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import count
@@ -27,6 +27,7 @@ from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, 
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN
+from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.batches import StepBatches
 from e3d_deploy.training.callbacks import (
     Averaging,
@@ -332,23 +333,11 @@ def _check_parts(folder: Path | None, *, resume: bool) -> None:
         raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
 
 
-@contextmanager
-def _tf32_where_bf16(config: TrainConfig) -> Iterator[None]:
-    """Let a GPU that computes in bf16 multiply what remains in float32 as TF32, which is more exact than bf16.
-
-    By PyTorch's old names alone: Inductor asks by them, and PyTorch raises once both kinds were set.
-    """
-    if not (torch.cuda.is_available() and _in_bf16(config)):
-        yield
-        return
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+def _tf32_where_bf16(config: TrainConfig) -> AbstractContextManager[None]:
+    """Let a GPU that computes in bf16 multiply what remains in float32 as TF32, which is more exact than bf16."""
+    if torch.cuda.is_available() and _in_bf16(config):
+        return arithmetic("tf32", benchmark=False)
+    return nullcontext()
 
 
 def _in_bf16(config: TrainConfig) -> bool:

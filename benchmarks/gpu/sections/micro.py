@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.failures import line_of
 from benchmarks.gpu.plan import Unit
-from e3d_deploy.export.ring import arithmetic
+from e3d_deploy.tf32 import arithmetic
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KERNELS = (

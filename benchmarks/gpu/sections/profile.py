@@ -11,7 +11,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.rows import COMPILED, PLAIN, Row
 from benchmarks.gpu.speed import warm_up
-from e3d_deploy.export.ring import arithmetic
+from e3d_deploy.tf32 import arithmetic
 
 STEPS, MOST = 4, 40
 """Steps that are recorded (even, for the two sets of states), and kernels that are listed."""

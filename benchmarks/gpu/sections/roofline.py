@@ -8,7 +8,7 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.timing import least_s
-from e3d_deploy.export.ring import arithmetic
+from e3d_deploy.tf32 import arithmetic
 
 TYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
