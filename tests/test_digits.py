@@ -114,6 +114,21 @@ def test_digits_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
             read_digits(path)
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_digits_with_a_damaged_byte_are_refused(compressed: bool, tmp_path: Path) -> None:
+    """Some bytes, such as those of the date, change nothing."""
+    path, digits = tmp_path / "digits.npz", made(2)
+    (np.savez_compressed if compressed else np.savez)(path, images=digits)
+    content, refused = path.read_bytes(), 0
+    for place in range(0, len(content), 1 if compressed else 3):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        try:
+            np.testing.assert_array_equal(read_digits(path), digits)
+        except ClipError:
+            refused += 1
+    assert refused > 100
+
+
 def test_held_out_digits_in_a_file_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", images=ours())
     with pytest.raises(ConfigError, match=r"1500 of its 6000 digits, number 4500 first, are held out"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,18 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ClipError, ConfigError
 
 DIGIT_SIDE = 28
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    AttributeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Errors of NumPy and zipfile for a file that is no .npz or a damaged one; RuntimeError for odd flags in a header."""
 STEP_LENGTH = 0.1
 """Distance a digit moves per frame, as a share of the way it can go; the value of the published data set."""
 
@@ -53,7 +66,7 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
     try:
         with path.open("rb") as file, np.load(file) as archive:  # by its name NumPy would leave a bad file open
             digits: NDArray[np.uint8] = archive["images"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ClipError(f"{path}: its digits cannot be read ({error}); {advice}") from error
     if digits.dtype != np.uint8 or digits.ndim != 3 or digits.shape[1:] != (DIGIT_SIDE, DIGIT_SIDE) or not len(digits):
         raise ClipError(
