@@ -1,4 +1,4 @@
-"""How far a run is: shares of steps and of time, and the schedules that follow them."""
+"""Progress of a training run, by steps or by time."""
 
 import pytest
 import torch
@@ -77,6 +77,20 @@ def test_a_resumed_run_goes_on_where_its_share_was_and_has_the_time_that_is_left
     clock.now += 16.5
     assert second.share(6) == 1
     assert second.late
+
+
+def test_a_finished_run_with_a_longer_limit_goes_on_at_the_matching_share() -> None:
+    clock = Clock()
+    pace = Pace(BY_TIME, limit_s=100, clock=clock)
+    pace.load_state_dict({"elapsed_s": 60, "share": 1.0})
+    assert pace.share(5) == pytest.approx(0.6)
+    clock.now += 20
+    pace.end_step()
+    clock.now += 10  # half of the time that is left
+    assert pace.share(6) == pytest.approx(0.8)
+    shorter = Pace(BY_TIME, limit_s=50, clock=clock)
+    shorter.load_state_dict({"elapsed_s": 60, "share": 1.0})
+    assert shorter.share(5) == 1
 
 
 def test_cosine_falls_from_one_to_zero() -> None:

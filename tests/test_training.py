@@ -1084,8 +1084,12 @@ def test_a_resumed_run_by_time_goes_on_where_it_was_and_ends_with_the_whole_time
     before = contents(run)
     timed(run, config, limit_s=60, resume=True)  # is finished
     assert contents(run) == before
-    timed(run, config, limit_s=90, resume=True)
-    assert steps_done(run) > 22
+    timed(run, config, limit_s=90, resume=True)  # the share falls from 1 to 60/90, and the first step takes 20 s
+    rates = logged(run, "learning_rate", version=2)
+    assert steps_done(run) == 22 + 1 + 10
+    shares = [2 / 3, *(2 / 3 + step / 30 for step in range(10))]
+    expected = [0.01 * (1 + math.cos(math.pi * share)) / 2 for share in shares]
+    assert list(rates.values()) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_schedule_by_time_without_a_limit_is_refused(tmp_path: Path) -> None:

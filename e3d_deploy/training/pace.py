@@ -1,4 +1,4 @@
-"""How far a run is: by its steps, or by the time that it may take."""
+"""Progress of a training run, and the schedules that follow it."""
 
 import math
 import time
@@ -68,8 +68,13 @@ class Pace:
         return {"elapsed_s": self.elapsed_s, "share": self._share_of_time()} if self.by_time else {}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state, at the share that its time has of the present limit if that is less.
+
+        The limit may be longer than the one before: at the saved share of a finished run, 1, nothing would be learned.
+        """
         self.earlier_s, self.resumed_share = state["elapsed_s"], state["share"]
+        if self.limit_s is not None:
+            self.resumed_share = min(self.resumed_share, self.earlier_s / self.limit_s)
 
 
 def cosine(share: float) -> float:
