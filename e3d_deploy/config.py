@@ -167,7 +167,7 @@ class TrainConfig:
     steps: int = 80_000
     """Optimiser steps in all."""
     batch_size: int = 4
-    """Clips in an optimiser step, over all processes and accumulated parts."""
+    """Clips in an optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
     """Parts that a step's clips are computed in, one after the other, to save memory."""
     loss: Loss = "mean"

@@ -80,7 +80,7 @@ def source(text: str) -> tuple[str, float]:
 @setting("weight_decay", "Of adamw.")
 @setting("learning_rate", "Highest learning rate.")
 @setting("schedule", "Of the learning rate.")
-@setting("schedule_by", "time: the schedules end with --time-limit.")
+@setting("schedule_by", "Progress that the schedules follow; time needs --time-limit.")
 @setting("warmup_steps", "Steps in which it rises, of cosine.")
 @setting("sampling", "When true frames are shown.")
 @setting("sampling_start", "Chance of a true frame at the start.")

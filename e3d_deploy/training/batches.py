@@ -14,7 +14,7 @@ class StepBatches(Sampler[list[int]]):
     So a run that was broken off goes on with the clips that were next, on as many processes as there are then.
 
     Args:
-        position: the optimiser steps done, asked for when the first batch is.
+        position: the optimizer steps done, asked for when the first batch is.
         rank, processes: which of how many processes this is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The LightningModule: loss, optimiser, what is logged."""
+"""The LightningModule: loss, optimizer, logged values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -169,7 +169,10 @@ class Learner(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip as Lightning does, which refuses to with bf16 and a fused optimizer though only float16 needs that."""
+        """Clip gradients.
+
+        Lightning refuses this for bf16 with a fused optimizer, although only float16 needs unscaling.
+        """
         if gradient_clip_val:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             nn.utils.clip_grad_norm_(weights, gradient_clip_val)

@@ -1,4 +1,4 @@
-"""The optimiser of the released code: Adam with epsilon inside the square root."""
+"""The optimizer of the released code: Adam with epsilon inside the square root."""
 
 from collections.abc import Callable, Iterable
 from typing import overload

@@ -16,7 +16,7 @@ class Generator(Protocol):
 
 
 def probability(step: int, *, start: float, decrease: float, stop_step: int) -> float:
-    """Chance that a true frame is shown after the context, at an optimiser step counted from 1.
+    """Chance that a true frame is shown after the context, at an optimizer step counted from 1.
 
     Falls by `decrease` a step from `start`, and is 0 from `stop_step` on. May go below 0, which is never.
 

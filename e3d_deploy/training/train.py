@@ -51,8 +51,8 @@ MOVING_MNIST = "moving-mnist"
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """On what and how a run is computed: nothing in here changes what is learned, but for a time limit that the
-    schedule follows."""
+    """Hardware and output of a run. Nothing here changes what is learned, except a time limit that the schedule
+    follows."""
 
     devices: int | None = None
     """Processes, each on a device of its own; None: one, or as many as a launcher started."""
