@@ -25,7 +25,7 @@ def save(model: E3DLSTM, path: str | Path, *, dtype: torch.dtype = torch.float32
         dtype: type of the weights in the file.
 
     Raises:
-        CheckpointError: no such folder.
+        CheckpointError: no such folder, or a finite weight that the type cannot hold.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
@@ -34,8 +34,18 @@ def save(model: E3DLSTM, path: str | Path, *, dtype: torch.dtype = torch.float32
 
 
 def content(model: E3DLSTM, *, dtype: torch.dtype = torch.float32) -> bytes:
-    """Return the bytes of a model file."""
+    """Return the bytes of a model file.
+
+    Raises:
+        CheckpointError: a finite weight that the type cannot hold.
+    """
     weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in model.state_dict().items()}
+    for name, weight in model.state_dict().items():
+        if not weights[name].isfinite().all() and weight.isfinite().all():
+            raise CheckpointError(
+                f"{name}: got a weight of {weight.abs().max():.6g}, expected at most {torch.finfo(dtype).max:g}; "
+                "write this model as float32, or train with a smaller --learning-rate"
+            )
     return serialize(weights, {KEY: json.dumps({"format": FORMAT, "config": model.config.to_dict()})})
 
 

@@ -1,4 +1,4 @@
-"""A model as several small files, for ways out of a machine that take small files only.
+"""A model as several small files, for transfers that accept only small files.
 
 Each part is a safetensors file with one tensor, a piece of the bytes of a float16 model file, and a card: the run, the
 step, the hash of the whole model file, which part of how many it is, and its own hash. A run writes two sets in turn,
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,17 @@ MAX_BYTES = 16 * 2**20
 """Largest part, 16 MiB."""
 CARD_BYTES = 4096
 """Room for the card in a part."""
+MOST = 64
+"""Largest number of parts."""
+AGAIN = "fetch it again"
+"""Remedy for a damaged part."""
+NAMED = 3
+"""Missing parts that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """The place of a part."""
+    """Metadata of a part."""
 
     run: str
     """Random name of the run."""
@@ -42,11 +48,19 @@ class Card:
     model_sha256: str
     """Hash of the whole model file."""
     number: int
-    """From 1."""
+    """Number of the part, from 1."""
     count: int
     """Parts of the model file."""
     sha256: str
     """Hash of this part's bytes."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str if field.type is str else int
+            if type(value) is not kind:  # a bool is an int to isinstance
+                raise ValueError(f"{field.name}: got {value!r}, expected {kind.__name__}")
+        if not 1 <= self.number <= self.count <= MOST:
+            raise ValueError(f"part {self.number} of {self.count}: expected 1 to {MOST}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +82,11 @@ def save_parts(
 
     Args:
         max_bytes: largest file that is written.
+
+    Raises:
+        CheckpointError: a weight beyond the largest float16.
+        ConfigError: files so small that they hold nothing, or that too many are needed.
+        OSError: a file cannot be written.
     """
     import torch
     from safetensors.numpy import save as serialize
@@ -79,6 +98,10 @@ def save_parts(
     if size < 1:
         raise ConfigError(f"max_bytes: got {max_bytes}, expected more than {CARD_BYTES}")
     pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
+    if len(pieces) > MOST:
+        raise ConfigError(
+            f"max_bytes: {max_bytes} needs {len(pieces)} parts, expected at most {MOST}; allow more bytes"
+        )
     digest, paths = hashlib.sha256(whole).hexdigest(), []
     for number, piece in enumerate(pieces, 1):
         card = Card(
@@ -96,20 +119,21 @@ def save_parts(
 
 
 def find_parts(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files, and the parts in the given folders.
+    """Return the given files, and the parts in the given folders, each file once.
 
     Raises:
         CheckpointError: a path that is not there, or a folder without parts.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for path in paths:
         inside = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
         if not path.exists():
             raise CheckpointError(f"{path}: no such file or folder; give the folder that `e3d train --parts` wrote to")
         if not inside:
             raise CheckpointError(f"{path}: has no {PATTERN}; give the folder that `e3d train --parts` wrote to")
-        found += inside
-    return found
+        for part in inside:
+            found.setdefault(part.resolve(), part)
+    return list(found.values())
 
 
 def join(paths: Sequence[Path]) -> Joined:
@@ -118,38 +142,43 @@ def join(paths: Sequence[Path]) -> Joined:
     Raises:
         CheckpointError: a part that is damaged or there twice, parts of two runs, or no set that is whole.
     """
-    cards = {path: _read_card(path) for path in paths}
+    cards = {path: read_card(path) for path in paths}
     first = paths[0]
     for path, card in cards.items():
         if card.run != cards[first].run:
             raise CheckpointError(
                 f"{path}: is of another run than {first.name} ({card.run}, not {cards[first].run}); join one run alone"
             )
-    sets: dict[tuple[int, str], dict[int, Path]] = defaultdict(dict)
+    sets: dict[tuple[int, str, int], dict[int, Path]] = defaultdict(dict)
     for path, card in cards.items():
-        members = sets[card.step, card.model_sha256]
+        members = sets[card.step, card.model_sha256, card.count]
         if card.number in members:
             raise CheckpointError(f"{path}: is the same part as {members[card.number]}; give each part once")
         members[card.number] = path
     left_out = []
-    for step, digest in sorted(sets, reverse=True):
-        members = sets[step, digest]
-        count = max(cards[path].count for path in members.values())
+    for step, digest, count in sorted(sets, reverse=True):
+        members = sets[step, digest, count]
         if missing := [number for number in range(1, count + 1) if number not in members]:
             here, path = next(iter(members.items()))
-            names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing)
-            left_out.append(f"step {step} lacks {names}")
+            names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing[:NAMED])
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            left_out.append(f"step {step} lacks {names}{more}")
             continue
         content = b"".join(_read_bytes(members[number], cards[members[number]]) for number in range(1, count + 1))
         if hashlib.sha256(content).hexdigest() != digest:
             raise CheckpointError(f"{members[1]}: the parts of step {step} do not make the model that they are of")
-        older = [f"step {other} is older" for other, _ in sets if other < step]
+        older = [f"step {other} is older" for other, *_ in sets if other < step]
         return Joined(content=content, step=step, left_out=(*left_out, *older))
     raise CheckpointError(f"{first.parent}: no model is whole: {'; '.join(left_out)}; fetch the missing parts")
 
 
-def _read_card(path: Path) -> Card:
-    _, metadata = read_tensors(path)
+def read_card(path: Path) -> Card:
+    """Read the card of a part.
+
+    Raises:
+        CheckpointError: it is damaged, or no part.
+    """
+    _, metadata = read_tensors(path, remedy=AGAIN)
     try:
         card = json.loads(metadata[KEY])
         if card.pop("part_format") != FORMAT:
@@ -160,8 +189,8 @@ def _read_card(path: Path) -> Card:
 
 
 def _read_bytes(path: Path, card: Card) -> bytes:
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, remedy=AGAIN)
     piece = tensors["bytes"].tobytes() if "bytes" in tensors else b""
     if hashlib.sha256(piece).hexdigest() != card.sha256:
-        raise CheckpointError(f"{path}: is damaged, its bytes are not those that were written; fetch it again")
+        raise CheckpointError(f"{path}: is damaged, its bytes are not those that were written; {AGAIN}")
     return piece

@@ -15,8 +15,13 @@ KEY = "e3d_deploy"
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 
 
-def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
+def read_tensors(
+    path: Path, *, remedy: str = "give a model made by `e3d train`"
+) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
     """The tensors of a file by name, which are read when they are used, and its metadata.
+
+    Args:
+        remedy: ends the error.
 
     Raises:
         CheckpointError: it is none, or damaged.
@@ -31,9 +36,9 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]
         metadata = header.pop("__metadata__", {})
         return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
+        raise CheckpointError(f"{path}: no such file; {remedy}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); {remedy}") from error
 
 
 def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:

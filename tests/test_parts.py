@@ -75,7 +75,7 @@ def test_the_newest_whole_set_is_taken(folder: Path) -> None:
 
 
 def test_a_set_that_was_being_replaced_is_left_out(tiny_model: E3DLSTM, folder: Path, tmp_path: Path) -> None:
-    """As the machine goes away in the middle of a minute's parts."""
+    """The machine is lost while a set is being written."""
     newer = save(tiny_model, tmp_path, "model-a", step=30)
     newer[0].replace(folder / newer[0].name)
     found = joined(folder)
@@ -111,7 +111,7 @@ def test_a_damaged_part_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"{part.name}: is damaged"):
         joined(folder)
     part.write_bytes(content[:1000])
-    with pytest.raises(CheckpointError, match=rf"{part.name}: not a safetensors file"):
+    with pytest.raises(CheckpointError, match=rf"{part.name}: not a safetensors file .*; fetch it again"):
         joined(folder)
 
 
@@ -125,6 +125,56 @@ def test_cards_that_lie_are_found_out(folder: Path) -> None:
         joined(folder)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"step": "10"},
+        {"step": True},
+        {"run": 1},
+        {"sha256": None},
+        {"number": 0},
+        {"number": 1.0},
+        {"count": 10**9},
+    ],
+)
+def test_cards_of_odd_values_are_refused(folder: Path, fields: dict[str, object]) -> None:
+    part = next(folder.glob("model-b.part-1-*"))
+    rewrite(part, **fields)
+    with pytest.raises(CheckpointError, match=rf"{part.name}: not a part of a model"):
+        joined(folder)
+
+
+def test_parts_that_count_differently_are_of_two_sets(folder: Path) -> None:
+    part = next(folder.glob("model-b.part-1-*"))
+    rewrite(part, count=20)
+    found = joined(folder)
+    assert found.step == 10
+    assert [remark[:12] for remark in found.left_out] == ["step 20 lack", "step 20 lack"]
+
+
+def test_three_missing_parts_are_named(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    written = parts.save_parts(tiny_model, tmp_path, "model-a", run="run", step=1, max_bytes=6000)
+    assert len(written) > 5
+    with pytest.raises(CheckpointError, match=rf"lacks (\S+, ){{2}}\S+ and {len(written) - 4} more; fetch the missing"):
+        parts.join(written[:1])
+
+
+def test_a_part_is_taken_once_by_whatever_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    found = parts.find_parts([folder, Path("parts"), next(Path("parts").glob("*part-1*"))])
+    assert found == sorted(folder.iterdir())
+
+
+def test_a_weight_beyond_float16_is_refused_by_name(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    weights = changed(tiny_model)
+    name, weight = next(iter(weights.named_parameters()))
+    weight.data.view(-1)[0] = -70_000
+    with pytest.raises(CheckpointError, match=rf"{name}: got a weight of 70000, expected at most 65504; write this"):
+        save(weights, tmp_path, "model-a", step=1)
+    assert not list(tmp_path.iterdir())
+    checkpoint.save(weights, tmp_path / "whole.safetensors")
+
+
 def test_whole_models_are_no_parts(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     checkpoint.save(tiny_model, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a part of a model"):
@@ -134,6 +184,8 @@ def test_whole_models_are_no_parts(tiny_model: E3DLSTM, tmp_path: Path) -> None:
 def test_no_room_for_bytes_is_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_bytes: got 100"):
         parts.save_parts(tiny_model, tmp_path, "model-a", run="run", step=1, max_bytes=100)
+    with pytest.raises(ConfigError, match=r"max_bytes: 4100 needs \d+ parts, expected at most 64; allow more bytes"):
+        parts.save_parts(tiny_model, tmp_path, "model-a", run="run", step=1, max_bytes=4100)
 
 
 def command(*arguments: object, code: int = 0) -> str:
@@ -152,6 +204,7 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     command(*folder.glob("model-a*"), "-o", output, "--overwrite")
     assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
     (tmp_path / "empty").mkdir()
+    assert "empty: is a folder; give the name of a" in command(folder, "-o", tmp_path / "empty", "--overwrite", code=2)
     assert "has no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
     assert "no such file or folder" in command(tmp_path / "absent", "-o", output, "--overwrite", code=5)
     next(folder.glob("model-a.part-1-*")).unlink()

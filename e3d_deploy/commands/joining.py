@@ -22,6 +22,8 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     from e3d_deploy.parts import find_parts
     from e3d_deploy.parts import join as join_parts
 
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder; give the name of a model file")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     if not output.absolute().parent.is_dir():
