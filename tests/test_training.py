@@ -1151,6 +1151,81 @@ def test_parts_of_a_resumed_run_are_of_the_same_run(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("saved_with_parts", [False, True])
+def test_parts_of_another_run_are_not_mixed_into_a_resumed_one(tmp_path: Path, saved_with_parts: bool) -> None:
+    machine = replace(QUIET, parts=tmp_path / "parts")
+    train(MODEL, replace(TRAINING, steps=1), tmp_path / "other", machine=machine)
+    begun = replace(QUIET, parts=tmp_path / "elsewhere") if saved_with_parts else QUIET
+    with pytest.raises(InterruptedError):
+        train(MODEL, TRAINING, tmp_path / "run", machine=begun, callbacks=[Recorder(step=5)])
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"parts: holds parts of another run; give an empty folder"):
+        train(MODEL, TRAINING, tmp_path / "run", machine=machine, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_parts_of_steps_that_are_made_again_do_not_win(tmp_path: Path) -> None:
+    """The state is of step 4, and the parts are of 8 and 9 when the run breaks off."""
+    run, folder = tmp_path / "run", tmp_path / "parts"
+    machine = replace(QUIET, parts=folder, parts_every_s=0)
+    config = replace(TRAINING, steps=20, validate_every=20, save_every=4)
+    with pytest.raises(InterruptedError):
+        train(MODEL, config, run, machine=machine, callbacks=[Recorder(step=5)])
+    state = (run / "last.ckpt").read_bytes()
+    with pytest.raises(InterruptedError):
+        train(MODEL, config, run, machine=machine, resume=True, callbacks=[Recorder(step=10)])
+    assert parts.join(parts.find_parts([folder])).left_out == ("step 8 is older",)
+    (run / "last.ckpt").write_bytes(state)
+    with pytest.raises(InterruptedError):
+        train(MODEL, config, run, machine=machine, resume=True, callbacks=[Recorder(step=6)])
+    assert parts.join(parts.find_parts([folder])).step == 5
+
+
+def test_parts_that_cannot_be_written_do_not_end_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, tries = tmp_path / "parts", []
+
+    def save(*arguments: Any, step: int, **options: Any) -> list[Path]:
+        tries.append(step)
+        if step < 5:
+            raise FULL
+        return plain(*arguments, step=step, **options)
+
+    plain = parts.save_parts
+    monkeypatch.setattr("e3d_deploy.training.callbacks.save_parts", save)
+    train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, parts=folder, parts_every_s=0))
+    assert tries == [1, 2, 3, 4, 5, 6]
+    assert [text for text in caplog.messages if "parts" in text] == [
+        f"parts of step 1 were not written ({FULL}); training goes on"
+    ]
+    assert parts.join(parts.find_parts([folder])).step == 6
+
+
+def test_the_last_parts_that_cannot_be_written_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: Any, **__: Any) -> list[Path]:
+        raise FULL
+
+    monkeypatch.setattr("e3d_deploy.training.callbacks.save_parts", save)
+    with pytest.raises(OSError, match="No space left on device"):
+        train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, parts=tmp_path / "parts"))
+    assert steps_done(tmp_path / "run") == 6
+    assert list(logged(tmp_path / "run", "valid_mse")) == [2, 5]
+
+
+def test_the_last_parts_are_written_before_the_last_validation(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    class Looker(Recorder):
+        def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            found = list((tmp_path / "parts").glob(parts.PATTERN))
+            steps.append(parts.join(found).step if found else 0)
+
+    machine = replace(QUIET, parts=tmp_path / "parts", parts_every_s=1000)
+    train(MODEL, TRAINING, tmp_path / "run", machine=machine, callbacks=[Looker()])
+    assert steps == [0, 6]
+
+
 def test_parts_are_written_when_a_run_is_stopped(tmp_path: Path) -> None:
     callback = Recorder(step=3, act=lambda: os.kill(os.getpid(), signal.SIGTERM))
     machine = replace(QUIET, parts=tmp_path / "parts", parts_every_s=1000)

@@ -1,4 +1,4 @@
-"""What happens around the steps: the moving average, saved states, stops, pictures."""
+"""Work around the steps: the moving average, saved states, stops, pictures."""
 
 import logging
 import os
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from e3d_deploy import checkpoint
 from e3d_deploy.config import TrainConfig
-from e3d_deploy.errors import TrainingError
+from e3d_deploy.errors import CheckpointError, TrainingError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.parts import save_parts
+from e3d_deploy.parts import PATTERN, read_card, save_parts
 from e3d_deploy.training.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -173,7 +173,8 @@ class Keeper(Callback):
 class Parts(Callback):
     """Writes the weights of the model as float16 every few minutes and at the end, in parts, with `metrics.csv`.
 
-    Two sets in turn, so that one is whole at any time. Comes after the averaging, whose weights it writes.
+    Two sets in turn, so that one is whole at any time. Comes after the averaging, whose weights it writes. A set that
+    cannot be written is told and does not end training, except for the last one.
 
     Args:
         every_s: time between two sets (seconds).
@@ -185,13 +186,20 @@ class Parts(Callback):
         self.run_name, self.sets = secrets.token_hex(8), 0
         self.written = self.clock()
         self.written_step = 0
+        self.failing = False
+        """The last set could not be written, which was told."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         stepped = (batch_idx + 1) % self.config.accumulate == 0
         if trainer.is_global_zero and stepped and self.clock() - self.written >= self.every_s:
-            self.write(trainer, pl_module)
+            self._try_to_write(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before the last validation, which takes time and in which the average has the place of the weights.
+        if trainer.is_global_zero and (trainer.should_stop or trainer.global_step == self.config.steps):
+            self._try_to_write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -202,6 +210,15 @@ class Parts(Callback):
         if trainer.is_global_zero and isinstance(exception, Stopped) and not trainer.validating:
             self.write(trainer, pl_module)
 
+    def _try_to_write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            self.write(trainer, pl_module)
+            self.failing = False
+        except (OSError, CheckpointError) as error:
+            if not self.failing:
+                log.warning("parts of step %d were not written (%s); training goes on", trainer.global_step, error)
+            self.failing, self.written = True, self.clock()
+
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the set that is not the last one, unless a weight is no finite number, which `Keeper` will tell."""
         model = self.averaging.average if self.config.average else pl_module.model
@@ -209,9 +226,17 @@ class Parts(Callback):
         if trainer.global_step > self.written_step and all(bool(one.isfinite().all()) for one in model.parameters()):
             name = f"model-{'ab'[self.sets % 2]}"
             save_parts(model, self.folder, name, run=self.run_name, step=trainer.global_step)
+            if self.written_step == 0:
+                self._delete_later(name, trainer.global_step)
             self.sets, self.written_step = self.sets + 1, trainer.global_step
         self._copy_metrics(trainer)
         self.written = self.clock()
+
+    def _delete_later(self, name: str, step: int) -> None:
+        """Delete the other set if it is of a later step, from before this run was resumed at an earlier one."""
+        for path in self.folder.glob(PATTERN):
+            if not path.name.startswith(f"{name}.") and read_card(path).step >= step:
+                path.unlink()
 
     def _copy_metrics(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

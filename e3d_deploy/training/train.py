@@ -26,7 +26,7 @@ from e3d_deploy.data.datasets import evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.parts import PATTERN
+from e3d_deploy.parts import PATTERN, read_card
 from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.batches import StepBatches
 from e3d_deploy.training.callbacks import (
@@ -131,10 +131,10 @@ def train(
     if not resume and (last.exists() or path.exists()):
         raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
     weights = None if initial is None else weights_of(initial, model_config)
-    _check_parts(machine.parts, resume=resume)
     settings = _settings(model_config, config, data, valid, initial, digits, machine)
     if resume and _check_resumable(run, settings):
         return path
+    _check_parts(machine.parts, _parts_name(run) if resume else None)
     train_set = training_data(
         data,
         image_size=model_config.image_size,
@@ -328,9 +328,17 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def _check_parts(folder: Path | None, *, resume: bool) -> None:
-    if folder is not None and not resume and any(folder.glob(PATTERN)):
-        raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
+def _parts_name(run: Path) -> str | None:
+    """Return the name in the parts of a run; None if its state was saved without parts."""
+    state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    name: str | None = state["callbacks"].get(Parts.__name__, {}).get("run")
+    return name
+
+
+def _check_parts(folder: Path | None, name: str | None) -> None:
+    for path in [] if folder is None else folder.glob(PATTERN):
+        if name is None or read_card(path).run != name:
+            raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
 
 
 def _tf32_where_bf16(config: TrainConfig) -> AbstractContextManager[None]:
