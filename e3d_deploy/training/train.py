@@ -122,85 +122,120 @@ def train(
         BackendUnavailable: TensorBoard logs without TensorBoard.
     """
     machine = machine or Machine()
-    last, path = run / "last.ckpt", run / "model.safetensors"
     pace = Pace(config, limit_s=machine.time_limit_s, clock=clock)
     if pace.by_time and machine.time_limit_s is None:
         raise ConfigError("schedule_by: time without a time limit has no end; give --time-limit MINUTES")
-    if resume and not last.exists():
-        raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
-    if not resume and (last.exists() or path.exists()):
-        raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
+    last, path = _files(run, resume=resume)
     weights = None if initial is None else weights_of(initial, model_config)
     settings = _settings(model_config, config, data, valid, initial, digits, machine)
     if resume and _check_resumable(run, settings):
         return path
     _check_parts(machine.parts, _parts_name(run) if resume else None)
-    train_set = training_data(
-        data,
-        image_size=model_config.image_size,
-        channels=model_config.channels,
-        length=config.clip_length,
-        seed=config.seed,
-        digits=digits,
-        skip_bad=skip_bad,
-    )
-    valid_set = evaluation_data(
-        valid or _held_out(data),
-        split="valid",
-        image_size=model_config.image_size,
-        channels=model_config.channels,
-        length=config.clip_length,
-        most=config.validation_clips or None,
-        skip_bad=skip_bad,
-    )
+    sets = _data(model_config, config, data, valid, digits, skip_bad=skip_bad)
     seed_everything(config.seed, verbose=False)
     model = E3DLSTM(model_config)
     if weights is not None:
         model.load_state_dict(weights)
     averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
     keeper = Keeper(run, config, averaging, pace)
-    pictures = _pictures(run, valid_set[0], config, machine)
-    parts: list[Callback] = []
-    if machine.parts is not None:
-        parts = [Parts(machine.parts, config, averaging, every_s=machine.parts_every_s, pace=pace)]
-    batches_in_all = float("inf") if pace.by_time else config.steps * config.accumulate
-    bars: list[Callback] = [Bar(batches_in_all)] if machine.progress else []
+    pictures = _pictures(run, sets[1][0], config, machine)
+    ours = _callbacks(config, machine, averaging, keeper)
     with quiet(), _tf32_where_bf16(config):
-        trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *parts, keeper, *bars])
+        trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
         batches = _batches(config, trainer)
         # From here on all options are known to work.
-        run.mkdir(parents=True, exist_ok=True)
-        if machine.parts is not None:
-            machine.parts.mkdir(parents=True, exist_ok=True)
+        _begin(run, machine, None if resume else settings)
         if config.compile:
             progress("compiling the cells: the first step takes a minute or more")
-        if not resume:
-            write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-        workers = _workers(machine)
-        options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": workers > 0}
-        with signals(keeper, lambda text: log.warning("%s", text)):
-            try:
-                trainer.fit(
-                    Learner(model, config, batches.first_clip, pace),
-                    DataLoader(train_set, batch_sampler=batches, num_workers=workers, **options),
-                    # Few, as they stay beside the others.
-                    DataLoader(
-                        _share(valid_set, trainer), batch_size=batches.share, num_workers=min(2, workers), **options
-                    ),
-                    ckpt_path=last if resume else None,
-                    weights_only=True,
-                )
-            except SystemExit as error:  # how Lightning ends training at a second signal
-                raise KeyboardInterrupt from error
-            except (Stopped, TrainingError) as end:
-                if not trainer.is_global_zero:
-                    return path  # the first process tells, and a failure of another would end it before
-                if isinstance(end, TrainingError):
-                    raise
-                if keeper.stop_requested:
-                    raise KeyboardInterrupt from end
-                log.warning("time limit: stopped after step %d of %d; --resume goes on", end.step, config.steps)
+        learner = Learner(model, config, batches.first_clip, pace)
+        _fit(trainer, learner, keeper, _loaders(*sets, batches, trainer, machine), last if resume else None)
     return path
+
+
+def _files(run: Path, *, resume: bool) -> tuple[Path, Path]:
+    """Return the paths of a run's state and model, if there is one to resume or room for a new one."""
+    last, path = run / "last.ckpt", run / "model.safetensors"
+    if resume and not last.exists():
+        raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
+    if not resume and (last.exists() or path.exists()):
+        raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
+    return last, path
+
+
+def _data(
+    model: ModelConfig,
+    config: TrainConfig,
+    data: Sequence[tuple[str, float]],
+    valid: str | None,
+    digits: Path | None,
+    *,
+    skip_bad: bool,
+) -> tuple[Dataset[Tensor], Dataset[Tensor]]:
+    """Open the clips to train with and those to validate on."""
+    form: dict[str, Any] = {
+        "image_size": model.image_size,
+        "channels": model.channels,
+        "length": config.clip_length,
+        "skip_bad": skip_bad,
+    }
+    train_set = training_data(data, seed=config.seed, digits=digits, **form)
+    most = config.validation_clips or None
+    return train_set, evaluation_data(valid or _held_out(data), split="valid", most=most, **form)
+
+
+def _callbacks(config: TrainConfig, machine: Machine, averaging: Averaging, keeper: Keeper) -> list[Callback]:
+    """Return the callbacks that come last, `keeper` after all that should be in what it saves."""
+    ours: list[Callback] = [keeper]
+    if machine.parts is not None:
+        parts = Parts(machine.parts, config, averaging, every_s=machine.parts_every_s, pace=keeper.pace)
+        ours.insert(0, parts)
+    if machine.progress:
+        ours.append(Bar(float("inf") if keeper.pace.by_time else config.steps * config.accumulate))
+    return ours
+
+
+def _begin(run: Path, machine: Machine, settings: dict[str, Any] | None) -> None:
+    """Make the folders of a run, and write the settings of a new one."""
+    run.mkdir(parents=True, exist_ok=True)
+    if machine.parts is not None:
+        machine.parts.mkdir(parents=True, exist_ok=True)
+    if settings is not None:
+        write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def _loaders(
+    train_set: Dataset[Tensor], valid_set: Dataset[Tensor], batches: StepBatches, trainer: Trainer, machine: Machine
+) -> tuple[DataLoader[Tensor], DataLoader[Tensor]]:
+    workers = _workers(machine)
+    options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": workers > 0}
+    few = min(2, workers)  # as they stay beside the others
+    return (
+        DataLoader(train_set, batch_sampler=batches, num_workers=workers, **options),
+        DataLoader(_share(valid_set, trainer), batch_size=batches.share, num_workers=few, **options),
+    )
+
+
+def _fit(
+    trainer: Trainer,
+    learner: Learner,
+    keeper: Keeper,
+    loaders: tuple[DataLoader[Tensor], DataLoader[Tensor]],
+    state: Path | None,
+) -> None:
+    """Train from a saved state, or from the start; return at the end, or at the time limit."""
+    with signals(keeper, lambda text: log.warning("%s", text)):
+        try:
+            trainer.fit(learner, *loaders, ckpt_path=state, weights_only=True)
+        except SystemExit as error:  # how Lightning ends training at a second signal
+            raise KeyboardInterrupt from error
+        except (Stopped, TrainingError) as end:
+            if not trainer.is_global_zero:
+                return  # the first process tells, and a failure of another would end it before
+            if isinstance(end, TrainingError):
+                raise
+            if keeper.stop_requested:
+                raise KeyboardInterrupt from end
+            log.warning("time limit: stopped after step %d of %d; --resume goes on", end.step, keeper.config.steps)
 
 
 def resume_or_next(
