@@ -411,7 +411,7 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
     # Under torchrun the launcher says how many processes there are.
     launched = int(os.environ["LOCAL_WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
     devices = machine.devices or launched
-    loggers: list[Logger] = [CSVLogger(run, name="logs")]
+    loggers: list[Logger] = [CSVLogger(run, name="logs", flush_logs_every_n_steps=config.log_every)]
     if machine.tensorboard:
         try:
             loggers.append(TensorBoardLogger(run, name="tensorboard"))
