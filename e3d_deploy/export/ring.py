@@ -24,6 +24,9 @@ FORMS = 64
 UNMASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Attention kernels for a full ring, best first. PyTorch would take cuDNN's before flash attention, which alone splits
 over keys: one stream has too few queries to occupy a GPU otherwise. Flash attention takes no mask and no float32."""
+FLOAT32 = [SDPBackend.MATH]
+"""Attention kernels for float32 on a GPU: products and softmax one by one were 14 times faster for one stream than the
+fused kernel that PyTorch chooses, which does not split over keys (benchmarks/NOTES.md)."""
 
 
 class FusedRecall(nn.Module):
@@ -42,12 +45,17 @@ class FusedRecall(nn.Module):
         dtype = self.dtype or recall_gate.dtype
         queries = to_entry(recall_gate, self.semantics).to(dtype).contiguous()[:, None]  # [B, 1, D·h·w, N]
         states = keys.to(dtype)[:, None]
-        if key_bias is None:
+        bias = None
+        if key_bias is not None:
+            # One row for all queries, by a stride of 0. As bool it would become a float tensor of full size.
+            bias = key_bias.to(dtype)[:, None].expand(-1, -1, queries.shape[2], -1)
+        if queries.is_cuda and dtype == torch.float32:
+            with sdpa_kernel(FLOAT32):
+                recalled = F.scaled_dot_product_attention(queries, states, states, attn_mask=bias, scale=1.0)
+        elif bias is None:
             with sdpa_kernel(UNMASKED, set_priority=True):
                 recalled = F.scaled_dot_product_attention(queries, states, states, scale=1.0)
         else:
-            # One row for all queries, by a stride of 0. As bool it would become a float tensor of full size.
-            bias = key_bias.to(dtype)[:, None].expand(-1, -1, queries.shape[2], -1)
             recalled = F.scaled_dot_product_attention(queries, states, states, attn_mask=bias, scale=1.0)
         return from_entry(recalled[:, 0].to(recall_gate.dtype), recall_gate, self.semantics)
 

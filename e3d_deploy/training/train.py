@@ -425,6 +425,7 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
         num_nodes=machine.nodes,
         strategy="ddp" if devices * machine.nodes > 1 else "auto",
         precision="bf16-mixed" if _in_bf16(config) else "32-true",
+        benchmark=torch.cuda.is_available(),  # convolutions have few shapes, so trying their algorithms pays
         max_steps=config.steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip or None,
