@@ -34,6 +34,8 @@ class Confinement:
         self.owners: dict[str, list[str]] = described["owners"]
         self.log, self.learn = described["log"], described["learn"]
         self.logged: set[tuple[str, str]] = set()
+        self.granted: set[str] = set()
+        """Distributions that our own code was let through to."""
 
     def permits(self, module: str) -> bool:
         """Decide whether a module installed here may be imported, and log it if it is not allowed."""
@@ -43,6 +45,8 @@ class Confinement:
         importer = self.importer()
         lacking = importer == "" and not owners & self.left_out
         self.write(module, sorted(owners), importer, lacking)
+        if self.learn and lacking:
+            self.granted |= owners
         return self.learn and lacking
 
     def importer(self) -> str:
@@ -85,8 +89,7 @@ def finder(confinement: Confinement) -> type[PathFinder]:
             for distribution in super().find_distributions(*arguments, **named):
                 name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
                 here = os.path.realpath(str(distribution.locate_file("")))
-                learnt = confinement.learn and name not in confinement.left_out
-                if here not in ENVIRONMENT or name in confinement.allowed or learnt:
+                if here not in ENVIRONMENT or name in confinement.allowed | confinement.granted:
                     yield distribution
 
     return Confined
