@@ -155,8 +155,8 @@ def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
     return Step(name=name, seconds=seconds, command=command, planned=True)
 
 
-BATCH = "16"
-"""Sequences in a training step: few, as a quarter of an hour is short of steps rather than of sequences."""
+BATCH = "64"
+"""Sequences in a training step: steps of 16 and of 32 took the same time on an H200 (benchmarks/NOTES.md)."""
 FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5"]
 SMALL = ["--hidden", "40,40", "--patch-size", "8", "--kernel-size", "3"]
 TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-size", "2"]
