@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from e3d_deploy import checkpoint, contract, doctor
 from e3d_deploy.config import ModelConfig, Semantics
-from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
+from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, StreamError
 from e3d_deploy.export import torch_graph_backend
 from e3d_deploy.export.ring import RingStep
 from e3d_deploy.export.step import TARGETS
@@ -189,6 +189,7 @@ class InPlace:
 
     def __call__(self, frame: Tensor, *, full: bool = False) -> Tensor:
         side, self.side = self.side, 1 - self.side
+        self.step.save(self.reads[side], self.writes[1 - side])
         prediction: Tensor = self.step(frame, self.reads[side], self.writes[1 - side], full=full)
         return prediction
 
@@ -254,8 +255,9 @@ def test_a_full_ring_costs_fewer_operators_and_no_copy_of_it(tiny_config: ModelC
     with Operators() as after, torch.no_grad():
         in_place(frame, full=True)
     layers, ring = len(model.config.hidden), copied.states[copied.step.place["history.0"]].numel()
-    # The mask and the comparison of slots go, and for each layer the cast of the ring; choosing rows comes instead.
-    assert len(after.found) < len(before.found) - layers
+    # The mask goes, and for each layer the cast of the ring. Saving a slot of each layer comes on top.
+    saving = 3 + layers
+    assert len(after.found) - saving < len(before.found) - layers
     copies = {
         name: [one for one, size in found if size >= ring and "index_copy_" not in one]
         for name, found in (("before", before.found), ("after", after.found))
@@ -391,7 +393,9 @@ def test_graphs_pass_verify(exported: Path, machine: Machine) -> None:
     backend = open_backend(bundle, "torch-cuda-graph")
     assert (backend.name, backend.sizes, backend.pads) == ("torch-cuda-graph", (1,), True)
     assert verify(bundle, backend, open_backend(bundle, "torch")).passed
-    assert (machine.counts["eager"], machine.counts["capture"]) == (4, 4), "of two sets, with and without a mask"
+    assert (machine.counts["eager"], machine.counts["capture"]) == (6, 6), (
+        "of two sets: saving, and with and without a mask"
+    )
     assert machine.counts["replay"] > 10
     assert backend.device_ms is None, "of a rollout by steps it would be that of the last one"
     backend.step(frames(1, 1)[0].numpy(), backend.initial_state())
@@ -443,7 +447,7 @@ def test_a_step_that_cannot_be_captured_runs_as_it_is(
     with caplog.at_level(logging.WARNING):
         assert verify(bundle, backend, open_backend(bundle, "torch")).passed
     assert "kernel by kernel" in caplog.text
-    assert (machine.counts["capture"], backend.captures, backend.compiles) == (4, False, True)
+    assert (machine.counts["capture"], backend.captures, backend.compiles) == (6, False, True)
     assert machine.counts["eager"] > 10
 
 
@@ -529,6 +533,42 @@ def test_states_stay_values_however_they_are_held_stepped_and_gathered(
     gpu.close()
     held.clear()
     assert machine.allocated == 0
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_step_that_is_interrupted_leaves_its_state_whole(exported: Path, machine: Machine, launched: bool) -> None:
+    """Ctrl-C just before or after the launch, before the backend has noted the step."""
+    backend = open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
+    state, frame = backend.initial_state(), frames(1, 1)[0].numpy()
+    for seen in frames(STEPS, 1).numpy():
+        _, state = backend.step(seen, state)
+    before, steps = backend.to_arrays(state), dict(backend.steps)
+
+    def interrupted(step: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            if launched:
+                step()
+            raise KeyboardInterrupt
+
+        return run
+
+    backend.steps = {key: interrupted(step) for key, step in steps.items()}
+    with pytest.raises(KeyboardInterrupt):
+        backend.step(frame, state)
+    backend.steps = steps
+    for name, array in backend.to_arrays(state).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    prediction, _ = backend.step(frame, state)
+    np.testing.assert_array_equal(prediction, backend.step(frame, backend.from_arrays(before))[0])
+
+
+def test_a_state_of_another_backend_is_refused(exported: Path, machine: Machine) -> None:
+    bundle = Bundle.open(exported / "tiny.e3d")
+    one, other = open_backend(bundle, "torch-cuda-graph"), open_backend(bundle, "torch-cuda-graph")
+    state = other.initial_state()
+    for use in (lambda: one.step(frames(1, 1)[0].numpy(), state), lambda: one.gather([(state, 0)])):
+        with pytest.raises(StreamError, match="of another backend; take it over"):
+            use()
 
 
 def stored(arrays: dict[str, Any], precision: str) -> dict[str, Any]:

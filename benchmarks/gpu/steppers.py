@@ -129,6 +129,7 @@ class Rings:
         self.config, self.precision, self.options = bench.config, precision, {"rewrites": OURS, **options}
         self.unmasked, self.in_place, self.device = unmasked, in_place, bench.device
         ring = RingStep(bench.model, precision=precision, in_place=in_place, **self.options).to(bench.device)
+        self.saver = ring
         built: Callable[..., Tensor] = compiled(ring, **compiler(bench, mode)) if mode else ring
         self.steps_by_form: dict[bool, Callable[..., Tensor]] = {False: ring if unmasked else built, True: built}
         self.names = [tensor.name for tensor in contract.states(self.config, batch)]
@@ -176,6 +177,8 @@ class Rings:
 
     def _run(self, side: int, full: bool, frame: Tensor | None = None) -> Tensor:
         step = self.steps_by_form[full]
+        if self.in_place:
+            self.saver.save(self.reads[side], self.writes[side])
         return step(self.frame if frame is None else frame, self.reads[side], self.writes[side], full=full)
 
     def put(self, states: Mapping[str, Tensor]) -> None:

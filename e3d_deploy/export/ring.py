@@ -110,8 +110,7 @@ class RingStep(nn.Module):
         frame: [B, C, H, W].
         states: in the order of `contract.states`; the rings may be of the type of the products. They stay as they are,
             except that the rings become the next ones with `in_place`.
-        following: like `states`, in other memory; the next states are written there. With `in_place` the places of
-            the rings take the slots that are overwritten, [B, D·h·w, N]; putting them back restores the states.
+        following: like `states`, in other memory; the next states are written there, with `in_place` without rings.
         full: no ring has an empty slot, and so none is masked. Attention is faster without a mask.
 
     Returns:
@@ -160,22 +159,35 @@ class RingStep(nn.Module):
         # All that may need memory comes before the first write, so that a failed step leaves the states whole.
         rings = [place[f"history.{layer}"] for layer in range(len(self.config.hidden))]
         entries = [results.pop(f"entry.{layer}").to(states[ring].dtype) for layer, ring in enumerate(rings)]
-        slot = written % K
         more = torch.where(written + 1 >= 2 * K, written + 1 - K, written + 1)
         if self.in_place:
-            rows = torch.arange(0, K * len(slot), K, device=slot.device) + slot  # [B], in rings as [B·K, D·h·w, N]
+            rows = self._rows(written)
             for ring, entry in zip(rings, entries, strict=True):
-                slots = states[ring].flatten(0, 1)
-                torch.index_select(slots, 0, rows, out=following[ring])
-                slots.index_copy_(0, rows, entry)
+                states[ring].flatten(0, 1).index_copy_(0, rows, entry)
         else:
-            here = (self.slots == slot[:, None])[:, :, None, None]  # [B, K, 1, 1]
+            here = (self.slots == (written % K)[:, None])[:, :, None, None]  # [B, K, 1, 1]
             for ring, entry in zip(rings, entries, strict=True):
                 torch.where(here, entry[:, None], states[ring], out=following[ring])
         for name, result in results.items():
             following[place[name.removeprefix(contract.NEXT)]].copy_(result)
         following[place["written"]].copy_(more)
         return outputs[0]
+
+    def save(self, states: Sequence[Tensor], following: Sequence[Tensor]) -> None:
+        """Copy the slots that a step in place overwrites; putting them back restores the states.
+
+        Args:
+            states: as in `forward`.
+            following: in the places of the rings where the slots go, [B, D·h·w, N].
+        """
+        rows = self._rows(states[self.place["written"]])
+        for ring in (self.place[f"history.{layer}"] for layer in range(len(self.config.hidden))):
+            torch.index_select(states[ring].flatten(0, 1), 0, rows, out=following[ring])
+
+    def _rows(self, written: Tensor) -> Tensor:
+        """Return each stream's oldest slot among those of all, [B], in rings as [B·K, D·h·w, N]."""
+        K = self.config.history_length
+        return torch.arange(0, K * len(written), K, device=written.device) + written % K
 
     def _key_bias(self, written: Tensor) -> Tensor:
         """Return the bias that hides empty slots, [B, 1, K·D·h·w]."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.cuda import Cuda, Memory
 from e3d_deploy.runtime.device_states import Block, DeviceState, Layout, States
 
@@ -70,6 +71,7 @@ class RingStates(States):
 
     def enter(self, state: DeviceState) -> int:
         assert isinstance(state, RingState)
+        self._check(state)
         for side in (0, 1):
             if state.block is not self.sets[side]:
                 self._vacate(side)
@@ -85,8 +87,15 @@ class RingStates(States):
         self.latest, self.entered = side, state.written
         return side
 
+    def begin(self, side: int) -> None:
+        """Note that a step from a set may have changed the shared rings, after the slots were saved.
+
+        The set is then the one before the latest, whatever becomes of the step: putting back slots that were not
+        overwritten changes nothing.
+        """
+        self.latest = 1 - side
+
     def written(self, side: int) -> RingState:
-        self.latest = side
         more, K = self.entered + 1, self.history_length
         state = RingState(self.sets[side], None, self, np.where(more >= 2 * K, more - K, more))
         self.holders[side] = weakref.ref(state)
@@ -98,11 +107,16 @@ class RingStates(States):
     def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
         for source, _ in rows:
             assert isinstance(source, RingState)
+            self._check(source)
             source.owner.move_out(source)
         state = super().gather(rows)
         assert isinstance(state, RingState)
         state.written = np.array([source.written[row] for source, row in rows], np.int32)  # type: ignore[attr-defined]
         return state
+
+    def _check(self, state: RingState) -> None:
+        if state.owner.cuda is not self.cuda:
+            raise StreamError("state: of another backend; take it over with to_arrays and from_arrays")
 
     def move_out(self, state: RingState) -> None:
         """Give a state memory of its own, unless it already has some."""
@@ -147,7 +161,7 @@ class RingStates(States):
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> RingState:
         state, (staging, host) = self.new(), self._staging
         for name, tensor in self._on_host(host).items():
-            tensor.copy_(torch.from_numpy(np.asarray(arrays[name])))
+            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
         self.cuda.copy(state.block.memory, staging)
         self.cuda.synchronise()  # before the host's memory is used again
         state.written = arrays["written"].copy()

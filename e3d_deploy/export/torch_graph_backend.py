@@ -140,13 +140,15 @@ class TorchGraphBackend(DeviceBackend):
         cuda = Cuda()
         super().__init__(bundle, cuda, bundle.sizes)
         self.steps: dict[Key, Callable[[], None]] = {}
+        self.saves: dict[tuple[int, int], Callable[[], None]] = {}
+        """Save the slots that a step overwrites, by number of streams and set."""
         with cuda.opening():
             cuda.compile_kernel()
             self.gpu = TorchGpu(cuda)
             model = checkpoint.load(bundle.path / MODEL)
             last = bundle.precision != "fp32"  # the layout that tensor cores read
             ring = RingStep(model, precision=bundle.precision, channels_last=last, in_place=True)
-            self.ring: Step = self.gpu.put(ring)
+            self.ring = self.gpu.put(ring)
             self.compiled: Step = self.gpu.compile(ring)
 
     def new_states(self, batch: int) -> RingStates:
@@ -159,21 +161,28 @@ class TorchGraphBackend(DeviceBackend):
         for block in (*states.sets, states.rings):
             self.cuda.fill(block.memory, 0)
         steps: dict[Key, Callable[[], None]] = {}
+        saves: dict[tuple[int, int], Callable[[], None]] = {}
         try:
             with self._failures():
+                for side in (0, 1):
+                    saves[batch, side] = self._captured(self._run_once(self._saving(size, states, side)))
                 for full in (False, True):
                     for side in (0, 1):
                         steps[batch, side, full] = self._prepared(size, states, side, full=full)
         except ResourceLimit:
             steps.clear()
+            saves.clear()
             self.gpu.release()  # so that fewer streams find memory
             raise
         self.steps |= steps
+        self.saves |= saves
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         states = self._sizes[batch].states
         assert isinstance(states, RingStates)
         with self._failures():
+            self.saves[batch, side]()
+            states.begin(side)  # before the rings change, so that an interrupted step leaves a state whole
             self.steps[batch, side, states.full]()
 
     def _prepared(self, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
@@ -193,18 +202,33 @@ class TorchGraphBackend(DeviceBackend):
         return self._captured(self._run_once(self._work(self.ring, size, states, side, full=full)))
 
     def _work(self, step: Step, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
-        """Return the work of a step between the addresses of a size."""
+        """Return the work of a step from one set to the other."""
         frame_form, addresses = contract.frame(self.bundle.config, states.layout.batch), size.addresses[side]
         frame = self.gpu.over(addresses[contract.FRAME], frame_form)
         prediction = self.gpu.over(addresses[contract.PREDICTION], frame_form)
-        read = [self.gpu.over(addresses[one.name], one) for one in _by_name(states.layout)]
-        written = [self.gpu.over(addresses[contract.NEXT + one.name], one) for one in _by_name(states.in_set)]
+        read, written = self._tensors(addresses, states)
 
         def work() -> None:
             with arithmetic(self.bundle.precision), torch.no_grad():
                 prediction.copy_(step(frame, read, written, full=full))
 
         return work
+
+    def _saving(self, size: Size, states: RingStates, side: int) -> Callable[[], None]:
+        """Return the work of saving the slots that a step from a set overwrites."""
+        read, written = self._tensors(size.addresses[side], states)
+
+        def work() -> None:
+            with torch.no_grad():
+                self.ring.save(read, written)
+
+        return work
+
+    def _tensors(self, addresses: Addresses, states: RingStates) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the states that a step reads, and those that it writes, with saved slots in the places of rings."""
+        read = [self.gpu.over(addresses[one.name], one) for one in _by_name(states.layout)]
+        written = [self.gpu.over(addresses[contract.NEXT + one.name], one) for one in _by_name(states.in_set)]
+        return read, written
 
     def _run_once(self, work: Callable[[], None]) -> Callable[[], None]:
         """Let PyTorch compile, choose its convolutions and load its kernels."""
@@ -254,6 +278,7 @@ class TorchGraphBackend(DeviceBackend):
 
     def release(self) -> None:
         self.steps.clear()
+        self.saves.clear()
         del self.ring, self.compiled
         self.gpu.release()
 
