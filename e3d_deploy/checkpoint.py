@@ -70,7 +70,7 @@ def load(path: str | Path) -> E3DLSTM:
         if card["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {card['format']!r}, this version reads {FORMAT}; update e3d_deploy")
         config = ModelConfig.from_dict(card["config"])
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path}: its config cannot be read ({error}); save or fetch it again") from error
     weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):

@@ -59,6 +59,8 @@ class Card:
             value, kind = getattr(self, field.name), str if field.type is str else int
             if type(value) is not kind:  # a bool is an int to isinstance
                 raise ValueError(f"{field.name}: got {value!r}, expected {kind.__name__}")
+        if self.step < 0:
+            raise ValueError(f"step: got {self.step}, expected 0 or more")
         if not 1 <= self.number <= self.count <= MOST:
             raise ValueError(f"part {self.number} of {self.count}: expected 1 to {MOST}")
 
@@ -139,37 +141,69 @@ def find_parts(paths: Iterable[Path]) -> list[Path]:
 def join(paths: Sequence[Path]) -> Joined:
     """Put a model file together from its parts; of several whole sets of one run the newest is taken.
 
+    A damaged part counts as missing: the machine that wrote it may be gone, and an older set is whole.
+
     Raises:
-        CheckpointError: a part that is damaged or there twice, parts of two runs, or no set that is whole.
+        CheckpointError: a part that is there twice, parts of two runs, or no set that is whole.
     """
-    cards = {path: read_card(path) for path in paths}
-    first = paths[0]
-    for path, card in cards.items():
-        if card.run != cards[first].run:
-            raise CheckpointError(
-                f"{path}: is of another run than {first.name} ({card.run}, not {cards[first].run}); join one run alone"
-            )
+    cards: dict[Path, Card] = {}
+    left_out: list[str] = []
+    for path in paths:
+        try:
+            cards[path] = read_card(path)
+        except CheckpointError as error:
+            left_out.append(str(error))
+    sets = _sets(cards)
+    for step, digest, count in sorted(sets, reverse=True):
+        members = sets[step, digest, count]
+        if missing := [number for number in range(1, count + 1) if number not in members]:
+            left_out.append(f"step {step} lacks {_named(members, missing)}")
+            continue
+        try:
+            content = _content([(members[number], cards[members[number]]) for number in range(1, count + 1)])
+        except CheckpointError as error:
+            left_out.append(str(error))
+            continue
+        older = [f"step {other} is older" for other, *_ in sets if other < step]
+        return Joined(content=content, step=step, left_out=(*left_out, *older))
+    raise CheckpointError(f"{paths[0].parent}: no model is whole: {'; '.join(left_out)}; fetch these parts again")
+
+
+def _sets(cards: dict[Path, Card]) -> dict[tuple[int, str, int], dict[int, Path]]:
+    """Return the parts of each set by number; a set has a step, a model and a count of parts."""
     sets: dict[tuple[int, str, int], dict[int, Path]] = defaultdict(dict)
     for path, card in cards.items():
+        first = next(iter(cards))
+        if card.run != cards[first].run:
+            raise CheckpointError(
+                f"{path}: is of another run than {first.name} ({card.run!r}, not {cards[first].run!r}); "
+                "join one run alone"
+            )
         members = sets[card.step, card.model_sha256, card.count]
         if card.number in members:
             raise CheckpointError(f"{path}: is the same part as {members[card.number]}; give each part once")
         members[card.number] = path
-    left_out = []
-    for step, digest, count in sorted(sets, reverse=True):
-        members = sets[step, digest, count]
-        if missing := [number for number in range(1, count + 1) if number not in members]:
-            here, path = next(iter(members.items()))
-            names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing[:NAMED])
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            left_out.append(f"step {step} lacks {names}{more}")
-            continue
-        content = b"".join(_read_bytes(members[number], cards[members[number]]) for number in range(1, count + 1))
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise CheckpointError(f"{members[1]}: the parts of step {step} do not make the model that they are of")
-        older = [f"step {other} is older" for other, *_ in sets if other < step]
-        return Joined(content=content, step=step, left_out=(*left_out, *older))
-    raise CheckpointError(f"{first.parent}: no model is whole: {'; '.join(left_out)}; fetch the missing parts")
+    return sets
+
+
+def _named(members: dict[int, Path], missing: Sequence[int]) -> str:
+    """Return the names of missing parts, made from that of one that is there."""
+    here, path = next(iter(members.items()))
+    names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing[:NAMED])
+    return names + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
+
+
+def _content(members: Sequence[tuple[Path, Card]]) -> bytes:
+    """Return the model file that the parts of a set make.
+
+    Raises:
+        CheckpointError: a part is damaged, or they make something else.
+    """
+    content = b"".join(_read_bytes(path, card) for path, card in members)
+    path, card = members[0]
+    if hashlib.sha256(content).hexdigest() != card.model_sha256:
+        raise CheckpointError(f"{path}: the parts of step {card.step} do not make the model that they are of")
+    return content
 
 
 def read_card(path: Path) -> Card:
@@ -184,7 +218,7 @@ def read_card(path: Path) -> Card:
         if card.pop("part_format") != FORMAT:
             raise CheckpointError(f"{path}: a part of another format, this version joins {FORMAT}; update e3d_deploy")
         return Card(**card)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a part of a model; give what `e3d train --parts` wrote") from error
 
 

@@ -37,7 +37,7 @@ def read_tensors(
         return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; {remedy}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); {remedy}") from error
 
 

@@ -103,26 +103,36 @@ def test_a_part_given_twice_is_refused_by_name(folder: Path) -> None:
         joined(folder)
 
 
-def test_a_damaged_part_is_refused_by_name(folder: Path) -> None:
+def test_a_damaged_part_is_named_and_the_older_set_is_taken(folder: Path) -> None:
     part = next(folder.glob("model-b.part-2-*"))
     content = bytearray(part.read_bytes())
     content[-5] ^= 1
-    part.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{part.name}: is damaged"):
+    for damaged, words in ((content, "is damaged"), (content[:1000], "not a safetensors file"), (b"", "not a safet")):
+        part.write_bytes(damaged)
+        found = joined(folder)
+        assert found.step == 10
+        assert f"{part.name}: {words}" in found.left_out[0]
+        assert "fetch it again" in found.left_out[0]
+    older = next(folder.glob("model-a.part-1-*"))
+    older.write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"no model is whole: .*{part.name}: not .*; fetch these parts again"):
         joined(folder)
-    part.write_bytes(content[:1000])
-    with pytest.raises(CheckpointError, match=rf"{part.name}: not a safetensors file .*; fetch it again"):
-        joined(folder)
+
+
+def test_a_damaged_part_of_the_older_set_does_not_matter(folder: Path) -> None:
+    next(folder.glob("model-a.part-1-*")).write_bytes(b"")
+    assert joined(folder).step == 20
 
 
 def test_cards_that_lie_are_found_out(folder: Path) -> None:
     part = next(folder.glob("model-b.part-1-*"))
-    rewrite(part, part_format=2)
-    with pytest.raises(CheckpointError, match="a part of another format, this version joins 1; update e3d_deploy"):
-        joined(folder)
-    rewrite(part, part_format=1, colour="red")
-    with pytest.raises(CheckpointError, match=rf"{part.name}: not a part of a model"):
-        joined(folder)
+    for fields, words in (
+        ({"part_format": 2}, "a part of another format, this version joins 1; update e3d_deploy"),
+        ({"part_format": 1, "colour": "red"}, "not a part of a model"),
+    ):
+        rewrite(part, **fields)
+        assert joined(folder).step == 10
+        assert words in joined(folder).left_out[0]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +144,7 @@ def test_cards_that_lie_are_found_out(folder: Path) -> None:
         {"sha256": None},
         {"number": 0},
         {"number": 1.0},
+        {"step": -5},
         {"count": 10**9},
     ],
 )
@@ -141,7 +152,21 @@ def test_cards_of_odd_values_are_refused(folder: Path, fields: dict[str, object]
     part = next(folder.glob("model-b.part-1-*"))
     rewrite(part, **fields)
     with pytest.raises(CheckpointError, match=rf"{part.name}: not a part of a model"):
-        joined(folder)
+        parts.read_card(part)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"bytes": {"dtype": "U8", "shape": [10**30], "data_offsets": [0, 10**30]}},
+        {"__metadata__": {KEY: "[" * 100_000}},
+    ],
+)
+def test_numbers_and_depths_beyond_reason_are_refused(tmp_path: Path, header: dict[str, object]) -> None:
+    path, text = tmp_path / "model-a.part-1-of-1.safetensors", json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(CheckpointError, match=path.name):
+        parts.join([path])
 
 
 def test_parts_that_count_differently_are_of_two_sets(folder: Path) -> None:
@@ -155,7 +180,7 @@ def test_parts_that_count_differently_are_of_two_sets(folder: Path) -> None:
 def test_three_missing_parts_are_named(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     written = parts.save_parts(tiny_model, tmp_path, "model-a", run="run", step=1, max_bytes=6000)
     assert len(written) > 5
-    with pytest.raises(CheckpointError, match=rf"lacks (\S+, ){{2}}\S+ and {len(written) - 4} more; fetch the missing"):
+    with pytest.raises(CheckpointError, match=rf"lacks (\S+, ){{2}}\S+ and {len(written) - 4} more; fetch these"):
         parts.join(written[:1])
 
 
@@ -202,6 +227,10 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     assert checkpoint.load(output).state_dict().keys()
     assert "is there already; give --overwrite" in command(folder, "-o", output, code=2)
     command(*folder.glob("model-a*"), "-o", output, "--overwrite")
+    part = next(folder.glob("model-a*"))
+    before = part.read_bytes()
+    assert "is one of the parts to be joined" in command(folder, "-o", part, "--overwrite", code=2)
+    assert part.read_bytes() == before
     assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
     (tmp_path / "empty").mkdir()
     assert "empty: is a folder; give the name of a" in command(folder, "-o", tmp_path / "empty", "--overwrite", code=2)

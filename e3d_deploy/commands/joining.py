@@ -28,7 +28,10 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it first")
-    joined = join_parts(find_parts(parts))
+    found = find_parts(parts)
+    if output.resolve() in [path.resolve() for path in found]:
+        raise ConfigError(f"{output}: is one of the parts to be joined; give another name")
+    joined = join_parts(found)
     write_file(output, joined.content)
     click.echo(output)
     click.echo(f"step {joined.step}, {megabytes(len(joined.content))}", err=True)
