@@ -80,7 +80,13 @@ def test_cells_are_compiled_if_that_trains_on_more_in_the_time_of_the_call(tmp_p
     assert not compiled_is_worth_it(tmp_path, 120)  # compiling takes half of it
     write(file, {"device": "cpu", "steps": [eager, compiled]})
     assert compiled_is_worth_it(tmp_path, 120)
-    file.write_text('{"device": "cuda", "st')
+
+
+@pytest.mark.parametrize("content", ['{"device": "cuda", "st', "null", "5", '{"steps": null}', "[" * 200_000, '["a"]'])
+def test_damaged_results_count_as_none(content: str, tmp_path: Path) -> None:
+    for name in ("gpu_train.json", "gpu_probe.json"):
+        (tmp_path / name).write_text(content)
+    assert next_call(tmp_path) == "train"
     assert compiled_is_worth_it(tmp_path, 120)
 
 

@@ -54,6 +54,16 @@ def test_what_is_left_out_is_named_with_its_cost() -> None:
     assert "   100 s  compiled: c" in shown
 
 
+@pytest.mark.parametrize(
+    "content", ['{"starts": [NaN], "seconds": {}}', '{"starts": [], "seconds": {"a": -1}}', "[" * 200_000]
+)
+def test_times_that_are_none_are_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"not a result file of benchmarks\.gpu"):
+        Costs.read(file)
+
+
 def test_names_are_unique_and_hold_no_comma() -> None:
     """Commas separate the names that --rows and --sections take."""
     listed = units(Bench(Settings()))

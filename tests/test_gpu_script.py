@@ -166,7 +166,7 @@ def test_a_section_without_bundles_is_skipped_and_starts_no_process(
 
 
 def test_no_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*CPU, "--seconds", "0", "--out", str(tmp_path / "gpu.json")]) == 0
+    assert main([*CPU, "--seconds", "0.001", "--out", str(tmp_path / "gpu.json")]) == 0
     assert "roofline: fp32: skipped, no time was left for it" in capsys.readouterr().out
 
 
@@ -177,6 +177,10 @@ def test_no_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ("--sections", "speed", "got 'speed', expected roofline, plain at batch 1"),
         ("--costs", "/no/such.json", "not a result file of benchmarks.gpu"),
         ("--batches", "0", "invalid batches value"),
+        ("--seconds", "nan", "invalid seconds value"),
+        ("--seconds", "0", "invalid seconds value"),
+        ("--out", "/", "is a folder, or lies in something that is none"),
+        ("--out", "/proc/version/gpu.json", "is a folder, or lies in something that is none"),
     ],
 )
 def test_wrong_options_are_refused(

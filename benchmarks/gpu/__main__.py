@@ -14,7 +14,7 @@ import torch
 import benchmarks.gpu
 from benchmarks.gpu import machine
 from benchmarks.gpu.bench import Bench, Settings
-from benchmarks.gpu.plan import QUICK_CPU_S, Costs, Unit, described, plan
+from benchmarks.gpu.plan import QUICK_CPU_S, Costs, Unit, described, plan, seconds
 from benchmarks.gpu.report import table
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.run import run, say
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         costs = Costs.read(options.costs) if options.costs else estimates(settings)
     except ValueError as error:
         parser.error(str(error))
+    if options.out.is_dir() or any(folder.exists() and not folder.is_dir() for folder in options.out.parents):
+        parser.error(f"--out: {options.out} is a folder, or lies in something that is none; give a file")
     if options.plan:
         print(described(plan(chosen, options.seconds, costs), options.seconds, costs))
         return 0
@@ -72,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     folder = Path(os.environ.get("OUT") or Path(__file__).parents[1] / "results")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quick", action="store_true", help="few and short rounds; on a CPU with a tiny model")
-    parser.add_argument("--seconds", type=float, default=540, help="time for all of it; what fits is run")
+    parser.add_argument("--seconds", type=seconds, default=540, help="time for all of it; what fits is run")
     parser.add_argument("--sections", default="", help="names or their beginnings, separated by commas; empty for all")
     parser.add_argument("--rows", default="", help="as --sections, for rows; the roofline is always whole")
     parser.add_argument("--batches", type=batches, default="1,8,32", help="numbers of streams, separated by commas")

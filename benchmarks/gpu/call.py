@@ -26,6 +26,7 @@ from typing import Any
 
 from benchmarks.gpu import borrowed
 from benchmarks.gpu.pack import unpack
+from benchmarks.gpu.plan import Costs, seconds
 from e3d_deploy.files import write_file
 from e3d_deploy.parts import PATTERN
 
@@ -142,8 +143,13 @@ def train(place: Place) -> list[Step]:
 
 def numbers(place: Place) -> list[Step]:
     """Return the one step that times everything, most valuable first."""
-    measured = RESULTS / "gpu_probe_rows.json"
-    costs = ["--costs", str(measured)] if measured.exists() and not place.quick else []
+    measured: Path | None = RESULTS / "gpu_probe_rows.json"
+    try:
+        Costs.read(measured)
+    except ValueError as error:
+        print(f"estimated times are taken: {error}", file=sys.stderr)
+        measured = None
+    costs = ["--costs", str(measured)] if measured and not place.quick else []
     return [benchmark(place, "numbers_rows", place.seconds or SECONDS["numbers"], *costs)]
 
 
@@ -220,9 +226,11 @@ def compiled_is_worth_it(results: Path, seconds: float) -> bool:
 def recorded(file: Path) -> dict[str, Any]:
     """Return a result; empty if it is not there or damaged."""
     try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError):
+        found = json.loads(file.read_text())
+        steps = [dict(step) for step in found.get("steps", ())]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
+    return {**found, "steps": steps}
 
 
 # Running
@@ -376,7 +384,7 @@ def variables_for(folders: Sequence[Path]) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.call", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("call", choices=(*CALLS, "next"))
-    parser.add_argument("--seconds", type=float, help="duration of the call")
+    parser.add_argument("--seconds", type=seconds, help="duration of the call")
     parser.add_argument("--pack", type=Path, default=PACK, help="what was carried")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to rehearse")

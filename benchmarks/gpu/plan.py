@@ -1,6 +1,7 @@
 """Plan of a run: which rows fit into the time, the most valuable first."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,9 @@ class Costs:
             results = json.loads(path.read_text())
             starts = [float(start) for start in results["starts"]]
             seconds = {name: float(one) for name, one in results["seconds"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not all(0 <= time < math.inf for time in (*starts, *seconds.values())):
+                raise ValueError("a time that is no number of seconds")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: not a result file of benchmarks.gpu ({error}); give its gpu.json") from error
         return cls(seconds, median(starts) if starts else START_S)
 
@@ -76,6 +79,14 @@ class Plan:
     def processes(self) -> list[tuple[Unit, ...]]:
         """Return the rows by process: those of one section share one, at the place of their most valuable row."""
         return by_section(self.kept)
+
+
+def seconds(text: str) -> float:
+    """Read a time above 0 (s)."""
+    found = float(text)
+    if not 0 < found < math.inf:  # NaN is neither
+        raise ValueError(text)
+    return found
 
 
 def plan(units: Sequence[Unit], seconds: float, costs: Costs) -> Plan:
