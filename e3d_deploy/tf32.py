@@ -10,14 +10,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def arithmetic(precision: str, *, benchmark: bool = True) -> Iterator[None]:
+def arithmetic(precision: str) -> Iterator[None]:
     """Let a GPU round the factors of float32 products to TF32, except for `fp32`, and try convolution algorithms.
 
     PyTorch has these settings for the whole process only, so they are put back. It has two sets of names for them,
     and Inductor asks by the older one and fails where the two disagree; within, they agree.
-
-    Args:
-        benchmark: try convolution algorithms; False leaves that setting alone.
     """
     cudnn: Any = torch.backends.cudnn  # Any: the annotations lack some settings
     mkldnn: Any = torch.backends.mkldnn
@@ -26,17 +23,17 @@ def arithmetic(precision: str, *, benchmark: bool = True) -> Iterator[None]:
     before = [setting.fp32_precision for setting in settings]
     products = _setting(torch.get_float32_matmul_precision, "highest")
     allowed = _setting(lambda: cudnn.allow_tf32, True)
-    benchmarked = cudnn.benchmark
+    benchmark = cudnn.benchmark
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     cudnn.allow_tf32 = precision != "fp32"
     for kind in kinds:  # the older names leave `none`, which takes the setting of the whole process
         kind.fp32_precision = "ieee" if precision == "fp32" else "tf32"
-    cudnn.benchmark = benchmark or benchmarked
+    cudnn.benchmark = True
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(products)
-        cudnn.allow_tf32, cudnn.benchmark = allowed, benchmarked
+        cudnn.allow_tf32, cudnn.benchmark = allowed, benchmark
         for setting, value in zip(settings, before, strict=True):  # last, since the older names change them too
             setting.fp32_precision = value
 

@@ -100,8 +100,10 @@ def test_digits_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "digits.npz"
     for content in (b"", b"digits", b"PK\x03\x04" + bytes(40)):
         path.write_bytes(content)
-        with pytest.raises(ClipError, match="its digits cannot be read"):
+        with pytest.raises(ClipError, match=r"is no \.npz; give an \.npz"):
             read_digits(path)
+    with pytest.raises(ClipError, match="is a folder"):
+        read_digits(tmp_path)
     np.savez(path, frames=made(1))
     with pytest.raises(ClipError, match="its digits cannot be read"):
         read_digits(path)

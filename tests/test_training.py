@@ -1100,6 +1100,11 @@ def test_a_schedule_by_time_without_a_limit_is_refused(tmp_path: Path) -> None:
     assert not run.exists()
 
 
+def test_time_between_parts_needs_a_folder_for_them(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["train", "-o", str(tmp_path / "run"), "--parts-every", "0.5"])
+    assert (done.exit_code, "give both, or neither" in done.stderr) == (2, True)
+
+
 def test_a_run_by_time_from_the_command_line_ends_normally(tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "parts"
     limit = ["--schedule-by", "time", "--time-limit", "0.02", "--parts", str(folder), "--parts-every", "0.005"]
@@ -1202,6 +1207,14 @@ def test_parts_that_cannot_be_written_do_not_end_training(
     assert parts.join(parts.find_parts([folder])).step == 6
 
 
+@pytest.mark.parametrize("parts_folder", ["file", "/proc", "/proc/below"])
+def test_a_folder_that_takes_no_parts_is_refused_before_anything_is_made(tmp_path: Path, parts_folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"takes no files \(.+\); give another folder"):
+        train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, parts=tmp_path / parts_folder))
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_last_parts_that_cannot_be_written_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(*_: Any, **__: Any) -> list[Path]:
         raise FULL
@@ -1282,7 +1295,8 @@ torch.backends.fp32_precision = "tf32"
 before = torch.backends.cudnn.benchmark
 with _tf32_where_bf16(TrainConfig(precision="bf16")):
     assert torch.get_float32_matmul_precision() == "high"
-    assert torch.backends.cudnn.benchmark == before
+    assert torch.backends.cudnn.benchmark
+assert torch.backends.cudnn.benchmark == before
 print(torch.backends.fp32_precision)
 """
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "tf32\n"

@@ -107,7 +107,7 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--time-limit", metavar="MINUTES", type=Finite(min=0, min_open=True), help="Then save and end.")
 @click.option("--parts", type=PATH, help="Folder for the weights as float16, in files of at most 16 MiB.")
 @click.option(
-    "--parts-every", metavar="MINUTES", type=Finite(min=0, min_open=True), default=1.0, help="Time between two sets."
+    "--parts-every", metavar="MINUTES", type=Finite(min=0, min_open=True), help="Time between two sets; else 1."
 )
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @click.option("--samples", type=PATH, help="Folder for pictures of validations, as the released code writes them.")
@@ -139,11 +139,13 @@ def train(
         return {name: value for name, value in options.items() if name in names and value is not None}
 
     model_config, config = ModelConfig(**part(ModelConfig)), TrainConfig.of_recipe(recipe, **part(TrainConfig))
-    minutes = options["time_limit"]
+    minutes, every = options["time_limit"], options["parts_every"]
+    if every is not None and options["parts"] is None:
+        raise click.UsageError("--parts-every is for --parts FOLDER; give both, or neither")
     machine = Machine(
         **part(Machine),
         time_limit_s=None if minutes is None else 60 * minutes,
-        parts_every_s=60 * options["parts_every"],
+        parts_every_s=60 * (every or 1),
     )
     call: dict[str, Any] = {
         "data": [source(text) for text in data],

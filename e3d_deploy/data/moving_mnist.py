@@ -62,7 +62,9 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
     """
     advice = "give an .npz with `images`, uint8 [N, 28, 28]"
     if not path.is_file():
-        raise ClipError(f"{path}: no such file; {advice}")
+        raise ClipError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {advice}")
+    if not zipfile.is_zipfile(path):  # NumPy would advise to unpickle it
+        raise ClipError(f"{path}: is no .npz; {advice}")
     try:
         with path.open("rb") as file, np.load(file) as archive:  # by its name NumPy would leave a bad file open
             digits: NDArray[np.uint8] = archive["images"]

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -196,9 +197,14 @@ def _callbacks(config: TrainConfig, machine: Machine, averaging: Averaging, keep
 
 def _begin(run: Path, machine: Machine, settings: dict[str, Any] | None) -> None:
     """Make the folders of a run, and write the settings of a new one."""
-    run.mkdir(parents=True, exist_ok=True)
     if machine.parts is not None:
-        machine.parts.mkdir(parents=True, exist_ok=True)
+        try:
+            machine.parts.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=machine.parts):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{machine.parts}: takes no files ({error.strerror}); give another folder") from error
+    run.mkdir(parents=True, exist_ok=True)
     if settings is not None:
         write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
 
@@ -371,6 +377,7 @@ def _parts_name(run: Path) -> str | None:
 
 
 def _check_parts(folder: Path | None, name: str | None) -> None:
+    """Refuse a folder that holds the parts of another run."""
     for path in [] if folder is None else folder.glob(PATTERN):
         if name is None or read_card(path).run != name:
             raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
@@ -379,7 +386,7 @@ def _check_parts(folder: Path | None, name: str | None) -> None:
 def _tf32_where_bf16(config: TrainConfig) -> AbstractContextManager[None]:
     """Let a GPU that computes in bf16 multiply what remains in float32 as TF32, which is more exact than bf16."""
     if torch.cuda.is_available() and _in_bf16(config):
-        return arithmetic("tf32", benchmark=False)
+        return arithmetic("tf32")
     return nullcontext()
 
 
@@ -425,7 +432,6 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
         num_nodes=machine.nodes,
         strategy="ddp" if devices * machine.nodes > 1 else "auto",
         precision="bf16-mixed" if _in_bf16(config) else "32-true",
-        benchmark=torch.cuda.is_available(),  # convolutions have few shapes, so trying their algorithms pays
         max_steps=config.steps,
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=config.gradient_clip or None,
