@@ -1,11 +1,11 @@
-"""What each precision costs and gains: size, drift over whole rollouts on real clips, and the step's time on a CPU.
+"""Costs and gains of each precision: size, drift over whole rollouts on real clips, and step time on a CPU.
 
     python -m benchmarks.precision [--size demo|full|google] [--threads 1]
 
-The full-size network has random weights, which say nothing of drift: of it, times alone. `google` is a small network
-with a memory that stays zero, trained here for a few steps. OpenVINO is timed where it is
-installed. Prediction before it was measured: fp16 and bf16 within a dSSIM of 0.001 without excluding a layer, int8 and
-fp8 within 0.01 with the attention excluded; int8 1.5 times as fast as float32 in ONNX Runtime.
+The full-size network has random weights, which say nothing about drift, so only its times are measured. `google` is a
+small network with a memory that stays zero, trained here for a few steps. OpenVINO is timed if it is installed.
+Prediction made before the measurement: fp16 and bf16 within a dSSIM of 0.001 without excluding a layer, int8 and fp8
+within 0.01 with the attention excluded; int8 1.5 times as fast as float32 in ONNX Runtime.
 """
 
 import tempfile
@@ -44,7 +44,10 @@ Graphs = dict[str, ModelProto]
 
 
 def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, Any], Graphs]:
-    """Every policy with as few layers in float32 as its budget wants, and int8 as ONNX Runtime computes it."""
+    """Measure the drift of every policy with as few float32 layers as its budget needs; return results and graphs.
+
+    The drift of every policy is emulated; that of some is also measured as the libraries here compute it.
+    """
     config = model.config
     reference = reference_clip(config, CONTEXT + HORIZON, None)
     clips = real_clips(config, CONTEXT + HORIZON, None, reference)
@@ -91,7 +94,7 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
 
 
 def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
-    """Drift of a graph as it runs on this processor; the worst of the clips."""
+    """Return the drift of a graph as it runs on this processor, the worst over the clips."""
     found = []
     for clip, theirs in zip(gauge.clips, gauge.expected, strict=True):
         mine = np.concatenate([steps.split(outputs)[0] for outputs in steps.rollout(clip, CONTEXT)])
@@ -102,7 +105,7 @@ def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
 
 
 class OpenVinoSteps(Steps):
-    """The step of an inference request."""
+    """Steps run by an OpenVINO inference request."""
 
     def __init__(self, request: Any, config: ModelConfig) -> None:
         self.request, self.config, self.batch = request, config, 1
@@ -129,7 +132,7 @@ def openvino_requests(graphs: Mapping[str, ModelProto], threads: int) -> dict[st
 
 
 def feed(config: ModelConfig) -> dict[str, Any]:
-    """Noise, and states as after a full ring."""
+    """Return a random frame and random states whose rings are full."""
     rng = np.random.default_rng(0)
     arrays: dict[str, Any] = {contract.FRAME: rng.random(contract.frame(config).shape, np.float32)}
     for name, value in initial_arrays(config, 1).items():
@@ -158,7 +161,7 @@ def timed(sides: Mapping[str, Callable[[], object]], rounds: int, calls: int) ->
 
 
 def trained_briefly(steps: int = 60) -> E3DLSTM:
-    """The demo model's kind with the semantics of google/e3d_lstm, its forecasts a blur."""
+    """Train a small model with the semantics of google/e3d_lstm for a few steps; its forecasts are blurred."""
     config = ModelConfig(patch_size=8, hidden=(24, 24), kernel_size=3, semantics="google")
     settings = TrainConfig.of_recipe("modern", steps=steps, validate_every=steps, validation_clips=4)
     with tempfile.TemporaryDirectory() as folder:

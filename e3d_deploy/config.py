@@ -1,4 +1,4 @@
-"""What fixes a network (ModelConfig), how it learns (TrainConfig) and how its engines are built (EngineConfig)."""
+"""Configuration of a network (ModelConfig), its training (TrainConfig) and its TensorRT engines (EngineConfig)."""
 
 import dataclasses
 import json
@@ -21,20 +21,20 @@ class ModelConfig:
     """
 
     image_size: tuple[int, int] = (64, 64)
-    """Height and width of a frame, pixels."""
+    """Height and width of a frame (pixels)."""
     channels: int = 1
     """Colours of a frame: 1 for gray, 3 for RGB."""
     patch_size: int = 4
-    """Side of the square folded into channels, pixels; divides both sides of the frame."""
+    """Side of the square folded into channels (pixels); divides both sides of the frame."""
     hidden: tuple[int, ...] = (64, 64, 64, 64)
     """Hidden channels of each layer, bottom first."""
     kernel_size: int = 5
-    """Spatial side of the convolutions, patches; odd. Their depth is always 2."""
+    """Spatial side of the convolutions (patches); odd. Their depth is always 2."""
     window_length: int = 2
     """Frames in the window that the 3D convolutions see, at least 2."""
     history_length: int = 20
-    """Cell states kept for recall, the zero state at the start among them, steps (τ in the paper).
-    Exact, that is equal to a history that grows for ever, for as many steps; then the last ones."""
+    """Cell states kept for recall, including the initial zero state (τ in the paper). For as many steps the result
+    equals that of an unlimited history; after that, only the latest states are recalled."""
     layer_norm: bool = True
     """Normalise the gates. The norm of the cell stays either way: without it the cell doubles at each step."""
     norm_eps: float = 1e-5
@@ -43,7 +43,7 @@ class ModelConfig:
     """`paper`: the global memory moves. `google`: a cell returns the memory it was given, as the
     released TensorFlow code does, so that it stays zero for ever. `openstl`: what OpenSTL's port computes."""
     stride: int = 1
-    """Of the convolutions, patches; nearest upsampling restores the grid. Other than 1 with `openstl` only."""
+    """Stride of the convolutions (patches); nearest upsampling restores the grid. Other than 1 with `openstl` only."""
 
     def __post_init__(self) -> None:
         # JSON knows lists only.
@@ -113,12 +113,12 @@ class ModelConfig:
         return (self.hidden[-1], *self.hidden[:-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
+        """Return the fields as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
-        """The config from `to_dict`.
+        """Return the config from the result of `to_dict`.
 
         Raises:
             ConfigError: a field that is unknown here, or of the wrong kind.
@@ -127,7 +127,7 @@ class ModelConfig:
 
 
 def _from_dict(config: type[Config], fields: dict[str, Any]) -> Config:
-    """A config from what its `to_dict` gave."""
+    """Return a config from the result of its `to_dict`."""
     if not isinstance(fields, dict):
         raise ConfigError(f"config: got {fields!r}, expected fields and values")
     known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
@@ -154,18 +154,18 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network learns. The defaults are the recipe `modern`; docs/training.md compares the recipes.
+    """Training of a network. The defaults are the recipe `modern`; docs/training.md compares the recipes.
 
     Raises:
-        ConfigError: a value with which nothing can be learned.
+        ConfigError: a value that training cannot use.
     """
 
     context_length: int = 10
-    """Frames given."""
+    """Frames given to the network."""
     horizon: int = 10
     """Frames predicted."""
     steps: int = 80_000
-    """Optimiser steps in all."""
+    """Optimizer steps in all."""
     batch_size: int = 4
     """Clips in an optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
@@ -174,66 +174,67 @@ class TrainConfig:
     """`mean`: mean squared plus weighted mean absolute difference, over all predicted frames. `sum`: half
     the sum of squares plus the weighted sum of absolute differences over the whole batch, as released."""
     l1_weight: float = 1.0
-    """Weight of the absolute differences. With few steps to learn in, 0 avoids the plateau where an
-    all-black frame is the best answer to them."""
+    """Weight of the absolute differences. In short runs, 0 avoids the plateau where an all-black
+    frame is the best answer to them."""
     optimizer: Optimizer = "adamw"
-    """`released-adam` is the one of google/e3d_lstm, with epsilon inside the square root."""
+    """Optimizer. `released-adam` is that of google/e3d_lstm, with epsilon inside the square root."""
     beta1: float = 0.9
-    """Decay of the mean of the gradients, per step."""
+    """Decay of the moving mean of the gradients, per step."""
     beta2: float = 0.99
-    """Decay of the mean of their squares, per step."""
+    """Decay of the moving mean of the squared gradients, per step."""
     weight_decay: float = 0.01
-    """Of `adamw`."""
+    """Weight decay (`adamw` only)."""
     learning_rate: float = 1e-3
-    """At its highest."""
+    """Highest learning rate of the schedule."""
     schedule: Schedule = "cosine"
-    """`cosine`: rises for `warmup_steps`, then falls along a cosine to 0. `onecycle`: PyTorch's OneCycleLR."""
+    """Learning rate. `cosine`: rises for `warmup_steps`, then falls to 0 along a cosine. `onecycle`: PyTorch's
+    OneCycleLR. `constant`: stays."""
     schedule_by: ScheduleBy = "steps"
     """`steps`: learning rate and scheduled sampling follow the share of `steps` that is done. `time`: they follow the
-    share of the time limit, so that they end with the time; `steps` is then the most that are made, and scheduled
-    sampling takes elapsed time / limit × `steps` for the step. Warm-up steps are steps either way."""
+    share of the time limit, so that they end with the time; at most `steps` steps are then made, and scheduled
+    sampling takes elapsed time / limit × `steps` for the step. Warm-up is counted in steps either way."""
     warmup_steps: int = 100
-    """Optimiser steps, of `cosine`."""
+    """Warm-up steps (`cosine` only)."""
     sampling: Sampling = "scheduled"
-    """`scheduled`: all of the context is shown, and later frames ever more seldom. `reverse`: frames of the
-    context too are replaced by their predictions at first."""
+    """`scheduled`: the whole context is shown, and true frames after it less and less often. `reverse`: at first,
+    frames of the context are replaced by their predictions too."""
     sampling_start: float = 1.0
-    """Chance at the start that a true frame is shown in place of the prediction, of `scheduled`."""
+    """Chance at the start that a true frame is shown in place of the prediction (`scheduled` only)."""
     sampling_decrease: float | None = None
-    """By how much that chance falls at each step; None: so that it is 0 at the stop."""
+    """Decrease per step of the chance that a true frame is shown (`scheduled` only); None: it reaches 0 at the stop."""
     sampling_hold_steps: int | None = None
-    """Steps at which `reverse` begins to change its chances; None: half of the stop."""
+    """Step at which `reverse` begins to change its chances; None: half of `sampling_stop`."""
     sampling_stop_step: int | None = None
-    """Step from which on the context alone is shown; None: half of the steps."""
+    """First step at which only the context is shown; None: half of the steps."""
     sampling_decay_steps: float = 5000.0
-    """Of the exponential of `reverse`."""
+    """Time constant of the exponential (steps; `reverse` only)."""
     reverse_input: bool = False
-    """After each step another one on the same clips, played backwards."""
+    """Follow each step by another one on the same clips, played backwards."""
     ema_decay: float = 0.9995
-    """Decay per step of the moving average of the weights."""
+    """Decay of the moving average of the weights, per step."""
     ema_warmup: bool = True
-    """Let the decay be (1 + step) / (10 + step) while that is less, so that a short run's average is no mean of
-    what it began with."""
+    """Use the decay (1 + step) / (10 + step) while that is less, so that the initial weights do not dominate the
+    average of a short run."""
     average: bool = True
-    """The moving average is what gets validated and saved; else the weights themselves are."""
+    """Validate the moving average of the weights and save it as the model; otherwise the weights themselves."""
     gradient_clip: float = 0.0
-    """Largest norm of all gradients together; 0 leaves them alone."""
+    """Largest norm of all gradients together; 0 disables clipping."""
     precision: Precision = "auto"
-    """`bf16`: autocast. `auto`: bf16 on a GPU that has it, else fp32."""
+    """Precision of training. `bf16`: autocast. `auto`: bf16 on a GPU that has it, else fp32."""
     recompute: bool = False
     """Activation checkpointing over time: less memory, about a third more work."""
     compile: bool = False
     """Compile the cells with torch.compile."""
     validate_every: int = 500
-    """Optimiser steps between validations, with a preview picture each."""
+    """Optimizer steps between validations, with a preview picture each."""
     validation_clips: int = 64
-    """Clips of a validation; 0: all there are."""
+    """Clips per validation; 0: all."""
     save_every: int = 500
-    """Optimiser steps between saved states, and so how much a crash can cost."""
+    """Optimizer steps between saved states; a crash can lose as many."""
     log_every: int = 50
-    """Optimiser steps between lines of the log."""
+    """Optimizer steps between lines of the log."""
     seed: int = 0
-    """Decides initial weights, data and sampling."""
+    """Seed of the initial weights, data and sampling."""
 
     def __post_init__(self) -> None:
         at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
@@ -262,10 +263,10 @@ class TrainConfig:
 
     @classmethod
     def of_recipe(cls, recipe: str, **changes: Any) -> "TrainConfig":
-        """The settings of a recipe, with changes.
+        """Return the settings of a recipe, with changes.
 
         Raises:
-            ConfigError: no such recipe, or as the class.
+            ConfigError: no such recipe, or a value that training cannot use.
         """
         if recipe not in RECIPES:
             raise ConfigError(f"recipe: got {recipe!r}, expected one of {', '.join(RECIPES)}")
@@ -309,8 +310,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "precision": "fp32",
     },
 }
-"""What differs from the defaults. google: google/e3d_lstm run.py and src/models/model_factory.py. openstl: its
-configs/mmnist/E3DLSTM.py, with the reverse scheduled sampling that it has switched off there."""
+"""Settings of each recipe that differ from the defaults. google: google/e3d_lstm run.py and
+src/models/model_factory.py. openstl: its configs/mmnist/E3DLSTM.py, with the reverse scheduled sampling that it has
+switched off there."""
 
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -318,29 +320,29 @@ HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How TensorRT engines are built. docs/engines.md says what each of the libraries makes of it.
+    """Options for building TensorRT engines; docs/engines.md says what each library makes of them.
 
     Raises:
         ConfigError: a value that no engine can be built with.
     """
 
     workspace_bytes: int | None = None
-    """Scratch memory that kernels may use; None: all there is."""
+    """Scratch memory that kernels may use (bytes); None: all there is."""
     optimization_level: int = 3
-    """0 builds quickly, 5 runs quickly."""
+    """Effort of the builder: 0 builds quickly, 5 runs quickly."""
     batches: tuple[tuple[int, int, int], ...] = ()
-    """Buckets of streams that run at once, each the fewest, the usual and the most; every bucket is a profile of
-    its own. For graphs whose batch is open; empty: one stream."""
+    """Numbers of streams that run at once, one profile for each (fewest, usual, most). For graphs whose batch is
+    open; empty: one stream."""
     compute_capabilities: tuple[str, ...] = ()
-    """GPUs that a TensorRT-RTX engine is for, such as 8.6; empty: all that the library knows."""
+    """Compute capabilities that a TensorRT-RTX engine is for, such as 8.6; empty: all that the library knows."""
     hardware_compatibility: HardwareCompatibility = "none"
-    """GPUs that a TensorRT engine runs on beside the one it was built on."""
+    """GPUs that a TensorRT engine runs on besides the one it was built on."""
     version_compatible: bool = False
-    """Whether a later TensorRT may run the engine."""
+    """Allow later versions of TensorRT to run the engine."""
     refittable: bool = False
-    """Whether the engine can be given other weights, as `e3d refit` does."""
+    """Allow the engine to be given other weights, as `e3d refit` does."""
     timing_cache: str | None = None
-    """File that keeps how fast kernels were, for later builds on the same GPU. No part of what the engine is."""
+    """File of kernel timings for later builds on the same GPU. It is not part of the engine's key in the cache."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batches", tuple(tuple(bucket) for bucket in self.batches))
@@ -362,12 +364,12 @@ class EngineConfig:
             raise ConfigError(f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {known}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON knows them."""
+        """Return the fields as JSON values."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "EngineConfig":
-        """The config from `to_dict`.
+        """Return the config from the result of `to_dict`.
 
         Raises:
             ConfigError: a field that is unknown here, or of the wrong kind.

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, what that costs and how to get it."""
+"""Inventory of this machine: backends, libraries and GPU, what needs each library, and how to install it."""
 
 import ctypes
 import os
@@ -17,10 +17,10 @@ class Library:
 
     module: str
     packages: tuple[str, ...]
-    """Distributions that bring it; any one will do."""
+    """Distributions that contain the module; any one will do."""
     extra: str
     gives: str
-    """What works with it and does not without."""
+    """Features that need it."""
 
 
 LIBRARIES = (
@@ -56,15 +56,15 @@ BACKENDS = {
     "torch": ("torch", "safetensors"),
     "torch-compiled": ("torch", "safetensors"),
 }
-"""Backends that run in this version, the preferred one first, and the modules that each needs."""
+"""Backends of this version, preferred first, with the modules that each needs."""
 ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph")
-"""Those that need a GPU of NVIDIA and its driver."""
+"""Backends that need an NVIDIA GPU and its driver."""
 
 
 def installed() -> list[str]:
     """Return the names of the backends that can be opened here, preferred first.
 
-    Their libraries and their driver are installed; TensorRT-RTX is left out where it is not for the GPU.
+    Their libraries and their driver are installed; TensorRT-RTX is left out if it does not support the GPU.
     """
     return _installed(rtx_refusal())
 
@@ -81,7 +81,7 @@ def _installed(rtx_refusal: str | None) -> list[str]:
 
 
 def _found(module: str) -> bool:
-    """Whether a module is installed, or the bindings under a front end of NVIDIA."""
+    """Return True if a module, or the bindings behind an NVIDIA front end, is installed."""
     try:
         return any(find_spec(name) for name in (module, f"{module}_bindings"))
     except ModuleNotFoundError:  # the package that it is in is not
@@ -89,13 +89,16 @@ def _found(module: str) -> bool:
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that brings a module; None for one that is none of ours."""
+    """Return the extra that installs a module; None if no extra does."""
     top = module.partition(".")[0].removesuffix("_bindings")
     return next((library.extra for library in LIBRARIES if library.module == top), None)
 
 
 def examine() -> dict[str, Any]:
-    """Everything that `e3d doctor` reports, as JSON knows it. Loads `cuda.core` alone; with a GPU also TensorRT-RTX."""
+    """Return everything that `e3d doctor` reports, as JSON values.
+
+    Loads only `cuda.core`; with a GPU also TensorRT-RTX.
+    """
     refusal = rtx_refusal()  # once, for it loads TensorRT-RTX
     ready = _installed(refusal)
     libraries = [
@@ -119,7 +122,7 @@ def examine() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor and GPU of this machine. Loads `cuda.core` where there is a driver."""
+    """Return the processor and GPU of this machine. Loads `cuda.core` if there is a driver."""
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
@@ -155,7 +158,7 @@ def _has_nvidia_driver() -> bool:
 
 
 def _gpu() -> str | None:
-    """The GPU that backends run on; None where there is none, or nothing to ask it with."""
+    """Describe the GPU that backends run on; return None if there is none, or if it cannot be queried."""
     try:
         device = _device()
         if device is None:
@@ -169,7 +172,7 @@ def _gpu() -> str | None:
 
 
 def _device() -> Any:
-    """The GPU that backends run on, as `cuda.core` knows it; None without a driver."""
+    """Return the GPU that backends run on, as a device of `cuda.core`; None without a driver."""
     if not _has_nvidia_driver():
         return None
     from cuda.core import Device
@@ -182,7 +185,7 @@ def _capability(device: Any) -> str:
 
 
 def rtx_refusal() -> str | None:
-    """Return why TensorRT-RTX is not for the GPU here; None where it is, or where one of them is missing."""
+    """Return why TensorRT-RTX does not support the GPU here; None if it does, or if either is missing."""
     try:
         device = _device()
         if device is None or not _found("tensorrt_rtx"):

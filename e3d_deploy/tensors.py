@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import CheckpointError
 
 KEY = "e3d_deploy"
-"""Of the one entry in the metadata of a model; safetensors would write several in any order, and bytes would differ."""
+"""Key of a model's only metadata entry; safetensors would write several in any order, and the bytes would differ."""
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 
 

@@ -21,7 +21,7 @@ SIZE_OF_KERNEL = 5
 
 
 class Machine:
-    """What the GPU of a test has and does."""
+    """GPU of a test: its memory, its stream, and counts of the calls it gets."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -29,7 +29,7 @@ class Machine:
         self.memory: dict[int, int] = {}
         """Address and length of all that is allocated."""
         self.freed: list[Any] = []
-        """What was given back, as long as work in the stream may still write it."""
+        """Freed memory that work in the stream may still write."""
         self.limit: int | None = None
         """Bytes that it has."""
         self.driver, self.compiler, self.captures, self.pools, self.fails = True, True, True, True, ""
@@ -68,7 +68,7 @@ class Machine:
         return sum(self.memory.values())
 
     def check(self, address: int, nbytes: int) -> None:
-        """Whether memory lies within what is allocated."""
+        """Assert that memory lies within what is allocated."""
         inside = any(base <= address and address + nbytes <= base + size for base, size in self.memory.items())
         assert inside, "memory that nobody allocated, or that was given back"
 
@@ -289,7 +289,7 @@ def fake_core(machine: Machine) -> Any:
         machine.put(work)
 
     class StridedMemoryView:
-        """Of the CUDA array interface alone."""
+        """View of an array that has the CUDA array interface; DLPack input is not supported."""
 
         def __init__(self, ptr: int, shape: tuple[int, ...], strides: Any, dtype: Any) -> None:
             self.ptr, self.shape, self.strides, self.dtype, self.device_id = ptr, shape, strides, dtype, 0

@@ -203,9 +203,9 @@ class FakeTensorRT:
 
 
 CLASSES = (ICudaEngine, IExecutionContext, IRuntimeConfig, Runtime)
-"""What the bindings have under the same names."""
+"""Classes that the bindings have under the same names."""
 OURS = {"shape", "nbytes", "compute", "fixed", "allocation"}
-"""What they do not have."""
+"""Attributes of these classes that the bindings do not have."""
 
 
 def pictures(count: int, batch: int = 1) -> NDArray[np.uint8]:
@@ -219,7 +219,7 @@ def floats(count: int, batch: int = 1) -> NDArray[np.float32]:
 
 
 def same(one: Backend, state: Any, other: Backend, its: Any) -> None:
-    """Whether states of two backends are equal to the last bit."""
+    """Assert that states of two backends are equal to the last bit."""
     arrays = other.to_arrays(its)
     for name, array in one.to_arrays(state).items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)

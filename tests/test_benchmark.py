@@ -1,4 +1,4 @@
-"""How calls are timed and judged, on a clock of the tests' own: nothing here depends on the speed of a machine."""
+"""Timing and judging of calls, on a clock of the tests' own: nothing here depends on the speed of a machine."""
 
 import json
 import logging

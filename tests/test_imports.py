@@ -1,4 +1,4 @@
-"""What a part may import, and what it may cost."""
+"""Imports allowed in each part of the package, and their cost."""
 
 import subprocess
 import sys

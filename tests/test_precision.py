@@ -111,7 +111,7 @@ def test_graphs_are_valid_and_typed_where_they_should_be(case: Case, policy: str
         makers = {output: node for node in inferred.node for output in node.output}
 
         def kind(value: str) -> int:
-            """Of a factor; of one that was quantised, the type that it was brought to."""
+            """Return the type of a factor; for a quantised factor, its quantised type."""
             maker = makers.get(value)  # noqa: B023
             return types[maker.input[0] if maker and maker.op_type == "DequantizeLinear" else value]  # noqa: B023
 

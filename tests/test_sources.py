@@ -48,7 +48,7 @@ def numbered(clips: int, length: int, size: tuple[int, int] = SIZE) -> NDArray[n
 
 
 def first_pixels(source: Source) -> list[list[float]]:
-    """Of each frame, clip by clip."""
+    """Return the first pixel of each frame, clip by clip."""
     return [clip[:][:, 0, 0, 0].tolist() for clip in source.clips]
 
 

@@ -332,7 +332,7 @@ class HostGpu:
     captures = True
     compiler: Callable[[RingStep], Callable[..., Tensor]] = staticmethod(lambda ring: ring)
     error: Exception | None = None
-    """What the next step raises, as PyTorch does when it puts it into the stream."""
+    """Error that the next step raises, as PyTorch does when it puts a step into the stream."""
 
     def __init__(self, cuda: Any) -> None:
         self.cuda = cuda

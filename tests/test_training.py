@@ -1,4 +1,4 @@
-"""How a network learns: scheduled sampling, the loss, whole runs and what can befall them."""
+"""Training: scheduled sampling, the loss, whole runs and their interruptions."""
 
 import csv
 import errno
@@ -289,7 +289,7 @@ def steps_done(run: Path) -> int:
 
 
 def logged(run: Path, name: str, version: int = 0) -> dict[int, float]:
-    """What a run logged, by the number of the step, from 0."""
+    """Return the values that a run logged, by the number of the step, from 0."""
     with (run / "logs" / f"version_{version}" / "metrics.csv").open() as file:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
@@ -346,7 +346,7 @@ def test_run_logs_both_errors(finished: tuple[Path, Recorder]) -> None:
 
 
 def valid_mse(model: Path, config: TrainConfig, source: str = "moving-mnist") -> float:
-    """What a validation should find, by hand."""
+    """Return the error that a validation should find, computed independently."""
     network = checkpoint.load(model)
     clips = evaluation_data(
         source,
@@ -743,7 +743,7 @@ def test_a_signal_ends_a_validation_too(tmp_path: Path, finished: tuple[Path, Re
 
 
 def test_a_signal_between_two_steps_waits_for_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Lightning, by its own handler of SIGTERM, would end training without saving."""
+    """Lightning's own handler of SIGTERM would end training here without saving."""
 
     def interrupted(self: Learner, *_: Any) -> None:  # comes after all callbacks
         if self.global_step == 3:
@@ -955,7 +955,7 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.slow
 def test_sigterm_from_outside_is_exit_130_and_can_be_resumed(tmp_path: Path) -> None:
-    """As of a scheduler that takes the machine away: the whole way through the command line."""
+    """Stop a run as a scheduler does that takes the machine away, through the command line."""
     run = tmp_path / "run"
     process = subprocess.Popen(
         arguments(run, "--steps", "100000", "--save-every", "1"),
@@ -1251,7 +1251,7 @@ def test_parts_are_written_when_a_run_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_fused_optimizer_takes_clipped_gradients_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which Lightning refuses; a GPU has both."""
+    """Lightning refuses this combination, which is used on a GPU."""
     fused: list[bool] = []
     for name in ("Adam", "AdamW"):
         plain = getattr(torch.optim, name)

@@ -1,4 +1,4 @@
-"""What several test files do."""
+"""Helpers of several test files."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from e3d_deploy.cli import main
 
 
 def e3d(*arguments: object, code: int = 0) -> Result:
-    """A command, which has to end with this code."""
+    """Run a command, which must end with this code."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
     return result
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files within."""
+    """Return the content of all files in a folder, by relative path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
-    """Of tensors of one shape."""
+    """Return the largest absolute difference of two tensors of one shape."""
     assert ours.shape == theirs.shape
     return (ours.detach() - theirs).abs().max().item()
 

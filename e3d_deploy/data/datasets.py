@@ -1,4 +1,4 @@
-"""What a network learns from and is measured on: samples, each fixed by its index alone."""
+"""Samples for training and evaluation, each fixed by its index alone."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache

@@ -33,7 +33,7 @@ SPLITS = {"train": slice(0, 4500), "valid": slice(4500, 5000), "test": slice(500
 
 
 def suits(image_size: tuple[int, int], channels: int) -> bool:
-    """Whether a network sees Moving MNIST: digits are gray and need room. For others there is `clips.PEDESTRIANS`."""
+    """Return True if Moving MNIST suits a network: digits are gray and need room. Else there is `clips.PEDESTRIANS`."""
     return channels == 1 and min(image_size) >= DIGIT_SIDE
 
 

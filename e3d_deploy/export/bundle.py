@@ -36,7 +36,7 @@ KINDS = {
     "I8": TensorProto.INT8,
     "F8_E4M3": TensorProto.FLOAT8E4M3FN,
 }
-"""What safetensors and ONNX call the types of weights."""
+"""ONNX types of weights, by their names in safetensors."""
 
 
 def export(
@@ -199,7 +199,7 @@ def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArr
 def record(
     model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
 ) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
-    """What PyTorch makes of a clip, and how far its float32 is from its float64.
+    """Record what PyTorch predicts for a clip, and how far its float32 is from its float64.
 
     Returns:
         The arrays of reference.npz (docs/bundle.md), and the largest differences of `predictions` and `states`.

@@ -1,4 +1,4 @@
-"""The graphs of a bundle to TensorRT engines, by TensorRT 10 or 11 or by TensorRT-RTX."""
+"""Building of TensorRT engines from the graphs of a bundle, by TensorRT 10 or 11 or TensorRT-RTX."""
 
 import dataclasses
 import hashlib
@@ -23,8 +23,8 @@ from e3d_deploy.runtime.plans import weights_sha256
 from e3d_deploy.runtime.tensorrt_library import Target, library, refusal
 
 RECIPE = "2"
-"""Stands for what plan.py tells the builder beside the options; to be raised when that changes, so that the cache
-gives no plan of before."""
+"""Version of the settings that plan.py gives the builder besides the options. Raise it when they change, so that the
+cache returns no older plan."""
 
 
 def build(
@@ -48,8 +48,8 @@ def build(
         BackendUnavailable: the library is not installed, needs a GPU for this, or does not run the precision.
         BundleError: the bundle changed meanwhile.
         ConfigError: an option that the library does not have.
-        EngineError: a graph that it cannot read or build, with the node and its words; or one that does not
-            compute at its precision.
+        EngineError: the library cannot read or build a graph, with the node and the library's message; or an
+            engine does not compute at its precision.
     """
     trt = library(target)
     config = _suited(trt, config or EngineConfig(), target, remark)
@@ -70,7 +70,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One engine to be made or found."""
+    """One engine, to be built or taken from the cache."""
 
     trt: Any
     bundle: Bundle
@@ -99,7 +99,7 @@ class _Job:
 
     @property
     def kind(self) -> str:
-        """Builds of one kind take about as long."""
+        """Kind of build, as a key for durations: builds of one kind take about as long."""
         entry = self.bundle.manifest["graphs"][self.graph]
         return f"{self.graph} {self.parts['target']} {entry['precision']} {entry['nodes']} nodes"
 
@@ -137,7 +137,7 @@ class _Job:
         }
 
     def check_unchanged(self) -> None:
-        """Whether what was built is what the manifest names, and so the key.
+        """Raise if the graph or its weights no longer match the manifest, whose hashes are in the key.
 
         Raises:
             BundleError: the bundle was exported anew meanwhile.
@@ -152,7 +152,7 @@ class _Job:
 def _parts(
     bundle: Bundle, graph: str, target: Target, builder: str, capability: str | None, config: EngineConfig
 ) -> dict[str, str]:
-    """What an engine is made of, part by part; a timing cache is none of it."""
+    """Return the parts that determine an engine, by name; a timing cache is not one of them."""
     files, entry = bundle.manifest["files"], bundle.manifest["graphs"][graph]
     options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
     options.pop("compute_capabilities")
@@ -171,11 +171,11 @@ def _parts(
 
 
 def _suited(trt: Any, config: EngineConfig, target: Target, remark: Remark) -> EngineConfig:
-    """The options as far as a library has them.
+    """Return the options that a library has; a timing cache that it cannot use is left out.
 
     Raises:
-        ConfigError: it lacks one without which the engine would be another.
-        BackendUnavailable: it has one only where there is a GPU.
+        ConfigError: it lacks an option that would change the engine.
+        BackendUnavailable: it has an option only where there is an NVIDIA driver.
     """
     if target == "tensorrt":
         if config.compute_capabilities:
@@ -208,7 +208,7 @@ def _suited(trt: Any, config: EngineConfig, target: Target, remark: Remark) -> E
 
 
 def _capability(target: Target, config: EngineConfig) -> str | None:
-    """What the engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`; None if the GPU here cannot be asked."""
+    """Return what an engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`; None if the GPU cannot be queried."""
     if target == "tensorrt-rtx":
         return ",".join(config.compute_capabilities) or "portable"
     try:

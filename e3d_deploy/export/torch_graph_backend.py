@@ -1,4 +1,4 @@
-"""The PyTorch model behind the runtime's Backend, on a GPU of NVIDIA, each step one captured CUDA graph."""
+"""Backend that runs the PyTorch model on an NVIDIA GPU, its steps captured as CUDA graphs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -32,11 +32,11 @@ Key = tuple[int, int, bool]
 """Number of streams, the set that is read, and whether every ring is full."""
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-"""Supported policies; of int8 and fp8 graphs the bundle holds float32 weights only."""
+"""Supported policies. For int8 and fp8 graphs, a bundle holds float32 weights only."""
 RINGS: dict[str, contract.DType] = {"bf16": "bfloat16", "fp16": "float16"}
-"""Type of the rings, that of the products which read them; else float32."""
+"""Types of the rings by policy, those of the products that read them; float32 for all other policies."""
 TYPES = {"float32": "<f4", "int32": "<i4", "float16": "<f2", "bfloat16": "<i2"}
-"""Types in the CUDA array interface, which has no bfloat16."""
+"""Type strings of the CUDA array interface, which has none for bfloat16."""
 
 
 class TorchGpu:
@@ -49,7 +49,7 @@ class TorchGpu:
 
     @staticmethod
     def check() -> None:
-        """Whether there is a GPU.
+        """Raise unless PyTorch finds a GPU.
 
         Raises:
             BackendUnavailable: this PyTorch has no CUDA, or finds no GPU.
@@ -60,7 +60,7 @@ class TorchGpu:
             )
 
     def put(self, module: Module) -> Module:
-        """A module on the GPU, when it has arrived there."""
+        """Move a module to the GPU, wait until it is there, and return it."""
         moved = module.to(self.device)
         torch.cuda.synchronize(self.device)
         return moved
@@ -70,7 +70,7 @@ class TorchGpu:
         return compiled(ring)
 
     def over(self, address: int, tensor: contract.Tensor) -> Tensor:
-        """Return a tensor over memory that somebody else owns."""
+        """Return a tensor over the memory at an address, without owning it."""
         described = {"shape": tensor.shape, "typestr": TYPES[tensor.dtype], "strides": None, "version": 3}
         owner = SimpleNamespace(__cuda_array_interface__={**described, "data": (address, False)})
         return torch.as_tensor(owner, device=self.device).view(getattr(torch, tensor.dtype))
@@ -81,7 +81,7 @@ class TorchGpu:
             work()
 
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:
-        """What puts work into the stream again by one launch; it does not run now, and must have run once.
+        """Capture work that has run once; return a function that puts it into the stream by one launch.
 
         Raises:
             RuntimeError: it cannot be captured.
@@ -118,11 +118,12 @@ class TorchGpu:
 
 
 class TorchGraphBackend(DeviceBackend):
-    """The step over rings that it changes in place, captured for each number of streams.
+    """Backend whose step changes rings in place, captured for each number of streams.
 
-    There are four graphs for a number of streams: from either set of states to the other, and with or without a mask
-    for empty slots. All are captured before the first step. The graphs without a mask, which every step uses once the
-    rings are full, are compiled by PyTorch first; that takes a minute or more, then less from PyTorch's cache.
+    There are four graphs of the step for a number of streams: from either set of states to the other, and with or
+    without a mask for empty slots. All are captured before the first step. The graphs without a mask, which every step
+    uses once the rings are full, are compiled by PyTorch first; that takes a minute or more, then less from PyTorch's
+    cache.
 
     Raises:
         BackendUnavailable: the bundle's precision is not supported; or there is no GPU, or no PyTorch for it.
@@ -231,7 +232,7 @@ class TorchGraphBackend(DeviceBackend):
         return read, written
 
     def _run_once(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Let PyTorch compile, choose its convolutions and load its kernels."""
+        """Run work once and return it, so that PyTorch compiles it, chooses convolutions and loads kernels."""
         self.gpu.run(work)
         self.cuda.synchronise()
         return work

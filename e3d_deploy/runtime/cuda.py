@@ -1,7 +1,7 @@
 """CUDA as far as the runtime needs it: one stream of one GPU, its memory, copies, captured graphs, and one kernel.
 
-Everything goes through `cuda.core`, and everything into one stream, so that it happens in the order in which it was
-asked for. Memory comes from a pool of its own, and goes with it when the object that holds all of it is closed.
+Everything goes through `cuda.core` and into one stream, so that work is done in the order of the calls. Memory comes
+from a pool of its own if the GPU supports pools, and is freed when its `Cuda` is closed.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ except ImportError as error:  # the first releases have `cuda.core.experimental`
     raise _outdated(error) from error
 
 CudaError: type[Exception] = cuda_utils.CUDAError
-"""What `cuda.core` raises; it has no public name."""
+"""Exception that `cuda.core` raises; it has no public name."""
 Memory = Any
 """A `cuda.core.Buffer`: `int(memory.handle)` is its address, `memory.size` its length in bytes."""
 Graph = Any
@@ -51,10 +51,11 @@ extern "C" __global__ void to_frames(const unsigned char* pictures, float* frame
     frames[place] = pictures[(stream * pixels + pixel) * channels + channel] / 255.0f;
 }
 """
-"""Pictures, uint8 [B, H, W, C], to frames. It divides as NumPy does: NVRTC rounds correctly unless told not to."""
+"""Kernel that converts pictures, uint8 [B, H, W, C], to frames. It divides as NumPy does: NVRTC rounds correctly unless
+told not to."""
 THREADS = 256
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
-"""In what CUDA says when there is none left."""
+"""Words in CUDA's message when the GPU has no memory left."""
 REFUSALS: tuple[tuple[str, type[E3DError], str], ...] = (
     (OUT_OF_MEMORY, ResourceLimit, "it has no memory left; close other programs that use it"),
     (
@@ -65,17 +66,17 @@ REFUSALS: tuple[tuple[str, type[E3DError], str], ...] = (
     ),
     ("SYSTEM_DRIVER_MISMATCH", BackendUnavailable, "its driver was updated while in use; restart the machine"),
 )
-"""Names in the words of CUDA for a GPU that cannot be used, and what to do about them."""
+"""Names in CUDA's messages for a GPU that cannot be used, each with our error and what to do."""
 SPARE = 8
-"""Pieces of lent memory of each length that are kept when nobody needs them."""
+"""Returned pieces of lent memory, per length, that are kept for reuse."""
 TURN = threading.RLock()
-"""Held by the one thread of this process that may ask anything of a GPU: what another asks of it, an allocation above
-all, may spoil a capture of ONNX Runtime, which is for all threads, and PyTorch makes one capture at a time. Reentrant,
-for a garbage collection may close a backend in the turn of another."""
+"""Lock of the one thread of this process that may use a GPU. Calls of another thread, allocations above all, may spoil
+a capture of ONNX Runtime, which covers all threads; and PyTorch makes one capture at a time. Reentrant, because garbage
+collection may close a backend during the turn of another."""
 
 
 class Cuda:
-    """One GPU, and the stream of whoever opened this. One thread at a time, each after `make_current`.
+    """One GPU and a stream on it. For one thread at a time, each after `make_current`.
 
     Raises:
         BackendUnavailable: there is no GPU, or no driver for it, or a driver or `cuda.core` that is too old, or another
@@ -86,9 +87,9 @@ class Cuda:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self._owned: dict[int, Memory] = {}
-        """By address."""
+        """Memory allocated here, by address."""
         self._spare: dict[int, list[Memory]] = {}
-        """What was lent and came back, by length."""
+        """Returned memory to lend again, by length (bytes)."""
         self._times = self._timed = False
         self._kernel: Any = None
         try:
@@ -108,11 +109,11 @@ class Cuda:
         self.compute_capability = f"{major}.{minor}"
 
     def make_current(self) -> None:
-        """Make the GPU that of the calling thread."""
+        """Make this GPU the current one of the calling thread."""
         core.Device(self.number).set_current()
 
     def allocate(self, nbytes: int) -> Memory:
-        """Memory on the GPU."""
+        """Allocate memory on the GPU; if none is left, free spare memory first."""
         try:
             return self._new(nbytes)
         except CudaError as error:
@@ -126,24 +127,24 @@ class Cuda:
         return self._own(source.allocate(nbytes, stream=self.stream))
 
     def lend(self, nbytes: int) -> Memory:
-        """Memory on the GPU until `take_back`; it may have been lent before."""
+        """Lend memory on the GPU until `take_back`; it may have been lent before."""
         self._trim(SPARE)
         spare = self._spare.setdefault(nbytes, [])
         return spare.pop() if spare else self.allocate(nbytes)
 
     def take_back(self, memory: Memory) -> None:
-        """What was lent is not needed any more. Any thread may say so, at any time."""
+        """Take back lent memory. Any thread may call this at any time."""
         self._spare.setdefault(memory.size, []).append(memory)
 
     def _trim(self, most: int) -> None:
-        """Free spare memory beyond so many pieces of each length; what still uses it is in the stream before that."""
+        """Free all but `most` spare pieces of each length; work that still uses them is earlier in the stream."""
         for spare in list(self._spare.values()):
             while len(spare) > most:
                 memory = spare.pop()
                 self._owned.pop(int(memory.handle)).close()
 
     def allocate_pinned(self, nbytes: int) -> tuple[Memory, NDArray[np.uint8]]:
-        """Memory on the host that the GPU copies from and to by itself, and the same as an array."""
+        """Allocate page-locked memory on the host; return it, and an array over it."""
         memory = self._own(core.LegacyPinnedMemoryResource().allocate(nbytes))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(memory.handle)))
         return memory, array
@@ -154,7 +155,7 @@ class Cuda:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """What is allocated within is freed again if not all of it can be had."""
+        """Free everything allocated within the block if the block fails."""
         before = set(self._owned)
         try:
             yield
@@ -165,7 +166,7 @@ class Cuda:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """The turn of whoever opens something; everything is given back if it cannot be opened."""
+        """Hold `TURN` while something is opened, and close this if that fails."""
         with TURN:
             try:
                 yield
@@ -177,7 +178,7 @@ class Cuda:
                 raise
 
     def part(self, memory: Memory, offset: int, nbytes: int) -> Memory:
-        """A piece of memory."""
+        """Return a piece of memory that begins at `offset` (bytes)."""
         return core.Buffer.from_handle(int(memory.handle) + offset, nbytes, owner=memory)
 
     def copy(self, to: Memory, source: Memory) -> None:
@@ -185,16 +186,16 @@ class Cuda:
         source.copy_to(to, stream=self.stream)
 
     def fill(self, memory: Memory, value: int | bytes) -> None:
-        """Fill memory with a byte, or with 4 of them again and again."""
+        """Fill memory with a byte, or with 4 bytes repeated."""
         memory.fill(value, stream=self.stream)
 
     def synchronise(self) -> None:
-        """Wait until all that was asked for is done."""
+        """Wait until all work in the stream is done."""
         self.stream.sync()
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Have what is put into the stream within timed, once somebody has asked for a time."""
+        """Time the work put into the stream within the block, if `elapsed_ms` was read before."""
         self._timed = False
         if not self._times:
             yield
@@ -205,20 +206,24 @@ class Cuda:
         self._timed = True
 
     def forget_time(self) -> None:
-        """Have nothing timed."""
+        """Discard the last timing."""
         self._timed = False
 
     @property
     def elapsed_ms(self) -> float | None:
-        """What was `timed` last took on the GPU, once it is done; None if nothing was, as before the first question."""
+        """Time of the last `timed` block on the GPU (ms), to be read once its work is done; None if it was not timed.
+
+        Blocks are timed from the first read on.
+        """
         self._times = True
         return float(self._events[1] - self._events[0]) if self._timed else None
 
     def capture(self, work: Callable[[int], bool]) -> Graph | None:
-        """What `work` puts into the stream whose handle it is given, without running it; None if that is refused.
+        """Capture work as a graph without running it; return None if that is refused.
 
         Args:
-            work: gives False when it is refused. It has run before, so that it loads and allocates nothing now.
+            work: puts work into the stream whose handle it is given, and returns False if that is refused. It must have
+                run before, so that it loads and allocates nothing now.
         """
         builder = self.stream.create_graph_builder()
         try:
@@ -233,11 +238,11 @@ class Cuda:
                 builder.close()
 
     def launch(self, graph: Graph) -> None:
-        """Run what was captured."""
+        """Put a captured graph into the stream."""
         graph.launch(self.stream)
 
     def compile_kernel(self) -> None:
-        """Make `to_frames` ready.
+        """Compile the kernel that `to_frames` runs.
 
         Raises:
             BackendUnavailable: the compiler is not installed.
@@ -252,14 +257,14 @@ class Cuda:
             ) from error
 
     def to_frames(self, pictures: Memory, frames: Memory, channels: int, pixels: int) -> None:
-        """Pictures, uint8 [B, H, W, C], as frames, float32 [B, C, H, W] in [0, 1]."""
+        """Convert pictures, uint8 [B, H, W, C], to frames, float32 [B, C, H, W] in [0, 1]."""
         count = pictures.size
         config = core.LaunchConfig(grid=math.ceil(count / THREADS), block=THREADS)
         numbers = np.int32(channels), np.int32(pixels), np.int32(count)
         core.launch(self.stream, config, self._kernel, pictures, frames, *numbers)
 
     def borrow(self, array: Any) -> tuple[Memory, tuple[int, ...], np.dtype[Any]]:
-        """The memory, shape and type of somebody's array on this GPU, by DLPack or the CUDA array interface.
+        """Return memory, shape and type of an array on this GPU, by DLPack or the CUDA array interface.
 
         Raises:
             ShapeError: it lies on another GPU, or not in one piece.
@@ -274,12 +279,12 @@ class Cuda:
         return core.Buffer.from_handle(int(view.ptr), nbytes, owner=view), shape, dtype
 
     def view(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object) -> Any:
-        """Memory as an array that others take by DLPack; as long as they have it, it keeps its owner alive."""
+        """Return memory as an array for DLPack, which keeps `owner` alive."""
         part = core.Buffer.from_handle(int(memory.handle), memory.size, owner=owner)
         return core.utils.StridedMemoryView.from_buffer(part, shape, dtype=dtype)
 
     def close(self) -> None:
-        """Give everything back, after the last work is done."""
+        """Wait for the last work, then free everything."""
         with suppress(CudaError):  # a GPU that failed cannot be waited for
             self.stream.sync()
         for memory in self._owned.values():
@@ -292,7 +297,7 @@ class Cuda:
 
 
 def _refusal(number: int, error: Exception) -> E3DError:
-    """Return the error for a GPU that CUDA does not let be used."""
+    """Return the error for a GPU that CUDA refuses to use."""
     for name, kind, advice in REFUSALS:
         if name in str(error):
             return kind(f"GPU {number}: cannot be used ({_first_line(error)}); {advice}")
@@ -300,7 +305,7 @@ def _refusal(number: int, error: Exception) -> E3DError:
 
 
 def _old_driver() -> str | None:
-    """Return what to do about a driver of an earlier major version than CUDA's libraries; None if that is not so."""
+    """Return advice if the driver is of an earlier major version than CUDA's libraries; else None."""
     try:
         driver = core.system.get_user_mode_driver_version()
     except (AttributeError, RuntimeError, CudaError):  # an old cuda-core cannot say; or there is no driver
@@ -314,7 +319,7 @@ def _old_driver() -> str | None:
 
 
 def said_plainly(error: Exception) -> Exception:
-    """What CUDA raised, as one of our own errors."""
+    """Return an error of CUDA as one of our own."""
     if OUT_OF_MEMORY in str(error):
         return ResourceLimit(
             f"the GPU has no memory left ({_first_line(error)}); nothing was changed: close streams or other programs, "
@@ -324,6 +329,6 @@ def said_plainly(error: Exception) -> Exception:
 
 
 def _in_one_piece(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether strides, in elements, are those of a contiguous array; an axis of length 1 may have any."""
+    """Return True if strides (elements) are those of a contiguous array; an axis of length 1 may have any."""
     expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return all(size == 1 or one == other for size, one, other in zip(shape, strides, expected, strict=True))

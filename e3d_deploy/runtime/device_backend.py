@@ -1,4 +1,4 @@
-"""What backends on a GPU have in common: states and frames that stay there, and calls by address."""
+"""Base of the backends on a GPU: states and frames that stay there, and calls by address."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,11 +16,11 @@ from e3d_deploy.runtime.device_arrays import DeviceArray, Port, is_on_gpu
 from e3d_deploy.runtime.device_states import DeviceState, Layout, States
 
 Addresses = dict[str, int]
-"""Where each input and output of a graph lies on the GPU."""
+"""Addresses of the inputs and outputs of a graph on the GPU, by name."""
 
 
 class Size:
-    """What a step of so many streams reads and writes, at addresses that stay."""
+    """Memory that a step of `batch` streams reads and writes, at fixed addresses."""
 
     def __init__(self, cuda: Cuda, bundle: Bundle, batch: int, states: States) -> None:
         config = bundle.config
@@ -30,13 +30,13 @@ class Size:
         self.prediction = Port(cuda, self.frame.shape)
         frames = {contract.FRAME: self.frame.address, contract.PREDICTION: self.prediction.address}
         self.addresses = [frames | states.addresses(side) for side in (0, 1)]
-        """Of the step from each of the two sets into the other."""
+        """Addresses for a step from each of the two sets of states into the other."""
 
 
 class DeviceBackend:
-    """A backend on a GPU; a library adds how a graph is run between given addresses.
+    """A backend on a GPU; a subclass runs the graphs of its library between given addresses.
 
-    What is asked of it is done by one thread of the process at a time, in one stream of the GPU.
+    Calls run in one thread of the process at a time, and in one stream of the GPU.
     """
 
     name: str
@@ -44,7 +44,7 @@ class DeviceBackend:
     captures = True
     """Steps run as captured graphs; False once a capture was refused."""
     compiles = True
-    """Steps run as they were compiled; False once that failed."""
+    """Steps run compiled; False once compiling failed."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
         self.bundle, self.cuda, self.sizes = bundle, cuda, sizes
@@ -53,29 +53,31 @@ class DeviceBackend:
         self._closed = False
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
-        """Put the step of so many streams from one set of states to the other into the stream of the GPU."""
+        """Put a step of `batch` streams, from the set of states `side` to the other, into the stream of the GPU."""
         raise NotImplementedError
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
-        """Put a run of another graph into the stream of the GPU."""
+        """Put a run of the graph `clip` or `rollout` into the stream of the GPU."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Let go of what the library holds."""
+        """Free what the library holds."""
         raise NotImplementedError
 
     def new_states(self, batch: int) -> States:
-        """Allocate the states of so many streams."""
+        """Allocate the states of `batch` streams."""
         layout = Layout(contract.states(self.bundle.config, batch), batch)
         return States(self.cuda, layout, layout)
 
     def prepare(self, batch: int, size: Size) -> None:
-        """Do what has to be done before the first step of so many streams; by default nothing."""
+        """Prepare the first step of `batch` streams; by default do nothing."""
 
     @property
     def device_ms(self) -> float | None:
-        """What the graph of the last call took on the GPU, for `e3d benchmark`; None where that was not measured, as it
-        is from the first time on that somebody reads it."""
+        """Time of the last call's graph on the GPU (ms), for `e3d benchmark`; None if it was not measured.
+
+        Calls are measured from the first read on.
+        """
         return self.cuda.elapsed_ms
 
     def initial_state(self, batch: int | None = None) -> DeviceState:
@@ -92,7 +94,7 @@ class DeviceBackend:
             return size.prediction.read(), following
 
     def step_on_device(self, frame: Any, state: DeviceState) -> tuple[DeviceArray, DeviceState]:
-        """As `step`, with a prediction that stays on the GPU and can be the next frame."""
+        """Step like `step`, but leave the prediction on the GPU, where it can be the next frame."""
         with self._turn():
             size, following = self._step(frame, state)
             memory = self.cuda.lend(size.prediction.memory.size)
@@ -116,7 +118,7 @@ class DeviceBackend:
             return self._size(len(arrays["written"])).states.write(arrays)
 
     def close(self) -> None:
-        """Free what it holds; states that are still held become useless."""
+        """Free everything; states that are still held become useless."""
         with TURN:
             if not self._closed:
                 self._closed = True
@@ -130,7 +132,7 @@ class DeviceBackend:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """One call at a time, with the GPU at hand and its failures in our words."""
+        """Hold `TURN` with the GPU current, and raise CUDA's failures as our errors."""
         with TURN:
             if self._closed:
                 raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
@@ -200,7 +202,7 @@ class DeviceBackend:
         return self._sizes[batch]
 
     def _ports_of(self, graph: str, shape: tuple[int, ...]) -> tuple[Port, Port]:
-        """Where a graph of one call takes its input and puts its forecast."""
+        """Return the ports from which `clip` or `rollout` reads its input and into which it writes its forecast."""
         key = graph, shape[0]
         if key not in self._ports:
             forecast = (shape[0], self.bundle.horizon, *shape[-3:])

@@ -2,9 +2,9 @@
 
 A captured graph reads and writes fixed addresses. So there are two sets of states, and two graphs: one reads the first
 set and writes the second, the other the reverse. A stream that is stepped again and again goes to and fro between them
-and nothing is copied. Yet a state is a value: when a step is about to write a set whose content somebody still
-holds, as during a forecast, that content moves to memory of its own first; and a state that is in neither set is copied
-into one. A step never reads what it writes.
+and nothing is copied. Yet a state is a value: when a step is about to write a set whose state is still held, as during
+a forecast, that state moves to memory of its own first; and a state that is in neither set is copied into one. A step
+never reads what it writes.
 """
 
 import math
@@ -20,14 +20,14 @@ from e3d_deploy import contract
 from e3d_deploy.runtime.cuda import Cuda, Memory
 
 ALIGNMENT = 256
-"""Bytes; each tensor begins at a multiple, as memory that CUDA gives does."""
+"""Alignment of each tensor (bytes), like that of memory from CUDA."""
 
 
 class Layout:
-    """Where the tensors of a state lie in one piece of memory.
+    """Offsets of the tensors of a state in one piece of memory.
 
     Args:
-        tensors: in this order; all of `batch` streams.
+        tensors: in their order in memory, each for `batch` streams.
     """
 
     def __init__(self, tensors: Sequence[contract.Tensor], batch: int) -> None:
@@ -38,7 +38,7 @@ class Layout:
             self.nbytes += math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT
 
     def arrays(self, memory: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """The tensors in memory of the host."""
+        """Return the tensors in a piece of host memory, as views of it."""
         return {
             tensor.name: memory[self.offsets[tensor.name] :][: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
             for tensor in self.tensors
@@ -57,7 +57,10 @@ class Block:
 
 
 class DeviceState:
-    """The state of a few streams. It stays what it is, wherever it is moved, and its memory is used again after it."""
+    """State of one or more streams on the GPU.
+
+    Its value stays the same wherever it is moved; its memory is used again when it is no longer held.
+    """
 
     __slots__ = ("__weakref__", "_lender", "block")
 
@@ -66,11 +69,11 @@ class DeviceState:
 
     @property
     def batch(self) -> int:
-        """Of how many streams."""
+        """Number of streams."""
         return self.block.layout.batch
 
     def move(self, block: Block, lender: Cuda) -> None:
-        """Say that its content is in a block of its own now, to be given back at the end."""
+        """Record that its content is now in a block of its own, which `lender` takes back at the end."""
         self.block, self._lender = block, lender
 
     def __del__(self) -> None:
@@ -79,7 +82,7 @@ class DeviceState:
 
 
 class States:
-    """The states of so many streams.
+    """States of one number of streams, with the two sets that steps read and write.
 
     Args:
         layout: layout of a state in memory of its own.
@@ -90,7 +93,7 @@ class States:
         self.cuda, self.layout = cuda, layout
         self.sets = tuple(Block(in_set, cuda.allocate(in_set.nbytes)) for _ in range(2))
         self.holders: list[weakref.ref[DeviceState] | None] = [None, None]
-        """Whose content each set has, as long as somebody holds it."""
+        """State whose content is in each set, as long as it is held."""
 
     def addresses(self, side: int) -> dict[str, int]:
         """Return the addresses of the states that a step reads from a set, and of those it writes into the other."""
@@ -98,7 +101,7 @@ class States:
         return self.sets[side].addresses | {contract.NEXT + name: address for name, address in following.items()}
 
     def enter(self, state: DeviceState) -> int:
-        """Have a state in one of the sets, and the other free to be written.
+        """Bring a state into one of the sets, and free the other to be written.
 
         Returns:
             The set that it is in.
@@ -114,7 +117,7 @@ class States:
         return side
 
     def written(self, side: int) -> DeviceState:
-        """The state that a step has written into a set."""
+        """Return the state that a step has written into a set."""
         state = DeviceState(self.sets[side], None)
         self.holders[side] = weakref.ref(state)
         return state
@@ -137,15 +140,15 @@ class States:
 
     @cached_property
     def _staging(self) -> tuple[Memory, NDArray[np.uint8]]:
-        """Page-locked memory of the host, which is made when a state first leaves or enters the GPU."""
+        """Page-locked host memory, allocated when a state first leaves or enters the GPU."""
         return self.cuda.allocate_pinned(self.layout.nbytes)
 
     def new(self) -> DeviceState:
-        """A state in a block of its own, to be written."""
+        """Return a state in a block of its own, to be written."""
         return DeviceState(self._block(), self.cuda)
 
     def initial(self) -> DeviceState:
-        """The state before the first frame, as `backend.initial_arrays` has it."""
+        """Return the state before the first frame, equal to `backend.initial_arrays`."""
         state = self.new()
         self.cuda.fill(state.block.memory, 0)
         written = self.cuda.part(state.block.memory, self.layout.offsets["written"], 4 * self.layout.batch)
@@ -153,7 +156,7 @@ class States:
         return state
 
     def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
-        """A state whose stream i is the stream `rows[i][1]` of the state `rows[i][0]`."""
+        """Return a state whose stream i is the stream `rows[i][1]` of the state `rows[i][0]`."""
         state = self.new()
         for first, source, number, count in _runs(rows):
             for tensor in self.layout.tensors:
@@ -166,14 +169,14 @@ class States:
         return state
 
     def read(self, state: DeviceState) -> dict[str, NDArray[Any]]:
-        """A copy on the host."""
+        """Copy a state to the host."""
         staging, host = self._staging
         self.cuda.copy(staging, state.block.memory)
         self.cuda.synchronise()
         return {name: array.copy() for name, array in self.layout.arrays(host).items()}
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
-        """The state of which these arrays are a copy."""
+        """Return a new state with the content of these arrays."""
         state, (staging, host) = self.new(), self._staging
         for name, array in self.layout.arrays(host).items():
             array[:] = arrays[name]
@@ -183,7 +186,7 @@ class States:
 
 
 def _runs(rows: Sequence[tuple[DeviceState, int]]) -> Iterator[tuple[int, DeviceState, int, int]]:
-    """Rows that lie together: the place of the first, where they come from, its number there, and how many they are."""
+    """Yield runs of adjacent rows: place of the first row, source state, first stream in the source, and count."""
     first = 0
     for end in range(1, len(rows) + 1):
         source, number = rows[first]

@@ -119,7 +119,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         return session
 
     def _options(self, graph: str) -> dict[str, str]:
-        """How the provider is to run a graph."""
+        """Return the provider's options for a graph."""
         return {
             "device_id": str(self.cuda.number),
             "user_compute_stream": str(self.cuda.handle),

@@ -22,7 +22,7 @@ INVALID: tuple[tuple[str, type[E3DError], str], ...] = (
     ("CUDA_ERROR", BackendUnavailable, "finds no CUDA that works; install the NVIDIA driver again"),
     ("INSUFFICIENT_GPU_MEMORY", ResourceLimit, "needs more memory than the GPU has; run fewer streams at once"),
 )
-"""What TensorRT-RTX can say of a plan before it loads it, and what to do about it."""
+"""Reasons of TensorRT-RTX for not loading a plan, each with our error and what to do."""
 
 
 class Engine:
@@ -88,7 +88,7 @@ class Engine:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many streams it takes: of the usual numbers those that a profile allows, and what each is made for."""
+        """Numbers of streams it takes: those of `SIZES` that a profile allows, and the usual number of each profile."""
         if not self.ranges:
             return (self.batch,)
         allowed = {size for size in SIZES for fewest, _, most in self.ranges if fewest <= size <= most}
@@ -102,7 +102,7 @@ class Engine:
         return min(fitting, key=lambda index: (self.ranges[index][1] != batch, self.ranges[index][2]))
 
     def context(self, batch: int) -> Any:
-        """What runs it with so many streams. Each captured graph needs its own, which then stays as it is.
+        """Return a context for `batch` streams. Each captured graph needs its own, which must not change afterwards.
 
         Raises:
             EngineError: TensorRT refuses.

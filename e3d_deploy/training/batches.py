@@ -1,4 +1,4 @@
-"""Which clips a step learns from: a function of the step's number alone."""
+"""Choice of the clips that a step learns from, a function of the step's number alone."""
 
 from collections.abc import Callable, Iterator
 from itertools import count

@@ -69,7 +69,7 @@ class Learner(LightningModule):
         return loss
 
     def loss(self, difference: Tensor) -> Tensor:
-        """What is minimised, from prediction − truth of each frame, [B, T − 1, C, H, W]."""
+        """Return the loss from prediction − truth of each frame, [B, T − 1, C, H, W]."""
         squares, absolutes = difference.square(), difference.abs()
         if self.config.loss == "mean":
             mean: Tensor = squares.mean() + self.config.l1_weight * absolutes.mean()

@@ -47,5 +47,5 @@ def draw(shape: tuple[int, int], chance: float, generator: Generator) -> Tensor:
 
 
 def after_context(drawn: Tensor, context_length: int) -> Tensor:
-    """What `E3DLSTM.forward` takes, [B, T − 2], from what was drawn for the end, [B, horizon − 1]."""
+    """Extend the draws after the context, [B, horizon − 1], to those that `E3DLSTM.forward` takes, [B, T − 2]."""
     return torch.cat([drawn.new_ones(len(drawn), context_length - 1), drawn], dim=1)

@@ -256,7 +256,9 @@ def resume_or_next(
     machine: Machine | None = None,
     **_: Any,
 ) -> tuple[Path, bool]:
-    """Where a run of these options goes on or begins: `run` if it is free or holds an unfinished one, else NAME-2 …
+    """Find the folder in which a run of these options resumes or begins.
+
+    It is the first of `run`, NAME-2, NAME-3 … that is free or holds an unfinished run of the same options.
 
     Returns:
         The folder, and whether to resume in it.
@@ -286,7 +288,7 @@ def _settings(
     digits: Path | None,
     machine: Machine,
 ) -> dict[str, Any]:
-    """What decides a run's numbers, as JSON has it."""
+    """Return the settings that determine a run's results, as JSON values."""
 
     def named(path: Path | None) -> dict[str, Any] | None:
         return None if path is None else {"name": path.name, "sha256": _hash(path)}
@@ -396,7 +398,7 @@ def _in_bf16(config: TrainConfig) -> bool:
 
 
 def _hash(initial: Path) -> str | None:
-    """Of a file; a TensorFlow checkpoint is several."""
+    """Return the SHA-256 of a file; None for a TensorFlow checkpoint, which is several files."""
     return sha256(initial) if initial.is_file() else None
 
 
