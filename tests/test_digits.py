@@ -100,15 +100,15 @@ def test_digits_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "digits.npz"
     for content in (b"", b"digits", b"PK\x03\x04" + bytes(40)):
         path.write_bytes(content)
-        with pytest.raises(ClipError, match=r"is no \.npz; give an \.npz"):
+        with pytest.raises(ClipError, match="not a NumPy file of plain numbers, or damaged"):
             read_digits(path)
     with pytest.raises(ClipError, match="is a folder"):
         read_digits(tmp_path)
     np.savez(path, frames=made(1))
-    with pytest.raises(ClipError, match="its digits cannot be read"):
+    with pytest.raises(ClipError, match="holds no `images`; give an"):
         read_digits(path)
     np.savez(path, images=np.array([None]))  # a pickle
-    with pytest.raises(ClipError, match="its digits cannot be read"):
+    with pytest.raises(ClipError, match="not a NumPy file of plain numbers, or damaged"):
         read_digits(path)
     for images in (made(2).astype(np.float32), made(2)[:, 1:], made(2)[0], made(0)):
         np.savez(path, images=images)

@@ -18,6 +18,7 @@ from e3d_deploy.errors import ClipError, ShapeError
 
 CHUNK_BYTES = 1 << 20
 LOCAL_HEADER_BYTES = 30
+DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
 """What stands before the name of a member in a zip archive."""
 
 
@@ -63,8 +64,12 @@ def load_member(path: Path, member: str) -> NDArray[Any]:
     Raises:
         ClipError: it is damaged.
     """
-    with damaged(path), np.load(path, allow_pickle=False) as archive:
-        array: NDArray[Any] = archive[member]
+    with path.open("rb") as file:  # by its name NumPy would leave a bad file open
+        try:
+            with damaged(path), np.load(file, allow_pickle=False) as archive:
+                array: NDArray[Any] = archive[member]
+        except OSError as error:  # a damaged table of contents points anywhere
+            raise ClipError(f"{path}: {DAMAGED}") from error
     return array
 
 
@@ -147,7 +152,7 @@ def damaged(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise ClipError(f"{path}: not a NumPy file of plain numbers, or damaged; write it again") from error
+        raise ClipError(f"{path}: {DAMAGED}") from error
 
 
 def _unpacked(path: Path, entry: zipfile.ZipInfo) -> Iterator[bytes]:

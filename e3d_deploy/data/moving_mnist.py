@@ -1,8 +1,5 @@
 """Moving MNIST (Srivastava et al., 2015), made on the fly from digits that ship with the package."""
 
-import hashlib
-import zipfile
-import zlib
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
@@ -10,21 +7,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.arrays import load_member, members
 from e3d_deploy.errors import ClipError, ConfigError
 
 DIGIT_SIDE = 28
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    AttributeError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""Errors of NumPy and zipfile for a file that is no .npz or a damaged one; RuntimeError for odd flags in a header."""
 STEP_LENGTH = 0.1
 """Distance a digit moves per frame, as a share of the way it can go; the value of the published data set."""
 
@@ -49,8 +35,8 @@ def load_digits(split: Literal["train", "valid", "test"]) -> NDArray[np.uint8]:
 
 def held_out(digits: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Mark the digits that equal one to validate or test with, [N]."""
-    ours = {_hash(digit) for digit in (*load_digits("valid"), *load_digits("test"))}
-    return np.array([_hash(digit) in ours for digit in digits], bool)
+    ours = {digit.tobytes() for digit in (*load_digits("valid"), *load_digits("test"))}
+    return np.array([digit.tobytes() in ours for digit in digits], bool)
 
 
 def read_digits(path: Path) -> NDArray[np.uint8]:
@@ -63,13 +49,9 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
     advice = "give an .npz with `images`, uint8 [N, 28, 28]"
     if not path.is_file():
         raise ClipError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {advice}")
-    if not zipfile.is_zipfile(path):  # NumPy would advise to unpickle it
-        raise ClipError(f"{path}: is no .npz; {advice}")
-    try:
-        with path.open("rb") as file, np.load(file) as archive:  # by its name NumPy would leave a bad file open
-            digits: NDArray[np.uint8] = archive["images"]
-    except UNREADABLE as error:
-        raise ClipError(f"{path}: its digits cannot be read ({error}); {advice}") from error
+    if "images" not in members(path):
+        raise ClipError(f"{path}: holds no `images`; {advice}")
+    digits = load_member(path, "images")
     if digits.dtype != np.uint8 or digits.ndim != 3 or digits.shape[1:] != (DIGIT_SIDE, DIGIT_SIDE) or not len(digits):
         raise ClipError(
             f"{path}: images: got {list(digits.shape)} {digits.dtype}, expected uint8 [N, 28, 28]; {advice}"
@@ -81,10 +63,6 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
             "and tests; leave them out"
         )
     return digits
-
-
-def _hash(digit: NDArray[np.uint8]) -> bytes:
-    return hashlib.sha256(digit.tobytes()).digest()
 
 
 def moving_mnist(
