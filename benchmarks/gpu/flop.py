@@ -1,4 +1,4 @@
-"""Operations and bytes of a step: by the paper's formulas, as executed, and at least.
+"""Operations of a step: by the paper's formulas, and as executed.
 
 One multiplication and one addition are two operations, as everywhere.
 """
@@ -7,12 +7,10 @@ from functools import lru_cache
 
 import torch
 
-from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.model import E3DLSTM, Convolution
 
 
-@lru_cache
 def by_paper(config: ModelConfig, entries: int) -> int:
     """Return the operations of a step of one stream with so many entries in its history, by the paper's formulas.
 
@@ -29,7 +27,7 @@ def executed(config: ModelConfig, entries: int, rewrites: tuple[str, ...]) -> in
     Types, layouts and compiling change no count. A ring has all its K entries read from the first step on.
 
     Args:
-        rewrites: `conv2d` leaves out a quarter of the convolutions' products, those with the padded slot;
+        rewrites: `conv2d` leaves out the convolutions' products with the padded slot, a quarter for a window of two;
             `frozen-memory` leaves out the convolution of a memory that stays zero.
     """
     with torch.device("meta"):
@@ -39,28 +37,9 @@ def executed(config: ModelConfig, entries: int, rewrites: tuple[str, ...]) -> in
         if not isinstance(module, torch.nn.Conv3d):
             continue
         slots: float = 1 if name == "to_patch" else D
-        if "conv2d" in rewrites and D == 2 and isinstance(module, Convolution):
-            slots = 1.5  # one 2D convolution over both slots, and one with half of the weights over the last
+        if "conv2d" in rewrites and isinstance(module, Convolution):
+            slots = D - 0.5  # the last slot is convolved with half of the weights
         if "frozen-memory" in rewrites and config.semantics != "paper" and name.endswith("memory_conv"):
             slots = 0
         total += int(2 * module.weight.numel() * slots * height * width)
     return total + sum(4 * entries * config.positions**2 * channels for channels in config.hidden)
-
-
-def least_bytes(config: ModelConfig, batch: int, size: int) -> int:
-    """Return the bytes that a step moves at least, with elements of so many bytes.
-
-    Weights are read once for all streams. For each stream the rings are read once, one entry of each is written, the
-    other states are read and written, and a frame comes in and goes out.
-    """
-    with torch.device("meta"):
-        weights = sum(weight.numel() for weight in E3DLSTM(config).parameters())
-    rings = sum(config.history_length * config.positions * channels for channels in config.hidden)
-    entries = sum(config.positions * channels for channels in config.hidden)
-    others = sum(
-        tensor.nbytes // 4
-        for tensor in contract.states(config)
-        if not tensor.name.startswith("history") and tensor.name != "written"
-    )
-    frame = contract.frame(config).nbytes // 4
-    return size * (weights + batch * (rings + entries + 2 * others + 2 * frame))
