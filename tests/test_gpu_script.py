@@ -22,6 +22,8 @@ CPU = ("--device", "cpu", "--quick", "--batches", "1")
 TF32 = 5e-3
 """Largest difference of predictions under TF32, which processors with AMX-FP16 may honour; measured 1.1e-6 on one
 that computes in float32."""
+LOW, ATTENTION = 0.1, 0.02
+"""Largest difference of predictions in bf16, and relative error of attention; measured 0.020 and 0.0020."""
 BLOCKED = """
 import sys
 for name in ("click", "rich", "lightning", "onnx", "onnxscript", "onnxruntime", "safetensors", "cuda", "tensorrt_rtx"):
@@ -84,7 +86,7 @@ def test_rows_and_bundles_are_compared_and_timed(tmp_path: Path, exported: Path)
     assert plain["ring fp32"]["passed"]
     assert plain["ring tf32 in-place"]["predictions"] < TF32
     assert plain["ring bf16 in-place"]["steps"] == plain["ring fp32"]["steps"] > TINY.history_length
-    assert all(row["device_ms"] > 0 and row["speedup"] > 0 and row["predictions"] < 0.1 for row in plain.values())
+    assert all(row["device_ms"] > 0 and row["speedup"] > 0 and row["predictions"] < LOW for row in plain.values())
     share = plain["ring fp32"]["share_of_peak"]
     assert share["paper"] >= share["executed"] >= 0
     on_cpu = results["sections"]["bundles"]["onnxruntime cpu-fp32"]
@@ -110,7 +112,7 @@ def test_every_section_runs_to_its_end(tmp_path: Path, exported: Path) -> None:
     assert all(one["calls"] > 0 and one["us"] > 0 and 0 < one["share"] <= 1 for one in kernels)
     attention = sections["micro at batch 1"]["attention bf16"]["variants"]
     assert attention["math, mask"]["us"] > 0
-    assert attention["math"]["relative_error"] < 0.02
+    assert attention["math"]["relative_error"] < ATTENTION
     assert "not_run" in attention["cudnn"]
     assert "µs a step" in shown
 

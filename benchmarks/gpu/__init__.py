@@ -10,5 +10,5 @@ Each section runs in processes of its own, and the result file is replaced after
 connection or the end of the time costs one row. Weights and frames are random with fixed seeds. The model is the
 full-size one, except with `--quick` on a CPU, which runs every line that a CPU can run on a tiny model.
 
-Written without a GPU and not yet run on one; NOTES.md in the folder above holds the predictions.
+NOTES.md in the folder above holds the predictions.
 """

@@ -1,6 +1,7 @@
 """The borrowed GPU machine, as machine.json describes it: no network, a list of packages, limits for what travels."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,3 +78,9 @@ def read(file: Path = FILE) -> Machine:
     """Read the description of a machine."""
     described: dict[str, Any] = json.loads(file.read_text())
     return Machine(**described | {"limits": Limits(**described["limits"])})
+
+
+def joined_path(*folders: Path | str) -> str:
+    """Return folders as the value of PYTHONPATH, what it holds already last."""
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, folders), *([before] if before else [])])

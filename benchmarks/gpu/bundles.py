@@ -2,13 +2,11 @@
 
     python -m benchmarks.gpu.bundles -o FOLDER [--tiny]
 
-Weights are random with 15 levels each, so that they compress to a sixth. Files that are equal in several bundles, the
-model and the reference clip, are hard links to one file, which tar keeps. The reference clip is a real one, of two
+Weights are random with 15 levels each, so that they compress to a sixth. The reference clip is a real one, of two
 frames after two: short, so that most of the ring that it records is still zero.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -21,14 +19,11 @@ from benchmarks.gpu.bench import FULL, TINY
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
-from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 
 KINDS = (("gpu", "fp32"), ("cpu", "fp32"), ("cpu", "tf32"), ("cpu", "fp16"))
 """Rewrites and precision of each. Those for a CPU hold 2D convolutions alone, as CUDA refuses uneven 3D padding."""
 LEVELS = 15
-LINKED_BYTES = 1 << 16
-"""Size from which equal files become links."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +50,6 @@ def export_all(folder: Path, config: ModelConfig) -> list[Path]:
             export(source, path, context_length=2, horizon=2, optimize=optimize, precision=precision, overwrite=True)
             print(f"{path.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             paths.append(path)
-    link_equal_files(paths)
     return paths
 
 
@@ -69,18 +63,6 @@ def coarse_model(config: ModelConfig) -> E3DLSTM:
                 step = weights.abs().max() / (LEVELS // 2)
                 weights.copy_((weights / step).round() * step)
     return model
-
-
-def link_equal_files(bundles: Sequence[Path]) -> None:
-    """Replace equal large files by hard links to the first of them."""
-    first: dict[str, Path] = {}
-    for file in sorted(file for bundle in bundles for file in bundle.iterdir()):
-        if not file.is_file() or file.stat().st_size < LINKED_BYTES:
-            continue
-        original = first.setdefault(sha256(file), file)
-        if original is not file:
-            file.unlink()
-            os.link(original, file)
 
 
 if __name__ == "__main__":

@@ -54,18 +54,6 @@ PATIENCE = 5
 """Factor on every time limit in a rehearsal, as processors differ."""
 ENDING = 5.0
 """Time between asking a process to end and ending it (s)."""
-VERSIONS = """
-import sys, torch
-from importlib.metadata import PackageNotFoundError, version
-print("python", sys.version.split()[0], "torch", torch.__version__, "cuda", torch.version.cuda)
-for name in "numpy triton cuda-core cuda-bindings cuda-pathfinder onnx onnxruntime-gpu lightning".split():
-    try:
-        print(name, version(name))
-    except PackageNotFoundError:
-        print(name, "is not installed")
-if torch.cuda.is_available():
-    print(torch.cuda.get_device_name(), "cudnn", torch.backends.cudnn.version())
-"""
 MEMORY = """
 import sys, pytest
 class Skips:
@@ -122,7 +110,6 @@ def probe(place: Place) -> list[Step]:
     """Return the steps that tell what is right and where the time goes; the last one may find no time left."""
     batch = ("--batches", "1")
     return [
-        Step(name="versions", seconds=30, command=["-c", VERSIONS]),
         training(place, "train_eager", 40, compiled=False, kept=False),
         benchmark(place, "probe_rows", 85, "--sections", "roofline,plain,profile,micro", "--rows", PROBED, *batch),
         training(place, "train_compiled", 70, compiled=True, kept=False),
@@ -376,9 +363,7 @@ def variables_for(folders: Sequence[Path]) -> dict[str, str]:
     if not fits:
         print("the carried packages are for another Python; those installed here are taken", file=sys.stderr)
     packages = [folder for folder in folders if fits and folder.name in PACKAGES]
-    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    path = os.pathsep.join([*map(str, packages), str(ROOT), *filter(None, before)])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PYTHONPATH": borrowed.joined_path(*packages, ROOT), "PYTHONUNBUFFERED": "1"}
 
 
 def main() -> int:

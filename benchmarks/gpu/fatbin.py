@@ -44,8 +44,8 @@ def prune(
     library: bytearray,
     architecture: int,
     *,
-    uncalled: re.Pattern[bytes] | None = None,
-    decompress: Callable[[bytes, int], bytes] | None = None,
+    uncalled: re.Pattern[bytes],
+    decompress: Callable[[bytes, int], bytes],
 ) -> Pruned:
     """Zero the machine code of other chips, and of source files whose kernels are all known never to be called.
 
@@ -60,9 +60,7 @@ def prune(
     """
     kept = zeroed = 0
     for entry in entries(library):
-        needed = entry.architecture == architecture and not (
-            uncalled and decompress and _all_match(library, entry, uncalled, decompress)
-        )
+        needed = entry.architecture == architecture and not _all_match(library, entry, uncalled, decompress)
         if needed:
             kept += entry.length
         else:

@@ -1,7 +1,6 @@
 """Packages that a command imports and a machine lacks."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -67,9 +66,3 @@ def versions_here(distributions: Mapping[str, str]) -> dict[str, str]:
     from importlib.metadata import version
 
     return {name: version(name) for name in distributions}
-
-
-def joined_path(*folders: Path | str) -> str:
-    """Return folders as the value of PYTHONPATH, what it holds already last."""
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([*map(str, folders), *([before] if before else [])])

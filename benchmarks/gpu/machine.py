@@ -16,7 +16,7 @@ from benchmarks.gpu.failures import arches, line_of
 
 PACKAGES = (
     *("torch", "triton", "numpy", "safetensors", "onnx", "onnxruntime", "onnxruntime-gpu", "cuda-core"),
-    *("cuda-bindings", "tensorrt", "tensorrt-rtx-cu13-bindings", "nvidia-cudnn-cu13"),
+    *("cuda-bindings", "cuda-pathfinder", "lightning", "tensorrt", "tensorrt-rtx-cu13-bindings", "nvidia-cudnn-cu13"),
 )
 SMI = ("name", "driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
 IN_USE_MIB = 300

@@ -1,6 +1,5 @@
 """Packages and folders made small enough to travel."""
 
-import hashlib
 import importlib
 import lzma
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.borrowed import Machine, canonical
 from benchmarks.gpu.fatbin import Pruned, prune
+from e3d_deploy.files import sha256
 
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
 UNUSED = (
@@ -99,8 +99,7 @@ def archive(folder: Path, file: Path) -> None:
     ):
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = str(path.relative_to(folder))
-            with path.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            digest = sha256(path)
             member = plain(tar.gettarinfo(path, name))
             if digest in stored:
                 member.type, member.linkname, member.size = tarfile.LNKTYPE, stored[digest], 0

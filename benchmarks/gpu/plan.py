@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-START_S = 10.0
+START_S = 5.0
 """Estimated start of a process on a GPU: imports, context, model; without `--costs`."""
 QUICK_CPU_S = 1.0
 """Estimated row or start with the tiny model on a CPU."""

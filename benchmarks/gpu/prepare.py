@@ -22,9 +22,9 @@ from itertools import chain
 from pathlib import Path
 
 from benchmarks.gpu import borrowed
-from benchmarks.gpu.borrowed import Machine, canonical
+from benchmarks.gpu.borrowed import Machine, canonical, joined_path
 from benchmarks.gpu.call import CALLS, CARRIED, PACK, RESULTS, ROOT, SECONDS, next_call
-from benchmarks.gpu.lacking import Confiner, joined_path, versions_here
+from benchmarks.gpu.lacking import Confiner, versions_here
 from benchmarks.gpu.pack import archive, install, shrink_onnxruntime
 from benchmarks.gpu.travel import MIB, check_travel
 from e3d_deploy.errors import ConfigError, E3DError

@@ -52,7 +52,7 @@ class Rehearsal:
     python: str
     folder: Path
 
-    def call(self, name: str, argument: str) -> dict[str, Any]:
+    def call(self, name: str) -> dict[str, Any]:
         """Run a call to its end; return its sizes, steps and times.
 
         Raises:
@@ -60,10 +60,10 @@ class Rehearsal:
             ResourceLimit: more travels, or comes back, than may.
         """
         travel = check_travel(ROOT, [self.pack / piece for piece in CARRIED[name]], self.machine.limits)
-        process, log, started = self.start(name, argument)
+        process, log, started = self.start(name)
         code = process.wait()
         found = {
-            "command": f"python3 -m benchmarks.gpu.call {argument}",
+            "command": f"python3 -m benchmarks.gpu.call {name}",
             "seconds": round(time.monotonic() - started, 1),
             "exit_code": code,
             "checkout_bytes": travel.tracked_bytes,
@@ -81,7 +81,7 @@ class Rehearsal:
         Raises:
             RuntimeError: it ended before.
         """
-        process, log, started = self.start(name, name, out="killed")
+        process, log, started = self.start(name, out="killed")
         rows = self.out("killed") / f"gpu_{name}_rows.json"
         while not rows.exists():
             time.sleep(0.2)
@@ -98,7 +98,7 @@ class Rehearsal:
             "json_files": whole(self.out("killed")),
         }
 
-    def start(self, name: str, argument: str, *, out: str = "") -> tuple["subprocess.Popen[bytes]", Path, float]:
+    def start(self, name: str, *, out: str = "") -> tuple["subprocess.Popen[bytes]", Path, float]:
         """Start a call in a copy of what travels."""
         place = self.folder / (out or name)
         checkout = place / "checkout"
@@ -120,7 +120,7 @@ class Rehearsal:
             **confined.variables,
         }
         log = place / "output.txt"
-        command = [self.python, "-m", "benchmarks.gpu.call", argument, *TINY]
+        command = [self.python, "-m", "benchmarks.gpu.call", name, *TINY]
         started = time.monotonic()
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -226,7 +226,7 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix="gpu-rehearsal-") as folder:
         rehearsal = Rehearsal(machine=machine, pack=pack, python=python, folder=Path(folder))
         todo: dict[str, Callable[[], dict[str, Any]]] = {
-            **{name: partial(rehearsal.call, name, name) for name in CALLS},
+            **{name: partial(rehearsal.call, name) for name in CALLS},
             "killed": partial(rehearsal.killed, "probe"),
             "weights": rehearsal.weights,
         }

@@ -60,7 +60,7 @@ def bundles(bench: Bench) -> list[Unit]:
             section="bundles",
             row=f"{name} {bundle}",
             tier=3 if name in BUILT else 2 if name in COMPILED else 1,
-            cost_s={**BUILT, **COMPILED}.get(name, 6.0),
+            cost_s={**BUILT, **COMPILED}.get(name, 4.0),
             work=work,
         )
         for (bundle, name), work in works.items()
