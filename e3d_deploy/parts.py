@@ -66,7 +66,7 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joined:
+class JoinedModel:
     """A model file put together."""
 
     content: bytes
@@ -138,7 +138,7 @@ def find_parts(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def join(paths: Sequence[Path]) -> Joined:
+def join(paths: Sequence[Path]) -> JoinedModel:
     """Put a model file together from its parts; of several whole sets of one run the newest is taken.
 
     A damaged part counts as missing: the machine that wrote it may be gone, and an older set is whole.
@@ -165,7 +165,7 @@ def join(paths: Sequence[Path]) -> Joined:
             left_out.append(str(error))
             continue
         older = [f"step {other} is older" for other, *_ in sets if other < step]
-        return Joined(content=content, step=step, left_out=(*left_out, *older))
+        return JoinedModel(content=content, step=step, left_out=(*left_out, *older))
     raise CheckpointError(f"{paths[0].parent}: no model is whole: {'; '.join(left_out)}; fetch these parts again")
 
 

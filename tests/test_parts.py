@@ -41,7 +41,7 @@ def changed(model: E3DLSTM) -> E3DLSTM:
     return other
 
 
-def joined(folder: Path) -> parts.Joined:
+def joined(folder: Path) -> parts.JoinedModel:
     return parts.join(parts.find_parts([folder]))
 
 

@@ -145,7 +145,7 @@ def train(
     machine = Machine(
         **part(Machine),
         time_limit_s=None if minutes is None else 60 * minutes,
-        parts_every_s=60 * (every or 1),
+        **({} if every is None else {"parts_every_s": 60 * every}),
     )
     call: dict[str, Any] = {
         "data": [source(text) for text in data],

@@ -26,11 +26,11 @@ UNMASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBacke
 over keys: one stream has too few queries to occupy a GPU otherwise. Flash attention takes no mask and no float32."""
 FLOAT32 = [SDPBackend.MATH]
 """Attention kernels for float32 on a GPU: products and softmax one by one were 14 times faster for one stream than the
-fused kernel that PyTorch chooses, which does not split over keys (benchmarks/NOTES.md)."""
+fused kernel that PyTorch chooses, which does not split over keys (benchmarks/NOTES.md). Many were not compared."""
 
 
 class FusedRecall(nn.Module):
-    """`PlainRecall` as PyTorch's fused attention, which never stores the scores.
+    """`PlainRecall` as PyTorch's fused attention, which stores no scores, except in float32 on a GPU.
 
     Args:
         dtype: type of its products; it adds up in float32 in any case.

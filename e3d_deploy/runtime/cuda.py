@@ -22,11 +22,12 @@ UPDATE = "pip install --upgrade 'cuda-core>=1.2'"
 
 def _outdated(error: Exception) -> BackendUnavailable:
     """Return the error for a `cuda.core` that lacks what is used here, all of which 1.0 has."""
-    return BackendUnavailable(f"cuda-core {core.__version__} is too old ({_first_line(error)}); {UPDATE}")
+    return BackendUnavailable(f"cuda-core {core.__version__} is too old ({first_line(error)}); {UPDATE}")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class if it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 try:
@@ -253,7 +254,7 @@ class Cuda:
         except (RuntimeError, CudaError) as error:  # there is no such library, or it does not know this GPU
             remedy = _old_driver() or REMEDY
             raise BackendUnavailable(
-                f"NVRTC, which compiles for the GPU, does not work ({_first_line(error)}); {remedy}"
+                f"NVRTC, which compiles for the GPU, does not work ({first_line(error)}); {remedy}"
             ) from error
 
     def to_frames(self, pictures: Memory, frames: Memory, channels: int, pixels: int) -> None:
@@ -300,8 +301,8 @@ def _refusal(number: int, error: Exception) -> E3DError:
     """Return the error for a GPU that CUDA refuses to use."""
     for name, kind, advice in REFUSALS:
         if name in str(error):
-            return kind(f"GPU {number}: cannot be used ({_first_line(error)}); {advice}")
-    return BackendUnavailable(f"GPU {number}: cannot be used ({_first_line(error)}); {_old_driver() or REMEDY}")
+            return kind(f"GPU {number}: cannot be used ({first_line(error)}); {advice}")
+    return BackendUnavailable(f"GPU {number}: cannot be used ({first_line(error)}); {_old_driver() or REMEDY}")
 
 
 def _old_driver() -> str | None:
@@ -322,10 +323,10 @@ def said_plainly(error: Exception) -> Exception:
     """Return an error of CUDA as one of our own."""
     if OUT_OF_MEMORY in str(error):
         return ResourceLimit(
-            f"the GPU has no memory left ({_first_line(error)}); nothing was changed: close streams or other programs, "
+            f"the GPU has no memory left ({first_line(error)}); nothing was changed: close streams or other programs, "
             "or run fewer streams at once"
         )
-    return EngineError(f"the GPU failed ({_first_line(error)}); what it computed is lost, open the bundle again")
+    return EngineError(f"the GPU failed ({first_line(error)}); what it computed is lost, open the bundle again")
 
 
 def _in_one_piece(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

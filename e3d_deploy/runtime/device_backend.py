@@ -43,8 +43,8 @@ class DeviceBackend:
     pads = True
     captures = True
     """Steps run as captured graphs; False once a capture was refused."""
-    compiles = True
-    """Steps run compiled; False once compiling failed."""
+    compiles: bool | None = None
+    """Steps run compiled; False once compiling failed, None where nothing is compiled."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
         self.bundle, self.cuda, self.sizes = bundle, cuda, sizes

@@ -43,8 +43,7 @@ class Pace:
     @property
     def late(self) -> bool:
         """True once the time is up."""
-        used = self.elapsed_s if self.by_time else self.clock() - self.started
-        return self.limit_s is not None and used >= self.limit_s
+        return self.limit_s is not None and self.elapsed_s >= self.limit_s
 
     def end_step(self) -> None:
         """Let the share begin to move, after the first step."""

@@ -131,7 +131,8 @@ def train(
     settings = _settings(model_config, config, data, valid, initial, digits, machine)
     if resume and _check_resumable(run, settings):
         return path
-    _check_parts(machine.parts, _parts_name(run) if resume else None)
+    if machine.parts is not None:
+        _check_parts(machine.parts, _parts_name(run) if resume else None)
     sets = _data(model_config, config, data, valid, digits, skip_bad=skip_bad)
     seed_everything(config.seed, verbose=False)
     model = E3DLSTM(model_config)
@@ -378,9 +379,9 @@ def _parts_name(run: Path) -> str | None:
     return name
 
 
-def _check_parts(folder: Path | None, name: str | None) -> None:
+def _check_parts(folder: Path, name: str | None) -> None:
     """Refuse a folder that holds the parts of another run."""
-    for path in [] if folder is None else folder.glob(PATTERN):
+    for path in folder.glob(PATTERN):
         if name is None or read_card(path).run != name:
             raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
 
