@@ -1,27 +1,31 @@
-"""A trained model to disk and back: one .safetensors file with its config as metadata. No pickle."""
+"""A trained model on disk: one .safetensors file with config and card as metadata, without pickles."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
+from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.tensors import KEY
+from e3d_deploy.tensors import KEY, read_tensors
 
 FORMAT = 1
 WIDENED = (torch.float16, torch.bfloat16)
 """Types that `load` turns into float32."""
 
 
-def save(model: E3DLSTM, path: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights and config to `path`, whole or not at all.
+def save(model: E3DLSTM, path: str | Path, *, card: Card | None = None, dtype: torch.dtype = torch.float32) -> None:
+    """Write weights, config and card to `path`, whole or not at all.
 
     Args:
+        card: facts about the model; None for an empty card.
         dtype: type of the weights in the file.
 
     Raises:
@@ -30,10 +34,10 @@ def save(model: E3DLSTM, path: str | Path, *, dtype: torch.dtype = torch.float32
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise CheckpointError(f"{path}: its folder does not exist; make it first")
-    write_file(path, content(model, dtype=dtype))
+    write_file(path, content(model, card=card, dtype=dtype))
 
 
-def content(model: E3DLSTM, *, dtype: torch.dtype = torch.float32) -> bytes:
+def content(model: E3DLSTM, *, card: Card | None = None, dtype: torch.dtype = torch.float32) -> bytes:
     """Return the bytes of a model file.
 
     Raises:
@@ -46,7 +50,10 @@ def content(model: E3DLSTM, *, dtype: torch.dtype = torch.float32) -> bytes:
                 f"{name}: got a weight of {weight.abs().max():.6g}, expected at most {torch.finfo(dtype).max:g}; "
                 "write this model as float32, or train with a smaller --learning-rate"
             )
-    return serialize(weights, {KEY: json.dumps({"format": FORMAT, "config": model.config.to_dict()})})
+    entries = {"format": FORMAT, "config": model.config.to_dict()}
+    if card is not None and (known := card.to_dict()):
+        entries["card"] = known
+    return serialize(weights, {KEY: json.dumps(entries)})
 
 
 def load(path: str | Path) -> E3DLSTM:
@@ -63,15 +70,7 @@ def load(path: str | Path) -> E3DLSTM:
         raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
-    if KEY not in metadata:
-        raise CheckpointError(f"{path}: not made by e3d_deploy; this version reads its own models alone")
-    try:
-        card = json.loads(metadata[KEY])
-        if card["format"] != FORMAT:
-            raise CheckpointError(f"{path}: format {card['format']!r}, this version reads {FORMAT}; update e3d_deploy")
-        config = ModelConfig.from_dict(card["config"])
-    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its config cannot be read ({error}); save or fetch it again") from error
+    config = ModelConfig.from_dict(_entries(path, metadata)["config"])
     weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):
         raise CheckpointError(
@@ -84,3 +83,56 @@ def load(path: str | Path) -> E3DLSTM:
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its config ({error})") from error
     return model.eval().requires_grad_(False)
+
+
+def read_card(path: str | Path) -> Card:
+    """Return the card of the model in `path`; an empty one if the file has none.
+
+    Raises:
+        CheckpointError: not a model file of ours, or its card is damaged.
+    """
+    path = Path(path)
+    _, metadata = read_tensors(path)
+    try:
+        return Card.from_dict(_entries(path, metadata).get("card", {}))
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def write_card(path: str | Path, card: Card) -> None:
+    """Replace the card of the model in `path`, whole or not at all; weights and config stay as they are.
+
+    Raises:
+        CheckpointError: not a model file of ours.
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    _, metadata = read_tensors(path)
+    entries = {**_entries(path, metadata), "card": card.to_dict()}
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = {KEY: json.dumps(entries)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    write_file(path, b"".join([len(text).to_bytes(8, "little"), text, content[8 + length :]]))
+
+
+def _entries(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entries in the metadata of a model file.
+
+    Raises:
+        CheckpointError: not a model file of ours, or one that this version cannot read.
+    """
+    if KEY not in metadata:
+        raise CheckpointError(f"{path}: not made by e3d_deploy; this version reads its own models alone")
+    try:
+        entries: dict[str, Any] = json.loads(metadata[KEY])
+        if entries["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {entries['format']!r}, this version reads {FORMAT}; update e3d_deploy"
+            )
+        ModelConfig.from_dict(entries["config"])
+    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its config cannot be read ({error}); save or fetch it again") from error
+    return entries

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHECKED = {
     "benchmarks": "__init__ clip digits engines export gpu loader naive peers precision streaming",
-    "e3d_deploy": "__init__ __main__ checkpoint cli config contract doctor parts tensors tf32 training workspace",
+    "e3d_deploy": "__init__ __main__ card checkpoint cli config contract doctor parts tensors tf32 training workspace",
     "e3d_deploy/commands": (
         "__init__ cache demo doctor engines evaluating exporting importing joining opening options "
         "packing running training"
@@ -26,7 +26,7 @@ CHECKED = {
         "pack predictor tensorrt_backend tensorrt_engine tensorrt_library"
     ),
     "tests": (
-        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_checkpoint "
+        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_card test_checkpoint "
         "test_cli test_config test_data test_demo test_diff test_digits test_docstrings test_engine_cache "
         "test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan "
         "test_gpu_run test_gpu_script test_import test_imports test_metrics test_onnxruntime_cuda_backend "

@@ -154,6 +154,7 @@ def export(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "producer": {"e3d_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
             "config": config.to_dict(),
+            "card": checkpoint.read_card(model_path).to_dict(),
             "context_length": context_length,
             "horizon": horizon,
             "batch": batch or 1,

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import locked, sha256, write_file
@@ -74,6 +75,11 @@ class Bundle:
     def horizon(self) -> int:
         """Frames that the clip graph gives."""
         return int(self.manifest["horizon"])
+
+    @property
+    def card(self) -> Card:
+        """Facts about the model; empty in a bundle of an older version."""
+        return Card.from_dict(self.manifest.get("card", {}))
 
     @property
     def batch(self) -> int:

@@ -4,6 +4,9 @@ from collections.abc import Iterator, Mapping
 from types import UnionType
 from typing import Any
 
+from e3d_deploy.card import Card
+from e3d_deploy.errors import ConfigError
+
 FIELDS = {
     "name": str,
     "created": str,
@@ -20,7 +23,7 @@ FIELDS = {
     "engines": dict,
     "files": dict,
 }
-"""Fields of a manifest beside `schema`, and what JSON makes of them."""
+"""Required fields of a manifest beside `schema`, and their types in JSON; `card` is optional."""
 GRAPH = {
     "file": str,
     "precision": str,
@@ -43,6 +46,11 @@ def problems(manifest: Mapping[str, Any], *, always: set[str]) -> Iterator[str]:
     """
     yield from _odd("", manifest, FIELDS)
     yield from _odd("history ", manifest["history"], HISTORY)
+    yield from _odd("card ", manifest.get("card", {}), {})
+    try:
+        Card.from_dict(manifest.get("card", {}))
+    except ConfigError as error:
+        yield f"its {error}"
     yield from _odd("rounding ", manifest["rounding"], ROUNDING)
     yield from _odd("graphs ", manifest["graphs"], {"step": dict})
     for name, graph in manifest["graphs"].items():

@@ -1,0 +1,128 @@
+"""Facts about a model that its weights do not tell: the window it was trained on, and how its state ages."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from e3d_deploy.errors import ConfigError
+
+AGES = (1, 2, 3, 5, 10, 12, 15, 20, 30, 60, 100, 150)
+"""Ages of a state at which its forecasts are measured (frames seen)."""
+REACH, TOLERANCE = 6, 1.03
+"""A state counts as ageless if its decay was measured up to REACH · C frames, C the context of training, and no age
+above C has more than TOLERANCE times the error at C."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Clips that a model was trained on.
+
+    Raises:
+        ConfigError: a length below 1, or an interval that is not above 0.
+    """
+
+    context_length: int
+    """Frames given."""
+    horizon: int
+    """Frames predicted."""
+    interval_ms: float | None = None
+    """Median time between two frames (ms); None where no source says."""
+    interval_range_ms: tuple[float, float] | None = None
+    """Shortest and longest time between two frames of the sources (ms); None where no source says."""
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "horizon"):
+            if not _is_whole(value := getattr(self, name)) or value < 1:
+                raise ConfigError(f"{name}: got {value!r}, expected a whole number from 1 on")
+        if self.interval_range_ms is not None:
+            object.__setattr__(self, "interval_range_ms", tuple(self.interval_range_ms))
+        for interval in (self.interval_ms, *(self.interval_range_ms or ())):
+            if interval is not None and not 0 < interval < math.inf:
+                raise ConfigError(f"interval_ms: got {interval!r}, expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decay:
+    """Error of a model's forecasts by the age of the state, measured on the same target frames for every age.
+
+    Raises:
+        ConfigError: the error at age C is missing, or an error is not a number.
+    """
+
+    context_length: int
+    """C, the context of training (frames)."""
+    data: str
+    """Source of the clips."""
+    clips: int
+    """Windows measured."""
+    mse: Mapping[int, tuple[float, ...]]
+    """Squared error summed over a frame and averaged over the clips, for each frame of the forecast, by age."""
+    copy_last: tuple[float, ...]
+    """The same error of repeating the last frame seen."""
+
+    def __post_init__(self) -> None:
+        mse = {int(age): tuple(float(one) for one in errors) for age, errors in sorted(self.mse.items())}
+        object.__setattr__(self, "mse", mse)
+        object.__setattr__(self, "copy_last", tuple(float(one) for one in self.copy_last))
+        if self.context_length not in mse:
+            raise ConfigError(f"mse: has no age {self.context_length}, the context of training; measure it too")
+        lengths = {len(errors) for errors in (*mse.values(), self.copy_last)}
+        if len(lengths) != 1 or not all(math.isfinite(one) for errors in mse.values() for one in errors):
+            raise ConfigError("mse: expected a finite error for each frame of the forecast at each age")
+
+    def mean(self, age: int) -> float:
+        """Return the mean error over the frames of the forecast at an age."""
+        return math.fsum(self.mse[age]) / len(self.mse[age])
+
+    def ratio(self, age: int) -> float:
+        """Return the error at an age as a multiple of that at age C."""
+        return self.mean(age) / self.mean(self.context_length)
+
+    @property
+    def ageless(self) -> bool:
+        """True if a state may be any number of frames old."""
+        older = [age for age in self.mse if age > self.context_length]
+        return max(self.mse) >= REACH * self.context_length and all(self.ratio(age) <= TOLERANCE for age in older)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Facts about a model beside its config and weights; stored in the model file and in the manifest."""
+
+    window: Window | None = None
+    decay: Decay | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """Entries that this version does not know; they are kept."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries that are known as JSON values."""
+        result = dict(self.notes)
+        if self.window is not None:
+            result["window"] = {name: value for name, value in asdict(self.window).items() if value is not None}
+        if self.decay is not None:
+            mse = {str(age): list(errors) for age, errors in self.decay.mse.items()}
+            result["decay"] = {**asdict(self.decay), "mse": mse, "copy_last": list(self.decay.copy_last)}
+        return result
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> "Card":
+        """Return the card from the result of `to_dict`.
+
+        Raises:
+            ConfigError: an entry is damaged.
+        """
+        notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
+        window, decay = entries.get("window"), entries.get("decay")
+        try:
+            return cls(
+                window=None if window is None else Window(**window),
+                decay=None if decay is None else Decay(**decay),
+                notes=notes,
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"card: an entry is damaged ({error}); save or export the model again") from error
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

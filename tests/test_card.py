@@ -1,0 +1,104 @@
+"""Facts that travel with a model: in the model file, in the bundle."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from e3d_deploy import checkpoint
+from e3d_deploy.card import Card, Decay, Window
+from e3d_deploy.errors import BundleError, CheckpointError, ConfigError
+from e3d_deploy.export.bundle import export
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.bundle import write_manifest
+
+
+def decay(**errors: float) -> Decay:
+    """A decay for C = 3, one forecast frame, errors by age such as a18=1.2."""
+    mse = {3: (1.0,)} | {int(age[1:]): (error,) for age, error in errors.items()}
+    return Decay(context_length=3, data="clips.npz", clips=32, mse=mse, copy_last=(2.0,))
+
+
+CARD = Card(
+    window=Window(context_length=3, horizon=1, interval_ms=40.0, interval_range_ms=(33.3, 40.0)),
+    decay=decay(a1=1.5, a18=1.01),
+    notes={"later": [1]},
+)
+
+
+def test_card_survives_json() -> None:
+    assert Card.from_dict(json.loads(json.dumps(CARD.to_dict()))) == CARD
+    assert Card.from_dict({}) == Card()
+
+
+def test_model_file_carries_its_card(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(tiny_model, path)
+    assert checkpoint.read_card(path) == Card()
+    checkpoint.write_card(path, CARD)
+    assert checkpoint.read_card(path) == CARD
+    weights = checkpoint.load(path).state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in tiny_model.state_dict().items())
+    checkpoint.save(tiny_model, path, card=CARD)
+    assert checkpoint.read_card(path) == CARD
+
+
+def test_damaged_card_in_a_model_file_is_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(tiny_model, path, card=Card(notes={"window": {"context_length": 3}}))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: card: an entry is damaged"):
+        checkpoint.read_card(path)
+
+
+def test_bundle_carries_the_card_but_is_not_identified_by_it(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(tiny_model, path)
+    plain = Bundle.open(export(path, tmp_path / "plain.e3d", context_length=3, horizon=2))
+    checkpoint.write_card(path, CARD)
+    carded = Bundle.open(export(path, tmp_path / "carded.e3d", context_length=3, horizon=2))
+    assert (plain.card, carded.card) == (Card(), CARD)
+    assert plain.digest == carded.digest
+
+
+def test_bundle_without_a_card_is_opened_and_a_damaged_one_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    checkpoint.save(tiny_model, tmp_path / "model.safetensors")
+    path = export(tmp_path / "model.safetensors", tmp_path / "small.e3d", context_length=3, horizon=2)
+    manifest = Bundle.open(path).manifest
+    del manifest["card"]
+    write_manifest(path, manifest)
+    assert Bundle.open(path).card == Card()
+    for damaged in ([1], {"window": {"context_length": 0, "horizon": 1}}, {"decay": {}}):
+        write_manifest(path, {**manifest, "card": damaged})
+        with pytest.raises(BundleError, match=r"manifest.json: .*card.*; export the model again"):
+            Bundle.open(path)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (decay(a1=9.0, a18=1.03), True),
+        (decay(a18=1.04), False),
+        (decay(a4=1.04, a18=1.0), False),
+        (decay(a17=1.0), False),
+    ],
+)
+def test_state_is_ageless_if_the_record_reaches_far_and_no_older_one_is_worse(found: Decay, expected: bool) -> None:
+    assert found.ageless is expected
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Window(context_length=0, horizon=1),
+        lambda: Window(context_length=1, horizon=1, interval_ms=0.0),
+        lambda: Decay(context_length=3, data="", clips=1, mse={4: (1.0,)}, copy_last=(1.0,)),
+        lambda: decay(a4=float("nan")),
+        lambda: Decay(context_length=3, data="", clips=1, mse={3: (1.0, 2.0)}, copy_last=(1.0,)),
+    ],
+)
+def test_impossible_facts_are_refused(build: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError):
+        build()
