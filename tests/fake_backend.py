@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime import Predictor, SlotStream
 from e3d_deploy.runtime.backend import Frame
 from e3d_deploy.runtime.host_backend import as_frames
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
+AGELESS = Card(decay=Decay(context_length=10, data="", clips=1, mse={10: (1.0,), 60: (1.0,)}, copy_last=(1.0,)))
+"""Card of a model whose streams need no renewal."""
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -88,7 +91,7 @@ class FakeBackend:
 
 
 def predictor_of(backend: FakeBackend) -> Predictor:
-    return Predictor(CONFIG, backend, identity="fake")
+    return Predictor(CONFIG, backend, identity="fake", card=AGELESS)
 
 
 def picture(value: int) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, Shap
 from e3d_deploy.runtime import Bundle, Predictor, tensorrt_library
 from e3d_deploy.runtime.backend import Frame, State, open_backend
 from e3d_deploy.runtime.host_backend import as_frames
+from tests.fake_backend import AGELESS
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 
@@ -26,7 +27,7 @@ ENDED = """
 import sys, time
 import numpy as np
 from e3d_deploy import runtime
-streams = runtime.load(sys.argv[1], sys.argv[2]).streams(queue_length=1000)
+streams = runtime.load(sys.argv[1], sys.argv[2]).streams(renewal="none", queue_length=1000)
 stream = streams.open()
 for _ in range(1000):
     stream.push(np.zeros((16, 24, 1), np.uint8))
@@ -53,10 +54,14 @@ except KeyboardInterrupt:
 class Halving:
     """Predicts half of the frame, and counts the frames in its state."""
 
-    name = "halving"
+    name, sizes, pads = "halving", (1,), False
 
-    def initial_state(self) -> State:
+    def initial_state(self, batch: int | None = None) -> State:
         return {"count": np.zeros(1)}
+
+    def gather(self, rows: Sequence[tuple[State, int]]) -> State:
+        [(state, _)] = rows
+        return state
 
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         return as_frames(frame, CONFIG) / 2, {"count": state["count"] + 1}
@@ -76,7 +81,7 @@ class Halving:
 
 @pytest.fixture
 def predictor() -> Predictor:
-    return Predictor(CONFIG, Halving(), identity="halving")
+    return Predictor(CONFIG, Halving(), identity="halving", card=AGELESS)
 
 
 def white(value: int = 200) -> NDArray[np.uint8]:
@@ -88,7 +93,7 @@ def test_predict_feeds_predictions_back_and_does_not_move_the_stream(predictor: 
     stream.push(white())
     assert stream.predict(3)[:, 0, 0, 0].tolist() == [100, 50, 25]
     assert stream.predict(3)[:, 0, 0, 0].tolist() == [100, 50, 25]
-    assert stream.state["count"] == 1
+    assert stream.snapshot().states[0]["count"] == 1
     assert stream.predict(1).dtype == np.uint8
     assert stream.forecast(2).shape == (2, 1, 4, 8)
 
@@ -117,7 +122,7 @@ def test_reset_forgets_the_video(predictor: Predictor) -> None:
     stream.push(white())
     stream.reset()
     assert stream.pushed == 0
-    assert stream.state["count"] == 0
+    assert stream.snapshot().states[0]["count"] == 0
     with pytest.raises(StreamError, match="push at least one picture"):
         stream.predict(1)
 

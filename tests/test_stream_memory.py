@@ -35,7 +35,7 @@ def predictor(exported: Path, request: pytest.FixtureRequest) -> Iterator[Predic
 def test_1000_frames_take_no_memory_but_their_results(predictor: Predictor) -> None:
     """Without the garbage collector, so that there is no garbage either."""
     pictures = np.random.default_rng(0).integers(0, 256, (50, 16, 24, 1), np.uint8)
-    frame_bytes, stream = 4 * 16 * 24, predictor.stream()
+    frame_bytes, stream = 4 * 16 * 24, predictor.stream(renewal="none")
     out = np.empty((3, 16, 24, 1), np.uint8)
 
     def peak(function: Callable[[], object]) -> int:
@@ -76,7 +76,7 @@ def test_pictures_are_taken_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> N
         return step(frame, state)
 
     monkeypatch.setattr(backend, "step", watched)
-    stream = predictor_of(backend).stream()
+    stream = predictor_of(backend).stream(renewal="none")
     array, tensor = picture(1), torch.full((4, 8, 1), 2, dtype=torch.uint8)
     stream.push(array)
     stream.push(tensor)
@@ -107,8 +107,8 @@ class OnGPU:
 def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = FakeBackend()
     predictor = predictor_of(backend)
-    with predictor.streams() as streams:
-        for stream in (predictor.stream(), streams.open()):
+    with predictor.streams(renewal="none") as streams:
+        for stream in (predictor.stream(renewal="none"), streams.open()):
             with pytest.raises(ShapeError, match="on a GPU, the backend runs on the host; copy it to the host"):
                 stream.push(OnGPU())
     taken: list[object] = []
@@ -120,10 +120,10 @@ def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(backend, "step", step)
     backend.step_on_device = step  # type: ignore[attr-defined]
     on_gpu = OnGPU()
-    predictor.stream().push(on_gpu)
+    predictor.stream(renewal="none").push(on_gpu)
     assert taken == [on_gpu]
     with pytest.raises(ShapeError, match=r"of torch\.float32 on a GPU, the backend takes uint8 from there"):
-        predictor.stream().push(OnGPU("torch.float32"))
+        predictor.stream(renewal="none").push(OnGPU("torch.float32"))
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatc
 )
 def test_what_gives_no_memory_is_refused(wrong: torch.Tensor) -> None:
     with pytest.raises(ShapeError, match="is no array that NumPy can read"):
-        predictor_of(FakeBackend()).stream().push(wrong)
+        predictor_of(FakeBackend()).stream(renewal="none").push(wrong)

@@ -51,7 +51,7 @@ def test_what_neighbours_see_changes_nothing_bit_for_bit(predictor: Predictor) -
     mine, theirs, others = clips(1, 1)[0], clips(3, 2), clips(3, 3)
     predictions: list[list[Frames]] = []
     for place, neighbours in ((0, theirs), (0, others), (2, others)):
-        with predictor.streams(max_wait_ms=1000) as streams:
+        with predictor.streams(renewal="none", max_wait_ms=1000) as streams:
             slots = [streams.open() for _ in range(4)]
             all_clips = np.insert(neighbours, place, mine, axis=0)
             predictions.append([seen_together(slots, all_clips[:, t])[place] for t in range(len(mine))])
@@ -64,7 +64,7 @@ def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predicto
     """They agree within rounding, as steps differ in their number of streams: one joins at each, up to four."""
     pictures = clips(4, 4)
     slots: list[SlotStream] = []
-    with predictor.streams(max_wait_ms=1000) as streams:
+    with predictor.streams(renewal="none", max_wait_ms=1000) as streams:
         for t in range(9):
             if len(slots) < 4:
                 slots.append(streams.open())
@@ -73,7 +73,7 @@ def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predicto
         forecasts = [future.result() for future in futures]
         assert {size for size, count in streams.stats()["batch_sizes"].items() if count} == {1, 2, 4}
     for number, forecast in enumerate(forecasts):
-        stream = predictor.stream()
+        stream = predictor.stream(renewal="none")
         for picture in pictures[number, number:]:
             stream.push(picture)
         np.testing.assert_allclose(forecast, stream.forecast(3), rtol=0, atol=OTHER_SIZE)
@@ -87,7 +87,7 @@ def test_what_happens_to_one_stream_touches_no_other_bit_for_bit(
     pictures = clips(4, 5)
 
     def run(happens: bool) -> list[list[Frames]]:
-        with predictor.streams(max_wait_ms=1000) as streams:
+        with predictor.streams(renewal="none", max_wait_ms=1000) as streams:
             slots = [streams.open() for _ in range(4)]
             start = slots[0].snapshot()
             predictions = []
@@ -127,7 +127,7 @@ def test_hundreds_of_streams_opened_and_closed_leave_nothing(predictor: Predicto
     def states() -> int:
         return sum(type(one) is HostState for one in gc.get_objects())
 
-    with predictor.streams(max_streams=8, max_wait_ms=0) as streams:
+    with predictor.streams(renewal="none", max_streams=8, max_wait_ms=0) as streams:
 
         def open_and_close(count: int) -> None:
             for _ in range(count):
@@ -169,7 +169,7 @@ def test_the_code_in_the_documentation_runs(
     assert [forecast.shape for forecast in names["forecasts"]] == [(10, 16, 24, 1)] * 3
     assert "'p99'" in capsys.readouterr().out
     exec(asynchronous, names)
-    with runtime.load(any_batch, "onnxruntime") as predictor, predictor.streams() as streams:
+    with runtime.load(any_batch, "onnxruntime") as predictor, predictor.streams(renewal="none") as streams:
         one, other = streams.open(), streams.open()
         for stream in (one, other):
             stream.push(clips(1)[0, 0])

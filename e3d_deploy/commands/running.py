@@ -56,7 +56,7 @@ def predict(
         with working(f"predicting {clip}") as progress:
             for number, pictures in enumerate(clips.frames):
                 progress(f"clip {number + 1} of {len(clips.frames)}")
-                stream = predictor.stream()
+                stream = predictor.stream(renewal="none")
                 for picture in pictures:
                     stream.push(picture)
                 forecasts.append(stream.forecast(horizon))

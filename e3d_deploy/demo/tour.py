@@ -149,7 +149,7 @@ def _examples(predictor: Predictor) -> tuple[list[tuple[Frames, Frames]], str]:
     digits, pairs = load_digits("test"), []
     for index in range(4):
         clip = moving_mnist(digits, np.random.default_rng((TEST_SEED, index)), length=CONTEXT + HORIZON)
-        stream = predictor.stream()
+        stream = predictor.stream(renewal="none")
         for picture in clip[:CONTEXT]:
             stream.push(picture)
         truth = frames.to_frames(clip, image_size=predictor.config.image_size, channels=1)

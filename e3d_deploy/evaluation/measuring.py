@@ -162,7 +162,7 @@ def _checked(clip: Frames, config: ModelConfig, *, length: int, number: int) -> 
 
 
 def _forecast(predictor: Predictor, context: Frames, horizon: int, *, number: int) -> Frames:
-    stream = predictor.stream()
+    stream = predictor.stream(renewal="none")
     try:
         for picture in np.moveaxis(context, 1, -1):
             stream.push(picture)

@@ -17,6 +17,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.runtime.backend import Backend, Frame, State, step_size
 from e3d_deploy.runtime.host_backend import as_frames
+from e3d_deploy.runtime.renewal import Renewal
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,17 @@ class Member:
 
 
 NOWHERE = Batch(None)
+
+
+def next_members(batcher: "Batcher", renewal: Renewal, pushed: int, members: Sequence[Member]) -> list[Member]:
+    """Return the states of a stream that see its next picture, the oldest first.
+
+    Args:
+        pushed: pictures that the stream has seen.
+        members: its states so far.
+    """
+    kept = list(members[1:] if renewal.ends(pushed) else members)
+    return [*kept, batcher.member()] if renewal.begins(pushed) else kept
 
 
 class Runner(Protocol):
@@ -144,8 +156,8 @@ class Batcher:
         return self.backend.gather(rows + rows[-1:] * (size - len(rows)))
 
     def _seen(self, runners: Sequence[Runner], size: int) -> Frame:
-        if size == 1:
-            return runners[0].seen
+        if size == 1 or not isinstance(runners[0].seen, np.ndarray):
+            return runners[0].seen  # on a GPU: the one picture that all states of a stream see
         pictures = all(runner.seen.dtype == np.uint8 for runner in runners)
         buffer = self._buffer(size, pictures)
         for row, runner in enumerate(runners):

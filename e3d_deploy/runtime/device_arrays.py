@@ -52,16 +52,18 @@ class DeviceArray:
     more: wait for your own work with it before you let it go. It ends with the backend, views of it too.
     """
 
-    def __init__(self, cuda: Cuda, memory: Memory, shape: tuple[int, ...]) -> None:
-        self._cuda, self._memory, self.shape, self.dtype = cuda, memory, shape, np.dtype(np.float32)
+    def __init__(
+        self, cuda: Cuda, memory: Memory, shape: tuple[int, ...], dtype: "type[np.generic]" = np.float32
+    ) -> None:
+        self._cuda, self.memory, self.shape, self.dtype = cuda, memory, shape, np.dtype(dtype)
 
     def __del__(self) -> None:
-        self._cuda.take_back(self._memory)
+        self._cuda.take_back(self.memory)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        address = int(self._memory.handle)
-        return {"shape": self.shape, "typestr": "<f4", "data": (address, False), "strides": None, "version": 3}
+        address = int(self.memory.handle)
+        return {"shape": self.shape, "typestr": self.dtype.str, "data": (address, False), "strides": None, "version": 3}
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return ON_GPU, self._cuda.number
@@ -74,5 +76,5 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> object:
-        view = self._cuda.view(self._memory, self.shape, self.dtype, owner=self)
+        view = self._cuda.view(self.memory, self.shape, self.dtype, owner=self)
         return view.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)

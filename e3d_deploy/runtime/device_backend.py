@@ -103,6 +103,22 @@ class DeviceBackend:
             self.cuda.synchronise()  # so that whoever reads it need not know of this stream
             return prediction, following
 
+    def keep(self, picture: Any) -> DeviceArray:
+        """Copy pictures on the GPU, uint8 [B, H, W, C], to memory of the backend."""
+        with self._turn():
+            memory, shape, _ = self.cuda.borrow(picture)
+            own = self.cuda.lend(memory.size)
+            self.cuda.copy(own, memory)
+            self.cuda.synchronise()  # before their owner writes the next ones
+            return DeviceArray(self.cuda, own, shape, np.uint8)
+
+    def fetch(self, picture: DeviceArray) -> NDArray[Any]:
+        """Copy a picture that `keep` returned to the host, uint8 [1, H, W, C]."""
+        with self._turn():
+            port = self._size(1).pictures
+            self.cuda.copy(port.memory, picture.memory)
+            return port.read()
+
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
         return self._run("clip", contract.CONTEXT, np.asarray(context), None)
 
@@ -151,7 +167,10 @@ class DeviceBackend:
         return size, size.states.written(1 - side)
 
     def _see(self, frame: Any, size: Size) -> None:
-        """Bring a frame or pictures, from the host or from the GPU, to where the step reads them."""
+        """Bring a frame or pictures, from the host or from the GPU, to where the step reads them.
+
+        One on the GPU alone may be for all streams.
+        """
         memory = None
         if is_on_gpu(frame):
             memory, shape, dtype = self.cuda.borrow(frame)
@@ -159,10 +178,14 @@ class DeviceBackend:
             frame = np.asarray(frame)
             shape, dtype = frame.shape, frame.dtype
         port = size.pictures if dtype == np.uint8 else size.frame
-        if shape != port.shape or (memory is not None and dtype != port.dtype):
+        shared = memory is not None and shape == (1, *port.shape[1:])
+        if not (shape == port.shape or shared) or (memory is not None and dtype != port.dtype):
             raise ShapeError(f"frame: got {list(shape)} {dtype}, expected {list(port.shape)} {port.dtype}")
         if memory is None:
             port.write(frame)
+        elif shared:
+            for row in range(port.shape[0]):
+                self.cuda.copy(self.cuda.part(port.memory, row * memory.size, memory.size), memory)
         else:
             self.cuda.copy(port.memory, memory)
         if port is size.pictures:

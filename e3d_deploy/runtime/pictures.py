@@ -1,5 +1,6 @@
 """Pictures as they come in, in whatever array, and forecasts as they go out."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, ShapeError
+from e3d_deploy.runtime.host_backend import as_frames
 
 HOST = (1, 3)
 """DLPack's numbers for memory of the host, plain and pinned."""
@@ -81,3 +83,11 @@ def forecast_array(
 def put(prediction: NDArray[np.float32], place: NDArray[Any]) -> None:
     """Write a frame [C, H, W] into one place of a forecast, as a picture [H, W, C] where that is of uint8."""
     place[:] = frames.to_pictures(prediction) if place.dtype == np.uint8 else prediction
+
+
+def stack(seen: Iterable[NDArray[Any]], config: ModelConfig) -> NDArray[Any]:
+    """Return pictures as `take` gives them in one array: uint8 [n, H, W, C], or float32 [n, C, H, W] with floats."""
+    seen = list(seen)
+    if all(one.dtype == np.uint8 for one in seen):
+        return np.concatenate([np.empty((0, *config.image_size, config.channels), np.uint8), *seen])
+    return np.concatenate([as_frames(one, config) for one in seen])

@@ -1,10 +1,12 @@
-"""Predictor, loaded once and shared, and Stream, one video."""
+"""A loaded bundle that streams share, and streams of one video."""
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
@@ -12,15 +14,18 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.backend import Backend, Frame, State, open_backend
+from e3d_deploy.runtime.batching import Batch, Batcher, Member, next_members
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.queues import Policy
+from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
-from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
 from e3d_deploy.runtime.streams import Streams
 
 log = logging.getLogger(__name__)
@@ -54,6 +59,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         identity=bundle.digest,
         context_length=bundle.context_length,
         horizon=bundle.horizon,
+        card=bundle.card,
     )
 
 
@@ -63,30 +69,82 @@ class Predictor:
     Args:
         identity: stands for what the backend computes, so that a snapshot does not end up elsewhere.
         context_length, horizon: how many frames one usually gives and wants; streams take any.
+        card: facts about the model; the default renewal of streams follows from them.
     """
 
     def __init__(
-        self, config: ModelConfig, backend: Backend, *, identity: str, context_length: int = 10, horizon: int = 10
+        self,
+        config: ModelConfig,
+        backend: Backend,
+        *,
+        identity: str,
+        context_length: int = 10,
+        horizon: int = 10,
+        card: Card | None = None,
     ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
-        self.context_length, self.horizon = context_length, horizon
+        self.context_length, self.horizon, self.card = context_length, horizon, card or Card()
         self.closed, self._lock = False, threading.Lock()
         self._schedulers: WeakSet[Scheduler] = WeakSet()
+        self._said: set[str] = set()
 
-    def stream(self, snapshot: Snapshot | None = None) -> "Stream":
-        """A new video, or one that goes on from a snapshot.
+    def stream(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "Stream":
+        """Open a new video, or one that goes on from a snapshot.
+
+        Args:
+            renewal: `none`, `refresh:M` or `replay`, see docs/streams.md; None for that of the snapshot, or the
+                default, which follows from the measured decay of the model.
 
         Raises:
-            StreamError: the snapshot is of another network.
+            ConfigError: there is no such renewal.
+            StreamError: the snapshot is of another network or has another renewal, or this was closed.
         """
-        stream = Stream(self)
+        own = None if snapshot is not None and renewal is None else self.renewal(renewal)
+        if snapshot is not None:
+            own = renewal_of(snapshot, own)
+        assert own is not None
+        stream = Stream(self, own)
         if snapshot is not None:
             stream.restore(snapshot)
         return stream
 
+    def renewal(self, text: str | None = None) -> Renewal:
+        """Return the renewal that a text names, or the default; the reason for the default is logged once.
+
+        Raises:
+            ConfigError: there is no such renewal.
+        """
+        if text is not None:
+            found = Renewal.parse(text, known_context(self.card, self.context_length))
+        else:
+            found, reason = default_renewal(self.card, self.context_length)
+            if found.kind != "none":
+                self.say_once(f"streams: renewal {found}, {found.steps_per_frame:.2f} steps a frame, as {reason}")
+        if found.context_length > self.config.history_length and found.kind != "none":
+            self.say_once(
+                f"streams: the context of training, {found.context_length} frames, is longer than the history of "
+                f"{self.config.history_length} entries; what is older is not recalled"
+            )
+        return found
+
+    def check_horizon(self, horizon: int) -> None:
+        """Log once if a forecast is longer than those of training."""
+        window = self.card.window
+        if window is not None and horizon > window.horizon:
+            self.say_once(f"forecast: got a horizon above {window.horizon}, that of training; errors may grow quickly")
+
+    def say_once(self, text: str) -> None:
+        """Log a warning unless it was logged before."""
+        with self._lock:
+            known = text in self._said
+            self._said.add(text)
+        if not known:
+            log.warning("%s", text)
+
     def streams(
         self,
         *,
+        renewal: str | None = None,
         max_streams: int = 32,
         max_wait_ms: float = 2.0,
         queue_length: int = 4,
@@ -94,12 +152,16 @@ class Predictor:
         on_bad_output: OnBadOutput = "raise",
         memory_limit_bytes: int | None = None,
     ) -> Streams:
-        """Many videos that are stepped together, for several threads; `Streams` says what the arguments are.
+        """Open many videos that are stepped together, for several threads; see `Streams` for the other arguments.
+
+        Args:
+            renewal: default of the streams, as `stream` takes it.
 
         Raises:
             ConfigError, ResourceLimit: as `Streams`.
             StreamError: this was closed.
         """
+        own = self.renewal(renewal)
         with self._lock:
             if self.closed:
                 raise StreamError("predictor: was closed; load the bundle again")
@@ -107,6 +169,8 @@ class Predictor:
                 self.backend,
                 self.config,
                 self.identity,
+                renewal=own,
+                on_horizon=self.check_horizon,
                 max_streams=max_streams,
                 max_wait_ms=max_wait_ms,
                 queue_length=queue_length,
@@ -134,24 +198,59 @@ class Predictor:
         self.close()
 
 
+@dataclass
+class _Row:
+    """State that a step is to move on."""
+
+    member: Member
+    seen: Any
+    after: tuple[Batch, int] | None = None
+
+
 class Stream:
     """One video: what was seen of it, and nothing else. One thread at a time; for several see `Predictor.streams`.
 
     Each call raises StreamError when the predictor was closed, or another thread is in the same stream.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, renewal: Renewal) -> None:
         self.predictor, self.config = predictor, predictor.config
         self.backend, self.identity = predictor.backend, predictor.identity
-        self._lock = threading.Lock()
-        self.reset()
+        self._renewal, self._lock = renewal, threading.Lock()
+        self._batcher = Batcher(self.backend, self.config)
+        self._members: list[Member] = []
+        """States, the oldest first; of a stream that replays, the one that the last forecast made of the pictures."""
+        self._frames: deque[Any] = deque(maxlen=renewal.context_length)
+        """Last pictures of a stream that replays them."""
+        self._prediction: NDArray[np.float32] | None = None
+        self._pushed = 0
+
+    @property
+    def renewal(self) -> str:
+        """Renewal of the stream, such as `refresh:2`."""
+        return str(self._renewal)
+
+    @property
+    def pushed(self) -> int:
+        """Number of pictures seen."""
+        return self._pushed
+
+    @property
+    def age(self) -> int:
+        """Number of pictures that the state which answers has seen."""
+        return self._renewal.age(self._pushed)
+
+    @property
+    def prediction(self) -> NDArray[np.float32] | None:
+        """Prediction of the next frame, [1, C, H, W]; None before the first picture, and with `replay` until a forecast
+        was asked for."""
+        return self._prediction
 
     def reset(self) -> None:
         """Forget the video."""
         with self._alone():
-            self.state: State = self.backend.initial_state()
-            self.prediction: NDArray[np.float32] | None = None
-            self.pushed = 0
+            self._members, self._prediction, self._pushed = [], None, 0
+            self._frames.clear()
 
     def push(self, picture: Any) -> None:
         """See the next picture, [H, W, C], uint8 or float in [0, 1].
@@ -170,12 +269,48 @@ class Stream:
         """
         seen = pictures.take(picture, self.config, gpu=hasattr(self.backend, "step_on_device"))
         with self._alone():
-            prediction, state = self._step(seen, self.state)
-            if not np.isfinite(prediction).all():
+            if self._renewal.kind == "replay":
+                self._frames.append(np.array(seen) if isinstance(seen, np.ndarray) else self._keep(seen))
+                self._members, self._prediction = [], None
+            else:
+                if self._renewal.states > 1 and not isinstance(seen, np.ndarray):
+                    seen = self._keep(seen)
+                self._advance(seen)
+            self._pushed += 1
+
+    def _advance(self, seen: Any) -> None:
+        """Step all states with a picture, or none."""
+        members = next_members(self._batcher, self._renewal, self._pushed, self._members)
+        rows = [_Row(member, seen) for member in members]
+        answer = None
+        for together in self._batcher.split(rows):
+            with _plain_errors():
+                predictions, batch = self._batcher.step(together)
+            if not np.isfinite(predictions).all():
                 raise StreamError(
-                    f"frame {self.pushed}: the prediction is not finite; reset the stream, check the precision"
+                    f"frame {self._pushed}: the prediction is not finite; reset the stream, check the precision"
                 )
-            self.prediction, self.state, self.pushed = prediction, state, self.pushed + 1
+            for number, row in enumerate(together):
+                row.after = batch, number
+                if row is rows[0]:
+                    answer = predictions[number : number + 1].copy() if len(predictions) > 1 else predictions
+        for ended in set(self._members).difference(members):
+            self._batcher.leave(ended)
+        for row in rows:
+            assert row.after is not None
+            self._batcher.move(row.member, *row.after)
+        self._batcher.tidy()
+        self._members, self._prediction = members, answer
+
+    def _keep(self, picture: Any) -> Any:
+        """Copy a picture on the GPU, which its owner may overwrite."""
+        device: Any = self.backend
+        with _plain_errors():
+            return device.keep(picture)
+
+    def _on_host(self, picture: Any) -> NDArray[Any]:
+        device: Any = self.backend
+        return picture if isinstance(picture, np.ndarray) else device.fetch(picture)
 
     def forecast(self, horizon: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The next frames as computed, not clipped, float32 [horizon, C, H, W]; the stream does not move.
@@ -199,27 +334,47 @@ class Stream:
         return self._roll(pictures.forecast_array(horizon, self.config, np.uint8, out))
 
     def snapshot(self) -> Snapshot:
-        """The stream as it is now; later pictures do not change it."""
+        """Take a snapshot of the stream; later pictures do not change it."""
         with self._alone():
-            return Snapshot(self.identity, self.backend.to_arrays(self.state), copy(self.prediction), self.pushed)
+            replays = self._renewal.kind == "replay"
+            to_arrays, alone = self.backend.to_arrays, self._batcher.alone
+            members = [] if replays else self._members or [self._batcher.member()]
+            return Snapshot(
+                self.identity,
+                tuple(to_arrays(alone(member)) for member in members),
+                None if replays else copy(self._prediction),
+                self._pushed,
+                str(self._renewal),
+                self._renewal.context_length,
+                pictures.stack(map(self._on_host, self._frames), self.config) if replays else None,
+            )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot.
 
         Raises:
-            StreamError: it is of another network.
+            StreamError: it is of another network, or its renewal is not that of the stream.
+            SnapshotError: it is damaged.
         """
         if snapshot.identity != self.identity:
             raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+        renewal_of(snapshot, self._renewal)
         with self._alone():
-            self.state = self.backend.from_arrays(snapshot.state)
-            self.prediction, self.pushed = copy(snapshot.prediction), snapshot.pushed
+            states = [self.backend.from_arrays(arrays) for arrays in snapshot.states if snapshot.pushed]
+            self._members = [Member(self._batcher.batch(state)) for state in states]
+            self._frames.clear()
+            self._frames.extend(frame[None] for frame in (() if snapshot.frames is None else snapshot.frames))
+            self._prediction, self._pushed = copy(snapshot.prediction), snapshot.pushed
 
     def _roll(self, result: NDArray[Any]) -> NDArray[Any]:
         with self._alone():
-            if self.prediction is None:
+            if self._pushed == 0:
                 raise StreamError("nothing was pushed yet; push at least one picture before predicting")
-            prediction, state = self.prediction, self.state
+            self.predictor.check_horizon(len(result))
+            if self._prediction is None:
+                self._replay()
+            assert self._prediction is not None
+            prediction, state = self._prediction, self._batcher.alone(self._members[0])
             for number in range(len(result)):
                 if number > 0:
                     prediction, state = self._step(prediction, state)
@@ -230,13 +385,18 @@ class Stream:
                 pictures.put(prediction[0], result[number])
         return result
 
+    def _replay(self) -> None:
+        """Make a state of the pictures that were kept."""
+        state, prediction = self._batcher.blank, None
+        for number, seen in enumerate(self._frames, self._pushed - len(self._frames)):
+            prediction, state = self._step(seen, state)
+            if not np.isfinite(prediction).all():
+                raise StreamError(f"frame {number}: the prediction is not finite; check the precision")
+        self._members, self._prediction = [Member(self._batcher.batch(state))], prediction
+
     def _step(self, seen: Frame, state: State) -> tuple[NDArray[np.float32], State]:
-        try:
+        with _plain_errors():
             return self.backend.step(seen, state)
-        except Exception as error:
-            if (cleared := clear(error)) is error:
-                raise
-            raise cleared from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -250,3 +410,14 @@ class Stream:
             yield
         finally:
             self._lock.release()
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise failures of a library as errors of ours."""
+    try:
+        yield
+    except Exception as error:
+        if (cleared := clear(error)) is error:
+            raise
+        raise cleared from error

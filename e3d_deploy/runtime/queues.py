@@ -6,13 +6,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, get_args
 
 from e3d_deploy.errors import ConfigError, StreamError
 from e3d_deploy.runtime.backend import Frame
 from e3d_deploy.runtime.counters import Counters
-from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Video, give
+from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
 """What a push does when its stream's queue is full: wait, drop the oldest picture there, drop its own, or fail."""
@@ -60,14 +60,14 @@ class Queues:
         self._make_locks()
         self.closing, self.broken = True, "this process was forked from the one that they run in"
 
-    def add(self, video: Video, most: int) -> bool:
-        """Let a new stream take part, unless there are as many as may be."""
+    def add(self, video: Video, fits: Callable[[Collection[Video]], bool]) -> bool:
+        """Let a new stream take part if it fits beside the others."""
         with self.lock:
             self.check(video)
-            if len(self.videos) < most:
-                self.videos.add(video)
-                return True
-            return False
+            if not fits({*self.videos, video}):
+                return False
+            self.videos.add(video)
+            return True
 
     def push(self, video: Video, seen: Frame, deadline_ms: float | None) -> None:
         """Put in a picture, whose memory nobody else writes to.
@@ -179,16 +179,21 @@ class Queues:
         self.first = min((video.queue[0].came for video in self.waiting), default=now)
         return [*pushes, *self.forecasts]
 
-    def in_time(self, runners: Sequence[Push | Forecast]) -> list[Push | Forecast]:
-        """Those whose step may begin now; pictures whose deadline is over are dropped."""
+    def in_time(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that are stepped now, and drop pictures whose deadline is over before their first step."""
         now = time.perf_counter()
-        late = [one for one in runners if isinstance(one, Push) and now > one.deadline]
-        if not late:
-            return list(runners)
-        with self.lock:
-            for push in late:
-                self.drop(push.video, "late")
-        return [one for one in runners if one not in late]
+        late = set()
+        for row in rows:
+            if isinstance(push := row.owner, Push) and not push.over:
+                if push.started is None and now > push.deadline:
+                    push.over = True
+                    late.add(push)
+                push.started = push.started or now
+        if late:
+            with self.lock:
+                for push in late:
+                    self.drop(push.video, "late")
+        return [row for row in rows if isinstance(row.owner, Forecast) or not row.owner.over]
 
     def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:
         while video.queue:

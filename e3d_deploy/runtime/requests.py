@@ -1,4 +1,4 @@
-"""A stream among many, and what can be asked of it."""
+"""Streams, and requests that wait for their turn."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.backend import Frame
-from e3d_deploy.runtime.batching import Member
+from e3d_deploy.runtime.batching import Batch, Member
 from e3d_deploy.runtime.counters import Counters
+from e3d_deploy.runtime.renewal import Renewal
 
 LAST = 256
 """How many pictures percentiles of one stream are of."""
@@ -21,15 +22,21 @@ CLOSED = "stream: used after it was closed; open another"
 
 @dataclass(eq=False, slots=True)
 class Video:
-    """A stream, as the thread that steps it sees it."""
+    """Stream, as the thread that steps it sees it."""
 
-    member: Member
+    renewal: Renewal
+    members: list[Member] = field(default_factory=list)
+    """Its states, the oldest first; of a stream that replays, the one that the last forecast made of its frames."""
+    frames: "deque[Frame]" = field(default_factory=deque)
+    """Last pictures of a stream that replays them."""
+    changes: int = 0
+    """Number of pictures, resets and restores so far."""
     counters: Counters = field(default_factory=lambda: Counters(LAST))
     queue: "deque[Push | Forecast | Job]" = field(default_factory=deque)
     waiting: int = 0
     """Pictures in the queue."""
     prediction: NDArray[np.float32] | None = None
-    """After the last good picture, [1, C, H, W]."""
+    """Prediction after the last good picture, [1, C, H, W]; of a stream that replays, None until a forecast made it."""
     pushed: int = 0
     """Pictures in the state."""
     stepped: int = 0
@@ -41,22 +48,42 @@ class Video:
 
 
 @dataclass(eq=False, slots=True)
+class Row:
+    """State that a step is to move on. A picture has one for each state of its stream, a forecast one."""
+
+    owner: "Push | Forecast"
+    member: Member
+    after: tuple[Batch, int] | None = None
+    """Batch and row of the state after the step."""
+
+    @property
+    def seen(self) -> Frame:
+        return self.owner.seen
+
+
+@dataclass(eq=False, slots=True)
 class Push:
-    """A picture that waits."""
+    """Picture that waits."""
 
     video: Video
     seen: Frame
     came: float
     deadline: float
-
-    @property
-    def member(self) -> Member:
-        return self.video.member
+    rows: list[Row] = field(default_factory=list)
+    """One for each state that sees it, the oldest first."""
+    started: float | None = None
+    """When the first of its steps began."""
+    prediction: NDArray[np.float32] | None = None
+    """Prediction of the oldest state that sees it, [1, C, H, W]."""
+    finite: bool = True
+    """False once a prediction is not."""
+    over: bool = False
+    """True once it was dropped or a step of it failed; its other rows are not stepped."""
 
 
 @dataclass(eq=False, slots=True)
 class Forecast:
-    """A forecast that waits, or is on its way from where its stream was then."""
+    """Forecast that waits, or is on its way from where its stream was then."""
 
     video: Video
     result: NDArray[Any]
@@ -64,13 +91,17 @@ class Forecast:
     future: "Future[NDArray[Any]]" = field(default_factory=Future)
     number: int = 0
     """Frames there are."""
+    context: "deque[Frame]" = field(default_factory=deque)
+    """Pictures of a stream that replays which are still to be seen."""
+    changes: int = 0
+    """`Video.changes` when it began."""
     member: Member = field(init=False)
     seen: Frame = field(init=False)
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Something else that is done in a stream's turn."""
+    """Function that is called in a stream's turn."""
 
     function: Callable[[], Any]
     came: float

@@ -18,10 +18,11 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.backend import Backend
-from e3d_deploy.runtime.batching import Batch, Batcher, Member
+from e3d_deploy.runtime.batching import Batcher, Member, next_members
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.queues import Queues
-from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Video, give
+from e3d_deploy.runtime.renewal import Renewal
+from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 from e3d_deploy.runtime.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,7 @@ class Scheduler:
         """
 
         def begin() -> None:
-            state = None if snapshot is None else self.batcher.backend.from_arrays(snapshot.state)
-            self._set(video, state, snapshot)
+            self._set(video, snapshot)
             with self.queues.lock:
                 video.failure = None
                 self.queues.failed.discard(video)
@@ -139,67 +139,158 @@ class Scheduler:
             for forecast in [one for one in queues.forecasts if one.future.cancelled()]:
                 self._finish(forecast)
             runners = [] if queues.delay() else queues.take(self._begin)
-        self.batcher.tidy({runner.member for runner in runners})
-        for together in self.batcher.split(runners):
+        rows = [row for runner in runners for row in self._rows(runner)]
+        self.batcher.tidy({row.member for row in rows})
+        for together in self.batcher.split(rows):
             self._step(together)
         return True
 
-    def _step(self, taken: Sequence[Push | Forecast]) -> None:
-        started, runners = time.perf_counter(), self.queues.in_time(taken)
-        if not runners:
+    def _rows(self, runner: Push | Forecast) -> list[Row]:
+        """Return the rows that a picture or a forecast has in this round; a picture that is only kept has none."""
+        if isinstance(runner, Forecast):
+            return [Row(runner, runner.member)]
+        video = runner.video
+        if video.renewal.kind == "replay":
+            now = time.perf_counter()
+            with self.queues.lock:
+                if now > runner.deadline:
+                    self.queues.drop(video, "late")
+                else:
+                    self._saw(runner, now, now)
+                    self._keep(runner)
+            return []
+        members = next_members(self.batcher, video.renewal, video.pushed, video.members)
+        runner.rows = [Row(runner, member) for member in members]
+        return runner.rows
+
+    def _step(self, taken: Sequence[Row]) -> None:
+        rows = self.queues.in_time(taken)
+        if not rows:
             return
         try:
-            predictions, batch = self.batcher.step(runners)
+            predictions, batch = self.batcher.step(rows)
             good: NDArray[np.bool_] = np.asarray(np.isfinite(predictions).all(axis=(1, 2, 3)))
         except Exception as error:
-            if len(runners) == 1:
-                self._broke(runners[0], error)
+            if len(rows) == 1:
+                self._broke(rows[0].owner, error)
                 return
-            log.warning("a step of %d streams failed, so each is stepped alone (%s)", len(runners), str(error))
+            log.warning("a step of %d streams failed, so each is stepped alone (%s)", len(rows), str(error))
         else:
             ended, said, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
             with self.queues.lock:
                 self.steps[batch.size] += 1
-                for row, runner in enumerate(runners):
-                    if isinstance(runner, Push):
-                        for counters in (runner.video.counters, self.queues.counters):
-                            counters.saw(queueing=started - runner.came, latency=ended - runner.came)
-                    if not good[row]:
-                        self.batcher.touched.add(batch)
-                        said += self._is_bad(runner)
-                        continue
+                for number, row in enumerate(rows):
+                    row.after = batch, number
                     try:
-                        self._moved(runner, predictions[row : row + 1].copy(), batch, row)  # a view would keep all
+                        prediction = predictions[number : number + 1].copy()  # a view would keep all
+                        said += self._stepped(row, prediction, finite=bool(good[number]), ended=ended)
                     except Exception as fault:
-                        broken.append((runner, fault))
+                        broken.append((row.owner, fault))
             # Without the lock: whoever reads the log may ask the streams something.
             for words in said:
                 log.warning("%s", words)
-            for runner, cause in broken:
-                self._broke(runner, cause)
+            for owner, cause in broken:
+                self._broke(owner, cause)
             return
-        for runner in runners:
-            self._step([runner])
+        for row in rows:
+            self._step([row])
 
-    def _moved(self, runner: Push | Forecast, prediction: NDArray[np.float32], batch: Batch, row: int) -> None:
-        self.batcher.move(runner.member, batch, row)
-        if isinstance(runner, Push):
-            video = runner.video
-            video.prediction, video.pushed, video.stepped = prediction, video.pushed + 1, video.stepped + 1
-        else:
-            self._went_on(runner, prediction)
+    def _stepped(self, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float) -> list[str]:
+        """Record that a row was stepped, and move its owner on after its last row; return lines for the log."""
+        assert row.after is not None
+        owner = row.owner
+        if isinstance(owner, Forecast):
+            if not finite:
+                self.batcher.touched.add(row.after[0])
+                return self._is_bad(owner)
+            self.batcher.move(owner.member, *row.after)
+            self._went_on(owner, prediction)
+            return []
+        return self._saw_one(owner, row, prediction, finite=finite, ended=ended)
+
+    def _saw_one(
+        self, push: Push, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float
+    ) -> list[str]:
+        """Record that one state saw a picture; move the stream on if it was the last."""
+        push.finite = push.finite and finite
+        if row is push.rows[0]:
+            push.prediction = prediction
+        if any(other.after is None for other in push.rows):
+            return []
+        assert push.started is not None
+        self._saw(push, push.started, ended)
+        if not push.finite:
+            self._abandon(push)
+            return self._is_bad(push)
+        self._moved(push)
+        return []
+
+    def _abandon(self, push: Push) -> None:
+        """Leave the states of a stream as they were before a picture."""
+        push.over = True
+        for row in push.rows:
+            if row.member not in push.video.members:
+                self.batcher.leave(row.member)
+            if row.after is not None:
+                self.batcher.touched.add(row.after[0])
+        push.rows = []  # which refer to it
+
+    def _saw(self, push: Push, started: float, ended: float) -> None:
+        for counters in (push.video.counters, self.queues.counters):
+            counters.saw(queueing=started - push.came, latency=ended - push.came)
+
+    def _moved(self, push: Push) -> None:
+        """Put a stream into the states after a picture, once all of them have seen it."""
+        video, members = push.video, [row.member for row in push.rows]
+        for ended in set(video.members).difference(members):
+            self.batcher.leave(ended)
+        for row in push.rows:
+            assert row.after is not None
+            self.batcher.move(row.member, *row.after)
+        push.rows = []  # which refer to it
+        video.members, video.prediction = members, push.prediction
+        video.pushed, video.stepped, video.changes = video.pushed + 1, video.stepped + 1, video.changes + 1
+
+    def _keep(self, push: Push) -> None:
+        """Keep a picture of a stream that replays; the state of its last forecast is out of date now."""
+        video = push.video
+        self._leave(video)
+        video.frames.append(push.seen)
+        if len(video.frames) > video.renewal.context_length:
+            video.frames.popleft()
+        video.pushed, video.stepped, video.changes = video.pushed + 1, video.stepped + 1, video.changes + 1
+
+    def _leave(self, video: Video) -> None:
+        """Let go of all states of a stream."""
+        for member in video.members:
+            self.batcher.leave(member)
+        video.members, video.prediction = [], None
 
     def _begin(self, forecast: Forecast) -> None:
         video = forecast.video
-        if video.prediction is None:
+        if video.prediction is None and not video.frames:
             give(forecast.future, StreamError("nothing was pushed yet; push at least one picture before predicting"))
             return
-        forecast.member = Member(video.member.batch, video.member.row)
-        video.forecast = forecast
+        video.forecast, forecast.changes = forecast, video.changes
         self.queues.forecasts.append(forecast)
-        self._went_on(forecast, video.prediction)
+        if video.prediction is None:
+            forecast.context.extend(video.frames)
+            forecast.member, forecast.seen = self.batcher.member(), forecast.context.popleft()
+        else:
+            forecast.member = Member(video.members[0].batch, video.members[0].row)
+            self._add(forecast, video.prediction)
 
     def _went_on(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
+        """Show a forecast its next picture, or add a frame to it."""
+        if forecast.context:
+            forecast.seen = forecast.context.popleft()
+            return
+        video = forecast.video
+        if forecast.number == 0 and forecast.changes == video.changes:  # the state after the pictures that were kept
+            video.members, video.prediction = [Member(forecast.member.batch, forecast.member.row)], prediction
+        self._add(forecast, prediction)
+
+    def _add(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         try:
             pictures.put(prediction[0], forecast.result[forecast.number])
         except Exception as error:  # the array that was given cannot be written to any more
@@ -231,11 +322,11 @@ class Scheduler:
         if self.on_bad_output == "raise":
             self.queues.fail(video, StreamError(f"frame {frame}: the prediction is not finite"))
         elif self.on_bad_output == "reset":
-            self._set(video, None, None)
+            self._set(video, None)
         return [f"frame {frame} of a stream: the prediction is not finite ({self.on_bad_output})"]
 
     def _broke(self, runner: Push | Forecast, error: Exception) -> None:
-        """A step of one failed."""
+        """Fail a stream, or a forecast, of which a step failed."""
         cause = clear(error)
         # As text, and then without: whoever keeps the record or the error would keep frames, which hold states.
         log.warning("a step failed: %s", "".join(traceback.format_exception(error)).strip())
@@ -247,25 +338,47 @@ class Scheduler:
         failure.__cause__ = cause
         with self.queues.lock:
             if isinstance(runner, Push):
+                self._abandon(runner)
                 runner.video.stepped += 1
                 self.queues.fail(runner.video, failure)
             else:
                 self._finish(runner, failure)
 
     def snapshot(self, video: Video, identity: str) -> Snapshot:
-        """What a stream holds; in the thread, as a job."""
-        arrays = self.batcher.backend.to_arrays(self.batcher.alone(video.member))
-        return Snapshot(identity, arrays, copy(video.prediction), video.pushed)
+        """Take a snapshot of a stream; in the thread, as a job."""
+        replays = video.renewal.kind == "replay"
+        to_arrays, alone = self.batcher.backend.to_arrays, self.batcher.alone
+        return Snapshot(
+            identity,
+            () if replays else tuple(to_arrays(alone(member)) for member in video.members or [self.batcher.member()]),
+            None if replays else copy(video.prediction),
+            video.pushed,
+            str(video.renewal),
+            video.renewal.context_length,
+            pictures.stack(video.frames, self.batcher.config) if replays else None,
+        )
 
     def put_beside(self, video: Video, other: Video) -> None:
         """Put a stream where another one is; in the thread, as a job."""
-        self.batcher.move(other.member, video.member.batch, video.member.row)
+        self._leave(other)
+        other.members = [Member(member.batch, member.row) for member in video.members]
+        other.frames = video.frames.copy()
         other.prediction, other.pushed, other.stepped = video.prediction, video.pushed, video.stepped
+        other.changes += 1
 
-    def _set(self, video: Video, state: Any, snapshot: Snapshot | None) -> None:
-        """Put a stream into a state of its own, or before the first frame."""
-        self.batcher.move(video.member, self.batcher.batch(state))
-        video.prediction = None if snapshot is None else copy(snapshot.prediction)
+    def _set(self, video: Video, snapshot: Snapshot | None) -> None:
+        """Put a stream before its first frame, or where a snapshot is."""
+        states = [] if snapshot is None else [self.batcher.backend.from_arrays(state) for state in snapshot.states]
+        self._leave(video)
+        video.frames.clear()
+        video.changes += 1
+        if snapshot is not None:
+            video.renewal = Renewal.parse(snapshot.renewal, snapshot.context_length)
+            video.prediction = copy(snapshot.prediction)
+            if snapshot.frames is not None:
+                video.frames.extend(frame[None] for frame in snapshot.frames)
+            if snapshot.pushed:
+                video.members = [Member(self.batcher.batch(state)) for state in states]
         video.pushed = video.stepped = 0 if snapshot is None else snapshot.pushed
 
     def _forget(self, video: Video) -> None:
@@ -273,8 +386,9 @@ class Scheduler:
         with self.queues.lock:
             if video.forecast is not None:
                 self._finish(video.forecast, self.queues.closed())
-            self.batcher.leave(video.member)
-            video.closed, video.prediction = True, None
+            self._leave(video)
+            video.frames.clear()
+            video.closed = True
 
 
 def _do(job: Job) -> None:

@@ -1,4 +1,4 @@
-"""A stream at one moment, as a value and as a file."""
+"""Snapshot of a stream, a value that can be kept in a file."""
 
 import hashlib
 import io
@@ -9,42 +9,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import SnapshotError
+from e3d_deploy.errors import ConfigError, SnapshotError, StreamError
 from e3d_deploy.files import write_file
+from e3d_deploy.runtime.renewal import Renewal
 
-SCHEMA = 1
+SCHEMA, READS = 2, (1, 2)
 DIGEST, STATE = "sha256", "state."
-"""Name of the hash in a file, and what stands before the names of state tensors there."""
+"""Name of the hash in a file, and the prefix of state tensors: `state.NAME` in schema 1, `state.I.NAME` in schema 2."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A stream at one moment, as a value: restore it, fork it, pickle or save it for another process."""
+    """Stream at one moment, as a value: restore it, fork it, pickle or save it for another process."""
 
     identity: str
-    """Of the weights and graphs it belongs to."""
-    state: dict[str, NDArray[Any]]
-    """As `contract.states` describes it, of one stream."""
+    """Identity of the weights and graphs that it belongs to."""
+    states: tuple[dict[str, NDArray[Any]], ...]
+    """States of the stream, the oldest first, each as `contract.states` describes it for one stream."""
     prediction: NDArray[np.float32] | None
-    """Of the next frame, [1, C, H, W]; None before the first."""
+    """Prediction of the next frame, [1, C, H, W]; None before the first."""
     pushed: int
-    """Pictures seen."""
+    """Number of pictures seen."""
+    renewal: str = "none"
+    """Renewal of the stream, such as `refresh:2`."""
+    context_length: int = 10
+    """C, the context that the renewal goes by (frames)."""
+    frames: NDArray[Any] | None = None
+    """Last pictures of a stream that replays them, uint8 [n, H, W, C] or float32 [n, C, H, W], n at most C."""
 
     def save(self, path: str | Path) -> None:
         """Write a file, whole or not at all; one that is there is replaced.
 
-        It is an .npz without pickles: `schema`, `identity`, `pushed`, `prediction` where there is one, a
-        `state.NAME` per tensor, and `sha256` over all of them.
+        It is an .npz without pickles: `schema`, `identity`, `pushed`, `renewal`, `context_length`, `prediction` and
+        `frames` where there are some, a `state.I.NAME` for each tensor of state I, and `sha256` over all of them.
 
         Raises:
             OSError: it cannot be written, with its name.
         """
+        optional = {"prediction": self.prediction, "frames": self.frames}
         arrays = {
             "schema": np.array(SCHEMA),
             "identity": np.array(self.identity),
             "pushed": np.array(self.pushed),
-            **({} if self.prediction is None else {"prediction": self.prediction}),
-            **{STATE + name: array for name, array in self.state.items()},
+            "renewal": np.array(self.renewal),
+            "context_length": np.array(self.context_length),
+            **{name: one for name, one in optional.items() if one is not None},
+            **{f"{STATE}{i}.{name}": one for i, state in enumerate(self.states) for name, one in state.items()},
         }
         file = io.BytesIO()
         np.savez(file, allow_pickle=False, **arrays, **{DIGEST: np.array(_digest(arrays))})
@@ -52,16 +62,17 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | Path) -> "Snapshot":
-        """The snapshot in a file. `restore` checks whose it is.
+        """Read a snapshot from a file. `restore` checks whose it is.
 
         Raises:
-            SnapshotError: there is none, it is damaged, or of another schema.
+            SnapshotError: there is none, it is damaged, or of a later schema.
         """
         arrays = _read(Path(path))
         schema = arrays.get("schema")
-        if schema is None or schema.shape != () or schema != SCHEMA:
+        if schema is None or schema.shape != () or schema not in READS:
             raise SnapshotError(
-                f"{path}: snapshot of schema {schema}, this version reads {SCHEMA}; take it again with this version"
+                f"{path}: snapshot of schema {schema}, this version reads {' and '.join(map(str, READS))}; "
+                "take it again with this version"
             )
         if str(arrays.pop(DIGEST, None)) != _digest(arrays):
             raise SnapshotError(
@@ -69,10 +80,54 @@ class Snapshot:
             )
         return cls(
             identity=str(arrays["identity"]),
-            state={name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)},
+            states=_states(arrays),
             prediction=arrays.get("prediction"),
             pushed=int(arrays["pushed"]),
+            renewal=str(arrays.get("renewal", "none")),
+            context_length=int(arrays.get("context_length", 10)),
+            frames=arrays.get("frames"),
         )
+
+
+def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
+    """Return the renewal of a snapshot.
+
+    Args:
+        expected: renewal of the stream that is to go on from it; None for any.
+
+    Raises:
+        StreamError: it has another renewal.
+        SnapshotError: its states are not those of its renewal.
+    """
+    try:
+        own = Renewal.parse(snapshot.renewal, snapshot.context_length)
+    except ConfigError as error:
+        raise SnapshotError(f"snapshot: {error}; take it again") from error
+    states = 0 if own.kind == "replay" else max(1, len(own.ages(snapshot.pushed)))
+    frames = own.age(snapshot.pushed) if own.kind == "replay" else 0
+    found = 0 if snapshot.frames is None else len(snapshot.frames)
+    if (len(snapshot.states), found) != (states, frames):
+        raise SnapshotError(
+            f"snapshot: got {len(snapshot.states)} states and {found} frames, expected {states} and {frames} for "
+            f"{own} after {snapshot.pushed} pictures; take it again"
+        )
+    if expected is not None and expected != own and {expected.kind, own.kind} != {"none"}:
+        raise StreamError(
+            f"snapshot: taken of a stream with the renewal {own} for a context of {own.context_length} frames, this "
+            f"one has {expected} for {expected.context_length}; open a stream from the snapshot without naming one"
+        )
+    return own
+
+
+def _states(arrays: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], ...]:
+    tensors = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
+    if arrays["schema"] == 1:
+        return (tensors,)
+    states: dict[int, dict[str, NDArray[Any]]] = {}
+    for name, array in tensors.items():
+        number, _, tensor = name.partition(".")
+        states.setdefault(int(number), {})[tensor] = array
+    return tuple(states[number] for number in sorted(states))
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
@@ -89,7 +144,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _digest(arrays: dict[str, NDArray[Any]]) -> str:
-    """Over names, types, shapes and values, whatever their order in the file."""
+    """Return the SHA-256 over names, types, shapes and values, whatever their order in the file."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

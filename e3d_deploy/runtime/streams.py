@@ -1,6 +1,6 @@
 """Many videos on one backend, stepped together."""
 
-from bisect import bisect_left
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -13,9 +13,10 @@ from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.backend import Backend, step_size
 from e3d_deploy.runtime.queues import Policy, Queues
+from e3d_deploy.runtime.renewal import NONE, Renewal
 from e3d_deploy.runtime.requests import Video
 from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
-from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
 
 
 class Streams:
@@ -24,6 +25,8 @@ class Streams:
     Any thread may call it and its streams.
 
     Args:
+        renewal: renewal of a stream that is opened without one.
+        on_horizon: called with the horizon of each forecast.
         max_streams: more than these are refused.
         max_wait_ms: how long a picture waits for those of other streams, at most. None waits once every stream is
             ready, or while a forecast is on its way. 0 takes who is there.
@@ -45,6 +48,8 @@ class Streams:
         config: ModelConfig,
         identity: str,
         *,
+        renewal: Renewal = NONE,
+        on_horizon: Callable[[int], None] = lambda _: None,
         max_streams: int = 32,
         max_wait_ms: float = 2.0,
         queue_length: int = 4,
@@ -55,12 +60,11 @@ class Streams:
         if max_streams < 1:
             raise ConfigError(f"max_streams: got {max_streams}, expected 1 or more")
         self.config, self.identity, self.max_streams = config, identity, max_streams
-        self.memory_limit_bytes = memory_limit_bytes
+        self.renewal, self.on_horizon, self.memory_limit_bytes = renewal, on_horizon, memory_limit_bytes
         queues = Queues(max_wait_ms=max_wait_ms, queue_length=queue_length, policy=policy)
         self.scheduler = Scheduler(backend, config, queues, on_bad_output)
         try:
-            self.most = bisect_left(range(1, max_streams + 1), True, key=lambda streams: not self._fits(streams))
-            if not self.most:
+            if memory_limit_bytes is not None and self.most_bytes(1) > memory_limit_bytes:
                 raise ResourceLimit(
                     f"memory_limit_bytes: got {memory_limit_bytes}, a stream can take {self.most_bytes(1)}; allow more"
                 )
@@ -68,22 +72,23 @@ class Streams:
             self.close()
             raise
 
-    def open(self, snapshot: Snapshot | None = None) -> "SlotStream":
-        """A new video, or one that goes on from a snapshot.
+    def open(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "SlotStream":
+        """Open a new video, or one that goes on from a snapshot.
+
+        Args:
+            renewal: `none`, `refresh:M` or `replay`; None for the default, or for that of the snapshot.
 
         Raises:
+            ConfigError: there is no such renewal.
             ResourceLimit: there are as many as may be, or no memory for one more.
-            StreamError: the snapshot is of another network, or this was closed.
+            StreamError: the snapshot is of another network or has another renewal, or this was closed.
         """
-        video = Video(self.scheduler.batcher.member())
-        if not self.scheduler.queues.add(video, self.most):
-            why = (
-                "max_streams; close one, or allow more"
-                if self.most == self.max_streams
-                else f"what fits into {self.memory_limit_bytes} bytes; close one, or raise memory_limit_bytes to "
-                f"{self.most_bytes(self.most + 1)}"
-            )
-            raise ResourceLimit(f"streams: {self.most} are open, which is {why}")
+        own = self.renewal if renewal is None else Renewal.parse(renewal, self.renewal.context_length)
+        if snapshot is not None:
+            own = renewal_of(snapshot, None if renewal is None else own)
+        video = Video(own)
+        if not self.scheduler.queues.add(video, self._fit):
+            raise ResourceLimit(self._why_full(own))
         stream = SlotStream(self, video)
         try:
             if snapshot is not None:
@@ -94,18 +99,37 @@ class Streams:
         return stream
 
     def most_bytes(self, streams: int) -> int:
-        """What the states of so many streams take at most, each with a forecast on its way.
+        """Return the most memory that the states of so many streams take (bytes), each with a forecast on its way.
 
-        A stream and its forecast hold a row each, for as long as a step lasts rows that others just left may be
-        held as well, and a step writes one state and may gather another. Usually it is a third of this.
+        A state and a forecast hold a row each, for as long as a step lasts rows that others just left may be
+        held as well, and a step writes one state and may gather another. Usually it is a third of this. The renewal
+        says how many states a stream has; pictures that it keeps are not counted.
         """
-        batcher = self.scheduler.batcher
-        held = 4 * streams * (2 if batcher.backend.pads else 1)
-        rows = held + 2 * step_size(batcher.backend, 2 * streams)
+        return self._bytes(streams * (self.renewal.states + 1))
+
+    def _bytes(self, runners: int) -> int:
+        """Return the most memory that so many states and forecasts take (bytes)."""
+        backend = self.scheduler.batcher.backend
+        held = 2 * runners * (2 if backend.pads else 1)
+        rows = held + 2 * step_size(backend, runners)
         return rows * sum(tensor.nbytes for tensor in contract.states(self.config))
 
-    def _fits(self, streams: int) -> bool:
-        return self.memory_limit_bytes is None or self.most_bytes(streams) <= self.memory_limit_bytes
+    def _fit(self, videos: Collection[Video]) -> bool:
+        if len(videos) > self.max_streams:
+            return False
+        runners = sum(video.renewal.states + 1 for video in videos)
+        return self.memory_limit_bytes is None or self._bytes(runners) <= self.memory_limit_bytes
+
+    def _why_full(self, renewal: Renewal) -> str:
+        with self.scheduler.queues.lock:
+            videos = list(self.scheduler.queues.videos)
+        if len(videos) >= self.max_streams:
+            return f"streams: {len(videos)} are open, which is max_streams; close one, or allow more"
+        need = self._bytes(sum(video.renewal.states + 1 for video in videos) + renewal.states + 1)
+        return (
+            f"streams: {len(videos)} are open, which is what fits into {self.memory_limit_bytes} bytes; close one, or "
+            f"raise memory_limit_bytes to {need}"
+        )
 
     def stats(self) -> dict[str, Any]:
         """Counters of all streams since the beginning, as JSON knows them; docs/runtime.md says what each is."""
@@ -143,8 +167,18 @@ class SlotStream:
 
     @property
     def pushed(self) -> int:
-        """Pictures in the state; those that wait are not yet among them."""
+        """Number of pictures seen; those that wait are not among them."""
         return self._video.pushed
+
+    @property
+    def renewal(self) -> str:
+        """Renewal of the stream, such as `refresh:2`."""
+        return str(self._video.renewal)
+
+    @property
+    def age(self) -> int:
+        """Number of pictures that the state which answers has seen."""
+        return self._video.renewal.age(self._video.pushed)
 
     def push(self, picture: Any, *, deadline_ms: float | None = None) -> None:
         """Put the next picture into the queue, [H, W, C], uint8 or float in [0, 1], on the host; it is copied.
@@ -183,6 +217,7 @@ class SlotStream:
         self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
     ) -> "Future[NDArray[Any]]":
         result = pictures.forecast_array(horizon, self._streams.config, dtype, out)
+        self._streams.on_horizon(horizon)
         return self._scheduler.forecast(self._video, result)
 
     def wait(self) -> None:
@@ -203,11 +238,12 @@ class SlotStream:
         """Go on from a snapshot, and drop what waits; heals a stream that failed.
 
         Raises:
-            StreamError: it is of another network.
+            StreamError: it is of another network, or its renewal is not that of the stream.
             ResourceLimit: there is no memory for it.
         """
         if snapshot.identity != self._streams.identity:
             raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+        renewal_of(snapshot, self._video.renewal)
         self._scheduler.begin_at(self._video, snapshot)
 
     def snapshot(self) -> Snapshot:
@@ -220,7 +256,7 @@ class SlotStream:
         Raises:
             ResourceLimit: as `Streams.open`.
         """
-        fork = self._streams.open()
+        fork = self._streams.open(renewal=self.renewal)
         try:
             self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video))
         except BaseException:
