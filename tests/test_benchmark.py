@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import cycle, repeat
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -68,7 +68,14 @@ class Paced:
         self.clock.now += self.ms(len(frame)) / 1000
         self.steps.append(len(frame))
         self.seen.append(frame.dtype)
-        return self.inner.step(frame[:1], state)
+        prediction, state = self.inner.step(frame[:1], state)
+        return prediction.repeat(len(frame), axis=0), state
+
+    def gather(self, rows: Sequence[tuple[Any, int]]) -> Any:
+        return rows[0][0]
+
+    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        return self.inner.from_arrays(arrays)
 
     def clip(self, context: NDArray[np.float32]) -> Any:
         self.clock.now += 5 * self.ms(1) / 1000
@@ -235,7 +242,7 @@ def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
     [
         (("step",), (), "backends: name at least one"),
         ((), ("a",), "what: got nothing"),
-        (("step", "frame"), ("a",), "what: got frame, expected some of step, rollout"),
+        (("step", "frame"), ("a",), "what: got frame, expected some of step, stream, rollout"),
         (("step",), ("a", "a"), "named twice"),
     ],
 )
@@ -302,7 +309,8 @@ def test_a_curve_tells_rate_and_wait_and_answers_a_target(bundle: Bundle) -> Non
     clock = Clock()
     batching = Paced(bundle, clock, lambda size: 8 + 2 * size, name="batching", sizes=(1, 2, 4))
     single = Paced(bundle, clock, lambda _: 40, name="single")
-    found = stream_curve(bundle, [batching, single], [2, 1], target=Target(33, 30), seconds=0.02, clock=clock)  # type: ignore[list-item]
+    options: dict[str, Any] = {"target": Target(33, 30), "renewal": "none", "seconds": 0.02, "clock": clock}
+    found = stream_curve(bundle, [batching, single], [2, 1], **options)  # type: ignore[list-item]
     curve = {point["streams"]: point for point in found["curves"][0]["points"]}
     assert curve[2]["p50_ms"] == pytest.approx(12)
     assert curve[2]["frames_per_second"] == pytest.approx(2 / 0.012)
@@ -313,6 +321,19 @@ def test_a_curve_tells_rate_and_wait_and_answers_a_target(bundle: Bundle) -> Non
     assert second["best"]["p99_ms"] == pytest.approx(40)
     assert [point["streams"] for point in found["curves"][1]["points"]] == [1, 2]
     assert set(batching.steps) == {1, 2, 4}
+
+
+def test_a_curve_counts_the_states_of_a_renewal(bundle: Bundle) -> None:
+    """For C = 4, refresh:2 has S = 3: in two frames of three both states are stepped."""
+    clock = Clock()
+    side = Paced(bundle, clock, lambda size: 10 * size, sizes=(1, 2, 4))
+    found = stream_curve(bundle, [side], [2], renewal="refresh:2", seconds=0.5, clock=clock)  # type: ignore[list-item]
+    (point,) = found["curves"][0]["points"]
+    assert found["renewal"] == "refresh:2"
+    assert point["step_sizes"] == [4]
+    assert point["mean_ms"] == pytest.approx(10 * 2 * 5 / 3, rel=0.05)
+    with pytest.raises(ConfigError, match="replay steps nothing"):
+        stream_curve(bundle, [side], [2], renewal="replay")  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("counts", [[], [0], [1, -2]])
@@ -440,6 +461,7 @@ SCHEMA: dict[str, Any] = {
     "schema": int,
     "what": dict,
     "decodes": bool,
+    "renewal": (str, NoneType),
     "compared_with": str,
     "max_abs_difference_from": str,
     "repeats": int,
@@ -458,7 +480,9 @@ SCHEMA: dict[str, Any] = {
             "device_median_ms": (float, NoneType),
             "calls": int,
             "steps_per_call": int,
-            "ms_per_step": float,
+            "frames_per_call": int,
+            "ms_per_step": (float, NoneType),
+            "ms_per_frame": float,
             "frames_per_second": float,
             "sequences_per_second": (float, NoneType),
             "speedup": float,
@@ -475,6 +499,7 @@ SCHEMA: dict[str, Any] = {
         "how": str,
         "target_p99_ms": (float, NoneType),
         "fps": (float, NoneType),
+        "renewal": str,
         "curves": [{"backend": str, "points": [POINT]}],
         "answers": [
             {
@@ -582,9 +607,11 @@ def test_every_field_is_documented() -> None:
 
 
 def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
-    none = e3d("benchmark", exported / "tiny.e3d", *QUICK, "--streams", "1,3", "--target-p99", "0.0001ms").stdout
+    none = e3d(
+        "benchmark", exported / "tiny.e3d", *QUICK, "--streams", "1,3", "--target-p99", "0.0001ms", "--renewal", "none"
+    ).stdout
     assert "3 × 1" in none
-    assert "onnxruntime: streams at 30 frames/s with p99 ≤ 0.0001 ms: 0; the best is 1 with p99" in none
+    assert "onnxruntime: streams at 30 frames/s with p99 ≤ 0.0001 ms: 0; the best is" in none
     memory = e3d("benchmark", exported / "tiny.e3d", *QUICK[:-1], "--what", "clip").stdout
     assert "sequences/s" in memory
     assert " MB" in memory
@@ -597,7 +624,7 @@ def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
         (["--backends", ""], "is not a list of names"),
         (["--backends", "torch,,openvino"], "is not a list of names"),
         (["--backends", "torch,torch"], "names one twice"),
-        (["--what", "frame"], "what: got frame, expected some of step, rollout, clip, end-to-end"),
+        (["--what", "frame"], "what: got frame, expected some of step, stream, rollout, clip, end-to-end"),
         (["--what", ""], "is not a list of names"),
         (["--streams", "0,1"], "holds a number below 1"),
         (["--streams", ""], "is not a list of integers"),

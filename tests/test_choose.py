@@ -19,6 +19,7 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.choose import _key, _times, choose, open_first
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from tests.fake_backend import AGELESS
 
 
 @pytest.fixture(autouse=True)
@@ -121,10 +122,12 @@ def test_a_time_is_the_median_of_steps_in_turn(bundle: Bundle, monkeypatch: pyte
             now[0] += left.pop(0) / 1000
             return frame, state + 1
 
-        return SimpleNamespace(initial_state=lambda: 0, step=step)
+        backend = {"initial_state": lambda _: 0, "from_arrays": lambda _: 0, "step": step}
+        return SimpleNamespace(sizes=(1,), pads=False, **backend)
 
     monkeypatch.setattr("e3d_deploy.runtime.choose.time", SimpleNamespace(perf_counter=lambda: now[0]))
-    monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # a step each turn
+    monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # a frame each turn
+    bundle.manifest["card"] = AGELESS.to_dict()
     assert _times(bundle, {"a": paced("a", 2, 90, 3), "b": paced("b", 5, 1, 4)}) == pytest.approx({"a": 3, "b": 4})
     assert stepped == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 

@@ -1,19 +1,26 @@
 """Renewal of states: ages, forecasts equal to those of new streams, all states or none, memory, snapshots."""
 
+import json
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from e3d_deploy import runtime
 from e3d_deploy.card import Card, Decay, Window
+from e3d_deploy.cli import main
 from e3d_deploy.errors import ConfigError, ResourceLimit, SnapshotError, StreamError
-from e3d_deploy.runtime import Predictor, Snapshot
+from e3d_deploy.runtime import Bundle, Predictor, Snapshot
+from e3d_deploy.runtime.backend import open_backend
 from e3d_deploy.runtime.renewal import Renewal, default_renewal
+from e3d_deploy.runtime.tasks import make_task
 from tests.fake_backend import CONFIG, FakeBackend, picture, pushed, together
+from tests.test_data import write_video
 
 RENEWALS = [("refresh", C, M) for C in (1, 2, 3, 5, 10, 20) for M in range(2, max(2, C) + 1)]
 SAME = 2e-6
@@ -418,3 +425,69 @@ def test_streams_that_end_leave_no_states() -> None:
             slot.close()
         streams.open().wait()
         assert backend.live_rows <= 2, "the state before the first frame"
+
+
+def test_benchmark_times_whole_cycles_of_a_stream(any_batch: Path) -> None:
+    bundle = Bundle.open(any_batch)
+    with closing(open_backend(bundle, "onnxruntime", threads=1)) as backend:
+        stepped = 0
+        step = backend.step
+
+        def counted(frame: NDArray[np.uint8], state: object) -> object:
+            nonlocal stepped
+            stepped += len(frame)
+            return step(frame, state)
+
+        backend.step = counted  # type: ignore[method-assign, assignment]
+        for text, steps, frames in (("none", 1, 1), ("refresh:2", 5, 3), ("refresh:4", 3, 1), ("replay", 0, 1)):
+            task = make_task("stream", bundle, backend, renewal=text)
+            for _ in range(task.fill):
+                task.call()
+            for _ in range(3):
+                stepped = 0
+                task.call()
+                assert (task.steps, task.frames) == (stepped, frames) == (steps, frames)
+
+
+def test_benchmark_of_a_renewal_reports_time_per_frame(any_batch: Path) -> None:
+    command = ["benchmark", str(any_batch), "--backends", "onnxruntime", "--seconds", "0.01", "--no-memory", "--json"]
+    done = CliRunner().invoke(main, [*command, "--what", "stream", "--renewal", "refresh:2"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    (row,) = found["results"]
+    assert (found["renewal"], row["steps_per_call"], row["frames_per_call"]) == ("refresh:2", 5, 3)
+    assert row["ms_per_frame"] == pytest.approx(row["median_ms"] / 3)
+    assert row["frames_per_second"] == pytest.approx(1000 / row["ms_per_frame"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmark", "BUNDLE", "--renewal", "none"], "--renewal is for streams"),
+        (["benchmark", "BUNDLE", "--what", "clip", "--renewal", "none"], "--renewal is for streams"),
+        (["benchmark", "BUNDLE", "--what", "stream", "--renewal", "often"], "renewal: got 'often', expected none"),
+        (["benchmark", "BUNDLE", "--streams", "2", "--renewal", "replay"], "replay steps nothing"),
+        (["stream", "BUNDLE", "CLIP", "--renewal", "refresh:5"], "renewal: got refresh:5, expected 2 to 4 states"),
+    ],
+)
+def test_bad_renewals_end_commands_with_exit_code_2(
+    arguments: list[str], message: str, any_batch: Path, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "clip.mp4", np.zeros((6, 16, 24), np.uint8))
+    names = {"BUNDLE": str(any_batch), "CLIP": str(tmp_path / "clip.mp4")}
+    quick = ["--seconds", "0.01", "--no-memory"] if arguments[0] == "benchmark" else []
+    done = CliRunner().invoke(main, [*(names.get(one, one) for one in arguments), *quick])
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("text", ["none", "refresh:2", "replay"])
+def test_stream_command_takes_a_renewal(text: str, any_batch: Path, tmp_path: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (20, 16, 24), np.uint8)
+    write_video(tmp_path / "clip.mp4", clip)
+    command = ["stream", str(any_batch), str(tmp_path / "clip.mp4"), "--horizon", "2", "--json", "--renewal", text]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["renewal"], found["frames"]) == (text, 20)
+    assert math.isfinite(found["mse"])

@@ -11,6 +11,7 @@ import sys
 import threading
 import tracemalloc
 import weakref
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 import e3d_deploy.runtime as e3d
 from e3d_deploy import contract, doctor
+from e3d_deploy.card import Card, Window
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import (
     BackendUnavailable,
@@ -35,7 +37,7 @@ from e3d_deploy.errors import (
 )
 from e3d_deploy.export.engine_files import move_in, staging
 from e3d_deploy.export.plan import build_plan
-from e3d_deploy.runtime import Bundle, cuda
+from e3d_deploy.runtime import Bundle, Predictor, cuda
 from e3d_deploy.runtime.backend import Backend, open_backend
 from e3d_deploy.runtime.cuda import KERNEL, Cuda
 from e3d_deploy.runtime.device_states import Layout
@@ -882,3 +884,59 @@ def test_logging_alone_speaks(gpu: TensorRTBackend, capfd: pytest.CaptureFixture
     logging.getLogger("e3d_deploy").debug("nothing")
     gpu.step(floats(1)[0], gpu.initial_state())
     assert capfd.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- streams with several states
+
+
+class Lent:
+    """Somebody's picture on the GPU [H, W, C]."""
+
+    dtype = "uint8"
+
+    def __init__(self, machine: Machine, array: NDArray[np.uint8]) -> None:
+        self.machine, self.array, self.shape = machine, array.copy(), array.shape
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        raise AssertionError("the picture is taken with an axis in front")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __getitem__(self, _: None) -> OnGpu:
+        return OnGpu(self.machine, self.array[None])
+
+
+@pytest.mark.parametrize("text", ["none", "refresh:2", "refresh:3", "replay"])
+def test_pictures_on_the_gpu_are_taken_once_and_may_be_overwritten(
+    many: Bundle, trt: FakeTensorRT, machine: Machine, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Card(window=Window(context_length=3, horizon=3))
+    with closing(TensorRTBackend(many, target=TARGET)) as gpu, closing(open_backend(many, "onnxruntime")) as host:
+        taken: list[object] = []
+        borrow = gpu.cuda.borrow
+
+        def counted(array: Any) -> Any:
+            taken.extend([array] if isinstance(array, OnGpu) else [])
+            return borrow(array)
+
+        monkeypatch.setattr(gpu.cuda, "borrow", counted)
+        ours, theirs = (
+            Predictor(many.config, backend, identity="same", card=card).stream(renewal=text) for backend in (gpu, host)
+        )
+        shown = pictures(11)[:, 0]
+        for number, picture in enumerate(shown):
+            lent = Lent(machine, picture)
+            ours.push(lent)
+            assert len(taken) == number + 1
+            lent.array[:] = 0
+            theirs.push(picture)
+            if number % 3 == 1:
+                np.testing.assert_allclose(ours.forecast(2), theirs.forecast(2), rtol=0, atol=1e-6)
+        taken_here, taken_there = ours.snapshot(), theirs.snapshot()
+        if text == "replay":
+            np.testing.assert_array_equal(taken_here.frames, shown[-3:])  # type: ignore[arg-type]
+            np.testing.assert_array_equal(taken_there.frames, shown[-3:])  # type: ignore[arg-type]
+        else:
+            assert (len(taken_here.states), taken_here.frames) == (len(taken_there.states), None)

@@ -19,7 +19,8 @@ def benchmark_table(result: Mapping[str, Any]) -> None:
         "p90": lambda row: f"{row['p90_ms']:.2f}",
         "p99": lambda row: f"{row['p99_ms']:.2f}{'' if row['calls'] >= 100 else '*'}",
         "on device": device_time,
-        "ms/step": lambda row: f"{row['ms_per_step']:.2f}",
+        "ms/step": lambda row: "–" if row["ms_per_step"] is None else f"{row['ms_per_step']:.2f}",
+        "ms/frame": lambda row: f"{row['ms_per_frame']:.2f}",
         "frames/s": lambda row: f"{row['frames_per_second']:.1f}",
         "sequences/s": lambda row: "–" if row["sequences_per_second"] is None else f"{row['sequences_per_second']:.2f}",
         "speed-up": lambda row: f"{row['speedup']:.2f}×",
@@ -27,7 +28,7 @@ def benchmark_table(result: Mapping[str, Any]) -> None:
         "max |Δ|": accuracy,
     }
     if all(row["steps_per_call"] == 1 for row in rows):
-        del columns["ms/step"]
+        del columns["ms/step"], columns["ms/frame"]
     if all(row["sequences_per_second"] is None for row in rows):
         del columns["sequences/s"]
     table(list(columns), [[cell(row) for cell in columns.values()] for row in rows], left=2)
@@ -40,6 +41,8 @@ def benchmark_table(result: Mapping[str, Any]) -> None:
     )
     for name, sentence in result["what"].items():
         click.echo(f"{name}: {sentence}", err=True)
+    if result["renewal"] is not None:
+        click.echo(f"renewal of the stream: {result['renewal']}", err=True)
     if any(row["calls"] < 100 for row in rows):
         click.echo("* of fewer than 100 calls; longer --seconds tell more", err=True)
     for row in rows:

@@ -23,7 +23,10 @@ FPS, TOLERANCE = 30.0, 0.1
 @click.command()
 @BUNDLE
 @click.option("--backends", default="torch,onnxruntime", callback=names, help="Names; the first is compared with.")
-@click.option("--what", default="step", callback=names, help="Names of step, rollout, clip, end-to-end.")
+@click.option("--what", default="step", callback=names, help="Names of step, stream, rollout, clip, end-to-end.")
+@click.option(
+    "--renewal", help="none, refresh:M or replay, of --what stream and --streams; else as the model asks for."
+)
 @THREADS
 @click.option(
     "--seconds",
@@ -48,6 +51,7 @@ def benchmark(
     bundle: Path,
     backends: tuple[str, ...],
     what: tuple[str, ...],
+    renewal: str | None,
     threads: int | None,
     seconds: float,
     repeats: int,
@@ -74,6 +78,8 @@ def benchmark(
         raise click.UsageError("--fps is of the streams of --target-p99: give both, or neither.")
     if tolerance is not None and baseline is None:
         raise click.UsageError("--tolerance is of --baseline: give both, or neither.")
+    if renewal is not None and not ("stream" in what or streams or target_p99):
+        raise click.UsageError("--renewal is for streams; give --what stream, --streams or --target-p99 with it.")
     check_picture(picture)
     check_what(what)
     before = None if baseline is None else read_baseline(baseline)
@@ -83,9 +89,9 @@ def benchmark(
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
         sides = [stack.enter_context(closing(open_backend(opened, name, threads=threads))) for name in backends]
         timing = {"seconds": seconds, "repeats": repeats, "progress": progress}
-        result = run(opened, sides, what, threads=threads, play=play, memory=memory, **timing)
+        result = run(opened, sides, what, threads=threads, play=play, renewal=renewal, memory=memory, **timing)
         if streams or target:
-            result["streams"] = stream_curve(opened, sides, streams or (), target=target, **timing)
+            result["streams"] = stream_curve(opened, sides, streams or (), target=target, renewal=renewal, **timing)
     if before is not None:
         result["baseline"] = compare(result, before, TOLERANCE if tolerance is None else tolerance)
     if picture is not None:

@@ -69,6 +69,7 @@ def predict(
 @BUNDLE_OR_MODEL
 @click.argument("video", metavar="SOURCE", type=PATH)
 @click.option("--horizon", type=click.IntRange(min=1), default=10, help="Frames to look ahead.")
+@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
 @BACKEND
 @THREADS
 @click.option(
@@ -80,6 +81,7 @@ def stream(
     model: Path,
     video: Path,
     horizon: int,
+    renewal: str | None,
     backend: str,
     threads: int | None,
     output: Path | None,
@@ -103,6 +105,7 @@ def stream(
                 predictor,
                 playing.pictures,
                 horizon=horizon,
+                renewal=renewal,
                 keep=output is not None,
                 progress=lambda count, rate: progress(f"{count} frames, {rate:.1f} frames/s"),
             )
@@ -114,7 +117,7 @@ def stream(
         as_json({**summary, "source_frames_per_second": playing.frames_per_second})
         return
     table(
-        [f"{summary['frames']} frames by {summary['backend']}", "p50", "p99"],
+        [f"{summary['frames']} frames by {summary['backend']}, renewal {summary['renewal']}", "p50", "p99"],
         [
             (name, f"{summary[key]['p50']:.1f} ms", f"{summary[key]['p99']:.1f} ms")
             for name, key in (("push one picture", "push_ms"), (f"forecast {horizon} frames", "forecast_ms"))

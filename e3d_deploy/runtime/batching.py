@@ -17,7 +17,6 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.runtime.backend import Backend, Frame, State, step_size
 from e3d_deploy.runtime.host_backend import as_frames
-from e3d_deploy.runtime.renewal import Renewal
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +52,6 @@ class Member:
 
 
 NOWHERE = Batch(None)
-
-
-def next_members(batcher: "Batcher", renewal: Renewal, pushed: int, members: Sequence[Member]) -> list[Member]:
-    """Return the states of a stream that see its next picture, the oldest first.
-
-    Args:
-        pushed: pictures that the stream has seen.
-        members: its states so far.
-    """
-    kept = list(members[1:] if renewal.ends(pushed) else members)
-    return [*kept, batcher.member()] if renewal.begins(pushed) else kept
 
 
 class Runner(Protocol):

@@ -14,6 +14,7 @@ from e3d_deploy.runtime.backend import Backend
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.environment import environment
 from e3d_deploy.runtime.memory import peak_alone
+from e3d_deploy.runtime.renewal import renewal_for
 from e3d_deploy.runtime.tasks import WHAT, Pictures, check_what, make_task
 from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime.verify import verify
@@ -30,6 +31,7 @@ def benchmark(
     seconds: float = 1.0,
     repeats: int = REPEATS,
     play: Callable[[], Pictures] | None = None,
+    renewal: str | None = None,
     memory: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     clock: Clock = time.perf_counter,
@@ -45,6 +47,7 @@ def benchmark(
         seconds: length of a block.
         repeats: blocks of each backend.
         play: opens the video that `end-to-end` decodes; without it, it decodes none.
+        renewal: that of the stream that `stream` times; None for the default of the bundle.
         memory: start each backend once more in a process of its own, to see what memory it takes.
 
     Returns:
@@ -70,10 +73,11 @@ def benchmark(
     peaks: dict[str, int | None] = dict.fromkeys(names)
     for name in names if memory else []:
         progress(f"memory of {name}")
-        peaks[name] = peak_alone(bundle, name, what, threads=threads)
+        peaks[name] = peak_alone(bundle, name, what, renewal, threads=threads)
     rows = []
     for one in what:
-        runners = [Runner(f"{one} of {side.name}", make_task(one, bundle, side, play), clock) for side in backends]
+        tasks = [make_task(one, bundle, side, play, renewal) for side in backends]
+        runners = [Runner(f"{one} of {side.name}", task, clock) for side, task in zip(backends, tasks, strict=True)]
         blocks = in_turn(runners, seconds=seconds, repeats=repeats, progress=progress)
         for name, runner, done in zip(names, runners, blocks, strict=True):
             row = _row(runner, done, blocks[0], batch=bundle.batch)
@@ -91,6 +95,7 @@ def benchmark(
         "schema": SCHEMA,
         "what": {one: WHAT[one] for one in what},
         "decodes": play is not None,
+        "renewal": str(renewal_for(bundle.card, bundle.context_length, renewal)) if "stream" in what else None,
         "compared_with": names[0],
         "max_abs_difference_from": "PyTorch float32: predictions of the whole rollout, step by step and by each graph",
         "repeats": repeats,
@@ -112,13 +117,16 @@ def benchmark(
 def _row(runner: Runner, blocks: Sequence[Block], first: Sequence[Block], *, batch: int) -> dict[str, Any]:
     """What the blocks of one backend show, beside those of the first that ran in the same turns."""
     timed, steps = summary(blocks), runner.task.steps
+    frames = steps if runner.task.frames is None else runner.task.frames
     calls_per_second = 1000 / timed["median_ms"]
     ratios = [theirs.median / ours.median for theirs, ours in zip(first, blocks, strict=True)]
     return {
         **timed,
         "steps_per_call": steps,
-        "ms_per_step": timed["median_ms"] / steps,
-        "frames_per_second": batch * steps * calls_per_second,
+        "frames_per_call": frames,
+        "ms_per_step": timed["median_ms"] / steps if steps else None,
+        "ms_per_frame": timed["median_ms"] / frames,
+        "frames_per_second": batch * frames * calls_per_second,
         "sequences_per_second": batch * calls_per_second if runner.task.forecasts else None,
         "speedup": float(np.median(ratios)),
         "warm_up_calls": runner.warm_up_calls,

@@ -16,8 +16,11 @@ from e3d_deploy import __version__
 from e3d_deploy.doctor import LIBRARIES, installed, machine
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
+from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backend import REMEDY, Backend, open_backend
+from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.renewal import default_renewal
 from e3d_deploy.runtime.verify import agrees
 
 log = logging.getLogger(__name__)
@@ -38,7 +41,7 @@ class Tried:
 
     backend: str
     step_ms: float | None
-    """Median of a step in turn with the others; None for one that was not timed."""
+    """Median time of a frame, in turn with the others (ms); None for one that was not timed."""
     reason: str
 
 
@@ -59,8 +62,9 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     """The backend that `auto` stands for, opened, and why it is the one.
 
     Each candidate has to give what PyTorch recorded in the first steps of the reference clip; of those that do, the
-    one whose step is shortest is taken. PyTorch, the yardstick, is tried where no other is left. The choice is kept
-    for the same graphs, engines, machine, libraries and threads, so that the next start opens one backend alone.
+    one that takes the least time for a frame of a stream with the bundle's default renewal is taken. PyTorch, the
+    yardstick, is tried where no other is left. The choice is kept for the same graphs, renewal, engines, machine,
+    libraries and threads, so that the next start opens one backend alone.
 
     Args:
         again: do not look at what was kept.
@@ -179,9 +183,8 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
 
 
 def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | str]:
-    """Milliseconds of a step of each, in turn; or why there are none."""
-    frame = np.repeat(bundle.reference()["frames"][:1], bundle.batch, axis=0)
-    turns = {name: _turns(backend, frame) for name, backend in backends.items()}
+    """Return the time of a frame of a stream with the bundle's default renewal on each, in turn (ms), or why none."""
+    turns = {name: _turns(bundle, backend) for name, backend in backends.items()}
     taken: dict[str, list[float]] = {name: [] for name in backends}
     broken: dict[str, float | str] = {}
     for _ in range(ROUNDS):
@@ -193,15 +196,18 @@ def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | st
     return {name: broken.get(name) or 1000 * float(np.median(times)) for name, times in taken.items()}
 
 
-def _turns(backend: Backend, frame: np.ndarray) -> Iterator[list[float]]:
-    """Seconds of the steps of a turn."""
-    state = backend.initial_state()
+def _turns(bundle: Bundle, backend: Backend) -> Iterator[list[float]]:
+    """Yield the times of the frames of a turn (s), of a stream whose rings are as full as they stay."""
+    renewal = default_renewal(bundle.card, bundle.context_length)[0]
+    batcher, frame = Batcher(backend, bundle.config), bundle.reference()["frames"][:1]
+    # The frame before the first that is timed begins a state, so that all states are stepped.
+    stream = grown(batcher, renewal, renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up) + 1)
     while True:
         taken = []
         began = now = time.perf_counter()
         while now == began or now - began < SECONDS / ROUNDS:
             started = now
-            _, state = backend.step(frame, state)
+            advance(batcher, [stream], [frame])
             now = time.perf_counter()
             taken.append(now - started)
         yield taken
@@ -226,7 +232,8 @@ def _key(bundle: Bundle, threads: int | None) -> str:
     for package in (package for library in LIBRARIES for package in library.packages):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    parts = [bundle.digest, bundle.manifest["engines"], machine(), versions, threads, __version__]
+    renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
+    parts = [bundle.digest, renewal, bundle.manifest["engines"], machine(), versions, threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

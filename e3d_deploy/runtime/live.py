@@ -19,6 +19,7 @@ def follow(
     pictures: Iterable[NDArray[np.uint8]],
     *,
     horizon: int,
+    renewal: str | None = None,
     keep: bool = False,
     progress: Callable[[int, float], None] = lambda _count, _rate: None,
 ) -> tuple[dict[str, Any], Clip, Clip]:
@@ -26,6 +27,7 @@ def follow(
 
     Args:
         pictures: each uint8 [H, W, C].
+        renewal: renewal of the stream; None for the default of the model.
         keep: return the pictures and forecasts, which takes memory.
         progress: called with the pictures so far and how many per second.
 
@@ -36,7 +38,7 @@ def follow(
         of the forecast made for each, `horizon` pictures before it: [T, C, H, W], black where there was
         none yet, empty unless kept.
     """
-    stream, config = predictor.stream(), predictor.config
+    stream, config = predictor.stream(renewal=renewal), predictor.config
     push_ms: list[float] = []
     forecast_ms: list[float] = []
     errors: list[float] = []
@@ -68,6 +70,7 @@ def follow(
         "backend": predictor.backend.name,
         "frames": len(push_ms),
         "horizon": horizon,
+        "renewal": stream.renewal,
         "frames_per_second": len(push_ms) / (time.perf_counter() - started),
         "push_ms": _percentiles(push_ms),
         "forecast_ms": _percentiles(forecast_ms),

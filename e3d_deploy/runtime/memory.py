@@ -20,12 +20,14 @@ AT_MOST = 600
 """Seconds that the process may take."""
 
 
-def peak_alone(bundle: Bundle, name: str, what: Sequence[str], *, threads: int | None) -> int | None:
+def peak_alone(
+    bundle: Bundle, name: str, what: Sequence[str], renewal: str | None = None, *, threads: int | None
+) -> int | None:
     """Most memory, bytes, of a new process that opens a bundle and calls each of `what` until it is warm.
 
     Python and the libraries are part of it; no video is decoded. None, with the reason in the log, where it fails.
     """
-    request = json.dumps([str(bundle.path.absolute()), name, list(what), threads])
+    request = json.dumps([str(bundle.path.absolute()), name, list(what), renewal, threads])
     try:
         done = subprocess.run(
             [sys.executable, "-c", CODE, request], capture_output=True, text=True, timeout=AT_MOST, check=True
@@ -40,11 +42,11 @@ def peak_alone(bundle: Bundle, name: str, what: Sequence[str], *, threads: int |
 
 def child(request: str) -> str:
     """What that process does."""
-    path, name, what, threads = json.loads(request)
+    path, name, what, renewal, threads = json.loads(request)
     bundle = Bundle.open(Path(path))
     with closing(open_backend(bundle, name, threads=threads)) as backend:
         for one in what:
-            task = make_task(one, bundle, backend)
+            task = make_task(one, bundle, backend, renewal=renewal)
             for _ in range(task.fill + 1):
                 task.call()
     return json.dumps(peak_resident())

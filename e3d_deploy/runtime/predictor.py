@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from weakref import WeakSet
@@ -18,10 +17,10 @@ from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, StreamError
 from e3d_deploy.runtime import pictures
+from e3d_deploy.runtime.aged import Aged, advance, plain_errors
 from e3d_deploy.runtime.backend import Backend, Frame, State, open_backend
-from e3d_deploy.runtime.batching import Batch, Batcher, Member, next_members
+from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.queues import Policy
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
@@ -198,15 +197,6 @@ class Predictor:
         self.close()
 
 
-@dataclass
-class _Row:
-    """State that a step is to move on."""
-
-    member: Member
-    seen: Any
-    after: tuple[Batch, int] | None = None
-
-
 class Stream:
     """One video: what was seen of it, and nothing else. One thread at a time; for several see `Predictor.streams`.
 
@@ -216,29 +206,28 @@ class Stream:
     def __init__(self, predictor: Predictor, renewal: Renewal) -> None:
         self.predictor, self.config = predictor, predictor.config
         self.backend, self.identity = predictor.backend, predictor.identity
-        self._renewal, self._lock = renewal, threading.Lock()
+        self._lock = threading.Lock()
         self._batcher = Batcher(self.backend, self.config)
-        self._members: list[Member] = []
-        """States, the oldest first; of a stream that replays, the one that the last forecast made of the pictures."""
+        self._aged = Aged(renewal)
+        """Its states; with `replay` the one that the last forecast made of the pictures."""
         self._frames: deque[Any] = deque(maxlen=renewal.context_length)
         """Last pictures of a stream that replays them."""
         self._prediction: NDArray[np.float32] | None = None
-        self._pushed = 0
 
     @property
     def renewal(self) -> str:
         """Renewal of the stream, such as `refresh:2`."""
-        return str(self._renewal)
+        return str(self._aged.renewal)
 
     @property
     def pushed(self) -> int:
         """Number of pictures seen."""
-        return self._pushed
+        return self._aged.pushed
 
     @property
     def age(self) -> int:
         """Number of pictures that the state which answers has seen."""
-        return self._renewal.age(self._pushed)
+        return self._aged.renewal.age(self._aged.pushed)
 
     @property
     def prediction(self) -> NDArray[np.float32] | None:
@@ -249,7 +238,7 @@ class Stream:
     def reset(self) -> None:
         """Forget the video."""
         with self._alone():
-            self._members, self._prediction, self._pushed = [], None, 0
+            self._aged, self._prediction = Aged(self._aged.renewal), None
             self._frames.clear()
 
     def push(self, picture: Any) -> None:
@@ -269,43 +258,19 @@ class Stream:
         """
         seen = pictures.take(picture, self.config, gpu=hasattr(self.backend, "step_on_device"))
         with self._alone():
-            if self._renewal.kind == "replay":
+            if self._aged.renewal.kind == "replay":
                 self._frames.append(np.array(seen) if isinstance(seen, np.ndarray) else self._keep(seen))
-                self._members, self._prediction = [], None
-            else:
-                if self._renewal.states > 1 and not isinstance(seen, np.ndarray):
-                    seen = self._keep(seen)
-                self._advance(seen)
-            self._pushed += 1
-
-    def _advance(self, seen: Any) -> None:
-        """Step all states with a picture, or none."""
-        members = next_members(self._batcher, self._renewal, self._pushed, self._members)
-        rows = [_Row(member, seen) for member in members]
-        answer = None
-        for together in self._batcher.split(rows):
-            with _plain_errors():
-                predictions, batch = self._batcher.step(together)
-            if not np.isfinite(predictions).all():
-                raise StreamError(
-                    f"frame {self._pushed}: the prediction is not finite; reset the stream, check the precision"
-                )
-            for number, row in enumerate(together):
-                row.after = batch, number
-                if row is rows[0]:
-                    answer = predictions[number : number + 1].copy() if len(predictions) > 1 else predictions
-        for ended in set(self._members).difference(members):
-            self._batcher.leave(ended)
-        for row in rows:
-            assert row.after is not None
-            self._batcher.move(row.member, *row.after)
-        self._batcher.tidy()
-        self._members, self._prediction = members, answer
+                self._aged.members, self._prediction = [], None
+                self._aged.pushed += 1
+                return
+            if self._aged.renewal.states > 1 and not isinstance(seen, np.ndarray):
+                seen = self._keep(seen)
+            [self._prediction] = advance(self._batcher, [self._aged], [seen])
 
     def _keep(self, picture: Any) -> Any:
         """Copy a picture on the GPU, which its owner may overwrite."""
         device: Any = self.backend
-        with _plain_errors():
+        with plain_errors():
             return device.keep(picture)
 
     def _on_host(self, picture: Any) -> NDArray[Any]:
@@ -336,16 +301,16 @@ class Stream:
     def snapshot(self) -> Snapshot:
         """Take a snapshot of the stream; later pictures do not change it."""
         with self._alone():
-            replays = self._renewal.kind == "replay"
+            replays = self._aged.renewal.kind == "replay"
             to_arrays, alone = self.backend.to_arrays, self._batcher.alone
-            members = [] if replays else self._members or [self._batcher.member()]
+            members = [] if replays else self._aged.members or [self._batcher.member()]
             return Snapshot(
                 self.identity,
                 tuple(to_arrays(alone(member)) for member in members),
                 None if replays else copy(self._prediction),
-                self._pushed,
-                str(self._renewal),
-                self._renewal.context_length,
+                self._aged.pushed,
+                str(self._aged.renewal),
+                self._aged.renewal.context_length,
                 pictures.stack(map(self._on_host, self._frames), self.config) if replays else None,
             )
 
@@ -358,23 +323,23 @@ class Stream:
         """
         if snapshot.identity != self.identity:
             raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
-        renewal_of(snapshot, self._renewal)
+        renewal_of(snapshot, self._aged.renewal)
         with self._alone():
             states = [self.backend.from_arrays(arrays) for arrays in snapshot.states if snapshot.pushed]
-            self._members = [Member(self._batcher.batch(state)) for state in states]
+            self._aged.members = [Member(self._batcher.batch(state)) for state in states]
             self._frames.clear()
             self._frames.extend(frame[None] for frame in (() if snapshot.frames is None else snapshot.frames))
-            self._prediction, self._pushed = copy(snapshot.prediction), snapshot.pushed
+            self._prediction, self._aged.pushed = copy(snapshot.prediction), snapshot.pushed
 
     def _roll(self, result: NDArray[Any]) -> NDArray[Any]:
         with self._alone():
-            if self._pushed == 0:
+            if self._aged.pushed == 0:
                 raise StreamError("nothing was pushed yet; push at least one picture before predicting")
             self.predictor.check_horizon(len(result))
             if self._prediction is None:
                 self._replay()
             assert self._prediction is not None
-            prediction, state = self._prediction, self._batcher.alone(self._members[0])
+            prediction, state = self._prediction, self._batcher.alone(self._aged.members[0])
             for number in range(len(result)):
                 if number > 0:
                     prediction, state = self._step(prediction, state)
@@ -388,14 +353,14 @@ class Stream:
     def _replay(self) -> None:
         """Make a state of the pictures that were kept."""
         state, prediction = self._batcher.blank, None
-        for number, seen in enumerate(self._frames, self._pushed - len(self._frames)):
+        for number, seen in enumerate(self._frames, self._aged.pushed - len(self._frames)):
             prediction, state = self._step(seen, state)
             if not np.isfinite(prediction).all():
                 raise StreamError(f"frame {number}: the prediction is not finite; check the precision")
-        self._members, self._prediction = [Member(self._batcher.batch(state))], prediction
+        self._aged.members, self._prediction = [Member(self._batcher.batch(state))], prediction
 
     def _step(self, seen: Frame, state: State) -> tuple[NDArray[np.float32], State]:
-        with _plain_errors():
+        with plain_errors():
             return self.backend.step(seen, state)
 
     @contextmanager
@@ -410,14 +375,3 @@ class Stream:
             yield
         finally:
             self._lock.release()
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raise failures of a library as errors of ours."""
-    try:
-        yield
-    except Exception as error:
-        if (cleared := clear(error)) is error:
-            raise
-        raise cleared from error

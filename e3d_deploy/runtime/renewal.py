@@ -127,6 +127,20 @@ def default_renewal(card: Card, context_length: int) -> tuple[Renewal, str]:
     )
 
 
+def renewal_for(card: Card, context_length: int, text: str | None) -> Renewal:
+    """Return the renewal that a text names, or the default for a model.
+
+    Args:
+        context_length: context to assume where the card does not tell that of training.
+
+    Raises:
+        ConfigError: there is no such renewal.
+    """
+    if text is None:
+        return default_renewal(card, context_length)[0]
+    return Renewal.parse(text, known_context(card, context_length))
+
+
 def known_context(card: Card, otherwise: int) -> int:
     """Return the context that a model was trained with, if its card tells it."""
     known = card.window or card.decay

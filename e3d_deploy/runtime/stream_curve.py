@@ -3,19 +3,24 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backend import Backend, step_size
+from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.renewal import Renewal, renewal_for
 from e3d_deploy.runtime.tasks import Task, step_task
 from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn
 
 HOW = (
     "a round gives one frame to each stream, all at once: what is timed is how long the last of them waits; streams "
-    "share steps of the sizes that the backend runs, and these steps come one after the other"
+    "share steps of the sizes that the backend runs, and these steps come one after the other; a stream has as many "
+    "states as its renewal says, and the streams began at different frames"
 )
 MOST = 256
 """Streams that are tried."""
@@ -54,6 +59,7 @@ def stream_curve(
     counts: Sequence[int],
     *,
     target: Target | None = None,
+    renewal: str | None = None,
     seconds: float = 1.0,
     repeats: int = REPEATS,
     progress: Callable[[str], None] = lambda _: None,
@@ -64,22 +70,27 @@ def stream_curve(
     Args:
         counts: numbers of streams to measure, each from 1 on.
         target: look for the most streams that keep it; this measures more numbers.
+        renewal: renewal of the streams; None for the default of the bundle.
 
     Returns:
         Curves and answers, as JSON knows them.
 
     Raises:
-        ConfigError: neither a number of streams nor a target, or a number below 1.
+        ConfigError: neither a number of streams nor a target, a number below 1, or no such renewal.
     """
     if any(count < 1 for count in counts) or not (counts or target):
         raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a target")
 
+    own = renewal_for(bundle.card, bundle.context_length, renewal)
+    if own.kind == "replay":
+        raise ConfigError("renewal: replay steps nothing until a forecast is asked for; give none or refresh:M")
+
     def measure(streams: int, sides: Sequence[Backend]) -> list[dict[str, Any]]:
-        runners = [Runner(backend.name, _round(bundle, backend, streams), clock) for backend in sides]
+        runners = [Runner(backend.name, _round(bundle, backend, streams, own), clock) for backend in sides]
         blocks = in_turn(
             runners, seconds=seconds, repeats=repeats, progress=lambda text: progress(f"{streams} streams, {text}")
         )
-        sizes = [portions(backend, streams) for backend in sides]
+        sizes = [portions(backend, streams * own.states) for backend in sides]
         return [_point(streams, *pair) for pair in zip(sizes, blocks, strict=True)]
 
     points: list[dict[int, dict[str, Any]]] = [{} for _ in backends]
@@ -96,6 +107,7 @@ def stream_curve(
         "how": HOW,
         "target_p99_ms": target.p99_ms if target else None,
         "fps": target.fps if target else None,
+        "renewal": str(own),
         "curves": [
             {"backend": backend.name, "points": [known[streams] for streams in sorted(known)]}
             for backend, known in zip(backends, points, strict=True)
@@ -140,8 +152,22 @@ def most_that_hold(
     return {"streams": low, "at_least": high is None, "at": known.get(low), "beyond": known.get(low + 1)}
 
 
-def _round(bundle: Bundle, backend: Backend, streams: int) -> Task:
-    """A call that gives one frame to each of so many streams."""
+def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> Task:
+    """Return the task of giving one frame to each of so many streams, which began at different frames."""
+    if bundle.batch != 1:
+        return _fixed_round(bundle, backend, streams)
+    batcher, seen = Batcher(backend, bundle.config), cycle(bundle.reference()["frames"][:, None])
+    old = renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up)
+    videos = [grown(batcher, renewal, old + number) for number in range(streams)]
+
+    def call() -> None:
+        advance(batcher, videos, [next(seen)] * streams)
+
+    return Task(call, 1, renewal.cycle + 1, forecasts=False)
+
+
+def _fixed_round(bundle: Bundle, backend: Backend, streams: int) -> Task:
+    """Return the same for graphs that step a fixed number of streams, which keep one state each."""
     frames, fill = bundle.reference()["frames"][:, None], bundle.config.history_length + 1
     steps = [
         step_task(backend, backend.initial_state(size), np.repeat(frames, size, axis=1), fill=fill)

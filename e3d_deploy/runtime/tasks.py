@@ -11,9 +11,12 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.runtime.backend import Backend, State
 from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.predictor import Predictor
 
 WHAT = {
     "step": "frame and state in, prediction and next state out, on the host; the history full",
+    "stream": "pictures into a stream, uint8, with the renewal of the bundle or the one given: a whole cycle, in which "
+    "states begin and end, its rings as full as they stay",
     "rollout": "the last prediction and the state after the bundle's context in, the forecast out, in one call",
     "clip": "the bundle's context in, the forecast out, in one call",
     "end-to-end": "the bundle's context as uint8 pictures in, stepped one by one from the empty state, the forecast as "
@@ -32,11 +35,13 @@ class Task:
     call: Callable[[], float | None]
     """Does the work; gives the time that it took on the device in ms, None where the backend does not tell."""
     steps: int
-    """Steps of the network in a call."""
+    """Steps of the network in a call, of one state; 0 where it only keeps what it is given."""
     fill: int
     """Calls until one costs what the next one costs: the history grows in the first ones, or memory does."""
     forecasts: bool
     """Whether a call takes a context and gives its forecast."""
+    frames: int | None = None
+    """Frames seen or given in a call; None for as many as steps."""
 
 
 def check_what(what: Sequence[str]) -> None:
@@ -49,11 +54,18 @@ def check_what(what: Sequence[str]) -> None:
         raise ConfigError(f"what: got {', '.join(unknown) if what else 'nothing'}, expected some of {', '.join(WHAT)}")
 
 
-def make_task(what: str, bundle: Bundle, backend: Backend, play: Callable[[], Pictures] | None = None) -> Task:
+def make_task(
+    what: str,
+    bundle: Bundle,
+    backend: Backend,
+    play: Callable[[], Pictures] | None = None,
+    renewal: str | None = None,
+) -> Task:
     """The call that `WHAT` describes, on the reference clip of the bundle, with as many streams as its graphs take.
 
     Args:
         play: opens the video whose pictures `end-to-end` is to decode; without it they lie in memory.
+        renewal: that of `stream`; None for the default of the bundle.
 
     Raises:
         ConfigError: no such thing to time, or a rollout of a bundle that takes no step for it.
@@ -65,6 +77,8 @@ def make_task(what: str, bundle: Bundle, backend: Backend, play: Callable[[], Pi
     match what:
         case "step":
             return step_task(backend, backend.initial_state(), frames, fill=bundle.config.history_length + 1)
+        case "stream":
+            return _stream_task(bundle, backend, renewal)
         case "clip":
             batched = np.ascontiguousarray(np.swapaxes(context, 0, 1))  # [B, T, C, H, W]
             steps = bundle.context_length + bundle.horizon - 1
@@ -81,6 +95,24 @@ def make_task(what: str, bundle: Bundle, backend: Backend, play: Callable[[], Pi
         case "end-to-end":
             return _end_to_end(bundle, backend, play)
     raise AssertionError(f"{what} passed check_what")
+
+
+def _stream_task(bundle: Bundle, backend: Backend, text: str | None) -> Task:
+    if bundle.batch != 1:
+        raise ConfigError(f"stream: the graphs take {bundle.batch} streams at once; export with --batch 1 or any")
+    own = {"context_length": bundle.context_length, "horizon": bundle.horizon, "card": bundle.card}
+    predictor = Predictor(bundle.config, backend, identity=bundle.digest, **own)  # type: ignore[arg-type]
+    renewal = predictor.renewal(text)
+    stream = predictor.stream(renewal=str(renewal))
+    seen = cycle(to_pictures(bundle.reference()["frames"]))
+
+    def call() -> None:
+        for _ in range(renewal.cycle):
+            stream.push(next(seen))
+
+    until_full = bundle.config.history_length + renewal.warm_up
+    steps = round(renewal.steps_per_frame * renewal.cycle)
+    return Task(call, steps, until_full // renewal.cycle + 1, forecasts=False, frames=renewal.cycle)
 
 
 def step_task(backend: Backend, state: State, frames: NDArray[np.float32], *, fill: int) -> Task:
