@@ -1,0 +1,145 @@
+"""Cost of renewals: pushes of one stream and of several, with each renewal in turn.
+
+    python -m benchmarks.renewal [--size demo|full] [--backend onnxruntime] [--streams 8] [--threads 1]
+
+One stream pushes whole cycles, so that states begin and end in each call; `none` pushes as many frames. Streams that
+began at different frames get one frame each in a round. Their rows gathered a frame are counted: rows of states that
+were copied because other streams were stepped together than before. A push of `replay`, and frames 1 to 20 of a new
+stream, are compared with a step of `none`. Ratios are of processor time, which other processes disturb less.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.common import in_turn, save
+from benchmarks.scheduler import bundle_of
+from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.export.bundle import export
+from e3d_deploy.runtime import Bundle, Predictor
+from e3d_deploy.runtime.aged import Aged, advance, grown
+from e3d_deploy.runtime.backend import open_backend
+from e3d_deploy.runtime.batching import Batcher
+from e3d_deploy.runtime.renewal import Renewal
+
+CONTEXT = 10
+
+
+def one_stream(predictor: Predictor, texts: tuple[str, ...], rounds: int) -> dict[str, Any]:
+    """Cost of a frame with each renewal, as a multiple of `none`."""
+    seen = cycle(np.random.default_rng(0).integers(0, 256, (50, *predictor.config.image_size, 1), np.uint8))
+    frames = int(np.lcm.reduce([Renewal.parse(text, CONTEXT).cycle for text in texts]))
+
+    def pushes(text: str) -> Callable[[], None]:
+        stream = predictor.stream(renewal=text)
+        for _ in range(2 * predictor.config.history_length):
+            stream.push(next(seen))
+
+        def call() -> None:
+            for _ in range(frames):
+                stream.push(next(seen))
+
+        return call
+
+    found = in_turn({text: pushes(text) for text in texts}, rounds=rounds, calls=1, clock=time.process_time)
+    return {
+        text: {
+            "ms_per_frame": round(one["median_ms"] / frames, 4),
+            "times_none": 1.0 if text == "none" else round(1 / one["speedup_over_none"], 3),
+            "steps_per_frame": round(Renewal.parse(text, CONTEXT).steps_per_frame, 3),
+        }
+        for text, one in found.items()
+    }
+
+
+def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: int) -> dict[str, Any]:
+    """Rounds of streams that began at different frames: throughput as a share of that of `none`, rows gathered."""
+    batchers: dict[str, Batcher] = {}
+    videos: dict[str, list[Aged]] = {}
+    seen = cycle(np.random.default_rng(0).random((50, 1, 1, *predictor.config.image_size), np.float32))
+    frames = int(np.lcm.reduce([Renewal.parse(text, CONTEXT).cycle for text in texts]))
+    for text in texts:
+        renewal, batcher = Renewal.parse(text, CONTEXT), Batcher(predictor.backend, predictor.config)
+        old = renewal.cycle * (2 * predictor.config.history_length + renewal.warm_up)
+        batchers[text], videos[text] = batcher, [grown(batcher, renewal, old + number) for number in range(streams)]
+
+    def rounds_of(text: str) -> Callable[[], None]:
+        def call() -> None:
+            for _ in range(frames):
+                advance(batchers[text], videos[text], [next(seen)] * streams)
+
+        return call
+
+    found = in_turn({text: rounds_of(text) for text in texts}, rounds=rounds, calls=1, clock=time.process_time)
+    result = {}
+    for text in texts:
+        before = batchers[text].gathered
+        rounds_of(text)()
+        result[text] = {
+            "ms_per_round": round(found[text]["median_ms"] / frames, 3),
+            "throughput_of_none": 1.0 if text == "none" else found[text]["speedup_over_none"],
+            "rows_gathered_per_frame": round((batchers[text].gathered - before) / frames / streams, 3),
+        }
+    return result
+
+
+def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> float | None:
+    """Cost of a step of two states as a multiple of a step of one; None where there is no such size."""
+    opened = open_backend(bundle, backend, threads=threads)
+    if 2 not in opened.sizes:
+        return None
+    batcher, frames = Batcher(opened, bundle.config), bundle.reference()["frames"][:1]
+    states: dict[int, Any] = {}
+    for size in (1, 2):
+        members = grown(batcher, Renewal(), 50).members * size
+        states[size] = opened.gather([(one.batch.state, one.row) for one in members])
+
+    def step(size: int) -> Callable[[], None]:
+        seen = np.repeat(frames, size, axis=0)
+
+        def call() -> None:
+            _, states[size] = opened.step(seen, states[size])
+
+        return call
+
+    found = in_turn({"one": step(1), "two": step(2)}, rounds=rounds, calls=8, clock=time.process_time)
+    opened.close()
+    return round(1 / found["two"]["speedup_over_one"], 3)
+
+
+@click.command()
+@click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--streams", default=8, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=15, show_default=True)
+@click.option("--renewals", default="none,refresh:2,refresh:3,refresh:10,replay", show_default=True)
+def main(size: str, backend: str, streams: int, threads: int, rounds: int, renewals: str) -> None:
+    texts = tuple(renewals.split(","))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        any_batch = Bundle.open(bundle_of(size, folder))
+        source = MODEL if size == "demo" else folder / "full.safetensors"
+        bundles = {"batch 1": Bundle.open(export(source, folder / "one.e3d")), "batch any": any_batch}
+        result: dict[str, Any] = {}
+        for kind, bundle in bundles.items():
+            opened = open_backend(bundle, backend, threads=threads)
+            with Predictor(bundle.config, opened, identity=kind, context_length=CONTEXT) as predictor:
+                keep = tuple(text for text in texts if text != "replay")
+                result[kind] = {
+                    "one stream": one_stream(predictor, texts, rounds),
+                    f"{streams} streams": several(predictor, keep, streams, max(3, rounds // 3)),
+                }
+            result[kind]["step of two over step of one"] = step_of_two(bundle, backend, threads, 2 * rounds)
+    what = f"pushes with each renewal, C = {CONTEXT}, {size} model, {backend}; processor time"
+    save(f"renewal_{size}_{backend.replace('-', '_')}", {"what": what, **result}, threads=threads)
+
+
+if __name__ == "__main__":
+    main()
