@@ -1,7 +1,7 @@
 """Facts about a model that its weights do not tell: the window it was trained on, and how its state ages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -40,6 +40,28 @@ class Window:
         for interval in (self.interval_ms, *(self.interval_range_ms or ())):
             if interval is not None and not 0 < interval < math.inf:
                 raise ConfigError(f"interval_ms: got {interval!r}, expected more than 0")
+
+    @classmethod
+    def of_rates(cls, context_length: int, horizon: int, rates: Sequence[float]) -> "Window":
+        """Return the window of clips with these rates (frames per second), as far as they are known."""
+        if not rates:
+            return cls(context_length=context_length, horizon=horizon)
+        intervals = sorted(1000 / rate for rate in rates)
+        middle = (intervals[(len(intervals) - 1) // 2] + intervals[len(intervals) // 2]) / 2
+        return cls(
+            context_length=context_length,
+            horizon=horizon,
+            interval_ms=middle,
+            interval_range_ms=(intervals[0], intervals[-1]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields that are known as JSON values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if value is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +117,15 @@ class Card:
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Entries that this version does not know; they are kept."""
 
+    def lengths(self) -> tuple[int, int]:
+        """Return context length and horizon to assume for the model: those of training, else 10 and 10."""
+        return (10, 10) if self.window is None else (self.window.context_length, self.window.horizon)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the entries that are known as JSON values."""
         result = dict(self.notes)
         if self.window is not None:
-            result["window"] = {name: value for name, value in asdict(self.window).items() if value is not None}
+            result["window"] = self.window.to_dict()
         if self.decay is not None:
             mse = {str(age): list(errors) for age, errors in self.decay.mse.items()}
             result["decay"] = {**asdict(self.decay), "mse": mse, "copy_last": list(self.decay.copy_last)}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy import contract
+from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
 from e3d_deploy.runtime.bundle import MANIFEST, Bundle
@@ -53,10 +54,11 @@ def inspect_model(path: Path) -> dict[str, Any]:
     """
     from e3d_deploy import checkpoint
 
-    model = checkpoint.load(path)
+    model, card = checkpoint.load(path), checkpoint.read_card(path)
     parameters = sum(weight.numel() for weight in model.parameters())
     return {
         "model": {"file": path.name, "parameters": parameters, "bytes": path.stat().st_size, **_state(model.config)},
+        **_window(card),
         "config": model.config.to_dict(),
     }
 
@@ -82,6 +84,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             **{f"made by {name}": version for name, version in manifest["producer"].items()},
             **_state(bundle.config),
         },
+        **_window(bundle.card),
         "config": bundle.config.to_dict(),
         "graph": {
             name: {
@@ -162,6 +165,10 @@ def _column(one: "Statistics", steps: int) -> dict[str, int]:
         "bytes of weights": one.weight_bytes,
         "nodes of unknown shape": len(one.unknown),
     }
+
+
+def _window(card: Card) -> dict[str, Any]:
+    return {} if card.window is None else {"window": card.window.to_dict()}
 
 
 def _state(config: ModelConfig) -> dict[str, int]:

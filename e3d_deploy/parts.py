@@ -21,6 +21,7 @@ from e3d_deploy.files import write_file
 from e3d_deploy.tensors import KEY, read_tensors
 
 if TYPE_CHECKING:
+    from e3d_deploy.card import Card as ModelCard
     from e3d_deploy.model import E3DLSTM
 
 FORMAT = 1
@@ -78,12 +79,20 @@ class JoinedModel:
 
 
 def save_parts(
-    model: "E3DLSTM", folder: Path, name: str, *, run: str, step: int, max_bytes: int = MAX_BYTES
+    model: "E3DLSTM",
+    folder: Path,
+    name: str,
+    *,
+    run: str,
+    step: int,
+    max_bytes: int = MAX_BYTES,
+    model_card: "ModelCard | None" = None,
 ) -> list[Path]:
     """Write the weights as float16 to `NAME.part-1-of-2.safetensors` and so on, each file whole or not at all.
 
     Args:
         max_bytes: largest file that is written.
+        model_card: card of the model file that they make.
 
     Raises:
         CheckpointError: a weight beyond the largest float16.
@@ -95,7 +104,7 @@ def save_parts(
 
     from e3d_deploy import checkpoint
 
-    whole = checkpoint.content(model, dtype=torch.float16)
+    whole = checkpoint.content(model, card=model_card, dtype=torch.float16)
     size = max_bytes - CARD_BYTES
     if size < 1:
         raise ConfigError(f"max_bytes: got {max_bytes}, expected more than {CARD_BYTES}")

@@ -72,7 +72,7 @@ def tiny() -> ModelConfig:
 def test_a_tensorflow_checkpoint_predicts_what_the_released_code_did(name: str, horizon: int, side: int) -> None:
     arrays, settings = read(GOLDEN / f"checkpoint_{name}" / "predictions.npz")
     variant = settings["variant"]
-    model, _ = import_checkpoint(GOLDEN / f"checkpoint_{name}", memory=variant, image_size=(side, side))
+    model = import_checkpoint(GOLDEN / f"checkpoint_{name}", memory=variant, image_size=(side, side)).model
     assert model.config.hidden == tuple(settings["hidden"])
     assert model.config.semantics == {"released": "google", "paper": "paper"}[variant]
     frames, expected = (to_frames(channels_first(arrays[part]), 4) for part in ("x", "pred"))
@@ -85,8 +85,9 @@ def test_layers_of_unequal_size_tell_their_memory(variant: str, tmp_path: Path) 
     arrays, settings = read(GOLDEN / f"model_C_{variant}.npz")
     weights = {name.removeprefix("w/"): value for name, value in arrays.items() if name.startswith("w/")}
     prefix = write_tensorflow(tmp_path / "model.ckpt-1", weights)
-    model, evidence = import_checkpoint(prefix, image_size=(settings["height"], settings["width"]))
-    (memory,) = (one for one in evidence if one.what == "memory")
+    imported = import_checkpoint(prefix, image_size=(settings["height"], settings["width"]))
+    model = imported.model
+    (memory,) = (one for one in imported.evidence if one.what == "memory")
     assert (memory.value, memory.how[:19]) == (variant, "kernels of conv3d_2")
     expected = to_frames(channels_first(arrays["free/out"]), 4)
     found = predictions(model, channels_first(arrays["images"]), expected.shape[1])
@@ -98,15 +99,16 @@ def test_layers_of_unequal_size_tell_their_memory(variant: str, tmp_path: Path) 
 
 @needs_tensorflow
 def test_ema_takes_the_moving_averages() -> None:
-    model, evidence = import_checkpoint(RELEASED, ema=True, memory="released")
-    plain, _ = import_checkpoint(RELEASED, memory="released")
+    imported = import_checkpoint(RELEASED, ema=True, memory="released")
+    model = imported.model
+    plain = import_checkpoint(RELEASED, memory="released").model
     recorded, _ = read(GOLDEN / "trace_A_released.npz")
     names = google.names_of(model.config)
     for ours, weight in model.state_dict().items():
         expected = torch.tensor(recorded[f"ema/{names[ours]}"])
         assert torch.equal(weight, expected.permute(google.KERNEL_AXES) if expected.ndim == 5 else expected), ours
     assert not torch.equal(model.to_patch.weight, plain.to_patch.weight)
-    assert ("weights", "moving averages") in [(one.what, one.value) for one in evidence]
+    assert ("weights", "moving averages") in [(one.what, one.value) for one in imported.evidence]
 
 
 @pytest.mark.parametrize(("name", "patch_size"), [("mnist", 4), ("kth", 8)])
@@ -122,7 +124,7 @@ def test_the_published_settings_are_recognised(name: str, patch_size: int) -> No
 
 @pytest.mark.parametrize("name", ["a_plain.pth", "b_normed.ckpt"])
 def test_an_openstl_checkpoint_predicts_what_openstl_did(name: str) -> None:
-    model, _ = import_checkpoint(GOLDEN / "openstl" / name)
+    model = import_checkpoint(GOLDEN / "openstl" / name).model
     recorded = GOLDEN / "openstl" / name
     settings = json.loads(recorded.with_suffix(".json").read_text())
     config = model.config
@@ -162,7 +164,7 @@ def test_import_writes_a_model_and_says_how_it_knows(tmp_path: Path) -> None:
 @needs_tensorflow
 @pytest.mark.parametrize("name", ["", "model.ckpt-5", "model.ckpt-5.index", "model.ckpt-5.data-00000-of-00001"])
 def test_a_tensorflow_checkpoint_is_found_by_any_of_its_names(name: str) -> None:
-    model, _ = import_checkpoint(RELEASED / name, memory="released")
+    model = import_checkpoint(RELEASED / name, memory="released").model
     assert (model.config.hidden, model.config.image_size) == ((4, 4), (64, 64))
 
 
@@ -236,11 +238,12 @@ def test_a_stride_is_taken_from_lightning_or_the_user(tmp_path: Path, tiny: Mode
     torch.save({"state_dict": wrapped, "hyper_parameters": kept}, tmp_path / "kept.ckpt")
     torch.save(tensors, tmp_path / "bare.pth")
     for name, stride, how in (("kept.ckpt", None, "kept by Lightning"), ("bare.pth", 2, "--stride")):
-        found, evidence = import_checkpoint(tmp_path / name, stride=stride)
+        imported = import_checkpoint(tmp_path / name, stride=stride)
+        found = imported.model
         assert found.config == config
         assert torch.equal(found(frames, 2), model(frames, 2))
-        assert ("stride", "2", how) in [(one.what, one.value, one.how) for one in evidence]
-    assert import_checkpoint(tmp_path / "bare.pth")[0].config.stride == 1
+        assert ("stride", "2", how) in [(one.what, one.value, one.how) for one in imported.evidence]
+    assert import_checkpoint(tmp_path / "bare.pth").model.config.stride == 1
 
 
 def test_frames_of_other_colours_need_a_word(tmp_path: Path) -> None:
@@ -251,16 +254,17 @@ def test_frames_of_other_colours_need_a_word(tmp_path: Path) -> None:
     assert "for patches of 32 channels; give --patch-size 1 --channels 32, " in line
     assert "--patch-size 4 --channels 2" in line
     for options in ({"channels": 2}, {"patch_size": 4}, {"channels": 2, "patch_size": 4}):
-        assert import_checkpoint(tmp_path / "taxi.pth", **options)[0].config == config  # type: ignore[arg-type]
+        assert import_checkpoint(tmp_path / "taxi.pth", **options).model.config == config  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="for patches of 32 channels"):
         import_checkpoint(tmp_path / "taxi.pth", channels=1)
 
 
 @needs_tensorflow
 def test_a_longer_history_can_be_asked_for() -> None:
-    model, evidence = import_checkpoint(RELEASED, memory="released", history_length=29)
+    imported = import_checkpoint(RELEASED, memory="released", history_length=29)
+    model = imported.model
     assert model.config.history_length == 29
-    assert evidence[-1].value == "29 cells"
+    assert imported.evidence[-1].value == "29 cells"
 
 
 @needs_tensorflow

@@ -233,7 +233,7 @@ def test_larger_network_equals_the_released_one(case: str, variant: str, semanti
 @pytest.mark.parametrize("name", ["a_plain.pth", "b_normed.ckpt"])
 def test_network_equals_the_one_of_openstl(name: str) -> None:
     """Without gate norms; and with them, in colour. Frames after the context and within it."""
-    model, _ = import_checkpoint(GOLDEN / "openstl" / name)
+    model = import_checkpoint(GOLDEN / "openstl" / name).model
     recorded = (GOLDEN / "openstl" / name).with_suffix(".npz")
     assert compare(model, recorded).worst < OPENSTL
 

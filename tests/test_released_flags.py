@@ -425,7 +425,7 @@ def test_the_moving_mnist_command_runs_from_published_weights(tmp_path: Path) ->
 
     model = checkpoint.load(run / "model.safetensors")
     assert model.config == NETWORK
-    published, _ = import_checkpoint(PRETRAINED, memory="released", image_size=(16, 16))
+    published = import_checkpoint(PRETRAINED, memory="released", image_size=(16, 16)).model
     moved = [(weight - model.state_dict()[name]).abs().max() for name, weight in published.state_dict().items()]
     assert 0 < max(moved) < 0.00101  # the first step of Adam is the learning rate, at most
 

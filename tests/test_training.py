@@ -1538,7 +1538,7 @@ OPENSTL = GOLDEN / "openstl" / "a_plain.pth"
 
 
 def test_a_run_begins_with_the_weights_of_an_imported_checkpoint(tmp_path: Path) -> None:
-    model, _ = import_checkpoint(OPENSTL)
+    model = import_checkpoint(OPENSTL).model
     data = [(write_clips(tmp_path / "clips.npz", noise(3, 8, 16, 16, 1)), 1.0)]
     for stride in (1, 2):  # which the weights do not tell
         config, recorder = replace(model.config, history_length=3, stride=stride), Recorder()
@@ -1549,7 +1549,7 @@ def test_a_run_begins_with_the_weights_of_an_imported_checkpoint(tmp_path: Path)
 
 
 def test_openstls_norms_fit_one_picture_size(tmp_path: Path) -> None:
-    model, _ = import_checkpoint(OPENSTL)
+    model = import_checkpoint(OPENSTL).model
     checkpoint.save(model, tmp_path / "model.safetensors")
     larger = replace(model.config, image_size=(32, 32))
     with pytest.raises(ConfigError, match=r"is another network \(image_size \[16, 16\]\)"):

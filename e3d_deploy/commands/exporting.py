@@ -28,8 +28,10 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @click.command()
 @click.argument("model", type=PATH)
 @BUNDLE_OUTPUT
-@click.option("--context", "context_length", default=10, help="Frames that the clip graph takes.")
-@click.option("--horizon", default=10, help="Frames that the clip graph gives.")
+@click.option(
+    "--context", "context_length", type=int, help="Frames that the clip graph takes; else those of training, or 10."
+)
+@click.option("--horizon", type=int, help="Frames that the clip graph gives; else those of training, or 10.")
 @click.option("--batch", default="1", callback=streams, help="Streams that the graphs run at once, or `any`.")
 @click.option(
     "--optimize",

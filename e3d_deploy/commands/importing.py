@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.options import PATH, numbers, overwrite_option
+from e3d_deploy.commands.options import PATH, Finite, numbers, overwrite_option
 from e3d_deploy.commands.output import next_command, table, verdict, working
 from e3d_deploy.errors import QualityError
 
@@ -25,6 +25,14 @@ from e3d_deploy.errors import QualityError
 @click.option("--image-size", callback=numbers, help="google: height x width, pixels; else 64x64.")
 @click.option("--stride", type=click.IntRange(min=1), help="openstl: of the convolutions; else as kept there, or 1.")
 @click.option("--history-length", type=click.IntRange(min=1), help="Cell states kept for recall; else 20.")
+@click.option(
+    "--context",
+    "context_length",
+    type=click.IntRange(min=1),
+    help="Frames given in training; else as kept there, if they are.",
+)
+@click.option("--horizon", type=click.IntRange(min=1), help="Frames predicted in training; likewise.")
+@click.option("--fps", type=Finite(min=0, min_open=True), help="Frames per second of the clips of training.")
 @click.option("--reference", type=PATH, help="What the original gave, .npz; nothing is written if the model differs.")
 @overwrite_option("model")
 def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, **options: Any) -> None:
@@ -40,16 +48,16 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     with working(f"importing {path}"):
-        model, evidence = import_checkpoint(path, **options)
-    table(["what", "value", "how we know"], [(one.what, one.value, one.how) for one in evidence], left=3)
+        imported = import_checkpoint(path, **options)
+    table(["what", "value", "how we know"], [(one.what, one.value, one.how) for one in imported.evidence], left=3)
     if reference is not None:
         with working(f"comparing with {reference}"):
-            parity = compare(model, reference)
+            parity = compare(imported.model, reference)
         table(["predicted frame", "max |Δ|"], [(frame, f"{value:.1e}") for frame, value in parity.differences.items()])
         text = f"largest difference from {reference}: {parity.worst:.1e}, budget {parity.budget:.1e}"
         verdict(parity.passed, text)
         if not parity.passed:
             raise QualityError(f"{text}; the model is not what the original is, so {output} is not written")
-    checkpoint.save(model, output)
+    checkpoint.save(imported.model, output, card=imported.card)
     click.echo(output)
     next_command("export", output, "-o", f"{output.stem}.e3d")

@@ -38,11 +38,20 @@ def open_predictor(
     if foreign:
         from e3d_deploy.importing import import_checkpoint
 
-        model, _ = import_checkpoint(path, **(importing or {}))
+        imported = import_checkpoint(path, **(importing or {}))
+        model, card = imported.model, imported.card
         file = path if path.exists() else index_of(path)
     else:
-        model, file = checkpoint.load(path), path
-    return runtime.Predictor(model.config, TorchBackend(model, threads=threads), identity=sha256(file))
+        model, card, file = checkpoint.load(path), checkpoint.read_card(path), path
+    context_length, horizon = card.lengths()
+    return runtime.Predictor(
+        model.config,
+        TorchBackend(model, threads=threads),
+        identity=sha256(file),
+        context_length=context_length,
+        horizon=horizon,
+        card=card,
+    )
 
 
 def index_of(prefix: Path) -> Path:

@@ -18,9 +18,12 @@ BUNDLE_OUTPUT = click.option(
 BACKEND = click.option("--backend", default="auto", help=f"auto, or one of {', '.join(BACKENDS)}.")
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 CONTEXT = click.option(
-    "--context", "context_length", type=click.IntRange(min=1), help="Frames to look at; else the bundle's."
+    "--context",
+    "context_length",
+    type=click.IntRange(min=1),
+    help="Frames to look at; else those of the bundle or of training, or 10.",
 )
-HORIZON = click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; else the bundle's.")
+HORIZON = click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; likewise.")
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, and say so.")
 
 

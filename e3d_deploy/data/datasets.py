@@ -20,7 +20,14 @@ GENERATED = "moving-mnist"
 """The source that is made on the fly."""
 
 
-class MovingMNIST(Dataset[Tensor]):
+class TrainingData(Dataset[Tensor]):
+    """Endless samples to train on."""
+
+    rates: tuple[float, ...] = ()
+    """Frames per second of the sources that tell it."""
+
+
+class MovingMNIST(TrainingData):
     """Moving MNIST made on the fly; sample i is the same in every run with the same seed.
 
     Samples are frames, float32 [T, 1, H, W] in [0, 1].
@@ -48,7 +55,7 @@ class MovingMNIST(Dataset[Tensor]):
         return _frames(clip)
 
 
-class Windows(Dataset[Tensor]):
+class Windows(TrainingData):
     """Windows cut anywhere out of longer clips; endless.
 
     Samples are frames, float32 [T, C, H, W] in [0, 1].
@@ -101,7 +108,7 @@ class FixedWindows(Dataset[Tensor]):
         return _frames(self.source.clips[clip][first : first + self.length])
 
 
-class Shuffled(Dataset[Tensor]):
+class Shuffled(TrainingData):
     """The windows of a source again and again, each time in another order; endless.
 
     Sample i is the (i mod n)-th of the permutation that is drawn from the seed and i // n.
@@ -115,7 +122,7 @@ class Shuffled(Dataset[Tensor]):
         return self.part[int(_permutation(self.seed, again, len(self.part))[place])]
 
 
-class Mixture(Dataset[Tensor]):
+class Mixture(TrainingData):
     """Several data sets as one: each sample comes from one of them, drawn by their shares."""
 
     def __init__(self, parts: Sequence[Dataset[Tensor]], shares: Sequence[float], seed: int = 0) -> None:
@@ -138,7 +145,7 @@ def training_data(
     digits: Path | None = None,
     skip_bad: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> Dataset[Tensor]:
+) -> TrainingData:
     """The training split of one source or several, endless: windows in a new order each time round, or cut anywhere.
 
     A sample of each source is read, so that data that cannot be learned from are refused here.
@@ -159,12 +166,14 @@ def training_data(
         raise ConfigError(f"digits: {digits} is for {GENERATED} alone; add --data {GENERATED}, or leave --digits out")
     pictures = None if digits is None else read_digits(digits)
     size: dict[str, Any] = {"image_size": image_size, "channels": channels, "length": length}
-    parts: list[Dataset[Tensor]] = []
+    parts: list[TrainingData] = []
+    rates: list[float] = []
     for text, _ in data:
         if text == GENERATED:
             parts.append(_generated("train", **size, seed=seed, digits=pictures))
             continue
         source = open_source(text, split="train", **size, skip_bad=skip_bad, progress=progress)
+        rates += source.frames_per_second
         fixed = source.windows is not None
         parts.append(
             Shuffled(FixedWindows(source, length=length), seed)
@@ -172,7 +181,9 @@ def training_data(
             else Windows(source.clips, length=length, seed=seed)
         )
         parts[-1][0]
-    return parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
+    samples = parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
+    samples.rates = tuple(rates)
+    return samples
 
 
 def evaluation_data(

@@ -43,8 +43,8 @@ def export(
     model_path: Path,
     output: Path,
     *,
-    context_length: int = 10,
-    horizon: int = 10,
+    context_length: int | None = None,
+    horizon: int | None = None,
     batch: int | None = 1,
     optimize: str | None = None,
     precision: str = "fp32",
@@ -61,7 +61,8 @@ def export(
     The folder appears when it is whole, not before.
 
     Args:
-        context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many.
+        context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many. None:
+            those of training where the model's card has them, else 10.
         batch: streams that the graphs run at once; None for any number.
         optimize: set of rewrites, of `export.step.TARGETS`; without it `gpu` for TensorRT, else `cpu`, which is also
             what ONNX Runtime needs on a GPU.
@@ -98,8 +99,10 @@ def export(
         raise ConfigError(f"target: got {target!r}, expected one of {', '.join(RUNS)}")
     if target is not None and precision != "auto":
         check_runs(precision, target)
-    model = checkpoint.load(model_path)
+    model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
     config = model.config
+    known_context, known_horizon = card.lengths()
+    context_length, horizon = context_length or known_context, horizon or known_horizon
     clip = reference_clip(config, context_length + horizon, reference)
 
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,7 @@ def export(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "producer": {"e3d_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
             "config": config.to_dict(),
-            "card": checkpoint.read_card(model_path).to_dict(),
+            "card": card.to_dict(),
             "context_length": context_length,
             "horizon": horizon,
             "batch": batch or 1,

@@ -1,7 +1,7 @@
 """Published weights as models of ours: checkpoints of google/e3d_lstm and of OpenSTL."""
 
-from e3d_deploy.importing.fit import Finding
+from e3d_deploy.importing.fit import Finding, Imported
 from e3d_deploy.importing.load import import_checkpoint
 from e3d_deploy.importing.parity import Parity, compare
 
-__all__ = ["Finding", "Parity", "compare", "import_checkpoint"]
+__all__ = ["Finding", "Imported", "Parity", "compare", "import_checkpoint"]

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isqrt
+from math import inf, isqrt
 
 import torch
 from torch import Tensor
 
+from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.model import E3DLSTM
@@ -25,6 +26,18 @@ class Finding:
     value: str
     how: str
     """How we know."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A checkpoint of another project as a model of ours."""
+
+    model: E3DLSTM
+    """On the CPU, ready to predict."""
+    card: Card
+    """Facts about the model, as far as they are known."""
+    evidence: list[Finding]
+    """What was found out, and how."""
 
 
 def size(shapes: Shapes, name: str, axis: int, *, rank: int, source: str) -> int:
@@ -58,6 +71,36 @@ def patching(patch_channels: int, patch_size: int | None, channels: int | None) 
         possible = ", ".join(f"--patch-size {p} --channels {C}" for p, C in fitting)
         raise ConfigError(f"patch size: the weights are for patches of {patch_channels} channels; give {possible}")
     return taken[0]
+
+
+def window_of(
+    kept: tuple[int | None, int | None], *, context_length: int | None, horizon: int | None, fps: float | None
+) -> tuple[Window | None, Finding]:
+    """Return the window that a model was trained on, if it is known, and how we know.
+
+    Args:
+        kept: context length and horizon that the checkpoint tells.
+        context_length, horizon: what the user says, which counts more.
+        fps: frames per second of the clips, which no checkpoint tells.
+
+    Raises:
+        ConfigError: a part of the window is given and the rest is not known, or a number that cannot be one.
+    """
+    if fps is not None and not 0 < fps < inf:
+        raise ConfigError(f"fps: got {fps!r}, expected frames per second above 0")
+    context = kept[0] if context_length is None else context_length
+    predicted = kept[1] if horizon is None else horizon
+    given = context_length is not None or horizon is not None
+    if context is None or predicted is None:
+        if given or fps is not None:
+            lacking = "context" if context is None else "horizon"
+            raise ConfigError(f"{lacking}: is not in the checkpoint; give --context and --horizon together")
+        return None, Finding("window", "not known", "not in the checkpoint; or --context, --horizon and --fps")
+    window = Window.of_rates(context, predicted, () if fps is None else (fps,))
+    interval = "" if window.interval_ms is None else f", a frame every {window.interval_ms:.4g} ms"
+    told = "--context, --horizon, else kept by Lightning" if kept != (None, None) else "--context, --horizon"
+    how = (told if given else "kept by Lightning") + (", --fps" if interval else "")
+    return window, Finding("window", f"{context} given, {predicted} predicted{interval}", how)
 
 
 def fit(

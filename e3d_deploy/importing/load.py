@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from e3d_deploy.card import Card
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing import google, openstl
-from e3d_deploy.importing.fit import Finding, fit
-from e3d_deploy.model import E3DLSTM
+from e3d_deploy.importing.fit import Finding, Imported, fit, window_of
 
 Origin = Literal["google", "openstl"]
 
@@ -23,8 +23,11 @@ def import_checkpoint(
     image_size: tuple[int, int] | None = None,
     stride: int | None = None,
     history_length: int | None = None,
-) -> tuple[E3DLSTM, list[Finding]]:
-    """The model in a checkpoint of google/e3d_lstm or OpenSTL, on the CPU, and how we know what it is.
+    context_length: int | None = None,
+    horizon: int | None = None,
+    fps: float | None = None,
+) -> Imported:
+    """Import a checkpoint of google/e3d_lstm or OpenSTL; say how we know what it is.
 
     Args:
         path: for TensorFlow the prefix (`model.ckpt-80000`), one of its files or its folder; else a file.
@@ -35,6 +38,8 @@ def import_checkpoint(
         image_size: google: height and width of the frames, pixels; 64×64 unless given.
         stride: openstl: of the convolutions; unless given, what the checkpoint says of it, or 1.
         history_length: cell states to keep for recall. The originals keep all.
+        context_length, horizon: frames given and predicted in training; unless given, what the checkpoint says.
+        fps: frames per second of the clips of training.
 
     Raises:
         CheckpointError: it is not there, damaged, or of another network; tensors are named.
@@ -56,6 +61,7 @@ def import_checkpoint(
         if ema:
             evidence.append(Finding("weights", "moving averages", "--ema"))
         names, axes = google.names_of(config), google.KERNEL_AXES
+        kept: tuple[int | None, int | None] = (None, None)
     else:
         if ema or memory == "paper":
             raise ConfigError("ema, memory: OpenSTL keeps no averages, and its memory stays zero; leave them out")
@@ -72,10 +78,14 @@ def import_checkpoint(
             source=str(path),
         )
         names, axes = openstl.names_of(config), openstl.KERNEL_AXES
+        kept = openstl.lengths(settings)
+    window, found = window_of(kept, context_length=context_length, horizon=horizon, fps=fps)
+    evidence.append(found)
     config = replace(config, history_length=history_length or config.history_length)
     how = "--history-length" if history_length else "our default"
     evidence.append(Finding("history", f"{config.history_length} cells", f"{how}; exact for as many steps"))
-    return fit(config, tensors, names, kernel_axes=axes, source=str(path)), evidence
+    model = fit(config, tensors, names, kernel_axes=axes, source=str(path))
+    return Imported(model=model, card=Card(window=window), evidence=evidence)
 
 
 def _origin_of(path: Path) -> Origin:

@@ -136,6 +136,14 @@ def identify(
     ]
 
 
+def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Return the frames given and predicted in training, as far as Lightning kept them."""
+    shape = settings.get("in_shape")
+    first = shape[0] if isinstance(shape, list | tuple) and shape else None
+    context_length = _whole(settings, "pre_seq_length") or _whole({"in_shape": first}, "in_shape")
+    return context_length, _whole(settings, "aft_seq_length")
+
+
 def _whole(settings: Mapping[str, Any], name: str) -> int | None:
     """A setting, if it is a number that can be one."""
     value = settings.get(name)

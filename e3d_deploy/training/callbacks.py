@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from e3d_deploy import checkpoint
+from e3d_deploy.card import Card
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.errors import CheckpointError, TrainingError
 from e3d_deploy.files import write_file
@@ -86,14 +87,19 @@ class Keeper(Callback):
 
     A run whose schedule follows time ends at its limit like one whose steps are done: with a validation, and normally.
 
+    Args:
+        card: facts about the model, saved with it.
+
     Raises (from within training):
         TrainingError: the loss or a weight is no finite number; what was saved before stays.
         Stopped: on a request, or when the time of a run by steps is up.
         OSError: the disk is full; what was saved before stays.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, averaging: Averaging, pace: Pace) -> None:
-        self.run, self.config, self.averaging, self.pace = run, config, averaging, pace
+    def __init__(
+        self, run: Path, config: TrainConfig, averaging: Averaging, pace: Pace, *, card: Card | None = None
+    ) -> None:
+        self.run, self.config, self.averaging, self.pace, self.card = run, config, averaging, pace, card
         self.stop_requested = False
         self.handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
         self.broken: Tensor | None = None
@@ -164,8 +170,9 @@ class Keeper(Callback):
             weights, average = pl_module.model, self.averaging.average
             assert isinstance(weights, E3DLSTM)
             model, other = (average, weights) if self.config.average else (weights, average)
-            checkpoint.save(model, self.run / "model.safetensors")
-            checkpoint.save(other, self.run / f"model_{'plain' if self.config.average else 'ema'}.safetensors")
+            checkpoint.save(model, self.run / "model.safetensors", card=self.card)
+            name = f"model_{'plain' if self.config.average else 'ema'}.safetensors"
+            checkpoint.save(other, self.run / name, card=self.card)
         trainer.strategy.barrier()  # a process that ends before the first one has written all would end it too
         self.saved_step = trainer.global_step
 
@@ -178,10 +185,20 @@ class Parts(Callback):
 
     Args:
         every_s: time between two sets (seconds).
+        card: facts about the model, written with it.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, averaging: Averaging, *, every_s: float, pace: Pace) -> None:
-        self.folder, self.config, self.averaging = folder, config, averaging
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        averaging: Averaging,
+        *,
+        every_s: float,
+        pace: Pace,
+        card: Card | None = None,
+    ) -> None:
+        self.folder, self.config, self.averaging, self.card = folder, config, averaging, card
         self.every_s, self.clock = every_s, pace.clock
         self.run_name, self.sets = secrets.token_hex(8), 0
         self.written = self.clock()
@@ -225,7 +242,7 @@ class Parts(Callback):
         assert isinstance(model, E3DLSTM)
         if trainer.global_step > self.written_step and all(bool(one.isfinite().all()) for one in model.parameters()):
             name = f"model-{'ab'[self.sets % 2]}"
-            save_parts(model, self.folder, name, run=self.run_name, step=trainer.global_step)
+            save_parts(model, self.folder, name, run=self.run_name, step=trainer.global_step, model_card=self.card)
             if self.written_step == 0:
                 self._delete_later(name, trainer.global_step)
             self.sets, self.written_step = self.sets + 1, trainer.global_step

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from e3d_deploy import checkpoint
+from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
-from e3d_deploy.data.datasets import evaluation_data, training_data
+from e3d_deploy.data.datasets import TrainingData, evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
@@ -139,7 +140,8 @@ def train(
     if weights is not None:
         model.load_state_dict(weights)
     averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
-    keeper = Keeper(run, config, averaging, pace)
+    window = Window.of_rates(config.context_length, config.horizon, sets[0].rates)
+    keeper = Keeper(run, config, averaging, pace, card=Card(window=window))
     pictures = _pictures(run, sets[1][0], config, machine)
     ours = _callbacks(config, machine, averaging, keeper)
     with quiet(), _tf32_where_bf16(config):
@@ -172,7 +174,7 @@ def _data(
     digits: Path | None,
     *,
     skip_bad: bool,
-) -> tuple[Dataset[Tensor], Dataset[Tensor]]:
+) -> tuple[TrainingData, Dataset[Tensor]]:
     """Open the clips to train with and those to validate on."""
     form: dict[str, Any] = {
         "image_size": model.image_size,
@@ -189,7 +191,9 @@ def _callbacks(config: TrainConfig, machine: Machine, averaging: Averaging, keep
     """Return the callbacks that come last, `keeper` after all that should be in what it saves."""
     ours: list[Callback] = [keeper]
     if machine.parts is not None:
-        parts = Parts(machine.parts, config, averaging, every_s=machine.parts_every_s, pace=keeper.pace)
+        parts = Parts(
+            machine.parts, config, averaging, every_s=machine.parts_every_s, pace=keeper.pace, card=keeper.card
+        )
         ours.insert(0, parts)
     if machine.progress:
         ours.append(Bar(float("inf") if keeper.pace.by_time else config.steps * config.accumulate))
@@ -351,14 +355,14 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
     else:
         from e3d_deploy.importing import import_checkpoint
 
-        model, _ = import_checkpoint(
+        model = import_checkpoint(
             initial,
             memory="paper" if config.semantics == "paper" else "released",
             image_size=config.image_size,
             patch_size=config.patch_size,
             channels=config.channels,
             stride=config.stride if config.semantics == "openstl" else None,
-        )
+        ).model
     theirs = replace(model.config, history_length=config.history_length)
     if config.semantics != "openstl":  # whose norms have a weight for each place of the picture
         theirs = replace(theirs, image_size=config.image_size)
