@@ -14,7 +14,7 @@ CHECKED = {
         "__init__ cache demo doctor engines evaluating exporting importing joining opening options "
         "packing running training"
     ),
-    "e3d_deploy/data": "__init__ datasets moving_mnist pictures",
+    "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",
     "e3d_deploy/evaluation": "samples",
     "e3d_deploy/export": (
@@ -30,7 +30,8 @@ CHECKED = {
         "test_cli test_config test_data test_demo test_diff test_digits test_docstrings test_engine_cache "
         "test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan "
         "test_gpu_run test_gpu_script test_import test_imports test_metrics test_onnxruntime_cuda_backend "
-        "test_pace test_parts test_precision test_recipes test_refit test_renewal test_runtime test_snapshot "
+        "test_pace test_parts test_precision test_rate test_recipes test_refit test_renewal "
+        "test_runtime test_snapshot "
         "test_sources test_streams test_streams_isolated test_tensorrt_backend test_torch_backends "
         "test_training test_verify test_window tools"
     ),

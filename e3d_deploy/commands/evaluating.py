@@ -10,8 +10,10 @@ from e3d_deploy.commands.options import (
     BACKEND,
     BUNDLE_OR_MODEL,
     CONTEXT,
+    EVERY,
     HORIZON,
     PATH,
+    RESAMPLE,
     SKIP_BAD,
     THREADS,
     json_option,
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 )
 @CONTEXT
 @HORIZON
+@EVERY
+@RESAMPLE
 @BACKEND
 @THREADS
 @click.option("--most", type=click.IntRange(min=1), help="Clips to take; else all, or 100 where they are generated.")
@@ -64,6 +68,8 @@ def evaluate(
     split: "Split",
     context_length: int | None,
     horizon: int | None,
+    every: int | None,
+    resample: float | None,
     backend: str,
     threads: int | None,
     most: int | None,
@@ -81,7 +87,8 @@ def evaluate(
     """
     from contextlib import ExitStack
 
-    from e3d_deploy.data.datasets import evaluation_data
+    from e3d_deploy.data.datasets import evaluation_data, warn_of_data
+    from e3d_deploy.data.rate import Selection
     from e3d_deploy.evaluation import evaluate as measure
     from e3d_deploy.evaluation.conventions import CONVENTIONS
     from e3d_deploy.evaluation.report import write_report
@@ -90,6 +97,7 @@ def evaluate(
 
     if output is not None:
         import matplotlib.figure  # noqa: F401 (a missing library shall show now)
+    selection = Selection(every=every, resample=resample)
     conventions = [one for name, one in CONVENTIONS.items() if convention in ("both", name)]
     if lpips_weights is not None:
         from e3d_deploy.evaluation.lpips import lpips_convention
@@ -110,8 +118,10 @@ def evaluate(
             length=context_length + horizon,
             most=most or (100 if data == "moving-mnist" else None),
             skip_bad=skip_bad,
+            selection=selection,
             progress=progress,
         )
+        warn_of_data(clips, predictor.card.window, selection)
 
         def each(number: int, clip: Any, forecast: Any) -> None:
             progress(f"clip {number} of {len(clips)}")

@@ -24,6 +24,13 @@ CONTEXT = click.option(
     help="Frames to look at; else those of the bundle or of training, or 10.",
 )
 HORIZON = click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; likewise.")
+EVERY = click.option("--every", type=int, metavar="N", help="Take every N-th frame of the source.")
+RESAMPLE = click.option(
+    "--resample",
+    type=float,
+    metavar="FPS",
+    help="Take the frames nearest in time to FPS a second, dropping or repeating some.",
+)
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, and say so.")
 
 

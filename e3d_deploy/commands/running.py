@@ -5,7 +5,17 @@ from pathlib import Path
 import click
 
 from e3d_deploy.commands.opening import open_predictor
-from e3d_deploy.commands.options import BACKEND, BUNDLE_OR_MODEL, CONTEXT, HORIZON, PATH, THREADS, json_option
+from e3d_deploy.commands.options import (
+    BACKEND,
+    BUNDLE_OR_MODEL,
+    CONTEXT,
+    EVERY,
+    HORIZON,
+    PATH,
+    RESAMPLE,
+    THREADS,
+    json_option,
+)
 from e3d_deploy.commands.output import as_json, table, working
 
 
@@ -21,6 +31,8 @@ from e3d_deploy.commands.output import as_json, table, working
 )
 @CONTEXT
 @HORIZON
+@EVERY
+@RESAMPLE
 @BACKEND
 @THREADS
 @click.option("--zoom", type=click.IntRange(min=1), default=1, help="Enlarge videos and pictures.")
@@ -30,6 +42,8 @@ def predict(
     output: Path,
     context_length: int | None,
     horizon: int | None,
+    every: int | None,
+    resample: float | None,
     backend: str,
     threads: int | None,
     zoom: int,
@@ -38,15 +52,20 @@ def predict(
     import numpy as np
 
     from e3d_deploy.data.clips import read_clips
+    from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.errors import ShapeError
 
+    selection = Selection(every=every, resample=resample)
     check_target(output, clip)
     with open_predictor(model, backend, threads) as predictor:
         config = predictor.config
         context_length = context_length or predictor.context_length
         horizon = horizon or predictor.horizon
-        clips = read_clips(clip, image_size=config.image_size, channels=config.channels, most=context_length)
+        clips = read_clips(
+            clip, image_size=config.image_size, channels=config.channels, most=context_length, selection=selection
+        )
+        warn_of_interval(str(clip), [clips.rate], predictor.card.window, selection=selection)
         if clips.frames.shape[1] < context_length:
             raise ShapeError(
                 f"{clip}: has {clips.frames.shape[1]} frames, the context is {context_length}; "
@@ -70,6 +89,8 @@ def predict(
 @click.argument("video", metavar="SOURCE", type=PATH)
 @click.option("--horizon", type=click.IntRange(min=1), default=10, help="Frames to look ahead.")
 @click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
+@EVERY
+@RESAMPLE
 @BACKEND
 @THREADS
 @click.option(
@@ -82,6 +103,8 @@ def stream(
     video: Path,
     horizon: int,
     renewal: str | None,
+    every: int | None,
+    resample: float | None,
     backend: str,
     threads: int | None,
     output: Path | None,
@@ -92,14 +115,17 @@ def stream(
     import numpy as np
 
     from e3d_deploy.data.clips import play
+    from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.runtime.live import follow
 
+    selection = Selection(every=every, resample=resample)
     if output is not None:
         check_target(output, video)
     with open_predictor(model, backend, threads) as predictor:
         config = predictor.config
-        playing = play(video, image_size=config.image_size, channels=config.channels)
+        playing = play(video, image_size=config.image_size, channels=config.channels, selection=selection)
+        warn_of_interval(str(video), [playing.rate], predictor.card.window, selection=selection)
         with working(f"streaming {video}") as progress:
             summary, seen, forecast = follow(
                 predictor,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.pictures import NEEDS_VIDEO, play_folder, say_change
+from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection, places, select
 from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError, SourceLost
 
 PEDESTRIANS = Path(__file__).parent / "clips" / "pedestrians.mp4"
@@ -24,11 +25,23 @@ class Clips:
 
     frames: NDArray[Any]
     """[B, T, H, W, C], uint8 or float in [0, 1]."""
-    frames_per_second: float
-    """As the source says; 10 where it does not."""
+    rate: float | None
+    """Frames per second; None where the source tells none."""
+
+    @property
+    def frames_per_second(self) -> float:
+        """Rate to show them at: their own, else 10."""
+        return self.rate or DEFAULT_RATE
 
 
-def read_clips(path: Path, *, image_size: tuple[int, int], channels: int, most: int | None = None) -> Clips:
+def read_clips(
+    path: Path,
+    *,
+    image_size: tuple[int, int],
+    channels: int,
+    most: int | None = None,
+    selection: Selection = ALL,
+) -> Clips:
     """All clips in `path`, at the size and with the colours that a model wants.
 
     Videos and pictures are scaled and converted, which is logged; arrays are taken as they are.
@@ -39,9 +52,11 @@ def read_clips(path: Path, *, image_size: tuple[int, int], channels: int, most: 
         image_size: height and width, pixels.
         channels: 1 for gray, 3 for RGB.
         most: read no more frames than this.
+        selection: frames that are taken; their rate is that of the clips.
 
     Raises:
         ClipError: nothing there that can be read, or nothing in it.
+        ConfigError: resampling of a source without a rate.
         ShapeError: arrays of another size or number of colours.
         BackendUnavailable: a video or pictures without the extra `video`.
     """
@@ -54,9 +69,11 @@ def read_clips(path: Path, *, image_size: tuple[int, int], channels: int, most: 
                 f"{path}: frames {list(frames.shape[2:])}, expected {[*image_size, channels]}; "
                 "resize them, or take a model for this size"
             )
-        return Clips(frames[:, :most], 10.0)
-    video = play(path, image_size=image_size, channels=channels)
-    return Clips(np.stack(list(islice(video.pictures, most)))[None], video.frames_per_second)
+        if not selection.takes_all:
+            frames = frames[:, places(frames.shape[1], selection.stride(None, name=str(path)))]
+        return Clips(frames[:, :most], None)
+    video = play(path, image_size=image_size, channels=channels, selection=selection)
+    return Clips(np.stack(list(islice(video.pictures, most)))[None], video.rate)
 
 
 @dataclass(frozen=True)
@@ -65,15 +82,25 @@ class Video:
 
     pictures: Iterator[NDArray[np.uint8]]
     """[H, W, C]; raises ClipError where the source cannot be read or holds nothing, SourceLost where it breaks off."""
-    frames_per_second: float
-    """As the source says; 10 where it does not."""
+    rate: float | None
+    """Frames per second; None where the source tells none."""
+
+    @property
+    def frames_per_second(self) -> float:
+        """Rate to show it at: its own, else 10."""
+        return self.rate or DEFAULT_RATE
 
 
-def play(path: Path, *, image_size: tuple[int, int], channels: int, say: bool = True) -> Video:
-    """A video or a folder of pictures, scaled and converted as a model wants, which is logged if `say`.
+def play(
+    path: Path, *, image_size: tuple[int, int], channels: int, say: bool = True, selection: Selection = ALL
+) -> Video:
+    """Play a video or a folder of pictures, scaled and converted as a model wants, which is logged if `say`.
+
+    Args:
+        selection: frames that are taken; their rate is that of the video.
 
     Raises:
-        ClipError, BackendUnavailable: as `read_clips`.
+        ClipError, ConfigError, BackendUnavailable: as `read_clips`.
     """
     if not path.exists():
         raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
@@ -81,7 +108,9 @@ def play(path: Path, *, image_size: tuple[int, int], channels: int, say: bool = 
         raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {channels}; give .npz or .npy")
     open_ = play_folder if path.is_dir() else _video
     pictures, rate = open_(path, image_size=image_size, channels=channels, say=say)
-    return Video(_not_empty(path, pictures), rate)
+    stride = selection.stride(rate, name=str(path))
+    pictures = _not_empty(path, pictures)
+    return Video(pictures if selection.takes_all else select(pictures, stride), selection.rate(rate))
 
 
 def _not_empty(path: Path, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
@@ -115,7 +144,7 @@ def _read_array(path: Path) -> NDArray[Any]:
 
 def _video(
     path: Path, *, image_size: tuple[int, int], channels: int, say: bool
-) -> tuple[Iterator[NDArray[np.uint8]], float]:
+) -> tuple[Iterator[NDArray[np.uint8]], float | None]:
     try:
         import av
     except ImportError as error:
@@ -153,4 +182,4 @@ def _video(
                     f"{path}: broke off after frame {number} ({error.strerror}); check the file"
                 ) from error
 
-    return pictures(), float(stream.average_rate or 10)
+    return pictures(), float(stream.average_rate) if stream.average_rate else None

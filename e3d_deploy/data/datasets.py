@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from e3d_deploy.card import Window
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
+from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
 from e3d_deploy.data.sources import Clip, Source, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
@@ -196,6 +198,7 @@ def evaluation_data(
     most: int | None,
     seed: int = 2**31,
     skip_bad: bool = False,
+    selection: Selection = ALL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> "FixedWindows | Subset[Tensor]":
     """The windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
@@ -204,12 +207,16 @@ def evaluation_data(
         text: `moving-mnist`, made of the split's digits, or as `open_source` takes it.
         most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 1,000.
         seed: of `moving-mnist`; far from those that one trains with.
+        selection: frames that are taken from each clip.
 
     Raises:
-        ConfigError: Moving MNIST for a model that takes colours.
+        ConfigError: Moving MNIST for a model that takes colours, or a selection from it or another source that allows
+            none.
         ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
     """
     if text == GENERATED:
+        if not selection.takes_all:
+            raise ConfigError(f"{text}: is generated, so it has no rate; leave --every and --resample out")
         made = _generated(split, image_size=image_size, channels=channels, length=length, seed=seed)
         return Subset(made, range(1000 if most is None else most))
     source = open_source(
@@ -219,11 +226,18 @@ def evaluation_data(
         channels=channels,
         length=length,
         skip_bad=skip_bad,
+        selection=selection,
         progress=progress,
     )
     windows = FixedWindows(source, length=length, most=most)
     windows[0]
     return windows
+
+
+def warn_of_data(data: Dataset[Tensor], window: Window | None, selection: Selection = ALL) -> None:
+    """Log that the frames of `evaluation_data` are not as far apart as in training, as `rate.warn_of_interval`."""
+    if isinstance(data, FixedWindows):
+        warn_of_interval(data.source.name, data.source.frames_per_second, window, selection=selection)
 
 
 def _generated(

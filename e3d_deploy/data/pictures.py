@@ -97,8 +97,8 @@ class PictureClip:
 
 def play_folder(
     folder: Path, *, image_size: tuple[int, int], channels: int, say: bool
-) -> tuple[Iterator[NDArray[np.uint8]], float]:
-    """The pictures in a folder one by one, and 10 as their rate.
+) -> tuple[Iterator[NDArray[np.uint8]], None]:
+    """Return the pictures in a folder one by one, and their rate, which a folder does not tell.
 
     Raises:
         ClipError: it holds none.
@@ -112,7 +112,7 @@ def play_folder(
             say_as = folder if number == 0 and say else None
             yield read_picture(file, image_size=image_size, channels=channels, say_as=say_as)
 
-    return pictures(), 10.0
+    return pictures(), None
 
 
 def say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[int, int], mode: str) -> None:

@@ -1,7 +1,7 @@
 """Files and folders as clips: videos, pictures and arrays. Needs no PyTorch."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from e3d_deploy.data.arrays import StoredArray, clips_of, members, open_member, 
 from e3d_deploy.data.clips import play
 from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips, sequence_clips
 from e3d_deploy.data.pictures import PICTURES, PictureClip, natural, picture_files, read_picture
+from e3d_deploy.data.rate import ALL, Selection, select_clip
 from e3d_deploy.data.storage import Clip, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError, SourceLost
 
@@ -64,12 +65,22 @@ class Reader:
 
     Videos are decoded once, at that size, into a temporary file in TMPDIR, and compressed arrays unpacked there, so
     the disk needs room for them: frames · H · W · C bytes for videos. Nothing of it outlives the clips.
+
+    Args:
+        selection: frames that are taken from each clip.
     """
 
     def __init__(
-        self, *, image_size: tuple[int, int], channels: int, skip_bad: bool, progress: Callable[[str], None]
+        self,
+        *,
+        image_size: tuple[int, int],
+        channels: int,
+        skip_bad: bool,
+        progress: Callable[[str], None],
+        selection: Selection = ALL,
     ) -> None:
         self.image_size, self.channels, self.skip_bad, self.progress = image_size, channels, skip_bad, progress
+        self.selection = selection
         self.scratch = Scratch()
         self.skipped: list[str] = []
         self.rates: set[float] = set()
@@ -81,17 +92,19 @@ class Reader:
         Raises:
             ClipError: it cannot be read, and `skip_bad` is off.
             ShapeError: arrays of another size, number of colours or type, likewise.
+            ConfigError: resampling of a clip without a rate.
             BackendUnavailable: videos or pictures without the extra `video`.
             OSError: the disk is full.
         """
         before = self.scratch.size
         try:
             if path.is_dir():
-                return self._pictures(path)
+                return self._selected(self._pictures(path))
             if path.suffix.lower() == ".npz":
-                return [(f"{path}, clip {number}", clip) for number, clip in enumerate(self._npz(path))]
+                return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(self._npz(path)))
             if path.suffix.lower() == ".npy":
-                return [(f"{path}, clip {number}", clip) for number, clip in enumerate(self.npy_clips(open_npy(path)))]
+                clips = self.npy_clips(open_npy(path))
+                return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(clips))
             return [(str(path), self._video(path))]
         except (ClipError, ShapeError) as error:
             if not self.skip_bad:
@@ -99,6 +112,10 @@ class Reader:
             self.scratch.cut(before)
             self.skip(str(path), error)
             return []
+
+    def _selected(self, named: Iterable[tuple[str, Clip]]) -> list[tuple[str, Clip]]:
+        """Return what is taken from clips without a rate."""
+        return [(name, select_clip(clip, self.selection, None, name=name)) for name, clip in named]
 
     def skip(self, name: str, error: Exception) -> None:
         """Note something that is left out, and log it, once."""
@@ -157,7 +174,9 @@ class Reader:
             self._said = True
 
     def _video(self, path: Path) -> StoredClip:
-        video = play(path, image_size=self.image_size, channels=self.channels, say=not self._said)
+        video = play(
+            path, image_size=self.image_size, channels=self.channels, say=not self._said, selection=self.selection
+        )
         self._said = True
         offset, length = self.scratch.size, 0
         try:
@@ -168,7 +187,8 @@ class Reader:
                     self.progress(f"decoding {path}, {length} frames")
         except SourceLost as error:  # a file is no camera: what breaks off is damaged
             raise ClipError(str(error)) from error
-        self.rates.add(video.frames_per_second)
+        if video.rate is not None:
+            self.rates.add(video.rate)
         height, width = self.image_size
         return StoredClip(
             name=str(path),

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from e3d_deploy.data.arrays import open_npy
 from e3d_deploy.data.kth import is_kth, open_kth
 from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips
+from e3d_deploy.data.rate import ALL, Selection
 from e3d_deploy.data.readers import ARRAYS, Reader, find_files, some
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
-from e3d_deploy.errors import ClipError
+from e3d_deploy.errors import ClipError, ConfigError
 
 __all__ = ["Clip", "Source", "fixed_windows", "open_source"]
 
@@ -42,7 +43,7 @@ class Source:
     held_out: bool
     """Whether this split shares no file, clip or time with the one to train on (for that: with the others)."""
     frames_per_second: tuple[float, ...] = ()
-    """Each rate that a video has, in order."""
+    """Each known rate of a clip, in order; that of the frames that are taken."""
     skipped: tuple[str, ...] = ()
     """What could not be read."""
     short: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ def open_source(
     channels: int,
     length: int,
     skip_bad: bool = False,
+    selection: Selection = ALL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Source:
     """The clips of a split.
@@ -71,15 +73,17 @@ def open_source(
         channels: colours that the model takes.
         length: frames of a window.
         skip_bad: leave out, and log, what cannot be read. It is looked for then, so each picture is decoded once.
+        selection: frames that are taken from each clip, before it is split and cut.
         progress: is told what is being done.
 
     Raises:
+        ConfigError: a selection from a format that fixes its windows, or resampling of a clip without a rate.
         ClipError: nothing there that can be read, or no clip of the split is long enough.
         ShapeError: arrays of another size, number of colours, rank or type.
         BackendUnavailable: videos or pictures without the extra `video`.
         OSError: TMPDIR has no room for decoded videos or unpacked arrays.
     """
-    reader = Reader(image_size=image_size, channels=channels, skip_bad=skip_bad, progress=progress)
+    reader = Reader(image_size=image_size, channels=channels, skip_bad=skip_bad, progress=progress, selection=selection)
     path = Path(text)
     if not path.exists():
         parts = [Path(part) for part in text.split(",")]
@@ -89,6 +93,7 @@ def open_source(
     if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
         return _original(text, [path], reader, length=length)
     if path.suffix.lower() == ".npy" and path.is_file() and is_test_seq(array := open_npy(path), channels):
+        _check_takes_all(text, "mnist_test_seq", reader)
         return _whole(text, "mnist_test_seq", reader.npy_clips(array), length=length)
     if path.is_dir() and is_kth(path):
         return _kth(text, reader, split=split, length=length)
@@ -107,7 +112,18 @@ def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
     return np.array(places, np.int64).reshape(-1, 2)
 
 
+def _check_takes_all(text: str, kind: str, reader: Reader) -> None:
+    """Refuse a selection from clips whose windows are fixed.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not reader.selection.takes_all:
+        raise ConfigError(f"{text}: {kind} fixes the frames of its windows; leave --every and --resample out")
+
+
 def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) -> Source:
+    _check_takes_all(text, "moving-mnist-npz", reader)
     for path in paths:
         if not path.is_file():
             raise ClipError(f"{path}: no such file; of two files joined by a comma, each has to be there")
@@ -128,6 +144,7 @@ def _whole(text: str, kind: str, clips: Sequence[Clip], *, length: int) -> Sourc
 
 
 def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
+    _check_takes_all(text, "kth", reader)
     clips, windows = open_kth(
         Path(text),
         split=split,
