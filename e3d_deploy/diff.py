@@ -69,8 +69,8 @@ def _read(path: Path) -> Side:
 def _read_model(path: Path) -> Side:
     tensors, metadata = read_tensors(path)
     try:
-        config = json.loads(metadata[KEY])["config"]
-        sections = {"config": _flat(config)}
+        entries = json.loads(metadata[KEY])
+        sections = {"config": _flat(entries["config"]), "card": _flat(entries.get("card", {}))}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not made by e3d_deploy; `e3d import` makes a model of others' files") from error
     return Side({"path": str(path), "kind": "model"}, sections, tensors)
@@ -79,7 +79,7 @@ def _read_model(path: Path) -> Side:
 def _read_bundle(path: Path) -> Side:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    rest = {name: value for name, value in manifest.items() if name not in ABOUT}
+    rest = {"card": {}} | {name: value for name, value in manifest.items() if name not in ABOUT}
     settings = {name: value for name, value in rest.items() if not isinstance(value, dict)}
     graphs = {name: _graph(entry) for name, entry in manifest["graphs"].items()}
     sections = {

@@ -14,6 +14,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.datasets import training_data
+from e3d_deploy.diff import diff
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.importing import import_checkpoint
@@ -112,6 +113,17 @@ def test_inspect_shows_the_window(run: Path, bundle: Path) -> None:
         rows = [line.split() for line in e3d("inspect", path).stdout.splitlines()]
         assert ["window"] in rows
         assert ["interval_ms", "40.0"] in rows
+
+
+def test_diff_compares_windows(run: Path, bundle: Path, tmp_path: Path) -> None:
+    model = run / "run" / "model.safetensors"
+    assert diff(model, bundle)["differs_in"] == []
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(model.read_bytes())
+    checkpoint.write_card(other, Card(window=Window.of_rates(5, 7, [25.0])))
+    for one in (model, bundle):
+        found = diff(one, other)
+        assert (found["differs_in"], found["card"]) == (["card"], {"window.horizon": [5, 7]})
 
 
 def foreign(path: Path, **kept: object) -> Path:
