@@ -98,14 +98,51 @@ class Decay:
         return math.fsum(self.mse[age]) / len(self.mse[age])
 
     def ratio(self, age: int) -> float:
-        """Return the error at an age as a multiple of that at age C."""
-        return self.mean(age) / self.mean(self.context_length)
+        """Return the error at an age as a multiple of that at age C; infinite if only that at C is 0."""
+        error, reference = self.mean(age), self.mean(self.context_length)
+        if reference == 0:  # clipped predictions can be exact, as of black frames
+            return math.inf if error > 0 else 1.0
+        return error / reference
 
     @property
     def ageless(self) -> bool:
         """True if a state may be any number of frames old."""
         older = [age for age in self.mse if age > self.context_length]
         return max(self.mse) >= REACH * self.context_length and all(self.ratio(age) <= TOLERANCE for age in older)
+
+    @property
+    def verdict(self) -> str:
+        """Decay of the state and the remedy, in words."""
+        C, older = self.context_length, [age for age in self.mse if age > self.context_length]
+        worst = max(older, key=self.ratio, default=C)
+        if not self.ageless and self.ratio(worst) <= TOLERANCE:
+            return (
+                f"the record ends at age {max(self.mse)}, which does not tell how a state ages; "
+                f"measure it on clips that reach age {REACH * C}"
+            )
+        age = max(older) if self.ageless else worst
+        remedy = "may be any number of frames old" if self.ageless else "needs a renewal"
+        return (
+            f"after {age} frames a state's forecasts are {self.ratio(age):.2f} times as wrong as after {C}; "
+            f"a state of this model {remedy}"
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return errors, ratios and verdict as JSON values, for commands; `Card.to_dict` is what is stored."""
+        copying = math.fsum(self.copy_last) / len(self.copy_last)
+        return {
+            "verdict": self.verdict,
+            "ageless": self.ageless,
+            "data": self.data,
+            "windows": self.clips,
+            "context_length": self.context_length,
+            "horizon": len(self.copy_last),
+            "ages": {
+                str(age): {"mse": self.mean(age), "ratio": _finite(self.ratio(age)), "frames": list(errors)}
+                for age, errors in self.mse.items()
+            },
+            "copy_last": {"mse": copying, "frames": list(self.copy_last)},
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +185,10 @@ class Card:
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"card: an entry is damaged ({error}); save or export the model again") from error
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _is_whole(value: object) -> bool:

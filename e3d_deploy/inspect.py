@@ -59,6 +59,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
     return {
         "model": {"file": path.name, "parameters": parameters, "bytes": path.stat().st_size, **_state(model.config)},
         **_window(card),
+        "decay": _decay(checkpoint.read_card(path)),
         "config": model.config.to_dict(),
     }
 
@@ -85,6 +86,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             **_state(bundle.config),
         },
         **_window(bundle.card),
+        "decay": _decay(bundle.card),
         "config": bundle.config.to_dict(),
         "graph": {
             name: {
@@ -169,6 +171,10 @@ def _column(one: "Statistics", steps: int) -> dict[str, int]:
 
 def _window(card: Card) -> dict[str, Any]:
     return {} if card.window is None else {"window": card.window.to_dict()}
+
+
+def _decay(card: Card) -> dict[str, Any] | None:
+    return None if card.decay is None else card.decay.report()
 
 
 def _state(config: ModelConfig) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.card import Decay
 from e3d_deploy.frames import Frames, to_pictures
 from e3d_deploy.runtime.verify import Report
 
@@ -128,6 +129,26 @@ def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel:
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def decay(found: Decay) -> bytes:
+    """Draw the error of forecasts by the age of the state, with that of copying the last frame."""
+    figure, axes = _figure(7, 3.6)
+    ages, C = list(found.mse), found.context_length
+    axes.plot(ages, [found.mean(age) for age in ages], "o-", ms=4, color=BLUE, label="forecast")
+    copying = sum(found.copy_last) / len(found.copy_last)
+    axes.axhline(copying, color=RED, lw=1, ls="--", label="copying the last frame")
+    axes.axvline(C, color=GRAY, lw=0.8, ls=":", label=f"context of training, {C}")
+    axes.set_xscale("log")
+    axes.set_xticks(ages, map(str, ages), fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="age of the state (frames seen)", ylabel="MSE a frame")
+    axes.set_ylim(0, 1.25 * max(copying, *map(found.mean, ages)))  # room for the legend
+    axes.set_title(
+        f"{found.data}: {found.clips} windows, {len(found.copy_last)} frames predicted", fontsize=9, loc="left"
+    )
+    axes.legend(fontsize=8, ncols=3, loc="upper left")
     return _png(figure)
 
 

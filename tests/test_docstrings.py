@@ -11,12 +11,12 @@ CHECKED = {
     "benchmarks": "__init__ clip digits engines export gpu loader naive peers precision streaming",
     "e3d_deploy": "__init__ __main__ card checkpoint cli config contract doctor parts tensors tf32 training workspace",
     "e3d_deploy/commands": (
-        "__init__ cache demo doctor engines evaluating exporting importing joining opening options "
+        "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options "
         "packing running training"
     ),
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",
-    "e3d_deploy/evaluation": "samples",
+    "e3d_deploy/evaluation": "samples streaming",
     "e3d_deploy/export": (
         "__init__ bundle engine_files plan ring ring_states step to_onnx to_tensorrt torch_backend torch_graph_backend"
     ),
@@ -27,7 +27,7 @@ CHECKED = {
     ),
     "tests": (
         "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_card test_checkpoint "
-        "test_cli test_config test_data test_demo test_diff test_digits test_docstrings test_engine_cache "
+        "test_cli test_config test_data test_decay test_demo test_diff test_digits test_docstrings test_engine_cache "
         "test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan "
         "test_gpu_run test_gpu_script test_import test_imports test_metrics test_onnxruntime_cuda_backend "
         "test_pace test_parts test_precision test_rate test_recipes test_refit test_renewal "

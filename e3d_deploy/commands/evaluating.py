@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from e3d_deploy.commands.opening import open_predictor
 from e3d_deploy.commands.options import (
@@ -16,6 +17,7 @@ from e3d_deploy.commands.options import (
     RESAMPLE,
     SKIP_BAD,
     THREADS,
+    counts,
     json_option,
     numbers,
 )
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=PATH, help="New folder for report, table, plots and samples.")
 @click.option("--samples", type=click.IntRange(min=0), default=4, help="Clips to write as pictures into the folder.")
 @click.option("--lpips", "lpips_weights", type=PATH, help="Weights of LPIPS, to measure it too; nothing is downloaded.")
+@click.option("--streaming", is_flag=True, help="Measure by the age of a stream's state instead; docs/metrics.md.")
+@click.option("--ages", callback=counts, metavar="1,2,…", help="With --streaming: ages of the state (frames).")
+@click.option("--record", is_flag=True, help="With --streaming: keep the result in the model file or bundle.")
 @SKIP_BAD
 @click.option("--image-size", callback=numbers, help="Of a checkpoint of others, as for `e3d import`.")
 @click.option("--patch-size", type=int, help="The same.")
@@ -77,6 +82,9 @@ def evaluate(
     output: Path | None,
     samples: int,
     lpips_weights: Path | None,
+    streaming: bool,
+    ages: tuple[int, ...] | None,
+    record: bool,
     skip_bad: bool,
     json_: bool,
     **importing: Any,
@@ -85,6 +93,27 @@ def evaluate(
 
     A checkpoint of google/e3d_lstm or OpenSTL is imported on the way.
     """
+    check_streaming(streaming=streaming)
+    if streaming:
+        from e3d_deploy.commands.aging import evaluate_streaming
+
+        evaluate_streaming(
+            model,
+            data,
+            split=split,
+            context_length=context_length,
+            horizon=horizon,
+            backend=backend,
+            threads=threads,
+            most=most,
+            ages=ages,
+            record=record,
+            output=output,
+            skip_bad=skip_bad,
+            json_=json_,
+            importing=importing,
+        )
+        return
     from contextlib import ExitStack
 
     from e3d_deploy.data.datasets import evaluation_data, warn_of_data
@@ -150,6 +179,16 @@ def evaluate(
         f"by {found.backend}",
         err=True,
     )
+
+
+def check_streaming(*, streaming: bool) -> None:
+    """Refuse options that mean nothing with or without --streaming."""
+    ctx = click.get_current_context()
+    useless = ("convention", "samples", "lpips_weights") if streaming else ("ages", "record")
+    given = [name for name in useless if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        option = next(one.opts[0] for one in ctx.command.params if one.name == given[0])
+        raise click.UsageError(f"{option} means nothing {'with' if streaming else 'without'} --streaming; leave it out")
 
 
 def show_evaluation(found: "Evaluation") -> None:

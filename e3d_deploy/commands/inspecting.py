@@ -22,6 +22,8 @@ def inspect(path: Path, json_: bool) -> None:
     if json_:
         as_json(found)
         return
+    decay = found["decay"]
+    found["decay"] = decay["verdict"] if decay else f"not measured; `e3d evaluate {path} --streaming --record` does"
     for title, rows in found.items():
         if isinstance(rows, dict) and rows and all(isinstance(row, dict) for row in rows.values()):
             columns = list(next(iter(rows.values())))

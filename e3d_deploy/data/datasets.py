@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from e3d_deploy.card import Window
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
 from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
-from e3d_deploy.data.sources import Clip, Source, fixed_windows, open_source
+from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
 
@@ -94,10 +94,13 @@ class FixedWindows(Dataset[Tensor]):
         source: opened for windows of this length.
         length: frames of a window.
         most: take no more windows than this, evenly spread over all.
+        windows: clip and first frame of others, [n, 2].
     """
 
-    def __init__(self, source: Source, *, length: int, most: int | None = None) -> None:
-        windows = fixed_windows(source, length=length)
+    def __init__(
+        self, source: Source, *, length: int, most: int | None = None, windows: NDArray[np.int64] | None = None
+    ) -> None:
+        windows = fixed_windows(source, length=length) if windows is None else windows
         if most is not None and most < len(windows):
             windows = windows[np.arange(most) * len(windows) // most]
         self.source, self.windows, self.length = source, windows, length
@@ -238,6 +241,46 @@ def warn_of_data(data: Dataset[Tensor], window: Window | None, selection: Select
     """Log that the frames of `evaluation_data` are not as far apart as in training, as `rate.warn_of_interval`."""
     if isinstance(data, FixedWindows):
         warn_of_interval(data.source.name, data.source.frames_per_second, window, selection=selection)
+
+
+def aging_data(
+    data: "Source | str",
+    ages: Sequence[int],
+    *,
+    split: Split,
+    image_size: tuple[int, int],
+    channels: int,
+    context_length: int,
+    horizon: int,
+    most: int | None,
+    seed: int = 2**31,
+    skip_bad: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple["FixedWindows | Subset[Tensor]", tuple[int, ...]]:
+    """Open the windows on which the decay of a state is measured, and find the ages that they have room for.
+
+    Windows overlap: each place of a clip is one.
+
+    Args:
+        data: `moving-mnist`, made of the split's digits, one window a clip, or as `open_source` takes it, or a source
+            that was opened for windows of context_length + horizon.
+        ages: ages asked for, among them `context_length`.
+        most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 32.
+
+    Raises:
+        ConfigError, ClipError, ShapeError, BackendUnavailable, OSError: as `evaluation_data`.
+    """
+    size: dict[str, Any] = {"image_size": image_size, "channels": channels}
+    if data == GENERATED:
+        made = _generated(split, **size, length=max(ages) + horizon, seed=seed)
+        made[0]
+        return Subset(made, range(32 if most is None else most)), tuple(ages)
+    if isinstance(data, str):
+        length = context_length + horizon
+        data = open_source(data, split=split, **size, length=length, skip_bad=skip_bad, progress=progress)
+    windows, age = aging_windows(data, ages, least=context_length, horizon=horizon)
+    found = FixedWindows(data, length=age + horizon, most=most, windows=windows)
+    return found, tuple(one for one in ages if one <= age)
 
 
 def _generated(

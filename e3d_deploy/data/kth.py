@@ -56,8 +56,10 @@ def open_kth(
     channels: int,
     length: int,
     is_good: Callable[[Path], bool],
-) -> tuple[list[KTHClip], NDArray[np.int64]]:
-    """The clips of a split's persons, and the windows [n, 2] (clip, first frame) in the original's order.
+) -> tuple[list[KTHClip], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the clips of a split's persons, the windows in the original's order, and the stretches without a gap.
+
+    Windows are [n, 2] (clip, first frame), stretches [n, 3] (clip, first frame, frames).
 
     Args:
         is_good: whether a picture is to be used. A window has no gap, so none reaches over one that is not.
@@ -86,7 +88,16 @@ def open_kth(
     if not clips:
         first, last = PERSONS[split][0], PERSONS[split][-1]
         raise ClipError(f"{folder}: has no person{first:02}_… to person{last:02}_…, which are the {split} split of KTH")
-    return clips, find_windows(numbers, strides, length=length)
+    return clips, find_windows(numbers, strides, length=length), find_stretches(numbers)
+
+
+def find_stretches(numbers: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Return the longest pieces of clips whose frames have numbers that follow one another, [n, 3]."""
+    found = []
+    for clip, of_clip in enumerate(numbers):
+        ends = [*(np.flatnonzero(np.diff(of_clip) != 1) + 1).tolist(), len(of_clip)] if len(of_clip) else []
+        found += [(clip, first, end - first) for first, end in zip([0, *ends], ends, strict=False)]
+    return np.array(found, np.int64).reshape(-1, 3)
 
 
 def find_windows(numbers: Sequence[Sequence[int]], strides: Sequence[int], *, length: int) -> NDArray[np.int64]:

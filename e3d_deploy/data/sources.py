@@ -17,7 +17,7 @@ from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
 
-__all__ = ["Clip", "Source", "fixed_windows", "open_source"]
+__all__ = ["Clip", "Source", "aging_windows", "fixed_windows", "open_source"]
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Source:
     """What could not be read."""
     short: tuple[str, ...] = ()
     """Clips with too few frames for a window."""
+    stretches: NDArray[np.int64] | None = None
+    """Clip, first frame and frames, [n, 3], of each piece without a gap; None: no clip has a gap."""
 
 
 def open_source(
@@ -122,6 +124,37 @@ def _check_takes_all(text: str, kind: str, reader: Reader) -> None:
         raise ConfigError(f"{text}: {kind} fixes the frames of its windows; leave --every and --resample out")
 
 
+def aging_windows(source: Source, ages: Sequence[int], *, least: int, horizon: int) -> tuple[NDArray[np.int64], int]:
+    """Return all windows in which forecasts by states of several ages share their frames, and the largest age.
+
+    It is the largest age that half of the pieces without a gap have room for, of those that have room for `least`.
+    Shorter pieces are left out.
+
+    Args:
+        ages: candidates.
+        least: age that a piece must have room for.
+        horizon: frames that follow the age.
+
+    Returns:
+        Clip and first frame, [n, 2], and the age; a window has age + horizon frames.
+
+    Raises:
+        ClipError: no piece has room for `least`.
+    """
+    whole = [(number, 0, len(clip)) for number, clip in enumerate(source.clips)]
+    pieces = np.array(whole, np.int64).reshape(-1, 3) if source.stretches is None else source.stretches
+    lengths = pieces[pieces[:, 2] >= least + horizon, 2]
+    if not len(lengths):
+        raise ClipError(f"{source.name}: no clip has {least + horizon} frames without a gap; give longer clips")
+    age = max(age for age in {least, *ages} if 2 * (lengths >= age + horizon).sum() >= len(lengths))
+    places = [
+        (clip, first + start)
+        for clip, first, frames in pieces.tolist()
+        for start in range(frames - age - horizon + 1)
+    ]  # fmt: skip
+    return np.array(places, np.int64), age
+
+
 def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) -> Source:
     _check_takes_all(text, "moving-mnist-npz", reader)
     for path in paths:
@@ -145,7 +178,7 @@ def _whole(text: str, kind: str, clips: Sequence[Clip], *, length: int) -> Sourc
 
 def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     _check_takes_all(text, "kth", reader)
-    clips, windows = open_kth(
+    clips, windows, stretches = open_kth(
         Path(text),
         split=split,
         image_size=reader.image_size,
@@ -156,7 +189,8 @@ def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     if len(windows) == 0:
         raise ClipError(f"{text}: no clip of KTH's {split} split has {length} frames without a gap; take fewer")
     _say_skipped(text, reader)
-    return Source(text, "kth", clips, windows, held_out=True, skipped=tuple(reader.skipped))
+    skipped = tuple(reader.skipped)
+    return Source(text, "kth", clips, windows, held_out=True, skipped=skipped, stretches=stretches)
 
 
 def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.card import Card
+from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import locked, sha256, write_file
@@ -137,14 +137,36 @@ def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
     log says so.
     """
     try:
-        with locked(bundle.path):
-            manifest = read_manifest(bundle.path)  # which may have other engines by now
-            if replace(bundle, manifest=manifest).digest != bundle.digest:
-                raise BundleError(f"{bundle.path}: was exported anew meanwhile")
+        with _changing(bundle) as manifest:
             manifest["verification"][report["backend"]] = report
-            write_manifest(bundle.path, manifest)
     except (OSError, BundleError) as error:
         log.warning("the report is not recorded in the manifest (%s)", error)
+
+
+def record_decay(bundle: Bundle, decay: Decay) -> None:
+    """Put a decay into the card of a bundle, which stays the same bundle to its snapshots and engines.
+
+    Raises:
+        BundleError: it was exported anew meanwhile.
+        OSError: it cannot be written.
+    """
+    with _changing(bundle) as manifest:
+        manifest["card"] = replace(Card.from_dict(manifest.get("card", {})), decay=decay).to_dict()
+
+
+@contextmanager
+def _changing(bundle: Bundle) -> Iterator[dict[str, Any]]:
+    """Give the manifest of a bundle, which is written when the block ends; nobody else writes it meanwhile.
+
+    Raises:
+        BundleError: it was exported anew since it was opened.
+    """
+    with locked(bundle.path):
+        manifest = read_manifest(bundle.path)  # which may have other engines by now
+        if replace(bundle, manifest=manifest).digest != bundle.digest:
+            raise BundleError(f"{bundle.path}: was exported anew meanwhile; run this again")
+        yield manifest
+        write_manifest(bundle.path, manifest)
 
 
 @contextmanager

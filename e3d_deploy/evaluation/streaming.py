@@ -1,0 +1,178 @@
+"""Decay of a stream's state: error of forecasts by the number of frames that the state has seen.
+
+    from e3d_deploy.evaluation.streaming import measure_decay
+
+    with runtime.load("small.e3d") as predictor:
+        decay = measure_decay(predictor.backend, windows, context_length=10, horizon=10, data="film.mp4")
+    decay.ratio(150)  # error at age 150 as a multiple of that at age 10
+    decay.verdict     # the same in words
+
+Needs NumPy and the libraries of the backend.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import metrics
+from e3d_deploy.card import AGES, REACH, Decay
+from e3d_deploy.errors import BundleError, CheckpointError, ClipError, ConfigError, ShapeError, StreamError
+from e3d_deploy.files import sha256
+from e3d_deploy.frames import Frames
+from e3d_deploy.runtime.backend import Frame, State
+from e3d_deploy.runtime.bundle import Bundle, record_decay
+
+BATCH_BYTES = 1 << 28
+"""Largest windows that are held at once (bytes); one window may be larger."""
+
+
+class Windows(Protocol):
+    """Windows by number; a list is one, and so are the data sets of `data.datasets`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
+
+
+class Steps(Protocol):
+    """Part of `runtime.backend.Backend` that forecasts need."""
+
+    sizes: tuple[int, ...]
+
+    def initial_state(self, batch: int | None = None) -> State: ...
+
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]: ...
+
+
+def ages_of(context_length: int, ages: Iterable[int] | None = None) -> tuple[int, ...]:
+    """Return the ages to measure, ascending: those asked for and C, else AGES, C and REACH · C.
+
+    Raises:
+        ConfigError: an age or the context below 1.
+    """
+    found = sorted({context_length, *((*AGES, REACH * context_length) if ages is None else ages)})
+    if found[0] < 1:
+        raise ConfigError(f"ages: got {found[0]}, expected 1 or more")
+    return tuple(found)
+
+
+def steps_of(ages: Iterable[int], *, horizon: int) -> int:
+    """Return the number of steps that one window takes."""
+    return sum(age + horizon - 1 for age in ages)
+
+
+def measure_decay(
+    backend: Steps,
+    windows: Windows,
+    *,
+    ages: Iterable[int] | None = None,
+    context_length: int,
+    horizon: int,
+    data: str,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Decay:
+    """Forecast the same frames from states of several ages, and measure each against what came.
+
+    The frames to forecast are the last `horizon` of a window. A state of age n begins n frames before them, from the
+    initial values. Predictions are clipped to [0, 1].
+
+    Args:
+        windows: each float [T, C, H, W] in [0, 1], an array or a tensor; T the largest age + horizon. Frames beyond
+            are left out. They are read batch by batch and not kept.
+        ages: None for `AGES`, C and REACH · C; the context is always measured.
+        context_length: C, the context of training (frames).
+        data: name of the source, for the record.
+        progress: called before each age of each batch.
+
+    Raises:
+        ConfigError: an age, the context or the horizon below 1.
+        ClipError: there is no window.
+        ShapeError: a window that is too short.
+        StreamError: a prediction is not finite.
+    """
+    measured = ages_of(context_length, ages)
+    if horizon < 1:
+        raise ConfigError(f"horizon: got {horizon}, expected 1 or more")
+    if not len(windows):
+        raise ClipError(f"{data}: there is no window; give longer clips")
+    mse = {age: np.zeros(horizon) for age in measured}
+    copying = np.zeros(horizon)
+    for first, batch in _batches(windows, backend.sizes, length=measured[-1] + horizon):
+        context, truth = batch[:, :-horizon], batch[:, -horizon:]
+        copying += metrics.mse(context[:, -1:], truth).sum(axis=0)
+        for age in measured:
+            progress(f"window {first + 1} of {len(windows)}, age {age}")
+            found = forecast(backend, context[:, -age:], horizon)
+            if not np.isfinite(found).all():
+                raise StreamError(
+                    f"window {first + 1}: a prediction at age {age} is not finite; check the model and its precision"
+                )
+            mse[age] += metrics.mse(found.clip(0, 1), truth).sum(axis=0)
+    count = len(windows)
+    return Decay(
+        context_length=context_length,
+        data=data,
+        clips=count,
+        mse={age: tuple((total / count).tolist()) for age, total in mse.items()},
+        copy_last=tuple((copying / count).tolist()),
+    )
+
+
+def forecast(backend: Steps, context: Frames, horizon: int) -> Frames:
+    """Return the frames that a new state predicts after a context [B, T, C, H, W], [B, horizon, C, H, W]."""
+    state, predictions = backend.initial_state(len(context)), []
+    for frame in np.moveaxis(context[:, :-1], 1, 0):
+        _, state = backend.step(np.ascontiguousarray(frame), state)
+    seen = np.ascontiguousarray(context[:, -1])
+    for _ in range(horizon):
+        seen, state = backend.step(seen, state)
+        predictions.append(seen)
+    return np.stack(predictions, axis=1)
+
+
+def record_with_model(path: Path, identity: str, decay: Decay) -> None:
+    """Put a decay into the card of a model file or of a bundle.
+
+    Args:
+        identity: identity of the predictor that was measured.
+
+    Raises:
+        CheckpointError, BundleError: the model is another one by now.
+        OSError: it cannot be written.
+    """
+    if path.is_dir():
+        bundle = Bundle.open(path)
+        if bundle.digest != identity:
+            raise BundleError(f"{path}: was exported anew while it was measured; measure it again")
+        record_decay(bundle, decay)
+        return
+    from e3d_deploy import checkpoint  # bundles are measured where there is no PyTorch
+
+    if sha256(path) != identity:
+        raise CheckpointError(f"{path}: was written anew while it was measured; measure it again")
+    checkpoint.write_card(path, replace(checkpoint.read_card(path), decay=decay))
+
+
+def _batches(windows: Windows, sizes: Sequence[int], *, length: int) -> Iterator[tuple[int, Frames]]:
+    """Yield the number of the first window and the windows [B, length, C, H, W] that are stepped together."""
+    first = 0
+    while first < len(windows):
+        window = _window(windows, first, length)
+        most = min(len(windows) - first, max(1, BATCH_BYTES // window.nbytes))
+        size = max((size for size in sizes if size <= most), default=1)
+        yield first, np.stack([window, *(_window(windows, first + row, length) for row in range(1, size))])
+        first += size
+
+
+def _window(windows: Windows, number: int, length: int) -> Frames:
+    window = np.asarray(windows[number], np.float32)
+    if window.ndim != 4 or len(window) < length:
+        raise ShapeError(
+            f"window {number + 1}: got {list(window.shape)}, expected [T, C, H, W] with T at least {length}, the "
+            "largest age and the horizon; give longer clips, or smaller ages"
+        )
+    return window[:length]

@@ -1,0 +1,315 @@
+"""Decay of a stream's state: measured, told, and kept with a model."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from e3d_deploy import checkpoint, metrics
+from e3d_deploy.card import AGES, Card, Decay, Window
+from e3d_deploy.data.datasets import MovingMNIST, aging_data
+from e3d_deploy.data.kth import find_stretches
+from e3d_deploy.data.sources import Source, aging_windows, open_source
+from e3d_deploy.errors import (
+    BundleError,
+    CheckpointError,
+    ClipError,
+    ConfigError,
+    ShapeError,
+    StreamError,
+)
+from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model, steps_of
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.files import sha256
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Bundle, Predictor, Snapshot, load
+from e3d_deploy.runtime.bundle import record_decay
+from tests.tools import e3d
+
+STREAM = 1e-9  # relative, on the same backend with the same batch; measured 0
+BATCH = 1e-4  # relative, other numbers of rows; measured 3.6e-7
+BACKENDS = 1e-4  # relative, ONNX Runtime against PyTorch; measured 4.2e-7
+
+Frames = np.ndarray[Any, Any]
+
+
+def frames(count: int, *, seed: int = 0) -> Frames:
+    """A clip of noise, float32 [T, 1, 16, 24]."""
+    return np.random.default_rng(seed).random((count, 1, 16, 24), np.float32)
+
+
+def predictor_for(model: E3DLSTM) -> Predictor:
+    return Predictor(model.config, TorchBackend(model), identity="tiny")
+
+
+def by_streams(predictor: Predictor, windows: list[Frames], age: int, horizon: int) -> Frames:
+    """Errors [windows, horizon] by the public API: a new stream for each window, a push for each frame."""
+    errors = []
+    for window in windows:
+        stream, target = predictor.stream(), len(window) - horizon
+        for picture in np.moveaxis(window[target - age : target], 1, -1):
+            stream.push(picture)
+        errors.append(metrics.mse(stream.forecast(horizon).clip(0, 1), window[target:]))
+    return np.array(errors)
+
+
+def test_errors_equal_those_of_new_streams_before_the_same_frames(tiny_model: E3DLSTM) -> None:
+    windows = [frames(9, seed=number) for number in range(3)]
+    with predictor_for(tiny_model) as predictor:
+        found = measure_decay(
+            predictor.backend, windows, ages=(1, 6), context_length=3, horizon=3, data="noise", progress=lambda _: None
+        )
+        assert list(found.mse) == [1, 3, 6]
+        for age, errors in found.mse.items():
+            expected = by_streams(predictor, windows, age, 3).mean(axis=0)
+            np.testing.assert_allclose(errors, expected, rtol=STREAM)
+    copying = np.mean([metrics.mse(window[5:6], window[6:]) for window in windows], axis=0)
+    np.testing.assert_allclose(found.copy_last, copying, rtol=STREAM)
+    assert (found.context_length, found.data, found.clips) == (3, "noise", 3)
+
+
+def test_windows_are_stepped_together_where_the_backend_can(any_batch: Path, exported: Path) -> None:
+    windows = [frames(9, seed=number) for number in range(5)]  # a batch of 4 and one of 1
+    options: dict[str, Any] = {"ages": (6,), "context_length": 3, "horizon": 2, "data": "noise"}
+    seen: list[str] = []
+    with load(any_batch, "onnxruntime") as predictor:
+        together = measure_decay(predictor.backend, windows, **options, progress=seen.append)
+    assert len(seen) == 2 * 2
+    with load(exported / "tiny.e3d", "onnxruntime") as predictor:
+        alone = measure_decay(predictor.backend, windows, **options)
+    for age, errors in alone.mse.items():
+        np.testing.assert_allclose(together.mse[age], errors, rtol=BATCH)
+
+
+def test_predictions_are_clipped_and_frames_beyond_the_window_left_out() -> None:
+    class Loud:
+        sizes = (1,)
+
+        def initial_state(self, batch: int | None = None) -> None:
+            pass
+
+        def step(self, frame: Frames, _: None) -> tuple[Frames, None]:
+            return np.full_like(frame, 7), None
+
+    window = np.concatenate([np.zeros((3, 1, 4, 4)), np.ones((2, 1, 4, 4)), np.zeros((5, 1, 4, 4))])
+    found = measure_decay(Loud(), [window], ages=(3,), context_length=2, horizon=2, data="")
+    assert found.mse == {2: (0.0, 0.0), 3: (0.0, 0.0)}
+    assert found.copy_last == (16.0, 16.0)
+    assert (found.ratio(3), found.report()["ages"]["3"]["ratio"]) == (1.0, 1.0)
+
+
+def test_ages_are_those_asked_for_and_the_context() -> None:
+    assert ages_of(10) == AGES
+    assert ages_of(4) == tuple(sorted({*AGES, 4, 24}))
+    assert ages_of(4, (9, 1, 9)) == (1, 4, 9)
+    assert steps_of((1, 10), horizon=10) == 10 + 19
+    with pytest.raises(ConfigError, match="ages: got 0, expected 1 or more"):
+        ages_of(4, (0,))
+
+
+def test_bad_windows_are_named(tiny_model: E3DLSTM) -> None:
+    backend = TorchBackend(tiny_model)
+    options: dict[str, Any] = {"ages": (), "context_length": 3, "horizon": 2, "data": "noise"}
+    with pytest.raises(ShapeError, match=r"window 2: got \[4, 1, 16, 24\], expected .* T at least 5"):
+        measure_decay(backend, [frames(5), frames(4)], **options)
+    with pytest.raises(ClipError, match="noise: there is no window"):
+        measure_decay(backend, [], **options)
+    with pytest.raises(ConfigError, match="horizon: got 0"):
+        measure_decay(backend, [frames(5)], **{**options, "horizon": 0})
+    with pytest.raises(StreamError, match="window 1: a prediction at age 3 is not finite"):
+        measure_decay(backend, [np.full((5, 1, 16, 24), np.nan, np.float32)], **options)
+
+
+# Windows
+
+
+def source_of(*lengths: int) -> Source:
+    clips = [np.full((length, 16, 24, 1), number, np.uint8) for number, length in enumerate(lengths)]
+    return Source("clips", "array", clips, None, held_out=True)
+
+
+def test_each_place_of_a_clip_that_has_room_for_the_largest_age_is_a_window() -> None:
+    windows, age = aging_windows(source_of(10, 3, 12), (1, 4, 7, 99), least=2, horizon=3)
+    assert age == 7
+    assert windows.tolist() == [[0, 0], [2, 0], [2, 1], [2, 2]]
+
+
+def test_largest_age_is_the_one_that_half_of_the_clips_have_room_for() -> None:
+    assert aging_windows(source_of(10, 10, 100), (7, 60), least=2, horizon=3)[1] == 7
+    assert aging_windows(source_of(10, 100), (7, 60), least=2, horizon=3)[1] == 60
+    assert aging_windows(source_of(10, 4, 4, 4), (7,), least=2, horizon=3)[1] == 7  # the short ones do not count
+    assert aging_windows(source_of(6), (1, 99), least=3, horizon=3)[1] == 3
+    with pytest.raises(ClipError, match="clips: no clip has 6 frames without a gap"):
+        aging_windows(source_of(5, 5), (1,), least=3, horizon=3)
+
+
+def test_windows_do_not_reach_over_a_gap() -> None:
+    assert find_stretches([[1, 2, 3, 7, 8], [], [5]]).tolist() == [[0, 0, 3], [0, 3, 2], [2, 0, 1]]
+    source = replace(source_of(5, 1), stretches=find_stretches([[1, 2, 3, 7, 8], [5]]))
+    assert aging_windows(source, (), least=1, horizon=1)[0].tolist() == [[0, 0], [0, 1], [0, 3]]
+
+
+def test_ages_without_room_are_left_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", np.arange(20 * 16 * 24, dtype=np.uint8).reshape(20, 16, 24, 1))
+    options: dict[str, Any] = {"split": "test", "image_size": (16, 24), "channels": 1, "most": None}
+    path, ages = str(tmp_path / "clip.npy"), (1, 4, 12, 16, 17)
+    windows, fitting = aging_data(path, ages, context_length=4, horizon=4, **options)
+    assert fitting == (1, 4, 12, 16)
+    assert len(windows) == 1
+    assert tuple(windows[0].shape) == (20, 1, 16, 24)
+    size: dict[str, Any] = {"image_size": (16, 24), "channels": 1}
+    opened = open_source(path, split="test", **size, length=8)
+    again, _ = aging_data(opened, (4,), context_length=4, horizon=4, **{**options, "most": 5})
+    assert len(again) == 5  # of 13
+
+
+def test_generated_clips_are_as_long_as_the_largest_age_needs() -> None:
+    windows, fitting = aging_data(
+        "moving-mnist", (4, 30), split="valid", image_size=(32, 32), channels=1, context_length=4, horizon=3, most=None
+    )
+    assert (len(windows), len(windows[0]), fitting) == (32, 33, (4, 30))
+    shorter = MovingMNIST("valid", length=7, image_size=(32, 32), seed=2**31)[0]
+    assert torch.equal(windows[0][:7], shorter)
+
+
+# Verdicts and records
+
+
+def decay(**errors: float) -> Decay:
+    """A decay for C = 4, one forecast frame, errors by age such as a24=1.2."""
+    mse = {4: (1.0,)} | {int(age[1:]): (error,) for age, error in errors.items()}
+    return Decay(context_length=4, data="noise", clips=32, mse=mse, copy_last=(2.0,))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (decay(a12=1.0, a24=1.02), "after 24 frames .* 1.02 times as wrong as after 4; .* may be any number of frames"),
+        (decay(a12=1.5, a24=1.2), "after 12 frames .* 1.50 times as wrong as after 4; .* needs a renewal"),
+        (decay(a5=1.5), "after 5 frames .* needs a renewal"),
+        (decay(a1=9.0, a12=1.0), "ends at age 12, .* clips that reach age 24"),
+        (decay(), "ends at age 4, .* clips that reach age 24"),
+    ],
+)
+def test_verdict_says_how_a_state_ages_and_what_to_do(found: Decay, expected: str) -> None:
+    assert re.search(expected, found.verdict)
+
+
+def test_error_of_exact_forecasts_has_no_finite_ratio() -> None:
+    found = replace(decay(), mse={4: (0.0,), 24: (1.0,)})
+    assert found.ratio(24) == np.inf
+    assert json.loads(json.dumps(found.report(), allow_nan=False))["ages"]["24"]["ratio"] is None
+
+
+WINDOW = Window(context_length=4, horizon=3)
+
+
+def test_record_keeps_the_other_facts_of_a_model_file(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(tiny_model, path, card=Card(window=WINDOW))
+    identity = sha256(path)
+    record_with_model(path, identity, decay(a24=1.0))
+    assert checkpoint.read_card(path) == Card(window=WINDOW, decay=decay(a24=1.0))
+    with pytest.raises(CheckpointError, match="was written anew while it was measured"):
+        record_with_model(path, identity, decay())
+
+
+def test_bundle_with_a_record_is_the_same_bundle(bundle_path: Path, tmp_path: Path) -> None:
+    with load(bundle_path, "onnxruntime") as predictor:
+        stream = predictor.stream()
+        stream.push(frames(1)[0].transpose(1, 2, 0))
+        stream.snapshot().save(tmp_path / "stream.npz")
+        expected = stream.forecast(3)
+    before = Bundle.open(bundle_path)
+    record_with_model(bundle_path, before.digest, decay(a24=1.0))
+    after = Bundle.open(bundle_path)
+    assert after.card.decay == decay(a24=1.0)
+    assert after.digest == before.digest
+    assert {**after.manifest, "card": {}} == {**before.manifest, "card": {}}
+    with load(bundle_path, "onnxruntime") as predictor:
+        restored = predictor.stream(Snapshot.load(tmp_path / "stream.npz"))
+        assert np.array_equal(restored.forecast(3), expected)
+
+
+def test_record_is_not_written_into_another_bundle(bundle_path: Path, any_batch: Path) -> None:
+    opened = Bundle.open(bundle_path)
+    with pytest.raises(BundleError, match="was exported anew while it was measured"):
+        record_with_model(any_batch, opened.digest, decay())
+    shutil.rmtree(bundle_path)
+    shutil.copytree(any_batch, bundle_path)
+    with pytest.raises(BundleError, match="was exported anew meanwhile"):
+        record_decay(opened, decay())
+    assert Bundle.open(bundle_path).card.decay is None
+
+
+# The command
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """One clip of 40 frames, too short to hold anything out."""
+    np.save(tmp_path / "film.npy", np.random.default_rng(1).integers(0, 256, (40, 16, 24, 1), np.uint8))
+    return tmp_path / "film.npy"
+
+
+def measured(model: Path, *options: object) -> Any:
+    arguments = ["evaluate", model, "--streaming", "--ages", "1,24,99", *options]
+    return json.loads(e3d(*arguments, "--json").stdout)
+
+
+def test_a_model_file_and_its_bundle_age_the_same(exported: Path, film: Path) -> None:
+    by_bundle = measured(exported / "tiny.e3d", "--data", film, "--backend", "onnxruntime", "--most", 6)
+    lengths = ["--context", 4, "--horizon", 3]
+    by_model = measured(exported / "tiny.safetensors", "--data", film, *lengths, "--most", 6)
+    assert (by_bundle["backend"], by_model["backend"]) == ("onnxruntime", "torch")
+    assert list(by_bundle["ages"]) == ["1", "4", "24"]
+    assert by_bundle["ages_left_out"] == [99]
+    assert (by_bundle["windows"], by_bundle["context_length"], by_bundle["horizon"]) == (6, 4, 3)
+    assert by_bundle["recorded"] is False
+    assert by_bundle["copy_last"] == by_model["copy_last"]
+    for age, found in by_bundle["ages"].items():
+        assert found["frames"] == pytest.approx(by_model["ages"][age]["frames"], rel=BACKENDS)
+
+
+@pytest.mark.parametrize("name", ["tiny.e3d", "tiny.safetensors"])
+def test_command_shows_draws_and_records(name: str, exported: Path, film: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree if name == "tiny.e3d" else shutil.copy
+    model, output = Path(copied(exported / name, tmp_path / name)), tmp_path / "out"
+    assert "decay: not measured" in e3d("inspect", model).stdout
+    options = ["--data", film, "--context", 4, "--horizon", 3, "--ages", "1,24,99", "-o", output, "--record"]
+    result = e3d("evaluate", model, "--streaming", *options)
+    report = json.loads((output / "report.json").read_text())
+    for line in ("age of the state", "copying the last frame", report["verdict"], str(output)):
+        assert line in result.stdout
+    assert "left out: ages 99" in result.stderr
+    assert "14 windows" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].endswith(f"recorded in {model}")
+    with Image.open(output / "decay.png") as picture:
+        assert picture.format == "PNG"
+    card = Bundle.open(model).card if model.is_dir() else checkpoint.read_card(model)
+    assert card.decay is not None
+    assert json.loads(json.dumps(card.decay.report()))["ages"] == report["ages"]
+    assert f"decay: {report['verdict']}" in e3d("inspect", model).stdout
+    assert json.loads(e3d("inspect", model, "--json").stdout)["decay"]["ages"] == report["ages"]
+
+
+def test_impossible_options_are_refused_before_the_work(exported: Path, film: Path, tmp_path: Path) -> None:
+    def failing(*options: object, model: Path = exported / "tiny.e3d") -> str:
+        return e3d("evaluate", model, "--data", film, *options, code=2).stderr.splitlines()[-1]
+
+    assert "--record means nothing without --streaming" in failing("--record")
+    assert "--ages means nothing without --streaming" in failing("--ages", "1,2")
+    assert "--samples means nothing with --streaming" in failing("--streaming", "--samples", 1)
+    assert "--lpips means nothing with --streaming" in failing("--streaming", "--lpips", film)
+    for ages in ("0,10", "-1", "1.5", "ten", ""):
+        assert "--ages" in failing("--streaming", "--ages", ages)
+    assert "no clip has 53 frames" in failing("--streaming", "--context", 50)
+    (tmp_path / "theirs.ckpt").touch()
+    assert "import` it first" in failing("--streaming", "--record", model=tmp_path / "theirs.ckpt")
