@@ -84,8 +84,8 @@ class Decay:
     """The same error of repeating the last frame seen."""
 
     def __post_init__(self) -> None:
-        mse = {int(age): tuple(float(one) for one in errors) for age, errors in sorted(self.mse.items())}
-        object.__setattr__(self, "mse", mse)
+        mse = {int(age): tuple(float(one) for one in errors) for age, errors in self.mse.items()}
+        object.__setattr__(self, "mse", dict(sorted(mse.items())))
         object.__setattr__(self, "copy_last", tuple(float(one) for one in self.copy_last))
         if self.context_length not in mse:
             raise ConfigError(f"mse: has no age {self.context_length}, the context of training; measure it too")

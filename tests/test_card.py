@@ -34,6 +34,13 @@ def test_card_survives_json() -> None:
     assert Card.from_dict({}) == Card()
 
 
+def test_ages_are_ascending_after_json() -> None:
+    card = Card(decay=decay(a18=1.0, a2=1.0))
+    found = Card.from_dict(json.loads(json.dumps(card.to_dict()))).decay
+    assert found is not None
+    assert list(found.mse) == [2, 3, 18]
+
+
 def test_model_file_carries_its_card(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.save(tiny_model, path)
