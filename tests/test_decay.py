@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from e3d_deploy import checkpoint, metrics
+from e3d_deploy import checkpoint, metrics, plots
 from e3d_deploy.card import AGES, Card, Decay, Window
+from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST, aging_data
 from e3d_deploy.data.kth import find_stretches
 from e3d_deploy.data.sources import Source, aging_windows, open_source
@@ -31,6 +32,8 @@ from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot, load
 from e3d_deploy.runtime.bundle import record_decay
+from e3d_deploy.training import decay as training_decay
+from e3d_deploy.training.train import Machine, train
 from tests.tools import e3d
 
 STREAM = 1e-9  # relative, on the same backend with the same batch; measured 0
@@ -313,3 +316,103 @@ def test_impossible_options_are_refused_before_the_work(exported: Path, film: Pa
     assert "no clip has 53 frames" in failing("--streaming", "--context", 50)
     (tmp_path / "theirs.ckpt").touch()
     assert "import` it first" in failing("--streaming", "--record", model=tmp_path / "theirs.ckpt")
+
+
+# The end of a run
+
+SMALL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3)
+RUN = TrainConfig(
+    context_length=3, horizon=2, steps=2, batch_size=2, warmup_steps=1, validate_every=2, validation_clips=2
+)
+STEPS_A_WINDOW = 30  # for the ages 3, 18, 1 and 2, in this order
+
+
+def trained(run: Path, **options: Any) -> tuple[Path, list[str]]:
+    """The model of a run and what was said about its decay."""
+    said: list[str] = []
+    path = train(SMALL, RUN, run, **{"machine": Machine(progress=False), "progress": said.append, **options})
+    return path, [line for line in said if line.startswith("decay:")]
+
+
+@pytest.fixture
+def costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let measuring cost more than so short a run does; draw no previews."""
+    work = training_decay.WITH_GRADIENTS * RUN.steps * RUN.batch_size * (RUN.clip_length - 1)
+    monkeypatch.setattr(training_decay, "SHARE", STEPS_A_WINDOW * training_decay.WINDOWS / work)
+    monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
+
+
+def test_ages_that_a_run_can_afford_begin_with_those_that_a_verdict_needs() -> None:
+    def found(steps: int, *ages: int) -> tuple[int, ...]:
+        return training_decay.affordable(ages, context_length=3, horizon=2, steps=steps)
+
+    assert found(3, *ages_of(3)) == ()
+    assert found(4, *ages_of(3)) == (3,)
+    assert found(23, *ages_of(3)) == (3, 18)
+    assert found(STEPS_A_WINDOW, *ages_of(3)) == (1, 2, 3, 18)
+    assert found(20, 1, 2, 3, 5) == (1, 2, 3, 5)  # clips that reach no further
+    assert found(10**6, *ages_of(3)) == ages_of(3)
+
+
+@pytest.mark.usefixtures("costly")
+def test_run_ends_with_a_record_of_how_its_model_ages(tmp_path: Path) -> None:
+    path, said = trained(tmp_path / "run")
+    found = checkpoint.read_card(path).decay
+    assert found is not None
+    assert list(found.mse) == [1, 2, 3, 18]
+    assert (found.data, found.clips, found.context_length) == ("moving-mnist", 32, 3)
+    assert said == [
+        "decay: measuring a state at ages 1, 2, 3, 18 on validation clips of moving-mnist",
+        f"decay: {found.verdict}",
+    ]
+    data = MovingMNIST("valid", length=20, image_size=(32, 32), seed=2**31)
+    windows = [data[number].numpy() for number in range(32)]
+    with predictor_for(checkpoint.load(path)) as predictor:
+        for age, errors in found.mse.items():
+            np.testing.assert_allclose(errors, by_streams(predictor, windows, age, 2).mean(axis=0), rtol=BATCH)
+    before = path.read_bytes()
+    assert trained(tmp_path / "run", resume=True) == (path, [])
+    assert path.read_bytes() == before
+    assert trained(tmp_path / "again")[0].read_bytes() == before
+
+
+@pytest.mark.usefixtures("costly")
+def test_run_on_clips_measures_ages_that_they_have_room_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "clips.npz", frames=np.random.default_rng(0).integers(0, 256, (30, 9, 32, 32, 1), np.uint8))
+    path, _ = trained(tmp_path / "run", data=[(str(tmp_path / "clips.npz"), 1.0)])
+    found = checkpoint.read_card(path).decay
+    assert found is not None
+    assert list(found.mse) == [1, 2, 3, 5]
+    assert (found.data, found.clips) == (str(tmp_path / "clips.npz"), 9)  # three windows of each held-out clip
+
+
+def test_short_run_measures_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
+    path, said = trained(tmp_path / "run")
+    assert checkpoint.read_card(path) == Card()
+    assert said == [
+        "decay: the run was too short to measure how a state ages; "
+        f"measure it with `e3d evaluate {path} --streaming --record`"
+    ]
+    assert trained(tmp_path / "silent", machine=Machine(progress=False, measure_decay=False))[1] == []
+
+
+@pytest.mark.usefixtures("costly")
+def test_model_is_there_though_measuring_fails_or_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(error: BaseException) -> None:
+        def measure(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(training_decay, "measure_decay", measure)
+
+    failing(StreamError("window 1: not finite"))
+    path, _ = trained(tmp_path / "failed")
+    assert checkpoint.read_card(path) == Card()
+    assert "decay: not recorded (window 1: not finite); measure it with" in caplog.text
+    failing(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "interrupted")
+    path, _ = trained(tmp_path / "interrupted", resume=True)
+    assert checkpoint.load(path).config == SMALL

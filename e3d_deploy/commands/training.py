@@ -105,6 +105,12 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines.")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that load data; else 0, up to 8 for a GPU.")
 @click.option("--time-limit", metavar="MINUTES", type=Finite(min=0, min_open=True), help="Then save and end.")
+@click.option(
+    "--decay/--no-decay",
+    "measure_decay",
+    default=True,
+    help="Measure at the end how a stream's state ages, in at most about 5 % of the run.",
+)
 @click.option("--parts", type=PATH, help="Folder for the weights as float16, in files of at most 16 MiB.")
 @click.option(
     "--parts-every", metavar="MINUTES", type=Finite(min=0, min_open=True), help="Time between two sets; else 1."

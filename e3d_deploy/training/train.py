@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
-from e3d_deploy.data.datasets import TrainingData, evaluation_data, training_data
+from e3d_deploy.data.datasets import FixedWindows, TrainingData, evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
@@ -43,6 +43,7 @@ from e3d_deploy.training.callbacks import (
     quiet,
     signals,
 )
+from e3d_deploy.training.decay import record_decay_of_run
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.pace import Pace
 
@@ -75,6 +76,8 @@ class Machine:
     """Folder for the pictures that the released code writes at each test."""
     sample_count: int = 10
     """Batches of a validation that get such pictures."""
+    measure_decay: bool = True
+    """Measure at the end how a stream's state ages, and keep it in the model file; see `training/decay.py`."""
     progress: bool = True
     """Show a bar on stderr."""
 
@@ -152,7 +155,12 @@ def train(
         if config.compile:
             progress("compiling the cells: the first step takes a minute or more")
         learner = Learner(model, config, batches.first_clip, pace)
-        _fit(trainer, learner, keeper, _loaders(*sets, batches, trainer, machine), last if resume else None)
+        loaders = _loaders(*sets, batches, trainer, machine)
+        finished = _fit(trainer, learner, keeper, loaders, last if resume else None)
+    if finished and machine.measure_decay and trainer.is_global_zero:
+        clips = sets[1].source if isinstance(sets[1], FixedWindows) else MOVING_MNIST
+        device = trainer.strategy.root_device
+        record_decay_of_run(path, clips, config, steps=trainer.global_step, device=device, progress=progress)
     return path
 
 
@@ -232,8 +240,8 @@ def _fit(
     keeper: Keeper,
     loaders: tuple[DataLoader[Tensor], DataLoader[Tensor]],
     state: Path | None,
-) -> None:
-    """Train from a saved state, or from the start; return at the end, or at the time limit."""
+) -> bool:
+    """Train from a saved state, or from the start, to the end or the time limit; return True at the end."""
     with signals(keeper, lambda text: log.warning("%s", text)):
         try:
             trainer.fit(learner, *loaders, ckpt_path=state, weights_only=True)
@@ -241,12 +249,14 @@ def _fit(
             raise KeyboardInterrupt from error
         except (Stopped, TrainingError) as end:
             if not trainer.is_global_zero:
-                return  # the first process tells, and a failure of another would end it before
+                return False  # the first process tells, and a failure of another would end it before
             if isinstance(end, TrainingError):
                 raise
             if keeper.stop_requested:
                 raise KeyboardInterrupt from end
             log.warning("time limit: stopped after step %d of %d; --resume goes on", end.step, keeper.config.steps)
+            return False
+    return True
 
 
 def resume_or_next(

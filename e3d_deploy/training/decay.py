@@ -1,0 +1,117 @@
+"""Decay of the state of a trained model, measured at the end of a run and kept in its model file."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from e3d_deploy import checkpoint
+from e3d_deploy.card import REACH
+from e3d_deploy.config import TrainConfig
+from e3d_deploy.data.datasets import aging_data
+from e3d_deploy.data.sources import Source
+from e3d_deploy.errors import E3DError
+from e3d_deploy.evaluation.streaming import Windows, ages_of, measure_decay, steps_of
+from e3d_deploy.model import E3DLSTM, State
+from e3d_deploy.runtime.backend import Frame
+
+log = logging.getLogger(__name__)
+
+WINDOWS = 32
+"""Windows that are measured, where the validation clips have so many."""
+SHARE = 0.05
+"""Share of a run's work that measuring may take. It is counted in steps of the network and not in seconds, so that
+runs of the same options measure the same ages."""
+WITH_GRADIENTS = 3
+"""Steps without gradients that take as long as one with them, about."""
+
+
+class ModelSteps:
+    """Steps of a model on the device of its weights, as `evaluation.streaming.Steps`."""
+
+    sizes: tuple[int, ...] = (1, 2, 4, 8)
+
+    def __init__(self, model: E3DLSTM) -> None:
+        self.model, self.device = model, model.to_patch.weight.device
+
+    def initial_state(self, batch: int | None = None) -> State:
+        return self.model.initial_state(batch or 1)
+
+    @torch.inference_mode()
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+        prediction, next_state = self.model.step(torch.from_numpy(frame).to(self.device), state)
+        return prediction.cpu().numpy(), next_state
+
+
+def record_decay_of_run(
+    path: Path,
+    valid: Source | str,
+    config: TrainConfig,
+    *,
+    steps: int,
+    device: torch.device,
+    progress: Callable[[str], None],
+) -> None:
+    """Measure the decay of the model in `path` on validation clips and write it into its card.
+
+    A run too short for it is left without, which is said. A failure is logged: the model is trained and saved.
+
+    Args:
+        valid: where validation clips come from, as `aging_data` takes it.
+        steps: optimizer steps that the run has taken.
+    """
+    name, C = valid if isinstance(valid, str) else valid.name, config.context_length
+    later = f"measure it with `e3d evaluate {path} --streaming --record`"
+    work = WITH_GRADIENTS * steps * config.batch_size * (config.clip_length - 1)
+    try:
+        model = checkpoint.load(path).to(device)
+        _, fitting = _windows(valid, ages_of(C), model, config)
+        ages = affordable(fitting, context_length=C, horizon=config.horizon, steps=SHARE * work / WINDOWS)
+        if not ages:
+            progress(f"decay: the run was too short to measure how a state ages; {later}")
+            return
+        progress(f"decay: measuring a state at ages {', '.join(map(str, ages))} on validation clips of {name}")
+        windows, _ = _windows(valid, ages, model, config)
+        decay = measure_decay(
+            ModelSteps(model), windows, ages=ages, context_length=C, horizon=config.horizon, data=name
+        )
+        checkpoint.write_card(path, replace(checkpoint.read_card(path), decay=decay))
+        progress(f"decay: {decay.verdict}")
+    except (E3DError, OSError) as error:
+        log.warning("decay: not recorded (%s); %s", error, later)
+
+
+def _windows(
+    valid: Source | str, ages: Sequence[int], model: E3DLSTM, config: TrainConfig
+) -> tuple[Windows, tuple[int, ...]]:
+    """Return windows of the validation clips, and the ages that they have room for."""
+    return aging_data(
+        valid,
+        ages,
+        split="valid",
+        image_size=model.config.image_size,
+        channels=model.config.channels,
+        context_length=config.context_length,
+        horizon=config.horizon,
+        most=WINDOWS,
+    )
+
+
+def affordable(ages: Sequence[int], *, context_length: int, horizon: int, steps: float) -> tuple[int, ...]:
+    """Return the ages that one window may be measured at within so many steps, ascending; none if C is too much.
+
+    C comes first, then the first age that a verdict needs, then the others from the youngest on.
+    """
+    telling = next((age for age in sorted(ages) if age >= REACH * context_length), None)
+    order = sorted(ages, key=lambda age: (age != context_length, age != telling, age))
+    chosen: list[int] = []
+    for age in order:
+        if steps_of([*chosen, age], horizon=horizon) <= steps:
+            chosen.append(age)
+        elif age == context_length:
+            return ()
+    return tuple(sorted(chosen))
