@@ -26,6 +26,7 @@ from e3d_deploy.errors import (
     ShapeError,
     StreamError,
 )
+from e3d_deploy.evaluation.renewals import compare_renewals, places_of
 from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model, steps_of
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
@@ -56,7 +57,7 @@ def by_streams(predictor: Predictor, windows: list[Frames], age: int, horizon: i
     """Errors [windows, horizon] by the public API: a new stream for each window, a push for each frame."""
     errors = []
     for window in windows:
-        stream, target = predictor.stream(), len(window) - horizon
+        stream, target = predictor.stream(renewal="none"), len(window) - horizon
         for picture in np.moveaxis(window[target - age : target], 1, -1):
             stream.push(picture)
         errors.append(metrics.mse(stream.forecast(horizon).clip(0, 1), window[target:]))
@@ -252,6 +253,42 @@ def test_record_is_not_written_into_another_bundle(bundle_path: Path, any_batch:
     assert Bundle.open(bundle_path).card.decay is None
 
 
+# Renewals
+
+
+def test_each_renewal_is_measured_at_every_place_of_a_cycle_on_the_same_frames(exported: Path) -> None:
+    windows = [frames(13, seed=number) for number in range(2)]
+    with load(exported / "tiny.e3d", "onnxruntime") as predictor:
+        found = compare_renewals(predictor, windows, longest=10, horizon=3)
+        assert found.places == (8, 9, 10)
+        ages = {one.renewal: one.ages for one in found.renewals}
+        assert ages == {"none": (8, 9, 10), "refresh:2": (5, 3, 4), "replay": (4, 4, 4)}
+        for one in found.renewals:
+            for place, age, error in zip(found.places, one.ages, one.mse, strict=True):
+                ends = [window[: place + 3] for window in windows]
+                assert error == pytest.approx(by_streams(predictor, ends, age, 3).mean(), rel=STREAM)
+    copying = [metrics.mse(window[n - 1 : n], window[n : n + 3]).mean() for window in windows for n in found.places]
+    assert found.copy_last == pytest.approx(np.mean(copying))
+    costs = {one.renewal: (one.steps_per_frame, one.steps_per_forecast) for one in found.renewals}
+    assert costs == {"none": (1, 2), "refresh:2": (5 / 3, 2), "replay": (0, 6)}
+    refresh = found.renewals[1]
+    assert (refresh.mean, refresh.worst) == (pytest.approx(np.mean(refresh.mse)), max(refresh.mse))
+    assert found.report()["by_renewal"]["refresh:2"]["ages"] == [3, 5]
+
+
+def test_places_are_a_whole_cycle_of_every_renewal_after_the_first(exported: Path) -> None:
+    with load(exported / "tiny.e3d", "onnxruntime") as predictor:
+        assert places_of(predictor, ["none"], longest=10) == (10,)
+        assert len(places_of(predictor, ["refresh:2", "refresh:3"], longest=99)) == 6  # cycles of 3 and 2
+        assert places_of(predictor, ["refresh:2"], longest=8) == (6, 7, 8)
+        with pytest.raises(ClipError, match="ages up to 7, expected at least 8"):
+            places_of(predictor, ["refresh:2"], longest=7)
+        with pytest.raises(ConfigError, match="got none to compare"):
+            places_of(predictor, [], longest=7)
+        with pytest.raises(ClipError, match="there is no window"):
+            compare_renewals(predictor, [], longest=10, horizon=3)
+
+
 # The command
 
 
@@ -276,6 +313,8 @@ def test_a_model_file_and_its_bundle_age_the_same(exported: Path, film: Path) ->
     assert by_bundle["ages_left_out"] == [99]
     assert (by_bundle["windows"], by_bundle["context_length"], by_bundle["horizon"]) == (6, 4, 3)
     assert by_bundle["recorded"] is False
+    assert by_bundle["renewals"]["frames_seen"] == [22, 24]
+    assert list(by_bundle["renewals"]["by_renewal"]) == ["none", "refresh:2", "replay"]
     assert by_bundle["copy_last"] == by_model["copy_last"]
     for age, found in by_bundle["ages"].items():
         assert found["frames"] == pytest.approx(by_model["ages"][age]["frames"], rel=BACKENDS)
@@ -289,7 +328,7 @@ def test_command_shows_draws_and_records(name: str, exported: Path, film: Path, 
     options = ["--data", film, "--context", 4, "--horizon", 3, "--ages", "1,24,99", "-o", output, "--record"]
     result = e3d("evaluate", model, "--streaming", *options)
     report = json.loads((output / "report.json").read_text())
-    for line in ("age of the state", "copying the last frame", report["verdict"], str(output)):
+    for line in ("age of the state", "copying the last frame", "refresh:2", report["verdict"], str(output)):
         assert line in result.stdout
     assert "left out: ages 99" in result.stderr
     assert "14 windows" in result.stderr.splitlines()[-1]
@@ -313,6 +352,10 @@ def test_impossible_options_are_refused_before_the_work(exported: Path, film: Pa
     assert "--lpips means nothing with --streaming" in failing("--streaming", "--lpips", film)
     for ages in ("0,10", "-1", "1.5", "ten", ""):
         assert "--ages" in failing("--streaming", "--ages", ages)
+    assert "expected none, refresh:M or replay" in failing("--streaming", "--renewals", "none,often")
+    assert "--renewals means nothing without --streaming" in failing("--renewals", "none")
+    short = e3d("evaluate", exported / "tiny.e3d", "--data", film, "--streaming", "--ages", "5", "--most", 1)
+    assert "not compared: renewals: got clips for ages up to 5, expected at least 8" in short.stderr
     assert "no clip has 53 frames" in failing("--streaming", "--context", 50)
     (tmp_path / "theirs.ckpt").touch()
     assert "import` it first" in failing("--streaming", "--record", model=tmp_path / "theirs.ckpt")

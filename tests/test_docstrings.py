@@ -16,7 +16,7 @@ CHECKED = {
     ),
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",
-    "e3d_deploy/evaluation": "samples streaming",
+    "e3d_deploy/evaluation": "renewals samples streaming",
     "e3d_deploy/export": (
         "__init__ bundle engine_files plan ring ring_states step to_onnx to_tensorrt torch_backend torch_graph_backend"
     ),

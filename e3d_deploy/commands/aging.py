@@ -1,7 +1,7 @@
 """`e3d evaluate --streaming`: decay of a stream's state."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from e3d_deploy.commands.output import as_json, table, working
 if TYPE_CHECKING:
     from e3d_deploy.card import Decay
     from e3d_deploy.data.splits import Split
+    from e3d_deploy.evaluation.renewals import Comparison
+    from e3d_deploy.evaluation.streaming import Windows
+    from e3d_deploy.runtime import Predictor
 
 
 def evaluate_streaming(
@@ -26,6 +29,7 @@ def evaluate_streaming(
     threads: int | None,
     most: int | None,
     ages: Sequence[int] | None,
+    renewals: Sequence[str],
     record: bool,
     output: Path | None,
     skip_bad: bool,
@@ -49,6 +53,8 @@ def evaluate_streaming(
         predictor = stack.enter_context(open_predictor(model, backend, threads, importing))
         context_length, horizon = context_length or predictor.context_length, horizon or predictor.horizon
         asked = ages_of(context_length, ages)
+        for text in renewals:
+            predictor.renewal(text)  # a wrong one shall show now
         progress = stack.enter_context(working(f"measuring how a state of {model} ages on {data}"))
         windows, fitting = aging_data(
             data,
@@ -71,11 +77,13 @@ def evaluate_streaming(
             data=data,
             progress=progress,
         )
+        compared = _compared(predictor, windows, renewals, longest=fitting[-1], horizon=horizon, progress=progress)
         if record:
             record_with_model(model, predictor.identity, decay)
         about = {"model": str(model), "identity": predictor.identity, "backend": predictor.backend.name, "split": split}
         left_out = [age for age in asked if age not in fitting]
         report = {**about, **decay.report(), "ages_left_out": left_out, "recorded": record}
+        report["renewals"] = None if compared is None else compared.report()
         if folder is not None:
             (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
             (folder / "decay.png").write_bytes(plots.decay(decay))
@@ -83,6 +91,8 @@ def evaluate_streaming(
         as_json(report)
     else:
         show_decay(decay)
+        if compared is not None:
+            show_renewals(compared)
     if output is not None:
         click.echo(output, err=json_)
     if left_out:
@@ -93,6 +103,28 @@ def evaluate_streaming(
         + (f"; recorded in {model}" if record else ""),
         err=True,
     )
+
+
+def _compared(
+    predictor: "Predictor",
+    windows: "Windows",
+    renewals: Sequence[str],
+    *,
+    longest: int,
+    horizon: int,
+    progress: Callable[[str], None],
+) -> "Comparison | None":
+    """Compare renewals; return None where clips are too short for it, and say so."""
+    from e3d_deploy.errors import ClipError
+    from e3d_deploy.evaluation.renewals import compare_renewals
+
+    try:
+        return compare_renewals(
+            predictor, windows, renewals=renewals, longest=longest, horizon=horizon, progress=progress
+        )
+    except ClipError as error:
+        click.echo(f"not compared: {error}", err=True)
+        return None
 
 
 def show_decay(decay: "Decay") -> None:
@@ -111,6 +143,35 @@ def show_decay(decay: "Decay") -> None:
     table(["age of the state (frames)", "MSE a frame", f"× age {C}", "first frame", f"frame {len(copying)}"], rows)
     click.echo()
     click.echo(decay.verdict)
+
+
+def show_renewals(compared: "Comparison") -> None:
+    """Show error and cost of each renewal as a table."""
+    from e3d_deploy.evaluation.renewals import REFERENCE
+    from e3d_deploy.evaluation.report import number
+
+    reference = next((one.mean for one in compared.renewals if one.renewal == REFERENCE), 0.0)
+
+    def times(error: float) -> str:
+        return f"{error / reference:.2f}" if reference else ""
+
+    rows = [
+        (
+            one.renewal,
+            f"{min(one.ages)} to {max(one.ages)}" if len(set(one.ages)) > 1 else str(one.ages[0]),
+            number(one.mean),
+            times(one.mean),
+            number(one.worst),
+            f"{one.steps_per_frame:.2f}",
+            str(one.steps_per_forecast),
+        )
+        for one in compared.renewals
+    ]
+    rows.append(("copying the last frame", "", number(compared.copy_last), times(compared.copy_last), "", "", ""))
+    first, last = compared.places[0], compared.places[-1]
+    columns = ("age", "MSE a frame", f"× {REFERENCE}", "worst place", "steps a frame", "steps a forecast")
+    click.echo()
+    table([f"renewal, after {first} to {last} frames", *columns], rows)
 
 
 def check_record(model: Path) -> None:

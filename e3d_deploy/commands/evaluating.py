@@ -19,6 +19,7 @@ from e3d_deploy.commands.options import (
     THREADS,
     counts,
     json_option,
+    names,
     numbers,
 )
 from e3d_deploy.commands.output import as_json, table, working
@@ -60,6 +61,14 @@ if TYPE_CHECKING:
 @click.option("--lpips", "lpips_weights", type=PATH, help="Weights of LPIPS, to measure it too; nothing is downloaded.")
 @click.option("--streaming", is_flag=True, help="Measure by the age of a stream's state instead; docs/metrics.md.")
 @click.option("--ages", callback=counts, metavar="1,2,…", help="With --streaming: ages of the state (frames).")
+@click.option(
+    "--renewals",
+    default="none,refresh:2,replay",
+    callback=names,
+    metavar="NAMES",
+    show_default=True,
+    help="With --streaming: renewals of a stream to compare; docs/streams.md.",
+)
 @click.option("--record", is_flag=True, help="With --streaming: keep the result in the model file or bundle.")
 @SKIP_BAD
 @click.option("--image-size", callback=numbers, help="Of a checkpoint of others, as for `e3d import`.")
@@ -84,6 +93,7 @@ def evaluate(
     lpips_weights: Path | None,
     streaming: bool,
     ages: tuple[int, ...] | None,
+    renewals: tuple[str, ...],
     record: bool,
     skip_bad: bool,
     json_: bool,
@@ -107,6 +117,7 @@ def evaluate(
             threads=threads,
             most=most,
             ages=ages,
+            renewals=renewals,
             record=record,
             output=output,
             skip_bad=skip_bad,
@@ -184,7 +195,7 @@ def evaluate(
 def check_streaming(*, streaming: bool) -> None:
     """Refuse options that mean nothing with or without --streaming."""
     ctx = click.get_current_context()
-    useless = ("convention", "samples", "lpips_weights") if streaming else ("ages", "record")
+    useless = ("convention", "samples", "lpips_weights") if streaming else ("ages", "renewals", "record")
     given = [name for name in useless if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
     if given:
         option = next(one.opts[0] for one in ctx.command.params if one.name == given[0])
