@@ -1,5 +1,8 @@
 """Samples for training and evaluation, each fixed by its index alone."""
 
+import logging
+import sys
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,25 +17,41 @@ from torch.utils.data import Dataset, Subset
 from e3d_deploy.card import Window
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
 from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
-from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, open_source
+from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, frames_before, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
 
+log = logging.getLogger(__name__)
+
 GENERATED = "moving-mnist"
 """The source that is made on the fly."""
+Key = int | tuple[int, int]
+"""Number of a sample, or with it the frames to be taken before it."""
 
 
-class TrainingData(Dataset[Tensor]):
-    """Endless samples to train on."""
+class Extendable(Dataset[Tensor]):
+    """Samples that can begin some frames earlier, as training with a burn-in asks for."""
 
     rates: tuple[float, ...] = ()
     """Frames per second of the sources that tell it."""
 
+    def __getitem__(self, key: Key) -> Tensor:
+        index, before = key if isinstance(key, tuple) else (key, 0)
+        return self.take(index, before)
 
-class MovingMNIST(TrainingData):
+    @abstractmethod
+    def take(self, index: int, before: int) -> Tensor:
+        """Return a sample with `before` frames before it, float32 [before + T, C, H, W]."""
+
+    @abstractmethod
+    def spare(self, index: int) -> int:
+        """Return the most frames that there are before a sample."""
+
+
+class MovingMNIST(Extendable):
     """Moving MNIST made on the fly; sample i is the same in every run with the same seed.
 
-    Samples are frames, float32 [T, 1, H, W] in [0, 1].
+    Samples are frames, float32 [T, 1, H, W] in [0, 1]. With frames before it a sample begins as it does without.
 
     Args:
         digits: in the place of those of the split, uint8 [N, 28, 28].
@@ -51,16 +70,19 @@ class MovingMNIST(TrainingData):
         self.digits = load_digits(split) if digits is None else digits
         self.length, self.image_size, self.count, self.seed = length, image_size, count, seed
 
-    def __getitem__(self, index: int) -> Tensor:
-        rng = np.random.default_rng((self.seed, index))
-        clip = moving_mnist(self.digits, rng, length=self.length, image_size=self.image_size, count=self.count)
-        return _frames(clip)
+    def take(self, index: int, before: int) -> Tensor:
+        rng, length = np.random.default_rng((self.seed, index)), before + self.length
+        return _frames(moving_mnist(self.digits, rng, length=length, image_size=self.image_size, count=self.count))
+
+    def spare(self, index: int) -> int:
+        return sys.maxsize
 
 
-class Windows(TrainingData):
+class Windows(Extendable):
     """Windows cut anywhere out of longer clips; endless.
 
-    Samples are frames, float32 [T, C, H, W] in [0, 1].
+    Samples are frames, float32 [T, C, H, W] in [0, 1]. One with fewer frames before it than asked for moves so far
+    towards the end of its clip that it has them.
 
     Args:
         clips: each [T, H, W, C], uint8 or float in [0, 1].
@@ -78,14 +100,21 @@ class Windows(TrainingData):
         self.shares = np.array([len(clip) - length + 1.0 for clip in self.clips])
         self.shares /= self.shares.sum()
 
-    def __getitem__(self, index: int) -> Tensor:
+    def take(self, index: int, before: int) -> Tensor:
+        clip, rng = self._clip(index)
+        start = max(int(rng.integers(len(clip) - self.length + 1)), before)
+        return _frames(clip[start - before : start + self.length])
+
+    def spare(self, index: int) -> int:
+        return len(self._clip(index)[0]) - self.length
+
+    def _clip(self, index: int) -> tuple[Clip, np.random.Generator]:
+        """Return the clip of a sample, and the generator that its place in it is drawn from."""
         rng = np.random.default_rng((self.seed, index))
-        clip = self.clips[rng.choice(len(self.clips), p=self.shares)]
-        start = rng.integers(len(clip) - self.length + 1)
-        return _frames(clip[start : start + self.length])
+        return self.clips[rng.choice(len(self.clips), p=self.shares)], rng
 
 
-class FixedWindows(Dataset[Tensor]):
+class FixedWindows(Extendable):
     """The windows of a source, in order: those its format fixes, else those that follow one another in its clips.
 
     Samples are frames, float32 [T, C, H, W] in [0, 1].
@@ -104,16 +133,20 @@ class FixedWindows(Dataset[Tensor]):
         if most is not None and most < len(windows):
             windows = windows[np.arange(most) * len(windows) // most]
         self.source, self.windows, self.length = source, windows, length
+        self.leads = frames_before(source, windows)
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def take(self, index: int, before: int) -> Tensor:
         clip, first = self.windows[index].tolist()
-        return _frames(self.source.clips[clip][first : first + self.length])
+        return _frames(self.source.clips[clip][first - before : first + self.length])
+
+    def spare(self, index: int) -> int:
+        return int(self.leads[index])
 
 
-class Shuffled(TrainingData):
+class Shuffled(Extendable):
     """The windows of a source again and again, each time in another order; endless.
 
     Sample i is the (i mod n)-th of the permutation that is drawn from the seed and i // n.
@@ -122,22 +155,34 @@ class Shuffled(TrainingData):
     def __init__(self, part: FixedWindows, seed: int) -> None:
         self.part, self.seed = part, seed
 
-    def __getitem__(self, index: int) -> Tensor:
+    def take(self, index: int, before: int) -> Tensor:
+        return self.part.take(self._place(index), before)
+
+    def spare(self, index: int) -> int:
+        return self.part.spare(self._place(index))
+
+    def _place(self, index: int) -> int:
         again, place = divmod(index, len(self.part))
-        return self.part[int(_permutation(self.seed, again, len(self.part))[place])]
+        return int(_permutation(self.seed, again, len(self.part))[place])
 
 
-class Mixture(TrainingData):
+class Mixture(Extendable):
     """Several data sets as one: each sample comes from one of them, drawn by their shares."""
 
-    def __init__(self, parts: Sequence[Dataset[Tensor]], shares: Sequence[float], seed: int = 0) -> None:
+    def __init__(self, parts: Sequence[Extendable], shares: Sequence[float], seed: int = 0) -> None:
         self.parts, self.seed = parts, seed
         self.shares = np.array(shares) / sum(shares)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def take(self, index: int, before: int) -> Tensor:
+        return self._part(index).take(index, before)
+
+    def spare(self, index: int) -> int:
+        return self._part(index).spare(index)
+
+    def _part(self, index: int) -> Extendable:
         # Not the numbers that the part will draw from: it would see only those that chose it.
         rng = np.random.default_rng((self.seed, index, 1))
-        return self.parts[rng.choice(len(self.parts), p=self.shares)][index]
+        return self.parts[rng.choice(len(self.parts), p=self.shares)]
 
 
 def training_data(
@@ -148,9 +193,10 @@ def training_data(
     length: int,
     seed: int,
     digits: Path | None = None,
+    burn_in: bool = False,
     skip_bad: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> TrainingData:
+) -> Extendable:
     """The training split of one source or several, endless: windows in a new order each time round, or cut anywhere.
 
     A sample of each source is read, so that data that cannot be learned from are refused here.
@@ -158,6 +204,7 @@ def training_data(
     Args:
         data: sources, `moving-mnist` or as `open_source` takes them, and their shares of the samples.
         digits: file to make Moving MNIST of, as `read_digits` takes it; else the package's.
+        burn_in: frames before the samples will be asked for; warn of a source that has none.
 
     Raises:
         ConfigError: a share that is not above 0, Moving MNIST for a model that takes colours, digits without Moving
@@ -171,7 +218,7 @@ def training_data(
         raise ConfigError(f"digits: {digits} is for {GENERATED} alone; add --data {GENERATED}, or leave --digits out")
     pictures = None if digits is None else read_digits(digits)
     size: dict[str, Any] = {"image_size": image_size, "channels": channels, "length": length}
-    parts: list[TrainingData] = []
+    parts: list[Extendable] = []
     rates: list[float] = []
     for text, _ in data:
         if text == GENERATED:
@@ -179,13 +226,12 @@ def training_data(
             continue
         source = open_source(text, split="train", **size, skip_bad=skip_bad, progress=progress)
         rates += source.frames_per_second
-        fixed = source.windows is not None
-        parts.append(
-            Shuffled(FixedWindows(source, length=length), seed)
-            if fixed
-            else Windows(source.clips, length=length, seed=seed)
-        )
-        parts[-1][0]
+        part, spare = _of_source(source, length=length, seed=seed)
+        part[0]
+        if burn_in and spare == 0:
+            log.warning("%s: has no frame before its windows of %d, so steps with one of them train without a burn-in; "
+                        "give longer clips, or --burn-in 0", text, length)  # fmt: skip
+        parts.append(part)
     samples = parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
     samples.rates = tuple(rates)
     return samples
@@ -281,6 +327,14 @@ def aging_data(
     windows, age = aging_windows(data, ages, least=context_length, horizon=horizon)
     found = FixedWindows(data, length=age + horizon, most=most, windows=windows)
     return found, tuple(one for one in ages if one <= age)
+
+
+def _of_source(source: Source, *, length: int, seed: int) -> tuple[Extendable, int]:
+    """Return the training samples of a source, and the most frames that any of them has before it."""
+    if source.windows is None:
+        return Windows(source.clips, length=length, seed=seed), max(map(len, source.clips)) - length
+    windows = FixedWindows(source, length=length)
+    return Shuffled(windows, seed), int(windows.leads.max())
 
 
 def _generated(

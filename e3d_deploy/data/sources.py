@@ -114,6 +114,15 @@ def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
     return np.array(places, np.int64).reshape(-1, 2)
 
 
+def frames_before(source: Source, windows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of frames without a gap before each window [n, 2] of a source, [n]."""
+    if source.stretches is None:
+        return windows[:, 1]
+    clips, firsts = source.stretches[:, 0], source.stretches[:, 1]
+    begins = [firsts[(clips == clip) & (firsts <= first)].max() for clip, first in windows.tolist()]
+    return windows[:, 1] - np.array(begins, np.int64)
+
+
 def _check_takes_all(text: str, kind: str, reader: Reader) -> None:
     """Refuse a selection from clips whose windows are fixed.
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
-from e3d_deploy.data.datasets import FixedWindows, TrainingData, evaluation_data, training_data
+from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
@@ -182,7 +182,7 @@ def _data(
     digits: Path | None,
     *,
     skip_bad: bool,
-) -> tuple[TrainingData, Dataset[Tensor]]:
+) -> tuple[Extendable, Dataset[Tensor]]:
     """Open the clips to train with and those to validate on."""
     form: dict[str, Any] = {
         "image_size": model.image_size,
