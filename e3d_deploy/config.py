@@ -233,8 +233,14 @@ class TrainConfig:
     """Optimizer steps between saved states; a crash can lose as many."""
     log_every: int = 50
     """Optimizer steps between lines of the log."""
+    burn_in: int = 80
+    """Most frames before the context that only carry the state, without gradients, so that it learns to grow old;
+    0: none. See `training.batches.draw_burn_in` for how many a step takes."""
+    burn_in_steps: int | None = None
+    """Last steps that have a burn-in; None: a tenth of the steps, rounded down. Where the schedule follows time, it
+    begins at the same share of the time."""
     seed: int = 0
-    """Seed of the initial weights, data and sampling."""
+    """Seed of the initial weights, data, sampling and burn-in."""
 
     def __post_init__(self) -> None:
         at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
@@ -242,7 +248,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         at_least_0 = ("warmup_steps", "l1_weight", "gradient_clip", "weight_decay", "validation_clips", "seed")
-        for name in (*at_least_0, "sampling_stop_step", "sampling_hold_steps"):
+        for name in (*at_least_0, "sampling_stop_step", "sampling_hold_steps", "burn_in", "burn_in_steps"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name}: got {value}, expected 0 or more")
@@ -282,6 +288,12 @@ class TrainConfig:
         """`sampling_stop_step`, or half of the steps."""
         return self.steps // 2 if self.sampling_stop_step is None else self.sampling_stop_step
 
+    @property
+    def burn_in_start(self) -> int | None:
+        """First step with a burn-in, counted from 0; None if there is none."""
+        last = self.steps // 10 if self.burn_in_steps is None else self.burn_in_steps
+        return max(0, self.steps - last) if self.burn_in and last else None
+
 
 RECIPES: dict[str, dict[str, Any]] = {
     "modern": {},
@@ -296,6 +308,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema_warmup": False,
         "average": False,
         "precision": "fp32",
+        "burn_in": 0,
     },
     "openstl": {
         "optimizer": "adam",
@@ -308,6 +321,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sampling_stop_step": 50_000,
         "average": False,
         "precision": "fp32",
+        "burn_in": 0,
     },
 }
 """Settings of each recipe that differ from the defaults. google: google/e3d_lstm run.py and

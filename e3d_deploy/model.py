@@ -297,7 +297,15 @@ class E3DLSTM(nn.Module):
         )
         return prediction, advanced._replace(history=history)
 
-    def forward(self, frames: Tensor, horizon: int, truth: Tensor | None = None, *, recompute: bool = False) -> Tensor:
+    def forward(
+        self,
+        frames: Tensor,
+        horizon: int,
+        truth: Tensor | None = None,
+        *,
+        state: State | None = None,
+        recompute: bool = False,
+    ) -> Tensor:
         """Predict the frame after each of the first L + horizon − 1 frames.
 
         Args:
@@ -306,6 +314,7 @@ class E3DLSTM(nn.Module):
             horizon: frames to predict beyond the context, at least 1.
             truth: for frames 1 to T − 2, 1 where the true one is shown and 0 where its prediction is,
                 float [B, T − 2]; scheduled sampling draws it.
+            state: state before the first frame; None: the initial one.
             recompute: keep no more than the states between steps for the backward pass, and compute each
                 step again there.
 
@@ -314,7 +323,7 @@ class E3DLSTM(nn.Module):
         """
         context_length = frames.shape[1] if truth is None else frames.shape[1] - horizon
         step = partial(checkpoint, self.step, use_reentrant=False) if recompute else self.step
-        state = self.initial_state(frames.shape[0])
+        state = self.initial_state(frames.shape[0]) if state is None else state
         predictions: list[Tensor] = []
         for t in range(context_length + horizon - 1):
             if t == 0 or (truth is None and t < context_length):

@@ -26,8 +26,9 @@ CHECKED = {
         "pack predictor tensorrt_backend tensorrt_engine tensorrt_library"
     ),
     "tests": (
-        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_card test_checkpoint "
-        "test_cli test_config test_data test_decay test_demo test_diff test_digits test_docstrings test_engine_cache "
+        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build "
+        "test_burn_in test_card test_checkpoint test_cli test_config test_data test_decay test_demo "
+        "test_diff test_digits test_docstrings test_engine_cache "
         "test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan "
         "test_gpu_run test_gpu_script test_import test_imports test_metrics test_onnxruntime_cuda_backend "
         "test_pace test_parts test_precision test_rate test_recipes test_refit test_renewal "

@@ -50,6 +50,7 @@ from e3d_deploy.errors import (
 from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training import sampling
+from e3d_deploy.training.batches import draw_burn_in
 from e3d_deploy.training.callbacks import Averaging, Keeper
 from e3d_deploy.training.module import Learner, compile_cells
 from e3d_deploy.training.train import Machine, _tf32_where_bf16, resume_or_next, train
@@ -578,6 +579,7 @@ ENDLESS = replace(TRAINING, validate_every=100, save_every=100)
         {"sampling": "reverse", "sampling_hold_steps": 1, "sampling_decay_steps": 2.0},
         {"optimizer": "adam", "schedule": "onecycle", "average": False},
         {"optimizer": "released-adam", "schedule": "constant", "loss": "sum", "reverse_input": True, "accumulate": 2},
+        {"burn_in": 6, "burn_in_steps": 8, "accumulate": 2},
     ],
     ids=lambda changes: " ".join(f"{value}" for value in changes.values()) or "modern",
 )
@@ -594,8 +596,11 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, changes: dic
     train(MODEL, config, cut, machine=QUIET, resume=True, callbacks=[second])
 
     parts = config.accumulate
-    assert torch.equal(torch.cat(first.batches), torch.cat(whole.batches[: 5 * parts]))
-    assert torch.equal(torch.cat(second.batches), torch.cat(whole.batches[3 * parts :]))
+    for found, expected in ((first, whole.batches[: 5 * parts]), (second, whole.batches[3 * parts :])):
+        for ours, theirs in zip(found.batches, expected, strict=True):
+            assert torch.equal(ours, theirs)
+    lengths = {batch.shape[1] for batch in second.batches}
+    assert (max(lengths) > config.clip_length) == (config.burn_in_steps is not None)
     assert (len(first.weights), len(second.weights), len(whole.weights)) == (1 + 5, 1 + 5, 1 + 8)
     for name in ("weights", "averages"):
         for ours, theirs in zip(getattr(second, name), getattr(whole, name)[3:], strict=True):
@@ -1123,6 +1128,74 @@ def test_a_run_of_an_older_version_is_resumed(cut: Path) -> None:
     assert steps_done(cut) == 6
 
 
+# Burn-in
+
+
+def test_the_last_steps_of_a_run_have_a_burn_in(tmp_path: Path) -> None:
+    recorder = Recorder()
+    config = replace(TRAINING, burn_in=9, burn_in_steps=4, log_every=1)
+    train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[recorder])
+    drawn = [0, 0, *(draw_burn_in(config, step) for step in range(2, 6))]
+    assert max(drawn) > 0
+    assert [batch.shape[1] for batch in recorder.batches] == [burn_in + TRAINING.clip_length for burn_in in drawn]
+    assert list(logged(tmp_path / "run", "burn_in").values()) == drawn
+    assert {batch.shape[1] for batch in recorder.validated} == {TRAINING.clip_length}
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["train"]
+    assert (settings["burn_in"], settings["burn_in_steps"]) == (9, 4)
+
+
+def test_steps_before_the_burn_in_are_those_of_a_run_without(tmp_path: Path, finished: tuple[Path, Recorder]) -> None:
+    recorder = Recorder()
+    config = replace(TRAINING, burn_in_steps=2)
+    train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[recorder])
+    assert [draw_burn_in(config, step) > 0 for step in (4, 5)] == [False, True]
+    for ours, theirs in zip(recorder.weights[:6], finished[1].weights[:6], strict=True):
+        assert equal(ours, theirs)
+    assert not equal(recorder.weights[6], finished[1].weights[6])
+
+
+def test_the_last_tenth_of_the_time_has_a_burn_in(tmp_path: Path) -> None:
+    """The first step ends at 20 s, so that step 37 begins at 0.9 of the time; batches are read two steps ahead."""
+    config = replace(BY_TIME, burn_in=3)
+    timed(tmp_path / "run", config, limit_s=60)
+    found = list(logged(tmp_path / "run", "burn_in").values())
+    drawn = [draw_burn_in(config, step) for step in range(41)]
+    assert not any(found[:37])
+    assert any(drawn[:37])
+    assert found[39:] == drawn[39:]
+    assert any(drawn[39:])
+
+
+def test_clips_with_no_frame_to_spare_train_without_a_burn_in_and_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_clips(tmp_path / "clips.npz", noise(5, TRAINING.clip_length, 32, 32, 1))
+    recorder = Recorder()
+    config = replace(TRAINING, burn_in_steps=6)
+    train(MODEL, config, tmp_path / "run", data=[(source, 1.0)], machine=QUIET, callbacks=[recorder])
+    assert {batch.shape[1] for batch in recorder.batches} == {TRAINING.clip_length}
+    assert len(caplog.messages) == 1
+    assert "so steps with one of them train without a burn-in; give longer clips, or --burn-in 0" in caplog.messages[0]
+
+
+def test_a_run_that_is_older_than_the_burn_in_goes_on_without(tmp_path: Path) -> None:
+    config = replace(TRAINING, steps=20, burn_in=0)
+    with pytest.raises(InterruptedError):
+        train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[Recorder(step=5)])
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    del settings["train"]["burn_in"], settings["train"]["burn_in_steps"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    default = replace(config, burn_in=TrainConfig.burn_in)
+    found = resume_or_next(MODEL, default, tmp_path / "run", data=[("moving-mnist", 1.0)], machine=QUIET)
+    assert found == (tmp_path / "run", True)
+    with pytest.raises(ConfigError, match=r"was begun with other options \(burn_in\)"):
+        train(MODEL, replace(config, burn_in=7), tmp_path / "run", machine=QUIET, resume=True)
+    recorder = Recorder()
+    train(MODEL, default, tmp_path / "run", machine=QUIET, resume=True, callbacks=[recorder])
+    assert draw_burn_in(default, 18) + draw_burn_in(default, 19) > 0
+    assert {batch.shape[1] for batch in recorder.batches} == {TRAINING.clip_length}
+
+
 # Parts
 
 
@@ -1398,14 +1471,16 @@ def run_one(run: Path, *more: str) -> Path:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    """Each takes half of each part of a batch, with its rows of what scheduled sampling draws."""
-    steps = ["--steps", "6", "--accumulate", "2"]
+    """Each takes half of each part of a batch, with its rows of what scheduled sampling draws, and the same burn-in."""
+    steps = ["--steps", "6", "--accumulate", "2", "--burn-in", "9", "--burn-in-steps", "4"]
     done = run_two(tmp_path / "two", *steps)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'two' / 'model.safetensors'}\n"
     one = run_one(tmp_path / "one", *steps)
     for model in ("model.safetensors", "model_plain.safetensors"):
         assert largest(saved(tmp_path / "two" / model), saved(one.with_name(model))) < SHARED
+    assert logged(tmp_path / "two", "burn_in") == logged(tmp_path / "one", "burn_in")
+    assert max(logged(tmp_path / "one", "burn_in").values()) > 0
 
 
 @pytest.mark.slow

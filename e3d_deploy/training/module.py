@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from e3d_deploy.config import TrainConfig
-from e3d_deploy.model import E3DLSTM
+from e3d_deploy.model import E3DLSTM, State
 from e3d_deploy.training import sampling
 from e3d_deploy.training.pace import Pace, cosine, one_cycle
 from e3d_deploy.training.released_adam import ReleasedAdam
@@ -37,8 +37,6 @@ class Learner(LightningModule):
         super().__init__()
         self.model, self.config, self.first_clip = model, config, first_clip
         self.pace = pace or Pace(config)
-        self.share = 0.0
-        """Share of the run that was done at the start of this step; only used when the schedule follows time."""
 
     def on_fit_start(self) -> None:
         if self.config.compile:  # only now: a copy of compiled parts, as the moving average makes, computes with ours
@@ -50,7 +48,7 @@ class Learner(LightningModule):
         optimizer = self.trainer.optimizers[0]
         if self.pace.by_time:
             # Processes must agree, or their weights would part.
-            self.share = self.trainer.strategy.broadcast(self.pace.share(self.global_step))
+            self.pace.agreed_share = self.trainer.strategy.broadcast(self.pace.share(self.global_step))
             self._follow_time(optimizer)
         self.log("learning_rate", optimizer.param_groups[0]["lr"])
         self.log("elapsed_s", self.pace.elapsed_s)
@@ -59,14 +57,29 @@ class Learner(LightningModule):
         config = self.config
         if config.reverse_input and self.global_step % 2 == 1:
             frames = frames.flip(1)
+        burn_in = frames.shape[1] - config.clip_length
+        state = self.carry(frames[:, :burn_in]) if burn_in else None
+        frames = frames[:, burn_in:]
         chances, truth = self.draw_truth(len(frames), self.first_clip(batch_idx))
-        predictions = self.model(frames, config.horizon, truth.to(frames), recompute=config.recompute)
+        predictions = self.model(frames, config.horizon, truth.to(frames), state=state, recompute=config.recompute)
         difference = predictions.float() - frames[:, 1:]
         loss = self.loss(difference)
         self.log("train_loss", loss.detach(), prog_bar=True)
         self.log("train_mse", difference.detach().square().sum((2, 3, 4)).mean(), prog_bar=True)
         self.log("sampling", chances[-1])
+        if config.burn_in:
+            self.log("burn_in", float(burn_in))
         return loss
+
+    @torch.no_grad()
+    def carry(self, frames: Tensor) -> State:
+        """Return the state after frames of a burn-in, [B, n, C, H, W]."""
+        state = self.model.initial_state(len(frames))
+        for frame in frames.unbind(1):
+            _, state = self.model.step(frame, state)
+        # Float32 as in the initial state, even with bf16, so that compiled cells need no further variant.
+        hidden = tuple(one.float() for one in state.hidden)
+        return state._replace(hidden=hidden, memory=state.memory.float())
 
     def loss(self, difference: Tensor) -> Tensor:
         """Return the loss from prediction − truth of each frame, [B, T − 1, C, H, W]."""
@@ -88,8 +101,7 @@ class Learner(LightningModule):
         config = self.config
         passes = 2 if config.reverse_input else 1
         generator = np.random.default_rng((config.seed, self.global_step // passes))
-        done = int(self.share * config.steps) if self.pace.by_time else self.global_step
-        step, stop = done // passes, config.sampling_stop
+        step, stop = self.pace.schedule_step(self.global_step) // passes, config.sampling_stop
         if config.sampling == "reverse":
             hold = stop // 2 if config.sampling_hold_steps is None else config.sampling_hold_steps
             chances: tuple[float, ...] = sampling.reverse_probabilities(
@@ -158,9 +170,9 @@ class Learner(LightningModule):
         """Set the learning rate, and for one cycle the first beta, for the share of the time that is done."""
         config, factor = self.config, 1.0
         if config.schedule == "cosine":
-            factor = self._warmed_up(self.global_step) * cosine(self.share)
+            factor = self._warmed_up(self.global_step) * cosine(self.pace.agreed_share)
         elif config.schedule == "onecycle":
-            factor, beta1 = one_cycle(self.share)
+            factor, beta1 = one_cycle(self.pace.agreed_share)
             for group in optimizer.param_groups:
                 group["betas"] = (beta1, config.beta2)
         for group in optimizer.param_groups:

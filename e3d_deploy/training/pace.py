@@ -34,6 +34,8 @@ class Pace:
         self.warm: tuple[float, float] | None = None
         """Time used and share at the end of this start's first step."""
         self.resumed_share = 0.0
+        self.agreed_share = 0.0
+        """Share at the start of the present step, the same in all processes; only kept by time."""
 
     @property
     def elapsed_s(self) -> float:
@@ -55,6 +57,10 @@ class Pace:
         by_steps = min(1.0, step / self.steps)
         return max(by_steps, self._share_of_time()) if self.by_time else by_steps
 
+    def schedule_step(self, step: int) -> int:
+        """Return the step that the schedules are at: `step`, or by time the agreed share of all steps."""
+        return int(self.agreed_share * self.steps) if self.by_time else step
+
     def _share_of_time(self) -> float:
         if self.warm is None or self.limit_s is None:
             return self.resumed_share
@@ -74,6 +80,7 @@ class Pace:
         self.earlier_s, self.resumed_share = state["elapsed_s"], state["share"]
         if self.limit_s is not None:
             self.resumed_share = min(self.resumed_share, self.earlier_s / self.limit_s)
+        self.agreed_share = self.resumed_share
 
 
 def cosine(share: float) -> float:

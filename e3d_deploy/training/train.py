@@ -127,10 +127,11 @@ def train(
         BackendUnavailable: TensorBoard logs without TensorBoard.
     """
     machine = machine or Machine()
-    pace = Pace(config, limit_s=machine.time_limit_s, clock=clock)
-    if pace.by_time and machine.time_limit_s is None:
+    if config.schedule_by == "time" and machine.time_limit_s is None:
         raise ConfigError("schedule_by: time without a time limit has no end; give --time-limit MINUTES")
     last, path = _files(run, resume=resume)
+    config = _as_begun(run, config) if resume else config
+    pace = Pace(config, limit_s=machine.time_limit_s, clock=clock)
     weights = None if initial is None else weights_of(initial, model_config)
     settings = _settings(model_config, config, data, valid, initial, digits, machine)
     if resume and _check_resumable(run, settings):
@@ -149,7 +150,7 @@ def train(
     ours = _callbacks(config, machine, averaging, keeper)
     with quiet(), _tf32_where_bf16(config):
         trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
-        batches = _batches(config, trainer)
+        batches = _batches(config, trainer, sets[0], pace)
         # From here on all options are known to work.
         _begin(run, machine, None if resume else settings)
         if config.compile:
@@ -190,7 +191,8 @@ def _data(
         "length": config.clip_length,
         "skip_bad": skip_bad,
     }
-    train_set = training_data(data, seed=config.seed, digits=digits, **form)
+    burn_in = config.burn_in_start is not None
+    train_set = training_data(data, seed=config.seed, digits=digits, burn_in=burn_in, **form)
     most = config.validation_clips or None
     return train_set, evaluation_data(valid or _held_out(data), split="valid", most=most, **form)
 
@@ -287,7 +289,7 @@ def resume_or_next(
         if not (folder / "last.ckpt").exists() and not (folder / "model.safetensors").exists():
             return folder, False
         try:
-            if not _check_resumable(folder, settings):
+            if not _check_resumable(folder, {**settings, "train": asdict(_as_begun(folder, config))}):
                 return folder, True
         except ConfigError:
             continue
@@ -324,13 +326,24 @@ FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "
 """Settings that a resumed run may have otherwise than it was begun with."""
 
 
+def _as_begun(run: Path, config: TrainConfig) -> TrainConfig:
+    """Return the settings that a run goes on with: without a burn-in if it is older than that setting."""
+    try:
+        known = "burn_in" in json.loads((run / "config.json").read_text())["train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return config  # is damaged, which `_check_resumable` tells
+    # Another value was asked for, and is refused there.
+    return config if known or config.burn_in != TrainConfig.burn_in else replace(config, burn_in=0)
+
+
 def _check_resumable(run: Path, settings: dict[str, Any]) -> bool:
     """Compare the settings of a run with those to go on with; return True if the run is finished."""
     try:
         stored = json.loads((run / "config.json").read_text())
         stored = {"digits": None, **stored, "time_limit_s": settings["time_limit_s"]}
-        # A setting that was not known yet had the value that is its default.
-        stored["train"] = {**{field.name: field.default for field in fields(TrainConfig)}, **stored["train"]}
+        # A setting that was not known yet had the value that is its default, but for the burn-in, which there was not.
+        defaults = {field.name: field.default for field in fields(TrainConfig)}
+        stored["train"] = {**defaults, "burn_in": 0, **stored["train"]}
         state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
         done, limit_s = int(state["global_step"]) >= settings["train"]["steps"], settings["time_limit_s"]
         if limit_s is not None and stored["train"]["schedule_by"] == "time":
@@ -466,14 +479,21 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
     )
 
 
-def _batches(config: TrainConfig, trainer: Trainer) -> StepBatches:
+def _batches(config: TrainConfig, trainer: Trainer, clips: Extendable, pace: Pace) -> StepBatches:
     parts = config.accumulate * trainer.world_size
     if config.batch_size % parts:
         raise ConfigError(
             f"batch_size: {config.batch_size} clips cannot be shared evenly by {trainer.world_size} processes "
             f"in {config.accumulate} parts; choose a multiple of {parts}"
         )
-    return StepBatches(config, lambda: trainer.global_step, rank=trainer.global_rank, processes=trainer.world_size)
+    return StepBatches(
+        config,
+        lambda: trainer.global_step,
+        spare=clips.spare,
+        schedule_step=pace.schedule_step,
+        rank=trainer.global_rank,
+        processes=trainer.world_size,
+    )
 
 
 def _share(data: Dataset[Tensor], trainer: Trainer) -> Dataset[Tensor]:
