@@ -1,0 +1,134 @@
+"""Error of the forecasts by the age of the state, of models that were trained with and without a burn-in.
+
+    common="--data moving-mnist:9 --data e3d_deploy/data/clips/pedestrians_train.mp4:1
+        --init e3d_deploy/demo/moving_mnist.safetensors --patch-size 8 --hidden 40,40 --kernel-size 3 --batch-size 4
+        --optimizer adam --gradient-clip 0.0514 --l1-weight 0.5 --learning-rate 1e-3 --warmup-steps 5
+        --sampling-stop-step 0 --ema-decay 0.99 --validate-every 100000 --validation-clips 4 --save-every 50
+        --schedule-by time --time-limit 29"
+    e3d train -o runs/none $common --burn-in 0
+    e3d train -o runs/tenth $common
+    e3d train -o runs/all $common --burn-in-steps 80000
+    python -m benchmarks.burn_in --run none runs/none --run tenth runs/tenth --run all runs/all
+
+Writes benchmarks/results/burn_in.json, burn_in_digits.png and burn_in_film.png. The weights that training began with
+are measured too. Results of runs that are not given stay. All
+ages are measured on the same frames: a state of age n has seen the n frames before them.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import RESULTS, save
+from e3d_deploy import plots, runtime
+from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
+from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.export.bundle import export
+from e3d_deploy.runtime import Stream
+
+AGES = {"digits": (5, 10, 20, 60, 150), "film": (5, 10, 20, 60)}
+HORIZON, LENGTH, SEED = 10, 170, 2
+Clip = NDArray[np.uint8]
+"""Frames [T, H, W, C]."""
+
+
+def clips(count: int) -> dict[str, list[Clip]]:
+    """Return clips of each kind, whose last frames are forecast and whose others give the state its age.
+
+    Of the film these are all windows that are long enough for the highest age.
+    """
+    digits = load_digits("test")
+    film = read_clips(PEDESTRIANS, image_size=(64, 64), channels=1).frames[0]
+    length = max(AGES["film"]) + HORIZON
+    return {
+        "digits": [moving_mnist(digits, np.random.default_rng((SEED, index)), length=LENGTH) for index in range(count)],
+        "film": [film[first : first + length] for first in range(len(film) - length + 1)],
+    }
+
+
+def error(stream: Stream, windows: Sequence[Clip], age: int) -> float:
+    """Return the squared error a frame, mean over forecasts and windows; predictions are clipped to [0, 1]."""
+    errors = []
+    for window in windows:
+        stream.reset()
+        for picture in window[-HORIZON - age : -HORIZON]:
+            stream.push(picture)
+        errors.append(squares(stream.forecast(HORIZON).clip(0, 1), window))
+    return float(np.mean(errors))
+
+
+def squares(forecast: NDArray[np.float32], window: Clip) -> float:
+    """Return the squared error a frame of a forecast of the last frames of a window, [horizon, C, H, W]."""
+    truth = np.moveaxis(window[-HORIZON:], -1, 1) / np.float32(255)
+    return float(np.square(forecast - truth).sum() / HORIZON)
+
+
+def copying(windows: Sequence[Clip]) -> float:
+    """Return the error of the last frame of the context taken for each of the next."""
+    last = [np.moveaxis(window[-HORIZON - 1, None], -1, 1) / np.float32(255) for window in windows]
+    return float(np.mean([squares(frame, window) for frame, window in zip(last, windows, strict=True)]))
+
+
+def measure(path: Path, windows: Mapping[str, Sequence[Clip]]) -> dict[str, dict[str, float]]:
+    """Return the errors of a model file by kind of clip and age, in ONNX Runtime, which is faster than PyTorch here."""
+    with tempfile.TemporaryDirectory() as name:
+        bundle = export(path, Path(name) / "model.e3d")
+        with runtime.load(bundle, "onnxruntime", threads=1) as predictor:
+            stream = predictor.stream()
+            return {kind: {str(age): error(stream, windows[kind], age) for age in AGES[kind]} for kind in AGES}
+
+
+def training(run: Path) -> dict[str, Any]:
+    """Return the steps of a run and the settings that tell it from the others."""
+    settings = json.loads((run / "config.json").read_text())
+    state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    kept = {name: settings["train"][name] for name in ("burn_in", "burn_in_steps", "steps", "learning_rate")}
+    return {**kept, "time_limit_s": settings["time_limit_s"], "steps_done": int(state["global_step"])}
+
+
+def before(numbers: Mapping[str, int]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return errors and training of earlier calls, if they were measured on as many windows."""
+    path = RESULTS / "burn_in.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return (found["mse"], found["training"]) if found.get("windows") == numbers else ({}, {})
+
+
+def draw(kind: str, rows: Mapping[str, Mapping[str, Any]], copied: float) -> None:
+    """Write the picture of one kind of clips."""
+    ages = AGES[kind]
+    series = {name: [row[kind][str(age)] for age in ages] for name, row in rows.items()}
+    series["copying the last frame"] = [copied] * len(ages)
+    picture = plots.curves(series, x=ages, xlabel="age of the state, frames", ylabel=f"squared error, {kind}")
+    (RESULTS / f"burn_in_{kind}.png").write_bytes(picture)
+
+
+@click.command()
+@click.option(
+    "--run", "runs", multiple=True, type=(str, click.Path(path_type=Path, exists=True)), help="Name and run folder."
+)
+@click.option("--clips", "count", default=64, help="Clips of digits.")
+def main(runs: tuple[tuple[str, Path], ...], count: int) -> None:
+    windows = clips(count)
+    numbers = {kind: len(of_kind) for kind, of_kind in windows.items()}
+    copied = {kind: copying(of_kind) for kind, of_kind in windows.items()}
+    rows, trained = before(numbers)
+    models = {} if "start" in rows else {"start": MODEL}
+    for name, path in (models | {name: run / "model.safetensors" for name, run in runs}).items():
+        rows[name] = measure(path, windows)
+        click.echo(f"{name}: {rows[name]}", err=True)
+    for kind in AGES:
+        draw(kind, rows, copied[kind])
+    trained |= {name: training(run) for name, run in runs}
+    save("burn_in", {"windows": numbers, "mse": rows, "copying": copied, "training": trained})
+
+
+if __name__ == "__main__":
+    main()
