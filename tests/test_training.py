@@ -527,8 +527,7 @@ def test_bf16_computes_in_half_and_keeps_whole_weights(tmp_path: Path, finished:
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
 def test_compiled_cells_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(TRAINING, steps=2, burn_in=3, burn_in_steps=2, seed=2)
-    assert [draw_burn_in(config, step) > 0 for step in (0, 1)] == [False, True]
+    config = replace(TRAINING, steps=2)
     plain, compiled = Recorder(), Recorder()
     train(MODEL, config, tmp_path / "plain", machine=QUIET, callbacks=[plain])
     calls = counted(monkeypatch, "torch.compile")
