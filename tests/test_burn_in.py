@@ -16,7 +16,6 @@ from torch._dynamo.utils import counters
 from e3d_deploy.config import RECIPES, ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, Key, Mixture, MovingMNIST, Shuffled, Windows
 from e3d_deploy.data.datasets import training_data as open_training_data
-from e3d_deploy.data.kth import frames_before
 from e3d_deploy.data.sources import Source
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
@@ -189,9 +188,10 @@ def test_generated_clips_are_longer() -> None:
     assert torch.equal(data[3, 9][:LENGTH], data[3])
 
 
-def fixed(leads: list[int] | None) -> FixedWindows:
+def fixed(stretches: list[list[int]] | None) -> FixedWindows:
     windows = np.array([[0, 0], [0, 9], [1, 4]])
-    source = Source("", "kth", [film(20), film(12)], windows, True, leads=None if leads is None else np.array(leads))
+    pieces = None if stretches is None else np.array(stretches)
+    source = Source("", "kth", [film(20), film(12)], windows, True, stretches=pieces)
     return FixedWindows(source, length=LENGTH)
 
 
@@ -206,8 +206,9 @@ def test_windows_that_a_format_fixes_stay_where_they_are() -> None:
 
 
 def test_a_burn_in_does_not_reach_over_a_gap() -> None:
-    assert [fixed([0, 2, 4]).spare(index) for index in range(3)] == [0, 2, 4]
-    assert [frames_before([1, 2, 3, 7, 8, 9], first) for first in range(6)] == [0, 1, 2, 0, 1, 2]
+    pieces = fixed([[0, 0, 7], [0, 7, 13], [1, 0, 12]])
+    assert [pieces.spare(index) for index in range(3)] == [0, 2, 4]
+    assert numbers(pieces[1, 2]) == list(range(7, 14))
 
 
 def test_a_mixture_asks_the_part_that_a_sample_is_of() -> None:
