@@ -160,6 +160,28 @@ def real(request: pytest.FixtureRequest, any_batch: Path) -> Iterator[Predictor]
         yield predictor
 
 
+@pytest.mark.parametrize("path", ["exported", "any_batch"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_stream_without_renewal_is_a_loop_over_the_backend_bit_for_bit(
+    name: str, path: str, request: pytest.FixtureRequest
+) -> None:
+    pytest.importorskip(name)
+    folder: Path = request.getfixturevalue(path)
+    rng = np.random.default_rng(2)
+    with runtime.load(folder / "tiny.e3d" if path == "exported" else folder, name, threads=1) as predictor:
+        stream, state = predictor.stream(renewal="none"), predictor.backend.initial_state(1)
+        for _ in range(12):
+            seen = rng.integers(0, 256, (1, *predictor.config.image_size, 1), np.uint8)
+            prediction, state = predictor.backend.step(seen, state)
+            stream.push(seen[0])
+            np.testing.assert_array_equal(stream.prediction, prediction)
+        ahead = [prediction]
+        for _ in range(2):
+            prediction, state = predictor.backend.step(prediction, state)
+            ahead.append(prediction)
+        np.testing.assert_array_equal(stream.forecast(3), np.concatenate(ahead))
+
+
 @pytest.mark.parametrize("text", ["refresh:2", "refresh:3", "replay"])
 def test_real_forecast_is_that_of_a_new_stream_fed_the_last_frames(real: Predictor, text: str) -> None:
     real.card = Card(window=Window(context_length=5, horizon=5))

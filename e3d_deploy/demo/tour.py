@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from e3d_deploy import frames, plots, runtime
+from e3d_deploy import checkpoint, frames, plots, runtime
 from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.data.write import write_clips
@@ -108,7 +108,8 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
         write_clips(output / f"{name}.mp4", side_by_side, frames_per_second=clips.frames_per_second, zoom=4)
         return (seen, forecast), (
             f"{summary['frames']} frames at {summary['frames_per_second']:.0f} frames/s, each with {LOOK_AHEAD} "
-            f"ahead; MSE {summary['mse']:.0f} a frame, copying the last {summary['copy_mse']:.0f}"
+            f"ahead, renewal {summary['renewal']}; "
+            f"MSE {summary['mse']:.0f} a frame, copying the last {summary['copy_mse']:.0f}"
         )
 
     def measure() -> tuple[dict[str, Any], str]:
@@ -172,15 +173,17 @@ def _real_clip(predictor: Predictor) -> Clips:
 
 
 def _card_pictures() -> dict[str, bytes]:
-    """How the model learned, and how its error grows with the horizon: from its card."""
+    """Draw how the model learned, how its error grows with the horizon, and how its state ages."""
     card = json.loads(CARD.read_text())
     learned, by_frame = card["curve"], card["quality"]["measures"]["mse"]
     frame_numbers = range(1, HORIZON + 1)
+    decay = checkpoint.read_card(MODEL).decay
     return {
         "How the demo model learned": plots.curves(
             {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimiser step", ylabel="MSE a frame"
         ),
         "How its error grows": plots.curves(by_frame, x=frame_numbers, xlabel="predicted frame", ylabel="MSE a frame"),
+        **({} if decay is None else {f"How its state ages: {decay.verdict}": plots.decay(decay)}),
     }
 
 
@@ -190,9 +193,8 @@ def _rows(example: tuple[Frames, Frames]) -> dict[str, Frames]:
 
 
 def _film(pair: tuple[Frames, Frames]) -> bytes:
-    seen, forecast = pair
-    part = slice(20, 50)
-    return plots.strips({"came": seen[part], "forecast": forecast[part]}, every=3)
+    seen, forecast = (frames[LOOK_AHEAD:] for frames in pair)
+    return plots.strips({"came": seen, "forecast": forecast}, every=max(1, len(seen) // 12))
 
 
 def _animation(examples: list[tuple[Frames, Frames]]) -> Frames:
