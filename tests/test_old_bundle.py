@@ -1,0 +1,62 @@
+"""A bundle and snapshots that commit faccf7a wrote still open, and give what they gave there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy import runtime
+from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
+from e3d_deploy.runtime import Bundle, Predictor, Snapshot
+from tests.test_snapshot import ACROSS_BACKENDS
+
+OLD = Path(__file__).parent / "golden" / "faccf7a"
+SNAPSHOTS = {"half_filled": 1, "wrapped": 5}
+"""Frames that were pushed before each snapshot."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Arrays:
+    """Return `frames` [T, H, W, C], and after each `predictions` [T, C, H, W] and `forecasts` [T, horizon, C, H, W]."""
+    with np.load(OLD / "recorded.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@pytest.fixture(params=["auto", "onnxruntime", "openvino", "torch", "torch-compiled"])
+def old(request: pytest.FixtureRequest) -> Iterator[Predictor]:
+    """The old bundle on each backend that needs no GPU; `torch-compiled` without the C++ compiler."""
+    backend: Any = request.param
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    if backend == "torch-compiled":
+        backend = TorchCompiledBackend(Bundle.open(OLD / "tiny.e3d"), threads=1, compiler="aot_eager")
+    with runtime.load(OLD / "tiny.e3d", backend, threads=1) as predictor:
+        yield predictor
+
+
+def test_a_stream_gives_what_it_gave(old: Predictor, recorded: Arrays) -> None:
+    expect(old.stream(), recorded, first=0)
+
+
+@pytest.mark.parametrize("name", SNAPSHOTS)
+def test_a_snapshot_goes_on_as_it_did(old: Predictor, recorded: Arrays, name: str) -> None:
+    stream = old.stream(Snapshot.load(OLD / f"{name}.npz"))
+    pushed = SNAPSHOTS[name]
+    assert stream.pushed == pushed
+    np.testing.assert_allclose(stream.forecast(3), recorded["forecasts"][pushed - 1], rtol=0, atol=ACROSS_BACKENDS)
+    expect(stream, recorded, first=pushed)
+
+
+def expect(stream: runtime.Stream, recorded: Arrays, *, first: int) -> None:
+    """Push the recorded frames from `first` on, and compare each answer with the recorded one."""
+    for number in range(first, len(recorded["frames"])):
+        stream.push(recorded["frames"][number])
+        prediction, forecast = stream.prediction, stream.forecast(3)
+        assert prediction is not None
+        np.testing.assert_allclose(prediction[0], recorded["predictions"][number], rtol=0, atol=ACROSS_BACKENDS)
+        np.testing.assert_allclose(forecast, recorded["forecasts"][number], rtol=0, atol=ACROSS_BACKENDS)
