@@ -1,8 +1,12 @@
 """Names, shapes and types of the tensors that go in and out of the graphs, worked out from a ModelConfig."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
 
@@ -18,6 +22,21 @@ ANY = "batch"
 NEXT = "next_"
 """Prefix of a state that a graph gives back. Sorted by name, states in and states out are in the same
 order, which servers that pair them by order rely on."""
+EMPTY_BIAS = -60.0
+"""Bias on the scores of an empty slot, in the place of minus infinity, which some processors compute with slowly.
+
+An empty slot holds zeros. So its scores are exactly 0 before the bias, in every type and quantisation, and it adds
+exactly 0 to the sum of values. While a slot is empty, the zero state of the start is still in the ring with a score
+of 0, so the largest score is at least 0 and the denominator of the softmax at least 1. To that an empty slot adds at
+most e^-60 = 8.8e-27 a position, and 10,240 positions (K = 20, D·h·w = 512) at most 9e-23. Half an ulp of 1 is 6e-8 in
+float32, 5e-4 in float16 and 4e-3 in bfloat16, so the sum stays the same to the last bit, in whatever order it is
+added up as long as no real score is below -42: half an ulp of e^-42 is still more than e^-60. Below, the exact
+denominator changes by a part in 1e22. The graphs of all policies compute the softmax in float32; behind it the weight
+of an empty slot becomes 0 in float16, int8 and fp8, and in the others it is multiplied by zeros.
+
+It must not be much lower: a weight is a subnormal number, and as slow as minus infinity, where bias - largest score is
+below -87.3. Largest scores that were measured: 24 with the demo model, 33 at full size with random weights.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,8 @@ def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
 
     A ring slot s is empty while s >= written, and the next cell goes to slot written mod K. The zero
     state at the start is a real entry, so `written` begins at 1. At 2K it goes back to K, so that it
-    never overflows.
+    never overflows. Empty slots hold zeros: `EMPTY_BIAS` hides nothing else. Who makes a state from
+    arrays clears them with `cleared`.
     """
     D, grid, K = config.window_length, config.grid_size, config.history_length
     tensors = [
@@ -58,6 +78,17 @@ def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
             Tensor(f"history.{layer}", (batch, K, config.positions, N)),
         ]
     return tuple(sorted(tensors, key=lambda tensor: tensor.name))
+
+
+def cleared(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return a state with zeros in the empty slots of its rings; the arrays stay as they are."""
+    result = dict(arrays)
+    for name, ring in arrays.items():
+        if name.startswith("history."):
+            empty = np.arange(ring.shape[1]) >= arrays["written"][:, None]  # [B, K]
+            if empty.any():
+                result[name] = np.where(empty[:, :, None, None], ring.dtype.type(0), ring)
+    return result
 
 
 def frame(config: ModelConfig, batch: int = 1, name: str = FRAME) -> Tensor:

@@ -80,6 +80,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             "context": bundle.context_length,
             "horizon": bundle.horizon,
             "batch": bundle.batch,
+            **_young_ring(bundle),
             "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
             "history": f"exact for {manifest['history']['exact_for_steps']} steps, then {manifest['history']['then']}",
             **{f"made by {name}": version for name, version in manifest["producer"].items()},
@@ -149,6 +150,23 @@ def _cost(bundle: Bundle) -> dict[str, Any]:
         "cost": by_graph({name: _column(one, max(1, lengths.get(name, 1))) for name, one in graphs.items()}),
         "how it is counted": f"{HOW}; streams in a call: {bundle.batch}",
         "nodes": by_graph({name: one.operators for name, one in graphs.items()}),
+    }
+
+
+def _young_ring(bundle: Bundle) -> dict[str, str]:
+    """Return a row for a bundle of an older version, whose young rings are slow; nothing for others or without onnx."""
+    try:
+        import onnx
+        from onnx import numpy_helper
+    except ModuleNotFoundError:
+        return {}
+    step = onnx.load(bundle.graph("step"), load_external_data=False).graph
+    constants = (numpy_helper.to_array(one) for one in step.initializer if not one.dims and not one.external_data)
+    if not any(value == float("-inf") for value in constants):
+        return {}
+    return {
+        "young ring": "masked with minus infinity, with which ONNX Runtime is slow on some processors until the ring "
+        "is full; export the model again"
     }
 
 

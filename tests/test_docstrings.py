@@ -34,7 +34,7 @@ CHECKED = {
         "test_onnxruntime_cuda_backend test_pace test_parts test_precision test_rate test_recipes "
         "test_refit test_renewal test_runtime test_snapshot test_sources test_streams "
         "test_streams_isolated test_tensorrt_backend test_torch_backends test_training test_verify "
-        "test_window tools "
+        "test_window test_young_ring tools "
     ),
 }
 """Files, without .py, and folders with all their files that keep the rule, by parent; new ones are added here."""

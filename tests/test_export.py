@@ -31,6 +31,7 @@ from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.verify import check_contract, verify
+from tests.test_young_ring import assert_empty_slots_are_zeros
 
 CLOSE = 3e-5
 """Largest difference between two ways to compute a step, over as many as 12; measured 4.3e-6, where states reach 4."""
@@ -145,6 +146,7 @@ def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
     found = backend.to_arrays(after)
     for name, value in backend.to_arrays(state).items():
         np.testing.assert_allclose(found[name], value, rtol=0, atol=CLOSE, err_msg=name)
+    assert_empty_slots_are_zeros(found)
 
 
 @pytest.mark.parametrize("pushed", [1, 3, 4, 11], ids=lambda pushed: f"{pushed} pictures seen")
@@ -165,6 +167,7 @@ def test_rollout_equals_steps_at_any_age(case: Bundle, pushed: int) -> None:
     rolled = backend.to_arrays(after)
     for name, value in backend.to_arrays(state).items():
         np.testing.assert_allclose(rolled[name], value, rtol=0, atol=CLOSE, err_msg=name)
+    assert_empty_slots_are_zeros(rolled)
     assert all(not np.array_equal(before[name], value) for name, value in rolled.items() if name.startswith("cell"))
 
 

@@ -49,6 +49,7 @@ from e3d_deploy.runtime.verify import agrees, verify
 from tests import fake_tensorrt_runtime
 from tests.fake_cuda import Machine, OnGpu, fake_core
 from tests.fake_tensorrt_runtime import FakeTensorRT, floats, pictures, same
+from tests.test_young_ring import assert_empty_slots_are_zeros, with_junk
 
 TARGET = "tensorrt-rtx"
 
@@ -212,6 +213,20 @@ def test_a_state_goes_to_arrays_and_back(gpu: Backend, cpu: Backend) -> None:
     for state, one in zip(states, passed, strict=True):
         same(gpu, state, cpu, one)
         np.testing.assert_array_equal(gpu.step(frame, state)[0], cpu.step(frame, one)[0])
+
+
+def test_junk_in_empty_slots_of_arrays_is_cleared(gpu: Backend, cpu: Backend) -> None:
+    frame = floats(1)[0]
+    for _ in range(2):  # the second time in memory that is used again
+        old = gpu.initial_state()
+        for seen in floats(6):
+            _, old = gpu.step(seen, old)
+        _, its = cpu.step(frame, cpu.initial_state())
+        state = gpu.from_arrays(with_junk(cpu.to_arrays(its), 1e3))
+        same(gpu, state, cpu, its)
+        np.testing.assert_array_equal(gpu.step(frame, state)[0], cpu.step(frame, its)[0])
+        assert_empty_slots_are_zeros(gpu.to_arrays(gpu.gather([(gpu.initial_state(), 0)])))
+        del old, state
 
 
 # ---------------------------------------------------------------- how it computes it

@@ -35,6 +35,7 @@ from e3d_deploy.runtime.bundle import MODEL
 from e3d_deploy.runtime.verify import verify
 from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
+from tests.test_young_ring import assert_empty_slots_are_zeros, with_junk
 
 ROUNDING = 5e-5
 """Predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""
@@ -560,6 +561,21 @@ def test_a_step_that_is_interrupted_leaves_its_state_whole(exported: Path, machi
         np.testing.assert_array_equal(array, before[name], err_msg=name)
     prediction, _ = backend.step(frame, state)
     np.testing.assert_array_equal(prediction, backend.step(frame, backend.from_arrays(before))[0])
+
+
+def test_junk_in_empty_slots_of_arrays_is_cleared(exported: Path, machine: Machine) -> None:
+    backend = open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
+    state = backend.initial_state()
+    for frame in frames(6, 1).numpy():  # into both sets and memory of its own, all of full rings
+        _, state = backend.step(frame, state)
+    frame = frames(1, 1)[0].numpy()
+    clean = backend.to_arrays(backend.step(frame, backend.initial_state())[1])
+    assert_empty_slots_are_zeros(clean)
+    state = backend.from_arrays(with_junk(clean, 1e3))
+    assert_empty_slots_are_zeros(backend.to_arrays(state))
+    expected, _ = backend.step(frame, backend.from_arrays(clean))
+    np.testing.assert_array_equal(backend.step(frame, state)[0], expected)
+    assert_empty_slots_are_zeros(backend.to_arrays(backend.initial_state()))
 
 
 def test_a_state_of_another_backend_is_refused(exported: Path, machine: Machine) -> None:

@@ -63,7 +63,7 @@ def _ring_step(
     slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
     written = graph.op("Unsqueeze", state["written"], graph.integers(1))  # [B, 1]
     empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
-    hidden_by = graph.op("Where", empty, graph.constant(np.float32(-np.inf)), graph.constant(np.float32(0)))
+    hidden_by = graph.op("Where", empty, graph.constant(np.float32(contract.EMPTY_BIAS)), graph.constant(np.float32(0)))
     spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(1, K, Q))
     bindings = {contract.FRAME: frame, "key_bias": graph.op("Reshape", spread, graph.integers(0, 1, K * Q))}
     bindings |= {name: value for name, value in state.items() if not name.startswith(("history", "written"))}

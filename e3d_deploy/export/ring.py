@@ -190,9 +190,9 @@ class RingStep(nn.Module):
         return torch.arange(0, K * len(written), K, device=written.device) + written % K
 
     def _key_bias(self, written: Tensor) -> Tensor:
-        """Return the bias that hides empty slots, [B, 1, K·D·h·w]."""
+        """Return the bias that hides empty slots, as they hold zeros, [B, 1, K·D·h·w]."""
         empty = (self.slots >= written[:, None]).repeat_interleave(self.config.positions, dim=1)  # [B, K·D·h·w]
-        return torch.zeros_like(empty, dtype=torch.float32).masked_fill(empty, -torch.inf)[:, None]
+        return torch.zeros_like(empty, dtype=torch.float32).masked_fill(empty, contract.EMPTY_BIAS)[:, None]
 
 
 def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:

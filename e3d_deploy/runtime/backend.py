@@ -81,7 +81,7 @@ class Backend(Protocol):
         ...
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """The state that `to_arrays` copied."""
+        """The state that `to_arrays` copied, with zeros in empty slots whatever the arrays hold there."""
         ...
 
     def close(self) -> None:

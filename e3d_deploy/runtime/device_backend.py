@@ -131,7 +131,7 @@ class DeviceBackend:
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
         with self._turn():
-            return self._size(len(arrays["written"])).states.write(arrays)
+            return self._size(len(arrays["written"])).states.write(contract.cleared(arrays))
 
     def close(self) -> None:
         """Free everything; states that are still held become useless."""

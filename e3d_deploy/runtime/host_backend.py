@@ -103,9 +103,9 @@ class HostBackend:
         return {name: array.copy() for name, array in state.arrays.items()}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> HostState:
-        state = self._empty(len(arrays["written"]))
+        state, clean = self._empty(len(arrays["written"])), contract.cleared(arrays)
         for name, array in state.arrays.items():
-            array[:] = arrays[name]
+            array[:] = clean[name]
         return state
 
     def _empty(self, batch: int) -> HostState:
