@@ -219,8 +219,9 @@ def test_an_open_batch_gets_a_profile_of_each_bucket() -> None:
     first, second = trt.calls["profiles"]
     assert first == {"frame": ((1, 1, 16, 24),) * 3, "history.0": ((1, 4, 48, 4),) * 3}
     assert second["frame"] == ((2, 1, 16, 24), (4, 1, 16, 24), (8, 1, 16, 24))
-    plan_of(trt)
-    assert trt.calls["profiles"][2] == first  # one stream, if no bucket is named
+    plan_of(trt)  # one stream, and two, if no bucket is named
+    assert trt.calls["profiles"][2] == first
+    assert trt.calls["profiles"][3]["frame"] == ((2, 1, 16, 24),) * 3
 
 
 def test_a_fixed_batch_gets_no_profile_and_a_remark() -> None:

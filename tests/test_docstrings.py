@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHECKED = {
-    "benchmarks": "__init__ burn_in clip digits engines export gpu loader naive peers precision streaming",
+    "__init__ any_batch burn_in clip digits engines export gpu loader naive peers precision "
+    "streaming young_ring "
     "e3d_deploy": "__init__ __main__ card checkpoint cli config contract doctor parts tensors tf32 training workspace",
     "e3d_deploy/commands": (
         "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options "

@@ -12,7 +12,9 @@ from e3d_deploy.runtime.tensorrt_library import make_logger
 
 BATCH = "batch"
 """Name of the one axis of a graph that may be open."""
-ONE_STREAM = ((1, 1, 1),)
+BUCKETS = ((1, 1, 1), (2, 2, 2))
+"""Numbers of streams that a graph with an open batch is built for unless others are named: one, and two, as a stream
+that is renewed steps two states together."""
 ADVICE = (
     ("Turing", "leave 7.5 out of --compute-capability: TensorRT-RTX has no float32 products for it"),
     ("HW-specific datatypes", "bfloat16 runs on 8.0 and later, FP8 on 8.9; leave others out of --compute-capability"),
@@ -139,7 +141,7 @@ def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfi
         if config.batches:
             remark(f"{graph.name}: runs a fixed number of streams, so the batch buckets say nothing to it")
         return
-    for bucket in config.batches or ONE_STREAM:
+    for bucket in config.batches or BUCKETS:
         profile = builder.create_optimization_profile()
         for one in inputs:
             shapes = [tuple(batch if size == -1 else size for size in one.shape) for batch in bucket]

@@ -1,0 +1,101 @@
+"""Is a stream as fast while its ring fills as later?
+
+    python -m benchmarks.young_ring [--size demo|full] [--rounds 15]
+
+The first 20 pushes of new streams take turns with pushes of a stream whose ring has long been full. Two bundles of
+the same model do so in one run: one masks empty slots with `contract.EMPTY_BIAS`, one with minus infinity, as versions
+up to faccf7a did. Processor time, which other processes disturb less, in milliseconds.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+import torch
+
+from benchmarks.common import save
+from e3d_deploy import checkpoint, contract, runtime
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.export.bundle import export
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Stream
+
+FRAMES = 20
+BACKENDS = ("onnxruntime", "openvino", "torch")
+
+
+def bundles(size: str, folder: Path) -> dict[str, Path]:
+    """Export the model of a size with either mask."""
+    source = MODEL
+    if size == "full":
+        torch.manual_seed(0)
+        source = folder / "full.safetensors"
+        checkpoint.save(E3DLSTM(ModelConfig()), source)
+    new = export(source, folder / "new.e3d")
+    with mock.patch.object(contract, "EMPTY_BIAS", -np.inf):
+        old = export(source, folder / "old.e3d")
+    return {"finite bias": new, "minus infinity": old}
+
+
+def push_ms(stream: Stream, picture: Any) -> float:
+    """Return the processor time of a push (ms)."""
+    started = time.process_time()
+    stream.push(picture)
+    return 1000 * (time.process_time() - started)
+
+
+def measure(paths: dict[str, Path], backend: str, rounds: int, threads: int) -> dict[str, Any]:
+    """Time young and old streams of each bundle on a backend."""
+    pictures = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 1), np.uint8)
+    predictors = {name: runtime.load(path, backend, threads=threads) for name, path in paths.items()}
+    old = {name: predictor.stream() for name, predictor in predictors.items()}
+    for stream in old.values():
+        for number in range(3 * FRAMES):
+            stream.push(pictures[number % FRAMES])
+    times: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in paths}
+    for _ in range(rounds):
+        for name, predictor in predictors.items():
+            young = predictor.stream()
+            times[name].append([(push_ms(young, one), push_ms(old[name], one)) for one in pictures])
+    found = {}
+    for name, values in times.items():
+        array = np.array(values)  # [rounds, frames, young and old]
+        ratios = array[..., 0].sum(1) / array[..., 1].sum(1)
+        found[name] = {
+            "young_ms": round(float(np.median(array[..., 0])), 3),
+            "old_ms": round(float(np.median(array[..., 1])), 3),
+            "young_over_old": round(float(np.median(ratios)), 3),
+            "range": [round(float(ratios.min()), 3), round(float(ratios.max()), 3)],
+            "by_frame": [round(float(ratio), 2) for ratio in np.median(array[..., 0] / array[..., 1], axis=0)],
+        }
+    for predictor in predictors.values():
+        predictor.close()
+    return found
+
+
+@click.command()
+@click.option("--size", type=click.Choice(["demo", "full"]), default="demo", show_default=True)
+@click.option("--backend", "backends", multiple=True, default=BACKENDS, show_default=True)
+@click.option("--rounds", default=15, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(size: str, backends: tuple[str, ...], rounds: int, threads: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        paths = bundles(size, Path(name))
+        save(
+            f"young_ring_{size}_{threads}",
+            {
+                "what": f"frames 1 to {FRAMES} of a new stream beside those of an old one, {size} model",
+                "rounds": rounds,
+                **{backend: measure(paths, backend, rounds, threads) for backend in backends},
+            },
+            threads=threads,
+        )
+
+
+if __name__ == "__main__":
+    main()
