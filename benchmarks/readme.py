@@ -131,6 +131,31 @@ def recipes() -> str:
     return "\n".join(lines)
 
 
+TRAINED = {"none": "no burn-in", "tenth": "burn-in in the last tenth", "all": "burn-in in all of it"}
+"""Names of the runs that `benchmarks.burn_in` measures."""
+
+
+def burn_in() -> str:
+    """The error by the age of the state, after training with and without a burn-in, as Markdown."""
+    found = result("burn_in")
+    limit_s = found["training"]["all"]["time_limit_s"]
+    lines = [
+        f"The demo model, trained on for {limit_s / 60:.0f} minutes from the weights that ship, in three runs side by "
+        "side on a machine busy with other work. Squared error of the next 10 frames, mean a frame, by the age of the "
+        f"state in frames, the same frames forecast at all ages ({found['environment']['cpu']}, "
+        f"{found['environment']['date'][:10]}):",
+    ]
+    for kind, title in {"digits": "generated digits, test split", "film": "pedestrians, test clip"}.items():
+        ages = list(found["mse"]["start"][kind])
+        title = f"{title}, {found['windows'][kind]} windows, copying the last frame {found['copying'][kind]:.1f}"
+        lines += ["", f"| {title} | steps | {' | '.join(ages)} |", f"|---|---|{'---|' * len(ages)}"]
+        for name, row in found["mse"].items():
+            steps = found["training"][name]["steps_done"] if name in found["training"] else "–"
+            values = " | ".join(f"{row[kind][age]:.1f}" for age in ages)
+            lines.append(f"| {TRAINED.get(name, 'before')} | {steps} | {values} |")
+    return "\n".join(lines)
+
+
 def memory() -> str:
     """Memory of a training step and what the Trainer costs, as Markdown."""
     found = result("training")
@@ -294,7 +319,7 @@ def _time(side: dict[str, Any]) -> str:
 
 PLACES = {
     README: {"measured": measured},
-    README.parent / "docs" / "training.md": {"recipes": recipes, "memory": memory},
+    README.parent / "docs" / "training.md": {"recipes": recipes, "burn_in": burn_in, "memory": memory},
     README.parent / "docs" / "precision.md": {"precision": precision},
     README.parent / "docs" / "architecture.md": {"rewrites": rewrites},
     README.parent / "docs" / "engines.md": {"builds": engines},
