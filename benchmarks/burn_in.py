@@ -82,7 +82,7 @@ def measure(path: Path, windows: Mapping[str, Sequence[Clip]]) -> dict[str, dict
     with tempfile.TemporaryDirectory() as name:
         bundle = export(path, Path(name) / "model.e3d")
         with runtime.load(bundle, "onnxruntime", threads=1) as predictor:
-            stream = predictor.stream()
+            stream = predictor.stream(renewal="none")
             return {kind: {str(age): error(stream, windows[kind], age) for age in AGES[kind]} for kind in AGES}
 
 
