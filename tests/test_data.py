@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from e3d_deploy.data.clips import play, read_clips
-from e3d_deploy.data.datasets import Mixture, MovingMNIST, Windows
+from e3d_deploy.data.datasets import Extendable, Mixture, MovingMNIST, Windows
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, SPLITS, load_digits, moving_mnist
 from e3d_deploy.errors import ClipError, ConfigError, ShapeError, SourceLost
 
@@ -458,14 +457,17 @@ def test_clips_shorter_than_a_window_are_refused() -> None:
         Windows([numbered(clip=1, length=5)], length=6)
 
 
-class Constant(Dataset[Tensor]):
+class Constant(Extendable):
     """Samples that tell which data set they are from, and their index."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
-    def __getitem__(self, index: int) -> Tensor:
+    def take(self, index: int, before: int) -> Tensor:
         return torch.tensor([self.number, index])
+
+    def spare(self, index: int) -> int:
+        return 0
 
 
 def test_mixture_keeps_its_shares() -> None:

@@ -8,8 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHECKED = {
-    "__init__ any_batch burn_in clip digits engines export gpu loader naive peers precision "
-    "streaming young_ring "
+    "benchmarks": (
+        "__init__ any_batch burn_in clip digits engines export gpu loader naive peers precision renewal streaming "
+        "young_ring"
+    ),
     "e3d_deploy": "__init__ __main__ card checkpoint cli config contract doctor parts tensors tf32 training workspace",
     "e3d_deploy/commands": (
         "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options "
@@ -23,8 +25,8 @@ CHECKED = {
     ),
     "e3d_deploy/importing": "__init__",
     "e3d_deploy/runtime": (
-        "__init__ cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend "
-        "pack predictor tensorrt_backend tensorrt_engine tensorrt_library"
+        "__init__ aged cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend "
+        "pack predictor renewal snapshot tensorrt_backend tensorrt_engine tensorrt_library"
     ),
     "tests": (
         "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build "
@@ -35,7 +37,7 @@ CHECKED = {
         "test_onnxruntime_cuda_backend test_pace test_parts test_precision test_rate test_recipes "
         "test_refit test_renewal test_runtime test_snapshot test_sources test_streams "
         "test_streams_isolated test_tensorrt_backend test_torch_backends test_training test_verify "
-        "test_window test_young_ring tools "
+        "test_window test_young_ring tools"
     ),
 }
 """Files, without .py, and folders with all their files that keep the rule, by parent; new ones are added here."""

@@ -35,12 +35,12 @@ ARRAYS, _ = read(GOLDEN / "metrics.npz")
 class Recorded:
     """A backend whose forecasts are known: of one clip [horizon, C, H, W] after the other."""
 
-    name = "recorded"
+    name, sizes, pads = "recorded", (1,), False
 
     def __init__(self, forecasts: Sequence[Frames], context_length: int) -> None:
         self.forecasts, self.context_length = iter(forecasts), context_length
 
-    def initial_state(self) -> dict[str, Any]:
+    def initial_state(self, batch: int | None = None) -> dict[str, Any]:
         return {"forecast": next(self.forecasts), "seen": 0}
 
     def step(self, _: Frames, state: dict[str, Any]) -> tuple[Frames, dict[str, Any]]:
