@@ -36,7 +36,7 @@ import sys, time
 import numpy as np
 import e3d_deploy.runtime as e3d
 started = time.perf_counter(), time.process_time()
-stream = e3d.load(sys.argv[1], sys.argv[2], threads=1).stream()
+stream = e3d.load(sys.argv[1], sys.argv[2], threads=1).stream(renewal="none")
 stream.push(np.zeros((64, 64, 1), np.uint8))
 stream.predict(1)
 print(time.perf_counter() - started[0], time.process_time() - started[1])

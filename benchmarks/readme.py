@@ -60,7 +60,8 @@ def measured() -> str:
         "",
         f"Exporting the full-size model, step, rollout and clip 10→10: {export['seconds']:.0f} s with "
         f"{export['environment']['threads']} threads, and {export['peak_resident_gb']:.1f} GB. Over "
-        f"{streaming['frames']:,} frames of a stream, resident memory grows by {max(streaming['growth_mb']):.1f} MB "
+        f"{streaming['frames']:,} frames of a stream (renewal `none`), resident memory "
+        f"grows by {max(streaming['growth_mb']):.1f} MB "
         f"and a push costs {streaming['late_over_early']:.2f} times what it costs a stream that has just filled its "
         "history, in turn. From `import e3d_deploy.runtime` to the first forecast frame of the full-size model, "
         f"{startup['environment']['threads']} threads: {first['onnxruntime']:.1f} s with `onnxruntime` by name, "

@@ -70,7 +70,7 @@ def own_cost(config: ModelConfig, streams: int, steps: int = 500) -> float:
     picture = np.zeros((*config.image_size, config.channels), np.uint8)
     with (
         runtime.Predictor(config, backend, identity="nothing") as predictor,
-        predictor.streams(max_streams=streams, max_wait_ms=1000, queue_length=steps) as pool,
+        predictor.streams(renewal="none", max_streams=streams, max_wait_ms=1000, queue_length=steps) as pool,
     ):
         slots, costs = [pool.open() for _ in range(streams)], []
         for _ in range(7):
@@ -96,7 +96,7 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
     with (
         tempfile.TemporaryDirectory() as name,
         runtime.load(path := bundle or bundle_of(size, Path(name)), backend, threads=threads) as predictor,
-        predictor.streams(max_streams=streams, max_wait_ms=1000, queue_length=length) as pool,
+        predictor.streams(renewal="none", max_streams=streams, max_wait_ms=1000, queue_length=length) as pool,
     ):
         shape = (length, streams, *predictor.config.image_size, predictor.config.channels)
         pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

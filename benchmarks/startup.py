@@ -25,7 +25,7 @@ import sys, time
 started = time.perf_counter()
 import numpy as np
 import e3d_deploy.runtime as e3d
-stream = e3d.load(sys.argv[1], sys.argv[2], threads=2).stream()
+stream = e3d.load(sys.argv[1], sys.argv[2], threads=2).stream(renewal="none")
 stream.push(np.zeros((64, 64, 1), np.uint8))
 stream.predict(1)
 print(time.perf_counter() - started)

@@ -38,7 +38,7 @@ def main(frames: int, backend: str) -> None:
     with tempfile.TemporaryDirectory() as name:
         path = export(MODEL, Path(name) / "demo.e3d")
         with runtime.load(path, backend, threads=1) as predictor:
-            old, young = predictor.stream(), predictor.stream()
+            old, young = predictor.stream(renewal="none"), predictor.stream(renewal="none")
             for _ in range(30):
                 old.push(next(pictures))
                 young.push(next(pictures))

@@ -53,14 +53,14 @@ def measure(paths: dict[str, Path], backend: str, rounds: int, threads: int) -> 
     """Time young and old streams of each bundle on a backend."""
     pictures = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 1), np.uint8)
     predictors = {name: runtime.load(path, backend, threads=threads) for name, path in paths.items()}
-    old = {name: predictor.stream() for name, predictor in predictors.items()}
+    old = {name: predictor.stream(renewal="none") for name, predictor in predictors.items()}
     for stream in old.values():
         for number in range(3 * FRAMES):
             stream.push(pictures[number % FRAMES])
     times: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in paths}
     for _ in range(rounds):
         for name, predictor in predictors.items():
-            young = predictor.stream()
+            young = predictor.stream(renewal="none")
             times[name].append([(push_ms(young, one), push_ms(old[name], one)) for one in pictures])
     found = {}
     for name, values in times.items():
