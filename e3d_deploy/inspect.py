@@ -72,6 +72,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
+    cost = _cost(bundle)  # first, as it refuses a graph that cannot be read
     return {
         "bundle": {
             "name": manifest["name"],
@@ -79,7 +80,8 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             "created": manifest["created"],
             "context": bundle.context_length,
             "horizon": bundle.horizon,
-            "batch": bundle.batch,
+            "batch": "any" if bundle.dynamic_batch else bundle.batch,
+            **_alone(bundle),
             **_young_ring(bundle),
             "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
             "history": f"exact for {manifest['history']['exact_for_steps']} steps, then {manifest['history']['then']}",
@@ -98,7 +100,7 @@ def inspect_bundle(path: Path) -> dict[str, Any]:
             }
             for name, graph in manifest["graphs"].items()
         },
-        **_cost(bundle),
+        **cost,
         "step input": {
             tensor["name"]: {"shape": tensor["shape"], "dtype": tensor["dtype"]}
             for tensor in manifest["graphs"]["step"]["inputs"]
@@ -151,6 +153,13 @@ def _cost(bundle: Bundle) -> dict[str, Any]:
         "how it is counted": f"{HOW}; streams in a call: {bundle.batch}",
         "nodes": by_graph({name: one.operators for name, one in graphs.items()}),
     }
+
+
+def _alone(bundle: Bundle) -> dict[str, str]:
+    """Return a row for a bundle that steps streams one after another; nothing for others."""
+    if bundle.dynamic_batch or bundle.batch > 1:
+        return {}
+    return {"many streams": "stepped one after another; export with `--batch any` to step them together"}
 
 
 def _young_ring(bundle: Bundle) -> dict[str, str]:

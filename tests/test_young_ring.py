@@ -151,3 +151,11 @@ def test_inspect_names_a_bundle_that_is_slow_while_its_ring_fills(exported: Path
     """The older bundle is one that faccf7a itself wrote."""
     assert "minus infinity" in inspect_bundle(OLD / "tiny.e3d")["bundle"]["young ring"]
     assert "young ring" not in inspect_bundle(exported / "tiny.e3d")["bundle"]
+
+
+def test_inspect_says_how_streams_are_stepped(exported: Path, any_batch: Path) -> None:
+    one, many = (inspect_bundle(path)["bundle"] for path in (exported / "tiny.e3d", any_batch))
+    assert one["batch"] == 1
+    assert "export with `--batch any`" in one["many streams"]
+    assert many["batch"] == "any"
+    assert "many streams" not in many
