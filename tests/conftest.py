@@ -68,6 +68,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "tiny.e3d",
         context_length=4,
         horizon=3,
+        batch=1,
         reference=folder / "clip.npy",
     )
     return folder

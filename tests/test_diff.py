@@ -70,13 +70,13 @@ def test_a_low_model_is_the_same_as_what_is_widened_from_it(exported: Path, tmp_
 
 
 def test_two_exports_of_one_model_are_the_same(exported: Path, tmp_path: Path) -> None:
-    lengths = {"context_length": 4, "horizon": 3, "reference": exported / "clip.npy"}
+    lengths = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
     again = export(exported / "tiny.safetensors", tmp_path / "again.e3d", **lengths)
     assert diff(exported / "tiny.e3d", again)["differs_in"] == []
 
 
 def test_lengths_graphs_nodes_and_files_of_another_export(exported: Path, tmp_path: Path) -> None:
-    lengths = {"context_length": 5, "horizon": 3, "reference": exported / "clip.npy"}
+    lengths = {"context_length": 5, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
     found = diff(exported / "tiny.e3d", export(exported / "tiny.safetensors", tmp_path / "other.e3d", **lengths))
     assert found["settings"] == {"context_length": [4, 5]}
     assert found["graphs"]["clip.inputs.context"] == ["float32 [1, 4, 1, 16, 24]", "float32 [1, 5, 1, 16, 24]"]

@@ -467,6 +467,7 @@ def test_export_is_the_same_twice(exported: Path, tmp_path: Path) -> None:
         tmp_path / "again.e3d",
         context_length=4,
         horizon=3,
+        batch=1,
         reference=exported / "clip.npy",
     )
     files = [json.loads((path / "manifest.json").read_text())["files"] for path in (exported / "tiny.e3d", again)]

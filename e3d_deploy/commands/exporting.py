@@ -32,7 +32,13 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     "--context", "context_length", type=int, help="Frames that the clip graph takes; else those of training, or 10."
 )
 @click.option("--horizon", type=int, help="Frames that the clip graph gives; else those of training, or 10.")
-@click.option("--batch", default="1", callback=streams, help="Streams that the graphs run at once, or `any`.")
+@click.option(
+    "--batch",
+    default="any",
+    show_default=True,
+    callback=streams,
+    help="Streams that the graphs run at once, or `any`.",
+)
 @click.option(
     "--optimize",
     type=click.Choice(["cpu", "gpu", "none"]),

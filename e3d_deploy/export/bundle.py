@@ -45,7 +45,7 @@ def export(
     *,
     context_length: int | None = None,
     horizon: int | None = None,
-    batch: int | None = 1,
+    batch: int | None = None,
     optimize: str | None = None,
     precision: str = "fp32",
     budget: Budget | None = None,
