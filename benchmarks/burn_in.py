@@ -1,14 +1,16 @@
 """Error of the forecasts by the age of the state, of models that were trained with and without a burn-in.
 
+    git show faccf7a:e3d_deploy/demo/moving_mnist.safetensors > start.safetensors
     common="--data moving-mnist:9 --data e3d_deploy/data/clips/pedestrians_train.mp4:1
-        --init e3d_deploy/demo/moving_mnist.safetensors --patch-size 8 --hidden 40,40 --kernel-size 3 --batch-size 4
+        --init start.safetensors --patch-size 8 --hidden 40,40 --kernel-size 3 --batch-size 4
         --optimizer adam --gradient-clip 0.0514 --l1-weight 0.5 --learning-rate 1e-3 --warmup-steps 5
         --sampling-stop-step 0 --ema-decay 0.99 --validate-every 100000 --validation-clips 4 --save-every 50
         --schedule-by time --time-limit 29"
     e3d train -o runs/none $common --burn-in 0
     e3d train -o runs/tenth $common
     e3d train -o runs/all $common --burn-in-steps 80000
-    python -m benchmarks.burn_in --run none runs/none --run tenth runs/tenth --run all runs/all
+    python -m benchmarks.burn_in --start start.safetensors --run none runs/none --run tenth runs/tenth \\
+        --run all runs/all
 
 Writes benchmarks/results/burn_in.json, burn_in_digits.png and burn_in_film.png. The weights that training began with
 are measured too. Results of runs that are not given stay. All
@@ -114,13 +116,16 @@ def draw(kind: str, rows: Mapping[str, Mapping[str, Any]], copied: float) -> Non
 @click.option(
     "--run", "runs", multiple=True, type=(str, click.Path(path_type=Path, exists=True)), help="Name and run folder."
 )
+@click.option(
+    "--start", type=click.Path(path_type=Path, exists=True), default=MODEL, help="Weights that the runs began with."
+)
 @click.option("--clips", "count", default=64, help="Clips of digits.")
-def main(runs: tuple[tuple[str, Path], ...], count: int) -> None:
+def main(runs: tuple[tuple[str, Path], ...], start: Path, count: int) -> None:
     windows = clips(count)
     numbers = {kind: len(of_kind) for kind, of_kind in windows.items()}
     copied = {kind: copying(of_kind) for kind, of_kind in windows.items()}
     rows, trained = before(numbers)
-    models = {} if "start" in rows else {"start": MODEL}
+    models = {} if "start" in rows else {"start": start}
     for name, path in (models | {name: run / "model.safetensors" for name, run in runs}).items():
         rows[name] = measure(path, windows)
         click.echo(f"{name}: {rows[name]}", err=True)

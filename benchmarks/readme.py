@@ -141,7 +141,8 @@ def burn_in() -> str:
     found = result("burn_in")
     limit_s = found["training"]["all"]["time_limit_s"]
     lines = [
-        f"The demo model, trained on for {limit_s / 60:.0f} minutes from the weights that ship, in three runs side by "
+        f"The demo model, trained on for {limit_s / 60:.0f} minutes from the weights of commit faccf7a, in three runs "
+        "side by "
         "side on a machine busy with other work. Squared error of the next 10 frames, mean a frame, by the age of the "
         f"state in frames, the same frames forecast at all ages ({found['environment']['cpu']}, "
         f"{found['environment']['date'][:10]}):",

@@ -50,7 +50,7 @@ def run(output: Path) -> None:
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     assert "PASS" in result.stderr
     report = (output / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 8
+    assert report.count("data:image/png;base64,") == 9
     assert report.count("data:image/gif;base64,") == 1
     assert "src='http" not in report
     for name in ("moving_mnist.mp4", "pedestrians.mp4"):
