@@ -425,6 +425,20 @@ def test_stream_from_a_snapshot_takes_its_renewal_and_naming_another_is_refused(
         predictor.stream(snapshot, renewal="refresh:2")
 
 
+@pytest.mark.parametrize("text", ["refresh:4", "refresh:2", "replay"])
+def test_fork_of_a_stream_keeps_the_context_of_its_snapshot(text: str) -> None:
+    seen, stream = values(20), fake(FakeBackend(), 6).stream(renewal=text)
+    for value in seen[:9]:
+        stream.push(picture(value))
+    renewal = Renewal.parse(text, 6)
+    with fake(FakeBackend(), 3).streams() as streams:
+        fork = streams.open(stream.snapshot()).fork()
+        for n, value in enumerate(seen[9:], 10):
+            pushed(fork, value).wait()
+            assert fork.age == renewal.age(n)
+            np.testing.assert_array_equal(fork.forecast(3), new_stream(seen[:n][-renewal.age(n) :]))
+
+
 def test_snapshot_that_lacks_a_state_is_refused(tmp_path: Path) -> None:
     stream = fake(FakeBackend(), 5).stream(renewal="refresh:2")
     for value in values(7):

@@ -86,10 +86,7 @@ class Streams:
         own = self.renewal if renewal is None else Renewal.parse(renewal, self.renewal.context_length)
         if snapshot is not None:
             own = renewal_of(snapshot, None if renewal is None else own)
-        video = Video(own)
-        if not self.scheduler.queues.add(video, self._fit):
-            raise ResourceLimit(self._why_full(own))
-        stream = SlotStream(self, video)
+        stream = self._add(own)
         try:
             if snapshot is not None:
                 stream.restore(snapshot)
@@ -97,6 +94,17 @@ class Streams:
             stream.close()
             raise
         return stream
+
+    def _add(self, renewal: Renewal) -> "SlotStream":
+        """Open a new video.
+
+        Raises:
+            ResourceLimit, StreamError: as `open`.
+        """
+        video = Video(renewal)
+        if not self.scheduler.queues.add(video, self._fit):
+            raise ResourceLimit(self._why_full(renewal))
+        return SlotStream(self, video)
 
     def most_bytes(self, streams: int) -> int:
         """Return the most memory that the states of so many streams take (bytes), each with a forecast on its way.
@@ -256,7 +264,7 @@ class SlotStream:
         Raises:
             ResourceLimit: as `Streams.open`.
         """
-        fork = self._streams.open(renewal=self.renewal)
+        fork = self._streams._add(self._video.renewal)  # its C may be that of a snapshot and not the default
         try:
             self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video))
         except BaseException:
