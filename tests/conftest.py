@@ -83,6 +83,15 @@ def any_batch(exported: Path) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def two_streams(exported: Path) -> Path:
+    """The tiny bundle for two streams at once; not to be changed."""
+    lengths = {"context_length": 4, "horizon": 3}
+    return export(
+        exported / "tiny.safetensors", exported / "two.e3d", batch=2, reference=exported / "clip.npy", **lengths
+    )
+
+
 @pytest.fixture
 def bundle_path(exported: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be damaged at will."""

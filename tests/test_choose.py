@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -130,6 +131,14 @@ def test_a_time_is_the_median_of_steps_in_turn(bundle: Bundle, monkeypatch: pyte
     bundle.manifest["card"] = AGELESS.to_dict()
     assert _times(bundle, {"a": paced("a", 2, 90, 3), "b": paced("b", 5, 1, 4)}) == pytest.approx({"a": 3, "b": 4})
     assert stepped == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+def test_graphs_for_two_streams_are_timed_by_their_steps(two_streams: Path) -> None:
+    bundle = Bundle.open(two_streams)
+    with closing(OnnxRuntimeBackend(bundle)) as backend:
+        (found,) = _times(bundle, {"onnxruntime": backend}).values()
+    assert isinstance(found, float), found
+    assert found > 0
 
 
 def test_all_but_the_one_that_is_taken_are_closed(

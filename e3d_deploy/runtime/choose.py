@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +21,7 @@ from e3d_deploy.runtime.backend import REMEDY, Backend, open_backend
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.renewal import default_renewal
+from e3d_deploy.runtime.tasks import step_task
 from e3d_deploy.runtime.verify import agrees
 
 log = logging.getLogger(__name__)
@@ -198,19 +199,27 @@ def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | st
 
 def _turns(bundle: Bundle, backend: Backend) -> Iterator[list[float]]:
     """Yield the times of the frames of a turn (s), of a stream whose rings are as full as they stay."""
-    renewal = default_renewal(bundle.card, bundle.context_length)[0]
-    batcher, frame = Batcher(backend, bundle.config), bundle.reference()["frames"][:1]
-    # The frame before the first that is timed begins a state, so that all states are stepped.
-    stream = grown(batcher, renewal, renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up) + 1)
+    call = _frame(bundle, backend)
     while True:
         taken = []
         began = now = time.perf_counter()
         while now == began or now - began < SECONDS / ROUNDS:
             started = now
-            advance(batcher, [stream], [frame])
+            call()
             now = time.perf_counter()
             taken.append(now - started)
         yield taken
+
+
+def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
+    """Return a call that gives a stream its next frame, or one to each of the streams that the graphs step at once."""
+    frame = np.repeat(bundle.reference()["frames"][:1], bundle.batch, axis=0)
+    if bundle.batch != 1:
+        return step_task(backend, backend.initial_state(), frame[None], fill=0).call
+    renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
+    # The frame before the first that is timed begins a state, so that all states are stepped.
+    stream = grown(batcher, renewal, renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up) + 1)
+    return lambda: advance(batcher, [stream], [frame])
 
 
 def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
