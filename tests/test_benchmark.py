@@ -5,6 +5,7 @@ import logging
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import cycle, repeat
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -334,6 +335,16 @@ def test_a_curve_counts_the_states_of_a_renewal(bundle: Bundle) -> None:
     assert point["mean_ms"] == pytest.approx(10 * 2 * 5 / 3, rel=0.05)
     with pytest.raises(ConfigError, match="replay steps nothing"):
         stream_curve(bundle, [side], [2], renewal="replay")  # type: ignore[list-item]
+
+
+def test_a_curve_of_graphs_for_two_streams_has_no_renewal(two_streams: Path) -> None:
+    bundle = Bundle.open(two_streams)
+    with closing(OnnxRuntimeBackend(bundle, threads=1)) as side:
+        found = stream_curve(bundle, [side], [3], seconds=0.001, repeats=1)
+        with pytest.raises(ConfigError, match="renewal: got refresh:2 for graphs that step 2 streams at once"):
+            stream_curve(bundle, [side], [3], renewal="refresh:2")
+    (point,) = found["curves"][0]["points"]
+    assert (found["renewal"], point["step_sizes"]) == ("none", [2, 2])
 
 
 @pytest.mark.parametrize("counts", [[], [0], [1, -2]])

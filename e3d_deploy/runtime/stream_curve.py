@@ -13,7 +13,7 @@ from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backend import Backend, step_size
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.renewal import Renewal, renewal_for
+from e3d_deploy.runtime.renewal import NONE, Renewal, renewal_for
 from e3d_deploy.runtime.tasks import Task, step_task
 from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn
 
@@ -70,7 +70,8 @@ def stream_curve(
     Args:
         counts: numbers of streams to measure, each from 1 on.
         target: look for the most streams that keep it; this measures more numbers.
-        renewal: renewal of the streams; None for the default of the bundle.
+        renewal: renewal of the streams; None for the default of the bundle, or `none` where its graphs step a fixed
+            number of streams.
 
     Returns:
         Curves and answers, as JSON knows them.
@@ -81,7 +82,12 @@ def stream_curve(
     if any(count < 1 for count in counts) or not (counts or target):
         raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a target")
 
-    own = renewal_for(bundle.card, bundle.context_length, renewal)
+    if bundle.batch != 1 and renewal not in (None, "none"):
+        raise ConfigError(
+            f"renewal: got {renewal} for graphs that step {bundle.batch} streams at once, which keep one state each; "
+            "leave it out, or export with --batch 1 or any"
+        )
+    own = renewal_for(bundle.card, bundle.context_length, renewal) if bundle.batch == 1 else NONE
     if own.kind == "replay":
         raise ConfigError("renewal: replay steps nothing until a forecast is asked for; give none or refresh:M")
 
