@@ -89,8 +89,9 @@ class Decay:
         object.__setattr__(self, "copy_last", tuple(float(one) for one in self.copy_last))
         if self.context_length not in mse:
             raise ConfigError(f"mse: has no age {self.context_length}, the context of training; measure it too")
-        lengths = {len(errors) for errors in (*mse.values(), self.copy_last)}
-        if len(lengths) != 1 or not all(math.isfinite(one) for errors in mse.values() for one in errors):
+        measured = (*mse.values(), self.copy_last)
+        horizons = {len(errors) for errors in measured}
+        if len(horizons) != 1 or 0 in horizons or not all(math.isfinite(one) for errors in measured for one in errors):
             raise ConfigError("mse: expected a finite error for each frame of the forecast at each age")
 
     def mean(self, age: int) -> float:
@@ -175,9 +176,9 @@ class Card:
         Raises:
             ConfigError: an entry is damaged.
         """
-        notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
-        window, decay = entries.get("window"), entries.get("decay")
         try:
+            notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
+            window, decay = entries.get("window"), entries.get("decay")
             return cls(
                 window=None if window is None else Window(**window),
                 decay=None if decay is None else Decay(**decay),

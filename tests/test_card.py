@@ -104,6 +104,9 @@ def test_state_is_ageless_if_the_record_reaches_far_and_no_older_one_is_worse(fo
         lambda: Decay(context_length=3, data="", clips=1, mse={4: (1.0,)}, copy_last=(1.0,)),
         lambda: decay(a4=float("nan")),
         lambda: Decay(context_length=3, data="", clips=1, mse={3: (1.0, 2.0)}, copy_last=(1.0,)),
+        lambda: Decay(context_length=3, data="", clips=1, mse={3: (1.0,)}, copy_last=(float("nan"),)),
+        lambda: Decay(context_length=3, data="", clips=1, mse={3: ()}, copy_last=()),
+        lambda: Card.from_dict([1]),  # type: ignore[arg-type]
     ],
 )
 def test_impossible_facts_are_refused(build: Callable[[], object]) -> None:
