@@ -93,19 +93,19 @@ def decay(**errors: float) -> Decay:
 
 
 @pytest.mark.parametrize(
-    ("card", "expected"),
+    ("card", "expected", "reason"),
     [
-        (Card(), Renewal("refresh", 10, 2)),
-        (Card(window=Window(context_length=5, horizon=2)), Renewal("refresh", 5, 2)),
-        (Card(decay=decay(a30=1.02)), Renewal("none", 5)),
-        (Card(decay=decay(a30=1.5)), Renewal("refresh", 5, 2)),
-        (Card(decay=decay(a10=1.0)), Renewal("refresh", 5, 2)),
+        (Card(), Renewal("refresh", 10, 2), "was not measured; `e3d evaluate --streaming --record` does"),
+        (Card(window=Window(context_length=5, horizon=2)), Renewal("refresh", 5, 2), "was not measured"),
+        (Card(decay=decay(a30=1.02)), Renewal("none", 5), "may be any number of frames old"),
+        (Card(decay=decay(a30=1.5)), Renewal("refresh", 5, 2), "after 30 frames a state's forecasts are 1.50 times"),
+        (Card(decay=decay(a10=1.01)), Renewal("refresh", 5, 2), "the record ends at age 10"),
     ],
 )
-def test_default_follows_from_the_measured_decay(card: Card, expected: Renewal) -> None:
-    found, reason = default_renewal(card, 10)
+def test_default_follows_from_the_measured_decay(card: Card, expected: Renewal, reason: str) -> None:
+    found, why = default_renewal(card, 10)
     assert found == expected
-    assert reason
+    assert reason in why
 
 
 def test_default_is_said_once_for_a_predictor(caplog: pytest.LogCaptureFixture) -> None:

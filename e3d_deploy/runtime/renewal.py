@@ -116,15 +116,7 @@ def default_renewal(card: Card, context_length: int) -> tuple[Renewal, str]:
     refresh = Renewal("refresh", length, 2)
     if card.decay is None:
         return refresh, "the decay of this model was not measured; `e3d evaluate --streaming --record` does"
-    if card.decay.ageless:
-        return Renewal("none", length), "the forecasts of this model do not get worse with the age of the state"
-    worst = max((age for age in card.decay.mse if age > length), key=card.decay.ratio, default=length)
-    return refresh, (
-        f"forecasts of this model from a state of {worst} frames have {card.decay.ratio(worst):.2f} times the error of "
-        f"those from {card.decay.context_length}"
-        if worst > length
-        else "the decay of this model was not measured far enough"
-    )
+    return Renewal("none", length) if card.decay.ageless else refresh, card.decay.verdict
 
 
 def renewal_for(card: Card, context_length: int, text: str | None) -> Renewal:
