@@ -153,6 +153,8 @@ def test_source_with_fixed_windows_takes_no_selection(tmp_path: Path) -> None:
         ([30.0], Selection(resample=30.0), "--resample 10"),
         ([30.0, 10.0], Selection(), "--resample 10"),
         ([5.0], Selection(), "--resample 10"),
+        ([12.3, 8.2], Selection(), "--resample 10"),
+        ([5.0], Selection(every=2), "--every 1"),
     ],
 )
 def test_remedy_fits_the_ratio_of_the_intervals(

@@ -142,7 +142,7 @@ def warn_of_interval(
     known = [rate for rate in rates if rate is not None]
     if interval_ms is None or not known:
         return
-    furthest = max(known, key=lambda rate: abs(math.log(1000 / rate / interval_ms)))
+    furthest = max(known, key=lambda rate: abs(1000 / rate - interval_ms))
     if abs(1000 / furthest - interval_ms) <= TOLERANCE * interval_ms:
         return
     log.warning("%s: has a frame every %.4g ms, the model was trained with one every %.4g ms; give %s",
@@ -158,6 +158,6 @@ def remedy(rates: Sequence[float], interval_ms: float, selection: Selection) -> 
     if selection.resample is None and len(set(rates)) == 1:
         ratio = rates[0] * (selection.every or 1) * interval_ms / 1000
         whole = max(1, round(ratio))
-        if whole > 1 and abs(ratio - whole) <= NEAR_WHOLE * whole:
+        if abs(ratio - whole) <= NEAR_WHOLE * whole:
             return f"--every {whole}"
     return f"--resample {1000 / interval_ms:.4g}"
