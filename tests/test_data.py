@@ -200,10 +200,10 @@ def gray_levels(size: tuple[int, int], levels: Sequence[int]) -> NDArray[np.uint
     return np.broadcast_to(np.array(levels, np.uint8)[:, None, None], (len(levels), *size))
 
 
-def write_video(path: Path, pictures: NDArray[np.uint8]) -> Path:
-    """A colour video of gray pictures [T, H, W], 25 in a second."""
+def write_video(path: Path, pictures: NDArray[np.uint8], *, rate: int = 25) -> Path:
+    """A colour video of gray pictures [T, H, W], `rate` in a second."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
         stream.height, stream.width = pictures.shape[1:]
         stream.pix_fmt = "yuv420p"
         for picture in pictures:

@@ -363,7 +363,7 @@ def test_videos_are_decoded_once_to_the_models_size(tmp_path: Path) -> None:
     for number in range(4):
         write_video(tmp_path / f"{number}.mp4", gray_levels((32, 48), [level + 10 * number for level in levels]))
     source = source_of(tmp_path)
-    assert (source.kind, source.held_out, source.frames_per_second) == ("videos", True, (25.0,))
+    assert (source.kind, source.held_out, source.frames_per_second) == ("videos", True, (25.0, 25.0))
     for path in tmp_path.iterdir():
         path.unlink()  # what was decoded stays
     trained = members_of("train", 4)

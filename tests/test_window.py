@@ -64,6 +64,15 @@ def test_training_data_tell_the_rates_of_their_videos(run: Path) -> None:
     assert training_data(sources[:1], **form).rates == ()
 
 
+def test_every_video_of_a_source_counts_in_the_median_interval(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / split).mkdir()
+    for number, rate in enumerate((25, 25, 5)):
+        write_video(tmp_path / "train" / f"{number}.mp4", gray_levels((16, 24), range(0, 200, 20)), rate=rate)
+    data = training_data([(str(tmp_path), 1.0)], image_size=(16, 24), channels=1, length=4, seed=0)
+    assert Window.of_rates(3, 1, data.rates).interval_ms == 40
+
+
 def test_model_exports_and_predicts_as_it_was_trained(run: Path, bundle: Path, tmp_path: Path) -> None:
     opened = Bundle.open(bundle)
     assert (opened.context_length, opened.horizon, opened.card.window) == (5, 5, WINDOW)

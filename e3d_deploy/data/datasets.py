@@ -33,7 +33,7 @@ class Extendable(Dataset[Tensor]):
     """Samples that can begin some frames earlier, as training with a burn-in asks for."""
 
     rates: tuple[float, ...] = ()
-    """Frames per second of the sources that tell it."""
+    """Frames per second of the videos that tell it."""
 
     def __getitem__(self, key: Key) -> Tensor:
         index, before = key if isinstance(key, tuple) else (key, 0)

@@ -72,7 +72,7 @@ def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length:
     return {
         "source": source.name,
         "kind": source.kind,
-        "frames_per_second": list(source.frames_per_second),
+        "frames_per_second": sorted(set(source.frames_per_second)),
         "frame": {"height": H, "width": W, "channels": C, "dtype": ", ".join(sorted({str(w.dtype) for w in windows}))},
         "values": {
             "min": float(sample.min()),

@@ -83,7 +83,7 @@ class Reader:
         self.selection = selection
         self.scratch = Scratch()
         self.skipped: list[str] = []
-        self.rates: set[float] = set()
+        self.rates: list[float] = []
         self._said = False
 
     def open(self, path: Path) -> list[tuple[str, Clip]]:
@@ -188,7 +188,7 @@ class Reader:
         except SourceLost as error:  # a file is no camera: what breaks off is damaged
             raise ClipError(str(error)) from error
         if video.rate is not None:
-            self.rates.add(video.rate)
+            self.rates.append(video.rate)
         height, width = self.image_size
         return StoredClip(
             name=str(path),

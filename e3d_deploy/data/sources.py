@@ -43,7 +43,7 @@ class Source:
     held_out: bool
     """Whether this split shares no file, clip or time with the one to train on (for that: with the others)."""
     frames_per_second: tuple[float, ...] = ()
-    """Each known rate of a clip, in order; that of the frames that are taken."""
+    """Rates of the videos that tell one, ascending; those of the frames that are taken."""
     skipped: tuple[str, ...] = ()
     """What could not be read."""
     short: tuple[str, ...] = ()
