@@ -434,6 +434,7 @@ def make(folder: Path, core: GraphProto, name: str, **options: Any) -> Bundle:
         arguments: dict[str, Any] = {
             "context_length": CONTEXT,
             "horizon": HORIZON,
+            "batch": 1,  # as the core has
             "reference": folder / "clips.npy",
             "calibration": folder / "clips.npy",
             **options,
@@ -647,7 +648,7 @@ def test_export_auto_prints_the_table(folder: Path, paper: Case, monkeypatch: py
     output = folder / "printed.e3d"
     arguments = ["export", folder / "model.safetensors", "-o", output, "--context", CONTEXT, "--horizon", HORIZON]
     arguments += ["--reference", folder / "clips.npy", "--calibration", folder / "clips.npy"]
-    arguments += ["--precision", "auto", "--budget", "dssim=0.5,dpsnr=20"]
+    arguments += ["--precision", "auto", "--budget", "dssim=0.5,dpsnr=20", "--batch", 1]
     result = CliRunner().invoke(main, [str(one) for one in arguments])
     assert result.exit_code == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines() if "chosen" in line] == ["int8"]

@@ -56,6 +56,7 @@ class Made:
                 self.folder / "model.safetensors",
                 self.folder / f"{policy}.e3d",
                 context_length=3,
+                batch=1,
                 horizon=3,
                 precision=policy,
                 reference=clip,
