@@ -158,6 +158,79 @@ def burn_in() -> str:
     return "\n".join(lines)
 
 
+def decay() -> str:
+    """The error by the age of the state and by renewal, before and after a burn-in, as Markdown."""
+    found = result("decay")
+    lines = [
+        "Squared error of the next 10 frames, mean a frame, by the age of the state; all ages of a row forecast the same "
+        f"frames ({found['environment']['cpu']}, {found['environment']['date'][:10]}):",
+    ]
+    for kind, title in {"digits": "generated digits", "film": "pedestrians, a film"}.items():
+        ages = list(found[f"after-{kind}"]["ages"])
+        lines += ["", f"| {title} | {' | '.join(ages)} | copying |", f"|---|{'---|' * len(ages)}---|"]
+        for when in ("before", "after"):
+            report = found[f"{when}-{kind}"]
+            values = " | ".join(f"{report['ages'][age]['mse']:.1f}" for age in ages)
+            label = f"{when} a burn-in, {report['windows']} windows"
+            lines.append(f"| {label} | {values} | {report['copy_last']['mse']:.1f} |")
+    long = found["after-long"]
+    lines += [
+        "",
+        f"After a burn-in the error at age 1,000 is {long['ages']['1000']['ratio']:.2f} times that at age 10 "
+        f"({long['windows']} windows of digits).",
+    ]
+    return "\n".join(lines)
+
+
+def renewals() -> str:
+    """The error of each renewal over one cycle, as Markdown."""
+    found = result("decay")
+    lines = [
+        "| MSE a frame over one cycle (at its worst age) | frames seen | `none` | `refresh:2` | `replay` | copying |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, title in {"digits": "digits", "film": "film"}.items():
+        for when in ("before", "after"):
+            report = found[f"{when}-{kind}"]["renewals"]
+            cells = [
+                f"{one['mse']:.1f} ({one['worst_mse']:.1f})" if (one := report["by_renewal"].get(name)) else "–"
+                for name in ("none", "refresh:2", "replay")
+            ]
+            first, last = report["frames_seen"]
+            lines.append(
+                f"| {title}, {when} a burn-in | {first} to {last} | {' | '.join(cells)} | "
+                f"{report['copy_last']['mse']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def renewal_costs() -> str:
+    """The cost of renewals by backend, as Markdown."""
+    files = sorted(RESULTS.glob("renewal_*.json"))
+    first = json.loads(files[0].read_text())["environment"]
+    lines = [
+        "Cost of a frame with `refresh:2`, C = 10, as a multiple of `none`, whole cycles with their restarts, and what a "
+        "push of `replay` costs; throughput of 8 streams that began at different frames, as a share of that with `none`, "
+        f"and the rows that are copied for it; processor time, one thread, in turn ({first['cpu']}, AVX2, "
+        f"{first['date'][:10]}):",
+        "",
+        "| backend and model | graphs | one stream | a step of two | 8 streams | rows gathered a frame | `replay`, a push |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for file in files:
+        _, size, backend = file.stem.split("_", 2)
+        found = json.loads(file.read_text())
+        for kind in ("batch 1", "batch any"):
+            row, two = found[kind], found[kind]["step of two over step of one"]
+            one, many = row["one stream"], row["8 streams"]["refresh:2"]
+            lines.append(
+                f"| {backend}, {size} | {kind} | {one['refresh:2']['times_none']:.2f} | "
+                f"{'–' if two is None else f'{two:.2f}'} | {many['throughput_of_none']:.2f} | "
+                f"{many['rows_gathered_per_frame']:.2f} | {one['replay']['times_none']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
 def memory() -> str:
     """Memory of a training step and what the Trainer costs, as Markdown."""
     found = result("training")
