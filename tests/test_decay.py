@@ -320,6 +320,14 @@ def test_a_model_file_and_its_bundle_age_the_same(exported: Path, film: Path) ->
         assert found["frames"] == pytest.approx(by_model["ages"][age]["frames"], rel=BACKENDS)
 
 
+def test_ages_are_counted_in_the_frames_that_were_taken(exported: Path, film: Path) -> None:
+    model, options = exported / "tiny.e3d", ["--data", film, "--backend", "onnxruntime", "--most", 1]
+    found = measured(model, *options, "--every", 2)
+    assert 24 in found["ages_left_out"]
+    line = e3d("evaluate", model, "--streaming", "--data", "moving-mnist", "--every", 2, code=2).stderr
+    assert "is generated, so it has no rate" in line
+
+
 @pytest.mark.parametrize("name", ["tiny.e3d", "tiny.safetensors"])
 def test_command_shows_draws_and_records(name: str, exported: Path, film: Path, tmp_path: Path) -> None:
     copied = shutil.copytree if name == "tiny.e3d" else shutil.copy

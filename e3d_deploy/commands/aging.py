@@ -12,6 +12,7 @@ from e3d_deploy.commands.output import as_json, table, working
 
 if TYPE_CHECKING:
     from e3d_deploy.card import Decay
+    from e3d_deploy.data.rate import Selection
     from e3d_deploy.data.splits import Split
     from e3d_deploy.evaluation.renewals import Comparison
     from e3d_deploy.evaluation.streaming import Windows
@@ -23,6 +24,7 @@ def evaluate_streaming(
     data: str,
     *,
     split: "Split",
+    selection: "Selection",
     context_length: int | None,
     horizon: int | None,
     backend: str,
@@ -40,7 +42,7 @@ def evaluate_streaming(
     from contextlib import ExitStack
 
     from e3d_deploy import plots
-    from e3d_deploy.data.datasets import GENERATED, aging_data
+    from e3d_deploy.data.datasets import GENERATED, aging_data, warn_of_data
     from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model
     from e3d_deploy.files import new_folder
 
@@ -66,8 +68,10 @@ def evaluate_streaming(
             horizon=horizon,
             most=most or (32 if data == GENERATED else 100),
             skip_bad=skip_bad,
+            selection=selection,
             progress=progress,
         )
+        warn_of_data(windows, predictor.card.window, selection)
         decay = measure_decay(
             predictor.backend,
             windows,

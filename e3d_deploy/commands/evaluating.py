@@ -103,7 +103,10 @@ def evaluate(
 
     A checkpoint of google/e3d_lstm or OpenSTL is imported on the way.
     """
+    from e3d_deploy.data.rate import Selection
+
     check_streaming(streaming=streaming)
+    selection = Selection(every=every, resample=resample)
     if streaming:
         from e3d_deploy.commands.aging import evaluate_streaming
 
@@ -111,6 +114,7 @@ def evaluate(
             model,
             data,
             split=split,
+            selection=selection,
             context_length=context_length,
             horizon=horizon,
             backend=backend,
@@ -128,7 +132,6 @@ def evaluate(
     from contextlib import ExitStack
 
     from e3d_deploy.data.datasets import evaluation_data, warn_of_data
-    from e3d_deploy.data.rate import Selection
     from e3d_deploy.evaluation import evaluate as measure
     from e3d_deploy.evaluation.conventions import CONVENTIONS
     from e3d_deploy.evaluation.report import write_report
@@ -137,7 +140,6 @@ def evaluate(
 
     if output is not None:
         import matplotlib.figure  # noqa: F401 (a missing library shall show now)
-    selection = Selection(every=every, resample=resample)
     conventions = [one for name, one in CONVENTIONS.items() if convention in ("both", name)]
     if lpips_weights is not None:
         from e3d_deploy.evaluation.lpips import lpips_convention

@@ -264,8 +264,7 @@ def evaluation_data(
         ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
     """
     if text == GENERATED:
-        if not selection.takes_all:
-            raise ConfigError(f"{text}: is generated, so it has no rate; leave --every and --resample out")
+        _check_takes_all(selection)
         made = _generated(split, image_size=image_size, channels=channels, length=length, seed=seed)
         return Subset(made, range(1000 if most is None else most))
     source = open_source(
@@ -301,6 +300,7 @@ def aging_data(
     most: int | None,
     seed: int = 2**31,
     skip_bad: bool = False,
+    selection: Selection = ALL,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple["FixedWindows | Subset[Tensor]", tuple[int, ...]]:
     """Open the windows on which the decay of a state is measured, and find the ages that they have room for.
@@ -312,21 +312,35 @@ def aging_data(
             that was opened for windows of context_length + horizon.
         ages: ages asked for, among them `context_length`.
         most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 32.
+        selection: frames that are taken from each clip of a source that is opened here.
 
     Raises:
         ConfigError, ClipError, ShapeError, BackendUnavailable, OSError: as `evaluation_data`.
     """
     size: dict[str, Any] = {"image_size": image_size, "channels": channels}
     if data == GENERATED:
+        _check_takes_all(selection)
         made = _generated(split, **size, length=max(ages) + horizon, seed=seed)
         made[0]
         return Subset(made, range(32 if most is None else most)), tuple(ages)
     if isinstance(data, str):
         length = context_length + horizon
-        data = open_source(data, split=split, **size, length=length, skip_bad=skip_bad, progress=progress)
+        data = open_source(
+            data, split=split, **size, length=length, skip_bad=skip_bad, selection=selection, progress=progress
+        )
     windows, age = aging_windows(data, ages, least=context_length, horizon=horizon)
     found = FixedWindows(data, length=age + horizon, most=most, windows=windows)
     return found, tuple(one for one in ages if one <= age)
+
+
+def _check_takes_all(selection: Selection) -> None:
+    """Refuse a selection from what is generated.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not selection.takes_all:
+        raise ConfigError(f"{GENERATED}: is generated, so it has no rate; leave --every and --resample out")
 
 
 def _of_source(source: Source, *, length: int, seed: int) -> tuple[Extendable, int]:
