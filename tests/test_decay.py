@@ -462,6 +462,9 @@ def test_model_is_there_though_measuring_fails_or_is_interrupted(
     path, _ = trained(tmp_path / "failed")
     assert checkpoint.read_card(path).decay is None
     assert "decay: not recorded (window 1: not finite); measure it with" in caplog.text
+    failing(torch.OutOfMemoryError("CUDA out of memory"))
+    trained(tmp_path / "full")
+    assert "decay: not recorded (CUDA out of memory)" in caplog.text
     failing(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "interrupted")

@@ -81,7 +81,7 @@ def record_decay_of_run(
         )
         checkpoint.write_card(path, replace(checkpoint.read_card(path), decay=decay))
         progress(f"decay: {decay.verdict}")
-    except (E3DError, OSError) as error:
+    except (E3DError, OSError, RuntimeError) as error:  # of PyTorch: out of memory, among others
         log.warning("decay: not recorded (%s); %s", error, later)
 
 
