@@ -59,7 +59,7 @@ def inspect_model(path: Path) -> dict[str, Any]:
     return {
         "model": {"file": path.name, "parameters": parameters, "bytes": path.stat().st_size, **_state(model.config)},
         **_window(card),
-        "decay": _decay(checkpoint.read_card(path)),
+        "decay": _decay(card),
         "config": model.config.to_dict(),
     }
 

@@ -60,11 +60,11 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
         ResourceLimit: out of memory.
         StreamError: a prediction is not finite.
     """
-    rows = [
-        _Row(stream, member, picture)
+    rows_of = [
+        [_Row(stream, one, picture) for one in next_members(batcher, stream.renewal, stream.pushed, stream.members)]
         for stream, picture in zip(streams, seen, strict=True)
-        for member in next_members(batcher, stream.renewal, stream.pushed, stream.members)
     ]
+    rows = [row for own in rows_of for row in own]
     for together in batcher.split(rows):
         with plain_errors():
             predictions, batch = batcher.step(together)
@@ -75,8 +75,7 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
                     f"frame {row.stream.pushed}: the prediction is not finite; reset the stream, check the precision"
                 )
     answers = []
-    for stream in streams:
-        own = [row for row in rows if row.stream is stream]
+    for stream, own in zip(streams, rows_of, strict=True):
         for ended in set(stream.members).difference(row.member for row in own):
             batcher.leave(ended)
         for row in own:
