@@ -162,8 +162,8 @@ def decay() -> str:
     """The error by the age of the state and by renewal, before and after a burn-in, as Markdown."""
     found = result("decay")
     lines = [
-        "Squared error of the next 10 frames, mean a frame, by the age of the state; all ages of a row forecast the same "
-        f"frames ({found['environment']['cpu']}, {found['environment']['date'][:10]}):",
+        "Squared error of the next 10 frames, mean a frame, by the age of the state; all ages of a row forecast "
+        f"the same frames ({found['environment']['cpu']}, {found['environment']['date'][:10]}):",
     ]
     for kind, title in {"digits": "generated digits", "film": "pedestrians, a film"}.items():
         ages = list(found[f"after-{kind}"]["ages"])
@@ -209,12 +209,13 @@ def renewal_costs() -> str:
     files = sorted(RESULTS.glob("renewal_*.json"))
     first = json.loads(files[0].read_text())["environment"]
     lines = [
-        "Cost of a frame with `refresh:2`, C = 10, as a multiple of `none`, whole cycles with their restarts, and what a "
-        "push of `replay` costs; throughput of 8 streams that began at different frames, as a share of that with `none`, "
-        f"and the rows that are copied for it; processor time, one thread, in turn ({first['cpu']}, AVX2, "
+        "Cost of a frame with `refresh:2`, C = 10, as a multiple of `none`, whole cycles with their restarts, and "
+        "what a push of `replay` costs; throughput of 8 streams that began at different frames, as a share of that "
+        f"with `none`, and the rows that are copied for it; processor time, one thread, in turn ({first['cpu']}, AVX2, "
         f"{first['date'][:10]}):",
         "",
-        "| backend and model | graphs | one stream | a step of two | 8 streams | rows gathered a frame | `replay`, a push |",
+        "| backend and model | graphs | one stream | a step of two | 8 streams | rows copied a frame and stream "
+        "| `replay`, a push |",
         "|---|---|---|---|---|---|---|",
     ]
     for file in files:
@@ -398,6 +399,7 @@ PLACES = {
     README.parent / "docs" / "precision.md": {"precision": precision},
     README.parent / "docs" / "architecture.md": {"rewrites": rewrites},
     README.parent / "docs" / "engines.md": {"builds": engines},
+    README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},
 }
 """Which section of which file comes from where; a section stands between two comments with its name."""
 

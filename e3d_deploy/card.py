@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from e3d_deploy.errors import ConfigError
@@ -180,12 +180,18 @@ class Card:
             notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
             window, decay = entries.get("window"), entries.get("decay")
             return cls(
-                window=None if window is None else Window(**window),
-                decay=None if decay is None else Decay(**decay),
+                window=None if window is None else Window(**_known(Window, window)),
+                decay=None if decay is None else Decay(**_known(Decay, decay)),
                 notes=notes,
             )
         except (TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"card: an entry is damaged ({error}); save or export the model again") from error
+
+
+def _known(kind: type[Window] | type[Decay], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries that this version knows; a later one may write more."""
+    names = {one.name for one in fields(kind)}
+    return {name: value for name, value in entries.items() if name in names}
 
 
 def _finite(value: float) -> float | None:

@@ -112,3 +112,9 @@ def test_state_is_ageless_if_the_record_reaches_far_and_no_older_one_is_worse(fo
 def test_impossible_facts_are_refused(build: Callable[[], object]) -> None:
     with pytest.raises(ConfigError):
         build()
+
+
+def test_facts_of_a_later_version_do_not_make_a_card_unreadable() -> None:
+    entries = CARD.to_dict()
+    later = {name: {**entry, "later": 1} if isinstance(entry, dict) else entry for name, entry in entries.items()}
+    assert Card.from_dict(later) == CARD

@@ -248,6 +248,62 @@ def test_replay_among_many_streams_keeps_the_state_of_a_forecast_until_the_next_
         np.testing.assert_array_equal(slot.forecast(3), new_stream([*values(9), 7][-4:]))
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_replay_takes_the_clip_graph_where_the_lengths_match(
+    name: str, any_batch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
+    rng = np.random.default_rng(4)
+    with runtime.load(any_batch, name, threads=1) as predictor:
+        calls: list[str] = []
+        step, clip = predictor.backend.step, predictor.backend.clip
+        monkeypatch.setattr(predictor.backend, "step", lambda *given: (calls.append("step"), step(*given))[1])
+        monkeypatch.setattr(predictor.backend, "clip", lambda *given: (calls.append("clip"), clip(*given))[1])
+        stream, seen = predictor.stream(renewal="replay"), rng.integers(0, 256, (7, 16, 24, 1), np.uint8)
+        for picture_ in seen:
+            stream.push(picture_)
+        found = stream.forecast(3), stream.forecast(3), stream.predict(3)
+        assert calls == ["clip"]
+        assert stream.prediction is not None
+        np.testing.assert_array_equal(stream.prediction[0], found[0][0])
+        np.testing.assert_array_equal(found[0], found[1])
+        longer = stream.forecast(5)
+        assert calls == ["clip", *["step"] * 8]
+        np.testing.assert_allclose(longer[:3], found[0], rtol=0, atol=SAME)
+        stream.push(seen[0])
+        np.testing.assert_allclose(stream.forecast(3), fed(predictor, [*seen[4:], seen[0]]), rtol=0, atol=SAME)
+
+
+def fed(predictor: Predictor, seen: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    """Forecast of a new stream with one state that saw these pictures."""
+    stream = predictor.stream(renewal="none")
+    for picture_ in seen:
+        stream.push(picture_)
+    return stream.forecast(3)
+
+
+def test_replayed_picture_whose_prediction_is_not_finite_is_named() -> None:
+    backend = FakeBackend()
+    backend.answer = lambda _, found: found * np.float32(np.nan)
+    stream = fake(backend, 3).stream(renewal="replay")
+    with fake(backend, 3).streams(renewal="replay") as streams:
+        slot = pushed(streams.open(), 1, 2)
+        with pytest.raises(StreamError, match="a picture that was replayed: its prediction is not finite"):
+            slot.forecast(2)
+    for value in (1, 2):
+        stream.push(picture(value))
+    with pytest.raises(StreamError, match="frame 0: the prediction is not finite"):
+        stream.forecast(2)
+
+
+def test_plain_stream_holds_one_state() -> None:
+    backend = FakeBackend()
+    stream = fake(backend).stream(renewal="none")
+    for value in values(5):
+        stream.push(picture(value))
+    assert backend.live_rows == 1
+
+
 def test_replayed_pictures_are_copies() -> None:
     stream, reused = fake(FakeBackend(), 2).stream(renewal="replay"), picture(10)
     stream.push(reused)

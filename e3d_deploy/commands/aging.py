@@ -43,6 +43,7 @@ def evaluate_streaming(
 
     from e3d_deploy import plots
     from e3d_deploy.data.datasets import GENERATED, aging_data, warn_of_data
+    from e3d_deploy.errors import ConfigError
     from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model
     from e3d_deploy.files import new_folder
 
@@ -54,6 +55,12 @@ def evaluate_streaming(
         folder = None if output is None else stack.enter_context(new_folder(output))
         predictor = stack.enter_context(open_predictor(model, backend, threads, importing))
         context_length, horizon = context_length or predictor.context_length, horizon or predictor.horizon
+        window = predictor.card.window
+        if record and window is not None and context_length != window.context_length:
+            raise ConfigError(
+                f"{model}: --record: got --context {context_length}, the model was trained with "
+                f"{window.context_length}; leave --context or --record out"
+            )
         asked = ages_of(context_length, ages)
         for text in renewals:
             predictor.renewal(text)  # a wrong one shall show now

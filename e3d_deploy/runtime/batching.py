@@ -71,18 +71,22 @@ R = TypeVar("R", bound=Runner)
 class Batcher:
     """Steps members of states, as many at once as a backend takes.
 
+    Args:
+        shares: keep the state before the first frame for all members that begin, as many streams want; a single one
+            would hold it for nothing.
+
     Raises:
         ConfigError: the backend cannot step one stream alone.
     """
 
-    def __init__(self, backend: Backend, config: ModelConfig) -> None:
+    def __init__(self, backend: Backend, config: ModelConfig, *, shares: bool = True) -> None:
         if 1 not in backend.sizes:
             raise ConfigError(
                 f"{backend.name}: steps {', '.join(map(str, backend.sizes))} streams at once and never one; "
                 "export the bundle, or build its engine, for one as well"
             )
         self.backend, self.config = backend, config
-        self.blank = backend.initial_state(1)
+        self.blank = backend.initial_state(1) if shares else None
         self.gathered = 0
         """Rows that were copied."""
         self.touched: set[Batch] = set()
@@ -90,8 +94,10 @@ class Batcher:
         self._buffers: dict[tuple[int, bool], NDArray[Any]] = {}
 
     def batch(self, state: State | None = None) -> Batch:
-        """A state of one row; without one that before the first frame, which costs no memory as it is shared."""
-        return Batch(self.blank if state is None else state)
+        """Return a batch of one row; without a state that before the first frame."""
+        if state is None:
+            state = self.backend.initial_state(1) if self.blank is None else self.blank
+        return Batch(state)
 
     def member(self) -> Member:
         """Somebody before the first frame."""

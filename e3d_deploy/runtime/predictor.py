@@ -21,6 +21,7 @@ from e3d_deploy.runtime.aged import Aged, advance, plain_errors
 from e3d_deploy.runtime.backend import Backend, Frame, State, open_backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.runtime.host_backend import as_frames
 from e3d_deploy.runtime.queues import Policy
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
@@ -59,6 +60,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         context_length=bundle.context_length,
         horizon=bundle.horizon,
         card=bundle.card,
+        has_clip="clip" in bundle.manifest["graphs"],
     )
 
 
@@ -69,6 +71,7 @@ class Predictor:
         identity: stands for what the backend computes, so that a snapshot does not end up elsewhere.
         context_length, horizon: how many frames one usually gives and wants; streams take any.
         card: facts about the model; the default renewal of streams follows from them.
+        has_clip: the backend has a clip graph for these two lengths.
     """
 
     def __init__(
@@ -80,9 +83,11 @@ class Predictor:
         context_length: int = 10,
         horizon: int = 10,
         card: Card | None = None,
+        has_clip: bool = False,
     ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
         self.context_length, self.horizon, self.card = context_length, horizon, card or Card()
+        self.has_clip = has_clip
         self.closed, self._lock = False, threading.Lock()
         self._schedulers: WeakSet[Scheduler] = WeakSet()
         self._said: set[str] = set()
@@ -207,12 +212,14 @@ class Stream:
         self.predictor, self.config = predictor, predictor.config
         self.backend, self.identity = predictor.backend, predictor.identity
         self._lock = threading.Lock()
-        self._batcher = Batcher(self.backend, self.config)
+        self._batcher = Batcher(self.backend, self.config, shares=False)
         self._aged = Aged(renewal)
         """Its states; with `replay` the one that the last forecast made of the pictures."""
         self._frames: deque[Any] = deque(maxlen=renewal.context_length)
         """Last pictures of a stream that replays them."""
         self._prediction: NDArray[np.float32] | None = None
+        self._clip: NDArray[np.float32] | None = None
+        """Forecast of the clip graph from these pictures, [horizon, C, H, W]."""
 
     @property
     def renewal(self) -> str:
@@ -238,7 +245,7 @@ class Stream:
     def reset(self) -> None:
         """Forget the video."""
         with self._alone():
-            self._aged, self._prediction = Aged(self._aged.renewal), None
+            self._aged, self._prediction, self._clip = Aged(self._aged.renewal), None, None
             self._frames.clear()
 
     def push(self, picture: Any) -> None:
@@ -260,7 +267,7 @@ class Stream:
         with self._alone():
             if self._aged.renewal.kind == "replay":
                 self._frames.append(np.array(seen) if isinstance(seen, np.ndarray) else self._keep(seen))
-                self._aged.members, self._prediction = [], None
+                self._aged.members, self._prediction, self._clip = [], None, None
                 self._aged.pushed += 1
                 return
             if self._aged.renewal.states > 1 and not isinstance(seen, np.ndarray):
@@ -329,14 +336,19 @@ class Stream:
             self._aged.members = [Member(self._batcher.batch(state)) for state in states]
             self._frames.clear()
             self._frames.extend(frame[None] for frame in (() if snapshot.frames is None else snapshot.frames))
-            self._prediction, self._aged.pushed = copy(snapshot.prediction), snapshot.pushed
+            self._prediction, self._clip, self._aged.pushed = copy(snapshot.prediction), None, snapshot.pushed
 
     def _roll(self, result: NDArray[Any]) -> NDArray[Any]:
         with self._alone():
             if self._aged.pushed == 0:
                 raise StreamError("nothing was pushed yet; push at least one picture before predicting")
             self.predictor.check_horizon(len(result))
-            if self._prediction is None:
+            if not self._aged.members:
+                if self._forecast_clip(len(result)):
+                    assert self._clip is not None
+                    for frame, place in zip(self._clip, result, strict=True):
+                        pictures.put(frame, place)
+                    return result
                 self._replay()
             assert self._prediction is not None
             prediction, state = self._prediction, self._batcher.alone(self._aged.members[0])
@@ -350,9 +362,24 @@ class Stream:
                 pictures.put(prediction[0], result[number])
         return result
 
+    def _forecast_clip(self, horizon: int) -> bool:
+        """Forecast the pictures that were kept by the clip graph; return False if it is not made for their number."""
+        predictor = self.predictor
+        lengths = (len(self._frames), horizon)
+        if not predictor.has_clip or lengths != (predictor.context_length, predictor.horizon):
+            return False
+        if self._clip is None:
+            seen = np.stack([as_frames(self._on_host(one), self.config)[0] for one in self._frames])
+            with plain_errors():
+                forecast, _ = self.backend.clip(seen[None])
+            if not np.isfinite(forecast).all():
+                raise StreamError("forecast: is not finite; forecast less far, check the precision")
+            self._clip, self._prediction = forecast[0], forecast[:, 0]
+        return True
+
     def _replay(self) -> None:
         """Make a state of the pictures that were kept."""
-        state, prediction = self._batcher.blank, None
+        state, prediction = self.backend.initial_state(1), None
         for number, seen in enumerate(self._frames, self._aged.pushed - len(self._frames)):
             prediction, state = self._step(seen, state)
             if not np.isfinite(prediction).all():

@@ -186,7 +186,7 @@ class Queues:
         for row in rows:
             if isinstance(push := row.owner, Push) and not push.over:
                 if push.started is None and now > push.deadline:
-                    push.over = True
+                    push.over, push.rows = True, []
                     late.add(push)
                 push.started = push.started or now
         if late:

@@ -38,7 +38,7 @@ class Video:
     prediction: NDArray[np.float32] | None = None
     """Prediction after the last good picture, [1, C, H, W]; of a stream that replays, None until a forecast made it."""
     pushed: int = 0
-    """Pictures in the state."""
+    """Number of pictures seen."""
     stepped: int = 0
     """The number of the next picture: those in the state, and those whose step went wrong."""
     forecast: "Forecast | None" = None

@@ -175,17 +175,18 @@ class Scheduler:
             if len(rows) == 1:
                 self._broke(rows[0].owner, error)
                 return
-            log.warning("a step of %d streams failed, so each is stepped alone (%s)", len(rows), str(error))
+            log.warning("a step of %d states failed, so each is stepped alone (%s)", len(rows), str(error))
         else:
             ended, said, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
             with self.queues.lock:
                 self.steps[batch.size] += 1
                 for number, row in enumerate(rows):
-                    row.after = batch, number
                     try:
                         prediction = predictions[number : number + 1].copy()  # a view would keep all
+                        row.after = batch, number
                         said += self._stepped(row, prediction, finite=bool(good[number]), ended=ended)
                     except Exception as fault:
+                        self.batcher.touched.add(batch)
                         broken.append((row.owner, fault))
             # Without the lock: whoever reads the log may ask the streams something.
             for words in said:
@@ -314,7 +315,12 @@ class Scheduler:
     def _is_bad(self, runner: Push | Forecast) -> list[str]:
         """Do what is to be done about a prediction that is not finite; returns what is to be logged of it."""
         if isinstance(runner, Forecast):
-            self._finish(runner, StreamError(f"forecast frame {runner.number}: is not finite; forecast less far"))
+            what = (
+                f"forecast frame {runner.number}: is not finite; forecast less far"
+                if runner.number
+                else "a picture that was replayed: its prediction is not finite; check the precision"
+            )
+            self._finish(runner, StreamError(what))
             return []
         video, frame = runner.video, runner.video.stepped
         video.stepped += 1
