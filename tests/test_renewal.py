@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,9 +74,10 @@ def test_refresh_2_for_10_frames_has_ages_7_to_13_and_13_steps_in_7_frames() -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "refresh:1", "refresh:11", "refresh:x", "refresh:-2", "none:2", "Replay", "replay:3"]
+    "text",
+    ["", "refresh:1", "refresh:11", "refresh:x", "refresh:-2", "refresh:٣", "none:2", "Replay", "replay:3", 2, b"none"],
 )
-def test_unknown_renewals_are_refused(text: str) -> None:
+def test_unknown_renewals_are_refused(text: Any) -> None:
     with pytest.raises(ConfigError, match=r"renewal: got .*expected"):
         Renewal.parse(text, 10)
 

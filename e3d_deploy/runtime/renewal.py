@@ -50,7 +50,7 @@ class Renewal:
         """
         if text in ("none", "replay"):
             return cls("none" if text == "none" else "replay", context_length)
-        if match := re.fullmatch(r"refresh(?::(\d{1,9}))?", text):
+        if isinstance(text, str) and (match := re.fullmatch(r"refresh(?::([0-9]{1,9}))?", text)):
             return cls("refresh", context_length, int(match[1] or 2))
         raise ConfigError(f"renewal: got {text!r}, expected {FORMS}; see docs/streams.md")
 
