@@ -9,7 +9,7 @@
     e3d evaluate before.e3d $measure $film > before-film.json
     e3d evaluate after.e3d $measure --most 64 > after-digits.json
     e3d evaluate after.e3d $measure $film > after-film.json
-    e3d evaluate after.e3d $measure --most 8 --ages 10,150,1000 --renewals none > after-long.json
+    e3d evaluate after.e3d $measure --most 16 --ages 10,1000 --renewals none > after-long.json
     python -m benchmarks.decay FOLDER
 
 Puts the reports in FOLDER into benchmarks/results/decay.json, and draws docs/streams_decay.png.
