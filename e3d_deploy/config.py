@@ -346,7 +346,7 @@ class EngineConfig:
     """Effort of the builder: 0 builds quickly, 5 runs quickly."""
     batches: tuple[tuple[int, int, int], ...] = ()
     """Numbers of streams that run at once, one profile for each (fewest, usual, most). For graphs whose batch is
-    open; empty: one stream, and two."""
+    open; empty: one stream, and for the step also two."""
     compute_capabilities: tuple[str, ...] = ()
     """Compute capabilities that a TensorRT-RTX engine is for, such as 8.6; empty: all that the library knows."""
     hardware_compatibility: HardwareCompatibility = "none"

@@ -23,7 +23,7 @@ from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
 from e3d_deploy.export import to_tensorrt, watch
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.layers import locate
-from e3d_deploy.export.plan import build_plan
+from e3d_deploy.export.plan import build_plan, default_buckets
 from e3d_deploy.export.to_tensorrt import build, library
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
@@ -219,9 +219,17 @@ def test_an_open_batch_gets_a_profile_of_each_bucket() -> None:
     first, second = trt.calls["profiles"]
     assert first == {"frame": ((1, 1, 16, 24),) * 3, "history.0": ((1, 4, 48, 4),) * 3}
     assert second["frame"] == ((2, 1, 16, 24), (4, 1, 16, 24), (8, 1, 16, 24))
-    plan_of(trt)  # one stream, and two, if no bucket is named
+    plan_of(trt)  # one stream, and for the step two, if no bucket is named
     assert trt.calls["profiles"][2] == first
     assert trt.calls["profiles"][3]["frame"] == ((2, 1, 16, 24),) * 3
+
+
+def test_only_the_step_is_built_for_two_streams_unless_told_to() -> None:
+    assert {graph: default_buckets(graph) for graph in ("step", "rollout", "clip")} == {
+        "step": ((1, 1, 1), (2, 2, 2)),
+        "rollout": ((1, 1, 1),),
+        "clip": ((1, 1, 1),),
+    }
 
 
 def test_a_fixed_batch_gets_no_profile_and_a_remark() -> None:

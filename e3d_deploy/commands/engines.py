@@ -34,7 +34,8 @@ def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tu
     multiple=True,
     callback=buckets,
     metavar="N|MIN,OPT,MAX",
-    help="Streams that run at once, where the graphs leave it open; each bucket becomes a profile. Else 1 and 2.",
+    help="Streams that run at once, where the graphs leave it open; each bucket becomes a profile. Else 1; for the "
+    "step also 2.",
 )
 @click.option(
     "--compute-capability",

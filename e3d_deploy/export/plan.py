@@ -12,9 +12,7 @@ from e3d_deploy.runtime.tensorrt_library import make_logger
 
 BATCH = "batch"
 """Name of the one axis of a graph that may be open."""
-BUCKETS = ((1, 1, 1), (2, 2, 2))
-"""Numbers of streams that a graph with an open batch is built for unless others are named: one, and two, as a stream
-that is renewed steps two states together."""
+ONE_STREAM, TWO_STREAMS = (1, 1, 1), (2, 2, 2)
 ADVICE = (
     ("Turing", "leave 7.5 out of --compute-capability: TensorRT-RTX has no float32 products for it"),
     ("HW-specific datatypes", "bfloat16 runs on 8.0 and later, FP8 on 8.9; leave others out of --compute-capability"),
@@ -83,6 +81,15 @@ def build_plan(
     return bytes(plan)
 
 
+def default_buckets(graph: str) -> tuple[tuple[int, int, int], ...]:
+    """Return the buckets of a graph with an open batch when none are named.
+
+    One stream, and for the step two: a stream that is renewed steps two states together. Nothing forecasts two streams
+    in one call by default, and the larger graphs would take twice the time and space.
+    """
+    return (ONE_STREAM, TWO_STREAMS) if graph == "step" else (ONE_STREAM,)
+
+
 def _parser_words(parser: Any) -> str:
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     return "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
@@ -141,7 +148,7 @@ def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfi
         if config.batches:
             remark(f"{graph.name}: runs a fixed number of streams, so the batch buckets say nothing to it")
         return
-    for bucket in config.batches or BUCKETS:
+    for bucket in config.batches or default_buckets(graph.stem):
         profile = builder.create_optimization_profile()
         for one in inputs:
             shapes = [tuple(batch if size == -1 else size for size in one.shape) for batch in bucket]

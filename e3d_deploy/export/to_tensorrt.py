@@ -13,7 +13,7 @@ from e3d_deploy.doctor import machine, rtx_refusal
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
 from e3d_deploy.export.cache import EngineCache, key_of
 from e3d_deploy.export.engine_files import move_in, staging
-from e3d_deploy.export.plan import BUCKETS, build_plan
+from e3d_deploy.export.plan import build_plan, default_buckets
 from e3d_deploy.export.proof import prove
 from e3d_deploy.export.watch import Progress, Remark, silent
 from e3d_deploy.files import sha256
@@ -156,7 +156,7 @@ def _parts(
     files, entry = bundle.manifest["files"], bundle.manifest["graphs"][graph]
     options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
     options.pop("compute_capabilities")
-    buckets = [" ".join(map(str, bucket)) for bucket in options.pop("batches") or BUCKETS]
+    buckets = [" ".join(map(str, bucket)) for bucket in options.pop("batches") or default_buckets(graph)]
     return {
         "graph": files[entry["file"]],
         "weights": weights_sha256(bundle),
