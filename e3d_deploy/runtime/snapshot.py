@@ -97,12 +97,14 @@ def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
 
     Raises:
         StreamError: it has another renewal.
-        SnapshotError: its states are not those of its renewal.
+        SnapshotError: its renewal, its states or its number of pictures is none that can be.
     """
     try:
         own = Renewal.parse(snapshot.renewal, snapshot.context_length)
     except ConfigError as error:
         raise SnapshotError(f"snapshot: {error}; take it again") from error
+    if snapshot.pushed < 0:
+        raise SnapshotError(f"snapshot: got {snapshot.pushed} pictures seen, expected 0 or more; take it again")
     states = 0 if own.kind == "replay" else max(1, len(own.ages(snapshot.pushed)))
     frames = own.age(snapshot.pushed) if own.kind == "replay" else 0
     found = 0 if snapshot.frames is None else len(snapshot.frames)
