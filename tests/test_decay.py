@@ -289,6 +289,15 @@ def test_places_are_a_whole_cycle_of_every_renewal_after_the_first(exported: Pat
             compare_renewals(predictor, [], longest=10, horizon=3)
 
 
+def test_renewal_that_is_named_twice_is_compared_once(exported: Path) -> None:
+    with load(exported / "tiny.e3d", "onnxruntime") as predictor:
+        once, twice = (
+            compare_renewals(predictor, [frames(9)], renewals=names, longest=6, horizon=3)
+            for names in (["none"], ["none", "none"])
+        )
+    assert twice == once
+
+
 # The command
 
 

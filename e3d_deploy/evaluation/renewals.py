@@ -115,6 +115,7 @@ def compare_renewals(
         ConfigError, ClipError: as `places_of`, or there is no window.
         StreamError: a prediction is not finite.
     """
+    renewals = tuple(dict.fromkeys(renewals))  # one that is named twice would be summed twice
     places = places_of(predictor, renewals, longest=longest)
     if not len(windows):
         raise ClipError("renewals: there is no window; give longer clips")
