@@ -13,13 +13,16 @@ REACH, TOLERANCE = 6, 1.03
 """A state counts as ageless if its decay was measured up to REACH · C frames, C the context of training, and no age
 above C has more than TOLERANCE times the error at C."""
 
+LONGEST, LARGEST = 10**9, 1e100
+"""Largest number of frames or windows, and largest error or interval, in a card; beyond them it is damaged."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """Clips that a model was trained on.
 
     Raises:
-        ConfigError: a length below 1, or an interval that is not above 0.
+        ConfigError: a length below 1 or above LONGEST, or an interval that is not above 0.
     """
 
     context_length: int
@@ -32,13 +35,13 @@ class Window:
     """Shortest and longest time between two frames of the sources (ms); None where no source says."""
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "horizon"):
-            if not _is_whole(value := getattr(self, name)) or value < 1:
-                raise ConfigError(f"{name}: got {value!r}, expected a whole number from 1 on")
+        _check_whole(self, "context_length", "horizon")
         if self.interval_range_ms is not None:
             object.__setattr__(self, "interval_range_ms", tuple(self.interval_range_ms))
+            if len(self.interval_range_ms) != 2 or None in self.interval_range_ms:
+                raise ConfigError(f"interval_range_ms: got {self.interval_range_ms}, expected shortest and longest")
         for interval in (self.interval_ms, *(self.interval_range_ms or ())):
-            if interval is not None and not 0 < interval < math.inf:
+            if interval is not None and not 0 < interval <= LARGEST:
                 raise ConfigError(f"interval_ms: got {interval!r}, expected more than 0")
 
     @classmethod
@@ -69,7 +72,8 @@ class Decay:
     """Error of a model's forecasts by the age of the state, measured on the same target frames for every age.
 
     Raises:
-        ConfigError: the error at age C is missing, or an error is not a number.
+        ConfigError: the error at age C is missing, an age or a number of windows is none that can be, or an error is
+            not from 0 to LARGEST.
     """
 
     context_length: int
@@ -87,12 +91,16 @@ class Decay:
         mse = {int(age): tuple(float(one) for one in errors) for age, errors in self.mse.items()}
         object.__setattr__(self, "mse", dict(sorted(mse.items())))
         object.__setattr__(self, "copy_last", tuple(float(one) for one in self.copy_last))
+        _check_whole(self, "context_length", "clips")
         if self.context_length not in mse:
             raise ConfigError(f"mse: has no age {self.context_length}, the context of training; measure it too")
-        measured = (*mse.values(), self.copy_last)
-        horizons = {len(errors) for errors in measured}
-        if len(horizons) != 1 or 0 in horizons or not all(math.isfinite(one) for errors in measured for one in errors):
-            raise ConfigError("mse: expected a finite error for each frame of the forecast at each age")
+        if not all(1 <= age <= LONGEST for age in mse):
+            raise ConfigError(f"mse: got ages {min(mse)} to {max(mse)}, expected some from 1 to {LONGEST}")
+        errors = [*mse.values(), self.copy_last]
+        if len({len(one) for one in errors}) != 1 or not self.copy_last:
+            raise ConfigError("mse, copy_last: expected an error for each frame of the forecast at each age")
+        if not all(0 <= value <= LARGEST for one in errors for value in one):
+            raise ConfigError(f"mse, copy_last: expected errors from 0 to {LARGEST:g}")
 
     def mean(self, age: int) -> float:
         """Return the mean error over the frames of the forecast at an age."""
@@ -176,15 +184,17 @@ class Card:
         Raises:
             ConfigError: an entry is damaged.
         """
+        if not isinstance(entries, Mapping):
+            raise ConfigError(f"card: got {type(entries).__name__}, expected an object; save or export the model again")
+        notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
+        window, decay = entries.get("window"), entries.get("decay")
         try:
-            notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
-            window, decay = entries.get("window"), entries.get("decay")
             return cls(
                 window=None if window is None else Window(**_known(Window, window)),
                 decay=None if decay is None else Decay(**_known(Decay, decay)),
                 notes=notes,
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ConfigError(f"card: an entry is damaged ({error}); save or export the model again") from error
 
 
@@ -198,5 +208,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_whole(entry: object, *names: str) -> None:
+    for name in names:
+        value = getattr(entry, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LONGEST:
+            raise ConfigError(f"{name}: got {value!r}, expected a whole number from 1 to {LONGEST}")

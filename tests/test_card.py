@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -118,3 +120,46 @@ def test_facts_of_a_later_version_do_not_make_a_card_unreadable() -> None:
     entries = CARD.to_dict()
     later = {name: {**entry, "later": 1} if isinstance(entry, dict) else entry for name, entry in entries.items()}
     assert Card.from_dict(later) == CARD
+
+
+MEASURED = {"context_length": 3, "data": "", "clips": 1, "mse": {"3": [1.0, 2.0]}, "copy_last": [1.0, 2.0]}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        None,
+        "card",
+        {"window": {"context_length": 10**30, "horizon": 1}},
+        {"window": {"context_length": 1, "horizon": 1, "interval_ms": 10**400}},
+        {"window": {"context_length": 1, "horizon": 1, "interval_range_ms": [1.0]}},
+        {"window": {"context_length": 1, "horizon": 1, "interval_range_ms": [None, 1.0]}},
+        {"decay": {**MEASURED, "mse": {"3": []}, "copy_last": []}},
+        {"decay": {**MEASURED, "mse": {"3": [1e308, 1e308]}}},
+        {"decay": {**MEASURED, "mse": {"3": [10**400, 1.0]}}},
+        {"decay": {**MEASURED, "mse": {"3": [-1.0, 1.0]}}},
+        {"decay": {**MEASURED, "mse": {"3": [1.0, 2.0], "-5": [1.0, 2.0]}}},
+        {"decay": {**MEASURED, "copy_last": [float("nan"), 1.0]}},
+        {"decay": {**MEASURED, "context_length": 3.0}},
+        {"decay": {**MEASURED, "context_length": -1, "mse": {"-1": [1.0, 2.0]}}},
+        {"decay": {**MEASURED, "clips": "many"}},
+    ],
+)
+def test_damaged_entries_are_refused_by_name(entries: Any) -> None:
+    """None of them may surface later, as in the report or in the frames that a stream keeps."""
+    assert Card.from_dict({"decay": MEASURED}).decay is not None
+    with pytest.raises(ConfigError, match="card: "):
+        Card.from_dict(entries)
+
+
+def test_card_that_is_no_object_is_told_by_file(tiny_model: E3DLSTM, tmp_path: Path, bundle_path: Path) -> None:
+    checkpoint.save(tiny_model, tmp_path / "odd.safetensors")
+    odd: Any = SimpleNamespace(to_dict=lambda: [1])
+    checkpoint.write_card(tmp_path / "odd.safetensors", odd)
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors: card: got list"):
+        checkpoint.read_card(tmp_path / "odd.safetensors")
+    manifest = json.loads((bundle_path / "manifest.json").read_text())
+    (bundle_path / "manifest.json").write_text(json.dumps({**manifest, "card": [1]}))
+    with pytest.raises(BundleError, match="card"):
+        Bundle.open(bundle_path)

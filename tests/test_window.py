@@ -172,7 +172,7 @@ def test_import_takes_the_window_from_the_settings_or_the_user(
         ({"horizon": 4}, "context: is not in the checkpoint"),
         ({"fps": 25.0}, "context: is not in the checkpoint"),
         ({"fps": 0.0, "context_length": 4, "horizon": 3}, "fps: got 0.0, expected frames per second above 0"),
-        ({"context_length": 0, "horizon": 3}, "context_length: got 0, expected a whole number from 1 on"),
+        ({"context_length": 0, "horizon": 3}, "context_length: got 0, expected a whole number from 1 to"),
     ],
 )
 def test_half_a_window_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
