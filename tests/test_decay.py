@@ -37,7 +37,7 @@ from e3d_deploy.training import decay as training_decay
 from e3d_deploy.training.train import Machine, train
 from tests.tools import e3d
 
-STREAM = 1e-9  # relative, on the same backend with the same batch; measured 0
+STREAM = 1e-6  # relative, of errors; measured 2e-9, where replay takes the clip graph
 BATCH = 1e-4  # relative, other numbers of rows; measured 3.6e-7
 BACKENDS = 1e-4  # relative, ONNX Runtime against PyTorch; measured 4.2e-7
 
