@@ -53,15 +53,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         backend, _ = choose(bundle, threads=threads)
     elif isinstance(backend, str):
         backend = open_backend(bundle, backend, threads=threads)
-    return Predictor(
-        bundle.config,
-        backend,
-        identity=bundle.digest,
-        context_length=bundle.context_length,
-        horizon=bundle.horizon,
-        card=bundle.card,
-        has_clip="clip" in bundle.manifest["graphs"],
-    )
+    return Predictor.of_bundle(bundle, backend)
 
 
 class Predictor:
@@ -91,6 +83,19 @@ class Predictor:
         self.closed, self._lock = False, threading.Lock()
         self._schedulers: WeakSet[Scheduler] = WeakSet()
         self._said: set[str] = set()
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle, backend: Backend) -> Self:
+        """Return a predictor for a bundle that runs on an opened backend."""
+        return cls(
+            bundle.config,
+            backend,
+            identity=bundle.digest,
+            context_length=bundle.context_length,
+            horizon=bundle.horizon,
+            card=bundle.card,
+            has_clip="clip" in bundle.manifest["graphs"],
+        )
 
     def stream(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "Stream":
         """Open a new video, or one that goes on from a snapshot.

@@ -100,14 +100,7 @@ def make_task(
 def _stream_task(bundle: Bundle, backend: Backend, text: str | None) -> Task:
     if bundle.batch != 1:
         raise ConfigError(f"stream: the graphs take {bundle.batch} streams at once; export with --batch 1 or any")
-    predictor = Predictor(
-        bundle.config,
-        backend,
-        identity=bundle.digest,
-        context_length=bundle.context_length,
-        horizon=bundle.horizon,
-        card=bundle.card,
-    )
+    predictor = Predictor.of_bundle(bundle, backend)
     renewal = predictor.renewal(text)
     stream = predictor.stream(renewal=str(renewal))
     seen = cycle(to_pictures(bundle.reference()["frames"]))
