@@ -257,7 +257,7 @@ def memory() -> str:
 
 
 def precision() -> str:
-    """What each precision costs and gains, as Markdown."""
+    """Cost and gain of each precision, as Markdown."""
     found, full, other = result("precision"), result("precision_full"), result("precision_google")
     machine, clips = found["environment"], found["clips"]["measured"]
     lines = [
@@ -317,7 +317,7 @@ def _first(found: dict[str, Any]) -> str:
 
 
 def rewrites() -> str:
-    """What each rewrite gains, as Markdown."""
+    """Gain of each rewrite, as Markdown."""
     found = {
         (size, semantics): result(f"rewrites_{size}_{semantics}")
         for semantics in ("paper", "google")
@@ -347,13 +347,13 @@ def rewrites() -> str:
 
 
 def _gain(side: dict[str, Any]) -> str:
-    """Of a side without something, what having it gains."""
+    """Gain of having something, from the side without it."""
     low, high = (1 / ratio for ratio in reversed(side["range"]))
     return f"{1 / side['speedup_over_all']:.2f}× ({low:.2f}–{high:.2f})"
 
 
 def engines() -> str:
-    """What building with TensorRT-RTX costs, as Markdown."""
+    """Cost of building with TensorRT-RTX, as Markdown."""
     found, clip = result("engines"), result("clip_builds_full")
     one = found["environment"]
     rounds = "; ".join(f"{name} {count}" for name, count in clip["rounds"].items())

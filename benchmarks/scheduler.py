@@ -1,4 +1,4 @@
-"""What the scheduler of many streams costs, and what stepping them together gains.
+"""Cost of the scheduler of many streams, and what stepping them together gains.
 
     python -m benchmarks.scheduler [--size demo|full] [--backend onnxruntime] [--streams 8]
 

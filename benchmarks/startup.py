@@ -1,4 +1,4 @@
-"""How long it takes until something happens, each in fresh processes: help, import, and bundle to first forecast frame.
+"""Time until something happens, each in fresh processes: help, import, and bundle to first forecast frame.
 
 python -m benchmarks.startup
 """

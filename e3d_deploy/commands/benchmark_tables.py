@@ -1,4 +1,4 @@
-"""What `e3d benchmark` shows: rows, the curve of streams, the comparison with an earlier run."""
+"""Tables of `e3d benchmark`: rows, the curve of streams, the comparison with an earlier run."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,14 +51,14 @@ def benchmark_table(result: Mapping[str, Any]) -> None:
 
 
 def device_time(row: Mapping[str, Any]) -> str:
-    """What of a call is spent on the device."""
+    """Return the time of a call on the device, in words."""
     if row["device_median_ms"] is None:
         return "same" if row["on_host"] else "not told"
     return f"{row['device_median_ms']:.2f} ms"
 
 
 def accuracy(row: Mapping[str, Any]) -> str:
-    """How far from PyTorch a backend is, and whether that is more than its precision may cost."""
+    """Return the largest difference from PyTorch, and if it is beyond the budget of the precision."""
     found = row["max_abs_difference"]
     words = "not finite" if found is None else f"{found:.1e}"
     return words if row["within_budget"] else f"{words} (beyond the budget)"
@@ -96,7 +96,7 @@ def in_words(sizes: list[int]) -> str:
 
 
 def answer_line(answer: Mapping[str, Any], target_ms: float, fps: float) -> str:
-    """How many streams keep a target."""
+    """Return the number of streams that meet a latency goal, in words."""
     asked = f"{answer['backend']}: streams at {fps:g} frames/s with p99 ≤ {target_ms:g} ms:"
     if answer["streams"] == 0:
         best = answer["best"]
