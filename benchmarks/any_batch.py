@@ -17,14 +17,11 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
-from benchmarks.common import in_turn, save
-from e3d_deploy import checkpoint, contract
+from benchmarks.common import in_turn, model_of, save
+from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
-from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import Backend, open_backend
 
@@ -45,11 +42,7 @@ print(time.perf_counter() - started[0], time.process_time() - started[1])
 
 def bundles(size: str, folder: Path) -> dict[str, Path]:
     """Export the model of a size for one stream and for any number."""
-    source = MODEL
-    if size == "full":
-        torch.manual_seed(0)
-        source = folder / "full.safetensors"
-        checkpoint.save(E3DLSTM(ModelConfig()), source)
+    source = model_of(size, folder)
     return {name: export(source, folder / f"{name}.e3d", batch=batch) for name, batch in (("one", 1), ("any", None))}
 
 

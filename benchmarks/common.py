@@ -1,4 +1,4 @@
-"""What the scripts share: where results go, and two sides in turn."""
+"""Models, results and timing in turn, for all benchmarks."""
 
 import json
 import time
@@ -7,10 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime.benchmark import environment
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def model_of(size: str, folder: Path) -> Path:
+    """Return the model file of the demo, or write one of the full size with random weights, always the same."""
+    if size == "demo":
+        return MODEL
+    torch.manual_seed(0)
+    checkpoint.save(E3DLSTM(ModelConfig()), path := folder / "full.safetensors")
+    return path
 
 
 def save(name: str, result: Mapping[str, Any], *, threads: int | None = None) -> None:

@@ -18,9 +18,8 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import in_turn, model_of, save
 from benchmarks.scheduler import bundle_of
-from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.aged import Aged, advance, grown
@@ -133,7 +132,7 @@ def main(size: str, backend: str, streams: int, threads: int, rounds: int, renew
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         any_batch = Bundle.open(bundle_of(size, folder))
-        source = MODEL if size == "demo" else folder / "full.safetensors"
+        source = model_of(size, folder)
         bundles = {"batch 1": Bundle.open(export(source, folder / "one.e3d", batch=1)), "batch any": any_batch}
         result: dict[str, Any] = {}
         for kind, bundle in bundles.items():

@@ -17,16 +17,13 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import in_turn, save
-from e3d_deploy import checkpoint, contract, runtime
+from benchmarks.common import in_turn, model_of, save
+from e3d_deploy import contract, runtime
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.statistics import statistics
-from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import Frame
 from e3d_deploy.runtime.roofline import measure
@@ -34,11 +31,7 @@ from e3d_deploy.runtime.roofline import measure
 
 def bundle_of(size: str, folder: Path) -> Path:
     """The demo model or one of the size of the paper, exported for any number of streams."""
-    source = MODEL
-    if size == "full":
-        torch.manual_seed(0)
-        source = folder / "full.safetensors"
-        checkpoint.save(E3DLSTM(ModelConfig()), source)
+    source = model_of(size, folder)
     return export(source, folder / f"{size}.e3d", batch=None)
 
 

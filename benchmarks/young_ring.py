@@ -15,14 +15,10 @@ from unittest import mock
 
 import click
 import numpy as np
-import torch
 
-from benchmarks.common import save
-from e3d_deploy import checkpoint, contract, runtime
-from e3d_deploy.config import ModelConfig
-from e3d_deploy.demo.tour import MODEL
+from benchmarks.common import model_of, save
+from e3d_deploy import contract, runtime
 from e3d_deploy.export.bundle import export
-from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Stream
 
 FRAMES = 20
@@ -31,11 +27,7 @@ BACKENDS = ("onnxruntime", "openvino", "torch")
 
 def bundles(size: str, folder: Path) -> dict[str, Path]:
     """Export the model of a size with either mask."""
-    source = MODEL
-    if size == "full":
-        torch.manual_seed(0)
-        source = folder / "full.safetensors"
-        checkpoint.save(E3DLSTM(ModelConfig()), source)
+    source = model_of(size, folder)
     new = export(source, folder / "new.e3d")
     with mock.patch.object(contract, "EMPTY_BIAS", -np.inf):
         old = export(source, folder / "old.e3d")
