@@ -28,10 +28,10 @@ from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.compose import clip_graph
 from e3d_deploy.export.plan import build_plan
-from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.runtime.tensorrt_library import library
+from e3d_deploy.step import TARGETS
+from e3d_deploy.tensorrt_library import library
 
 CONTEXT = HORIZON = 10
 

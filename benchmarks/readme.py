@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS
 from e3d_deploy.demo.tour import CARD
-from e3d_deploy.export.step import REWRITES
+from e3d_deploy.step import REWRITES
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -190,7 +190,7 @@ def rtx_refusal() -> str | None:
         device = _device()
         if device is None or not _found("tensorrt_rtx"):
             return None
-        from e3d_deploy.runtime.tensorrt_library import library, refusal
+        from e3d_deploy.tensorrt_library import library, refusal
 
         return refusal(library("tensorrt-rtx"), _capability(device))
     except Exception:  # as in _gpu; nor may a library that does not load keep others from being found

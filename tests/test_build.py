@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from e3d_deploy import checkpoint
+from e3d_deploy import checkpoint, tensorrt_library
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
 from e3d_deploy.export import to_tensorrt, watch
@@ -28,8 +28,8 @@ from e3d_deploy.export.to_tensorrt import build, library
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import RUNS
-from e3d_deploy.runtime import Bundle, tensorrt_library
-from e3d_deploy.runtime.tensorrt_library import make_logger
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.tensorrt_library import make_logger
 from tests.fake_tensorrt import CLASSES, FakeTensorRT
 
 DYNAMIC = {"frame": (-1, 1, 16, 24), "history.0": (-1, 4, 48, 4), "shape": (3,)}

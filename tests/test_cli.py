@@ -235,7 +235,7 @@ def test_damaged_artifacts_exit_5(bundle_path: Path, tmp_path: Path) -> None:
 
 
 def test_build_without_the_library_exits_4(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("e3d_deploy.runtime.tensorrt_library.MODULES", {"tensorrt": ("no_such_module",)})
+    monkeypatch.setattr("e3d_deploy.tensorrt_library.MODULES", {"tensorrt": ("no_such_module",)})
     assert "e3d_deploy[gpu]" in failing("build", bundle_path, "--target", "tensorrt", code=4)
     assert not (bundle_path / "engines").exists()
 

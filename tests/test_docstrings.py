@@ -12,32 +12,33 @@ CHECKED = {
         "__init__ any_batch burn_in clip digits engines export gpu loader naive peers precision renewal streaming "
         "young_ring"
     ),
-    "e3d_deploy": "__init__ __main__ card checkpoint cli config contract doctor parts tensors tf32 training workspace",
+    "e3d_deploy": (
+        "__init__ __main__ card checkpoint cli config contract doctor parts step tensorrt_library tensors tf32 "
+        "training workspace"
+    ),
     "e3d_deploy/commands": (
-        "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options "
-        "packing running training"
+        "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options packing "
+        "running training"
     ),
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",
     "e3d_deploy/evaluation": "renewals samples streaming",
     "e3d_deploy/export": (
-        "__init__ bundle engine_files plan ring ring_states step to_onnx to_tensorrt torch_backend torch_graph_backend"
+        "__init__ bundle engine_files plan ring ring_states to_onnx to_tensorrt torch_backend torch_graph_backend"
     ),
     "e3d_deploy/importing": "__init__",
     "e3d_deploy/runtime": (
-        "__init__ aged cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend "
-        "pack predictor renewal snapshot tensorrt_backend tensorrt_engine tensorrt_library"
+        "__init__ aged cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend pack "
+        "predictor renewal snapshot tensorrt_backend tensorrt_engine"
     ),
     "tests": (
-        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build "
-        "test_burn_in test_card test_checkpoint test_cli test_config test_data test_decay test_demo "
-        "test_diff test_digits test_docstrings test_engine_cache "
-        "test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan "
-        "test_gpu_run test_gpu_script test_import test_imports test_metrics test_old_bundle "
-        "test_onnxruntime_cuda_backend test_pace test_parts test_precision test_rate test_recipes "
-        "test_refit test_renewal test_runtime test_snapshot test_sources test_streams "
-        "test_streams_isolated test_tensorrt_backend test_torch_backends test_training test_verify "
-        "test_window test_young_ring tools"
+        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_burn_in test_card "
+        "test_checkpoint test_cli test_config test_data test_decay test_demo test_diff test_digits test_docstrings "
+        "test_engine_cache test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack "
+        "test_gpu_plan test_gpu_run test_gpu_script test_import test_imports test_metrics test_old_bundle "
+        "test_onnxruntime_cuda_backend test_pace test_parts test_precision test_rate test_recipes test_refit "
+        "test_renewal test_runtime test_snapshot test_sources test_streams test_streams_isolated "
+        "test_tensorrt_backend test_torch_backends test_training test_verify test_window test_young_ring tools"
     ),
 }
 """Files, without .py, and folders with all their files that keep the rule, by parent; new ones are added here."""

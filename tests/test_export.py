@@ -16,7 +16,13 @@ from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.step import (
+from e3d_deploy.export.to_onnx import one_sided_convolutions
+from e3d_deploy.export.torch_backend import TorchBackend
+from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.verify import check_contract, verify
+from e3d_deploy.step import (
     REWRITES,
     FlatConvolution,
     FlatOpenSTLConvolution,
@@ -25,12 +31,6 @@ from e3d_deploy.export.step import (
     Step,
     example,
 )
-from e3d_deploy.export.to_onnx import one_sided_convolutions
-from e3d_deploy.export.torch_backend import TorchBackend
-from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
-from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
-from e3d_deploy.runtime.verify import check_contract, verify
 from tests.test_young_ring import assert_empty_slots_are_zeros
 
 CLOSE = 3e-5

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from e3d_deploy import runtime
+from e3d_deploy import runtime, tensorrt_library
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
-from e3d_deploy.runtime import Bundle, Predictor, tensorrt_library
+from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backend import Frame, State, open_backend
 from e3d_deploy.runtime.host_backend import as_frames
 from tests.fake_backend import AGELESS

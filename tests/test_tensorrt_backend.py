@@ -44,8 +44,8 @@ from e3d_deploy.runtime.device_states import Layout
 from e3d_deploy.runtime.plans import weights_sha256
 from e3d_deploy.runtime.tensorrt_backend import TensorRTBackend
 from e3d_deploy.runtime.tensorrt_engine import INVALID, check_validity
-from e3d_deploy.runtime.tensorrt_library import make_logger
 from e3d_deploy.runtime.verify import agrees, verify
+from e3d_deploy.tensorrt_library import make_logger
 from tests import fake_tensorrt_runtime
 from tests.fake_cuda import Machine, OnGpu, fake_core
 from tests.fake_tensorrt_runtime import FakeTensorRT, floats, pictures, same

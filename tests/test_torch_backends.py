@@ -24,7 +24,6 @@ from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, StreamError
 from e3d_deploy.export import torch_graph_backend
 from e3d_deploy.export.ring import RingStep
-from e3d_deploy.export.step import TARGETS
 from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
 from e3d_deploy.export.torch_graph_backend import TorchGpu, TorchGraphBackend
@@ -33,6 +32,7 @@ from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays, open_backend
 from e3d_deploy.runtime.bundle import MODEL
 from e3d_deploy.runtime.verify import verify
+from e3d_deploy.step import TARGETS
 from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
 from tests.test_young_ring import assert_empty_slots_are_zeros, with_junk

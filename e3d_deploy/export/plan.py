@@ -8,7 +8,7 @@ from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
 from e3d_deploy.export.layers import locate
 from e3d_deploy.export.watch import Progress, Remark, in_thread, make_monitor, silent
 from e3d_deploy.files import write_file
-from e3d_deploy.runtime.tensorrt_library import make_logger
+from e3d_deploy.tensorrt_library import make_logger
 
 BATCH = "batch"
 """Name of the one axis of a graph that may be open."""

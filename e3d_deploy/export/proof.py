@@ -8,7 +8,7 @@ from typing import Any
 
 from e3d_deploy.errors import EngineError
 from e3d_deploy.policies import MIN_SHARE
-from e3d_deploy.runtime.tensorrt_library import make_logger
+from e3d_deploy.tensorrt_library import make_logger
 
 WIDTH = {"fp32": 32, "tf32": 19, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "fp4": 4}
 """Precisions that a graph can ask for or an engine can have, bits."""

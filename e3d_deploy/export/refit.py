@@ -14,7 +14,7 @@ from e3d_deploy.export.proof import prove
 from e3d_deploy.export.watch import Progress, silent
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.plans import load_plan, sources, weights_sha256
-from e3d_deploy.runtime.tensorrt_library import Target, library, make_logger
+from e3d_deploy.tensorrt_library import Target, library, make_logger
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from e3d_deploy import contract
 from e3d_deploy.config import Semantics
-from e3d_deploy.export.step import REWRITES, FlatConvolution, FlatOpenSTLConvolution, Step
 from e3d_deploy.model import E3DLSTM, from_entry, to_entry
+from e3d_deploy.step import REWRITES, FlatConvolution, FlatOpenSTLConvolution, Step
 
 LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
 """The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `tf32.arithmetic`."""

@@ -11,8 +11,8 @@ from onnx import GraphProto, NodeProto
 from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
 from e3d_deploy.export.compose import OPSET
-from e3d_deploy.export.step import REWRITES, Step, example
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.step import REWRITES, Step, example
 
 
 def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = tuple(REWRITES)) -> GraphProto:

@@ -20,7 +20,7 @@ from e3d_deploy.files import sha256
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.plans import weights_sha256
-from e3d_deploy.runtime.tensorrt_library import Target, library, refusal
+from e3d_deploy.tensorrt_library import Target, library, refusal
 
 RECIPE = "2"
 """Version of the settings that plan.py gives the builder besides the options. Raise it when they change, so that the

@@ -7,7 +7,7 @@ from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.cuda import Cuda, Graph
 from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend
 from e3d_deploy.runtime.tensorrt_engine import Engine
-from e3d_deploy.runtime.tensorrt_library import Target, library
+from e3d_deploy.tensorrt_library import Target, library
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineE
 from e3d_deploy.runtime.bundle import SIZES, Bundle
 from e3d_deploy.runtime.cuda import Cuda
 from e3d_deploy.runtime.plans import load_plan
-from e3d_deploy.runtime.tensorrt_library import REMEDY, Target, library, make_logger, refusal
+from e3d_deploy.tensorrt_library import REMEDY, Target, library, make_logger, refusal
 
 log = logging.getLogger(__name__)
 

@@ -106,7 +106,7 @@ def with_engines(bundle: Any, name: Any, copy: Path) -> Any:
     from e3d_deploy.export.to_tensorrt import build
     from e3d_deploy.runtime.bundle import Bundle
     from e3d_deploy.runtime.cuda import Cuda
-    from e3d_deploy.runtime.tensorrt_library import library
+    from e3d_deploy.tensorrt_library import library
 
     library(name)
     Cuda()  # both say what is missing before minutes are spent on a build
