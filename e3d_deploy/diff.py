@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
-from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.tensors import KEY, read_tensors
 
 Values = dict[str, Any]

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy import contract
+from e3d_deploy.bundle.folder import MANIFEST, Bundle
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.bundle import MANIFEST, Bundle
 
 if TYPE_CHECKING:
     from e3d_deploy.export.statistics import Statistics

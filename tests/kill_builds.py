@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from e3d_deploy.bundle.folder import check_file
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.export import to_tensorrt
 from e3d_deploy.export.cache import EngineCache
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.bundle import check_file
 from tests.fake_tensorrt import FakeTensorRT
 
 SIZES = (1_000, 300_000, 2_000_000)

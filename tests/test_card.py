@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from e3d_deploy import checkpoint
+from e3d_deploy.bundle.folder import write_manifest
 from e3d_deploy.card import Card, Decay, Window
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.bundle import write_manifest
 
 
 def decay(**errors: float) -> Decay:

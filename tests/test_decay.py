@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from e3d_deploy import checkpoint, metrics, plots
+from e3d_deploy.bundle.folder import record_decay
 from e3d_deploy.card import AGES, Card, Decay, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST, aging_data
@@ -32,7 +33,6 @@ from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot, load
-from e3d_deploy.runtime.bundle import record_decay
 from e3d_deploy.training import decay as training_decay
 from e3d_deploy.training.train import Machine, train
 from tests.tools import e3d

@@ -14,13 +14,13 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from e3d_deploy import checkpoint
+from e3d_deploy.bundle.folder import Bundle, write_manifest
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.diff import diff
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.runtime.bundle import Bundle, write_manifest
 from e3d_deploy.tensors import read_tensors
 
 

@@ -16,6 +16,7 @@ CHECKED = {
         "__init__ __main__ card checkpoint cli config contract doctor parts step tensorrt_library tensors tf32 "
         "training workspace"
     ),
+    "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (
         "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options packing "
         "running training"
@@ -28,7 +29,7 @@ CHECKED = {
     ),
     "e3d_deploy/importing": "__init__",
     "e3d_deploy/runtime": (
-        "__init__ aged cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend pack "
+        "__init__ aged cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend "
         "predictor renewal snapshot tensorrt_backend tensorrt_engine"
     ),
     "tests": (

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from e3d_deploy.bundle.folder import write_manifest
+from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.export import to_tensorrt
@@ -19,8 +21,6 @@ from e3d_deploy.export.cache import PLAN, SIDECAR, EngineCache
 from e3d_deploy.export.to_tensorrt import build
 from e3d_deploy.files import cache_folder, locked
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.bundle import write_manifest
-from e3d_deploy.runtime.plans import load_plan
 from tests.fake_tensorrt import FakeTensorRT
 from tests.tools import e3d
 

@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 
 from e3d_deploy import workspace
+from e3d_deploy.bundle import archive
+from e3d_deploy.bundle import pack as pack_module
+from e3d_deploy.bundle.archive import END, entry
+from e3d_deploy.bundle.folder import write_manifest
+from e3d_deploy.bundle.pack import pack, unpack
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import sha256
-from e3d_deploy.runtime import Bundle, archive
-from e3d_deploy.runtime import pack as pack_module
-from e3d_deploy.runtime.archive import END, entry
-from e3d_deploy.runtime.bundle import write_manifest
-from e3d_deploy.runtime.pack import pack, unpack
+from e3d_deploy.runtime import Bundle
 from tests.tools import contents
 
 Entries = dict[str, bytes]
@@ -242,7 +243,7 @@ import sys
 for name in ("torch", "onnx", "click", "rich", "safetensors", "onnxruntime"):
     sys.modules[name] = None
 from pathlib import Path
-from e3d_deploy.runtime.pack import pack, unpack
+from e3d_deploy.bundle.pack import pack, unpack
 bundle, _ = unpack(Path({str(packed)!r}), Path({str(tmp_path / "out.e3d")!r}))
 pack(bundle, Path({str(tmp_path / "again.zip")!r}))
 """
@@ -600,7 +601,7 @@ def test_a_killed_run_leaves_nothing_or_the_whole(
 import sys
 from pathlib import Path
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.pack import pack, unpack
+from e3d_deploy.bundle.pack import pack, unpack
 source = {source}
 print("begun", flush=True)
 {verb}(source, Path(sys.argv[2]), overwrite={overwrite})

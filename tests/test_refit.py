@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from e3d_deploy import checkpoint
+from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.cli import main
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError
@@ -22,7 +23,6 @@ from e3d_deploy.export.refit import difference, refit
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.plans import load_plan
 from tests.fake_tensorrt import FakeTensorRT
 
 

@@ -12,13 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from e3d_deploy.bundle.folder import Bundle, write_manifest
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
 from e3d_deploy.export.bundle import describe, export
 from e3d_deploy.export.statistics import Statistics, statistics
 from e3d_deploy.files import sha256
 from e3d_deploy.inspect import inspect
-from e3d_deploy.runtime.bundle import Bundle, write_manifest
 
 
 def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: dict[str, tuple[int, ...]]) -> Statistics:

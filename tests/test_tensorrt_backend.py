@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 import e3d_deploy.runtime as e3d
 from e3d_deploy import contract, doctor
+from e3d_deploy.bundle.plans import weights_sha256
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import (
@@ -41,7 +42,6 @@ from e3d_deploy.runtime import Bundle, Predictor, cuda
 from e3d_deploy.runtime.backend import Backend, open_backend
 from e3d_deploy.runtime.cuda import KERNEL, Cuda
 from e3d_deploy.runtime.device_states import Layout
-from e3d_deploy.runtime.plans import weights_sha256
 from e3d_deploy.runtime.tensorrt_backend import TensorRTBackend
 from e3d_deploy.runtime.tensorrt_engine import INVALID, check_validity
 from e3d_deploy.runtime.verify import agrees, verify

@@ -20,6 +20,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from e3d_deploy import checkpoint, contract, doctor
+from e3d_deploy.bundle.folder import MODEL
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, StreamError
 from e3d_deploy.export import torch_graph_backend
@@ -30,7 +31,6 @@ from e3d_deploy.export.torch_graph_backend import TorchGpu, TorchGraphBackend
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import initial_arrays, open_backend
-from e3d_deploy.runtime.bundle import MODEL
 from e3d_deploy.runtime.verify import verify
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tf32 import arithmetic

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from e3d_deploy.bundle.folder import new_bundle, record_verification, write_manifest
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.files import locked
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import State, open_backend
-from e3d_deploy.runtime.bundle import new_bundle, record_verification, write_manifest
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
 
@@ -189,7 +189,7 @@ def test_a_report_on_a_place_that_cannot_be_written_is_no_error(
     def read_only(*_: object) -> None:
         raise OSError(30, "Read-only file system", str(bundle.path / "manifest.json"))
 
-    monkeypatch.setattr("e3d_deploy.runtime.bundle.write_manifest", read_only)
+    monkeypatch.setattr("e3d_deploy.bundle.folder.write_manifest", read_only)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
     assert "not recorded in the manifest ([Errno 30] Read-only file system" in caplog.text
 

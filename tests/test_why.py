@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from onnx import GraphProto, numpy_helper
 
 from e3d_deploy import checkpoint
+from e3d_deploy.bundle.folder import write_manifest
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError
@@ -26,7 +27,6 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backend import open_backend
-from e3d_deploy.runtime.bundle import write_manifest
 from e3d_deploy.runtime.verify import verify
 
 CONFIG = ModelConfig(image_size=(16, 24), hidden=(4, 6), kernel_size=3, history_length=4)

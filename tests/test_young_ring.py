@@ -11,12 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy import contract, runtime
+from e3d_deploy.bundle.folder import write_manifest
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import sha256
 from e3d_deploy.inspect import inspect_bundle
 from e3d_deploy.runtime import Bundle, Snapshot
 from e3d_deploy.runtime.backend import Backend, open_backend
-from e3d_deploy.runtime.bundle import write_manifest
 from tests.test_old_bundle import OLD
 
 Arrays = dict[str, NDArray[Any]]

@@ -18,8 +18,8 @@ from e3d_deploy.commands.output import megabytes, next_command, working
 @overwrite_option("file")
 def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
     """Pack BUNDLE as one archive; the same bundle gives the same bytes."""
+    from e3d_deploy.bundle.pack import pack as pack_bundle
     from e3d_deploy.files import sha256
-    from e3d_deploy.runtime.pack import pack as pack_bundle
 
     with working(f"packing {bundle}") as progress:
         opened = open_bundle(bundle)
@@ -40,8 +40,8 @@ def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
 @overwrite_option("bundle")
 def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, overwrite: bool) -> None:
     """Take FILE, which `e3d pack` wrote, apart into a bundle, after everything in it was checked."""
+    from e3d_deploy.bundle.pack import unpack as unpack_bundle
     from e3d_deploy.errors import ConfigError
-    from e3d_deploy.runtime.pack import unpack as unpack_bundle
 
     if archive.is_dir():
         raise ConfigError(f"{archive}: a folder, not an archive that `e3d pack` wrote; a bundle is used as it is")

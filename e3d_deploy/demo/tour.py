@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from e3d_deploy import checkpoint, frames, plots, runtime
+from e3d_deploy.bundle.folder import record_verification
 from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.data.write import write_clips
@@ -24,7 +25,6 @@ from e3d_deploy.frames import Frames
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backend import open_backend
 from e3d_deploy.runtime.benchmark import benchmark
-from e3d_deploy.runtime.bundle import record_verification
 from e3d_deploy.runtime.live import follow
 from e3d_deploy.runtime.verify import Report, verify
 

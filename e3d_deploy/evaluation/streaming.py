@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import metrics
+from e3d_deploy.bundle.folder import Bundle, record_decay
 from e3d_deploy.card import AGES, REACH, Decay
 from e3d_deploy.errors import BundleError, CheckpointError, ClipError, ConfigError, ShapeError, StreamError
 from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
 from e3d_deploy.runtime.backend import Frame, State
-from e3d_deploy.runtime.bundle import Bundle, record_decay
 
 BATCH_BYTES = 1 << 28
 """Largest windows that are held at once (bytes); one window may be larger."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
 from e3d_deploy import __version__, checkpoint, contract, frames
+from e3d_deploy.bundle.folder import MODEL, REFERENCE, SCHEMA, WEIGHTS, YARDSTICK, new_bundle, write_manifest
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
@@ -26,7 +27,6 @@ from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, POLICIES, RUNS, Budget, budget_for, candidates, check_runs
-from e3d_deploy.runtime.bundle import MODEL, REFERENCE, SCHEMA, WEIGHTS, YARDSTICK, new_bundle, write_manifest
 from e3d_deploy.step import TARGETS
 
 KINDS = {

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from e3d_deploy import contract
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.precision import MOVES, PRODUCTS, on
 from e3d_deploy.runtime.backend import State, initial_arrays
-from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from e3d_deploy.bundle.folder import ENGINES, MANIFEST, Bundle, manifest_bytes, read_manifest
+from e3d_deploy.bundle.plans import sources
 from e3d_deploy.errors import BundleError
 from e3d_deploy.files import locked, sha256, sync
-from e3d_deploy.runtime.bundle import ENGINES, MANIFEST, Bundle, manifest_bytes, read_manifest
-from e3d_deploy.runtime.plans import sources
 from e3d_deploy.workspace import workspace
 
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.bundle.plans import weights_sha256
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.doctor import machine, rtx_refusal
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
@@ -18,8 +20,6 @@ from e3d_deploy.export.proof import prove
 from e3d_deploy.export.watch import Progress, Remark, silent
 from e3d_deploy.files import sha256
 from e3d_deploy.policies import check_runs
-from e3d_deploy.runtime.bundle import Bundle
-from e3d_deploy.runtime.plans import weights_sha256
 from e3d_deploy.tensorrt_library import Target, library, refusal
 
 RECIPE = "2"

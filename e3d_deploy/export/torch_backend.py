@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from e3d_deploy import checkpoint, contract
+from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
 from e3d_deploy.runtime.backend import Backend, Frame, State
-from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.runtime.host_backend import as_frames
 
 

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from e3d_deploy import checkpoint, contract
+from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.export.ring import RingStep, compiled
 from e3d_deploy.export.torch_backend import clip_by_steps, rollout_by_steps
-from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.runtime.host_backend import HostBackend, HostState, Tensors
 
 log = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from e3d_deploy import checkpoint, contract
+from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
 from e3d_deploy.export.ring import RingStep, compiled
 from e3d_deploy.export.ring_states import RingStates
 from e3d_deploy.export.torch_backend import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backend import REMEDY
-from e3d_deploy.runtime.bundle import MODEL, Bundle
 from e3d_deploy.runtime.cuda import Cuda, first_line
 from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend, Size
 from e3d_deploy.runtime.device_states import DeviceState, Layout

@@ -9,7 +9,7 @@ with e3d.load("kth.e3d") as predictor:
     future = stream.predict(horizon=10) # uint8 [10, H, W, C]; the stream itself does not move
 """
 
-from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.runtime.predictor import Predictor, Stream, load
 from e3d_deploy.runtime.snapshot import Snapshot
 from e3d_deploy.runtime.streams import SlotStream, Streams

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.policies import check_runs
-from e3d_deploy.runtime.bundle import Bundle
 
 State = Any
 """The tensors of `contract.states` of a few streams. Only the backend that made it can read it: it may live on a

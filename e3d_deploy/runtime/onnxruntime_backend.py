@@ -7,8 +7,8 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.host_backend import HostBackend, Tensors
 
 Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]

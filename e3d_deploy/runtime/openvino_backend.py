@@ -5,8 +5,8 @@ from typing import Any
 import openvino
 from numpy.typing import NDArray
 
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.host_backend import HostBackend, Tensors
 
 CORE = openvino.Core()

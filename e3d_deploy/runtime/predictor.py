@@ -13,6 +13,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, StreamError
@@ -20,7 +21,6 @@ from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.aged import Aged, advance, plain_errors
 from e3d_deploy.runtime.backend import Backend, Frame, State, open_backend
 from e3d_deploy.runtime.batching import Batcher, Member
-from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.host_backend import as_frames
 from e3d_deploy.runtime.queues import Policy
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.runtime.environment import environment
 from e3d_deploy.runtime.profilers import Timed, trace
 from e3d_deploy.runtime.roofline import Roofline, measure

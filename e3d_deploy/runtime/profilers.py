@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.backend import REMEDY, Backend
-from e3d_deploy.runtime.bundle import Bundle
 from e3d_deploy.runtime.tasks import make_task
 
 

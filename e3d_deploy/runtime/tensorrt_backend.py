@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from e3d_deploy.runtime.bundle import Bundle
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.runtime.cuda import Cuda, Graph
 from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend
 from e3d_deploy.runtime.tensorrt_engine import Engine

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.policies import BUDGETS, EXACT_DIFFERENCE, ROUNDING, Budget
 from e3d_deploy.runtime.backend import Backend
-from e3d_deploy.runtime.bundle import Bundle
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import hashlib
 import json
 from typing import Any
 
+from e3d_deploy.bundle.folder import ENGINES, Bundle
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.bundle import ENGINES, Bundle
 
 
 def weights_sha256(bundle: Bundle) -> str:

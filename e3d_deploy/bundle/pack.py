@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.runtime.archive import MOST_BYTES, check_names, entry, open_archive
-from e3d_deploy.runtime.bundle import (
+from e3d_deploy.bundle.archive import MOST_BYTES, check_names, entry, open_archive
+from e3d_deploy.bundle.folder import (
     ENGINES,
     MANIFEST,
     Bundle,
@@ -21,6 +20,7 @@ from e3d_deploy.runtime.bundle import (
     read_manifest,
     write_manifest,
 )
+from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.workspace import workspace
 
 BLOCK = 1 << 20
