@@ -20,8 +20,8 @@ from e3d_deploy.data.datasets import MovingMNIST
 from e3d_deploy.demo.tour import CARD, CONTEXT, HORIZON, MODEL, TEST_SEED
 from e3d_deploy.evaluation import evaluate
 from e3d_deploy.evaluation.conventions import OPENSTL, ORIGINAL
-from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.runtime import Predictor
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 
 SEQUENCES = 1000
 TAKEN_FROM = {"mse": ORIGINAL, "mae": ORIGINAL, "psnr": OPENSTL, "ssim": OPENSTL}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from e3d_deploy import contract
 from e3d_deploy.model import E3DLSTM, Recall, State, from_entry, to_entry
-from e3d_deploy.runtime.backend import initial_arrays
+from e3d_deploy.runtime.backends.protocol import initial_arrays
 
 
 class MaskedRecall(Recall):

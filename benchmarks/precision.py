@@ -30,13 +30,13 @@ from e3d_deploy.export.bundle import reference_clip
 from e3d_deploy.export.choose import Chooser
 from e3d_deploy.export.compose import step_graph
 from e3d_deploy.export.drift import Gauge, real_clips
-from e3d_deploy.export.emulate import Steps, session
 from e3d_deploy.export.precision import LARGEST, LOW, stamp, typed
 from e3d_deploy.export.quantize import calibrate
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import BUDGETS, POLICIES, RUNS
-from e3d_deploy.runtime.backend import State, initial_arrays
+from e3d_deploy.runtime.backends.emulated import Steps, session
+from e3d_deploy.runtime.backends.protocol import State, initial_arrays
 from e3d_deploy.runtime.verify import quality_lost
 from e3d_deploy.training.train import Machine, train
 

@@ -29,7 +29,7 @@ from e3d_deploy.export.compose import step_graph
 from e3d_deploy.export.plan import build_plan
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.runtime.backend import initial_arrays
+from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.step import REWRITES
 from e3d_deploy.tensorrt_library import MODULES, library
 

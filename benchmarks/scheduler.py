@@ -25,7 +25,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.statistics import statistics
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backend import Frame
+from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.roofline import measure
 
 

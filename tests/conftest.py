@@ -105,11 +105,11 @@ def rtx() -> Any:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> "Machine":
-    """A GPU that is made up, behind `runtime/cuda.py`."""
+    """A GPU that is made up, behind `runtime/backends/cuda.py`."""
     from tests.fake_cuda import Machine, fake_core  # needs cuda.core, which is not for every system
 
     machine = Machine()
-    monkeypatch.setattr("e3d_deploy.runtime.cuda.core", fake_core(machine))
+    monkeypatch.setattr("e3d_deploy.runtime.backends.cuda.core", fake_core(machine))
     return machine
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime import Predictor, SlotStream
-from e3d_deploy.runtime.backend import Frame
-from e3d_deploy.runtime.host_backend import as_frames
+from e3d_deploy.runtime.backends.host import as_frames
+from e3d_deploy.runtime.backends.protocol import Frame
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 AGELESS = Card(decay=Decay(context_length=10, data="", clips=1, mse={10: (1.0,), 60: (1.0,)}, copy_last=(1.0,)))

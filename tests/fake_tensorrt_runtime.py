@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.backends.protocol import Backend
 from tests.fake_cuda import Machine
 
 TYPES = {"tensor(float)": "float", "tensor(int32)": "int32"}

@@ -18,8 +18,8 @@ from e3d_deploy import runtime
 from e3d_deploy.cli import main
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.choose import _key, _times, choose, open_first
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from tests.fake_backend import AGELESS
 
 
@@ -37,7 +37,7 @@ def bundle(bundle_path: Path) -> Bundle:
 @pytest.fixture
 def openvino_backend() -> Any:
     pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
-    from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
+    from e3d_deploy.runtime.backends.openvino import OpenVINOBackend
 
     return OpenVINOBackend
 

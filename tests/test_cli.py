@@ -16,9 +16,9 @@ from e3d_deploy import checkpoint
 from e3d_deploy.bundle.folder import Bundle, write_manifest
 from e3d_deploy.cli import main
 from e3d_deploy.data.clips import read_clips
-from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.training.module import Learner
 from tests.tools import e3d
 

@@ -29,10 +29,10 @@ from e3d_deploy.errors import (
 )
 from e3d_deploy.evaluation.renewals import compare_renewals, places_of
 from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model, steps_of
-from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot, load
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.training import decay as training_decay
 from e3d_deploy.training.train import Machine, train
 from tests.tools import e3d

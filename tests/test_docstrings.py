@@ -24,13 +24,13 @@ CHECKED = {
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",
     "e3d_deploy/evaluation": "renewals samples streaming",
-    "e3d_deploy/export": (
-        "__init__ bundle engine_files plan ring ring_states to_onnx to_tensorrt torch_backend torch_graph_backend"
-    ),
+    "e3d_deploy/export": "__init__ bundle engine_files plan to_onnx to_tensorrt",
     "e3d_deploy/importing": "__init__",
-    "e3d_deploy/runtime": (
-        "__init__ aged cuda device_backend device_states live onnxruntime_backend onnxruntime_cuda_backend "
-        "predictor renewal snapshot tensorrt_backend tensorrt_engine"
+    "e3d_deploy/runtime": "__init__ aged live predictor renewal snapshot",
+    "e3d_deploy/runtime/backends": (
+        "__init__ "
+        "cuda device device_states onnxruntime onnxruntime_cuda tensorrt tensorrt_engine torch_cuda_graph "
+        "torch_eager torch_ring torch_ring_states"
     ),
     "tests": (
         "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_burn_in test_card "

@@ -278,7 +278,7 @@ def test_a_gpu_that_cannot_be_asked_means_no_cache(
     trt: FakeTensorRT, cache: EngineCache, bundle_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if driver == "refuses":
-        from e3d_deploy.runtime.cuda import CudaError  # needs cuda.core, which is not for every system
+        from e3d_deploy.runtime.backends.cuda import CudaError  # needs cuda.core, which is not for every system
 
         def refuse(number: int) -> None:
             raise CudaError("CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected")

@@ -18,7 +18,7 @@ from e3d_deploy.evaluation.conventions import CONVENTIONS, OPENSTL, ORIGINAL
 from e3d_deploy.evaluation.samples import write_samples
 from e3d_deploy.files import new_folder
 from e3d_deploy.runtime import Predictor
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.golden import GOLDEN, read
 from tests.tools import e3d
 

@@ -17,10 +17,10 @@ from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeEr
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.to_onnx import one_sided_convolutions
-from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import check_contract, verify
 from e3d_deploy.step import (
     REWRITES,

@@ -10,8 +10,8 @@ from benchmarks.gpu import flop
 from benchmarks.gpu.bench import FULL, TINY
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.export.ring import RingStep
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime.backends.torch_ring import RingStep
 
 
 @torch.no_grad()

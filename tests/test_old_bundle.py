@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy import runtime
-from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot
+from e3d_deploy.runtime.backends.torch_compiled import TorchCompiledBackend
 from tests.test_snapshot import ACROSS_BACKENDS
 
 OLD = Path(__file__).parent / "golden" / "faccf7a"

@@ -11,9 +11,10 @@ import pytest
 from e3d_deploy import doctor
 from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError, ResourceLimit
 from e3d_deploy.policies import RUNS
-from e3d_deploy.runtime import Bundle, onnxruntime_cuda_backend
-from e3d_deploy.runtime.backend import open_backend
-from e3d_deploy.runtime.onnxruntime_cuda_backend import NO_GRAPH, OnnxRuntimeCudaBackend
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends import onnxruntime_cuda
+from e3d_deploy.runtime.backends.onnxruntime_cuda import NO_GRAPH, OnnxRuntimeCudaBackend
+from e3d_deploy.runtime.backends.protocol import open_backend
 from tests.fake_cuda import Machine
 from tests.fake_tensorrt_runtime import floats, pictures, same
 
@@ -24,9 +25,9 @@ NAME = "onnxruntime-cuda"
 def on_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """The provider of the processor in the place of CUDA, which cannot be told that falling back to it is refused.
     It runs a graph at once, and not in the stream: so what is in the stream is done before."""
-    monkeypatch.setattr(onnxruntime_cuda_backend, "PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(onnxruntime_cuda_backend, "DEVICE", "cpu")
-    monkeypatch.setattr(onnxruntime_cuda_backend, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
+    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(onnxruntime_cuda, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
     monkeypatch.setattr(OnnxRuntimeCudaBackend, "_options", lambda *_: {})
     play = OnnxRuntimeCudaBackend._play
 
@@ -127,7 +128,7 @@ def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
     with pytest.raises(BackendUnavailable, match=r"does not run all of it on the GPU.*pip install 'onnxruntime-gpu"):
         OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
     assert (machine.allocated, machine.counts["stream closed"]) == (0, 1)
-    monkeypatch.setattr(onnxruntime_cuda_backend, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
+    monkeypatch.setattr(onnxruntime_cuda, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
     with pytest.raises(BackendUnavailable, match=r"does not run all of it on the GPU.*\(it took CPUExecutionProvider"):
         OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
 

@@ -17,8 +17,8 @@ from e3d_deploy import runtime, tensorrt_library
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
 from e3d_deploy.runtime import Bundle, Predictor
-from e3d_deploy.runtime.backend import Frame, State, open_backend
-from e3d_deploy.runtime.host_backend import as_frames
+from e3d_deploy.runtime.backends.host import as_frames
+from e3d_deploy.runtime.backends.protocol import Frame, State, open_backend
 from tests.fake_backend import AGELESS
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))

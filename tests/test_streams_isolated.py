@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from e3d_deploy import runtime
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
-from e3d_deploy.runtime.host_backend import HostState
+from e3d_deploy.runtime.backends.host import HostState
 
 OTHER_SIZE = 1e-5
 """Largest difference of a stream's frames when it is stepped with another number of neighbours, as kernels sum in

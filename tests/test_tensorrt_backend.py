@@ -38,12 +38,13 @@ from e3d_deploy.errors import (
 )
 from e3d_deploy.export.engine_files import move_in, staging
 from e3d_deploy.export.plan import build_plan
-from e3d_deploy.runtime import Bundle, Predictor, cuda
-from e3d_deploy.runtime.backend import Backend, open_backend
-from e3d_deploy.runtime.cuda import KERNEL, Cuda
-from e3d_deploy.runtime.device_states import Layout
-from e3d_deploy.runtime.tensorrt_backend import TensorRTBackend
-from e3d_deploy.runtime.tensorrt_engine import INVALID, check_validity
+from e3d_deploy.runtime import Bundle, Predictor
+from e3d_deploy.runtime.backends import cuda
+from e3d_deploy.runtime.backends.cuda import KERNEL, Cuda
+from e3d_deploy.runtime.backends.device_states import Layout
+from e3d_deploy.runtime.backends.protocol import Backend, open_backend
+from e3d_deploy.runtime.backends.tensorrt import TensorRTBackend
+from e3d_deploy.runtime.backends.tensorrt_engine import INVALID, check_validity
 from e3d_deploy.runtime.verify import agrees, verify
 from e3d_deploy.tensorrt_library import make_logger
 from tests import fake_tensorrt_runtime
@@ -78,8 +79,8 @@ def add_engines(path: Path, *graphs: str, version: str = "1.7.1") -> Bundle:
 @pytest.fixture
 def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT(machine)
-    monkeypatch.setattr("e3d_deploy.runtime.tensorrt_backend.library", lambda _: fake)
-    monkeypatch.setattr("e3d_deploy.runtime.tensorrt_engine.library", lambda _: fake)
+    monkeypatch.setattr("e3d_deploy.runtime.backends.tensorrt.library", lambda _: fake)
+    monkeypatch.setattr("e3d_deploy.runtime.backends.tensorrt_engine.library", lambda _: fake)
     return fake
 
 

@@ -23,14 +23,14 @@ from e3d_deploy import checkpoint, contract, doctor
 from e3d_deploy.bundle.folder import MODEL
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, StreamError
-from e3d_deploy.export import torch_graph_backend
-from e3d_deploy.export.ring import RingStep
-from e3d_deploy.export.torch_backend import TorchBackend
-from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
-from e3d_deploy.export.torch_graph_backend import TorchGpu, TorchGraphBackend
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backend import initial_arrays, open_backend
+from e3d_deploy.runtime.backends import torch_cuda_graph
+from e3d_deploy.runtime.backends.protocol import initial_arrays, open_backend
+from e3d_deploy.runtime.backends.torch_compiled import TorchCompiledBackend
+from e3d_deploy.runtime.backends.torch_cuda_graph import TorchGpu, TorchGraphBackend
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
+from e3d_deploy.runtime.backends.torch_ring import RingStep
 from e3d_deploy.runtime.verify import verify
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tf32 import arithmetic
@@ -381,7 +381,7 @@ class HostGpu:
 @pytest.fixture
 def machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
-    monkeypatch.setattr(torch_graph_backend, "TorchGpu", HostGpu)
+    monkeypatch.setattr(torch_cuda_graph, "TorchGpu", HostGpu)
     return machine
 
 

@@ -18,8 +18,8 @@ from e3d_deploy.bundle.folder import new_bundle, record_verification, write_mani
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.files import locked
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backend import State, open_backend
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.protocol import State, open_backend
 from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
 
 ROUNDING = 1e-5

@@ -10,8 +10,8 @@ from benchmarks.gpu import flop
 from benchmarks.gpu.bench import Bench
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.export.ring import FORMS, LOW, RingStep, compiled
 from e3d_deploy.model import State
+from e3d_deploy.runtime.backends.torch_ring import FORMS, LOW, RingStep, compiled
 from e3d_deploy.tf32 import arithmetic
 
 OURS = ("frozen-memory", "conv2d", "norms")

@@ -32,8 +32,8 @@ def open_predictor(
     if backend not in ("auto", "torch"):
         raise ConfigError(f"{path}: a model file runs on torch; for {backend}, give a bundle made by `e3d export`")
     from e3d_deploy import checkpoint
-    from e3d_deploy.export.torch_backend import TorchBackend
     from e3d_deploy.files import sha256
+    from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 
     if foreign:
         from e3d_deploy.importing import import_checkpoint

@@ -24,7 +24,7 @@ from e3d_deploy.card import AGES, REACH, Decay
 from e3d_deploy.errors import BundleError, CheckpointError, ClipError, ConfigError, ShapeError, StreamError
 from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
-from e3d_deploy.runtime.backend import Frame, State
+from e3d_deploy.runtime.backends.protocol import Frame, State
 
 BATCH_BYTES = 1 << 28
 """Largest windows that are held at once (bytes); one window may be larger."""
@@ -39,7 +39,7 @@ class Windows(Protocol):
 
 
 class Steps(Protocol):
-    """Part of `runtime.backend.Backend` that forecasts need."""
+    """Part of `runtime.backends.protocol.Backend` that forecasts need."""
 
     sizes: tuple[int, ...]
 

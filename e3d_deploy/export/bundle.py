@@ -23,10 +23,10 @@ from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.precision import LOW, stamp
 from e3d_deploy.export.to_onnx import export_core, one_sided_convolutions
-from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, POLICIES, RUNS, Budget, budget_for, candidates, check_runs
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.step import TARGETS
 
 KINDS = {

@@ -16,10 +16,10 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.export.emulate import Steps, emulated, session
-from e3d_deploy.export.torch_backend import TorchBackend
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import RUNS, Budget
+from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost, rollout
 
 Clip = NDArray[np.float32]

@@ -8,8 +8,8 @@ from onnx import GraphProto, TensorProto, helper
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.compose import step_graph
-from e3d_deploy.export.emulate import Steps, session
 from e3d_deploy.export.precision import fixed_values, on, products
+from e3d_deploy.runtime.backends.emulated import Steps, session
 
 MARK = "largest/"
 

@@ -214,7 +214,7 @@ def _capability(target: Target, config: EngineConfig) -> str | None:
     try:
         from cuda.core import Device
 
-        from e3d_deploy.runtime.cuda import CudaError
+        from e3d_deploy.runtime.backends.cuda import CudaError
     except (ImportError, BackendUnavailable):
         return None
     try:

@@ -17,9 +17,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import YARDSTICK, Bundle
-from e3d_deploy.export.emulate import Steps, emulated, session
 from e3d_deploy.export.precision import LARGEST, PRODUCTS, fixed_values, label_of, makers_of
-from e3d_deploy.runtime.backend import State
+from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
+from e3d_deploy.runtime.backends.protocol import State
 
 Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
 LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}

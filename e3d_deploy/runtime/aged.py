@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.backend import initial_arrays
+from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.batching import Batch, Batcher, Member
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.renewal import Renewal

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.runtime.backend import Backend, Frame, State, step_size
-from e3d_deploy.runtime.host_backend import as_frames
+from e3d_deploy.runtime.backends.host import as_frames
+from e3d_deploy.runtime.backends.protocol import Backend, Frame, State, step_size
 
 log = logging.getLogger(__name__)
 

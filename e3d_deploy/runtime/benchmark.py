@@ -11,7 +11,7 @@ import numpy as np
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.environment import environment
 from e3d_deploy.runtime.memory import peak_alone
 from e3d_deploy.runtime.renewal import renewal_for

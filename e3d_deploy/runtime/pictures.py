@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from e3d_deploy import frames
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, ShapeError
-from e3d_deploy.runtime.host_backend import as_frames
+from e3d_deploy.runtime.backends.host import as_frames
 
 HOST = (1, 3)
 """DLPack's numbers for memory of the host, plain and pinned."""

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.policies import check_runs
-from e3d_deploy.runtime.backend import REMEDY, Backend
+from e3d_deploy.runtime.backends.protocol import REMEDY, Backend
 from e3d_deploy.runtime.tasks import make_task
 
 
@@ -99,7 +99,7 @@ def _summed(found: Found, steps: int) -> list[Timed]:
 
 
 def _onnxruntime(bundle: Bundle, threads: int | None, steps: int) -> Trace:
-    from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend, load_session
+    from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend, load_session
 
     with TemporaryDirectory() as folder:
         load = partial(load_session, profile=Path(folder) / "step")
@@ -121,7 +121,7 @@ def _last_runs(events: Iterable[dict[str, object]], steps: int) -> Found:
 
 
 def _openvino(bundle: Bundle, threads: int | None, steps: int) -> Trace:
-    from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
+    from e3d_deploy.runtime.backends.openvino import OpenVINOBackend
 
     found: list[tuple[str, str, float]] = []
     with closing(OpenVINOBackend(bundle, threads=threads, profile=True)) as backend:
@@ -138,7 +138,7 @@ def _openvino(bundle: Bundle, threads: int | None, steps: int) -> Trace:
 def _torch(bundle: Bundle, threads: int | None, steps: int) -> Trace:
     from torch.profiler import ProfilerActivity, profile
 
-    from e3d_deploy.export.torch_backend import TorchBackend
+    from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 
     profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
     with closing(TorchBackend.of_bundle(bundle, threads=threads)) as backend:

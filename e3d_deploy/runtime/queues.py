@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal, get_args
 
 from e3d_deploy.errors import ConfigError, StreamError
-from e3d_deploy.runtime.backend import Frame
+from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.counters import Counters
 from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 

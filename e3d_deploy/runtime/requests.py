@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.backend import Frame
+from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.batching import Batch, Member
 from e3d_deploy.runtime.counters import Counters
 from e3d_deploy.runtime.renewal import Renewal

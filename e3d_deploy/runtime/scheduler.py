@@ -18,7 +18,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.aged import next_members
-from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.queues import Queues

@@ -11,7 +11,7 @@ import numpy as np
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.runtime.aged import advance, grown
-from e3d_deploy.runtime.backend import Backend, step_size
+from e3d_deploy.runtime.backends.protocol import Backend, step_size
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import NONE, Renewal, renewal_for
 from e3d_deploy.runtime.tasks import Task, step_task

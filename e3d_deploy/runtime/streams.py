@@ -11,7 +11,7 @@ from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
 from e3d_deploy.runtime import pictures
-from e3d_deploy.runtime.backend import Backend, step_size
+from e3d_deploy.runtime.backends.protocol import Backend, step_size
 from e3d_deploy.runtime.queues import Policy, Queues
 from e3d_deploy.runtime.renewal import NONE, Renewal
 from e3d_deploy.runtime.requests import Video

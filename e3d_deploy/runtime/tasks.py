@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.runtime.backend import Backend, State
+from e3d_deploy.runtime.backends.protocol import Backend, State
 from e3d_deploy.runtime.predictor import Predictor
 
 WHAT = {

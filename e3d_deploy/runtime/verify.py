@@ -15,7 +15,7 @@ from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.policies import BUDGETS, EXACT_DIFFERENCE, ROUNDING, Budget
-from e3d_deploy.runtime.backend import Backend
+from e3d_deploy.runtime.backends.protocol import Backend
 
 
 @dataclass(frozen=True)

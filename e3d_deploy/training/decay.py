@@ -17,7 +17,7 @@ from e3d_deploy.data.sources import Source
 from e3d_deploy.errors import E3DError
 from e3d_deploy.evaluation.streaming import Windows, ages_of, measure_decay, steps_of
 from e3d_deploy.model import E3DLSTM, State
-from e3d_deploy.runtime.backend import Frame
+from e3d_deploy.runtime.backends.protocol import Frame
 
 log = logging.getLogger(__name__)
 

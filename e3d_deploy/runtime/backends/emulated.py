@@ -17,8 +17,8 @@ from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.precision import MOVES, PRODUCTS, on
-from e3d_deploy.runtime.backend import State, initial_arrays
-from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.protocol import State, initial_arrays
 
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TF32_BITS = 13

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.cuda import Cuda, Memory
-from e3d_deploy.runtime.device_states import Block, DeviceState, Layout, States
+from e3d_deploy.runtime.backends.cuda import Cuda, Memory
+from e3d_deploy.runtime.backends.device_states import Block, DeviceState, Layout, States
 
 
 class RingState(DeviceState):

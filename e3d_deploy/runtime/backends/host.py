@@ -12,7 +12,7 @@ from e3d_deploy import contract, frames
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.backend import Frame, initial_arrays
+from e3d_deploy.runtime.backends.protocol import Frame, initial_arrays
 
 Arrays = dict[str, NDArray[Any]]
 Tensors = dict[str, Any]

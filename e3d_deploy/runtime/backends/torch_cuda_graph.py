@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
-from e3d_deploy.export.ring import RingStep, compiled
-from e3d_deploy.export.ring_states import RingStates
-from e3d_deploy.export.torch_backend import clip_by_steps, rollout_by_steps
-from e3d_deploy.runtime.backend import REMEDY
-from e3d_deploy.runtime.cuda import Cuda, first_line
-from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend, Size
-from e3d_deploy.runtime.device_states import DeviceState, Layout
+from e3d_deploy.runtime.backends.cuda import Cuda, first_line
+from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend, Size
+from e3d_deploy.runtime.backends.device_states import DeviceState, Layout
+from e3d_deploy.runtime.backends.protocol import REMEDY
+from e3d_deploy.runtime.backends.torch_eager import clip_by_steps, rollout_by_steps
+from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
+from e3d_deploy.runtime.backends.torch_ring_states import RingStates
 from e3d_deploy.tf32 import arithmetic
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
-from e3d_deploy.runtime.backend import Backend, Frame, State
-from e3d_deploy.runtime.host_backend import as_frames
+from e3d_deploy.runtime.backends.host import as_frames
+from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 
 
 def clip_by_steps(backend: Backend, context: NDArray[np.float32], horizon: int) -> tuple[NDArray[np.float32], State]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.host_backend import HostBackend, Tensors
+from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 
 Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
 """A session of a graph of a bundle, with so many threads."""

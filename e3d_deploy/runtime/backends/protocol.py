@@ -122,36 +122,36 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     try:
         match name:
             case "onnxruntime":
-                from e3d_deploy.runtime.onnxruntime_backend import OnnxRuntimeBackend
+                from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
                 return OnnxRuntimeBackend(bundle, threads=threads)
             case "openvino":
-                from e3d_deploy.runtime.openvino_backend import OpenVINOBackend
+                from e3d_deploy.runtime.backends.openvino import OpenVINOBackend
 
                 return OpenVINOBackend(bundle, threads=threads)
             case "torch":
                 # It lives with export, as runtime/ must work where there is no PyTorch.
-                from e3d_deploy.export.torch_backend import TorchBackend
+                from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 
                 return TorchBackend.of_bundle(bundle, threads=threads)
             case "torch-compiled":
-                from e3d_deploy.export.torch_compiled_backend import TorchCompiledBackend
+                from e3d_deploy.runtime.backends.torch_compiled import TorchCompiledBackend
 
                 return TorchCompiledBackend(bundle, threads=threads)
             case "torch-cuda-graph":
-                from e3d_deploy.export.torch_graph_backend import TorchGraphBackend
+                from e3d_deploy.runtime.backends.torch_cuda_graph import TorchGraphBackend
 
                 return TorchGraphBackend(bundle)
             case "emulated":
-                from e3d_deploy.export.emulate import emulated_backend
+                from e3d_deploy.runtime.backends.emulated import emulated_backend
 
                 return emulated_backend(bundle, threads=threads)
             case "tensorrt" | "tensorrt-rtx":
-                from e3d_deploy.runtime.tensorrt_backend import TensorRTBackend
+                from e3d_deploy.runtime.backends.tensorrt import TensorRTBackend
 
                 return TensorRTBackend(bundle, target="tensorrt" if name == "tensorrt" else "tensorrt-rtx")
             case "onnxruntime-cuda":
-                from e3d_deploy.runtime.onnxruntime_cuda_backend import OnnxRuntimeCudaBackend
+                from e3d_deploy.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 
                 return OnnxRuntimeCudaBackend(bundle)
             case _:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
-from e3d_deploy.runtime.cuda import Cuda, Memory
+from e3d_deploy.runtime.backends.cuda import Cuda, Memory
 
 ALIGNMENT = 256
 """Alignment of each tensor (bytes), like that of memory from CUDA."""
@@ -148,7 +148,7 @@ class States:
         return DeviceState(self._block(), self.cuda)
 
     def initial(self) -> DeviceState:
-        """Return the state before the first frame, equal to `backend.initial_arrays`."""
+        """Return the state before the first frame, equal to `protocol.initial_arrays`."""
         state = self.new()
         self.cuda.fill(state.block.memory, 0)
         written = self.cuda.part(state.block.memory, self.layout.offsets["written"], 4 * self.layout.batch)

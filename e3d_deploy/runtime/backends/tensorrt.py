@@ -4,9 +4,9 @@ import logging
 from typing import Any
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.runtime.cuda import Cuda, Graph
-from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend
-from e3d_deploy.runtime.tensorrt_engine import Engine
+from e3d_deploy.runtime.backends.cuda import Cuda, Graph
+from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend
+from e3d_deploy.runtime.backends.tensorrt_engine import Engine
 from e3d_deploy.tensorrt_library import Target, library
 
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ import onnxruntime
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
-from e3d_deploy.runtime.cuda import Cuda
-from e3d_deploy.runtime.device_backend import Addresses, DeviceBackend
+from e3d_deploy.runtime.backends.cuda import Cuda
+from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError, ShapeError, StreamError
-from e3d_deploy.runtime.backend import Frame
-from e3d_deploy.runtime.cuda import TURN, Cuda, CudaError, said_plainly
-from e3d_deploy.runtime.device_arrays import DeviceArray, Port, is_on_gpu
-from e3d_deploy.runtime.device_states import DeviceState, Layout, States
+from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
+from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port, is_on_gpu
+from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, States
+from e3d_deploy.runtime.backends.protocol import Frame
 
 Addresses = dict[str, int]
 """Addresses of the inputs and outputs of a graph on the GPU, by name."""

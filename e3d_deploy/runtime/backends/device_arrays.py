@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.runtime.cuda import Cuda, Memory
+from e3d_deploy.runtime.backends.cuda import Cuda, Memory
 
 ON_GPU = 2
 """DLPack's number for memory of a GPU of NVIDIA."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
-from e3d_deploy.runtime.host_backend import HostBackend, Tensors
+from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 
 CORE = openvino.Core()
 """The one core of this process, for its CPU plugin must not be unloaded.

@@ -6,7 +6,7 @@ from typing import Any
 from e3d_deploy.bundle.folder import SIZES, Bundle
 from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
-from e3d_deploy.runtime.cuda import Cuda
+from e3d_deploy.runtime.backends.cuda import Cuda
 from e3d_deploy.tensorrt_library import REMEDY, Target, library, make_logger, refusal
 
 log = logging.getLogger(__name__)
