@@ -23,7 +23,8 @@ from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backends.protocol import Backend, open_backend
+from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.registry import open_backend
 
 BACKENDS, THREADS = ("onnxruntime", "openvino"), (1, 2)
 CALLS = {"demo": 10, "full": 2}

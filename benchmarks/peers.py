@@ -36,7 +36,8 @@ from e3d_deploy.errors import E3DError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backends.protocol import initial_arrays, open_backend
+from e3d_deploy.runtime.backends.protocol import initial_arrays
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import quality_lost
 
 Arrays = dict[str, NDArray[Any]]

@@ -23,7 +23,7 @@ from benchmarks.scheduler import bundle_of
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.aged import Aged, advance, grown
-from e3d_deploy.runtime.backends.protocol import open_backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import Renewal
 

@@ -13,8 +13,8 @@ CHECKED = {
         "young_ring"
     ),
     "e3d_deploy": (
-        "__init__ __main__ card checkpoint cli config contract doctor parts step tensorrt_library tensors tf32 "
-        "training workspace"
+        "__init__ __main__ card checkpoint cli config contract doctor operators parts step tensorrt_library "
+        "tensors tf32 training workspace"
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (
@@ -28,9 +28,8 @@ CHECKED = {
     "e3d_deploy/importing": "__init__",
     "e3d_deploy/runtime": "__init__ aged live predictor renewal snapshot",
     "e3d_deploy/runtime/backends": (
-        "__init__ "
-        "cuda device device_states onnxruntime onnxruntime_cuda tensorrt tensorrt_engine torch_cuda_graph "
-        "torch_eager torch_ring torch_ring_states"
+        "__init__ cuda device device_states onnxruntime onnxruntime_cuda registry tensorrt tensorrt_engine "
+        "torch_cuda_graph torch_eager torch_ring torch_ring_states"
     ),
     "tests": (
         "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_burn_in test_card "

@@ -14,7 +14,7 @@ from e3d_deploy.policies import RUNS
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends import onnxruntime_cuda
 from e3d_deploy.runtime.backends.onnxruntime_cuda import NO_GRAPH, OnnxRuntimeCudaBackend
-from e3d_deploy.runtime.backends.protocol import open_backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from tests.fake_cuda import Machine
 from tests.fake_tensorrt_runtime import floats, pictures, same
 

@@ -27,14 +27,16 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.drift import Drift
 from e3d_deploy.export.plan import build_plan
-from e3d_deploy.export.precision import LOW, NUMPY, PRODUCTS, evaluate, fixed_values, products, stamp, typed
+from e3d_deploy.export.precision import LOW, NUMPY, evaluate, fixed_values, products, stamp, typed
 from e3d_deploy.export.quantize import calibrate
 from e3d_deploy.export.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.policies import POLICIES, RUNS, Budget, candidates, check_runs, parse_budget
 from e3d_deploy.runtime import Bundle, load
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
-from e3d_deploy.runtime.backends.protocol import initial_arrays, open_backend
+from e3d_deploy.runtime.backends.protocol import initial_arrays
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import verify
 
 CONTEXT, HORIZON = 3, 3

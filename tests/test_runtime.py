@@ -18,7 +18,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, ShapeError, StreamError
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.host import as_frames
-from e3d_deploy.runtime.backends.protocol import Frame, State, open_backend
+from e3d_deploy.runtime.backends.protocol import Frame, State
+from e3d_deploy.runtime.backends.registry import open_backend
 from tests.fake_backend import AGELESS
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))

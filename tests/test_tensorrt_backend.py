@@ -42,7 +42,8 @@ from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends import cuda
 from e3d_deploy.runtime.backends.cuda import KERNEL, Cuda
 from e3d_deploy.runtime.backends.device_states import Layout
-from e3d_deploy.runtime.backends.protocol import Backend, open_backend
+from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.tensorrt import TensorRTBackend
 from e3d_deploy.runtime.backends.tensorrt_engine import INVALID, check_validity
 from e3d_deploy.runtime.verify import agrees, verify

@@ -26,7 +26,8 @@ from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, St
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends import torch_cuda_graph
-from e3d_deploy.runtime.backends.protocol import initial_arrays, open_backend
+from e3d_deploy.runtime.backends.protocol import initial_arrays
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.torch_compiled import TorchCompiledBackend
 from e3d_deploy.runtime.backends.torch_cuda_graph import TorchGpu, TorchGraphBackend
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend

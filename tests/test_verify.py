@@ -19,7 +19,8 @@ from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.files import locked
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from e3d_deploy.runtime.backends.protocol import State, open_backend
+from e3d_deploy.runtime.backends.protocol import State
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
 
 ROUNDING = 1e-5

@@ -26,7 +26,7 @@ from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backends.protocol import open_backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import verify
 
 CONFIG = ModelConfig(image_size=(16, 24), hidden=(4, 6), kernel_size=3, history_length=4)

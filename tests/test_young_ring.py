@@ -16,7 +16,8 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import sha256
 from e3d_deploy.inspect import inspect_bundle
 from e3d_deploy.runtime import Bundle, Snapshot
-from e3d_deploy.runtime.backends.protocol import Backend, open_backend
+from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from tests.test_old_bundle import OLD
 
 Arrays = dict[str, NDArray[Any]]

@@ -68,7 +68,7 @@ def benchmark(
     from contextlib import ExitStack, closing
 
     from e3d_deploy.errors import QualityError
-    from e3d_deploy.runtime.backends.protocol import open_backend
+    from e3d_deploy.runtime.backends.registry import open_backend
     from e3d_deploy.runtime.baseline import compare, read_baseline, regressions
     from e3d_deploy.runtime.benchmark import benchmark as run
     from e3d_deploy.runtime.stream_curve import Target, stream_curve

@@ -54,7 +54,7 @@ def verify(
     from e3d_deploy.bundle.folder import record_verification
     from e3d_deploy.data.clips import read_clips
     from e3d_deploy.doctor import installed
-    from e3d_deploy.runtime.backends.protocol import open_backend
+    from e3d_deploy.runtime.backends.registry import open_backend
     from e3d_deploy.runtime.choose import open_first
     from e3d_deploy.runtime.verify import verify as verify_backend
 

@@ -17,6 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.export.compose import IR_VERSION, OPSET
+from e3d_deploy.operators import MOVES, PRODUCTS, on
 
 LOW = {
     "fp16": TensorProto.FLOAT16,
@@ -38,9 +39,6 @@ LARGEST_WEIGHT = {"int8": 64.0, "fp8": 448.0}
 16 bits, which then never overflow."""
 OPSETS = {"bf16": 22}
 """Convolutions take bfloat16 from this opset on; for the others compose.OPSET."""
-MOVES = {"Reshape", "Transpose", "Gather", "Slice", "Concat", "Split", "Squeeze", "Unsqueeze", "Expand", "Identity"}
-"""Operators that compute nothing."""
-PRODUCTS = ("Conv", "MatMul")
 
 
 def products(core: GraphProto) -> dict[str, list[NodeProto]]:
@@ -225,14 +223,6 @@ def stamp(model: ModelProto, policy: str) -> ModelProto:
     """The model, with the opset that the types of its policy need."""
     model.opset_import[0].version = OPSETS.get(policy, OPSET)
     return model
-
-
-def on(node: NodeProto, inputs: Sequence[str], output: str) -> NodeProto:
-    """A node like another, on other values."""
-    copy = NodeProto()
-    copy.CopyFrom(node)
-    copy.name, copy.input[:], copy.output[:] = output, inputs, [output]
-    return copy
 
 
 def sides_of(convolution: NodeProto) -> int:

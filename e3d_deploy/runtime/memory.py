@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.runtime.backends.protocol import open_backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.environment import peak_resident
 from e3d_deploy.runtime.tasks import make_task
 

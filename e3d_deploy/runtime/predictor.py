@@ -20,7 +20,8 @@ from e3d_deploy.errors import BundleError, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.aged import Aged, advance, plain_errors
 from e3d_deploy.runtime.backends.host import as_frames
-from e3d_deploy.runtime.backends.protocol import Backend, Frame, State, open_backend
+from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.queues import Policy
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context

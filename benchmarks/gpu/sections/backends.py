@@ -71,7 +71,7 @@ def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]
     """Run torch-cuda-graph on a folder that has a model and no graphs, which is all that it reads."""
     from e3d_deploy import checkpoint
     from e3d_deploy.bundle.folder import MODEL, Bundle
-    from e3d_deploy.runtime.backends.protocol import open_backend
+    from e3d_deploy.runtime.backends.registry import open_backend
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         checkpoint.save(bench.model, Path(folder) / MODEL)
@@ -86,7 +86,7 @@ def on_bundle(bench: Bench, path: Path, name: str) -> dict[str, Any]:
     """Run a backend on a bundle, beside eager float32 of the bundle's own model."""
     from e3d_deploy import checkpoint
     from e3d_deploy.bundle.folder import MODEL, Bundle
-    from e3d_deploy.runtime.backends.protocol import open_backend
+    from e3d_deploy.runtime.backends.registry import open_backend
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         started = time.monotonic()

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.export.precision import MOVES, PRODUCTS, on
+from e3d_deploy.operators import MOVES, PRODUCTS, on
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.protocol import State, initial_arrays
 

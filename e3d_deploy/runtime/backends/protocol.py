@@ -1,4 +1,4 @@
-"""What runs a step, and how one is chosen."""
+"""Protocol of whatever runs the graphs of a bundle."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -7,30 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
-from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import BackendUnavailable, ConfigError
-from e3d_deploy.policies import check_runs
 
 State = Any
 """The tensors of `contract.states` of a few streams. Only the backend that made it can read it: it may live on a
 device. It is a value: no call changes one that somebody holds, and what it holds is used again when nobody does."""
 Frame = NDArray[np.float32] | NDArray[np.uint8]
 """A frame of each stream, float32 [B, C, H, W] in [0, 1], or a picture of each, uint8 [B, H, W, C]."""
-
-REMEDY = {
-    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
-    "tensorrt-rtx": "pip install 'e3d_deploy[rtx]', on a machine with an NVIDIA GPU and its driver",
-    "onnxruntime-cuda": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
-    "onnxruntime": "pip install 'e3d_deploy[cpu]'",
-    "openvino": "pip install 'e3d_deploy[openvino]'",
-    "torch": "pip install 'e3d_deploy[train]'",
-    "torch-compiled": "pip install 'e3d_deploy[train]', on a machine with a C++ compiler",
-    "torch-cuda-graph": "pip install 'e3d_deploy[train]' cuda-core with a PyTorch for CUDA, on a machine with an "
-    "NVIDIA GPU and its driver",
-    "emulated": "pip install 'e3d_deploy[train,cpu]'",
-}
-"""How to get each backend that runs in this version."""
 
 
 class Backend(Protocol):
@@ -102,61 +85,3 @@ def initial_arrays(config: ModelConfig, batch: int) -> dict[str, NDArray[Any]]:
     arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in contract.states(config, batch)}
     arrays["written"][:] = 1
     return arrays
-
-
-def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:
-    """The backend of a name, running the graphs of a bundle.
-
-    Args:
-        name: `onnxruntime`, `openvino`, `torch`, which is the yardstick in float32 whatever the graphs compute in, or
-            `emulated`, which runs a graph whose types nothing here has, and slowly.
-        threads: threads of the processor within a step; None leaves it to the library. Backends on a GPU use none.
-
-    Raises:
-        BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision; or
-            it needs a GPU, and there is none.
-        BundleError: the bundle has no engine for it.
-        ConfigError: no backend has this name.
-    """
-    check_runs(bundle.precision, name)
-    try:
-        match name:
-            case "onnxruntime":
-                from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-                return OnnxRuntimeBackend(bundle, threads=threads)
-            case "openvino":
-                from e3d_deploy.runtime.backends.openvino import OpenVINOBackend
-
-                return OpenVINOBackend(bundle, threads=threads)
-            case "torch":
-                # It lives with export, as runtime/ must work where there is no PyTorch.
-                from e3d_deploy.runtime.backends.torch_eager import TorchBackend
-
-                return TorchBackend.of_bundle(bundle, threads=threads)
-            case "torch-compiled":
-                from e3d_deploy.runtime.backends.torch_compiled import TorchCompiledBackend
-
-                return TorchCompiledBackend(bundle, threads=threads)
-            case "torch-cuda-graph":
-                from e3d_deploy.runtime.backends.torch_cuda_graph import TorchGraphBackend
-
-                return TorchGraphBackend(bundle)
-            case "emulated":
-                from e3d_deploy.runtime.backends.emulated import emulated_backend
-
-                return emulated_backend(bundle, threads=threads)
-            case "tensorrt" | "tensorrt-rtx":
-                from e3d_deploy.runtime.backends.tensorrt import TensorRTBackend
-
-                return TensorRTBackend(bundle, target="tensorrt" if name == "tensorrt" else "tensorrt-rtx")
-            case "onnxruntime-cuda":
-                from e3d_deploy.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
-
-                return OnnxRuntimeCudaBackend(bundle)
-            case _:
-                raise ConfigError(f"backend: got {name!r}, expected one of auto, {', '.join(REMEDY)}")
-    except ModuleNotFoundError as error:
-        raise BackendUnavailable(f"{name}: {error.name} is not installed; {REMEDY[name]}") from error
-    except ImportError as error:
-        raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {REMEDY[name]}") from error
