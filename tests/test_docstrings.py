@@ -31,6 +31,7 @@ CHECKED = {
         "__init__ cuda device device_states onnxruntime onnxruntime_cuda registry tensorrt tensorrt_engine "
         "torch_cuda_graph torch_eager torch_ring torch_ring_states"
     ),
+    "e3d_deploy/runtime/streams": "__init__",
     "tests": (
         "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_burn_in test_card "
         "test_checkpoint test_cli test_config test_data test_decay test_demo test_diff test_digits test_docstrings "

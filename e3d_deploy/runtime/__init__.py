@@ -12,6 +12,6 @@ with e3d.load("kth.e3d") as predictor:
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.runtime.predictor import Predictor, Stream, load
 from e3d_deploy.runtime.snapshot import Snapshot
-from e3d_deploy.runtime.streams import SlotStream, Streams
+from e3d_deploy.runtime.streams.streams import SlotStream, Streams
 
 __all__ = ["Bundle", "Predictor", "SlotStream", "Snapshot", "Stream", "Streams", "load"]

@@ -23,11 +23,11 @@ from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher, Member
-from e3d_deploy.runtime.queues import Policy
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
-from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
 from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
-from e3d_deploy.runtime.streams import Streams
+from e3d_deploy.runtime.streams.queues import Policy
+from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
+from e3d_deploy.runtime.streams.streams import Streams
 
 log = logging.getLogger(__name__)
 

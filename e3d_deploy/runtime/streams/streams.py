@@ -12,11 +12,11 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
-from e3d_deploy.runtime.queues import Policy, Queues
 from e3d_deploy.runtime.renewal import NONE, Renewal
-from e3d_deploy.runtime.requests import Video
-from e3d_deploy.runtime.scheduler import OnBadOutput, Scheduler
 from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
+from e3d_deploy.runtime.streams.queues import Policy, Queues
+from e3d_deploy.runtime.streams.requests import Video
+from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
 
 
 class Streams:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.batching import Batch, Member
-from e3d_deploy.runtime.counters import Counters
 from e3d_deploy.runtime.renewal import Renewal
+from e3d_deploy.runtime.streams.counters import Counters
 
 LAST = 256
 """How many pictures percentiles of one stream are of."""

@@ -11,8 +11,8 @@ from typing import Literal, get_args
 
 from e3d_deploy.errors import ConfigError, StreamError
 from e3d_deploy.runtime.backends.protocol import Frame
-from e3d_deploy.runtime.counters import Counters
-from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Row, Video, give
+from e3d_deploy.runtime.streams.counters import Counters
+from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
 """What a push does when its stream's queue is full: wait, drop the oldest picture there, drop its own, or fail."""

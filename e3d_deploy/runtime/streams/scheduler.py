@@ -21,10 +21,10 @@ from e3d_deploy.runtime.aged import next_members
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.faults import clear
-from e3d_deploy.runtime.queues import Queues
 from e3d_deploy.runtime.renewal import Renewal
-from e3d_deploy.runtime.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.runtime.streams.queues import Queues
+from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 
 log = logging.getLogger(__name__)
 
