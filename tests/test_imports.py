@@ -42,6 +42,19 @@ def test_runtime_loads_numpy_alone() -> None:
     assert not foreign
 
 
+def test_a_plain_stream_imports_no_scheduler(exported: object) -> None:
+    code = f"""
+import sys
+import e3d_deploy.runtime as e3d
+with e3d.load({str(exported)!r} + "/tiny.e3d", "onnxruntime") as predictor:
+    predictor.stream()
+    print([name for name in sys.modules if name.startswith("e3d_deploy.runtime.streams")])
+    predictor.streams().close()
+    print(e3d.Streams.__module__ in sys.modules, e3d.SlotStream.__name__)
+"""
+    assert python(code).splitlines() == ["[]", "True SlotStream"]
+
+
 @pytest.mark.parametrize("absent", ["numpy", "torch", "onnx", "onnxruntime", "lightning"])
 def test_help_and_doctor_need_nothing_but_click_and_rich(absent: str) -> None:
     """A broken or missing library must not keep `e3d doctor` from saying so."""

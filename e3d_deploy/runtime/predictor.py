@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
 import numpy as np
@@ -25,9 +25,11 @@ from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
-from e3d_deploy.runtime.streams.queues import Policy
-from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
-from e3d_deploy.runtime.streams.streams import Streams
+
+if TYPE_CHECKING:
+    from e3d_deploy.runtime.streams.queues import Policy
+    from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
+    from e3d_deploy.runtime.streams.streams import Streams
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +160,10 @@ class Predictor:
         max_streams: int = 32,
         max_wait_ms: float = 2.0,
         queue_length: int = 4,
-        policy: Policy = "block",
-        on_bad_output: OnBadOutput = "raise",
+        policy: "Policy" = "block",
+        on_bad_output: "OnBadOutput" = "raise",
         memory_limit_bytes: int | None = None,
-    ) -> Streams:
+    ) -> "Streams":
         """Open many videos that are stepped together, for several threads; see `Streams` for the other arguments.
 
         Args:
@@ -171,6 +173,8 @@ class Predictor:
             ConfigError, ResourceLimit: as `Streams`.
             StreamError: this was closed.
         """
+        from e3d_deploy.runtime.streams.streams import Streams  # a plain stream needs no scheduler
+
         own = self.renewal(renewal)
         with self._lock:
             if self.closed:
