@@ -12,8 +12,8 @@ import torch
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.measure.benchmark import environment
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.runtime.benchmark import environment
 
 RESULTS = Path(__file__).parent / "results"
 

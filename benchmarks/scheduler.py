@@ -24,9 +24,9 @@ from e3d_deploy import contract, runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.statistics import statistics
+from e3d_deploy.measure.roofline import measure
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Frame
-from e3d_deploy.runtime.roofline import measure
 
 
 def bundle_of(size: str, folder: Path) -> Path:

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from e3d_deploy import doctor
 from e3d_deploy.commands.benchmark_tables import answer_line, device_time
 from e3d_deploy.errors import BenchmarkError, ConfigError
+from e3d_deploy.measure.baseline import compare, read_baseline, regressions
+from e3d_deploy.measure.benchmark import benchmark
+from e3d_deploy.measure.environment import PACKAGES
+from e3d_deploy.measure.memory import peak_alone
+from e3d_deploy.measure.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
+from e3d_deploy.measure.tasks import Task, make_task
+from e3d_deploy.measure.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.device import DeviceBackend
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from e3d_deploy.runtime.baseline import compare, read_baseline, regressions
-from e3d_deploy.runtime.benchmark import benchmark
-from e3d_deploy.runtime.environment import PACKAGES
-from e3d_deploy.runtime.memory import peak_alone
-from e3d_deploy.runtime.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
-from e3d_deploy.runtime.tasks import Task, make_task
-from e3d_deploy.runtime.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
 from tests.fake_backend import FakeBackend
 from tests.tools import e3d
 

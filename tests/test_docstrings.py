@@ -26,7 +26,8 @@ CHECKED = {
     "e3d_deploy/evaluation": "renewals samples streaming",
     "e3d_deploy/export": "__init__ bundle engine_files plan to_onnx to_tensorrt",
     "e3d_deploy/importing": "__init__",
-    "e3d_deploy/runtime": "__init__ aged live predictor renewal snapshot",
+    "e3d_deploy/measure": "__init__ live",
+    "e3d_deploy/runtime": "__init__ aged predictor renewal snapshot",
     "e3d_deploy/runtime/backends": (
         "__init__ cuda device device_states onnxruntime onnxruntime_cuda registry tensorrt tensorrt_engine "
         "torch_cuda_graph torch_eager torch_ring torch_ring_states"

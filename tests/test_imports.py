@@ -19,7 +19,7 @@ def python(code: str) -> str:
 def test_runtime_imports_without(absent: str) -> None:
     modules = (
         "e3d_deploy.runtime, e3d_deploy.runtime.verify, e3d_deploy.bundle.pack, e3d_deploy.inspect, e3d_deploy.diff, "
-        "e3d_deploy.runtime.benchmark, e3d_deploy.runtime.stream_curve, e3d_deploy.runtime.profile"
+        "e3d_deploy.measure.benchmark, e3d_deploy.measure.stream_curve, e3d_deploy.measure.profile"
     )
     python(f"import sys; sys.modules[{absent!r}] = None; import {modules}")
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from e3d_deploy.export.statistics import NodeCost, node_costs, statistics
-from e3d_deploy.runtime import Bundle, roofline
-from e3d_deploy.runtime import profile as profiling
-from e3d_deploy.runtime.profile import match, profile
-from e3d_deploy.runtime.profilers import Timed, Trace
-from e3d_deploy.runtime.roofline import Roofline
+from e3d_deploy.measure import profile as profiling
+from e3d_deploy.measure import roofline
+from e3d_deploy.measure.profile import match, profile
+from e3d_deploy.measure.profilers import Timed, Trace
+from e3d_deploy.measure.roofline import Roofline
+from e3d_deploy.runtime import Bundle
 from tests.tools import e3d
 
 LIMITS = Roofline(gflops=50.0, gigabytes_per_second=10.0)

@@ -16,10 +16,10 @@ from e3d_deploy import runtime
 from e3d_deploy.card import Card, Decay, Window
 from e3d_deploy.cli import main
 from e3d_deploy.errors import ConfigError, ResourceLimit, SnapshotError, StreamError
+from e3d_deploy.measure.tasks import make_task
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.renewal import Renewal, default_renewal
-from e3d_deploy.runtime.tasks import make_task
 from tests.fake_backend import CONFIG, FakeBackend, picture, pushed, together
 from tests.test_data import write_video
 

@@ -13,7 +13,7 @@ from e3d_deploy.commands.output import as_json, check_picture, working
 
 if TYPE_CHECKING:
     from e3d_deploy.config import ModelConfig
-    from e3d_deploy.runtime.tasks import Pictures
+    from e3d_deploy.measure.tasks import Pictures
 
 
 FPS, TOLERANCE = 30.0, 0.1
@@ -68,11 +68,11 @@ def benchmark(
     from contextlib import ExitStack, closing
 
     from e3d_deploy.errors import QualityError
+    from e3d_deploy.measure.baseline import compare, read_baseline, regressions
+    from e3d_deploy.measure.benchmark import benchmark as run
+    from e3d_deploy.measure.stream_curve import Target, stream_curve
+    from e3d_deploy.measure.tasks import check_what
     from e3d_deploy.runtime.backends.registry import open_backend
-    from e3d_deploy.runtime.baseline import compare, read_baseline, regressions
-    from e3d_deploy.runtime.benchmark import benchmark as run
-    from e3d_deploy.runtime.stream_curve import Target, stream_curve
-    from e3d_deploy.runtime.tasks import check_what
 
     if fps is not None and target_p99 is None:
         raise click.UsageError("--fps is of the streams of --target-p99: give both, or neither.")

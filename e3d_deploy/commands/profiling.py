@@ -21,7 +21,7 @@ from e3d_deploy.commands.output import as_json, table, working
 @json_option("All nodes and types, with the environment, as JSON.")
 def profile(bundle: Path, backend: str, threads: int | None, steps: int, top: int, roofline: bool, json_: bool) -> None:
     """Time the nodes of a step, and say how near they come to what this machine can do."""
-    from e3d_deploy.runtime.profile import profile as run
+    from e3d_deploy.measure.profile import profile as run
 
     opened = open_bundle(bundle)
     with working(f"profiling {bundle} on {backend}"):

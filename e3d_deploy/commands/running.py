@@ -117,7 +117,7 @@ def stream(
     from e3d_deploy.data.clips import play
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_target, write_clips
-    from e3d_deploy.runtime.live import follow
+    from e3d_deploy.measure.live import follow
 
     selection = Selection(every=every, resample=resample)
     if output is not None:

@@ -22,10 +22,10 @@ from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.to_tensorrt import build
 from e3d_deploy.frames import Frames
+from e3d_deploy.measure.benchmark import benchmark
+from e3d_deploy.measure.live import follow
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import open_backend
-from e3d_deploy.runtime.benchmark import benchmark
-from e3d_deploy.runtime.live import follow
 from e3d_deploy.runtime.verify import Report, verify
 
 HERE = Path(__file__).parent

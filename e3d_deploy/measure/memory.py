@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.measure.environment import peak_resident
+from e3d_deploy.measure.tasks import make_task
 from e3d_deploy.runtime.backends.registry import open_backend
-from e3d_deploy.runtime.environment import peak_resident
-from e3d_deploy.runtime.tasks import make_task
 
 log = logging.getLogger(__name__)
 
-CODE = "import sys; from e3d_deploy.runtime.memory import child; sys.stdout.write(child(sys.argv[1]))"
+CODE = "import sys; from e3d_deploy.measure.memory import child; sys.stdout.write(child(sys.argv[1]))"
 AT_MOST = 600
 """Seconds that the process may take."""
 

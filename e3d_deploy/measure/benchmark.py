@@ -11,12 +11,12 @@ import numpy as np
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.measure.environment import environment
+from e3d_deploy.measure.memory import peak_alone
+from e3d_deploy.measure.tasks import WHAT, Pictures, check_what, make_task
+from e3d_deploy.measure.timing import REPEATS, Block, Clock, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime.backends.protocol import Backend
-from e3d_deploy.runtime.environment import environment
-from e3d_deploy.runtime.memory import peak_alone
 from e3d_deploy.runtime.renewal import renewal_for
-from e3d_deploy.runtime.tasks import WHAT, Pictures, check_what, make_task
-from e3d_deploy.runtime.timing import REPEATS, Block, Clock, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime.verify import verify
 
 SCHEMA = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from e3d_deploy.runtime.tasks import Task
+from e3d_deploy.measure.tasks import Task
 
 REPEATS = 5
 CONFIDENCE = 0.9

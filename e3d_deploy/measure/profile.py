@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.runtime.environment import environment
-from e3d_deploy.runtime.profilers import Timed, trace
-from e3d_deploy.runtime.roofline import Roofline, measure
+from e3d_deploy.measure.environment import environment
+from e3d_deploy.measure.profilers import Timed, trace
+from e3d_deploy.measure.roofline import Roofline, measure
 
 if TYPE_CHECKING:
     from e3d_deploy.export.statistics import NodeCost

@@ -14,7 +14,7 @@ import numpy as np
 
 from e3d_deploy.errors import BackendUnavailable
 
-CODE = "import sys; from e3d_deploy.runtime.roofline import child; sys.stdout.write(child(sys.argv[1]))"
+CODE = "import sys; from e3d_deploy.measure.roofline import child; sys.stdout.write(child(sys.argv[1]))"
 SIDES = (512, 1024, 2048)
 """Of the square matrices that are tried; the fastest counts."""
 COPIED = 256 << 20

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.errors import BenchmarkError, ConfigError
-from e3d_deploy.runtime.benchmark import SCHEMA
+from e3d_deploy.measure.benchmark import SCHEMA
 
 TOLERANCE = 0.1
 """By how much a median may grow, as a share."""

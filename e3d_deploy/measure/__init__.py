@@ -1,0 +1,1 @@
+"""Measures what runs: times, memory and the limits of a machine."""
