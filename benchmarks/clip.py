@@ -26,9 +26,9 @@ from benchmarks.common import in_turn, save
 from e3d_deploy import checkpoint
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.tour import MODEL
-from e3d_deploy.export.compose import clip_graph
-from e3d_deploy.export.plan import build_plan
-from e3d_deploy.export.to_onnx import export_core
+from e3d_deploy.export.engines.plan import build_plan
+from e3d_deploy.export.graph.compose import clip_graph
+from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tensorrt_library import library

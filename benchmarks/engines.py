@@ -20,8 +20,8 @@ from benchmarks.common import save
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.cache import EngineCache
-from e3d_deploy.export.to_tensorrt import build
+from e3d_deploy.export.engines.build import build
+from e3d_deploy.export.engines.cache import EngineCache
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import RUNS, Budget
 from e3d_deploy.runtime import Bundle

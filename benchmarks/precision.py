@@ -25,14 +25,14 @@ from benchmarks.common import in_turn, save
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL
-from e3d_deploy.export import precision
 from e3d_deploy.export.bundle import reference_clip
-from e3d_deploy.export.choose import Chooser
-from e3d_deploy.export.compose import step_graph
-from e3d_deploy.export.drift import Gauge, real_clips
-from e3d_deploy.export.precision import LARGEST, LOW, stamp, typed
-from e3d_deploy.export.quantize import calibrate
-from e3d_deploy.export.to_onnx import export_core
+from e3d_deploy.export.graph.compose import step_graph
+from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.precision import types
+from e3d_deploy.export.precision.choose import Chooser
+from e3d_deploy.export.precision.drift import Gauge, real_clips
+from e3d_deploy.export.precision.quantize import calibrate
+from e3d_deploy.export.precision.types import LARGEST, LOW, stamp, typed
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import BUDGETS, POLICIES, RUNS
 from e3d_deploy.runtime.backends.emulated import Steps, session
@@ -67,12 +67,12 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
             "drift": asdict(fit.drift),
             "drift_without_exclusion": asdict(gauge.drift(whole, policy)) if fit.exclude else asdict(fit.drift),
         }
-    weights = precision.LARGEST_WEIGHT
+    weights = types.LARGEST_WEIGHT
     try:
-        precision.LARGEST_WEIGHT = {**weights, "int8": LARGEST["int8"]}
+        types.LARGEST_WEIGHT = {**weights, "int8": LARGEST["int8"]}
         eight = step_graph(typed(core, "int8", ranges=ranges), config, 1)
     finally:
-        precision.LARGEST_WEIGHT = weights
+        types.LARGEST_WEIGHT = weights
 
     def onnxruntime(graph: ModelProto) -> dict[str, float]:
         return native_drift(gauge, Steps(session(graph, threads=threads, integers=True), config, 1))

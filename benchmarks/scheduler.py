@@ -23,7 +23,7 @@ from benchmarks.common import in_turn, model_of, save
 from e3d_deploy import contract, runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.statistics import statistics
+from e3d_deploy.export.graph.statistics import statistics
 from e3d_deploy.measure.roofline import measure
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Frame

@@ -54,7 +54,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click knows what to do
         except KeyboardInterrupt:
-            from e3d_deploy.export.watch import BUILDING
+            from e3d_deploy.export.engines.watch import BUILDING
 
             click.echo("interrupted", err=True)
             if any(thread.name == BUILDING for thread in threading.enumerate()):

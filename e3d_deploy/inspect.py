@@ -11,7 +11,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
 
 if TYPE_CHECKING:
-    from e3d_deploy.export.statistics import Statistics
+    from e3d_deploy.export.graph.statistics import Statistics
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
         BundleError: a graph that is not the one of the manifest.
         ModuleNotFoundError: onnx is not installed.
     """
-    from e3d_deploy.export.statistics import statistics
+    from e3d_deploy.export.graph.statistics import statistics
 
     return {name: statistics(bundle.graph(name), entry) for name, entry in bundle.manifest["graphs"].items()}
 
@@ -144,7 +144,7 @@ def _cost(bundle: Bundle) -> dict[str, Any]:
     """What each graph costs, where there is onnx to read it."""
     try:
         graphs = graph_statistics(bundle)
-        from e3d_deploy.export.statistics import HOW
+        from e3d_deploy.export.graph.statistics import HOW
     except ModuleNotFoundError as error:
         return {"cost": f"not known: {error.name} is not installed; pip install 'e3d_deploy[train]'"}
     lengths = {"rollout": bundle.horizon - 1, "clip": bundle.context_length + bundle.horizon - 1}

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 from e3d_deploy.bundle.folder import check_file
 from e3d_deploy.config import EngineConfig
-from e3d_deploy.export import to_tensorrt
-from e3d_deploy.export.cache import EngineCache
+from e3d_deploy.export.engines import build as build_module
+from e3d_deploy.export.engines.cache import EngineCache
 from e3d_deploy.runtime import Bundle
 from tests.fake_tensorrt import FakeTensorRT
 
@@ -33,8 +33,8 @@ def build_on_and_on(bundle: Path, folder: Path) -> NoReturn:
 
 def build(bundle: Path, cache: EngineCache, plan: bytes, level: int) -> None:
     library: Any = FakeTensorRT(plan=plan)
-    to_tensorrt.library = lambda _: library
-    to_tensorrt.build(Bundle.open(bundle), "tensorrt-rtx", EngineConfig(optimization_level=level), cache=cache)
+    build_module.library = lambda _: library
+    build_module.build(Bundle.open(bundle), "tensorrt-rtx", EngineConfig(optimization_level=level), cache=cache)
 
 
 def leftovers(*folders: Path) -> list[str]:
@@ -43,7 +43,7 @@ def leftovers(*folders: Path) -> list[str]:
 
 
 def main(bundle: Path, folder: Path, times: int) -> None:
-    to_tensorrt.prove = lambda *_: {"requested": "fp32", "proved": "fp32", "by": "graph", "layers": {}}
+    build_module.prove = lambda *_: {"requested": "fp32", "proved": "fp32", "by": "graph", "layers": {}}
     cache = EngineCache(folder)
     draw = random.Random(0)
     counts = {"kills": 0, "with engines": 0, "with leftovers": 0}

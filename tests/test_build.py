@@ -20,11 +20,12 @@ from onnx import TensorProto, helper, numpy_helper
 from e3d_deploy import checkpoint, tensorrt_library
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
-from e3d_deploy.export import to_tensorrt, watch
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.layers import locate
-from e3d_deploy.export.plan import build_plan, default_buckets
-from e3d_deploy.export.to_tensorrt import build, library
+from e3d_deploy.export.engines import build as build_module
+from e3d_deploy.export.engines import watch
+from e3d_deploy.export.engines.build import build, library
+from e3d_deploy.export.engines.plan import build_plan, default_buckets
+from e3d_deploy.export.graph.layers import locate
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import RUNS
@@ -368,15 +369,15 @@ def test_an_option_that_a_library_lacks_is_refused(
     target: Any, options: dict[str, Any], words: str, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = FakeTensorRT()
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: trt)
+    monkeypatch.setattr(build_module, "library", lambda _: trt)
     with pytest.raises(ConfigError, match=words):
         build(Bundle.open(bundle_path), target, EngineConfig(**options))
     assert trt.built == 0
 
 
 def test_rtx_says_when_what_it_builds_is_for_other_machines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
-    monkeypatch.setattr(to_tensorrt, "rtx_refusal", lambda: "TensorRT-RTX 1.7.1 neither builds for …")
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(build_module, "rtx_refusal", lambda: "TensorRT-RTX 1.7.1 neither builds for …")
     remarks: list[str] = []
     build(Bundle.open(bundle_path), "tensorrt-rtx", remark=remarks.append)
     assert remarks[0] == "the engines are for other machines: TensorRT-RTX 1.7.1 neither builds for …"
@@ -396,17 +397,17 @@ def test_rtx_builds_refittable_engines_only_where_there_is_a_driver(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = FakeTensorRT()
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: trt)
-    monkeypatch.setattr(to_tensorrt, "machine", lambda: {"nvidia_driver": False})
+    monkeypatch.setattr(build_module, "library", lambda _: trt)
+    monkeypatch.setattr(build_module, "machine", lambda: {"nvidia_driver": False})
     with pytest.raises(BackendUnavailable, match="leave --refit out, or build on the device"):
         build(Bundle.open(bundle_path), "tensorrt-rtx", EngineConfig(refittable=True))
-    monkeypatch.setattr(to_tensorrt, "machine", lambda: {"nvidia_driver": True})
+    monkeypatch.setattr(build_module, "machine", lambda: {"nvidia_driver": True})
     build(Bundle.open(bundle_path), "tensorrt-rtx", EngineConfig(refittable=True))
     assert set(trt.calls["flags"]) == {"refit"}
 
 
 def test_rtx_leaves_the_timing_cache_alone(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     remarks: list[str] = []
     config = EngineConfig(timing_cache=str(tmp_path / "timing"))
     build(Bundle.open(bundle_path), "tensorrt-rtx", config, remark=remarks.append)
@@ -415,7 +416,7 @@ def test_rtx_leaves_the_timing_cache_alone(bundle_path: Path, monkeypatch: pytes
 
 
 def test_a_precision_that_did_not_come_true_writes_nothing(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     bundle = Bundle.open(bundle_path)
     bundle.manifest["graphs"]["clip"]["precision"] = "fp16"
     with pytest.raises(EngineError, match=r"fp16 was asked for, and the graph shows .* \d+ in fp32"):
@@ -425,7 +426,7 @@ def test_a_precision_that_did_not_come_true_writes_nothing(bundle_path: Path, mo
 
 
 def test_a_precision_that_a_library_does_not_run_is_refused(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     bundle = Bundle.open(bundle_path)
     bundle.manifest["graphs"]["step"]["precision"] = "fp8"
     with pytest.raises(BackendUnavailable, match="tensorrt does not run fp8: tensorrt-rtx do"):
@@ -433,16 +434,16 @@ def test_a_precision_that_a_library_does_not_run_is_refused(bundle_path: Path, m
 
 
 def test_building_again_replaces_the_engines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     build(Bundle.open(bundle_path), "tensorrt")
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT(plan=b"another plan"))
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT(plan=b"another plan"))
     sidecars = build(Bundle.open(bundle_path), "tensorrt")
     assert sidecars["step"]["bytes"] == len(b"another plan")
     assert Bundle.open(bundle_path).manifest["engines"]["step.tensorrt"] == sidecars["step"]
 
 
 def test_engines_of_another_target_stay(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: FakeTensorRT())
+    monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     opened = Bundle.open(bundle_path)
     build(opened, "tensorrt")
     build(opened, "tensorrt-rtx")  # with a manifest that was read before the first

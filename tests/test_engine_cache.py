@@ -16,9 +16,9 @@ from e3d_deploy.bundle.folder import write_manifest
 from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.export import to_tensorrt
-from e3d_deploy.export.cache import PLAN, SIDECAR, EngineCache
-from e3d_deploy.export.to_tensorrt import build
+from e3d_deploy.export.engines import build as build_module
+from e3d_deploy.export.engines.build import build
+from e3d_deploy.export.engines.cache import PLAN, SIDECAR, EngineCache
 from e3d_deploy.files import cache_folder, locked
 from e3d_deploy.runtime import Bundle
 from tests.fake_tensorrt import FakeTensorRT
@@ -28,7 +28,7 @@ from tests.tools import e3d
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT(plan=b"plan" * 100)
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: fake)
+    monkeypatch.setattr(build_module, "library", lambda _: fake)
     return fake
 
 
@@ -171,7 +171,7 @@ def test_a_lock_goes_with_its_process_and_its_file_with_the_next_cache(tmp_path:
     code = f"""
 import os, signal
 from pathlib import Path
-from e3d_deploy.export.cache import EngineCache
+from e3d_deploy.export.engines.cache import EngineCache
 with EngineCache(Path({str(cache.folder)!r})).lock({"a" * 64!r}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -410,7 +410,7 @@ def test_engines_are_on_the_disk_before_the_bundle_changes(
         assert (bundle_path / "manifest.json").read_bytes() == before
         synced.append(file.name)
 
-    monkeypatch.setattr("e3d_deploy.export.engine_files.sync", record)
+    monkeypatch.setattr("e3d_deploy.export.engines.install.sync", record)
     build(Bundle.open(bundle_path), "tensorrt")
     engines = {file.name for file in (bundle_path / "engines").iterdir()}
     assert set(synced) == engines | {"manifest.0", "manifest.1"}
@@ -455,9 +455,9 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from e3d_deploy.cli import main
-from e3d_deploy.export import to_tensorrt
+from e3d_deploy.export.engines import build as build_module
 from tests.fake_tensorrt import FakeTensorRT
-to_tensorrt.library = lambda _: FakeTensorRT(plan=b"p" * 300_000)
+build_module.library = lambda _: FakeTensorRT(plan=b"p" * 300_000)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 main(sys.argv[1:])
 """

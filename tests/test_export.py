@@ -16,7 +16,7 @@ from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.to_onnx import one_sided_convolutions
+from e3d_deploy.export.graph.to_onnx import one_sided_convolutions
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend

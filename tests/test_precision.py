@@ -24,12 +24,12 @@ from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError, QualityError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
-from e3d_deploy.export.drift import Drift
-from e3d_deploy.export.plan import build_plan
-from e3d_deploy.export.precision import LOW, NUMPY, evaluate, fixed_values, products, stamp, typed
-from e3d_deploy.export.quantize import calibrate
-from e3d_deploy.export.to_onnx import export_core
+from e3d_deploy.export.engines.plan import build_plan
+from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
+from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.precision.drift import Drift
+from e3d_deploy.export.precision.quantize import calibrate
+from e3d_deploy.export.precision.types import LOW, NUMPY, evaluate, fixed_values, products, stamp, typed
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.policies import POLICIES, RUNS, Budget, candidates, check_runs, parse_budget

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from e3d_deploy.export.statistics import NodeCost, node_costs, statistics
+from e3d_deploy.export.graph.statistics import NodeCost, node_costs, statistics
 from e3d_deploy.measure import profile as profiling
 from e3d_deploy.measure import roofline
 from e3d_deploy.measure.profile import match, profile
@@ -104,7 +104,7 @@ def test_costs_of_nodes_sum_up_to_those_of_the_graph(bundle: Bundle) -> None:
 
 
 def test_without_onnx_the_column_is_empty_and_says_why(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "e3d_deploy.export.statistics", None)
+    monkeypatch.setitem(sys.modules, "e3d_deploy.export.graph.statistics", None)
     monkeypatch.setitem(sys.modules, "onnx", None)
     result = e3d("profile", exported / "tiny.e3d", "--steps", 2, "--top", 3)
     assert "is not installed; pip install 'e3d_deploy[train]'" in result.stderr

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from e3d_deploy.errors import EngineError
-from e3d_deploy.export.proof import in_engine, in_graph, judge, prove
+from e3d_deploy.export.engines.proof import in_engine, in_graph, judge, prove
 from tests.fake_tensorrt import FakeTensorRT
 
 

@@ -16,10 +16,10 @@ from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.cli import main
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError
-from e3d_deploy.export import refit as refit_module
-from e3d_deploy.export import to_tensorrt
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.refit import difference, refit
+from e3d_deploy.export.engines import build as build_module
+from e3d_deploy.export.engines import refit as refit_module
+from e3d_deploy.export.engines.refit import difference, refit
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
@@ -52,7 +52,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT()
-    monkeypatch.setattr(to_tensorrt, "library", lambda _: fake)
+    monkeypatch.setattr(build_module, "library", lambda _: fake)
     monkeypatch.setattr(refit_module, "library", lambda _: fake)
     return fake
 
@@ -62,7 +62,7 @@ def bundles(exports: Path, tmp_path: Path, trt: FakeTensorRT) -> tuple[Bundle, B
     """One with engines to refit, and one without, of other weights."""
     for name in ("old", "new"):
         shutil.copytree(exports / f"{name}.e3d", tmp_path / f"{name}.e3d")
-    to_tensorrt.build(Bundle.open(tmp_path / "old.e3d"), "tensorrt", EngineConfig(refittable=True))
+    build_module.build(Bundle.open(tmp_path / "old.e3d"), "tensorrt", EngineConfig(refittable=True))
     trt.loads = True
     return Bundle.open(tmp_path / "old.e3d"), Bundle.open(tmp_path / "new.e3d")
 
@@ -122,7 +122,7 @@ def test_a_refit_that_changed_nothing_is_an_error(
 
 def test_engines_built_without_refit_are_refused(bundles: tuple[Bundle, Bundle]) -> None:
     old, new = bundles
-    to_tensorrt.build(old, "tensorrt")
+    build_module.build(old, "tensorrt")
     with pytest.raises(EngineError, match=r"its step\.tensorrt was built without --refit"):
         refit(new, Bundle.open(old.path), "tensorrt")
     with pytest.raises(

@@ -16,7 +16,7 @@ from e3d_deploy.bundle.folder import Bundle, write_manifest
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
 from e3d_deploy.export.bundle import describe, export
-from e3d_deploy.export.statistics import Statistics, statistics
+from e3d_deploy.export.graph.statistics import Statistics, statistics
 from e3d_deploy.files import sha256
 from e3d_deploy.inspect import inspect
 

@@ -36,8 +36,8 @@ from e3d_deploy.errors import (
     ShapeError,
     StreamError,
 )
-from e3d_deploy.export.engine_files import move_in, staging
-from e3d_deploy.export.plan import build_plan
+from e3d_deploy.export.engines.install import move_in, staging
+from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends import cuda
 from e3d_deploy.runtime.backends.cuda import KERNEL, Cuda
@@ -855,7 +855,7 @@ def test_the_real_library_does_not_run_a_good_plan_without_a_gpu(rtx: Any, expor
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
 def test_on_a_real_gpu_a_forecast_is_that_of_onnxruntime(name: str, bundle_path: Path) -> None:
-    from e3d_deploy.export.to_tensorrt import build
+    from e3d_deploy.export.engines.build import build
 
     bundle = Bundle.open(bundle_path)
     try:

@@ -18,10 +18,10 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.compose import step_graph
-from e3d_deploy.export.precision import products, stamp, typed
-from e3d_deploy.export.to_onnx import export_core
-from e3d_deploy.export.why import _chunks, explain
+from e3d_deploy.export.graph.compose import step_graph
+from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.precision.types import products, stamp, typed
+from e3d_deploy.export.precision.why import _chunks, explain
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget

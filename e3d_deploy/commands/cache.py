@@ -10,7 +10,7 @@ from e3d_deploy.commands.options import json_option
 from e3d_deploy.commands.output import as_json, megabytes, table, verdict, working
 
 if TYPE_CHECKING:
-    from e3d_deploy.export.cache import EngineCache
+    from e3d_deploy.export.engines.cache import EngineCache
 
 CACHE = click.option(
     "--cache",
@@ -105,7 +105,7 @@ def cache_verify(cache_folder: str | None) -> None:
 
 def there(folder: str | None) -> "EngineCache":
     """A cache that some build made."""
-    from e3d_deploy.export.cache import EngineCache
+    from e3d_deploy.export.engines.cache import EngineCache
     from e3d_deploy.files import cache_folder
 
     return EngineCache(cache_folder("engines") if folder is None else Path(folder), create=False)

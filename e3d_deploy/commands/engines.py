@@ -77,7 +77,7 @@ def build(
 ) -> None:
     """Build a TensorRT engine of each graph of BUNDLE, or take it from the cache."""
     from e3d_deploy.config import EngineConfig
-    from e3d_deploy.export.to_tensorrt import build as build_engines
+    from e3d_deploy.export.engines.build import build as build_engines
 
     config = EngineConfig(
         workspace_bytes=None if workspace_mb is None else workspace_mb * 1_000_000,
@@ -138,7 +138,7 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
 
     They must have been built with --refit. Quicker than building; needs the GPU that the engines are for.
     """
-    from e3d_deploy.export.refit import refit as refit_engines
+    from e3d_deploy.export.engines.refit import refit as refit_engines
 
     with working(f"refitting {target}") as progress:
         sidecars = refit_engines(

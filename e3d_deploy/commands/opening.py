@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e3d_deploy.export.cache import EngineCache
+    from e3d_deploy.export.engines.cache import EngineCache
     from e3d_deploy.runtime import Bundle, Predictor
 
 
@@ -60,7 +60,7 @@ def index_of(prefix: Path) -> Path:
 
 
 def open_cache(folder: str | None, limit_gb: float | None = None) -> "EngineCache":
-    from e3d_deploy.export.cache import LIMIT_BYTES, EngineCache
+    from e3d_deploy.export.engines.cache import LIMIT_BYTES, EngineCache
     from e3d_deploy.files import cache_folder
 
     limit = LIMIT_BYTES if limit_gb is None else int(limit_gb * 1e9)

@@ -14,7 +14,7 @@ from e3d_deploy.doctor import BACKENDS
 from e3d_deploy.errors import QualityError
 
 if TYPE_CHECKING:
-    from e3d_deploy.export.why import Finding
+    from e3d_deploy.export.precision.why import Finding
     from e3d_deploy.runtime import Bundle
     from e3d_deploy.runtime.verify import Report
 
@@ -121,7 +121,7 @@ def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
 
     if backend not in ("onnxruntime", "emulated") or not find_spec("onnx") or not find_spec("onnxruntime"):
         return []
-    from e3d_deploy.export.why import explain
+    from e3d_deploy.export.precision.why import explain
 
     return explain(bundle, native=backend == "onnxruntime", threads=threads)
 

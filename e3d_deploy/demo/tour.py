@@ -20,7 +20,7 @@ from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.to_tensorrt import build
+from e3d_deploy.export.engines.build import build
 from e3d_deploy.frames import Frames
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.live import follow

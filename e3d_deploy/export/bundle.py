@@ -20,9 +20,9 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError, ExportError
-from e3d_deploy.export.compose import clip_graph, rollout_graph, step_graph
-from e3d_deploy.export.precision import LOW, stamp
-from e3d_deploy.export.to_onnx import export_core, one_sided_convolutions
+from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
+from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
+from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, POLICIES, RUNS, Budget, budget_for, candidates, check_runs
@@ -68,7 +68,7 @@ def export(
             what ONNX Runtime needs on a GPU.
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
-        exclude: layers that stay in float32, by their names in `precision.products`; more do where the budget wants it.
+        exclude: layers that stay in float32, by their names in `types.products`; more do where the budget wants it.
         target: for whom it has to run, of `policies.RUNS`; without it `auto` takes what runs everywhere.
         calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
@@ -120,7 +120,7 @@ def export(
             )
         core, chosen = exported, {"policy": precision, "exclude": [], "budget": EXACT.to_dict()}
         if precision != "fp32" or budget is not None:
-            from e3d_deploy.export.choose import choose_precision  # it needs ONNX Runtime
+            from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
 
             policies = candidates(target) if precision == "auto" else [precision]
             core, chosen = choose_precision(

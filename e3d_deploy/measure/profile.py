@@ -10,7 +10,7 @@ from e3d_deploy.measure.profilers import Timed, trace
 from e3d_deploy.measure.roofline import Roofline, measure
 
 if TYPE_CHECKING:
-    from e3d_deploy.export.statistics import NodeCost
+    from e3d_deploy.export.graph.statistics import NodeCost
 
 SCHEMA = 1
 STEPS = 20
@@ -116,7 +116,7 @@ def _told(rows: list[Row], total: float, limits: Roofline | None) -> dict[str, A
 
 def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> dict[str, Any]:
     """The whole step: its FLOP, and of its bytes those that no fusing saves."""
-    from e3d_deploy.export.statistics import statistics
+    from e3d_deploy.export.graph.statistics import statistics
 
     counted = statistics(bundle.graph("step"), bundle.manifest["graphs"]["step"])
     least_bytes = counted.input_bytes + counted.output_bytes + counted.weight_bytes
@@ -136,7 +136,7 @@ def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
     if backend == "torch":
         return [], "PyTorch runs the model as it is written, whose operators are not the nodes of the step graph"
     try:
-        from e3d_deploy.export.statistics import node_costs
+        from e3d_deploy.export.graph.statistics import node_costs
     except ModuleNotFoundError as error:
         return [], f"{error.name} is not installed; pip install 'e3d_deploy[train]'"
     entry: Mapping[str, Any] = bundle.manifest["graphs"]["step"]

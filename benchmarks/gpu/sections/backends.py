@@ -104,7 +104,7 @@ def on_bundle(bench: Bench, path: Path, name: str) -> dict[str, Any]:
 def with_engines(bundle: Any, name: Any, copy: Path) -> Any:
     """Return a copy of a bundle with engines, as the given one may be read-only or shared."""
     from e3d_deploy.bundle.folder import Bundle
-    from e3d_deploy.export.to_tensorrt import build
+    from e3d_deploy.export.engines.build import build
     from e3d_deploy.runtime.backends.cuda import Cuda
     from e3d_deploy.tensorrt_library import library
 

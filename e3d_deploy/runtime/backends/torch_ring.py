@@ -61,7 +61,7 @@ class FusedRecall(nn.Module):
 
 
 class TypedConvolution(nn.Module):
-    """A convolution whose products are of a low type, with its bias added in float32 as in `precision.typed`."""
+    """A convolution whose products are of a low type, with its bias added in float32 as in `types.typed`."""
 
     def __init__(self, convolution: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()

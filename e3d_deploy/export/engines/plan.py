@@ -5,8 +5,8 @@ from typing import Any
 
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
-from e3d_deploy.export.layers import locate
-from e3d_deploy.export.watch import Progress, Remark, in_thread, make_monitor, silent
+from e3d_deploy.export.engines.watch import Progress, Remark, in_thread, make_monitor, silent
+from e3d_deploy.export.graph.layers import locate
 from e3d_deploy.files import write_file
 from e3d_deploy.tensorrt_library import make_logger
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper
 
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.export.compose import step_graph
-from e3d_deploy.export.precision import fixed_values, products
+from e3d_deploy.export.graph.compose import step_graph
+from e3d_deploy.export.precision.types import fixed_values, products
 from e3d_deploy.operators import on
 from e3d_deploy.runtime.backends.emulated import Steps, session
 

@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import YARDSTICK, Bundle
-from e3d_deploy.export.precision import LARGEST, fixed_values, label_of, makers_of
+from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, makers_of
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import State

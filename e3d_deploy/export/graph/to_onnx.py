@@ -10,7 +10,7 @@ from onnx import GraphProto, NodeProto
 
 from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
-from e3d_deploy.export.compose import OPSET
+from e3d_deploy.export.graph.compose import OPSET
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.step import REWRITES, Step, example
 
@@ -56,7 +56,7 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix("model.")
     for node in graph.node:
-        if node.op_type in ("Conv", "MatMul"):  # `precision.products` names them by their layers
+        if node.op_type in ("Conv", "MatMul"):  # `types.products` names them by their layers
             node.name = f"{_module(node)}/{node.name}"
         # Where in the Python source it came from: ten times the size of the node.
         node.ClearField("metadata_props")

@@ -10,10 +10,10 @@ import numpy as np
 from onnx import GraphProto, ModelProto
 
 from e3d_deploy.errors import ConfigError, QualityError
-from e3d_deploy.export.compose import step_graph
-from e3d_deploy.export.drift import Clip, Drift, Gauge, real_clips
-from e3d_deploy.export.precision import LARGEST, LOW, products, stamp, typed
-from e3d_deploy.export.quantize import calibrate
+from e3d_deploy.export.graph.compose import step_graph
+from e3d_deploy.export.precision.drift import Clip, Drift, Gauge, real_clips
+from e3d_deploy.export.precision.quantize import calibrate
+from e3d_deploy.export.precision.types import LARGEST, LOW, products, stamp, typed
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.policies import MIN_SHARE, Budget

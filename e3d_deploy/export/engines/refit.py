@@ -11,9 +11,9 @@ from onnx import GraphProto, TensorProto, numpy_helper
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.plans import load_plan, sources, weights_sha256
 from e3d_deploy.errors import BackendUnavailable, EngineError
-from e3d_deploy.export.engine_files import move_in, staging
-from e3d_deploy.export.proof import prove
-from e3d_deploy.export.watch import Progress, silent
+from e3d_deploy.export.engines.install import move_in, staging
+from e3d_deploy.export.engines.proof import prove
+from e3d_deploy.export.engines.watch import Progress, silent
 from e3d_deploy.tensorrt_library import Target, library, make_logger
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.export.watch import Remark, silent
+from e3d_deploy.export.engines.watch import Remark, silent
 from e3d_deploy.files import locked, sha256
 from e3d_deploy.workspace import workspace
 

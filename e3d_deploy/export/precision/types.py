@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from onnx.reference import ReferenceEvaluator
 
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.export.compose import IR_VERSION, OPSET
+from e3d_deploy.export.graph.compose import IR_VERSION, OPSET
 from e3d_deploy.operators import MOVES, PRODUCTS, on
 
 LOW = {

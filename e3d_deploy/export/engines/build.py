@@ -13,11 +13,11 @@ from e3d_deploy.bundle.plans import weights_sha256
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.doctor import machine, rtx_refusal
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
-from e3d_deploy.export.cache import EngineCache, key_of
-from e3d_deploy.export.engine_files import move_in, staging
-from e3d_deploy.export.plan import build_plan, default_buckets
-from e3d_deploy.export.proof import prove
-from e3d_deploy.export.watch import Progress, Remark, silent
+from e3d_deploy.export.engines.cache import EngineCache, key_of
+from e3d_deploy.export.engines.install import move_in, staging
+from e3d_deploy.export.engines.plan import build_plan, default_buckets
+from e3d_deploy.export.engines.proof import prove
+from e3d_deploy.export.engines.watch import Progress, Remark, silent
 from e3d_deploy.files import sha256
 from e3d_deploy.policies import check_runs
 from e3d_deploy.tensorrt_library import Target, library, refusal

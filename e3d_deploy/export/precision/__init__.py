@@ -1,0 +1,1 @@
+"""Low types: written into the step, measured, chosen and explained."""
