@@ -74,7 +74,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, E3DError):
         return (str(error), error.exit_code)
     if isinstance(error, ModuleNotFoundError):
-        from e3d_deploy.doctor import extra_of
+        from e3d_deploy.inventory import extra_of
 
         if extra := extra_of(error.name or ""):
             return (f"{error.name} is not installed; pip install 'e3d_deploy[{extra}]'", BackendUnavailable.exit_code)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from e3d_deploy import doctor
+from e3d_deploy import inventory
 from e3d_deploy.commands.benchmark_tables import answer_line, device_time
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.baseline import compare, read_baseline, regressions
@@ -413,16 +413,16 @@ def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatc
     core.system = SimpleNamespace(get_user_mode_driver_version=lambda: (13, 0))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.core", core)
-    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: False)
-    assert doctor.machine()["gpu"] is None
+    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: False)
+    assert inventory.machine()["gpu"] is None
     assert "GPU: –" in e3d("doctor").stdout
-    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: True)
-    assert doctor.machine()["gpu"] == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
+    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
+    assert inventory.machine()["gpu"] == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
     for nothing in (type(sys)("cuda.core"), None):  # of another version, and not installed
         monkeypatch.setitem(sys.modules, "cuda.core", nothing)
-        assert doctor.machine()["gpu"] is None
+        assert inventory.machine()["gpu"] is None
     monkeypatch.undo()
-    monkeypatch.setattr(doctor, "_gpu", lambda: "NVIDIA H200")
+    monkeypatch.setattr(inventory, "_gpu", lambda: "NVIDIA H200")
     assert "GPU: NVIDIA H200" in e3d("doctor").stdout
 
 

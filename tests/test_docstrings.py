@@ -13,7 +13,7 @@ CHECKED = {
         "young_ring"
     ),
     "e3d_deploy": (
-        "__init__ __main__ card checkpoint cli config contract doctor operators parts step tensorrt_library "
+        "__init__ __main__ card checkpoint cli config contract inventory operators parts step tensorrt_library "
         "tensors tf32 training workspace"
     ),
     "e3d_deploy/bundle": "__init__ pack",

@@ -22,7 +22,7 @@ from cuda import core
 from numpy.typing import NDArray
 
 import e3d_deploy.runtime as e3d
-from e3d_deploy import contract, doctor
+from e3d_deploy import contract, inventory
 from e3d_deploy.bundle.plans import weights_sha256
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import EngineConfig
@@ -659,20 +659,20 @@ def test_a_gpu_that_rtx_has_nothing_for_is_named_before_a_plan_is_asked_for(
 
 def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: pytest.MonkeyPatch, rtx: Any) -> None:
     device = SimpleNamespace(name="NVIDIA H100", compute_capability=(9, 0))
-    monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda: True)
-    monkeypatch.setattr(doctor, "_device", lambda: device)
-    assert TARGET not in doctor.installed()
-    assert any("nor runs on compute capability 9.0" in words for words in doctor.examine()["warnings"])
+    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(inventory, "_device", lambda: device)
+    assert TARGET not in inventory.installed()
+    assert any("nor runs on compute capability 9.0" in words for words in inventory.examine()["warnings"])
     device.compute_capability = (8, 9)
-    assert TARGET in doctor.installed()
-    assert doctor.rtx_refusal() is None
+    assert TARGET in inventory.installed()
+    assert inventory.rtx_refusal() is None
 
 
 def test_doctor_asks_once_whether_rtx_is_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The question initialises CUDA and imports TensorRT-RTX."""
     asked: list[None] = []
-    monkeypatch.setattr(doctor, "rtx_refusal", lambda: asked.append(None))
-    doctor.examine()
+    monkeypatch.setattr(inventory, "rtx_refusal", lambda: asked.append(None))
+    inventory.examine()
     assert len(asked) == 1
 
 
@@ -824,7 +824,7 @@ def test_without_an_enterprise_runtime_config_the_strategy_is_given(
 
 @pytest.fixture
 def no_driver() -> None:
-    if doctor.machine()["nvidia_driver"]:
+    if inventory.machine()["nvidia_driver"]:
         pytest.skip("there is an NVIDIA driver here")
 
 
@@ -834,7 +834,7 @@ def test_without_a_driver_the_real_library_says_so(bundle_path: Path, rtx: Any) 
     with pytest.raises(BackendUnavailable, match=r"GPU 0: cannot be used .*this needs an NVIDIA GPU") as caught:
         open_backend(bundle, TARGET)
     assert caught.value.exit_code == 4
-    assert not set(doctor.installed()) & set(doctor.ON_GPU)
+    assert not set(inventory.installed()) & set(inventory.ON_GPU)
 
 
 @pytest.mark.usefixtures("no_driver")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from e3d_deploy import checkpoint, contract, doctor
+from e3d_deploy import checkpoint, contract, inventory
 from e3d_deploy.bundle.folder import MODEL
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, StreamError
@@ -679,13 +679,13 @@ def test_no_gpu_is_said_with_the_remedy(exported: Path, monkeypatch: pytest.Monk
 
 def test_a_gpu_backend_is_installed_only_with_a_driver_and_a_pytorch_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"torch": "2.11.0+cu130"}
-    monkeypatch.setattr(doctor, "_found", lambda _: True)
-    monkeypatch.setattr(doctor, "_version", lambda packages: there.get(packages[0]))
+    monkeypatch.setattr(inventory, "_found", lambda _: True)
+    monkeypatch.setattr(inventory, "_version", lambda packages: there.get(packages[0]))
     for driver, version, expected in ((True, "2.13.0", True), (True, "2.13.0+cpu", False), (False, "2.13.0", False)):
-        monkeypatch.setattr(doctor, "_has_nvidia_driver", lambda found=driver: found)
+        monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda found=driver: found)
         there["torch"] = version
-        assert ("torch-cuda-graph" in doctor.installed()) == expected
-        assert {"torch", "torch-compiled"} < set(doctor.installed())
+        assert ("torch-cuda-graph" in inventory.installed()) == expected
+        assert {"torch", "torch-compiled"} < set(inventory.installed())
 
 
 @pytest.mark.gpu

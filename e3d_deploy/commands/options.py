@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from e3d_deploy.doctor import BACKENDS
+from e3d_deploy.inventory import BACKENDS
 
 PATH = click.Path(path_type=Path)
 BUNDLE = click.argument("bundle", type=PATH)

@@ -10,8 +10,8 @@ import click
 from e3d_deploy.commands.opening import open_bundle
 from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, json_option
 from e3d_deploy.commands.output import as_json, check_picture, table, verdict, working
-from e3d_deploy.doctor import BACKENDS
 from e3d_deploy.errors import QualityError
+from e3d_deploy.inventory import BACKENDS
 
 if TYPE_CHECKING:
     from e3d_deploy.export.precision.why import Finding
@@ -53,7 +53,7 @@ def verify(
     from e3d_deploy import frames
     from e3d_deploy.bundle.folder import record_verification
     from e3d_deploy.data.clips import read_clips
-    from e3d_deploy.doctor import installed
+    from e3d_deploy.inventory import installed
     from e3d_deploy.runtime.backends.registry import open_backend
     from e3d_deploy.runtime.choose import open_first
     from e3d_deploy.runtime.verify import verify as verify_backend

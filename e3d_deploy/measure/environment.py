@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy import __version__
-from e3d_deploy.doctor import machine
+from e3d_deploy.inventory import machine
 
 PACKAGES = (
     "numpy",

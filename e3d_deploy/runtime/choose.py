@@ -14,9 +14,9 @@ import numpy as np
 
 from e3d_deploy import __version__
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.doctor import LIBRARIES, installed, machine
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
+from e3d_deploy.inventory import LIBRARIES, installed, machine
 from e3d_deploy.measure.tasks import step_task
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend

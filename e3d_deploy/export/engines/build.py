@@ -11,7 +11,6 @@ from typing import Any
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.plans import weights_sha256
 from e3d_deploy.config import EngineConfig
-from e3d_deploy.doctor import machine, rtx_refusal
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
 from e3d_deploy.export.engines.cache import EngineCache, key_of
 from e3d_deploy.export.engines.install import move_in, staging
@@ -19,6 +18,7 @@ from e3d_deploy.export.engines.plan import build_plan, default_buckets
 from e3d_deploy.export.engines.proof import prove
 from e3d_deploy.export.engines.watch import Progress, Remark, silent
 from e3d_deploy.files import sha256
+from e3d_deploy.inventory import machine, rtx_refusal
 from e3d_deploy.policies import check_runs
 from e3d_deploy.tensorrt_library import Target, library, refusal
 
