@@ -1,9 +1,8 @@
-"""Pictures of what was measured, with Matplotlib (extra `plot`), as PNG."""
+"""Pictures of clips, curves and decay, with Matplotlib (extra `plot`), as PNG."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from itertools import cycle
-from math import ceil, isfinite, sqrt
+from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
@@ -11,130 +10,24 @@ from numpy.typing import NDArray
 
 from e3d_deploy.card import Decay
 from e3d_deploy.frames import Frames, to_pictures
-from e3d_deploy.runtime.verify import Report
 
 GRAY, BLUE, RED = "#666666", "#1f5fa8", "#b03030"
-COLORS = (BLUE, "#d9822b", "#2e8b57", "#7b4ea3", GRAY)
-"""Of lines beside each other."""
-
-
-def drift(report: Report) -> bytes:
-    """Difference from PyTorch at each step of the rollout, on a logarithmic axis, with the budget."""
-    figure, axes = _figure(7, 3.6)
-    lines = {kind: [step[kind] for step in report.states] for kind in ("hidden", "cell", "memory") if report.states}
-    for name, values in {"predictions": report.predictions, **lines}.items():
-        # An exact step has no place on a logarithmic axis; it stands at the bottom.
-        shown = [max(value, 1e-9) for value in values]
-        thick = {"marker": "o", "ms": 3} if name == "predictions" else {"lw": 0.8}
-        axes.plot(range(1, len(shown) + 1), shown, label=f"{report.backend}: {name}", **thick)
-    if isfinite(report.budget):
-        axes.axhline(report.budget, color="black", lw=1.2, ls="--", label="budget")
-    axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="own predictions from here")
-    axes.set(yscale="log", xlabel="step", ylabel="largest |difference| from PyTorch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    if len(report.predictions) > report.steps:
-        axes.axvline(report.steps + 0.5, color=GRAY, lw=0.8, ls="--", label="judged up to here")
-    drawn = [report.budget, *report.predictions, *(value for values in lines.values() for value in values), 1e-9]
-    axes.set_ylim(top=30 * max(filter(isfinite, drawn)))  # room for the legend
-    axes.legend(fontsize=7, ncols=3, loc="upper left")
-    return _png(figure)
-
-
-def latency(result: Mapping[str, Any]) -> bytes:
-    """Median time per backend with its interval and p99, a panel for all that was timed, and the curve of streams."""
-    from matplotlib.figure import Figure
-
-    timed: dict[str, list[Mapping[str, Any]]] = {}
-    for row in result["results"]:
-        timed.setdefault(row["what"], []).append(row)
-    heights = [0.75 + 0.42 * len(rows) for rows in timed.values()] + ([3.2] if result["streams"] else [])
-    figure = Figure(figsize=(8, sum(heights) + 0.4), layout="constrained")
-    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
-    for place, (what, rows) in enumerate(timed.items()):
-        _bars(_plain(figure.add_subplot(grid[place, :])), what, rows, legend=place == 0)
-    if result["streams"]:
-        rate, wait = (_plain(figure.add_subplot(grid[-1, column])) for column in (0, 1))
-        _stream_curve(rate, wait, result["streams"])
-    return _png(figure)
-
-
-def _bars(axes: Any, what: str, rows: Sequence[Mapping[str, Any]], *, legend: bool) -> None:
-    for place, row in enumerate(rows):
-        low, high = row["median_ci_ms"]
-        axes.barh(place, row["median_ms"], color=BLUE, height=0.6, alpha=0.8, label="median")
-        axes.errorbar(
-            row["median_ms"],
-            place,
-            xerr=[[max(0.0, row["median_ms"] - low)], [max(0.0, high - row["median_ms"])]],
-            color="black",
-            capsize=3,
-            label="its interval",
-        )
-        axes.plot(row["p99_ms"], place, "|", color=RED, ms=13, mew=2, ls="", label="p99")
-        end = max(row["p99_ms"], high)
-        axes.annotate(
-            f"median {row['median_ms']:.2f} ms, {row['speedup']:.2f}×",
-            (end, place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-        )
-    axes.set_yticks(range(len(rows)), [row["backend"] for row in rows])
-    axes.set_xlim(0, 1.4 * max(max(row["p99_ms"], row["median_ci_ms"][1]) for row in rows))
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    steps = rows[0]["steps_per_call"]
-    axes.set_title(what if steps == 1 else f"{what}, {steps} steps a call", fontsize=10, loc="left")
-    axes.set_xlabel("ms a call", fontsize=8)
-    axes.tick_params(labelsize=8)
-    if legend:
-        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        names = ("median", "its interval", "p99")
-        axes.figure.legend(
-            [handles[name] for name in names], names, loc="outside upper right", ncols=3, fontsize=8, frameon=False
-        )
-
-
-def _stream_curve(rate: Any, wait: Any, streams: Mapping[str, Any]) -> None:
-    """Frames a second of all streams, and how long a round of them takes."""
-    for curve, color in zip(streams["curves"], cycle(COLORS), strict=False):
-        counts = [point["streams"] for point in curve["points"]]
-        rate.plot(counts, [point["frames_per_second"] for point in curve["points"]], "o-", ms=4, color=color)
-        for key, style in (("p50_ms", "-"), ("p99_ms", "--")):
-            wait.plot(counts, [point[key] for point in curve["points"]], f"o{style}", ms=3, color=color)
-        rate.lines[-1].set_label(curve["backend"])
-    wait.plot([], [], "-", color=GRAY, label="p50")
-    wait.plot([], [], "--", color=GRAY, label="p99")
-    if streams["target_p99_ms"] is not None:
-        label = f"target {streams['target_p99_ms']:g} ms"
-        wait.axhline(streams["target_p99_ms"], color=RED, lw=1, ls=":", label=label)
-    rate.set_title("streams: all together", fontsize=10, loc="left")
-    rate.set_ylabel("frames/s", fontsize=8)
-    wait.set_title("streams: each waits", fontsize=10, loc="left")
-    wait.set_ylabel("ms a round", fontsize=8)
-    for axes in (rate, wait):
-        axes.set_xlabel("streams", fontsize=8)
-        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend
-        axes.set_xlim(left=0)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.tick_params(labelsize=8)
-        axes.legend(fontsize=7, ncols=3, loc="upper left")
 
 
 def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel: str, ylabel: str) -> bytes:
     """Lines over a common axis, each with its name."""
-    figure, axes = _figure(7, 3.2)
+    figure, axes = new_figure(7, 3.2)
     for name, values in series.items():
         axes.plot(x, values, marker="o", ms=3, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def decay(found: Decay) -> bytes:
     """Draw the error of forecasts by the age of the state, with that of copying the last frame."""
-    figure, axes = _figure(7, 3.6)
+    figure, axes = new_figure(7, 3.6)
     ages, C = list(found.mse), found.context_length
     axes.plot(ages, [found.mean(age) for age in ages], "o-", ms=4, color=BLUE, label="forecast")
     copying = sum(found.copy_last) / len(found.copy_last)
@@ -149,7 +42,7 @@ def decay(found: Decay) -> bytes:
         f"{found.data}: {found.clips} windows, {len(found.copy_last)} frames predicted", fontsize=9, loc="left"
     )
     axes.legend(fontsize=8, ncols=3, loc="upper left")
-    return _png(figure)
+    return png(figure)
 
 
 def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
@@ -179,7 +72,7 @@ def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
         panel.axis("off")
     names = figure.axes[0].get_legend_handles_labels()
     figure.legend(*names, loc="outside upper center", ncols=len(names[1]), fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
@@ -187,7 +80,7 @@ def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
     clips = {name: to_pictures(frames[::every]) for name, frames in rows.items()}
     length = max(len(clip) for clip in clips.values())
     _, height, width, _ = next(iter(clips.values())).shape
-    figure, _ = _figure(0.9 * length + 1, (0.9 * height / width + 0.1) * len(clips) + 0.2, axes=False)
+    figure, _ = new_figure(0.9 * length + 1, (0.9 * height / width + 0.1) * len(clips) + 0.2, axes=False)
     grid = figure.subplots(len(clips), length, squeeze=False)
     for line, (name, clip) in zip(grid, clips.items(), strict=True):
         for place, axes in enumerate(line):
@@ -199,27 +92,30 @@ def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
                 axes.axis("off")
         line[0].set_ylabel(name, fontsize=9)
     figure.subplots_adjust(left=0.08, right=0.99, top=0.98, bottom=0.02, wspace=0.04, hspace=0.04)
-    return _png(figure)
+    return png(figure)
 
 
 def _displayable(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return picture[:, :, 0] if picture.shape[2] == 1 else picture
 
 
-def _figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, Any]:
+    """Return a figure of a size (inches) with its axes, or without any."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained" if axes else None)
-    return figure, _plain(figure.subplots()) if axes else None
+    return figure, plain(figure.subplots()) if axes else None
 
 
-def _plain(axes: Any) -> Any:
+def plain(axes: Any) -> Any:
+    """Take the frame off axes and put a grid there; return them."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """Return a figure as a PNG file."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

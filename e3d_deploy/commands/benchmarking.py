@@ -95,7 +95,7 @@ def benchmark(
     if before is not None:
         result["baseline"] = compare(result, before, TOLERANCE if tolerance is None else tolerance)
     if picture is not None:
-        from e3d_deploy import plots
+        from e3d_deploy.measure import plots
 
         picture.write_bytes(plots.latency(result))
     if json_:

@@ -82,7 +82,7 @@ def verify(
     if given is None:
         record_verification(opened, report.to_dict())
     if picture is not None:
-        from e3d_deploy import plots
+        from e3d_deploy.measure import plots
 
         picture.write_bytes(plots.drift(report))
     if json_:

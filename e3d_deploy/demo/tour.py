@@ -22,6 +22,7 @@ from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
 from e3d_deploy.frames import Frames
+from e3d_deploy.measure import plots as measured
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.live import follow
 from e3d_deploy.runtime import Bundle, Predictor
@@ -132,12 +133,12 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
     gif = output / "forecast.gif"
     write_clips(gif, _animation(examples)[None], frames_per_second=6, zoom=3)
     pictures = {
-        "Drift from PyTorch over the rollout": plots.drift(report),
+        "Drift from PyTorch over the rollout": measured.drift(report),
         "Truth and forecast, a test clip": plots.strips(_rows(examples[0])),
         "Truth and forecast, another": plots.strips(_rows(examples[1])),
         f"Moving MNIST as it played, and what was forecast {LOOK_AHEAD} frames before": _film(digits),
         f"A real clip as it played, and what was forecast {LOOK_AHEAD} frames before": _film(real),
-        "Time of a step": plots.latency(speed),
+        "Time of a step": measured.latency(speed),
         **_card_pictures(),
     }
     result = Result(log.stages, report, speed, output / "report.html", gif)
