@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from e3d_deploy import __version__
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
 from e3d_deploy.inventory import LIBRARIES, installed, machine
-from e3d_deploy.measure.tasks import step_task
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import REMEDY, open_backend
@@ -216,11 +216,22 @@ def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
     """Return a call that gives a stream its next frame, or one to each of the streams that the graphs step at once."""
     frame = np.repeat(bundle.reference()["frames"][:1], bundle.batch, axis=0)
     if bundle.batch != 1:
-        return step_task(backend, backend.initial_state(), frame[None], fill=0).call
+        return _stepper(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
     # The frame before the first that is timed begins a state, so that all states are stepped.
     stream = grown(batcher, renewal, renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up) + 1)
     return lambda: advance(batcher, [stream], [frame])
+
+
+def _stepper(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], object]:
+    """Return a call that steps all streams of a backend once."""
+    state = backend.initial_state()
+
+    def call() -> None:
+        nonlocal state
+        _, state = backend.step(frame, state)
+
+    return call
 
 
 def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
