@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from e3d_deploy import __version__
+from e3d_deploy.tensorrt_library import library, refusal
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,17 @@ def installed() -> list[str]:
 
     Their libraries and their driver are installed; TensorRT-RTX is left out if it does not support the GPU.
     """
-    return _installed(rtx_refusal())
+    return openable(rtx_refusal())
 
 
-def _installed(rtx_refusal: str | None) -> list[str]:
+def openable(rtx_refusal: str | None) -> list[str]:
+    """Return what `installed` does, given why TensorRT-RTX does not support the GPU."""
     refused = () if _has_nvidia_driver() else ON_GPU
     if rtx_refusal:
         refused = (*refused, "tensorrt-rtx")
-    if not _version(("onnxruntime-gpu",)):  # the module has the same name without CUDA
+    if not version_of(("onnxruntime-gpu",)):  # the module has the same name without CUDA
         refused = (*refused, "onnxruntime-cuda")
-    if (_version(("torch",)) or "").endswith("+cpu"):
+    if (version_of(("torch",)) or "").endswith("+cpu"):
         refused = (*refused, "torch-cuda-graph")
     return [name for name, modules in BACKENDS.items() if name not in refused and all(map(_found, modules))]
 
@@ -94,33 +95,6 @@ def extra_of(module: str) -> str | None:
     return next((library.extra for library in LIBRARIES if library.module == top), None)
 
 
-def examine() -> dict[str, Any]:
-    """Return everything that `e3d doctor` reports, as JSON values.
-
-    Loads only `cuda.core`; with a GPU also TensorRT-RTX.
-    """
-    refusal = rtx_refusal()  # once, for it loads TensorRT-RTX
-    ready = _installed(refusal)
-    libraries = [
-        {
-            "library": library.module,
-            "version": _version(library.packages),
-            "extra": library.extra,
-            "gives": library.gives,
-            "get": None if _version(library.packages) else f"pip install 'e3d_deploy[{library.extra}]'",
-        }
-        for library in LIBRARIES
-    ]
-    return {
-        "e3d_deploy": __version__,
-        "python": platform.python_version(),
-        "machine": machine(),
-        "libraries": libraries,
-        "backends": {name: name in ready for name in BACKENDS},
-        "warnings": _warnings(refusal),
-    }
-
-
 def machine() -> dict[str, Any]:
     """Return the processor and GPU of this machine. Loads `cuda.core` if there is a driver."""
     return {
@@ -132,7 +106,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _version(packages: tuple[str, ...]) -> str | None:
+def version_of(packages: tuple[str, ...]) -> str | None:
+    """Return the version of the first of these distributions that is installed; None if none is."""
     for package in packages:
         try:
             return version(package)
@@ -190,18 +165,6 @@ def rtx_refusal() -> str | None:
         device = _device()
         if device is None or not _found("tensorrt_rtx"):
             return None
-        from e3d_deploy.tensorrt_library import library, refusal
-
         return refusal(library("tensorrt-rtx"), _capability(device))
     except Exception:  # as in _gpu; nor may a library that does not load keep others from being found
         return None
-
-
-def _warnings(rtx_refusal: str | None) -> list[str]:
-    warnings = [rtx_refusal] if rtx_refusal else []
-    if _version(("onnxruntime",)) and _version(("onnxruntime-gpu",)):
-        warnings.append(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
-            "pip uninstall -y onnxruntime onnxruntime-gpu, then install the one you want"
-        )
-    return warnings

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e3d_deploy import checkpoint
+from e3d_deploy import checkpoint, inventory
 from e3d_deploy.bundle.folder import Bundle, write_manifest
 from e3d_deploy.cli import main
 from e3d_deploy.data.clips import read_clips
@@ -348,9 +348,7 @@ def test_doctor_says_what_is_there_and_how_to_get_the_rest(monkeypatch: pytest.M
     libraries = {one["library"]: one for one in found["libraries"]}
     assert libraries["onnxruntime"]["version"]
     assert found["backends"]["onnxruntime"] is True
-    monkeypatch.setattr(
-        "e3d_deploy.inventory._version", lambda packages: "1.0" if "onnxruntime" in packages[0] else None
-    )
+    monkeypatch.setattr(inventory, "version_of", lambda packages: "1.0" if "onnxruntime" in packages[0] else None)
     result = e3d("doctor")
     assert "pip install 'e3d_deploy[train]'" in result.stdout
     assert "overwrite each other's files" in result.stderr

@@ -13,8 +13,8 @@ CHECKED = {
         "young_ring"
     ),
     "e3d_deploy": (
-        "__init__ __main__ card checkpoint cli config contract inventory operators parts step tensorrt_library "
-        "tensors tf32 training workspace"
+        "__init__ __main__ card checkpoint cli config contract doctor inventory operators parts step "
+        "tensorrt_library tensors tf32 training workspace"
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (
@@ -29,7 +29,7 @@ CHECKED = {
     "e3d_deploy/export/graph": "__init__ to_onnx",
     "e3d_deploy/export/precision": "__init__",
     "e3d_deploy/importing": "__init__",
-    "e3d_deploy/measure": "__init__ live",
+    "e3d_deploy/measure": "__init__ live plots",
     "e3d_deploy/runtime": "__init__ aged predictor renewal snapshot",
     "e3d_deploy/runtime/backends": (
         "__init__ cuda device device_states onnxruntime onnxruntime_cuda registry tensorrt tensorrt_engine "

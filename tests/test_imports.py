@@ -70,9 +70,9 @@ def test_without_a_driver_no_library_of_nvidia_is_imported(exported: object) -> 
     code = f"""
 import sys
 import e3d_deploy.runtime as e3d
-from e3d_deploy import inventory
+from e3d_deploy import doctor, inventory
 inventory._has_nvidia_driver = lambda: False
-inventory.examine()
+doctor.examine()
 e3d.load({str(exported)!r} + "/tiny.e3d", "auto").close()
 print({{name.split(".")[0] for name in sys.modules}} & {{"tensorrt", "tensorrt_rtx", "cuda"}})
 """

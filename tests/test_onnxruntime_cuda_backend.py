@@ -167,12 +167,12 @@ def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, mo
 
 def test_backends_on_a_gpu_are_there_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "_found", lambda _: True)
-    monkeypatch.setattr(inventory, "_version", lambda _: "1")
+    monkeypatch.setattr(inventory, "version_of", lambda _: "1")
     monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: False)
     assert not set(inventory.installed()) & set(inventory.ON_GPU)
     monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
     assert inventory.installed()[:3] == ["tensorrt", "tensorrt-rtx", NAME]
-    monkeypatch.setattr(inventory, "_version", lambda _: None)
+    monkeypatch.setattr(inventory, "version_of", lambda _: None)
     assert NAME not in inventory.installed()
     assert set(RUNS) >= {"tensorrt", "tensorrt-rtx", NAME}
 

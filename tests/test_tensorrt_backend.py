@@ -22,7 +22,7 @@ from cuda import core
 from numpy.typing import NDArray
 
 import e3d_deploy.runtime as e3d
-from e3d_deploy import contract, inventory
+from e3d_deploy import contract, doctor, inventory
 from e3d_deploy.bundle.plans import weights_sha256
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import EngineConfig
@@ -662,7 +662,7 @@ def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: p
     monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
     monkeypatch.setattr(inventory, "_device", lambda: device)
     assert TARGET not in inventory.installed()
-    assert any("nor runs on compute capability 9.0" in words for words in inventory.examine()["warnings"])
+    assert any("nor runs on compute capability 9.0" in words for words in doctor.examine()["warnings"])
     device.compute_capability = (8, 9)
     assert TARGET in inventory.installed()
     assert inventory.rtx_refusal() is None
@@ -672,7 +672,7 @@ def test_doctor_asks_once_whether_rtx_is_for_the_gpu(monkeypatch: pytest.MonkeyP
     """The question initialises CUDA and imports TensorRT-RTX."""
     asked: list[None] = []
     monkeypatch.setattr(inventory, "rtx_refusal", lambda: asked.append(None))
-    inventory.examine()
+    doctor.examine()
     assert len(asked) == 1
 
 

@@ -16,7 +16,7 @@ from e3d_deploy.commands.output import as_json, table, verdict, working
 @json_option()
 def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -> None:
     """Say what this machine has, what it lacks, what that costs and how to get it."""
-    from e3d_deploy.inventory import examine
+    from e3d_deploy.doctor import examine
 
     if again and bundle is None:
         raise click.UsageError("--again is of --bundle: give both, or neither.")
