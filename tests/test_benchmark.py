@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy import inventory
-from e3d_deploy.commands.benchmark_tables import answer_line, device_time
+from e3d_deploy.commands._benchmark_tables import answer_line, device_time
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.baseline import compare, read_baseline, regressions
 from e3d_deploy.measure.benchmark import benchmark

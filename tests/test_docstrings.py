@@ -18,8 +18,7 @@ CHECKED = {
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (
-        "__init__ aging cache demo doctor engines evaluating exporting importing joining opening options packing "
-        "running training"
+        "__init__ _aging _open _options build cache demo doctor evaluate export import_ join pack predict train"
     ),
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",

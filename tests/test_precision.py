@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.cli import main
-from e3d_deploy.commands.verifying import judged as judged_line
+from e3d_deploy.commands.verify import judged as judged_line
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError, QualityError, ShapeError
 from e3d_deploy.export import bundle as bundle_module

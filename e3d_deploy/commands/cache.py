@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from e3d_deploy.commands.options import json_option
-from e3d_deploy.commands.output import as_json, megabytes, table, verdict, working
+from e3d_deploy.commands._options import json_option
+from e3d_deploy.commands._output import as_json, megabytes, table, verdict, working
 
 if TYPE_CHECKING:
     from e3d_deploy.export.engines.cache import EngineCache

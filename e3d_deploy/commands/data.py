@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.options import PATH, SKIP_BAD, json_option, numbers
-from e3d_deploy.commands.output import as_json, check_picture, next_command, table, working
+from e3d_deploy.commands._options import PATH, SKIP_BAD, json_option, numbers
+from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
 
 
 @click.group()

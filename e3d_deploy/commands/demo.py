@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from e3d_deploy.commands.benchmark_tables import benchmark_table
-from e3d_deploy.commands.options import PATH
-from e3d_deploy.commands.output import table, verdict, working
+from e3d_deploy.commands._benchmark_tables import benchmark_table
+from e3d_deploy.commands._options import PATH
+from e3d_deploy.commands._output import table, verdict, working
 from e3d_deploy.errors import QualityError
 
 

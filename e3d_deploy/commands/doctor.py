@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.options import PATH, THREADS, json_option
-from e3d_deploy.commands.output import as_json, table, verdict, working
+from e3d_deploy.commands._options import PATH, THREADS, json_option
+from e3d_deploy.commands._output import as_json, table, verdict, working
 
 
 @click.command()

@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.options import PATH, Finite, numbers, overwrite_option
-from e3d_deploy.commands.output import next_command, table, verdict, working
+from e3d_deploy.commands._options import PATH, Finite, numbers, overwrite_option
+from e3d_deploy.commands._output import next_command, table, verdict, working
 from e3d_deploy.errors import QualityError
 
 

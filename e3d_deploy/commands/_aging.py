@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from e3d_deploy.commands.opening import index_of, open_predictor
-from e3d_deploy.commands.output import as_json, table, working
+from e3d_deploy.commands._open import index_of, open_predictor
+from e3d_deploy.commands._output import as_json, table, working
 
 if TYPE_CHECKING:
     from e3d_deploy.card import Decay

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE_OUTPUT, PATH, overwrite_option
-from e3d_deploy.commands.output import megabytes, next_command, table, working
+from e3d_deploy.commands._open import open_bundle
+from e3d_deploy.commands._options import BUNDLE_OUTPUT, PATH, overwrite_option
+from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, RUNS, parse_budget
 

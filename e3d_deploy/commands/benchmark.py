@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from e3d_deploy.commands.benchmark_tables import baseline_remarks, benchmark_table, streams_table
-from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, Finite, counts, json_option, milliseconds, names
-from e3d_deploy.commands.output import as_json, check_picture, working
+from e3d_deploy.commands._benchmark_tables import baseline_remarks, benchmark_table, streams_table
+from e3d_deploy.commands._open import open_bundle
+from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Finite, counts, json_option, milliseconds, names
+from e3d_deploy.commands._output import as_json, check_picture, working
 
 if TYPE_CHECKING:
     from e3d_deploy.config import ModelConfig

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from e3d_deploy.commands.opening import open_predictor
-from e3d_deploy.commands.options import (
+from e3d_deploy.commands._open import open_predictor
+from e3d_deploy.commands._options import (
     BACKEND,
     BUNDLE_OR_MODEL,
     CONTEXT,
@@ -16,7 +16,7 @@ from e3d_deploy.commands.options import (
     THREADS,
     json_option,
 )
-from e3d_deploy.commands.output import as_json, table, working
+from e3d_deploy.commands._output import as_json, table, working
 
 
 @click.command()

@@ -6,9 +6,9 @@ from typing import Any, get_args
 
 import click
 
-from e3d_deploy.commands.opening import open_bundle, open_cache
-from e3d_deploy.commands.options import BUNDLE, PATH, Finite
-from e3d_deploy.commands.output import megabytes, next_command, table, working
+from e3d_deploy.commands._open import open_bundle, open_cache
+from e3d_deploy.commands._options import BUNDLE, PATH, Finite
+from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.config import HardwareCompatibility
 
 TARGETS = click.Choice(["tensorrt-rtx", "tensorrt"])

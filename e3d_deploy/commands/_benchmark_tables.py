@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.output import megabytes, table
+from e3d_deploy.commands._output import megabytes, table
 
 
 def benchmark_table(result: Mapping[str, Any]) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from e3d_deploy.commands.options import PATH, overwrite_option
-from e3d_deploy.commands.output import megabytes, next_command
+from e3d_deploy.commands._options import PATH, overwrite_option
+from e3d_deploy.commands._output import megabytes, next_command
 
 
 @click.command()

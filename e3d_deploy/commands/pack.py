@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE, BUNDLE_OUTPUT, PATH, overwrite_option
-from e3d_deploy.commands.output import megabytes, next_command, working
+from e3d_deploy.commands._open import open_bundle
+from e3d_deploy.commands._options import BUNDLE, BUNDLE_OUTPUT, PATH, overwrite_option
+from e3d_deploy.commands._output import megabytes, next_command, working
 
 
 @click.command()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE, PATH, THREADS, json_option
-from e3d_deploy.commands.output import as_json, check_picture, table, verdict, working
+from e3d_deploy.commands._open import open_bundle
+from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, json_option
+from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
 from e3d_deploy.errors import QualityError
 from e3d_deploy.inventory import BACKENDS
 

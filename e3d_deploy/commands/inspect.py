@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.options import PATH, json_option
-from e3d_deploy.commands.output import as_json, table, working
+from e3d_deploy.commands._options import PATH, json_option
+from e3d_deploy.commands._output import as_json, table, working
 from e3d_deploy.errors import QualityError
 
 

@@ -7,8 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from e3d_deploy.commands.options import PATH, Finite, numbers
-from e3d_deploy.commands.output import next_command
+from e3d_deploy.commands._options import PATH, Finite, numbers
+from e3d_deploy.commands._output import next_command
 from e3d_deploy.config import RECIPES, Semantics, TrainConfig
 
 HINTS = get_type_hints(TrainConfig)

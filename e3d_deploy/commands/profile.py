@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands.opening import open_bundle
-from e3d_deploy.commands.options import BUNDLE, THREADS, json_option
-from e3d_deploy.commands.output import as_json, table, working
+from e3d_deploy.commands._open import open_bundle
+from e3d_deploy.commands._options import BUNDLE, THREADS, json_option
+from e3d_deploy.commands._output import as_json, table, working
 
 
 @click.command()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from e3d_deploy.commands.opening import open_predictor
-from e3d_deploy.commands.options import (
+from e3d_deploy.commands._open import open_predictor
+from e3d_deploy.commands._options import (
     BACKEND,
     BUNDLE_OR_MODEL,
     CONTEXT,
@@ -22,7 +22,7 @@ from e3d_deploy.commands.options import (
     names,
     numbers,
 )
-from e3d_deploy.commands.output import as_json, table, working
+from e3d_deploy.commands._output import as_json, table, working
 
 if TYPE_CHECKING:
     from e3d_deploy.data.splits import Split
@@ -108,7 +108,7 @@ def evaluate(
     check_streaming(streaming=streaming)
     selection = Selection(every=every, resample=resample)
     if streaming:
-        from e3d_deploy.commands.aging import evaluate_streaming
+        from e3d_deploy.commands._aging import evaluate_streaming
 
         evaluate_streaming(
             model,
