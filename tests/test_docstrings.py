@@ -18,7 +18,8 @@ CHECKED = {
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (
-        "__init__ _aging _open _options build cache demo doctor evaluate export import_ join pack predict train"
+        "__init__ _aging _engines _open _options build cache demo diff doctor evaluate export import_ inspect join "
+        "pack predict refit stream train unpack"
     ),
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",

@@ -73,3 +73,8 @@ def check_picture(path: Path | None) -> None:
             raise ConfigError(f"{path}: is a folder; give the name of a file, such as {path / 'picture.png'}")
         if not os.access(path if path.exists() else folder, os.W_OK):
             raise ConfigError(f"{path}: may not be written; give another name, or change who may")
+
+
+def grouped(value: object) -> str:
+    """Format a value for a table, large numbers in groups of three digits."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

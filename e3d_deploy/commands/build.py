@@ -1,17 +1,15 @@
-"""`e3d build` and `e3d refit`: TensorRT engines of a bundle."""
+"""`e3d build`: TensorRT engines of a bundle."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from e3d_deploy.commands._engines import TARGETS, show_engines
 from e3d_deploy.commands._open import open_bundle, open_cache
 from e3d_deploy.commands._options import BUNDLE, PATH, Finite
-from e3d_deploy.commands._output import megabytes, next_command, table, working
+from e3d_deploy.commands._output import next_command, working
 from e3d_deploy.config import HardwareCompatibility
-
-TARGETS = click.Choice(["tensorrt-rtx", "tensorrt"])
 
 
 def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
@@ -107,43 +105,4 @@ def build(
         )
     show_engines(target, sidecars)
     click.echo("WARN built, not run: what a plan computes is unproved", err=True)
-    next_command("verify", bundle, "--backend", target)
-
-
-def show_engines(target: str, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
-    """Engines that were just put into a bundle."""
-    table(
-        ["engine", "builder", "runs on", "precision", "proved by", "size", "built in"],
-        [
-            (
-                f"engines/{graph}.{target}.plan",
-                one["builder"],
-                one["compute_capability"],
-                one["precision"]["proved"],
-                one["precision"]["by"],
-                megabytes(one["bytes"]),
-                f"{one['build_seconds']:.1f} s" + (", cached" if one["cached"] else ""),
-            )
-            for graph, one in sidecars.items()
-        ],
-    )
-
-
-@click.command()
-@BUNDLE
-@click.option("--from", "source_", type=PATH, required=True, metavar="BUNDLE", help="Whose engines to take.")
-@click.option("--target", type=TARGETS, required=True, help="Which engines.")
-def refit(bundle: Path, source_: Path, target: Any) -> None:
-    """Give BUNDLE the engines of another bundle of the same form, with its own weights.
-
-    They must have been built with --refit. Quicker than building; needs the GPU that the engines are for.
-    """
-    from e3d_deploy.export.engines.refit import refit as refit_engines
-
-    with working(f"refitting {target}") as progress:
-        sidecars = refit_engines(
-            open_bundle(bundle), open_bundle(source_), target, progress=lambda phase, *_: progress(phase)
-        )
-    show_engines(target, sidecars)
-    click.echo("WARN refitted, not run: what a plan computes is unproved", err=True)
     next_command("verify", bundle, "--backend", target)

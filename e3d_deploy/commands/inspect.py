@@ -1,14 +1,11 @@
-"""`e3d inspect` and `e3d diff`: what files hold, and in what they differ."""
+"""`e3d inspect`: content of a bundle or a model file."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 
 from e3d_deploy.commands._options import PATH, json_option
-from e3d_deploy.commands._output import as_json, table, working
-from e3d_deploy.errors import QualityError
+from e3d_deploy.commands._output import as_json, grouped, table
 
 
 @click.command()
@@ -34,69 +31,3 @@ def inspect(path: Path, json_: bool) -> None:
         else:
             click.echo(f"{title}: {rows}")
         click.echo()
-
-
-@click.command()
-@click.argument("one", metavar="A", type=PATH)
-@click.argument("other", metavar="B", type=PATH)
-@click.option("--exit-code", is_flag=True, help="End with 3 where they differ.")
-@json_option()
-def diff(one: Path, other: Path, exit_code: bool, json_: bool) -> None:
-    """Show what differs between A and B: bundles, model files, or one of each.
-
-    Names and times at which they were made do not count.
-    """
-    from e3d_deploy.diff import diff as compare
-
-    with working(f"comparing {one} with {other}"):
-        found = compare(one, other)
-    if json_:
-        as_json(found)
-    else:
-        show_difference(found)
-    differs = found["differs_in"]
-    line = f"{one} and {other} " + (f"differ in {', '.join(differs)}" if differs else "are the same")
-    click.echo(line, err=json_)
-    if differs and exit_code:
-        raise QualityError(line)
-
-
-def show_difference(found: Mapping[str, Any]) -> None:
-    """What `e3d diff` found, as tables."""
-    for name in found["differs_in"]:
-        if name != "weights":
-            rows = [(key, *(grouped(value)[:60] for value in pair)) for key, pair in found[name].items()]
-            table([name, "A", "B"], rows, left=3)
-            click.echo()
-    weights = found["weights"]
-    for text, names in (("in A alone", weights["only_a"]), ("in B alone", weights["only_b"])):
-        if names:
-            click.echo(f"weights {text}: {', '.join(names)}")
-    if weights["shapes"]:
-        table(["weights", "A", "B"], [(name, *pair) for name, pair in weights["shapes"].items()], left=3)
-    if weights["largest"]:
-        table(
-            [f"the {len(weights['largest'])} weights that changed most", "shape", "max |Δ|", "‖Δ‖ / ‖A‖"],
-            [
-                (
-                    row["name"],
-                    row["shape"],
-                    *(scientific(row[key]) for key in ("max_abs", "relative")),
-                )
-                for row in weights["largest"]
-            ],
-        )
-    click.echo(f"weights: {weights['same']} the same, {weights['changed']} changed")
-    for reason in sorted(set(found["not_compared"].values())):
-        names = [name for name, why in found["not_compared"].items() if why == reason]
-        click.echo(f"not compared, {reason}: {', '.join(names)}")
-
-
-def grouped(value: object) -> str:
-    """A value in a table, large numbers in groups of three digits."""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def scientific(value: float | None) -> str:
-    """A difference in a table."""
-    return "–" if value is None else f"{value:.1e}"

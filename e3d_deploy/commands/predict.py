@@ -1,22 +1,12 @@
-"""`e3d predict` and `e3d stream`: forecasts of clips, and of a video while it plays."""
+"""`e3d predict`: forecasts of clips."""
 
 from pathlib import Path
 
 import click
 
 from e3d_deploy.commands._open import open_predictor
-from e3d_deploy.commands._options import (
-    BACKEND,
-    BUNDLE_OR_MODEL,
-    CONTEXT,
-    EVERY,
-    HORIZON,
-    PATH,
-    RESAMPLE,
-    THREADS,
-    json_option,
-)
-from e3d_deploy.commands._output import as_json, table, working
+from e3d_deploy.commands._options import BACKEND, BUNDLE_OR_MODEL, CONTEXT, EVERY, HORIZON, PATH, RESAMPLE, THREADS
+from e3d_deploy.commands._output import working
 
 
 @click.command()
@@ -82,76 +72,3 @@ def predict(
         write_clips(output, np.stack(forecasts), frames_per_second=clips.frames_per_second, zoom=zoom)
     click.echo(output)
     click.echo(f"{len(forecasts)} × {horizon} frames by {predictor.backend.name}", err=True)
-
-
-@click.command()
-@BUNDLE_OR_MODEL
-@click.argument("video", metavar="SOURCE", type=PATH)
-@click.option("--horizon", type=click.IntRange(min=1), default=10, help="Frames to look ahead.")
-@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
-@EVERY
-@RESAMPLE
-@BACKEND
-@THREADS
-@click.option(
-    "-o", "--output", type=PATH, help="What came beside what had been forecast for it: .mp4, .gif or a folder."
-)
-@click.option("--zoom", type=click.IntRange(min=1), default=4, help="Enlarge the output.")
-@json_option("The summary as JSON.")
-def stream(
-    model: Path,
-    video: Path,
-    horizon: int,
-    renewal: str | None,
-    every: int | None,
-    resample: float | None,
-    backend: str,
-    threads: int | None,
-    output: Path | None,
-    zoom: int,
-    json_: bool,
-) -> None:
-    """Forecast a video while it plays: after each picture, the next HORIZON."""
-    import numpy as np
-
-    from e3d_deploy.data.clips import play
-    from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.data.write import check_target, write_clips
-    from e3d_deploy.measure.live import follow
-
-    selection = Selection(every=every, resample=resample)
-    if output is not None:
-        check_target(output, video)
-    with open_predictor(model, backend, threads) as predictor:
-        config = predictor.config
-        playing = play(video, image_size=config.image_size, channels=config.channels, selection=selection)
-        warn_of_interval(str(video), [playing.rate], predictor.card.window, selection=selection)
-        with working(f"streaming {video}") as progress:
-            summary, seen, forecast = follow(
-                predictor,
-                playing.pictures,
-                horizon=horizon,
-                renewal=renewal,
-                keep=output is not None,
-                progress=lambda count, rate: progress(f"{count} frames, {rate:.1f} frames/s"),
-            )
-    if output is not None:
-        side_by_side = np.concatenate([seen, forecast], axis=-1)[None]
-        write_clips(output, side_by_side, frames_per_second=playing.frames_per_second, zoom=zoom)
-        click.echo(output)
-    if json_:
-        as_json({**summary, "source_frames_per_second": playing.frames_per_second})
-        return
-    table(
-        [f"{summary['frames']} frames by {summary['backend']}, renewal {summary['renewal']}", "p50", "p99"],
-        [
-            (name, f"{summary[key]['p50']:.1f} ms", f"{summary[key]['p99']:.1f} ms")
-            for name, key in (("push one picture", "push_ms"), (f"forecast {horizon} frames", "forecast_ms"))
-        ],
-    )
-    click.echo(f"{summary['frames_per_second']:.1f} frames/s, the source has {playing.frames_per_second:.1f}")
-    if summary["mse"] is not None:
-        click.echo(
-            f"{horizon} frames ahead: MSE {summary['mse']:.1f} a frame, "
-            f"copying the last frame {summary['copy_mse']:.1f}"
-        )

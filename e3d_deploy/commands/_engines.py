@@ -1,0 +1,29 @@
+"""Targets of engines as an option, and engines as a table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from e3d_deploy.commands._output import megabytes, table
+
+TARGETS = click.Choice(["tensorrt-rtx", "tensorrt"])
+
+
+def show_engines(target: str, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the engines that were just put into a bundle."""
+    table(
+        ["engine", "builder", "runs on", "precision", "proved by", "size", "built in"],
+        [
+            (
+                f"engines/{graph}.{target}.plan",
+                one["builder"],
+                one["compute_capability"],
+                one["precision"]["proved"],
+                one["precision"]["by"],
+                megabytes(one["bytes"]),
+                f"{one['build_seconds']:.1f} s" + (", cached" if one["cached"] else ""),
+            )
+            for graph, one in sidecars.items()
+        ],
+    )
