@@ -1,6 +1,6 @@
 """`cuda.core` as far as it is used here, on the memory of the host: it computes, and counts what it is asked for.
 
-test_tensorrt_backend.py compares its signatures with the real ones. What is put into the stream is done as late as it
+test_tensorrt.py compares its signatures with the real ones. What is put into the stream is done as late as it
 may be, when somebody waits for it, so that whoever does not wait is found out; what is put in while the stream is being
 captured is done at each launch. Memory that was given back is filled with 0xFF and known no more.
 """

@@ -1,6 +1,6 @@
 """TensorRT as far as engines are run with it, on the memory of `fake_cuda`: ONNX Runtime computes.
 
-A plan is the path of the graph that it stands for. test_tensorrt_backend.py compares the signatures with the real
+A plan is the path of the graph that it stands for. test_tensorrt.py compares the signatures with the real
 bindings of TensorRT-RTX; the properties of an engine, too, are there under these names.
 """
 

@@ -1,4 +1,4 @@
-"""Kill builds with SIGKILL at random moments, and look at what is left after each; run by test_engine_cache.py.
+"""Kill builds with SIGKILL at random moments, and look at what is left after each; run by export/engines/test_cache.py.
 
 python -m tests.kill_builds BUNDLE CACHE TIMES
 """

@@ -37,14 +37,25 @@ CHECKED = {
     ),
     "e3d_deploy/runtime/streams": "__init__",
     "tests": (
-        "fake_cuda fake_tensorrt_runtime kill_builds reference test_benchmark test_build test_burn_in test_card "
-        "test_checkpoint test_cli test_config test_data test_decay test_demo test_diff test_digits test_docstrings "
-        "test_engine_cache test_evaluate test_export test_frames test_gpu_call test_gpu_flop test_gpu_pack "
-        "test_gpu_plan test_gpu_run test_gpu_script test_import test_imports test_metrics test_old_bundle "
-        "test_onnxruntime_cuda_backend test_pace test_parts test_precision test_rate test_recipes test_refit "
-        "test_renewal test_runtime test_snapshot test_sources test_streams test_streams_isolated "
-        "test_tensorrt_backend test_torch_backends test_training test_verify test_window test_young_ring tools"
+        "fake_cuda fake_tensorrt_runtime kill_builds reference test_card test_checkpoint test_cli test_config "
+        "test_diff test_docstrings test_frames test_imports test_metrics test_parts test_window tools"
     ),
+    "tests/benchmarks": (
+        "test_digits test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan test_gpu_run test_gpu_script"
+    ),
+    "tests/bundle": "test_old_bundle",
+    "tests/data": "test_data test_rate test_sources",
+    "tests/demo": "test_demo",
+    "tests/evaluation": "test_decay test_evaluate",
+    "tests/export": "test_export",
+    "tests/export/engines": "test_build test_cache test_refit",
+    "tests/export/precision": "test_precision",
+    "tests/importing": "test_import",
+    "tests/measure": "test_benchmark",
+    "tests/runtime": "test_renewal test_runtime test_snapshot test_verify test_young_ring",
+    "tests/runtime/backends": "test_onnxruntime_cuda test_tensorrt test_torch_backends",
+    "tests/runtime/streams": "test_streams test_streams_isolated",
+    "tests/training": "test_burn_in test_pace test_recipes test_training",
 }
 """Files, without .py, and folders with all their files that keep the rule, by parent; new ones are added here."""
 DECODED = frozenset({"What", "Of", "Whether", "How", "Who", "As", "That", "Where", "Which"})

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import (
+from torch import Tensor, nn
+
+from e3d_deploy.config import ModelConfig, Semantics
+from e3d_deploy.importing import compare, import_checkpoint
+from e3d_deploy.model import E3DLSTM, E3DLSTMCell, OpenSTLConvolution, from_entry, to_entry, to_frames, to_patches
+from e3d_deploy.training.sampling import after_context
+from tests.golden import (
     GOLDEN,
     Arrays,
     cell_parameters,
@@ -17,13 +23,7 @@ from golden import (
     read,
     volume,
 )
-from reference import cell_step
-from torch import Tensor, nn
-
-from e3d_deploy.config import ModelConfig, Semantics
-from e3d_deploy.importing import compare, import_checkpoint
-from e3d_deploy.model import E3DLSTM, E3DLSTMCell, OpenSTLConvolution, from_entry, to_entry, to_frames, to_patches
-from e3d_deploy.training.sampling import after_context
+from tests.reference import cell_step
 from tests.tools import largest_difference
 
 SHARED = Path(__file__).parents[2] / "shared" / "golden"

@@ -7,13 +7,13 @@ from shlex import split
 
 import pytest
 import torch
-from golden import GOLDEN
 
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.released_flags import DEFAULTS, translate
+from tests.golden import GOLDEN
 from tests.tools import contents, e3d
 
 needs_tensorflow = pytest.mark.skipif(sys.version_info >= (3, 14), reason="TensorFlow has no wheel for this Python")

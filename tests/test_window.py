@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_data import gray_levels, write_video
-from test_import import openstl_tensors
 
 from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
@@ -20,6 +18,8 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle, load
+from tests.data.test_data import gray_levels, write_video
+from tests.importing.test_import import openstl_tensors
 from tests.tools import e3d
 
 WINDOW = Window(context_length=5, horizon=5, interval_ms=40.0, interval_range_ms=(40.0, 40.0))

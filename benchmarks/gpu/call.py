@@ -61,7 +61,7 @@ class Skips:
         self.skipped = getattr(self, "skipped", False) or report.skipped
 skips = Skips()
 options = ["-q", "-rs", "-x", "-m", "gpu", "-k", "memory_and_kernel", "-p", "no:cacheprovider"]
-code = pytest.main([*options, "tests/test_tensorrt_backend.py"], plugins=[skips])
+code = pytest.main([*options, "tests/runtime/backends/test_tensorrt.py"], plugins=[skips])
 sys.exit(int(code) or (4 if skips.skipped and sys.argv[1] == "cuda" else 0))  # pytest passes when all was skipped
 """
 

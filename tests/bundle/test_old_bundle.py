@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from e3d_deploy import runtime
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot
 from e3d_deploy.runtime.backends.torch_compiled import TorchCompiledBackend
-from tests.test_snapshot import ACROSS_BACKENDS
+from tests.runtime.test_snapshot import ACROSS_BACKENDS
 
-OLD = Path(__file__).parent / "golden" / "faccf7a"
+OLD = Path(__file__).parents[1] / "golden" / "faccf7a"
 SNAPSHOTS = {"half_filled": 1, "wrapped": 5}
 """Frames that were pushed before each snapshot."""
 

@@ -160,8 +160,8 @@ def test_hundreds_of_streams_opened_and_closed_leave_nothing(predictor: Predicto
 def test_the_code_in_the_documentation_runs(
     any_batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = (Path(__file__).parents[1] / "docs/runtime.md").read_text()
-    marked = "<!-- run by tests/test_streams_isolated.py -->\n```python\n(.*?)```"
+    text = (Path(__file__).parents[3] / "docs/runtime.md").read_text()
+    marked = "<!-- run by tests/runtime/streams/test_streams_isolated.py -->\n```python\n(.*?)```"
     many, asynchronous = re.findall(marked, text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"cameras": list(clips(3))}

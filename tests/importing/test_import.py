@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import GOLDEN, channels_first, read
 from torch import Tensor
 
 from e3d_deploy import checkpoint
@@ -20,6 +19,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing import compare, google, import_checkpoint, openstl
 from e3d_deploy.model import E3DLSTM, to_frames
+from tests.golden import GOLDEN, channels_first, read
 from tests.tools import e3d, largest_difference
 
 FRAMES = 2e-5  # measured 7.2e-7 (A released), 8.6e-7 (A paper), 4.6e-6 (M), 2.2e-6 and 3.6e-6 (C)

@@ -36,7 +36,7 @@ from e3d_deploy.runtime.verify import verify
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
-from tests.test_young_ring import assert_empty_slots_are_zeros, with_junk
+from tests.runtime.test_young_ring import assert_empty_slots_are_zeros, with_junk
 
 ROUNDING = 5e-5
 """Predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""

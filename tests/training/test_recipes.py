@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from golden import GOLDEN, Arrays, channels_first, model_parameters, read
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch import LightningModule as Module
 from torch import Tensor
@@ -19,6 +18,7 @@ from e3d_deploy.training import sampling
 from e3d_deploy.training.batches import StepBatches
 from e3d_deploy.training.callbacks import Averaging, quiet
 from e3d_deploy.training.module import Learner
+from tests.golden import GOLDEN, Arrays, channels_first, model_parameters, read
 
 FIRST_LOSS = 1e-6  # relative; measured 1.1e-7
 LOSS = 3e-5  # relative, over all iterations; measured 9.4e-6

@@ -31,7 +31,7 @@ from e3d_deploy.step import (
     Step,
     example,
 )
-from tests.test_young_ring import assert_empty_slots_are_zeros
+from tests.runtime.test_young_ring import assert_empty_slots_are_zeros
 
 CLOSE = 3e-5
 """Largest difference between two ways to compute a step, over as many as 12; measured 4.3e-6, where states reach 4."""

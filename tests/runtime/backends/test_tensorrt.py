@@ -51,7 +51,7 @@ from e3d_deploy.tensorrt_library import make_logger
 from tests import fake_tensorrt_runtime
 from tests.fake_cuda import Machine, OnGpu, fake_core
 from tests.fake_tensorrt_runtime import FakeTensorRT, floats, pictures, same
-from tests.test_young_ring import assert_empty_slots_are_zeros, with_junk
+from tests.runtime.test_young_ring import assert_empty_slots_are_zeros, with_junk
 
 TARGET = "tensorrt-rtx"
 

@@ -20,8 +20,8 @@ from e3d_deploy.measure.tasks import make_task
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.renewal import Renewal, default_renewal
+from tests.data.test_data import write_video
 from tests.fake_backend import CONFIG, FakeBackend, picture, pushed, together
-from tests.test_data import write_video
 
 RENEWALS = [("refresh", C, M) for C in (1, 2, 3, 5, 10, 20) for M in range(2, max(2, C) + 1)]
 SAME = 2e-6

@@ -18,7 +18,7 @@ from e3d_deploy.inspect import inspect_bundle
 from e3d_deploy.runtime import Bundle, Snapshot
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
-from tests.test_old_bundle import OLD
+from tests.bundle.test_old_bundle import OLD
 
 Arrays = dict[str, NDArray[Any]]
 JUNK = (1e3, np.nan)

@@ -15,10 +15,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from golden import GOLDEN, read
 from numpy.typing import NDArray
 from PIL import Image
-from test_data import gray_levels, write_folder, write_video
 
 from e3d_deploy.cli import main
 from e3d_deploy.data.datasets import FixedWindows, Mixture, Shuffled, Windows, evaluation_data, training_data
@@ -27,6 +25,8 @@ from e3d_deploy.data.mnist_files import original_batches
 from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import by_time, members_of
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
+from tests.data.test_data import gray_levels, write_folder, write_video
+from tests.golden import GOLDEN, read
 
 SIZE = (16, 24)
 SPLITS = ("train", "valid", "test")

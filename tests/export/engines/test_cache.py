@@ -467,7 +467,7 @@ def test_a_file_that_cannot_grow_ends_with_one_line(bundle_path: Path, tmp_path:
     command = ["build", str(bundle_path), "--target", "tensorrt-rtx", "--cache", str(tmp_path / "cache")]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *command],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,
@@ -538,7 +538,7 @@ def test_a_home_that_takes_no_cache_costs_no_build(
 def test_a_killed_build_leaves_nothing_half_written(bundle_path: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.kill_builds", str(bundle_path), str(tmp_path / "cache"), "80"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

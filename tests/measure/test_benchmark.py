@@ -31,7 +31,7 @@ from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.fake_backend import FakeBackend
 from tests.tools import e3d
 
-DOCS = (Path(__file__).parents[1] / "docs" / "benchmark.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
 
 
 class Clock:
@@ -427,7 +427,7 @@ def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatc
 
 
 def test_versions_are_recorded_of_what_the_extras_install() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     assert set(PACKAGES) <= {one.partition(">=")[0] for requirements in lists for one in requirements}
 

@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from golden import GOLDEN, channels_first, model_parameters, read
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from PIL import Image
@@ -54,6 +53,7 @@ from e3d_deploy.training.batches import draw_burn_in
 from e3d_deploy.training.callbacks import Averaging, Keeper
 from e3d_deploy.training.module import Learner, compile_cells
 from e3d_deploy.training.train import Machine, _tf32_where_bf16, resume_or_next, train
+from tests.golden import GOLDEN, channels_first, model_parameters, read
 from tests.tools import Clock, contents
 
 SCHEDULE = 1e-9  # absolute; measured 7.5e-13, the rounding of 50,000 subtractions

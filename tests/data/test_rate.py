@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_data import gray_levels, write_folder, write_video
 
 from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
@@ -17,6 +16,7 @@ from e3d_deploy.data.datasets import evaluation_data
 from e3d_deploy.data.rate import Selection, places, select, warn_of_interval
 from e3d_deploy.data.sources import open_source
 from e3d_deploy.errors import ConfigError
+from tests.data.test_data import gray_levels, write_folder, write_video
 from tests.tools import e3d
 
 SIZE = (16, 24)

@@ -17,7 +17,7 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.bench import TINY
 from benchmarks.gpu.rows import COMPILED, PLAIN
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CPU = ("--device", "cpu", "--quick", "--batches", "1")
 TF32 = 5e-3
 """Largest difference of predictions under TF32, which processors with AMX-FP16 may honour; measured 1.1e-6 on one
