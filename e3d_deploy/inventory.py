@@ -59,6 +59,19 @@ BACKENDS = {
 """Backends of this version, preferred first, with the modules that each needs."""
 ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph")
 """Backends that need an NVIDIA GPU and its driver."""
+REMEDY = {
+    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
+    "tensorrt-rtx": "pip install 'e3d_deploy[rtx]', on a machine with an NVIDIA GPU and its driver",
+    "onnxruntime-cuda": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
+    "onnxruntime": "pip install 'e3d_deploy[cpu]'",
+    "openvino": "pip install 'e3d_deploy[openvino]'",
+    "torch": "pip install 'e3d_deploy[train]'",
+    "torch-compiled": "pip install 'e3d_deploy[train]', on a machine with a C++ compiler",
+    "torch-cuda-graph": "pip install 'e3d_deploy[train]' cuda-core with a PyTorch for CUDA, on a machine with an "
+    "NVIDIA GPU and its driver",
+    "emulated": "pip install 'e3d_deploy[train,cpu]'",
+}
+"""Command that installs each backend of this version."""
 
 
 def installed() -> list[str]:

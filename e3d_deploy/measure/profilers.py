@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.inventory import REMEDY
 from e3d_deploy.measure.tasks import make_task
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.backends.protocol import Backend
-from e3d_deploy.runtime.backends.registry import REMEDY
 
 
 @dataclass(frozen=True)

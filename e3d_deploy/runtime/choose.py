@@ -17,10 +17,10 @@ from e3d_deploy import __version__
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
-from e3d_deploy.inventory import LIBRARIES, installed, machine
+from e3d_deploy.inventory import LIBRARIES, REMEDY, installed, machine
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend
-from e3d_deploy.runtime.backends.registry import REMEDY, open_backend
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import default_renewal
 from e3d_deploy.runtime.verify import agrees

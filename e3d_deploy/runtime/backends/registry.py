@@ -2,22 +2,9 @@
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.inventory import REMEDY
 from e3d_deploy.policies import check_runs
 from e3d_deploy.runtime.backends.protocol import Backend
-
-REMEDY = {
-    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
-    "tensorrt-rtx": "pip install 'e3d_deploy[rtx]', on a machine with an NVIDIA GPU and its driver",
-    "onnxruntime-cuda": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
-    "onnxruntime": "pip install 'e3d_deploy[cpu]'",
-    "openvino": "pip install 'e3d_deploy[openvino]'",
-    "torch": "pip install 'e3d_deploy[train]'",
-    "torch-compiled": "pip install 'e3d_deploy[train]', on a machine with a C++ compiler",
-    "torch-cuda-graph": "pip install 'e3d_deploy[train]' cuda-core with a PyTorch for CUDA, on a machine with an "
-    "NVIDIA GPU and its driver",
-    "emulated": "pip install 'e3d_deploy[train,cpu]'",
-}
-"""Command that installs each backend of this version."""
 
 
 def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
+from e3d_deploy.inventory import REMEDY
 from e3d_deploy.runtime.backends.cuda import Cuda, first_line
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend, Size
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout
-from e3d_deploy.runtime.backends.registry import REMEDY
 from e3d_deploy.runtime.backends.torch_eager import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
 from e3d_deploy.runtime.backends.torch_ring_states import RingStates
