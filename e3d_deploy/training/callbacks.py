@@ -1,10 +1,12 @@
 """Work around the steps: the moving average, saved states, stops, pictures."""
 
 import logging
+import math
 import os
 import secrets
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,11 +45,11 @@ class Averaging(WeightAveraging):
     """
 
     def __init__(self, decay: float, *, warmup: bool, used: bool) -> None:
-        def average(averaged: list[Tensor], current: list[Tensor], updates: Tensor) -> None:
-            step = int(updates)
+        def average(averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+            assert self._average_model is not None
+            step = int(self._average_model.n_averaged)
             share = 1 - (min(decay, (1 + step) / (10 + step)) if warmup else decay)
-            for mean, weight in zip(averaged, current, strict=True):
-                mean.lerp_(weight, share)
+            torch._foreach_lerp_(averaged, current, share)
 
         super().__init__(multi_avg_fn=torch.no_grad()(average))
         self.used = used
@@ -55,7 +57,8 @@ class Averaging(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            self._average_model.n_averaged.fill_(1)  # or the first update would copy the weights
+            # 1, or the first update would copy the weights; on the CPU, or reading it would wait for the GPU.
+            self._average_model.n_averaged = torch.ones((), dtype=torch.long)
 
     @property
     def average(self) -> E3DLSTM:
@@ -360,11 +363,22 @@ class Samples(Callback):
 
 
 class Bar(RichProgressBar):
-    """A bar that knows how long training is, which its endless data does not tell."""
+    """A bar that knows how long training is, which its endless data does not tell.
+
+    Updated once a second, as reading its values waits for the GPU.
+    """
 
     def __init__(self, batches: float) -> None:
         super().__init__(console_kwargs={"stderr": True})
         self.batches = batches
+        self.updated = -math.inf
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self.updated >= 1 or batch_idx + 1 == self.batches:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            self.updated = time.monotonic()
 
     @property
     def total_train_batches(self) -> float:
