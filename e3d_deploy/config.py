@@ -225,6 +225,8 @@ class TrainConfig:
     """Activation checkpointing over time: less memory, about a third more work."""
     compile: bool = False
     """Compile the cells with torch.compile."""
+    cuda_graph: bool = False
+    """Replay each training pass as a CUDA graph (one GPU, without `accumulate`)."""
     validate_every: int = 500
     """Optimizer steps between validations, with a preview picture each."""
     validation_clips: int = 64
@@ -264,6 +266,8 @@ class TrainConfig:
         for name, kind in {**kinds, "schedule_by": ScheduleBy, "precision": Precision}.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
+        if self.cuda_graph and self.accumulate > 1:
+            raise ConfigError(f"cuda_graph: cannot add up gradients of {self.accumulate} parts; set accumulate to 1")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size} clips")
 

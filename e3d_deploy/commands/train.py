@@ -96,6 +96,7 @@ def source(text: str) -> tuple[str, float]:
 @setting("precision", "auto: bf16 on a GPU that has it.")
 @setting("recompute", "Activation checkpointing over time: less memory, a third more work.")
 @setting("compile", "Compile the cells with torch.compile.")
+@setting("cuda_graph", "Replay each training pass as a CUDA graph; on one GPU.")
 @setting("validate_every", "Steps between validations.")
 @setting("validation_clips", "Clips of a validation; 0 for all.")
 @setting("save_every", "Steps between saved states.")

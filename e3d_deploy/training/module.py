@@ -12,9 +12,11 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from e3d_deploy.config import TrainConfig
+from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.model import E3DLSTM, State
 from e3d_deploy.training import sampling
 from e3d_deploy.training.pace import Pace, cosine, one_cycle
+from e3d_deploy.training.passes import CapturedPasses
 from e3d_deploy.training.released_adam import ReleasedAdam
 
 
@@ -37,8 +39,13 @@ class Learner(LightningModule):
         super().__init__()
         self.model, self.config, self.first_clip = model, config, first_clip
         self.pace = pace or Pace(config)
+        self.captured: CapturedPasses | None = None
 
     def on_fit_start(self) -> None:
+        if self.config.cuda_graph:
+            for cell in self.model.cells:
+                flatten_convolutions(cell, self.model.config)
+            self.captured = CapturedPasses(self.model, self.config.horizon, recompute=self.config.recompute)
         if self.config.compile:  # only now: a copy of compiled parts, as the moving average makes, computes with ours
             compile_cells(self.model)
 
@@ -61,7 +68,11 @@ class Learner(LightningModule):
         state = self.carry(frames[:, :burn_in]) if burn_in else None
         frames = frames[:, burn_in:]
         chances, truth = self.draw_truth(len(frames), self.first_clip(batch_idx))
-        predictions = self.model(frames, config.horizon, truth.to(frames), state=state, recompute=config.recompute)
+        truth = truth.to(frames)
+        if self.captured is not None:
+            predictions = self.captured(frames, truth, state)
+        else:
+            predictions = self.model(frames, config.horizon, truth, state=state, recompute=config.recompute)
         difference = predictions.float() - frames[:, 1:]
         loss = self.loss(difference)
         self.log("train_loss", loss.detach(), prog_bar=True)
@@ -201,7 +212,10 @@ def compile_cells(model: E3DLSTM) -> None:
         compiled = torch.compile(plain, dynamic=False)
 
         def compute(*tensors: Tensor) -> Any:
-            return (compiled if torch.is_grad_enabled() else plain)(*tensors)
+            if not torch.is_grad_enabled():
+                return plain(*tensors)
+            # An initial state needs no gradient, which would be another variant to compile.
+            return compiled(*(one if one.requires_grad else one.detach().requires_grad_() for one in tensors))
 
         return compute
 

@@ -150,6 +150,7 @@ def train(
     ours = _callbacks(config, machine, averaging, keeper)
     with quiet(), _tf32_where_bf16(config):
         trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
+        _check_cuda_graph(config, trainer)
         batches = _batches(config, trainer, sets[0], pace)
         # From here on all options are known to work.
         _begin(run, machine, None if resume else settings)
@@ -477,6 +478,14 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
         use_distributed_sampler=False,
         log_every_n_steps=config.log_every,
     )
+
+
+def _check_cuda_graph(config: TrainConfig, trainer: Trainer) -> None:
+    if config.cuda_graph and (trainer.strategy.root_device.type != "cuda" or trainer.world_size > 1):
+        kind = trainer.strategy.root_device.type
+        raise ConfigError(
+            f"cuda_graph: got {trainer.world_size} x {kind}, expected one CUDA GPU; train without --cuda-graph"
+        )
 
 
 def _batches(config: TrainConfig, trainer: Trainer, clips: Extendable, pace: Pace) -> StepBatches:
