@@ -2,7 +2,7 @@
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.plan import Unit
-from benchmarks.gpu.sections import backends, micro, profile, roofline, steps
+from benchmarks.gpu.sections import backends, micro, profile, roofline, steps, training
 
 
 def units(bench: Bench) -> list[Unit]:
@@ -16,6 +16,7 @@ def units(bench: Bench) -> list[Unit]:
         *(unit for batch in outer_first(batches) for unit in profile.units(bench, batch)),
         *(unit for batch in outer_first(batches) for unit in micro.units(bench, batch)),
         *(unit for batch in outer_first(batches) for unit in steps.compiled(bench, batch)),
+        *training.units(bench),
     ]
 
 
