@@ -15,7 +15,7 @@ from e3d_deploy.runtime.backends.torch_ring import FORMS, LOW, RingStep, compile
 from e3d_deploy.tf32 import arithmetic
 
 OURS = ("frozen-memory", "conv2d", "norms")
-"""Rewrites of `export.step` that our step has unless a row says otherwise."""
+"""Rewrites of `step` that our step has unless a row says otherwise."""
 
 
 class Stepper(Protocol):

@@ -64,7 +64,7 @@ def export(
         context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many. None:
             those of training where the model's card has them, else 10.
         batch: streams that the graphs run at once; None for any number.
-        optimize: set of rewrites, of `export.step.TARGETS`; without it `gpu` for TensorRT, else `cpu`, which is also
+        optimize: set of rewrites, of `step.TARGETS`; without it `gpu` for TensorRT, else `cpu`, which is also
             what ONNX Runtime needs on a GPU.
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.

@@ -12,8 +12,8 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from e3d_deploy.config import TrainConfig
-from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.model import E3DLSTM, State
+from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.training import sampling
 from e3d_deploy.training.pace import Pace, cosine, one_cycle
 from e3d_deploy.training.passes import CapturedPasses

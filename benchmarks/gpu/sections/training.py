@@ -13,8 +13,8 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.flop import by_paper
 from benchmarks.gpu.plan import Unit
 from benchmarks.gpu.timing import timed_ms
-from e3d_deploy.export.step import flatten_convolutions
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.module import compile_cells
 from e3d_deploy.training.passes import CapturedPasses

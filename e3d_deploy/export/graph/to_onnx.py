@@ -20,7 +20,7 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
 
     Args:
         batch: streams that it runs at once; None for a named axis, any number.
-        rewrites: of `export.step.REWRITES`.
+        rewrites: of `step.REWRITES`.
 
     Raises:
         ExportError: PyTorch could not export it.
