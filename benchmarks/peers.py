@@ -10,7 +10,7 @@ Predictions before it was measured: ours twice as fast as eager and 1.1 times th
 products of a convolution is gone and ONNX Runtime has blocked kernels for the 2D ones alone; int8 gains little on a
 processor without its instructions. Measured: 97 GFLOP/s in the convolutions of the full-size step, all that a core
 with AVX2 has, and 45 % of its time in the recall, which PyTorch computes as fast; so that what is left to gain in
-float32 is less arithmetic. docs/architecture.md says what was tried.
+float32 is less arithmetic. benchmarks/NOTES.md says what was tried.
 """
 
 import tempfile

@@ -397,7 +397,7 @@ PLACES = {
     README: {"measured": measured},
     README.parent / "docs" / "training.md": {"recipes": recipes, "burn_in": burn_in, "memory": memory},
     README.parent / "docs" / "precision.md": {"precision": precision},
-    README.parent / "docs" / "architecture.md": {"rewrites": rewrites},
+    README.parent / "docs" / "graphs.md": {"rewrites": rewrites},
     README.parent / "docs" / "engines.md": {"builds": engines},
     README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},
 }

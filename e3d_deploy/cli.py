@@ -38,9 +38,25 @@ from e3d_deploy.commands import (
 )
 from e3d_deploy.errors import BackendUnavailable, E3DError, ResourceLimit
 
+GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Train, or import weights": (data.data, train.train, join.join, import_.import_),
+    "Export, and build engines": (export.export, build.build, refit.refit, cache.cache),
+    "Prove and measure": (verify.verify, evaluate.evaluate, benchmark.benchmark, profile.profile),
+    "Forecast": (demo.demo, predict.predict, stream.stream),
+    "Look, compare, carry": (inspect.inspect, diff.diff, pack.pack, unpack.unpack, doctor.doctor),
+}
+"""Commands by task, as `e3d --help` and the README list them."""
+
 
 class Commands(click.Group):
     """The one place that turns failures into a line and an exit code."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by task."""
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str(room)) for command in commands])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -102,26 +118,6 @@ def main(debug: bool) -> None:
     logging.getLogger("e3d_deploy").setLevel(level)
 
 
-for command in (
-    train.train,
-    import_.import_,
-    export.export,
-    build.build,
-    refit.refit,
-    cache.cache,
-    verify.verify,
-    predict.predict,
-    evaluate.evaluate,
-    stream.stream,
-    benchmark.benchmark,
-    profile.profile,
-    data.data,
-    pack.pack,
-    unpack.unpack,
-    join.join,
-    inspect.inspect,
-    diff.diff,
-    doctor.doctor,
-    demo.demo,
-):
-    main.add_command(command)
+for commands in GROUPS.values():
+    for command in commands:
+        main.add_command(command)

@@ -23,7 +23,7 @@ class FlatConvolution(nn.Module):
     With zeros behind the window, each slot sees two frames and the last slot itself alone: one 2D convolution
     over the channels of both, and for the last slot one over its own. Engines have fast kernels for 2D, and the
     products with zeros are gone. Nor is there a pad on one side alone, which cuDNN has no kernel for
-    (microsoft/onnxruntime#26274). docs/architecture.md has the gain.
+    (microsoft/onnxruntime#26274). docs/graphs.md has the gain.
     """
 
     def __init__(self, convolution: Convolution) -> None:
@@ -154,7 +154,7 @@ REWRITES: dict[str, Rewrite] = {
     "conv2d": flatten_convolutions,
     "norms": split_norms,
 }
-"""In the order in which they are made. docs/architecture.md says what each gains, and what was tried and dropped."""
+"""In the order in which they are made. docs/graphs.md says what each gains."""
 TARGETS = {"cpu": tuple(REWRITES), "gpu": ("frozen-memory",), "none": ("norms",)}
 """Rewrites by the engines that they suit: `cpu` every processor and ONNX Runtime on a GPU, `gpu` TensorRT.
 

@@ -12,10 +12,11 @@ import pytest
 
 from benchmarks import clip
 from benchmarks.readme import PLACES, section
-from e3d_deploy.cli import main
+from e3d_deploy.cli import GROUPS, main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "e3d_deploy" / "data" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = re.findall(r"^e3d .+$", README, re.MULTILINE)
 
 
@@ -40,14 +41,26 @@ def test_its_commands_exist_with_these_options(line: str) -> None:
     assert context.params
 
 
-def test_it_shows_each_command_but_the_demo() -> None:
-    assert {line.split()[1] for line in COMMANDS} == set(main.commands) - {"demo"}
+def test_it_lists_the_commands_by_the_tasks_of_the_help() -> None:
+    block = README.partition("## Commands")[2].partition("```\n")[2].partition("```")[0]
+    parts = dict(part.split("\n", 1) for part in block.strip().removeprefix("# ").split("\n\n# "))
+    shown = {task: {line.split()[1] for line in lines.splitlines()} for task, lines in parts.items()}
+    assert shown == {task: {one.name for one in commands} - {"demo"} for task, commands in GROUPS.items()}
 
 
-def test_its_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert len(links) > 5
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
+    for link in links:
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        headings = (
+            [re.sub(r"[^\w -]", "", title) for title in re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)]
+            if heading
+            else []
+        )
+        assert not heading or heading in {title.lower().replace(" ", "-") for title in headings}, link
 
 
 @pytest.mark.parametrize(
