@@ -4,7 +4,6 @@ import ctypes
 import os
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -121,6 +120,8 @@ def machine() -> dict[str, Any]:
 
 def version_of(packages: tuple[str, ...]) -> str | None:
     """Return the version of the first of these distributions that is installed; None if none is."""
+    from importlib.metadata import PackageNotFoundError, version  # a third of the import of the runtime
+
     for package in packages:
         try:
             return version(package)

@@ -42,6 +42,11 @@ def test_runtime_loads_numpy_alone() -> None:
     assert not foreign
 
 
+def test_runtime_does_not_ask_what_is_installed() -> None:
+    """That takes a third of its import; only `auto` has to know."""
+    assert python("import sys, e3d_deploy.runtime; print('importlib.metadata' in sys.modules)").strip() == "False"
+
+
 def test_a_plain_stream_imports_no_scheduler(exported: object) -> None:
     code = f"""
 import sys
