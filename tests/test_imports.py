@@ -43,7 +43,7 @@ def test_runtime_loads_numpy_alone() -> None:
 
 
 def test_runtime_does_not_ask_what_is_installed() -> None:
-    """That takes a third of its import; only `auto` has to know."""
+    """Asking takes a third of its import, and only `auto` has to know."""
     assert python("import sys, e3d_deploy.runtime; print('importlib.metadata' in sys.modules)").strip() == "False"
 
 
