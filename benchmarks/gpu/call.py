@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.call probe|train|numbers|next [--seconds S] [--device cpu --quick]
 
 `probe` finds out if everything is right and where the time goes; `train` trains the full-size model; `numbers` times
-everything. `next` is `train` while benchmarks/results holds no result of it on a GPU, and `numbers` from then on. Every
+everything. `next` is `train` while benchmarks/results records no training on a GPU, and `numbers` from then on. Every
 step is a process with a time limit. Its output goes to $OUT/gpu_CALL.log, and its exit code and duration to
 $OUT/gpu_CALL.json, which is written before and after each step; without OUT, benchmarks/results is meant.
 """
@@ -40,12 +40,15 @@ CARRIED = {
     "numbers": ("packages", "onnxruntime", "bundles"),
 }
 """Folders of the pack that each call needs."""
+CACHE = "inductor"
+"""Folder of the pack that holds what an earlier training call compiled; only that call takes it, and can do without."""
 PACKAGES = ("packages", "onnxruntime")
 """Folders of the pack that hold Python packages."""
-SECONDS = {"probe": 320.0, "train": 380.0, "numbers": 380.0}
-"""Duration of each call (s); two calls, with a start of the machine before each, fit into a quarter of an hour."""
-DEMO_SECONDS = 60.0
-"""Time for the small network at the end of a training call (s)."""
+SECONDS = {"probe": 320.0, "train": 530.0, "numbers": 380.0}
+"""Duration of each call (s). Probe and numbers, with a start of the machine before each, fit into a quarter of an hour;
+so does a training by itself."""
+CACHE_SECONDS = 40.0
+"""Time to pack what was compiled, at the end of a training call (s)."""
 START_SECONDS = 35.0
 """Part of a training step's time that its start and its end take (s)."""
 QUICK_SECONDS = 10.0
@@ -99,6 +102,16 @@ class Place:
     """Duration of the call (s); None for the usual one."""
 
     @property
+    def compiles(self) -> bool:
+        """Training compiles its cells here; on a CPU that takes minutes."""
+        return self.device == "cuda" and not self.quick
+
+    @property
+    def cache(self) -> Path:
+        """Folder for what Inductor compiles; holds what was carried of it."""
+        return self.unpacked / CACHE
+
+    @property
     def options(self) -> list[str]:
         return ["--device", self.device, *(["--quick"] if self.quick else [])]
 
@@ -109,10 +122,10 @@ class Place:
 def probe(place: Place) -> list[Step]:
     """Return the steps that tell what is right and where the time goes; the last one may find no time left."""
     batch = ("--batches", "1")
+    passes = ",".join(name if place.quick else f"{name} {BATCH}" for name in PASSES)
     return [
-        training(place, "train_eager", 40, compiled=False, kept=False),
         benchmark(place, "probe_rows", 85, "--sections", "roofline,plain,profile,micro", "--rows", PROBED, *batch),
-        training(place, "train_compiled", 70, compiled=True, kept=False),
+        benchmark(place, "probe_training", 110, "--sections", "training", "--rows", passes),
         benchmark(place, "probe_bundles", 35, "--sections", "bundles", "--rows", "onnxruntime", *batch),
         benchmark(place, "probe_backends", 60, "--sections", "backends", "--rows", "torch-cuda-graph bf16", *batch),
         Step(name="memory", seconds=20, command=["-c", MEMORY, place.device]),
@@ -120,12 +133,12 @@ def probe(place: Place) -> list[Step]:
 
 
 def train(place: Place) -> list[Step]:
-    """Return the steps of a training call: the full-size network, and the small one for the last minute."""
-    seconds = place.seconds or SECONDS["train"]
-    return [
-        training(place, "full", seconds - DEMO_SECONDS, compiled=compiled_is_worth_it(RESULTS, seconds), kept=True),
-        training(place, "demo", DEMO_SECONDS, compiled=False, kept=True),
-    ]
+    """Return the steps of a training call: the full-size network, then the compiled cells for the next call."""
+    full = training(place, (place.seconds or SECONDS["train"]) - CACHE_SECONDS)
+    if not place.compiles:
+        return [full]
+    command = ["-m", "benchmarks.gpu.inductor", str(place.cache), str(place.out / "gpu_inductor.tar.xz")]
+    return [full, Step(name="inductor", seconds=CACHE_SECONDS, command=command)]
 
 
 def numbers(place: Place) -> list[Step]:
@@ -148,35 +161,34 @@ def benchmark(place: Place, name: str, seconds: float, *options: str) -> Step:
     return Step(name=name, seconds=seconds, command=command, planned=True)
 
 
-BATCH = "64"
-"""Sequences in a training step: steps of 16 and of 32 took the same time on an H200 (benchmarks/NOTES.md)."""
-FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5"]
-SMALL = ["--hidden", "40,40", "--patch-size", "8", "--kernel-size", "3"]
+BATCH = "16"
+"""Sequences in a training step; 32 with 2D convolutions were not measured (benchmarks/NOTES.md)."""
+PASSES = ("eager", "captured", "compiled-conv2d")
+"""Training passes of the probe: as launched by Python, captured, and as the training call runs them."""
+FULL = ["--hidden", "64,64,64,64", "--patch-size", "4", "--kernel-size", "5", "--batch-size", BATCH]
 TINY = ["--hidden", "8,8", "--patch-size", "16", "--kernel-size", "3", "--batch-size", "2"]
 TINY += ["--validation-clips", "2", "--log-every", "1"]
 
-LEARNING = ["--schedule", "onecycle", "--schedule-by", "time", "--steps", "1000000", "--log-every", "10"]
-LEARNING += ["--save-every", "1000000", "--validate-every", "1000"]  # a state for `--resume` stays on the machine
+# As in benchmarks/results/gpu_train_2.json. Steps of 1,000,000 are the whole time, so a burn-in may come in its last
+# quarter and true frames are shown in the first two fifths.
+LEARNING = ["--schedule", "cosine", "--schedule-by", "time", "--warmup-steps", "200", "--learning-rate", "8e-4"]
+LEARNING += ["--steps", "1000000", "--sampling-stop-step", "400000", "--burn-in-steps", "250000", "--no-decay"]
+LEARNING += ["--log-every", "10", "--validate-every", "500"]
+LEARNING += ["--save-every", "1000000"]  # a state for `--resume` stays on the machine
 LEARNING += ["--l1-weight", "0", "--gradient-clip", "1"]  # or a short run stays on the plateau of black frames
 
 
-def training(place: Place, name: str, seconds: float, *, compiled: bool, kept: bool) -> Step:
-    """Return a step that trains until its time is over.
-
-    Args:
-        kept: write the weights to the folder that comes back; else only the speed counts.
-    """
-    run = place.work / name
-    network = TINY if place.quick else [*(SMALL if name == "demo" else FULL), "--batch-size", BATCH]
+def training(place: Place, seconds: float) -> Step:
+    """Return the step that trains until its time is over and writes the weights to the folder that comes back."""
+    run, parts = place.work / "full", place.out / "gpu_full"
     minutes = (QUICK_SECONDS if place.quick else seconds - START_SECONDS) / 60
     speed = ["--precision", "fp32" if place.device == "cpu" else "bf16", "--workers", "1" if place.quick else "8"]
-    command = ["-m", "e3d_deploy", "train", "-o", str(run), *LEARNING, *network, *speed]
-    command += ["--time-limit", f"{minutes:.3f}", "--compile" if compiled and not place.quick else "--no-compile"]
+    speed += ["--compile", "--cuda-graph"] if place.compiles else ["--no-compile"]
+    command = ["-m", "e3d_deploy", "train", "-o", str(run), *LEARNING, *(TINY if place.quick else FULL), *speed]
+    command += ["--time-limit", f"{minutes:.3f}", "--parts", str(parts)]
     if (place.unpacked / "digits").exists():
         command += ["--digits", str(place.unpacked / "digits" / "digits.npz")]
-    if kept:
-        command += ["--parts", str(place.out / f"gpu_{name}")]
-    return Step(name=name, seconds=seconds, command=command, run=run, parts=place.out / f"gpu_{name}" if kept else None)
+    return Step(name="full", seconds=seconds, command=command, run=run, parts=parts)
 
 
 PROBED = ",".join(
@@ -193,31 +205,21 @@ STEPS = {"probe": probe, "train": train, "numbers": numbers}
 
 
 def next_call(results: Path) -> str:
-    """Return the call that is due: training until a result of it on a GPU is there, then numbers."""
-    trained = recorded(results / "gpu_train.json")
-    done = {step["name"] for step in trained.get("steps", ()) if step.get("sequences_per_second")}
-    return "numbers" if trained.get("device") == "cuda" and "full" in done else "train"
+    """Return the call that is due: training until one on a GPU is recorded, then numbers."""
+    return "numbers" if any(map(trained_on_a_gpu, results.glob("gpu_train*.json"))) else "train"
 
 
-def compiled_is_worth_it(results: Path, seconds: float) -> bool:
-    """Return if compiled cells train on more sequences in so many seconds, by the probe; True if it does not tell."""
-    found = recorded(results / "gpu_probe.json")
-    steps = {step["name"]: step for step in found.get("steps", ())}
-    sides = [steps.get(name, {}) for name in ("train_eager", "train_compiled")]
-    if found.get("device") != "cuda" or not sides[0].get("sequences_per_second"):
-        return True
-    eager, compiled = (side.get("sequences_per_second", 0) * (seconds - side.get("first_s", 0)) for side in sides)
-    return bool(compiled > eager)
-
-
-def recorded(file: Path) -> dict[str, Any]:
-    """Return a result; empty if it is not there or damaged."""
+def trained_on_a_gpu(file: Path) -> bool:
+    """Return if a file is the record of a training call or the log of a training, on a GPU, that made steps."""
     try:
         found = json.loads(file.read_text())
-        steps = [dict(step) for step in found.get("steps", ())]
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        return {}
-    return {**found, "steps": steps}
+        on_a_gpu, steps = found.get("device") == "cuda" or bool(found.get("gpu")), found.get("steps")
+        if isinstance(steps, int):  # the log of a training
+            return on_a_gpu and steps > 0
+        done = {step["name"] for step in steps or () if step.get("sequences_per_second")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    return on_a_gpu and "full" in done
 
 
 # Running
@@ -350,20 +352,26 @@ def keep_last_set(parts: Path) -> None:
 
 
 def carried(name: str, pack: Path) -> list[Path]:
-    """Return the folders of the pack that a call needs and that are there; say on stderr which are not."""
+    """Return the folders of the pack that a call takes and that are there; say on stderr which it lacks."""
     for piece in CARRIED[name]:
         if not (pack / piece).is_dir():
             print(f"{pack / piece}: is not there, so some rows are skipped; carry it", file=sys.stderr)
-    return [pack / piece for piece in CARRIED[name] if (pack / piece).is_dir()]
+    pieces = (*CARRIED[name], *((CACHE,) if name == "train" else ()))
+    return [pack / piece for piece in pieces if (pack / piece).is_dir()]
 
 
-def variables_for(folders: Sequence[Path]) -> dict[str, str]:
-    """Return the environment of the steps: carried packages before installed ones, output at once."""
+def variables_for(folders: Sequence[Path], cache: Path) -> dict[str, str]:
+    """Return the environment of the steps: carried packages before installed ones, output at once.
+
+    Args:
+        cache: folder for what Inductor compiles.
+    """
     fits = ".".join(map(str, sys.version_info[:2])) == borrowed.read().python_tag
     if not fits:
         print("the carried packages are for another Python; those installed here are taken", file=sys.stderr)
     packages = [folder for folder in folders if fits and folder.name in PACKAGES]
-    return {**os.environ, "PYTHONPATH": borrowed.joined_path(*packages, ROOT), "PYTHONUNBUFFERED": "1"}
+    path = borrowed.joined_path(*packages, ROOT)
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_CACHE_DIR": str(cache)}
 
 
 def main() -> int:
@@ -395,7 +403,7 @@ def main() -> int:
             sys.exit(128 + signal.SIGTERM)
 
         signal.signal(signal.SIGTERM, stop)
-        failed = call.run(STEPS[name](place), variables_for(folders))
+        failed = call.run(STEPS[name](place), variables_for(folders, place.cache))
     print(f"{name}: {len(call.record['steps'])} steps, {failed} failed, {call.elapsed():.0f} s; {call.file}")
     return 1 if failed else 0
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks.gpu import borrowed
 from benchmarks.gpu.borrowed import Machine, canonical, joined_path
-from benchmarks.gpu.call import CALLS, CARRIED, PACK, RESULTS, ROOT, SECONDS, next_call
+from benchmarks.gpu.call import CALLS, CARRIED, PACK, RESULTS, ROOT, SECONDS, carried, next_call
 from benchmarks.gpu.lacking import Confiner, versions_here
 from benchmarks.gpu.pack import archive, install, shrink_onnxruntime
 from benchmarks.gpu.travel import MIB, check_travel
@@ -116,7 +116,7 @@ def module(name: str, *arguments: str, variables: Mapping[str, str] | None = Non
         raise SystemExit(f"{' '.join(command[1:])}: exit code {done.returncode}; mend what it says\n{tail}")
 
 
-def plan(pack: Path, machine: Machine) -> list[str]:
+def plan(pack: Path, machine: Machine, root: Path = ROOT) -> list[str]:
     """Return what to run and what to carry in each call, after checking its size.
 
     Raises:
@@ -127,14 +127,18 @@ def plan(pack: Path, machine: Machine) -> list[str]:
         raise ConfigError(f"{pack}: lacks {', '.join(missing)}; make them with --pieces {','.join(missing)}")
     lines = []
     for call in CALLS:
-        carried = [pack / piece for piece in CARRIED[call]]
-        travel = check_travel(ROOT, carried, machine.limits)
+        folders = carried(call, pack)
+        travel = check_travel(root, folders, machine.limits)
         sizes = ", ".join(f"{name} {size / MIB:.1f}" for name, size in travel.carried_bytes.items())
         lines += [
             f"{call}: python3 -m benchmarks.gpu.call {call}    # at most {SECONDS[call]:.0f} s",
-            f"    carry: {' '.join(str(folder.relative_to(ROOT)) for folder in carried)}",
+            f"    carry: {' '.join(str(folder.relative_to(root)) for folder in folders)}",
             f"    {travel.total_bytes / MIB:.1f} of {machine.limits.travel_bytes / MIB:.0f} MiB: "
             f"checkout {travel.tracked_bytes / MIB:.1f}, {sizes}",
+            *(
+                f"    first move {name} out of the checkout, and back afterwards"
+                for name in travel.without(machine.limits)
+            ),
         ]
     return [*lines, f"after the probe: {next_call(RESULTS)}"]
 

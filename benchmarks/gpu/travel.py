@@ -13,6 +13,8 @@ MIB = 1 << 20
 LARGEST = 8
 """Number of pieces that an error names."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+MODELS = "models/*.safetensors"
+"""Trained models of the checkout, which no call needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +22,21 @@ class Travel:
     """Size of one call's luggage."""
 
     tracked_bytes: int
-    """Files of the checkout, ignored ones left out."""
+    """Files of the checkout, without ignored ones and trained models."""
     carried_bytes: dict[str, int]
     """Carried folders."""
+    models_bytes: dict[str, int]
+    """Trained models of the checkout, which need not travel."""
 
     @property
     def total_bytes(self) -> int:
+        """Sum without the trained models."""
         return self.tracked_bytes + sum(self.carried_bytes.values())
+
+    def without(self, limits: Limits) -> list[str]:
+        """Return the trained models that have to be moved out of the checkout before; none if all of them fit."""
+        fit = self.total_bytes + sum(self.models_bytes.values()) <= limits.travel_bytes
+        return [] if fit else list(self.models_bytes)
 
 
 def checkout_files(root: Path) -> list[Path]:
@@ -37,15 +47,16 @@ def checkout_files(root: Path) -> list[Path]:
 
 
 def check_travel(root: Path, carried: Sequence[Path], limits: Limits) -> Travel:
-    """Add up what travels in a call.
+    """Add up what travels in a call; trained models are counted apart, as they can be moved away.
 
     Raises:
         ResourceLimit: it is more than the limit, with the largest pieces.
     """
     tracked = {str(name): (root / name).stat().st_size for name in checkout_files(root)}
+    models = {name: tracked.pop(name) for name in list(tracked) if Path(name).match(MODELS)}
     within = {str(file.relative_to(root)): file.stat().st_size for folder in carried for file in files(folder)}
     sizes = {str(folder.relative_to(root)): sum(file.stat().st_size for file in files(folder)) for folder in carried}
-    travel = Travel(tracked_bytes=sum(tracked.values()), carried_bytes=sizes)
+    travel = Travel(tracked_bytes=sum(tracked.values()), carried_bytes=sizes, models_bytes=models)
     if travel.total_bytes > limits.travel_bytes:
         largest = sorted({**tracked, **within}.items(), key=lambda one: -one[1])[:LARGEST]
         named = ", ".join(f"{name} {size / MIB:.1f}" for name, size in largest)

@@ -20,11 +20,14 @@ from benchmarks.gpu.call import (
     Call,
     Place,
     Step,
-    compiled_is_worth_it,
+    carried,
     keep_last_set,
     learned,
     next_call,
+    variables_for,
 )
+from benchmarks.gpu.inductor import pack
+from benchmarks.gpu.pack import unpack
 from benchmarks.gpu.rehearse import kill_session, whole
 
 SLEEP = """
@@ -56,38 +59,42 @@ def gone(pid: int) -> bool:
 # Which call is due
 
 
-def test_training_is_due_until_it_has_run_on_a_gpu(tmp_path: Path) -> None:
-    file = tmp_path / "gpu_train.json"
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"device": "cuda", "steps": [{"name": "full", "code": 0, "sequences_per_second": 150.0}]},
+        {"gpu": "NVIDIA H200", "steps": 2551},
+    ],
+)
+def test_numbers_are_due_once_a_training_on_a_gpu_is_recorded(found: object, tmp_path: Path) -> None:
     assert next_call(tmp_path) == "train"
-    write(file, {"device": "cpu", "steps": [{"name": "full", "sequences_per_second": 1.0}]})
-    assert next_call(tmp_path) == "train"
-    write(file, {"device": "cuda", "steps": [{"name": "full", "code": 1}]})
-    assert next_call(tmp_path) == "train"
-    write(file, {"device": "cuda", "steps": [{"name": "full", "code": 0, "sequences_per_second": 150.0}]})
+    write(tmp_path / "gpu_train_2.json", found)
     assert next_call(tmp_path) == "numbers"
 
 
-def test_cells_are_compiled_if_that_trains_on_more_in_the_time_of_the_call(tmp_path: Path) -> None:
-    file = tmp_path / "gpu_probe.json"
-    assert compiled_is_worth_it(tmp_path, 300)
-    eager: dict[str, object] = {"name": "train_eager", "sequences_per_second": 100.0, "first_s": 10.0}
-    compiled: dict[str, object] = {"name": "train_compiled"}
-    write(file, {"device": "cuda", "steps": [eager, compiled]})
-    assert not compiled_is_worth_it(tmp_path, 300)  # it did not get as far as training
-    compiled |= {"sequences_per_second": 150.0, "first_s": 60.0}
-    write(file, {"device": "cuda", "steps": [eager, compiled]})
-    assert compiled_is_worth_it(tmp_path, 300)
-    assert not compiled_is_worth_it(tmp_path, 120)  # compiling takes half of it
-    write(file, {"device": "cpu", "steps": [eager, compiled]})
-    assert compiled_is_worth_it(tmp_path, 120)
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"device": "cpu", "steps": [{"name": "full", "sequences_per_second": 1.0}]},
+        {"device": "cuda", "steps": [{"name": "full", "code": 1}]},
+        {"device": "cuda", "steps": [{"code": None}]},
+        {"gpu": "NVIDIA H200", "steps": 0},
+        {"steps": 2551},
+    ],
+)
+def test_a_training_without_steps_on_a_gpu_leaves_training_due(found: object, tmp_path: Path) -> None:
+    write(tmp_path / "gpu_train.json", found)
+    assert next_call(tmp_path) == "train"
+
+
+def test_the_recorded_training_makes_numbers_due() -> None:
+    assert next_call(ROOT / "benchmarks" / "results") == "numbers"
 
 
 @pytest.mark.parametrize("content", ['{"device": "cuda", "st', "null", "5", '{"steps": null}', "[" * 200_000, '["a"]'])
 def test_damaged_results_count_as_none(content: str, tmp_path: Path) -> None:
-    for name in ("gpu_train.json", "gpu_probe.json"):
-        (tmp_path / name).write_text(content)
+    (tmp_path / "gpu_train.json").write_text(content)
     assert next_call(tmp_path) == "train"
-    assert compiled_is_worth_it(tmp_path, 120)
 
 
 # What the calls consist of
@@ -102,10 +109,57 @@ def test_steps_fit_into_the_time_of_their_call(name: str, place: Place) -> None:
 
 
 def test_training_ends_before_it_is_ended(place: Place) -> None:
-    for step in STEPS["train"](place):
-        minutes = float(step.command[step.command.index("--time-limit") + 1])
-        assert 0 < 60 * minutes <= step.seconds - 15
-        assert step.command[step.command.index("--precision") + 1] == "bf16"
+    step = STEPS["train"](place)[0]
+    minutes = float(step.command[step.command.index("--time-limit") + 1])
+    assert 0 < 60 * minutes <= step.seconds - 15
+
+
+def test_training_runs_by_the_command_that_was_measured(place: Place) -> None:
+    """All options but those of time, digits and folders."""
+    log = json.loads((ROOT / "benchmarks" / "results" / "gpu_train_2.json").read_text())
+    command = list(STEPS["train"](place)[0].command)
+    for option in ("-o", "--time-limit", "--parts"):
+        del command[command.index(option) : command.index(option) + 2]
+    measured = log["command"].split()
+    for option in ("-o", "--time-limit", "--parts", "--digits"):
+        del measured[measured.index(option) : measured.index(option) + 2]
+    assert sorted(command) == sorted(measured[1:])
+
+
+def test_a_rehearsed_training_compiles_nothing(tmp_path: Path) -> None:
+    place = Place(out=tmp_path, work=tmp_path, unpacked=tmp_path, device="cpu", quick=True)
+    (step,) = STEPS["train"](place)
+    assert "--no-compile" in step.command
+    assert "--cuda-graph" not in step.command
+
+
+# Compiled cells from one call to the next
+
+
+def test_what_was_compiled_travels_to_the_next_training(place: Place, tmp_path: Path) -> None:
+    cache = place.cache
+    for name, content in {"fxgraph/ab/one": b"code", "triton/0/x.cubin": b"code", "locks/a.lock": b""}.items():
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_bytes(content)
+    packed = tmp_path / "pack" / "inductor" / "inductor.tar.xz"
+    assert "MiB" in pack(cache, packed, 10_000)
+    folders = carried("train", tmp_path / "pack")
+    assert folders == [tmp_path / "pack" / "inductor"]
+    assert carried("numbers", tmp_path / "pack") == []
+    there = Place(out=place.out, work=place.work, unpacked=tmp_path / "there")
+    unpack(folders, there.unpacked)
+    assert variables_for([], there.cache)["TORCHINDUCTOR_CACHE_DIR"] == str(there.cache)
+    found = sorted(str(file.relative_to(there.cache)) for file in there.cache.rglob("*") if file.is_file())
+    assert found == ["fxgraph/ab/one", "triton/0/x.cubin"]  # locks that are one file would wait for each other
+
+
+@pytest.mark.parametrize(("size", "says"), [(0, "nothing was compiled"), (1000, "expected at most 0; the next call")])
+def test_a_cache_that_cannot_come_back_is_refused(size: int, says: str, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "kernel").write_bytes(os.urandom(size))
+    with pytest.raises(ValueError, match=says):
+        pack(tmp_path / "cache", tmp_path / "cache.tar.xz", 100)
+    assert not (tmp_path / "cache.tar.xz").exists()
 
 
 # Running

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import borrowed
 from benchmarks.gpu.borrowed import Limits, Machine
+from benchmarks.gpu.call import CALLS
 from benchmarks.gpu.fatbin import MAGIC, ZSTANDARD, prune, section
 from benchmarks.gpu.lacking import Confiner
 from benchmarks.gpu.pack import PROVIDER, archive, distributions, install, shrink_onnxruntime, unpack
-from benchmarks.gpu.prepare import unsure
+from benchmarks.gpu.prepare import plan, unsure
 from benchmarks.gpu.travel import MIB, check_results, check_travel
 from e3d_deploy.errors import ResourceLimit
 
@@ -153,6 +155,27 @@ def test_too_much_is_refused_with_the_largest_pieces(checkout: Path) -> None:
     (checkout / "pack" / "piece" / "large").write_bytes(bytes(3 << 19))
     with pytest.raises(ResourceLimit, match=r"got 1\.5 MiB, expected at most 1 MiB.*\(MiB\): pack/piece/large 1\.5, "):
         check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
+
+
+def test_a_trained_model_is_left_out_where_it_would_be_too_much(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fits beside 3,000 bytes of the pack, not beside 500,000 more."""
+    name = "models/trained.safetensors"
+    (checkout / "models").mkdir()
+    (checkout / name).write_bytes(bytes(1_000_000))
+    travel = check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
+    assert travel.models_bytes == {name: 1_000_000}
+    assert travel.total_bytes < 10_000
+    assert travel.without(LIMITS) == []
+    (checkout / "pack" / "piece" / "large").write_bytes(bytes(500_000))
+    assert check_travel(checkout, [checkout / "pack" / "piece"], LIMITS).without(LIMITS) == [name]
+
+    machine = replace(borrowed.read(), limits=LIMITS)
+    monkeypatch.setattr("benchmarks.gpu.prepare.CARRIED", dict.fromkeys(CALLS, ("piece",)))
+    monkeypatch.setattr("benchmarks.gpu.call.CARRIED", dict.fromkeys(CALLS, ("piece",)))
+    lines = plan(checkout / "pack", machine, checkout)
+    assert lines.count(f"    first move {name} out of the checkout, and back afterwards") == len(CALLS)
 
 
 def test_this_checkout_leaves_room_for_the_pack() -> None:
