@@ -12,12 +12,13 @@ from e3d_deploy.errors import QualityError
 
 @click.command()
 @click.option("-o", "--output", type=PATH, default=Path("demo-output"), help="Folder for the results.")
-def demo(output: Path) -> None:
+@click.option("--full", is_flag=True, help="Show the full-size model of a checkout; takes minutes, builds no engines.")
+def demo(output: Path, full: bool) -> None:
     """The whole path on a trained model: export, build, verify, forecast, benchmark, report."""
-    from e3d_deploy.demo.tour import tour
+    from e3d_deploy.demo.tour import DEMO, FULL, tour
 
     with working("demo") as progress:
-        result = tour(output, progress=progress)
+        result = tour(output, FULL if full else DEMO, progress=progress)
     table(
         ["stage", "seconds", "result"], [(stage.name, f"{stage.seconds:.1f}", stage.result) for stage in result.stages]
     )

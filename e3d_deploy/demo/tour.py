@@ -1,4 +1,4 @@
-"""The whole path on the trained model that ships with the package, and a report of it."""
+"""The whole path on a trained model, the one that ships with the package or the full-size one, and a report of it."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from e3d_deploy.bundle.folder import record_verification
 from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.data.write import write_clips
-from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.errors import BackendUnavailable, CheckpointError
 from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
@@ -31,9 +31,33 @@ from e3d_deploy.runtime.verify import Report, verify
 
 HERE = Path(__file__).parent
 MODEL, CARD = HERE / "moving_mnist.safetensors", HERE / "moving_mnist.json"
+MODELS = HERE.parents[1] / "models"
+"""Folder of a checkout with models that are too large for the package."""
 CONTEXT, HORIZON = 10, 10
 LOOK_AHEAD = 5
 """Frames that the streamed videos are forecast ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """A trained model that the tour shows."""
+
+    model: Path
+    card: Path
+    """Its learning curve and its quality per predicted frame (JSON)."""
+    measured_by: str
+    """Command that measured the quality."""
+    small: bool
+    """It has learned from film too, and is fast enough to forecast one and to build engines of it meanwhile."""
+
+
+DEMO = Exhibit(model=MODEL, card=CARD, measured_by="python -m benchmarks.demo_quality", small=True)
+FULL = Exhibit(
+    model=MODELS / "moving_mnist_64x4.safetensors",
+    card=MODELS / "moving_mnist_64x4.json",
+    measured_by="e3d evaluate",
+    small=False,
+)
 
 
 @dataclass(frozen=True)
@@ -75,16 +99,20 @@ class _Log:
         return value
 
 
-def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> Result:
-    """Export the demo model, build engines, verify, forecast, benchmark; write all of it into `output`.
+def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], None] = lambda _: None) -> Result:
+    """Export a model, verify, forecast, benchmark; write all of it into `output`, replacing an earlier tour.
 
-    Results of an earlier tour in `output` are replaced.
+    Of a small model engines are built and a film is forecast too.
+
+    Raises:
+        CheckpointError: the model is not there, as in an installed package the full-size one.
     """
+    check_present(exhibit)
     output.mkdir(parents=True, exist_ok=True)
     log = _Log(progress)
 
     def export_model() -> tuple[Bundle, str]:
-        path = export(MODEL, output / "demo.e3d", context_length=CONTEXT, horizon=HORIZON, overwrite=True)
+        path = export(exhibit.model, output / "demo.e3d", context_length=CONTEXT, horizon=HORIZON, overwrite=True)
         bundle = Bundle.open(path)
         sizes = ", ".join(f"{graph['file']} {graph['nodes']} nodes" for graph in bundle.manifest["graphs"].values())
         return bundle, sizes
@@ -122,12 +150,14 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
         return result, f"{last['backend']} {last['median_ms']:.2f} ms a step, {last['speedup']:.2f}× PyTorch eager"
 
     bundle = log("export", export_model)
-    log("build engines", build_engines)
+    if exhibit.small:
+        log("build engines", build_engines)
     with runtime.load(bundle.path, "onnxruntime") as predictor:
         report = log("verify", prove)
         examples = log("forecast test clips", lambda: _examples(predictor))
         digits = log("stream Moving MNIST", lambda: stream("moving_mnist", _digits_video()))
-        real = log("stream a real clip", lambda: stream("pedestrians", _real_clip(predictor)))
+        if exhibit.small:
+            real = log("stream a real clip", lambda: stream("pedestrians", _real_clip(predictor)))
     speed = log("benchmark", measure)
 
     gif = output / "forecast.gif"
@@ -137,13 +167,31 @@ def tour(output: Path, *, progress: Callable[[str], None] = lambda _: None) -> R
         "Truth and forecast, a test clip": plots.strips(_rows(examples[0])),
         "Truth and forecast, another": plots.strips(_rows(examples[1])),
         f"Moving MNIST as it played, and what was forecast {LOOK_AHEAD} frames before": _film(digits),
-        f"A real clip as it played, and what was forecast {LOOK_AHEAD} frames before": _film(real),
+        **(
+            {f"A real clip as it played, and what was forecast {LOOK_AHEAD} frames before": _film(real)}
+            if exhibit.small
+            else {}
+        ),
         "Time of a step": measured.latency(speed),
-        **_card_pictures(),
+        **_card_pictures(exhibit),
     }
     result = Result(log.stages, report, speed, output / "report.html", gif)
-    result.report.write_text(_html(result, pictures))
+    result.report.write_text(_html(result, pictures, exhibit))
     return result
+
+
+def check_present(exhibit: Exhibit) -> None:
+    """Refuse an exhibit without its files.
+
+    Raises:
+        CheckpointError: one is not there.
+    """
+    for file in (exhibit.model, exhibit.card):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: no such file; the full-size model is in a checkout of the repository and not in an installed "
+                "package, so run e3d from a checkout, or show the small model without --full"
+            )
 
 
 def _examples(predictor: Predictor) -> tuple[list[tuple[Frames, Frames]], str]:
@@ -173,14 +221,14 @@ def _real_clip(predictor: Predictor) -> Clips:
     return read_clips(PEDESTRIANS, image_size=predictor.config.image_size, channels=predictor.config.channels)
 
 
-def _card_pictures() -> dict[str, bytes]:
+def _card_pictures(exhibit: Exhibit) -> dict[str, bytes]:
     """Draw how the model learned, how its error grows with the horizon, and how its state ages."""
-    card = json.loads(CARD.read_text())
+    card = json.loads(exhibit.card.read_text())
     learned, by_frame = card["curve"], card["quality"]["measures"]["mse"]
     frame_numbers = range(1, HORIZON + 1)
-    decay = checkpoint.read_card(MODEL).decay
+    decay = checkpoint.read_card(exhibit.model).decay
     return {
-        "How the demo model learned": plots.curves(
+        "How the model learned": plots.curves(
             {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimiser step", ylabel="MSE a frame"
         ),
         "How its error grows": plots.curves(by_frame, x=frame_numbers, xlabel="predicted frame", ylabel="MSE a frame"),
@@ -219,8 +267,8 @@ h2 { margin-top: 2.2rem; font-size: 1.1rem }
 """
 
 
-def _html(result: Result, pictures: dict[str, bytes]) -> str:
-    card = json.loads(CARD.read_text())
+def _html(result: Result, pictures: dict[str, bytes], exhibit: Exhibit) -> str:
+    card = json.loads(exhibit.card.read_text())
     stages = [[stage.name, f"{stage.seconds:.1f}", stage.result] for stage in result.stages]
     table = _table(["stage", "seconds", "result"], stages, kind="words")
     measures = card["quality"]["measures"]
@@ -241,8 +289,8 @@ def _html(result: Result, pictures: dict[str, bytes]) -> str:
 versions {escape(", ".join(f"{k} {v}" for k, v in speed["versions"].items()))}.</p>{table}
 <h2>Above the truth, below what the model was given and then, framed, what it forecast</h2>
 <img src="{_data(result.gif.read_bytes(), "gif")}" alt="forecast">{images}
-<h2>Quality of the demo model</h2><p>On {card["quality"]["sequences"]} generated test clips of digits that training
-never saw, measured by <code>python -m benchmarks.demo_quality</code> and not by this run. MSE and MAE are summed over
+<h2>Quality of the model</h2><p>On {card["quality"]["sequences"]} generated test clips of digits that training
+never saw, measured by <code>{exhibit.measured_by}</code> and not by this run. MSE and MAE are summed over
 the pixels of a frame.</p>{quality}</html>
 """
 

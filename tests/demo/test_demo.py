@@ -1,6 +1,7 @@
 """The tour, and the model that it shows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from click.testing import CliRunner
 
 from e3d_deploy import checkpoint
 from e3d_deploy.cli import main
+from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.demo import tour
-from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.errors import BackendUnavailable, CheckpointError
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime import Bundle
 
 
 def test_the_model_is_small_and_has_a_card() -> None:
@@ -45,15 +49,17 @@ def test_the_model_halves_the_error_of_copying_the_last_frame() -> None:
     assert np.mean(wrong) < 0.5 * np.mean(copied)
 
 
-def run(output: Path) -> None:
-    result = CliRunner().invoke(main, ["demo", "-o", str(output)])
+def run(output: Path, *options: str) -> None:
+    result = CliRunner().invoke(main, ["demo", "-o", str(output), *options])
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     assert "PASS" in result.stderr
     report = (output / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 9
+    films = ["moving_mnist.mp4"] if "--full" in options else ["moving_mnist.mp4", "pedestrians.mp4"]
+    assert report.count("data:image/png;base64,") == 7 + len(films)
     assert report.count("data:image/gif;base64,") == 1
     assert "src='http" not in report
-    for name in ("moving_mnist.mp4", "pedestrians.mp4"):
+    assert sorted(film.name for film in output.glob("*.mp4")) == films
+    for name in films:
         assert read_clips(output / name, image_size=(256, 512), channels=1).frames.shape[1] >= 60
     assert (output / "forecast.gif").stat().st_size > 10_000
 
@@ -65,6 +71,29 @@ def test_the_tour_without_tensorrt_says_what_it_left_out(tmp_path: Path, monkeyp
     monkeypatch.setattr(tour, "build", missing)
     run(tmp_path / "out")
     assert "left out: tensorrt-rtx: does not load here" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_full_tour_shows_another_model_and_no_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller network stands for the full-size one."""
+    config = ModelConfig(image_size=(64, 64), channels=1, patch_size=16, hidden=(4,), kernel_size=3)
+    full = replace(tour.FULL, model=tmp_path / "tiny.safetensors", card=tour.CARD)
+    checkpoint.save(E3DLSTM(config), full.model, card=checkpoint.read_card(tour.MODEL))
+    monkeypatch.setattr(tour, "FULL", full)
+    run(tmp_path / "out", "--full")
+    assert Bundle.open(tmp_path / "out" / "demo.e3d").config == config
+    assert full.measured_by in (tmp_path / "out" / "report.html").read_text()
+    assert not (tmp_path / "out" / "demo.e3d" / "engines").exists()
+
+
+def test_without_the_full_model_the_error_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package has no folder `models` beside it."""
+    absent = tmp_path / "models" / "moving_mnist_64x4.safetensors"
+    monkeypatch.setattr(tour, "FULL", replace(tour.FULL, model=absent))
+    result = CliRunner().invoke(main, ["demo", "--full", "-o", str(tmp_path / "out")])
+    assert result.exit_code == CheckpointError.exit_code
+    assert f"{absent}: no such file" in result.stderr
+    assert "run e3d from a checkout" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
