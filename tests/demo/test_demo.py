@@ -15,6 +15,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.demo import tour
 from e3d_deploy.errors import BackendUnavailable, CheckpointError
+from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 
@@ -94,6 +95,19 @@ def test_without_the_full_model_the_error_says_where_it_is(tmp_path: Path, monke
     assert f"{absent}: no such file" in result.stderr
     assert "run e3d from a checkout" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_full_model_is_described_as_it_is() -> None:
+    if not tour.FULL.model.exists():
+        pytest.skip("the model was moved out of this checkout")
+    model, card = checkpoint.load(tour.FULL.model), json.loads(tour.FULL.card.read_text())
+    assert model.config.hidden == (64, 64, 64, 64)
+    assert sha256(tour.FULL.model) in (tour.FULL.model.parent / "README.md").read_text()
+    assert len(card["curve"]["step"]) == len(card["curve"]["valid_mse"]) > 5
+    for who in tour.SHOWN:
+        assert {len(card["quality"]["measures"][name][who]) for name in ("mse", "mae", "ssim", "psnr")} == {
+            tour.HORIZON
+        }
 
 
 @pytest.mark.slow
