@@ -23,8 +23,9 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
 from e3d_deploy.export.engines.cache import EngineCache
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import RUNS, Budget
+from e3d_deploy.policies import Budget
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends.specs import find
 
 DEMO = Path(__file__).parents[1] / "e3d_deploy" / "demo" / "moving_mnist.safetensors"
 
@@ -103,4 +104,4 @@ def milliseconds(spent: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(RUNS["tensorrt-rtx"]))
+    main(sys.argv[1:] or find("tensorrt-rtx").ordered_policies)

@@ -34,9 +34,10 @@ from e3d_deploy.export.precision.drift import Gauge, real_clips
 from e3d_deploy.export.precision.quantize import calibrate
 from e3d_deploy.export.precision.types import LARGEST, LOW, stamp, typed
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import BUDGETS, POLICIES, RUNS
+from e3d_deploy.policies import BUDGETS, POLICIES
 from e3d_deploy.runtime.backends.emulated import Steps, session
 from e3d_deploy.runtime.backends.protocol import State, initial_arrays
+from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.verify import quality_lost
 from e3d_deploy.training.train import Machine, train
 
@@ -145,7 +146,7 @@ def onnxruntime_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], 
     running = {
         policy: session(graph, threads=threads, integers=True)
         for policy, graph in graphs.items()
-        if policy in RUNS["onnxruntime"] and policy != "tf32"
+        if policy in find("onnxruntime").policies and policy != "tf32"
     }
     return {policy: lambda one=one: one.run(None, arrays) for policy, one in running.items()}
 

@@ -19,7 +19,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 
-IMPORT = "import time; t = time.perf_counter(); import e3d_deploy.runtime; print(time.perf_counter() - t)"
+IMPORT = "import time; t = time.perf_counter(); from e3d_deploy.runtime import load; print(time.perf_counter() - t)"
 FIRST = """
 import sys, time
 started = time.perf_counter()

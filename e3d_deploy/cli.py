@@ -94,10 +94,10 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, E3DError):
         return (str(error), error.exit_code)
     if isinstance(error, ModuleNotFoundError):
-        from e3d_deploy.inventory import extra_of
+        from e3d_deploy.libraries import extra_of, pip_install
 
         if extra := extra_of(error.name or ""):
-            return (f"{error.name} is not installed; pip install 'e3d_deploy[{extra}]'", BackendUnavailable.exit_code)
+            return (f"{error.name} is not installed; {pip_install(extra)}", BackendUnavailable.exit_code)
     said = str(error).partition("\n")[0]  # PyTorch appends a stack of C++
     # PyTorch's are a RuntimeError; it is not imported for them.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:

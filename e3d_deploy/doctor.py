@@ -4,6 +4,8 @@ import platform
 from typing import Any
 
 from e3d_deploy import __version__, inventory
+from e3d_deploy.libraries import LIBRARIES, pip_install
+from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
 
 
 def examine() -> dict[str, Any]:
@@ -11,30 +13,29 @@ def examine() -> dict[str, Any]:
 
     Loads only `cuda.core`; with a GPU also TensorRT-RTX.
     """
-    refusal = inventory.rtx_refusal()  # once, for it loads TensorRT-RTX
-    ready = inventory.openable(refusal)
+    refusals = {name: spec.refusal() for name, spec in BACKENDS.items()}  # once, for they may load libraries
     libraries = [
         {
             "library": library.module,
             "version": inventory.version_of(library.packages),
             "extra": library.extra,
             "gives": library.gives,
-            "get": None if inventory.version_of(library.packages) else f"pip install 'e3d_deploy[{library.extra}]'",
+            "get": None if inventory.version_of(library.packages) else pip_install(library.extra),
         }
-        for library in inventory.LIBRARIES
+        for library in LIBRARIES
     ]
     return {
         "e3d_deploy": __version__,
         "python": platform.python_version(),
         "machine": inventory.machine(),
         "libraries": libraries,
-        "backends": {name: name in ready for name in inventory.BACKENDS},
-        "warnings": _warnings(refusal),
+        "backends": {name: has_libraries(spec) and refusals[name] is None for name, spec in BACKENDS.items()},
+        "warnings": _warnings([refusal for refusal in refusals.values() if refusal]),
     }
 
 
-def _warnings(rtx_refusal: str | None) -> list[str]:
-    warnings = [rtx_refusal] if rtx_refusal else []
+def _warnings(refusals: list[str]) -> list[str]:
+    warnings = list(refusals)
     if inventory.version_of(("onnxruntime",)) and inventory.version_of(("onnxruntime-gpu",)):
         warnings.append(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "

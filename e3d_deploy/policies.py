@@ -1,9 +1,8 @@
-"""Precision policies: which type the products of a graph are computed in, what that may cost, who runs it."""
+"""Precision policies: which type the products of a graph are computed in, and what that may cost."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
-from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.errors import ConfigError
 
 POLICIES = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
 """The cheapest first: bytes that a weight takes and a product moves, then how much of a number is kept."""
@@ -67,59 +66,3 @@ def parse_budget(text: str) -> Budget:
             raise ConfigError(f"budget: got {part!r}, expected NAME=NUMBER with a name of {', '.join(names)}")
         found[name] = number
     return replace(Budget(), **found)
-
-
-RUNS = {
-    "onnxruntime": {
-        "int8": "integer convolutions; what they gain depends on the processor",
-        "fp16": "weights in float16, computed in float32",
-        "tf32": "computed in float32",
-        "fp32": "",
-    },
-    "openvino": {
-        "int8": "integer convolutions",
-        "fp16": "computed in float32 where the processor has no float16",
-        "bf16": "computed in float32 where the processor has no bfloat16",
-        "tf32": "computed in float32",
-        "fp32": "",
-    },
-    # From ONNX Runtime's table of kernels, docs/OperatorKernels.md there; none was run on a GPU so far.
-    "onnxruntime-cuda": {
-        "int8": "rounded to int8 between products, computed in float32",
-        "fp16": "",
-        "bf16": "",
-        "tf32": "",
-        "fp32": "",
-    },
-    "tensorrt": {"int8": "", "fp16": "", "bf16": "", "tf32": "", "fp32": ""},
-    "tensorrt-rtx": {
-        "int8": "",
-        "fp8": "compute capability 8.9 and later",
-        "fp16": "",
-        "bf16": "",
-        "tf32": "",
-        "fp32": "",
-    },
-}
-"""Which policies a target runs, and how. What is not here, it does not run. docs/precision.md says what was tried."""
-
-
-def check_runs(policy: str, target: str) -> None:
-    """Whether a target runs a policy.
-
-    Raises:
-        BackendUnavailable: it does not.
-    """
-    if policy in RUNS.get(target, POLICIES):
-        return
-    others = [name for name, runs in RUNS.items() if policy in runs]
-    raise BackendUnavailable(
-        f"{target} does not run {policy}: {', '.join(others)} do; {target} runs {', '.join(RUNS[target])}, "
-        "for which the model has to be exported again"
-    )
-
-
-def candidates(target: str | None) -> list[str]:
-    """What `auto` chooses from, the cheapest first: what the target runs, without one what every target runs."""
-    targets: Iterable[str] = RUNS if target is None else [target]
-    return [policy for policy in POLICIES if all(policy in RUNS[one] for one in targets)]

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.libraries import GPU, extra_of, pip_install
 
 log = logging.getLogger(__name__)
 
@@ -16,10 +17,12 @@ MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-REMEDY = {
-    "tensorrt": "pip install 'e3d_deploy[gpu]', on a machine with an NVIDIA GPU and its driver",
-    "tensorrt-rtx": "pip install 'e3d_deploy[rtx]'",
-}
+
+
+def remedy(target: Target) -> str:
+    """Return how to get the library of a target."""
+    command = pip_install(extra_of(target.replace("-", "_")) or target)
+    return f"{command}, on a machine with {GPU}" if target == "tensorrt" else command
 
 
 def library(target: Target) -> Any:
@@ -34,7 +37,7 @@ def library(target: Target) -> Any:
             return import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
             reasons.append(str(error).splitlines()[0])
-    raise BackendUnavailable(f"{target}: does not load here ({reasons[0]}); {REMEDY[target]}")
+    raise BackendUnavailable(f"{target}: does not load here ({reasons[0]}); {remedy(target)}")
 
 
 def capabilities(rtx: Any) -> tuple[str, ...]:

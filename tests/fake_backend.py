@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class FakeBackend:
         sizes, pads: as backends have them.
     """
 
-    name = "fake"
+    name, device = "fake", None
 
     def __init__(self, sizes: tuple[int, ...] = (1, 2, 4, 8), *, pads: bool = False) -> None:
         self.sizes, self.pads = sizes, pads
@@ -88,6 +88,12 @@ class FakeBackend:
 
     def close(self) -> None:
         self.name = "closed"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def predictor_of(backend: FakeBackend) -> Predictor:

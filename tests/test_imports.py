@@ -25,7 +25,8 @@ def test_runtime_imports_without(absent: str) -> None:
 
 
 def test_runtime_loads_numpy_alone() -> None:
-    loaded = python("import sys, e3d_deploy.runtime; print(*{name.split('.')[0] for name in sys.modules})").split()
+    code = "import sys; from e3d_deploy.runtime import load; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = python(code).split()
     foreign = {
         "torch",
         "click",
@@ -76,7 +77,7 @@ def test_without_a_driver_no_library_of_nvidia_is_imported(exported: object) -> 
 import sys
 import e3d_deploy.runtime as e3d
 from e3d_deploy import doctor, inventory
-inventory._has_nvidia_driver = lambda: False
+inventory.has_nvidia_driver = lambda: False
 doctor.examine()
 e3d.load({str(exported)!r} + "/tiny.e3d", "auto").close()
 print({{name.split(".")[0] for name in sys.modules}} & {{"tensorrt", "tensorrt_rtx", "cuda"}})

@@ -1,13 +1,14 @@
 """Targets of engines as an option, and engines as a table."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from e3d_deploy.commands._output import megabytes, table
+from e3d_deploy.tensorrt_library import Target
 
-TARGETS = click.Choice(["tensorrt-rtx", "tensorrt"])
+TARGETS = click.Choice(get_args(Target))
 
 
 def show_engines(target: str, sidecars: Mapping[str, Mapping[str, Any]]) -> None:

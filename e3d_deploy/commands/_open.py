@@ -21,6 +21,7 @@ def open_predictor(
     """A predictor for a bundle, or by PyTorch for a model file, and with `importing` for a checkpoint of others."""
     from e3d_deploy import runtime
     from e3d_deploy.errors import ConfigError
+    from e3d_deploy.runtime.backends.specs import YARDSTICK
 
     foreign = importing is not None and (path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists())
     given = [name for name, value in (importing or {}).items() if value is not None]
@@ -29,8 +30,10 @@ def open_predictor(
         raise ConfigError(f"{path}: {options}: for a checkpoint of others; this one knows its own, so leave it out")
     if not foreign and (path.is_dir() or not path.exists()):
         return runtime.load(path, backend, threads=threads)
-    if backend not in ("auto", "torch"):
-        raise ConfigError(f"{path}: a model file runs on torch; for {backend}, give a bundle made by `e3d export`")
+    if backend not in ("auto", YARDSTICK):
+        raise ConfigError(
+            f"{path}: a model file runs on {YARDSTICK}; for {backend}, give a bundle made by `e3d export`"
+        )
     from e3d_deploy import checkpoint
     from e3d_deploy.files import sha256
     from e3d_deploy.runtime.backends.torch_eager import TorchBackend

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from e3d_deploy.inventory import BACKENDS
+from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 
 PATH = click.Path(path_type=Path)
 BUNDLE = click.argument("bundle", type=PATH)
@@ -15,7 +15,24 @@ BUNDLE_OR_MODEL = click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
 BUNDLE_OUTPUT = click.option(
     "-o", "--output", type=PATH, required=True, metavar="NAME.e3d", help="Folder of the bundle."
 )
-BACKEND = click.option("--backend", default="auto", help=f"auto, or one of {', '.join(BACKENDS)}.")
+
+
+class _BackendOption(click.Option):
+    """An option whose help is written when it is shown, so that it names all backends that are registered then."""
+
+    def __init__(self, *args: Any, write: Callable[[], str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.write = write
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        self.help = self.write()
+        return super().get_help_record(ctx)
+
+
+BACKEND = click.option(
+    "--backend", default="auto", cls=_BackendOption, write=lambda: f"auto, or one of {', '.join(BACKENDS)}."
+)
+PROFILED = click.option("--backend", default=RECOMMENDED, cls=_BackendOption, write=lambda: f"{profiled()}.")
 THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
 CONTEXT = click.option(
     "--context",

@@ -52,7 +52,9 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
     if ready:
         verdict(True, f"installed backends: {', '.join(ready)}; `e3d verify` proves them on a bundle")
     else:
-        click.echo("WARN no backend is installed; pip install 'e3d_deploy[cpu]'", err=True)
+        from e3d_deploy.runtime.backends.specs import RECOMMENDED, find
+
+        click.echo(f"WARN no backend is installed; {find(RECOMMENDED).remedy}", err=True)
 
 
 def _choice(bundle: Path, threads: int | None, again: bool) -> dict[str, Any]:

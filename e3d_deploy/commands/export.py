@@ -10,7 +10,8 @@ from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE_OUTPUT, PATH, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.policies import POLICIES, RUNS, parse_budget
+from e3d_deploy.policies import POLICIES, parse_budget
+from e3d_deploy.runtime.backends.specs import RECOMMENDED, export_targets, find
 
 MOST_STREAMS = 4096
 """Beyond, it is a slip of the hand: PyTorch records a rollout of all of them."""
@@ -56,7 +57,7 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     help="dssim, dpsnr, difference (of predictions); else that of the precision.",
 )
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
-@click.option("--target", type=click.Choice(list(RUNS)), help="Who has to run it; auto without it: all of them.")
+@click.option("--target", type=click.Choice(export_targets()), help="Who has to run it; auto without it: all of them.")
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
 @overwrite_option("bundle")
@@ -81,7 +82,9 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
         [(entry["file"], entry["nodes"], entry["opset"], entry["precision"]) for entry in graphs.values()],
     )
     click.echo(output)
-    next_command("verify", output, *(() if bundle.precision in RUNS["onnxruntime"] else ("--backend", "emulated")))
+    next_command(
+        "verify", output, *(() if bundle.precision in find(RECOMMENDED).policies else ("--backend", "emulated"))
+    )
 
 
 def show_policies(tried: Sequence[Mapping[str, Any]], chosen: str) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE, THREADS, json_option
+from e3d_deploy.commands._options import BUNDLE, PROFILED, THREADS, json_option
 from e3d_deploy.commands._output import as_json, table, working
 
 
 @click.command()
 @BUNDLE
-@click.option("--backend", default="onnxruntime", help="onnxruntime, openvino or torch.")
+@PROFILED
 @THREADS
 @click.option("--steps", type=click.IntRange(min=1), default=20, help="Steps to time, with a full history.")
 @click.option("--top", type=click.IntRange(min=1), default=10, help="Rows of each table.")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, json_option
+from e3d_deploy.commands._options import BACKEND, BUNDLE, PATH, THREADS, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
 from e3d_deploy.errors import QualityError
-from e3d_deploy.inventory import BACKENDS
 
 if TYPE_CHECKING:
     from e3d_deploy.export.precision.why import Finding
@@ -21,11 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @BUNDLE
-@click.option(
-    "--backend",
-    default="auto",
-    help=f"auto, one of {', '.join(BACKENDS)}, or emulated: types that nothing here has.",
-)
+@BACKEND
 @click.option(
     "--against",
     type=click.Choice(["auto", "torch", "reference"]),
@@ -53,8 +48,8 @@ def verify(
     from e3d_deploy import frames
     from e3d_deploy.bundle.folder import record_verification
     from e3d_deploy.data.clips import read_clips
-    from e3d_deploy.inventory import installed
     from e3d_deploy.runtime.backends.registry import open_backend
+    from e3d_deploy.runtime.backends.specs import YARDSTICK, installed
     from e3d_deploy.runtime.choose import open_first
     from e3d_deploy.runtime.verify import verify as verify_backend
 
@@ -68,11 +63,11 @@ def verify(
         ).frames[0]
         given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
     if against == "auto":
-        against = "torch" if "torch" in installed() else "reference"
+        against = "torch" if YARDSTICK in installed() else "reference"
     with ExitStack() as stack, working(f"verifying {bundle}"):
         yardstick = None
         if against == "torch":
-            yardstick = stack.enter_context(closing(open_backend(opened, "torch", threads=threads)))
+            yardstick = stack.enter_context(closing(open_backend(opened, YARDSTICK, threads=threads)))
         candidate = (
             open_first(opened, threads=threads) if backend == "auto" else open_backend(opened, backend, threads=threads)
         )
@@ -119,11 +114,14 @@ def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
     """What is off first in the step graph, where the libraries to look into it are there."""
     from importlib.util import find_spec
 
-    if backend not in ("onnxruntime", "emulated") or not find_spec("onnx") or not find_spec("onnxruntime"):
+    from e3d_deploy.runtime.backends.specs import find
+
+    session = find(backend).explained_by
+    if session is None or not find_spec("onnx") or not find_spec("onnxruntime"):
         return []
     from e3d_deploy.export.precision.why import explain
 
-    return explain(bundle, native=backend == "onnxruntime", threads=threads)
+    return explain(bundle, native=session == "session", threads=threads)
 
 
 def show_findings(findings: Sequence["Finding"]) -> None:

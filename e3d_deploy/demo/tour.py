@@ -27,6 +27,7 @@ from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.live import follow
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.specs import RECOMMENDED, YARDSTICK
 from e3d_deploy.runtime.verify import Report, verify
 
 HERE = Path(__file__).parent
@@ -126,7 +127,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], Non
         return None, f"TensorRT-RTX {next(iter(sidecars.values()))['builder']}: {built}; built, not run here"
 
     def prove() -> tuple[Report, str]:
-        with closing(open_backend(bundle, "torch")) as yardstick:
+        with closing(open_backend(bundle, YARDSTICK)) as yardstick:
             report = verify(bundle, predictor.backend, yardstick)
         record_verification(bundle, report.to_dict())
         return report, f"largest difference from PyTorch {report.worst:.1e}, budget {report.budget:.0e}"
@@ -143,7 +144,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], Non
 
     def measure() -> tuple[dict[str, Any], str]:
         with ExitStack() as stack:
-            names = ("torch", "onnxruntime")
+            names = (YARDSTICK, RECOMMENDED)
             backends = [stack.enter_context(closing(open_backend(bundle, name, threads=1))) for name in names]
             result = benchmark(bundle, backends, threads=1)
         last = result["results"][-1]
@@ -152,7 +153,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], Non
     bundle = log("export", export_model)
     if exhibit.small:
         log("build engines", build_engines)
-    with runtime.load(bundle.path, "onnxruntime") as predictor:
+    with runtime.load(bundle.path, RECOMMENDED) as predictor:
         report = log("verify", prove)
         examples = log("forecast test clips", lambda: _examples(predictor))
         digits = log("stream Moving MNIST", lambda: stream("moving_mnist", _digits_video()))

@@ -25,7 +25,8 @@ from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
 from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import EXACT, POLICIES, RUNS, Budget, budget_for, candidates, check_runs
+from e3d_deploy.policies import EXACT, POLICIES, Budget, budget_for
+from e3d_deploy.runtime.backends.specs import BACKENDS, check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.step import TARGETS
 
@@ -69,7 +70,7 @@ def export(
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
         exclude: layers that stay in float32, by their names in `types.products`; more do where the budget wants it.
-        target: for whom it has to run, of `policies.RUNS`; without it `auto` takes what runs everywhere.
+        target: backend that has to run it, of `specs.export_targets`; without it `auto` takes what runs everywhere.
         calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
             not fit the model, one of the package's videos.
@@ -88,15 +89,17 @@ def export(
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}: got {value}, expected 1 or more")
-    suited_for = optimize or ("gpu" if target in ("tensorrt", "tensorrt-rtx") else "cpu")
+    targets = export_targets()
+    if target is not None and target not in targets:
+        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(targets)}")
+    spec = None if target is None else BACKENDS[target]
+    suited_for = optimize or (spec and spec.rewrites) or "cpu"
     if suited_for not in TARGETS:
         raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
     if precision != "auto" and precision not in POLICIES:
         raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
     if exclude and precision in ("fp32", "tf32"):
         raise ConfigError(f"exclude: {precision} has no low type that a layer could be kept from")
-    if target is not None and target not in RUNS:
-        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(RUNS)}")
     if target is not None and precision != "auto":
         check_runs(precision, target)
     model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
@@ -113,7 +116,7 @@ def export(
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
         progress("exporting one step")
         exported = export_core(model, batch, TARGETS[suited_for])
-        if target == "onnxruntime-cuda" and (found := one_sided_convolutions(exported)):
+        if spec and not spec.one_sided_pads and (found := one_sided_convolutions(exported)):
             raise ConfigError(
                 f"optimize: {suited_for} leaves {len(found)} convolutions with pads on one side alone, which "
                 f"{target} does not run; leave --optimize out"
@@ -122,7 +125,7 @@ def export(
         if precision != "fp32" or budget is not None:
             from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
 
-            policies = candidates(target) if precision == "auto" else [precision]
+            policies = shared_policies(targets if target is None else [target]) if precision == "auto" else [precision]
             core, chosen = choose_precision(
                 model,
                 exported,

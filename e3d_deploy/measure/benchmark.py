@@ -64,8 +64,7 @@ def benchmark(
     for given in (names, what):
         if len(set(given)) < len(given):
             raise ConfigError(f"{', '.join(given)}: one is named twice; name each once")
-    # A backend on a device has the attribute, and None in it where it does not measure.
-    on_host = {backend.name: not hasattr(backend, "device_ms") for backend in backends}
+    on_host = {backend.name: backend.device is None for backend in backends}
     accuracy = {}
     for backend in backends:
         progress(f"verifying {backend.name}")

@@ -8,6 +8,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.profilers import Timed, trace
 from e3d_deploy.measure.roofline import Roofline, measure
+from e3d_deploy.runtime.backends.specs import find
 
 if TYPE_CHECKING:
     from e3d_deploy.export.graph.statistics import NodeCost
@@ -133,7 +134,7 @@ def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> dict[str, Any]:
 
 def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
     """What the nodes cost, or why that is not known."""
-    if backend == "torch":
+    if not find(backend).runs_graphs:
         return [], "PyTorch runs the model as it is written, whose operators are not the nodes of the step graph"
     try:
         from e3d_deploy.export.graph.statistics import node_costs

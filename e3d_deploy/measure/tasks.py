@@ -72,6 +72,7 @@ def make_task(
         BundleError: the bundle lacks the graph.
     """
     check_what([what])
+    _measure_device(backend)
     frames = np.repeat(bundle.reference()["frames"][:, None], bundle.batch, axis=1)  # [T, B, C, H, W]
     context = frames[: bundle.context_length]
     match what:
@@ -116,6 +117,7 @@ def _stream_task(bundle: Bundle, backend: Backend, text: str | None) -> Task:
 
 def step_task(backend: Backend, state: State, frames: NDArray[np.float32], *, fill: int) -> Task:
     """Steps of a backend on frames [T, B, C, H, W], from the first on for ever."""
+    _measure_device(backend)
     seen = cycle(frames)
 
     def call() -> float | None:
@@ -148,7 +150,12 @@ def _end_to_end(bundle: Bundle, backend: Backend, play: Callable[[], Pictures] |
     return Task(call, bundle.context_length + bundle.horizon - 1, fill=2, forecasts=True)
 
 
+def _measure_device(backend: Backend) -> None:
+    """Let a backend on a GPU time its calls there."""
+    if backend.device is not None:
+        backend.device.measure(True)
+
+
 def _device(backend: Backend, _result: object) -> float | None:
     """What the call that gave this result took on the device, ms."""
-    found: float | None = getattr(backend, "device_ms", None)
-    return found
+    return None if backend.device is None else backend.device.device_ms

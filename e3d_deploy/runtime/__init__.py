@@ -9,22 +9,78 @@ with e3d.load("kth.e3d") as predictor:
     future = stream.predict(horizon=10) # uint8 [10, H, W, C]; the stream itself does not move
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.runtime.predictor import Predictor, Stream, load
-from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.errors import (
+    BackendUnavailable,
+    BenchmarkError,
+    BundleError,
+    CacheError,
+    CheckpointError,
+    ClipError,
+    ConfigError,
+    E3DError,
+    EngineError,
+    ExportError,
+    QualityError,
+    ResourceLimit,
+    ShapeError,
+    SnapshotError,
+    SourceLost,
+    StreamError,
+    TrainingError,
+)
 
 if TYPE_CHECKING:
+    from e3d_deploy.bundle.folder import Bundle
+    from e3d_deploy.runtime.predictor import Predictor, Stream, load
+    from e3d_deploy.runtime.snapshot import Snapshot
     from e3d_deploy.runtime.streams.streams import SlotStream, Streams
 
-__all__ = ["Bundle", "Predictor", "SlotStream", "Snapshot", "Stream", "Streams", "load"]
+__all__ = [
+    "BackendUnavailable",
+    "BenchmarkError",
+    "Bundle",
+    "BundleError",
+    "CacheError",
+    "CheckpointError",
+    "ClipError",
+    "ConfigError",
+    "E3DError",
+    "EngineError",
+    "ExportError",
+    "Predictor",
+    "QualityError",
+    "ResourceLimit",
+    "ShapeError",
+    "SlotStream",
+    "Snapshot",
+    "SnapshotError",
+    "SourceLost",
+    "Stream",
+    "StreamError",
+    "Streams",
+    "TrainingError",
+    "load",
+]
+
+LATER = {
+    "Bundle": "e3d_deploy.bundle.folder",
+    "Predictor": "e3d_deploy.runtime.predictor",
+    "SlotStream": "e3d_deploy.runtime.streams.streams",
+    "Snapshot": "e3d_deploy.runtime.snapshot",
+    "Stream": "e3d_deploy.runtime.predictor",
+    "Streams": "e3d_deploy.runtime.streams.streams",
+    "load": "e3d_deploy.runtime.predictor",
+}
+"""Modules of the names that are imported when they are asked for: `e3d --help` and `e3d doctor` read the list of
+backends in this package without NumPy, and a plain `Stream` needs no scheduler."""
 
 
 def __getattr__(name: str) -> Any:
-    """Import the classes of many streams when they are asked for: a plain `Stream` needs no scheduler."""
-    if name not in ("SlotStream", "Streams"):
+    """Import a name of `LATER`, once."""
+    if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from e3d_deploy.runtime.streams import streams
-
-    return getattr(streams, name)
+    found = globals()[name] = getattr(import_module(LATER[name]), name)
+    return found

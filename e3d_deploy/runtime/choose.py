@@ -17,10 +17,12 @@ from e3d_deploy import __version__
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
-from e3d_deploy.inventory import LIBRARIES, REMEDY, installed, machine
+from e3d_deploy.inventory import machine
+from e3d_deploy.libraries import LIBRARIES
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, YARDSTICK, candidates, find
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import default_renewal
 from e3d_deploy.runtime.verify import agrees
@@ -29,11 +31,6 @@ log = logging.getLogger(__name__)
 
 ROUNDS, SECONDS = 3, 0.3
 """Candidates step in turn, at least one step and at most so long a turn."""
-SPARED = {
-    "torch": "the yardstick, not tried as others agree with it",
-    "torch-compiled": "takes minutes to compile, not tried as others agree; ask for it by name",
-}
-"""What is tried only where nothing else is left, and why."""
 DOES_NOT_RUN = "opens but does not run ({})"
 
 
@@ -76,7 +73,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     """
     file = _file(bundle, threads)
     kept = None if again or file is None else _read(file)
-    if kept is not None and kept.backend in installed():
+    if kept is not None and kept.backend in candidates():
         opened = _open(bundle, kept.backend, threads)
         if not isinstance(opened, str):
             log.info("backend %s: %s (chosen before)", kept.backend, kept.reason)
@@ -84,8 +81,8 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
         log.warning("backend %s, chosen before, does not open any more: %s", kept.backend, opened)
     backend, choice = _compare(bundle, threads)
     log.info("backend %s: %s", choice.backend, choice.reason)
-    if choice.backend == "torch" and bundle.precision != "fp32":
-        log.warning("backend torch: computes in float32, and not in %s", bundle.precision)
+    if choice.backend == YARDSTICK and bundle.precision != "fp32":
+        log.warning("backend %s: computes in float32, and not in %s", choice.backend, bundle.precision)
     if file is not None:
         with suppress(OSError):  # a device without a place to write chooses at each start
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -127,10 +124,11 @@ def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Ch
         if name in opened:
             _close(opened.pop(name))
 
-    names = installed()
-    for group in ([name for name in names if name not in SPARED], *([name] for name in SPARED if name in names)):
+    names = candidates()
+    spared = {name: spec.last_resort for name, spec in BACKENDS.items() if spec.last_resort}
+    for group in ([name for name in names if name not in spared], *([name] for name in spared if name in names)):
         if opened:
-            refused += [Tried(name, None, SPARED[name]) for name in group]
+            refused += [Tried(name, None, spared[name]) for name in group]
             continue
         for name in group:
             backend = _open(bundle, name, threads)
@@ -147,7 +145,7 @@ def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Ch
             else:
                 times[name] = found
     for one in refused:
-        level = logging.INFO if one.backend in SPARED and opened else logging.WARNING
+        level = logging.INFO if one.backend in spared and opened else logging.WARNING
         log.log(level, "backend %s: %s", one.backend, one.reason)
     if not opened:
         raise BackendUnavailable(_nothing(bundle, refused))
@@ -176,7 +174,7 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
         BackendUnavailable: none does.
     """
     refused = []
-    for name in installed():
+    for name in candidates():
         backend = _open(bundle, name, threads)
         if not isinstance(backend, str):
             return backend
@@ -236,7 +234,7 @@ def _stepper(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], objec
 
 def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
     if not refused:
-        return f"auto: no backend is installed; {REMEDY['onnxruntime']}"
+        return f"auto: no backend is installed; {find(RECOMMENDED).remedy}"
     reasons = "; ".join(f"{one.backend}: {one.reason}" for one in refused)
     return f"auto: nothing that is installed runs {bundle.path} ({reasons}); run `e3d verify`, or export it again"
 

@@ -273,7 +273,7 @@ class Stream:
 
         Whatever is raised, the stream stays at the last good picture.
         """
-        seen = pictures.take(picture, self.config, gpu=hasattr(self.backend, "step_on_device"))
+        seen = pictures.take(picture, self.config, gpu=self.backend.device is not None)
         with self._alone():
             if self._aged.renewal.kind == "replay":
                 self._frames.append(np.array(seen) if isinstance(seen, np.ndarray) else self._keep(seen))
@@ -286,13 +286,17 @@ class Stream:
 
     def _keep(self, picture: Any) -> Any:
         """Copy a picture on the GPU, which its owner may overwrite."""
-        device: Any = self.backend
+        device = self.backend.device
+        assert device is not None, "`take` refused the picture"
         with plain_errors():
             return device.keep(picture)
 
     def _on_host(self, picture: Any) -> NDArray[Any]:
-        device: Any = self.backend
-        return picture if isinstance(picture, np.ndarray) else device.fetch(picture)
+        if isinstance(picture, np.ndarray):
+            return picture
+        device = self.backend.device
+        assert device is not None, "`take` refused the picture"
+        return device.fetch(picture)
 
     def forecast(self, horizon: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """The next frames as computed, not clipped, float32 [horizon, C, H, W]; the stream does not move.

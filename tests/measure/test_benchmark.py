@@ -26,7 +26,6 @@ from e3d_deploy.measure.stream_curve import MOST, Target, most_that_hold, portio
 from e3d_deploy.measure.tasks import Task, make_task
 from e3d_deploy.measure.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backends.device import DeviceBackend
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.fake_backend import FakeBackend
 from tests.tools import e3d
@@ -46,6 +45,8 @@ class Clock:
 
 class Paced:
     """A real backend whose calls take as long as they are told."""
+
+    device: Any = None
 
     def __init__(
         self,
@@ -209,13 +210,14 @@ def test_end_to_end_takes_pictures_from_the_video_that_plays(bundle: Bundle) -> 
 
 def test_device_time_is_apart_where_a_backend_tells_it(bundle: Bundle) -> None:
     clock = Clock()
-    backend = Paced(bundle, clock, lambda _: 10)
-    backend.device_ms = 2.0  # type: ignore[attr-defined]
+    backend, measured = Paced(bundle, clock, lambda _: 10), []
+    backend.device = SimpleNamespace(device_ms=2.0, measure=measured.append)  # type: ignore[assignment]
     result = benchmark(bundle, [backend], ("step", "end-to-end"), seconds=0.02, clock=clock)  # type: ignore[list-item]
     step, whole = result["results"]
     assert (step["median_ms"], step["device_median_ms"]) == (pytest.approx(10), pytest.approx(2))
     assert whole["device_median_ms"] == pytest.approx(4 * 2 + 2)
     assert not step["on_host"]
+    assert set(measured) == {True}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,6 @@ def test_device_time_is_apart_where_a_backend_tells_it(bundle: Bundle) -> None:
 )
 def test_the_column_of_the_device_says_when_it_is_the_same(device_ms: float | None, on_host: bool, shown: str) -> None:
     assert device_time({"device_median_ms": device_ms, "on_host": on_host}) == shown
-    assert hasattr(DeviceBackend, "device_ms")
 
 
 def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
@@ -413,10 +414,10 @@ def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatc
     core.system = SimpleNamespace(get_user_mode_driver_version=lambda: (13, 0))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda", type(sys)("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.core", core)
-    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: False)
+    monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: False)
     assert inventory.machine()["gpu"] is None
     assert "GPU: –" in e3d("doctor").stdout
-    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: True)
     assert inventory.machine()["gpu"] == "NVIDIA H200, compute capability 9.0, driver for CUDA 13.0"
     for nothing in (type(sys)("cuda.core"), None):  # of another version, and not installed
         monkeypatch.setitem(sys.modules, "cuda.core", nothing)

@@ -65,7 +65,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def there(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr("e3d_deploy.runtime.choose.installed", lambda: list(names))
+    monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: list(names))
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -55,7 +55,7 @@ except KeyboardInterrupt:
 class Halving:
     """Predicts half of the frame, and counts the frames in its state."""
 
-    name, sizes, pads = "halving", (1,), False
+    name, sizes, pads, device = "halving", (1,), False, None
 
     def initial_state(self, batch: int | None = None) -> State:
         return {"count": np.zeros(1)}

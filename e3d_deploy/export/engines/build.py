@@ -19,7 +19,7 @@ from e3d_deploy.export.engines.proof import prove
 from e3d_deploy.export.engines.watch import Progress, Remark, silent
 from e3d_deploy.files import sha256
 from e3d_deploy.inventory import machine, rtx_refusal
-from e3d_deploy.policies import check_runs
+from e3d_deploy.runtime.backends.specs import check_runs
 from e3d_deploy.tensorrt_library import Target, library, refusal
 
 RECIPE = "2"

@@ -17,8 +17,9 @@ from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import RUNS, Budget
+from e3d_deploy.policies import Budget
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
+from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost, rollout
 
@@ -161,7 +162,7 @@ class Gauge:
         running = {
             policy: Steps(session(graph, threads=self.threads, integers=True), self.config, self.batch)
             for policy, graph in graphs.items()
-            if policy in RUNS["onnxruntime"]
+            if policy in find("onnxruntime").policies
         }
         for number in range(rounds + 1):
             for policy, one in running.items():

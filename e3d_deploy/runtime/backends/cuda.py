@@ -16,6 +16,7 @@ from cuda import bindings, core
 from numpy.typing import NDArray
 
 from e3d_deploy.errors import BackendUnavailable, E3DError, EngineError, ResourceLimit, ShapeError
+from e3d_deploy.libraries import GPU, pip_install
 
 UPDATE = "pip install --upgrade 'cuda-core>=1.2'"
 
@@ -42,7 +43,7 @@ Memory = Any
 Graph = Any
 """A `cuda.core.graph.Graph`."""
 
-REMEDY = "this needs an NVIDIA GPU, its driver, and `pip install 'e3d_deploy[gpu]'` or `[rtx]`"
+REMEDY = f"this needs {GPU}, and `{pip_install('gpu')}` or `[rtx]`"
 KERNEL = r"""
 extern "C" __global__ void to_frames(const unsigned char* pictures, float* frames, int channels, int pixels, int count)
 {
@@ -196,7 +197,7 @@ class Cuda:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time the work put into the stream within the block, if `elapsed_ms` was read before."""
+        """Time the work put into the stream within the block, after `measure(True)`."""
         self._timed = False
         if not self._times:
             yield
@@ -210,13 +211,13 @@ class Cuda:
         """Discard the last timing."""
         self._timed = False
 
+    def measure(self, on: bool) -> None:
+        """Switch the timing of `timed` blocks on or off; the last timing is discarded."""
+        self._times, self._timed = on, False
+
     @property
     def elapsed_ms(self) -> float | None:
-        """Time of the last `timed` block on the GPU (ms), to be read once its work is done; None if it was not timed.
-
-        Blocks are timed from the first read on.
-        """
-        self._times = True
+        """Time of the last `timed` block on the GPU (ms), to be read once its work is done; None if it was not."""
         return float(self._events[1] - self._events[0]) if self._timed else None
 
     def capture(self, work: Callable[[int], bool]) -> Graph | None:

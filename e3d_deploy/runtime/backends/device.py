@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.errors import ConfigError, ShapeError, StreamError
+from e3d_deploy.errors import ConfigError, ShapeError
 from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
 from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port, is_on_gpu
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, States
+from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame
 
 Addresses = dict[str, int]
@@ -33,10 +34,11 @@ class Size:
         """Addresses for a step from each of the two sets of states into the other."""
 
 
-class DeviceBackend:
+class DeviceBackend(Lifetime):
     """A backend on a GPU; a subclass runs the graphs of its library between given addresses.
 
-    Calls run in one thread of the process at a time, and in one stream of the GPU.
+    Calls run in one thread of the process at a time, and in one stream of the GPU. The step uses no threads of the
+    processor, so that subclasses take `threads` and leave it.
     """
 
     name: str
@@ -47,10 +49,10 @@ class DeviceBackend:
     """Steps run compiled; False once compiling failed, None where nothing is compiled."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
+        super().__init__(TURN)
         self.bundle, self.cuda, self.sizes = bundle, cuda, sizes
         self._sizes: dict[int, Size] = {}
         self._ports: dict[tuple[str, int], tuple[Port, Port]] = {}
-        self._closed = False
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         """Put a step of `batch` streams, from the set of states `side` to the other, into the stream of the GPU."""
@@ -73,12 +75,19 @@ class DeviceBackend:
         """Prepare the first step of `batch` streams; by default do nothing."""
 
     @property
-    def device_ms(self) -> float | None:
-        """Time of the last call's graph on the GPU (ms), for `e3d benchmark`; None if it was not measured.
+    def device(self) -> Self:
+        """Abilities on a GPU, which are methods of the backend itself."""
+        return self
 
-        Calls are measured from the first read on.
-        """
+    @property
+    def device_ms(self) -> float | None:
+        """Time of the last call's graph on the GPU (ms); None until `measure(True)`, and if it was not measured."""
         return self.cuda.elapsed_ms
+
+    def measure(self, on: bool) -> None:
+        """Switch the timing of calls on the GPU on or off."""
+        with self._turn():
+            self.cuda.measure(on)
 
     def initial_state(self, batch: int | None = None) -> DeviceState:
         with self._turn():
@@ -133,25 +142,21 @@ class DeviceBackend:
         with self._turn():
             return self._size(len(arrays["written"])).states.write(contract.cleared(arrays))
 
-    def close(self) -> None:
+    def free(self) -> None:
         """Free everything; states that are still held become useless."""
-        with TURN:
-            if not self._closed:
-                self._closed = True
-                self.cuda.make_current()
-                with suppress(CudaError):  # a GPU that failed cannot be waited for
-                    self.cuda.synchronise()
-                self.release()
-                self._sizes.clear()
-                self._ports.clear()
-                self.cuda.close()
+        self.cuda.make_current()
+        with suppress(CudaError):  # a GPU that failed cannot be waited for
+            self.cuda.synchronise()
+        self.release()
+        self._sizes.clear()
+        self._ports.clear()
+        self.cuda.close()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold `TURN` with the GPU current, and raise CUDA's failures as our errors."""
         with TURN:
-            if self._closed:
-                raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
+            self.check_open()
             try:
                 self.cuda.make_current()
                 yield

@@ -1,6 +1,5 @@
 """What backends on the host have in common: states in memory that is used again, and graphs bound to it."""
 
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract, frames
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import StreamError
+from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame, initial_arrays
 
 Arrays = dict[str, NDArray[Any]]
@@ -34,16 +33,17 @@ class HostState:
         self._free.append((self.arrays, self.tensors))
 
 
-class HostBackend:
+class HostBackend(Lifetime):
     """A backend on the host; a library adds how an array is handed to it, and how a graph is run."""
 
     name: str
     pads = False
+    device = None
 
     def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
         self.bundle, self.sizes = bundle, bundle.sizes
         self._free: dict[int, deque[tuple[Arrays, Tensors]]] = {}
-        self._lock, self._closed = threading.Lock(), False
 
     def tensor(self, array: NDArray[Any]) -> Any:
         """An array as the library takes it, over the same memory."""
@@ -52,16 +52,6 @@ class HostBackend:
     def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
         """Run a graph with so many streams; one thread at a time."""
         raise NotImplementedError
-
-    def release(self) -> None:
-        """Let go of what the library holds."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Free what it holds, after the step that is on its way."""
-        with self._lock:
-            self._closed = True
-            self.release()
 
     def initial_state(self, batch: int | None = None) -> HostState:
         return self.from_arrays(initial_arrays(self.bundle.config, batch or self.bundle.batch))
@@ -91,15 +81,15 @@ class HostBackend:
         output, following = np.empty(shape, np.float32), self._empty(shape[0])
         inputs = {name: self.tensor(np.ascontiguousarray(array)) for name, array in given.items()}
         outputs = {contract.NEXT + name: tensor for name, tensor in following.tensors.items()}
-        with self._lock:
-            if self._closed:
-                raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
+        with self.lock:
+            self.check_open()
             self.run(
                 graph, shape[0], inputs | (state.tensors if state else {}), outputs | {result: self.tensor(output)}
             )
         return output, following
 
     def to_arrays(self, state: HostState) -> Arrays:
+        self.check_open()
         return {name: array.copy() for name, array in state.arrays.items()}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> HostState:
@@ -109,7 +99,8 @@ class HostBackend:
         return state
 
     def _empty(self, batch: int) -> HostState:
-        """A state of so many streams to write into."""
+        """Return a state of so many streams to write into; every call that makes one comes here."""
+        self.check_open()
         free = self._free.setdefault(batch, deque(maxlen=max(2, SPARE // batch)))
         try:
             return HostState(*free.pop(), free)

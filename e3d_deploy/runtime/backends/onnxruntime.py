@@ -1,7 +1,10 @@
 """The graphs on ONNX Runtime, on the CPU."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnxruntime
@@ -10,6 +13,7 @@ from numpy.typing import NDArray
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
+from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 
 Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
 """A session of a graph of a bundle, with so many threads."""
@@ -80,5 +84,26 @@ class OnnxRuntimeBackend(HostBackend):
             binding.bind_ortvalue_output(name, value)
         session.run_with_iobinding(binding)
 
-    def release(self) -> None:
+    def free(self) -> None:
         self.sessions.clear()
+
+
+def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
+    """Time the nodes of a step, by the trace that a session writes."""
+    with TemporaryDirectory() as folder:
+        load = partial(load_session, profile=Path(folder) / "step")
+        with OnnxRuntimeBackend(bundle, threads=threads, load=load) as backend:
+            step_ms = drive(backend)
+            file = Path(backend.sessions["step"].end_profiling())
+        return list(_last_runs(json.loads(file.read_text()), steps)), step_ms
+
+
+def _last_runs(events: Iterable[Mapping[str, Any]], steps: int) -> Iterator[NodeTime]:
+    """Yield the nodes of the last runs of a session, from its Chrome trace."""
+    events = list(events)
+    begin = sorted(float(event["ts"]) for event in events if event.get("name") == "model_run")[-steps]
+    for event in events:
+        if event.get("cat") == "Node" and float(event["ts"]) >= begin:
+            name, arguments = str(event["name"]), event["args"]
+            if name.endswith("_kernel_time") and isinstance(arguments, dict):
+                yield NodeTime(name.removesuffix("_kernel_time"), str(arguments["op_name"]), float(event["dur"]) / 1000)

@@ -51,7 +51,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
 
     name = "onnxruntime-cuda"
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendUnavailable(
                 f"{self.name}: the onnxruntime {onnxruntime.__version__} that is installed is made for the CPU; "

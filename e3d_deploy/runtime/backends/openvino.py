@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
+from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 
 CORE = openvino.Core()
 """The one core of this process, for its CPU plugin must not be unloaded.
@@ -73,6 +74,19 @@ class OpenVINOBackend(HostBackend):
             request.set_tensor(name, tensor)
         request.infer(share_outputs=True)  # else it copies them once more
 
-    def release(self) -> None:
+    def free(self) -> None:
         self.requests.clear()
         self.models.clear()
+
+
+def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
+    """Time the nodes of a step, as the request counts them after each."""
+    found: list[NodeTime] = []
+    with OpenVINOBackend(bundle, threads=threads, profile=True) as backend:
+
+        def after() -> None:
+            for node in backend.requests["step", bundle.batch].get_profiling_info():
+                if node.real_time:
+                    found.append(NodeTime(node.node_name, node.node_type, 1000 * node.real_time.total_seconds()))
+
+        return found, drive(backend, after=after)

@@ -1,13 +1,18 @@
 """Protocol of whatever runs the graphs of a bundle."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
+
+if TYPE_CHECKING:
+    from e3d_deploy.bundle.folder import Bundle
 
 State = Any
 """The tensors of `contract.states` of a few streams. Only the backend that made it can read it: it may live on a
@@ -16,14 +21,47 @@ Frame = NDArray[np.float32] | NDArray[np.uint8]
 """A frame of each stream, float32 [B, C, H, W] in [0, 1], or a picture of each, uint8 [B, H, W, C]."""
 
 
+class Device(Protocol):
+    """Abilities of a backend whose states and frames lie on a GPU."""
+
+    @property
+    def device_ms(self) -> float | None:
+        """Time of the last call's graph on the GPU (ms); None until `measure(True)`, and if it was not measured."""
+        ...
+
+    def measure(self, on: bool) -> None:
+        """Switch the timing of calls on the GPU on or off."""
+        ...
+
+    def step_on_device(self, frame: Any, state: State) -> tuple[Any, State]:
+        """Step like `Backend.step`, but leave the prediction on the GPU, where it can be the next frame."""
+        ...
+
+    def keep(self, picture: Any) -> Any:
+        """Copy pictures on the GPU, uint8 [B, H, W, C], to memory of the backend."""
+        ...
+
+    def fetch(self, picture: Any) -> NDArray[Any]:
+        """Copy a picture that `keep` returned to the host, uint8 [1, H, W, C]."""
+        ...
+
+
 class Backend(Protocol):
-    """Runs the graphs of a bundle. It holds no video, so that streams can share it; any thread may call it."""
+    """Runs the graphs of a bundle. It holds no video, so that streams can share it; any thread may call it.
+
+    It is a context manager, which closes it. Every call after `close`, but for another `close`, raises `StreamError`.
+    """
 
     name: str
     sizes: tuple[int, ...]
     """How many streams a step takes, ascending."""
     pads: bool
     """Whether a step of few streams costs as much as one of more, as on a GPU that is not full."""
+
+    @property
+    def device(self) -> Device | None:
+        """Abilities on a GPU; None for a backend on the host."""
+        ...
 
     def initial_state(self, batch: int | None = None) -> State:
         """The state of so many streams before the first frame, one of `sizes`; None for the bundle's own number."""
@@ -68,7 +106,55 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what it holds; it cannot be used after."""
+        """Free what it holds; it cannot be used after, and closing it again does nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Time that a library spent under one name, in one or more runs."""
+
+    name: str
+    kind: str
+    ms: float
+    calls: int = 1
+
+
+class Drive(Protocol):
+    """Runs the steps that a profiler looks at."""
+
+    def __call__(
+        self,
+        backend: Backend,
+        *,
+        recording: AbstractContextManager[object] | None = None,
+        after: Callable[[], object] = lambda: None,
+    ) -> float:
+        """Run steps with a full history inside `recording`, call `after` after each, and return the time of one (ms).
+
+        Steps that fill the history are run before, outside `recording`.
+        """
+        ...
+
+
+class Profiler(Protocol):
+    """Times the nodes of the step graph with the profiler of a library."""
+
+    def __call__(
+        self, bundle: "Bundle", drive: Drive, *, threads: int | None, steps: int
+    ) -> tuple[list[NodeTime], float]:
+        """Open a backend for profiling and drive it.
+
+        Args:
+            steps: steps that `drive` runs and times.
+
+        Returns:
+            The nodes of these steps, and the time of a step (ms).
+        """
         ...
 
 

@@ -25,7 +25,7 @@ class TensorRTBackend(DeviceBackend):
         ResourceLimit: the GPU has not enough memory.
     """
 
-    def __init__(self, bundle: Bundle, *, target: Target = "tensorrt") -> None:
+    def __init__(self, bundle: Bundle, *, threads: int | None = None, target: Target = "tensorrt") -> None:
         self.target = target
         library(target)  # to name it first if it is missing
         cuda = Cuda()

@@ -7,7 +7,7 @@ from e3d_deploy.bundle.folder import SIZES, Bundle
 from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
 from e3d_deploy.runtime.backends.cuda import Cuda
-from e3d_deploy.tensorrt_library import REMEDY, Target, library, make_logger, refusal
+from e3d_deploy.tensorrt_library import Target, library, make_logger, refusal, remedy
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Engine:
         try:
             self.runtime = self.trt.Runtime(self.logger)  # which runs no code of the host from a plan unless told to
         except TypeError as error:  # how the bindings say that there is none
-            raise BackendUnavailable(f"{target}: does not run here ({self.logger.reason}); {REMEDY[target]}") from error
+            raise BackendUnavailable(f"{target}: does not run here ({self.logger.reason}); {remedy(target)}") from error
         check_validity(self.trt, self.runtime, plan, self.name)
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:

@@ -16,30 +16,23 @@ from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
 
 log = logging.getLogger(__name__)
 
-COMPUTED = {"fp32": "fp32", "tf32": "fp32", "bf16": "bf16"}
-"""What the products of each policy are computed in. PyTorch has no fast convolution in float16 on processors, and of
-int8 graphs it has the weights in float32 alone."""
-
 
 class TorchCompiledBackend(HostBackend):
     """The step over its ring, compiled once for each number of streams: for the bundle's own when it is opened, which
     takes minutes at full size, then much less from PyTorch's cache; for others at their first step.
 
     Raises:
-        BackendUnavailable: it does not run the bundle's precision, or there is no C++ compiler.
+        BackendUnavailable: there is no C++ compiler.
     """
 
     name = "torch-compiled"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, compiler: str = "inductor") -> None:
         super().__init__(bundle)
-        if bundle.precision not in COMPUTED:
-            raise BackendUnavailable(
-                f"{self.name} does not run {bundle.precision}, only {', '.join(COMPUTED)}; use onnxruntime"
-            )
         self.threads = threads
         self.names = [tensor.name for tensor in contract.states(bundle.config)]
-        ring = RingStep(checkpoint.load(bundle.path / MODEL), precision=COMPUTED[bundle.precision])
+        precision = "bf16" if bundle.precision == "bf16" else "fp32"  # a processor has no TF32
+        ring = RingStep(checkpoint.load(bundle.path / MODEL), precision=precision)
         self.ring = compiled(ring, backend=compiler)
         log.info("%s: compiling, which may take minutes", self.name)
         frame = np.zeros(contract.frame(bundle.config, bundle.batch).shape, np.float32)
@@ -67,7 +60,8 @@ class TorchCompiledBackend(HostBackend):
         return clip_by_steps(self, context, self.bundle.horizon)
 
     def rollout(self, prediction: NDArray[np.float32], state: HostState) -> tuple[NDArray[np.float32], HostState]:
+        self.check_open()
         return rollout_by_steps(self, prediction, state, self.bundle.horizon)
 
-    def close(self) -> None:
+    def free(self) -> None:
         del self.ring

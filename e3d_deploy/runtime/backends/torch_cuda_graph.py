@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit
-from e3d_deploy.inventory import REMEDY
+from e3d_deploy.libraries import GPU
 from e3d_deploy.runtime.backends.cuda import Cuda, first_line
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend, Size
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout
@@ -31,8 +31,6 @@ Step = Callable[..., Tensor]
 Key = tuple[int, int, bool]
 """Number of streams, the set that is read, and whether every ring is full."""
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-"""Supported policies. For int8 and fp8 graphs, a bundle holds float32 weights only."""
 RINGS: dict[str, contract.DType] = {"bf16": "bfloat16", "fp16": "float16"}
 """Types of the rings by policy, those of the products that read them; float32 for all other policies."""
 TYPES = {"float32": "<f4", "int32": "<i4", "float16": "<f2", "bfloat16": "<i2"}
@@ -56,7 +54,8 @@ class TorchGpu:
         """
         if not torch.cuda.is_available():
             raise BackendUnavailable(
-                f"torch-cuda-graph: PyTorch {torch.__version__} finds no GPU; {REMEDY['torch-cuda-graph']}"
+                f"torch-cuda-graph: PyTorch {torch.__version__} finds no GPU; install a PyTorch for CUDA, on a machine "
+                f"with {GPU}"
             )
 
     def put(self, module: Module) -> Module:
@@ -126,18 +125,14 @@ class TorchGraphBackend(DeviceBackend):
     cache.
 
     Raises:
-        BackendUnavailable: the bundle's precision is not supported; or there is no GPU, or no PyTorch for it.
+        BackendUnavailable: there is no GPU, or no PyTorch for it.
         ResourceLimit: the GPU has not enough memory.
     """
 
     name = "torch-cuda-graph"
     compiles = True
 
-    def __init__(self, bundle: Bundle) -> None:
-        if bundle.precision not in PRECISIONS:
-            raise BackendUnavailable(
-                f"{self.name} does not run {bundle.precision}, only {', '.join(PRECISIONS)}; use tensorrt"
-            )
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         TorchGpu.check()
         cuda = Cuda()
         super().__init__(bundle, cuda, bundle.sizes)

@@ -1,6 +1,6 @@
 """The PyTorch model behind the runtime's Backend: the yardstick."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
 from e3d_deploy.runtime.backends.host import as_frames
-from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
+from e3d_deploy.runtime.backends.lifetime import Lifetime
+from e3d_deploy.runtime.backends.protocol import Backend, Drive, Frame, NodeTime, State
 
 
 def clip_by_steps(backend: Backend, context: NDArray[np.float32], horizon: int) -> tuple[NDArray[np.float32], State]:
@@ -37,7 +38,7 @@ def rollout_by_steps(
     return np.stack(predictions, axis=1), state
 
 
-class TorchBackend:
+class TorchBackend(Lifetime):
     """Eager float32 on the CPU, with the history that grows until it is full.
 
     A state is a dictionary with the model's State and the count of steps. A model in float64 works too.
@@ -45,8 +46,10 @@ class TorchBackend:
 
     name = "torch"
     pads = False
+    device = None
 
     def __init__(self, model: E3DLSTM, *, batch: int = 1, horizon: int = 10, threads: int | None = None) -> None:
+        super().__init__()
         self.model, self.batch, self.horizon, self.threads = model.eval(), batch, horizon, threads
         self.sizes: tuple[int, ...] = (batch,)
 
@@ -57,15 +60,18 @@ class TorchBackend:
         return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
 
     def initial_state(self, batch: int | None = None) -> State:
+        self.check_open()
         return {"model": self.model.initial_state(batch or self.batch), "steps": 0}
 
     def gather(self, rows: Sequence[tuple[State, int]]) -> State:
         """The one state there is: histories that grow cannot be of different length in one step."""
+        self.check_open()
         [(state, _)] = rows
         return state
 
     @torch.inference_mode()
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+        self.check_open()
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
         dtype = self.model.to_patch.weight.dtype
@@ -78,9 +84,11 @@ class TorchBackend:
         return clip_by_steps(self, context, self.horizon)
 
     def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        self.check_open()
         return rollout_by_steps(self, prediction, state, self.horizon)
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
+        self.check_open()
         config: ModelConfig = self.model.config
         tensors: ModelState = state["model"]
         arrays = {"memory": tensors.memory.numpy().copy(), "window": tensors.window.numpy().copy()}
@@ -99,6 +107,7 @@ class TorchBackend:
         return arrays
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
+        self.check_open()
         tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
         written = int(arrays["written"][0])
         slots = contract.slots(written, self.model.config.history_length)
@@ -112,5 +121,26 @@ class TorchBackend:
         )
         return {"model": state, "steps": written - 1}
 
-    def close(self) -> None:
+    def free(self) -> None:
         del self.model
+
+
+def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
+    """Time the operators of a step; PyTorch sums them itself."""
+    from torch.profiler import ProfilerActivity, profile
+
+    profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
+    with TorchBackend.of_bundle(bundle, threads=threads) as backend:
+        step_ms = drive(backend, recording=profiler)
+    operators = profiler.key_averages(group_by_input_shape=True)
+    nodes = [
+        NodeTime(_with_shapes(op.key, op.input_shapes), op.key, op.self_cpu_time_total / 1000, op.count)
+        for op in operators
+    ]
+    return nodes, step_ms
+
+
+def _with_shapes(key: str, shapes: Iterable[list[int]]) -> str:
+    """Return a name such as `aten::cat 1×40×8×8, …`; an operator has no name of its own."""
+    known = ["×".join(map(str, shape)) for shape in shapes if shape]
+    return f"{key} {', '.join(known)}" if known else key

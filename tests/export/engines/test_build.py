@@ -28,7 +28,7 @@ from e3d_deploy.export.engines.plan import build_plan, default_buckets
 from e3d_deploy.export.graph.layers import locate
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import RUNS
+from e3d_deploy.policies import POLICIES
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.tensorrt_library import make_logger
 from tests.fake_tensorrt import CLASSES, FakeTensorRT
@@ -64,7 +64,7 @@ def test_rtx_builds_every_graph(rtx: Any, small_bundle: Bundle, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [name for name in RUNS["tensorrt-rtx"] if name != "fp32"])
+@pytest.mark.parametrize("precision", [name for name in POLICIES if name != "fp32"])
 def test_rtx_builds_every_graph_at_every_precision(precision: str, rtx: Any, small: Path, tmp_path: Path) -> None:
     bundle = exported_at(small, tmp_path / "small.e3d", precision=precision)
     build_with_rtx(rtx, bundle, precision)

@@ -32,11 +32,12 @@ from e3d_deploy.export.precision.quantize import calibrate
 from e3d_deploy.export.precision.types import LOW, NUMPY, evaluate, fixed_values, products, stamp, typed
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
-from e3d_deploy.policies import POLICIES, RUNS, Budget, candidates, check_runs, parse_budget
+from e3d_deploy.policies import POLICIES, Budget, parse_budget
 from e3d_deploy.runtime import Bundle, load
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.specs import check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.verify import verify
 
 CONTEXT, HORIZON = 3, 3
@@ -627,11 +628,11 @@ def test_a_budget_of_differences_is_of_predictions(bundles: dict[str, Bundle], p
 
 
 def test_the_table_of_targets_is_whole() -> None:
-    assert candidates(None) == ["int8", "fp16", "tf32", "fp32"]
-    assert candidates("tensorrt-rtx") == list(POLICIES)
-    assert {policy for runs in RUNS.values() for policy in runs} == set(POLICIES)
+    assert shared_policies(export_targets()) == ["int8", "fp16", "tf32", "fp32"]
+    assert shared_policies(["tensorrt-rtx"]) == list(POLICIES)
+    assert export_targets() == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino"]
     check_runs("bf16", "torch")  # the yardstick is no target
-    with pytest.raises(BackendUnavailable, match="tensorrt does not run fp8: tensorrt-rtx do"):
+    with pytest.raises(BackendUnavailable, match=r"tensorrt does not run fp8, only int8, .*; use tensorrt-rtx, or"):
         check_runs("fp8", "tensorrt")
 
 

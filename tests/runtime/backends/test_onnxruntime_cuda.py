@@ -10,11 +10,11 @@ import pytest
 
 from e3d_deploy import inventory
 from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError, ResourceLimit
-from e3d_deploy.policies import RUNS
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends import onnxruntime_cuda
 from e3d_deploy.runtime.backends.onnxruntime_cuda import NO_GRAPH, OnnxRuntimeCudaBackend
 from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.specs import BACKENDS, installed
 from tests.fake_cuda import Machine
 from tests.fake_tensorrt_runtime import floats, pictures, same
 
@@ -114,7 +114,7 @@ def test_the_wheel_for_the_cpu_says_how_to_get_the_other(exported: Path) -> None
     with pytest.raises(BackendUnavailable, match="made for the CPU; pip uninstall -y onnxruntime, then pip") as caught:
         open_backend(Bundle.open(exported / "tiny.e3d"), NAME)
     assert caught.value.exit_code == 4
-    assert NAME not in inventory.installed()
+    assert NAME not in installed()
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -166,15 +166,14 @@ def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, mo
 
 
 def test_backends_on_a_gpu_are_there_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inventory, "_found", lambda _: True)
+    monkeypatch.setattr(inventory, "is_importable", lambda _: True)
     monkeypatch.setattr(inventory, "version_of", lambda _: "1")
-    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: False)
-    assert not set(inventory.installed()) & set(inventory.ON_GPU)
-    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
-    assert inventory.installed()[:3] == ["tensorrt", "tensorrt-rtx", NAME]
+    monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: False)
+    assert not [name for name in installed() if BACKENDS[name].device == "gpu"]
+    monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: True)
+    assert installed()[:3] == ["tensorrt", "tensorrt-rtx", NAME]
     monkeypatch.setattr(inventory, "version_of", lambda _: None)
-    assert NAME not in inventory.installed()
-    assert set(RUNS) >= {"tensorrt", "tensorrt-rtx", NAME}
+    assert NAME not in installed()
 
 
 REFUSED_PADS = """Non-zero status code returned while running Conv node. Failed to initialize CUDNN Frontend

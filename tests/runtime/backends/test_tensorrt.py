@@ -12,6 +12,7 @@ import threading
 import tracemalloc
 import weakref
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,7 @@ from e3d_deploy.runtime.backends.cuda import KERNEL, Cuda
 from e3d_deploy.runtime.backends.device_states import Layout
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.specs import BACKENDS, installed
 from e3d_deploy.runtime.backends.tensorrt import TensorRTBackend
 from e3d_deploy.runtime.backends.tensorrt_engine import INVALID, check_validity
 from e3d_deploy.runtime.verify import agrees, verify
@@ -589,14 +591,19 @@ def test_a_gpu_without_pools_of_memory_does(bundle: Bundle, trt: FakeTensorRT, m
     assert (machine.allocated, machine.counts["pool closed"]) == (0, 0)
 
 
-def test_the_time_of_a_step_on_the_gpu_is_told_to_whoever_asks(gpu: TensorRTBackend, machine: Machine) -> None:
-    gpu.step(floats(1)[0], gpu.initial_state())
+def test_the_time_of_a_step_on_the_gpu_is_told_once_it_is_measured(gpu: TensorRTBackend, machine: Machine) -> None:
+    for _ in range(2):
+        gpu.step(floats(1)[0], gpu.initial_state())
+        assert gpu.device_ms is None, "reading it switches nothing on"
     assert machine.counts["record"] == 0
-    assert gpu.device_ms is None
+    gpu.measure(True)
     gpu.step(floats(1)[0], gpu.initial_state())
     assert gpu.device_ms > 0
     gpu.rollout(floats(1)[0], gpu.initial_state())
     assert gpu.device_ms > 0
+    gpu.measure(False)
+    gpu.step(floats(1)[0], gpu.initial_state())
+    assert gpu.device_ms is None
 
 
 def test_a_size_for_which_there_is_no_memory_leaves_none_behind(
@@ -659,19 +666,20 @@ def test_a_gpu_that_rtx_has_nothing_for_is_named_before_a_plan_is_asked_for(
 
 def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: pytest.MonkeyPatch, rtx: Any) -> None:
     device = SimpleNamespace(name="NVIDIA H100", compute_capability=(9, 0))
-    monkeypatch.setattr(inventory, "_has_nvidia_driver", lambda: True)
+    monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(inventory, "_device", lambda: device)
-    assert TARGET not in inventory.installed()
+    assert TARGET not in installed()
     assert any("nor runs on compute capability 9.0" in words for words in doctor.examine()["warnings"])
     device.compute_capability = (8, 9)
-    assert TARGET in inventory.installed()
+    assert TARGET in installed()
     assert inventory.rtx_refusal() is None
 
 
 def test_doctor_asks_once_whether_rtx_is_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The question initialises CUDA and imports TensorRT-RTX."""
     asked: list[None] = []
-    monkeypatch.setattr(inventory, "rtx_refusal", lambda: asked.append(None))
+    asking = replace(BACKENDS[TARGET], refusal=lambda: asked.append(None))
+    monkeypatch.setitem(BACKENDS, TARGET, asking)
     doctor.examine()
     assert len(asked) == 1
 
@@ -834,7 +842,7 @@ def test_without_a_driver_the_real_library_says_so(bundle_path: Path, rtx: Any) 
     with pytest.raises(BackendUnavailable, match=r"GPU 0: cannot be used .*this needs an NVIDIA GPU") as caught:
         open_backend(bundle, TARGET)
     assert caught.value.exit_code == 4
-    assert not set(inventory.installed()) & set(inventory.ON_GPU)
+    assert not [name for name in installed() if BACKENDS[name].device == "gpu"]
 
 
 @pytest.mark.usefixtures("no_driver")

@@ -118,7 +118,7 @@ def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatc
         return np.zeros((1, 1, 4, 8), np.float32), state
 
     monkeypatch.setattr(backend, "step", step)
-    backend.step_on_device = step  # type: ignore[attr-defined]
+    backend.device = backend  # type: ignore[assignment]
     on_gpu = OnGPU()
     predictor.stream(renewal="none").push(on_gpu)
     assert taken == [on_gpu]

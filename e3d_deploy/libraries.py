@@ -1,0 +1,51 @@
+"""Libraries that parts of e3d_deploy need, the extra that installs each, and what it is for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Library:
+    """A package that part of e3d_deploy needs."""
+
+    module: str
+    packages: tuple[str, ...]
+    """Distributions that contain the module; any one will do."""
+    extra: str
+    gives: str
+    """Features that need it."""
+
+
+LIBRARIES = (
+    Library("torch", ("torch",), "train", "train, export, and PyTorch as the yardstick of verify"),
+    Library("lightning", ("lightning",), "train", "e3d train"),
+    Library("safetensors", ("safetensors",), "train", "model files"),
+    Library("onnx", ("onnx",), "train", "e3d export"),
+    Library("onnxscript", ("onnxscript",), "train", "e3d export"),
+    Library("onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "cpu", "the backend onnxruntime"),
+    Library("openvino", ("openvino",), "openvino", "the backend openvino"),
+    Library("tensorrt_rtx", ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings"), "rtx", "e3d build --target tensorrt-rtx"),
+    Library(
+        "tensorrt",
+        ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+        "gpu",
+        "e3d build --target tensorrt",
+    ),
+    Library("cuda.core", ("cuda-core",), "gpu", "the backends on a GPU"),
+    Library("av", ("av",), "video", "videos in and out"),
+    Library("tensorflow", ("tensorflow-cpu", "tensorflow"), "import-tf", "e3d import of google/e3d_lstm checkpoints"),
+    Library("PIL", ("pillow",), "video", "folders of pictures, GIFs"),
+    Library("matplotlib", ("matplotlib",), "plot", "pictures of drift and latency, and the report of e3d demo"),
+)
+GPU = "an NVIDIA GPU and its driver"
+"""Hardware that backends on a GPU need."""
+
+
+def pip_install(*extras: str) -> str:
+    """Return the command that installs extras of e3d_deploy."""
+    return f"pip install 'e3d_deploy[{','.join(extras)}]'"
+
+
+def extra_of(module: str) -> str | None:
+    """Return the extra that installs a module; None if no extra does."""
+    top = module.partition(".")[0].removesuffix("_bindings")
+    return next((library.extra for library in LIBRARIES if library.module == top), None)

@@ -1,0 +1,96 @@
+"""List of all backends, from which `load`, `auto`, doctor, help texts and errors derive what they say."""
+
+from collections.abc import Sequence
+
+from e3d_deploy import inventory
+from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.policies import POLICIES
+from e3d_deploy.runtime.backends.entries import ENTRIES
+from e3d_deploy.runtime.backends.spec import BackendSpec
+
+YARDSTICK = "torch"
+"""Backend that runs the model itself in float32, with which the others are compared."""
+RECOMMENDED = "onnxruntime"
+"""Backend that is recommended where none is installed."""
+BACKENDS: dict[str, BackendSpec] = {}
+"""All backends by name, in the order in which `auto` prefers them."""
+
+
+def register(spec: BackendSpec) -> None:
+    """Add a backend to the list, as the least preferred.
+
+    Raises:
+        ConfigError: a backend of that name is registered already, or the name is `auto`.
+    """
+    if spec.name in BACKENDS or spec.name == "auto":
+        raise ConfigError(f"backend: {spec.name!r} is taken already; register it under another name")
+    BACKENDS[spec.name] = spec
+
+
+def find(name: str) -> BackendSpec:
+    """Return the entry of a backend.
+
+    Raises:
+        ConfigError: no backend has this name.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"backend: got {name!r}, expected one of auto, {', '.join(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def has_libraries(spec: BackendSpec) -> bool:
+    """Return True if the libraries and the driver of a backend are installed. Imports none of them."""
+    driver = spec.device == "cpu" or inventory.has_nvidia_driver()
+    built = not spec.distributions or inventory.version_of(spec.distributions) is not None
+    for_cpu = any((inventory.version_of((one,)) or "").endswith("+cpu") for one in spec.cuda_builds)
+    return driver and built and not for_cpu and all(map(inventory.is_importable, spec.modules))
+
+
+def installed() -> list[str]:
+    """Return the names of the backends that can be opened here, preferred first.
+
+    Their libraries and their driver are installed, and none of them refuses the GPU.
+    """
+    return [spec.name for spec in BACKENDS.values() if has_libraries(spec) and spec.refusal() is None]
+
+
+def candidates() -> list[str]:
+    """Return the names of the installed backends that `auto` considers, preferred first."""
+    return [name for name in installed() if BACKENDS[name].in_auto]
+
+
+def export_targets() -> list[str]:
+    """Return the names of the backends that a bundle can be exported for."""
+    return [spec.name for spec in BACKENDS.values() if spec.rewrites is not None]
+
+
+def profiled() -> str:
+    """Return the backends whose nodes can be timed, as `a, b or c`."""
+    *others, last = [spec.name for spec in BACKENDS.values() if spec.profiler is not None]
+    return f"{', '.join(others)} or {last}"
+
+
+def shared_policies(names: Sequence[str]) -> list[str]:
+    """Return the policies that all of these backends run, the cheapest first."""
+    return [policy for policy in POLICIES if all(policy in find(name).policies for name in names)]
+
+
+def check_runs(policy: str, name: str) -> None:
+    """Raise unless a backend runs a policy.
+
+    Raises:
+        BackendUnavailable: it does not.
+        ConfigError: no backend has this name.
+    """
+    spec = find(name)
+    if policy in spec.policies:
+        return
+    others = [one for one in export_targets() if policy in BACKENDS[one].policies]
+    raise BackendUnavailable(
+        f"{name} does not run {policy}, only {', '.join(spec.ordered_policies)}; "
+        f"use {' or '.join(others) or 'another backend'}, or export the model again with a precision that it runs"
+    )
+
+
+for _entry in ENTRIES:
+    register(_entry)
