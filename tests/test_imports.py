@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from e3d_deploy.runtime.backends.specs import BACKENDS
+
 INFERENCE = ["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "cuda"]
 
 
@@ -46,6 +48,30 @@ def test_runtime_loads_numpy_alone() -> None:
 def test_runtime_does_not_ask_what_is_installed() -> None:
     """Asking takes a third of its import, and only `auto` has to know."""
     assert python("import sys, e3d_deploy.runtime; print('importlib.metadata' in sys.modules)").strip() == "False"
+
+
+def test_every_error_can_be_imported_from_the_runtime() -> None:
+    from e3d_deploy import errors, runtime
+
+    names = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    assert names < set(runtime.__all__)
+    for name in runtime.__all__:
+        assert getattr(runtime, name).__name__ == name
+    for name in names:
+        assert getattr(runtime, name) is getattr(errors, name)
+
+
+def test_the_list_of_backends_is_read_without_numpy_and_without_any_backend() -> None:
+    code = """
+import sys
+sys.modules["numpy"] = None
+from e3d_deploy.runtime.backends.specs import BACKENDS, installed
+installed()
+print(len(BACKENDS), sorted(name for name in sys.modules if name.startswith("e3d_deploy.runtime.backends.")))
+"""
+    count, loaded = python(code).strip().split(" ", 1)
+    assert int(count) == len(BACKENDS)
+    assert loaded == str([f"e3d_deploy.runtime.backends.{name}" for name in ("entries", "spec", "specs")])
 
 
 def test_a_plain_stream_imports_no_scheduler(exported: object) -> None:

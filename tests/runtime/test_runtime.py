@@ -134,6 +134,14 @@ def test_leaving_a_predictor_closes_its_backend(predictor: Predictor) -> None:
     assert predictor.backend.name == "closed"
 
 
+def test_whatever_opens_something_is_a_context_manager(predictor: Predictor) -> None:
+    with predictor, predictor.streams() as streams, streams.open() as slot:
+        slot.push(white())
+    for use in (slot.snapshot, streams.open, predictor.streams):
+        with pytest.raises(StreamError, match="closed"):
+            use()
+
+
 def test_snapshot_of_another_network_is_refused(predictor: Predictor) -> None:
     other = Predictor(CONFIG, Halving(), identity="another")
     with pytest.raises(StreamError, match="taken from another network"):
@@ -354,17 +362,6 @@ def test_a_program_that_ends_with_its_streams_open_ends_as_it_wants(exported: Pa
     arguments = [sys.executable, "-c", ENDED, str(exported / "tiny.e3d"), backend]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (3, "")
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_closed_backend_stays_closed(exported: Path, backend: str) -> None:
-    if backend == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
-    opened = open_backend(Bundle.open(exported / "tiny.e3d"), backend)
-    state = opened.initial_state()
-    opened.close()
-    with pytest.raises(StreamError, match="the backend was closed; load the bundle again"):
-        opened.step(np.zeros((1, 1, 16, 24), np.float32), state)
 
 
 def test_openvino_does_not_read_a_bundle_that_was_replaced(any_batch: Path, tmp_path: Path) -> None:

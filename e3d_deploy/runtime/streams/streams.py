@@ -287,6 +287,12 @@ class SlotStream:
         """End the video: what waits is dropped, its memory is free after the step that it is in. Twice does nothing."""
         self._scheduler.end(self._video)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _result(future: "Future[NDArray[Any]]") -> NDArray[Any]:
     try:
