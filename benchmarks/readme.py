@@ -12,6 +12,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS
 from e3d_deploy.demo.tour import CARD
+from e3d_deploy.runtime.backends.specs import BACKENDS
 from e3d_deploy.step import REWRITES
 
 README = Path(__file__).parents[1] / "README.md"
@@ -393,12 +394,26 @@ def _time(side: dict[str, Any]) -> str:
     return text
 
 
+def backends_table() -> str:
+    """Return the table of all backends as Markdown, from their entries."""
+    lines = [
+        "| backend | device class | runs | precisions | install | ran on its hardware |",
+        "|---|---|---|---|---|---|",
+    ]
+    for spec in BACKENDS.values():
+        install = f"`{spec.install}`" + (f"; {spec.hardware}" if spec.hardware else "")
+        policies = ", ".join(spec.ordered_policies)
+        lines.append(f"| `{spec.name}` | {spec.device} | {spec.summary} | {policies} | {install} | {spec.ran} |")
+    return "\n".join(lines)
+
+
 PLACES = {
     README: {"measured": measured},
     README.parent / "docs" / "training.md": {"recipes": recipes, "burn_in": burn_in, "memory": memory},
     README.parent / "docs" / "precision.md": {"precision": precision},
     README.parent / "docs" / "graphs.md": {"rewrites": rewrites},
     README.parent / "docs" / "engines.md": {"builds": engines},
+    README.parent / "docs" / "runtime.md": {"backends": backends_table},
     README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},
 }
 """Which section of which file comes from where; a section stands between two comments with its name."""
