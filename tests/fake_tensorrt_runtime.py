@@ -4,6 +4,7 @@ A plan is the path of the graph that it stands for. test_tensorrt.py compares th
 bindings of TensorRT-RTX; the properties of an engine, too, are there under these names.
 """
 
+import hashlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from e3d_deploy.bundle.plans import weights_sha256
+from e3d_deploy.export.engines.install import move_in, staging
+from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.tensorrt_library import Target
 from tests.fake_cuda import Machine
 
 TYPES = {"tensor(float)": "float", "tensor(int32)": "int32"}
@@ -206,6 +211,27 @@ CLASSES = (ICudaEngine, IExecutionContext, IRuntimeConfig, Runtime)
 """Classes that the bindings have under the same names."""
 OURS = {"shape", "nbytes", "compute", "fixed", "allocation"}
 """Attributes of these classes that the bindings do not have."""
+
+
+def add_engines(path: Path, *graphs: str, target: Target = "tensorrt-rtx", version: str = "1.7.1") -> Bundle:
+    """Give a bundle engines that the fake runs."""
+    bundle = Bundle.open(path)
+    sidecars = {}
+    with staging(bundle) as stage:
+        for graph in graphs or bundle.manifest["graphs"]:
+            plan = str(bundle.graph(graph)).encode()
+            (stage / f"{graph}.{target}.plan").write_bytes(plan)
+            sidecars[graph] = {
+                "graph_sha256": bundle.manifest["files"][bundle.graph(graph).name],
+                "weights_sha256": weights_sha256(bundle),
+                "target": target,
+                "builder": version,
+                "compute_capability": "portable",
+                "options": {"version_compatible": False, "hardware_compatibility": "none"},
+                "sha256": hashlib.sha256(plan).hexdigest(),
+            }
+        move_in(bundle, target, stage, sidecars)
+    return Bundle.open(path)
 
 
 def pictures(count: int, batch: int = 1) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ CHECKED = {
         "young_ring"
     ),
     "e3d_deploy": (
-        "__init__ __main__ card checkpoint cli config contract doctor inventory operators parts step "
+        "__init__ __main__ card checkpoint cli config contract doctor inventory libraries operators parts step "
         "tensorrt_library tensors tf32 training workspace"
     ),
     "e3d_deploy/bundle": "__init__ pack",
@@ -32,13 +32,13 @@ CHECKED = {
     "e3d_deploy/measure": "__init__ live plots",
     "e3d_deploy/runtime": "__init__ aged predictor renewal snapshot",
     "e3d_deploy/runtime/backends": (
-        "__init__ cuda device device_states onnxruntime onnxruntime_cuda registry tensorrt tensorrt_engine "
-        "torch_cuda_graph torch_eager torch_ring torch_ring_states"
+        "__init__ cuda device device_states entries lifetime onnxruntime onnxruntime_cuda registry spec specs tensorrt "
+        "tensorrt_engine torch_cuda_graph torch_eager torch_ring torch_ring_states"
     ),
     "e3d_deploy/runtime/streams": "__init__",
     "tests": (
-        "fake_cuda fake_tensorrt_runtime kill_builds reference test_card test_checkpoint test_cli test_config "
-        "test_diff test_docstrings test_frames test_imports test_metrics test_parts test_window tools"
+        "fake_cuda fake_tensorrt_runtime fake_torch_gpu kill_builds reference test_card test_checkpoint test_cli "
+        "test_config test_diff test_docstrings test_frames test_imports test_metrics test_parts test_window tools toy_backend"
     ),
     "tests/benchmarks": (
         "test_digits test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan test_gpu_run test_gpu_script"
@@ -53,7 +53,7 @@ CHECKED = {
     "tests/importing": "test_import",
     "tests/measure": "test_benchmark",
     "tests/runtime": "test_renewal test_runtime test_snapshot test_verify test_young_ring",
-    "tests/runtime/backends": "test_onnxruntime_cuda test_tensorrt test_torch_backends",
+    "tests/runtime/backends": "conftest test_contract test_onnxruntime_cuda test_tensorrt test_torch_backends",
     "tests/runtime/streams": "test_streams test_streams_isolated",
     "tests/training": "test_burn_in test_pace test_passes test_recipes test_training",
 }

@@ -21,24 +21,6 @@ from tests.fake_tensorrt_runtime import floats, pictures, same
 NAME = "onnxruntime-cuda"
 
 
-@pytest.fixture
-def on_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """The provider of the processor in the place of CUDA, which cannot be told that falling back to it is refused.
-    It runs a graph at once, and not in the stream: so what is in the stream is done before."""
-    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CPUExecutionProvider")
-    monkeypatch.setattr(onnxruntime_cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(onnxruntime_cuda, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
-    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_options", lambda *_: {})
-    play = OnnxRuntimeCudaBackend._play
-
-    def in_order(self: Any, session: Any, binding: Any, *, number: int) -> None:
-        machine.wait()
-        play(self, session, binding, number=number)
-
-    monkeypatch.setattr(OnnxRuntimeCudaBackend, "_play", in_order)
-    return machine
-
-
 def test_what_it_computes_is_what_onnxruntime_computes(any_batch: Path, on_cpu: Machine) -> None:
     bundle = Bundle.open(any_batch)
     gpu, cpu = open_backend(bundle, NAME), open_backend(bundle, "onnxruntime")

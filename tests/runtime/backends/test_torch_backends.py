@@ -1,7 +1,6 @@
 """PyTorch compiled and as CUDA graphs: the ring step against the model, and the backends around it. There is no GPU
 here: graphs are captured by `HostGpu`, on the made-up CUDA of `fake_cuda`, whose memory is that of the host."""
 
-import ctypes
 import inspect
 import logging
 import subprocess
@@ -25,7 +24,6 @@ from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.errors import BackendUnavailable, EngineError, ResourceLimit, StreamError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
-from e3d_deploy.runtime.backends import torch_cuda_graph
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import installed
@@ -37,7 +35,7 @@ from e3d_deploy.runtime.verify import verify
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
-from tests.runtime.test_young_ring import assert_empty_slots_are_zeros, with_junk
+from tests.fake_torch_gpu import HostGpu, put_in_place
 
 ROUNDING = 5e-5
 """Predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""
@@ -327,63 +325,9 @@ def test_no_compiler_is_said(exported: Path, monkeypatch: pytest.MonkeyPatch) ->
 # torch-cuda-graph
 
 
-class HostGpu:
-    """`TorchGpu` on the memory of the host, in the stream of `fake_cuda`; what it captures is kept, and done at each
-    launch."""
-
-    machine: Machine
-    captures = True
-    compiler: Callable[[RingStep], Callable[..., Tensor]] = staticmethod(lambda ring: ring)
-    error: Exception | None = None
-    """Error that the next step raises, as PyTorch does when it puts a step into the stream."""
-
-    def __init__(self, cuda: Any) -> None:
-        self.cuda = cuda
-
-    @staticmethod
-    def check() -> None:
-        pass
-
-    def put(self, module: nn.Module) -> nn.Module:
-        return module
-
-    def compile(self, ring: RingStep) -> Callable[..., Tensor]:
-        return self.compiler(ring)
-
-    def over(self, address: int, tensor: contract.Tensor) -> Tensor:
-        self.machine.check(address, tensor.nbytes)
-        memory = (ctypes.c_uint8 * tensor.nbytes).from_address(address)
-        return torch.frombuffer(memory, dtype=getattr(torch, tensor.dtype)).view(tensor.shape)
-
-    def run(self, work: Callable[[], None]) -> None:
-        self.machine.did("eager")
-        self.put_in(work)
-
-    def put_in(self, work: Callable[[], None]) -> None:
-        error, HostGpu.error = HostGpu.error, None
-        if error:
-            raise error
-        self.machine.put(work)
-
-    def release(self) -> None:
-        self.machine.did("release")
-
-    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.machine.did("capture")
-        if not self.captures:
-            raise RuntimeError("operation not permitted when stream is capturing\nand so on")
-
-        def replay() -> None:
-            self.machine.did("replay")
-            self.put_in(work)
-
-        return replay
-
-
 @pytest.fixture
 def machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
-    monkeypatch.setattr(torch_cuda_graph, "TorchGpu", HostGpu)
+    put_in_place(machine, monkeypatch)
     return machine
 
 
@@ -567,21 +511,6 @@ def test_a_step_that_is_interrupted_leaves_its_state_whole(exported: Path, machi
     np.testing.assert_array_equal(prediction, backend.step(frame, backend.from_arrays(before))[0])
 
 
-def test_junk_in_empty_slots_of_arrays_is_cleared(exported: Path, machine: Machine) -> None:
-    backend = open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
-    state = backend.initial_state()
-    for frame in frames(6, 1).numpy():  # into both sets and memory of its own, all of full rings
-        _, state = backend.step(frame, state)
-    frame = frames(1, 1)[0].numpy()
-    clean = backend.to_arrays(backend.step(frame, backend.initial_state())[1])
-    assert_empty_slots_are_zeros(clean)
-    state = backend.from_arrays(with_junk(clean, 1e3))
-    assert_empty_slots_are_zeros(backend.to_arrays(state))
-    expected, _ = backend.step(frame, backend.from_arrays(clean))
-    np.testing.assert_array_equal(backend.step(frame, state)[0], expected)
-    assert_empty_slots_are_zeros(backend.to_arrays(backend.initial_state()))
-
-
 def test_a_state_of_another_backend_is_refused(exported: Path, machine: Machine) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
     one, other = open_backend(bundle, "torch-cuda-graph"), open_backend(bundle, "torch-cuda-graph")
@@ -664,14 +593,6 @@ def test_a_step_that_fails_says_why_and_the_state_before_it_stays(
     for _ in range(2):
         found, _ = backend.step(frame, state)
         np.testing.assert_allclose(found, expected.step(frame, other)[0], rtol=0, atol=ROUNDING)
-
-
-@pytest.mark.parametrize("name", ["torch-compiled", "torch-cuda-graph"])
-def test_a_precision_that_is_not_in_the_weights_is_refused(bundle_path: Path, name: str) -> None:
-    bundle = Bundle.open(bundle_path)
-    bundle.manifest["graphs"]["step"]["precision"] = "int8"
-    with pytest.raises(BackendUnavailable, match=f"{name} does not run int8"):
-        open_backend(bundle, name)
 
 
 def test_no_gpu_is_said_with_the_remedy(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

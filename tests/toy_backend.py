@@ -1,0 +1,45 @@
+"""A backend of a stranger: one class on ONNX's own reference implementation, and one entry."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.runtime.backends.host import HostBackend, Tensors
+from e3d_deploy.runtime.backends.spec import BackendSpec
+
+
+class ToyBackend(HostBackend):
+    """Runs the graphs in NumPy, node by node."""
+
+    name = "toy"
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        super().__init__(bundle)
+        self.graphs: dict[str, ReferenceEvaluator] = {}
+
+    def tensor(self, array: NDArray[Any]) -> Any:
+        return array
+
+    def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
+        if graph not in self.graphs:
+            self.graphs[graph] = ReferenceEvaluator(str(self.bundle.graph(graph)))
+        session = self.graphs[graph]
+        for name, result in zip(session.output_names, session.run(None, inputs), strict=True):
+            outputs[name][:] = result
+
+    def free(self) -> None:
+        self.graphs.clear()
+
+
+TOY = BackendSpec(
+    name="toy",
+    load=lambda: ToyBackend,
+    modules=("onnx.reference",),
+    install="pip install onnx",
+    device="cpu",
+    policies=frozenset({"fp32"}),
+    summary="the ONNX graphs as they are, in NumPy",
+    ran="yes",
+)
