@@ -166,7 +166,7 @@ def test_the_command_ends_with_a_verdict(exported: Path, tmp_path: Path) -> None
     assert "norm_eps" in result.stdout
     assert "5.0e-01" in result.stdout
     assert result.stdout.splitlines()[-1] == f"{a} and {b} differ in config, weights"
-    assert run(a, b, "--exit-code", code=3).stderr.splitlines()[-1].startswith("Error: ")
+    assert run(a, b, "--exit-code", code=3).stderr.splitlines()[-1] == f"FAIL {a} and {b} differ in config, weights"
     assert run(a, a, "--exit-code").stdout.splitlines()[-1].endswith("are the same")
     assert json.loads(run(a, b, "--json").stdout)["differs_in"] == ["config", "weights"]
     assert "not compared, in one of them alone: engines" in run(exported / "tiny.e3d", a).stdout

@@ -13,7 +13,8 @@ CHECKED = {
         "young_ring"
     ),
     "e3d_deploy": (
-        "__init__ __main__ card checkpoint cli config contract doctor inventory libraries operators parts step "
+        "__init__ __main__ card checkpoint cli config contract doctor inventory json_values libraries "
+        "operators parts step "
         "tensorrt_library tensors tf32 training workspace"
     ),
     "e3d_deploy/bundle": "__init__ pack",
@@ -44,6 +45,7 @@ CHECKED = {
         "test_digits test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan test_gpu_run test_gpu_script"
     ),
     "tests/bundle": "test_old_bundle",
+    "tests/commands": "__init__ test_json test_verify",
     "tests/data": "test_data test_rate test_sources",
     "tests/demo": "test_demo",
     "tests/evaluation": "test_decay test_evaluate",

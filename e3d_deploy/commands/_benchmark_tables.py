@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from e3d_deploy.commands._output import megabytes, table
+from e3d_deploy.commands._output import megabytes, table, warn
 
 
 def benchmark_table(result: Mapping[str, Any]) -> None:
@@ -116,4 +116,4 @@ def baseline_remarks(comparison: Mapping[str, Any]) -> None:
     if comparison["missing"]:
         click.echo(f"not in both: {', '.join(comparison['missing'])}", err=True)
     if not comparison["comparable"]:
-        click.echo(f"Warning: no verdict, the baseline has another {'; '.join(comparison['different'])}", err=True)
+        warn(f"no verdict, the baseline has another {'; '.join(comparison['different'])}")

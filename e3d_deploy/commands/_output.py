@@ -11,6 +11,9 @@ from typing import Any
 
 import click
 
+from e3d_deploy.errors import E3DError, QualityError
+from e3d_deploy.json_values import json_values
+
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
     """A table on stdout; the first `left` columns are left aligned, the others right."""
@@ -27,13 +30,27 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int
 
 
 def as_json(value: Mapping[str, Any]) -> None:
-    """One JSON document on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    """Print the one JSON document of a command on stdout, with null for numbers that are not finite."""
+    click.echo(json.dumps(json_values(value), indent=2, allow_nan=False))
 
 
-def verdict(passed: bool, text: str) -> None:
-    """The last line of a command that checks something."""
+def verdict(passed: bool, text: str, *, remedy: str = "", failure: type[E3DError] = QualityError) -> None:
+    """Print the verdict of a check on stderr, the only place that does; end the command if the check failed.
+
+    Args:
+        text: the finding.
+        remedy: what to do about a failure, printed on the same line.
+        failure: error whose exit code a failed check ends with.
+    """
     click.secho("PASS " if passed else "FAIL ", fg="green" if passed else "red", nl=False, err=True)
+    click.echo(text if passed or not remedy else f"{text}; {remedy}", err=True)
+    if not passed:
+        raise click.exceptions.Exit(failure.exit_code)
+
+
+def warn(text: str) -> None:
+    """Print a verdict on stderr that is neither passed nor failed: the command did not prove something."""
+    click.secho("WARN ", fg="yellow", nl=False, err=True)
     click.echo(text, err=True)
 
 

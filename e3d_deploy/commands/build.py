@@ -8,7 +8,7 @@ import click
 from e3d_deploy.commands._engines import TARGETS, show_engines
 from e3d_deploy.commands._open import open_bundle, open_cache
 from e3d_deploy.commands._options import BUNDLE, PATH, Finite
-from e3d_deploy.commands._output import next_command, working
+from e3d_deploy.commands._output import next_command, warn, working
 from e3d_deploy.config import HardwareCompatibility
 
 
@@ -104,5 +104,5 @@ def build(
             remark=lambda text: click.echo(text, err=True),
         )
     show_engines(target, sidecars)
-    click.echo("WARN built, not run: what a plan computes is unproved", err=True)
+    warn("built, not run: what a plan computes is unproved")
     next_command("verify", bundle, "--backend", target)

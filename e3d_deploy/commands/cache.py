@@ -96,11 +96,9 @@ def cache_verify(cache_folder: str | None) -> None:
     for key, problem in damaged.items():
         click.echo(f"{key[:12]}: {problem}")
     text = f"{len(damaged)} of {len(opened.keys())} engines are damaged"
-    verdict(not damaged, text)
-    if damaged:
-        where = ["--cache", cache_folder] if cache_folder else []
-        command = shlex.join(["e3d", "cache", "rm", *(key[:12] for key in damaged), *where])
-        raise CacheError(f"{text}; `{command}` removes them")
+    where = ["--cache", cache_folder] if cache_folder else []
+    command = shlex.join(["e3d", "cache", "rm", *(key[:12] for key in damaged), *where])
+    verdict(not damaged, text, remedy=f"`{command}` removes them", failure=CacheError)
 
 
 def there(folder: str | None) -> "EngineCache":

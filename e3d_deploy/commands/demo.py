@@ -7,7 +7,6 @@ import click
 from e3d_deploy.commands._benchmark_tables import benchmark_table
 from e3d_deploy.commands._options import PATH
 from e3d_deploy.commands._output import table, verdict, working
-from e3d_deploy.errors import QualityError
 
 
 @click.command()
@@ -25,6 +24,7 @@ def demo(output: Path, full: bool) -> None:
     benchmark_table(result.benchmark)
     click.echo(result.report)
     click.echo(result.gif)
-    verdict(result.passed, "the exported graphs compute what PyTorch computes" if result.passed else "see the report")
-    if not result.passed:
-        raise QualityError("the demo's bundle drifts from PyTorch beyond its budget; see the report")
+    if result.passed:
+        verdict(True, "the exported graphs compute what PyTorch computes")
+    else:
+        verdict(False, "the demo's bundle drifts from PyTorch beyond its budget", remedy="see the report")

@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from e3d_deploy.commands._options import PATH, json_option
-from e3d_deploy.commands._output import as_json, grouped, table, working
-from e3d_deploy.errors import QualityError
+from e3d_deploy.commands._output import as_json, grouped, table, verdict, working
 
 
 @click.command()
@@ -31,9 +30,9 @@ def diff(one: Path, other: Path, exit_code: bool, json_: bool) -> None:
         show_difference(found)
     differs = found["differs_in"]
     line = f"{one} and {other} " + (f"differ in {', '.join(differs)}" if differs else "are the same")
-    click.echo(line, err=json_)
     if differs and exit_code:
-        raise QualityError(line)
+        verdict(False, line)
+    click.echo(line, err=json_)
 
 
 def show_difference(found: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from e3d_deploy.commands._options import PATH, THREADS, json_option
-from e3d_deploy.commands._output import as_json, table, verdict, working
+from e3d_deploy.commands._output import as_json, table, verdict, warn, working
 
 
 @click.command()
@@ -47,14 +47,14 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
         )
         click.echo(f"auto takes {found['choice']['backend']} for {bundle}")
     for warning in found["warnings"]:
-        click.echo(f"WARN {warning}", err=True)
+        warn(warning)
     ready = [name for name, there in found["backends"].items() if there]
     if ready:
         verdict(True, f"installed backends: {', '.join(ready)}; `e3d verify` proves them on a bundle")
     else:
         from e3d_deploy.runtime.backends.specs import RECOMMENDED, find
 
-        click.echo(f"WARN no backend is installed; {find(RECOMMENDED).remedy}", err=True)
+        warn(f"no backend is installed; {find(RECOMMENDED).remedy}")
 
 
 def _choice(bundle: Path, threads: int | None, again: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import click
 
 from e3d_deploy.commands._options import PATH, Finite, numbers, overwrite_option
 from e3d_deploy.commands._output import next_command, table, verdict, working
-from e3d_deploy.errors import QualityError
 
 
 @click.command("import")
@@ -55,9 +54,7 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
             parity = compare(imported.model, reference)
         table(["predicted frame", "max |Δ|"], [(frame, f"{value:.1e}") for frame, value in parity.differences.items()])
         text = f"largest difference from {reference}: {parity.worst:.1e}, budget {parity.budget:.1e}"
-        verdict(parity.passed, text)
-        if not parity.passed:
-            raise QualityError(f"{text}; the model is not what the original is, so {output} is not written")
+        verdict(parity.passed, text, remedy=f"the model is not what the original is, so {output} is not written")
     checkpoint.save(imported.model, output, card=imported.card)
     click.echo(output)
     next_command("export", output, "-o", f"{output.stem}.e3d")

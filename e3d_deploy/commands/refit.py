@@ -8,7 +8,7 @@ import click
 from e3d_deploy.commands._engines import TARGETS, show_engines
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, PATH
-from e3d_deploy.commands._output import next_command, working
+from e3d_deploy.commands._output import next_command, warn, working
 
 
 @click.command()
@@ -27,5 +27,5 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
             open_bundle(bundle), open_bundle(source_), target, progress=lambda phase, *_: progress(phase)
         )
     show_engines(target, sidecars)
-    click.echo("WARN refitted, not run: what a plan computes is unproved", err=True)
+    warn("refitted, not run: what a plan computes is unproved")
     next_command("verify", bundle, "--backend", target)

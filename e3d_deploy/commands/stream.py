@@ -63,7 +63,7 @@ def stream(
     if output is not None:
         side_by_side = np.concatenate([seen, forecast], axis=-1)[None]
         write_clips(output, side_by_side, frames_per_second=playing.frames_per_second, zoom=zoom)
-        click.echo(output)
+        click.echo(output, err=json_)
     if json_:
         as_json({**summary, "source_frames_per_second": playing.frames_per_second})
         return

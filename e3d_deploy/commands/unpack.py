@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from e3d_deploy.commands._options import BUNDLE_OUTPUT, PATH, overwrite_option
-from e3d_deploy.commands._output import next_command, working
+from e3d_deploy.commands._output import next_command, warn, working
 
 
 @click.command()
@@ -32,9 +32,8 @@ def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, over
         )
     click.echo(output)
     if dropped:
-        click.echo(
-            f"WARN dropped: the engines {', '.join(dropped)}, native code that came with an archive; build them here, "
-            "or give --trust-engines if you know who packed them",
-            err=True,
+        warn(
+            f"dropped: the engines {', '.join(dropped)}, native code that came with an archive; build them here, "
+            "or give --trust-engines if you know who packed them"
         )
     next_command("verify", output)

@@ -600,18 +600,19 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     again = e3d(*command, "--baseline", before, "--picture", picture)
     check(json.loads(again.stdout), SCHEMA)
     assert "step of onnxruntime: 0.00 times the baseline" in again.stderr
+    assert "PASS nothing is slower" in again.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
 
     first["results"][0]["median_ms"] /= 1e12
     before.write_text(json.dumps(first))
     slower = e3d(*command, "--baseline", before, code=3)
-    assert slower.stderr.splitlines()[-1].startswith("Error: step of onnxruntime: ")
+    assert slower.stderr.splitlines()[-1].startswith("FAIL step of onnxruntime: ")
     assert "rollout" not in slower.stderr.splitlines()[-1]
 
     first["environment"]["threads"] = 64
     before.write_text(json.dumps(first))
     other = e3d(*command, "--baseline", before)
-    assert "Warning: no verdict, the baseline has another threads: 64, now 1" in other.stderr
+    assert "WARN no verdict, the baseline has another threads: 64, now 1" in other.stderr
 
 
 def test_every_field_is_documented() -> None:
