@@ -10,11 +10,12 @@ import click
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, PATH, THREADS, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
-from e3d_deploy.errors import QualityError
 
 if TYPE_CHECKING:
     from e3d_deploy.export.precision.why import Finding
     from e3d_deploy.runtime import Bundle
+    from e3d_deploy.runtime.backends.protocol import Backend
+    from e3d_deploy.runtime.choose import Choice
     from e3d_deploy.runtime.verify import Report
 
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     "--against",
     type=click.Choice(["auto", "torch", "reference"]),
     default="auto",
-    help="PyTorch, or what it computed at export; auto takes PyTorch if it is installed.",
+    help="PyTorch, or what it computed at export; auto takes PyTorch where it is installed and not itself verified.",
 )
 @click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
 @click.option("--steps", type=click.IntRange(min=1), help="Go on for so many, to see the drift grow; needs PyTorch.")
@@ -44,13 +45,13 @@ def verify(
 ) -> None:
     """Prove that a backend computes what PyTorch computes, over a whole rollout."""
     from contextlib import ExitStack, closing
+    from dataclasses import asdict
 
     from e3d_deploy import frames
     from e3d_deploy.bundle.folder import record_verification
     from e3d_deploy.data.clips import read_clips
     from e3d_deploy.runtime.backends.registry import open_backend
     from e3d_deploy.runtime.backends.specs import YARDSTICK, installed
-    from e3d_deploy.runtime.choose import open_first
     from e3d_deploy.runtime.verify import verify as verify_backend
 
     check_picture(picture)
@@ -62,16 +63,20 @@ def verify(
             clip, image_size=config.image_size, channels=config.channels, most=opened.context_length + opened.horizon
         ).frames[0]
         given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
-    if against == "auto":
-        against = "torch" if YARDSTICK in installed() else "reference"
     with ExitStack() as stack, working(f"verifying {bundle}"):
+        choice = None
+        if backend == "auto":
+            candidate, choice = open_auto(opened, threads)
+        else:
+            candidate = open_backend(opened, backend, threads=threads)
+        stack.enter_context(closing(candidate))
+        if against == "auto":
+            # PyTorch agrees with itself; what it gave at export, perhaps elsewhere, is the better question.
+            itself = candidate.name == YARDSTICK and clip is None and steps is None
+            against = "torch" if YARDSTICK in installed() and not itself else "reference"
         yardstick = None
         if against == "torch":
             yardstick = stack.enter_context(closing(open_backend(opened, YARDSTICK, threads=threads)))
-        candidate = (
-            open_first(opened, threads=threads) if backend == "auto" else open_backend(opened, backend, threads=threads)
-        )
-        stack.enter_context(closing(candidate))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
         findings = [] if report.passed else why(opened, candidate.name, threads)
     if given is None:
@@ -81,18 +86,37 @@ def verify(
 
         picture.write_bytes(plots.drift(report))
     if json_:
-        as_json({**report.to_dict(), **({} if report.passed else {"why": [one.to_dict() for one in findings]})})
+        tried = None if choice is None else asdict(choice)
+        why_off = {} if report.passed else {"why": [one.to_dict() for one in findings]}
+        as_json({**report.to_dict(), "choice": tried, **why_off})
     else:
         show_report(report)
         show_findings(findings)
-    line = judged(report)
-    verdict(report.passed, line)
-    if not report.passed:
-        mend = "try another backend, or export the model again"
-        if findings:
-            first = findings[0]
-            mend = f"first off is {first.layer} ({first.cause}); export again with {first.advice}"
-        raise QualityError(f"{line}; furthest at {report.furthest}; {mend}")
+    mend = "try another backend, or export the model again"
+    if findings:
+        first = findings[0]
+        mend = f"first off is {first.layer} ({first.cause}); export again with {first.advice}"
+    verdict(report.passed, judged(report), remedy=f"furthest at {report.furthest}; {mend}")
+
+
+def open_auto(bundle: "Bundle", threads: int | None) -> tuple["Backend", "Choice | None"]:
+    """Open the backend that `load` takes, and say why; where it takes none, the preferred one that opens.
+
+    Raises:
+        BackendUnavailable: no backend opens.
+    """
+    from e3d_deploy.errors import BackendUnavailable
+    from e3d_deploy.runtime.choose import choose, open_first
+
+    try:
+        backend, choice = choose(bundle, threads=threads)
+    except BackendUnavailable:
+        # None agrees in the first steps: a whole report of one tells more than that.
+        backend = open_first(bundle, threads=threads)
+        click.echo(f"auto takes none here; verifying {backend.name}, the first that opens", err=True)
+        return backend, None
+    click.echo(f"auto takes {choice.backend}: {choice.reason}", err=True)
+    return backend, choice
 
 
 def judged(report: "Report") -> str:

@@ -1,0 +1,86 @@
+"""The backend that `e3d verify` proves when none is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e3d_deploy import runtime
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tests.tools import e3d
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let `auto` find these backends, and take the last of them for the fastest."""
+    times = {name: float(-number) for number, name in enumerate(names)}
+    monkeypatch.setattr("e3d_deploy.runtime.choose.installed", lambda: list(names))
+    monkeypatch.setattr(
+        "e3d_deploy.runtime.choose._times", lambda _, backends: {name: times[name] for name in backends}
+    )
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep choices of other tests out, after the suite's own cache was set."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_without_a_name_it_proves_the_backend_that_load_takes(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
+    install(monkeypatch, "onnxruntime", "openvino")
+    result = e3d("verify", bundle_path, "--threads", 1, "--json")
+    report = json.loads(result.stdout)
+    with runtime.load(bundle_path, threads=1) as predictor:
+        assert report["backend"] == predictor.backend.name == "openvino"
+    assert len(report["predictions"]) == report["steps"] == 6
+    assert {"clip", "rollout", "final_states"} < set(report)
+    assert report["choice"]["backend"] == "openvino"
+    assert [one["backend"] for one in report["choice"]["tried"]] == ["openvino", "onnxruntime"]
+    assert "auto takes openvino: agrees with the reference, and is the fastest that does" in result.stderr
+
+
+def test_the_choice_that_was_kept_is_taken_without_comparing_again(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "onnxruntime")
+    e3d("verify", bundle_path, "--threads", 1)
+    compared: list[Any] = []
+    monkeypatch.setattr("e3d_deploy.runtime.choose.agrees", lambda *arguments: compared.append(arguments))
+    assert "PASS onnxruntime" in e3d("verify", bundle_path, "--threads", 1).stderr
+    assert compared == []
+
+
+def test_a_backend_that_is_named_is_proved_without_a_choice(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, "torch")
+    result = e3d("verify", bundle_path, "--backend", "onnxruntime", "--json")
+    assert json.loads(result.stdout)["choice"] is None
+    assert "auto takes" not in result.stderr
+
+
+def test_pytorch_is_compared_with_its_recorded_answer_not_with_itself(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "torch")
+    assert json.loads(e3d("verify", bundle_path, "--json").stdout)["yardstick"] == "reference.npz"
+    assert json.loads(e3d("verify", bundle_path, "--steps", 8, "--json").stdout)["yardstick"] == "torch"
+
+
+def test_where_auto_takes_none_the_first_that_opens_is_shown_to_fail(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = OnnxRuntimeBackend.step
+
+    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
+        prediction, state = step(self, *arguments)
+        return prediction + np.float32(0.01), state
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    install(monkeypatch, "onnxruntime")
+    result = e3d("verify", bundle_path, "--json", code=3)
+    assert "auto takes none here; verifying onnxruntime, the first that opens" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("FAIL onnxruntime")
+    assert json.loads(result.stdout)["passed"] is False
