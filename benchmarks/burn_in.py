@@ -92,7 +92,7 @@ def training(run: Path) -> dict[str, Any]:
     """Return the steps of a run and the settings that tell it from the others."""
     settings = json.loads((run / "config.json").read_text())
     state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
-    kept = {name: settings["train"][name] for name in ("burn_in", "burn_in_steps", "steps", "learning_rate")}
+    kept = {name: settings["train"].get(name) for name in ("burn_in", "burn_in_steps", "steps", "learning_rate")}
     return {**kept, "time_limit_s": settings["time_limit_s"], "steps_done": int(state["global_step"])}
 
 

@@ -133,6 +133,8 @@ def _entries(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
                 f"{path}: format {entries['format']!r}, this version reads {FORMAT}; update e3d_deploy"
             )
         ModelConfig.from_dict(entries["config"])
-    except (KeyError, TypeError, ValueError, RecursionError, ConfigError) as error:
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be read ({error}); save or fetch it again") from error
     return entries

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from e3d_deploy.errors import ConfigError
 
@@ -44,6 +44,13 @@ class ModelConfig:
     released TensorFlow code does, so that it stays zero for ever. `openstl`: what OpenSTL's port computes."""
     stride: int = 1
     """Stride of the convolutions (patches); nearest upsampling restores the grid. Other than 1 with `openstl` only."""
+
+    FIRST: ClassVar[str] = (
+        "image_size channels patch_size hidden kernel_size window_length history_length layer_norm norm_eps semantics "
+        "stride"
+    )
+    """Fields that are always written. Any other is left out while it holds its default, so that older versions read
+    the file and hashes of a config stay the same; nothing is ever added here."""
 
     def __post_init__(self) -> None:
         # JSON knows lists only.
@@ -113,8 +120,8 @@ class ModelConfig:
         return (self.hidden[-1], *self.hidden[:-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        """Return the fields as JSON values, without newer ones that hold their default."""
+        return _to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
@@ -126,13 +133,24 @@ class ModelConfig:
         return _from_dict(cls, fields)
 
 
+def _to_dict(config: "ModelConfig | TrainConfig | EngineConfig") -> dict[str, Any]:
+    """Return the fields of a config as JSON values, without newer ones that hold their default."""
+    always = config.FIRST.split()
+    written = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name in always or getattr(config, field.name) != field.default
+    }
+    return json.loads(json.dumps(written))  # type: ignore[no-any-return]
+
+
 def _from_dict(config: type[Config], fields: dict[str, Any]) -> Config:
     """Return a config from the result of its `to_dict`."""
     if not isinstance(fields, dict):
         raise ConfigError(f"config: got {fields!r}, expected fields and values")
     known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
     if unknown := sorted(set(fields) - known):
-        raise ConfigError(f"config: unknown field {', '.join(unknown)}; made by a newer e3d_deploy? update this one")
+        raise ConfigError(f"config: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one")
     try:
         return config(**fields)
     except TypeError as error:
@@ -244,6 +262,15 @@ class TrainConfig:
     seed: int = 0
     """Seed of the initial weights, data, sampling and burn-in."""
 
+    FIRST: ClassVar[str] = (
+        "context_length horizon steps batch_size accumulate loss l1_weight optimizer beta1 beta2 weight_decay "
+        "learning_rate schedule warmup_steps sampling sampling_start sampling_decrease sampling_hold_steps "
+        "sampling_stop_step sampling_decay_steps reverse_input ema_decay ema_warmup average gradient_clip precision "
+        "recompute compile validate_every validation_clips save_every log_every burn_in seed"
+    )
+    """Fields that are always written, as in `ModelConfig`. `burn_in` is newer, but a run whose settings lack it had
+    none, which is not the default."""
+
     def __post_init__(self) -> None:
         at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
         for name in (*at_least_1, "validate_every", "save_every", "log_every"):
@@ -270,6 +297,10 @@ class TrainConfig:
             raise ConfigError(f"cuda_graph: cannot add up gradients of {self.accumulate} parts; set accumulate to 1")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size} clips")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values, without newer ones that hold their default."""
+        return _to_dict(self)
 
     @classmethod
     def of_recipe(cls, recipe: str, **changes: Any) -> "TrainConfig":
@@ -362,6 +393,12 @@ class EngineConfig:
     timing_cache: str | None = None
     """File of kernel timings for later builds on the same GPU. It is not part of the engine's key in the cache."""
 
+    FIRST: ClassVar[str] = (
+        "workspace_bytes optimization_level batches compute_capabilities hardware_compatibility version_compatible "
+        "refittable timing_cache"
+    )
+    """Fields that are always written, as in `ModelConfig`."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "batches", tuple(tuple(bucket) for bucket in self.batches))
         object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
@@ -382,8 +419,8 @@ class EngineConfig:
             raise ConfigError(f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {known}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+        """Return the fields as JSON values, without newer ones that hold their default."""
+        return _to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "EngineConfig":

@@ -18,6 +18,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
+from tests.test_config import NewerModelConfig
 
 
 @pytest.fixture
@@ -109,6 +110,17 @@ def test_unreadable_config_is_refused(tiny_model: E3DLSTM, path: Path, text: str
     save_file(tiny_model.state_dict(), path, {checkpoint.KEY: text})
     with pytest.raises(CheckpointError, match="its config cannot be read"):
         checkpoint.load(path)
+
+
+def test_a_model_of_a_newer_version_opens_unless_it_needs_that_version(tiny_model: E3DLSTM, path: Path) -> None:
+    older = checkpoint.content(tiny_model)
+    tiny_model.config = NewerModelConfig(**vars(tiny_model.config))
+    assert checkpoint.content(tiny_model) == older
+    tiny_model.config = replace(tiny_model.config, heads=8)  # type: ignore[call-arg]
+    path.write_bytes(checkpoint.content(tiny_model))
+    for read in (checkpoint.load, checkpoint.read_card):
+        with pytest.raises(CheckpointError, match="field heads, of a newer e3d_deploy; update this one"):
+            read(path)
 
 
 @pytest.mark.parametrize(

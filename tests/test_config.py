@@ -1,11 +1,13 @@
 """Configurations: what they refuse, what they work out, and JSON."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.config import EngineConfig, ModelConfig, TrainConfig
 from e3d_deploy.errors import ConfigError
 
 
@@ -88,8 +90,35 @@ def test_fields_left_out_take_their_defaults() -> None:
 
 
 def test_unknown_fields_are_named() -> None:
-    with pytest.raises(ConfigError, match="unknown field colour, heads; made by a newer e3d_deploy"):
+    with pytest.raises(ConfigError, match="unknown field colour, heads, of a newer e3d_deploy; update this one"):
         ModelConfig.from_dict({"heads": 4, "colour": "red", "channels": 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewerModelConfig(ModelConfig):
+    """Config of a later version, with a field that this one lacks."""
+
+    heads: int = 4
+
+
+def test_a_newer_field_is_written_only_when_it_is_not_the_default() -> None:
+    assert NewerModelConfig(channels=3).to_dict() == ModelConfig(channels=3).to_dict()
+    assert ModelConfig.from_dict(NewerModelConfig(channels=3).to_dict()) == ModelConfig(channels=3)
+    with pytest.raises(ConfigError, match="unknown field heads, of a newer e3d_deploy; update this one"):
+        ModelConfig.from_dict(NewerModelConfig(heads=8).to_dict())
+
+
+def test_the_fields_of_the_first_version_are_always_written() -> None:
+    golden = Path(__file__).parent / "golden" / "faccf7a" / "tiny.e3d" / "manifest.json"
+    assert (
+        set(ModelConfig().to_dict()) == set(json.loads(golden.read_text())["config"]) == set(ModelConfig.FIRST.split())
+    )
+    assert set(EngineConfig().to_dict()) == set(EngineConfig.FIRST.split())
+    assert set(TrainConfig().to_dict()) == set(TrainConfig.FIRST.split())
+    assert TrainConfig(burn_in_steps=3, cuda_graph=True).to_dict().keys() - set(TrainConfig.FIRST.split()) == {
+        "burn_in_steps",
+        "cuda_graph",
+    }
 
 
 @pytest.mark.parametrize("fields", [{"hidden": 64}, {"image_size": None}, {"patch_size": "4"}, {"norm_eps": "small"}])

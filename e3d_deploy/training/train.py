@@ -7,7 +7,7 @@ import pickle
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -290,7 +290,7 @@ def resume_or_next(
         if not (folder / "last.ckpt").exists() and not (folder / "model.safetensors").exists():
             return folder, False
         try:
-            if not _check_resumable(folder, {**settings, "train": asdict(_as_begun(folder, config))}):
+            if not _check_resumable(folder, {**settings, "train": _as_begun(folder, config).to_dict()}):
                 return folder, True
         except ConfigError:
             continue
@@ -313,7 +313,7 @@ def _settings(
 
     settings = {
         "model": model.to_dict(),
-        "train": asdict(config),
+        "train": config.to_dict(),
         "data": list(data),
         "valid": valid,
         "initial": named(initial),
@@ -339,11 +339,13 @@ def _as_begun(run: Path, config: TrainConfig) -> TrainConfig:
 
 def _check_resumable(run: Path, settings: dict[str, Any]) -> bool:
     """Compare the settings of a run with those to go on with; return True if the run is finished."""
+    # Fields that hold their default are left out of files.
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    settings = {**settings, "train": {**defaults, **settings["train"]}}
     try:
         stored = json.loads((run / "config.json").read_text())
         stored = {"digits": None, **stored, "time_limit_s": settings["time_limit_s"]}
-        # A setting that was not known yet had the value that is its default, but for the burn-in, which there was not.
-        defaults = {field.name: field.default for field in fields(TrainConfig)}
+        # A run without a setting had its default, but for the burn-in, which there was not.
         stored["train"] = {**defaults, "burn_in": 0, **stored["train"]}
         state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
         done, limit_s = int(state["global_step"]) >= settings["train"]["steps"], settings["time_limit_s"]
@@ -355,6 +357,10 @@ def _check_resumable(run: Path, settings: dict[str, Any]) -> bool:
                 stored["train"][name] = settings["train"][name]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
+    if unknown := sorted(set(stored["train"]) - set(defaults)):
+        raise ConfigError(
+            f"{run}: config.json: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one"
+        )
     if stored != settings:
         changed = [
             name

@@ -1122,10 +1122,27 @@ def test_a_run_by_time_from_the_command_line_ends_normally(tmp_path: Path) -> No
 
 def test_a_run_of_an_older_version_is_resumed(cut: Path) -> None:
     settings = json.loads((cut / "config.json").read_text())
-    del settings["digits"], settings["time_limit_s"], settings["train"]["schedule_by"]
+    del settings["digits"], settings["time_limit_s"]
     (cut / "config.json").write_text(json.dumps(settings))
     train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
     assert steps_done(cut) == 6
+
+
+def test_settings_that_hold_newer_defaults_are_not_written(cut: Path) -> None:
+    settings = json.loads((cut / "config.json").read_text())
+    assert not {"schedule_by", "burn_in_steps", "cuda_graph"} & settings["train"].keys()
+    settings["train"] |= {"schedule_by": "steps", "burn_in_steps": None, "cuda_graph": False}  # as versions before did
+    (cut / "config.json").write_text(json.dumps(settings))
+    train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
+    assert steps_done(cut) == 6
+
+
+def test_a_run_with_a_setting_of_a_newer_version_is_refused(cut: Path) -> None:
+    settings = json.loads((cut / "config.json").read_text())
+    settings["train"]["heat"] = 1
+    (cut / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="unknown field heat, of a newer e3d_deploy; update this one"):
+        train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
 
 
 # Burn-in
@@ -1183,7 +1200,7 @@ def test_a_run_that_is_older_than_the_burn_in_goes_on_without(tmp_path: Path) ->
     with pytest.raises(InterruptedError):
         train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[Recorder(step=5)])
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
-    del settings["train"]["burn_in"], settings["train"]["burn_in_steps"]
+    del settings["train"]["burn_in"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     default = replace(config, burn_in=TrainConfig.burn_in)
     found = resume_or_next(MODEL, default, tmp_path / "run", data=[("moving-mnist", 1.0)], machine=QUIET)
