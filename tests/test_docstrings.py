@@ -45,7 +45,7 @@ CHECKED = {
         "test_digits test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan test_gpu_run test_gpu_script"
     ),
     "tests/bundle": "test_old_bundle",
-    "tests/commands": "__init__ test_json test_verify",
+    "tests/commands": "__init__ test_json test_options test_verify",
     "tests/data": "test_data test_rate test_sources",
     "tests/demo": "test_demo",
     "tests/evaluation": "test_decay test_evaluate",

@@ -62,6 +62,7 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--patch-size", default=4, help="Side of the square folded into channels, pixels.")
 @click.option("--hidden", default="64,64,64,64", callback=numbers, help="Channels of each layer.")
 @click.option("--kernel-size", default=5, help="Side of the convolutions, patches.")
+@click.option("--window-length", default=2, help="Frames in the window that the 3D convolutions see.")
 @click.option("--history-length", default=20, help="Cell states kept for recall.")
 @click.option("--norm-eps", default=1e-5, help="Added to the variance in the norms.")
 @click.option("--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="Which E3D-LSTM.")
