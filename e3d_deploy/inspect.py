@@ -1,21 +1,185 @@
-"""What a bundle or a model file holds, for `e3d inspect`."""
+"""Content of a bundle or a model file, for `e3d inspect`."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import MANIFEST, Bundle
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
+from e3d_deploy.json_values import json_values
 
 if TYPE_CHECKING:
     from e3d_deploy.export.graph.statistics import Statistics
 
+Contents = TypeVar("Contents")
 
-def inspect(path: Path) -> dict[str, Any]:
-    """What is in a bundle or a model file.
+
+@dataclass(frozen=True, kw_only=True)
+class ModelContents:
+    """Content of a model file."""
+
+    file: str
+    """Name of the file."""
+    parameters: int
+    """Number of weights."""
+    bytes: int
+    """Size of the file (bytes)."""
+    config: ModelConfig
+    card: Card
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content as JSON values."""
+        about = {"file": self.file, "parameters": self.parameters, "bytes": self.bytes}
+        return {
+            "model": {**about, "state_bytes_per_stream": state_bytes(self.config)},
+            **_card_sections(self.card),
+            "config": self.config.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphContents:
+    """Graph of a bundle, as its manifest describes it."""
+
+    file: str
+    nodes: int
+    opset: int
+    precision: Any
+    """Types of its products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineContents:
+    """Engine of a bundle; None for what its sidecar does not say."""
+
+    builder: str | None
+    compute_capability: str | None
+    bytes: int | None
+    """Size of the plan (bytes)."""
+    build_seconds: float | None
+    created: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """Last verification of a backend; None for what its report does not say."""
+
+    against: str | None
+    """Yardstick: `torch` or `reference.npz`."""
+    largest_difference: float | None
+    """Largest absolute difference of predictions."""
+    passed: bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphCost:
+    """Cost of one call of a graph, counted as `statistics.HOW` says."""
+
+    steps: int
+    """Steps of the network in a call."""
+    flop_per_step: int
+    bytes_moved_per_step: int
+    flop: int
+    bytes_moved: int
+    input_bytes: int
+    output_bytes: int
+    read_weight_bytes: int
+    """Weights, read at each use (bytes)."""
+    intermediate_bytes: int
+    """Written and read between nodes (bytes)."""
+    weights: int
+    """Numbers in the weights."""
+    weight_bytes: int
+    unknown_nodes: int
+    """Nodes that are left out, as their shapes are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Costs of a bundle's graphs."""
+
+    graphs: Mapping[str, GraphCost]
+    operators: Mapping[str, Mapping[str, int]]
+    """Nodes by type, of each graph."""
+    counted: str
+    """Rules by which FLOP and bytes are counted."""
+    streams: int
+    """Streams in a call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContents:
+    """Content of a bundle."""
+
+    name: str
+    digest: str
+    created: str
+    context_length: int
+    """Frames that the clip graph takes."""
+    horizon: int
+    """Frames that the clip graph gives."""
+    batch: int | None
+    """Streams that its graphs step at once; None for any number."""
+    slow_young_ring: bool | None
+    """ONNX Runtime is slow on some processors until the ring is full; None where onnx is not installed."""
+    bytes: int
+    """Size of all its files (bytes)."""
+    history: Mapping[str, Any]
+    """Cell states kept (`slots`), steps for which that is exact (`exact_for_steps`), and what is recalled `then`."""
+    producer: Mapping[str, str]
+    """Versions of the libraries that made it."""
+    config: ModelConfig
+    card: Card
+    graphs: Mapping[str, GraphContents]
+    cost: Cost | None
+    """Cost of its graphs; None where onnx is not installed."""
+    cost_missing: str | None
+    """Reason for which the cost is not known."""
+    step_inputs: Mapping[str, Mapping[str, Any]]
+    """Shape and type of each input of the step graph."""
+    engines: Mapping[str, EngineContents]
+    verified: Mapping[str, Verified]
+    """Last verification, by backend."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content as JSON values; costs and nodes have a row for each of their names, a column per graph."""
+        cost = self.cost
+        found: dict[str, Any] = json_values(
+            {
+                "bundle": {
+                    "name": self.name,
+                    "digest": self.digest,
+                    "created": self.created,
+                    "context": self.context_length,
+                    "horizon": self.horizon,
+                    "batch": "any" if self.batch is None else self.batch,
+                    "slow_young_ring": self.slow_young_ring,
+                    "bytes": self.bytes,
+                    "history": self.history,
+                    "producer": self.producer,
+                    "state_bytes_per_stream": state_bytes(self.config),
+                },
+                **_card_sections(self.card),
+                "config": self.config.to_dict(),
+                "graph": self.graphs,
+                "cost": None if cost is None else by_graph({name: vars(one) for name, one in cost.graphs.items()}),
+                "cost_missing": self.cost_missing,
+                "counted": None if cost is None else f"{cost.counted}; streams in a call: {cost.streams}",
+                "nodes": None if cost is None else by_graph(cost.operators),
+                "step_inputs": self.step_inputs,
+                "engine": self.engines,
+                "verified": self.verified,
+            }
+        )
+        return found
+
+
+def inspect(path: Path) -> ModelContents | BundleContents:
+    """Read what a bundle or a model file holds.
 
     Raises:
         BundleError, CheckpointError: it is neither, or damaged.
@@ -24,7 +188,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a path is to be read as a bundle, and not as a model file.
+    """Return True for a path to be read as a bundle, False for a model file.
 
     Raises:
         BundleError: it is a part of a bundle, or an archive of one.
@@ -46,8 +210,8 @@ def is_bundle(path: Path) -> bool:
     return False
 
 
-def inspect_model(path: Path) -> dict[str, Any]:
-    """Config and size of a model file.
+def inspect_model(path: Path) -> ModelContents:
+    """Read config, card and size of a model file.
 
     Raises:
         CheckpointError: it is not one.
@@ -56,74 +220,57 @@ def inspect_model(path: Path) -> dict[str, Any]:
 
     model, card = checkpoint.load(path), checkpoint.read_card(path)
     parameters = sum(weight.numel() for weight in model.parameters())
-    return {
-        "model": {"file": path.name, "parameters": parameters, "bytes": path.stat().st_size, **_state(model.config)},
-        **_window(card),
-        "decay": _decay(card),
-        "config": model.config.to_dict(),
-    }
+    return ModelContents(
+        file=path.name, parameters=parameters, bytes=path.stat().st_size, config=model.config, card=card
+    )
 
 
-def inspect_bundle(path: Path) -> dict[str, Any]:
-    """Config, graphs, engines and verification of a bundle; its hashes are checked on the way.
+def inspect_bundle(path: Path) -> BundleContents:
+    """Read config, graphs, engines and verification of a bundle; its hashes are checked on the way.
 
     Raises:
         BundleError: it is damaged, incomplete or too new.
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    cost = _cost(bundle)  # first, as it refuses a graph that cannot be read
-    return {
-        "bundle": {
-            "name": manifest["name"],
-            "digest": bundle.digest[:16],
-            "created": manifest["created"],
-            "context": bundle.context_length,
-            "horizon": bundle.horizon,
-            "batch": "any" if bundle.dynamic_batch else bundle.batch,
-            **_alone(bundle),
-            **_young_ring(bundle),
-            "bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-            "history": f"exact for {manifest['history']['exact_for_steps']} steps, then {manifest['history']['then']}",
-            **{f"made by {name}": version for name, version in manifest["producer"].items()},
-            **_state(bundle.config),
-        },
-        **_window(bundle.card),
-        "decay": _decay(bundle.card),
-        "config": bundle.config.to_dict(),
-        "graph": {
-            name: {
-                "file": graph["file"],
-                "nodes": graph["nodes"],
-                "opset": graph["opset"],
-                "precision": graph["precision"],
-            }
-            for name, graph in manifest["graphs"].items()
-        },
-        **cost,
-        "step input": {
+    cost, missing = _cost(bundle)  # first, as it refuses a graph that cannot be read
+    return BundleContents(
+        name=manifest["name"],
+        digest=bundle.digest[:16],
+        created=manifest["created"],
+        context_length=bundle.context_length,
+        horizon=bundle.horizon,
+        batch=None if bundle.dynamic_batch else bundle.batch,
+        slow_young_ring=_slow_young_ring(bundle),
+        bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        history=manifest["history"],
+        producer=manifest["producer"],
+        config=bundle.config,
+        card=bundle.card,
+        graphs={name: _selected(GraphContents, entry) for name, entry in manifest["graphs"].items()},
+        cost=cost,
+        cost_missing=missing,
+        step_inputs={
             tensor["name"]: {"shape": tensor["shape"], "dtype": tensor["dtype"]}
             for tensor in manifest["graphs"]["step"]["inputs"]
         },
-        "engine": {
-            name: {
-                key: engine.get(key) for key in ("builder", "compute_capability", "bytes", "build_seconds", "created")
-            }
-            for name, engine in manifest["engines"].items()
-        },
-        "verified": {
-            name: {
-                "against": report.get("yardstick"),
-                "largest difference": report.get("worst"),
-                "passed": report.get("passed"),
-            }
+        engines={name: _selected(EngineContents, sidecar) for name, sidecar in manifest["engines"].items()},
+        verified={
+            name: Verified(
+                against=report.get("yardstick"), largest_difference=report.get("worst"), passed=report.get("passed")
+            )
             for name, report in manifest["verification"].items()
         },
-    }
+    )
+
+
+def _selected(kind: type[Contents], entry: Mapping[str, Any]) -> Contents:
+    """Return the fields of an entry that a dataclass has, None for those that are not there."""
+    return kind(**{field.name: entry.get(field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
-    """What each graph of a bundle costs.
+    """Count the cost of each graph of a bundle.
 
     Raises:
         BundleError: a graph that is not the one of the manifest.
@@ -140,69 +287,57 @@ def by_graph(columns: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, in
     return {name: {graph: column.get(name, 0) for graph, column in columns.items()} for name in names}
 
 
-def _cost(bundle: Bundle) -> dict[str, Any]:
-    """What each graph costs, where there is onnx to read it."""
+def state_bytes(config: ModelConfig) -> int:
+    """Return the size of a stream's state (bytes)."""
+    return sum(tensor.nbytes for tensor in contract.states(config))
+
+
+def _cost(bundle: Bundle) -> tuple[Cost | None, str | None]:
+    """Return the cost of each graph, or the reason for which it is not known."""
     try:
         graphs = graph_statistics(bundle)
         from e3d_deploy.export.graph.statistics import HOW
     except ModuleNotFoundError as error:
-        return {"cost": f"not known: {error.name} is not installed; pip install 'e3d_deploy[train]'"}
+        return None, f"{error.name} is not installed; pip install 'e3d_deploy[train]'"
     lengths = {"rollout": bundle.horizon - 1, "clip": bundle.context_length + bundle.horizon - 1}
-    return {
-        "cost": by_graph({name: _column(one, max(1, lengths.get(name, 1))) for name, one in graphs.items()}),
-        "how it is counted": f"{HOW}; streams in a call: {bundle.batch}",
-        "nodes": by_graph({name: one.operators for name, one in graphs.items()}),
-    }
+    cost = Cost(
+        graphs={name: _graph_cost(one, max(1, lengths.get(name, 1))) for name, one in graphs.items()},
+        operators={name: one.operators for name, one in graphs.items()},
+        counted=HOW,
+        streams=bundle.batch,
+    )
+    return cost, None
 
 
-def _alone(bundle: Bundle) -> dict[str, str]:
-    """Return a row for a bundle that steps streams one after another; nothing for others."""
-    if bundle.dynamic_batch or bundle.batch > 1:
-        return {}
-    return {"many streams": "stepped one after another; export with `--batch any` to step them together"}
+def _graph_cost(one: "Statistics", steps: int) -> GraphCost:
+    return GraphCost(
+        steps=steps,
+        flop_per_step=round(one.flop / steps),
+        bytes_moved_per_step=round(one.bytes_moved / steps),
+        flop=one.flop,
+        bytes_moved=one.bytes_moved,
+        input_bytes=one.input_bytes,
+        output_bytes=one.output_bytes,
+        read_weight_bytes=one.read_weight_bytes,
+        intermediate_bytes=one.intermediate_bytes,
+        weights=one.weights,
+        weight_bytes=one.weight_bytes,
+        unknown_nodes=len(one.unknown),
+    )
 
 
-def _young_ring(bundle: Bundle) -> dict[str, str]:
-    """Return a row for a bundle of an older version, whose young rings are slow; nothing for others or without onnx."""
+def _slow_young_ring(bundle: Bundle) -> bool | None:
+    """Return True for a bundle of an older version, which masks its ring with minus infinity; None without onnx."""
     try:
         import onnx
         from onnx import numpy_helper
     except ModuleNotFoundError:
-        return {}
+        return None
     step = onnx.load(bundle.graph("step"), load_external_data=False).graph
     constants = (numpy_helper.to_array(one) for one in step.initializer if not one.dims and not one.external_data)
-    if not any(value == float("-inf") for value in constants):
-        return {}
-    return {
-        "young ring": "masked with minus infinity, with which ONNX Runtime is slow on some processors until the ring "
-        "is full; export the model again"
-    }
+    return any(bool(value == float("-inf")) for value in constants)
 
 
-def _column(one: "Statistics", steps: int) -> dict[str, int]:
-    return {
-        "steps": steps,
-        "FLOP a step": round(one.flop / steps),
-        "bytes moved a step": round(one.bytes_moved / steps),
-        "FLOP": one.flop,
-        "bytes moved": one.bytes_moved,
-        "of them inputs": one.input_bytes,
-        "outputs": one.output_bytes,
-        "weights, at each use": one.read_weight_bytes,
-        "between nodes": one.intermediate_bytes,
-        "weights": one.weights,
-        "bytes of weights": one.weight_bytes,
-        "nodes of unknown shape": len(one.unknown),
-    }
-
-
-def _window(card: Card) -> dict[str, Any]:
-    return {} if card.window is None else {"window": card.window.to_dict()}
-
-
-def _decay(card: Card) -> dict[str, Any] | None:
-    return None if card.decay is None else card.decay.report()
-
-
-def _state(config: ModelConfig) -> dict[str, int]:
-    return {"state of a stream, bytes": sum(tensor.nbytes for tensor in contract.states(config))}
+def _card_sections(card: Card) -> dict[str, Any]:
+    window = {} if card.window is None else {"window": card.window.to_dict()}
+    return {**window, "decay": None if card.decay is None else card.decay.report()}

@@ -282,8 +282,9 @@ def test_inspect_shows_model_and_bundle(exported: Path) -> None:
     assert model["config"]["hidden"] == [4, 6]
     bundle = json.loads(e3d("inspect", exported / "tiny.e3d", "--json").stdout)
     assert bundle["config"] == model["config"]
-    assert bundle["step input"]["history.1"] == {"shape": [1, 4, 48, 6], "dtype": "float32"}
-    assert bundle["bundle"]["history"] == "exact for 4 steps, then the last 4 cells"
+    assert bundle["step_inputs"]["history.1"] == {"shape": [1, 4, 48, 6], "dtype": "float32"}
+    assert bundle["bundle"]["history"] == {"slots": 4, "exact_for_steps": 4, "then": "the last 4 cells"}
+    assert "exact for 4 steps, then the last 4 cells" in e3d("inspect", exported / "tiny.e3d").stdout
 
 
 def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
@@ -291,7 +292,7 @@ def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
     assert found["cost"]["steps"] == {"step": 1, "rollout": 2, "clip": 6}
     assert found["nodes"]["Softmax"] == {"step": 2, "rollout": 4, "clip": 12}
     text = e3d("inspect", exported / "tiny.e3d").stdout
-    assert f"{found['cost']['FLOP']['clip']:,}" in text
+    assert f"{found['cost']['flop']['clip']:,}" in text
     assert "how it is counted: FLOP: 2 a multiply-add" in text
 
 

@@ -19,6 +19,7 @@ from e3d_deploy.runtime import Bundle, Snapshot
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
 from tests.bundle.test_old_bundle import OLD
+from tests.tools import e3d
 
 Arrays = dict[str, NDArray[Any]]
 JUNK = (1e3, np.nan)
@@ -138,13 +139,15 @@ def masked_with_minus_infinity(path: Path, to: Path) -> Path:
 
 def test_inspect_names_a_bundle_that_is_slow_while_its_ring_fills(exported: Path) -> None:
     """The older bundle is one that faccf7a itself wrote."""
-    assert "minus infinity" in inspect_bundle(OLD / "tiny.e3d")["bundle"]["young ring"]
-    assert "young ring" not in inspect_bundle(exported / "tiny.e3d")["bundle"]
+    assert inspect_bundle(OLD / "tiny.e3d").slow_young_ring is True
+    assert "masked with minus infinity" in e3d("inspect", OLD / "tiny.e3d").stdout
+    assert inspect_bundle(exported / "tiny.e3d").slow_young_ring is False
+    assert "young ring" not in e3d("inspect", exported / "tiny.e3d").stdout
 
 
 def test_inspect_says_how_streams_are_stepped(exported: Path, any_batch: Path) -> None:
-    one, many = (inspect_bundle(path)["bundle"] for path in (exported / "tiny.e3d", any_batch))
-    assert one["batch"] == 1
-    assert "export with `--batch any`" in one["many streams"]
-    assert many["batch"] == "any"
-    assert "many streams" not in many
+    one, many = (inspect_bundle(path) for path in (exported / "tiny.e3d", any_batch))
+    assert (one.batch, many.batch) == (1, None)
+    assert many.to_json()["bundle"]["batch"] == "any"
+    assert "export with `--batch any`" in e3d("inspect", exported / "tiny.e3d").stdout
+    assert "many streams" not in e3d("inspect", any_batch).stdout

@@ -18,7 +18,7 @@ from e3d_deploy.errors import BundleError
 from e3d_deploy.export.bundle import describe, export
 from e3d_deploy.export.graph.statistics import Statistics, statistics
 from e3d_deploy.files import sha256
-from e3d_deploy.inspect import inspect
+from e3d_deploy.inspect import inspect, inspect_bundle
 
 
 def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: dict[str, tuple[int, ...]]) -> Statistics:
@@ -156,10 +156,12 @@ def test_the_original_at_full_size_is_302_gflop() -> None:
 def test_graphs_for_any_number_of_streams_are_counted_for_one(exported: Path, tmp_path: Path) -> None:
     lengths = {"context_length": 4, "horizon": 3, "reference": exported / "clip.npy"}
     flexible = export(exported / "tiny.safetensors", tmp_path / "any.e3d", batch=None, **lengths)
-    one, other = inspect(exported / "tiny.e3d")["cost"], inspect(flexible)["cost"]
-    assert one["FLOP"]["step"] == other["FLOP"]["step"]
-    assert one["FLOP"]["rollout"] == other["FLOP"]["rollout"]
-    assert set(other["nodes of unknown shape"].values()) == {0}
+    one, other = (inspect_bundle(path).cost for path in (exported / "tiny.e3d", flexible))
+    assert one is not None
+    assert other is not None
+    assert one.graphs["step"].flop == other.graphs["step"].flop
+    assert one.graphs["rollout"].flop == other.graphs["rollout"].flop
+    assert {graph.unknown_nodes for graph in other.graphs.values()} == {0}
 
 
 def replaced(bundle: Path, content: bytes) -> Path:
@@ -204,13 +206,13 @@ for name in ("torch", "onnx", "onnxruntime", "safetensors", "google"):
     sys.modules[name] = None
 from pathlib import Path
 from e3d_deploy.inspect import inspect
-print(json.dumps(inspect(Path({str(exported / "tiny.e3d")!r}))))
+print(json.dumps(inspect(Path({str(exported / "tiny.e3d")!r})).to_json()))
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
-    assert found["cost"] == "not known: onnx is not installed; pip install 'e3d_deploy[train]'"
-    assert found["bundle"]["state of a stream, bytes"] > 0
-    assert "nodes" not in found
+    assert found["cost_missing"] == "onnx is not installed; pip install 'e3d_deploy[train]'"
+    assert found["bundle"]["state_bytes_per_stream"] > 0
+    assert found["cost"] is found["nodes"] is None
 
 
 def test_values_in_fp8_have_a_size(tmp_path: Path) -> None:
