@@ -29,7 +29,7 @@ CHECKED = {
     "e3d_deploy/export/graph": "__init__ to_onnx",
     "e3d_deploy/export/precision": "__init__",
     "e3d_deploy/importing": "__init__",
-    "e3d_deploy/measure": "__init__ live plots",
+    "e3d_deploy/measure": "__init__ live plots results",
     "e3d_deploy/runtime": "__init__ aged predictor renewal snapshot",
     "e3d_deploy/runtime/backends": (
         "__init__ cuda device device_states entries lifetime onnxruntime onnxruntime_cuda registry spec specs tensorrt "

@@ -1,70 +1,73 @@
 """Tables of `e3d benchmark`: rows, the curve of streams, the comparison with an earlier run."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
 from e3d_deploy.commands._output import megabytes, table, warn
 
+if TYPE_CHECKING:
+    from e3d_deploy.measure.results import Answer, BenchmarkResult, Comparison, Row, StreamCurves
 
-def benchmark_table(result: Mapping[str, Any]) -> None:
+
+def benchmark_table(result: "BenchmarkResult") -> None:
     """The rows of a benchmark."""
-    rows = result["results"]
-    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "timed": lambda row: row["what"],
-        "backend": lambda row: row["backend"],
-        "median": lambda row: f"{row['median_ms']:.2f} ms",
-        f"{result['confidence']:.0%} CI": lambda row: "–".join(f"{end:.2f}" for end in row["median_ci_ms"]),
-        "p90": lambda row: f"{row['p90_ms']:.2f}",
-        "p99": lambda row: f"{row['p99_ms']:.2f}{'' if row['calls'] >= 100 else '*'}",
+    rows = result.rows
+    columns: dict[str, Callable[[Row], str]] = {
+        "timed": lambda row: row.what,
+        "backend": lambda row: row.backend,
+        "median": lambda row: f"{row.timing.median_ms:.2f} ms",
+        f"{result.confidence:.0%} CI": lambda row: "–".join(f"{end:.2f}" for end in row.timing.median_ci_ms),
+        "p90": lambda row: f"{row.timing.p90_ms:.2f}",
+        "p99": lambda row: f"{row.timing.p99_ms:.2f}{'' if row.timing.calls >= 100 else '*'}",
         "on device": device_time,
-        "ms/step": lambda row: "–" if row["ms_per_step"] is None else f"{row['ms_per_step']:.2f}",
-        "ms/frame": lambda row: f"{row['ms_per_frame']:.2f}",
-        "frames/s": lambda row: f"{row['frames_per_second']:.1f}",
-        "sequences/s": lambda row: "–" if row["sequences_per_second"] is None else f"{row['sequences_per_second']:.2f}",
-        "speed-up": lambda row: f"{row['speedup']:.2f}×",
-        "peak memory": lambda row: "–" if row["peak_bytes"] is None else megabytes(row["peak_bytes"]),
+        "ms/step": lambda row: "–" if row.ms_per_step is None else f"{row.ms_per_step:.2f}",
+        "ms/frame": lambda row: f"{row.ms_per_frame:.2f}",
+        "frames/s": lambda row: f"{row.frames_per_second:.1f}",
+        "sequences/s": lambda row: "–" if row.sequences_per_second is None else f"{row.sequences_per_second:.2f}",
+        "speed-up": lambda row: f"{row.speedup:.2f}×",
+        "peak memory": lambda row: "–" if row.peak_bytes is None else megabytes(row.peak_bytes),
         "max |Δ|": accuracy,
     }
-    if all(row["steps_per_call"] == 1 for row in rows):
+    if all(row.steps_per_call == 1 for row in rows):
         del columns["ms/step"], columns["ms/frame"]
-    if all(row["sequences_per_second"] is None for row in rows):
+    if all(row.sequences_per_second is None for row in rows):
         del columns["sequences/s"]
     table(list(columns), [[cell(row) for cell in columns.values()] for row in rows], left=2)
-    environment = result["environment"]
+    environment = result.environment
     threads = environment["threads"] or "as many as the library likes"
     click.echo(
         f"on {environment['cpu']}, {environment['cores']} cores, threads: {threads}; "
-        f"speed-up over {result['compared_with']}",
+        f"speed-up over {result.compared_with}",
         err=True,
     )
-    for name, sentence in result["what"].items():
+    for name, sentence in result.what.items():
         click.echo(f"{name}: {sentence}", err=True)
-    if result["renewal"] is not None:
-        click.echo(f"renewal of the stream: {result['renewal']}", err=True)
-    if any(row["calls"] < 100 for row in rows):
+    if result.renewal is not None:
+        click.echo(f"renewal of the stream: {result.renewal}", err=True)
+    if any(row.timing.calls < 100 for row in rows):
         click.echo("* of fewer than 100 calls; longer --seconds tell more", err=True)
     for row in rows:
-        if not row["settled"]:
-            click.echo(f"{row['what']} of {row['backend']}: its time did not settle in the warm-up", err=True)
+        if not row.settled:
+            click.echo(f"{row.what} of {row.backend}: its time did not settle in the warm-up", err=True)
 
 
-def device_time(row: Mapping[str, Any]) -> str:
+def device_time(row: "Row") -> str:
     """Return the time of a call on the device, in words."""
-    if row["device_median_ms"] is None:
-        return "same" if row["on_host"] else "not told"
-    return f"{row['device_median_ms']:.2f} ms"
+    if row.timing.device_median_ms is None:
+        return "same" if row.on_host else "not told"
+    return f"{row.timing.device_median_ms:.2f} ms"
 
 
-def accuracy(row: Mapping[str, Any]) -> str:
+def accuracy(row: "Row") -> str:
     """Return the largest difference from PyTorch, and if it is beyond the budget of the precision."""
-    found = row["max_abs_difference"]
+    found = row.accuracy.max_abs_difference
     words = "not finite" if found is None else f"{found:.1e}"
-    return words if row["within_budget"] else f"{words} (beyond the budget)"
+    return words if row.accuracy.within_budget else f"{words} (beyond the budget)"
 
 
-def streams_table(streams: Mapping[str, Any] | None) -> None:
+def streams_table(streams: "StreamCurves | None") -> None:
     """The curve of streams, and the answer to a target."""
     if streams is None:
         return
@@ -73,47 +76,47 @@ def streams_table(streams: Mapping[str, Any] | None) -> None:
         ["backend", "streams", "frames/s", "p50 of a round", "p99", "steps of"],
         [
             (
-                curve["backend"],
-                point["streams"],
-                f"{point['frames_per_second']:.1f}",
-                f"{point['p50_ms']:.2f} ms",
-                f"{point['p99_ms']:.2f}",
-                in_words(point["step_sizes"]),
+                curve.backend,
+                point.streams,
+                f"{point.frames_per_second:.1f}",
+                f"{point.p50_ms:.2f} ms",
+                f"{point.p99_ms:.2f}",
+                in_words(point.step_sizes),
             )
-            for curve in streams["curves"]
-            for point in curve["points"]
+            for curve in streams.curves
+            for point in curve.points
         ],
     )
-    for answer in streams["answers"]:
-        click.echo(answer_line(answer, streams["target_p99_ms"], streams["fps"]))
-    click.echo(streams["how"], err=True)
+    for answer in streams.answers:
+        click.echo(answer_line(answer, streams.target_p99_ms or 0, streams.fps or 0))
+    click.echo(streams.how, err=True)
 
 
-def in_words(sizes: list[int]) -> str:
+def in_words(sizes: tuple[int, ...]) -> str:
     """`[4, 4, 1]` as `2 × 4 + 1`."""
     different = dict.fromkeys(sizes)
     return " + ".join(f"{sizes.count(size)} × {size}" if sizes.count(size) > 1 else str(size) for size in different)
 
 
-def answer_line(answer: Mapping[str, Any], target_ms: float, fps: float) -> str:
+def answer_line(answer: "Answer", target_ms: float, fps: float) -> str:
     """Return the number of streams that meet a latency goal, in words."""
-    asked = f"{answer['backend']}: streams at {fps:g} frames/s with p99 ≤ {target_ms:g} ms:"
-    if answer["streams"] == 0:
-        best = answer["best"]
+    asked = f"{answer.backend}: streams at {fps:g} frames/s with p99 ≤ {target_ms:g} ms:"
+    if answer.at is None:
+        best = answer.best
         return (
-            f"{asked} 0; the best is {best['streams']} with p99 {best['p99_ms']:.2f} ms, "
-            f"{best['frames_per_second']:.1f} frames/s"
+            f"{asked} 0; the best is {best.streams} with p99 {best.p99_ms:.2f} ms, "
+            f"{best.frames_per_second:.1f} frames/s"
         )
-    number = f"at least {answer['streams']}" if answer["at_least"] else f"{answer['streams']}"
-    beyond = f"; {answer['streams'] + 1} have {answer['beyond']['p99_ms']:.2f} ms" if answer["beyond"] else ""
-    return f"{asked} {number}, with {answer['at']['p99_ms']:.2f} ms{beyond}"
+    number = f"at least {answer.streams}" if answer.at_least else f"{answer.streams}"
+    beyond = f"; {answer.streams + 1} have {answer.beyond.p99_ms:.2f} ms" if answer.beyond else ""
+    return f"{asked} {number}, with {answer.at.p99_ms:.2f} ms{beyond}"
 
 
-def baseline_remarks(comparison: Mapping[str, Any]) -> None:
+def baseline_remarks(comparison: "Comparison") -> None:
     """Ratios to an earlier run, or why there is no verdict."""
-    for row in comparison["rows"]:
-        click.echo(f"{row['what']} of {row['backend']}: {row['ratio']:.2f} times the baseline", err=True)
-    if comparison["missing"]:
-        click.echo(f"not in both: {', '.join(comparison['missing'])}", err=True)
-    if not comparison["comparable"]:
-        warn(f"no verdict, the baseline has another {'; '.join(comparison['different'])}")
+    for row in comparison.rows:
+        click.echo(f"{row.what} of {row.backend}: {row.ratio:.2f} times the baseline", err=True)
+    if comparison.missing:
+        click.echo(f"not in both: {', '.join(comparison.missing)}", err=True)
+    if not comparison.comparable:
+        warn(f"no verdict, the baseline has another {'; '.join(comparison.different)}")

@@ -66,6 +66,7 @@ def benchmark(
 ) -> None:
     """Time several backends in turn, and say how right each is."""
     from contextlib import ExitStack, closing
+    from dataclasses import replace
 
     from e3d_deploy.measure.baseline import compare, read_baseline, regressions
     from e3d_deploy.measure.benchmark import benchmark as run
@@ -90,22 +91,24 @@ def benchmark(
         timing = {"seconds": seconds, "repeats": repeats, "progress": progress}
         result = run(opened, sides, what, threads=threads, play=play, renewal=renewal, memory=memory, **timing)
         if streams or target:
-            result["streams"] = stream_curve(opened, sides, streams or (), target=target, renewal=renewal, **timing)
+            curves = stream_curve(opened, sides, streams or (), target=target, renewal=renewal, **timing)
+            result = replace(result, streams=curves)
     if before is not None:
-        result["baseline"] = compare(result, before, TOLERANCE if tolerance is None else tolerance)
+        compared = compare(result.to_json(), before, TOLERANCE if tolerance is None else tolerance)
+        result = replace(result, baseline=compared)
     if picture is not None:
         from e3d_deploy.measure import plots
 
         picture.write_bytes(plots.latency(result))
     if json_:
-        as_json(result)
+        as_json(result.to_json())
     else:
         benchmark_table(result)
-        streams_table(result["streams"])
-    if result["baseline"] is not None:
-        baseline_remarks(result["baseline"])
-        if result["baseline"]["comparable"]:
-            slower = regressions(result["baseline"])
+        streams_table(result.streams)
+    if result.baseline is not None:
+        baseline_remarks(result.baseline)
+        if result.baseline.comparable:
+            slower = regressions(result.baseline)
             verdict(not slower, "; ".join(slower) or "nothing is slower than the baseline allows")
 
 

@@ -25,6 +25,7 @@ from e3d_deploy.frames import Frames
 from e3d_deploy.measure import plots as measured
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.live import follow
+from e3d_deploy.measure.results import BenchmarkResult
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import RECOMMENDED, YARDSTICK
@@ -76,7 +77,7 @@ class Result:
 
     stages: list[Stage]
     verification: Report
-    benchmark: dict[str, Any]
+    benchmark: BenchmarkResult
     report: Path
     gif: Path
 
@@ -142,13 +143,13 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], Non
             f"MSE {summary['mse']:.0f} a frame, copying the last {summary['copy_mse']:.0f}"
         )
 
-    def measure() -> tuple[dict[str, Any], str]:
+    def measure() -> tuple[BenchmarkResult, str]:
         with ExitStack() as stack:
             names = (YARDSTICK, RECOMMENDED)
             backends = [stack.enter_context(closing(open_backend(bundle, name, threads=1))) for name in names]
             result = benchmark(bundle, backends, threads=1)
-        last = result["results"][-1]
-        return result, f"{last['backend']} {last['median_ms']:.2f} ms a step, {last['speedup']:.2f}× PyTorch eager"
+        last = result.rows[-1]
+        return result, f"{last.backend} {last.timing.median_ms:.2f} ms a step, {last.speedup:.2f}× PyTorch eager"
 
     bundle = log("export", export_model)
     if exhibit.small:
@@ -282,7 +283,7 @@ def _html(result: Result, pictures: dict[str, bytes], exhibit: Exhibit) -> str:
         f"<h2>{escape(title)}</h2><img src='{_data(content, 'png')}' alt='{escape(title)}'>"
         for title, content in pictures.items()
     )
-    speed = result.benchmark["environment"]
+    speed = result.benchmark.environment
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>e3d demo</title>
 <style>{STYLE}</style>
 <h1>e3d demo: <span class="{"PASS" if result.passed else "FAIL"}">{"PASS" if result.passed else "FAIL"}</span></h1>

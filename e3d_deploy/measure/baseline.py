@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.errors import BenchmarkError, ConfigError
-from e3d_deploy.measure.benchmark import SCHEMA
+from e3d_deploy.measure.results import SCHEMA, Comparison, Ratio
 
 TOLERANCE = 0.1
 """By how much a median may grow, as a share."""
@@ -34,46 +34,44 @@ def read_baseline(path: Path) -> dict[str, Any]:
     return result
 
 
-def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Medians of a benchmark over those of an earlier one, row by row.
+def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float = TOLERANCE) -> Comparison:
+    """Compare the medians of two benchmarks, both as JSON values, row by row.
 
-    Nothing is judged where processor, GPU, threads or bundle differ: `different` then says in what.
-
-    Returns:
-        As JSON knows it; a row has regressed where its `ratio` is more than 1 + tolerance.
+    Nothing is judged where processor, GPU, threads or bundle differ. A row has regressed if its ratio is more than
+    1 + tolerance.
     """
     ours, theirs = conditions(result), conditions(baseline)
     different = [f"{name}: {theirs[name]}, now {ours[name]}" for name in ours if ours[name] != theirs[name]]
     now, before = medians(result), medians(baseline)
     rows = [
-        {
-            "what": what,
-            "backend": backend,
-            "median_ms": now[what, backend],
-            "baseline_ms": before[what, backend],
-            "ratio": now[what, backend] / before[what, backend],
-            "regressed": not different and now[what, backend] > (1 + tolerance) * before[what, backend],
-        }
+        Ratio(
+            what=what,
+            backend=backend,
+            median_ms=now[what, backend],
+            baseline_ms=before[what, backend],
+            ratio=now[what, backend] / before[what, backend],
+            regressed=not different and now[what, backend] > (1 + tolerance) * before[what, backend],
+        )
         for what, backend in now
         if (what, backend) in before
     ]
-    return {
-        "date": baseline["environment"].get("date"),
-        "tolerance": tolerance,
-        "comparable": not different,
-        "different": different,
-        "rows": rows,
-        "missing": [f"{what} of {backend}" for what, backend in sorted(now.keys() ^ before.keys())],
-    }
+    return Comparison(
+        date=baseline["environment"].get("date"),
+        tolerance=tolerance,
+        comparable=not different,
+        different=tuple(different),
+        rows=tuple(rows),
+        missing=tuple(f"{what} of {backend}" for what, backend in sorted(now.keys() ^ before.keys())),
+    )
 
 
-def regressions(comparison: Mapping[str, Any]) -> list[str]:
-    """What has become slower than it may, in words."""
+def regressions(comparison: Comparison) -> list[str]:
+    """Return a sentence for each row that is slower than it may be."""
     return [
-        f"{row['what']} of {row['backend']}: {row['median_ms']:.2f} ms is {row['ratio']:.2f} times the baseline's "
-        f"{row['baseline_ms']:.2f} ms, {1 + comparison['tolerance']:.2f} is allowed"
-        for row in comparison["rows"]
-        if row["regressed"]
+        f"{row.what} of {row.backend}: {row.median_ms:.2f} ms is {row.ratio:.2f} times the baseline's "
+        f"{row.baseline_ms:.2f} ms, {1 + comparison.tolerance:.2f} is allowed"
+        for row in comparison.rows
+        if row.regressed
     ]
 
 

@@ -5,7 +5,6 @@ docs/benchmark.md lists the fields of what comes out.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,13 +12,12 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.memory import peak_alone
+from e3d_deploy.measure.results import Accuracy, BenchmarkResult, Row
 from e3d_deploy.measure.tasks import WHAT, Pictures, check_what, make_task
 from e3d_deploy.measure.timing import REPEATS, Block, Clock, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.renewal import renewal_for
 from e3d_deploy.runtime.verify import verify
-
-SCHEMA = 1
 
 
 def benchmark(
@@ -35,7 +33,7 @@ def benchmark(
     memory: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     clock: Clock = time.perf_counter,
-) -> dict[str, Any]:
+) -> BenchmarkResult:
     """Time backends, and say how right each is.
 
     They take turns, block by block. What is reported as ratio is the median of the ratios within a turn.
@@ -49,9 +47,6 @@ def benchmark(
         play: opens the video that `end-to-end` decodes; without it, it decodes none.
         renewal: that of the stream that `stream` times; None for the default of the bundle.
         memory: start each backend once more in a process of its own, to see what memory it takes.
-
-    Returns:
-        The table and the environment, as JSON knows them.
 
     Raises:
         ConfigError: no backend, or one named twice, or nothing or something unknown to time.
@@ -79,66 +74,79 @@ def benchmark(
         runners = [Runner(f"{one} of {side.name}", task, clock) for side, task in zip(backends, tasks, strict=True)]
         blocks = in_turn(runners, seconds=seconds, repeats=repeats, progress=progress)
         for name, runner, done in zip(names, runners, blocks, strict=True):
-            row = _row(runner, done, blocks[0], batch=bundle.batch)
             rows.append(
-                {
-                    "what": one,
-                    "backend": name,
-                    "on_host": on_host[name],
-                    **row,
-                    "peak_bytes": peaks[name],
-                    **accuracy[name],
-                }
+                _row(
+                    runner,
+                    done,
+                    blocks[0],
+                    batch=bundle.batch,
+                    what=one,
+                    backend=name,
+                    on_host=on_host[name],
+                    peak_bytes=peaks[name],
+                    accuracy=accuracy[name],
+                )
             )
-    return {
-        "schema": SCHEMA,
-        "what": {one: WHAT[one] for one in what},
-        "decodes": play is not None,
-        "renewal": str(renewal_for(bundle.card, bundle.context_length, renewal)) if "stream" in what else None,
-        "compared_with": names[0],
-        "max_abs_difference_from": "PyTorch float32: predictions of the whole rollout, step by step and by each graph",
-        "repeats": repeats,
-        "block_seconds": seconds,
-        "confidence": median_interval(range(repeats))[2],
-        "bundle": {
+    return BenchmarkResult(
+        what={one: WHAT[one] for one in what},
+        decodes=play is not None,
+        renewal=str(renewal_for(bundle.card, bundle.context_length, renewal)) if "stream" in what else None,
+        compared_with=names[0],
+        repeats=repeats,
+        block_seconds=seconds,
+        confidence=median_interval(range(repeats))[2],
+        bundle={
             "path": bundle.path.name,
             "digest": bundle.digest,
             "batch": bundle.batch,
             "precision": bundle.precision,
         },
-        "results": rows,
-        "streams": None,
-        "baseline": None,
-        "environment": environment(threads),
-    }
+        rows=tuple(rows),
+        environment=environment(threads),
+    )
 
 
-def _row(runner: Runner, blocks: Sequence[Block], first: Sequence[Block], *, batch: int) -> dict[str, Any]:
-    """What the blocks of one backend show, beside those of the first that ran in the same turns."""
+def _row(
+    runner: Runner,
+    blocks: Sequence[Block],
+    first: Sequence[Block],
+    *,
+    batch: int,
+    what: str,
+    backend: str,
+    on_host: bool,
+    peak_bytes: int | None,
+    accuracy: Accuracy,
+) -> Row:
+    """Return the row of one backend, beside the blocks of the first that ran in the same turns."""
     timed, steps = summary(blocks), runner.task.steps
     frames = steps if runner.task.frames is None else runner.task.frames
-    calls_per_second = 1000 / timed["median_ms"]
+    calls_per_second = 1000 / timed.median_ms
     ratios = [theirs.median / ours.median for theirs, ours in zip(first, blocks, strict=True)]
-    return {
-        **timed,
-        "steps_per_call": steps,
-        "frames_per_call": frames,
-        "ms_per_step": timed["median_ms"] / steps if steps else None,
-        "ms_per_frame": timed["median_ms"] / frames,
-        "frames_per_second": batch * frames * calls_per_second,
-        "sequences_per_second": batch * calls_per_second if runner.task.forecasts else None,
-        "speedup": float(np.median(ratios)),
-        "warm_up_calls": runner.warm_up_calls,
-        "settled": runner.settled,
-    }
+    return Row(
+        what=what,
+        backend=backend,
+        on_host=on_host,
+        timing=timed,
+        steps_per_call=steps,
+        frames_per_call=frames,
+        ms_per_step=timed.median_ms / steps if steps else None,
+        ms_per_frame=timed.median_ms / frames,
+        frames_per_second=batch * frames * calls_per_second,
+        sequences_per_second=batch * calls_per_second if runner.task.forecasts else None,
+        speedup=float(np.median(ratios)),
+        warm_up_calls=runner.warm_up_calls,
+        settled=runner.settled,
+        peak_bytes=peak_bytes,
+        accuracy=accuracy,
+    )
 
 
-def _accuracy(bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """Null for a difference that is no number."""
-    report = verify(bundle, backend).to_dict()
-    return {
-        "max_abs_difference": report["worst"],
-        "dssim": report["dssim"],
-        "dpsnr_db": report["dpsnr"],
-        "within_budget": report["passed"],
-    }
+def _accuracy(bundle: Bundle, backend: Backend) -> Accuracy:
+    report = verify(bundle, backend).to_dict()  # None for what is not finite
+    return Accuracy(
+        max_abs_difference=report["worst"],
+        dssim=report["dssim"],
+        dpsnr_db=report["dpsnr"],
+        within_budget=report["passed"],
+    )

@@ -1,10 +1,11 @@
 """Pictures of drift and latency, with Matplotlib (extra `plot`), as PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from math import isfinite
 from typing import Any
 
+from e3d_deploy.measure.results import BenchmarkResult, Row, StreamCurves
 from e3d_deploy.plots import BLUE, GRAY, RED, new_figure, plain, png
 from e3d_deploy.runtime.verify import Report
 
@@ -34,50 +35,50 @@ def drift(report: Report) -> bytes:
     return png(figure)
 
 
-def latency(result: Mapping[str, Any]) -> bytes:
+def latency(result: BenchmarkResult) -> bytes:
     """Median time per backend with its interval and p99, a panel for all that was timed, and the curve of streams."""
     from matplotlib.figure import Figure
 
-    timed: dict[str, list[Mapping[str, Any]]] = {}
-    for row in result["results"]:
-        timed.setdefault(row["what"], []).append(row)
-    heights = [0.75 + 0.42 * len(rows) for rows in timed.values()] + ([3.2] if result["streams"] else [])
+    timed: dict[str, list[Row]] = {}
+    for row in result.rows:
+        timed.setdefault(row.what, []).append(row)
+    heights = [0.75 + 0.42 * len(rows) for rows in timed.values()] + ([3.2] if result.streams else [])
     figure = Figure(figsize=(8, sum(heights) + 0.4), layout="constrained")
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     for place, (what, rows) in enumerate(timed.items()):
         _bars(plain(figure.add_subplot(grid[place, :])), what, rows, legend=place == 0)
-    if result["streams"]:
+    if result.streams:
         rate, wait = (plain(figure.add_subplot(grid[-1, column])) for column in (0, 1))
-        _stream_curve(rate, wait, result["streams"])
+        _stream_curve(rate, wait, result.streams)
     return png(figure)
 
 
-def _bars(axes: Any, what: str, rows: Sequence[Mapping[str, Any]], *, legend: bool) -> None:
+def _bars(axes: Any, what: str, rows: Sequence[Row], *, legend: bool) -> None:
     for place, row in enumerate(rows):
-        low, high = row["median_ci_ms"]
-        axes.barh(place, row["median_ms"], color=BLUE, height=0.6, alpha=0.8, label="median")
+        low, high = row.timing.median_ci_ms
+        axes.barh(place, row.timing.median_ms, color=BLUE, height=0.6, alpha=0.8, label="median")
         axes.errorbar(
-            row["median_ms"],
+            row.timing.median_ms,
             place,
-            xerr=[[max(0.0, row["median_ms"] - low)], [max(0.0, high - row["median_ms"])]],
+            xerr=[[max(0.0, row.timing.median_ms - low)], [max(0.0, high - row.timing.median_ms)]],
             color="black",
             capsize=3,
             label="its interval",
         )
-        axes.plot(row["p99_ms"], place, "|", color=RED, ms=13, mew=2, ls="", label="p99")
-        end = max(row["p99_ms"], high)
+        axes.plot(row.timing.p99_ms, place, "|", color=RED, ms=13, mew=2, ls="", label="p99")
+        end = max(row.timing.p99_ms, high)
         axes.annotate(
-            f"median {row['median_ms']:.2f} ms, {row['speedup']:.2f}×",
+            f"median {row.timing.median_ms:.2f} ms, {row.speedup:.2f}×",
             (end, place),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
             fontsize=8,
         )
-    axes.set_yticks(range(len(rows)), [row["backend"] for row in rows])
-    axes.set_xlim(0, 1.4 * max(max(row["p99_ms"], row["median_ci_ms"][1]) for row in rows))
+    axes.set_yticks(range(len(rows)), [row.backend for row in rows])
+    axes.set_xlim(0, 1.4 * max(max(row.timing.p99_ms, row.timing.median_ci_ms[1]) for row in rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    steps = rows[0]["steps_per_call"]
+    steps = rows[0].steps_per_call
     axes.set_title(what if steps == 1 else f"{what}, {steps} steps a call", fontsize=10, loc="left")
     axes.set_xlabel("ms a call", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -89,19 +90,19 @@ def _bars(axes: Any, what: str, rows: Sequence[Mapping[str, Any]], *, legend: bo
         )
 
 
-def _stream_curve(rate: Any, wait: Any, streams: Mapping[str, Any]) -> None:
+def _stream_curve(rate: Any, wait: Any, streams: StreamCurves) -> None:
     """Frames a second of all streams, and how long a round of them takes."""
-    for curve, color in zip(streams["curves"], cycle(COLORS), strict=False):
-        counts = [point["streams"] for point in curve["points"]]
-        rate.plot(counts, [point["frames_per_second"] for point in curve["points"]], "o-", ms=4, color=color)
-        for key, style in (("p50_ms", "-"), ("p99_ms", "--")):
-            wait.plot(counts, [point[key] for point in curve["points"]], f"o{style}", ms=3, color=color)
-        rate.lines[-1].set_label(curve["backend"])
+    for curve, color in zip(streams.curves, cycle(COLORS), strict=False):
+        counts = [point.streams for point in curve.points]
+        rate.plot(counts, [point.frames_per_second for point in curve.points], "o-", ms=4, color=color)
+        for waits, style in (([one.p50_ms for one in curve.points], "-"), ([one.p99_ms for one in curve.points], "--")):
+            wait.plot(counts, waits, f"o{style}", ms=3, color=color)
+        rate.lines[-1].set_label(curve.backend)
     wait.plot([], [], "-", color=GRAY, label="p50")
     wait.plot([], [], "--", color=GRAY, label="p99")
-    if streams["target_p99_ms"] is not None:
-        label = f"target {streams['target_p99_ms']:g} ms"
-        wait.axhline(streams["target_p99_ms"], color=RED, lw=1, ls=":", label=label)
+    if streams.target_p99_ms is not None:
+        label = f"target {streams.target_p99_ms:g} ms"
+        wait.axhline(streams.target_p99_ms, color=RED, lw=1, ls=":", label=label)
     rate.set_title("streams: all together", fontsize=10, loc="left")
     rate.set_ylabel("frames/s", fontsize=8)
     wait.set_title("streams: each waits", fontsize=10, loc="left")

@@ -1,15 +1,15 @@
 """How many streams a backend carries: the time of a round, in which each of n streams gets its next frame."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.measure.results import Answer, Curve, Point, StreamCurves
 from e3d_deploy.measure.tasks import Task, step_task
 from e3d_deploy.measure.timing import REPEATS, Block, Clock, Runner, in_turn
 from e3d_deploy.runtime.aged import advance, grown
@@ -39,9 +39,9 @@ class Target:
         if not (self.p99_ms > 0 and self.fps > 0):
             raise ConfigError(f"target: got p99 {self.p99_ms:g} ms at {self.fps:g} frames/s, expected more than 0")
 
-    def held(self, point: Mapping[str, Any]) -> bool:
-        """Whether so many streams keep it."""
-        return bool(point["p99_ms"] <= self.p99_ms and point["mean_ms"] <= 1000 / self.fps)
+    def held(self, point: Point) -> bool:
+        """Return True if so many streams keep it."""
+        return point.p99_ms <= self.p99_ms and point.mean_ms <= 1000 / self.fps
 
 
 def portions(backend: Backend, streams: int) -> list[int]:
@@ -64,7 +64,7 @@ def stream_curve(
     repeats: int = REPEATS,
     progress: Callable[[str], None] = lambda _: None,
     clock: Clock = time.perf_counter,
-) -> dict[str, Any]:
+) -> StreamCurves:
     """The time of a round for numbers of streams, and how many of them keep a target.
 
     Args:
@@ -72,9 +72,6 @@ def stream_curve(
         target: look for the most streams that keep it; this measures more numbers.
         renewal: renewal of the streams; None for the default of the bundle, or `none` where its graphs step a fixed
             number of streams.
-
-    Returns:
-        Curves and answers, as JSON knows them.
 
     Raises:
         ConfigError: neither a number of streams nor a target, a number below 1, or no such renewal.
@@ -91,7 +88,7 @@ def stream_curve(
     if own.kind == "replay":
         raise ConfigError("renewal: replay steps nothing until a forecast is asked for; give none or refresh:M")
 
-    def measure(streams: int, sides: Sequence[Backend]) -> list[dict[str, Any]]:
+    def measure(streams: int, sides: Sequence[Backend]) -> list[Point]:
         runners = [Runner(backend.name, _round(bundle, backend, streams, own), clock) for backend in sides]
         blocks = in_turn(
             runners, seconds=seconds, repeats=repeats, progress=lambda text: progress(f"{streams} streams, {text}")
@@ -99,40 +96,33 @@ def stream_curve(
         sizes = [portions(backend, streams * own.states) for backend in sides]
         return [_point(streams, *pair) for pair in zip(sizes, blocks, strict=True)]
 
-    points: list[dict[int, dict[str, Any]]] = [{} for _ in backends]
+    points: list[dict[int, Point]] = [{} for _ in backends]
     for streams in sorted(set(counts)):
         for known, point in zip(points, measure(streams, backends), strict=True):
             known[streams] = point
 
-    def answer(backend: Backend, known: dict[int, dict[str, Any]], target: Target) -> dict[str, Any]:
-        most = most_that_hold(lambda streams: measure(streams, [backend])[0], target, known)
-        return {"backend": backend.name, **most, "best": min(known.values(), key=lambda point: float(point["p99_ms"]))}
+    def answer(backend: Backend, known: dict[int, Point], target: Target) -> Answer:
+        return most_that_hold(backend.name, lambda streams: measure(streams, [backend])[0], target, known)
 
     answers = [answer(*pair, target) for pair in zip(backends, points, strict=True)] if target else []
-    return {
-        "how": HOW,
-        "target_p99_ms": target.p99_ms if target else None,
-        "fps": target.fps if target else None,
-        "renewal": str(own),
-        "curves": [
-            {"backend": backend.name, "points": [known[streams] for streams in sorted(known)]}
+    return StreamCurves(
+        how=HOW,
+        target_p99_ms=target.p99_ms if target else None,
+        fps=target.fps if target else None,
+        renewal=str(own),
+        curves=tuple(
+            Curve(backend=backend.name, points=tuple(known[streams] for streams in sorted(known)))
             for backend, known in zip(backends, points, strict=True)
-        ],
-        "answers": answers,
-    }
+        ),
+        answers=tuple(answers),
+    )
 
 
-def most_that_hold(
-    measure: Callable[[int], dict[str, Any]], target: Target, known: dict[int, dict[str, Any]]
-) -> dict[str, Any]:
-    """The most streams that keep a target: doubled until they do not, then halved in between.
+def most_that_hold(backend: str, measure: Callable[[int], Point], target: Target, known: dict[int, Point]) -> Answer:
+    """Find the most streams that keep a target: doubled until they do not, then halved in between.
 
     Args:
         known: what was measured already; what is measured is added.
-
-    Returns:
-        `streams`, 0 where one is too many; their point and that of one more, null where there is none; and
-        `at_least`, whether the search ended at `MOST`.
     """
 
     def holds(streams: int) -> bool:
@@ -155,7 +145,14 @@ def most_that_hold(
             low = middle
         else:
             high = middle
-    return {"streams": low, "at_least": high is None, "at": known.get(low), "beyond": known.get(low + 1)}
+    return Answer(
+        backend=backend,
+        streams=low,
+        at_least=high is None,
+        at=known.get(low),
+        beyond=known.get(low + 1),
+        best=min(known.values(), key=lambda point: point.p99_ms),
+    )
 
 
 def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> Task:
@@ -187,15 +184,15 @@ def _fixed_round(bundle: Bundle, backend: Backend, streams: int) -> Task:
     return Task(call, 1, fill, forecasts=False)
 
 
-def _point(streams: int, sizes: Sequence[int], blocks: Sequence[Block]) -> dict[str, Any]:
+def _point(streams: int, sizes: Sequence[int], blocks: Sequence[Block]) -> Point:
     every = 1000 * np.concatenate([block.seconds for block in blocks])
     p50 = float(np.median([1000 * block.median for block in blocks]))
-    return {
-        "streams": streams,
-        "step_sizes": list(sizes),
-        "frames_per_second": 1000 * streams / p50,
-        "p50_ms": p50,
-        "p99_ms": float(np.percentile(every, 99)),
-        "mean_ms": float(every.mean()),
-        "rounds": int(every.size),
-    }
+    return Point(
+        streams=streams,
+        step_sizes=tuple(sizes),
+        frames_per_second=1000 * streams / p50,
+        p50_ms=p50,
+        p99_ms=float(np.percentile(every, 99)),
+        mean_ms=float(every.mean()),
+        rounds=int(every.size),
+    )

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import comb
-from typing import Any
 
 import numpy as np
 
+from e3d_deploy.measure.results import Timing
 from e3d_deploy.measure.tasks import Task
 
 REPEATS = 5
@@ -94,20 +94,20 @@ def in_turn(
     return blocks
 
 
-def summary(blocks: Sequence[Block]) -> dict[str, Any]:
-    """What blocks of one runner show, in ms a call."""
+def summary(blocks: Sequence[Block]) -> Timing:
+    """Return the times of a call that the blocks of one runner show."""
     medians = [1000 * block.median for block in blocks]
     every = 1000 * np.concatenate([block.seconds for block in blocks])
     device = [time for block in blocks for time in block.device_ms]
     low, high, _ = median_interval(medians)
-    return {
-        "median_ms": float(np.median(medians)),
-        "median_ci_ms": [low, high],
-        "p90_ms": float(np.percentile(every, 90)),
-        "p99_ms": float(np.percentile(every, 99)),
-        "device_median_ms": float(np.median(device)) if device else None,
-        "calls": int(every.size),
-    }
+    return Timing(
+        median_ms=float(np.median(medians)),
+        median_ci_ms=(low, high),
+        p90_ms=float(np.percentile(every, 90)),
+        p99_ms=float(np.percentile(every, 99)),
+        device_median_ms=float(np.median(device)) if device else None,
+        calls=int(every.size),
+    )
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:

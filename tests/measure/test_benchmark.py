@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import cycle, repeat
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -22,6 +23,7 @@ from e3d_deploy.measure.baseline import compare, read_baseline, regressions
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.environment import PACKAGES
 from e3d_deploy.measure.memory import peak_alone
+from e3d_deploy.measure.results import Answer, Point
 from e3d_deploy.measure.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
 from e3d_deploy.measure.tasks import Task, make_task
 from e3d_deploy.measure.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
@@ -124,12 +126,12 @@ def test_the_interval_of_a_median_comes_from_the_order_alone(
 def test_a_summary_takes_the_median_of_blocks_and_percentiles_of_all_calls() -> None:
     blocks = [Block([0.001, 0.002, 0.003], [0.5]), Block([0.004, 0.005, 0.1], [0.7])]
     told = summary(blocks)
-    assert told["median_ms"] == pytest.approx(3.5)
-    assert told["median_ci_ms"] == pytest.approx([2, 5])
-    assert told["p99_ms"] == pytest.approx(np.percentile([1, 2, 3, 4, 5, 100], 99))
-    assert told["device_median_ms"] == pytest.approx(0.6)
-    assert told["calls"] == 6
-    assert summary([Block([0.001])])["device_median_ms"] is None
+    assert told.median_ms == pytest.approx(3.5)
+    assert told.median_ci_ms == pytest.approx([2, 5])
+    assert told.p99_ms == pytest.approx(np.percentile([1, 2, 3, 4, 5, 100], 99))
+    assert told.device_median_ms == pytest.approx(0.6)
+    assert told.calls == 6
+    assert summary([Block([0.001])]).device_median_ms is None
 
 
 def test_a_block_has_three_calls_unless_one_fills_it() -> None:
@@ -174,25 +176,25 @@ def test_units_follow_from_the_median(bundle: Bundle) -> None:
     clock = Clock()
     sides = [Paced(bundle, clock, lambda _: 20, name="slow"), Paced(bundle, clock, lambda _: 5, name="fast")]
     result = benchmark(bundle, sides, ("step", "rollout", "clip", "end-to-end"), seconds=0.05, clock=clock)  # type: ignore[arg-type]
-    rows = {(row["what"], row["backend"]): row for row in result["results"]}
+    rows = {(row.what, row.backend): row for row in result.rows}
     assert list(rows)[:3] == [("step", "slow"), ("step", "fast"), ("rollout", "slow")]
     step, rollout = rows["step", "fast"], rows["rollout", "fast"]
-    assert step["median_ms"] == pytest.approx(5)
-    assert step["median_ci_ms"] == pytest.approx([5, 5])
-    assert step["speedup"] == pytest.approx(4)
-    assert step["frames_per_second"] == pytest.approx(200)
-    assert (step["sequences_per_second"], rollout["sequences_per_second"]) == (None, None)
-    assert step["settled"]
-    assert (rollout["steps_per_call"], rollout["ms_per_step"]) == (2, pytest.approx(5))
+    assert step.timing.median_ms == pytest.approx(5)
+    assert step.timing.median_ci_ms == pytest.approx([5, 5])
+    assert step.speedup == pytest.approx(4)
+    assert step.frames_per_second == pytest.approx(200)
+    assert (step.sequences_per_second, rollout.sequences_per_second) == (None, None)
+    assert step.settled
+    assert (rollout.steps_per_call, rollout.ms_per_step) == (2, pytest.approx(5))
     for what, calls_ms in (("clip", 25), ("end-to-end", 4 * 5 + 10)):
         row = rows[what, "fast"]
-        assert row["median_ms"] == pytest.approx(calls_ms)
-        assert row["steps_per_call"] == 6
-        assert row["sequences_per_second"] == pytest.approx(1000 / calls_ms)
-        assert row["frames_per_second"] == pytest.approx(6 * 1000 / calls_ms)
-    assert all(row["max_abs_difference"] < 1e-4 and row["within_budget"] for row in rows.values())
-    assert result["compared_with"] == "slow"
-    assert result["confidence"] == pytest.approx(0.9375)
+        assert row.timing.median_ms == pytest.approx(calls_ms)
+        assert row.steps_per_call == 6
+        assert row.sequences_per_second == pytest.approx(1000 / calls_ms)
+        assert row.frames_per_second == pytest.approx(6 * 1000 / calls_ms)
+    assert all((row.accuracy.max_abs_difference or 0) < 1e-4 and row.accuracy.within_budget for row in rows.values())
+    assert result.compared_with == "slow"
+    assert result.confidence == pytest.approx(0.9375)
 
 
 def test_end_to_end_takes_pictures_from_the_video_that_plays(bundle: Bundle) -> None:
@@ -213,10 +215,10 @@ def test_device_time_is_apart_where_a_backend_tells_it(bundle: Bundle) -> None:
     backend, measured = Paced(bundle, clock, lambda _: 10), []
     backend.device = SimpleNamespace(device_ms=2.0, measure=measured.append)  # type: ignore[assignment]
     result = benchmark(bundle, [backend], ("step", "end-to-end"), seconds=0.02, clock=clock)  # type: ignore[list-item]
-    step, whole = result["results"]
-    assert (step["median_ms"], step["device_median_ms"]) == (pytest.approx(10), pytest.approx(2))
-    assert whole["device_median_ms"] == pytest.approx(4 * 2 + 2)
-    assert not step["on_host"]
+    step, whole = result.rows
+    assert (step.timing.median_ms, step.timing.device_median_ms) == (pytest.approx(10), pytest.approx(2))
+    assert whole.timing.device_median_ms == pytest.approx(4 * 2 + 2)
+    assert not step.on_host
     assert set(measured) == {True}
 
 
@@ -224,7 +226,8 @@ def test_device_time_is_apart_where_a_backend_tells_it(bundle: Bundle) -> None:
     ("device_ms", "on_host", "shown"), [(None, True, "same"), (None, False, "not told"), (1.5, False, "1.50 ms")]
 )
 def test_the_column_of_the_device_says_when_it_is_the_same(device_ms: float | None, on_host: bool, shown: str) -> None:
-    assert device_time({"device_median_ms": device_ms, "on_host": on_host}) == shown
+    row: Any = SimpleNamespace(timing=SimpleNamespace(device_median_ms=device_ms), on_host=on_host)
+    assert device_time(row) == shown
 
 
 def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
@@ -234,9 +237,9 @@ def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
             return prediction * np.nan, following
 
     clock = Clock()
-    (row,) = benchmark(bundle, [Broken(bundle, clock, lambda _: 1)], seconds=0.01, clock=clock)["results"]  # type: ignore[list-item]
-    assert row["max_abs_difference"] is None
-    assert not row["within_budget"]
+    (row,) = benchmark(bundle, [Broken(bundle, clock, lambda _: 1)], seconds=0.01, clock=clock).rows  # type: ignore[list-item]
+    assert row.accuracy.max_abs_difference is None
+    assert not row.accuracy.within_budget
 
 
 @pytest.mark.parametrize(
@@ -273,8 +276,10 @@ def test_streams_share_steps_of_the_sizes_that_there_are(
     assert portions(FakeBackend(sizes, pads=pads), streams) == expected
 
 
-def point_of(streams: int, ms: float) -> dict[str, Any]:
-    return {"streams": streams, "p99_ms": ms, "mean_ms": ms}
+def point_of(streams: int, ms: float) -> Point:
+    return Point(
+        streams=streams, step_sizes=(streams,), frames_per_second=1.0, p50_ms=ms, p99_ms=ms, mean_ms=ms, rounds=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -288,22 +293,22 @@ def point_of(streams: int, ms: float) -> dict[str, Any]:
     ],
 )
 def test_the_most_streams_that_hold_are_found(ms: float, target: Target, expected: tuple[int, bool]) -> None:
-    known: dict[int, dict[str, Any]] = {}
-    answer = most_that_hold(lambda streams: point_of(streams, ms * streams), target, known)
-    assert (answer["streams"], answer["at_least"]) == expected
-    assert answer["at"] == known.get(expected[0])
-    assert answer["beyond"] == (None if expected[1] else known[expected[0] + 1])
+    known: dict[int, Point] = {}
+    answer = most_that_hold("a", lambda streams: point_of(streams, ms * streams), target, known)
+    assert (answer.streams, answer.at_least) == expected
+    assert answer.at == known.get(expected[0])
+    assert answer.beyond == (None if expected[1] else known[expected[0] + 1])
 
 
 def test_what_was_measured_is_not_measured_again() -> None:
     known = {streams: point_of(streams, 4.0 * streams) for streams in (1, 4, 16)}
     asked: list[int] = []
 
-    def measure(streams: int) -> dict[str, Any]:
+    def measure(streams: int) -> Point:
         asked.append(streams)
         return point_of(streams, 4.0 * streams)
 
-    assert most_that_hold(measure, Target(33, 30), known)["streams"] == 8
+    assert most_that_hold("a", measure, Target(33, 30), known).streams == 8
     assert asked == [10, 7, 8, 9]
 
 
@@ -313,15 +318,15 @@ def test_a_curve_tells_rate_and_wait_and_answers_a_target(bundle: Bundle) -> Non
     single = Paced(bundle, clock, lambda _: 40, name="single")
     options: dict[str, Any] = {"target": Target(33, 30), "renewal": "none", "seconds": 0.02, "clock": clock}
     found = stream_curve(bundle, [batching, single], [2, 1], **options)  # type: ignore[list-item]
-    curve = {point["streams"]: point for point in found["curves"][0]["points"]}
-    assert curve[2]["p50_ms"] == pytest.approx(12)
-    assert curve[2]["frames_per_second"] == pytest.approx(2 / 0.012)
-    assert curve[9]["step_sizes"] == [4, 4, 1]
-    first, second = found["answers"]
-    assert (first["backend"], first["streams"]) == ("batching", 8)  # two steps of four
-    assert (second["backend"], second["streams"], second["best"]["streams"]) == ("single", 0, 1)
-    assert second["best"]["p99_ms"] == pytest.approx(40)
-    assert [point["streams"] for point in found["curves"][1]["points"]] == [1, 2]
+    curve = {point.streams: point for point in found.curves[0].points}
+    assert curve[2].p50_ms == pytest.approx(12)
+    assert curve[2].frames_per_second == pytest.approx(2 / 0.012)
+    assert curve[9].step_sizes == (4, 4, 1)
+    first, second = found.answers
+    assert (first.backend, first.streams) == ("batching", 8)  # two steps of four
+    assert (second.backend, second.streams, second.best.streams) == ("single", 0, 1)
+    assert second.best.p99_ms == pytest.approx(40)
+    assert [point.streams for point in found.curves[1].points] == [1, 2]
     assert set(batching.steps) == {1, 2, 4}
 
 
@@ -330,10 +335,10 @@ def test_a_curve_counts_the_states_of_a_renewal(bundle: Bundle) -> None:
     clock = Clock()
     side = Paced(bundle, clock, lambda size: 10 * size, sizes=(1, 2, 4))
     found = stream_curve(bundle, [side], [2], renewal="refresh:2", seconds=0.5, clock=clock)  # type: ignore[list-item]
-    (point,) = found["curves"][0]["points"]
-    assert found["renewal"] == "refresh:2"
-    assert point["step_sizes"] == [4]
-    assert point["mean_ms"] == pytest.approx(10 * 2 * 5 / 3, rel=0.05)
+    (point,) = found.curves[0].points
+    assert found.renewal == "refresh:2"
+    assert point.step_sizes == (4,)
+    assert point.mean_ms == pytest.approx(10 * 2 * 5 / 3, rel=0.05)
     with pytest.raises(ConfigError, match="replay steps nothing"):
         stream_curve(bundle, [side], [2], renewal="replay")  # type: ignore[list-item]
 
@@ -344,8 +349,8 @@ def test_a_curve_of_graphs_for_two_streams_has_no_renewal(two_streams: Path) -> 
         found = stream_curve(bundle, [side], [3], seconds=0.001, repeats=1)
         with pytest.raises(ConfigError, match="renewal: got refresh:2 for graphs that step 2 streams at once"):
             stream_curve(bundle, [side], [3], renewal="refresh:2")
-    (point,) = found["curves"][0]["points"]
-    assert (found["renewal"], point["step_sizes"]) == ("none", [2, 2])
+    (point,) = found.curves[0].points
+    assert (found.renewal, point.step_sizes) == ("none", (2, 2))
 
 
 @pytest.mark.parametrize("counts", [[], [0], [1, -2]])
@@ -355,11 +360,12 @@ def test_a_curve_of_no_streams_is_refused(bundle: Bundle, counts: list[int]) -> 
 
 
 def test_an_answer_is_one_line() -> None:
-    answer = {"backend": "a", "streams": 2, "at_least": False, "at": point_of(2, 20), "beyond": point_of(3, 40)}
+    two, three = point_of(2, 20), point_of(3, 40)
+    answer = Answer(backend="a", streams=2, at_least=False, at=two, beyond=three, best=two)
     assert (
         answer_line(answer, 33, 30) == "a: streams at 30 frames/s with p99 ≤ 33 ms: 2, with 20.00 ms; 3 have 40.00 ms"
     )
-    most = answer | {"streams": MOST, "at_least": True, "beyond": None}
+    most = replace(answer, streams=MOST, at_least=True, beyond=None)
     assert answer_line(most, 33, 30) == f"a: streams at 30 frames/s with p99 ≤ 33 ms: at least {MOST}, with 20.00 ms"
 
 
@@ -375,7 +381,7 @@ def result_of(**ms: float) -> dict[str, Any]:
 
 def test_a_row_beyond_the_tolerance_has_regressed() -> None:
     found = compare(result_of(torch=10.9, onnxruntime=12.0), result_of(torch=10.0, onnxruntime=10.0))
-    assert [row["regressed"] for row in found["rows"]] == [False, True]
+    assert [row.regressed for row in found.rows] == [False, True]
     assert regressions(found) == [
         "step of onnxruntime: 12.00 ms is 1.20 times the baseline's 10.00 ms, 1.10 is allowed"
     ]
@@ -396,16 +402,16 @@ def test_no_verdict_where_something_else_differs(part: str, field: str, value: o
     baseline = result_of(torch=1.0)
     baseline[part][field] = value
     found = compare(result_of(torch=100.0), baseline)
-    assert not found["comparable"]
-    assert found["different"] == [words]
-    assert found["rows"][0]["ratio"] == 100
+    assert not found.comparable
+    assert found.different == (words,)
+    assert found.rows[0].ratio == 100
     assert regressions(found) == []
 
 
 def test_a_baseline_from_before_the_gpu_was_recorded_is_one_without() -> None:
     baseline = result_of(torch=1.0)
     del baseline["environment"]["gpu"]
-    assert compare(result_of(torch=1.0), baseline)["comparable"]
+    assert compare(result_of(torch=1.0), baseline).comparable
 
 
 def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,8 +441,8 @@ def test_versions_are_recorded_of_what_the_extras_install() -> None:
 
 def test_rows_of_one_side_alone_are_named() -> None:
     found = compare(result_of(torch=1.0), result_of(openvino=1.0))
-    assert found["rows"] == []
-    assert found["missing"] == ["step of openvino", "step of torch"]
+    assert found.rows == ()
+    assert found.missing == ("step of openvino", "step of torch")
 
 
 @pytest.mark.parametrize(
