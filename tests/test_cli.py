@@ -250,6 +250,9 @@ def test_stream_forecasts_a_video_while_it_plays(exported: Path, tmp_path: Path)
     assert summary["source_frames_per_second"] == 10
     assert 0 < summary["push_ms"]["p50"] <= summary["push_ms"]["p99"]
     assert summary["mse"] > 0
+    assert " ".join(summary) == (
+        "backend frames horizon renewal frames_per_second push_ms forecast_ms mse copy_mse source_frames_per_second"
+    )
     video = read_clips(output, image_size=(16, 48), channels=1).frames[0]
     assert video.shape == (150, 16, 48, 1)
     assert video[:2, :, 24:].max() < 16  # black where nothing could have been forecast yet

@@ -1,13 +1,15 @@
 """`e3d data`: what a model would learn from."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from e3d_deploy.commands._options import PATH, SKIP_BAD, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
+
+if TYPE_CHECKING:
+    from e3d_deploy.data.inspect import DataContents
 
 
 @click.group()
@@ -52,7 +54,7 @@ def inspect_data(
         if picture is not None:
             picture.write_bytes(look.contact_sheet(opened, split, length=length))
     if json_:
-        as_json(found)
+        as_json(found.to_json())
     else:
         show_data(found)
     if picture is not None:
@@ -61,42 +63,45 @@ def inspect_data(
     next_command("train", "--data", source_, "--image-size", size, "--channels", channels, "-o", "runs/first")
 
 
-def show_data(found: Mapping[str, Any]) -> None:
-    """What `e3d data inspect` found."""
-    frame, values = found["frame"], found["values"]
+def show_data(found: "DataContents") -> None:
+    """Print the content of data as tables."""
+    from e3d_deploy.data.inspect import SplitError
+
+    frame, values = found.frame, found.values
     table(
-        [found["source"], ""],
+        [found.source, ""],
         [
-            ("kind", found["kind"]),
-            ("frames", f"{frame['height']}×{frame['width']}×{frame['channels']} {frame['dtype']}"),
-            ("frames/s", ", ".join(f"{rate:g}" for rate in found["frames_per_second"]) or "–"),
+            ("kind", found.kind),
+            ("frames", f"{frame.height}×{frame.width}×{frame.channels} {frame.dtype}"),
+            ("frames/s", ", ".join(f"{rate:g}" for rate in found.frames_per_second) or "–"),
             (
-                f"values in {values['windows']} windows of {values['split']}",
-                f"{values['min']:.3f} to {values['max']:.3f}, mean {values['mean']:.3f}",
+                f"values in {values.windows} windows of {values.split}",
+                f"{values.min:.3f} to {values.max:.3f}, mean {values.mean:.3f}",
             ),
         ],
     )
     click.echo()
-    columns = ["split", "clips", f"windows of {found['length']}", "frames: least", "median", "most", "held out"]
+    columns = ["split", "clips", f"windows of {found.length}", "frames: least", "median", "most", "held out"]
     table(
         [*columns, "skipped", "short"],
         [
             (
                 name,
-                one["clips"],
-                one["windows"],
-                *(f"{number:g}" for number in one["lengths"].values()),
-                "yes" if one["held_out"] else "no",
-                len(one["skipped"]),
-                len(one["short"]),
+                one.clips,
+                one.windows,
+                *(f"{number:g}" for number in (one.lengths.min, one.lengths.median, one.lengths.max)),
+                "yes" if one.held_out else "no",
+                len(one.skipped),
+                len(one.short),
             )
-            for name, one in found["splits"].items()
-            if "error" not in one
+            for name, one in found.splits.items()
+            if not isinstance(one, SplitError)
         ],
     )
-    for name, one in found["splits"].items():
-        if "error" in one:
-            click.echo(f"{name}: {one['error']}")
-        for what in ("skipped", "short"):
-            for text in one.get(what, ()):
+    for name, one in found.splits.items():
+        if isinstance(one, SplitError):
+            click.echo(f"{name}: {one.error}")
+            continue
+        for what, texts in (("skipped", one.skipped), ("short", one.short)):
+            for text in texts:
                 click.echo(f"{name}, {what}: {text}")

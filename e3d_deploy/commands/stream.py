@@ -65,18 +65,20 @@ def stream(
         write_clips(output, side_by_side, frames_per_second=playing.frames_per_second, zoom=zoom)
         click.echo(output, err=json_)
     if json_:
-        as_json({**summary, "source_frames_per_second": playing.frames_per_second})
+        as_json({**summary.to_json(), "source_frames_per_second": playing.frames_per_second})
         return
     table(
-        [f"{summary['frames']} frames by {summary['backend']}, renewal {summary['renewal']}", "p50", "p99"],
+        [f"{summary.frames} frames by {summary.backend}, renewal {summary.renewal}", "p50", "p99"],
         [
-            (name, f"{summary[key]['p50']:.1f} ms", f"{summary[key]['p99']:.1f} ms")
-            for name, key in (("push one picture", "push_ms"), (f"forecast {horizon} frames", "forecast_ms"))
+            (name, f"{times.p50:.1f} ms", f"{times.p99:.1f} ms")
+            for name, times in (
+                ("push one picture", summary.push_ms),
+                (f"forecast {horizon} frames", summary.forecast_ms),
+            )
         ],
     )
-    click.echo(f"{summary['frames_per_second']:.1f} frames/s, the source has {playing.frames_per_second:.1f}")
-    if summary["mse"] is not None:
+    click.echo(f"{summary.frames_per_second:.1f} frames/s, the source has {playing.frames_per_second:.1f}")
+    if summary.mse is not None:
         click.echo(
-            f"{horizon} frames ahead: MSE {summary['mse']:.1f} a frame, "
-            f"copying the last frame {summary['copy_mse']:.1f}"
+            f"{horizon} frames ahead: MSE {summary.mse:.1f} a frame, copying the last frame {summary.copy_mse:.1f}"
         )

@@ -1,8 +1,9 @@
-"""What is in data, for `e3d data inspect`. Needs no PyTorch."""
+"""Content of data, for `e3d data inspect`. Needs no PyTorch."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
 
@@ -13,11 +14,85 @@ from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from e3d_deploy.frames import to_frames
+from e3d_deploy.json_values import json_values
 
 SAMPLED = 16
 """Windows whose values are looked at."""
 SHOWN = 8
 """Rows of a contact sheet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameForm:
+    """Form of a frame."""
+
+    height: int
+    width: int
+    channels: int
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Values in some windows of a split, in [0, 1] as a model gets them."""
+
+    min: float
+    max: float
+    mean: float
+    windows: int
+    split: Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Lengths of clips (frames)."""
+
+    min: int
+    median: float
+    max: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitContents:
+    """Content of a split."""
+
+    clips: int
+    windows: int
+    """Windows that do not overlap."""
+    held_out: bool
+    """Apart from the data that a model learns from."""
+    lengths: Lengths
+    skipped: tuple[str, ...]
+    """Files that cannot be read."""
+    short: tuple[str, ...]
+    """Clips shorter than a window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitError:
+    """Reason for which a split has no clip."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataContents:
+    """Content of a source of data."""
+
+    source: str
+    kind: str
+    frames_per_second: tuple[float, ...]
+    """Rates that occur."""
+    frame: FrameForm
+    values: Values
+    length: int
+    """Frames of a window."""
+    splits: Mapping[Split, SplitContents | SplitError]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content as JSON values."""
+        found: dict[str, Any] = json_values(self)
+        return found
 
 
 def open_splits(
@@ -59,8 +134,8 @@ def open_splits(
     return {name: opened[name] for name in get_args(Split)}
 
 
-def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> dict[str, Any]:
-    """The splits in numbers, and the values in some windows of one of them, in [0, 1] as a model gets them.
+def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> DataContents:
+    """Describe the splits in numbers, and the values in some windows of one of them, in [0, 1] as a model gets them.
 
     Raises:
         ShapeError, ClipError: a window that cannot be read.
@@ -69,21 +144,22 @@ def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length:
     windows = [window for _, _, window in _some_windows(source, SAMPLED, length=length)]
     _, H, W, C = windows[0].shape
     sample = np.stack([to_frames(window, image_size=(H, W), channels=C, name=source.name) for window in windows])
-    return {
-        "source": source.name,
-        "kind": source.kind,
-        "frames_per_second": sorted(set(source.frames_per_second)),
-        "frame": {"height": H, "width": W, "channels": C, "dtype": ", ".join(sorted({str(w.dtype) for w in windows}))},
-        "values": {
-            "min": float(sample.min()),
-            "max": float(sample.max()),
-            "mean": float(sample.mean(dtype=np.float64)),
-            "windows": len(sample),
-            "split": split,
-        },
-        "length": length,
-        "splits": {name: _split(one, length=length) for name, one in opened.items()},
-    }
+    types = ", ".join(sorted({str(window.dtype) for window in windows}))
+    return DataContents(
+        source=source.name,
+        kind=source.kind,
+        frames_per_second=tuple(sorted(set(source.frames_per_second))),
+        frame=FrameForm(height=H, width=W, channels=C, dtype=types),
+        values=Values(
+            min=float(sample.min()),
+            max=float(sample.max()),
+            mean=float(sample.mean(dtype=np.float64)),
+            windows=len(sample),
+            split=split,
+        ),
+        length=length,
+        splits={name: _split(one, length=length) for name, one in opened.items()},
+    )
 
 
 def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> bytes:
@@ -110,18 +186,18 @@ def _of(opened: Mapping[Split, Source | E3DError], split: Split) -> Source:
     return source
 
 
-def _split(source: Source | E3DError, *, length: int) -> dict[str, Any]:
+def _split(source: Source | E3DError, *, length: int) -> SplitContents | SplitError:
     if isinstance(source, E3DError):
-        return {"error": str(source)}
+        return SplitError(error=str(source))
     lengths = [len(clip) for clip in source.clips]
-    return {
-        "clips": len(lengths),
-        "windows": len(fixed_windows(source, length=length)),
-        "held_out": source.held_out,
-        "lengths": {"min": min(lengths), "median": float(np.median(lengths)), "max": max(lengths)},
-        "skipped": list(source.skipped),
-        "short": list(source.short),
-    }
+    return SplitContents(
+        clips=len(lengths),
+        windows=len(fixed_windows(source, length=length)),
+        held_out=source.held_out,
+        lengths=Lengths(min=min(lengths), median=float(np.median(lengths)), max=max(lengths)),
+        skipped=tuple(source.skipped),
+        short=tuple(source.short),
+    )
 
 
 def _some_windows(source: Source, count: int, *, length: int) -> Iterator[tuple[int, int, NDArray[Any]]]:

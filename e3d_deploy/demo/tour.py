@@ -138,9 +138,9 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], Non
         side_by_side = np.concatenate([seen, forecast], axis=-1)[None]
         write_clips(output / f"{name}.mp4", side_by_side, frames_per_second=clips.frames_per_second, zoom=4)
         return (seen, forecast), (
-            f"{summary['frames']} frames at {summary['frames_per_second']:.0f} frames/s, each with {LOOK_AHEAD} "
-            f"ahead, renewal {summary['renewal']}; "
-            f"MSE {summary['mse']:.0f} a frame, copying the last {summary['copy_mse']:.0f}"
+            f"{summary.frames} frames at {summary.frames_per_second:.0f} frames/s, each with {LOOK_AHEAD} "
+            f"ahead, renewal {summary.renewal}; "
+            f"MSE {summary.mse:.0f} a frame, copying the last {summary.copy_mse:.0f}"
         )
 
     def measure() -> tuple[BenchmarkResult, str]:

@@ -3,15 +3,49 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import frames, metrics
+from e3d_deploy.json_values import json_values
 from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentiles:
+    """Percentiles of times (ms)."""
+
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed:
+    """Summary of a video that was followed."""
+
+    backend: str
+    frames: int
+    """Pictures that came."""
+    horizon: int
+    renewal: str
+    frames_per_second: float
+    """Pictures per second of push, forecast and reading together."""
+    push_ms: Percentiles
+    forecast_ms: Percentiles
+    mse: float | None
+    """Squared error of the last forecast frame, summed over the frame; None for a video of at most `horizon` frames."""
+    copy_mse: float | None
+    """Squared error of copying the last frame instead."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values."""
+        found: dict[str, Any] = json_values(self)
+        return found
 
 
 def follow(
@@ -22,7 +56,7 @@ def follow(
     renewal: str | None = None,
     keep: bool = False,
     progress: Callable[[int, float], None] = lambda _count, _rate: None,
-) -> tuple[dict[str, Any], Clip, Clip]:
+) -> tuple[Followed, Clip, Clip]:
     """Push each picture into a new stream and forecast the `horizon` pictures after it.
 
     Args:
@@ -32,9 +66,7 @@ def follow(
         progress: called with the pictures so far and how many per second.
 
     Returns:
-        A summary as JSON knows it: latencies, frames per second of push, forecast and reading together,
-        and the error of what was forecast `horizon` pictures ahead beside that of copying the last one
-        (summed squares per frame, after the first `horizon`); the pictures that came, and the last frame
+        A summary; the pictures that came, and the last frame
         of the forecast made for each, `horizon` pictures before it: [T, C, H, W], black where there was
         none yet, empty unless kept.
     """
@@ -66,20 +98,20 @@ def follow(
         forecast_ms.append(1000 * (now - forecast_started))
         pending.append((forecast[-1].clip(0, 1), frame))
         progress(len(push_ms), len(push_ms) / (now - started))
-    summary = {
-        "backend": predictor.backend.name,
-        "frames": len(push_ms),
-        "horizon": horizon,
-        "renewal": stream.renewal,
-        "frames_per_second": len(push_ms) / (time.perf_counter() - started),
-        "push_ms": _percentiles(push_ms),
-        "forecast_ms": _percentiles(forecast_ms),
-        "mse": float(np.mean(errors)) if errors else None,
-        "copy_mse": float(np.mean(copy_errors)) if errors else None,
-    }
+    summary = Followed(
+        backend=predictor.backend.name,
+        frames=len(push_ms),
+        horizon=horizon,
+        renewal=stream.renewal,
+        frames_per_second=len(push_ms) / (time.perf_counter() - started),
+        push_ms=_percentiles(push_ms),
+        forecast_ms=_percentiles(forecast_ms),
+        mse=float(np.mean(errors)) if errors else None,
+        copy_mse=float(np.mean(copy_errors)) if errors else None,
+    )
     empty = np.zeros((0, *black.shape), np.float32)
     return summary, np.stack(seen) if keep else empty, np.stack(forecasts) if keep else empty
 
 
-def _percentiles(values: list[float]) -> dict[str, float]:
-    return {"p50": float(np.percentile(values, 50)), "p99": float(np.percentile(values, 99))}
+def _percentiles(values: list[float]) -> Percentiles:
+    return Percentiles(p50=float(np.percentile(values, 50)), p99=float(np.percentile(values, 99)))

@@ -1,10 +1,11 @@
 """Where the time of a step goes: by node and by type, beside what the machine could do at most."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.json_values import json_values
 from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.profilers import Timed, trace
 from e3d_deploy.measure.roofline import Roofline, measure
@@ -40,17 +41,90 @@ class Row:
         return self.cost.name if self.cost else self.timed.name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Time of one node, or of all nodes of one type."""
+
+    name: str | None
+    """Name of the node; None for a type."""
+    kind: str
+    """Type, as the library calls it."""
+    ms: float
+    """Mean time in a step (ms)."""
+    calls: float
+    """Mean calls in a step."""
+    share: float
+    """Share of the time inside nodes."""
+    gflops: float | None
+    """Speed (10⁹ FLOP/s); None where the cost is not known."""
+    roofline_share: float | None
+    """Least time that FLOP and bytes need, over the time taken; None where that is not known."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the part as JSON values, of a type without a name."""
+        found: dict[str, Any] = json_values(self)
+        return {name: value for name, value in found.items() if name != "name" or value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRoofline:
+    """Limits of the machine, and the least time of a whole step within them."""
+
+    matmul_gflops: float
+    """Speed of the best matrix product (10⁹ FLOP/s)."""
+    copy_gb_per_s: float
+    """Speed of the best copy, read and written (GB/s)."""
+    flop: int
+    least_bytes: int
+    """Bytes that no fusing saves: inputs, outputs and weights."""
+    least_ms: float
+    share: float
+    """Least time over the time taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileResult:
+    """Times of the nodes of a step; docs/benchmark.md describes the JSON."""
+
+    backend: str
+    bundle: Mapping[str, Any]
+    """Path, digest and batch of the bundle."""
+    steps: int
+    """Steps that were timed."""
+    step_ms: float
+    nodes_ms: float
+    """Time inside nodes in a step (ms)."""
+    nodes: tuple[Part, ...]
+    """The longest first."""
+    types: tuple[Part, ...]
+    """The longest first."""
+    roofline: StepRoofline | None
+    roofline_missing: str | None
+    """Reason for which there is no roofline."""
+    environment: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values of schema 1."""
+        found: dict[str, Any] = json_values(
+            {
+                "schema": SCHEMA,
+                "what": f"one step with a full history, mean of {self.steps}; shares are of the time inside nodes",
+                **{field.name: getattr(self, field.name) for field in fields(self)},
+                "nodes": [node.to_json() for node in self.nodes],
+                "types": [one.to_json() for one in self.types],
+            }
+        )
+        return found
+
+
 def profile(
     bundle: Bundle, backend: str, *, threads: int | None = None, steps: int = STEPS, roofline: bool = True
-) -> dict[str, Any]:
+) -> ProfileResult:
     """Time each node of the step graph.
 
     Args:
         steps: that are timed, after those that fill the history.
         roofline: measure what the machine can do at most, which takes a few seconds.
-
-    Returns:
-        Nodes and types, the longest first, and the environment, as JSON knows them; docs/benchmark.md lists the fields.
 
     Raises:
         BackendUnavailable: the backend's library is not installed, or tells nothing about nodes here.
@@ -64,23 +138,19 @@ def profile(
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         kinds.setdefault(row.timed.kind, []).append(row)
-    return {
-        "schema": SCHEMA,
-        "what": f"one step with a full history, mean of {steps}; shares are of the time inside nodes",
-        "backend": backend,
-        "bundle": {"path": bundle.path.name, "digest": bundle.digest, "batch": bundle.batch},
-        "steps": steps,
-        "step_ms": traced.step_ms,
-        "nodes_ms": total,
-        "nodes": [{"name": row.name, "kind": row.timed.kind, **_told([row], total, limits)} for row in rows],
-        "types": sorted(
-            ({"kind": kind, **_told(members, total, limits)} for kind, members in kinds.items()),
-            key=lambda told: -float(told["ms"]),
-        ),
-        "roofline": _whole(bundle, traced.step_ms, limits) if limits else None,
-        "roofline_missing": missing,
-        "environment": environment(threads),
-    }
+    types = [_part(None, kind, members, total, limits) for kind, members in kinds.items()]
+    return ProfileResult(
+        backend=backend,
+        bundle={"path": bundle.path.name, "digest": bundle.digest, "batch": bundle.batch},
+        steps=steps,
+        step_ms=traced.step_ms,
+        nodes_ms=total,
+        nodes=tuple(_part(row.name, row.timed.kind, [row], total, limits) for row in rows),
+        types=tuple(sorted(types, key=lambda part: -part.ms)),
+        roofline=_whole(bundle, traced.step_ms, limits) if limits else None,
+        roofline_missing=missing,
+        environment=environment(threads),
+    )
 
 
 def match(nodes: Iterable[Timed], costs: Iterable["NodeCost"]) -> list[tuple[Timed, "NodeCost | None"]]:
@@ -99,37 +169,38 @@ def match(nodes: Iterable[Timed], costs: Iterable["NodeCost"]) -> list[tuple[Tim
     return result
 
 
-def _told(rows: list[Row], total: float, limits: Roofline | None) -> dict[str, Any]:
-    """Time of some nodes, and how near those of known cost come to the limits."""
+def _part(name: str | None, kind: str, rows: list[Row], total: float, limits: Roofline | None) -> Part:
+    """Return the time of some nodes, and how near those of known cost come to the limits."""
     ms = sum(row.timed.ms for row in rows)
     known = [(row.timed.ms, row.cost) for row in rows if row.cost is not None and row.cost.bytes_moved]
     known_ms = sum(time for time, _ in known)
     least = sum(limits.least_ms(cost.flop, cost.bytes_moved) for _, cost in known) if limits else 0.0
     flop = sum(cost.flop for _, cost in known)
-    return {
-        "ms": ms,
-        "calls": sum(row.timed.calls for row in rows),
-        "share": ms / total if total else 0.0,
-        "gflops": flop / known_ms / 1e6 if flop else None,
-        "roofline_share": least / known_ms if limits and known_ms else None,
-    }
+    return Part(
+        name=name,
+        kind=kind,
+        ms=ms,
+        calls=sum(row.timed.calls for row in rows),
+        share=ms / total if total else 0.0,
+        gflops=flop / known_ms / 1e6 if flop else None,
+        roofline_share=least / known_ms if limits and known_ms else None,
+    )
 
 
-def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> dict[str, Any]:
-    """The whole step: its FLOP, and of its bytes those that no fusing saves."""
+def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> StepRoofline:
     from e3d_deploy.export.graph.statistics import statistics
 
     counted = statistics(bundle.graph("step"), bundle.manifest["graphs"]["step"])
     least_bytes = counted.input_bytes + counted.output_bytes + counted.weight_bytes
     least_ms = limits.least_ms(counted.flop, least_bytes)
-    return {
-        "matmul_gflops": limits.gflops,
-        "copy_gb_per_s": limits.gigabytes_per_second,
-        "flop": counted.flop,
-        "least_bytes": least_bytes,
-        "least_ms": least_ms,
-        "share": least_ms / step_ms,
-    }
+    return StepRoofline(
+        matmul_gflops=limits.gflops,
+        copy_gb_per_s=limits.gigabytes_per_second,
+        flop=counted.flop,
+        least_bytes=least_bytes,
+        least_ms=least_ms,
+        share=least_ms / step_ms,
+    )
 
 
 def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:

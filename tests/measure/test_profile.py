@@ -35,27 +35,34 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nodes_are_those_of_the_graph(bundle: Bundle, backend: str, kind: str) -> None:
     pytest.importorskip(backend)
     result = profile(bundle, backend, threads=1, steps=3)
-    json.dumps(result, allow_nan=False)
-    assert sum(node["share"] for node in result["nodes"]) == pytest.approx(1)
-    assert sum(node["ms"] for node in result["nodes"]) == pytest.approx(result["nodes_ms"])
-    assert [node["ms"] for node in result["nodes"]] == sorted((node["ms"] for node in result["nodes"]), reverse=True)
-    (convolution,) = [row for row in result["types"] if row["kind"] == kind]
-    assert convolution["calls"] >= 10
-    assert convolution["gflops"] > 0
-    assert convolution["roofline_share"] > 0
+    json.dumps(result.to_json(), allow_nan=False)
+    assert sum(node.share for node in result.nodes) == pytest.approx(1)
+    assert sum(node.ms for node in result.nodes) == pytest.approx(result.nodes_ms)
+    assert [node.ms for node in result.nodes] == sorted((node.ms for node in result.nodes), reverse=True)
+    (convolution,) = [row for row in result.types if row.kind == kind]
+    assert convolution.calls >= 10
+    assert (convolution.gflops or 0) > 0
+    assert (convolution.roofline_share or 0) > 0
     graph = {cost.name for cost in node_costs(bundle.graph("step"), bundle.manifest["graphs"]["step"])}
-    convolutions = [node["name"] for node in result["nodes"] if node["kind"] == kind]
+    convolutions = [node.name for node in result.nodes if node.kind == kind]
     assert len(graph & set(convolutions)) > len(convolutions) / 2
-    whole = result["roofline"]
-    assert whole["least_ms"] == pytest.approx(LIMITS.least_ms(whole["flop"], whole["least_bytes"]))
-    assert whole["share"] == pytest.approx(whole["least_ms"] / result["step_ms"])
-    assert result["roofline_missing"] is None
+    whole = result.roofline
+    assert whole is not None
+    assert whole.least_ms == pytest.approx(LIMITS.least_ms(whole.flop, whole.least_bytes))
+    assert whole.share == pytest.approx(whole.least_ms / result.step_ms)
+    assert result.roofline_missing is None
+    assert " ".join(result.to_json()["roofline"]) == "matmul_gflops copy_gb_per_s flop least_bytes least_ms share"
 
 
 def test_pytorch_tells_operators_and_no_roofline(exported: Path) -> None:
     result = json.loads(e3d("profile", exported / "tiny.e3d", "--backend", "torch", "--steps", 2, "--json").stdout)
     assert any(row["kind"].startswith("aten::") and "conv" in row["kind"] for row in result["types"])
     assert result["roofline"] is None
+    assert " ".join(result) == (
+        "schema what backend bundle steps step_ms nodes_ms nodes types roofline roofline_missing environment"
+    )
+    assert " ".join(result["nodes"][0]) == "name kind ms calls share gflops roofline_share"
+    assert " ".join(result["types"][0]) == "kind ms calls share gflops roofline_share"
     assert "PyTorch runs the model as it is written" in result["roofline_missing"]
 
 
@@ -69,13 +76,13 @@ def test_shares_of_the_roofline_are_least_time_over_time(bundle: Bundle, monkeyp
     monkeypatch.setattr(profiling, "trace", lambda *_, **__: Trace(timed, 12.0))
     monkeypatch.setattr(profiling, "_costs", lambda *_: (costs, None))
     result = profile(bundle, "onnxruntime")
-    assert [(row["name"], row["share"], row["roofline_share"]) for row in result["nodes"]] == [
+    assert [(row.name, row.share, row.roofline_share) for row in result.nodes] == [
         ("a", pytest.approx(0.2), pytest.approx(0.5)),
         ("b", pytest.approx(0.4), pytest.approx(0.25)),
         ("c", pytest.approx(0.4), None),
     ]
-    assert [row["gflops"] for row in result["nodes"]] == [pytest.approx(25), None, None]
-    assert (result["nodes_ms"], result["step_ms"]) == (10, 12)
+    assert [row.gflops for row in result.nodes] == [pytest.approx(25), None, None]
+    assert (result.nodes_ms, result.step_ms) == (10, 12)
 
 
 @pytest.mark.parametrize(
