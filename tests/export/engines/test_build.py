@@ -429,7 +429,7 @@ def test_a_precision_that_a_library_does_not_run_is_refused(bundle_path: Path, m
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     bundle = Bundle.open(bundle_path)
     bundle.manifest["graphs"]["step"]["precision"] = "fp8"
-    with pytest.raises(BackendUnavailable, match="tensorrt does not run fp8: tensorrt-rtx do"):
+    with pytest.raises(BackendUnavailable, match=r"tensorrt does not run fp8, only .*; use tensorrt-rtx, or export"):
         build(bundle, "tensorrt")
 
 
