@@ -14,7 +14,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.tensors import KEY, read_tensors
+from e3d_deploy.tensors import KEY, header_bytes, read_header, read_tensors
 
 FORMAT = 1
 WIDENED = (torch.float16, torch.bfloat16)
@@ -109,13 +109,9 @@ def write_card(path: str | Path, card: Card) -> None:
     path = Path(path)
     _, metadata = read_tensors(path)
     entries = {**_entries(path, metadata), "card": card.to_dict()}
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
+    header, start = read_header(path)
     header["__metadata__"] = {KEY: json.dumps(entries)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    write_file(path, b"".join([len(text).to_bytes(8, "little"), text, content[8 + length :]]))
+    write_file(path, header_bytes(json.dumps(header, separators=(",", ":"))) + path.read_bytes()[start:])
 
 
 def _entries(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:

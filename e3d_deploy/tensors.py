@@ -1,4 +1,7 @@
-"""A .safetensors file read with NumPy alone, as a device has no more."""
+"""Headers of .safetensors files, and their tensors read with NumPy alone, as a device has no more.
+
+A file is the length of its header in 8 bytes, the header in JSON, and the bytes of all tensors.
+"""
 
 import json
 from collections.abc import Mapping
@@ -27,18 +30,41 @@ def read_tensors(
         CheckpointError: it is none, or damaged.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
+        header, start = read_header(path)
         metadata = header.pop("__metadata__", {})
-        return {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata
+        return {name: _tensor(path, start, entry) for name, entry in header.items()}, metadata
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; {remedy}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); {remedy}") from error
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the header of a file, and where the bytes of its tensors begin.
+
+    Each tensor has an entry with its `dtype`, `shape` and `data_offsets`, which count from there.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its header is damaged.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise ValueError("its header is longer than the file")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return header, 8 + length
+
+
+def header_bytes(header: str) -> bytes:
+    """Return a header in JSON as it stands at the begin of a file, which the bytes of the tensors follow.
+
+    The text is taken as it is: its length moves the tensors, and graphs hold their places.
+    """
+    text = header.encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:

@@ -29,6 +29,7 @@ from e3d_deploy.policies import EXACT, POLICIES, Budget, budget_for
 from e3d_deploy.runtime.backends.specs import BACKENDS, check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.step import TARGETS
+from e3d_deploy.tensors import header_bytes, read_header
 
 KINDS = {
     "F32": TensorProto.FLOAT,
@@ -269,19 +270,15 @@ def write_weights(core: GraphProto, path: Path) -> None:
         end = size + len(one.raw_data)
         header[one.name] = {"dtype": kinds[one.data_type], "shape": list(one.dims), "data_offsets": [size, end]}
         size = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(b"".join([len(text).to_bytes(8, "little"), text, *(one.raw_data for one in weights)]))
+    path.write_bytes(b"".join([header_bytes(json.dumps(header)), *(one.raw_data for one in weights)]))
 
 
 def share_weights(graph: ModelProto, model_file: Path) -> None:
     """Let the graph read its weights from the model file, so that they are on disk once for all graphs.
 
-    A safetensors file is a header and plain little-endian arrays, which ONNX calls external data.
+    After its header a safetensors file is plain little-endian arrays, which ONNX calls external data.
     """
-    with model_file.open("rb") as file:
-        header_size = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(header_size))
+    header, start = read_header(model_file)
     for initializer in graph.graph.initializer:
         entry = header.get(initializer.name)
         if (
@@ -294,6 +291,6 @@ def share_weights(graph: ModelProto, model_file: Path) -> None:
         assert end - begin == len(initializer.raw_data), initializer.name
         initializer.ClearField("raw_data")
         initializer.data_location = TensorProto.EXTERNAL
-        place = {"location": model_file.name, "offset": 8 + header_size + begin, "length": end - begin}
+        place = {"location": model_file.name, "offset": start + begin, "length": end - begin}
         for key, value in place.items():
             initializer.external_data.add(key=key, value=str(value))
