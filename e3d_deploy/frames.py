@@ -12,6 +12,18 @@ Pictures = NDArray[Any]
 Frames = NDArray[np.float32]
 """[..., C, H, W], float32 in [0, 1]."""
 
+ON_HOST = (1, 3)
+"""DLPack's numbers for memory of the host, plain and page-locked."""
+
+
+def is_on_gpu(array: Any) -> bool:
+    """Return True for an array of any library whose memory is not the host's."""
+    if isinstance(array, np.ndarray):
+        return False
+    if hasattr(array, "__dlpack_device__"):
+        return array.__dlpack_device__()[0] not in ON_HOST
+    return hasattr(array, "__cuda_array_interface__")
+
 
 def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int, name: str = "picture") -> Frames:
     """Pictures [..., H, W, C] as frames [..., C, H, W].

@@ -11,9 +11,6 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import ConfigError, ShapeError
 from e3d_deploy.runtime.backends.host import as_frames
 
-HOST = (1, 3)
-"""DLPack's numbers for memory of the host, plain and pinned."""
-
 
 def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
     """A picture [H, W, C] as backends take it: uint8 [1, H, W, C], or float32 [1, C, H, W] where it was of floats.
@@ -28,7 +25,7 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
     """
     if isinstance(picture, np.ndarray):
         array = picture
-    elif not _on_gpu(picture):
+    elif not frames.is_on_gpu(picture):
         array = _of_host(picture)
     elif gpu and str(picture.dtype).endswith("uint8"):
         array = picture
@@ -44,12 +41,6 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
     if isinstance(array, np.ndarray) and array.dtype != np.uint8:
         return frames.to_frames(array[None], image_size=config.image_size, channels=config.channels)
     return array[None]
-
-
-def _on_gpu(picture: Any) -> bool:
-    if hasattr(picture, "__dlpack_device__"):
-        return picture.__dlpack_device__()[0] not in HOST
-    return hasattr(picture, "__cuda_array_interface__")
 
 
 def _of_host(picture: Any) -> NDArray[Any]:

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError, ShapeError
+from e3d_deploy.frames import is_on_gpu
 from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
-from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port, is_on_gpu
+from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, States
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame

@@ -13,15 +13,6 @@ ON_GPU = 2
 """DLPack's number for memory of a GPU of NVIDIA."""
 
 
-def is_on_gpu(array: Any) -> bool:
-    """Whether an array of whatever library lies on a GPU."""
-    if isinstance(array, np.ndarray):
-        return False
-    if hasattr(array, "__cuda_array_interface__"):
-        return True
-    return hasattr(array, "__dlpack_device__") and int(array.__dlpack_device__()[0]) == ON_GPU
-
-
 class Port:
     """A tensor on the GPU, and page-locked memory of the host through which it comes and goes."""
 
