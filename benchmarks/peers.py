@@ -38,6 +38,7 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.verify import quality_lost
 
 Arrays = dict[str, NDArray[Any]]
@@ -53,12 +54,14 @@ class Side:
         self.state = initial()
         self.predictions: list[NDArray[np.float32]] = []
 
+    def initial_state(self, batch: int | None = None) -> Any:
+        return self.initial()
+
     def roll(self, clip: NDArray[np.float32], context_length: int) -> None:
         """Through a clip [T, C, H, W] as in a forecast; keeps what was predicted."""
-        for t in range(len(clip) - 1):
-            frame = clip[t : t + 1] if t < context_length else self.predictions[-1]
-            prediction, self.state = self.step(np.ascontiguousarray(frame), self.state)
+        for prediction, state in rollout(self, clip[None, :context_length], len(clip) - 1):
             self.predictions.append(np.array(prediction))
+            self.state = state
 
 
 def naive_onnxruntime(file: Path, threads: int) -> Step:

@@ -98,7 +98,7 @@ def native_drift(gauge: Gauge, steps: Steps) -> dict[str, float]:
     """Return the drift of a graph as it runs on this processor, the worst over the clips."""
     found = []
     for clip, theirs in zip(gauge.clips, gauge.expected, strict=True):
-        mine = np.concatenate([steps.split(outputs)[0] for outputs in steps.rollout(clip, CONTEXT)])
+        mine = np.concatenate(list(steps.predictions(clip, CONTEXT)))
         lost = quality_lost(theirs[CONTEXT - 1 :], mine[CONTEXT - 1 :], clip[CONTEXT:])
         found.append((float(np.abs(mine - theirs).max()), lost["ssim"], lost["psnr"]))
     worst = np.max(np.array(found, float), axis=0)

@@ -32,8 +32,9 @@ CHECKED = {
     "e3d_deploy/measure": "__init__ live plots results",
     "e3d_deploy/runtime": "__init__ aged predictor renewal snapshot",
     "e3d_deploy/runtime/backends": (
-        "__init__ cuda device device_states entries lifetime onnxruntime onnxruntime_cuda registry spec specs tensorrt "
-        "tensorrt_engine torch_cuda_graph torch_eager torch_ring torch_ring_states"
+        "__init__ cuda device device_states entries lifetime onnxruntime onnxruntime_cuda registry "
+        "rollout spec specs tensorrt tensorrt_engine torch_cuda_graph torch_eager torch_ring "
+        "torch_ring_states "
     ),
     "e3d_deploy/runtime/streams": "__init__",
     "tests": (

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from e3d_deploy import metrics
 from e3d_deploy.bundle.folder import Bundle, record_decay
@@ -24,7 +23,7 @@ from e3d_deploy.card import AGES, REACH, Decay
 from e3d_deploy.errors import BundleError, CheckpointError, ClipError, ConfigError, ShapeError, StreamError
 from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
-from e3d_deploy.runtime.backends.protocol import Frame, State
+from e3d_deploy.runtime.backends.rollout import Stepper, clip_by_steps
 
 BATCH_BYTES = 1 << 28
 """Largest windows that are held at once (bytes); one window may be larger."""
@@ -38,14 +37,10 @@ class Windows(Protocol):
     def __getitem__(self, number: int, /) -> Any: ...
 
 
-class Steps(Protocol):
+class Steps(Stepper, Protocol):
     """Part of `runtime.backends.protocol.Backend` that forecasts need."""
 
     sizes: tuple[int, ...]
-
-    def initial_state(self, batch: int | None = None) -> State: ...
-
-    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]: ...
 
 
 def ages_of(context_length: int, ages: Iterable[int] | None = None) -> tuple[int, ...]:
@@ -106,7 +101,7 @@ def measure_decay(
         copying += metrics.mse(context[:, -1:], truth).sum(axis=0)
         for age in measured:
             progress(f"window {first + 1} of {len(windows)}, age {age}")
-            found = forecast(backend, context[:, -age:], horizon)
+            found, _ = clip_by_steps(backend, context[:, -age:], horizon)
             if not np.isfinite(found).all():
                 raise StreamError(
                     f"window {first + 1}: a prediction at age {age} is not finite; check the model and its precision"
@@ -120,18 +115,6 @@ def measure_decay(
         mse={age: tuple((total / count).tolist()) for age, total in mse.items()},
         copy_last=tuple((copying / count).tolist()),
     )
-
-
-def forecast(backend: Steps, context: Frames, horizon: int) -> Frames:
-    """Return the frames that a new state predicts after a context [B, T, C, H, W], [B, horizon, C, H, W]."""
-    state, predictions = backend.initial_state(len(context)), []
-    for frame in np.moveaxis(context[:, :-1], 1, 0):
-        _, state = backend.step(np.ascontiguousarray(frame), state)
-    seen = np.ascontiguousarray(context[:, -1])
-    for _ in range(horizon):
-        seen, state = backend.step(seen, state)
-        predictions.append(seen)
-    return np.stack(predictions, axis=1)
 
 
 def record_with_model(path: Path, identity: str, decay: Decay) -> None:

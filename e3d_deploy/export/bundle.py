@@ -26,6 +26,7 @@ from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, POLICIES, Budget, budget_for
+from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import BACKENDS, check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.step import TARGETS
@@ -228,13 +229,10 @@ def _rollout(
     model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
     """Predictions [T − 1, B, C, H, W] and the states after the last of them."""
-    backend = TorchBackend(model, batch=batch, horizon=len(clip) - context_length)
-    state, predictions = backend.initial_state(), [clip[:1].repeat(batch, axis=0)]
-    for t in range(len(clip) - 1):
-        frame = clip[t : t + 1].repeat(batch, axis=0) if t < context_length else predictions[-1]
-        prediction, state = backend.step(frame, state)
-        predictions.append(prediction)
-    return np.stack(predictions[1:]), backend.to_arrays(state)
+    backend = TorchBackend(model, batch=batch)
+    context = np.repeat(clip[None, :context_length], batch, axis=0)
+    answers = list(rollout(backend, context, len(clip) - 1))
+    return np.stack([prediction for prediction, _ in answers]), backend.to_arrays(answers[-1][1])
 
 
 def describe(graph: ModelProto, policy: str = "fp32") -> dict[str, Any]:

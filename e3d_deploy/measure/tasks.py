@@ -11,6 +11,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.runtime.backends.protocol import Backend, State
+from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.predictor import Predictor
 
 WHAT = {
@@ -74,22 +75,19 @@ def make_task(
     check_what([what])
     _measure_device(backend)
     frames = np.repeat(bundle.reference()["frames"][:, None], bundle.batch, axis=1)  # [T, B, C, H, W]
-    context = frames[: bundle.context_length]
+    batched = np.ascontiguousarray(np.swapaxes(frames[: bundle.context_length], 0, 1))  # [B, T, C, H, W]
     match what:
         case "step":
             return step_task(backend, backend.initial_state(), frames, fill=bundle.config.history_length + 1)
         case "stream":
             return _stream_task(bundle, backend, renewal)
         case "clip":
-            batched = np.ascontiguousarray(np.swapaxes(context, 0, 1))  # [B, T, C, H, W]
             steps = bundle.context_length + bundle.horizon - 1
             return Task(lambda: _device(backend, backend.clip(batched)), steps, fill=2, forecasts=True)
         case "rollout":
             if bundle.horizon < 2:
                 raise ConfigError("rollout: the bundle forecasts one frame, which takes no further step; time the step")
-            state = backend.initial_state()
-            for frame in context:
-                prediction, state = backend.step(frame, state)
+            *_, (prediction, state) = rollout(backend, batched, bundle.context_length)
             return Task(
                 lambda: _device(backend, backend.rollout(prediction, state)), bundle.horizon - 1, 2, forecasts=False
             )

@@ -4,7 +4,7 @@ Needs no PyTorch: where there is none, what it computed is in the bundle's refer
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.policies import BUDGETS, EXACT_DIFFERENCE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.rollout import rollout
 
 
 @dataclass(frozen=True)
@@ -266,16 +267,6 @@ def check_contract(bundle: Bundle) -> None:
                 f"{bundle.path}: step {direction}: {name} is {found.get(name)}, its config stands for "
                 f"{expected.get(name)}; export the model again"
             )
-
-
-def rollout(backend: Backend, context: NDArray[np.float32], steps: int) -> Iterator[tuple[NDArray[np.float32], Any]]:
-    """The prediction and state after each step: first the context, then the backend's own predictions."""
-    state = backend.initial_state()
-    prediction = context[:, 0]
-    for t in range(steps):
-        frame = np.ascontiguousarray(context[:, t]) if t < context.shape[1] else prediction
-        prediction, state = backend.step(frame, state)
-        yield prediction, state
 
 
 def _difference(expected: NDArray[Any], found: NDArray[Any]) -> float:

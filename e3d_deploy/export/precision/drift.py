@@ -19,9 +19,10 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
+from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
-from e3d_deploy.runtime.verify import quality_lost, rollout
+from e3d_deploy.runtime.verify import quality_lost
 
 Clip = NDArray[np.float32]
 """[T, C, H, W] in [0, 1]."""
@@ -147,7 +148,7 @@ class Gauge:
     def _pairs(self, graph: ModelProto, policy: str, clips: Sequence[Clip]) -> Iterable[tuple[Clip, Clip, Clip]]:
         steps = Steps(session(emulated(graph, policy), threads=self.threads), self.config, self.batch)
         for clip, expected in zip(clips, self.expected, strict=False):
-            predictions = [steps.split(found)[0][:1] for found in steps.rollout(clip, self.context_length)]
+            predictions = [found[:1] for found in steps.predictions(clip, self.context_length)]
             yield clip, np.concatenate(predictions), expected
 
     def _against(self, clip: Clip, mine: Clip, theirs: Clip) -> tuple[float, float, float]:

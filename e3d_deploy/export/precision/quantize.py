@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper
 
@@ -11,6 +12,7 @@ from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.types import fixed_values, products
 from e3d_deploy.operators import on
 from e3d_deploy.runtime.backends.emulated import Steps, session
+from e3d_deploy.runtime.backends.protocol import Frame, State
 
 MARK = "largest/"
 
@@ -33,13 +35,27 @@ def calibrate(
     model = step_graph(_watched(core, names), config, batch)
     for name in names:
         model.graph.output.append(helper.make_tensor_value_info(f"t0/{MARK}{name}", TensorProto.FLOAT, []))
-    steps = Steps(session(model, threads=threads), config, batch or 1)
-    largest = dict.fromkeys(names, 0.0)
+    steps = _Watching(session(model, threads=threads), config, batch or 1, names)
     for clip in clips:
-        for found in steps.rollout(clip, context_length):
-            for name in names:
-                largest[name] = max(largest[name], float(found[f"t0/{MARK}{name}"]))
-    return largest
+        for _ in steps.predictions(clip, context_length):
+            pass
+    return steps.largest
+
+
+class _Watching(Steps):
+    """Steps that keep the largest value of each output that is watched."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, config: ModelConfig, batch: int, names: Sequence[str]
+    ) -> None:
+        super().__init__(session, config, batch)
+        self.largest = dict.fromkeys(names, 0.0)
+
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
+        found = self.run(frame, state)
+        for name, before in self.largest.items():
+            self.largest[name] = max(before, float(found[f"t0/{MARK}{name}"]))
+        return self.split(found)
 
 
 def _values(core: GraphProto) -> list[str]:

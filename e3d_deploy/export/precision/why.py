@@ -21,6 +21,7 @@ from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, m
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import State
+from e3d_deploy.runtime.backends.rollout import rollout
 
 Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
 LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}
@@ -113,21 +114,18 @@ class _Watched:
 
 def _where(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDArray[np.float32], State]:
     """The first step whose results are no numbers, else the one that is furthest off; and what went into it."""
-    clip = bundle.reference()["frames"]
-    state, their_state = mine.initial_state(), theirs.initial_state()
-    prediction = their_prediction = clip[:1].repeat(bundle.batch, axis=0)
-    worst: tuple[float, int | None, NDArray[np.float32], State] = (0.0, None, prediction, state)
-    for t in range(len(clip) - 1):
-        true = clip[t : t + 1].repeat(bundle.batch, axis=0)
-        frame, their_frame = (true, true) if t < bundle.context_length else (prediction, their_prediction)
-        before = state
-        prediction, state = mine.step(frame, state)
-        their_prediction, their_state = theirs.step(their_frame, their_state)
+    clip = np.repeat(bundle.reference()["frames"][None], bundle.batch, axis=0)  # [B, T, C, H, W]
+    context, T = clip[:, : bundle.context_length], clip.shape[1]
+    frame, before = clip[:, 0], mine.initial_state()
+    worst: tuple[float, int | None, NDArray[np.float32], State] = (0.0, None, frame, before)
+    both = zip(rollout(mine, context, T - 1), rollout(theirs, context, T - 1), strict=True)
+    for number, ((prediction, state), (their_prediction, _)) in enumerate(both, 1):
         if not all(np.isfinite(value).all() for value in (prediction, *state.values())):
-            return t + 1, frame, before
+            return number, frame, before
         difference = float(np.abs(prediction - their_prediction).max())
         if difference > worst[0]:
-            worst = (difference, t + 1, frame, before)
+            worst = (difference, number, frame, before)
+        frame, before = clip[:, number] if number < bundle.context_length else prediction, state
     return worst[1:]
 
 

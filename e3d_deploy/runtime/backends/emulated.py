@@ -18,7 +18,8 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.operators import MOVES, PRODUCTS, on
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from e3d_deploy.runtime.backends.protocol import State, initial_arrays
+from e3d_deploy.runtime.backends.protocol import Frame, State, initial_arrays
+from e3d_deploy.runtime.backends.rollout import rollout
 
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TF32_BITS = 13
@@ -105,13 +106,13 @@ class Steps:
         self.session, self.config, self.batch = session, config, batch
         self.outputs = [output.name for output in session.get_outputs()]
 
-    def initial_state(self) -> State:
-        return initial_arrays(self.config, self.batch)
+    def initial_state(self, batch: int | None = None) -> State:
+        return initial_arrays(self.config, batch or self.batch)
 
-    def step(self, frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+    def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         return self.split(self.run(frame, state))
 
-    def run(self, frame: NDArray[np.float32], state: State) -> dict[str, NDArray[Any]]:
+    def run(self, frame: Frame, state: State) -> dict[str, NDArray[Any]]:
         """Every output of the session by name."""
         results = self.session.run(self.outputs, {contract.FRAME: frame, **state})
         return dict(zip(self.outputs, results, strict=True))
@@ -121,14 +122,11 @@ class Steps:
         names = [tensor.name for tensor in contract.states(self.config)]
         return outputs[contract.PREDICTION], {name: outputs[contract.NEXT + name] for name in names}
 
-    def rollout(self, clip: NDArray[np.float32], context_length: int) -> Iterator[dict[str, NDArray[Any]]]:
-        """The outputs of each step over a clip [T, C, H, W]: first its frames, then what was predicted, T − 1 steps."""
-        state, prediction = self.initial_state(), clip[:1].repeat(self.batch, axis=0)
-        for t in range(len(clip) - 1):
-            frame = clip[t : t + 1].repeat(self.batch, axis=0) if t < context_length else prediction
-            outputs = self.run(frame, state)
-            yield outputs
-            prediction, state = self.split(outputs)
+    def predictions(self, clip: NDArray[np.float32], context_length: int) -> Iterator[NDArray[np.float32]]:
+        """Yield what each of T − 1 steps over a clip [T, C, H, W] predicts, [B, C, H, W], as a rollout sees it."""
+        context = np.repeat(clip[None, :context_length], self.batch, axis=0)
+        for prediction, _ in rollout(self, context, len(clip) - 1):
+            yield prediction
 
 
 def emulated_backend(bundle: Bundle, *, threads: int | None = None) -> OnnxRuntimeBackend:

@@ -11,7 +11,7 @@ from e3d_deploy import checkpoint, contract
 from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime.backends.host import HostBackend, HostState, Tensors
-from e3d_deploy.runtime.backends.torch_eager import clip_by_steps, rollout_by_steps
+from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from e3d_deploy.libraries import GPU
 from e3d_deploy.runtime.backends.cuda import Cuda, first_line
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend, Size
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout
-from e3d_deploy.runtime.backends.torch_eager import clip_by_steps, rollout_by_steps
+from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
 from e3d_deploy.runtime.backends.torch_ring_states import RingStates
 from e3d_deploy.tf32 import arithmetic

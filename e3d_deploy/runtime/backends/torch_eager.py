@@ -14,28 +14,8 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
 from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.lifetime import Lifetime
-from e3d_deploy.runtime.backends.protocol import Backend, Drive, Frame, NodeTime, State
-
-
-def clip_by_steps(backend: Backend, context: NDArray[np.float32], horizon: int) -> tuple[NDArray[np.float32], State]:
-    """`Backend.clip` of a backend that has nothing faster than steps one after the other."""
-    state, predictions = backend.initial_state(len(context)), [context[:, 0]]
-    for t in range(context.shape[1] + horizon - 1):
-        frame = context[:, t] if t < context.shape[1] else predictions[-1]
-        prediction, state = backend.step(frame, state)
-        predictions.append(prediction)
-    return np.stack(predictions[-horizon:], axis=1), state
-
-
-def rollout_by_steps(
-    backend: Backend, prediction: NDArray[np.float32], state: State, horizon: int
-) -> tuple[NDArray[np.float32], State]:
-    """`Backend.rollout`, likewise."""
-    predictions = [prediction]
-    for _ in range(horizon - 1):
-        prediction, state = backend.step(prediction, state)
-        predictions.append(prediction)
-    return np.stack(predictions, axis=1), state
+from e3d_deploy.runtime.backends.protocol import Drive, Frame, NodeTime, State
+from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
 
 
 class TorchBackend(Lifetime):
