@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from e3d_deploy import checkpoint
+from e3d_deploy import checkpoint, turns
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.measure.benchmark import environment
@@ -40,7 +41,7 @@ def in_turn(
     *,
     rounds: int,
     calls: int,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: turns.Clock = time.perf_counter,
 ) -> dict[str, Any]:
     """Time the sides block by block, A B A B …; the first is what the others are compared with.
 
@@ -54,15 +55,12 @@ def in_turn(
     for side in sides.values():
         for _ in range(max(2, calls // 2)):
             side()
-    medians: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, side in sides.items():
-            times = []
-            for _ in range(calls):
-                started = clock()
-                side()
-                times.append(clock() - started)
-            medians[name].append(float(np.median(times)))
+
+    def measure(side: Callable[[], object], _: int) -> float:
+        return float(np.median(turns.block(side, fewest=calls, clock=clock)))
+
+    found = turns.in_turn([partial(measure, side) for side in sides.values()], rounds)
+    medians = dict(zip(sides, found, strict=True))
     first = next(iter(sides))
     base = np.array(medians[first])
     return {

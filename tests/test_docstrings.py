@@ -14,7 +14,7 @@ CHECKED = {
     ),
     "e3d_deploy": (
         "__init__ __main__ card checkpoint cli config contract doctor inspect inventory json_values "
-        "libraries operators parts step tensorrt_library tensors tf32 training workspace "
+        "libraries operators parts step tensorrt_library tensors tf32 training turns workspace "
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (
@@ -40,7 +40,7 @@ CHECKED = {
     "tests": (
         "fake_cuda fake_tensorrt_runtime fake_torch_gpu kill_builds reference test_card test_checkpoint "
         "test_cli test_config test_diff test_docstrings test_frames test_imports test_inspect "
-        "test_metrics test_parts test_window tools toy_backend "
+        "test_metrics test_parts test_turns test_window tools toy_backend "
     ),
     "tests/benchmarks": (
         "test_digits test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan test_gpu_run test_gpu_script"

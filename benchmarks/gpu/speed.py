@@ -10,6 +10,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.steppers import Stepper
 from benchmarks.gpu.timing import calls_for, end_to_end_ms, timed_ms
 from e3d_deploy.tf32 import arithmetic
+from e3d_deploy.turns import in_turn
 
 
 def warm_up(bench: Bench, stepper: Stepper, batch: int) -> None:
@@ -29,16 +30,18 @@ def speed(bench: Bench, stepper: Stepper, base: Stepper | None, batch: int) -> d
     frame, pictures = bench.frames(batch, 1)[0], bench.pictures(batch, 8)
     sides = [stepper] if base is None else [base, stepper]
     calls = [calls_for(bench, side, frame) for side in sides]
-    device: list[list[float]] = []
-    whole = []
-    for _ in range(bench.rounds):
-        device.append([])
-        for side, count in zip(sides, calls, strict=True):
-            with arithmetic(side.precision):
-                device[-1].append(timed_ms(bench, partial(side.step, frame), count))
+
+    def on_device(side: Stepper, count: int, _: int) -> float:
+        with arithmetic(side.precision):
+            return timed_ms(bench, partial(side.step, frame), count)
+
+    def end_to_end(_: int) -> float:
         with arithmetic(stepper.precision):
-            whole.append(end_to_end_ms(bench, stepper, pictures, max(1, calls[-1] // 2)))
-    return described(bench, stepper, batch, device, whole)
+            return end_to_end_ms(bench, stepper, pictures, max(1, calls[-1] // 2))
+
+    pairs = zip(sides, calls, strict=True)
+    *device, whole = in_turn([*(partial(on_device, *pair) for pair in pairs), end_to_end], bench.rounds)
+    return described(bench, stepper, batch, [list(times) for times in zip(*device, strict=True)], whole)
 
 
 def described(

@@ -14,10 +14,11 @@ from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.memory import peak_alone
 from e3d_deploy.measure.results import Accuracy, BenchmarkResult, Row
 from e3d_deploy.measure.tasks import WHAT, Pictures, check_what, make_task
-from e3d_deploy.measure.timing import REPEATS, Block, Clock, Runner, in_turn, median_interval, summary
+from e3d_deploy.measure.timing import REPEATS, Block, Runner, in_turn, median_interval, summary
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.renewal import renewal_for
 from e3d_deploy.runtime.verify import verify
+from e3d_deploy.turns import Clock
 
 
 def benchmark(

@@ -11,11 +11,12 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.measure.results import Answer, Curve, Point, StreamCurves
 from e3d_deploy.measure.tasks import Task, step_task
-from e3d_deploy.measure.timing import REPEATS, Block, Clock, Runner, in_turn
+from e3d_deploy.measure.timing import REPEATS, Block, Runner, in_turn
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import NONE, Renewal, renewal_for
+from e3d_deploy.turns import Clock
 
 HOW = (
     "a round gives one frame to each stream, all at once: what is timed is how long the last of them waits; streams "

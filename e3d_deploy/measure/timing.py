@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import comb
 
 import numpy as np
 
+from e3d_deploy import turns
 from e3d_deploy.measure.results import Timing
 from e3d_deploy.measure.tasks import Task
+from e3d_deploy.turns import Clock
 
 REPEATS = 5
 CONFIDENCE = 0.9
@@ -19,9 +22,6 @@ PATIENCE = 10
 """Blocks that warm-up takes at most to settle."""
 FEWEST = 3
 """Calls of a block at least, unless one alone fills it."""
-
-Clock = Callable[[], float]
-"""Seconds from some moment on."""
 
 
 @dataclass
@@ -52,17 +52,15 @@ class Runner:
 
     def block(self, seconds: float) -> Block:
         """Calls for so long."""
-        block = Block()
-        while True:
-            started = self.clock()
-            device_ms = self.task.call()
-            block.seconds.append(self.clock() - started)
-            if device_ms is not None:
-                block.device_ms.append(device_ms)
-            self.calls += 1
-            enough = len(block.seconds) >= FEWEST or block.seconds[0] >= seconds
-            if enough and sum(block.seconds) >= seconds:
-                return block
+        device_ms: list[float] = []
+
+        def call() -> None:
+            if (ms := self.task.call()) is not None:
+                device_ms.append(ms)
+
+        times = turns.block(call, fewest=FEWEST, seconds=seconds, clock=self.clock)
+        self.calls += len(times)
+        return Block(times, device_ms)
 
     def warm_up(self, seconds: float) -> None:
         """Calls until the task is filled, then blocks of `seconds` until their medians settle."""
@@ -86,12 +84,12 @@ def in_turn(
     for runner in runners:
         progress(f"{runner.name}, warming up")
         runner.warm_up(seconds)
-    blocks: list[list[Block]] = [[] for _ in runners]
-    for repeat in range(repeats):
-        for runner, done in zip(runners, blocks, strict=True):
-            progress(f"{runner.name}, {repeat + 1} of {repeats}")
-            done.append(runner.block(seconds))
-    return blocks
+
+    def measure(runner: Runner, number: int) -> Block:
+        progress(f"{runner.name}, {number} of {repeats}")
+        return runner.block(seconds)
+
+    return turns.in_turn([partial(measure, runner) for runner in runners], repeats)
 
 
 def summary(blocks: Sequence[Block]) -> Timing:

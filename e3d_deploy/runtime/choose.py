@@ -3,10 +3,10 @@
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, YARDSTICK, 
 from e3d_deploy.runtime.batching import Batcher
 from e3d_deploy.runtime.renewal import default_renewal
 from e3d_deploy.runtime.verify import agrees
+from e3d_deploy.turns import block, in_turn
 
 log = logging.getLogger(__name__)
 
@@ -184,30 +185,23 @@ def open_first(bundle: Bundle, *, threads: int | None = None) -> Backend:
 
 def _times(bundle: Bundle, backends: dict[str, Backend]) -> dict[str, float | str]:
     """Return the time of a frame of a stream with the bundle's default renewal on each, in turn (ms), or why none."""
-    turns = {name: _turns(bundle, backend) for name, backend in backends.items()}
-    taken: dict[str, list[float]] = {name: [] for name in backends}
+    calls: dict[str, Callable[[], object]] = {}
     broken: dict[str, float | str] = {}
-    for _ in range(ROUNDS):
-        for name in (name for name in backends if name not in broken):
-            try:
-                taken[name] += next(turns[name])
-            except Exception as error:  # as in _refusal
-                broken[name] = DOES_NOT_RUN.format(error)
+
+    def measure(name: str, _: int) -> list[float]:
+        try:
+            if name in broken:
+                return []
+            if name not in calls:
+                calls[name] = _frame(bundle, backends[name])
+            return block(calls[name], seconds=SECONDS / ROUNDS)
+        except Exception as error:  # as in _refusal
+            broken[name] = DOES_NOT_RUN.format(error)
+            return []
+
+    blocks = in_turn([partial(measure, name) for name in backends], ROUNDS)
+    taken = {name: [one for turn in found for one in turn] for name, found in zip(backends, blocks, strict=True)}
     return {name: broken.get(name) or 1000 * float(np.median(times)) for name, times in taken.items()}
-
-
-def _turns(bundle: Bundle, backend: Backend) -> Iterator[list[float]]:
-    """Yield the times of the frames of a turn (s), of a stream whose rings are as full as they stay."""
-    call = _frame(bundle, backend)
-    while True:
-        taken = []
-        began = now = time.perf_counter()
-        while now == began or now - began < SECONDS / ROUNDS:
-            started = now
-            call()
-            now = time.perf_counter()
-            taken.append(now - started)
-        yield taken
 
 
 def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.choose import _key, _times, choose, open_first
+from e3d_deploy.turns import block
 from tests.fake_backend import AGELESS
 
 
@@ -126,7 +128,7 @@ def test_a_time_is_the_median_of_steps_in_turn(bundle: Bundle, monkeypatch: pyte
         backend = {"initial_state": lambda _: 0, "from_arrays": lambda _: 0, "step": step}
         return SimpleNamespace(sizes=(1,), pads=False, **backend)
 
-    monkeypatch.setattr("e3d_deploy.runtime.choose.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("e3d_deploy.runtime.choose.block", partial(block, clock=lambda: now[0]))
     monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # a frame each turn
     bundle.manifest["card"] = AGELESS.to_dict()
     assert _times(bundle, {"a": paced("a", 2, 90, 3), "b": paced("b", 5, 1, 4)}) == pytest.approx({"a": 3, "b": 4})

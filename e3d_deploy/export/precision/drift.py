@@ -1,9 +1,9 @@
 """How far a graph drifts from PyTorch float32 over whole rollouts on real clips, before a bundle is made of it."""
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost
+from e3d_deploy.turns import block, in_turn
 
 Clip = NDArray[np.float32]
 """[T, C, H, W] in [0, 1]."""
@@ -159,18 +160,24 @@ class Gauge:
 
     def step_ms(self, graphs: Mapping[str, ModelProto], *, rounds: int = 5, steps: int = 3) -> dict[str, float]:
         """Median time of a step on ONNX Runtime here, ms, of the policies that it runs, in turn, A B A B …"""
-        times: dict[str, list[float]] = {}
         running = {
             policy: Steps(session(graph, threads=self.threads, integers=True), self.config, self.batch)
             for policy, graph in graphs.items()
             if policy in find("onnxruntime").policies
         }
-        for number in range(rounds + 1):
-            for policy, one in running.items():
-                frame, state = self.clips[0][:1].repeat(self.batch, axis=0), one.initial_state()
-                for _ in range(steps):
-                    started = time.perf_counter()
-                    _, state = one.step(frame, state)
-                    if number:  # the first round warms up
-                        times.setdefault(policy, []).append(1000 * (time.perf_counter() - started))
-        return {policy: float(np.median(values)) for policy, values in times.items()}
+        frame = self.clips[0][:1].repeat(self.batch, axis=0)
+
+        def measure(one: Steps, _: int) -> list[float]:
+            state = one.initial_state()
+
+            def step() -> None:
+                nonlocal state
+                _, state = one.step(frame, state)
+
+            return block(step, fewest=steps)
+
+        blocks = in_turn([partial(measure, one) for one in running.values()], rounds + 1)  # the first warms up
+        return {
+            policy: 1000 * float(np.median(np.concatenate(times[1:])))
+            for policy, times in zip(running, blocks, strict=True)
+        }

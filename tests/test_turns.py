@@ -1,0 +1,46 @@
+"""Blocks of calls in turn, on a clock of the tests' own."""
+
+import pytest
+
+from e3d_deploy.turns import block, in_turn
+
+
+class Clock:
+    """A clock that calls move on."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.now, self.left = 0.0, list(seconds)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call(self) -> None:
+        """Take the next of the given times."""
+        self.now += self.left.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("fewest", "seconds", "expected"),
+    [
+        (2, 0.0, [1, 5]),
+        (1, 7.0, [1, 5, 2]),
+        (3, 2.0, [1, 5, 2]),
+        (3, 1.0, [1]),
+    ],
+)
+def test_a_block_has_its_calls_and_its_length(fewest: int, seconds: float, expected: list[float]) -> None:
+    """The last block is filled by its first call."""
+    clock = Clock(1, 5, 2, 9)
+    assert block(clock.call, fewest=fewest, seconds=seconds, clock=clock) == expected
+
+
+def test_sides_measure_in_turn() -> None:
+    order: list[str] = []
+
+    def side(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    found = in_turn([lambda number: side(f"a{number}"), lambda number: side(f"b{number}")], 2)
+    assert order == ["a1", "b1", "a2", "b2"]
+    assert found == [[1, 3], [2, 4]]
