@@ -16,8 +16,7 @@ from e3d_deploy.bundle.manifest import problems
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.files import locked, sha256, write_file
-from e3d_deploy.workspace import swap, workspace
+from e3d_deploy.files import locked, sha256, swap, workspace, write_file
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from e3d_deploy.bundle.folder import (
     write_manifest,
 )
 from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.workspace import workspace
+from e3d_deploy.files import new_file, sync
 
 BLOCK = 1 << 20
 MOST_MANIFEST_BYTES = 1 << 24
@@ -67,20 +66,14 @@ def pack(
         raise BundleError(
             f"{bundle.path}: has {total:,} bytes, an archive holds {MOST_BYTES:,}; copy the folder instead"
         )
-    with workspace(place) as folder:
-        partial = folder / "archive"
-        with partial.open("wb") as file:
-            with zipfile.ZipFile(file, "w", allowZip64=False) as archive:
-                text = manifest_bytes(manifest)
-                _add(archive, MANIFEST, len(text), io.BytesIO(text), progress)
-                for name, size in sizes.items():
-                    with (bundle.path / name).open("rb") as source:
-                        digest = _add(archive, name, size, source, progress)
-                    if digest != manifest["files"][name]:
-                        raise BundleError(f"{bundle.path / name}: changed while it was packed; pack the bundle again")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(place)
+    with new_file(place) as partial, zipfile.ZipFile(partial, "w", allowZip64=False) as archive:
+        text = manifest_bytes(manifest)
+        _add(archive, MANIFEST, len(text), io.BytesIO(text), progress)
+        for name, size in sizes.items():
+            with (bundle.path / name).open("rb") as source:
+                digest = _add(archive, name, size, source, progress)
+            if digest != manifest["files"][name]:
+                raise BundleError(f"{bundle.path / name}: changed while it was packed; pack the bundle again")
     return output
 
 
@@ -173,8 +166,7 @@ def _extract(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with archive.open(name) as source, (folder / name).open("xb") as target:
             _copy(source, target, size, lambda done, name=name: progress(f"{name}{done}"))  # type: ignore[misc]
-            target.flush()
-            os.fsync(target.fileno())
+        sync(folder / name)
     write_manifest(folder, manifest)
     return sorted(set(packed["engines"]) - set(manifest["engines"]))
 

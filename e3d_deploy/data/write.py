@@ -1,7 +1,5 @@
 """Clips to files: .npz, .mp4, .gif, or a folder of pictures."""
 
-import os
-import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.files import new_file, new_folder
 from e3d_deploy.frames import Frames, to_pictures
 
 
@@ -49,25 +48,16 @@ def write_clips(path: Path, frames: Frames, *, frames_per_second: float = 10, zo
         BackendUnavailable: pictures or a video without the extra `video`.
     """
     check_target(path)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with new_file(path) if path.suffix else new_folder(path) as partial:
         if path.suffix == ".npz":
             np.savez_compressed(partial, frames=np.moveaxis(frames, -3, -1))
-        else:
-            if frames.shape[2] not in (1, 3):
-                raise ConfigError(f"{path}: pictures have 1 or 3 colours, the frames {frames.shape[2]}; write .npz")
-            pictures = to_pictures(np.concatenate(list(frames), axis=-1))  # [T, H, B·W, C]
-            pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
-            write = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_folder}[path.suffix]
-            write(partial, pictures, frames_per_second)
-        if path.is_dir():
-            path.rmdir()  # empty, as was checked
-        partial.replace(path)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+            return
+        if frames.shape[2] not in (1, 3):
+            raise ConfigError(f"{path}: pictures have 1 or 3 colours, the frames {frames.shape[2]}; write .npz")
+        pictures = to_pictures(np.concatenate(list(frames), axis=-1))  # [T, H, B·W, C]
+        pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
+        write = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_folder}[path.suffix]
+        write(partial, pictures, frames_per_second)
 
 
 def _write_mp4(path: Path, pictures: NDArray[np.uint8], frames_per_second: float) -> None:
@@ -96,7 +86,6 @@ def _write_gif(path: Path, pictures: NDArray[np.uint8], frames_per_second: float
 
 
 def _write_folder(path: Path, pictures: NDArray[np.uint8], _: float) -> None:
-    path.mkdir()
     for number, image in enumerate(_images(pictures)):
         image.save(path / f"frame_{number:04d}.png")
 

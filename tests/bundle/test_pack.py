@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from e3d_deploy import workspace
+from e3d_deploy import files
 from e3d_deploy.bundle import archive
 from e3d_deploy.bundle import pack as pack_module
 from e3d_deploy.bundle.archive import END, entry
@@ -192,7 +192,7 @@ def test_a_workspace_that_another_process_removes_at_once_is_made_again(
         return folder
 
     monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
-    with workspace.workspace(tmp_path / "target") as folder:
+    with files.workspace(tmp_path / "target") as folder:
         assert len(removed) == 2
         (folder / "file").touch()
 
@@ -203,7 +203,7 @@ def test_a_workspace_waits_for_whoever_takes_it_for_a_leftover(tmp_path: Path, m
     def make_and_let_it_be_found(**options: Any) -> str:
         folder = Path(make(**options))
         if not threads:
-            lock = workspace._lock(folder)
+            lock = files._lock(folder, None, folder=True)
             assert lock is not None
 
             def remove() -> None:
@@ -216,7 +216,7 @@ def test_a_workspace_waits_for_whoever_takes_it_for_a_leftover(tmp_path: Path, m
         return str(folder)
 
     monkeypatch.setattr(tempfile, "mkdtemp", make_and_let_it_be_found)
-    with workspace.workspace(tmp_path / "target") as folder:
+    with files.workspace(tmp_path / "target") as folder:
         threads[0].join()
         (folder / "file").touch()
 
@@ -552,10 +552,10 @@ def test_a_bundle_that_is_replaced_is_whole_before_and_after(
 ) -> None:
     """Where the system cannot exchange two folders, three renames do."""
     if not at_once:
-        monkeypatch.setattr(workspace, "_exchange", lambda *_: False)
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
     else:
-        assert workspace._exchange(bundle_path, packed)
-        assert workspace._exchange(packed, bundle_path)
+        assert files._exchange(bundle_path, packed)
+        assert files._exchange(packed, bundle_path)
     (bundle_path / "extra").touch()
     expected = entries_of(packed)
     unpack(packed, bundle_path, overwrite=True)

@@ -18,8 +18,7 @@ from typing import Any
 
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.export.engines.watch import Remark, silent
-from e3d_deploy.files import locked, sha256
-from e3d_deploy.workspace import workspace
+from e3d_deploy.files import locked, sha256, workspace, write_file
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
@@ -42,14 +41,6 @@ class Entry:
     nbytes: int
     used: datetime
     """When it was last built or taken."""
-
-
-class _HeldError(Exception):
-    pass
-
-
-def _held() -> None:
-    raise _HeldError
 
 
 class EngineCache:
@@ -188,9 +179,8 @@ class EngineCache:
         return float(value) if isinstance(value, int | float) else None
 
     def remember(self, kind: str, seconds: float) -> None:
-        with workspace(self.folder / "entry") as folder:
-            (folder / DURATIONS).write_text(json.dumps({**self._durations(), kind: seconds}, indent=2) + "\n")
-            (folder / DURATIONS).replace(self.folder / DURATIONS)
+        text = json.dumps({**self._durations(), kind: seconds}, indent=2) + "\n"
+        write_file(self.folder / DURATIONS, text.encode())
 
     def _tidy(self) -> None:
         """Remove what killed builds left."""
@@ -198,7 +188,7 @@ class EngineCache:
             pass
         for lock in self.folder.glob("*.lock"):
             if KEY.fullmatch(lock.stem):
-                with suppress(_HeldError), locked(lock, _held):
+                with suppress(BlockingIOError), locked(lock, None):
                     pass
 
     def _sidecar(self, key: str) -> dict[str, Any]:

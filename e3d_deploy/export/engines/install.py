@@ -10,8 +10,7 @@ from typing import Any
 from e3d_deploy.bundle.folder import ENGINES, MANIFEST, Bundle, manifest_bytes, read_manifest
 from e3d_deploy.bundle.plans import sources
 from e3d_deploy.errors import BundleError
-from e3d_deploy.files import locked, sha256, sync
-from e3d_deploy.workspace import workspace
+from e3d_deploy.files import locked, sha256, sync, workspace
 
 
 @contextmanager
