@@ -14,8 +14,8 @@ CHECKED = {
     ),
     "e3d_deploy": (
         "__init__ __main__ card checkpoint cli config contract doctor files inspect inventory "
-        "json_values libraries operators parts step tensorrt_library tensors tf32 training turns "
-        "workspace "
+        "json_values libraries operators parts progress step tensorrt_library tensors tf32 training "
+        "turns workspace "
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,10 +21,10 @@ from e3d_deploy.bundle.folder import (
 )
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import new_file, sync
+from e3d_deploy.progress import Notify, silent
 
 BLOCK = 1 << 20
 MOST_MANIFEST_BYTES = 1 << 24
-Progress = Callable[[str], None]
 
 
 def pack(
@@ -33,7 +33,7 @@ def pack(
     *,
     engines: bool = False,
     overwrite: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Notify = silent,
 ) -> Path:
     """Write a bundle as the archive `output`; return its path.
 
@@ -84,7 +84,7 @@ def unpack(
     trust_engines: bool = False,
     overwrite: bool = False,
     most_bytes: int = MOST_BYTES,
-    progress: Progress = lambda _: None,
+    progress: Notify = silent,
 ) -> tuple[Bundle, list[str]]:
     """Take an archive apart into the bundle `output`, which appears when it is whole and checked, not before.
 
@@ -132,7 +132,7 @@ def _check_folder(output: Path) -> None:
         raise ConfigError(f"{output}: its folder does not exist; make it first")
 
 
-def _add(archive: zipfile.ZipFile, name: str, size: int, source: IO[bytes], progress: Progress) -> str:
+def _add(archive: zipfile.ZipFile, name: str, size: int, source: IO[bytes], progress: Notify) -> str:
     """Put a file into an archive; return its SHA-256."""
     with archive.open(entry(name, size), "w") as target:
         return _copy(source, target, size, lambda done: progress(f"{name}{done}"))
@@ -145,7 +145,7 @@ def _extract(
     *,
     trust_engines: bool,
     most_bytes: int,
-    progress: Progress,
+    progress: Notify,
 ) -> list[str]:
     """Write the files of an archive into a folder, if they are those of its manifest; return the engines left out."""
     if MANIFEST not in entries:
@@ -171,7 +171,7 @@ def _extract(
     return sorted(set(packed["engines"]) - set(manifest["engines"]))
 
 
-def _copy(source: IO[bytes], target: IO[bytes], size: int, progress: Progress) -> str:
+def _copy(source: IO[bytes], target: IO[bytes], size: int, progress: Notify) -> str:
     """Copy a file; return its SHA-256."""
     digest, done = hashlib.sha256(), 0
     progress("")

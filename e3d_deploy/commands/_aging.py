@@ -1,7 +1,7 @@
 """`e3d evaluate --streaming`: decay of a stream's state."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import click
 
 from e3d_deploy.commands._open import index_of, open_predictor
 from e3d_deploy.commands._output import as_json, table, working
+from e3d_deploy.progress import Notify
 
 if TYPE_CHECKING:
     from e3d_deploy.card import Decay
@@ -123,7 +124,7 @@ def _compared(
     *,
     longest: int,
     horizon: int,
-    progress: Callable[[str], None],
+    progress: Notify,
 ) -> "Comparison | None":
     """Compare renewals; return None where clips are too short for it, and say so."""
     from e3d_deploy.errors import ClipError

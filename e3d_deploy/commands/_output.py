@@ -13,6 +13,7 @@ import click
 
 from e3d_deploy.errors import E3DError, QualityError
 from e3d_deploy.json_values import json_values
+from e3d_deploy.progress import Notify
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
@@ -60,7 +61,7 @@ def next_command(*words: object, how: str = "") -> None:
 
 
 @contextmanager
-def working(text: str) -> Iterator[Any]:
+def working(text: str) -> Iterator[Notify]:
     """A line on stderr that shows what is going on, and goes away after it; a plain line where nobody watches."""
     from rich.console import Console
 

@@ -88,7 +88,7 @@ def benchmark(
     play = real_clip(opened.config) if "end-to-end" in what else None
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
         sides = [stack.enter_context(closing(open_backend(opened, name, threads=threads))) for name in backends]
-        timing = {"seconds": seconds, "repeats": repeats, "progress": progress}
+        timing: dict[str, Any] = {"seconds": seconds, "repeats": repeats, "progress": progress}
         result = run(opened, sides, what, threads=threads, play=play, renewal=renewal, memory=memory, **timing)
         if streams or target:
             curves = stream_curve(opened, sides, streams or (), target=target, renewal=renewal, **timing)

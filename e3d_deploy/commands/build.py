@@ -91,16 +91,12 @@ def build(
             raise
         click.echo(f"nothing is cached: {error.filename}: {error.strerror}", err=True)
     with working(f"building {target}") as progress:
-
-        def show(phase: str, seconds: float, expected: float | None) -> None:
-            progress(f"{phase}, {seconds:.0f} s" + ("" if expected is None else f" of about {expected:.0f}"))
-
         sidecars = build_engines(
             open_bundle(bundle),
             target,
             config,
             cache=cache,
-            progress=show,
+            progress=progress,
             remark=lambda text: click.echo(text, err=True),
         )
     show_engines(target, sidecars)

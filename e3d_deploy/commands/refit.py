@@ -23,9 +23,7 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
     from e3d_deploy.export.engines.refit import refit as refit_engines
 
     with working(f"refitting {target}") as progress:
-        sidecars = refit_engines(
-            open_bundle(bundle), open_bundle(source_), target, progress=lambda phase, *_: progress(phase)
-        )
+        sidecars = refit_engines(open_bundle(bundle), open_bundle(source_), target, progress=progress)
     show_engines(target, sidecars)
     warn("refitted, not run: what a plan computes is unproved")
     next_command("verify", bundle, "--backend", target)

@@ -58,7 +58,7 @@ def stream(
                 horizon=horizon,
                 renewal=renewal,
                 keep=output is not None,
-                progress=lambda count, rate: progress(f"{count} frames, {rate:.1f} frames/s"),
+                progress=progress,
             )
     if output is not None:
         side_by_side = np.concatenate([seen, forecast], axis=-1)[None]

@@ -3,7 +3,7 @@
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
 from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, frames_before, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
+from e3d_deploy.progress import Notify, silent
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def training_data(
     digits: Path | None = None,
     burn_in: bool = False,
     skip_bad: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> Extendable:
     """The training split of one source or several, endless: windows in a new order each time round, or cut anywhere.
 
@@ -248,7 +249,7 @@ def evaluation_data(
     seed: int = 2**31,
     skip_bad: bool = False,
     selection: Selection = ALL,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> "FixedWindows | Subset[Tensor]":
     """The windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
 
@@ -301,7 +302,7 @@ def aging_data(
     seed: int = 2**31,
     skip_bad: bool = False,
     selection: Selection = ALL,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> tuple["FixedWindows | Subset[Tensor]", tuple[int, ...]]:
     """Open the windows on which the decay of a state is measured, and find the ages that they have room for.
 

@@ -1,7 +1,7 @@
 """Content of data, for `e3d data inspect`. Needs no PyTorch."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from e3d_deploy.frames import to_frames
 from e3d_deploy.json_values import json_values
+from e3d_deploy.progress import Notify
 
 SAMPLED = 16
 """Windows whose values are looked at."""
@@ -103,7 +104,7 @@ def open_splits(
     channels: int,
     length: int,
     skip_bad: bool,
-    progress: Callable[[str], None],
+    progress: Notify,
 ) -> dict[Split, Source | E3DError]:
     """Each split of a source, or why it has no clip; only while `split` is opened, what happens is logged.
 

@@ -1,7 +1,7 @@
 """Files and folders as clips: videos, pictures and arrays. Needs no PyTorch."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from e3d_deploy.data.pictures import PICTURES, PictureClip, natural, picture_fil
 from e3d_deploy.data.rate import ALL, Selection, select_clip
 from e3d_deploy.data.storage import Clip, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError, SourceLost
+from e3d_deploy.progress import Notify
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class Reader:
         image_size: tuple[int, int],
         channels: int,
         skip_bad: bool,
-        progress: Callable[[str], None],
+        progress: Notify,
         selection: Selection = ALL,
     ) -> None:
         self.image_size, self.channels, self.skip_bad, self.progress = image_size, channels, skip_bad, progress

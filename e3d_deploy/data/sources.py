@@ -1,7 +1,7 @@
 """What a user names as data: its kind, its clips, and which of them belong to a split. Needs no PyTorch."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from e3d_deploy.data.readers import ARRAYS, Reader, find_files, some
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
+from e3d_deploy.progress import Notify, silent
 
 __all__ = ["Clip", "Source", "aging_windows", "fixed_windows", "open_source"]
 
@@ -61,7 +62,7 @@ def open_source(
     length: int,
     skip_bad: bool = False,
     selection: Selection = ALL,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> Source:
     """The clips of a split.
 

@@ -26,6 +26,7 @@ from e3d_deploy.measure import plots as measured
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.live import follow
 from e3d_deploy.measure.results import BenchmarkResult
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import RECOMMENDED, YARDSTICK
@@ -89,7 +90,7 @@ class Result:
 class _Log:
     """Times the stages."""
 
-    def __init__(self, progress: Callable[[str], None]) -> None:
+    def __init__(self, progress: Notify) -> None:
         self.stages: list[Stage] = []
         self.progress = progress
 
@@ -101,7 +102,7 @@ class _Log:
         return value
 
 
-def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], None] = lambda _: None) -> Result:
+def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) -> Result:
     """Export a model, verify, forecast, benchmark; write all of it into `output`, replacing an earlier tour.
 
     Of a small model engines are built and a film is forecast too.
@@ -121,7 +122,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Callable[[str], Non
 
     def build_engines() -> tuple[None, str]:
         try:
-            sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase, *_: progress(f"build engines: {phase}"))
+            sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase: progress(f"build engines: {phase}"))
         except BackendUnavailable as error:
             return None, f"left out: {error}"
         built = ", ".join(f"{name} {one['bytes'] / 1e6:.1f} MB" for name, one in sidecars.items())

@@ -1,6 +1,6 @@
 """Error and cost of the renewals of a stream, measured by streaming clips through each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum, lcm
 from typing import Any
@@ -12,6 +12,7 @@ from e3d_deploy import metrics
 from e3d_deploy.errors import ClipError, ConfigError, StreamError
 from e3d_deploy.evaluation.streaming import Windows
 from e3d_deploy.frames import Frames
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.predictor import Predictor
 
 Errors = NDArray[np.float64]
@@ -100,7 +101,7 @@ def compare_renewals(
     renewals: Sequence[str] = RENEWALS,
     longest: int,
     horizon: int,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> Comparison:
     """Stream the same windows through each renewal, and forecast the same frames at each place of a cycle.
 

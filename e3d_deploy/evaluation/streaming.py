@@ -10,7 +10,7 @@
 Needs NumPy and the libraries of the backend.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from e3d_deploy.card import AGES, REACH, Decay
 from e3d_deploy.errors import BundleError, CheckpointError, ClipError, ConfigError, ShapeError, StreamError
 from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import Stepper, clip_by_steps
 
 BATCH_BYTES = 1 << 28
@@ -68,7 +69,7 @@ def measure_decay(
     context_length: int,
     horizon: int,
     data: str,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> Decay:
     """Forecast the same frames from states of several ages, and measure each against what came.
 

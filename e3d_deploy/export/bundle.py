@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, POLICIES, Budget, budget_for
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import BACKENDS, check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
@@ -57,7 +58,7 @@ def export(
     calibration: Path | None = None,
     reference: Path | None = None,
     overwrite: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> Path:
     """Export the model in `model_path` as the bundle `output`; return its path.
 

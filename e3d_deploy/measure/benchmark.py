@@ -15,6 +15,7 @@ from e3d_deploy.measure.memory import peak_alone
 from e3d_deploy.measure.results import Accuracy, BenchmarkResult, Row
 from e3d_deploy.measure.tasks import WHAT, Pictures, check_what, make_task
 from e3d_deploy.measure.timing import REPEATS, Block, Runner, in_turn, median_interval, summary
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.renewal import renewal_for
 from e3d_deploy.runtime.verify import verify
@@ -32,7 +33,7 @@ def benchmark(
     play: Callable[[], Pictures] | None = None,
     renewal: str | None = None,
     memory: bool = False,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
     clock: Clock = time.perf_counter,
 ) -> BenchmarkResult:
     """Time backends, and say how right each is.

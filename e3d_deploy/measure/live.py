@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import frames, metrics
 from e3d_deploy.json_values import json_values
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
@@ -55,7 +56,7 @@ def follow(
     horizon: int,
     renewal: str | None = None,
     keep: bool = False,
-    progress: Callable[[int, float], None] = lambda _count, _rate: None,
+    progress: Notify = silent,
 ) -> tuple[Followed, Clip, Clip]:
     """Push each picture into a new stream and forecast the `horizon` pictures after it.
 
@@ -63,7 +64,7 @@ def follow(
         pictures: each uint8 [H, W, C].
         renewal: renewal of the stream; None for the default of the model.
         keep: return the pictures and forecasts, which takes memory.
-        progress: called with the pictures so far and how many per second.
+        progress: called after each picture.
 
     Returns:
         A summary; the pictures that came, and the last frame
@@ -97,7 +98,7 @@ def follow(
         push_ms.append(1000 * (forecast_started - push_started))
         forecast_ms.append(1000 * (now - forecast_started))
         pending.append((forecast[-1].clip(0, 1), frame))
-        progress(len(push_ms), len(push_ms) / (now - started))
+        progress(f"{len(push_ms)} frames, {len(push_ms) / (now - started):.1f} frames/s")
     summary = Followed(
         backend=predictor.backend.name,
         frames=len(push_ms),

@@ -12,6 +12,7 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.measure.results import Answer, Curve, Point, StreamCurves
 from e3d_deploy.measure.tasks import Task, step_task
 from e3d_deploy.measure.timing import REPEATS, Block, Runner, in_turn
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
 from e3d_deploy.runtime.batching import Batcher
@@ -63,7 +64,7 @@ def stream_curve(
     renewal: str | None = None,
     seconds: float = 1.0,
     repeats: int = REPEATS,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
     clock: Clock = time.perf_counter,
 ) -> StreamCurves:
     """The time of a round for numbers of streams, and how many of them keep a target.

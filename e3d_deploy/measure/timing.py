@@ -1,7 +1,7 @@
 """How calls are timed: warmed up until they settle, then in turn, block by block."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import comb
@@ -11,6 +11,7 @@ import numpy as np
 from e3d_deploy import turns
 from e3d_deploy.measure.results import Timing
 from e3d_deploy.measure.tasks import Task
+from e3d_deploy.progress import Notify
 from e3d_deploy.turns import Clock
 
 REPEATS = 5
@@ -77,9 +78,7 @@ class Runner:
         self.warm_up_calls = self.calls
 
 
-def in_turn(
-    runners: Sequence[Runner], *, seconds: float, repeats: int, progress: Callable[[str], None]
-) -> list[list[Block]]:
+def in_turn(runners: Sequence[Runner], *, seconds: float, repeats: int, progress: Notify) -> list[list[Block]]:
     """Blocks of each runner, which take turns (A B A B …), so that a machine that slows down slows all."""
     for runner in runners:
         progress(f"{runner.name}, warming up")

@@ -28,6 +28,7 @@ from e3d_deploy.errors import CheckpointError, TrainingError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card, save_parts
+from e3d_deploy.progress import Notify
 from e3d_deploy.training.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ class StateFile(TorchCheckpointIO):
 
 
 @contextmanager
-def signals(keeper: Keeper, say: Callable[[str], None]) -> Iterator[None]:
+def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end training after the step; the second one ends it at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

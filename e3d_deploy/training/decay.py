@@ -1,7 +1,7 @@
 """Decay of the state of a trained model, measured at the end of a run and kept in its model file."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from e3d_deploy.data.sources import Source
 from e3d_deploy.errors import E3DError
 from e3d_deploy.evaluation.streaming import Windows, ages_of, measure_decay, steps_of
 from e3d_deploy.model import E3DLSTM, State
+from e3d_deploy.progress import Notify
 from e3d_deploy.runtime.backends.protocol import Frame
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def record_decay_of_run(
     *,
     steps: int,
     device: torch.device,
-    progress: Callable[[str], None],
+    progress: Notify,
 ) -> None:
     """Measure the decay of the model in `path` on validation clips and write it into its card.
 

@@ -29,6 +29,7 @@ from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, 
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.batches import StepBatches
 from e3d_deploy.training.callbacks import (
@@ -96,7 +97,7 @@ def train(
     machine: Machine | None = None,
     callbacks: Sequence[Callback] = (),
     clock: Callable[[], float] = time.monotonic,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Notify = silent,
 ) -> Path:
     """Train into the folder `run`; return the path of the model, `run/model.safetensors`.
 

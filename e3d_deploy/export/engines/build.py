@@ -16,9 +16,9 @@ from e3d_deploy.export.engines.cache import EngineCache, key_of
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets
 from e3d_deploy.export.engines.proof import prove
-from e3d_deploy.export.engines.watch import Progress, Remark, silent
 from e3d_deploy.files import sha256
 from e3d_deploy.inventory import machine, rtx_refusal
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.specs import check_runs
 from e3d_deploy.tensorrt_library import Target, library, refusal
 
@@ -33,8 +33,8 @@ def build(
     config: EngineConfig | None = None,
     *,
     cache: EngineCache | None = None,
-    progress: Progress = silent,
-    remark: Remark = silent,
+    progress: Notify = silent,
+    remark: Notify = silent,
 ) -> dict[str, dict[str, Any]]:
     """Build an engine of each graph of a bundle into its folder `engines/`, or take it from the cache.
 
@@ -79,7 +79,7 @@ class _Job:
     parts: Mapping[str, str]
     destination: Path
 
-    def run(self, cache: EngineCache | None, progress: Progress, remark: Remark) -> dict[str, Any]:
+    def run(self, cache: EngineCache | None, progress: Notify, remark: Notify) -> dict[str, Any]:
         """Put the plan at its destination; return its sidecar."""
         if cache is None:
             return self.build(None, progress, remark)
@@ -103,7 +103,7 @@ class _Job:
         entry = self.bundle.manifest["graphs"][self.graph]
         return f"{self.graph} {self.parts['target']} {entry['precision']} {entry['nodes']} nodes"
 
-    def build(self, expected: float | None, progress: Progress, remark: Remark) -> dict[str, Any]:
+    def build(self, expected: float | None, progress: Notify, remark: Notify) -> dict[str, Any]:
         file, started = self.bundle.graph(self.graph), time.monotonic()
         plan = build_plan(
             self.trt,
@@ -111,7 +111,7 @@ class _Job:
             self.config,
             tf32=self.parts["precision"] == "tf32",
             expected=expected,
-            progress=lambda phase, *times: progress(f"{self.graph}: {phase}", *times),
+            progress=lambda phase: progress(f"{self.graph}: {phase}"),
             remark=remark,
         )
         seconds = time.monotonic() - started
@@ -170,7 +170,7 @@ def _parts(
     }
 
 
-def _suited(trt: Any, config: EngineConfig, target: Target, remark: Remark) -> EngineConfig:
+def _suited(trt: Any, config: EngineConfig, target: Target, remark: Notify) -> EngineConfig:
     """Return the options that a library has; a timing cache that it cannot use is left out.
 
     Raises:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.export.engines.watch import Remark, silent
 from e3d_deploy.files import locked, sha256, workspace, write_file
+from e3d_deploy.progress import Notify, silent
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
@@ -70,12 +70,12 @@ class EngineCache:
             self._tidy()
 
     @contextmanager
-    def lock(self, key: str, waiting: Callable[[], None] = silent) -> Iterator[None]:
+    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Be the only one that builds an engine; `waiting` is called if another process does."""
         with locked(self.folder / f"{key}.lock", waiting):
             yield
 
-    def take(self, parts: Mapping[str, str], destination: Path, remark: Remark = silent) -> dict[str, Any] | None:
+    def take(self, parts: Mapping[str, str], destination: Path, remark: Notify = silent) -> dict[str, Any] | None:
         """Put the plan that was made of `parts` at `destination`, where no file is; None if there is none.
 
         The file is shared with the cache where the file system can do that. It is hashed unless size and time of

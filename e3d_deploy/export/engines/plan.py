@@ -5,9 +5,10 @@ from typing import Any
 
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError, EngineError
-from e3d_deploy.export.engines.watch import Progress, Remark, in_thread, make_monitor, silent
+from e3d_deploy.export.engines.watch import in_thread, make_monitor
 from e3d_deploy.export.graph.layers import locate
 from e3d_deploy.files import write_file
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.tensorrt_library import make_logger
 
 BATCH = "batch"
@@ -30,8 +31,8 @@ def build_plan(
     *,
     tf32: bool = False,
     expected: float | None = None,
-    progress: Progress = silent,
-    remark: Remark = silent,
+    progress: Notify = silent,
+    remark: Notify = silent,
 ) -> bytes:
     """The engine of one graph, serialised.
 
@@ -136,7 +137,7 @@ def _member(trt: Any, enum: str, name: str, what: str) -> Any:
     return getattr(values, name)
 
 
-def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfig, graph: Path, remark: Remark) -> None:
+def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfig, graph: Path, remark: Notify) -> None:
     """A profile for each bucket, where the graph's batch is open."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     open_axes = [(one, axis) for one in inputs for axis, size in enumerate(one.shape) if size == -1]
@@ -158,7 +159,7 @@ def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfi
             raise EngineError(f"{graph}: the builder takes no profile for {' to '.join(map(str, bucket))} streams")
 
 
-def _load_timing(settings: Any, file: Path, remark: Remark) -> None:
+def _load_timing(settings: Any, file: Path, remark: Notify) -> None:
     for content in (file.read_bytes() if file.exists() else b"", b""):
         cache = settings.create_timing_cache(content)
         if cache is not None and settings.set_timing_cache(cache, False):
@@ -166,7 +167,7 @@ def _load_timing(settings: Any, file: Path, remark: Remark) -> None:
         remark(f"{file}: is of another GPU or version of TensorRT, so it begins anew")
 
 
-def _save_timing(settings: Any, file: Path, remark: Remark) -> None:
+def _save_timing(settings: Any, file: Path, remark: Notify) -> None:
     try:
         write_file(file, bytes(settings.get_timing_cache().serialize()))
     except OSError as error:

@@ -13,13 +13,13 @@ from e3d_deploy.bundle.plans import load_plan, sources, weights_sha256
 from e3d_deploy.errors import BackendUnavailable, EngineError
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.proof import prove
-from e3d_deploy.export.engines.watch import Progress, silent
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.tensorrt_library import Target, library, make_logger
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Progress = silent) -> dict[str, dict[str, Any]]:
+def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, dict[str, Any]]:
     """Give a bundle the engines of another, with its own weights.
 
     All weights that an engine lets be replaced are, or it is refused. What it computes then has to be verified on
@@ -52,7 +52,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Progress 
                 )
             if found := difference(source.graph(name), bundle.graph(name)):
                 raise EngineError(f"{name}: {bundle.path} differs from {source.path} in more than weights: {found}")
-            progress(f"{name}: refitting", 0.0, None)
+            progress(f"{name}: refitting")
             old = load_plan(source, name, target=target, version=trt.__version__)
             plan = _refitted(trt, old, bundle.graph(name))
             if plan == old and weights_sha256(bundle) != weights_sha256(source):

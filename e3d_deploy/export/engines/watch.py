@@ -6,21 +6,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any
 
-Progress = Callable[[str, float, float | None], None]
-"""Called with the phase, the seconds since the start, and the seconds that the last such build took, if one is
-remembered; from threads of the builder."""
-Remark = Callable[[str], None]
-"""Called with what a user should know."""
-
+from e3d_deploy.progress import Notify
 
 PATIENCE_S = 1.0
 """How long Ctrl-C waits for the builder; with leaving the process it makes less than two seconds."""
 BUILDING = "e3d build"
 """Name of the thread of a builder. While there is one, the interpreter cannot be taken down without a crash."""
-
-
-def silent(*_: object) -> None:
-    """For progress and remarks that nobody wants."""
 
 
 def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
@@ -48,7 +39,7 @@ def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
     return future.result()
 
 
-def make_monitor(trt: Any, progress: Progress, expected: float | None) -> Any:
+def make_monitor(trt: Any, progress: Notify, expected: float | None) -> Any:
     """What a builder reports to, and asks whether to go on."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -57,11 +48,15 @@ def make_monitor(trt: Any, progress: Progress, expected: float | None) -> Any:
             self.cancelled, self.started = False, time.monotonic()
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            progress(phase, time.monotonic() - self.started, expected)
+            self.tell(phase)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            progress(phase, time.monotonic() - self.started, expected)
+            self.tell(phase)
             return not self.cancelled
+
+        def tell(self, phase: str) -> None:
+            whole = "" if expected is None else f" of about {expected:.0f}"
+            progress(f"{phase}, {time.monotonic() - self.started:.0f} s{whole}")
 
         def phase_finish(self, phase: str) -> None:
             pass

@@ -17,8 +17,7 @@ from e3d_deploy.export.precision.types import LARGEST, LOW, products, stamp, typ
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.policies import MIN_SHARE, Budget
-
-Progress = Callable[[str], None]
+from e3d_deploy.progress import Notify
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Chooser:
     gauge: Gauge
     ranges: Callable[[], Mapping[str, float]]
     """From `quantize.calibrate`; called by policies that need them."""
-    progress: Progress
+    progress: Notify
 
     def fit(self, policy: str, budget: Budget, exclude: Collection[str] = ()) -> Fit:
         """A policy with as few layers in float32 as its budget allows.
@@ -152,7 +151,7 @@ def choose_precision(
     context_length: int,
     exclude: Sequence[str],
     calibration: Path | None,
-    progress: Progress,
+    progress: Notify,
 ) -> tuple[GraphProto, dict[str, Any]]:
     """The core in the first of some policies that keeps its budget, and what the manifest says of it.
 

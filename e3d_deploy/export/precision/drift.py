@@ -1,7 +1,7 @@
 """How far a graph drifts from PyTorch float32 over whole rollouts on real clips, before a bundle is made of it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget
+from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import find
@@ -125,7 +126,7 @@ class Gauge:
         batch: int | None,
         context_length: int,
         threads: int | None = None,
-        progress: Callable[[str], None] = lambda _: None,
+        progress: Notify = silent,
     ) -> None:
         self.config, self.batch, self.context_length = model.config, batch or 1, context_length
         self.clips, self.threads = clips, threads
