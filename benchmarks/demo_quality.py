@@ -25,7 +25,7 @@ from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 
 SEQUENCES = 1000
 TAKEN_FROM = {"mse": ORIGINAL, "mae": ORIGINAL, "psnr": OPENSTL, "ssim": OPENSTL}
-"""The measures of the card, all of clipped predictions, and where evaluation.py takes them so."""
+"""The measures of the card, all of clipped predictions, and the convention that takes them so."""
 
 
 def measure(sequences: int = SEQUENCES) -> dict[str, Any]:

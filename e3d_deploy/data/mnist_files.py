@@ -14,14 +14,6 @@ KEYS = ("clips", "dims", "input_raw_data")
 """What a file of the original holds at the least."""
 
 
-def original_batches(count: int, size: int) -> int:
-    """How many batches of `size` the original makes of `count` clips: it always leaves out the last one.
-
-    Source: google/e3d_lstm src/data_provider/mnist.py and kth_action.py, no_batch_left.
-    """
-    return max(count - 1, 0) // size
-
-
 def is_original(path: Path) -> bool:
     """Whether a .npz is one of the original's, or means to be."""
     found = members(path)
