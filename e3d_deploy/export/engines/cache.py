@@ -184,8 +184,9 @@ class EngineCache:
 
     def _tidy(self) -> None:
         """Remove what killed builds left."""
-        with workspace(self.folder / "entry"):
-            pass
+        for name in ("entry", DURATIONS):
+            with workspace(self.folder / name):
+                pass
         for lock in self.folder.glob("*.lock"):
             if KEY.fullmatch(lock.stem):
                 with suppress(BlockingIOError), locked(lock, None):
