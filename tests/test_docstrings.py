@@ -15,7 +15,7 @@ CHECKED = {
     "e3d_deploy": (
         "__init__ __main__ card checkpoint cli config contract doctor files inspect inventory "
         "json_values libraries operators parts progress step tensorrt_library tensors tf32 training "
-        "turns workspace "
+        "turns "
     ),
     "e3d_deploy/bundle": "__init__ pack",
     "e3d_deploy/commands": (

@@ -15,7 +15,7 @@ from tests.tools import e3d
 def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let `auto` find these backends, and take the last of them for the fastest."""
     times = {name: float(-number) for number, name in enumerate(names)}
-    monkeypatch.setattr("e3d_deploy.runtime.choose.installed", lambda: list(names))
+    monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: list(names))
     monkeypatch.setattr(
         "e3d_deploy.runtime.choose._times", lambda _, backends: {name: times[name] for name in backends}
     )
