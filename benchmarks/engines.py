@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.common import save
 from e3d_deploy import checkpoint
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
@@ -62,35 +63,35 @@ def report(rows: list[dict[str, Any]], hits: dict[str, Any]) -> None:
 
 def only(bundle: Bundle, graphs: list[str] | None) -> Bundle:
     """A bundle as if it had some of its graphs alone."""
-    kept = {name: entry for name, entry in bundle.manifest["graphs"].items() if graphs is None or name in graphs}
-    return dataclasses.replace(bundle, manifest={**bundle.manifest, "graphs": kept})
+    kept = tuple(entry for entry in bundle.manifest.graphs if graphs is None or entry.name in graphs)
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, graphs=kept))
 
 
-def row(bundle: Bundle, graph: str, sidecar: dict[str, Any]) -> dict[str, Any]:
+def row(bundle: Bundle, graph: str, sidecar: EngineSidecar) -> dict[str, Any]:
     return {
         "graph": graph,
-        "precision": sidecar["precision"]["proved"],
-        "proved_by": sidecar["precision"]["by"],
-        "nodes": bundle.manifest["graphs"][graph]["nodes"],
-        "build_seconds": sidecar["build_seconds"],
-        "plan_bytes": sidecar["bytes"],
-        "builder": sidecar["builder"],
+        "precision": sidecar.precision.proved,
+        "proved_by": sidecar.precision.by,
+        "nodes": bundle.entry(graph).nodes,
+        "build_seconds": sidecar.build_seconds,
+        "plan_bytes": sidecar.bytes,
+        "builder": sidecar.builder,
     }
 
 
 def measure_hits(bundle: Bundle, cache: EngineCache, folder: Path, times: int = 20) -> dict[str, Any]:
     """The median of taking one plan out of the cache, and of a whole build in which all are there."""
-    entries = cache.entries()[-len(bundle.manifest["graphs"]) :]
+    entries = cache.entries()[-len(bundle.graphs) :]
     taking = {}
     for entry in entries:
         spent = []
         for _ in range(times):
             started = time.perf_counter()
-            found = cache.take(entry.sidecar["parts"], folder / "taken")
+            found = cache.take(entry.parts, folder / "taken")
             spent.append(time.perf_counter() - started)
             assert found is not None
             (folder / "taken").unlink()
-        taking[f"{entry.sidecar['graph']}, {entry.nbytes / 1e6:.1f} MB"] = milliseconds(spent)
+        taking[f"{entry.sidecar.graph}, {entry.nbytes / 1e6:.1f} MB"] = milliseconds(spent)
     spent = []
     for _ in range(times):
         started = time.perf_counter()

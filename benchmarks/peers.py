@@ -168,7 +168,7 @@ def main(size: str, semantics: Semantics, threads: int, low: bool, rounds: int) 
         clip = reference["frames"]
         for side in found:
             side.roll(clip, 10)
-        rounding = Bundle.open(folder / "fp32.e3d").manifest["rounding"]["predictions"]
+        rounding = Bundle.open(folder / "fp32.e3d").manifest.rounding.predictions
 
     def stepping(side: Side) -> Callable[[], None]:
         frame = np.ascontiguousarray(clip[:1])

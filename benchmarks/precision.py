@@ -25,9 +25,9 @@ from benchmarks.common import in_turn, save
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL
-from e3d_deploy.export.bundle import reference_clip
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.export.precision import types
 from e3d_deploy.export.precision.choose import Chooser
 from e3d_deploy.export.precision.drift import Gauge, real_clips

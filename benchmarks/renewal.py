@@ -72,7 +72,10 @@ def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: 
     for text in texts:
         renewal, batcher = Renewal.parse(text, CONTEXT), Batcher(predictor.backend, predictor.config)
         old = renewal.cycle * (2 * predictor.config.history_length + renewal.warm_up)
-        batchers[text], videos[text] = batcher, [grown(batcher, renewal, old + number) for number in range(streams)]
+        batchers[text], videos[text] = (
+            batcher,
+            [grown(batcher, predictor.states, renewal, old + number) for number in range(streams)],
+        )
 
     def rounds_of(text: str) -> Callable[[], None]:
         def call() -> None:
@@ -104,7 +107,7 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
     batcher, frames = Batcher(opened, bundle.config), bundle.reference()["frames"][:1]
     states: dict[int, Any] = {}
     for size in (1, 2):
-        members = grown(batcher, Renewal(), 50).members * size
+        members = grown(batcher, bundle.states, Renewal(), 50).members * size
         states[size] = opened.gather([(one.batch.state, one.row) for one in members])
 
     def step(size: int) -> Callable[[], None]:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import MODEL, Bundle
+from e3d_deploy.bundle.manifest import GraphEntry
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
 from e3d_deploy.tensors import KEY, read_tensors
@@ -17,7 +19,7 @@ from e3d_deploy.tensors import KEY, read_tensors
 Values = dict[str, Any]
 LARGEST = 10
 """Tensors that are listed."""
-ABOUT = ("schema", "name", "created", "files", "config", "graphs", "engines")
+ABOUT = ("schema", "name", "created", "files", "config", "graphs", "engines", "states")
 """Fields of a manifest that say nothing of what a bundle computes, or that have a section of their own."""
 
 
@@ -79,16 +81,16 @@ def _read_model(path: Path) -> Side:
 def _read_bundle(path: Path) -> Side:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    rest = {"card": {}} | {name: value for name, value in manifest.items() if name not in ABOUT}
+    rest = {"card": {}} | {name: value for name, value in manifest.to_json().items() if name not in ABOUT}
     settings = {name: value for name, value in rest.items() if not isinstance(value, dict)}
-    graphs = {name: _graph(entry) for name, entry in manifest["graphs"].items()}
     sections = {
         "config": _flat(bundle.config.to_dict()),
         "settings": _flat(settings),
-        "graphs": _flat(graphs),
+        "graphs": _flat({_title(entry): _graph(entry) for entry in manifest.graphs}),
+        "states": _flat({one.name: one.to_json() for one in bundle.manifest.states}),
         **{name: _flat(value) for name, value in rest.items() if name not in settings},
-        "engines": _flat({name: _engine(sheet) for name, sheet in manifest["engines"].items()}),
-        "files": {name: f"{_size(path / name)}, {digest[:12]}" for name, digest in manifest["files"].items()},
+        "engines": _flat({name: _engine(sheet) for name, sheet in manifest.engines.items()}),
+        "files": {name: f"{_size(path / name)}, {digest[:12]}" for name, digest in manifest.files.items()},
     }
     missing = {}
     try:
@@ -97,7 +99,7 @@ def _read_bundle(path: Path) -> Side:
         missing["nodes"] = "onnx is not installed"
     else:
         sections["nodes"] = _flat(nodes)
-    about = {"path": str(path), "kind": "bundle", "name": manifest["name"], "created": manifest["created"]}
+    about = {"path": str(path), "kind": "bundle", "name": manifest.name, "created": manifest.created}
     try:
         weights, _ = read_tensors(path / MODEL)
     except CheckpointError as error:
@@ -109,18 +111,24 @@ def _size(file: Path) -> str:
     return f"{file.stat().st_size:,} bytes" if file.is_file() else "missing"  # as an engine may be
 
 
-def _graph(entry: Values) -> Values:
-    """A graph's entry with each input and output in one line."""
+def _title(entry: GraphEntry) -> str:
+    """Return the name of a graph, with the backends that it is for unless it is for all."""
+    return entry.name if entry.backends is None else f"{entry.name} ({', '.join(entry.backends)})"
+
+
+def _graph(entry: GraphEntry) -> Values:
+    """Return a graph's entry with each input and output in one line, without what stands in its title."""
     tensors = {
-        what: {tensor["name"]: f"{tensor['dtype']} {tensor['shape']}" for tensor in entry[what]}
-        for what in ("inputs", "outputs")
+        what: {tensor.name: f"{tensor.dtype} {list(tensor.shape)}" for tensor in both}
+        for what, both in (("inputs", entry.inputs), ("outputs", entry.outputs))
     }
-    return {**entry, **tensors}
+    rest = {name: value for name, value in entry.to_json().items() if name not in ("name", "backends")}
+    return {**rest, **tensors}
 
 
-def _engine(sheet: Values) -> Values:
-    """An engine's sidecar without what differs between two builds of one engine."""
-    return {name: value for name, value in sheet.items() if name not in ("created", "build_seconds")}
+def _engine(sheet: EngineSidecar) -> Values:
+    """Return an engine's sidecar without what differs between two builds of one engine."""
+    return {name: value for name, value in sheet.to_json().items() if name not in ("created", "build_seconds")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:

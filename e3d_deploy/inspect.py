@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import MANIFEST, Bundle
+from e3d_deploy.bundle.schema import Entry
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
@@ -35,7 +36,7 @@ class ModelContents:
         """Return the content as JSON values."""
         about = {"file": self.file, "parameters": self.parameters, "bytes": self.bytes}
         return {
-            "model": {**about, "state_bytes_per_stream": state_bytes(self.config)},
+            "model": {**about, "state_bytes_per_stream": contract.states_of(self.config).nbytes},
             **_card_sections(self.card),
             "config": self.config.to_dict(),
         }
@@ -48,20 +49,20 @@ class GraphContents:
     file: str
     nodes: int
     opset: int
-    precision: Any
-    """Types of its products."""
+    precision: str
+    """Policy of its types."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineContents:
-    """Engine of a bundle; None for what its sidecar does not say."""
+    """Engine of a bundle."""
 
-    builder: str | None
-    compute_capability: str | None
-    bytes: int | None
+    builder: str
+    compute_capability: str
+    bytes: int
     """Size of the plan (bytes)."""
-    build_seconds: float | None
-    created: str | None
+    build_seconds: float
+    created: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,8 @@ class BundleContents:
     """ONNX Runtime is slow on some processors until the ring is full; None where onnx is not installed."""
     bytes: int
     """Size of all its files (bytes)."""
+    state_bytes: int
+    """Size of a stream's state (bytes)."""
     history: Mapping[str, Any]
     """Cell states kept (`slots`), steps for which that is exact (`exact_for_steps`), and what is recalled `then`."""
     producer: Mapping[str, str]
@@ -161,7 +164,7 @@ class BundleContents:
                     "bytes": self.bytes,
                     "history": self.history,
                     "producer": self.producer,
-                    "state_bytes_per_stream": state_bytes(self.config),
+                    "state_bytes_per_stream": self.state_bytes,
                 },
                 **_card_sections(self.card),
                 "config": self.config.to_dict(),
@@ -235,38 +238,36 @@ def inspect_bundle(path: Path) -> BundleContents:
     manifest = bundle.manifest
     cost, missing = _cost(bundle)  # first, as it refuses a graph that cannot be read
     return BundleContents(
-        name=manifest["name"],
+        name=manifest.name,
         digest=bundle.digest[:16],
-        created=manifest["created"],
+        created=manifest.created,
         context_length=bundle.context_length,
         horizon=bundle.horizon,
         batch=None if bundle.dynamic_batch else bundle.batch,
         slow_young_ring=_slow_young_ring(bundle),
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-        history=manifest["history"],
-        producer=manifest["producer"],
+        state_bytes=bundle.states.nbytes,
+        history=manifest.history.to_json(),
+        producer=manifest.producer.to_json(),
         config=bundle.config,
         card=bundle.card,
-        graphs={name: _selected(GraphContents, entry) for name, entry in manifest["graphs"].items()},
+        graphs={name: _selected(GraphContents, bundle.entry(name)) for name in bundle.graphs},
         cost=cost,
         cost_missing=missing,
         step_inputs={
-            tensor["name"]: {"shape": tensor["shape"], "dtype": tensor["dtype"]}
-            for tensor in manifest["graphs"]["step"]["inputs"]
+            tensor.name: {"shape": list(tensor.shape), "dtype": tensor.dtype} for tensor in bundle.entry("step").inputs
         },
-        engines={name: _selected(EngineContents, sidecar) for name, sidecar in manifest["engines"].items()},
+        engines={name: _selected(EngineContents, engine) for name, engine in manifest.engines.items()},
         verified={
-            name: Verified(
-                against=report.get("yardstick"), largest_difference=report.get("worst"), passed=report.get("passed")
-            )
-            for name, report in manifest["verification"].items()
+            name: Verified(against=report.yardstick, largest_difference=report.worst, passed=report.passed)
+            for name, report in manifest.verification.items()
         },
     )
 
 
-def _selected(kind: type[Contents], entry: Mapping[str, Any]) -> Contents:
-    """Return the fields of an entry that a dataclass has, None for those that are not there."""
-    return kind(**{field.name: entry.get(field.name) for field in fields(kind)})  # type: ignore[arg-type]
+def _selected(kind: type[Contents], entry: Entry) -> Contents:
+    """Return the fields of an entry that a dataclass has."""
+    return kind(**{field.name: getattr(entry, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
 def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
@@ -278,18 +279,13 @@ def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
     """
     from e3d_deploy.export.graph.statistics import statistics
 
-    return {name: statistics(bundle.graph(name), entry) for name, entry in bundle.manifest["graphs"].items()}
+    return {name: statistics(bundle.graph(name), bundle.entry(name)) for name in bundle.graphs}
 
 
 def by_graph(columns: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
     """Counts per graph as rows, a row for each name: {"step": {"Conv": 3}} as {"Conv": {"step": 3}}."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     return {name: {graph: column.get(name, 0) for graph, column in columns.items()} for name in names}
-
-
-def state_bytes(config: ModelConfig) -> int:
-    """Return the size of a stream's state (bytes)."""
-    return sum(tensor.nbytes for tensor in contract.states(config))
 
 
 def _cost(bundle: Bundle) -> tuple[Cost | None, str | None]:

@@ -14,12 +14,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from e3d_deploy.bundle.plans import weights_sha256
+from e3d_deploy.bundle.plans import sources
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.tensorrt_library import Target
 from tests.fake_cuda import Machine
+from tests.manifests import sidecar
 
 TYPES = {"tensor(float)": "float", "tensor(int32)": "int32"}
 SCRATCH = 4096
@@ -218,18 +219,17 @@ def add_engines(path: Path, *graphs: str, target: Target = "tensorrt-rtx", versi
     bundle = Bundle.open(path)
     sidecars = {}
     with staging(bundle) as stage:
-        for graph in graphs or bundle.manifest["graphs"]:
+        for graph in graphs or bundle.graphs:
             plan = str(bundle.graph(graph)).encode()
             (stage / f"{graph}.{target}.plan").write_bytes(plan)
-            sidecars[graph] = {
-                "graph_sha256": bundle.manifest["files"][bundle.graph(graph).name],
-                "weights_sha256": weights_sha256(bundle),
-                "target": target,
-                "builder": version,
-                "compute_capability": "portable",
-                "options": {"version_compatible": False, "hardware_compatibility": "none"},
-                "sha256": hashlib.sha256(plan).hexdigest(),
-            }
+            sidecars[graph] = sidecar(
+                graph=graph,
+                target=target,
+                builder=version,
+                compute_capability="portable",
+                sha256=hashlib.sha256(plan).hexdigest(),
+                **sources(bundle, graph, target),
+            )
         move_in(bundle, target, stage, sidecars)
     return Bundle.open(path)
 

@@ -58,15 +58,15 @@ def main(bundle: Path, folder: Path, times: int) -> None:
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         opened = Bundle.open(bundle)
-        for name, digest in opened.manifest["files"].items():
+        for name, digest in opened.manifest.files.items():
             check_file(bundle, name, digest)  # of engines too
         assert cache.damaged() == {}, cache.damaged()
         counts["kills"] += 1
-        counts["with engines"] += bool(opened.manifest["engines"])
+        counts["with engines"] += bool(opened.manifest.engines)
         counts["with leftovers"] += bool(leftovers(bundle, folder))
     build(bundle, EngineCache(folder), b"the last", 0)
     assert leftovers(bundle, folder) == [], leftovers(bundle, folder)
-    assert len(Bundle.open(bundle).manifest["engines"]) == len(opened.manifest["graphs"])
+    assert len(Bundle.open(bundle).manifest.engines) == len(opened.graphs)
     print(json.dumps({**counts, "entries": len(cache.entries())}))  # noqa: T201
 
 

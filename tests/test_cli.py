@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from e3d_deploy import checkpoint, inventory
-from e3d_deploy.bundle.folder import Bundle, write_manifest
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.cli import main
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.files import sha256
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.training.module import Learner
+from tests.manifests import rewrite, sidecar
 from tests.tools import e3d
 
 REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
@@ -334,9 +335,11 @@ def test_the_next_command_can_be_pasted(bundle_path: Path, tmp_path: Path) -> No
 def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "engines").mkdir()
     (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(1_500_000))
-    manifest = Bundle.open(bundle_path).manifest
-    files = manifest["files"] | {"engines/step.tensorrt.plan": sha256(bundle_path / "engines" / "step.tensorrt.plan")}
-    write_manifest(bundle_path, {**manifest, "files": files, "engines": {"step.tensorrt": {}}})
+    files = {
+        **Bundle.open(bundle_path).manifest.files,
+        "engines/step.tensorrt.plan": sha256(bundle_path / "engines" / "step.tensorrt.plan"),
+    }
+    rewrite(bundle_path, files=files, engines={"step.tensorrt": sidecar()})
     archive = tmp_path / "tiny.zip"
     assert "left out: the engines step.tensorrt" in e3d("pack", bundle_path, "-o", archive).stderr
     assert "left out" not in e3d("pack", bundle_path, "-o", archive, "--overwrite", "--with-engines").stderr

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from e3d_deploy import checkpoint
-from e3d_deploy.bundle.folder import Bundle, write_manifest
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.bundle.manifest import Verification
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.diff import diff
@@ -22,11 +24,12 @@ from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import read_tensors
+from tests.manifests import rewrite, sidecar
 
 
 def changed(path: Path, **fields: Any) -> None:
     """Change fields of a bundle's manifest."""
-    write_manifest(path, Bundle.open(path).manifest | fields)
+    rewrite(path, **fields)
 
 
 def model(path: Path, change: Any = lambda _: None, **fields: Any) -> Path:
@@ -130,28 +133,28 @@ def test_a_bundle_and_a_model_file_are_compared_where_both_can_be(exported: Path
 
 def test_every_field_of_a_manifest_counts(exported: Path, bundle_path: Path) -> None:
     manifest = Bundle.open(bundle_path).manifest
-    sheet = {"builder": "10.7", "precision": {"requested": "fp32"}, "bytes": 4, "created": "now", "build_seconds": 1.0}
     changes = {
-        "producer": {**manifest["producer"], "torch": "1.0"},
-        "preprocessing": {**manifest["preprocessing"], "output": "clipped"},
-        "rounding": {**manifest["rounding"], "states": 1.0},
-        "verification": {"onnxruntime": {"worst": 1e-7, "passed": True}},
-        "engines": {"step.tensorrt": sheet},
+        "producer": replace(manifest.producer, torch="1.0"),
+        "preprocessing": replace(manifest.preprocessing, output="clipped"),
+        "rounding": replace(manifest.rounding, states=1.0),
+        "states": tuple(replace(one, initial=one.initial + 1) for one in manifest.states),
+        "verification": {"onnxruntime": Verification(worst=1e-7, passed=True)},
+        "engines": {"step.tensorrt": sidecar()},
     }
     changed(bundle_path, **changes)
     found = diff(exported / "tiny.e3d", bundle_path)
     assert set(found["differs_in"]) == set(changes)
-    assert found["producer"] == {"torch": [manifest["producer"]["torch"], "1.0"]}
+    assert found["producer"] == {"torch": [manifest.producer.torch, "1.0"]}
     assert found["verification"]["onnxruntime.worst"] == [None, 1e-7]
     assert found["engines"]["step.tensorrt.precision.requested"] == [None, "fp32"]
     again = shutil.copytree(bundle_path, bundle_path.with_name("again.e3d"))
-    changed(again, engines={"step.tensorrt": sheet | {"created": "later", "build_seconds": 2.0}})
+    changed(again, engines={"step.tensorrt": sidecar(created="later", build_seconds=2.0)})
     assert diff(bundle_path, again)["differs_in"] == []
 
 
 def test_an_engine_that_was_lost_is_shown(exported: Path, bundle_path: Path) -> None:
-    files = Bundle.open(bundle_path).manifest["files"]
-    changed(bundle_path, files={**files, "engines/step.tensorrt.plan": "0" * 64}, engines={"step.tensorrt": {}})
+    files = Bundle.open(bundle_path).manifest.files
+    changed(bundle_path, files={**files, "engines/step.tensorrt.plan": "0" * 64}, engines={"step.tensorrt": sidecar()})
     found = diff(exported / "tiny.e3d", bundle_path)
     assert found["files"] == {"engines/step.tensorrt.plan": [None, "missing, 000000000000"]}
     assert CliRunner().invoke(main, ["inspect", str(bundle_path)]).exit_code == 0

@@ -17,7 +17,7 @@ CHECKED = {
         "json_values libraries operators parts progress step tensorrt_library tensors tf32 training "
         "turns "
     ),
-    "e3d_deploy/bundle": "__init__ pack",
+    "e3d_deploy/bundle": "__init__ folder manifest pack schema sidecar",
     "e3d_deploy/commands": (
         "__init__ _aging _engines _open _options build cache demo diff doctor evaluate export import_ inspect join "
         "pack predict refit stream train unpack"
@@ -25,7 +25,7 @@ CHECKED = {
     "e3d_deploy/data": "__init__ datasets moving_mnist pictures rate",
     "e3d_deploy/demo": "__init__",
     "e3d_deploy/evaluation": "renewals samples streaming",
-    "e3d_deploy/export": "__init__ bundle",
+    "e3d_deploy/export": "__init__ bundle plan",
     "e3d_deploy/export/engines": "__init__ build install plan",
     "e3d_deploy/export/graph": "__init__ to_onnx",
     "e3d_deploy/export/precision": "__init__",
@@ -39,14 +39,14 @@ CHECKED = {
     ),
     "e3d_deploy/runtime/streams": "__init__",
     "tests": (
-        "fake_cuda fake_tensorrt_runtime fake_torch_gpu kill_builds reference test_card test_checkpoint "
-        "test_cli test_config test_diff test_docstrings test_frames test_imports test_inspect "
-        "test_metrics test_parts test_turns test_window tools toy_backend "
+        "fake_cuda fake_tensorrt_runtime fake_torch_gpu kill_builds manifests reference test_card "
+        "test_checkpoint test_cli test_config test_diff test_docstrings test_frames test_imports "
+        "test_inspect test_metrics test_parts test_turns test_window tools toy_backend "
     ),
     "tests/benchmarks": (
         "test_digits test_gpu_call test_gpu_flop test_gpu_pack test_gpu_plan test_gpu_run test_gpu_script"
     ),
-    "tests/bundle": "test_old_bundle",
+    "tests/bundle": "test_manifest test_old_bundle",
     "tests/commands": "__init__ test_json test_options test_verify",
     "tests/data": "test_data test_rate test_sources",
     "tests/demo": "test_demo",

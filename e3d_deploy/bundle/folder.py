@@ -1,18 +1,20 @@
-"""What gets deployed: a folder NAME.e3d with graphs, weights, a reference clip and a manifest."""
+"""Deployable folder NAME.e3d with graphs, weights, a reference clip and a manifest."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.bundle.manifest import problems
+from e3d_deploy import contract
+from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
@@ -20,15 +22,14 @@ from e3d_deploy.files import locked, sha256, swap, workspace, write_file
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
 WEIGHTS, YARDSTICK = "weights.safetensors", "float32.onnx"
-"""Where graphs have a low type: its weights, and the step graph without it."""
+"""Weights in the low type of the graphs, and the step graph without that type; only where there is one."""
 ENGINES = "engines/"
-"""What the names of all files of engines begin with."""
+"""Prefix of the names of all files of engines."""
 
 SIZES = (1, 2, 4, 8, 16, 32)
-"""How many streams a step takes at once where its graph takes any number: a few sizes, so that few are compiled."""
+"""Numbers of streams that a step takes at once where its graph takes any number; few, so that few are compiled."""
 
 
 @dataclass(frozen=True)
@@ -37,107 +38,144 @@ class Bundle:
     looked for: `plans.load_plan` does that."""
 
     path: Path
-    manifest: dict[str, Any]
-    """As in manifest.json; docs/bundle.md lists its fields."""
+    manifest: Manifest
+    """Content of manifest.json."""
     config: ModelConfig
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """The bundle in a folder, after its manifest and the hashes of its files were checked.
+        """Open the bundle in a folder, after its manifest and the hashes of its files were checked.
 
         Raises:
             BundleError: a missing, truncated or altered file, or a manifest that this version cannot read.
         """
         path = Path(path)
         manifest = read_manifest(path)
-        for name, digest in manifest["files"].items():
+        for name, digest in manifest.files.items():
             if not name.startswith(ENGINES):
                 check_file(path, name, digest)
         try:
-            return cls(path, manifest, ModelConfig.from_dict(manifest["config"]))
+            return cls(path, manifest, ModelConfig.from_dict(dict(manifest.config)))
         except ConfigError as error:
             raise BundleError(f"{path / MANIFEST}: {error}") from error
 
     @property
     def digest(self) -> str:
-        """Stands for what the bundle computes: the hash over its graphs and weights."""
-        computing = {MODEL, WEIGHTS, *(graph["file"] for graph in self.manifest["graphs"].values())}
-        files = {name: digest for name, digest in self.manifest["files"].items() if name in computing}
-        return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        """Hash over graphs and weights, which changes when the bundle is exported in another way."""
+        computing = {MODEL, WEIGHTS, *(graph.file for graph in self.manifest.graphs)}
+        files = {name: digest for name, digest in self.manifest.files.items() if name in computing}
+        return _hash(files)
+
+    @property
+    def identity(self) -> str:
+        """Hash over weights, config and policy: the network whose states a snapshot holds, whatever graphs run it.
+
+        Fields of the config that have their defaults are left out, so that a new one changes no identity.
+        """
+        defaults = ModelConfig().to_dict()
+        config = {name: value for name, value in self.config.to_dict().items() if value != defaults[name]}
+        return _hash({"weights": self.manifest.files[MODEL], "config": config, "policy": self.precision})
+
+    @property
+    def earlier_identities(self) -> tuple[str, ...]:
+        """Identities that older versions gave to snapshots of it: the hash over its files."""
+        return (self.digest,)
 
     @property
     def context_length(self) -> int:
         """Frames that the clip graph takes."""
-        return int(self.manifest["context_length"])
+        return self.manifest.context_length
 
     @property
     def horizon(self) -> int:
         """Frames that the clip graph gives."""
-        return int(self.manifest["horizon"])
+        return self.manifest.horizon
 
     @property
     def card(self) -> Card:
         """Facts about the model; empty in a bundle of an older version."""
-        return Card.from_dict(self.manifest.get("card", {}))
+        return Card.from_dict(self.manifest.card)
 
     @property
     def batch(self) -> int:
         """Streams that the graphs run at once; 1 where they take any number."""
-        return int(self.manifest["batch"])
+        return self.manifest.batch
 
     @property
     def precision(self) -> str:
-        """The policy of its graphs, of `policies.POLICIES`."""
-        return str(self.manifest["graphs"]["step"]["precision"])
+        """Policy of the step graph, one of `policies.POLICIES`."""
+        return self.entry("step").precision
 
     @property
     def dynamic_batch(self) -> bool:
-        """Whether the graphs take any number of streams."""
-        return bool(self.manifest["dynamic_batch"])
+        """True if the graphs take any number of streams."""
+        return self.manifest.dynamic_batch
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many streams a step is run with, ascending."""
+        """Numbers of streams that a step is run with, ascending."""
         return SIZES if self.dynamic_batch else (self.batch,)
 
-    def graph(self, name: str) -> Path:
-        """The file of a graph.
+    @cached_property
+    def states(self) -> contract.States:
+        """State of a stream; of a bundle of schema 1 as its config stands for it."""
+        return self.manifest.stream_states() or contract.states_of(self.config)
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs."""
+        return tuple(dict.fromkeys(one.name for one in self.manifest.graphs))
+
+    def entry(self, name: str, backend: str | None = None) -> GraphEntry:
+        """Return the graph of a name for a backend; without one, that for all.
 
         Raises:
             BundleError: the bundle has no such graph.
         """
-        try:
-            return self.path / str(self.manifest["graphs"][name]["file"])
-        except KeyError as error:
-            raise BundleError(
-                f"{self.path}: has no graph {name!r}, only {', '.join(self.manifest['graphs'])}"
-            ) from error
+        found = self.manifest.entry(name, backend)
+        if found is not None:
+            return found
+        if name not in self.graphs:
+            raise BundleError(f"{self.path}: has no graph {name!r}, only {', '.join(self.graphs)}")
+        there = sorted({one for graph in self.manifest.graphs for one in graph.backends or () if graph.name == name})
+        raise BundleError(
+            f"{self.path}: has no graph {name!r} for {backend}, only for {', '.join(there)}; export it again: "
+            f"`e3d export MODEL -o {self.path} --target {backend} --overwrite`"
+        )
+
+    def graph(self, name: str, backend: str | None = None) -> Path:
+        """Return the file of the graph that `entry` returns.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        return self.path / self.entry(name, backend).file
 
     def reference(self) -> dict[str, NDArray[Any]]:
-        """A clip, and what PyTorch made of it; docs/bundle.md lists the arrays."""
+        """Return a clip and PyTorch's answer to it; docs/bundle.md lists the arrays."""
         with np.load(self.path / REFERENCE) as archive:
             return {name: archive[name] for name in archive.files}
 
 
-def manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """A manifest as it stands in its file."""
-    return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the content of the file of a manifest."""
+    return (json.dumps(manifest.to_json(), indent=2, allow_nan=False) + "\n").encode()
 
 
-def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(path: Path, manifest: Manifest) -> None:
     """Replace the manifest of the bundle in `path`, whole or not at all."""
     write_file(path / MANIFEST, manifest_bytes(manifest))
 
 
-def record_verification(bundle: Bundle, report: dict[str, Any]) -> None:
+def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
     """Put a report of `verify` into the manifest, in the place of an older one of the same backend.
 
     A bundle that cannot be written, as on many devices, or that was exported anew meanwhile, is left as it is; the
     log says so.
     """
     try:
-        with _changing(bundle) as manifest:
-            manifest["verification"][report["backend"]] = report
+        new = {report["backend"]: Verification.from_json(report)}
+        _change(bundle, lambda manifest: replace(manifest, verification={**manifest.verification, **new}))
     except (OSError, BundleError) as error:
         log.warning("the report is not recorded in the manifest (%s)", error)
 
@@ -149,13 +187,12 @@ def record_decay(bundle: Bundle, decay: Decay) -> None:
         BundleError: it was exported anew meanwhile.
         OSError: it cannot be written.
     """
-    with _changing(bundle) as manifest:
-        manifest["card"] = replace(Card.from_dict(manifest.get("card", {})), decay=decay).to_dict()
+    new = Card(decay=decay).to_dict()
+    _change(bundle, lambda manifest: replace(manifest, card={**manifest.card, **new}))
 
 
-@contextmanager
-def _changing(bundle: Bundle) -> Iterator[dict[str, Any]]:
-    """Give the manifest of a bundle, which is written when the block ends; nobody else writes it meanwhile.
+def _change(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> None:
+    """Write the manifest of a bundle after a change; nobody else writes it meanwhile.
 
     Raises:
         BundleError: it was exported anew since it was opened.
@@ -164,8 +201,7 @@ def _changing(bundle: Bundle) -> Iterator[dict[str, Any]]:
         manifest = read_manifest(bundle.path)  # which may have other engines by now
         if replace(bundle, manifest=manifest).digest != bundle.digest:
             raise BundleError(f"{bundle.path}: was exported anew meanwhile; run this again")
-        yield manifest
-        write_manifest(bundle.path, manifest)
+        write_manifest(bundle.path, change(manifest))
 
 
 @contextmanager
@@ -192,8 +228,8 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
             folder.replace(place)
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the bundle in `path`, which has all its fields.
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest of the bundle in `path`, which has all its fields.
 
     Raises:
         BundleError: there is none, or none that this version can read.
@@ -202,24 +238,30 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text())
-        schema = manifest["schema"]
+        content = json.loads(file.read_text())
+        schema = content["schema"]
     except FileNotFoundError as error:
         raise BundleError(f"{path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`") from error
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); copy or export the bundle again") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
-    if schema != SCHEMA:
-        raise BundleError(f"{file}: schema {schema!r}, this version reads {SCHEMA}; update e3d_deploy or export again")
-    if problem := next(problems(manifest, always={MODEL, REFERENCE}), None):
+    if type(schema) is not int or schema not in READS:
+        raise BundleError(
+            f"{file}: schema {schema!r}, this version reads {' and '.join(map(str, READS))}; update e3d_deploy or "
+            "export again"
+        )
+    try:
+        manifest = Manifest.from_json(content)
+    except ValueError as error:
+        raise BundleError(f"{file}: {error}; export the model again") from error
+    if problem := next(manifest.problems(always={MODEL, REFERENCE}), None):
         raise BundleError(f"{file}: {problem}; export the model again")
-    result: dict[str, Any] = manifest
-    return result
+    return manifest
 
 
 def check_file(bundle: Path, name: str, digest: str) -> None:
-    """Whether a file of a bundle is the one that its manifest names.
+    """Raise unless a file of a bundle is the one that its manifest names.
 
     Raises:
         BundleError: it is not, or it lies elsewhere.
@@ -236,3 +278,8 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
             f"{file}: altered or truncated, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; "
             "copy or export the bundle again"
         )
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over JSON values."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from e3d_deploy.bundle.archive import MOST_BYTES, check_names, entry, open_archive
 from e3d_deploy.bundle.folder import (
@@ -19,6 +19,7 @@ from e3d_deploy.bundle.folder import (
     read_manifest,
     write_manifest,
 )
+from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import new_file, sync
 from e3d_deploy.progress import Notify, silent
@@ -57,9 +58,9 @@ def pack(
     if place.is_relative_to(bundle.path.resolve()):
         raise ConfigError(f"{output}: lies in the bundle that is packed; give a name outside of it")
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
-    check_names([MANIFEST, *manifest["files"]], bundle.path)
+    check_names([MANIFEST, *manifest.files], bundle.path)
     try:
-        sizes = {name: (bundle.path / name).stat().st_size for name in sorted(manifest["files"])}
+        sizes = {name: (bundle.path / name).stat().st_size for name in sorted(manifest.files)}
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename}: is missing; build the engines again, or pack without them") from error
     if (total := sum(sizes.values())) > MOST_BYTES:
@@ -72,7 +73,7 @@ def pack(
         for name, size in sizes.items():
             with (bundle.path / name).open("rb") as source:
                 digest = _add(archive, name, size, source, progress)
-            if digest != manifest["files"][name]:
+            if digest != manifest.files[name]:
                 raise BundleError(f"{bundle.path / name}: changed while it was packed; pack the bundle again")
     return output
 
@@ -108,7 +109,7 @@ def unpack(
                 archive, entries, folder, trust_engines=trust_engines, most_bytes=most_bytes, progress=progress
             )
             bundle = Bundle.open(folder)
-            for name, digest in bundle.manifest["files"].items():
+            for name, digest in bundle.manifest.files.items():
                 if name.startswith(ENGINES):
                     check_file(folder, name, digest)
         except BundleError as error:  # which names a folder that nobody will find
@@ -116,15 +117,15 @@ def unpack(
     return dataclasses.replace(bundle, path=output), dropped
 
 
-def without_engines(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest as it is without the engines, and without what was verified of them."""
-    targets = {name.rpartition(".")[2] for name in manifest["engines"]}
-    return {
-        **manifest,
-        "engines": {},
-        "verification": {name: one for name, one in manifest["verification"].items() if name not in targets},
-        "files": {name: digest for name, digest in manifest["files"].items() if not name.startswith(ENGINES)},
-    }
+def without_engines(manifest: Manifest) -> Manifest:
+    """Return a manifest without the engines and the reports of `verify` about them."""
+    targets = {name.rpartition(".")[2] for name in manifest.engines}
+    return dataclasses.replace(
+        manifest,
+        engines={},
+        verification={name: one for name, one in manifest.verification.items() if name not in targets},
+        files={name: digest for name, digest in manifest.files.items() if not name.startswith(ENGINES)},
+    )
 
 
 def _check_folder(output: Path) -> None:
@@ -154,21 +155,21 @@ def _extract(
         raise BundleError(f"{folder}: its {MANIFEST} has {entries[MANIFEST].file_size:,} bytes; do not use it")
     (folder / MANIFEST).write_bytes(archive.read(MANIFEST))
     packed = read_manifest(folder)
-    if odd := sorted({MANIFEST, *packed["files"]} ^ set(entries)):
+    if odd := sorted({MANIFEST, *packed.files} ^ set(entries)):
         what = "holds a file that its manifest does not list" if odd[0] in entries else "lacks a file of its manifest"
         raise BundleError(f"{folder}: {what}, {odd[0]}; copy it again, or pack the bundle anew")
     manifest = packed if trust_engines else without_engines(packed)
-    total = sum(entries[name].file_size for name in manifest["files"])
+    total = sum(entries[name].file_size for name in manifest.files)
     if total > most_bytes:
         raise BundleError(f"{folder}: holds {total:,} bytes, the limit is {most_bytes:,}; raise it by --limit-mb")
-    for name in manifest["files"]:
+    for name in manifest.files:
         size = entries[name].file_size
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with archive.open(name) as source, (folder / name).open("xb") as target:
             _copy(source, target, size, lambda done, name=name: progress(f"{name}{done}"))  # type: ignore[misc]
         sync(folder / name)
     write_manifest(folder, manifest)
-    return sorted(set(packed["engines"]) - set(manifest["engines"]))
+    return sorted(set(packed.engines) - set(manifest.engines))
 
 
 def _copy(source: IO[bytes], target: IO[bytes], size: int, progress: Notify) -> str:

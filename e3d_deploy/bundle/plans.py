@@ -2,24 +2,24 @@
 
 import hashlib
 import json
-from typing import Any
 
 from e3d_deploy.bundle.folder import ENGINES, Bundle
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError
 
 
 def weights_sha256(bundle: Bundle) -> str:
     """The hash of the weights that the graphs read: of the model file, or over the hashes of several."""
-    files = {name: digest for name, digest in bundle.manifest["files"].items() if name.endswith(".safetensors")}
+    files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(".safetensors")}
     if len(files) == 1:
         return str(*files.values())
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
-def sources(bundle: Bundle, graph: str) -> dict[str, str]:
+def sources(bundle: Bundle, graph: str, target: str) -> dict[str, str]:
     """The hashes of what an engine of a graph is made from, as its sidecar has them."""
     return {
-        "graph_sha256": bundle.manifest["files"][bundle.graph(graph).name],
+        "graph_sha256": bundle.manifest.files[bundle.entry(graph, target).file],
         "weights_sha256": weights_sha256(bundle),
     }
 
@@ -37,23 +37,19 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
     name = f"{graph}.{target}"
     file = bundle.path / f"{ENGINES}{name}.plan"
     again = f"build it again: `e3d build {bundle.path} --target {target}`"
-    sidecar = bundle.manifest["engines"].get(name)
-    digest = bundle.manifest["files"].get(f"{ENGINES}{file.name}")
+    sidecar = bundle.manifest.engines.get(name)
+    digest = bundle.manifest.files.get(f"{ENGINES}{file.name}")
     if sidecar is None or digest is None:
-        there = ", ".join(bundle.manifest["engines"]) or "none at all"
+        there = ", ".join(bundle.manifest.engines) or "none at all"
         raise BundleError(f"{bundle.path}: its manifest names no engine {name}, only {there}; {again}")
-    try:
-        problem = _problem(bundle, graph, sidecar, version, compute_capability)
-    except KeyError as error:
-        problem = f"its sheet in the manifest lacks {error}"
-    if problem:
+    if problem := _problem(bundle, graph, sidecar, version, compute_capability):
         raise BundleError(f"{file}: {problem}; {again}")
     try:
         plan = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); {again}") from error
     # Here, and not when the bundle was opened: what is run is what was hashed.
-    if (found := hashlib.sha256(plan).hexdigest()) != digest or sidecar.get("sha256") != digest:
+    if (found := hashlib.sha256(plan).hexdigest()) != digest or sidecar.sha256 != digest:
         raise BundleError(
             f"{file}: altered, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; do not run it; {again}"
         )
@@ -61,18 +57,18 @@ def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_
 
 
 def _problem(
-    bundle: Bundle, graph: str, sidecar: dict[str, Any], version: str, compute_capability: str | None
+    bundle: Bundle, graph: str, sidecar: EngineSidecar, version: str, compute_capability: str | None
 ) -> str | None:
-    made_from = sources(bundle, graph)
-    if sidecar["graph_sha256"] != made_from["graph_sha256"]:
+    made_from = sources(bundle, graph, sidecar.target)
+    if sidecar.graph_sha256 != made_from["graph_sha256"]:
         return "was built from another graph than the bundle's"
-    if sidecar["weights_sha256"] != made_from["weights_sha256"]:
+    if sidecar.weights_sha256 != made_from["weights_sha256"]:
         return "was built with other weights than the bundle's"
-    built, options = sidecar["builder"], sidecar["options"]
-    if built != version and not (options["version_compatible"] and _runs_on(built, version)):
-        return f"was built by {sidecar['target']} {built}, this is {version}"
-    here, capability = compute_capability, sidecar["compute_capability"]
-    if here is None or capability == "portable" or options["hardware_compatibility"] == "ampere-plus":
+    built, options = sidecar.builder, sidecar.options
+    if built != version and not (options.version_compatible and _runs_on(built, version)):
+        return f"was built by {sidecar.target} {built}, this is {version}"
+    here, capability = compute_capability, sidecar.compute_capability
+    if here is None or capability == "portable" or options.hardware_compatibility == "ampere-plus":
         return None
     if here not in [one.split()[0] for one in capability.split(",")]:
         return f"was built for {capability}, this GPU is {here}"

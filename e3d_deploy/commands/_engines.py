@@ -1,29 +1,32 @@
 """Targets of engines as an option, and engines as a table."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from e3d_deploy.commands._output import megabytes, table
 from e3d_deploy.tensorrt_library import Target
 
+if TYPE_CHECKING:
+    from e3d_deploy.bundle.sidecar import EngineSidecar
+
 TARGETS = click.Choice(get_args(Target))
 
 
-def show_engines(target: str, sidecars: Mapping[str, Mapping[str, Any]]) -> None:
+def show_engines(target: str, sidecars: Mapping[str, "EngineSidecar"]) -> None:
     """Print the engines that were just put into a bundle."""
     table(
         ["engine", "builder", "runs on", "precision", "proved by", "size", "built in"],
         [
             (
                 f"engines/{graph}.{target}.plan",
-                one["builder"],
-                one["compute_capability"],
-                one["precision"]["proved"],
-                one["precision"]["by"],
-                megabytes(one["bytes"]),
-                f"{one['build_seconds']:.1f} s" + (", cached" if one["cached"] else ""),
+                one.builder,
+                one.compute_capability,
+                one.precision.proved,
+                one.precision.by,
+                megabytes(one.bytes),
+                f"{one.build_seconds:.1f} s" + (", cached" if one.cached else ""),
             )
             for graph, one in sidecars.items()
         ],

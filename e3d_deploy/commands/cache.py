@@ -40,7 +40,7 @@ def cache_ls(cache_folder: str | None, json_: bool) -> None:
                 "key": one.key,
                 "bytes": one.nbytes,
                 "used": one.used.isoformat(timespec="seconds"),
-                **one.sidecar["parts"],
+                **one.parts,
             }
             for one in entries
         ]
@@ -52,12 +52,12 @@ def cache_ls(cache_folder: str | None, json_: bool) -> None:
         + [
             (
                 one.key[:12],
-                f"{one.sidecar['graph']} {one.sidecar['parts']['graph'][:8]}",
-                one.sidecar["parts"]["weights"][:8],
-                f"{one.sidecar['target']} {one.sidecar['builder']}",
-                one.sidecar["compute_capability"],
-                one.sidecar["parts"]["precision"],
-                one.sidecar["parts"]["profile"],
+                f"{one.sidecar.graph} {one.parts['graph'][:8]}",
+                one.parts["weights"][:8],
+                f"{one.sidecar.target} {one.sidecar.builder}",
+                one.sidecar.compute_capability,
+                one.parts["precision"],
+                one.parts["profile"],
                 megabytes(one.nbytes),
                 f"{one.used:%Y-%m-%d %H:%M}",
             )

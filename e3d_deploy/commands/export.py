@@ -1,8 +1,8 @@
 """`e3d export`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, parse_budget
 from e3d_deploy.runtime.backends.specs import RECOMMENDED, export_targets, find
+
+if TYPE_CHECKING:
+    from e3d_deploy.bundle.manifest import Tried
 
 MOST_STREAMS = 4096
 """Beyond, it is a slip of the hand: PyTorch records a rollout of all of them."""
@@ -74,12 +77,11 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
     with working(f"exporting {model}") as progress:
         export_model(model, output, budget=allowed, progress=progress, **options)
     bundle = open_bundle(output)
-    if tried := bundle.manifest["precision"].get("tried"):
+    if tried := bundle.manifest.precision.tried:
         show_policies(tried, bundle.precision)
-    graphs = bundle.manifest["graphs"]
     table(
         ["graph", "nodes", "opset", "precision"],
-        [(entry["file"], entry["nodes"], entry["opset"], entry["precision"]) for entry in graphs.values()],
+        [(entry.file, entry.nodes, entry.opset, entry.precision) for entry in bundle.manifest.graphs],
     )
     click.echo(output)
     next_command(
@@ -87,24 +89,24 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
     )
 
 
-def show_policies(tried: Sequence[Mapping[str, Any]], chosen: str) -> None:
-    """The policies that were tried, the cheapest first, and what each costs."""
+def show_policies(tried: Sequence["Tried"], chosen: str) -> None:
+    """Print the policies that were tried, the cheapest first, and what each costs."""
     forms = {"difference": ".1e", "dssim": "+.1e", "dpsnr": "+.3f"}
 
-    def drift(one: Mapping[str, Any]) -> list[str]:
-        found = one["drift"]
-        return ["no number" if found[name] is None else format(found[name], form) for name, form in forms.items()]
+    def drift(one: "Tried") -> list[str]:
+        found = {name: one.drift.get(name) for name in forms}
+        return ["no number" if value is None else format(value, forms[name]) for name, value in found.items()]
 
     table(
         ["precision", "graph and weights", "a step here", "max |Δ|", "SSIM lost", "PSNR lost, dB", "in float32", ""],
         [
             (
-                one["policy"],
-                megabytes(one["bytes"]),
-                "–" if one["step_ms"] is None else f"{one['step_ms']:.2f} ms",
+                one.policy,
+                megabytes(one.bytes),
+                "–" if one.step_ms is None else f"{one.step_ms:.2f} ms",
                 *drift(one),
-                ", ".join(one["exclude"]) or "–",
-                "chosen" if one["policy"] == chosen else "over its budget",
+                ", ".join(one.exclude) or "–",
+                "chosen" if one.policy == chosen else "over its budget",
             )
             for one in tried
         ],

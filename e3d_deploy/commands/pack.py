@@ -26,7 +26,7 @@ def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
         pack_bundle(opened, output, engines=engines, overwrite=overwrite, progress=progress)
     click.echo(output)
     click.echo(f"{megabytes(output.stat().st_size)}, SHA-256 {sha256(output)}", err=True)
-    if opened.manifest["engines"] and not engines:
-        left = ", ".join(opened.manifest["engines"])
+    if opened.manifest.engines and not engines:
+        left = ", ".join(opened.manifest.engines)
         click.echo(f"left out: the engines {left}; `e3d build` makes them again on the device", err=True)
     next_command("unpack", output, "-o", f"{output.name.removesuffix('.zip').removesuffix('.e3d')}.e3d")

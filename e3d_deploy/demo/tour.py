@@ -117,7 +117,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) ->
     def export_model() -> tuple[Bundle, str]:
         path = export(exhibit.model, output / "demo.e3d", context_length=CONTEXT, horizon=HORIZON, overwrite=True)
         bundle = Bundle.open(path)
-        sizes = ", ".join(f"{graph['file']} {graph['nodes']} nodes" for graph in bundle.manifest["graphs"].values())
+        sizes = ", ".join(f"{graph.file} {graph.nodes} nodes" for graph in bundle.manifest.graphs)
         return bundle, sizes
 
     def build_engines() -> tuple[None, str]:
@@ -125,8 +125,8 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) ->
             sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase: progress(f"build engines: {phase}"))
         except BackendUnavailable as error:
             return None, f"left out: {error}"
-        built = ", ".join(f"{name} {one['bytes'] / 1e6:.1f} MB" for name, one in sidecars.items())
-        return None, f"TensorRT-RTX {next(iter(sidecars.values()))['builder']}: {built}; built, not run here"
+        built = ", ".join(f"{name} {one.bytes / 1e6:.1f} MB" for name, one in sidecars.items())
+        return None, f"TensorRT-RTX {next(iter(sidecars.values())).builder}: {built}; built, not run here"
 
     def prove() -> tuple[Report, str]:
         with closing(open_backend(bundle, YARDSTICK)) as yardstick:

@@ -130,7 +130,7 @@ def record_with_model(path: Path, identity: str, decay: Decay) -> None:
     """
     if path.is_dir():
         bundle = Bundle.open(path)
-        if bundle.digest != identity:
+        if bundle.identity != identity:
             raise BundleError(f"{path}: was exported anew while it was measured; measure it again")
         record_decay(bundle, decay)
         return

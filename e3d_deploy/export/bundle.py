@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,21 +15,31 @@ import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
-from e3d_deploy import __version__, checkpoint, contract, frames
-from e3d_deploy.bundle.folder import MODEL, REFERENCE, SCHEMA, WEIGHTS, YARDSTICK, new_bundle, write_manifest
-from e3d_deploy.config import ModelConfig
-from e3d_deploy.data.clips import PEDESTRIANS, read_clips
-from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
+from e3d_deploy import __version__, checkpoint, contract
+from e3d_deploy.bundle.folder import MODEL, REFERENCE, WEIGHTS, YARDSTICK, new_bundle, write_manifest
+from e3d_deploy.bundle.manifest import (
+    SCHEMA,
+    GraphEntry,
+    History,
+    Manifest,
+    Precision,
+    Preprocessing,
+    Producer,
+    Rounding,
+    TensorEntry,
+    describe_states,
+)
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
+from e3d_deploy.export.plan import Plan, plan_export
 from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import EXACT, POLICIES, Budget, budget_for
+from e3d_deploy.policies import EXACT, Budget, budget_for
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
-from e3d_deploy.runtime.backends.specs import BACKENDS, check_runs, export_targets, shared_policies
+from e3d_deploy.runtime.backends.specs import export_targets, find, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tensors import header_bytes, read_header
@@ -89,139 +100,160 @@ def export(
         ClipError, ShapeError: the reference clip cannot be used.
         ExportError: PyTorch could not export the model, or the model answers with NaN.
     """
-    for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name}: got {value}, expected 1 or more")
-    targets = export_targets()
-    if target is not None and target not in targets:
-        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(targets)}")
-    spec = None if target is None else BACKENDS[target]
-    suited_for = optimize or (spec and spec.rewrites) or "cpu"
-    if suited_for not in TARGETS:
-        raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
-    if precision != "auto" and precision not in POLICIES:
-        raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
-    if exclude and precision in ("fp32", "tf32"):
-        raise ConfigError(f"exclude: {precision} has no low type that a layer could be kept from")
-    if target is not None and precision != "auto":
-        check_runs(precision, target)
-    model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
-    config = model.config
-    known_context, known_horizon = card.lengths()
-    context_length, horizon = context_length or known_context, horizon or known_horizon
-    clip = reference_clip(config, context_length + horizon, reference)
-
+    plan = plan_export(
+        model_path,
+        output,
+        context_length=context_length,
+        horizon=horizon,
+        batch=batch,
+        optimize=optimize,
+        precision=precision,
+        budget=budget,
+        exclude=exclude,
+        target=target,
+        calibration=calibration,
+        reference=reference,
+    )
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with new_bundle(output, overwrite=overwrite) as folder:
-        checkpoint.save(model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
+        checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
         progress("recording what PyTorch computes")
-        recorded, rounding = record(model, clip, context_length, batch or 1)
+        recorded, rounding = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
-        progress("exporting one step")
-        exported = export_core(model, batch, TARGETS[suited_for])
-        if spec and not spec.one_sided_pads and (found := one_sided_convolutions(exported)):
-            raise ConfigError(
-                f"optimize: {suited_for} leaves {len(found)} convolutions with pads on one side alone, which "
-                f"{target} does not run; leave --optimize out"
-            )
-        core, chosen = exported, {"policy": precision, "exclude": [], "budget": EXACT.to_dict()}
-        if precision != "fp32" or budget is not None:
-            from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
-
-            policies = shared_policies(targets if target is None else [target]) if precision == "auto" else [precision]
-            core, chosen = choose_precision(
-                model,
-                exported,
-                clip,
-                budgets={policy: budget or budget_for(policy, rounding["predictions"]) for policy in policies},
-                batch=batch,
-                context_length=context_length,
-                exclude=exclude,
-                calibration=calibration,
-                progress=progress,
-            )
-        policy = str(chosen["policy"])
-        progress("composing step.onnx")
-        graphs = {"step": step_graph(core, config, batch)}
-        progress("composing rollout.onnx")
-        graphs["rollout"] = rollout_graph(core, config, batch, horizon=horizon)
-        progress("composing clip.onnx")
-        graphs["clip"] = clip_graph(core, config, batch, context_length=context_length, horizon=horizon)
-        if policy in LOW:
-            write_weights(core, folder / WEIGHTS)
-            yardstick = step_graph(exported, config, batch)
-            share_weights(yardstick, folder / MODEL)
-            onnx.save(yardstick, folder / YARDSTICK)
-        for name, graph in graphs.items():
-            stamp(graph, policy)
-            for weights in (MODEL, WEIGHTS) if policy in LOW else (MODEL,):
-                share_weights(graph, folder / weights)
-            onnx.save(graph, folder / f"{name}.onnx")
-        manifest = {
-            "schema": SCHEMA,
-            "name": output.resolve().name.removesuffix(".e3d"),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "producer": {"e3d_deploy": __version__, "torch": torch.__version__, "onnx": version("onnx")},
-            "config": config.to_dict(),
-            "card": card.to_dict(),
-            "context_length": context_length,
-            "horizon": horizon,
-            "batch": batch or 1,
-            "dynamic_batch": batch is None,
-            "history": {
-                "slots": config.history_length,
-                "exact_for_steps": config.history_length,
-                "then": f"the last {config.history_length} cells",
-            },
-            "preprocessing": {
-                "frames": "float32 [B, C, H, W] in [0, 1]; uint8 pictures divided by 255",
-                "patching": "inside the graphs",
-                "output": "not clipped",
-            },
-            "rounding": rounding,
-            "precision": chosen,
-            "graphs": {name: describe(graph, policy) for name, graph in graphs.items()},
-            "verification": {},
-            "engines": {},
-            "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
-        }
-        write_manifest(folder, manifest)
+        composed = compose(plan, rounding, progress)
+        write_graphs(composed, folder)
+        write_manifest(folder, manifest_of(plan, rounding, composed, folder))
     return output
 
 
-def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArray[np.float32]:
-    """A real clip for a model: of `path`, else one that suits it; float32 [T, C, H, W].
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """Graphs of an export, in memory."""
 
-    Raises:
-        ClipError, ShapeError: the clip in `path` is too short or does not fit.
-    """
-    if path is None and suits(config.image_size, config.channels):
-        rng = np.random.default_rng(0)
-        pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=config.image_size)
-    else:
-        source = path or PEDESTRIANS
-        pictures = read_clips(source, image_size=config.image_size, channels=config.channels, most=length).frames[0]
-        if len(pictures) < length:
-            raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")
-    return frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name="reference")
+    graphs: Mapping[str, ModelProto]
+    """Graphs by name."""
+    precision: Precision
+    """Policy of the graphs, and its measured cost."""
+    low: GraphProto | None
+    """Core whose weights have a low type; None where none has."""
+    yardstick: ModelProto | None
+    """Step graph in float32; None where the step graph is that."""
+
+
+def compose(plan: Plan, rounding: Rounding, progress: Notify) -> Composed:
+    """Export one step of the model, in the precision that keeps its budget, and put the graphs together from it."""
+    config, batch = plan.model.config, plan.batch
+    progress("exporting one step")
+    exported = export_core(plan.model, batch, TARGETS[plan.rewrites])
+    spec = None if plan.target is None else find(plan.target)
+    if spec and not spec.one_sided_pads and (found := one_sided_convolutions(exported)):
+        raise ConfigError(
+            f"optimize: {plan.rewrites} leaves {len(found)} convolutions with pads on one side alone, which "
+            f"{plan.target} does not run; leave --optimize out"
+        )
+    core, precision = _in_precision(plan, exported, rounding, progress)
+    progress("composing step.onnx")
+    graphs = {"step": step_graph(core, config, batch)}
+    progress("composing rollout.onnx")
+    graphs["rollout"] = rollout_graph(core, config, batch, horizon=plan.horizon)
+    progress("composing clip.onnx")
+    lengths = {"context_length": plan.context_length, "horizon": plan.horizon}
+    graphs["clip"] = clip_graph(core, config, batch, **lengths)
+    low = precision.policy in LOW
+    return Composed(
+        graphs=graphs,
+        precision=precision,
+        low=core if low else None,
+        yardstick=step_graph(exported, config, batch) if low else None,
+    )
+
+
+def _in_precision(
+    plan: Plan, exported: GraphProto, rounding: Rounding, progress: Notify
+) -> tuple[GraphProto, Precision]:
+    """Return an exported step in the policy of a plan; plain fp32 is not measured."""
+    if plan.precision == "fp32" and plan.budget is None:
+        return exported, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
+    from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
+
+    targets = export_targets() if plan.target is None else [plan.target]
+    policies = shared_policies(targets) if plan.precision == "auto" else [plan.precision]
+    core, chosen = choose_precision(
+        plan.model,
+        exported,
+        plan.clip,
+        budgets={policy: plan.budget or budget_for(policy, rounding.predictions) for policy in policies},
+        batch=plan.batch,
+        context_length=plan.context_length,
+        exclude=plan.exclude,
+        calibration=plan.calibration,
+        progress=progress,
+    )
+    return core, chosen
+
+
+def write_graphs(composed: Composed, folder: Path) -> None:
+    """Write graphs, and weights of low types, beside the model that they share."""
+    weights = [MODEL]
+    if composed.low is not None and composed.yardstick is not None:
+        write_weights(composed.low, folder / WEIGHTS)
+        share_weights(composed.yardstick, folder / MODEL)
+        onnx.save(composed.yardstick, folder / YARDSTICK)
+        weights.append(WEIGHTS)
+    for name, graph in composed.graphs.items():
+        stamp(graph, composed.precision.policy)
+        for file in weights:
+            share_weights(graph, folder / file)
+        onnx.save(graph, folder / f"{name}.onnx")
+
+
+def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path) -> Manifest:
+    """Return the manifest of the files in a folder."""
+    config = plan.model.config
+    K = config.history_length
+    return Manifest(
+        schema=SCHEMA,
+        name=plan.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        producer=Producer(e3d_deploy=__version__, torch=torch.__version__, onnx=version("onnx")),
+        config=config.to_dict(),
+        card=plan.card.to_dict(),
+        context_length=plan.context_length,
+        horizon=plan.horizon,
+        batch=plan.batch or 1,
+        dynamic_batch=plan.batch is None,
+        history=History(slots=K, exact_for_steps=K, then=f"the last {K} cells"),
+        preprocessing=Preprocessing(
+            frames="float32 [B, C, H, W] in [0, 1]; uint8 pictures divided by 255",
+            patching="inside the graphs",
+            output="not clipped",
+        ),
+        rounding=rounding,
+        precision=composed.precision,
+        states=describe_states(contract.states_of(config)),
+        graphs=tuple(describe(graph, composed.precision.policy) for graph in composed.graphs.values()),
+        verification={},
+        engines={},
+        files={file.name: sha256(file) for file in sorted(folder.iterdir())},
+    )
 
 
 def record(
     model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
-) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+) -> tuple[dict[str, NDArray[Any]], Rounding]:
     """Record what PyTorch predicts for a clip, and how far its float32 is from its float64.
 
     Returns:
-        The arrays of reference.npz (docs/bundle.md), and the largest differences of `predictions` and `states`.
+        The arrays of reference.npz (docs/bundle.md), and the largest differences of predictions and states.
     """
     predictions, states = _rollout(model, clip, context_length, batch)
     if not np.isfinite(predictions).all():
         raise ExportError("the model itself answers the reference clip with NaN or infinity; train it again")
     exact_predictions, exact_states = _rollout(copy.deepcopy(model).double(), clip, context_length, batch)
-    rounding = {
-        "predictions": float(np.abs(predictions - exact_predictions).max()),
-        "states": max(float(np.abs(states[name] - exact).max()) for name, exact in exact_states.items()),
-    }
+    rounding = Rounding(
+        predictions=float(np.abs(predictions - exact_predictions).max()),
+        states=max(float(np.abs(states[name] - exact).max()) for name, exact in exact_states.items()),
+    )
     recorded = {contract.NEXT + name: value for name, value in states.items()}
     return {"frames": clip, "predictions": predictions[:, 0], **recorded}, rounding
 
@@ -236,28 +268,30 @@ def _rollout(
     return np.stack([prediction for prediction, _ in answers]), backend.to_arrays(answers[-1][1])
 
 
-def describe(graph: ModelProto, policy: str = "fp32") -> dict[str, Any]:
-    """A graph's entry in the manifest."""
+def describe(graph: ModelProto, policy: str = "fp32") -> GraphEntry:
+    """Return a graph's entry in the manifest, for all backends."""
 
-    def tensors(values: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": value.name,
-                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-                "shape": [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim],
-            }
+    def tensors(values: Any) -> tuple[TensorEntry, ...]:
+        return tuple(
+            TensorEntry(
+                name=value.name,
+                dtype=onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                shape=tuple(side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim),
+            )
             for value in values
-        ]
+        )
 
-    return {
-        "file": f"{graph.graph.name}.onnx",
-        "precision": policy,
-        "weights": sorted({place.value for one in graph.graph.initializer for place in one.external_data[:1]}),
-        "nodes": len(graph.graph.node),
-        "opset": graph.opset_import[0].version,
-        "inputs": tensors(graph.graph.input),
-        "outputs": tensors(graph.graph.output),
-    }
+    return GraphEntry(
+        name=graph.graph.name,
+        backends=None,
+        file=f"{graph.graph.name}.onnx",
+        precision=policy,
+        weights=tuple(sorted({place.value for one in graph.graph.initializer for place in one.external_data[:1]})),
+        nodes=len(graph.graph.node),
+        opset=graph.opset_import[0].version,
+        inputs=tensors(graph.graph.input),
+        outputs=tensors(graph.graph.output),
+    )
 
 
 def write_weights(core: GraphProto, path: Path) -> None:

@@ -162,8 +162,8 @@ def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> 
     if bundle.batch != 1:
         return _fixed_round(bundle, backend, streams)
     batcher, seen = Batcher(backend, bundle.config), cycle(bundle.reference()["frames"][:, None])
-    old = renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up)
-    videos = [grown(batcher, renewal, old + number) for number in range(streams)]
+    old = renewal.cycle * (2 * bundle.states.slots + renewal.warm_up)
+    videos = [grown(batcher, bundle.states, renewal, old + number) for number in range(streams)]
 
     def call() -> None:
         advance(batcher, videos, [next(seen)] * streams)

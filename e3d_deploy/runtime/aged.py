@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.batching import Batch, Batcher, Member
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.renewal import Renewal
@@ -88,18 +87,13 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
     return answers
 
 
-def grown(batcher: Batcher, renewal: Renewal, pushed: int) -> Aged:
+def grown(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: int) -> Aged:
     """Return a stream whose states are as old as after so many pictures, without stepping it there.
 
     The content of its states is zeros: it is for measuring the time of steps.
     """
-    K = batcher.config.history_length
-    members = []
-    for age in renewal.ages(pushed):
-        arrays = initial_arrays(batcher.config, 1)
-        arrays["written"][:] = contract.written_after(age, K)
-        members.append(Member(batcher.batch(batcher.backend.from_arrays(arrays))))
-    return Aged(renewal, members, pushed)
+    grown = (batcher.backend.from_arrays(states.grown(age)) for age in renewal.ages(pushed))
+    return Aged(renewal, [Member(batcher.batch(state)) for state in grown], pushed)
 
 
 @contextmanager

@@ -211,7 +211,7 @@ def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
         return _stepper(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
     # The frame before the first that is timed begins a state, so that all states are stepped.
-    stream = grown(batcher, renewal, renewal.cycle * (2 * bundle.config.history_length + renewal.warm_up) + 1)
+    stream = grown(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)
     return lambda: advance(batcher, [stream], [frame])
 
 
@@ -246,7 +246,8 @@ def _key(bundle: Bundle, threads: int | None) -> str:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
-    parts = [bundle.digest, renewal, bundle.manifest["engines"], machine(), versions, threads, __version__]
+    engines = {name: one.to_json() for name, one in bundle.manifest.engines.items()}
+    parts = [bundle.digest, renewal, engines, machine(), versions, threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

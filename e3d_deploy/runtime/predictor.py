@@ -13,6 +13,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
@@ -24,7 +25,7 @@ from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
-from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
+from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
 
 if TYPE_CHECKING:
     from e3d_deploy.runtime.streams.queues import Policy
@@ -63,7 +64,9 @@ class Predictor:
     """A network on a backend; the streams that it opens share both.
 
     Args:
-        identity: stands for what the backend computes, so that a snapshot does not end up elsewhere.
+        identity: identity of the network, so that a snapshot does not end up elsewhere.
+        earlier: identities that older versions gave to snapshots of the same network.
+        states: states of a stream; None for those of `config`, which snapshots are not compared with.
         context_length, horizon: how many frames one usually gives and wants; streams take any.
         card: facts about the model; the default renewal of streams follows from them.
         has_clip: the backend has a clip graph for these two lengths.
@@ -75,12 +78,16 @@ class Predictor:
         backend: Backend,
         *,
         identity: str,
+        earlier: tuple[str, ...] = (),
+        states: contract.States | None = None,
         context_length: int = 10,
         horizon: int = 10,
         card: Card | None = None,
         has_clip: bool = False,
     ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
+        self.states = states or contract.states_of(config)
+        self.owner = Owner(identity=identity, earlier=earlier, states=states)
         self.context_length, self.horizon, self.card = context_length, horizon, card or Card()
         self.has_clip = has_clip
         self.closed, self._lock = False, threading.Lock()
@@ -93,11 +100,13 @@ class Predictor:
         return cls(
             bundle.config,
             backend,
-            identity=bundle.digest,
+            identity=bundle.identity,
+            earlier=bundle.earlier_identities,
+            states=bundle.states,
             context_length=bundle.context_length,
             horizon=bundle.horizon,
             card=bundle.card,
-            has_clip="clip" in bundle.manifest["graphs"],
+            has_clip="clip" in bundle.graphs,
         )
 
     def stream(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "Stream":
@@ -132,10 +141,10 @@ class Predictor:
             found, reason = default_renewal(self.card, self.context_length)
             if found.kind != "none":
                 self.say_once(f"streams: renewal {found}, {found.steps_per_frame:.2f} steps a frame, as {reason}")
-        if found.context_length > self.config.history_length and found.kind != "none":
+        if found.context_length > self.states.slots and found.kind != "none":
             self.say_once(
                 f"streams: the context of training, {found.context_length} frames, is longer than the history of "
-                f"{self.config.history_length} entries; what is older is not recalled"
+                f"{self.states.slots} entries; what is older is not recalled"
             )
         return found
 
@@ -182,7 +191,8 @@ class Predictor:
             streams = Streams(
                 self.backend,
                 self.config,
-                self.identity,
+                self.owner,
+                states=self.states,
                 renewal=own,
                 on_horizon=self.check_horizon,
                 max_streams=max_streams,
@@ -340,10 +350,9 @@ class Stream:
 
         Raises:
             StreamError: it is of another network, or its renewal is not that of the stream.
-            SnapshotError: it is damaged.
+            SnapshotError: it is damaged, or its states have other names, shapes or types.
         """
-        if snapshot.identity != self.identity:
-            raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+        self.predictor.owner.check(snapshot)
         renewal_of(snapshot, self._aged.renewal)
         with self._alone():
             states = [self.backend.from_arrays(arrays) for arrays in snapshot.states if snapshot.pushed]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.contract import States
 from e3d_deploy.errors import ConfigError, SnapshotError, StreamError
 from e3d_deploy.files import write_file
 from e3d_deploy.runtime.renewal import Renewal
@@ -23,9 +24,9 @@ class Snapshot:
     """Stream at one moment, as a value: restore it, fork it, pickle or save it for another process."""
 
     identity: str
-    """Identity of the weights and graphs that it belongs to."""
+    """Identity of the network that it belongs to."""
     states: tuple[dict[str, NDArray[Any]], ...]
-    """States of the stream, the oldest first, each as `contract.states` describes it for one stream."""
+    """States of the stream, the oldest first, each as `contract.States` describes it for one stream."""
     prediction: NDArray[np.float32] | None
     """Prediction of the next frame, [1, C, H, W]; None before the first."""
     pushed: int
@@ -87,6 +88,31 @@ class Snapshot:
             context_length=int(arrays.get("context_length", 10)),
             frames=arrays.get("frames"),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Network that snapshots belong to."""
+
+    identity: str
+    """Identity of the snapshots that are taken."""
+    earlier: tuple[str, ...] = ()
+    """Identities that older versions gave to snapshots of the same network."""
+    states: States | None = None
+    """States of a stream; None leaves those of snapshots unchecked."""
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Raise unless a snapshot is of this network.
+
+        Raises:
+            StreamError: it is of another one.
+            SnapshotError: its states have other names, shapes or types.
+        """
+        if snapshot.identity not in (self.identity, *self.earlier):
+            raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+        for arrays in snapshot.states:
+            if self.states is not None and (odd := self.states.difference(arrays)):
+                raise SnapshotError(f"snapshot: state {odd}; take it again with this bundle")
 
 
 def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:

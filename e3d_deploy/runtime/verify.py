@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
-from e3d_deploy.policies import BUDGETS, EXACT_DIFFERENCE, ROUNDING, Budget
+from e3d_deploy.policies import EXACT_DIFFERENCE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
 
@@ -162,7 +162,7 @@ def verify(
         for prediction, state in rollout(backend, context, steps):
             found.append(prediction)
             kept |= {len(found): state} if len(found) in (bundle.context_length, judged) else {}
-        wanted = {tensor.name: reference[contract.NEXT + tensor.name] for tensor in contract.states(bundle.config)}
+        wanted = {tensor.name: reference[contract.NEXT + tensor.name] for tensor in bundle.states.tensors}
     else:
         both = zip(rollout(yardstick, context, steps), rollout(backend, context, steps), strict=True)
         for (their_prediction, their_state), (prediction, state) in both:
@@ -206,17 +206,16 @@ def _most(losses: Iterable[float | None]) -> float | None:
 
 
 def budget_of(bundle: Bundle) -> Budget:
-    """What a bundle was exported to keep; without a word of it, what its precision stands for.
+    """Return the loss that a bundle was exported to keep within.
 
     Raises:
-        BundleError: a precision or a budget that this version does not know.
+        BundleError: a budget of measures that this version does not know.
     """
     try:
-        given = bundle.manifest.get("precision", {}).get("budget")
-        return BUDGETS[bundle.precision] if given is None else Budget(**given)
-    except (AttributeError, KeyError, TypeError) as error:
+        return Budget(**bundle.manifest.precision.budget)
+    except TypeError as error:
         raise BundleError(
-            f"{bundle.path}: its precision is not one of this version ({error}); update e3d_deploy, or export again"
+            f"{bundle.path}: its budget is not one of this version ({error}); update e3d_deploy, or export again"
         ) from error
 
 
@@ -226,11 +225,11 @@ def budgets(bundle: Bundle) -> tuple[float, float]:
 
     A budget is of predictions, as export measures them. States are judged in fp32 alone: by what it stands for.
     """
-    budget, rounding = budget_of(bundle).difference, bundle.manifest["rounding"]
+    budget, rounding = budget_of(bundle).difference, bundle.manifest.rounding
     if budget is None:
         return math.inf, math.inf
-    exact = max(EXACT_DIFFERENCE, ROUNDING * rounding["states"])
-    return max(budget, ROUNDING * rounding["predictions"]), exact if bundle.precision == "fp32" else math.inf
+    exact = max(EXACT_DIFFERENCE, ROUNDING * rounding.states)
+    return max(budget, ROUNDING * rounding.predictions), exact if bundle.precision == "fp32" else math.inf
 
 
 def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
@@ -240,31 +239,44 @@ def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
     budget, _ = budgets(bundle)
     if math.isinf(budget):  # then what was measured when it was exported, on this clip among others
-        budget = ROUNDING * bundle.manifest["precision"]["drift"]["difference"]
+        budget = ROUNDING * _drift(bundle)
     return all(
         _difference(np.repeat(expected[None], bundle.batch, axis=0), found) <= budget
         for expected, (found, _) in zip(reference["predictions"], rollout(backend, context, steps), strict=False)
     )
 
 
+def _drift(bundle: Bundle) -> float:
+    """Return the difference that was measured when a bundle was exported.
+
+    Raises:
+        BundleError: none was.
+    """
+    found = (bundle.manifest.precision.drift or {}).get("difference")
+    if found is None:
+        raise BundleError(f"{bundle.path}: no drift was measured of {bundle.precision}; export the model again")
+    return found
+
+
 def check_contract(bundle: Bundle) -> None:
-    """Compare the tensors that the manifest lists with those that its config stands for.
+    """Compare the tensors that the manifest lists for the step with the frame of its config and its states.
 
     Raises:
         BundleError: a tensor that is missing, or of another shape or type.
     """
-    states = contract.states(bundle.config, bundle.batch)
-    frame = contract.frame(bundle.config, bundle.batch)
-    entry = bundle.manifest["graphs"]["step"]
-    for direction, first, prefix in (("inputs", frame.name, ""), ("outputs", contract.PREDICTION, contract.NEXT)):
-        found = {tensor["name"]: (tensor["dtype"], tuple(tensor["shape"])) for tensor in entry[direction]}
-        tensors = {first: frame} | {prefix + state.name: state for state in states}
+    frame, entry = contract.frame(bundle.config, bundle.batch), bundle.entry("step")
+    for direction, listed, first, prefix in (
+        ("inputs", entry.inputs, frame.name, ""),
+        ("outputs", entry.outputs, contract.PREDICTION, contract.NEXT),
+    ):
+        found = {tensor.name: (tensor.dtype, tensor.shape) for tensor in listed}
+        tensors = {first: frame} | {prefix + state.name: state for state in bundle.states.tensors}
         streams = contract.ANY if bundle.dynamic_batch else bundle.batch
         expected = {name: (tensor.dtype, (streams, *tensor.shape[1:])) for name, tensor in tensors.items()}
         if found != expected:
             name = next(name for name in {**expected, **found} if found.get(name) != expected.get(name))
             raise BundleError(
-                f"{bundle.path}: step {direction}: {name} is {found.get(name)}, its config stands for "
+                f"{bundle.path}: step {direction}: {name} is {found.get(name)}, its config and states stand for "
                 f"{expected.get(name)}; export the model again"
             )
 

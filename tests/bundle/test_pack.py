@@ -22,11 +22,12 @@ from e3d_deploy import files
 from e3d_deploy.bundle import archive
 from e3d_deploy.bundle import pack as pack_module
 from e3d_deploy.bundle.archive import END, entry
-from e3d_deploy.bundle.folder import write_manifest
+from e3d_deploy.bundle.manifest import Verification
 from e3d_deploy.bundle.pack import pack, unpack
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import sha256
 from e3d_deploy.runtime import Bundle
+from tests.manifests import rewrite, sidecar
 from tests.tools import contents
 
 Entries = dict[str, bytes]
@@ -46,8 +47,12 @@ def with_engine(bundle_path: Path) -> Bundle:
     for name in ("engines/step.tensorrt.plan", "engines/step.tensorrt.json"):
         (bundle_path / name).write_bytes(b"native code")
         files[name] = sha256(bundle_path / name)
-    changed = {"engines": {"step.tensorrt": {"target": "tensorrt"}}, "verification": {"tensorrt": {}, "torch": {}}}
-    write_manifest(bundle_path, {**bundle.manifest, **changed, "files": {**bundle.manifest["files"], **files}})
+    rewrite(
+        bundle_path,
+        engines={"step.tensorrt": sidecar()},
+        verification={"tensorrt": Verification(), "torch": Verification()},
+        files={**bundle.manifest.files, **files},
+    )
     return Bundle.open(bundle_path)
 
 
@@ -104,8 +109,8 @@ def test_the_same_bundle_gives_the_same_bytes(packed: Path, tmp_path: Path, monk
 def test_engines_stay_behind(with_engine: Bundle, tmp_path: Path) -> None:
     bundle, dropped = unpack(pack(with_engine, tmp_path / "a.zip"), tmp_path / "out.e3d")
     assert dropped == []
-    assert bundle.manifest["engines"] == {}
-    assert set(bundle.manifest["verification"]) == {"torch"}
+    assert bundle.manifest.engines == {}
+    assert set(bundle.manifest.verification) == {"torch"}
     assert not (bundle.path / "engines").exists()
 
 
@@ -113,7 +118,7 @@ def test_engines_that_were_packed_come_out_only_where_they_are_trusted(with_engi
     path = pack(with_engine, tmp_path / "a.zip", engines=True)
     bundle, dropped = unpack(path, tmp_path / "out.e3d")
     assert dropped == ["step.tensorrt"]
-    assert bundle.manifest["engines"] == {}
+    assert bundle.manifest.engines == {}
     assert not (bundle.path / "engines").exists()
     assert Bundle.open(bundle.path).manifest == bundle.manifest
     bundle, dropped = unpack(path, tmp_path / "trusted.e3d", trust_engines=True)
@@ -338,7 +343,7 @@ def test_a_file_with_another_hash_is_refused(packed: Path) -> None:
         (b"", "not a manifest"),
         (b"\xff\xfe", "not a manifest"),
         (b"[]", "not a manifest"),
-        (b'{"schema": 99}', "schema 99, this version reads 1"),
+        (b'{"schema": 99}', "schema 99, this version reads 1 and 2"),
         (b'{"schema": 1}', "lacks batch"),
         (b"[" * 100_000, "not a manifest"),
         (b'{"schema": 1, "x": NaN}', "lacks batch"),
@@ -355,8 +360,8 @@ def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: st
     [
         ({"rounding": {"predictions": float("nan"), "states": 0.0}}, "damaged"),
         ({"config": {"patch_size": 5}}, "patch_size: 5 does not divide"),
-        ({"files": {"model.safetensors": 7}}, r"its hash of model\.safetensors is none"),
-        ({"engines": [], "files": {}}, "engines is \\[\\]"),
+        ({"files": {"model.safetensors": 7}}, r"files\.model\.safetensors: got 7, expected text"),
+        ({"engines": [], "files": {}}, r"engines: got \[\], expected an object"),
     ],
     ids=range(4),
 )
@@ -576,12 +581,12 @@ def kill_at_random(command: list[str], seconds: float) -> bool:
 def large(bundle_path: Path) -> Bundle:
     """The tiny bundle with files large enough to be killed in."""
     bundle = Bundle.open(bundle_path)
-    files = dict(bundle.manifest["files"])
+    files = dict(bundle.manifest.files)
     for number in range(4):
         name = f"ballast.{number}"
         (bundle_path / name).write_bytes(random.Random(number).randbytes(4_000_000))
         files[name] = sha256(bundle_path / name)
-    write_manifest(bundle_path, {**bundle.manifest, "files": files})
+    rewrite(bundle_path, files=files)
     return Bundle.open(bundle_path)
 
 

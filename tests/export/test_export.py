@@ -110,7 +110,7 @@ def test_a_float16_model_becomes_a_bundle_with_float32_weights_that_its_graphs_s
     bundle = Bundle.open(export(tmp_path / "low.safetensors", tmp_path / "low.e3d", **lengths))
     assert {weight.dtype for weight in load_file(bundle.path / "model.safetensors").values()} == {np.dtype(np.float32)}
     for name in GRAPHS:
-        assert bundle.manifest["graphs"][name]["weights"] == ["model.safetensors"]
+        assert bundle.entry(name).weights == ("model.safetensors",)
         assert bundle.graph(name).stat().st_size == case.graph(name).stat().st_size  # no weights of its own
     assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1), TorchBackend.of_bundle(bundle)).passed
 
@@ -187,9 +187,9 @@ def test_graphs_are_valid_and_share_the_weights_of_the_model_file(case: Bundle) 
 
 def test_states_in_and_out_sort_alike(case: Bundle) -> None:
     """Servers that pair them by order would swap them otherwise."""
-    step = case.manifest["graphs"]["step"]
-    ins = sorted(tensor["name"] for tensor in step["inputs"] if tensor["name"] != contract.FRAME)
-    outs = sorted(tensor["name"] for tensor in step["outputs"] if tensor["name"] != contract.PREDICTION)
+    step = case.entry("step")
+    ins = sorted(tensor.name for tensor in step.inputs if tensor.name != contract.FRAME)
+    outs = sorted(tensor.name for tensor in step.outputs if tensor.name != contract.PREDICTION)
     assert [contract.NEXT + name for name in ins] == outs
 
 
@@ -201,7 +201,7 @@ def test_reference_is_what_pytorch_computes(case: Bundle) -> None:
         expected = model(context, HORIZON)[0].numpy()
         exact = model.double()(context.double(), HORIZON)[0].numpy()
     np.testing.assert_array_equal(reference["predictions"], expected)
-    assert case.manifest["rounding"]["predictions"] == pytest.approx(np.abs(expected - exact).max(), rel=1e-3)
+    assert case.manifest.rounding.predictions == pytest.approx(np.abs(expected - exact).max(), rel=1e-3)
 
 
 def test_graphs_that_run_two_streams_at_once_keep_them_apart(tmp_path: Path) -> None:
@@ -309,7 +309,8 @@ def test_manifest_says_what_was_exported(case: Bundle) -> None:
     assert ModelConfig.from_dict(manifest["config"]) == case.config
     assert manifest["history"]["exact_for_steps"] == case.config.history_length
     assert set(manifest["files"]) == {"model.safetensors", "reference.npz", *(f"{graph}.onnx" for graph in GRAPHS)}
-    assert manifest["graphs"]["clip"]["inputs"][0]["shape"][1] == CONTEXT
+    assert [one["name"] for one in manifest["graphs"]] == list(GRAPHS)
+    assert case.entry("clip").inputs[0].shape[1] == CONTEXT
 
 
 @pytest.mark.parametrize("option", ["context_length", "horizon", "batch"])
@@ -388,7 +389,7 @@ def test_a_link_to_a_bundle_stays_and_killed_exports_leave_nothing(exported: Pat
     assert export(exported / "tiny.safetensors", link, overwrite=True, **lengths) == link
     assert link.is_symlink()
     assert not (target / "extra").exists()
-    assert Bundle.open(link).manifest["name"] == "o"
+    assert Bundle.open(link).manifest.name == "o"
     assert {path.name for path in tmp_path.iterdir()} == {"o.e3d", "link.e3d"}
 
 
@@ -429,7 +430,7 @@ def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics)
         for n in (1, None)
     )
     assert verify(many.bundle, many).passed
-    assert {next(iter(tensor["shape"])) for tensor in many.bundle.manifest["graphs"]["clip"]["outputs"]} == {"batch"}
+    assert {tensor.shape[0] for tensor in many.bundle.entry("clip").outputs} == {"batch"}
     frames = np.random.default_rng(1).random((5, 3, 1, 16, 24), np.float32)
     singles = [one.initial_state() for _ in range(3)]
     together = many.initial_state(3)

@@ -43,7 +43,7 @@ def test_nodes_are_those_of_the_graph(bundle: Bundle, backend: str, kind: str) -
     assert convolution.calls >= 10
     assert (convolution.gflops or 0) > 0
     assert (convolution.roofline_share or 0) > 0
-    graph = {cost.name for cost in node_costs(bundle.graph("step"), bundle.manifest["graphs"]["step"])}
+    graph = {cost.name for cost in node_costs(bundle.graph("step"), bundle.entry("step"))}
     convolutions = [node.name for node in result.nodes if node.kind == kind]
     assert len(graph & set(convolutions)) > len(convolutions) / 2
     whole = result.roofline
@@ -104,7 +104,7 @@ def test_a_node_is_known_by_its_name_or_output_and_its_type(name: str, kind: str
 
 
 def test_costs_of_nodes_sum_up_to_those_of_the_graph(bundle: Bundle) -> None:
-    path, entry = bundle.graph("step"), bundle.manifest["graphs"]["step"]
+    path, entry = bundle.graph("step"), bundle.entry("step")
     whole, nodes = statistics(path, entry), node_costs(path, entry)
     assert sum(cost.flop for cost in nodes) == whole.flop
     assert sum(cost.bytes_moved for cost in nodes) == whole.bytes_moved

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.choose import _key, _times, choose, open_first
 from e3d_deploy.turns import block
 from tests.fake_backend import AGELESS
+from tests.manifests import changed, sidecar
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_a_time_is_the_median_of_steps_in_turn(bundle: Bundle, monkeypatch: pyte
 
     monkeypatch.setattr("e3d_deploy.runtime.choose.block", partial(block, clock=lambda: now[0]))
     monkeypatch.setattr("e3d_deploy.runtime.choose.SECONDS", 0)  # a frame each turn
-    bundle.manifest["card"] = AGELESS.to_dict()
+    bundle = changed(bundle, card=AGELESS.to_dict())
     assert _times(bundle, {"a": paced("a", 2, 90, 3), "b": paced("b", 5, 1, 4)}) == pytest.approx({"a": 3, "b": 4})
     assert stepped == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 2), ("b", 2)]
 
@@ -276,12 +276,11 @@ def test_a_choice_is_kept_for_the_same_graphs_machine_and_threads(
 
 
 def test_its_key_changes_with_all_that_the_choice_depends_on(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_manifest(**fields: Any) -> Bundle:
-        return replace(bundle, manifest=bundle.manifest | fields)
-
-    weights = with_manifest(files=bundle.manifest["files"] | {"model.safetensors": "0" * 64})
-    built, again = (with_manifest(engines={"step.tensorrt": {"sha256": digit * 64}}) for digit in "01")
-    keys = [_key(bundle, 1), _key(bundle, 2), _key(weights, 1), _key(built, 1), _key(again, 1)]
+    weights, graph = (
+        changed(bundle, files={**bundle.manifest.files, name: "0" * 64}) for name in ("model.safetensors", "step.onnx")
+    )
+    built, again = (changed(bundle, engines={"step.tensorrt": sidecar(sha256=digit * 64)}) for digit in "01")
+    keys = [_key(bundle, 1), _key(bundle, 2), *(_key(one, 1) for one in (weights, graph, built, again))]
     newer: dict[str, Callable[..., Any]] = {
         "machine": lambda: {"gpu": "another"},
         "version": lambda package: "99" if package == "onnxruntime" else version(package),
@@ -290,7 +289,7 @@ def test_its_key_changes_with_all_that_the_choice_depends_on(bundle: Bundle, mon
         with monkeypatch.context() as patch:
             patch.setattr(f"e3d_deploy.runtime.choose.{name}", function)
             keys.append(_key(bundle, 1))
-    assert len(set(keys)) == len(keys) == 7
+    assert len(set(keys)) == len(keys) == 8
     assert _key(bundle, 1) == keys[0]
 
 

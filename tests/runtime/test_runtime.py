@@ -266,8 +266,8 @@ def test_a_truncated_or_altered_file_is_named(bundle_path: Path, name: str) -> N
 
 
 def test_a_newer_schema_is_refused(bundle_path: Path) -> None:
-    edit(bundle_path, schema=2)
-    with pytest.raises(BundleError, match="schema 2, this version reads 1; update e3d_deploy"):
+    edit(bundle_path, schema=3)
+    with pytest.raises(BundleError, match="schema 3, this version reads 1 and 2; update e3d_deploy"):
         Bundle.open(bundle_path)
 
 
@@ -294,16 +294,19 @@ def test_what_is_no_manifest_is_refused(bundle_path: Path, content: str) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"files": []}, r"files is \[\]"),
-        ({"context_length": "10"}, "context_length is '10'"),
-        ({"verification": []}, r"verification is \[\]"),
-        ({"graphs": {"clip": {}}}, "graphs lacks step"),
-        ({"graphs": {"step": {}}}, "graph step lacks file, inputs, nodes, opset, outputs, precision, weights"),
-        ({"rounding": {}}, "rounding lacks predictions, states"),
-        ({"horizon": -3}, "horizon is -3"),
-        ({"batch": 0}, "batch is 0"),
-        ({"engines": {"step.tensorrt": 3}}, r"engines step\.tensorrt is 3"),
-        ({"verification": {"torch": 1}}, "verification torch is 1"),
+        ({"files": []}, r"files: got \[\], expected an object"),
+        ({"context_length": "10"}, "context_length: got '10', expected a whole number"),
+        ({"verification": []}, r"verification: got \[\], expected an object"),
+        ({"graphs": []}, "graphs: lacks step"),
+        (
+            {"graphs": [{"name": "step"}]},
+            r"graphs\[0\]: lacks backends, file, inputs, nodes, opset, outputs, precision, weights",
+        ),
+        ({"rounding": {}}, "rounding: lacks predictions, states"),
+        ({"horizon": -3}, "horizon: got -3, expected 1 or more"),
+        ({"batch": 0}, "batch: got 0"),
+        ({"engines": {"step.tensorrt": 3}}, r"engines\.step\.tensorrt: got 3, expected an object"),
+        ({"verification": {"torch": 1}}, r"verification\.torch: got 1"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(bundle_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -315,16 +318,16 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(bundle_path: Path, changes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"precision": None}, "graph step precision is None"),
-        ({"inputs": [{"name": "frame"}]}, "a tensor of graph step lacks dtype, shape"),
-        ({"weights": [3]}, "a file of graph step is 3"),
+        ({"precision": None}, r"graphs\[0\]\.precision: got None, expected text"),
+        ({"inputs": [{"name": "frame"}]}, r"graphs\[0\]\.inputs\[0\]: lacks dtype, shape"),
+        ({"weights": [3]}, r"graphs\[0\]\.weights\[0\]: got 3"),
         ({"file": "../evil.onnx"}, r"has no hash of \.\./evil\.onnx"),
         ({"file": "engines/evil.onnx"}, r"names engines/evil\.onnx, which is no file beside it"),
     ],
 )
 def test_a_graph_that_cannot_be_trusted_is_refused(bundle_path: Path, changes: dict[str, Any], message: str) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())
-    manifest["graphs"]["step"] |= changes
+    manifest["graphs"][0] |= changes
     manifest["files"]["engines/evil.onnx"] = "0"
     edit(bundle_path, **manifest)
     with pytest.raises(BundleError, match=message):
@@ -341,7 +344,7 @@ def test_a_file_without_a_hash_is_refused(bundle_path: Path) -> None:
 
 def test_a_graph_that_is_not_what_the_manifest_lists_is_refused(bundle_path: Path) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())
-    manifest["graphs"]["step"]["inputs"][1]["shape"][1] = 99
+    manifest["graphs"][0]["inputs"][1]["shape"][1] = 99
     edit(bundle_path, graphs=manifest["graphs"])
     with pytest.raises(BundleError, match="its inputs are not those that the manifest lists"):
         runtime.load(bundle_path, "onnxruntime")

@@ -6,7 +6,6 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from e3d_deploy.bundle.folder import new_bundle, record_verification, write_manifest
+from e3d_deploy.bundle.folder import new_bundle, record_verification
+from e3d_deploy.bundle.manifest import Rounding, TensorEntry, Verification
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.files import locked
 from e3d_deploy.runtime import Bundle
@@ -22,6 +22,7 @@ from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.protocol import State
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
+from tests.manifests import changed, rewrite, sidecar, with_graph, with_shape
 
 ROUNDING = 1e-5
 """Largest difference of predictions from PyTorch's where nothing is wrong; measured 8.3e-7."""
@@ -62,7 +63,7 @@ def test_onnxruntime_passes_step_by_step(bundle: Bundle, against: str) -> None:
     assert report.passed
     assert 0 < report.worst < ROUNDING
     assert len(report.predictions) == bundle.context_length + bundle.horizon - 1
-    assert set(report.final_states) == {tensor["name"].removeprefix("next_") for tensor in _states(bundle)}
+    assert set(report.final_states) == {tensor.name.removeprefix("next_") for tensor in _states(bundle)}
     assert (len(report.states) > 0) == (against == "torch")
     assert report.dssim == pytest.approx(0, abs=LOST)
 
@@ -106,7 +107,7 @@ def test_a_wrong_clip_graph_fails(bundle: Bundle, fault: str) -> None:
 
 
 def test_a_network_that_amplifies_rounding_gets_a_budget_by_it(bundle: Bundle) -> None:
-    bundle.manifest["rounding"] = {"predictions": 5e-4, "states": 1e-2}
+    bundle = changed(bundle, rounding=Rounding(predictions=5e-4, states=1e-2))
     report = verify(bundle, Faulty(bundle, from_step=0, prediction=1.5e-4, memory=3e-3))
     assert (report.budget, report.state_budget) == (2e-3, 4e-2)
     assert 1e-4 < report.worst < report.budget
@@ -132,33 +133,34 @@ def test_another_clip_needs_pytorch_and_enough_frames(bundle: Bundle) -> None:
 
 
 def test_names_and_shapes_come_before_values(bundle: Bundle) -> None:
-    bundle.manifest["graphs"]["step"]["inputs"][1]["shape"][1] = 99
-    with pytest.raises(BundleError, match=r"step inputs: cell\.0 is .*99.*its config stands for"):
-        check_contract(bundle)
+    odd = with_graph(bundle, "step", inputs=with_shape(bundle, 1, 99))
+    with pytest.raises(BundleError, match=r"step inputs: cell\.0 is .*99.*its config and states stand for"):
+        check_contract(odd)
 
 
 def test_a_report_stands_in_the_manifest(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     report = verify(bundle, open_backend(bundle, "onnxruntime", threads=1))
     record_verification(bundle, report.to_dict())
-    kept: Mapping[str, Any] = Bundle.open(bundle.path).manifest["verification"]["onnxruntime"]
-    assert kept["passed"] is True
-    assert kept["worst"] == report.worst
+    kept = Bundle.open(bundle.path).manifest.verification["onnxruntime"]
+    assert kept.passed is True
+    assert kept.worst == report.worst
+    assert {**kept.to_json()} == report.to_dict()
 
 
 def test_a_report_takes_no_engines_out_of_the_manifest(bundle: Bundle) -> None:
     """Engines that `e3d build` put in while `e3d verify` ran stay listed."""
-    built = {**bundle.manifest, "engines": {"step.tensorrt": {"target": "tensorrt"}}}
-    write_manifest(bundle.path, built)
+    built = {"step.tensorrt": sidecar()}
+    rewrite(bundle.path, engines=built)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
     now = Bundle.open(bundle.path).manifest
-    assert now["engines"] == built["engines"]
-    assert now["verification"] == {"onnxruntime": {"backend": "onnxruntime", "passed": True}}
+    assert now.engines == built
+    assert now.verification == {"onnxruntime": Verification(passed=True, extra={"backend": "onnxruntime"})}
 
 
 def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     """`e3d export --overwrite` ran while `e3d verify` did."""
-    files = {**bundle.manifest["files"], "model.safetensors": "0" * 64}
-    write_manifest(bundle.path, {**bundle.manifest, "files": files})
+    files = {**bundle.manifest.files, "model.safetensors": "0" * 64}
+    rewrite(bundle.path, files=files)
     before = (bundle.path / "manifest.json").read_bytes()
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
     assert (bundle.path / "manifest.json").read_bytes() == before
@@ -195,8 +197,8 @@ def test_a_report_on_a_place_that_cannot_be_written_is_no_error(
     assert "not recorded in the manifest ([Errno 30] Read-only file system" in caplog.text
 
 
-def _states(bundle: Bundle) -> list[dict[str, Any]]:
-    return [tensor for tensor in bundle.manifest["graphs"]["step"]["outputs"] if tensor["name"] != "prediction"]
+def _states(bundle: Bundle) -> list[TensorEntry]:
+    return [tensor for tensor in bundle.entry("step").outputs if tensor.name != "prediction"]
 
 
 @pytest.mark.parametrize(("graph", "wrong"), [("clip", 1e-3), ("rollout", np.nan)])

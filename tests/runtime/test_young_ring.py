@@ -19,6 +19,7 @@ from e3d_deploy.runtime import Bundle, Snapshot
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
 from tests.bundle.test_old_bundle import OLD
+from tests.manifests import changed
 from tests.tools import e3d
 
 Arrays = dict[str, NDArray[Any]]
@@ -131,9 +132,7 @@ def masked_with_minus_infinity(path: Path, to: Path) -> Path:
     (mask,) = (one for one in model.graph.initializer if one.raw_data == np.float32(contract.EMPTY_BIAS).tobytes())
     mask.raw_data = np.float32(-np.inf).tobytes()
     onnx.save(model, file)
-    manifest = bundle.manifest
-    manifest["files"][file.name] = sha256(file)
-    write_manifest(to, manifest)
+    write_manifest(to, changed(bundle, files={**bundle.manifest.files, file.name: sha256(file)}).manifest)
     return to
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ import torch
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.correctness import Yardstick, distance
 from benchmarks.gpu.plan import Unit
+
+if TYPE_CHECKING:
+    from e3d_deploy.bundle.manifest import Manifest
 
 ON_GPU = ("onnxruntime-cuda", "torch-cuda-graph", "tensorrt", "tensorrt-rtx")
 ON_CPU = ("onnxruntime",)
@@ -75,11 +78,36 @@ def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         checkpoint.save(bench.model, Path(folder) / MODEL)
-        lengths = {"context_length": 2, "horizon": 2, "batch": batch, "dynamic_batch": False}
-        manifest = {**lengths, "graphs": {"step": {"precision": precision}}}
-        backend = open_backend(Bundle(Path(folder), manifest, bench.config), "torch-cuda-graph")
+        bundle = Bundle(Path(folder), _without_graphs(bench, precision, batch), bench.config)
+        backend = open_backend(bundle, "torch-cuda-graph")
         stack.callback(backend.close)
         return stepped(bench, backend, batch, judged=precision == "fp32", on_device=True)
+
+
+def _without_graphs(bench: Bench, precision: str, batch: int) -> "Manifest":
+    """Return a manifest as far as torch-cuda-graph reads it."""
+    from e3d_deploy.bundle import manifest as parts
+
+    step = {"file": "", "weights": (), "nodes": 0, "opset": 0, "inputs": (), "outputs": ()}
+    return parts.Manifest(
+        schema=parts.SCHEMA,
+        name="",
+        created="",
+        producer=parts.Producer(e3d_deploy="", torch="", onnx=""),
+        config=bench.config.to_dict(),
+        context_length=2,
+        horizon=2,
+        batch=batch,
+        dynamic_batch=False,
+        history=parts.History(slots=0, exact_for_steps=0, then=""),
+        preprocessing=parts.Preprocessing(frames="", patching="", output=""),
+        rounding=parts.Rounding(predictions=0.0, states=0.0),
+        precision=parts.Precision(policy=precision, exclude=(), budget={}),
+        graphs=(parts.GraphEntry(name="step", backends=None, precision=precision, **step),),
+        verification={},
+        engines={},
+        files={},
+    )
 
 
 def on_bundle(bench: Bench, path: Path, name: str) -> dict[str, Any]:

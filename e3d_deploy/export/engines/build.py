@@ -10,6 +10,7 @@ from typing import Any
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.plans import weights_sha256
+from e3d_deploy.bundle.sidecar import EngineOptions, EngineSidecar
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
 from e3d_deploy.export.engines.cache import EngineCache, key_of
@@ -35,7 +36,7 @@ def build(
     cache: EngineCache | None = None,
     progress: Notify = silent,
     remark: Notify = silent,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, EngineSidecar]:
     """Build an engine of each graph of a bundle into its folder `engines/`, or take it from the cache.
 
     Each plan gets a sidecar (`.json`), and its hash goes into the manifest: a plan is native code and
@@ -59,8 +60,8 @@ def build(
         cache = None
     sidecars = {}
     with staging(bundle) as stage:
-        for graph, entry in bundle.manifest["graphs"].items():
-            check_runs(entry["precision"], target)
+        for graph in bundle.graphs:
+            check_runs(bundle.entry(graph, target).precision, target)
             parts = _parts(bundle, graph, target, trt.__version__, capability, config)
             job = _Job(trt, bundle, graph, config, parts, stage / f"{graph}.{target}.plan")
             sidecars[graph] = job.run(cache, progress, remark)
@@ -79,7 +80,7 @@ class _Job:
     parts: Mapping[str, str]
     destination: Path
 
-    def run(self, cache: EngineCache | None, progress: Notify, remark: Notify) -> dict[str, Any]:
+    def run(self, cache: EngineCache | None, progress: Notify, remark: Notify) -> EngineSidecar:
         """Put the plan at its destination; return its sidecar."""
         if cache is None:
             return self.build(None, progress, remark)
@@ -87,12 +88,12 @@ class _Job:
         with cache.lock(key, lambda: remark(f"{self.graph}: another process builds the same; waiting for it")):
             if sidecar := cache.take(self.parts, self.destination, remark):
                 remark(f"{self.graph}: taken from the cache")
-                return {**sidecar, "cached": True}
+                return dataclasses.replace(sidecar, cached=True)
             remark(f"{self.graph}: not cached: {cache.difference(self.parts, self.graph)}")
             sidecar = self.build(cache.duration(self.kind), progress, remark)
             try:
                 cache.put(sidecar, self.destination)
-                cache.remember(self.kind, sidecar["build_seconds"])
+                cache.remember(self.kind, sidecar.build_seconds)
             except OSError as error:
                 remark(f"{self.graph}: not kept in the cache ({error.strerror}: {cache.folder})")
         return sidecar
@@ -100,11 +101,11 @@ class _Job:
     @property
     def kind(self) -> str:
         """Kind of build, as a key for durations: builds of one kind take about as long."""
-        entry = self.bundle.manifest["graphs"][self.graph]
-        return f"{self.graph} {self.parts['target']} {entry['precision']} {entry['nodes']} nodes"
+        entry = self.bundle.entry(self.graph, self.parts["target"])
+        return f"{self.graph} {self.parts['target']} {entry.precision} {entry.nodes} nodes"
 
-    def build(self, expected: float | None, progress: Notify, remark: Notify) -> dict[str, Any]:
-        file, started = self.bundle.graph(self.graph), time.monotonic()
+    def build(self, expected: float | None, progress: Notify, remark: Notify) -> EngineSidecar:
+        file, started = self.bundle.graph(self.graph, self.parts["target"]), time.monotonic()
         plan = build_plan(
             self.trt,
             file,
@@ -118,23 +119,23 @@ class _Job:
         self.check_unchanged()
         precision = prove(self.trt, plan, file, self.parts["precision"])
         self.destination.write_bytes(plan)
-        return {
-            "graph": self.graph,
-            "graph_sha256": self.parts["graph"],
-            "weights_sha256": self.parts["weights"],
-            "target": self.parts["target"],
-            "builder": self.trt.__version__,
-            "compute_capability": self.parts["compute_capability"],
-            "precision": precision,
-            "options": self.config.to_dict(),
-            "key": key_of(self.parts),
-            "parts": dict(self.parts),
-            "cached": False,
-            "build_seconds": round(seconds, 2),
-            "bytes": len(plan),
-            "sha256": hashlib.sha256(plan).hexdigest(),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        return EngineSidecar(
+            graph=self.graph,
+            graph_sha256=self.parts["graph"],
+            weights_sha256=self.parts["weights"],
+            target=self.parts["target"],
+            builder=self.trt.__version__,
+            compute_capability=self.parts["compute_capability"],
+            precision=precision,
+            options=EngineOptions.from_json(self.config.to_dict()),
+            key=key_of(self.parts),
+            parts=dict(self.parts),
+            cached=False,
+            build_seconds=round(seconds, 2),
+            bytes=len(plan),
+            sha256=hashlib.sha256(plan).hexdigest(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
     def check_unchanged(self) -> None:
         """Raise if the graph or its weights no longer match the manifest, whose hashes are in the key.
@@ -142,8 +143,8 @@ class _Job:
         Raises:
             BundleError: the bundle was exported anew meanwhile.
         """
-        graph = self.bundle.graph(self.graph).name
-        for name, digest in self.bundle.manifest["files"].items():
+        graph = self.bundle.entry(self.graph, self.parts["target"]).file
+        for name, digest in self.bundle.manifest.files.items():
             file = self.bundle.path / name
             if (name == graph or name.endswith(".safetensors")) and not (file.exists() and sha256(file) == digest):
                 raise BundleError(f"{file}: changed while an engine was built from it; build again")
@@ -153,17 +154,17 @@ def _parts(
     bundle: Bundle, graph: str, target: Target, builder: str, capability: str | None, config: EngineConfig
 ) -> dict[str, str]:
     """Return the parts that determine an engine, by name; a timing cache is not one of them."""
-    files, entry = bundle.manifest["files"], bundle.manifest["graphs"][graph]
+    entry = bundle.entry(graph, target)
     options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
     options.pop("compute_capabilities")
     buckets = [" ".join(map(str, bucket)) for bucket in options.pop("batches") or default_buckets(graph)]
     return {
-        "graph": files[entry["file"]],
+        "graph": bundle.manifest.files[entry.file],
         "weights": weights_sha256(bundle),
         "target": target,
         "builder": builder,
         "compute_capability": capability or "of the building machine",
-        "precision": entry["precision"],
+        "precision": entry.precision,
         "profile": ", ".join(buckets) if bundle.dynamic_batch else "fixed",
         **{name: str(value) for name, value in options.items()},
         "recipe": RECIPE,

@@ -11,11 +11,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.files import locked, sha256, workspace, write_file
 from e3d_deploy.progress import Notify, silent
@@ -23,8 +24,6 @@ from e3d_deploy.progress import Notify, silent
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
 KEY = re.compile(r"[0-9a-f]{64}")
-FIELDS = {"parts": dict, "graph": str, "target": str, "builder": str, "compute_capability": str, "sha256": str}
-"""Of a sidecar, those that are read here and shown."""
 
 
 def key_of(parts: Mapping[str, str]) -> str:
@@ -37,10 +36,15 @@ class Entry:
     """An engine in the cache."""
 
     key: str
-    sidecar: dict[str, Any]
+    sidecar: EngineSidecar
     nbytes: int
     used: datetime
     """When it was last built or taken."""
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Parts that its key is made of."""
+        return self.sidecar.parts or {}
 
 
 class EngineCache:
@@ -75,7 +79,7 @@ class EngineCache:
         with locked(self.folder / f"{key}.lock", waiting):
             yield
 
-    def take(self, parts: Mapping[str, str], destination: Path, remark: Notify = silent) -> dict[str, Any] | None:
+    def take(self, parts: Mapping[str, str], destination: Path, remark: Notify = silent) -> EngineSidecar | None:
         """Put the plan that was made of `parts` at `destination`, where no file is; None if there is none.
 
         The file is shared with the cache where the file system can do that. It is hashed unless size and time of
@@ -86,8 +90,9 @@ class EngineCache:
         """
         key = key_of(parts)
         try:
-            sidecar = self._sidecar(key)
-            written = sidecar.pop("written", None)
+            kept = self._sidecar(key)
+            written = kept.extra.get("written")
+            sidecar = replace(kept, extra={name: one for name, one in kept.extra.items() if name != "written"})
             place(self.folder / key / PLAN, destination)
             if _unaltered(destination, sidecar, written):
                 with suppress(OSError):
@@ -103,18 +108,19 @@ class EngineCache:
         self.remove(key)
         return None
 
-    def put(self, sidecar: Mapping[str, Any], plan: Path) -> None:
+    def put(self, sidecar: EngineSidecar, plan: Path) -> None:
         """Keep a plan, and remove others to make room; one that is larger than the limit is not kept."""
         if plan.stat().st_size > self.limit_bytes:
             return
+        key = key_of(sidecar.parts or {})
         with workspace(self.folder / "entry") as folder:
             place(plan, folder / PLAN)
             status = (folder / PLAN).stat()
-            kept = {**sidecar, "written": [status.st_size, status.st_mtime_ns]}
+            kept = {**sidecar.to_json(), "written": [status.st_size, status.st_mtime_ns]}
             (folder / SIDECAR).write_text(json.dumps(kept, indent=2) + "\n")
-            self.remove(sidecar["key"])
-            folder.replace(self.folder / sidecar["key"])
-        self._trim(keep=sidecar["key"])
+            self.remove(key)
+            folder.replace(self.folder / key)
+        self._trim(keep=key)
 
     def difference(self, parts: Mapping[str, str], graph: str) -> str:
         """Which parts differ from those of the nearest entry of a graph: `builder 1.7.1 → 1.8.0`."""
@@ -122,7 +128,7 @@ class EngineCache:
         def changed(other: Mapping[str, str]) -> list[str]:
             return [name for name in {**parts, **other} if parts.get(name) != other.get(name)]
 
-        others = [one.sidecar["parts"] for one in self.entries() if one.sidecar.get("graph") == graph]
+        others = [one.parts for one in self.entries() if one.sidecar.graph == graph]
         if not others:
             return f"no {graph} was built before"
         nearest = min(reversed(others), key=lambda other: len(changed(other)))
@@ -144,7 +150,7 @@ class EngineCache:
         for key in self.keys():
             folder = self.folder / key
             try:
-                if self._sidecar(key)["sha256"] != sha256(folder / PLAN):
+                if self._sidecar(key).sha256 != sha256(folder / PLAN):
                     found[key] = "the plan is not the one that was built"
             except OSError as error:
                 if folder.exists():  # else it was removed meanwhile
@@ -192,18 +198,14 @@ class EngineCache:
                 with suppress(BlockingIOError), locked(lock, None):
                     pass
 
-    def _sidecar(self, key: str) -> dict[str, Any]:
-        """What is known of a plan.
+    def _sidecar(self, key: str) -> EngineSidecar:
+        """Return the sidecar of a plan.
 
         Raises:
             OSError, ValueError: nothing.
         """
-        sidecar = json.loads((self.folder / key / SIDECAR).read_text())
-        if not isinstance(sidecar, dict):
-            raise ValueError(f"it is {sidecar!r}")
-        if odd := [name for name, kind in FIELDS.items() if not isinstance(sidecar.get(name), kind)]:
-            raise ValueError(f"its {odd[0]} is {sidecar.get(odd[0])!r}")
-        if key_of(sidecar["parts"]) != key:
+        sidecar = EngineSidecar.from_json(json.loads((self.folder / key / SIDECAR).read_text()))
+        if key_of(sidecar.parts or {}) != key:
             raise ValueError("it belongs to another key")
         return sidecar
 
@@ -232,9 +234,9 @@ def place(source: Path, destination: Path) -> None:
         shutil.copyfile(source, destination)
 
 
-def _unaltered(plan: Path, sidecar: Mapping[str, Any], written: object) -> bool:
+def _unaltered(plan: Path, sidecar: EngineSidecar, written: object) -> bool:
     status = plan.stat()
-    return [status.st_size, status.st_mtime_ns] == written or sha256(plan) == sidecar["sha256"]
+    return [status.st_size, status.st_mtime_ns] == written or sha256(plan) == sidecar.sha256
 
 
 def _short(value: str | None) -> str:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from e3d_deploy.bundle.folder import ENGINES, MANIFEST, Bundle, manifest_bytes, read_manifest
 from e3d_deploy.bundle.plans import sources
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError
 from e3d_deploy.files import locked, sha256, sync, workspace
 
@@ -20,7 +20,7 @@ def staging(bundle: Bundle) -> Iterator[Path]:
         yield folder
 
 
-def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, dict[str, Any]]) -> None:
+def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, EngineSidecar]) -> None:
     """Make the plans `GRAPH.TARGET.plan` in a stage the bundle's engines of a target.
 
     Everything is on the disk before the bundle changes. Older engines of the target leave the manifest first, so that
@@ -32,20 +32,20 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, dic
     sheets = {f"{graph}.{target}": sidecar for graph, sidecar in sidecars.items()}
     added = {}
     for name, sidecar in sheets.items():
-        (stage / f"{name}.json").write_text(json.dumps(sidecar, indent=2) + "\n")
-        added[f"{ENGINES}{name}.plan"] = sidecar["sha256"]
+        (stage / f"{name}.json").write_text(json.dumps(sidecar.to_json(), indent=2) + "\n")
+        added[f"{ENGINES}{name}.plan"] = sidecar.sha256
         added[f"{ENGINES}{name}.json"] = sha256(stage / f"{name}.json")
     with locked(bundle.path):
         manifest = read_manifest(bundle.path)  # another build or export may have changed it meanwhile
         now = replace(bundle, manifest=manifest)
         for graph, sidecar in sidecars.items():
-            if any(sidecar[name] != digest for name, digest in sources(now, graph).items()):
+            if any(getattr(sidecar, name) != digest for name, digest in sources(now, graph, target).items()):
                 raise BundleError(f"{bundle.path}: exported anew while its engines were made; build again")
-        files = {name: digest for name, digest in manifest["files"].items() if f".{target}." not in name}
-        engines = {name: sheet for name, sheet in manifest["engines"].items() if not name.endswith(f".{target}")}
+        files = {name: digest for name, digest in manifest.files.items() if f".{target}." not in name}
+        engines = {name: sheet for name, sheet in manifest.engines.items() if not name.endswith(f".{target}")}
         steps = (
-            {**manifest, "files": files, "engines": engines},
-            {**manifest, "files": files | added, "engines": engines | sheets},
+            replace(manifest, files=files, engines=engines),
+            replace(manifest, files=files | added, engines=engines | sheets),
         )
         for number, step in enumerate(steps):
             (stage / f"manifest.{number}").write_bytes(manifest_bytes(step))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from e3d_deploy.bundle.sidecar import Proof
 from e3d_deploy.errors import EngineError
 from e3d_deploy.policies import MIN_SHARE
 from e3d_deploy.tensorrt_library import make_logger
@@ -25,12 +26,11 @@ NAMES = {
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
-def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> dict[str, Any]:
-    """What was asked of a plan and what it does, for its sidecar.
+def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> Proof:
+    """Return the precision that was asked of a plan and the one that it computes in.
 
     Returns:
-        `requested`, `proved`, `by` ("inspector" or "graph"), and `layers`: how many convolutions and matrix
-        products run at each precision. TF32 is a permission that the graph does not show: it proves "tf32 allowed".
+        The proof. TF32 is a permission that the graph does not show: it proves "tf32 allowed".
 
     Raises:
         EngineError: it does not do what was asked.
@@ -38,7 +38,7 @@ def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> dict[str, 
     layers, by = inspected(trt, plan), "inspector"
     if not layers:
         layers, by = in_graph(graph_file), "graph"
-    return {"requested": requested, "proved": judge(requested, layers, by), "by": by, "layers": dict(layers)}
+    return Proof(requested=requested, proved=judge(requested, layers, by), by=by, layers=dict(layers))
 
 
 def judge(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:

@@ -1,6 +1,7 @@
 """Engines with other weights, without building them again: those of one bundle for another of the same form."""
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from onnx import GraphProto, TensorProto, numpy_helper
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.plans import load_plan, sources, weights_sha256
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BackendUnavailable, EngineError
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.proof import prove
@@ -19,7 +21,7 @@ from e3d_deploy.tensorrt_library import Target, library, make_logger
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, dict[str, Any]]:
+def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, EngineSidecar]:
     """Give a bundle the engines of another, with its own weights.
 
     All weights that an engine lets be replaced are, or it is refused. What it computes then has to be verified on
@@ -37,7 +39,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
         EngineError: engines that cannot be refitted, graphs of another form, or a weight that is missing.
     """
     trt = library(target)
-    names = [name for name in bundle.manifest["graphs"] if f"{name}.{target}" in source.manifest["engines"]]
+    names = [name for name in bundle.graphs if f"{name}.{target}" in source.manifest.engines]
     if not names:
         raise EngineError(
             f"{source.path}: has no engine of {target}; `e3d build {source.path} --target {target} --refit` makes them"
@@ -45,29 +47,33 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
     sidecars = {}
     with staging(bundle) as stage:
         for name in names:
-            sidecar = source.manifest["engines"][f"{name}.{target}"]
-            if not sidecar["options"]["refittable"]:
+            sidecar = source.manifest.engines[f"{name}.{target}"]
+            if not sidecar.options.refittable:
                 raise EngineError(
                     f"{source.path}: its {name}.{target} was built without --refit; build it again with it"
                 )
-            if found := difference(source.graph(name), bundle.graph(name)):
+            if found := difference(source.graph(name, target), bundle.graph(name, target)):
                 raise EngineError(f"{name}: {bundle.path} differs from {source.path} in more than weights: {found}")
             progress(f"{name}: refitting")
             old = load_plan(source, name, target=target, version=trt.__version__)
-            plan = _refitted(trt, old, bundle.graph(name))
+            plan = _refitted(trt, old, bundle.graph(name, target))
             if plan == old and weights_sha256(bundle) != weights_sha256(source):
                 raise EngineError(f"{name}: the weights differ and the refitted engine does not; build it anew")
             (stage / f"{name}.{target}.plan").write_bytes(plan)
-            sidecars[name] = {
-                **{key: value for key, value in sidecar.items() if key not in ("key", "parts")},
-                **sources(bundle, name),
-                "refitted_from": sidecar["sha256"],
-                "precision": prove(trt, plan, bundle.graph(name), bundle.manifest["graphs"][name]["precision"]),
-                "cached": False,
-                "bytes": len(plan),
-                "sha256": hashlib.sha256(plan).hexdigest(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            }
+            made_from = sources(bundle, name, target)
+            sidecars[name] = replace(
+                sidecar,
+                key=None,
+                parts=None,
+                graph_sha256=made_from["graph_sha256"],
+                weights_sha256=made_from["weights_sha256"],
+                refitted_from=sidecar.sha256,
+                precision=prove(trt, plan, bundle.graph(name, target), bundle.entry(name, target).precision),
+                cached=False,
+                bytes=len(plan),
+                sha256=hashlib.sha256(plan).hexdigest(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
         move_in(bundle, target, stage, sidecars)
     return sidecars
 

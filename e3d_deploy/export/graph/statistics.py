@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, NodeProto, TensorProto
 
+from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.errors import BundleError
 
 HOW = (
@@ -73,7 +73,7 @@ class NodeCost:
     bytes_moved: int
 
 
-def node_costs(path: Path, entry: Mapping[str, Any]) -> list[NodeCost]:
+def node_costs(path: Path, entry: GraphEntry) -> list[NodeCost]:
     """What each node of the graph in `path` costs, but for those that depend on weights alone or have unknown shapes.
 
     Raises:
@@ -91,7 +91,7 @@ def node_costs(path: Path, entry: Mapping[str, Any]) -> list[NodeCost]:
     return found
 
 
-def statistics(path: Path, entry: Mapping[str, Any]) -> Statistics:
+def statistics(path: Path, entry: GraphEntry) -> Statistics:
     """What the graph in `path` costs; `entry` is what the manifest says of it.
 
     Raises:
@@ -134,14 +134,17 @@ def statistics(path: Path, entry: Mapping[str, Any]) -> Statistics:
     )
 
 
-def _load(path: Path, entry: Mapping[str, Any]) -> ModelProto:
+def _load(path: Path, entry: GraphEntry) -> ModelProto:
     """A graph without its weights and with every shape that can be inferred."""
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
         raise BundleError(f"{path}: no ONNX file; export the model again") from error
-    for what, values in (("inputs", model.graph.input), ("outputs", model.graph.output)):
-        found, expected = {value.name for value in values}, {tensor["name"] for tensor in entry[what]}
+    for what, values, listed in (
+        ("inputs", model.graph.input, entry.inputs),
+        ("outputs", model.graph.output, entry.outputs),
+    ):
+        found, expected = {value.name for value in values}, {tensor.name for tensor in listed}
         if found != expected:
             odd = ", ".join(sorted(found ^ expected)[:3])
             raise BundleError(f"{path}: its {what} are not those of the manifest ({odd}); export the model again")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto
 
+from e3d_deploy.bundle.manifest import Precision, Tried
 from e3d_deploy.errors import ConfigError, QualityError
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.drift import Clip, Drift, Gauge, real_clips
@@ -39,10 +40,17 @@ class Fit:
     def fits(self) -> bool:
         return self.drift.share_of(self.budget) <= 1
 
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the manifest."""
-        what = {"policy": self.policy, "exclude": self.exclude, "budget": self.budget.to_dict(), "fits": self.fits}
-        return {**what, "drift": finite(asdict(self.drift)), "bytes": self.bytes, "step_ms": self.step_ms}
+    def known(self) -> dict[str, Any]:
+        """Return the fields of its entries in the manifest."""
+        return {
+            "policy": self.policy,
+            "exclude": tuple(self.exclude),
+            "budget": self.budget.to_dict(),
+            "fits": self.fits,
+            "drift": finite(asdict(self.drift)),
+            "bytes": self.bytes,
+            "step_ms": self.step_ms,
+        }
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -152,8 +160,8 @@ def choose_precision(
     exclude: Sequence[str],
     calibration: Path | None,
     progress: Notify,
-) -> tuple[GraphProto, dict[str, Any]]:
-    """The core in the first of some policies that keeps its budget, and what the manifest says of it.
+) -> tuple[GraphProto, Precision]:
+    """Return the core in the first of some policies that keeps its budget, and its entry in the manifest.
 
     Raises:
         QualityError: none does.
@@ -168,9 +176,9 @@ def choose_precision(
     gauge = Gauge(model, clips.measure, batch=batch, context_length=context_length, progress=progress)
     chosen, tried = choose(Chooser(core, batch, gauge, ranges, progress), budgets, exclude)
     calibrated = clips.describe(clips.calibrate) if chosen.policy in LARGEST else None
-    return chosen.core, {
-        **chosen.to_dict(),
-        "measured": clips.describe(clips.measure),
-        "calibration": calibrated,
-        "tried": [fit.to_dict() for fit in tried],
-    }
+    return chosen.core, Precision(
+        **chosen.known(),
+        measured=clips.describe(clips.measure),
+        calibration=calibrated,
+        tried=tuple(Tried(**fit.known()) for fit in tried),
+    )

@@ -70,7 +70,7 @@ def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_by
     """
     policy = bundle.precision
     graph = onnx.load(bundle.graph("step"))
-    twin = onnx.load(bundle.path / YARDSTICK) if YARDSTICK in bundle.manifest["files"] else graph
+    twin = onnx.load(bundle.path / YARDSTICK) if YARDSTICK in bundle.manifest.files else graph
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
     step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))

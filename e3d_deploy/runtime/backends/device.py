@@ -69,7 +69,7 @@ class DeviceBackend(Lifetime):
 
     def new_states(self, batch: int) -> States:
         """Allocate the states of `batch` streams."""
-        layout = Layout(contract.states(self.bundle.config, batch), batch)
+        layout = Layout(self.bundle.states.of(batch), batch)
         return States(self.cuda, layout, layout)
 
     def prepare(self, batch: int, size: Size) -> None:
@@ -141,7 +141,8 @@ class DeviceBackend(Lifetime):
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
         with self._turn():
-            return self._size(len(arrays["written"])).states.write(contract.cleared(arrays))
+            states = self.bundle.states
+            return self._size(states.count(arrays)).states.write(states.cleared(arrays))
 
     def free(self) -> None:
         """Free everything; states that are still held become useless."""

@@ -148,11 +148,13 @@ class States:
         return DeviceState(self._block(), self.cuda)
 
     def initial(self) -> DeviceState:
-        """Return the state before the first frame, equal to `protocol.initial_arrays`."""
+        """Return the state before the first frame, equal to `contract.States.initial`."""
         state = self.new()
         self.cuda.fill(state.block.memory, 0)
-        written = self.cuda.part(state.block.memory, self.layout.offsets["written"], 4 * self.layout.batch)
-        self.cuda.fill(written, np.int32(1).tobytes())
+        for tensor in self.layout.tensors:
+            if tensor.initial:
+                memory = self.cuda.part(state.block.memory, self.layout.offsets[tensor.name], tensor.nbytes)
+                self.cuda.fill(memory, np.array(tensor.initial, tensor.dtype).tobytes())
         return state
 
     def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:

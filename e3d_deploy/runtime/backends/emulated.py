@@ -133,7 +133,8 @@ def emulated_backend(bundle: Bundle, *, threads: int | None = None) -> OnnxRunti
     """The graphs of a bundle, emulated: proves types where nothing runs them. Slower than float32."""
 
     def load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
-        return session(emulated(onnx.load(bundle.graph(graph)), bundle.precision), threads=threads)
+        model = onnx.load(bundle.graph(graph, OnnxRuntimeBackend.name))
+        return session(emulated(model, bundle.precision), threads=threads)
 
     backend = OnnxRuntimeBackend(bundle, threads=threads, load=load)
     backend.name = "emulated"

@@ -11,7 +11,7 @@ from e3d_deploy import contract, frames
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime.backends.lifetime import Lifetime
-from e3d_deploy.runtime.backends.protocol import Frame, initial_arrays
+from e3d_deploy.runtime.backends.protocol import Frame
 
 Arrays = dict[str, NDArray[Any]]
 Tensors = dict[str, Any]
@@ -22,7 +22,7 @@ SPARE = 8
 
 
 class HostState:
-    """The tensors of `contract.states` as NumPy arrays, lent by a pool until nobody holds them."""
+    """Tensors of `contract.States` as NumPy arrays, lent by a pool until nobody holds them."""
 
     __slots__ = ("_free", "arrays", "tensors")
 
@@ -54,7 +54,7 @@ class HostBackend(Lifetime):
         raise NotImplementedError
 
     def initial_state(self, batch: int | None = None) -> HostState:
-        return self.from_arrays(initial_arrays(self.bundle.config, batch or self.bundle.batch))
+        return self.from_arrays(self.bundle.states.initial(batch or self.bundle.batch))
 
     def gather(self, rows: Sequence[tuple[HostState, int]]) -> HostState:
         state = self._empty(len(rows))
@@ -93,7 +93,7 @@ class HostBackend(Lifetime):
         return {name: array.copy() for name, array in state.arrays.items()}
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> HostState:
-        state, clean = self._empty(len(arrays["written"])), contract.cleared(arrays)
+        state, clean = self._empty(self.bundle.states.count(arrays)), self.bundle.states.cleared(arrays)
         for name, array in state.arrays.items():
             array[:] = clean[name]
         return state
@@ -105,7 +105,7 @@ class HostBackend(Lifetime):
         try:
             return HostState(*free.pop(), free)
         except IndexError:
-            arrays = initial_arrays(self.bundle.config, batch)
+            arrays = self.bundle.states.initial(batch)
             return HostState(arrays, {name: self.tensor(array) for name, array in arrays.items()}, free)
 
 

@@ -34,7 +34,8 @@ def load_session(
         options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(bundle.graph(graph)), options, providers=["CPUExecutionProvider"])
+    file = bundle.graph(graph, OnnxRuntimeBackend.name)
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -58,14 +59,15 @@ class OnnxRuntimeBackend(HostBackend):
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         if graph in self.sessions:
             return self.sessions[graph]
-        file = self.bundle.graph(graph)
+        entry = self.bundle.entry(graph, OnnxRuntimeBackend.name)  # `emulated` runs the same graphs
+        file = self.bundle.path / entry.file
         try:
             session = self.load(self.bundle, graph, self.threads)
         except Exception as error:  # its exceptions have no common base of their own
             raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
-        for direction, found in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
-            listed = [(tensor["name"], tensor["shape"]) for tensor in self.bundle.manifest["graphs"][graph][direction]]
-            if [(tensor.name, tensor.shape) for tensor in found] != listed:
+        both = {"inputs": (session.get_inputs(), entry.inputs), "outputs": (session.get_outputs(), entry.outputs)}
+        for direction, (found, listed) in both.items():
+            if [(one.name, tuple(one.shape)) for one in found] != [(one.name, one.shape) for one in listed]:
                 raise BundleError(
                     f"{file}: its {direction} are not those that the manifest lists; export the model again"
                 )

@@ -101,7 +101,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
     def _session(self, graph: str, batch: int) -> onnxruntime.InferenceSession:
         if (graph, batch) in self.sessions:
             return self.sessions[graph, batch]
-        file = self.bundle.graph(graph)
+        file = self.bundle.graph(graph, self.name)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(*STRICT)

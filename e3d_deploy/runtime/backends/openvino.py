@@ -53,7 +53,7 @@ class OpenVINOBackend(HostBackend):
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:
         if (graph, batch) in self.requests:
             return self.requests[graph, batch]
-        file = self.bundle.graph(graph)
+        file = self.bundle.graph(graph, self.name)
         try:
             model = self.models[graph].clone() if graph in self.models else CORE.read_model(file)
             if self.bundle.dynamic_batch and graph not in self.models:

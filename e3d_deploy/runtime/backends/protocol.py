@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from e3d_deploy.bundle.folder import Bundle
 
 State = Any
-"""The tensors of `contract.states` of a few streams. Only the backend that made it can read it: it may live on a
-device. It is a value: no call changes one that somebody holds, and what it holds is used again when nobody does."""
+"""Tensors of the states of a few streams, `contract.States`. Only the backend that made it can read it: it may live on
+a device. It is a value: no call changes one that somebody holds, and what it holds is used again when nobody does."""
 Frame = NDArray[np.float32] | NDArray[np.uint8]
 """A frame of each stream, float32 [B, C, H, W] in [0, 1], or a picture of each, uint8 [B, H, W, C]."""
 
@@ -98,7 +98,7 @@ class Backend(Protocol):
         ...
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
-        """A copy of a state in NumPy, as `contract.states` describes it."""
+        """Return a copy of a state in NumPy, as `contract.States` describes it."""
         ...
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
@@ -167,7 +167,5 @@ def step_size(backend: Backend, streams: int) -> int:
 
 
 def initial_arrays(config: ModelConfig, batch: int) -> dict[str, NDArray[Any]]:
-    """The state before the first frame: zeros, one of them an entry of the history."""
-    arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in contract.states(config, batch)}
-    arrays["written"][:] = 1
-    return arrays
+    """Return the states of a network before the first frame: zeros, one of them an entry of the history."""
+    return contract.states_of(config).initial(batch)

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from e3d_deploy.bundle.folder import SIZES, Bundle
+from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
 from e3d_deploy.runtime.backends.cuda import Cuda
@@ -52,22 +53,18 @@ class Engine:
         if self.engine is None:
             again = f"build it again: `e3d build {bundle.path} --target {target}`"
             raise self.failure(f"cannot be loaded; {again}", BundleError)
-        self.inputs = self._check_tensors(bundle.manifest["graphs"][graph])
+        self.inputs = self._check_tensors(bundle.entry(graph, target))
         self.ranges = self._ranges()
         self.scratch = cuda.allocate(max(1, self.engine.device_memory_size_v2))
 
-    def _check_tensors(self, graph: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        """The shapes of the inputs, with -1 for an open batch, after a comparison with the manifest."""
+    def _check_tensors(self, graph: GraphEntry) -> dict[str, tuple[int, ...]]:
+        """Compare the tensors with the manifest; return the shapes of the inputs, with -1 for an open batch."""
         types = {"float32": self.trt.DataType.FLOAT, "int32": self.trt.DataType.INT32}
-        modes = {"inputs": self.trt.TensorIOMode.INPUT, "outputs": self.trt.TensorIOMode.OUTPUT}
+        modes = self.trt.TensorIOMode
         listed = {
-            tensor["name"]: (
-                modes[way],
-                types[tensor["dtype"]],
-                [-1 if side == "batch" else side for side in tensor["shape"]],
-            )
-            for way in modes
-            for tensor in graph[way]
+            tensor.name: (mode, types.get(tensor.dtype), [-1 if side == "batch" else side for side in tensor.shape])
+            for mode, tensors in ((modes.INPUT, graph.inputs), (modes.OUTPUT, graph.outputs))
+            for tensor in tensors
         }
         engine, found = self.engine, {}
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
@@ -75,7 +72,7 @@ class Engine:
             found[name] = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), shape)
         if odd := [name for name in {**listed, **found} if found.get(name) != listed.get(name)]:
             raise BundleError(f"{self.name}: its {odd[0]} is not as the manifest lists it; build it again")
-        return {name: tuple(shape) for name, (mode, _, shape) in found.items() if mode == modes["inputs"]}
+        return {name: tuple(shape) for name, (mode, _, shape) in found.items() if mode == modes.INPUT}
 
     def _ranges(self) -> list[Range]:
         """Streams that each profile allows; none where their number is fixed."""

@@ -43,8 +43,8 @@ class RingStates(States):
 
     def __init__(self, cuda: Cuda, config: ModelConfig, batch: int, dtype: contract.DType = "float32") -> None:
         tensors = contract.states(config, batch)
-        rings = [replace(tensor, dtype=dtype) for tensor in tensors if tensor.name.startswith("history.")]
-        others = [tensor for tensor in tensors if not tensor.name.startswith("history.")]
+        rings = [replace(tensor, dtype=dtype) for tensor in tensors if tensor.ring is not None]
+        others = [tensor for tensor in tensors if tensor.ring is None]
         slots = [replace(ring, shape=(batch, *ring.shape[2:])) for ring in rings]
         self.in_set = Layout([*others, *slots], batch)
         """Layout of a set: in the place of each ring the slot that the next step overwrites."""

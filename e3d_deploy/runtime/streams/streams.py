@@ -13,7 +13,7 @@ from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
 from e3d_deploy.runtime.renewal import NONE, Renewal
-from e3d_deploy.runtime.snapshot import Snapshot, renewal_of
+from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
 from e3d_deploy.runtime.streams.queues import Policy, Queues
 from e3d_deploy.runtime.streams.requests import Video
 from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
@@ -46,8 +46,9 @@ class Streams:
         self,
         backend: Backend,
         config: ModelConfig,
-        identity: str,
+        owner: Owner,
         *,
+        states: contract.States,
         renewal: Renewal = NONE,
         on_horizon: Callable[[int], None] = lambda _: None,
         max_streams: int = 32,
@@ -59,7 +60,8 @@ class Streams:
     ) -> None:
         if max_streams < 1:
             raise ConfigError(f"max_streams: got {max_streams}, expected 1 or more")
-        self.config, self.identity, self.max_streams = config, identity, max_streams
+        self.config, self.owner, self.max_streams = config, owner, max_streams
+        self.state_bytes = states.nbytes
         self.renewal, self.on_horizon, self.memory_limit_bytes = renewal, on_horizon, memory_limit_bytes
         queues = Queues(max_wait_ms=max_wait_ms, queue_length=queue_length, policy=policy)
         self.scheduler = Scheduler(backend, config, queues, on_bad_output)
@@ -120,7 +122,7 @@ class Streams:
         backend = self.scheduler.batcher.backend
         held = 2 * runners * (2 if backend.pads else 1)
         rows = held + 2 * step_size(backend, runners)
-        return rows * sum(tensor.nbytes for tensor in contract.states(self.config))
+        return rows * self.state_bytes
 
     def _fit(self, videos: Collection[Video]) -> bool:
         if len(videos) > self.max_streams:
@@ -249,14 +251,14 @@ class SlotStream:
             StreamError: it is of another network, or its renewal is not that of the stream.
             ResourceLimit: there is no memory for it.
         """
-        if snapshot.identity != self._streams.identity:
-            raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+        self._streams.owner.check(snapshot)
         renewal_of(snapshot, self._video.renewal)
         self._scheduler.begin_at(self._video, snapshot)
 
     def snapshot(self) -> Snapshot:
         """The stream after all that was pushed; of one that failed, after the last good picture."""
-        return self._scheduler.call(self._video, lambda: self._scheduler.snapshot(self._video, self._streams.identity))
+        identity = self._streams.owner.identity
+        return self._scheduler.call(self._video, lambda: self._scheduler.snapshot(self._video, identity))
 
     def fork(self) -> "SlotStream":
         """Another stream that goes on from here; nothing is copied until they part.

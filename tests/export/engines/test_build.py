@@ -32,6 +32,7 @@ from e3d_deploy.policies import POLICIES
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.tensorrt_library import make_logger
 from tests.fake_tensorrt import CLASSES, FakeTensorRT
+from tests.manifests import with_graph
 
 DYNAMIC = {"frame": (-1, 1, 16, 24), "history.0": (-1, 4, 48, 4), "shape": (3,)}
 
@@ -78,16 +79,16 @@ def build_with_rtx(rtx: Any, bundle: Bundle, precision: str) -> None:
     phases: list[str] = []
     sidecars = build(bundle, "tensorrt-rtx", progress=phases.append)
     opened = Bundle.open(bundle.path)
-    assert set(sidecars) == set(bundle.manifest["graphs"]) >= {"step", "clip"}
+    assert set(sidecars) == set(bundle.graphs) >= {"step", "clip"}
     for graph, sidecar in sidecars.items():
         plan = bundle.path / "engines" / f"{graph}.tensorrt-rtx.plan"
-        assert sidecar["sha256"] == sha256(plan) == opened.manifest["files"][f"engines/{plan.name}"]
-        assert sidecar["builder"] == rtx.__version__
+        assert sidecar.sha256 == sha256(plan) == opened.manifest.files[f"engines/{plan.name}"]
+        assert sidecar.builder == rtx.__version__
         # No GPU, no inspector: the types of the graph are what proves it.
         proved = "tf32 allowed" if precision == "tf32" else precision
-        found = {name: sidecar["precision"][name] for name in ("requested", "proved", "by")}
-        assert found == {"requested": precision, "proved": proved, "by": "graph"}
-        assert json.loads(plan.with_suffix(".json").read_text()) == sidecar
+        found = sidecar.precision
+        assert (found.requested, found.proved, found.by) == (precision, proved, "graph")
+        assert json.loads(plan.with_suffix(".json").read_text()) == sidecar.to_json()
         # 0: nothing wrong but that there is no GPU; what is no engine says malformed.
         runtime = rtx.Runtime(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
         malformed = int(rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
@@ -417,18 +418,16 @@ def test_rtx_leaves_the_timing_cache_alone(bundle_path: Path, monkeypatch: pytes
 
 def test_a_precision_that_did_not_come_true_writes_nothing(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
-    bundle = Bundle.open(bundle_path)
-    bundle.manifest["graphs"]["clip"]["precision"] = "fp16"
+    bundle = with_graph(Bundle.open(bundle_path), "clip", precision="fp16")
     with pytest.raises(EngineError, match=r"fp16 was asked for, and the graph shows .* \d+ in fp32"):
         build(bundle, "tensorrt")
-    assert Bundle.open(bundle_path).manifest["engines"] == {}
+    assert Bundle.open(bundle_path).manifest.engines == {}
     assert not (bundle_path / "engines").exists()
 
 
 def test_a_precision_that_a_library_does_not_run_is_refused(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
-    bundle = Bundle.open(bundle_path)
-    bundle.manifest["graphs"]["step"]["precision"] = "fp8"
+    bundle = with_graph(Bundle.open(bundle_path), "step", precision="fp8")
     with pytest.raises(BackendUnavailable, match=r"tensorrt does not run fp8, only .*; use tensorrt-rtx, or export"):
         build(bundle, "tensorrt")
 
@@ -438,8 +437,8 @@ def test_building_again_replaces_the_engines(bundle_path: Path, monkeypatch: pyt
     build(Bundle.open(bundle_path), "tensorrt")
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT(plan=b"another plan"))
     sidecars = build(Bundle.open(bundle_path), "tensorrt")
-    assert sidecars["step"]["bytes"] == len(b"another plan")
-    assert Bundle.open(bundle_path).manifest["engines"]["step.tensorrt"] == sidecars["step"]
+    assert sidecars["step"].bytes == len(b"another plan")
+    assert Bundle.open(bundle_path).manifest.engines["step.tensorrt"] == sidecars["step"]
 
 
 def test_engines_of_another_target_stay(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +446,7 @@ def test_engines_of_another_target_stay(bundle_path: Path, monkeypatch: pytest.M
     opened = Bundle.open(bundle_path)
     build(opened, "tensorrt")
     build(opened, "tensorrt-rtx")  # with a manifest that was read before the first
-    targets = {name.partition(".")[2] for name in Bundle.open(bundle_path).manifest["engines"]}
+    targets = {name.partition(".")[2] for name in Bundle.open(bundle_path).manifest.engines}
     assert targets == {"tensorrt", "tensorrt-rtx"}
 
 

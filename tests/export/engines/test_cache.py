@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e3d_deploy.bundle.folder import write_manifest
 from e3d_deploy.bundle.plans import load_plan
+from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.export.engines import build as build_module
@@ -22,6 +23,7 @@ from e3d_deploy.export.engines.cache import PLAN, SIDECAR, EngineCache
 from e3d_deploy.files import cache_folder, locked
 from e3d_deploy.runtime import Bundle
 from tests.fake_tensorrt import FakeTensorRT
+from tests.manifests import changed, rewrite
 from tests.tools import e3d
 
 
@@ -37,7 +39,7 @@ def cache(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path / "cache")
 
 
-def build_rtx(path: Path, cache: EngineCache, **options: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def build_rtx(path: Path, cache: EngineCache, **options: Any) -> tuple[dict[str, EngineSidecar], list[str]]:
     """Sidecars and remarks."""
     remarks: list[str] = []
     config = EngineConfig(**options)
@@ -46,7 +48,7 @@ def build_rtx(path: Path, cache: EngineCache, **options: Any) -> tuple[dict[str,
 
 def test_a_second_build_takes_what_the_first_made(trt: FakeTensorRT, cache: EngineCache, bundle_path: Path) -> None:
     first, remarks = build_rtx(bundle_path, cache)
-    graphs = list(Bundle.open(bundle_path).manifest["graphs"])
+    graphs = list(Bundle.open(bundle_path).graphs)
     assert remarks == [f"{graph}: not cached: no {graph} was built before" for graph in graphs]
     shutil.rmtree(bundle_path / "engines")
     manifest = json.loads((bundle_path / "manifest.json").read_text())
@@ -56,8 +58,8 @@ def test_a_second_build_takes_what_the_first_made(trt: FakeTensorRT, cache: Engi
     trt.plan = b"never built"
     second, remarks = build_rtx(bundle_path, cache)
     assert remarks == [f"{graph}: taken from the cache" for graph in graphs]
-    assert {graph: {**one, "cached": False} for graph, one in second.items()} == first
-    assert all(one["cached"] for one in second.values())
+    assert {graph: replace(one, cached=False) for graph, one in second.items()} == first
+    assert all(one.cached for one in second.values())
     bundle = Bundle.open(bundle_path)  # the hashes of what was taken are in its manifest
     assert load_plan(bundle, "step", target="tensorrt-rtx", version="10.7.0") == b"plan" * 100
 
@@ -66,7 +68,7 @@ def test_taking_what_is_there_already_changes_nothing(trt: FakeTensorRT, cache: 
     build_rtx(bundle_path, cache)
     build_rtx(bundle_path, cache)
     build_rtx(bundle_path, cache)
-    assert trt.built == len(Bundle.open(bundle_path).manifest["graphs"])
+    assert trt.built == len(Bundle.open(bundle_path).graphs)
     assert [file.name for file in bundle_path.iterdir() if file.name.startswith(".")] == []
 
 
@@ -93,7 +95,7 @@ def test_a_damaged_entry_is_not_used(
 ) -> None:
     shutil.copytree(bundle_path, tmp_path / "other.e3d")
     sidecars, _ = build_rtx(bundle_path, cache)
-    entry = cache.folder / sidecars["step"]["key"]
+    entry = cache.folder / str(sidecars["step"].key)
     if damage == "plan":
         (entry / PLAN).write_bytes(b"code" * 100)
     elif damage == "sidecar":
@@ -101,7 +103,7 @@ def test_a_damaged_entry_is_not_used(
     elif damage == "missing":
         (entry / PLAN).unlink()
     else:
-        shutil.copy(cache.folder / sidecars["clip"]["key"] / SIDECAR, entry / SIDECAR)
+        shutil.copy(cache.folder / str(sidecars["clip"].key) / SIDECAR, entry / SIDECAR)
     assert set(cache.damaged()) == {entry.name}
     built = trt.built
     _, remarks = build_rtx(tmp_path / "other.e3d", cache)
@@ -136,7 +138,7 @@ def test_another_file_system_gets_a_copy(
 
 
 def test_the_engines_unused_for_longest_make_room(trt: FakeTensorRT, bundle_path: Path, tmp_path: Path) -> None:
-    graphs = len(Bundle.open(bundle_path).manifest["graphs"])
+    graphs = len(Bundle.open(bundle_path).graphs)
     cache = EngineCache(tmp_path / "cache", limit_bytes=400 * (graphs + 1))  # room for one more than a bundle's
     build_rtx(bundle_path, cache)
     for age, entry in enumerate(cache.entries()):
@@ -145,16 +147,16 @@ def test_the_engines_unused_for_longest_make_room(trt: FakeTensorRT, bundle_path
     assert all(one.used.year > 2000 for one in cache.entries())  # used again
     build_rtx(bundle_path, cache, optimization_level=1)
     assert len(cache.entries()) == graphs + 1
-    assert sum(one.sidecar["options"]["optimization_level"] == 1 for one in cache.entries()) == graphs
+    assert sum(one.sidecar.options.extra["optimization_level"] == 1 for one in cache.entries()) == graphs
     build_rtx(bundle_path, EngineCache(tmp_path / "cache", limit_bytes=399), optimization_level=2)
-    assert all(one.sidecar["options"]["optimization_level"] != 2 for one in cache.entries())  # larger than the limit
+    assert all(one.sidecar.options.extra["optimization_level"] != 2 for one in cache.entries())  # larger than the limit
 
 
 def test_two_builds_of_one_key_wait_for_one(
     trt: FakeTensorRT, cache: EngineCache, bundle_path: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(bundle_path, tmp_path / "other.e3d")
-    key = build_rtx(bundle_path, EngineCache(tmp_path / "elsewhere"))[0]["step"]["key"]
+    key = str(build_rtx(bundle_path, EngineCache(tmp_path / "elsewhere"))[0]["step"].key)
     remarks: list[str] = []
     built = trt.built
     with cache.lock(key):
@@ -193,7 +195,7 @@ def test_what_is_not_the_caches_own_stays(trt: FakeTensorRT, bundle_path: Path, 
     (folder / "src" / SIDECAR).write_text("{}")
     cache = EngineCache(folder)
     build_rtx(bundle_path, cache)
-    assert len(cache.keys()) == len(Bundle.open(bundle_path).manifest["graphs"])
+    assert len(cache.keys()) == len(Bundle.open(bundle_path).graphs)
     assert cache.damaged() == {}
     e3d("cache", "rm", "--all", "--cache", folder)
     assert {file.name for file in folder.iterdir()} == {"src", "poetry.lock", "durations.json"}
@@ -210,7 +212,7 @@ def test_looking_at_a_cache_makes_none(tmp_path: Path) -> None:
 def test_a_sidecar_of_another_form_is_shown_and_not_taken(
     sidecar: object, trt: FakeTensorRT, cache: EngineCache, bundle_path: Path
 ) -> None:
-    key = build_rtx(bundle_path, cache)[0]["step"]["key"]
+    key = str(build_rtx(bundle_path, cache)[0]["step"].key)
     (cache.folder / key / SIDECAR).write_text(json.dumps(sidecar))
     lines = e3d("cache", "ls", "--cache", cache.folder).stdout.splitlines()
     assert [line.split() for line in lines if "damaged" in line] == [[key[:12], "damaged"]]
@@ -288,7 +290,7 @@ def test_a_gpu_that_cannot_be_asked_means_no_cache(
     remarks: list[str] = []
     sidecars = build(Bundle.open(bundle_path), "tensorrt", cache=cache, remark=remarks.append)
     assert remarks == ["nothing is cached: the GPU cannot be asked what it is; pip install cuda-core"]
-    assert sidecars["step"]["compute_capability"] == "of the building machine"
+    assert sidecars["step"].compute_capability == "of the building machine"
     assert cache.entries() == []
 
 
@@ -304,7 +306,7 @@ def test_the_gpu_is_part_of_the_key(
 
     monkeypatch.setattr("cuda.core.Device", Device)
     sidecars = build(Bundle.open(bundle_path), "tensorrt", cache=cache)
-    assert sidecars["step"]["compute_capability"] == "9.0 NVIDIA H200"
+    assert sidecars["step"].compute_capability == "9.0 NVIDIA H200"
     bundle = Bundle.open(bundle_path)
     load_plan(bundle, "step", target="tensorrt", version="10.7.0", compute_capability="9.0")
     with pytest.raises(BundleError, match=r"was built for 9\.0 NVIDIA H200, this GPU is 8\.6; build it again: `e3d"):
@@ -330,9 +332,6 @@ def test_a_plan_is_loaded_only_if_the_manifest_names_it(trt: FakeTensorRT, bundl
     plan.unlink()
     with pytest.raises(BundleError, match=r"cannot be read \(No such file.*build it again: `e3d build"):
         load_plan(bundle, "step", target="tensorrt", version="10.7.0")
-    bundle.manifest["engines"]["step.tensorrt"] = {}
-    with pytest.raises(BundleError, match=r"its sheet in the manifest lacks 'graph_sha256'; build it again"):
-        load_plan(bundle, "step", target="tensorrt", version="10.7.0")
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -353,10 +352,10 @@ def test_a_plan_that_is_lost_or_damaged_is_built_again(lost: bool, trt: FakeTens
 def test_a_plan_of_another_graph_is_not_loaded(trt: FakeTensorRT, bundle_path: Path) -> None:
     build(Bundle.open(bundle_path), "tensorrt")
     bundle = Bundle.open(bundle_path)
-    bundle.manifest["files"]["step.onnx"] = "0" * 64
+    bundle = changed(bundle, files={**bundle.manifest.files, "step.onnx": "0" * 64})
     with pytest.raises(BundleError, match="was built from another graph than the bundle's"):
         load_plan(bundle, "step", target="tensorrt", version="10.7.0")
-    bundle.manifest["files"]["model.safetensors"] = "0" * 64
+    bundle = changed(bundle, files={**bundle.manifest.files, "model.safetensors": "0" * 64})
     with pytest.raises(BundleError, match="was built with other weights than the bundle's"):
         load_plan(bundle, "clip", target="tensorrt", version="10.7.0")
 
@@ -392,9 +391,9 @@ def test_engines_from_the_cache_do_not_get_into_a_newer_bundle(
 ) -> None:
     build_rtx(bundle_path, cache)
     opened = Bundle.open(bundle_path)
-    files = {**opened.manifest["files"], "model.safetensors": "0" * 64}
+    files = {**opened.manifest.files, "model.safetensors": "0" * 64}
     without = {name: digest for name, digest in files.items() if "/" not in name}
-    write_manifest(bundle_path, {**opened.manifest, "files": without, "engines": {}})  # exported anew
+    rewrite(bundle_path, files=without, engines={})  # exported anew
     before = (bundle_path / "manifest.json").read_bytes()
     with pytest.raises(BundleError, match="exported anew while its engines were made; build again"):
         build(opened, "tensorrt-rtx", cache=cache)
@@ -436,7 +435,7 @@ def test_a_failing_write_leaves_bundle_and_cache_as_they_were(
         build_rtx(bundle_path, cache, optimization_level=1)
     monkeypatch.undo()
     assert {file: file.read_bytes() for file in bundle_path.rglob("*") if file.is_file()} == state
-    assert Bundle.open(bundle_path).manifest["engines"]["step.tensorrt-rtx"] == before["step"]
+    assert Bundle.open(bundle_path).manifest.engines["step.tensorrt-rtx"] == before["step"]
     assert cache.damaged() == {}
 
 
@@ -449,7 +448,7 @@ def test_a_full_cache_costs_no_build(
     monkeypatch.setattr(cache, "put", full)
     _, remarks = build_rtx(bundle_path, cache)
     assert remarks[1] == f"step: not kept in the cache (No space left on device: {cache.folder})"
-    assert "step.tensorrt-rtx" in Bundle.open(bundle_path).manifest["engines"]
+    assert "step.tensorrt-rtx" in Bundle.open(bundle_path).manifest.engines
 
 
 LIMITED = """
@@ -477,7 +476,7 @@ def test_a_file_that_cannot_grow_ends_with_one_line(bundle_path: Path, tmp_path:
     assert done.stderr.strip().splitlines()[-1].startswith("Error: ")
     assert done.stderr.strip().splitlines()[-1].endswith("File too large")
     assert "Traceback" not in done.stderr
-    assert Bundle.open(bundle_path).manifest["engines"] == {}
+    assert Bundle.open(bundle_path).manifest.engines == {}
     assert EngineCache(tmp_path / "cache").damaged() == {}
     assert [file.name for file in bundle_path.iterdir() if file.name.startswith(".")] == []
 
@@ -488,7 +487,7 @@ def test_the_commands_of_the_cache(trt: FakeTensorRT, bundle_path: Path, tmp_pat
     assert "step: not cached: no step was built before" in built.stderr
     again = e3d("build", bundle_path, "--target", "tensorrt-rtx", "--cache", folder, "--cache-limit-gb", 1)
     assert ", cached" in again.stdout
-    graphs = len(Bundle.open(bundle_path).manifest["graphs"])
+    graphs = len(Bundle.open(bundle_path).graphs)
 
     shown = e3d("cache", "ls", "--cache", folder)
     assert f"{graphs} engines, 0.0 MB in {folder}" in shown.stderr

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from e3d_deploy.bundle.sidecar import Proof
 from e3d_deploy.errors import EngineError
 from e3d_deploy.export.engines.proof import in_engine, in_graph, judge, prove
 from tests.fake_tensorrt import FakeTensorRT
@@ -153,7 +154,7 @@ def test_an_engine_that_loads_is_inspected_with_its_shapes(exported: Path) -> No
     trt = FakeTensorRT()
     trt.loads, trt.information = True, TENSORRT_10
     found = prove(trt, b"plan", exported / "tiny.e3d" / "step.onnx", "fp16")
-    assert found == {"requested": "fp16", "proved": "fp16", "by": "inspector", "layers": {"fp16": 2, "fp32": 1}}
+    assert found == Proof(requested="fp16", proved="fp16", by="inspector", layers={"fp16": 2, "fp32": 1})
     assert trt.calls["inspected with"].shapes == {"frame": (4, 1, 16, 24)}  # the usual batch of the profile
     with pytest.raises(EngineError, match="fp32 was asked for, and the inspector shows"):
         prove(trt, b"plan", exported / "tiny.e3d" / "step.onnx", "fp32")
@@ -164,8 +165,8 @@ def test_else_the_graph_is_what_proves(information: dict[str, Any] | None, expor
     trt = FakeTensorRT()
     trt.loads, trt.information = information is not None, information or {}
     found = prove(trt, b"plan", exported / "tiny.e3d" / "step.onnx", "fp32")
-    assert found["by"] == "graph"
-    assert set(found["layers"]) == {"fp32"}
+    assert found.by == "graph"
+    assert set(found.layers) == {"fp32"}
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,12 @@ def test_a_bundle_gets_the_engines_of_another_with_its_own_weights(
     old, new = bundles
     sidecars = refit(new, old, "tensorrt")
     opened = Bundle.open(new.path)
-    assert set(sidecars) == set(new.manifest["graphs"])
+    assert set(sidecars) == set(new.graphs)
     for graph, sidecar in sidecars.items():
-        before = old.manifest["engines"][f"{graph}.tensorrt"]
-        assert sidecar["refitted_from"] == before["sha256"] != sidecar["sha256"]
-        assert sidecar["weights_sha256"] == sha256(new.path / "model.safetensors") != before["weights_sha256"]
-        assert sidecar["graph_sha256"] == sha256(new.path / f"{graph}.onnx")
+        before = old.manifest.engines[f"{graph}.tensorrt"]
+        assert sidecar.refitted_from == before.sha256 != sidecar.sha256
+        assert sidecar.weights_sha256 == sha256(new.path / "model.safetensors") != before.weights_sha256
+        assert sidecar.graph_sha256 == sha256(new.path / f"{graph}.onnx")
         plan = load_plan(opened, graph, target="tensorrt", version="10.7.0")
         assert plan == b"plan with other weights refitted again"  # it stays refittable
     assert trt.calls["refitted from"] == str(new.graph(list(sidecars)[-1]))
@@ -93,8 +93,8 @@ def test_a_weight_that_is_missing_is_named_and_nothing_written(
     trt.missing, trt.unmatched = missing, unmatched
     with pytest.raises(EngineError, match=f"not every weight .* missing: {(missing + unmatched)[0]}.*build it anew"):
         refit(new, old, "tensorrt")
-    assert Bundle.open(new.path).manifest["engines"] == {}
-    assert sorted(file.name for file in new.path.iterdir()) == sorted(new.manifest["files"] | {"manifest.json": ""})
+    assert Bundle.open(new.path).manifest.engines == {}
+    assert sorted(file.name for file in new.path.iterdir()) == sorted([*new.manifest.files, "manifest.json"])
 
 
 def test_without_its_gpu_an_engine_is_not_refitted(bundles: tuple[Bundle, Bundle], trt: FakeTensorRT) -> None:
@@ -140,7 +140,7 @@ def test_an_altered_engine_is_not_loaded(bundles: tuple[Bundle, Bundle]) -> None
 
 def test_graphs_may_differ_in_weights_alone(exports: Path, tmp_path: Path) -> None:
     old, new, other = (exports / f"{name}.e3d" for name in ("old", "new", "other"))
-    for graph in Bundle.open(old).manifest["graphs"]:
+    for graph in Bundle.open(old).graphs:
         assert difference(old / f"{graph}.onnx", new / f"{graph}.onnx") is None
     assert "history.0" in str(difference(old / "step.onnx", other / "step.onnx"))
     model = onnx.load(old / "step.onnx", load_external_data=False)

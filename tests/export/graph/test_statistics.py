@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -127,17 +128,17 @@ def flop_by_hand(config: ModelConfig, entries: int, *, slots_times_depth: int = 
 
 def test_a_step_costs_what_the_paper_says(exported: Path) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
-    entry = bundle.manifest["graphs"]["step"]
+    entry = bundle.entry("step")
     found = statistics(bundle.graph("step"), entry)
     assert found.flop == flop_by_hand(bundle.config, bundle.config.history_length)
     assert found.unknown == ()
-    state = sum(4 * prod(tensor["shape"]) for tensor in entry["inputs"])
+    state = sum(4 * prod(map(int, tensor.shape)) for tensor in entry.inputs)
     assert found.input_bytes >= state  # each is read, some twice
 
 
 def test_the_rollout_is_so_many_steps_and_the_clip_begins_with_fewer_entries(exported: Path) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
-    found = {name: statistics(bundle.graph(name), entry) for name, entry in bundle.manifest["graphs"].items()}
+    found = {name: statistics(bundle.graph(name), bundle.entry(name)) for name in bundle.graphs}
     assert found["rollout"].flop == (bundle.horizon - 1) * found["step"].flop
     steps = bundle.context_length + bundle.horizon - 1
     by_hand = sum(flop_by_hand(bundle.config, min(t + 1, bundle.config.history_length)) for t in range(steps))
@@ -168,8 +169,8 @@ def replaced(bundle: Path, content: bytes) -> Path:
     """A bundle with another step graph, and the hash of it."""
     manifest = Bundle.open(bundle).manifest
     (bundle / "step.onnx").write_bytes(content)
-    files = manifest["files"] | {"step.onnx": sha256(bundle / "step.onnx")}
-    write_manifest(bundle, {**manifest, "files": files})
+    files = {**manifest.files, "step.onnx": sha256(bundle / "step.onnx")}
+    write_manifest(bundle, replace(manifest, files=files))
     return bundle
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.verify import verify
+from tests.manifests import changed, with_graph
 
 CONTEXT, HORIZON = 3, 3
 SEMANTICS = {
@@ -456,12 +458,21 @@ def bundles(folder: Path, paper: Case) -> dict[str, Bundle]:
     }
 
 
+def measured(bundle: Bundle) -> float:
+    """Return the difference that was measured when a bundle was exported."""
+    drift = bundle.manifest.precision.drift
+    assert drift is not None
+    assert drift["difference"] is not None
+    return drift["difference"]
+
+
 @pytest.mark.parametrize("policy", LOW)
 def test_weights_of_a_low_type_are_on_disk_once(bundles: dict[str, Bundle], policy: str) -> None:
     bundle = bundles[policy]
-    for name, entry in bundle.manifest["graphs"].items():
-        assert (entry["precision"], entry["opset"]) == (policy, 22 if policy == "bf16" else 20)
-        assert entry["weights"] == ["model.safetensors", "weights.safetensors"]
+    for entry in bundle.manifest.graphs:
+        name = entry.name
+        assert (entry.precision, entry.opset) == (policy, 22 if policy == "bf16" else 20)
+        assert entry.weights == ("model.safetensors", "weights.safetensors")
         onnx.checker.check_model(bundle.graph(name), full_check=True)
         graph = onnx.load(bundle.graph(name), load_external_data=False).graph
         low = [one for one in graph.initializer if one.data_type == LOW[policy] and one.dims]
@@ -476,20 +487,22 @@ def test_tf32_is_the_graph_of_fp32_and_a_word_in_the_manifest(bundles: dict[str,
     bundle = bundles["tf32"]
     assert bundle.precision == "tf32"
     assert not (bundle.path / "weights.safetensors").exists()
-    drift = bundle.manifest["precision"]["drift"]
-    assert 1e-5 < drift["difference"] < 0.1
+    assert 1e-5 < measured(bundle) < 0.1
     assert verify(bundle, open_backend(bundle, "onnxruntime", threads=1)).worst < 1e-5
 
 
 def test_the_manifest_says_what_was_measured_and_on_what(bundles: dict[str, Bundle]) -> None:
-    entry = bundles["int8"].manifest["precision"]
-    assert (entry["policy"], entry["exclude"], entry["fits"]) == ("int8", [], True)
-    assert entry["budget"] == {"dssim": 0.5, "dpsnr": 20}
-    assert entry["calibration"] | {"sha256": ""} == {"source": "clips.npy", "clips": 2, "frames": 12, "sha256": ""}
-    assert len(entry["calibration"]["sha256"]) == 64
-    assert entry["measured"]["clips"] == 3  # the reference clip, and the two that ranges were not learnt from
-    assert all(math.isfinite(value) for value in entry["drift"].values())
-    assert bundles["bf16"].manifest["precision"]["calibration"] is None
+    entry = bundles["int8"].manifest.precision
+    assert (entry.policy, entry.exclude, entry.fits) == ("int8", (), True)
+    assert entry.budget == {"dssim": 0.5, "dpsnr": 20}
+    assert entry.calibration is not None
+    assert entry.measured is not None
+    assert entry.drift is not None
+    assert {**entry.calibration} | {"sha256": ""} == {"source": "clips.npy", "clips": 2, "frames": 12, "sha256": ""}
+    assert len(entry.calibration["sha256"]) == 64
+    assert entry.measured["clips"] == 3  # the reference clip, and the two that ranges were not learnt from
+    assert all(value is not None and math.isfinite(value) for value in entry.drift.values())
+    assert bundles["bf16"].manifest.precision.calibration is None
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "fp32"])
@@ -501,8 +514,8 @@ def test_verify_judges_by_the_policy(bundles: dict[str, Bundle], policy: str) ->
     assert (report.dssim_budget, report.dpsnr_budget) == (0.5, 20)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["budget"] is None
     # What was measured when it was exported, on this clip among others and with as many threads, comes out again.
-    assert max(report.predictions) <= 1.01 * bundle.manifest["precision"]["drift"]["difference"]
-    strict = Bundle(bundle.path, {**bundle.manifest, "precision": {"budget": {"dssim": 0.0}}}, bundle.config)
+    assert max(report.predictions) <= 1.01 * measured(bundle)
+    strict = changed(bundle, precision=replace(bundle.manifest.precision, budget={"dssim": 0.0}))
     assert report.dssim is not None
     assert verify(strict, open_backend(bundle, "emulated")).passed == (report.dssim <= 0)
 
@@ -549,20 +562,20 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphPr
 def test_a_layer_that_overflows_is_found_and_excluded(overflowing: tuple[Path, GraphProto]) -> None:
     folder, core = overflowing
     bundle = make(folder, core, "fp16.e3d", precision="fp16", budget=Budget(dssim=0.1))
-    assert bundle.manifest["precision"]["exclude"] == ["cells.1.hidden_conv"]
+    assert bundle.manifest.precision.exclude == ("cells.1.hidden_conv",)
     assert verify(bundle, open_backend(bundle, "emulated", threads=1)).passed
 
 
 def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case, bundles: dict[str, Bundle]) -> None:
     """No dearer one is measured."""
-    fp16, int8 = (bundles[policy].manifest["precision"]["drift"]["difference"] for policy in ("fp16", "int8"))
+    fp16, int8 = (measured(bundles[policy]) for policy in ("fp16", "int8"))
     assert 10 * fp16 < int8, "so that the order is none of rounding"
     budget = Budget(difference=2 * fp16)
     auto = make(folder, paper.core, "auto.e3d", precision="auto", budget=budget)
-    tried = [(one["policy"], one["fits"]) for one in auto.manifest["precision"]["tried"]]
+    tried = [(one.policy, one.fits) for one in auto.manifest.precision.tried]
     assert tried == [("int8", False), ("fp16", True)]
     assert auto.precision == "fp16"
-    assert all(one["step_ms"] > 0 for one in auto.manifest["precision"]["tried"])
+    assert all(one.step_ms is not None and one.step_ms > 0 for one in auto.manifest.precision.tried)
     other = make(folder, paper.core, "bf16only.e3d", precision="auto", target="openvino", budget=WIDE)
     assert other.precision == "int8"
 
@@ -612,12 +625,9 @@ def test_below_7_pixels_differences_are_judged_and_what_is_lost_is_not() -> None
 def test_a_budget_of_differences_is_of_predictions(bundles: dict[str, Bundle], policy: str) -> None:
     """Export measures those alone. In fp32 states are judged by what it stands for."""
     bundle = bundles["int8"]
-    drift = bundle.manifest["precision"]["drift"]["difference"]
-    graphs = bundle.manifest["graphs"]
-    graphs = {**graphs, "step": {**graphs["step"], "precision": policy}}
     # The rollout and the clip graph may round other values to other sides than the steps that export measured.
-    entry = {"policy": policy, "budget": {"difference": 2 * drift}}
-    judged = Bundle(bundle.path, {**bundle.manifest, "graphs": graphs, "precision": entry}, bundle.config)
+    entry = replace(bundle.manifest.precision, policy=policy, budget={"difference": 2 * measured(bundle)})
+    judged = changed(with_graph(bundle, "step", precision=policy), precision=entry)
     report = verify(judged, open_backend(bundle, "emulated", threads=1))
     assert report.worst <= report.budget
     assert report.passed == math.isinf(report.state_budget) == (policy == "int8")

@@ -1,6 +1,7 @@
 """What a failed verification says: the layer that is off first, why, and what mends it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def replace_step(bundle: Bundle, core: GraphProto) -> Bundle:
 
 def listed(bundle: Bundle) -> Bundle:
     """The bundle, with its step graph in the manifest as it now is."""
-    files = {**bundle.manifest["files"], "step.onnx": sha256(bundle.graph("step"))}
-    write_manifest(bundle.path, {**bundle.manifest, "files": files})
+    files = {**bundle.manifest.files, "step.onnx": sha256(bundle.graph("step"))}
+    write_manifest(bundle.path, replace(bundle.manifest, files=files))
     return Bundle.open(bundle.path)
 
 
@@ -91,7 +92,7 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """One layer is forced into float16 although what it computes is beyond it."""
     made = Made(tmp_path_factory.mktemp("overflow"), large=5e4)
     bundle = made.bundle("fp16")
-    assert bundle.manifest["precision"]["exclude"] == ["cells.1.hidden_conv"]
+    assert bundle.manifest.precision.exclude == ("cells.1.hidden_conv",)
     return replace_step(bundle, typed(made.core, "fp16"))
 
 

@@ -1,0 +1,125 @@
+"""Plan of an export: its settings, checked before anything is computed, with the model and a reference clip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import checkpoint, frames
+from e3d_deploy.card import Card
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.policies import POLICIES, Budget
+from e3d_deploy.runtime.backends.specs import check_runs, export_targets, find
+from e3d_deploy.step import TARGETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Checked settings of an export, with its model and its reference clip."""
+
+    name: str
+    """Name of the bundle."""
+    model: E3DLSTM
+    """Model that is exported."""
+    card: Card
+    """Facts about the model."""
+    clip: NDArray[np.float32]
+    """Reference clip, [T, C, H, W]."""
+    context_length: int
+    """Frames that the clip graph takes."""
+    horizon: int
+    """Frames that the clip and rollout graphs give."""
+    batch: int | None
+    """Streams that the graphs run at once; None for any number."""
+    rewrites: str
+    """Set of rewrites of the step, of `step.TARGETS`."""
+    precision: str
+    """Policy, or `auto`."""
+    budget: Budget | None
+    """Allowed loss of quality; None for that of the policy."""
+    exclude: tuple[str, ...]
+    """Layers that stay in float32."""
+    target: str | None
+    """Backend that has to run it; None for all."""
+    calibration: Path | None
+    """Clips to learn ranges from; None for some of the package's."""
+
+
+def plan_export(
+    model_path: Path,
+    output: Path,
+    *,
+    context_length: int | None,
+    horizon: int | None,
+    batch: int | None,
+    optimize: str | None,
+    precision: str,
+    budget: Budget | None,
+    exclude: Sequence[str],
+    target: str | None,
+    calibration: Path | None,
+    reference: Path | None,
+) -> Plan:
+    """Check the settings of an export, and read its model and reference clip; arguments and errors as of `export`."""
+    for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}: got {value}, expected 1 or more")
+    targets = export_targets()
+    if target is not None and target not in targets:
+        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(targets)}")
+    rewrites = optimize or (target and find(target).rewrites) or "cpu"
+    if rewrites not in TARGETS:
+        raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
+    _check_precision(precision, exclude, target)
+    model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
+    known_context, known_horizon = card.lengths()
+    context_length, horizon = context_length or known_context, horizon or known_horizon
+    return Plan(
+        name=output.resolve().name.removesuffix(".e3d"),
+        model=model,
+        card=card,
+        clip=reference_clip(model.config, context_length + horizon, reference),
+        context_length=context_length,
+        horizon=horizon,
+        batch=batch,
+        rewrites=rewrites,
+        precision=precision,
+        budget=budget,
+        exclude=tuple(exclude),
+        target=target,
+        calibration=calibration,
+    )
+
+
+def _check_precision(precision: str, exclude: Sequence[str], target: str | None) -> None:
+    """Raise unless a policy is known and the target runs it."""
+    if precision != "auto" and precision not in POLICIES:
+        raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
+    if exclude and precision in ("fp32", "tf32"):
+        raise ConfigError(f"exclude: {precision} has no low type that a layer could be kept from")
+    if target is not None and precision != "auto":
+        check_runs(precision, target)
+
+
+def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArray[np.float32]:
+    """A real clip for a model: of `path`, else one that suits it; float32 [T, C, H, W].
+
+    Raises:
+        ClipError, ShapeError: the clip in `path` is too short or does not fit.
+    """
+    if path is None and suits(config.image_size, config.channels):
+        rng = np.random.default_rng(0)
+        pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=config.image_size)
+    else:
+        source = path or PEDESTRIANS
+        pictures = read_clips(source, image_size=config.image_size, channels=config.channels, most=length).frames[0]
+        if len(pictures) < length:
+            raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")
+    return frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name="reference")

@@ -1,0 +1,302 @@
+"""Manifest: one schema for reader, writer and docs; bad input; graphs per backend; states by their description."""
+
+import ast
+import inspect
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from e3d_deploy import runtime
+from e3d_deploy.bundle import manifest as manifest_module
+from e3d_deploy.bundle import sidecar as sidecar_module
+from e3d_deploy.bundle.folder import record_verification
+from e3d_deploy.bundle.manifest import Manifest
+from e3d_deploy.bundle.schema import Entry, required
+from e3d_deploy.errors import BundleError, SnapshotError
+from e3d_deploy.export.bundle import export
+from e3d_deploy.files import sha256
+from e3d_deploy.runtime import Bundle, Snapshot
+from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from tests.bundle.test_old_bundle import OLD
+from tests.manifests import changed, rewrite, sidecar
+
+DOCS = Path(__file__).parents[2] / "docs" / "bundle.md"
+UNKNOWN = {"later": {"deep": [1, None]}}
+"""Field that no version of today knows."""
+
+
+def content(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / "manifest.json").read_text())
+    return found
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Change the JSON of a manifest."""
+    found = content(path)
+    change(found)
+    (path / "manifest.json").write_text(json.dumps(found))
+    return path
+
+
+@pytest.fixture
+def old_path(tmp_path: Path) -> Path:
+    """A copy of a bundle of schema 1, as faccf7a wrote it."""
+    return Path(shutil.copytree(OLD / "tiny.e3d", tmp_path / "old.e3d"))
+
+
+def test_a_manifest_is_written_as_it_was_read(exported: Path) -> None:
+    for path in (exported / "tiny.e3d", OLD / "tiny.e3d"):
+        assert Manifest.from_json(content(path)).to_json() == content(path)
+
+
+def test_what_was_read_in_schema_1_is_written_in_it(old_path: Path) -> None:
+    before = content(old_path)
+    record_verification(Bundle.open(old_path), {"backend": "onnxruntime", "passed": True, "worst": 1e-7})
+    after = content(old_path)
+    assert after.pop("verification") == {"onnxruntime": {"backend": "onnxruntime", "passed": True, "worst": 1e-7}}
+    before.pop("verification")
+    assert after == before
+    assert (after["schema"], list(after["graphs"])) == (1, ["step", "rollout", "clip"])
+
+
+def test_a_bundle_of_schema_1_streams_by_the_states_of_its_config(old_path: Path) -> None:
+    bundle = Bundle.open(old_path)
+    assert bundle.manifest.states == ()
+    assert {one.name: one.initial for one in bundle.states.tensors}["written"] == 1
+    with runtime.load(old_path, "onnxruntime", threads=1) as predictor:
+        stream = predictor.stream(Snapshot.load(OLD / "wrapped.npz"))
+        stream.push(np.zeros((4, 6, 1), np.uint8))
+        assert stream.snapshot().identity == bundle.identity
+        assert bundle.identity not in bundle.earlier_identities
+
+
+@pytest.mark.parametrize("source", ["new", "old"])
+def test_unknown_fields_at_any_level_are_kept(bundle_path: Path, old_path: Path, source: str) -> None:
+    path = bundle_path if source == "new" else old_path
+    rewrite(path, engines={"step.tensorrt": sidecar()})
+
+    def add(found: dict[str, Any]) -> None:
+        graphs = found["graphs"]
+        step = graphs[0] if source == "new" else graphs["step"]
+        for place in (
+            found,
+            found["producer"],
+            found["precision"],
+            found["rounding"],
+            step,
+            step["inputs"][0],
+            found["card"] if "card" in found else found.setdefault("card", {}),
+            found["engines"]["step.tensorrt"],
+            found["engines"]["step.tensorrt"]["options"],
+            *(found["states"] if source == "new" else ()),
+        ):
+            place |= UNKNOWN
+
+    before = content(edit(path, add))
+    record_verification(Bundle.open(path), {"backend": "torch", **UNKNOWN})
+    after = content(path)
+    assert after.pop("verification") == {"torch": {"backend": "torch", **UNKNOWN}}
+    before.pop("verification")
+    assert after == before
+
+
+@pytest.mark.parametrize("source", ["new", "old"])
+@pytest.mark.parametrize("name", [*(name for name in required(Manifest) if name != "schema")])
+def test_a_bundle_that_lacks_a_field_is_refused_when_it_is_opened(
+    bundle_path: Path, old_path: Path, source: str, name: str
+) -> None:
+    path = edit(bundle_path if source == "new" else old_path, lambda found: found.pop(name))
+    with pytest.raises(BundleError, match=f"manifest.json: lacks {name}; export the model again") as caught:
+        Bundle.open(path)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["preprocessing"].pop("output"), "preprocessing: lacks output"),
+        (lambda found: found["precision"].update(policy=1), r"precision\.policy: got 1, expected text"),
+        (lambda found: found.update(batch=True), "batch: got True, expected a whole number"),
+        (lambda found: found.update(batch=1.0), r"batch: got 1\.0, expected a whole number"),
+        (lambda found: found.update(dynamic_batch=0), "dynamic_batch: got 0, expected true or false"),
+        (lambda found: found["rounding"].update(states="0"), r"rounding\.states: got '0', expected a number"),
+        (lambda found: found.update(graphs=3), "graphs: got 3, expected a list"),
+        (lambda found: found["graphs"].append(found["graphs"][0]), "has two graphs step for all backends"),
+        (lambda found: found["graphs"][0].update(backends="all"), r"graphs\[0\]\.backends: got 'all', expected a list"),
+        (
+            lambda found: found["graphs"][0]["inputs"][0].update(shape=[1, None]),
+            r"shape\[1\]: got None, expected a whole number or text",
+        ),
+        (
+            lambda found: found.update(engines={"step.tensorrt": {"sha256": "0"}}),
+            r"step\.tensorrt: lacks build_seconds",
+        ),
+        (lambda found: found.update(states=[]), "states: has none"),
+        (lambda found: found["states"].reverse(), "states: expected each name once, in their order"),
+        (lambda found: found["states"][0].update(initial=0.5), r"states\[0\]\.initial: got 0\.5, expected a whole"),
+        (
+            lambda found: found["states"][0].update(dtype="bool"),
+            r"states\.cell\.0\.dtype: got 'bool', expected float32",
+        ),
+        (
+            lambda found: found["states"][0].update(shape=["batch", "N"]),
+            r"states\.cell\.0\.shape: got \['batch', 'N'\]",
+        ),
+        (lambda found: found["states"][4]["ring"].update(counter="memory"), r"ring\.counter: got 'memory', expected a"),
+        (lambda found: found["states"][4]["ring"].update(slots=3), r"history\.0\.ring\.slots: got 3, its shape is"),
+        (lambda found: found.update(schema=True), "schema True, this version reads 1 and 2; update e3d_deploy"),
+        (
+            lambda found: found.update(schema=3),
+            "schema 3, this version reads 1 and 2; update e3d_deploy or export again",
+        ),
+    ],
+)
+def test_a_manifest_with_a_wrong_value_is_refused(
+    bundle_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(edit(bundle_path, change))
+
+
+def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    own = replace(bundle.entry("step"), backends=("openvino", "tensorrt"), file="own.onnx")
+    both = changed(bundle, graphs=(own, *bundle.manifest.graphs))
+    assert both.graph("step", "openvino").name == "own.onnx"
+    assert both.graph("step", "onnxruntime").name == both.graph("step").name == "step.onnx"
+    assert both.graphs == ("step", "rollout", "clip")
+    alone = changed(bundle, graphs=(own, *bundle.manifest.graphs[1:]))
+    with pytest.raises(
+        BundleError,
+        match=r"no graph 'step' for onnxruntime, only for openvino, tensorrt; .*`e3d export MODEL -o .* --target",
+    ):
+        OnnxRuntimeBackend(alone)
+    with pytest.raises(BundleError, match="has no graph 'other', only step, rollout, clip"):
+        bundle.graph("other", "onnxruntime")
+
+
+def test_snapshots_outlive_an_export_with_other_graphs(exported: Path, any_batch: Path, tmp_path: Path) -> None:
+    lengths = {"context_length": 4, "horizon": 2, "reference": exported / "clip.npy"}
+    gpu = export(exported / "tiny.safetensors", tmp_path / "gpu.e3d", optimize="gpu", **lengths)
+    first, *others = (Bundle.open(path) for path in (exported / "tiny.e3d", any_batch, gpu))
+    pictures = np.load(exported / "clip.npy")
+    with runtime.load(first.path, "onnxruntime", threads=1) as predictor:
+        stream = predictor.stream()
+        stream.push(pictures[0])
+        taken, expected = stream.snapshot(), stream.forecast(3)
+    for other in others:
+        assert other.digest != first.digest
+        assert other.identity == first.identity
+        with runtime.load(other.path, "onnxruntime", threads=1) as predictor:
+            np.testing.assert_allclose(predictor.stream(taken).forecast(3), expected, rtol=0, atol=1e-5)
+    assert changed(first, files={**first.manifest.files, "model.safetensors": "0" * 64}).identity != first.identity
+    assert replace(first, config=replace(first.config, norm_eps=1e-3)).identity != first.identity
+
+
+def renamed(path: Path, to: Path) -> Path:
+    """Copy a bundle, and give its states other names in graphs and manifest."""
+
+    def new(name: str) -> str:
+        prefix = "next_" if name.startswith("next_") else ""
+        return f"{prefix}s_{name.removeprefix(prefix)}" if name.removeprefix(prefix) in names else name
+
+    shutil.copytree(path, to)
+    bundle = Bundle.open(to)
+    names = {tensor.name for tensor in bundle.states.tensors}
+    for graph in bundle.graphs:
+        model = onnx.load(bundle.graph(graph), load_external_data=False)
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = new(value.name)
+        for node in model.graph.node:
+            node.input[:], node.output[:] = map(new, node.input), map(new, node.output)
+        onnx.save(model, bundle.graph(graph))
+
+    def change(found: dict[str, Any]) -> None:
+        for graph in found["graphs"]:
+            found["files"][graph["file"]] = sha256(to / graph["file"])
+            for tensor in (*graph["inputs"], *graph["outputs"]):
+                tensor["name"] = new(tensor["name"])
+        for state in found["states"]:
+            state["name"] = new(state["name"])
+            if "ring" in state:
+                state["ring"]["counter"] = new(state["ring"]["counter"])
+
+    return edit(to, change)
+
+
+@pytest.mark.parametrize("renewal", ["none", "refresh:2"])
+def test_the_runtime_knows_states_by_their_description_alone(any_batch: Path, tmp_path: Path, renewal: str) -> None:
+    """A stream over more frames than the ring has slots, its snapshot, and streams stepped together."""
+    other = renamed(any_batch, tmp_path / "renamed.e3d")
+    pictures = np.random.default_rng(0).integers(0, 256, (11, 16, 24, 1), np.uint8)
+    found = {}
+    for path in (any_batch, other):
+        with runtime.load(path, "onnxruntime", threads=1) as predictor:
+            stream = predictor.stream(renewal=renewal)
+            for picture in pictures:
+                stream.push(picture)
+            stream.snapshot().save(tmp_path / f"{path.name}.npz")
+            restored = predictor.stream(Snapshot.load(tmp_path / f"{path.name}.npz"))
+            np.testing.assert_array_equal(restored.forecast(3), stream.forecast(3))
+            with predictor.streams(renewal=renewal) as streams:
+                slots = [streams.open() for _ in range(2)]
+                for slot in slots:
+                    slot.push(pictures[0])
+                found[path] = [stream.forecast(3), *(slot.forecast(3) for slot in slots)]
+    np.testing.assert_array_equal(found[any_batch], found[other])
+    with (
+        runtime.load(other, "onnxruntime", threads=1) as predictor,
+        pytest.raises(SnapshotError, match=r"snapshot: state s_cell\.0: got no such state, expected float32"),
+    ):
+        predictor.stream(Snapshot.load(tmp_path / f"{any_batch.name}.npz"))
+
+
+def tables() -> str:
+    """Return the tables of docs/bundle.md, made from the fields and the lines below them."""
+    lines = []
+    for module in (manifest_module, sidecar_module):
+        for node in ast.parse(inspect.getsource(module)).body:
+            entry = getattr(module, node.name) if isinstance(node, ast.ClassDef) else None
+            if entry is None or not isinstance(node, ast.ClassDef):
+                continue
+            assert issubclass(entry, Entry)
+            lines += [
+                f"### {entry.__name__}",
+                "",
+                str(inspect.getdoc(entry)),
+                "",
+                "| field | | meaning |",
+                "|---|---|---|",
+            ]
+            needed = required(entry)
+            for number, item in enumerate(node.body):
+                if isinstance(item, ast.AnnAssign):
+                    below = node.body[number + 1]
+                    assert isinstance(below, ast.Expr)
+                    words = " ".join(ast.literal_eval(below.value).split())
+                    name = ast.unparse(item.target)
+                    kind = ast.unparse(item.annotation).replace(" | ", " or ")
+                    lines.append(f"| `{name}` | {kind}{'' if name in needed else ', optional'} | {words} |")
+            lines.append("")
+            assert len([one for one in fields(entry) if one.name != "extra"]) == sum(
+                isinstance(item, ast.AnnAssign) for item in node.body
+            )
+    return "\n".join(lines)
+
+
+def test_the_docs_list_the_fields_as_the_reader_has_them() -> None:
+    """`python -m tests.bundle.test_manifest` writes them."""
+    assert tables() in DOCS.read_text()
+
+
+if __name__ == "__main__":
+    begin, _, rest = DOCS.read_text().partition("<!-- fields -->\n")
+    _, _, end = rest.partition("<!-- end of fields -->")
+    DOCS.write_text(f"{begin}<!-- fields -->\n{tables()}\n<!-- end of fields -->{end}")
