@@ -74,7 +74,8 @@ class Bundle:
         """
         defaults = ModelConfig().to_dict()
         config = {name: value for name, value in self.config.to_dict().items() if value != defaults[name]}
-        return _hash({"weights": self.manifest.files[MODEL], "config": config, "policy": self.precision})
+        policy = self.manifest.precision.policy
+        return _hash({"weights": self.manifest.files[MODEL], "config": config, "policy": policy})
 
     @property
     def earlier_identities(self) -> tuple[str, ...]:
@@ -103,8 +104,8 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """Policy of the step graph, one of `policies.POLICIES`."""
-        return self.entry("step").precision
+        """Policy of the bundle, one of `policies.POLICIES`; the graph of one backend may have another."""
+        return self.manifest.precision.policy
 
     @property
     def dynamic_batch(self) -> bool:

@@ -106,7 +106,7 @@ class Predictor:
             context_length=bundle.context_length,
             horizon=bundle.horizon,
             card=bundle.card,
-            has_clip="clip" in bundle.graphs,
+            has_clip=bundle.manifest.entry("clip", backend.name) is not None,
         )
 
     def stream(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "Stream":

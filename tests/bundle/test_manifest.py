@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -19,11 +20,12 @@ from e3d_deploy.bundle import sidecar as sidecar_module
 from e3d_deploy.bundle.folder import record_verification
 from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.bundle.schema import Entry, required
-from e3d_deploy.errors import BundleError, SnapshotError
+from e3d_deploy.errors import BackendUnavailable, BundleError, SnapshotError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.files import sha256
-from e3d_deploy.runtime import Bundle, Snapshot
+from e3d_deploy.runtime import Bundle, Predictor, Snapshot
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from e3d_deploy.runtime.backends.registry import open_backend
 from tests.bundle.test_old_bundle import OLD
 from tests.manifests import changed, rewrite, sidecar
 
@@ -138,6 +140,7 @@ def test_a_bundle_that_lacks_a_field_is_refused_when_it_is_opened(
             lambda found: found.update(engines={"step.tensorrt": {"sha256": "0"}}),
             r"step\.tensorrt: lacks build_seconds",
         ),
+        (lambda found: found["rounding"].update(states=math.nan), r"rounding\.states: got nan, expected a number"),
         (lambda found: found.update(states=[]), "states: has none"),
         (lambda found: found["states"].reverse(), "states: expected each name once, in their order"),
         (lambda found: found["states"][0].update(initial=0.5), r"states\[0\]\.initial: got 0\.5, expected a whole"),
@@ -180,6 +183,28 @@ def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path)
         OnnxRuntimeBackend(alone)
     with pytest.raises(BundleError, match="has no graph 'other', only step, rollout, clip"):
         bundle.graph("other", "onnxruntime")
+
+
+def test_a_graph_of_another_backend_changes_nothing(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    step, rollout, clip = bundle.manifest.graphs
+    own = replace(step, backends=("openvino",), precision="bf16")
+    mixed = changed(bundle, graphs=(own, step, rollout, replace(clip, backends=("openvino",))))
+    assert mixed.identity == bundle.identity
+    assert changed(mixed, graphs=tuple(reversed(mixed.manifest.graphs))).identity == bundle.identity
+    with pytest.raises(BackendUnavailable, match="onnxruntime does not run bf16"):
+        open_backend(changed(bundle, graphs=(replace(step, precision="bf16"), rollout, clip)), "onnxruntime")
+    picture = np.zeros((16, 24, 1), np.uint8)
+    with open_backend(mixed, "onnxruntime") as backend:
+        stream = Predictor.of_bundle(mixed, backend).stream(renewal="replay")
+        for _ in range(mixed.context_length):
+            stream.push(picture)
+        found = stream.forecast(mixed.horizon)  # by steps, as the clip graph is for another backend
+    with runtime.load(bundle_path, "onnxruntime") as predictor:
+        stream = predictor.stream(renewal="replay")
+        for _ in range(mixed.context_length):
+            stream.push(picture)
+        np.testing.assert_allclose(found, stream.forecast(mixed.horizon), rtol=0, atol=1e-5)
 
 
 def test_snapshots_outlive_an_export_with_other_graphs(exported: Path, any_batch: Path, tmp_path: Path) -> None:

@@ -120,11 +120,12 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
 
     def _options(self, graph: str) -> dict[str, str]:
         """Return the provider's options for a graph."""
+        tf32 = self.bundle.entry("step", self.name).precision == "tf32"
         return {
             "device_id": str(self.cuda.number),
             "user_compute_stream": str(self.cuda.handle),
             "enable_cuda_graph": "1" if graph == "step" and self.captures else "0",
-            "use_tf32": "1" if self.bundle.precision == "tf32" else "0",  # 1 unless told otherwise
+            "use_tf32": "1" if tf32 else "0",  # 1 unless told otherwise
         }
 
     def _bind(self, session: onnxruntime.InferenceSession, batch: int, addresses: Addresses) -> Any:

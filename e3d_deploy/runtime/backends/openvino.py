@@ -39,7 +39,7 @@ class OpenVINOBackend(HostBackend):
         self.settings = {
             "PERFORMANCE_HINT": "LATENCY",
             # On a processor with bfloat16 it takes that for float32 unless told not to.
-            "INFERENCE_PRECISION_HINT": "bf16" if bundle.precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if bundle.entry("step", self.name).precision == "bf16" else "f32",
         }
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = str(threads)

@@ -19,8 +19,8 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         BundleError: the bundle has no engine for it.
         ConfigError: no backend has this name.
     """
-    check_runs(bundle.precision, name)
     spec = find(name)
+    check_runs(bundle.entry("step", name).precision if spec.runs_graphs else bundle.precision, name)
     try:
         return spec.load()(bundle, threads=threads)
     except ModuleNotFoundError as error:
