@@ -247,7 +247,7 @@ def _key(bundle: Bundle, threads: int | None) -> str:
             versions[package] = version(package)
     renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
     engines = {name: one.to_json() for name, one in bundle.manifest.engines.items()}
-    parts = [bundle.digest, renewal, engines, machine(), versions, threads, __version__]
+    parts = [bundle.digest, renewal, engines, machine(), versions, candidates(), threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

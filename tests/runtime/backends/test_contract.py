@@ -256,7 +256,7 @@ def test_a_backend_of_one_file_and_one_entry_is_everywhere(
     assert "toy: its nodes are not timed" in e3d("profile", bundle_path, "--backend", "toy", code=4).output
     assert "| `toy` | cpu | the ONNX graphs as they are, in NumPy | fp32 |" in backends_table()
     monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: ["toy"])
-    assert "auto takes toy" in e3d("doctor", "--bundle", bundle_path, "--again").stdout
+    assert "auto takes toy" in e3d("doctor", "--bundle", bundle_path).stdout
 
 
 def test_a_backend_whose_module_is_absent_names_its_remedy(
