@@ -94,6 +94,11 @@ class States:
         """Slots of the longest ring; 0 if there is none."""
         return max((tensor.ring.slots for tensor in self.tensors if tensor.ring is not None), default=0)
 
+    @property
+    def frames_to_fill(self) -> int:
+        """Frames after which no ring has an empty slot; 0 if there is none."""
+        return max((tensor.ring.frames_to_fill for tensor in self.tensors if tensor.ring is not None), default=0)
+
     def initial(self, batch: int) -> dict[str, NDArray[Any]]:
         """Return the arrays of so many streams before the first frame."""
         arrays = {one.name: np.zeros(one.shape, one.dtype) for one in self.of(batch)}

@@ -30,7 +30,7 @@ def test_keys_of_a_bundle_are_stable(bundle_path: Path) -> None:
     assert " ".join(found["graph"]["step"]) == "file nodes opset precision"
     assert " ".join(found["cost"]) == COST
     assert set(found["cost"]["flop"]) == set(found["nodes"]["Conv"]) == set(found["graph"])
-    shown = "builder compute_capability bytes build_seconds created".split()
+    shown = ["builder", "compute_capability", "bytes", "build_seconds", "created"]
     assert found["engine"]["step.tensorrt"] == {name: engine[name] for name in shown}
     assert " ".join(found["verified"]["onnxruntime"]) == "against largest_difference passed"
 

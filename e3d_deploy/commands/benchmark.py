@@ -10,6 +10,7 @@ from e3d_deploy.commands._benchmark_tables import baseline_remarks, benchmark_ta
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Finite, counts, json_option, milliseconds, names
 from e3d_deploy.commands._output import as_json, check_picture, verdict, working
+from e3d_deploy.files import write_file
 
 if TYPE_CHECKING:
     from e3d_deploy.config import ModelConfig
@@ -99,7 +100,7 @@ def benchmark(
     if picture is not None:
         from e3d_deploy.measure import plots
 
-        picture.write_bytes(plots.latency(result))
+        write_file(picture, plots.latency(result))
     if json_:
         as_json(result.to_json())
     else:

@@ -7,6 +7,7 @@ import click
 
 from e3d_deploy.commands._options import PATH, SKIP_BAD, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
+from e3d_deploy.files import write_file
 
 if TYPE_CHECKING:
     from e3d_deploy.data.inspect import DataContents
@@ -52,7 +53,7 @@ def inspect_data(
         )
         found = look.describe(opened, split, length=length)
         if picture is not None:
-            picture.write_bytes(look.contact_sheet(opened, split, length=length))
+            write_file(picture, look.contact_sheet(opened, split, length=length))
     if json_:
         as_json(found.to_json())
     else:

@@ -10,6 +10,7 @@ import click
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, PATH, THREADS, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
+from e3d_deploy.files import write_file
 
 if TYPE_CHECKING:
     from e3d_deploy.export.precision.why import Finding
@@ -84,7 +85,7 @@ def verify(
     if picture is not None:
         from e3d_deploy.measure import plots
 
-        picture.write_bytes(plots.drift(report))
+        write_file(picture, plots.drift(report))
     if json_:
         tried = None if choice is None else asdict(choice)
         why_off = {} if report.passed else {"why": [one.to_dict() for one in findings]}

@@ -264,8 +264,10 @@ def _rollout(
     """Predictions [T − 1, B, C, H, W] and the states after the last of them."""
     backend = TorchBackend(model, batch=batch)
     context = np.repeat(clip[None, :context_length], batch, axis=0)
-    answers = list(rollout(backend, context, len(clip) - 1))
-    return np.stack([prediction for prediction, _ in answers]), backend.to_arrays(answers[-1][1])
+    predictions, state = [], None
+    for prediction, state in rollout(backend, context, len(clip) - 1):  # noqa: B007 (the last one is read)
+        predictions.append(prediction)
+    return np.stack(predictions), backend.to_arrays(state)
 
 
 def describe(graph: ModelProto, policy: str = "fp32") -> GraphEntry:

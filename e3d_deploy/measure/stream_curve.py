@@ -173,7 +173,7 @@ def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> 
 
 def _fixed_round(bundle: Bundle, backend: Backend, streams: int) -> Task:
     """Return the same for graphs that step a fixed number of streams, which keep one state each."""
-    frames, fill = bundle.reference()["frames"][:, None], bundle.config.history_length + 1
+    frames, fill = bundle.reference()["frames"][:, None], bundle.states.frames_to_fill + 2
     steps = [
         step_task(backend, backend.initial_state(size), np.repeat(frames, size, axis=1), fill=fill)
         for size in portions(backend, streams)

@@ -78,7 +78,7 @@ def make_task(
     batched = np.ascontiguousarray(np.swapaxes(frames[: bundle.context_length], 0, 1))  # [B, T, C, H, W]
     match what:
         case "step":
-            return step_task(backend, backend.initial_state(), frames, fill=bundle.config.history_length + 1)
+            return step_task(backend, backend.initial_state(), frames, fill=bundle.states.frames_to_fill + 2)
         case "stream":
             return _stream_task(bundle, backend, renewal)
         case "clip":
@@ -108,7 +108,7 @@ def _stream_task(bundle: Bundle, backend: Backend, text: str | None) -> Task:
         for _ in range(renewal.cycle):
             stream.push(next(seen))
 
-    until_full = bundle.config.history_length + renewal.warm_up
+    until_full = bundle.states.frames_to_fill + 1 + renewal.warm_up
     steps = round(renewal.steps_per_frame * renewal.cycle)
     return Task(call, steps, until_full // renewal.cycle + 1, forecasts=False, frames=renewal.cycle)
 

@@ -271,6 +271,7 @@ class TorchGraphBackend(DeviceBackend):
         return forecast, state
 
     def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
+        self.check_open()
         forecast, state = rollout_by_steps(self, prediction, state, self.bundle.horizon)
         self.cuda.forget_time()
         return forecast, state

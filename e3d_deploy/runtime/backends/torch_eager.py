@@ -52,11 +52,11 @@ class TorchBackend(Lifetime):
     @torch.inference_mode()
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         self.check_open()
+        model = self.model  # which another thread may let go of by `close`
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
-        dtype = self.model.to_patch.weight.dtype
-        seen = torch.tensor(as_frames(frame, self.model.config), dtype=dtype)
-        prediction, model_state = self.model.step(seen, state["model"])
+        seen = torch.tensor(as_frames(frame, model.config), dtype=model.to_patch.weight.dtype)
+        prediction, model_state = model.step(seen, state["model"])
         steps = state["steps"] + 1
         return prediction.numpy(), {"model": model_state, "steps": steps}
 
