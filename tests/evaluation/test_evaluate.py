@@ -35,7 +35,7 @@ ARRAYS, _ = read(GOLDEN / "metrics.npz")
 class Recorded:
     """A backend whose forecasts are known: of one clip [horizon, C, H, W] after the other."""
 
-    name, sizes, pads = "recorded", (1,), False
+    name, sizes, pads, device = "recorded", (1,), False, None
 
     def __init__(self, forecasts: Sequence[Frames], context_length: int) -> None:
         self.forecasts, self.context_length = iter(forecasts), context_length
