@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 from e3d_deploy.bundle.schema import Entry
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.card import Card
-from e3d_deploy.contract import ANY, DType, Ring, States, Tensor
+from e3d_deploy.contract import ANY, CONTEXT, FORECAST, FRAME, DType, Ring, States, Tensor
 from e3d_deploy.errors import ConfigError
 
 SCHEMA, READS = 2, (1, 2)
@@ -286,6 +286,7 @@ class Manifest(Entry):
             yield str(error).removesuffix("; save or export the model again")
         yield from self._odd_graphs()
         yield from self._odd_states()
+        yield from self._odd_lengths()
         needed = always.union(*([graph.file, *graph.weights] for graph in self.graphs))
         if unlisted := needed - set(self.files):
             yield f"files: has no hash of {', '.join(sorted(unlisted))}"
@@ -320,6 +321,24 @@ class Manifest(Entry):
                     yield f"states.{one.name}.ring.counter: got {one.ring.counter!r}, expected a state int32 [{ANY}]"
                 elif lengths[:1] != (one.ring.slots,):
                     yield f"states.{one.name}.ring.slots: got {one.ring.slots}, its shape is {list(one.shape)}"
+                elif one.ring.frames_to_fill != (fill := one.ring.slots - counter.initial):
+                    yield f"states.{one.name}.ring.frames_to_fill: got {one.ring.frames_to_fill}, expected {fill}"
+
+    def _odd_lengths(self) -> Iterator[str]:
+        """Yield where the graphs disagree with the states, or with the lengths of context and forecast."""
+        states = {one.name: (one.dtype, one.shape[1:]) for one in self.states}
+        for graph in (graph for graph in self.graphs if graph.name == "step" and states):
+            inputs = {one.name: (one.dtype, one.shape[1:]) for one in graph.inputs if one.name != FRAME}
+            for name in sorted(states.keys() | inputs.keys()):
+                if states.get(name) != inputs.get(name):
+                    yield f"states.{name}: {states.get(name)}, but the step graph takes {inputs.get(name)}"
+        for graph in (graph for graph in self.graphs if graph.name == "clip"):
+            tensors = {one.name: one.shape[1:2] for one in (*graph.inputs, *graph.outputs)}
+            for name, length in ((CONTEXT, self.context_length), (FORECAST, self.horizon)):
+                if tensors.get(name) != (length,):
+                    yield f"graphs.clip: {name} has {tensors.get(name)} frames, expected {length}"
+        if not self.precision.budget or min(self.precision.budget.values()) < 0:
+            yield f"precision.budget: got {dict(self.precision.budget)}, expected what may be lost, 0 or more"
 
 
 def describe_states(states: States) -> tuple[StateEntry, ...]:

@@ -246,8 +246,9 @@ def _key(bundle: Bundle, threads: int | None) -> str:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
-    engines = {name: one.to_json() for name, one in bundle.manifest.engines.items()}
-    parts = [bundle.digest, renewal, engines, machine(), versions, candidates(), threads, __version__]
+    # Everything that decides what a backend computes, and how fast; the rest of a manifest changes without that.
+    decisive = {**bundle.manifest.to_json(), "verification": None, "created": None, "card": None}
+    parts = [decisive, renewal, machine(), versions, candidates(), threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -142,6 +142,12 @@ def test_a_bundle_that_lacks_a_field_is_refused_when_it_is_opened(
         ),
         (lambda found: found["rounding"].update(states=math.nan), r"rounding\.states: got nan, expected a number"),
         (lambda found: found.update(states=[]), "states: has none"),
+        (lambda found: found["states"].pop(0), r"states\.cell\.0: None, but the step graph takes \('float32'"),
+        (lambda found: found["states"][0]["shape"].append(2), r"states\.cell\.0: \('float32', .* but the step graph"),
+        (lambda found: found["states"][4]["ring"].update(frames_to_fill=99), r"frames_to_fill: got 99, expected"),
+        (lambda found: found.update(horizon=10**12), r"graphs\.clip: forecast has \(\d+,\) frames, expected 1000"),
+        (lambda found: found.update(context_length=5), r"graphs\.clip: context has \(4,\) frames, expected 5"),
+        (lambda found: found["precision"].update(budget={}), r"precision\.budget: got \{\}, expected what may be lost"),
         (lambda found: found["states"].reverse(), "states: expected each name once, in their order"),
         (lambda found: found["states"][0].update(initial=0.5), r"states\[0\]\.initial: got 0\.5, expected a whole"),
         (

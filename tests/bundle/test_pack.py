@@ -358,7 +358,10 @@ def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: st
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rounding": {"predictions": float("nan"), "states": 0.0}}, "damaged"),
+        (
+            {"rounding": {"predictions": float("nan"), "states": 0.0}},
+            r"rounding\.predictions: got nan, expected a number",
+        ),
         ({"config": {"patch_size": 5}}, "patch_size: 5 does not divide"),
         ({"files": {"model.safetensors": 7}}, r"files\.model\.safetensors: got 7, expected text"),
         ({"engines": [], "files": {}}, r"engines: got \[\], expected an object"),

@@ -344,8 +344,11 @@ def test_a_file_without_a_hash_is_refused(bundle_path: Path) -> None:
 
 def test_a_graph_that_is_not_what_the_manifest_lists_is_refused(bundle_path: Path) -> None:
     manifest = json.loads((bundle_path / "manifest.json").read_text())
-    manifest["graphs"][0]["inputs"][1]["shape"][1] = 99
-    edit(bundle_path, graphs=manifest["graphs"])
+    listed = manifest["graphs"][0]["inputs"][1]
+    listed["shape"][1] = 99
+    (state,) = (one for one in manifest["states"] if one["name"] == listed["name"])
+    state["shape"][1] = 99
+    edit(bundle_path, graphs=manifest["graphs"], states=manifest["states"])
     with pytest.raises(BundleError, match="its inputs are not those that the manifest lists"):
         runtime.load(bundle_path, "onnxruntime")
 
