@@ -25,6 +25,12 @@ def with_graph(bundle: Bundle, name: str, **fields: Any) -> Bundle:
     return changed(bundle, graphs=graphs_with(bundle.manifest, name, **fields))
 
 
+def with_policy(bundle: Bundle, policy: str) -> Bundle:
+    """Return a bundle whose manifest names another policy, for itself and for its step graph."""
+    precision = replace(bundle.manifest.precision, policy=policy)
+    return changed(with_graph(bundle, "step", precision=policy), precision=precision)
+
+
 def graphs_with(manifest: Manifest, name: str, **fields: Any) -> tuple[Any, ...]:
     """Return the graphs of a manifest, one of them with other fields."""
     return tuple(replace(one, **fields) if one.name == name else one for one in manifest.graphs)

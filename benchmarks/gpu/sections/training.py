@@ -16,7 +16,6 @@ from benchmarks.gpu.timing import timed_ms
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.tf32 import arithmetic
-from e3d_deploy.training.module import compile_cells
 from e3d_deploy.training.passes import CapturedPasses
 
 CONTEXT, HORIZON = 10, 10
@@ -84,6 +83,8 @@ def make(bench: Bench, name: str, model: E3DLSTM) -> Predict:
         for cell in model.cells:
             flatten_convolutions(cell, model.config)
     if name.startswith("compiled") and bench.on_gpu:  # on a CPU compiling takes minutes
+        from e3d_deploy.training.module import compile_cells  # needs Lightning, which other sections do without
+
         compile_cells(model)
     if name == "eager" or not bench.on_gpu:
         return eager(model)

@@ -25,6 +25,7 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, find, register
 from e3d_deploy.runtime.verify import agrees
 from tests.fake_tensorrt_runtime import add_engines, floats, pictures
 from tests.fake_torch_gpu import put_in_place
+from tests.manifests import with_policy
 from tests.runtime.test_young_ring import assert_empty_slots_are_zeros, with_junk
 from tests.tools import e3d
 
@@ -223,14 +224,11 @@ def test_every_call_after_close_is_refused_alike(case: Case) -> None:
         assert str(caught.value) == f"{case.spec.name}: the backend was closed; load the bundle again"
 
 
-def test_a_policy_that_it_does_not_run_is_refused(
-    arranged: tuple[BackendSpec, Bundle], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_policy_that_it_does_not_run_is_refused(arranged: tuple[BackendSpec, Bundle]) -> None:
     spec, bundle = arranged
     for policy in (*(one for one in POLICIES if one not in spec.policies), "fp4"):
-        monkeypatch.setattr(Bundle, "precision", policy)
         with pytest.raises(BackendUnavailable, match=f"^{spec.name} does not run {policy}, only .*; use ") as caught:
-            open_backend(bundle, spec.name)
+            open_backend(with_policy(bundle, policy), spec.name)
         assert caught.value.exit_code == 4
 
 

@@ -17,6 +17,7 @@ from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import BACKENDS, installed
 from tests.fake_cuda import Machine
 from tests.fake_tensorrt_runtime import floats, pictures, same
+from tests.manifests import with_policy
 
 NAME = "onnxruntime-cuda"
 
@@ -86,7 +87,7 @@ def test_the_provider_is_asked_for_a_graph_of_the_step_in_our_stream_and_true_fl
     options = {"device_id": "0", "user_compute_stream": "77", "enable_cuda_graph": "1", "use_tf32": "0"}
     assert backend._options("step") == options
     assert backend._options("clip") == options | {"enable_cuda_graph": "0"}
-    monkeypatch.setattr(Bundle, "precision", "tf32")
+    backend.bundle = with_policy(backend.bundle, "tf32")
     assert backend._options("step")["use_tf32"] == "1"
 
 

@@ -36,7 +36,7 @@ from e3d_deploy.step import TARGETS
 from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
 from tests.fake_torch_gpu import HostGpu, put_in_place
-from tests.manifests import with_graph
+from tests.manifests import with_policy
 
 ROUNDING = 5e-5
 """Predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""
@@ -451,7 +451,7 @@ def test_states_stay_values_however_they_are_held_stepped_and_gathered(
     any_batch: Path, machine: Machine, precision: str
 ) -> None:
     """Against the copying ring step on the host, to the last bit."""
-    bundle = with_graph(Bundle.open(any_batch), "step", precision=precision)
+    bundle = with_policy(Bundle.open(any_batch), precision)
     gpu, model = open_backend(bundle, "torch-cuda-graph"), checkpoint.load(bundle.path / MODEL)
     last = precision != "fp32"
 
