@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -229,6 +230,14 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
             folder.replace(place)
 
 
+def _finite(text: str) -> float:
+    """Read a number of a manifest, wherever it stands, as it could not be written again if it were not finite."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"got {text}, expected a number")
+    return number
+
+
 def read_manifest(path: Path) -> Manifest:
     """Return the manifest of the bundle in `path`, which has all its fields.
 
@@ -239,7 +248,7 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
     file = path / MANIFEST
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(), parse_constant=_finite, parse_float=_finite)
         schema = content["schema"]
     except FileNotFoundError as error:
         raise BundleError(f"{path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`") from error

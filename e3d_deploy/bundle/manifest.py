@@ -237,8 +237,11 @@ class Manifest(Entry):
         Raises:
             ValueError: a field is missing, or of the wrong type; it says which.
         """
-        if isinstance(value, Mapping) and value.get("schema") == 1 and isinstance(value.get("graphs"), Mapping):
-            return super().from_json({**value, "graphs": ()}, where)._with_graphs(value["graphs"])
+        if isinstance(value, Mapping) and value.get("schema") == 1 and "graphs" in value:
+            graphs = value["graphs"]
+            if not isinstance(graphs, Mapping):
+                raise ValueError("graphs: got a list, expected an object by name, as the schema is 1")
+            return super().from_json({**value, "graphs": ()}, where)._with_graphs(graphs)
         return super().from_json(value, where)
 
     def _with_graphs(self, graphs: Mapping[str, object]) -> Self:
@@ -290,12 +293,18 @@ class Manifest(Entry):
         needed = always.union(*([graph.file, *graph.weights] for graph in self.graphs))
         if unlisted := needed - set(self.files):
             yield f"files: has no hash of {', '.join(sorted(unlisted))}"
+        yield from (f"files: got {name!r}, expected a name of a file" for name in sorted(self.files) if "\0" in name)
         # Engines are in a folder and are hashed only when they are loaded; nothing else may pass for one.
         yield from (f"names {name}, which is no file beside it" for name in sorted(needed) if "/" in name)
 
     def _odd_graphs(self) -> Iterator[str]:
         if self.entry("step") is None:
             yield "graphs: lacks step"
+        yield from (
+            f"graphs.{one.name}.backends: is empty, expected names, or null for all"
+            for one in self.graphs
+            if one.backends == ()
+        )
         takers = [(one.name, backend) for one in self.graphs for backend in (one.backends or (None,))]
         yield from (
             f"graphs: has two graphs {name} for {backend or 'all backends'}, expected one"

@@ -1,6 +1,5 @@
 """Objects of a JSON file as frozen dataclasses: their annotations are the schema that reader and writer share."""
 
-import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -93,8 +92,6 @@ def _read(hint: Any, value: object, where: str) -> Any:
     # `bool` is an `int` to Python, and not to JSON; a whole number is a number.
     if type(value) is not hint and not (hint is float and type(value) is int):
         raise ValueError(_odd(where, value, EXPECTED[hint]))
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(_odd(where, value, EXPECTED[float]))
     return value
 
 

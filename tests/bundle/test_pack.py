@@ -360,7 +360,7 @@ def test_a_manifest_that_is_none_is_refused(packed: Path, text: bytes, match: st
     [
         (
             {"rounding": {"predictions": float("nan"), "states": 0.0}},
-            r"rounding\.predictions: got nan, expected a number",
+            r"not a manifest \(got NaN, expected a number",
         ),
         ({"config": {"patch_size": 5}}, "patch_size: 5 does not divide"),
         ({"files": {"model.safetensors": 7}}, r"files\.model\.safetensors: got 7, expected text"),
