@@ -10,7 +10,8 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.measure.tasks import make_task
 from e3d_deploy.runtime.backends.protocol import Backend, Drive, NodeTime
-from e3d_deploy.runtime.backends.specs import BACKENDS, check_runs, profiled
+from e3d_deploy.runtime.backends.registry import check_runs_bundle
+from e3d_deploy.runtime.backends.specs import BACKENDS, profiled
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def trace(bundle: Bundle, backend: str, *, threads: int | None, steps: int) -> T
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}, expected {profiled()}")
-    check_runs(bundle.precision, backend)
+    check_runs_bundle(bundle, backend)
     spec = BACKENDS[backend]
     if spec.profiler is None:
         raise BackendUnavailable(f"{backend}: {spec.unprofiled}; profile {profiled()}")

@@ -20,10 +20,21 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         ConfigError: no backend has this name.
     """
     spec = find(name)
-    check_runs(bundle.entry("step", name).precision if spec.runs_graphs else bundle.precision, name)
+    check_runs_bundle(bundle, name)
     try:
         return spec.load()(bundle, threads=threads)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
     except ImportError as error:
         raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {spec.remedy}") from error
+
+
+def check_runs_bundle(bundle: Bundle, name: str) -> None:
+    """Raise unless a backend runs the precision of the graph that it takes, or of the bundle if it takes none.
+
+    Raises:
+        BackendUnavailable: it does not.
+        BundleError: the bundle has no graph for it.
+        ConfigError: no backend has this name.
+    """
+    check_runs(bundle.entry("step", name).precision if find(name).runs_graphs else bundle.precision, name)
