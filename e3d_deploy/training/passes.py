@@ -5,6 +5,7 @@ so that a batch of 16 clips takes as long as one of 32 (benchmarks/NOTES.md). Re
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -98,12 +99,9 @@ def unflat(tensors: Sequence[Tensor], layers: int) -> State | None:
     """Return the state of `flat`, given the number of layers; None for no tensors."""
     if not tensors:
         return None
-    hidden, cell, (memory, window) = (
-        tuple(tensors[:layers]),
-        tuple(tensors[layers : 2 * layers]),
-        tensors[2 * layers : 2 * layers + 2],
-    )
-    entries = tuple(tensors[2 * layers + 2 :])
-    count = len(entries) // layers
-    history = tuple(entries[layer * count : (layer + 1) * count] for layer in range(layers))
+    rest = iter(tensors)
+    hidden, cell = (tuple(islice(rest, layers)) for _ in range(2))
+    memory, window = next(rest), next(rest)
+    entries = (len(tensors) - 2 * layers - 2) // layers  # of each layer
+    history = tuple(tuple(islice(rest, entries)) for _ in range(layers))
     return State(hidden=hidden, cell=cell, history=history, memory=memory, window=window)

@@ -488,8 +488,8 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
 
 
 def _check_cuda_graph(config: TrainConfig, trainer: Trainer) -> None:
-    if config.cuda_graph and (trainer.strategy.root_device.type != "cuda" or trainer.world_size > 1):
-        kind = trainer.strategy.root_device.type
+    kind = trainer.strategy.root_device.type
+    if config.cuda_graph and (kind != "cuda" or trainer.world_size > 1):
         raise ConfigError(
             f"cuda_graph: got {trainer.world_size} x {kind}, expected one CUDA GPU; train without --cuda-graph"
         )

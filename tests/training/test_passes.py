@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM, State
+from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.passes import CapturedPasses, Pass, flat, unflat
@@ -20,7 +21,7 @@ from e3d_deploy.training.train import train
 SMALL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(6, 4), kernel_size=3, history_length=3)
 TRAIN = TrainConfig(context_length=4, horizon=3, batch_size=2, cuda_graph=True)
 ROUNDING = 1e-5
-"""Largest difference of predictions, and of gradients relative to their norm; measured 6e-7 (AVX2)."""
+"""Largest difference of predictions, and of gradients relative to their norm; measured 5.3e-7 and 1.1e-6 (AVX2)."""
 
 
 def make_model(config: ModelConfig = SMALL) -> E3DLSTM:
@@ -61,9 +62,11 @@ def test_a_pass_predicts_and_learns_as_the_network_does(semantics: Any, carried:
     frames, truth = make_clip()
     state = Learner(model, TRAIN).carry(frames[:, :carried]) if carried else None
     expected = model(frames, TRAIN.horizon, truth, state=state)
+    right = gradients(model, expected, frames)
+    for cell in model.cells:
+        flatten_convolutions(cell, model.config)  # as in training on a GPU
     found = Pass(model, TRAIN.horizon, None)(frames, truth, *flat(state))
     assert (found - expected).abs().max() < ROUNDING
-    right = gradients(model, expected, frames)
     assert (gradients(model, found, frames) - right).norm() < ROUNDING * right.norm()
 
 
@@ -98,7 +101,9 @@ def test_a_capture_under_bf16_caches_no_cast_of_a_weight(captures: list[Any]) ->
         predictions = CapturedPasses(model, TRAIN.horizon)(frames, truth, None)
     assert len(captures) == 1  # with the caching off, which the fixture asserts
     low = (predictions.float() - model(frames, TRAIN.horizon, truth)).abs().max()
-    assert 1e-4 < low < 0.2  # rounded to bf16, as everything would be without the autocast of the pass
+    assert (
+        1e-4 < low < 0.2
+    )  # measured 9e-3 (AVX2): rounded to bf16, as everything would be without the autocast of the pass
 
 
 def test_a_young_history_is_not_captured(captures: list[Any]) -> None:
@@ -143,4 +148,5 @@ def test_a_replayed_pass_learns_as_the_network_does(low: torch.dtype | None) -> 
         for clip in (frames, frames.flip(0), frames):  # a replay must read its own clip
             expected = learn(lambda f, t: model(f, TRAIN.horizon, t), clip)
             found = learn(lambda f, t: captured(f, t, None), clip)
+            # In bf16 this held on an H200; in float32 it was never reached there.
             assert (found - expected).norm() < (0.1 if low else 1e-4) * expected.norm()
