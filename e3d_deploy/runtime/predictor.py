@@ -120,6 +120,7 @@ class Predictor:
             ConfigError: there is no such renewal.
             StreamError: the snapshot is of another network or has another renewal, or this was closed.
         """
+        self._check_open()
         own = None if snapshot is not None and renewal is None else self.renewal(renewal)
         if snapshot is not None:
             own = renewal_of(snapshot, own)
@@ -186,8 +187,7 @@ class Predictor:
 
         own = self.renewal(renewal)
         with self._lock:
-            if self.closed:
-                raise StreamError("predictor: was closed; load the bundle again")
+            self._check_open()
             streams = Streams(
                 self.backend,
                 self.config,
@@ -204,6 +204,10 @@ class Predictor:
             )
             self._schedulers.add(streams.scheduler)
         return streams
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StreamError("predictor: was closed; load the bundle again")
 
     def close(self) -> None:
         """Free what the backend holds; streams cannot be used after. It can be closed twice."""

@@ -137,7 +137,7 @@ def test_leaving_a_predictor_closes_its_backend(predictor: Predictor) -> None:
 def test_whatever_opens_something_is_a_context_manager(predictor: Predictor) -> None:
     with predictor, predictor.streams() as streams, streams.open() as slot:
         slot.push(white())
-    for use in (slot.snapshot, streams.open, predictor.streams):
+    for use in (slot.snapshot, streams.open, predictor.streams, predictor.stream):
         with pytest.raises(StreamError, match="closed"):
             use()
 
