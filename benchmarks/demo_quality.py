@@ -1,4 +1,4 @@
-"""How good the demo model's forecasts are: 1,000 generated clips of digits that training never saw.
+"""Forecast quality of the demo model on 1,000 generated clips of digits that training never saw.
 
     python -m benchmarks.demo_quality [--run RUN_FOLDER --command COMMAND]...
 

@@ -416,7 +416,7 @@ PLACES = {
     README.parent / "docs" / "runtime.md": {"backends": backends_table},
     README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},
 }
-"""Which section of which file comes from where; a section stands between two comments with its name."""
+"""Generated sections of each file, with the functions that write them; two comments with its name enclose a section."""
 
 
 def section(name: str, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the recipes of `e3d train` make of the same network, start, clips and number of steps.
+"""Comparison of the recipes of `e3d train` on the same network, start, clips and number of steps.
 
     python -m benchmarks.recipes [--steps 400]
 

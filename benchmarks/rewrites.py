@@ -1,4 +1,4 @@
-"""What each rewrite of the exported step gains, and that it computes the same.
+"""Gain from each rewrite of the exported step, and the largest difference it makes to the prediction.
 
     python -m benchmarks.rewrites [--size full|demo] [--semantics paper|google] [--threads 1]
 

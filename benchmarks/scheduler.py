@@ -134,8 +134,12 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
 
 
 def ratios(sides: dict[str, Any], flop: int) -> dict[str, Any]:
-    """What the scheduler costs beside the plain loop, as a share; how many times as fast one step for all is; and
-    arithmetic a second, which a matrix product says the most of."""
+    """Compare the scheduler with a plain loop, and one step for all streams with a step for each.
+
+    Returns:
+        `overhead`, the scheduler's extra time as a share of the loop's; `batching_gain`, how many times as fast the
+        loop is as a step for each stream; and `gflops`, which a matrix product limits (GFLOP/s).
+    """
     return {
         "gflops": {name: round(flop / sides[name]["median_ms"] / 1e6, 1) for name in ("loop", "one_by_one")},
         "overhead": round(1 / sides["scheduled"]["speedup_over_loop"] - 1, 4),

@@ -1,4 +1,4 @@
-"""What training costs on top of its arithmetic, and what recomputing steps saves.
+"""Overhead of training over a plain PyTorch loop, and memory saved by recomputing steps.
 
     python -m benchmarks.training [--steps 5]
 

@@ -17,13 +17,13 @@ from e3d_deploy.errors import BundleError
 
 MOST_ENTRIES, LONGEST_NAME = 1000, 200
 MOST_BYTES = 2_000_000_000
-"""Of all files. Beyond, zip needs other headers (zip64), which no archive of ours has."""
+"""Total size of all files at most, below the point where zip needs zip64 headers, which our archives lack (bytes)."""
 NAME = re.compile(r"\w([\w.+-]*[\w+-])?(/\w([\w.+-]*[\w+-])?)*", re.ASCII)
 """Parts that neither begin nor end with a dot: no way up, to a root, to a drive or through a backslash."""
 END = struct.Struct("<4s4H2LH")
 END_MARK, ZIP64_MARK = b"PK\x05\x06", b"PK\x06\x07"
 HEADER_BYTES, ENTRY_BYTES = 30, 46
-"""Of the header before an entry and of a line in the list at the end, each followed by the name."""
+"""Sizes of the header before an entry and of its line in the list at the end, without the name that follows (bytes)."""
 ENCRYPTED, UTF8_NAME = 0x2041, 0x800
 
 
@@ -79,7 +79,7 @@ def check_names(names: Iterable[str], path: Path) -> None:
 
 
 def _check_end(file: IO[bytes], path: Path) -> int:
-    """Where the list of entries begins, once it is known to be short and to lie at the end."""
+    """Return the offset of the list of entries, after checking that it is short and ends the file (bytes)."""
     size = file.seek(0, 2)
     file.seek(max(0, size - END.size - 20))
     tail = file.read()

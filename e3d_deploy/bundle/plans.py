@@ -76,6 +76,6 @@ def _problem(
 
 
 def _runs_on(built: str, version: str) -> bool:
-    """Whether a version-compatible plan runs: on the same or a later TensorRT, up to the next major version."""
+    """Return True if a version-compatible plan runs on a TensorRT: not older, and at most one major version newer."""
     old, new = ([int(part) for part in text.split(".")[:3]] for text in (built, version))
     return old <= new and new[0] - old[0] <= 1

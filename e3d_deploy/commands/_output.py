@@ -1,4 +1,4 @@
-"""What commands show: results on stdout, progress and remarks on stderr."""
+"""Output of the commands: results on stdout, progress and remarks on stderr."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def warn(text: str) -> None:
 
 
 def next_command(*words: object, how: str = "") -> None:
-    """What one would do next: the words of a command, and how to complete it."""
+    """Print on stderr the command to run next, followed by a hint on how to complete it."""
     click.echo(f"next: e3d {shlex.join(map(str, words))}{how}", err=True)
 
 
@@ -78,7 +78,7 @@ def megabytes(count: int) -> str:
 
 
 def check_picture(path: Path | None) -> None:
-    """Whether a picture can be drawn and written there, asked before the work is done."""
+    """Check that a picture can be drawn and written to a path, before any work is done."""
     from e3d_deploy.errors import ConfigError
 
     if path is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 FPS, TOLERANCE = 30.0, 0.1
-"""Where they are not given; the options know whether they are."""
+"""Defaults of --fps and --tolerance, applied in the body so that it can tell whether the options were given."""
 
 
 @click.command()

@@ -60,7 +60,7 @@ def show(title: str, rows: Sequence[tuple[str, "Part"]], top: int) -> None:
 
 
 def remarks(result: "ProfileResult") -> None:
-    """What the tables leave open."""
+    """Print the time spent outside nodes, and the limits of this machine."""
     between = result.step_ms - result.nodes_ms
     click.echo(
         f"a step takes {result.step_ms:.2f} ms while it is profiled, {result.nodes_ms:.2f} ms of it "

@@ -136,7 +136,7 @@ def judged(report: "Report") -> str:
 
 
 def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
-    """What is off first in the step graph, where the libraries to look into it are there."""
+    """Return the first errors in the step graph; empty if the backend or a missing library rules out the search."""
     from importlib.util import find_spec
 
     from e3d_deploy.runtime.backends.specs import find

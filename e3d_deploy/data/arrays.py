@@ -18,8 +18,8 @@ from e3d_deploy.errors import ClipError, ShapeError
 
 CHUNK_BYTES = 1 << 20
 LOCAL_HEADER_BYTES = 30
+"""Size of the fixed part of a zip member's header, before the member's name (bytes)."""
 DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
-"""What stands before the name of a member in a zip archive."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class StoredArray:
     name: str
     store: Store
     offset: int
-    """Where its numbers begin, bytes."""
+    """Position of the first number in the store (bytes)."""
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
     def bytes_of(self, *axes: int) -> int:
-        """Of a piece with these axes."""
+        """Return the size of a piece with these axes (bytes)."""
         return math.prod(axes) * self.dtype.itemsize
 
 
@@ -132,10 +132,10 @@ def clips_of(array: StoredArray, *, image_size: tuple[int, int], channels: int) 
 def check_form(
     name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], *, image_size: tuple[int, int], channels: int
 ) -> None:
-    """Whether frames [H, W, C] are what a model wants.
+    """Check that frames have the shape [H, W, C] and the type that a model expects.
 
     Raises:
-        ShapeError: they are not.
+        ShapeError: they do not.
     """
     if list(shape) != [*image_size, channels]:
         raise ShapeError(
@@ -148,7 +148,7 @@ def check_form(
 
 @contextmanager
 def damaged(path: Path) -> Iterator[None]:
-    """What NumPy and zipfile raise for a damaged or foreign file, as ClipError."""
+    """Convert the errors of NumPy and zipfile for a damaged or foreign file to ClipError."""
     try:
         yield
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from e3d_deploy.errors import ClipError, ShapeError
 STRIDES = {"boxing": None, "handclapping": None, "handwaving": None, "walking": None, "jogging": 3, "running": 3}
 """The categories in the original's order, and the frames between windows; None: as many as a window has."""
 PERSONS = {"train": range(1, 17), "valid": range(17, 26), "test": range(17, 26)}
-"""As in the original, which watches its training on the test persons."""
+"""Persons of each split, as in the original, which validates on the test persons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class KTHClip:
 
 
 def is_kth(folder: Path) -> bool:
-    """Whether a folder has all of KTH's categories, or one of them with persons in it."""
+    """Return True if a folder has all of KTH's categories, or one of them with persons in it."""
     there = [folder / category for category in STRIDES if (folder / category).is_dir()]
     return len(there) == len(STRIDES) or any(_person(person) for one in there for person in one.iterdir())
 

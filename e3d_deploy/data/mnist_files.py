@@ -11,17 +11,17 @@ from e3d_deploy.data.storage import Clip, Joined, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
 
 KEYS = ("clips", "dims", "input_raw_data")
-"""What a file of the original holds at the least."""
+"""Arrays that every file in the original Moving MNIST format holds."""
 
 
 def is_original(path: Path) -> bool:
-    """Whether a .npz is one of the original's, or means to be."""
+    """Return True if a .npz is in the original Moving MNIST format, even if some arrays are missing."""
     found = members(path)
     return "frames" not in found and any(key in found for key in KEYS)
 
 
 def is_test_seq(array: StoredArray, channels: int) -> bool:
-    """Whether an array is `mnist_test_seq.npy`: 4 axes whose last is no colour."""
+    """Return True if an array is `mnist_test_seq.npy`: 4 axes, of which the last does not hold colours."""
     return len(array.shape) == 4 and array.shape[-1] not in (1, 3, channels)
 
 

@@ -125,7 +125,7 @@ class Reader:
             log.warning("left out: %s", error)
 
     def is_good(self, file: Path) -> bool:
-        """Whether a picture is to be used; one that is bad is found, and skipped, only with `skip_bad`."""
+        """Return True if a picture is to be used; bad ones are detected, and skipped, only with `skip_bad`."""
         if not self.skip_bad:
             return True
         self.progress(f"checking {file.parent}")

@@ -1,4 +1,4 @@
-"""What a user names as data: its kind, its clips, and which of them belong to a split. Needs no PyTorch."""
+"""Data named by a user: its kind, its clips, and those that belong to a split. Needs no PyTorch."""
 
 import logging
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ SPLIT_FOLDERS: dict[Split, tuple[Split, ...]] = {
     "valid": ("valid", "test"),
     "test": ("test", "valid"),
 }
-"""Where the clips of a split lie, in the folders named so; of valid and test one may stand for both."""
+"""Folders that may hold the clips of a split, the preferred one first; valid and test can stand in for each other."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Source:
     """The clips of one split of what a user named."""
 
     name: str
-    """What the user typed."""
+    """Text that the user typed."""
     kind: str
     """`moving-mnist-npz`, `mnist_test_seq`, `kth`, or of `array`, `pictures` and `videos` those that are in it."""
     clips: Sequence[Clip]
     windows: NDArray[np.int64] | None
     """Clip and first frame, [n, 2], where the format fixes the windows; None: any window."""
     held_out: bool
-    """Whether this split shares no file, clip or time with the one to train on (for that: with the others)."""
+    """True if this split shares no file, clip or time with the training split; for that split, with the others."""
     frames_per_second: tuple[float, ...] = ()
     """Rates of the videos that tell one, ascending; those of the frames that are taken."""
     skipped: tuple[str, ...] = ()
-    """What could not be read."""
+    """Names of files that could not be read."""
     short: tuple[str, ...] = ()
     """Clips with too few frames for a window."""
     stretches: NDArray[np.int64] | None = None

@@ -1,4 +1,4 @@
-"""Which clips train, which watch the training, and which test. Needs no PyTorch."""
+"""Division of clips into those for training, validation and testing. Needs no PyTorch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,11 +9,11 @@ from e3d_deploy.data.storage import Clip, Part
 
 Split = Literal["train", "valid", "test"]
 SEED = 0
-"""Of the one shuffle; a constant, so that what is held out is the same in every run."""
+"""Seed of the only shuffle; constant, so that every run holds out the same clips."""
 
 
 def members_of(split: Split, count: int) -> list[int]:
-    """Which of `count` files or clips, three or more, belong to a split: a tenth each to valid and test, at least one.
+    """Return the indices of a split among three or more files or clips: a tenth each, at least one, for valid and test.
 
     Fixed by the count alone: neither a run's seed nor its clips' length moves anything between the splits.
     """

@@ -115,11 +115,11 @@ class StoredClip:
     name: str
     store: Store
     offset: int
-    """Where its first frame begins, bytes."""
+    """Position of the first frame in the store (bytes)."""
     length: int
     """Frames."""
     shape: tuple[int, int, int]
-    """Of a frame as it is stored: H, W, C, or C, H, W."""
+    """Shape of a frame as it is stored: H, W, C, or C, H, W."""
     dtype: np.dtype[Any]
     stride: int
     """From the begin of a frame to that of the next, bytes."""

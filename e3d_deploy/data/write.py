@@ -14,7 +14,7 @@ from e3d_deploy.frames import Frames, to_pictures
 
 
 def check_target(path: Path, source: Path | None = None) -> None:
-    """Whether `write_clips` can write there, asked before the work is done.
+    """Check that `write_clips` can write to a path, before any work is done.
 
     Args:
         source: what is read for it, which it shall not replace.

@@ -74,7 +74,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Result:
-    """What the tour found, and where it lies."""
+    """Results of the tour, and the files it wrote."""
 
     stages: list[Stage]
     verification: Report
@@ -212,7 +212,7 @@ def _examples(predictor: Predictor) -> tuple[list[tuple[Frames, Frames]], str]:
 
 SHOWN = ("forecast", "copy last")
 TEST_SEED = 2
-"""Of the fixed test set; benchmarks/demo_quality.py measures all of it."""
+"""Seed of the fixed test set; benchmarks/demo_quality.py measures all of it."""
 
 
 def _digits_video() -> Clips:

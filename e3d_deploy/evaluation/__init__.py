@@ -1,4 +1,4 @@
-"""How good forecasts are: measures by two conventions, baselines, pictures."""
+"""Forecast quality: measures by two conventions, baselines, pictures."""
 
 from e3d_deploy.evaluation.measuring import Evaluation, evaluate
 

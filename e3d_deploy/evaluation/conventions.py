@@ -1,4 +1,4 @@
-"""Which numbers publications print for a forecast, and how they come to one. docs/metrics.md has the sources."""
+"""Measures that publications report for a forecast, and how each computes them. docs/metrics.md has the sources."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Measure:
     function: Function
     meaning: str
     overall: Literal["mean", "sum"] = "mean"
-    """How the predicted frames become one number."""
+    """Reduction over the predicted frames to one number."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from e3d_deploy.frames import Frames
 LAYERS = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
 """Place of each convolution in torchvision's `alexnet().features`, and the shape of its weight."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""What is taken from each colour in [-1, 1], and what it is then divided by."""
+"""Offset subtracted from each colour in [-1, 1], and the divisor applied after it."""
 SMALLEST = 31
 """Pixels that leave one after AlexNet's strides and pools."""
 
@@ -75,7 +75,7 @@ def lpips(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.float32]], ND
 
 
 def _features(frames: Frames, weights: Mapping[str, Tensor]) -> list[Tensor]:
-    """What AlexNet sees after each of its five convolutions, [T, N, h, w]."""
+    """Return AlexNet's features after each of its five convolutions and their ReLU, [T, N, h, w]."""
     x = torch.from_numpy(np.ascontiguousarray(frames, np.float32)) * 2 - 1
     x = x.expand(-1, 3, -1, -1)
     x = (x - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)

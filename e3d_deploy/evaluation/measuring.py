@@ -1,4 +1,4 @@
-"""How good a model's forecasts are: clip after clip, in memory that does not grow with their number.
+"""Measurement of a model's forecasts, clip after clip, in memory that does not grow with the number of clips.
 
     from e3d_deploy.evaluation import evaluate
 
@@ -30,7 +30,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was measured of the forecast and of two baselines."""
+    """Measures of the forecast and of two baselines."""
 
     backend: str
     clips: int
@@ -60,7 +60,7 @@ class Evaluation:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON knows it; None stands for an infinite PSNR, that of frames that are equal."""
+        """Return values for JSON; None stands for the infinite PSNR of equal frames."""
 
         def numbers(convention: Convention, measure: str) -> dict[str, Any]:
             return {
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def baselines(context: Frames, horizon: int) -> dict[str, Frames]:
-    """What one can forecast without a model, each [horizon, C, H, W]: the last frame, and the mean of all given."""
+    """Return forecasts made without a model, each [horizon, C, H, W]: the last frame, and the mean of the context."""
     return {
         "copy last": context[-1:].repeat(horizon, axis=0),
         "mean of context": context.mean(axis=0, keepdims=True).repeat(horizon, axis=0),

@@ -1,4 +1,4 @@
-"""What an evaluation found, as files: report.json, table.md, and a picture of the error over the horizon."""
+"""Files with the results of an evaluation: report.json, table.md, and pictures of the error over the horizon."""
 
 import json
 from collections.abc import Mapping

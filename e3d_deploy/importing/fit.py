@@ -13,7 +13,7 @@ from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.model import E3DLSTM
 
 Shapes = Mapping[str, Sequence[int]]
-"""Of the tensors in a checkpoint, by their names there."""
+"""Shapes of the tensors in a checkpoint, by their names there."""
 SHOWN = 4
 """Tensors that an error names; it counts the others."""
 
@@ -25,7 +25,7 @@ class Finding:
     what: str
     value: str
     how: str
-    """How we know."""
+    """Source of the value: an option, the checkpoint, or an assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Imported:
     card: Card
     """Facts about the model, as far as they are known."""
     evidence: list[Finding]
-    """What was found out, and how."""
+    """Properties that the importer found or assumed, each with its source."""
 
 
 def size(shapes: Shapes, name: str, axis: int, *, rank: int, source: str) -> int:

@@ -25,7 +25,7 @@ KERNEL_AXES = (4, 3, 0, 1, 2)
 SCOPE = "generator/e3d-lstm/"
 AVERAGE = "/ExponentialMovingAverage"
 SLOT = re.compile(r"Variable(_\d+)?")
-"""What the optimiser keeps: its count of steps, and two moments of each variable."""
+"""Names of the optimizer's variables: its step count, and two moments of each variable of the network."""
 CONVOLUTIONS = {
     "conv3d": "hidden_conv",
     "conv3d_1": "input_conv",
@@ -39,7 +39,7 @@ IMAGE_SIZE = (64, 64)
 
 
 def prefix_of(path: Path) -> Path | None:
-    """What TensorFlow calls a checkpoint, `model.ckpt-5`, from that, one of its files, or its folder.
+    """Return TensorFlow's name for a checkpoint, such as `model.ckpt-5`, given that, one of its files or its folder.
 
     Returns:
         None where there is no such checkpoint.
@@ -127,10 +127,10 @@ def identify(
     image_size: tuple[int, int] | None,
     source: str,
 ) -> tuple[ModelConfig, list[Finding]]:
-    """Which network these variables belong to, and how we know.
+    """Return the configuration of the network that these variables belong to, with the evidence.
 
     Raises:
-        CheckpointError: to none of google/e3d_lstm, or `memory` contradicts them.
+        CheckpointError: the variables belong to no network of google/e3d_lstm, or `memory` contradicts them.
         ConfigError: what was given does not fit them.
     """
     layers = {int(found[1]) for name in shapes if (found := re.match(rf"{SCOPE}e3d(\d+)/", name))}
@@ -168,7 +168,7 @@ def identify(
 def _variant(
     hidden: tuple[int, ...], inputs: tuple[int, ...], memory: Memory | None, source: str
 ) -> tuple[Memory, str]:
-    """Which memory the layers were given, and how we know.
+    """Return the kind of memory that the layers were trained with, and the evidence for it.
 
     Layer 0 has that of the top layer. Any other has that of the layer below, or, where the memory stays
     zero, the top layer's too.

@@ -96,7 +96,7 @@ def _origin_of(path: Path) -> Origin:
 
 
 def _check_file(path: Path) -> None:
-    """Whether this is a file that PyTorch may have written.
+    """Check that a path is a file that PyTorch may have written.
 
     Raises:
         CheckpointError: it is not.

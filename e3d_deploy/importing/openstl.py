@@ -16,7 +16,7 @@ from e3d_deploy.importing.fit import Finding, Shapes, patching, size
 
 KERNEL_AXES = (0, 1, 2, 3, 4)
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""How files of torch.save begin, and how they began before they were zip archives."""
+"""First bytes of files of torch.save: zip archives, and the format before them."""
 WRAPPERS = ("model.", "module.")
 """Before every name: of a LightningModule's network, of DistributedDataParallel."""
 CONVOLUTIONS = {
@@ -30,7 +30,7 @@ ALONE = "load it where you trust it, and save its state_dict alone with torch.sa
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether torch.save may have written this file."""
+    """Return True if torch.save may have written this file."""
     return _head(path).startswith((ZIP, LEGACY))
 
 
@@ -88,13 +88,13 @@ def identify(
     stride: int | None,
     source: str,
 ) -> tuple[ModelConfig, list[Finding]]:
-    """Which network these tensors belong to, and how we know.
+    """Return the configuration of the network that these tensors belong to, with the evidence.
 
     Args:
         settings: what Lightning kept of the options of OpenSTL; the stride is told there or nowhere.
 
     Raises:
-        CheckpointError: to none of OpenSTL's E3D-LSTM.
+        CheckpointError: the tensors belong to no E3D-LSTM of OpenSTL.
         ConfigError: what was given does not fit them.
     """
     layers = {int(found[1]) for name in shapes if (found := re.match(r"cell_list\.(\d+)\.", name))}

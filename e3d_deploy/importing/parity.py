@@ -23,12 +23,12 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a model is from what the original gave."""
+    """Differences between a model's predictions and those of the original."""
 
     differences: dict[int, float]
     """Largest one of each frame that was compared, by its number in the clip, from 1."""
     budget: float = BUDGET
-    """What the largest of all may be."""
+    """Largest difference allowed."""
 
     @property
     def worst(self) -> float:
@@ -37,7 +37,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether it is within the budget."""
+        """True if the largest difference is within the budget."""
         return self.worst <= self.budget
 
 
