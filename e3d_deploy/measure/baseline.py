@@ -13,7 +13,7 @@ TOLERANCE = 0.1
 
 
 def read_baseline(path: Path) -> dict[str, Any]:
-    """What `e3d benchmark --json` printed into a file.
+    """Read a result of `e3d benchmark --json` from a file.
 
     Raises:
         ConfigError: no such file.
@@ -76,7 +76,7 @@ def regressions(comparison: Comparison) -> list[str]:
 
 
 def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for two results to be compared."""
+    """Return the conditions that must be equal for two results to be compared."""
     return {
         "cpu": result["environment"]["cpu"],
         "gpu": result["environment"].get("gpu"),  # earlier versions did not record it
@@ -87,7 +87,7 @@ def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def medians(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Of each row that was timed, ms."""
+    """Return the median time of each row, by task and backend (ms)."""
     found = {(str(row["what"]), str(row["backend"])): float(row["median_ms"]) for row in result["results"]}
     if not all(0 < median < float("inf") for median in found.values()):
         raise ValueError("a median that is no time")

@@ -1,4 +1,4 @@
-"""How fast backends are, how right, and at what memory: one method for all, in turn, in one process.
+"""Benchmark of the speed, accuracy and memory of backends, which are timed in turn in one process.
 
 docs/benchmark.md lists the fields of what comes out.
 """

@@ -1,4 +1,4 @@
-"""What a measured number depends on: machine, clocks, threads, versions, date; and the memory of this process."""
+"""Conditions of a measurement: machine, clocks, threads, versions, date; and the memory of this process."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 def environment(threads: int | None) -> dict[str, Any]:
-    """What a number depends on, as JSON knows it; null for what this machine does not tell.
+    """Return the conditions of a measurement as JSON values; null for any that this machine does not report.
 
     Args:
         threads: as the backends were opened with.
@@ -72,7 +72,7 @@ def _versions() -> dict[str, str]:
 
 
 def _clock() -> float | None:
-    """Of the first core, now."""
+    """Return the current clock rate of the first core (MHz); None if the system does not report it."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(float(line.split(":", 1)[1]) for line in file if line.startswith("cpu MHz"))

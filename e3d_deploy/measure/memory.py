@@ -1,4 +1,4 @@
-"""How much memory a backend takes: that of a process which runs it and nothing else."""
+"""Memory that a backend takes, measured in a process that runs it and nothing else."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def peak_alone(
 
 
 def child(request: str) -> str:
-    """What that process does."""
+    """Call each requested task until it is warm, and return the peak memory of this process as JSON (bytes)."""
     path, name, what, renewal, threads = json.loads(request)
     bundle = Bundle.open(Path(path))
     with closing(open_backend(bundle, name, threads=threads)) as backend:

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: by node and by type, beside what the machine could do at most."""
+"""Time of a step by node and by node type, compared with the limits of the machine."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -23,9 +23,9 @@ KINDS = {
     "FullyConnected": "MatMul",
     "FusedGemm": "Gemm",
 }
-"""What libraries call the types of ONNX that carry the FLOP."""
+"""ONNX types that carry the FLOP, by the names that libraries give them."""
 BLOCKED = "_nchwc"
-"""What ONNX Runtime appends to the output of a convolution that it made a node of its own of."""
+"""Suffix of the output of a convolution that ONNX Runtime replaced with a node of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As the graph calls it, where that is known."""
+        """Return the node's name in the graph, or the library's name for it if that is not known."""
         return self.cost.name if self.cost else self.timed.name
 
 
@@ -154,7 +154,7 @@ def profile(
 
 
 def match(nodes: Iterable[Timed], costs: Iterable["NodeCost"]) -> list[tuple[Timed, "NodeCost | None"]]:
-    """What was timed with the node of the graph that it is, None for what a library made of several or of none."""
+    """Pair each timed node with the cost of its graph node; None if a library made it of several nodes or of none."""
     by_name: dict[str, NodeCost] = {}
     for cost in costs:
         by_name |= dict.fromkeys((cost.name, *cost.outputs), cost)
@@ -204,7 +204,7 @@ def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> StepRoofline:
 
 
 def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
-    """What the nodes cost, or why that is not known."""
+    """Return the costs of the nodes, and the reason if they are not known."""
     if not find(backend).runs_graphs:
         return [], "PyTorch runs the model as it is written, whose operators are not the nodes of the step graph"
     try:

@@ -1,4 +1,4 @@
-"""How long each node of a step takes, as the library that runs it tells."""
+"""Time of each node of a step, as reported by the library that runs it."""
 
 import time
 from collections import defaultdict
@@ -16,7 +16,7 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, profiled
 
 @dataclass(frozen=True)
 class Timed:
-    """What the library ran under one name."""
+    """Time and calls of the work that a library ran under one name."""
 
     name: str
     kind: str

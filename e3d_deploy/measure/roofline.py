@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: matrix products and copies, by NumPy in float32."""
+"""Limits of this machine, measured by matrix products and copies in NumPy float32."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from e3d_deploy.errors import BackendUnavailable
 
 CODE = "import sys; from e3d_deploy.measure.roofline import child; sys.stdout.write(child(sys.argv[1]))"
 SIDES = (512, 1024, 2048)
-"""Of the square matrices that are tried; the fastest counts."""
+"""Sides of the square matrices that are tried; the fastest product counts."""
 COPIED = 256 << 20
 """Bytes that are copied, far more than caches hold."""
 TRIES = 8
@@ -27,12 +27,12 @@ class Roofline:
     """The two limits of the roofline model (Williams et al., 2009)."""
 
     gflops: float
-    """Of the best float32 matrix product, 10⁹ FLOP/s."""
+    """Speed of the best float32 matrix product (10⁹ FLOP/s)."""
     gigabytes_per_second: float
     """Read and written by the best copy, together."""
 
     def least_ms(self, flop: float, bytes_moved: float) -> float:
-        """How long so much work takes at least, where neither limit is beaten."""
+        """Return the least time that the work takes within both limits (ms)."""
         return max(flop / self.gflops, bytes_moved / self.gigabytes_per_second) / 1e6
 
 
@@ -59,7 +59,7 @@ def measure(threads: int | None) -> Roofline:
 
 
 def child(threads: str) -> str:
-    """What that process does."""
+    """Measure both limits in this process, and return them as JSON."""
     return json.dumps([_matrix_product(), _copy(int(threads))])
 
 

@@ -1,4 +1,4 @@
-"""How many streams a backend carries: the time of a round, in which each of n streams gets its next frame."""
+"""Number of streams that a backend carries, by the time of a round that gives each stream its next frame."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ MOST = 256
 
 @dataclass(frozen=True)
 class Target:
-    """What streams must keep."""
+    """Latency and frame rate that streams must keep."""
 
     p99_ms: float
-    """Of a round."""
+    """Limit for the 99th percentile of the time of a round (ms)."""
     fps: float
     """Frames that each stream gets a second; a round must not last longer than one of them, on average."""
 
@@ -47,7 +47,7 @@ class Target:
 
 
 def portions(backend: Backend, streams: int) -> list[int]:
-    """How many streams each step of a round takes."""
+    """Return the step size of the backend for each step of a round, until all streams are served."""
     result = []
     while streams > 0:
         result.append(step_size(backend, streams))

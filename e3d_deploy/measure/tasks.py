@@ -1,4 +1,4 @@
-"""What a benchmark times: one call of a backend, made again and again."""
+"""Tasks that a benchmark times: one call of a backend, made again and again."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ WHAT = {
     "end-to-end": "the bundle's context as uint8 pictures in, stepped one by one from the empty state, the forecast as "
     "uint8 pictures out; with decoding of a video where PyAV is installed",
 }
-"""What can be timed, and what that is."""
+"""Tasks that can be timed, each with its description."""
 
 Pictures = Iterator[NDArray[np.uint8]]
 """A video without end, each picture [H, W, C]."""
@@ -40,16 +40,16 @@ class Task:
     fill: int
     """Calls until one costs what the next one costs: the history grows in the first ones, or memory does."""
     forecasts: bool
-    """Whether a call takes a context and gives its forecast."""
+    """True if a call takes a context and gives its forecast."""
     frames: int | None = None
     """Frames seen or given in a call; None for as many as steps."""
 
 
 def check_what(what: Sequence[str]) -> None:
-    """Whether there is something to time, and all of it is known.
+    """Check that there is something to time, and that all of it is known.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: nothing is given, or something unknown.
     """
     if not what or (unknown := [one for one in what if one not in WHAT]):
         raise ConfigError(f"what: got {', '.join(unknown) if what else 'nothing'}, expected some of {', '.join(WHAT)}")
@@ -155,5 +155,5 @@ def _measure_device(backend: Backend) -> None:
 
 
 def _device(backend: Backend, _result: object) -> float | None:
-    """What the call that gave this result took on the device, ms."""
+    """Return the time that the call behind this result took on the device (ms); None if it is not known."""
     return None if backend.device is None else backend.device.device_ms

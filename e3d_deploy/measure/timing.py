@@ -1,4 +1,4 @@
-"""How calls are timed: warmed up until they settle, then in turn, block by block."""
+"""Timing of calls: warmed up until they settle, then in turn, block by block."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from e3d_deploy.turns import Clock
 
 REPEATS = 5
 CONFIDENCE = 0.9
-"""Of the interval of a median at least; what it really is depends on the repeats, and is recorded."""
+"""Confidence wanted for the interval of a median; the one reached depends on the repeats, and is recorded."""
 SETTLED = 0.05
 """Warm-up ends when two blocks in turn have medians this close, as a share."""
 PATIENCE = 10
@@ -35,7 +35,7 @@ class Block:
 
     @property
     def median(self) -> float:
-        """Of a call, seconds."""
+        """Return the median time of a call (s)."""
         return float(np.median(self.seconds))
 
 
@@ -49,7 +49,7 @@ class Runner:
     calls: int = 0
     warm_up_calls: int = 0
     settled: bool = False
-    """Whether warm-up ended because the time did not change any more."""
+    """True if warm-up ended because the time no longer changed."""
 
     def block(self, seconds: float) -> Block:
         """Calls for so long."""

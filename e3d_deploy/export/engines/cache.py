@@ -123,7 +123,7 @@ class EngineCache:
         self._trim(keep=key)
 
     def difference(self, parts: Mapping[str, str], graph: str) -> str:
-        """Which parts differ from those of the nearest entry of a graph: `builder 1.7.1 → 1.8.0`."""
+        """Return the parts that differ from the most similar entry of a graph, such as `builder 1.7.1 → 1.8.0`."""
 
         def changed(other: Mapping[str, str]) -> list[str]:
             return [name for name in {**parts, **other} if parts.get(name) != other.get(name)]
@@ -135,7 +135,7 @@ class EngineCache:
         return ", ".join(f"{name} {_short(nearest.get(name))} → {_short(parts.get(name))}" for name in changed(nearest))
 
     def entries(self) -> list[Entry]:
-        """What can be read, that which was used last at the end."""
+        """Return the readable entries, the most recently used last."""
         found = []
         for key in self.keys():
             with suppress(OSError, ValueError):
@@ -145,7 +145,7 @@ class EngineCache:
         return sorted(found, key=lambda one: one.used)
 
     def damaged(self) -> dict[str, str]:
-        """What is wrong with entries, by their keys; every plan is hashed."""
+        """Return the fault of each damaged entry, by its key; every plan is hashed."""
         found = {}
         for key in self.keys():
             folder = self.folder / key
@@ -176,7 +176,7 @@ class EngineCache:
         return keys[0]
 
     def keys(self) -> list[str]:
-        """Of all entries, damaged ones too."""
+        """Return the keys of all entries, including damaged ones, in sorted order."""
         return sorted(file.name for file in self.folder.iterdir() if file.is_dir() and KEY.fullmatch(file.name))
 
     def duration(self, kind: str) -> float | None:

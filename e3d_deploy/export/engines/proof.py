@@ -22,7 +22,7 @@ NAMES = {
     "int8": ("int8",),
     "int4": ("int4",),
 }
-"""What the inspector calls them, alone or within "Row major linear FP16 format"; the first that fits counts."""
+"""Inspector's words for each precision, alone or as in "Row major linear FP16 format"; the first match counts."""
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
@@ -42,7 +42,7 @@ def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> Proof:
 
 
 def judge(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:
-    """What convolutions and matrix products prove: the requested precision.
+    """Return the precision that the convolutions and matrix products prove, "tf32 allowed" if TF32 is not seen in use.
 
     Raises:
         EngineError: too few of them have it, or some have a narrower one.
@@ -137,7 +137,7 @@ def in_graph(graph_file: Path) -> Counter[str]:
     dequantised = {name for name, node in makers.items() if node.op_type == "DequantizeLinear"}
 
     def precision(inputs: Sequence[str]) -> str:
-        """What two factors are multiplied in: narrow only if both are. A dequantised one is what it was before."""
+        """Return the wider precision of two factors; a dequantised factor has the type it had before."""
         factors = [makers[name].input[0] if name in dequantised else name for name in inputs[:2]]
         return max((names.get(types.get(name, 0), "unknown") for name in factors), key=lambda one: WIDTH.get(one, 64))
 

@@ -108,7 +108,7 @@ def _refitted(trt: Any, plan: bytes, graph: Path) -> bytes:
 
 
 def difference(one: Path, other: Path) -> str | None:
-    """How two graphs differ beside the values of their weights; None if they do not."""
+    """Return the first names that differ between two graphs, ignoring the values of weights; None if none do."""
     first, second = (onnx.load(file, load_external_data=False).graph for file in (one, other))
     for what in (_tensors, _nodes, _constants):
         here, there = what(first), what(second)

@@ -9,7 +9,7 @@ from typing import Any
 from e3d_deploy.progress import Notify
 
 PATIENCE_S = 1.0
-"""How long Ctrl-C waits for the builder; with leaving the process it makes less than two seconds."""
+"""Longest wait for the builder after Ctrl-C (s); the process then ends within two seconds in all."""
 BUILDING = "e3d build"
 """Name of the thread of a builder. While there is one, the interpreter cannot be taken down without a crash."""
 
@@ -40,7 +40,7 @@ def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
 
 
 def make_monitor(trt: Any, progress: Notify, expected: float | None) -> Any:
-    """What a builder reports to, and asks whether to go on."""
+    """Return a progress monitor for a builder; setting its `cancelled` stops the build after the current step."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

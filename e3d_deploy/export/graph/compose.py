@@ -191,7 +191,7 @@ class _Graph:
         return self.constant(np.int64(value))
 
     def streams(self, like: str) -> str:
-        """How many streams there are, as a list of one: as many as `like` has."""
+        """Return the name of a one-element list that holds the number of streams, which is that of `like`."""
         if not self.dynamic:
             return self.integers(self.batch)
         if self.counted is None:

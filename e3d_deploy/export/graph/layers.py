@@ -1,4 +1,4 @@
-"""Which layer of the network a node of a graph belongs to, for messages."""
+"""Lookup of the network layer that a graph node belongs to, for messages."""
 
 import re
 from collections import defaultdict, deque
@@ -13,7 +13,7 @@ FAR = 12
 
 
 def locate(graph_file: Path, words: str) -> str:
-    """What a user can know of the nodes that a message of TensorRT names: `; node … is a Conv of cells.2.memory_conv`.
+    """Describe the nodes that a message of TensorRT names, such as `; node … is a Conv of cells.2.memory_conv`.
 
     Empty where it names none, or where there is no onnx to look.
     """

@@ -1,4 +1,4 @@
-"""What a graph costs, by its shapes alone: nodes, weights, FLOP, bytes moved. Needs onnx, not PyTorch."""
+"""Cost of a graph, from its shapes alone: nodes, weights, FLOP, bytes moved. Needs onnx, not PyTorch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ BYTES = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one call of a graph, with one stream where it takes any number."""
+    """Cost of one call of a graph, with one stream if it takes any number."""
 
     operators: dict[str, int]
     """Nodes by type, the most frequent first."""
@@ -57,13 +57,13 @@ class Statistics:
 
     @property
     def bytes_moved(self) -> int:
-        """As `HOW` says."""
+        """Return the total read and written in a call, counted as `HOW` says (bytes)."""
         return self.input_bytes + self.output_bytes + self.read_weight_bytes + self.intermediate_bytes
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """What one node costs in one call, counted as `Statistics` counts."""
+    """Cost of one node in one call, counted as in `Statistics`."""
 
     name: str
     kind: str
@@ -74,7 +74,7 @@ class NodeCost:
 
 
 def node_costs(path: Path, entry: GraphEntry) -> list[NodeCost]:
-    """What each node of the graph in `path` costs, but for those that depend on weights alone or have unknown shapes.
+    """Return the cost of each node of a graph, except those that depend on weights alone or have unknown shapes.
 
     Raises:
         BundleError: as `statistics`.
@@ -92,7 +92,7 @@ def node_costs(path: Path, entry: GraphEntry) -> list[NodeCost]:
 
 
 def statistics(path: Path, entry: GraphEntry) -> Statistics:
-    """What the graph in `path` costs; `entry` is what the manifest says of it.
+    """Return the cost of the graph in `path`; `entry` describes it in the manifest.
 
     Raises:
         BundleError: no ONNX file, or another graph than the manifest speaks of.

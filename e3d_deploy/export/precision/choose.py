@@ -1,4 +1,4 @@
-"""Which layers stay in float32 under a policy, and which policy: both found by what they cost, measured."""
+"""Choice of a precision policy and of the layers it leaves in float32, both by measured drift."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,7 +60,7 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 @dataclass(frozen=True)
 class Chooser:
-    """What a choice is made on."""
+    """Search for the fewest float32 layers that keep a policy within its budget."""
 
     core: GraphProto
     batch: int | None

@@ -1,4 +1,4 @@
-"""How far a graph drifts from PyTorch float32 over whole rollouts on real clips, before a bundle is made of it."""
+"""Drift of a graph from PyTorch float32 over whole rollouts on real clips, measured before a bundle is written."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,7 +89,7 @@ def _moving_mnist(config: ModelConfig, length: int, split: Any, count: int) -> l
 
 @dataclass(frozen=True)
 class Drift:
-    """Of predictions from those of PyTorch float32; the worst of the clips counts."""
+    """Drift of predictions from those of PyTorch float32; each field is the maximum over the clips."""
 
     difference: float
     """Largest absolute difference of predictions at any step."""
@@ -99,7 +99,7 @@ class Drift:
     """PSNR against the truth that is lost, dB, likewise."""
 
     def share_of(self, budget: Budget) -> float:
-        """How much of a budget it takes, 1 being all; infinite for what is not a number.
+        """Return the share of a budget that the drift uses, 1 being all; infinite if a value is not a finite number.
 
         What is lost is not known below 7 pixels, and is judged only where the budget names it.
         """
@@ -138,7 +138,7 @@ class Gauge:
             self.expected.append(np.concatenate([prediction for prediction, _ in steps]))
 
     def drift(self, graph: ModelProto, policy: str) -> Drift:
-        """Of a step graph, emulated, so that it is the same on every machine."""
+        """Measure the drift of a step graph, emulated so that the result is the same on every machine."""
         found = [self._against(clip, mine, theirs) for clip, mine, theirs in self._pairs(graph, policy, self.clips)]
         return Drift(*(float(np.max(column)) for column in zip(*found, strict=True)))
 

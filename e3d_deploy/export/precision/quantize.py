@@ -1,4 +1,4 @@
-"""How large the values get that int8 and fp8 round: measured on rollouts of real clips, with their states."""
+"""Largest magnitudes of the values that int8 and fp8 round, measured with all states on rollouts of real clips."""
 
 from collections.abc import Iterable, Sequence
 

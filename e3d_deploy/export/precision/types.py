@@ -33,7 +33,7 @@ NUMPY: dict[str, Any] = {
     "fp8": ml_dtypes.float8_e4m3fn,
 }
 LARGEST = {"int8": 127.0, "fp8": 448.0}
-"""What a quantised value can be at most; the policies that are here need ranges."""
+"""Largest magnitude of a quantised value, for each policy that needs ranges."""
 LARGEST_WEIGHT = {"int8": 64.0, "fp8": 448.0}
 """Seven bits of eight, as the reduced range of ONNX Runtime's quantiser: processors without VNNI add two products in
 16 bits, which then never overflow."""
@@ -42,7 +42,7 @@ OPSETS = {"bf16": 22}
 
 
 def products(core: GraphProto) -> dict[str, list[NodeProto]]:
-    """What a policy may put into its low type: convolutions and products of the recall, by the names of their layers.
+    """Return the convolutions and recall products that a policy may put into its low type, by layer name.
 
     A convolution that is written as two, with the same weights, is one entry. Left out are what depends on weights
     alone, and what an output comes from without any further arithmetic, which is the convolution to the frame.

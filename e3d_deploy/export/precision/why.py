@@ -31,7 +31,7 @@ EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": 
 """The next policy that rounds less."""
 NORM = ("ReduceMean", "Sub", "Sqrt", "Div")
 MOST_BYTES = 64_000_000
-"""Of the values that are compared at a time."""
+"""Memory for the values that are compared at a time (bytes)."""
 MOST_FINDINGS = 3
 
 
@@ -40,12 +40,12 @@ class Finding:
     """A value that is off although what it is made of is not."""
 
     node: str
-    """That makes it, as named in step.onnx."""
+    """Name of the node that computes the value, as in step.onnx."""
     layer: str
     """The product that it is, or comes from: a name for --exclude."""
     cause: Cause
     step: int
-    """Of the rollout on the reference clip, from 1."""
+    """Step of the rollout on the reference clip, counted from 1."""
     error: float
     """Root mean square over that of the value in float32; infinite for what is not a number."""
     largest: float
@@ -53,12 +53,12 @@ class Finding:
     advice: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
+        """Return the finding as JSON values, with None for an infinite error."""
         return {**asdict(self), "error": self.error if np.isfinite(self.error) else None}
 
 
 def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_bytes: int = MOST_BYTES) -> list[Finding]:
-    """What is off first in the step graph, on the reference clip.
+    """Find the first values of the step graph that are off, on the reference clip.
 
     Args:
         native: as ONNX Runtime computes it, and not as its types say; the two differ where it has no such type.
@@ -130,7 +130,7 @@ def _where(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDAr
 
 
 def _inputs(graph: GraphProto) -> dict[str, float]:
-    """What can be represented of a value before it is cut off, by its name and policy; of int8 and fp8."""
+    """Return the scalar quantisation scales of an int8 or fp8 graph, keyed by `VALUE/POLICY`."""
     scales = {one.name: one for one in graph.initializer if one.name.endswith("/scale") and not one.dims}
     return {name.removesuffix("/scale"): float(numpy_helper.to_array(one)) for name, one in scales.items()}
 
@@ -189,7 +189,7 @@ class _Comparison:
         return [self._finding(name, step, self._cause(name)) for name in first]
 
     def summed_up(self, step: int) -> Finding:
-        """What to say where no value is off: the layer with the largest error, and that errors add up."""
+        """Return the finding for errors that add up while no single value is off: the layer with the largest error."""
         layers = [name for name in self.errors if self.makers[name].op_type in PRODUCTS]
         return self._finding(max(layers, key=lambda name: self.errors[name]), step, "state")
 
@@ -208,7 +208,7 @@ class _Comparison:
         return "norm" if node.op_type in NORM or kinds & {"Sqrt", "Div"} else "other"
 
     def _cut_off(self, node: NodeProto) -> bool:
-        """Whether an input of a quantised product is larger than any that was seen when ranges were learnt."""
+        """Return True if an input of a quantised product exceeds its calibrated range by more than 5%."""
         for name in node.input[:2]:
             scale = self.scales.get(f"{name.rpartition('t0/')[2]}/{self.policy}")
             if scale is not None and self.largest.get(name, 0.0) > 1.05 * scale * LARGEST[self.policy]:
