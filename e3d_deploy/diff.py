@@ -14,6 +14,7 @@ from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
+from e3d_deploy.json_values import json_values
 from e3d_deploy.tensors import KEY, read_tensors
 
 Values = dict[str, Any]
@@ -177,4 +178,5 @@ def _distance(a: NDArray[Any], b: NDArray[Any]) -> dict[str, float | None]:
             "max_abs": float(np.abs(difference).max()),
             "relative": float(np.linalg.norm(difference) / np.linalg.norm(exact)),
         }
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}
+    found: dict[str, float | None] = json_values(values)
+    return found

@@ -12,6 +12,7 @@ from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
 from e3d_deploy.json_values import json_values
+from e3d_deploy.libraries import pip_install
 
 if TYPE_CHECKING:
     from e3d_deploy.export.graph.statistics import Statistics
@@ -294,7 +295,7 @@ def _cost(bundle: Bundle) -> tuple[Cost | None, str | None]:
         graphs = graph_statistics(bundle)
         from e3d_deploy.export.graph.statistics import HOW
     except ModuleNotFoundError as error:
-        return None, f"{error.name} is not installed; pip install 'e3d_deploy[train]'"
+        return None, f"{error.name} is not installed; {pip_install('train')}"
     lengths = {"rollout": bundle.horizon - 1, "clip": bundle.context_length + bundle.horizon - 1}
     cost = Cost(
         graphs={name: _graph_cost(one, max(1, lengths.get(name, 1))) for name, one in graphs.items()},

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.errors import BackendUnavailable, ClipError
+from e3d_deploy.libraries import pip_install
 
 log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-NEEDS_VIDEO = "reading videos and pictures needs the extra `video`: pip install 'e3d_deploy[video]'"
+NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
 
 def picture_files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError
 from e3d_deploy.importing.fit import Finding, Shapes, listed, patching, size
+from e3d_deploy.libraries import pip_install
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def read(prefix: Path, *, ema: bool) -> dict[str, Tensor]:
             import tensorflow
         except ImportError as error:
             raise BackendUnavailable(
-                f"tensorflow is not installed ({error}), and it reads {prefix}; pip install 'e3d_deploy[import-tf]'"
+                f"tensorflow is not installed ({error}), and it reads {prefix}; {pip_install('import-tf')}"
             ) from error
         try:
             reader = tensorflow.train.load_checkpoint(str(prefix))

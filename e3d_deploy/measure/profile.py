@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.json_values import json_values
+from e3d_deploy.libraries import pip_install
 from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.profilers import Timed, trace
 from e3d_deploy.measure.roofline import Roofline, measure
@@ -210,5 +211,5 @@ def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
     try:
         from e3d_deploy.export.graph.statistics import node_costs
     except ModuleNotFoundError as error:
-        return [], f"{error.name} is not installed; pip install 'e3d_deploy[train]'"
+        return [], f"{error.name} is not installed; {pip_install('train')}"
     return node_costs(bundle.graph("step"), bundle.entry("step")), None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
+from e3d_deploy.json_values import json_values
 from e3d_deploy.policies import EXACT_DIFFERENCE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
@@ -104,7 +105,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON knows it, null for what is not a number."""
         fields = {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": self.passed}
-        result: dict[str, Any] = _finite_or_none(fields)
+        result: dict[str, Any] = json_values(fields)
         return result
 
 
@@ -315,11 +316,3 @@ def quality_lost(
             lost = np.subtract(theirs, mine, out=np.zeros_like(theirs), where=theirs != mine)
             losses[name] = float(lost.mean())
     return {name: None if np.isnan(loss) else loss for name, loss in losses.items()}
-
-
-def _finite_or_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite_or_none(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite_or_none(one) for one in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

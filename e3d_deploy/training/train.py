@@ -27,6 +27,7 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
+from e3d_deploy.libraries import pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
 from e3d_deploy.progress import Notify, silent
@@ -462,7 +463,7 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
             loggers.append(TensorBoardLogger(run, name="tensorboard"))
         except ModuleNotFoundError as error:
             raise BackendUnavailable(
-                "TensorBoard is not installed; pip install 'e3d_deploy[tensorboard]', or train without --tensorboard"
+                f"TensorBoard is not installed; {pip_install('tensorboard')}, or train without --tensorboard"
             ) from error
     return Trainer(
         accelerator="auto",

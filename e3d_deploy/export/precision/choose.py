@@ -15,6 +15,7 @@ from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.drift import Clip, Drift, Gauge, real_clips
 from e3d_deploy.export.precision.quantize import calibrate
 from e3d_deploy.export.precision.types import LARGEST, LOW, products, stamp, typed
+from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.policies import MIN_SHARE, Budget
@@ -47,15 +48,10 @@ class Fit:
             "exclude": tuple(self.exclude),
             "budget": self.budget.to_dict(),
             "fits": self.fits,
-            "drift": finite(asdict(self.drift)),
+            "drift": json_values(asdict(self.drift)),
             "bytes": self.bytes,
             "step_ms": self.step_ms,
         }
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """The values, None for what is not a number, which JSON does not know."""
-    return {name: value if abs(value) < float("inf") else None for name, value in values.items()}
 
 
 @dataclass(frozen=True)

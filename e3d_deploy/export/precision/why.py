@@ -5,7 +5,7 @@ order in which they are computed, as many at a time as memory allows.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import YARDSTICK, Bundle
 from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, makers_of
+from e3d_deploy.json_values import json_values
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import State
@@ -54,7 +55,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values, with None for an infinite error."""
-        return {**asdict(self), "error": self.error if np.isfinite(self.error) else None}
+        found: dict[str, Any] = json_values(self)
+        return found
 
 
 def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_bytes: int = MOST_BYTES) -> list[Finding]:

@@ -13,6 +13,7 @@ import onnxruntime
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
+from e3d_deploy.libraries import pip_install
 from e3d_deploy.runtime.backends.cuda import Cuda
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend
 
@@ -55,7 +56,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendUnavailable(
                 f"{self.name}: the onnxruntime {onnxruntime.__version__} that is installed is made for the CPU; "
-                "pip uninstall -y onnxruntime, then pip install 'e3d_deploy[gpu]'"
+                f"pip uninstall -y onnxruntime, then {pip_install('gpu')}"
             )
         cuda = Cuda()
         super().__init__(bundle, cuda, bundle.sizes)
