@@ -1,4 +1,4 @@
-"""What differs between two bundles or model files, for `e3d diff`; needs NumPy, and onnx for nodes by type."""
+"""Differences between two bundles or model files, for `e3d diff`; needs NumPy, and onnx to count nodes by type."""
 
 import json
 from collections.abc import Mapping
@@ -149,7 +149,7 @@ def _changes(a: Values, b: Values, absent: Any) -> dict[str, list[Any]]:
 
 
 def _weights(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """How many tensors are the same, and of the others those with the largest differences."""
+    """Compare tensors by name: count the equal and changed ones, and list the largest differences."""
     shared = [name for name in a if name in b]
     shapes = {name: [list(a[name].shape), list(b[name].shape)] for name in shared if a[name].shape != b[name].shape}
     changed = [

@@ -21,7 +21,7 @@ E3DError
 
 
 class E3DError(Exception):
-    """What came, what was expected, and what to do about it."""
+    """Base class of all errors; each message says what it got, what it expected and what to do about it."""
 
     exit_code = 1
 

@@ -44,12 +44,15 @@ def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int,
 
 
 def _channels_first(pictures: Pictures) -> NDArray[Any]:
-    """As np.moveaxis does it, which makes Python objects for it at each frame."""
+    """Return a view of pictures [..., H, W, C] as [..., C, H, W].
+
+    Two swaps are cheaper than `np.moveaxis`, which builds lists of axes for each frame.
+    """
     return pictures.swapaxes(-1, -2).swapaxes(-2, -3)
 
 
 def check_values(pictures: Pictures, *, name: str) -> None:
-    """Whether these are uint8, or floats in [0, 1].
+    """Check that pictures are uint8, or floats in [0, 1].
 
     Raises:
         ShapeError: they are not.

@@ -1,4 +1,4 @@
-"""How far a forecast is from the truth. NumPy alone, so that a device can measure itself.
+"""Measures of forecast quality against the truth, in NumPy alone so that a device can measure itself.
 
 All take frames in [0, 1] as [..., C, H, W] and give one number per frame, [...].
 docs/metrics.md says which publication takes which, and how.

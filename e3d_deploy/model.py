@@ -187,7 +187,7 @@ class E3DLSTMCell(nn.Module):
     # In two parts, as the recall between them takes ever more entries: each part can be compiled once.
 
     def gates(self, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What needs no past cell: recall gate, input gate, candidate, output so far, next memory."""
+        """Return recall gate, input gate, candidate, partial output and next memory; none of them needs a past cell."""
         i_h, g_h, r_h, o_h = self.hidden_norm(self.hidden_conv(hidden)).chunk(4, dim=1)
         i_x, g_x, r_x, o_x, mi_x, mg_x, mf_x = self.input_norm(self.input_conv(inputs)).chunk(7, dim=1)
         recall_gate = torch.sigmoid(r_x + r_h)
@@ -215,7 +215,7 @@ class E3DLSTMCell(nn.Module):
 
 
 class State(NamedTuple):
-    """What a network remembers of a video."""
+    """State that a network carries from one frame of a video to the next."""
 
     hidden: tuple[Tensor, ...]
     """Per layer, [B, N, D, h, w]."""

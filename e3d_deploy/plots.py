@@ -46,7 +46,7 @@ def decay(found: Decay) -> bytes:
 
 
 def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """How each measure changes with the predicted frame, a panel each.
+    """Plot each measure over the predicted frames, one panel per measure, as a PNG.
 
     Args:
         measures: measure -> the forecast and two baselines -> one number per predicted frame.

@@ -8,12 +8,12 @@ POLICIES = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
 """The cheapest first: bytes that a weight takes and a product moves, then how much of a number is kept."""
 
 MIN_SHARE = 0.5
-"""Of all convolutions and matrix products, that a policy computes in its type at least."""
+"""Smallest share of all convolutions and matrix products that a policy computes in its type."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How far a graph may be from PyTorch float32 over a whole rollout on a real clip; None for what is not judged."""
+    """Allowed deviation of a graph from PyTorch float32 over a whole rollout on a real clip; None if not judged."""
 
     difference: float | None = None
     """Largest absolute difference of predictions. In fp32 `verify` judges final states too, by `EXACT_DIFFERENCE`."""
@@ -23,7 +23,7 @@ class Budget:
     """PSNR against the truth that is lost, dB, mean over the forecast."""
 
     def to_dict(self) -> dict[str, float]:
-        """What is judged, as JSON knows it."""
+        """Return the limits that are not None, for JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -41,7 +41,7 @@ to the truth. The full-size network with random weights needs it; docs/model.md 
 
 
 def budget_for(policy: str, rounding: float) -> Budget:
-    """What a policy may cost a network whose float32 is off by `rounding` from its float64."""
+    """Return the budget of a policy for a network whose float32 differs from its float64 by `rounding`."""
     budget = BUDGETS[policy]
     if budget.difference is None:
         return budget

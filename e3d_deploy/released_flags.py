@@ -55,7 +55,7 @@ class Translation(NamedTuple):
 
 
 def translate(arguments: Sequence[str]) -> Translation:
-    """What `e3d train` was given, as a command line of ours: `train …`, or `evaluate …` without training.
+    """Translate arguments of `e3d train` into our own: `train …`, or `evaluate …` if the flags switch training off.
 
     A line without a flag of the released code is left as it is. With one, what is not given is as it is
     there: its recipe, its memory and its epsilon too.

@@ -1,4 +1,4 @@
-"""What many tests start from: a tiny network and frames for it."""
+"""Shared fixtures, such as a tiny network and frames for it."""
 
 import shutil
 from collections.abc import Iterator

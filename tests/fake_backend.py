@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class FakeState:
-    """What each row saw: the running mean of its frames, and how many there were."""
+    """Running mean and number of the frames that each row saw."""
 
     def __init__(self, backend: "FakeBackend", mean: NDArray[np.float32], count: NDArray[np.int32]) -> None:
         self.backend, self.mean, self.count = backend, mean, count
@@ -111,7 +111,7 @@ def pushed(stream: SlotStream, *values: int) -> SlotStream:
 
 
 def alone(values: list[int], horizon: int) -> NDArray[np.float32]:
-    """What a stream that has the backend to itself forecasts."""
+    """Return the forecast of a stream that has the backend to itself."""
     stream = predictor_of(FakeBackend()).stream()
     for value in values:
         stream.push(picture(value))

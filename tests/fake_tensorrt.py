@@ -295,4 +295,4 @@ CLASSES = (
     Refitter,
     Runtime,
 )
-"""What the bindings have under the same names."""
+"""Fake classes whose names are those of the bindings."""

@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
 
 
 def cell_parameters(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
-    """What lies under `prefix` (weights, or gradients by them) under the names of E3DLSTMCell."""
+    """Return the weights, or their gradients, under `prefix` as tensors by the names of E3DLSTMCell."""
     parameters = {}
     for theirs, ours in CONVOLUTIONS.items():
         kernel = arrays[f"{prefix}{theirs}/kernel"].transpose(4, 3, 0, 1, 2)

@@ -68,7 +68,7 @@ def to_entries(history: Tensor) -> tuple[Tensor, ...]:
 
 
 def call(cell: E3DLSTMCell, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a call gives and what it recalls on the way, under the recorded names."""
+    """Return the results of a call and what it recalls on the way, under the recorded names."""
     recalled: list[Tensor] = []
     handle = cell.recall.register_forward_hook(lambda module, args, output: recalled.append(output))
     output, new_cell, memory = cell(
@@ -185,7 +185,7 @@ def golden_model(path: Path, semantics: Semantics) -> tuple[E3DLSTM, Arrays, int
 
 
 def flags(arrays: Arrays, case: str, horizon: int) -> Tensor:
-    """Which frames were shown: all of the context, then as recorded."""
+    """Return a flag per frame, set if it was shown: all of the context, then as recorded."""
     drawn = torch.tensor(arrays[f"{case}/flag_per_step"])
     return after_context(drawn, arrays["images"].shape[1] - horizon)
 
@@ -407,7 +407,7 @@ def test_truth_is_shown_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -
 
 
 def test_predictions_may_stand_in_for_frames_of_the_context(tiny_model: E3DLSTM, clip: Tensor) -> None:
-    """What reverse scheduled sampling does."""
+    """Reverse scheduled sampling replaces frames of the context by predictions."""
     truth = torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0]]).repeat(2, 1)
     predictions = tiny_model(clip, horizon=3, truth=truth)
     by_hand = torch.cat([clip[:, :1], predictions[:, :1], clip[:, 2:]], dim=1)

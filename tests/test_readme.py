@@ -1,4 +1,4 @@
-"""What the README says, done."""
+"""Commands, links and numbers of the README and the docs, held against the code and the results."""
 
 import re
 import shlex

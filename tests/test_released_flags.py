@@ -193,7 +193,7 @@ DEFAULT_OPTIONS = ALWAYS | {
     "--validate-every": "1000",
     "--save-every": "1000",
 }
-"""What its program takes where no flag says otherwise."""
+"""Options that stand for the defaults of the released program."""
 
 
 def test_what_is_not_given_is_as_it_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Who is in which row of which state, and how they are stepped together.
+"""Assigns streams to rows of batched states and steps them together.
 
 A backend's state is that of a few streams. Whoever is stepped, a stream or a forecast on its way, is a member of one.
 If just the members of one state are stepped again, it is stepped as it is; otherwise their rows are copied into a
@@ -37,12 +37,12 @@ class Batch:
 
     @property
     def left(self) -> bool:
-        """Whether some of its rows are nobody's any more."""
+        """True if some of its rows, but not all, have lost their members."""
         return 0 < len(set(self.members.values())) < self.rows
 
 
 class Member:
-    """Who is in a row of a state; two can be in the same, as a forecast that begins where its stream is."""
+    """Place of a stream or forecast in a row of a state; two may share a row, such as a forecast and its stream."""
 
     __slots__ = ("batch", "row")
 
@@ -55,7 +55,7 @@ NOWHERE = Batch(None)
 
 
 class Runner(Protocol):
-    """Who wants to be stepped."""
+    """Candidate for the next step, with its place in a state and its next picture or frame."""
 
     @property
     def member(self) -> Member: ...
@@ -123,8 +123,11 @@ class Batcher:
         return self.backend.gather([(member.batch.state, member.row)])
 
     def split(self, runners: Sequence[R]) -> Iterator[list[R]]:
-        """Who is stepped together: those of one state, the largest first, so that they stay together; else as they
-        came."""
+        """Yield groups of runners that are stepped together.
+
+        Those of the largest state come first, so that its members stay together; states of equal size come in order of
+        arrival, and members of one state in order of their rows.
+        """
         came = {one.member.batch: number for number, one in reversed(list(enumerate(runners)))}
         ready = sorted(runners, key=lambda one: (-one.member.batch.rows, came[one.member.batch], one.member.row))
         while ready:

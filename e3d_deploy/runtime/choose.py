@@ -47,7 +47,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Choice:
-    """What `auto` takes for a bundle on this machine, and why."""
+    """Backend chosen by `auto` for a bundle on this machine, with the reason."""
 
     backend: str
     tried: tuple[Tried, ...]
@@ -100,7 +100,10 @@ def _open(bundle: Bundle, name: str, threads: int | None) -> Backend | str:
 
 
 def _close(backend: Backend) -> None:
-    """As far as it can be: what broke off may not close in order, which is no reason to take none."""
+    """Close a backend and ignore its errors.
+
+    A backend that broke off may not close cleanly, which must not keep `auto` from taking another.
+    """
     with suppress(Exception):
         backend.close()
 
@@ -116,7 +119,7 @@ def _compare(bundle: Bundle, threads: int | None) -> tuple[Backend, Choice]:
 
 
 def _rank(bundle: Bundle, threads: int | None, opened: dict[str, Backend]) -> Choice:
-    """What to take; leaves in `opened` what agrees with the reference."""
+    """Choose the fastest backend that agrees with the reference, and leave all that agree in `opened`."""
     refused: list[Tried] = []
     times: dict[str, float | None] = {}
 

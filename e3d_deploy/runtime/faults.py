@@ -1,13 +1,13 @@
-"""What a backend's exceptions mean."""
+"""Translation of backend exceptions into clear errors."""
 
 from e3d_deploy.errors import ResourceLimit
 
 NO_MEMORY = ("out of memory", "out_of_memory", "outofmemory", "failed to allocate", "bad_alloc", "bad allocation")
-"""How libraries say it that have no class of their own for it, in lower case."""
+"""Phrases, in lower case, of libraries that have no exception class for running out of memory."""
 
 
 def clear(error: Exception) -> Exception:
-    """What to raise for an exception of a backend: a `ResourceLimit` where memory ran out, else itself."""
+    """Return a `ResourceLimit` if an exception of a backend means out of memory, else the exception itself."""
     if isinstance(error, ResourceLimit):
         return error
     said = f"{type(error).__name__} {error}".lower()

@@ -53,7 +53,7 @@ def _of_host(picture: Any) -> NDArray[Any]:
 def forecast_array(
     horizon: int, config: ModelConfig, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
 ) -> NDArray[Any]:
-    """Where a forecast goes: uint8 [horizon, H, W, C] or float32 [horizon, C, H, W], `out` or a new array.
+    """Return the array for a forecast, `out` or a new one: uint8 [horizon, H, W, C] or float32 [horizon, C, H, W].
 
     Raises:
         ConfigError: horizon below 1.

@@ -22,7 +22,7 @@ from e3d_deploy.runtime.backends.rollout import rollout
 
 @dataclass(frozen=True)
 class Report:
-    """How far a backend drifts from its yardstick, as largest absolute differences."""
+    """Drift of a backend from its yardstick, as largest absolute differences."""
 
     backend: str
     yardstick: str
@@ -31,12 +31,12 @@ class Report:
     """The policy of the graphs, which decides what is judged."""
     context_length: int
     steps: int
-    """Of the bundle's rollout, which are judged; what comes after shows how the difference grows."""
+    """Number of steps judged, those of the bundle's rollout; later ones only show how the difference grows."""
     budget: float
     """For predictions; infinite where SSIM and PSNR are judged in the place of differences."""
     state_budget: float
     dssim_budget: float | None
-    """What may be lost of the SSIM, and below of the PSNR; None where differences are judged."""
+    """Allowed loss of SSIM, and in the next field of PSNR (dB); None if not judged."""
     dpsnr_budget: float | None
     predictions: list[float]
     """Per step of the rollout; the first `context_length` saw true frames, the others their own predictions."""
@@ -45,11 +45,11 @@ class Report:
     final_states: dict[str, float]
     """After the last step, per state tensor."""
     clip: float
-    """Of the clip graph's forecast, which is one call."""
+    """Largest difference of the clip graph's forecast, which is one call."""
     clip_states: dict[str, float]
     """After the clip graph, per state tensor."""
     rollout: float
-    """Of the rollout graph's forecast, from the backend's own state after the context."""
+    """Largest difference of the rollout graph's forecast, from the backend's own state after the context."""
     rollout_states: dict[str, float]
     """After the rollout graph, per state tensor."""
     dssim: float | None
@@ -82,7 +82,7 @@ class Report:
 
     @property
     def furthest(self) -> str:
-        """Where to look: at the step that is furthest off, else at the graph or the state that alone is off."""
+        """Place to look at first: the step that is furthest off, else the graph or the state that alone is off."""
         places = {f"step {self.worst_step + 1}": self.stepped, "clip graph": self.clip, "rollout graph": self.rollout}
         over = [name for name, value in places.items() if not value <= self.budget]  # NaN is
         name, state = self.worst_state
@@ -234,7 +234,7 @@ def budgets(bundle: Bundle) -> tuple[float, float]:
 
 
 def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
-    """Whether a backend gives what PyTorch recorded in the first steps; quick enough for every start."""
+    """Return True if a backend agrees with what PyTorch recorded in the first steps; quick enough for every start."""
     reference = bundle.reference()
     steps = min(steps, bundle.context_length)
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
@@ -303,9 +303,10 @@ def _by_kind(differences: Mapping[str, float]) -> dict[str, float]:
 def quality_lost(
     expected: NDArray[np.float32], found: NDArray[np.float32], truth: NDArray[np.float32]
 ) -> dict[str, float | None]:
-    """What is lost against the truth: expected minus found, mean over frames [T, C, H, W], clipped to [0, 1].
+    """Return the SSIM and PSNR (dB) lost against the truth, mean over frames [T, C, H, W] clipped to [0, 1].
 
-    PSNR is infinite for a perfect frame: nothing is lost where both are, and minus infinity where only the found is.
+    A loss is expected minus found. PSNR is infinite for a perfect frame: nothing is lost where both are, and minus
+    infinity where only the found is.
     """
     if len(truth) < len(expected) or min(truth.shape[-2:]) < 7:
         return {}

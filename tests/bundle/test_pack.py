@@ -535,7 +535,7 @@ def test_an_error_while_unpacking_leaves_nothing(packed: Path, tmp_path: Path, m
 
 
 def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> None:
-    """What it writes into looks like a leftover, but for its lock."""
+    """A folder that is being written looks like a leftover, except for its lock."""
 
     def meanwhile(_: str) -> None:
         if not (tmp_path / "out.e3d").exists():
@@ -558,7 +558,7 @@ def test_a_run_that_is_going_on_is_left_alone(packed: Path, tmp_path: Path) -> N
 def test_a_bundle_that_is_replaced_is_whole_before_and_after(
     packed: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
-    """Where the system cannot exchange two folders, three renames do."""
+    """Three renames are used if the system cannot exchange two folders."""
     if not at_once:
         monkeypatch.setattr(files, "_exchange", lambda *_: False)
     else:

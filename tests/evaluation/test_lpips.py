@@ -45,7 +45,7 @@ def frames(channels: int) -> tuple[Array, Array]:
 
 
 def definition(one: Array, other: Array, weights: Weights) -> float:
-    """Of two frames [C, H, W], as the paper says it."""
+    """Return the LPIPS of two frames [C, H, W] as the paper defines it."""
     w = {name: tensor.double().numpy() for name, tensor in weights.items()}
 
     def convolve(x: Array, place: int, stride: int, padding: int) -> Array:

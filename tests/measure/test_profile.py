@@ -1,4 +1,4 @@
-"""Where the time of a step goes: what libraries tell, what the graph says of it, and what the machine could do."""
+"""Profiles of a step: times told by libraries, costs from the graph and limits of the machine."""
 
 import json
 import sys

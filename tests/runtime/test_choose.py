@@ -1,4 +1,4 @@
-"""What `auto` takes: what agrees with the reference, and of that the fastest."""
+"""Choice of `auto`: the fastest of the backends that agree with the reference."""
 
 import json
 import logging

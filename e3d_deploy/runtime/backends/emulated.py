@@ -1,4 +1,4 @@
-"""What a typed graph computes, on a machine that has no such types: the yardstick of bf16, fp16 and tf32.
+"""Emulation of typed graphs on a machine without such types: the yardstick of bf16, fp16 and tf32.
 
 Every product is computed in float32 from factors of the low type, and rounded to it once. That is what hardware
 with float32 accumulators does. Held by test_emulation_is_what_the_types_say.
@@ -23,7 +23,7 @@ from e3d_deploy.runtime.backends.rollout import rollout
 
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TF32_BITS = 13
-"""Of the 23 that a float32 has behind the point, those that tensor cores leave out."""
+"""Low mantissa bits of a float32, of 23, that tensor cores drop."""
 
 
 def emulated(model: ModelProto, policy: str) -> ModelProto:

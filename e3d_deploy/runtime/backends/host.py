@@ -1,4 +1,4 @@
-"""What backends on the host have in common: states in memory that is used again, and graphs bound to it."""
+"""Base class of backends on the host: states in reused memory, and graphs bound to it."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence

@@ -47,7 +47,7 @@ class OpenVINOBackend(HostBackend):
             self.settings["PERF_COUNT"] = "YES"
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
         self.models: dict[str, openvino.Model] = {}
-        """What was read and will be compiled for other numbers of streams; the file may be another by then."""
+        """Models as read, kept to compile them for other numbers of streams; the file may have changed by then."""
         self._request("step", bundle.batch)
 
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:

@@ -54,9 +54,9 @@ class Backend(Protocol):
 
     name: str
     sizes: tuple[int, ...]
-    """How many streams a step takes, ascending."""
+    """Numbers of streams that a step can take, ascending."""
     pads: bool
-    """Whether a step of few streams costs as much as one of more, as on a GPU that is not full."""
+    """True if a step of few streams costs as much as one of more, as on a GPU that is not full."""
 
     @property
     def device(self) -> Device | None:
@@ -72,7 +72,7 @@ class Backend(Protocol):
         ...
 
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
-        """What is next seen of each stream in, the prediction [B, C, H, W] after it and the next state out.
+        """Step each stream by one frame or picture; return the predictions [B, C, H, W] after it and the next state.
 
         The state that comes in stays as it is and may be used again. Pictures become frames where the step runs.
         """
@@ -87,10 +87,10 @@ class Backend(Protocol):
         ...
 
     def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-        """What `step` gave last in, the forecast [B, horizon, C, H, W] that begins with it out, in one call.
+        """Return the forecast [B, horizon, C, H, W] that begins with `prediction`, and its last state, in one call.
 
-        The state that comes in stays as it is; the one that goes out is that after the forecast's last step,
-        which has seen its last frame but one.
+        `prediction` is what `step` returned last. The state that comes in stays as it is; the one that goes out is that
+        after the forecast's last step, which has seen its last frame but one.
 
         Raises:
             BundleError: there is no rollout graph.
@@ -159,8 +159,11 @@ class Profiler(Protocol):
 
 
 def step_size(backend: Backend, streams: int) -> int:
-    """How many streams the next step takes when so many are ready: the largest size that they fill; where a step of few
-    costs as much as one of more, or none is so small, the smallest that holds them all."""
+    """Return the number of streams that the next step takes when `streams` are ready.
+
+    It is the largest size that they fill. If they fill none, or a step of few costs as much as one of more (`pads`), it
+    is the smallest size that holds them all, if there is one.
+    """
     filled = [size for size in backend.sizes if size <= streams]
     holding = [size for size in backend.sizes if size >= streams]
     return min(holding) if holding and (backend.pads or not filled) else max(filled)

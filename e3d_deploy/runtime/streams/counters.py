@@ -1,4 +1,4 @@
-"""What streams count. Memory is taken once, and nothing is worked out until somebody reads."""
+"""Counters and timings of streams, in memory of fixed size; percentiles are computed only when read."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ class Ring:
 
 
 class Counters:
-    """Of one stream, or of all of them.
+    """Counters of one stream, or of all streams together.
 
     Args:
-        last: so many pictures and forecasts are what percentiles are of.
+        last: number of recent pictures, and of recent forecasts, that percentiles cover.
     """
 
     def __init__(self, last: int) -> None:

@@ -1,4 +1,4 @@
-"""What streams wait for: each has a queue, which is done in its order."""
+"""Queues of streams, one each, whose pictures, forecasts and jobs are done in order."""
 
 import math
 import os
@@ -15,9 +15,9 @@ from e3d_deploy.runtime.streams.counters import Counters
 from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
-"""What a push does when its stream's queue is full: wait, drop the oldest picture there, drop its own, or fail."""
+"""Behavior of a push to a full queue: wait, drop the oldest picture there, drop its own, or fail."""
 LAST = 4096
-"""How many pictures percentiles of all streams together are of."""
+"""Number of recent pictures, and of recent forecasts, that percentiles of all streams together cover."""
 
 
 class Queues:
@@ -38,7 +38,7 @@ class Queues:
         self.videos: set[Video] = set()
         self.failed: set[Video] = set()
         self.waiting: dict[Video, None] = {}
-        """Who has something in the queue."""
+        """Streams with something in their queue."""
         self.first = 0.0
         """When the first of that came."""
         self.jobs = 0
@@ -117,7 +117,7 @@ class Queues:
             raise StreamError(f"stream: failed at {video.failure}; reset or restore it") from video.failure
 
     def closed(self) -> StreamError:
-        """What is raised by whatever is asked for after the end."""
+        """Return the error for any use of streams after their end."""
         return StreamError(f"streams: do nothing any more ({self.broken}); make new ones" if self.broken else CLOSED)
 
     def clear(self, video: Video, reason: str, error: StreamError) -> None:
@@ -146,7 +146,7 @@ class Queues:
             self.clear(video, "failed", StreamError(f"stream: failed at {failure}; reset or restore it"))
 
     def delay(self) -> float:
-        """How long to wait for others, in seconds; infinite when nobody is ready."""
+        """Return the time to wait for more streams before the next step (s); infinite when nothing is ready."""
         if self.forecasts or self.jobs:
             return 0
         if not self.waiting:
@@ -168,7 +168,7 @@ class Queues:
         return jobs
 
     def take(self, begin: Callable[[Forecast], None]) -> list[Push | Forecast]:
-        """Who is stepped now: the next picture of each stream, and all forecasts on their way.
+        """Return the items to step now: the next picture of each stream, and all forecasts on their way.
 
         Args:
             begin: called with forecasts whose turn it is.

@@ -16,7 +16,7 @@ from e3d_deploy.runtime.renewal import Renewal
 from e3d_deploy.runtime.streams.counters import Counters
 
 LAST = 256
-"""How many pictures percentiles of one stream are of."""
+"""Number of recent pictures, and of recent forecasts, that percentiles of one stream cover."""
 CLOSED = "stream: used after it was closed; open another"
 
 

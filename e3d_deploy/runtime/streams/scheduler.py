@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OnBadOutput = Literal["raise", "hold", "reset"]
-"""What becomes of a stream whose prediction is not finite: it fails, stays at the last good picture, or begins anew."""
+"""Handling of a prediction that is not finite: fail the stream, hold it at its last good picture, or reset it."""
 
 
 class Scheduler:
@@ -48,7 +48,7 @@ class Scheduler:
         self.queues, self.on_bad_output = queues, on_bad_output
         self.batcher = Batcher(backend, config)
         self.steps = dict.fromkeys(backend.sizes, 0)
-        """How many of each size there were."""
+        """Number of steps so far, by step size."""
         self.thread = threading.Thread(target=self._run, name="e3d-streams", daemon=True)
         self.thread.start()
         atexit.register(self.close)  # a thread that is in a library while Python ends would crash it

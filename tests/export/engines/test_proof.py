@@ -15,12 +15,12 @@ from tests.fake_tensorrt import FakeTensorRT
 
 
 def tensor(name: str, datatype: str) -> dict[str, Any]:
-    """As TensorRT 10 has it: format and type in one text."""
+    """Return a tensor as TensorRT 10 lists it, with format and type in one text."""
     return {"Name": name, "Location": "Device", "Dimensions": [1, 64, 16, 16], "Format/Datatype": datatype}
 
 
 def as_11(layer: dict[str, Any]) -> dict[str, Any]:
-    """As TensorRT 11 has it: format and type apart."""
+    """Return a layer as TensorRT 11 lists it, with format and type apart."""
 
     def split(one: dict[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in one.items() if key != "Format/Datatype"}

@@ -1,4 +1,4 @@
-"""What a graph costs: counted by shapes, held against arithmetic done by hand."""
+"""Costs of graphs, counted from shapes and compared with arithmetic done by hand."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from e3d_deploy.inspect import inspect, inspect_bundle
 
 
 def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: dict[str, tuple[int, ...]]) -> Statistics:
-    """Of a graph with float32 tensors of these shapes."""
+    """Return the statistics of a graph with float32 tensors of these shapes."""
 
     def values(shapes: dict[str, Any]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
@@ -110,7 +110,7 @@ def test_nodes_of_unknown_shape_are_named(tmp_path: Path) -> None:
 
 
 def flop_by_hand(config: ModelConfig, entries: int, *, slots_times_depth: int = 3) -> int:
-    """Of a step with so many entries in the history, from the paper's equations alone.
+    """Return the cost of a step with so many entries in the history, from the paper's equations alone (FLOP).
 
     A convolution of depth 2 over a window of two frames has 2·2 products of slot and frame; one of them is with
     zeros, and ours leaves it out.

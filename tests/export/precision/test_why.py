@@ -1,4 +1,4 @@
-"""What a failed verification says: the layer that is off first, why, and what mends it."""
+"""Explanations of a failed verification: the first layer that is off, the cause and the remedy."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What goes wrong in one of many streams, and that it stays there. The backend is a fake one."""
+"""Faults in one of many streams, which must not reach the others; the backend is a fake one."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ from e3d_deploy.runtime.faults import NO_MEMORY
 from tests.fake_backend import FakeBackend, alone, picture, pushed, together, until
 
 BAD = np.float32(66 / 255)
-"""What a picture of 66 shows."""
+"""Value of a frame made from a picture of 66."""
 Frames = NDArray[np.float32]
 
 
@@ -134,7 +134,7 @@ SAID = (
     "std::bad_alloc",
     "bad allocation",
 )
-"""As libraries say it."""
+"""Messages of libraries that ran out of memory."""
 
 
 def test_each_way_to_say_that_memory_ran_out_is_tried() -> None:

@@ -87,7 +87,7 @@ def test_pictures_are_taken_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 class OnGPU:
-    """What a tensor on a GPU shows of itself."""
+    """Stand-in for a tensor on a GPU, with shape, type and device but no readable memory."""
 
     shape, dtype = (4, 8, 1), "torch.uint8"
 
