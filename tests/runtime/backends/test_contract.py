@@ -263,8 +263,9 @@ def test_a_backend_whose_module_is_absent_names_its_remedy(
     def absent() -> Any:
         raise ModuleNotFoundError("No module named 'onnx'", name="onnx")
 
-    monkeypatch.setitem(BACKENDS, "toy", replace(toy, load=absent, hardware="a slide rule"))
-    with pytest.raises(
-        BackendUnavailable, match=r"^toy: onnx is not installed; pip install onnx, on a machine with a slide rule$"
-    ):
-        open_backend(Bundle.open(any_batch), "toy")
+    with monkeypatch.context() as patch:
+        patch.setitem(BACKENDS, "toy", replace(toy, load=absent, hardware="a slide rule"))
+        with pytest.raises(
+            BackendUnavailable, match=r"^toy: onnx is not installed; pip install onnx, on a machine with a slide rule$"
+        ):
+            open_backend(Bundle.open(any_batch), "toy")
