@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import in_turn, model_of, save
+from benchmarks.common import compare, model_of, save
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
@@ -80,7 +80,7 @@ def steps(paths: dict[str, Path], rounds: int, calls: int) -> dict[str, Any]:
             backends = {side: open_backend(bundle, name, threads=threads) for side, bundle in opened.items()}
             sides = {side: stepper(backend, opened[side].config) for side, backend in backends.items()}
             found[f"{name}, {threads} threads"] = {
-                label: cost(in_turn(sides, rounds=rounds, calls=calls, clock=clock))
+                label: cost(compare(sides, rounds=rounds, calls=calls, clock=clock))
                 for label, clock in (("of_the_processor", time.process_time), ("by_the_clock", time.perf_counter))
             }
             for backend in backends.values():

@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import compare, save
 from e3d_deploy import checkpoint
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.tour import MODEL
@@ -88,7 +88,7 @@ def run(paths: dict[str, Path], context: Tensor, threads: int, rounds: int) -> d
         feed = {session.get_inputs()[0].name: context.numpy()}
         sides[name] = lambda session=session, feed=feed: session.run(None, feed)[0]
         answers[name] = sides[name]()
-    timed = in_turn(sides, rounds=rounds, calls=3)
+    timed = compare(sides, rounds=rounds, calls=3)
     return {"sides": timed, "max_abs_difference": float(np.abs(answers["naive"] - answers["ours"]).max())}
 
 

@@ -36,7 +36,7 @@ def save(name: str, result: Mapping[str, Any], *, threads: int | None = None) ->
     print(text)
 
 
-def in_turn(
+def compare(
     sides: Mapping[str, Callable[[], object]],
     *,
     rounds: int,

@@ -27,7 +27,7 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import compare, save
 from benchmarks.naive import NaiveStep, naive_export
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig, Semantics
@@ -179,7 +179,7 @@ def main(size: str, semantics: Semantics, threads: int, low: bool, rounds: int) 
         return once
 
     labels = [f"{side.name}, {side.precision}" for side in found]
-    times = in_turn(dict(zip(labels, map(stepping, found), strict=True)), rounds=rounds, calls=5)
+    times = compare(dict(zip(labels, map(stepping, found), strict=True)), rounds=rounds, calls=5)
     yardstick = np.concatenate(found[0].predictions)
     rows = []
     for label, side in zip(labels, found, strict=True):

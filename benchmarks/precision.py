@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from onnx import GraphProto, ModelProto
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import compare, save
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL
@@ -158,7 +158,7 @@ def openvino_steps(graphs: Mapping[str, ModelProto], arrays: dict[str, Any], thr
 
 def timed(sides: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, Any]:
     first = {"fp32": sides["fp32"]} if sides else {}
-    return in_turn({**first, **sides}, rounds=rounds, calls=calls) if sides else {}
+    return compare({**first, **sides}, rounds=rounds, calls=calls) if sides else {}
 
 
 def trained_briefly(steps: int = 60) -> E3DLSTM:

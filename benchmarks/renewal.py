@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import in_turn, model_of, save
+from benchmarks.common import compare, model_of, save
 from benchmarks.scheduler import bundle_of
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Bundle, Predictor
@@ -52,7 +52,7 @@ def one_stream(predictor: Predictor, texts: tuple[str, ...], rounds: int) -> dic
 
         return call
 
-    found = in_turn({text: pushes(text) for text in texts}, rounds=rounds, calls=1, clock=time.process_time)
+    found = compare({text: pushes(text) for text in texts}, rounds=rounds, calls=1, clock=time.process_time)
     return {
         text: {
             "ms_per_frame": round(one["median_ms"] / frames[text], 4),
@@ -84,7 +84,7 @@ def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: 
 
         return call
 
-    found = in_turn({text: rounds_of(text) for text in texts}, rounds=rounds, calls=1, clock=time.process_time)
+    found = compare({text: rounds_of(text) for text in texts}, rounds=rounds, calls=1, clock=time.process_time)
     result = {}
     for text in texts:
         before = batchers[text].gathered
@@ -118,7 +118,7 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
 
         return call
 
-    found = in_turn({"one": step(1), "two": step(2)}, rounds=rounds, calls=8, clock=time.process_time)
+    found = compare({"one": step(1), "two": step(2)}, rounds=rounds, calls=8, clock=time.process_time)
     opened.close()
     return round(1 / found["two"]["speedup_over_one"], 3)
 

@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 import torch
 
-from benchmarks.common import in_turn, save
+from benchmarks.common import compare, save
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.tour import MODEL
@@ -99,7 +99,7 @@ def main(size: str, semantics: str, threads: int, rounds: int) -> None:
             runs = {name: opened(path, threads) for name, path in paths.items()}
             differences[engine] = {name: float(np.abs(run(feed) - expected).max()) for name, run in runs.items()}
             sides = {name: lambda run=run: run(feed) for name, run in runs.items()}
-            timed[engine] = in_turn(sides, rounds=rounds, calls=5)  # type: ignore[arg-type]
+            timed[engine] = compare(sides, rounds=rounds, calls=5)  # type: ignore[arg-type]
         built = {"plans": plans(paths)} if any(map(find_spec, MODULES["tensorrt-rtx"])) else {}
     result = {"what": "one step, full ring", "size": size, "semantics": semantics, "graphs": graphs, "sides": timed}
     save(f"rewrites_{size}_{semantics}", {**result, "max_abs_difference": differences, **built}, threads=threads)

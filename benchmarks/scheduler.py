@@ -19,7 +19,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import in_turn, model_of, save
+from benchmarks.common import compare, model_of, save
 from e3d_deploy import contract, runtime
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
@@ -116,7 +116,7 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
 
         sides = {"loop": loop, "scheduled": scheduled, "one_by_one": one_by_one}
         clocks = {"by_the_clock": time.perf_counter, "of_the_processor": time.process_time}
-        results = {name: in_turn(sides, rounds=rounds, calls=1, clock=clock) for name, clock in clocks.items()}
+        results = {name: compare(sides, rounds=rounds, calls=1, clock=clock) for name, clock in clocks.items()}
         stats, opened = pool.stats(), Bundle.open(path)
         flop = statistics(opened.graph("step"), opened.entry("step")).flop * length * streams
     save(

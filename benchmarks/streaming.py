@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.common import RESULTS, in_turn, save
+from benchmarks.common import RESULTS, compare, save
 from e3d_deploy import plots, runtime
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
@@ -54,7 +54,7 @@ def main(frames: int, backend: str) -> None:
                 gc.collect()
                 step_ms.append(round(1000 * float(np.median(times)), 3))
                 growth_mb.append(round((resident() - started_with) / 1e6, 2))
-            turns = in_turn(
+            turns = compare(
                 {"young": lambda: young.push(next(pictures)), "old": lambda: old.push(next(pictures))},
                 rounds=15,
                 calls=30,

@@ -24,7 +24,7 @@ from e3d_deploy.files import locked, sha256, swap, workspace, write_file
 log = logging.getLogger(__name__)
 
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
-WEIGHTS, YARDSTICK = "weights.safetensors", "float32.onnx"
+WEIGHTS, FLOAT32_STEP = "weights.safetensors", "float32.onnx"
 """Weights in the low type of the graphs, and the step graph without that type; only where there is one."""
 ENGINES = "engines/"
 """Prefix of the names of all files of engines."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
 from e3d_deploy import __version__, checkpoint, contract
-from e3d_deploy.bundle.folder import MODEL, REFERENCE, WEIGHTS, YARDSTICK, new_bundle, write_manifest
+from e3d_deploy.bundle.folder import FLOAT32_STEP, MODEL, REFERENCE, WEIGHTS, new_bundle, write_manifest
 from e3d_deploy.bundle.manifest import (
     SCHEMA,
     GraphEntry,
@@ -198,7 +198,7 @@ def write_graphs(composed: Composed, folder: Path) -> None:
     if composed.low is not None and composed.yardstick is not None:
         write_weights(composed.low, folder / WEIGHTS)
         share_weights(composed.yardstick, folder / MODEL)
-        onnx.save(composed.yardstick, folder / YARDSTICK)
+        onnx.save(composed.yardstick, folder / FLOAT32_STEP)
         weights.append(WEIGHTS)
     for name, graph in composed.graphs.items():
         stamp(graph, composed.precision.policy)

@@ -14,7 +14,7 @@ from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.memory import peak_alone
 from e3d_deploy.measure.results import Accuracy, BenchmarkResult, Row
 from e3d_deploy.measure.tasks import WHAT, Pictures, check_what, make_task
-from e3d_deploy.measure.timing import REPEATS, Block, Runner, in_turn, median_interval, summary
+from e3d_deploy.measure.timing import REPEATS, Block, Runner, blocks_in_turn, median_interval, summary
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.renewal import renewal_for
@@ -74,7 +74,7 @@ def benchmark(
     for one in what:
         tasks = [make_task(one, bundle, side, play, renewal) for side in backends]
         runners = [Runner(f"{one} of {side.name}", task, clock) for side, task in zip(backends, tasks, strict=True)]
-        blocks = in_turn(runners, seconds=seconds, repeats=repeats, progress=progress)
+        blocks = blocks_in_turn(runners, seconds=seconds, repeats=repeats, progress=progress)
         for name, runner, done in zip(names, runners, blocks, strict=True):
             rows.append(
                 _row(

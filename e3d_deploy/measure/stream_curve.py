@@ -11,7 +11,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.measure.results import Answer, Curve, Point, StreamCurves
 from e3d_deploy.measure.tasks import Task, step_task
-from e3d_deploy.measure.timing import REPEATS, Block, Runner, in_turn
+from e3d_deploy.measure.timing import REPEATS, Block, Runner, blocks_in_turn
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
@@ -92,7 +92,7 @@ def stream_curve(
 
     def measure(streams: int, sides: Sequence[Backend]) -> list[Point]:
         runners = [Runner(backend.name, _round(bundle, backend, streams, own), clock) for backend in sides]
-        blocks = in_turn(
+        blocks = blocks_in_turn(
             runners, seconds=seconds, repeats=repeats, progress=lambda text: progress(f"{streams} streams, {text}")
         )
         sizes = [portions(backend, streams * own.states) for backend in sides]

@@ -78,7 +78,7 @@ class Runner:
         self.warm_up_calls = self.calls
 
 
-def in_turn(runners: Sequence[Runner], *, seconds: float, repeats: int, progress: Notify) -> list[list[Block]]:
+def blocks_in_turn(runners: Sequence[Runner], *, seconds: float, repeats: int, progress: Notify) -> list[list[Block]]:
     """Blocks of each runner, which take turns (A B A B …), so that a machine that slows down slows all."""
     for runner in runners:
         progress(f"{runner.name}, warming up")

@@ -26,7 +26,7 @@ from e3d_deploy.measure.memory import peak_alone
 from e3d_deploy.measure.results import Answer, Point
 from e3d_deploy.measure.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
 from e3d_deploy.measure.tasks import Task, make_task
-from e3d_deploy.measure.timing import PATIENCE, Block, Runner, in_turn, median_interval, summary
+from e3d_deploy.measure.timing import PATIENCE, Block, Runner, blocks_in_turn, median_interval, summary
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.fake_backend import FakeBackend
@@ -167,7 +167,7 @@ def test_sides_take_turns() -> None:
 
         return Runner(name, Task(call, 1, 0, forecasts=False), clock)
 
-    blocks = in_turn([side("a"), side("b")], seconds=1, repeats=3, progress=lambda _: None)
+    blocks = blocks_in_turn([side("a"), side("b")], seconds=1, repeats=3, progress=lambda _: None)
     assert "".join(order) == "aa" + "bb" + "ab" * 3
     assert [len(done) for done in blocks] == [3, 3]
 

@@ -32,7 +32,7 @@ def key_of(parts: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CachedEngine:
     """An engine in the cache."""
 
     key: str
@@ -134,14 +134,14 @@ class EngineCache:
         nearest = min(reversed(others), key=lambda other: len(changed(other)))
         return ", ".join(f"{name} {_short(nearest.get(name))} → {_short(parts.get(name))}" for name in changed(nearest))
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CachedEngine]:
         """Return the readable entries, the most recently used last."""
         found = []
         for key in self.keys():
             with suppress(OSError, ValueError):
                 used = datetime.fromtimestamp((self.folder / key / SIDECAR).stat().st_mtime, UTC)
                 nbytes = (self.folder / key / PLAN).stat().st_size
-                found.append(Entry(key, self._sidecar(key), nbytes, used))
+                found.append(CachedEngine(key, self._sidecar(key), nbytes, used))
         return sorted(found, key=lambda one: one.used)
 
     def damaged(self) -> dict[str, str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from e3d_deploy import contract
-from e3d_deploy.bundle.folder import YARDSTICK, Bundle
+from e3d_deploy.bundle.folder import FLOAT32_STEP, Bundle
 from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, makers_of
 from e3d_deploy.json_values import json_values
 from e3d_deploy.operators import PRODUCTS
@@ -72,7 +72,7 @@ def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_by
     """
     policy = bundle.precision
     graph = onnx.load(bundle.graph("step"))
-    twin = onnx.load(bundle.path / YARDSTICK) if YARDSTICK in bundle.manifest.files else graph
+    twin = onnx.load(bundle.path / FLOAT32_STEP) if FLOAT32_STEP in bundle.manifest.files else graph
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
     step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))

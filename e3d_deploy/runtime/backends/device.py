@@ -13,7 +13,7 @@ from e3d_deploy.errors import ConfigError, ShapeError
 from e3d_deploy.frames import is_on_gpu
 from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
 from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
-from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, States
+from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, StateSets
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame
 
@@ -24,7 +24,7 @@ Addresses = dict[str, int]
 class Size:
     """Memory that a step of `batch` streams reads and writes, at fixed addresses."""
 
-    def __init__(self, cuda: Cuda, bundle: Bundle, batch: int, states: States) -> None:
+    def __init__(self, cuda: Cuda, bundle: Bundle, batch: int, states: StateSets) -> None:
         config = bundle.config
         self.states = states
         self.frame = Port(cuda, contract.frame(config, batch).shape)
@@ -67,10 +67,10 @@ class DeviceBackend(Lifetime):
         """Free what the library holds."""
         raise NotImplementedError
 
-    def new_states(self, batch: int) -> States:
+    def new_states(self, batch: int) -> StateSets:
         """Allocate the states of `batch` streams."""
         layout = Layout(self.bundle.states.of(batch), batch)
-        return States(self.cuda, layout, layout)
+        return StateSets(self.cuda, layout, layout)
 
     def prepare(self, batch: int, size: Size) -> None:
         """Prepare the first step of `batch` streams; by default do nothing."""

@@ -81,7 +81,7 @@ class DeviceState:
             self._lender.take_back(self.block.memory)
 
 
-class States:
+class StateSets:
     """States of one number of streams, with the two sets that steps read and write.
 
     Args:

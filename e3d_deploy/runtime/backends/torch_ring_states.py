@@ -1,4 +1,4 @@
-"""States on a GPU whose two sets share their rings of past cells.
+"""StateSets on a GPU whose two sets share their rings of past cells.
 
 The sets of `device_states` have a ring each, so that a step copies all K slots to change one. Here a step overwrites
 the oldest slot of the shared rings, and keeps its former content in the set that it read. So the rings are those of
@@ -18,7 +18,7 @@ from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.backends.cuda import Cuda, Memory
-from e3d_deploy.runtime.backends.device_states import Block, DeviceState, Layout, States
+from e3d_deploy.runtime.backends.device_states import Block, DeviceState, Layout, StateSets
 
 
 class RingState(DeviceState):
@@ -34,7 +34,7 @@ class RingState(DeviceState):
         """The state `written` of `contract.states`, [B]."""
 
 
-class RingStates(States):
+class RingStates(StateSets):
     """The states of so many streams, in two sets with rings in common.
 
     Args:
