@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from e3d_deploy.errors import ConfigError
 
-Config = TypeVar("Config")
 Semantics = Literal["paper", "google", "openstl"]
 
 
@@ -53,13 +53,17 @@ class ModelConfig:
     the file and hashes of a config stay the same; nothing is ever added here."""
 
     def __post_init__(self) -> None:
-        # JSON knows lists only.
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in ("image_size", "hidden"):
+            sizes = getattr(self, name)
+            if not isinstance(sizes, list | tuple):  # JSON knows lists only
+                raise ConfigError(f"{name}: got {sizes!r}, expected whole numbers")
+            for size in sizes:
+                _whole(name, size)
+            object.__setattr__(self, name, tuple(sizes))
         for name in ("channels", "patch_size", "kernel_size", "window_length", "history_length", "stride"):
             _whole(name, getattr(self, name))
-        for size in (*self.image_size, *self.hidden):
-            _whole("image_size, hidden", size)
+        if not isinstance(self.layer_norm, bool):
+            raise ConfigError(f"layer_norm: got {self.layer_norm!r}, expected true or false")
         if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
             raise ConfigError(f"image_size: got {self.image_size}, expected height and width in pixels")
         if self.patch_size < 1 or any(side % self.patch_size for side in self.image_size):
@@ -77,8 +81,8 @@ class ModelConfig:
             raise ConfigError(f"window_length: got {self.window_length}, expected 2 or more")
         if self.history_length < 1:
             raise ConfigError(f"history_length: got {self.history_length}, expected 1 or more")
-        if not self.norm_eps > 0:
-            raise ConfigError(f"norm_eps: got {self.norm_eps}, expected more than 0")
+        if type(self.norm_eps) not in (float, int) or not 0 < self.norm_eps < math.inf:
+            raise ConfigError(f"norm_eps: got {self.norm_eps!r}, expected more than 0")
         if self.semantics not in get_args(Semantics):
             raise ConfigError(f"semantics: got {self.semantics!r}, expected one of {', '.join(get_args(Semantics))}")
         if self.stride < 1 or (self.stride > 1 and self.semantics != "openstl"):
@@ -128,9 +132,16 @@ class ModelConfig:
         """Return the config from the result of `to_dict`.
 
         Raises:
-            ConfigError: a field that is unknown here, or of the wrong kind.
+            ConfigError: a field that is missing, unknown here, or of the wrong kind.
         """
-        return _from_dict(cls, fields)
+        if not isinstance(fields, dict):
+            raise ConfigError(f"config: got {fields!r}, expected fields and values")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ConfigError(f"config: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one")
+        if missing := [name for name in cls.FIRST.split() if name not in fields]:
+            raise ConfigError(f"config: lacks {', '.join(missing)}; the file is damaged, make it again")
+        return cls(**fields)
 
 
 def _to_dict(config: "ModelConfig | TrainConfig | EngineConfig") -> dict[str, Any]:
@@ -142,19 +153,6 @@ def _to_dict(config: "ModelConfig | TrainConfig | EngineConfig") -> dict[str, An
         if field.name in always or getattr(config, field.name) != field.default
     }
     return json.loads(json.dumps(written))  # type: ignore[no-any-return]
-
-
-def _from_dict(config: type[Config], fields: dict[str, Any]) -> Config:
-    """Return a config from the result of its `to_dict`."""
-    if not isinstance(fields, dict):
-        raise ConfigError(f"config: got {fields!r}, expected fields and values")
-    known = {field.name for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    if unknown := sorted(set(fields) - known):
-        raise ConfigError(f"config: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one")
-    try:
-        return config(**fields)
-    except TypeError as error:
-        raise ConfigError(f"config: {error}") from error
 
 
 def _whole(name: str, value: object) -> None:
@@ -421,12 +419,3 @@ class EngineConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values, without newer ones that hold their default."""
         return _to_dict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "EngineConfig":
-        """Return the config from the result of `to_dict`.
-
-        Raises:
-            ConfigError: a field that is unknown here, or of the wrong kind.
-        """
-        return _from_dict(cls, fields)

@@ -85,8 +85,12 @@ def test_model_config_survives_json() -> None:
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_fields_left_out_take_their_defaults() -> None:
-    assert ModelConfig.from_dict({}) == ModelConfig()
+@pytest.mark.parametrize("name", ModelConfig.FIRST.split())
+def test_a_field_that_was_always_written_may_not_be_missing(name: str) -> None:
+    fields = ModelConfig().to_dict()
+    del fields[name]
+    with pytest.raises(ConfigError, match=f"^config: lacks {name}; the file is damaged, make it again$"):
+        ModelConfig.from_dict(fields)
 
 
 def test_unknown_fields_are_named() -> None:
@@ -121,10 +125,23 @@ def test_the_fields_of_the_first_version_are_always_written() -> None:
     }
 
 
-@pytest.mark.parametrize("fields", [{"hidden": 64}, {"image_size": None}, {"patch_size": "4"}, {"norm_eps": "small"}])
-def test_fields_of_the_wrong_kind_are_config_errors(fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"config: |expected a whole number"):
-        ModelConfig.from_dict(fields)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden": 64}, "hidden: got 64, expected whole numbers"),
+        ({"hidden": [64, 1.5]}, "hidden: got 1.5, expected a whole number"),
+        ({"image_size": None}, "image_size: got None, expected whole numbers"),
+        ({"patch_size": "4"}, "patch_size: got '4', expected a whole number"),
+        ({"layer_norm": "x"}, "layer_norm: got 'x', expected true or false"),
+        ({"norm_eps": "small"}, "norm_eps: got 'small', expected more than 0"),
+        ({"norm_eps": float("inf")}, "norm_eps: got inf, expected more than 0"),
+        ({"semantics": ["paper"]}, r"semantics: got \['paper'\], expected one of"),
+    ],
+    ids=str,
+)
+def test_fields_of_the_wrong_kind_are_config_errors(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        ModelConfig.from_dict(ModelConfig().to_dict() | fields)
 
 
 def test_lists_become_tuples_so_that_configs_can_be_compared() -> None:

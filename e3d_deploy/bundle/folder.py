@@ -20,6 +20,7 @@ from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, ConfigError
 from e3d_deploy.files import locked, sha256, swap, workspace, write_file
+from e3d_deploy.tensors import KEY, read_header
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +49,15 @@ class Bundle:
         """Open the bundle in a folder, after its manifest and the hashes of its files were checked.
 
         Raises:
-            BundleError: a missing, truncated or altered file, or a manifest that this version cannot read.
+            BundleError: a missing, truncated or altered file, or a manifest that this version cannot read or that
+                describes another network than the model file.
         """
         path = Path(path)
         manifest = read_manifest(path)
         for name, digest in manifest.files.items():
             if not name.startswith(ENGINES):
                 check_file(path, name, digest)
-        try:
-            return cls(path, manifest, ModelConfig.from_dict(dict(manifest.config)))
-        except ConfigError as error:
-            raise BundleError(f"{path / MANIFEST}: {error}") from error
+        return cls(path, manifest, _config(path, manifest))
 
     @property
     def digest(self) -> str:
@@ -268,6 +267,26 @@ def read_manifest(path: Path) -> Manifest:
     if problem := next(manifest.problems(always={MODEL, REFERENCE}), None):
         raise BundleError(f"{file}: {problem}; export the model again")
     return manifest
+
+
+def _config(path: Path, manifest: Manifest) -> ModelConfig:
+    """Return the config of the network, after it was compared with that in the model file."""
+    try:
+        config = ModelConfig.from_dict(dict(manifest.config))
+    except ConfigError as error:
+        raise BundleError(f"{path / MANIFEST}: {error}") from error
+    try:
+        header, _ = read_header(path / MODEL)
+        model = dict(json.loads(header["__metadata__"][KEY])["config"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BundleError(f"{path / MODEL}: not a model file ({error}); export the model again") from error
+    ours = config.to_dict()
+    if differing := [name for name in ours | model if ours.get(name) != model.get(name)]:
+        raise BundleError(
+            f"{path / MANIFEST}: {differing[0]} is {ours.get(differing[0])!r}, in {MODEL} it is "
+            f"{model.get(differing[0])!r}; export the model again"
+        )
+    return config
 
 
 def check_file(bundle: Path, name: str, digest: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import save_file
 
 from e3d_deploy import runtime
 from e3d_deploy.bundle import manifest as manifest_module
@@ -166,6 +167,13 @@ def test_a_bundle_that_lacks_a_field_is_refused_when_it_is_opened(
         ),
         (lambda found: found["states"][4]["ring"].update(counter="memory"), r"ring\.counter: got 'memory', expected a"),
         (lambda found: found["states"][4]["ring"].update(slots=3), r"history\.0\.ring\.slots: got 3, its shape is"),
+        (lambda found: found["config"].pop("norm_eps"), "config: lacks norm_eps; the file is damaged, make it again"),
+        (lambda found: found["config"].update(layer_norm="x"), "layer_norm: got 'x', expected true or false"),
+        (
+            lambda found: found["config"].update(history_length=7),
+            r"history_length is 7, in model\.safetensors it is 4; export the model again",
+        ),
+        (lambda found: found["config"].update(hidden=[4, 4]), r"hidden is \[4, 4\], in model\.safetensors it is \["),
         (lambda found: found.update(schema=True), "schema True, this version reads 1 and 2; update e3d_deploy"),
         (
             lambda found: found.update(schema=3),
@@ -178,6 +186,17 @@ def test_a_manifest_with_a_wrong_value_is_refused(
 ) -> None:
     with pytest.raises(BundleError, match=message):
         Bundle.open(edit(bundle_path, change))
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, {"e3d_deploy": "["}, {"e3d_deploy": "{}"}, {"e3d_deploy": '{"config": "none"}'}], ids=str
+)
+def test_a_model_file_without_a_config_is_refused(bundle_path: Path, metadata: dict[str, str]) -> None:
+    file = bundle_path / "model.safetensors"
+    save_file({"weight": np.zeros(1, np.float32)}, file, metadata)
+    edit(bundle_path, lambda found: found["files"].update({file.name: sha256(file)}))
+    with pytest.raises(BundleError, match=r"model\.safetensors: not a model file .*; export the model again$"):
+        Bundle.open(bundle_path)
 
 
 def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path) -> None:

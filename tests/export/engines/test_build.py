@@ -464,10 +464,3 @@ def test_engines_of_another_target_stay(bundle_path: Path, monkeypatch: pytest.M
 def test_a_config_that_no_engine_has_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         EngineConfig(**fields)
-
-
-def test_the_config_survives_json() -> None:
-    config = EngineConfig(batches=((1, 1, 1), (2, 4, 8)), compute_capabilities=("8.6",), workspace_bytes=10)
-    assert EngineConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ConfigError, match="unknown field speed"):
-        EngineConfig.from_dict({"speed": 5})
