@@ -137,7 +137,9 @@ class Bundle:
         if found is not None:
             return found
         if name not in self.graphs:
-            raise BundleError(f"{self.path}: has no graph {name!r}, only {', '.join(self.graphs)}")
+            raise BundleError(
+                f"{self.path}: has no graph {name!r}, only {', '.join(self.graphs)}; export the model again"
+            )
         there = sorted({one for graph in self.manifest.graphs for one in graph.backends or () if graph.name == name})
         raise BundleError(
             f"{self.path}: has no graph {name!r} for {backend}, only for {', '.join(there)}; export it again: "
@@ -225,8 +227,15 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
         if overwrite and place.exists():
             with locked(place):  # else who writes its manifest meanwhile may write into the new one
                 swap(folder, place)
-        else:
+            return
+        try:
             folder.replace(place)
+        except OSError as error:
+            if not place.exists():
+                raise
+            raise ConfigError(
+                f"{output}: was made by another process meanwhile; give --overwrite to replace it, or another name"
+            ) from error
 
 
 def _finite(text: str) -> float:
@@ -246,6 +255,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
     file = path / MANIFEST
+    _check_regular(file)
     try:
         content = json.loads(file.read_text(), parse_constant=_finite, parse_float=_finite)
         schema = content["schema"]
@@ -289,6 +299,12 @@ def _config(path: Path, manifest: Manifest) -> ModelConfig:
     return config
 
 
+def _check_regular(file: Path) -> None:
+    """Raise if something is there that is no file: reading a pipe waits for ever, and a device may have no end."""
+    if file.exists() and not file.is_file():
+        raise BundleError(f"{file}: is no regular file; copy or export the bundle again")
+
+
 def check_file(bundle: Path, name: str, digest: str) -> None:
     """Raise unless a file of a bundle is the one that its manifest names.
 
@@ -298,6 +314,7 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
     file = bundle / name
     if not file.resolve().is_relative_to(bundle.resolve()):
         raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")
+    _check_regular(file)
     try:
         found = sha256(file)
     except OSError as error:

@@ -199,7 +199,7 @@ class Manifest(Entry):
     producer: Producer
     """Versions that made it."""
     config: Mapping[str, Any]
-    """Fields of `ModelConfig`; `semantics` says which E3D-LSTM this is, docs/model.md."""
+    """Fields of `ModelConfig`, as in `model.safetensors`; `semantics` says which E3D-LSTM this is, docs/model.md."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the model, see below; absent if there are none."""
     context_length: int

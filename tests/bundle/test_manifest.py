@@ -4,6 +4,7 @@ import ast
 import inspect
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -18,10 +19,10 @@ from safetensors.numpy import save_file
 from e3d_deploy import runtime
 from e3d_deploy.bundle import manifest as manifest_module
 from e3d_deploy.bundle import sidecar as sidecar_module
-from e3d_deploy.bundle.folder import record_verification
+from e3d_deploy.bundle.folder import new_bundle, record_verification
 from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.bundle.schema import Entry, required
-from e3d_deploy.errors import BackendUnavailable, BundleError, SnapshotError
+from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError, SnapshotError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.files import sha256
 from e3d_deploy.runtime import Bundle, Predictor, Snapshot
@@ -199,6 +200,25 @@ def test_a_model_file_without_a_config_is_refused(bundle_path: Path, metadata: d
         Bundle.open(bundle_path)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "step.onnx"])
+def test_a_pipe_in_the_place_of_a_file_is_refused(bundle_path: Path, name: str) -> None:
+    (bundle_path / name).unlink()
+    os.mkfifo(bundle_path / name)
+    with pytest.raises(BundleError, match=f"{name}: is no regular file; copy or export the bundle again"):
+        Bundle.open(bundle_path)
+
+
+def test_a_bundle_that_another_process_made_meanwhile_is_not_replaced(bundle_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new.e3d"
+    with (
+        pytest.raises(ConfigError, match=r"new\.e3d: was made by another process meanwhile; give --overwrite"),
+        new_bundle(output, overwrite=False),
+    ):
+        shutil.copytree(bundle_path, output)
+    assert Bundle.open(output).manifest == Bundle.open(bundle_path).manifest
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     own = replace(bundle.entry("step"), backends=("openvino", "tensorrt"), file="own.onnx")
@@ -212,7 +232,7 @@ def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path)
         match=r"no graph 'step' for onnxruntime, only for openvino, tensorrt; .*`e3d export MODEL -o .* --target",
     ):
         OnnxRuntimeBackend(alone)
-    with pytest.raises(BundleError, match="has no graph 'other', only step, rollout, clip"):
+    with pytest.raises(BundleError, match="has no graph 'other', only step, rollout, clip; export the model again"):
         bundle.graph("other", "onnxruntime")
 
 
