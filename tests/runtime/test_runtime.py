@@ -395,5 +395,5 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"has no manifest\.json, so it is no bundle"):
         Bundle.open(tmp_path)
     (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(BundleError, match=r"manifest\.json: cannot be read \(Is a directory\)"):
+    with pytest.raises(BundleError, match=r"manifest\.json: is no regular file; copy or export the bundle again"):
         Bundle.open(tmp_path)
