@@ -64,16 +64,16 @@ def test_damaged_card_in_a_model_file_is_refused(tiny_model: E3DLSTM, tmp_path: 
 def test_bundle_carries_the_card_but_is_not_identified_by_it(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.save(tiny_model, path)
-    plain = Bundle.open(export(path, tmp_path / "plain.e3d", context_length=3, horizon=2))
+    plain = Bundle.open(export(path, tmp_path / "plain.e3d", context_length=3, horizon=2, batch=1))
     checkpoint.write_card(path, CARD)
-    carded = Bundle.open(export(path, tmp_path / "carded.e3d", context_length=3, horizon=2))
+    carded = Bundle.open(export(path, tmp_path / "carded.e3d", context_length=3, horizon=2, batch=1))
     assert (plain.card, carded.card) == (Card(), CARD)
     assert plain.digest == carded.digest
 
 
 def test_bundle_without_a_card_is_opened_and_a_damaged_one_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     checkpoint.save(tiny_model, tmp_path / "model.safetensors")
-    path = export(tmp_path / "model.safetensors", tmp_path / "small.e3d", context_length=3, horizon=2)
+    path = export(tmp_path / "model.safetensors", tmp_path / "small.e3d", context_length=3, horizon=2, batch=1)
     manifest = json.loads((path / "manifest.json").read_text())
     manifest.pop("card", None)
     (path / "manifest.json").write_text(json.dumps(manifest))

@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
     """The run's model as a bundle, exported without options."""
-    e3d("export", run / "run" / "model.safetensors", "-o", run / "run.e3d")
+    e3d("export", run / "run" / "model.safetensors", "-o", run / "run.e3d", "--batch", 1)
     return run / "run.e3d"
 
 
@@ -91,9 +91,9 @@ def test_model_exports_and_predicts_as_it_was_trained(run: Path, bundle: Path, t
 
 def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
     model = run / "run" / "model.safetensors"
-    opened = Bundle.open(export(model, tmp_path / "given.e3d", context_length=3))
+    opened = Bundle.open(export(model, tmp_path / "given.e3d", context_length=3, batch=1))
     assert (opened.context_length, opened.horizon, opened.card.window) == (3, 5, WINDOW)
-    e3d("export", model, "-o", tmp_path / "given.e3d", "--horizon", 2, "--overwrite")
+    e3d("export", model, "-o", tmp_path / "given.e3d", "--horizon", 2, "--batch", 1, "--overwrite")
     opened = Bundle.open(tmp_path / "given.e3d")
     assert (opened.context_length, opened.horizon) == (5, 2)
     for name in ("--context", "--horizon"):
@@ -105,7 +105,7 @@ def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
 
 def test_model_without_a_card_is_taken_for_ten_and_ten(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     checkpoint.save(tiny_model, tmp_path / "old.safetensors")
-    opened = Bundle.open(export(tmp_path / "old.safetensors", tmp_path / "old.e3d"))
+    opened = Bundle.open(export(tmp_path / "old.safetensors", tmp_path / "old.e3d", batch=1))
     assert (opened.context_length, opened.horizon) == (10, 10)
     np.save(tmp_path / "clip.npy", np.zeros((24, 16, 24, 1), np.uint8))
     arguments = [tmp_path / "old.safetensors", "--data", tmp_path / "clip.npy", "--json"]

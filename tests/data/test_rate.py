@@ -175,7 +175,7 @@ def said(*arguments: object) -> list[str]:
 
 
 def test_commands_say_once_that_a_source_plays_at_another_rate(model: Path, video: Path, tmp_path: Path) -> None:
-    e3d("export", model, "-o", tmp_path / "tiny.e3d")
+    e3d("export", model, "-o", tmp_path / "tiny.e3d", "--batch", 1)
     commands: list[list[object]] = [
         ["predict", model, video, "-o", tmp_path / "o.npz"],
         ["predict", tmp_path / "tiny.e3d", video, "-o", tmp_path / "o.npz"],

@@ -360,6 +360,7 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM
             target,
             context_length=2,
             horizon=2,
+            batch=1,
             reference=tmp_path / "clip.npy",
             overwrite=overwrite,
         )
@@ -381,12 +382,12 @@ def test_a_link_to_a_bundle_stays_and_killed_exports_leave_nothing(exported: Pat
     target, link = tmp_path / "o.e3d", tmp_path / "link.e3d"
     left = tmp_path / ".o.e3d.abcd1234.partial"
     left.mkdir()
-    lengths = {"context_length": 4, "horizon": 3, "reference": exported / "clip.npy"}
-    export(exported / "tiny.safetensors", target, **lengths)
+    options: dict[str, Any] = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
+    export(exported / "tiny.safetensors", target, **options)
     assert not left.exists()
     link.symlink_to("o.e3d")
     (target / "extra").touch()
-    assert export(exported / "tiny.safetensors", link, overwrite=True, **lengths) == link
+    assert export(exported / "tiny.safetensors", link, overwrite=True, **options) == link
     assert link.is_symlink()
     assert not (target / "extra").exists()
     assert Bundle.open(link).manifest.name == "o"
@@ -457,7 +458,7 @@ def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics)
 def test_a_memory_that_stays_zero_is_not_computed(tmp_path: Path, semantics: Semantics, convolutions: int) -> None:
     config = ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3, semantics=semantics)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
-    path = export(tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=3, horizon=2)
+    path = export(tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=3, horizon=2, batch=1)
     nodes = onnx.load(path / "step.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == convolutions
 
@@ -502,7 +503,9 @@ def test_a_target_that_is_a_gpu_says_for_whom_the_step_is_rewritten(tmp_path: Pa
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
     graphs = {}
     for name, options in {"target": {"target": "tensorrt-rtx"}, "gpu": {"optimize": "gpu"}, "cpu": {}}.items():
-        path = export(tmp_path / "m.safetensors", tmp_path / f"{name}.e3d", context_length=3, horizon=2, **options)  # type: ignore[arg-type]
+        path = export(
+            tmp_path / "m.safetensors", tmp_path / f"{name}.e3d", context_length=3, horizon=2, batch=1, **options
+        )  # type: ignore[arg-type]
         graphs[name] = (path / "clip.onnx").read_bytes()
     assert graphs["target"] == graphs["gpu"] != graphs["cpu"]
 
@@ -510,8 +513,8 @@ def test_a_target_that_is_a_gpu_says_for_whom_the_step_is_rewritten(tmp_path: Pa
 def test_rewrites_that_onnxruntime_cuda_does_not_run_are_refused_for_it(tmp_path: Path) -> None:
     config = ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
-    lengths = {"context_length": 3, "horizon": 2}
-    export(tmp_path / "m.safetensors", tmp_path / "m.e3d", target="onnxruntime-cuda", **lengths)
+    options: dict[str, Any] = {"context_length": 3, "horizon": 2, "batch": 1, "target": "onnxruntime-cuda"}
+    export(tmp_path / "m.safetensors", tmp_path / "m.e3d", **options)
     with pytest.raises(ConfigError, match=r"gpu leaves 10 convolutions with pads on one side alone.*leave --optimize"):
-        export(tmp_path / "m.safetensors", tmp_path / "g.e3d", target="onnxruntime-cuda", optimize="gpu", **lengths)
+        export(tmp_path / "m.safetensors", tmp_path / "g.e3d", optimize="gpu", **options)
     assert not (tmp_path / "g.e3d").exists()
