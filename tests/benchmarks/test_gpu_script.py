@@ -117,6 +117,7 @@ def test_every_section_runs_to_its_end(tmp_path: Path, exported: Path) -> None:
     assert "µs a step" in shown
 
 
+@pytest.mark.slow
 def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path, exported: Path) -> None:
     """Rows that were left out are listed; the result goes to $OUT."""
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)

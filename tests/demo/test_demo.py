@@ -74,6 +74,7 @@ def test_the_tour_without_tensorrt_says_what_it_left_out(tmp_path: Path, monkeyp
     assert "left out: tensorrt-rtx: does not load here" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_full_tour_shows_another_model_and_no_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller network stands for the full-size one."""
     config = ModelConfig(image_size=(64, 64), channels=1, patch_size=16, hidden=(4,), kernel_size=3)
