@@ -1,4 +1,4 @@
-"""StateSets on a GPU whose two sets share their rings of past cells.
+"""States on a GPU whose two sets share their rings of past cells.
 
 The sets of `device_states` have a ring each, so that a step copies all K slots to change one. Here a step overwrites
 the oldest slot of the shared rings, and keeps its former content in the set that it read. So the rings are those of
