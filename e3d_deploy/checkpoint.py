@@ -1,9 +1,7 @@
 """A trained model on disk: one .safetensors file with config and card as metadata, without pickles."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +12,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.tensors import KEY, header_bytes, read_header, read_tensors
+from e3d_deploy.tensors import FORMAT, KEY, entries_of, header_bytes, read_header, read_tensors
 
-FORMAT = 1
 WIDENED = (torch.float16, torch.bfloat16)
 """Types that `load` turns into float32."""
 
@@ -70,7 +67,7 @@ def load(path: str | Path) -> E3DLSTM:
         raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
-    config = ModelConfig.from_dict(_entries(path, metadata)["config"])
+    config = ModelConfig.from_dict(entries_of(path, metadata)["config"])
     weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):
         raise CheckpointError(
@@ -94,7 +91,7 @@ def read_card(path: str | Path) -> Card:
     path = Path(path)
     _, metadata = read_tensors(path)
     try:
-        return Card.from_dict(_entries(path, metadata).get("card", {}))
+        return Card.from_dict(entries_of(path, metadata).get("card", {}))
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -108,29 +105,7 @@ def write_card(path: str | Path, card: Card) -> None:
     """
     path = Path(path)
     _, metadata = read_tensors(path)
-    entries = {**_entries(path, metadata), "card": card.to_dict()}
+    entries = {**entries_of(path, metadata), "card": card.to_dict()}
     header, start = read_header(path)
     header["__metadata__"] = {KEY: json.dumps(entries)}
     write_file(path, header_bytes(json.dumps(header, separators=(",", ":"))) + path.read_bytes()[start:])
-
-
-def _entries(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the entries in the metadata of a model file.
-
-    Raises:
-        CheckpointError: not a model file of ours, or one that this version cannot read.
-    """
-    if KEY not in metadata:
-        raise CheckpointError(f"{path}: not made by e3d_deploy; this version reads its own models alone")
-    try:
-        entries: dict[str, Any] = json.loads(metadata[KEY])
-        if entries["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path}: format {entries['format']!r}, this version reads {FORMAT}; update e3d_deploy"
-            )
-        ModelConfig.from_dict(entries["config"])
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: its config cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its config cannot be read ({error}); save or fetch it again") from error
-    return entries

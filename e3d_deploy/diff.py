@@ -1,6 +1,5 @@
 """Differences between two bundles or model files, for `e3d diff`; needs NumPy, and onnx to count nodes by type."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
 from e3d_deploy.json_values import json_values
-from e3d_deploy.tensors import KEY, read_tensors
+from e3d_deploy.tensors import entries_of, read_tensors
 
 Values = dict[str, Any]
 LARGEST = 10
@@ -71,11 +70,8 @@ def _read(path: Path) -> Side:
 
 def _read_model(path: Path) -> Side:
     tensors, metadata = read_tensors(path)
-    try:
-        entries = json.loads(metadata[KEY])
-        sections = {"config": _flat(entries["config"]), "card": _flat(entries.get("card", {}))}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not made by e3d_deploy; `e3d import` makes a model of others' files") from error
+    entries = entries_of(path, metadata)
+    sections = {"config": _flat(entries["config"]), "card": _flat(entries.get("card", {}))}
     return Side({"path": str(path), "kind": "model"}, sections, tensors)
 
 

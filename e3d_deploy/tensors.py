@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.errors import CheckpointError
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
 
 KEY = "e3d_deploy"
 """Key of a model's only metadata entry; safetensors would write several in any order, and the bytes would differ."""
+FORMAT = 1
+"""Form of that entry."""
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 
 
@@ -55,6 +58,28 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError("its header is longer than the file")
         header: dict[str, Any] = json.loads(file.read(length))
     return header, 8 + length
+
+
+def entries_of(path: str | Path, metadata: object) -> dict[str, Any]:
+    """Return the entries in the metadata of a model file: `format`, `config` and, where there is one, `card`.
+
+    Raises:
+        CheckpointError: not a model file of ours, or one that this version cannot read.
+    """
+    if not isinstance(metadata, Mapping) or KEY not in metadata:
+        raise CheckpointError(f"{path}: not made by e3d_deploy; `e3d import` makes a model of others' files")
+    try:
+        entries: dict[str, Any] = json.loads(metadata[KEY])
+        if entries["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {entries['format']!r}, this version reads {FORMAT}; update e3d_deploy"
+            )
+        ModelConfig.from_dict(entries["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: its config cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its config cannot be read ({error}); save or fetch it again") from error
+    return entries
 
 
 def header_bytes(header: str) -> bytes:

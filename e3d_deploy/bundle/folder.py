@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from e3d_deploy import contract
 from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import BundleError, ConfigError
+from e3d_deploy.errors import BundleError, CheckpointError, ConfigError
 from e3d_deploy.files import locked, sha256, swap, workspace, write_file
-from e3d_deploy.tensors import KEY, read_header
+from e3d_deploy.tensors import entries_of, read_header
 
 log = logging.getLogger(__name__)
 
@@ -287,15 +287,17 @@ def _config(path: Path, manifest: Manifest) -> ModelConfig:
         raise BundleError(f"{path / MANIFEST}: {error}") from error
     try:
         header, _ = read_header(path / MODEL)
-        model = dict(json.loads(header["__metadata__"][KEY])["config"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        model = ModelConfig.from_dict(entries_of(path / MODEL, header.get("__metadata__"))["config"])
+    except CheckpointError as error:
+        raise BundleError(str(error)) from error
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path / MODEL}: not a model file ({error}); export the model again") from error
-    ours = config.to_dict()
-    if differing := [name for name in ours | model if ours.get(name) != model.get(name)]:
-        raise BundleError(
-            f"{path / MANIFEST}: {differing[0]} is {ours.get(differing[0])!r}, in {MODEL} it is "
-            f"{model.get(differing[0])!r}; export the model again"
-        )
+    for field in fields(config):
+        ours, its = getattr(config, field.name), getattr(model, field.name)
+        if ours != its:
+            raise BundleError(
+                f"{path / MANIFEST}: {field.name} is {ours}, in {MODEL} it is {its}; export the model again"
+            )
     return config
 
 
