@@ -13,7 +13,7 @@ from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.tensors import entries_of, read_tensors
 
 Values = dict[str, Any]
@@ -174,5 +174,4 @@ def _distance(a: NDArray[Any], b: NDArray[Any]) -> dict[str, float | None]:
             "max_abs": float(np.abs(difference).max()),
             "relative": float(np.linalg.norm(difference) / np.linalg.norm(exact)),
         }
-    found: dict[str, float | None] = json_values(values)
-    return found
+    return json_object(values)

@@ -11,7 +11,7 @@ from e3d_deploy.bundle.schema import Entry
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.libraries import pip_install
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class BundleContents:
     def to_json(self) -> dict[str, Any]:
         """Return the content as JSON values; costs and nodes have a row for each of their names, a column per graph."""
         cost = self.cost
-        found: dict[str, Any] = json_values(
+        return json_object(
             {
                 "bundle": {
                     "name": self.name,
@@ -179,7 +179,6 @@ class BundleContents:
                 "verified": self.verified,
             }
         )
-        return found
 
 
 def inspect(path: Path) -> ModelContents | BundleContents:

@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 
+def json_object(value: object) -> dict[str, Any]:
+    """Return a dataclass or mapping as `json_values` does."""
+    found: dict[str, Any] = json_values(value)
+    return found
+
+
 def json_values(value: object) -> Any:
     """Return a value as JSON values: dataclasses and mappings as objects, sequences as arrays, paths as text.
 

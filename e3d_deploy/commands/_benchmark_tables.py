@@ -88,7 +88,9 @@ def streams_table(streams: "StreamCurves | None") -> None:
         ],
     )
     for answer in streams.answers:
-        click.echo(answer_line(answer, streams.target_p99_ms or 0, streams.fps or 0))
+        assert streams.target_p99_ms is not None, "an answer is to a goal"
+        assert streams.fps is not None
+        click.echo(answer_line(answer, streams.target_p99_ms, streams.fps))
     click.echo(streams.how, err=True)
 
 

@@ -9,7 +9,7 @@ import click
 from e3d_deploy.commands._benchmark_tables import baseline_remarks, benchmark_table, streams_table
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Finite, counts, json_option, milliseconds, names
-from e3d_deploy.commands._output import as_json, check_picture, verdict, working
+from e3d_deploy.commands._output import as_json, check_picture, verdict, warn, working
 from e3d_deploy.files import write_file
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def benchmark(
         streams_table(result.streams)
     if result.baseline is not None:
         baseline_remarks(result.baseline)
-        if result.baseline.comparable:
+        if result.baseline.comparable and not result.baseline.rows:
+            warn("no verdict: the baseline has none of these rows")
+        elif result.baseline.comparable:
             slower = regressions(result.baseline)
             verdict(not slower, "; ".join(slower) or "nothing is slower than the baseline allows")
 

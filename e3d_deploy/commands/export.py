@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from e3d_deploy.bundle.manifest import Tried
 
 MOST_STREAMS = 4096
-"""Beyond, it is a slip of the hand: PyTorch records a rollout of all of them."""
+"""Larger numbers are almost certainly a typo: PyTorch records a rollout of all of them."""
 
 
 def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
@@ -60,7 +60,11 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     help="dssim, dpsnr, difference (of predictions); else that of the precision.",
 )
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
-@click.option("--target", type=click.Choice(export_targets()), help="Who has to run it; auto without it: all of them.")
+@click.option(
+    "--target",
+    type=click.Choice(export_targets()),
+    help="Backend that must run it; else auto considers all.",
+)
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
 @overwrite_option("bundle")

@@ -46,7 +46,6 @@ def verify(
 ) -> None:
     """Prove that a backend computes what PyTorch computes, over a whole rollout."""
     from contextlib import ExitStack, closing
-    from dataclasses import asdict
 
     from e3d_deploy import frames
     from e3d_deploy.bundle.folder import record_verification
@@ -87,9 +86,8 @@ def verify(
 
         write_file(picture, plots.drift(report))
     if json_:
-        tried = None if choice is None else asdict(choice)
         why_off = {} if report.passed else {"why": [one.to_dict() for one in findings]}
-        as_json({**report.to_dict(), "choice": tried, **why_off})
+        as_json({**report.to_dict(), "choice": choice, **why_off})
     else:
         show_report(report)
         show_findings(findings)

@@ -14,7 +14,7 @@ from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from e3d_deploy.frames import to_frames
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.progress import Notify
 
 SAMPLED = 16
@@ -59,7 +59,7 @@ class SplitContents:
 
     clips: int
     windows: int
-    """Windows that do not overlap."""
+    """Windows that the format fixes, else those that do not overlap."""
     held_out: bool
     """Apart from the data that a model learns from."""
     lengths: Lengths
@@ -92,8 +92,7 @@ class DataContents:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content as JSON values."""
-        found: dict[str, Any] = json_values(self)
-        return found
+        return json_object(self)
 
 
 def open_splits(

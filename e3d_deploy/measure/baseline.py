@@ -1,4 +1,4 @@
-"""Is a benchmark slower than an earlier one on the same machine?"""
+"""Comparison of a benchmark with an earlier one on the same machine."""
 
 import json
 from collections.abc import Mapping
@@ -8,16 +8,13 @@ from typing import Any
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.results import SCHEMA, Comparison, Ratio
 
-TOLERANCE = 0.1
-"""By how much a median may grow, as a share."""
-
 
 def read_baseline(path: Path) -> dict[str, Any]:
     """Read a result of `e3d benchmark --json` from a file.
 
     Raises:
         ConfigError: no such file.
-        BenchmarkError: it is none of ours, or of another schema.
+        BenchmarkError: not a result of `e3d benchmark --json`, or of another schema.
     """
     try:
         found = json.loads(path.read_text())
@@ -27,14 +24,14 @@ def read_baseline(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"{path}: no such file; make one with `e3d benchmark BUNDLE --json > {path}`") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BenchmarkError(f"{path}: no result of `e3d benchmark --json` ({error!r}); make it again") from error
+        raise BenchmarkError(f"{path}: not a result of `e3d benchmark --json` ({error!r}); make it again") from error
     if schema != SCHEMA:
         raise BenchmarkError(f"{path}: schema {schema!r}, this version compares {SCHEMA}; make it again")
     result: dict[str, Any] = found
     return result
 
 
-def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float = TOLERANCE) -> Comparison:
+def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float) -> Comparison:
     """Compare the medians of two benchmarks, both as JSON values, row by row.
 
     Nothing is judged where processor, GPU, threads or bundle differ. A row has regressed if its ratio is more than

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import frames, metrics
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.predictor import Predictor
 
@@ -45,8 +45,7 @@ class Followed:
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
-        found: dict[str, Any] = json_values(self)
-        return found
+        return json_object(self)
 
 
 def follow(

@@ -1,15 +1,16 @@
 """Time of a step by node and by node type, compared with the limits of the machine."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.libraries import pip_install
 from e3d_deploy.measure.environment import environment
-from e3d_deploy.measure.profilers import Timed, trace
+from e3d_deploy.measure.profilers import trace
 from e3d_deploy.measure.roofline import Roofline, measure
+from e3d_deploy.runtime.backends.protocol import NodeTime
 from e3d_deploy.runtime.backends.specs import find
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ BLOCKED = "_nchwc"
 class Row:
     """A node as it was timed, and what the graph says of it."""
 
-    timed: Timed
+    timed: NodeTime
     cost: "NodeCost | None"
 
     @property
@@ -57,14 +58,16 @@ class Part:
     share: float
     """Share of the time inside nodes."""
     gflops: float | None
-    """Speed (10⁹ FLOP/s); None where the cost is not known."""
+    """Speed (10⁹ FLOP/s); None where no FLOP are known."""
     roofline_share: float | None
     """Least time that FLOP and bytes need, over the time taken; None where that is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the part as JSON values, of a type without a name."""
-        found: dict[str, Any] = json_values(self)
-        return {name: value for name, value in found.items() if name != "name" or value is not None}
+        found = json_object(self)
+        if self.name is None:
+            del found["name"]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +109,15 @@ class ProfileResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values of schema 1."""
-        found: dict[str, Any] = json_values(
+        return json_object(
             {
                 "schema": SCHEMA,
                 "what": f"one step with a full history, mean of {self.steps}; shares are of the time inside nodes",
-                **{field.name: getattr(self, field.name) for field in fields(self)},
+                **vars(self),
                 "nodes": [node.to_json() for node in self.nodes],
                 "types": [one.to_json() for one in self.types],
             }
         )
-        return found
 
 
 def profile(
@@ -154,7 +156,7 @@ def profile(
     )
 
 
-def match(nodes: Iterable[Timed], costs: Iterable["NodeCost"]) -> list[tuple[Timed, "NodeCost | None"]]:
+def match(nodes: Iterable[NodeTime], costs: Iterable["NodeCost"]) -> list[tuple[NodeTime, "NodeCost | None"]]:
     """Pair each timed node with the cost of its graph node; None if a library made it of several nodes or of none."""
     by_name: dict[str, NodeCost] = {}
     for cost in costs:

@@ -15,22 +15,11 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, profiled
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Time and calls of the work that a library ran under one name."""
-
-    name: str
-    kind: str
-    ms: float
-    """A step, mean."""
-    calls: float
-    """A step."""
-
-
-@dataclass(frozen=True)
 class Trace:
     """A few steps as their library saw them."""
 
-    nodes: list[Timed]
+    nodes: list[NodeTime]
+    """Mean time and calls of a step, by name and type."""
     step_ms: float
     """From call to return, with the time that profiling itself takes, mean."""
 
@@ -79,13 +68,13 @@ def _drive(bundle: Bundle, steps: int) -> Drive:
     return drive
 
 
-def _summed(found: Iterable[NodeTime], steps: int) -> list[Timed]:
+def _summed(found: Iterable[NodeTime], steps: int) -> list[NodeTime]:
     """Return the mean of a step of each node, the longest first."""
     sums: dict[tuple[str, str], list[NodeTime]] = defaultdict(list)
     for node in found:
         sums[node.name, node.kind].append(node)
     timed = [
-        Timed(name, kind, sum(one.ms for one in every) / steps, sum(one.calls for one in every) / steps)
+        NodeTime(name, kind, sum(one.ms for one in every) / steps, sum(one.calls for one in every) / steps)
         for (name, kind), every in sums.items()
     ]
     return sorted(timed, key=lambda one: -one.ms)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 
 SCHEMA = 1
 DIFFERENCE_FROM = "PyTorch float32: predictions of the whole rollout, step by step and by each graph"
@@ -67,7 +67,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as JSON values, without levels."""
-        found: dict[str, Any] = json_values(self)
+        found = json_object(self)
         timing, accuracy = found.pop("timing"), found.pop("accuracy")
         first = {name: found.pop(name) for name in ("what", "backend", "on_host")}
         return {**first, **timing, **found, **accuracy}
@@ -184,7 +184,7 @@ class BenchmarkResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values of schema 1, which `--baseline` reads."""
-        found: dict[str, Any] = json_values(
+        return json_object(
             {
                 "schema": SCHEMA,
                 "what": self.what,
@@ -202,4 +202,3 @@ class BenchmarkResult:
                 "environment": self.environment,
             }
         )
-        return found

@@ -87,10 +87,9 @@ def make_task(
         case "rollout":
             if bundle.horizon < 2:
                 raise ConfigError("rollout: the bundle forecasts one frame, which takes no further step; time the step")
-            *_, (prediction, state) = rollout(backend, batched, bundle.context_length)
-            return Task(
-                lambda: _device(backend, backend.rollout(prediction, state)), bundle.horizon - 1, 2, forecasts=False
-            )
+            for prediction, state in rollout(backend, batched, bundle.context_length):
+                last = (prediction, state)  # alone: states may be large
+            return Task(lambda: _device(backend, backend.rollout(*last)), bundle.horizon - 1, 2, forecasts=False)
         case "end-to-end":
             return _end_to_end(bundle, backend, play)
     raise AssertionError(f"{what} passed check_what")
@@ -115,7 +114,6 @@ def _stream_task(bundle: Bundle, backend: Backend, text: str | None) -> Task:
 
 def step_task(backend: Backend, state: State, frames: NDArray[np.float32], *, fill: int) -> Task:
     """Steps of a backend on frames [T, B, C, H, W], from the first on for ever."""
-    _measure_device(backend)
     seen = cycle(frames)
 
     def call() -> float | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.policies import EXACT_DIFFERENCE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
@@ -105,8 +105,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON knows it, null for what is not a number."""
         fields = {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": self.passed}
-        result: dict[str, Any] = json_values(fields)
-        return result
+        return json_object(fields)
 
 
 def verify(

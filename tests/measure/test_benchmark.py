@@ -380,7 +380,7 @@ def result_of(**ms: float) -> dict[str, Any]:
 
 
 def test_a_row_beyond_the_tolerance_has_regressed() -> None:
-    found = compare(result_of(torch=10.9, onnxruntime=12.0), result_of(torch=10.0, onnxruntime=10.0))
+    found = compare(result_of(torch=10.9, onnxruntime=12.0), result_of(torch=10.0, onnxruntime=10.0), 0.1)
     assert [row.regressed for row in found.rows] == [False, True]
     assert regressions(found) == [
         "step of onnxruntime: 12.00 ms is 1.20 times the baseline's 10.00 ms, 1.10 is allowed"
@@ -401,7 +401,7 @@ def test_a_row_beyond_the_tolerance_has_regressed() -> None:
 def test_no_verdict_where_something_else_differs(part: str, field: str, value: object, words: str) -> None:
     baseline = result_of(torch=1.0)
     baseline[part][field] = value
-    found = compare(result_of(torch=100.0), baseline)
+    found = compare(result_of(torch=100.0), baseline, 0.1)
     assert not found.comparable
     assert found.different == (words,)
     assert found.rows[0].ratio == 100
@@ -411,7 +411,7 @@ def test_no_verdict_where_something_else_differs(part: str, field: str, value: o
 def test_a_baseline_from_before_the_gpu_was_recorded_is_one_without() -> None:
     baseline = result_of(torch=1.0)
     del baseline["environment"]["gpu"]
-    assert compare(result_of(torch=1.0), baseline).comparable
+    assert compare(result_of(torch=1.0), baseline, 0.1).comparable
 
 
 def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +440,7 @@ def test_versions_are_recorded_of_what_the_extras_install() -> None:
 
 
 def test_rows_of_one_side_alone_are_named() -> None:
-    found = compare(result_of(torch=1.0), result_of(openvino=1.0))
+    found = compare(result_of(torch=1.0), result_of(openvino=1.0), 0.1)
     assert found.rows == ()
     assert found.missing == ("step of openvino", "step of torch")
 
@@ -615,6 +615,13 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     assert slower.stderr.splitlines()[-1].startswith("FAIL step of onnxruntime: ")
     assert "rollout" not in slower.stderr.splitlines()[-1]
 
+    first["results"], kept = [{**first["results"][0], "backend": "openvino"}], first["results"]
+    before.write_text(json.dumps(first))
+    none = e3d(*command, "--baseline", before)
+    assert "WARN no verdict: the baseline has none of these rows" in none.stderr
+    assert "PASS" not in none.stderr
+
+    first["results"] = kept
     first["environment"]["threads"] = 64
     before.write_text(json.dumps(first))
     other = e3d(*command, "--baseline", before)

@@ -11,9 +11,10 @@ from e3d_deploy.export.graph.statistics import NodeCost, node_costs, statistics
 from e3d_deploy.measure import profile as profiling
 from e3d_deploy.measure import roofline
 from e3d_deploy.measure.profile import match, profile
-from e3d_deploy.measure.profilers import Timed, Trace
+from e3d_deploy.measure.profilers import Trace
 from e3d_deploy.measure.roofline import Roofline
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends.protocol import NodeTime
 from tests.tools import e3d
 
 LIMITS = Roofline(gflops=50.0, gigabytes_per_second=10.0)
@@ -72,7 +73,7 @@ def test_shares_of_the_roofline_are_least_time_over_time(bundle: Bundle, monkeyp
         NodeCost("a", "Conv", ("x",), flop=50_000_000, bytes_moved=1000),  # 1 ms at 50 GFLOP/s
         NodeCost("b", "Add", ("y",), flop=0, bytes_moved=10_000_000),  # 1 ms at 10 GB/s
     ]
-    timed = [Timed("x_nchwc", "Conv", 2.0, 1.0), Timed("b", "Add", 4.0, 2.0), Timed("c", "Reorder", 4.0, 1.0)]
+    timed = [NodeTime("x_nchwc", "Conv", 2.0, 1.0), NodeTime("b", "Add", 4.0, 2.0), NodeTime("c", "Reorder", 4.0, 1.0)]
     monkeypatch.setattr(profiling, "trace", lambda *_, **__: Trace(timed, 12.0))
     monkeypatch.setattr(profiling, "_costs", lambda *_: (costs, None))
     result = profile(bundle, "onnxruntime")
@@ -99,7 +100,7 @@ def test_shares_of_the_roofline_are_least_time_over_time(bundle: Bundle, monkeyp
 )
 def test_a_node_is_known_by_its_name_or_output_and_its_type(name: str, kind: str, found: bool) -> None:
     cost = NodeCost("t0/conv", "Conv", ("conv2d_5",), 1, 1)
-    ((_, matched),) = match([Timed(name, kind, 1.0, 1.0)], [cost])
+    ((_, matched),) = match([NodeTime(name, kind, 1.0, 1.0)], [cost])
     assert (matched is cost) == found
 
 

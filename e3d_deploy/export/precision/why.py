@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import FLOAT32_STEP, Bundle
 from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, makers_of
-from e3d_deploy.json_values import json_values
+from e3d_deploy.json_values import json_object
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import State
@@ -55,8 +55,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values, with None for an infinite error."""
-        found: dict[str, Any] = json_values(self)
-        return found
+        return json_object(self)
 
 
 def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_bytes: int = MOST_BYTES) -> list[Finding]:

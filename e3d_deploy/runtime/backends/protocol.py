@@ -116,12 +116,12 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Time that a library spent under one name, in one or more runs."""
+    """Time that a library spent under one name, in one run or more, or in the mean of a step."""
 
     name: str
     kind: str
     ms: float
-    calls: int = 1
+    calls: float = 1
 
 
 class Drive(Protocol):
