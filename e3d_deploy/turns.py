@@ -19,12 +19,14 @@ def block(
         seconds: length of the block; 0 makes just `fewest` calls.
     """
     times: list[float] = []
+    total = 0.0
     while True:
         started = clock()
         call()
         times.append(clock() - started)
+        total += times[-1]
         alone = 0 < seconds <= times[0]
-        if alone or (len(times) >= fewest and sum(times) >= seconds):
+        if alone or (len(times) >= fewest and total >= seconds):
             return times
 
 

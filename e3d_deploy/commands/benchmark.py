@@ -66,7 +66,7 @@ def benchmark(
     json_: bool,
 ) -> None:
     """Time several backends in turn, and say how right each is."""
-    from contextlib import ExitStack, closing
+    from contextlib import ExitStack
     from dataclasses import replace
 
     from e3d_deploy.measure.baseline import compare, read_baseline, regressions
@@ -88,7 +88,7 @@ def benchmark(
     opened = open_bundle(bundle)
     play = real_clip(opened.config) if "end-to-end" in what else None
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
-        sides = [stack.enter_context(closing(open_backend(opened, name, threads=threads))) for name in backends]
+        sides = [stack.enter_context(open_backend(opened, name, threads=threads)) for name in backends]
         timing: dict[str, Any] = {"seconds": seconds, "repeats": repeats, "progress": progress}
         result = run(opened, sides, what, threads=threads, play=play, renewal=renewal, memory=memory, **timing)
         if streams or target:

@@ -45,13 +45,13 @@ def verify(
     json_: bool,
 ) -> None:
     """Prove that a backend computes what PyTorch computes, over a whole rollout."""
-    from contextlib import ExitStack, closing
+    from contextlib import ExitStack
 
     from e3d_deploy import frames
     from e3d_deploy.bundle.folder import record_verification
     from e3d_deploy.data.clips import read_clips
     from e3d_deploy.runtime.backends.registry import open_backend
-    from e3d_deploy.runtime.backends.specs import YARDSTICK, installed
+    from e3d_deploy.runtime.backends.specs import YARDSTICK, find, has_libraries
     from e3d_deploy.runtime.verify import verify as verify_backend
 
     check_picture(picture)
@@ -69,14 +69,14 @@ def verify(
             candidate, choice = open_auto(opened, threads)
         else:
             candidate = open_backend(opened, backend, threads=threads)
-        stack.enter_context(closing(candidate))
+        stack.enter_context(candidate)
         if against == "auto":
             # PyTorch agrees with itself; what it gave at export, perhaps elsewhere, is the better question.
             itself = candidate.name == YARDSTICK and clip is None and steps is None
-            against = "torch" if YARDSTICK in installed() and not itself else "reference"
+            against = "torch" if has_libraries(find(YARDSTICK)) and not itself else "reference"
         yardstick = None
         if against == "torch":
-            yardstick = stack.enter_context(closing(open_backend(opened, YARDSTICK, threads=threads)))
+            yardstick = stack.enter_context(open_backend(opened, YARDSTICK, threads=threads))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
         findings = [] if report.passed else why(opened, candidate.name, threads)
     if given is None:

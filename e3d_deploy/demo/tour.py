@@ -4,7 +4,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -129,7 +129,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) ->
         return None, f"TensorRT-RTX {next(iter(sidecars.values())).builder}: {built}; built, not run here"
 
     def prove() -> tuple[Report, str]:
-        with closing(open_backend(bundle, YARDSTICK)) as yardstick:
+        with open_backend(bundle, YARDSTICK) as yardstick:
             report = verify(bundle, predictor.backend, yardstick)
         record_verification(bundle, report.to_dict())
         return report, f"largest difference from PyTorch {report.worst:.1e}, budget {report.budget:.0e}"
@@ -147,7 +147,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) ->
     def measure() -> tuple[BenchmarkResult, str]:
         with ExitStack() as stack:
             names = (YARDSTICK, RECOMMENDED)
-            backends = [stack.enter_context(closing(open_backend(bundle, name, threads=1))) for name in names]
+            backends = [stack.enter_context(open_backend(bundle, name, threads=1)) for name in names]
             result = benchmark(bundle, backends, threads=1)
         last = result.rows[-1]
         return result, f"{last.backend} {last.timing.median_ms:.2f} ms a step, {last.speedup:.2f}× PyTorch eager"

@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import Bundle
@@ -44,7 +43,7 @@ def child(request: str) -> str:
     """Call each requested task until it is warm, and return the peak memory of this process as JSON (bytes)."""
     path, name, what, renewal, threads = json.loads(request)
     bundle = Bundle.open(Path(path))
-    with closing(open_backend(bundle, name, threads=threads)) as backend:
+    with open_backend(bundle, name, threads=threads) as backend:
         for one in what:
             task = make_task(one, bundle, backend, renewal=renewal)
             for _ in range(task.fill + 1):

@@ -92,8 +92,8 @@ def grown(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: i
 
     The content of its states is zeros: it is for measuring the time of steps.
     """
-    grown = (batcher.backend.from_arrays(states.grown(age)) for age in renewal.ages(pushed))
-    return Aged(renewal, [Member(batcher.batch(state)) for state in grown], pushed)
+    aged = (batcher.backend.from_arrays(states.grown(age)) for age in renewal.ages(pushed))
+    return Aged(renewal, [Member(batcher.batch(state)) for state in aged], pushed)
 
 
 @contextmanager

@@ -63,8 +63,8 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
 
     Each candidate has to give what PyTorch recorded in the first steps of the reference clip; of those that do, the
     one that takes the least time for a frame of a stream with the bundle's default renewal is taken. PyTorch, the
-    yardstick, is tried where no other is left. The choice is kept for the same graphs, renewal, engines, machine,
-    libraries and threads, so that the next start opens one backend alone.
+    yardstick, is tried where no other is left. The choice is kept for the same bundle, renewal, machine,
+    libraries, candidates and threads, so that the next start opens one backend alone.
 
     Args:
         again: do not look at what was kept.
@@ -74,7 +74,7 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     """
     file = _file(bundle, threads)
     kept = None if again or file is None else _read(file)
-    if kept is not None and kept.backend in candidates():
+    if kept is not None:
         opened = _open(bundle, kept.backend, threads)
         if not isinstance(opened, str):
             log.info("backend %s: %s (chosen before)", kept.backend, kept.reason)
@@ -249,7 +249,7 @@ def _key(bundle: Bundle, threads: int | None) -> str:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
-    # Everything that decides what a backend computes, and how fast; the rest of a manifest changes without that.
+    # All of the manifest but what changes without changing what a backend computes.
     decisive = {**bundle.manifest.to_json(), "verification": None, "created": None, "card": None}
     parts = [decisive, renewal, machine(), versions, candidates(), threads, __version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -119,6 +119,7 @@ class Predictor:
         Raises:
             ConfigError: there is no such renewal.
             StreamError: the snapshot is of another network or has another renewal, or this was closed.
+            SnapshotError: its states have other names, shapes or types.
         """
         self._check_open()
         own = None if snapshot is not None and renewal is None else self.renewal(renewal)
@@ -234,7 +235,7 @@ class Stream:
 
     def __init__(self, predictor: Predictor, renewal: Renewal) -> None:
         self.predictor, self.config = predictor, predictor.config
-        self.backend, self.identity = predictor.backend, predictor.identity
+        self.backend = predictor.backend
         self._lock = threading.Lock()
         self._batcher = Batcher(self.backend, self.config, shares=False)
         self._aged = Aged(renewal)
@@ -340,7 +341,7 @@ class Stream:
             to_arrays, alone = self.backend.to_arrays, self._batcher.alone
             members = [] if replays else self._aged.members or [self._batcher.member()]
             return Snapshot(
-                self.identity,
+                self.predictor.identity,
                 tuple(to_arrays(alone(member)) for member in members),
                 None if replays else copy(self._prediction),
                 self._aged.pushed,

@@ -247,6 +247,16 @@ def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path)
         bundle.graph("other", "onnxruntime")
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "emulated"])
+def test_a_backend_opens_the_graph_that_is_its_own(bundle_path: Path, name: str) -> None:
+    bundle = Bundle.open(bundle_path)
+    own = replace(bundle.entry("step"), backends=(name,), file="own.onnx")
+    with pytest.raises(BundleError, match=r"own\.onnx: "):
+        open_backend(changed(bundle, graphs=(own, *bundle.manifest.graphs)), name)
+    shutil.copy(bundle_path / "step.onnx", bundle_path / "own.onnx")
+    open_backend(changed(bundle, graphs=(own, *bundle.manifest.graphs[1:])), name).close()
+
+
 def test_a_graph_of_another_backend_changes_nothing(bundle_path: Path) -> None:
     bundle = Bundle.open(bundle_path)
     step, rollout, clip = bundle.manifest.graphs

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from e3d_deploy import runtime
+from e3d_deploy.bundle.manifest import Verification
 from e3d_deploy.cli import main
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime import Bundle
@@ -289,8 +290,12 @@ def test_its_key_changes_with_all_that_the_choice_depends_on(bundle: Bundle, mon
         with monkeypatch.context() as patch:
             patch.setattr(f"e3d_deploy.runtime.choose.{name}", function)
             keys.append(_key(bundle, 1))
-    assert len(set(keys)) == len(keys) == 8
-    assert _key(bundle, 1) == keys[0]
+    with monkeypatch.context() as patch:
+        there(patch, "onnxruntime")
+        keys.append(_key(bundle, 1))
+    assert len(set(keys)) == len(keys) == 9
+    same = changed(bundle, verification={"torch": Verification(passed=True)}, created="later", card={"note": 1})
+    assert _key(same, 1) == _key(bundle, 1) == keys[0]
 
 
 def test_a_kept_choice_that_is_gone_or_broken_is_made_again(

@@ -129,13 +129,15 @@ class Steps:
             yield prediction
 
 
-def emulated_backend(bundle: Bundle, *, threads: int | None = None) -> OnnxRuntimeBackend:
-    """The graphs of a bundle, emulated: proves types where nothing runs them. Slower than float32."""
+class EmulatedBackend(OnnxRuntimeBackend):
+    """Runs the graphs of a bundle emulated, which proves types where nothing runs them; slower than float32."""
 
-    def load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
-        model = onnx.load(bundle.graph(graph, OnnxRuntimeBackend.name))
-        return session(emulated(model, bundle.precision), threads=threads)
+    name = "emulated"
 
-    backend = OnnxRuntimeBackend(bundle, threads=threads, load=load)
-    backend.name = "emulated"
-    return backend
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        super().__init__(bundle, threads=threads, load=_load)
+
+
+def _load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
+    entry = bundle.entry(graph, EmulatedBackend.name)
+    return session(emulated(onnx.load(bundle.path / entry.file), entry.precision), threads=threads)

@@ -83,9 +83,9 @@ def _torch_compiled() -> Opener:
 
 
 def _emulated() -> Opener:
-    from e3d_deploy.runtime.backends.emulated import emulated_backend
+    from e3d_deploy.runtime.backends.emulated import EmulatedBackend
 
-    return emulated_backend
+    return EmulatedBackend
 
 
 ALL_POLICIES = frozenset(POLICIES)

@@ -36,7 +36,7 @@ class Lifetime:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free what the backend holds, after the call that is on its way; closing it again does nothing."""
+        """Free what the backend holds, once its lock is free; closing it again does nothing."""
         with self.lock:
             if not self.closed:
                 self.closed = True

@@ -59,7 +59,7 @@ class OnnxRuntimeBackend(HostBackend):
     def _session(self, graph: str) -> onnxruntime.InferenceSession:
         if graph in self.sessions:
             return self.sessions[graph]
-        entry = self.bundle.entry(graph, OnnxRuntimeBackend.name)  # `emulated` runs the same graphs
+        entry = self.bundle.entry(graph, self.name)
         file = self.bundle.path / entry.file
         try:
             session = self.load(self.bundle, graph, self.threads)

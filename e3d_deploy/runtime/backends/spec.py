@@ -28,7 +28,7 @@ class BackendSpec:
     modules: tuple[str, ...]
     """Modules that must be importable."""
     install: str
-    """Command that installs it, shown in errors and by `e3d doctor`."""
+    """Command that installs it, shown in errors and in the docs."""
     device: Literal["cpu", "gpu"]
     """Device class; a backend on a GPU needs the NVIDIA driver."""
     policies: frozenset[str]

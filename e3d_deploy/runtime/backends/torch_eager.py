@@ -52,11 +52,10 @@ class TorchBackend(Lifetime):
     @torch.inference_mode()
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         self.check_open()
-        model = self.model  # which another thread may let go of by `close`
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
-        seen = torch.tensor(as_frames(frame, model.config), dtype=model.to_patch.weight.dtype)
-        prediction, model_state = model.step(seen, state["model"])
+        seen = torch.tensor(as_frames(frame, self.model.config), dtype=self.model.to_patch.weight.dtype)
+        prediction, model_state = self.model.step(seen, state["model"])
         steps = state["steps"] + 1
         return prediction.numpy(), {"model": model_state, "steps": steps}
 
@@ -102,7 +101,7 @@ class TorchBackend(Lifetime):
         return {"model": state, "steps": written - 1}
 
     def free(self) -> None:
-        del self.model
+        """Free nothing: another thread may be in a step, and the model goes with the backend."""
 
 
 def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
