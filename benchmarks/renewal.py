@@ -72,10 +72,8 @@ def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: 
     for text in texts:
         renewal, batcher = Renewal.parse(text, CONTEXT), Batcher(predictor.backend, predictor.config)
         old = renewal.cycle * (2 * predictor.config.history_length + renewal.warm_up)
-        batchers[text], videos[text] = (
-            batcher,
-            [grown(batcher, predictor.states, renewal, old + number) for number in range(streams)],
-        )
+        batchers[text] = batcher
+        videos[text] = [grown(batcher, predictor.states, renewal, old + number) for number in range(streams)]
 
     def rounds_of(text: str) -> Callable[[], None]:
         def call() -> None:

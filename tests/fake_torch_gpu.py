@@ -70,4 +70,5 @@ class HostGpu:
 def put_in_place(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend `torch-cuda-graph` run on a machine."""
     monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
+    monkeypatch.setattr(HostGpu, "error", None)  # and undone, whatever a test sets
     monkeypatch.setattr(torch_cuda_graph, "TorchGpu", HostGpu)

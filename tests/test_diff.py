@@ -27,11 +27,6 @@ from e3d_deploy.tensors import read_tensors
 from tests.manifests import rewrite, sidecar
 
 
-def changed(path: Path, **fields: Any) -> None:
-    """Change fields of a bundle's manifest."""
-    rewrite(path, **fields)
-
-
 def model(path: Path, change: Any = lambda _: None, **fields: Any) -> Path:
     """The tiny model, changed."""
     torch.manual_seed(0)
@@ -49,7 +44,7 @@ def run(*arguments: object, code: int = 0) -> Any:
 
 
 def test_a_copy_is_the_same_whatever_its_name_and_age(exported: Path, bundle_path: Path) -> None:
-    changed(bundle_path, name="other", created="1999-12-31T23:59:59+00:00")
+    rewrite(bundle_path, name="other", created="1999-12-31T23:59:59+00:00")
     found = diff(exported / "tiny.e3d", bundle_path)
     assert found["differs_in"] == []
     assert found["not_compared"] == {}
@@ -141,20 +136,20 @@ def test_every_field_of_a_manifest_counts(exported: Path, bundle_path: Path) -> 
         "verification": {"onnxruntime": Verification(worst=1e-7, passed=True)},
         "engines": {"step.tensorrt": sidecar()},
     }
-    changed(bundle_path, **changes)
+    rewrite(bundle_path, **changes)
     found = diff(exported / "tiny.e3d", bundle_path)
     assert set(found["differs_in"]) == set(changes)
     assert found["producer"] == {"torch": [manifest.producer.torch, "1.0"]}
     assert found["verification"]["onnxruntime.worst"] == [None, 1e-7]
     assert found["engines"]["step.tensorrt.precision.requested"] == [None, "fp32"]
     again = shutil.copytree(bundle_path, bundle_path.with_name("again.e3d"))
-    changed(again, engines={"step.tensorrt": sidecar(created="later", build_seconds=2.0)})
+    rewrite(again, engines={"step.tensorrt": sidecar(created="later", build_seconds=2.0)})
     assert diff(bundle_path, again)["differs_in"] == []
 
 
 def test_an_engine_that_was_lost_is_shown(exported: Path, bundle_path: Path) -> None:
     files = Bundle.open(bundle_path).manifest.files
-    changed(bundle_path, files={**files, "engines/step.tensorrt.plan": "0" * 64}, engines={"step.tensorrt": sidecar()})
+    rewrite(bundle_path, files={**files, "engines/step.tensorrt.plan": "0" * 64}, engines={"step.tensorrt": sidecar()})
     found = diff(exported / "tiny.e3d", bundle_path)
     assert found["files"] == {"engines/step.tensorrt.plan": [None, "missing, 000000000000"]}
     assert CliRunner().invoke(main, ["inspect", str(bundle_path)]).exit_code == 0

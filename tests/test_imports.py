@@ -20,7 +20,9 @@ def python(code: str) -> str:
 )
 def test_runtime_imports_without(absent: str) -> None:
     modules = (
-        "e3d_deploy.runtime, e3d_deploy.runtime.verify, e3d_deploy.bundle.pack, e3d_deploy.inspect, e3d_deploy.diff, "
+        "e3d_deploy.runtime, e3d_deploy.runtime.predictor, e3d_deploy.runtime.choose, "
+        "e3d_deploy.runtime.streams.streams, e3d_deploy.runtime.verify, e3d_deploy.bundle.pack, "
+        "e3d_deploy.inspect, e3d_deploy.diff, "
         "e3d_deploy.measure.benchmark, e3d_deploy.measure.stream_curve, e3d_deploy.measure.profile"
     )
     python(f"import sys; sys.modules[{absent!r}] = None; import {modules}")
@@ -47,7 +49,10 @@ def test_runtime_loads_numpy_alone() -> None:
 
 def test_runtime_does_not_ask_what_is_installed() -> None:
     """Asking takes a third of its import, and only `auto` has to know."""
-    assert python("import sys, e3d_deploy.runtime; print('importlib.metadata' in sys.modules)").strip() == "False"
+    assert (
+        python("import sys; from e3d_deploy.runtime import load; print('importlib.metadata' in sys.modules)").strip()
+        == "False"
+    )
 
 
 def test_every_error_can_be_imported_from_the_runtime() -> None:

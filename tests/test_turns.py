@@ -3,16 +3,15 @@
 import pytest
 
 from e3d_deploy.turns import block, in_turn
+from tests.tools import Clock
 
 
-class Clock:
+class Paced(Clock):
     """A clock that calls move on."""
 
     def __init__(self, *seconds: float) -> None:
-        self.now, self.left = 0.0, list(seconds)
-
-    def __call__(self) -> float:
-        return self.now
+        super().__init__()
+        self.left = list(seconds)
 
     def call(self) -> None:
         """Take the next of the given times."""
@@ -30,7 +29,7 @@ class Clock:
 )
 def test_a_block_has_its_calls_and_its_length(fewest: int, seconds: float, expected: list[float]) -> None:
     """The last block is filled by its first call."""
-    clock = Clock(1, 5, 2, 9)
+    clock = Paced(1, 5, 2, 9)
     assert block(clock.call, fewest=fewest, seconds=seconds, clock=clock) == expected
 
 

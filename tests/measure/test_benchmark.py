@@ -30,19 +30,9 @@ from e3d_deploy.measure.timing import PATIENCE, Block, Runner, blocks_in_turn, m
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from tests.fake_backend import FakeBackend
-from tests.tools import e3d
+from tests.tools import Clock, e3d
 
 DOCS = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Paced:
@@ -450,7 +440,7 @@ def test_rows_of_one_side_alone_are_named() -> None:
 )
 def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "before.json").write_text(text)
-    with pytest.raises(BenchmarkError, match=r"before.json: (no result|schema 9)"):
+    with pytest.raises(BenchmarkError, match=r"before.json: (not a result|schema 9)"):
         read_baseline(tmp_path / "before.json")
     with pytest.raises(ConfigError, match="no such file; make one with"):
         read_baseline(tmp_path / "nowhere.json")
@@ -672,4 +662,4 @@ def test_bad_options_are_refused_before_the_work(exported: Path, options: list[s
 
 def test_a_baseline_of_something_else_exits_5(exported: Path) -> None:
     line = e3d("benchmark", exported / "tiny.e3d", "--baseline", exported / "tiny.e3d" / "manifest.json", code=5).stderr
-    assert "no result of `e3d benchmark --json`" in line
+    assert "not a result of `e3d benchmark --json`" in line

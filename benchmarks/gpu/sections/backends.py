@@ -88,7 +88,6 @@ def _without_graphs(bench: Bench, precision: str, batch: int) -> "Manifest":
     """Return a manifest as far as torch-cuda-graph reads it."""
     from e3d_deploy.bundle import manifest as parts
 
-    step = {"file": "", "weights": (), "nodes": 0, "opset": 0, "inputs": (), "outputs": ()}
     return parts.Manifest(
         schema=parts.SCHEMA,
         name="",
@@ -103,7 +102,7 @@ def _without_graphs(bench: Bench, precision: str, batch: int) -> "Manifest":
         preprocessing=parts.Preprocessing(frames="", patching="", output=""),
         rounding=parts.Rounding(predictions=0.0, states=0.0),
         precision=parts.Precision(policy=precision, exclude=(), budget={}),
-        graphs=(parts.GraphEntry(name="step", backends=None, precision=precision, **step),),
+        graphs=(),
         verification={},
         engines={},
         files={},
