@@ -1,14 +1,19 @@
 """Fakes behind the backends that need a GPU, and a backend that only tests register."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.runtime import Bundle, Predictor
+from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.spec import BackendSpec
-from e3d_deploy.runtime.backends.specs import BACKENDS, register
+from e3d_deploy.runtime.backends.specs import BACKENDS, find, has_libraries, register
 from tests.fake_cuda import Machine
 from tests.fake_tensorrt_runtime import FakeTensorRT
+from tests.runtime.backends.cases import FAKED, NAMES, Case, arrange
 from tests.toy_backend import TOY
 
 
@@ -47,3 +52,29 @@ def toy() -> Iterator[BackendSpec]:
     register(TOY)
     yield TOY
     del BACKENDS[TOY.name]
+
+
+@pytest.fixture(params=NAMES)
+def arranged(request: pytest.FixtureRequest, any_batch: Path, tmp_path: Path) -> tuple[BackendSpec, Bundle]:
+    bundle = arrange(request.param, any_batch, tmp_path, request)
+    return find(request.param), bundle
+
+
+@pytest.fixture
+def case(arranged: tuple[BackendSpec, Bundle]) -> Iterator[Case]:
+    spec, bundle = arranged
+    try:
+        backend = open_backend(bundle, spec.name, threads=1)
+    except BackendUnavailable as error:
+        if spec.name in FAKED or has_libraries(spec):
+            raise
+        pytest.skip(str(error))
+    with backend:
+        yield Case(spec, bundle, backend)
+
+
+@pytest.fixture
+def predictor(case: Case) -> Iterator[Predictor]:
+    """Predictor on each backend."""
+    with Predictor.of_bundle(case.bundle, case.backend) as predictor:
+        yield predictor

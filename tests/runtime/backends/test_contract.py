@@ -3,9 +3,8 @@
 A backend without a fake is opened as it is, and skipped with the reason that it gives where it cannot be opened.
 """
 
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,68 +20,16 @@ from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.spec import BackendSpec
-from e3d_deploy.runtime.backends.specs import BACKENDS, find, has_libraries, register
+from e3d_deploy.runtime.backends.specs import BACKENDS, find, register
 from e3d_deploy.runtime.verify import agrees
-from tests.fake_tensorrt_runtime import add_engines, floats, pictures
-from tests.fake_torch_gpu import put_in_place
+from tests.fake_tensorrt_runtime import floats, pictures
 from tests.manifests import with_policy
+from tests.runtime.backends.cases import LARGEST, Case
 from tests.runtime.test_young_ring import assert_empty_slots_are_zeros, with_junk
 from tests.tools import e3d
 
-TOY = "toy"
-FAKED = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph", "torch-compiled", TOY)
-"""Backends that `arrange` makes run here."""
-NAMES = (*BACKENDS, TOY)
 ROUNDING = 5e-5
 """Difference of the same frames computed by other calls or in other numbers of streams; measured 1.3e-6."""
-LARGEST = 4
-"""Larger numbers of streams take the same way, and longer."""
-
-
-def arrange(name: str, path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Bundle:
-    """Put the fake of a backend in place, if there is one, and return the bundle that it runs."""
-    monkeypatch = request.getfixturevalue("monkeypatch")
-    match name:
-        case "tensorrt" | "tensorrt-rtx":
-            request.getfixturevalue("trt").profiles = [(1, 2, LARGEST)]
-            return add_engines(shutil.copytree(path, tmp_path / "any.e3d"), target=name)
-        case "onnxruntime-cuda":
-            request.getfixturevalue("on_cpu")
-        case "torch-cuda-graph":
-            put_in_place(request.getfixturevalue("machine"), monkeypatch)
-        case "torch-compiled":  # its step, not compiled, which takes minutes
-            monkeypatch.setattr("e3d_deploy.runtime.backends.torch_compiled.compiled", lambda ring, **_: ring)
-        case "toy":
-            request.getfixturevalue("toy")
-    return Bundle.open(path)
-
-
-@dataclass(frozen=True)
-class Case:
-    """An opened backend, and what it was opened from."""
-
-    spec: BackendSpec
-    bundle: Bundle
-    backend: Backend
-
-
-@pytest.fixture(params=NAMES)
-def arranged(request: pytest.FixtureRequest, any_batch: Path, tmp_path: Path) -> tuple[BackendSpec, Bundle]:
-    bundle = arrange(request.param, any_batch, tmp_path, request)
-    return find(request.param), bundle
-
-
-@pytest.fixture
-def case(arranged: tuple[BackendSpec, Bundle]) -> Iterator[Case]:
-    spec, bundle = arranged
-    try:
-        backend = open_backend(bundle, spec.name, threads=1)
-    except BackendUnavailable as error:
-        if spec.name in FAKED or has_libraries(spec):
-            raise
-        pytest.skip(str(error))
-    with backend:
-        yield Case(spec, bundle, backend)
 
 
 def stepped(backend: Backend, seen: NDArray[Any], state: Any) -> tuple[NDArray[np.float32], Any]:
