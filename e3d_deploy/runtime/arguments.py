@@ -1,0 +1,70 @@
+"""Checks of arguments before any work begins, and the time that a call may take."""
+
+import math
+import operator
+import time
+from typing import Any
+
+from e3d_deploy.errors import ConfigError, StreamError
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return a whole number, Python's or NumPy's.
+
+    Raises:
+        ConfigError: it is not one, or is below `least`.
+    """
+    try:
+        count = operator.index(value) if not isinstance(value, bool) else None
+    except TypeError:
+        count = None
+    if count is None or count < least:
+        raise ConfigError(f"{name}: got {value!r}, expected a whole number of {least} or more")
+    return count
+
+
+def check_ms(name: str, value: Any) -> float | None:
+    """Return a time in milliseconds, or None, which sets no limit.
+
+    Raises:
+        ConfigError: it is not a finite number of 0 or more.
+    """
+    if value is None:
+        return None
+    try:
+        time_ms = float(value) if not isinstance(value, bool | str | bytes) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        time_ms = math.nan
+    if not 0 <= time_ms < math.inf:
+        raise ConfigError(f"{name}: got {value!r}, expected a finite number of milliseconds of 0 or more, or None")
+    return time_ms
+
+
+class Timeout:
+    """Time that a call may take, from now on.
+
+    Args:
+        timeout_ms: None sets no limit.
+
+    Raises:
+        ConfigError: not a finite number of 0 or more.
+    """
+
+    __slots__ = ("_end", "_timeout_ms")
+
+    def __init__(self, timeout_ms: float | None) -> None:
+        self._timeout_ms = check_ms("timeout_ms", timeout_ms)
+        self._end = math.inf if self._timeout_ms is None else time.monotonic() + self._timeout_ms / 1000
+
+    def left(self) -> float | None:
+        """Return the time left (s), 0 once it is over; None without a limit."""
+        return None if self._timeout_ms is None else max(0.0, self._end - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """True once the time is over."""
+        return self._timeout_ms is not None and time.monotonic() >= self._end
+
+    def error(self, what: str) -> StreamError:
+        """Return the error for a call that took too long, such as `predict`."""
+        return StreamError(f"{what}: not done within {self._timeout_ms:g} ms; allow more time, or try again")

@@ -1,0 +1,53 @@
+"""Process in which objects of the runtime work: not in a copy made by fork, and not in a library while Python ends."""
+
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+from e3d_deploy.errors import StreamError
+
+_quieted: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
+"""Objects with calls to wait for at the end of Python, each with its process and the function that waits."""
+_exit_threads: list[int] = []
+"""Thread that runs the exit handlers, once Python ends."""
+
+
+def check_usable(pid: int) -> None:
+    """Raise unless an object of the process `pid` may be used by this thread now.
+
+    Raises:
+        StreamError: this process was forked from that one; or Python ends, and this is not the thread that runs its
+            exit handlers.
+    """
+    if os.getpid() != pid:
+        raise StreamError("this process was forked from the one that loaded the bundle; load it again here")
+    if _exit_threads and threading.get_ident() not in _exit_threads:
+        raise StreamError("Python ends, and only exit handlers may use streams now; stop the thread before the end")
+
+
+def is_ending() -> bool:
+    """Return True once Python runs its exit handlers, some of which may still use streams."""
+    return bool(_exit_threads)
+
+
+def wait_at_exit(owner: object, wait: Callable[[], None]) -> None:
+    """Have `wait` called once Python ends, after calls of other threads are refused.
+
+    It waits for the calls that those are in: a thread inside a library while Python goes away would abort the process.
+
+    Args:
+        owner: forgotten with it; `wait` must not refer to it strongly.
+    """
+    _quieted[owner] = os.getpid(), wait
+
+
+def _end() -> None:
+    _exit_threads.append(threading.get_ident())
+    for pid, wait in list(_quieted.values()):
+        if pid == os.getpid():
+            wait()
+
+
+atexit.register(_end)
