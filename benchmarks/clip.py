@@ -18,7 +18,6 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +29,7 @@ from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tensorrt_library import library
 

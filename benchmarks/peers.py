@@ -22,7 +22,6 @@ from typing import Any
 
 import click
 import numpy as np
-import onnxruntime
 import openvino
 import torch
 from numpy.typing import NDArray
@@ -35,6 +34,7 @@ from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.errors import E3DError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend

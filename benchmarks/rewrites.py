@@ -18,7 +18,6 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from benchmarks.common import compare, save
@@ -29,6 +28,7 @@ from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.step import REWRITES
 from e3d_deploy.tensorrt_library import MODULES, library

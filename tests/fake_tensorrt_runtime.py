@@ -11,11 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.plans import sources
 from e3d_deploy.export.engines.install import move_in, staging
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.tensorrt_library import Target

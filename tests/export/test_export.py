@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -18,6 +17,7 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.to_onnx import one_sided_convolutions
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.types import fixed_values, products
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.operators import on
 from e3d_deploy.runtime.backends.emulated import Steps, session
 from e3d_deploy.runtime.backends.protocol import Frame, State

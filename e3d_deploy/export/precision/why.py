@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -19,6 +18,7 @@ from e3d_deploy import contract
 from e3d_deploy.bundle.folder import FLOAT32_STEP, Bundle
 from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, makers_of
 from e3d_deploy.json_values import json_object
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import State

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.operators import MOVES, PRODUCTS, on
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.protocol import Frame, State, initial_arrays

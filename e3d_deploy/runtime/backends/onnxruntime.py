@@ -7,11 +7,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 

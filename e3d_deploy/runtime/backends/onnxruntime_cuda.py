@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, BundleError, E3DError, EngineError, ResourceLimit
 from e3d_deploy.libraries import pip_install
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.cuda import Cuda
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from e3d_deploy import inventory
 from e3d_deploy.errors import BackendUnavailable, BundleError, EngineError, ResourceLimit
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends import onnxruntime_cuda
 from e3d_deploy.runtime.backends.onnxruntime_cuda import NO_GRAPH, OnnxRuntimeCudaBackend
