@@ -78,7 +78,7 @@ def several(predictor: Predictor, texts: tuple[str, ...], streams: int, rounds: 
     def rounds_of(text: str) -> Callable[[], None]:
         def call() -> None:
             for _ in range(frames[text]):
-                advance(batchers[text], videos[text], [next(seen)] * streams)
+                videos[text] = advance(batchers[text], videos[text], [next(seen)] * streams)
 
         return call
 
@@ -105,7 +105,7 @@ def step_of_two(bundle: Bundle, backend: str, threads: int, rounds: int) -> floa
     batcher, frames = Batcher(opened, bundle.config), bundle.reference()["frames"][:1]
     states: dict[int, Any] = {}
     for size in (1, 2):
-        members = grown(batcher, bundle.states, Renewal(), 50).members * size
+        members = grown(batcher, bundle.states, Renewal(), 50).places * size
         states[size] = opened.gather([(one.batch.state, one.row) for one in members])
 
     def step(size: int) -> Callable[[], None]:

@@ -166,7 +166,7 @@ def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> 
     videos = [grown(batcher, bundle.states, renewal, old + number) for number in range(streams)]
 
     def call() -> None:
-        advance(batcher, videos, [next(seen)] * streams)
+        videos[:] = advance(batcher, videos, [next(seen)] * streams)
 
     return Task(call, 1, renewal.cycle + 1, forecasts=False)
 

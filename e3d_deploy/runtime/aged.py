@@ -1,41 +1,44 @@
 """Streams as sets of states of different ages, stepped with one picture each: all of them, or none."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.batching import Batch, Batcher, Member
+from e3d_deploy.runtime.batching import Batch, Batcher, Member, Place
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.renewal import Renewal
 
+P = TypeVar("P", bound=Place)
 
-@dataclass(eq=False)
+
+@dataclass(frozen=True, eq=False)
 class Aged:
-    """States of a stream that keeps states."""
+    """Stream that keeps states, at one moment: the next picture makes another one of it, or nothing happens."""
 
     renewal: Renewal
-    members: list[Member] = field(default_factory=list)
-    """The oldest first."""
+    places: tuple[Place, ...] = ()
+    """Its states, the oldest first."""
     pushed: int = 0
     """Number of pictures seen."""
+    prediction: NDArray[np.float32] | None = None
+    """Prediction of the oldest state, [1, C, H, W]; None before the first picture."""
 
 
-@dataclass(eq=False)
 class _Row:
     """State that a step is to move on."""
 
-    stream: Aged
-    member: Member
-    seen: Any
-    prediction: NDArray[np.float32] | None = None
-    after: tuple[Batch, int] | None = None
-    """Batch and row of the state after the step."""
+    __slots__ = ("after", "member", "prediction", "seen", "stream")
+
+    def __init__(self, stream: Aged, member: Place, seen: Any) -> None:
+        self.stream, self.member, self.seen = stream, member, seen
+        self.prediction: NDArray[np.float32]
+        self.after: tuple[Batch, int]
+        """Batch and row of the state after the step."""
 
 
 def next_members(batcher: Batcher, renewal: Renewal, pushed: int, members: Sequence[Member]) -> list[Member]:
@@ -45,46 +48,48 @@ def next_members(batcher: Batcher, renewal: Renewal, pushed: int, members: Seque
         pushed: pictures that the stream has seen.
         members: its states so far.
     """
-    kept = list(members[1:] if renewal.ends(pushed) else members)
-    return [*kept, batcher.member()] if renewal.begins(pushed) else kept
+    return _next(renewal, pushed, members, batcher.member)
 
 
-def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> list[NDArray[np.float32]]:
-    """Step all states of streams, each with the picture of its stream; nothing has changed if it fails.
+def _next(renewal: Renewal, pushed: int, places: Sequence[P], new: Callable[[], P]) -> list[P]:
+    kept = list(places[1:] if renewal.ends(pushed) else places)
+    return [*kept, new()] if renewal.begins(pushed) else kept
 
-    Returns:
-        The prediction of the oldest state of each stream, [1, C, H, W].
+
+def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> list[Aged]:
+    """Step all states of streams, each with the picture of its stream, and return the streams after it.
+
+    The streams that come in stay as they are: whoever is interrupted still has them.
 
     Raises:
         ResourceLimit: out of memory.
         StreamError: a prediction is not finite.
     """
     rows_of = [
-        [_Row(stream, one, picture) for one in next_members(batcher, stream.renewal, stream.pushed, stream.members)]
+        [_Row(stream, one, picture) for one in _next(stream.renewal, stream.pushed, stream.places, batcher.place)]
         for stream, picture in zip(streams, seen, strict=True)
     ]
     rows = [row for own in rows_of for row in own]
     for together in batcher.split(rows):
-        with plain_errors():
+        try:
             predictions, batch = batcher.step(together)
+        except Exception as error:
+            raise clear(error) from error.__cause__
         for number, row in enumerate(together):
             row.prediction, row.after = predictions[number : number + 1], (batch, number)
             if not np.isfinite(row.prediction).all():
                 raise StreamError(
                     f"frame {row.stream.pushed}: the prediction is not finite; reset the stream, check the precision"
                 )
-    answers = []
-    for stream, own in zip(streams, rows_of, strict=True):
-        for ended in set(stream.members).difference(row.member for row in own):
-            batcher.leave(ended)
-        for row in own:
-            assert row.after is not None
-            batcher.move(row.member, *row.after)
-        stream.members, stream.pushed = [row.member for row in own], stream.pushed + 1
-        assert own[0].prediction is not None
-        answers.append(own[0].prediction.copy() if len(rows) > 1 else own[0].prediction)
-    batcher.tidy()
-    return answers
+    return [
+        Aged(
+            stream.renewal,
+            tuple(Place(*row.after) for row in own),
+            stream.pushed + 1,
+            own[0].prediction.copy() if len(rows) > 1 else own[0].prediction,  # a view would keep those of all
+        )
+        for stream, own in zip(streams, rows_of, strict=True)
+    ]
 
 
 def grown(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: int) -> Aged:
@@ -93,15 +98,4 @@ def grown(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: i
     The content of its states is zeros: it is for measuring the time of steps.
     """
     aged = (batcher.backend.from_arrays(states.grown(age)) for age in renewal.ages(pushed))
-    return Aged(renewal, [Member(batcher.batch(state)) for state in aged], pushed)
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Raise failures of a library as errors of ours."""
-    try:
-        yield
-    except Exception as error:
-        if (cleared := clear(error)) is error:
-            raise
-        raise cleared from error
+    return Aged(renewal, tuple(Place(batcher.batch(state)) for state in aged), pushed)

@@ -61,6 +61,12 @@ class Timeout:
         return None if self._timeout_ms is None else max(0.0, self._end - time.monotonic())
 
     @property
+    def left_ms(self) -> float | None:
+        """Time left (ms), for a call that takes it as its own; None without a limit."""
+        left = self.left()
+        return None if left is None else 1000 * left
+
+    @property
     def over(self) -> bool:
         """True once the time is over."""
         return self._timeout_ms is not None and time.monotonic() >= self._end

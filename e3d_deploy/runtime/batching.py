@@ -34,6 +34,7 @@ class Batch:
     def __init__(self, state: State, size: int = 1, rows: int = 1) -> None:
         self.state, self.size, self.rows = state, size, rows
         self.members: dict[Member, int] = {}
+        """Those who have to leave it, or be moved; places are not among them."""
 
     @property
     def left(self) -> bool:
@@ -41,13 +42,22 @@ class Batch:
         return 0 < len(set(self.members.values())) < self.rows
 
 
-class Member:
-    """Place of a stream or forecast in a row of a state; two may share a row, such as a forecast and its stream."""
+class Place:
+    """Row of a state; several may share one, such as a forecast and its stream."""
 
     __slots__ = ("batch", "row")
 
     def __init__(self, batch: Batch, row: int = 0) -> None:
         self.batch, self.row = batch, row
+
+
+class Member(Place):
+    """Stream or forecast in a place; its state knows it, so that whoever is left behind can be moved out."""
+
+    __slots__ = ()
+
+    def __init__(self, batch: Batch, row: int = 0) -> None:
+        super().__init__(batch, row)
         batch.members[self] = row
 
 
@@ -58,7 +68,7 @@ class Runner(Protocol):
     """Candidate for the next step, with its place in a state and its next picture or frame."""
 
     @property
-    def member(self) -> Member: ...
+    def member(self) -> Place: ...
     @property
     def seen(self) -> Frame:
         """Its next picture or frame, with an axis of length 1 in front."""
@@ -99,6 +109,10 @@ class Batcher:
             state = self.backend.initial_state(1) if self.blank is None else self.blank
         return Batch(state)
 
+    def place(self) -> Place:
+        """Return a place before the first frame."""
+        return Place(self.batch())
+
     def member(self) -> Member:
         """Somebody before the first frame."""
         return Member(self.batch())
@@ -115,7 +129,7 @@ class Batcher:
             self.touched.add(member.batch)
         member.batch = NOWHERE
 
-    def alone(self, member: Member) -> State:
+    def alone(self, member: Place) -> State:
         """The state of one member, of one row."""
         if member.batch.size == 1:
             return member.batch.state

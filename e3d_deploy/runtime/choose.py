@@ -214,8 +214,12 @@ def _frame(bundle: Bundle, backend: Backend) -> Callable[[], object]:
         return _stepper(backend, frame)
     renewal, batcher = default_renewal(bundle.card, bundle.context_length)[0], Batcher(backend, bundle.config)
     # The frame before the first that is timed begins a state, so that all states are stepped.
-    stream = grown(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)
-    return lambda: advance(batcher, [stream], [frame])
+    streams = [grown(batcher, bundle.states, renewal, renewal.cycle * (2 * bundle.states.slots + renewal.warm_up) + 1)]
+
+    def call() -> None:
+        streams[:] = advance(batcher, streams, [frame])
+
+    return call
 
 
 def _stepper(backend: Backend, frame: NDArray[np.float32]) -> Callable[[], object]:

@@ -1,6 +1,7 @@
 """Process in which objects of the runtime work: not in a copy made by fork, and not in a library while Python ends."""
 
 import atexit
+import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -50,4 +51,12 @@ def _end() -> None:
             wait()
 
 
+def _keep() -> None:
+    """Keep what a forked copy has of the parent's libraries: freeing it would wait for threads that are not here."""
+    for owner in list(_quieted):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+
+
 atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep)

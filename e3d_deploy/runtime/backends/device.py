@@ -157,13 +157,18 @@ class DeviceBackend(Lifetime):
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Hold `TURN` with the GPU current, and raise CUDA's failures as our errors."""
+        self.check_open()
         with TURN:
-            self.check_open()
+            self.check_turn()
+            self.running = True
             try:
                 self.cuda.make_current()
                 yield
             except CudaError as error:
                 raise said_plainly(error) from error
+            finally:
+                self.running = False
+                self.end_turn()
 
     def _step(self, frame: Any, state: DeviceState) -> tuple[Size, DeviceState]:
         size = self._size(state.batch)

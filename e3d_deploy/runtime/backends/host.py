@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +22,27 @@ SPARE = 8
 """Rows of states that are kept to be used again, of each size of state, or two states where they are larger."""
 
 
+class Lease(ref["HostState"]):
+    """Memory that a state has for as long as somebody holds it."""
+
+    __slots__ = ("arrays", "tensors")
+
+    arrays: Arrays
+    tensors: Tensors
+
+
 class HostState:
-    """Tensors of `contract.States` as NumPy arrays, lent by a pool until nobody holds them."""
+    """Tensors of `contract.States` as NumPy arrays, lent by a pool until nobody holds them.
 
-    __slots__ = ("_free", "arrays", "tensors")
+    They go back without a line of Python: an exception that a signal handler raises in a finalizer would be lost.
+    """
 
-    def __init__(self, arrays: Arrays, tensors: Tensors, free: deque[tuple[Arrays, Tensors]]) -> None:
-        self.arrays, self.tensors, self._free = arrays, tensors, free
+    __slots__ = ("__weakref__", "_lease", "arrays", "tensors")
 
-    def __del__(self) -> None:
-        self._free.append((self.arrays, self.tensors))
+    def __init__(self, arrays: Arrays, tensors: Tensors, free: deque[Lease]) -> None:
+        self.arrays, self.tensors = arrays, tensors
+        self._lease = Lease(self, free.append)
+        self._lease.arrays, self._lease.tensors = arrays, tensors
 
 
 class HostBackend(Lifetime):
@@ -43,7 +55,7 @@ class HostBackend(Lifetime):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.bundle, self.sizes = bundle, bundle.sizes
-        self._free: dict[int, deque[tuple[Arrays, Tensors]]] = {}
+        self._free: dict[int, deque[Lease]] = {}
 
     def tensor(self, array: NDArray[Any]) -> Any:
         """An array as the library takes it, over the same memory."""
@@ -81,11 +93,16 @@ class HostBackend(Lifetime):
         output, following = np.empty(shape, np.float32), self._empty(shape[0])
         inputs = {name: self.tensor(np.ascontiguousarray(array)) for name, array in given.items()}
         outputs = {contract.NEXT + name: tensor for name, tensor in following.tensors.items()}
+        inputs |= state.tensors if state else {}
+        outputs[result] = self.tensor(output)
         with self.lock:
-            self.check_open()
-            self.run(
-                graph, shape[0], inputs | (state.tensors if state else {}), outputs | {result: self.tensor(output)}
-            )
+            self.check_turn()
+            self.running = True
+            try:
+                self.run(graph, shape[0], inputs, outputs)
+            finally:
+                self.running = False
+                self.end_turn()
         return output, following
 
     def to_arrays(self, state: HostState) -> Arrays:
@@ -103,7 +120,8 @@ class HostBackend(Lifetime):
         self.check_open()
         free = self._free.setdefault(batch, deque(maxlen=max(2, SPARE // batch)))
         try:
-            return HostState(*free.pop(), free)
+            lease = free.pop()
+            return HostState(lease.arrays, lease.tensors, free)
         except IndexError:
             arrays = self.bundle.states.initial(batch)
             return HostState(arrays, {name: self.tensor(array) for name, array in arrays.items()}, free)

@@ -1,49 +1,87 @@
 """Lifetime of a backend: open until it is closed, and then of no more use."""
 
+import os
 import threading
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Self
 
 from e3d_deploy.errors import StreamError
+from e3d_deploy.runtime.process import check_usable, wait_at_exit
 
 
 class Lifetime:
     """A backend that can be closed twice, refuses every call after that, and is a context manager.
 
     A subclass calls `check_open` in each method before it touches what the backend holds, and frees that in `free`.
+    A call that holds the lock sets `running`; `check_turn` refuses another one inside it, as of a finalizer, and
+    `end_turn` frees what was closed meanwhile.
 
     Args:
-        lock: held while the backend is closed; the default is a lock of its own.
+        lock: held while the backend runs and is closed; reentrant, as garbage collection may close it in a call. The
+            default is a lock of its own.
     """
 
     name: str
 
     def __init__(self, lock: AbstractContextManager[object] | None = None) -> None:
-        self.lock = threading.Lock() if lock is None else lock
-        self.closed = False
+        self.lock = threading.RLock() if lock is None else lock
+        self.closed = self.running = False
+        self.pid = os.getpid()
+        wait_at_exit(self, partial(_wait, self.lock))
 
     def check_open(self) -> None:
         """Raise unless the backend is open.
 
         Raises:
-            StreamError: it was closed.
+            StreamError: it was closed, or this process was forked, or Python ends.
         """
+        check_usable(self.pid)
         if self.closed:
             raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
+
+    def check_turn(self) -> None:
+        """Raise unless a call of this thread may begin, with the lock held.
+
+        Raises:
+            StreamError: as `check_open`; or this thread is in a call already.
+        """
+        self.check_open()
+        if self.running:
+            raise StreamError(
+                f"{self.name}: was called inside its own call, by a finalizer or a signal handler; call it later"
+            )
+
+    def end_turn(self) -> None:
+        """Free what was closed inside the call that ends, with the lock held."""
+        if self.closed:
+            self.free()
 
     def free(self) -> None:
         """Free what the backend holds; called once, with the lock held."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free what the backend holds, once its lock is free; closing it again does nothing."""
+        """Free what the backend holds, once its lock is free; closing it again does nothing.
+
+        Inside a call of this thread it is freed at the end of that. A copy made by fork is left alone.
+        """
+        if os.getpid() != self.pid:
+            return
         with self.lock:
             if not self.closed:
                 self.closed = True
-                self.free()
+                if not self.running:
+                    self.free()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _wait(lock: AbstractContextManager[object]) -> None:
+    """Wait for the call that is on its way."""
+    with lock:
+        pass

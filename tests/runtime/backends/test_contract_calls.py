@@ -1,0 +1,260 @@
+"""Calls of a plain stream in a program with signals, forks, finalizers and threads, on every backend."""
+
+import copy
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.errors import StreamError
+from e3d_deploy.runtime import Predictor, Stream
+from e3d_deploy.runtime.backends.specs import find, has_libraries
+from tests.fake_backend import FakeBackend, predictor_of
+from tests.fake_backend import picture as fake_picture
+from tests.runtime.backends.cases import Case
+from tests.runtime.backends.test_contract import close_to
+
+INTERRUPTS = 60
+
+
+def picture(number: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(number).integers(0, 256, (16, 24, 1), np.uint8)
+
+
+def pushed(predictor: Predictor, count: int, renewal: str | None = None) -> Stream:
+    stream = predictor.stream(renewal=renewal)
+    for number in range(count):
+        stream.push(picture(number))
+    return stream
+
+
+@contextmanager
+def lost() -> Iterator[list[Any]]:
+    """Collect exceptions that were raised where nobody sees them, such as in finalizers."""
+    found: list[Any] = []
+    hook, sys.unraisablehook = sys.unraisablehook, found.append
+    try:
+        yield found
+    finally:
+        sys.unraisablehook = hook
+
+
+def interrupted(call: Callable[[], object], seconds: float) -> bool:
+    """Call again and again until a signal interrupts it, as Ctrl-C does; False if it comes nowhere within a second.
+
+    Python 3.11 does not notice a signal that a thread of PyTorch received, which happens once in thousands of times.
+    """
+    armed, end = [True], time.monotonic() + 1
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            armed.clear()
+            raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while armed and time.monotonic() < end:
+            call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        signal.signal(signal.SIGALRM, former)
+    return False
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
+@pytest.mark.parametrize("renewal", ["none", "refresh:2", "replay"])
+def test_an_interrupted_stream_stays_at_its_last_good_picture(predictor: Predictor, renewal: str) -> None:
+    stream, chance = predictor.stream(renewal=renewal), random.Random(0)
+    calls = (lambda: stream.push(picture(stream.pushed)), lambda: stream.predict(2), stream.snapshot)
+    stream.push(picture(0))
+    seconds = max(_seconds(calls[0]), 2e-4)
+    with lost() as unseen:
+        for number in range(INTERRUPTS // 3):
+            if stream.pushed > 30:
+                stream.reset()
+                stream.push(picture(0))
+            interrupted(calls[number % 3], chance.uniform(1e-5, 3 * seconds))
+    assert not unseen
+    close_to(stream.forecast(2), pushed(predictor, stream.pushed, renewal).forecast(2))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
+def test_short_calls_that_are_interrupted_leave_a_stream_free() -> None:
+    backend, chance = FakeBackend(), random.Random(0)
+    stream = predictor_of(backend).stream()
+    calls = (stream.reset, lambda: stream.push(fake_picture(1)), stream.snapshot)
+    done = sum(interrupted(calls[number % 3], chance.uniform(1e-4, 2e-3)) for number in range(600))
+    assert done > 500
+    stream.reset()
+    stream.push(fake_picture(1))
+    assert stream.pushed == 1
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def test_closing_in_the_middle_of_a_call_ends_it_and_nothing_hangs(
+    case: Case, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = pushed(predictor, 2)
+    inner = next(name for name in ("run", "run_step", "step") if hasattr(case.backend, name))
+    work, said = getattr(case.backend, inner), list[str]()
+
+    def as_a_finalizer(*args: Any, **kwargs: Any) -> Any:
+        for call in (stream.snapshot, lambda: stream.push(picture(9))):
+            with pytest.raises(StreamError) as error:
+                call()
+            said.append(str(error.value))
+        predictor.close()
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(case.backend, inner, as_a_finalizer)
+    with suppress(StreamError):
+        stream.push(picture(2))
+    assert ["inside its own call" in words for words in said] == [True, True]
+    assert stream.pushed in (2, 3)
+    predictor.close()
+    with pytest.raises(StreamError, match="closed"):
+        stream.push(picture(2))
+    with pytest.raises(StreamError, match="closed"):
+        case.backend.initial_state(1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_is_told_to_load_the_bundle_there(case: Case, predictor: Predictor) -> None:
+    stream = pushed(predictor, 2)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: stream.push(picture(2)),
+        lambda: stream.predict(2),
+        stream.snapshot,
+        stream.reset,
+        predictor.stream,
+        lambda: case.backend.step(np.zeros((1, 1, 16, 24), np.float32), None),
+    )
+    with stream._lock, case.backend.lock if hasattr(case.backend, "lock") else stream.predictor:  # as a thread may
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        told = 0
+        for call in calls:
+            try:
+                call()
+            except StreamError as error:
+                told += "forked" in str(error)
+        predictor.close()
+        case.backend.close()
+        os._exit(told)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == len(calls)
+    assert stream.predict(2).shape == (2, 16, 24, 1)
+
+
+def test_a_forecast_that_takes_too_long_is_an_error(predictor: Predictor) -> None:
+    stream, out = pushed(predictor, 2), np.zeros((3, 16, 24, 1), np.uint8)
+    expected = stream.predict(3)
+    with pytest.raises(StreamError, match="not done within 0 ms"):
+        stream.predict(3, out, timeout_ms=0)
+    with pytest.raises(ValueError, match="timeout_ms: got nan"):
+        stream.predict(3, timeout_ms=float("nan"))
+    np.testing.assert_array_equal(stream.predict(3, out, timeout_ms=60_000), expected)
+    assert stream.pushed == 2
+
+
+def test_the_prediction_cannot_be_overwritten(predictor: Predictor) -> None:
+    stream = pushed(predictor, 2)
+    expected, prediction = stream.forecast(2), stream.prediction
+    assert prediction is not None
+    with pytest.raises(ValueError, match="read-only"):
+        prediction[:] = 0
+    np.testing.assert_array_equal(stream.forecast(2), expected)
+
+
+@pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_cannot_be_copied_says_what_to_do_instead(
+    predictor: Predictor, make_copy: Callable[[object], object]
+) -> None:
+    with pytest.raises(TypeError, match=r"take a snapshot\(\)"):
+        make_copy(predictor.stream())
+    with pytest.raises(TypeError, match="give the other process the path"):
+        make_copy(predictor)
+
+
+FORKS = """
+import os, sys, time
+import numpy as np
+import e3d_deploy.runtime as e3d
+
+predictor = e3d.load(sys.argv[1], sys.argv[2], threads=2)
+stream = predictor.stream(renewal='none')
+stream.push(np.zeros((16, 24, 1), np.uint8))
+if (child := os.fork()) == 0:
+    del predictor, stream
+    sys.exit(7)
+until = time.monotonic() + 20
+while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < until:
+    time.sleep(0.02)
+sys.exit(os.waitstatus_to_exitcode(ended[1]) if ended[0] else os.kill(child, 9))
+"""
+DAEMONS = """
+import sys, threading
+import numpy as np
+import e3d_deploy.runtime as e3d
+
+predictor = e3d.load(sys.argv[1], sys.argv[2])
+threading.excepthook = lambda _: None
+begun = threading.Barrier(3)
+
+def camera():
+    stream = predictor.stream(renewal='none')
+    stream.push(np.zeros((16, 24, 1), np.uint8))
+    begun.wait()
+    while True:
+        stream.push(np.zeros((16, 24, 1), np.uint8))
+        stream.predict(2)
+
+for _ in range(2):
+    threading.Thread(target=camera, daemon=True).start()
+begun.wait()
+sys.exit(7)
+"""
+SAVES = """
+import atexit, sys
+
+@atexit.register
+def save():
+    stream.push(np.zeros((16, 24, 1), np.uint8))
+    print(stream.pushed, stream.snapshot().pushed, stream.predict(2).shape)
+
+import numpy as np
+import e3d_deploy.runtime as e3d
+
+stream = e3d.load(sys.argv[1], sys.argv[2]).stream(renewal='none')
+stream.push(np.zeros((16, 24, 1), np.uint8))
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+@pytest.mark.parametrize(("script", "said"), [(FORKS, ""), (DAEMONS, ""), (SAVES, "2 2 (2, 16, 24, 1)")])
+def test_a_program_ends_as_it_wants_to(name: str, script: str, said: str, exported: Path) -> None:
+    if not has_libraries(find(name)) or ("fork" in script and not hasattr(os, "fork")):
+        pytest.skip(f"{name} or fork is not here")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(exported / "tiny.e3d"), name]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (7, said, "")
