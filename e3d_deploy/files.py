@@ -1,14 +1,18 @@
 """Files and folders that are whole or not there, locks, and hashes."""
 
 import ctypes
+import errno
 import glob
 import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from e3d_deploy.errors import ConfigError
 
@@ -17,52 +21,127 @@ try:
 except ImportError:  # Windows, where nothing is locked, and what killed runs left stays
     fcntl = None  # type: ignore[assignment]
 
+PARTIAL = ".partial"
+"""Suffix of folders that hold what is being written."""
+MOST_NAME = 200
+"""Bytes of the name of a target that the name of its workspace takes; systems allow 255 for all of a name."""
+STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+"""Descriptors that have names of their own."""
+
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file, whole or not at all, whoever else writes it.
+    """Write a file as `new_file` does, whoever else writes it.
 
     Raises:
         OSError: it cannot be written, with its name.
     """
-    try:
-        with new_file(path) as partial:
-            partial.write_bytes(content)
-    except OSError as error:
-        error.filename = str(path)  # a full disk has none, and the folder it was made in is gone
-        raise
+    with new_file(path) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Give the path of a file to write, which stands at `path` when the block ends, and nowhere when it fails.
 
-    A file that was there is replaced. The one to write has the same name, in a folder of its own.
+    A file that was there is replaced, and its mode and owner stay. Where `path` is a link, the file that it leads to is
+    the one that is made or replaced. A pipe, a device or a descriptor such as `/dev/stdout` stays as well: it gets the
+    bytes when the block ends. The file to write has the same name, in a folder of its own.
+
+    Raises:
+        OSError: it cannot be written, with the name `path`.
     """
-    with workspace(path) as folder:
-        partial = folder / path.name
-        yield partial
-        sync(partial)
-        partial.replace(path)
+    with _naming(path):
+        there = _status(path)
+        if there is not None and stat.S_ISDIR(there.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if _descriptor(path) is not None or (there is not None and not stat.S_ISREG(there.st_mode)):
+            with tempfile.TemporaryDirectory(suffix=PARTIAL) as folder, _opened(path) as stream:
+                partial = Path(folder) / path.name
+                yield partial
+                with partial.open("rb") as file:
+                    shutil.copyfileobj(file, stream)
+            return
+        place = Path(os.path.realpath(path))
+        with workspace(place) as folder:
+            partial = folder / path.name
+            yield partial
+            sync(partial)
+            if there is not None:
+                _keep_mode(partial, there)
+            partial.replace(place)
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a folder to fill, which stands at `path` when the block ends, and nowhere when it fails.
 
+    Where `path` is a link, the folder that it leads to is the one that is made or filled.
+
     Raises:
         ConfigError: something other than an empty folder is there, or its parent is not; at the start, before the work.
+        OSError: it cannot be written, with the name `path`.
     """
+    place = Path(os.path.realpath(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
-    if not path.absolute().parent.is_dir():
+    if not place.parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist; make it first")
-    with workspace(path) as folder:
-        partial = folder / path.absolute().name
+    with _naming(path), workspace(place) as folder:
+        partial = folder / place.name
         partial.mkdir()
         yield partial
-        if path.exists():
-            path.rmdir()  # empty, as was checked
-        partial.replace(path)
+        if (there := _status(place)) is not None:
+            _keep_mode(partial, there)
+            place.rmdir()  # empty, as was checked
+        partial.replace(place)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise errors of files without a name, or with that of a workspace, with the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        ours = any(name == os.path.realpath(path) or PARTIAL + os.sep in name + os.sep for name in names)
+        if error.errno is None or (names and not ours):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """Return the status of what a path leads to; None if there is nothing, or a link to nothing."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open something that takes bytes, to write to it.
+
+    A descriptor is written where it stands: opened by its name, a file behind it would be written from its beginning.
+    """
+    descriptor = _descriptor(path)
+    if descriptor is not None:
+        return os.fdopen(os.dup(descriptor), "wb")
+    return path.open("wb")
+
+
+def _descriptor(path: Path) -> int | None:
+    """Return the number of the open file that a path such as `/dev/stdout` or `/dev/fd/3` names; None for others."""
+    text = str(path)
+    if text in STANDARD:
+        return STANDARD[text]
+    match = re.fullmatch(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d{1,9})", text)
+    return None if match is None else int(match[1])
+
+
+def _keep_mode(partial: Path, there: os.stat_result) -> None:
+    """Give what is to replace a file or folder its owner, where that is possible, and its mode."""
+    with suppress(OSError, AttributeError):  # only root may give files away, and Windows has no owners
+        os.chown(partial, there.st_uid, there.st_gid)
+    partial.chmod(stat.S_IMODE(there.st_mode))
 
 
 def sync(path: Path) -> None:
@@ -76,23 +155,32 @@ def workspace(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`, gone at the end unless it was renamed.
 
     What killed runs left of theirs goes first: such a folder is known by its name, and by a lock that nobody holds.
+
+    Raises:
+        OSError: it cannot be made, or the block raised an error of a file in it; with the name `target`.
     """
     target = target.absolute()
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+    for left in target.parent.glob(f"{glob.escape(_prefix(target))}*{PARTIAL}"):
         with suppress(OSError), _hold(left, None, folder=True):
             shutil.rmtree(left, ignore_errors=True)
-    folder, descriptor = _locked_folder(target)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
+    with _naming(target):
+        folder, descriptor = _locked_folder(target)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _prefix(target: Path) -> str:
+    """Return what the names of the workspaces of a target begin with, which must not be longer than names may be."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:MOST_NAME])}."
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=PARTIAL, dir=target.parent))
         # Until it was locked, another process could take it for one that was left, and remove it.
         with suppress(FileNotFoundError):
             return folder, _lock(folder, lambda: None, folder=True)

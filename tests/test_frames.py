@@ -78,8 +78,14 @@ def with_pixel(value: float) -> NDArray[np.float32]:
         (bytes_of(8, 12, 1).astype(bool), "got bool, expected uint8"),
         (with_pixel(np.nan), "holds NaN or infinity; clean it"),
         (with_pixel(np.inf), "holds NaN or infinity; clean it"),
-        (with_pixel(255), r"values from 0.5 to 255, expected \[0, 1\]; divide by 255, or give uint8"),
-        (with_pixel(-0.25), r"values from -0.25 to 0.5, expected \[0, 1\]"),
+        (
+            with_pixel(255),
+            r"float32 picture out of range, values from 0.5 to 255, expected \[0, 1\]; divide by 255, or pass uint8",
+        ),
+        (
+            with_pixel(-0.25),
+            r"float32 picture out of range, values from -0.25 to 0.5, .* scale it to \[0, 1\], or pass",
+        ),
     ],
 )
 def test_other_pictures_are_refused(pictures: NDArray[Any], message: str) -> None:

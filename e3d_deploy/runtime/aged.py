@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.batching import Batch, Batcher, Member, Place
-from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.faults import plain_errors
 from e3d_deploy.runtime.renewal import Renewal
 
 P = TypeVar("P", bound=Place)
@@ -71,10 +71,8 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
     ]
     rows = [row for own in rows_of for row in own]
     for together in batcher.split(rows):
-        try:
+        with plain_errors():
             predictions, batch = batcher.step(together)
-        except Exception as error:
-            raise clear(error) from error.__cause__
         for number, row in enumerate(together):
             row.prediction, row.after = predictions[number : number + 1], (batch, number)
             if not np.isfinite(row.prediction).all():

@@ -2,7 +2,9 @@
 
 import math
 import operator
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from e3d_deploy.errors import ConfigError, StreamError
@@ -21,6 +23,21 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
     if count is None or count < least:
         raise ConfigError(f"{name}: got {value!r}, expected a whole number of {least} or more")
     return count
+
+
+def check_path(name: str, value: Any) -> Path:
+    """Return a path that is given as text or a path object.
+
+    Raises:
+        ConfigError: it is neither, or no path can be it.
+    """
+    try:
+        text = os.fspath(value)
+    except TypeError:
+        text = None
+    if not isinstance(text, str) or "\0" in text:
+        raise ConfigError(f"{name}: got {value!r}, expected text or a path, such as model.e3d")
+    return Path(text)
 
 
 def check_ms(name: str, value: Any) -> float | None:

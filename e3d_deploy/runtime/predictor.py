@@ -20,12 +20,12 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, StreamError
 from e3d_deploy.runtime import pictures
 from e3d_deploy.runtime.aged import Aged, advance
-from e3d_deploy.runtime.arguments import Timeout
+from e3d_deploy.runtime.arguments import Timeout, check_path
 from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
-from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.registry import check_backend, check_threads, open_backend
 from e3d_deploy.runtime.batching import Batcher, Place
-from e3d_deploy.runtime.faults import clear
+from e3d_deploy.runtime.faults import plain_errors
 from e3d_deploy.runtime.process import check_usable, wait_at_exit
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
@@ -41,6 +41,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@plain_errors()
 def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
     """A predictor for the bundle in `path`.
 
@@ -53,7 +54,12 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     Raises:
         BundleError: the bundle is damaged, incomplete or too new.
         BackendUnavailable: the backend's library is not installed, or with `auto` none is that agrees.
+        ConfigError: the path is none, no backend has this name, or `threads` is not a number that there can be.
+        ResourceLimit: out of memory.
     """
+    path, threads = check_path("path", path), check_threads(threads)
+    if not isinstance(backend, str):
+        check_backend(backend)
     bundle = Bundle.open(path)
     if bundle.batch != 1:
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
@@ -498,11 +504,8 @@ class Stream:
             calls[self] = threading.get_ident()
             try:
                 self._check_usable()  # who closes it, and the end of Python, wait for calls that are among them
-                return work(*args, **kwargs)
-            except Exception as error:
-                if (cleared := clear(error)) is error:
-                    raise
-                raise cleared from error
+                with plain_errors():
+                    return work(*args, **kwargs)
             finally:
                 del calls[self]
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,31 @@ DIGEST, STATE = "sha256", "state."
 """Name of the hash in a file, and the prefix of state tensors: `state.NAME` in schema 1, `state.I.NAME` in schema 2."""
 
 
-@dataclass(frozen=True)
+class ReadOnlyDict(dict[str, NDArray[Any]]):
+    """Dictionary whose entries cannot be changed by accident; `dict(it)` is one that can."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("snapshot: its states cannot be changed; change a copy, dict(state)")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadOnlyDict, (dict(self),)
+
+
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Stream at one moment, as a value: restore it, fork it, pickle or save it for another process."""
+    """Stream at one moment, as a value: restore it, fork it, pickle or save it for another process.
+
+    Two are equal if all their fields are, arrays by type, shape and bits: NaN equals the same NaN, and 0.0 is not -0.0.
+    Its arrays are read-only, in copies and after pickling too. An array that can be written is copied when a snapshot
+    is made of it; one that is read-only and owns its memory is taken as it is.
+    """
 
     identity: str
     """Identity of the network that it belongs to."""
-    states: tuple[dict[str, NDArray[Any]], ...]
+    states: tuple[Mapping[str, NDArray[Any]], ...]
     """States of the stream, the oldest first, each as `contract.States` describes it for one stream."""
     prediction: NDArray[np.float32] | None
     """Prediction of the next frame, [1, C, H, W]; None before the first."""
@@ -38,8 +57,50 @@ class Snapshot:
     frames: NDArray[Any] | None = None
     """Last pictures of a stream that replays them, uint8 [n, H, W, C] or float32 [n, C, H, W], n at most C."""
 
+    def __post_init__(self) -> None:
+        frozen: dict[str, Any] = {
+            "states": tuple(ReadOnlyDict((name, fixed(one)) for name, one in state.items()) for state in self.states),
+            "prediction": None if self.prediction is None else fixed(self.prediction),
+            "frames": None if self.frames is None else fixed(self.frames),
+        }
+        for name, value in frozen.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Snapshot):
+            return NotImplemented
+        if self is other:
+            return True
+        ours, theirs = self._arrays(), other._arrays()
+        return (
+            self._facts() == other._facts()
+            and ours.keys() == theirs.keys()
+            and all(_same_bits(one, theirs[name]) for name, one in ours.items())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._facts(), None if self.prediction is None else self.prediction.tobytes()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy it by making it anew, as arrays that come out of a pickle can be written."""
+        return Snapshot, tuple(getattr(self, field.name) for field in fields(self))
+
+    def _facts(self) -> tuple[Any, ...]:
+        """Return all fields but arrays."""
+        return self.identity, self.pushed, self.renewal, self.context_length, len(self.states)
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all arrays, by the names that they have in a file."""
+        optional = {"prediction": self.prediction, "frames": self.frames}
+        return {
+            **{name: one for name, one in optional.items() if one is not None},
+            **{f"{STATE}{i}.{name}": one for i, state in enumerate(self.states) for name, one in state.items()},
+        }
+
     def save(self, path: str | Path) -> None:
-        """Write a file, whole or not at all; one that is there is replaced.
+        """Write a file, whole or not at all; one that is there is replaced, and keeps its mode.
+
+        A link stays, and the file that it leads to is written; a pipe or device gets the bytes.
 
         It is an .npz without pickles: `schema`, `identity`, `pushed`, `renewal`, `context_length`, `prediction` and
         `frames` where there are some, a `state.I.NAME` for each tensor of state I, and `sha256` over all of them.
@@ -47,15 +108,13 @@ class Snapshot:
         Raises:
             OSError: it cannot be written, with its name.
         """
-        optional = {"prediction": self.prediction, "frames": self.frames}
         arrays = {
             "schema": np.array(SCHEMA),
             "identity": np.array(self.identity),
             "pushed": np.array(self.pushed),
             "renewal": np.array(self.renewal),
             "context_length": np.array(self.context_length),
-            **{name: one for name, one in optional.items() if one is not None},
-            **{f"{STATE}{i}.{name}": one for i, state in enumerate(self.states) for name, one in state.items()},
+            **self._arrays(),
         }
         file = io.BytesIO()
         np.savez(file, allow_pickle=False, **arrays, **{DIGEST: np.array(_digest(arrays))})
@@ -115,6 +174,22 @@ class Owner:
                 raise SnapshotError(f"snapshot: state {odd}; take it again with this bundle")
 
 
+def fixed(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a read-only array: the given one if it is that already and owns its memory, else a copy."""
+    if type(array) is np.ndarray and not array.flags.writeable and array.base is None:
+        return array
+    copy = np.array(array)
+    copy.flags.writeable = False
+    return copy
+
+
+def taken_over(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return arrays that nobody else has, read-only, so that a snapshot does not copy them."""
+    for array in state.values():
+        array.flags.writeable = False
+    return state
+
+
 def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
     """Return the renewal of a snapshot.
 
@@ -165,10 +240,16 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         raise SnapshotError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return taken_over({name: archive[name] for name in archive.files})
     # Whatever the reader of a damaged archive raises, and it raises many things.
     except Exception as error:
         raise SnapshotError(f"{path}: no snapshot, or a truncated one ({error}); take it again") from error
+
+
+def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return one.tobytes() == other.tobytes()
 
 
 def _digest(arrays: dict[str, NDArray[Any]]) -> str:

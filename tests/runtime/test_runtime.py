@@ -155,7 +155,7 @@ def test_snapshot_of_another_network_is_refused(predictor: Predictor) -> None:
         (np.zeros((1, 4, 8, 1), np.uint8), r"expected \[H, W, C\]"),
         (np.zeros((4, 8, 1), np.int32), "got int32, expected uint8, or float"),
         (np.full((4, 8, 1), np.nan), "holds NaN or infinity"),
-        (np.full((4, 8, 1), 255.0), r"values from 255 to 255, expected \[0, 1\]"),
+        (np.full((4, 8, 1), 255.0), r"float64 picture out of range, values from 255 to 255, expected \[0, 1\]"),
     ],
 )
 def test_a_wrong_picture_is_refused_and_the_stream_stays(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError, ShapeError
-from e3d_deploy.frames import is_on_gpu
+from e3d_deploy.frames import is_on_gpu, plain
 from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
 from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, StateSets
@@ -130,10 +130,11 @@ class DeviceBackend(Lifetime):
             return port.read()
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
-        return self._run("clip", contract.CONTEXT, np.asarray(context), None)
+        return self._run("clip", contract.CONTEXT, plain(np.asanyarray(context), name=contract.CONTEXT), None)
 
     def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
-        return self._run("rollout", contract.PREDICTION, np.asarray(prediction), state)
+        given = plain(np.asanyarray(prediction), name=contract.PREDICTION)
+        return self._run("rollout", contract.PREDICTION, given, state)
 
     def to_arrays(self, state: DeviceState) -> dict[str, NDArray[Any]]:
         with self._turn():
@@ -187,11 +188,12 @@ class DeviceBackend(Lifetime):
         if is_on_gpu(frame):
             memory, shape, dtype = self.cuda.borrow(frame)
         else:
-            frame = np.asarray(frame)
+            frame = plain(np.asanyarray(frame), name="frame")
             shape, dtype = frame.shape, frame.dtype
         port = size.pictures if dtype == np.uint8 else size.frame
         shared = memory is not None and shape == (1, *port.shape[1:])
-        if not (shape == port.shape or shared) or (memory is not None and dtype != port.dtype):
+        odd = dtype != port.dtype and (memory is not None or dtype.kind != "f")
+        if odd or not (shape == port.shape or shared):
             raise ShapeError(f"frame: got {list(shape)} {dtype}, expected {list(port.shape)} {port.dtype}")
         if memory is None:
             port.write(frame)

@@ -91,7 +91,7 @@ class HostBackend(Lifetime):
         self, graph: str, given: Arrays, state: HostState | None, result: str, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.float32], HostState]:
         output, following = np.empty(shape, np.float32), self._empty(shape[0])
-        inputs = {name: self.tensor(np.ascontiguousarray(array)) for name, array in given.items()}
+        inputs = {name: self.tensor(frames.to_input(array, name=name)) for name, array in given.items()}
         outputs = {contract.NEXT + name: tensor for name, tensor in following.tensors.items()}
         inputs |= state.tensors if state else {}
         outputs[result] = self.tensor(output)
@@ -128,7 +128,7 @@ class HostBackend(Lifetime):
 
 
 def as_frames(seen: Frame, config: ModelConfig) -> NDArray[Any]:
-    """Frames as they are, and pictures as frames."""
+    """Return frames as they are, and pictures as frames."""
     if seen.dtype == np.uint8:
         return frames.to_frames(seen, image_size=config.image_size, channels=config.channels)
-    return seen
+    return frames.plain(seen, name="frame")

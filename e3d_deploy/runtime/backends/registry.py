@@ -1,9 +1,15 @@
 """Opens backends by name; each is imported when it is asked for, as its library may be absent."""
 
+from typing import Any
+
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.specs import check_runs, find
+
+MOST_THREADS = 1024
+"""Larger numbers are almost certainly a typo, and libraries would start that many threads."""
 
 
 def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:
@@ -17,8 +23,9 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision; or
             it needs a GPU, and there is none.
         BundleError: the bundle has no engine for it.
-        ConfigError: no backend has this name.
+        ConfigError: no backend has this name, or `threads` is not a number that there can be.
     """
+    threads = check_threads(threads)
     spec = find(name)
     check_runs_bundle(bundle, name)
     try:
@@ -27,6 +34,33 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
     except ImportError as error:
         raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {spec.remedy}") from error
+
+
+def check_threads(threads: Any) -> int | None:
+    """Return a number of threads, or None, which leaves it to the library.
+
+    Raises:
+        ConfigError: it is not a whole number from 1 to `MOST_THREADS`.
+    """
+    if threads is None:
+        return None
+    count = check_count("threads", threads)
+    if count > MOST_THREADS:
+        raise ConfigError(f"threads: got more than {MOST_THREADS}; give as many as the processor has cores, or None")
+    return count
+
+
+def check_backend(backend: Any) -> None:
+    """Check that an object can be a backend, as far as a look at it tells.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if isinstance(backend, type) or not callable(getattr(backend, "step", None)):
+        raise ConfigError(
+            f"backend: got {backend!r}, expected a name such as onnxruntime, or an opened backend with the methods of "
+            "runtime/backends/protocol.py"
+        )
 
 
 def check_runs_bundle(bundle: Bundle, name: str) -> None:

@@ -1,5 +1,6 @@
 """List of all backends, from which `load`, `auto`, doctor, help texts and errors derive what they say."""
 
+import re
 from collections.abc import Sequence
 
 from e3d_deploy import inventory
@@ -12,6 +13,8 @@ YARDSTICK = "torch"
 """Backend that runs the model itself in float32, with which the others are compared."""
 RECOMMENDED = "onnxruntime"
 """Backend that is recommended where none is installed."""
+NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
+"""Form of the names of backends."""
 BACKENDS: dict[str, BackendSpec] = {}
 """All backends by name, in the order in which `auto` prefers them."""
 
@@ -20,8 +23,16 @@ def register(spec: BackendSpec) -> None:
     """Add a backend to the list, as the least preferred.
 
     Raises:
-        ConfigError: a backend of that name is registered already, or the name is `auto`.
+        ConfigError: a backend of that name is registered already, or the name is `auto`, or not one that a command line
+            takes easily: lower-case letters and digits, with hyphens, underscores or points between them.
     """
+    if not isinstance(spec, BackendSpec):
+        raise ConfigError(f"backend: got {spec!r}, expected a BackendSpec; make one that names and loads it")
+    if not (isinstance(spec.name, str) and NAME.fullmatch(spec.name)):
+        raise ConfigError(
+            f"backend: got the name {spec.name!r}, expected lower-case letters and digits, with hyphens between them; "
+            "register it under another name"
+        )
     if spec.name in BACKENDS or spec.name == "auto":
         raise ConfigError(f"backend: {spec.name!r} is taken already; register it under another name")
     BACKENDS[spec.name] = spec

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.frames import FLOAT32, to_input
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.model import State as ModelState
 from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Drive, Frame, NodeTime, State
 from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
+
+DOUBLE = np.dtype(np.float64)
 
 
 class TorchBackend(Lifetime):
@@ -54,7 +57,9 @@ class TorchBackend(Lifetime):
         self.check_open()
         if self.threads is not None and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
-        seen = torch.tensor(as_frames(frame, self.model.config), dtype=self.model.to_patch.weight.dtype)
+        dtype = self.model.to_patch.weight.dtype
+        given = as_frames(frame, self.model.config)
+        seen = torch.tensor(to_input(given, dtype=DOUBLE if dtype == torch.float64 else FLOAT32), dtype=dtype)
         prediction, model_state = self.model.step(seen, state["model"])
         steps = state["steps"] + 1
         return prediction.numpy(), {"model": model_state, "steps": steps}
