@@ -1,6 +1,6 @@
 """Pictures, as cameras give them, to frames, as networks take them, and back. NumPy alone."""
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,9 @@ def plain(array: Any, *, name: str = "picture") -> NDArray[Any]:
     Raises:
         ShapeError: it is masked, and hides values.
     """
-    if type(array) is np.ndarray:
-        return cast(NDArray[Any], array)
+    found: NDArray[Any] = array
+    if type(found) is np.ndarray:
+        return found
     mask = getattr(array, "mask", None)  # as NumPy's own masked arrays and those of Astropy have it
     if isinstance(mask, np.ndarray | np.bool_) and (hidden := np.count_nonzero(mask)):
         raise ShapeError(

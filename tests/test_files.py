@@ -1,0 +1,194 @@
+"""Saving writes to what was named: files, links, pipes, devices and descriptors."""
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e3d_deploy.files import new_file, new_folder, workspace, write_file
+
+BEFORE, CONTENT = b"before", b"content" * 20_000  # more than a pipe holds
+
+
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    folder, link = tmp_path / "elsewhere", tmp_path / "link.npz"
+    folder.mkdir()
+    link.symlink_to("elsewhere/target.npz")
+    for _ in range(2):  # at first the link leads to nothing
+        write_file(link, CONTENT)
+        assert link.is_symlink()
+        assert (folder / "target.npz").read_bytes() == CONTENT
+        assert [path.name for path in folder.iterdir()] == ["target.npz"]
+    with pytest.raises(ZeroDivisionError), new_file(link) as partial:
+        assert partial.name == "link.npz"  # writers go by the suffix that was given
+        partial.write_bytes(BEFORE)
+        raise ZeroDivisionError
+    assert (folder / "target.npz").read_bytes() == CONTENT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "link.npz"]
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    for mode in (0o600, 0o664, 0o444, 0o755):
+        path = tmp_path / f"{mode:o}"
+        path.write_bytes(BEFORE)
+        path.chmod(mode)
+        write_file(path, CONTENT)
+        assert (path.read_bytes(), mode_of(path)) == (CONTENT, mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(BEFORE)
+    os.chown(path, 12345, 12346)
+    write_file(path, CONTENT)
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
+
+
+def test_a_file_that_cannot_be_given_away_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    (tmp_path / "file").write_bytes(BEFORE)
+    write_file(tmp_path / "file", CONTENT)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe.npz", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        found: list[bytes] = []
+        reader = threading.Thread(target=lambda found=found: found.append(pipe.read_bytes()))
+        reader.start()
+        write_file(path, CONTENT)
+        reader.join(10)
+        assert found == [CONTENT]
+        assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link", "pipe.npz"]
+
+
+def test_a_device_gets_the_bytes_and_stays(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    for path in (Path("/dev/null"), link):
+        write_file(path, CONTENT)
+        assert stat.S_ISCHR(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("to_file", [True, False])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_descriptor_gets_the_bytes_where_it_stands(tmp_path: Path, name: str, to_file: bool) -> None:
+    code = f"""
+import os
+from pathlib import Path
+from e3d_deploy.files import write_file
+os.write(1, b"first ")
+write_file(Path({name!r}), b"content")
+os.write(1, b" last")
+"""
+    command = [sys.executable, "-c", code]
+    if to_file:
+        with (tmp_path / "out").open("wb") as out:
+            subprocess.run(command, check=True, stdout=out)
+        found = (tmp_path / "out").read_bytes()
+    else:
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    assert found == b"first content last"
+
+
+def failing(number: int) -> Any:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/tmp/.file.abc.partial/file")
+
+    return fail
+
+
+def test_an_error_names_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("absent/target")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    expected = {
+        tmp_path: IsADirectoryError,
+        tmp_path / "absent/file": FileNotFoundError,
+        tmp_path / "file/below": NotADirectoryError,
+        tmp_path / "link": FileNotFoundError,
+        tmp_path / "loop": OSError,
+        Path("/dev/full"): OSError,
+        Path("/dev/fd/987"): OSError,
+    }
+    for path, kind in expected.items():
+        with pytest.raises(kind) as error:
+            write_file(path, CONTENT)
+        assert error.value.filename == str(path)
+        assert error.value.filename2 is None
+        assert ".partial" not in str(error.value)
+    assert stat.S_ISCHR(Path("/dev/full").stat().st_mode)
+    steps = [(tempfile, "mkdtemp", errno.EACCES), (Path, "write_bytes", errno.ENOSPC), (Path, "replace", errno.EBUSY)]
+    for owner, name, number in steps:
+        with monkeypatch.context() as context:
+            context.setattr(owner, name, failing(number))
+            with pytest.raises(OSError, match=r"file'$") as error:
+                write_file(tmp_path / "file", CONTENT)
+            assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "file"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "loop"]
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, new_file(tmp_path / "file") as partial:
+        partial.write_bytes((tmp_path / "source").read_bytes())
+    assert error.value.filename == str(tmp_path / "source")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_is_read_only_is_said_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(PermissionError) as error:
+        write_file(tmp_path / "file", CONTENT)
+    assert error.value.filename == str(tmp_path / "file")
+
+
+def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
+    for name in ("n" * 255, "é" * 127):
+        write_file(tmp_path / name, CONTENT)
+        assert (tmp_path / name).read_bytes() == CONTENT
+
+
+def test_a_new_folder_behind_a_link_is_made_where_it_leads(tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to("target")
+    with new_folder(link) as folder:
+        (folder / "file").touch()
+    assert link.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["file"]
+
+
+def test_an_empty_folder_that_is_filled_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("folder")
+    with new_folder(tmp_path / "link") as folder:
+        (folder / "file").touch()
+    assert mode_of(tmp_path / "folder") == 0o700
+    assert (tmp_path / "folder/file").is_file()
+
+
+def test_a_workspace_that_cannot_be_made_names_its_target(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as error, workspace(tmp_path / "absent/target"):
+        pass
+    assert error.value.filename == str(tmp_path / "absent/target")
