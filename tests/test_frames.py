@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy.errors import ShapeError
-from e3d_deploy.frames import to_frames, to_pictures
+from e3d_deploy.frames import to_frames, to_input, to_pictures
 
 SIZE = (8, 12)
 
@@ -91,3 +91,23 @@ def with_pixel(value: float) -> NDArray[np.float32]:
 def test_other_pictures_are_refused(pictures: NDArray[Any], message: str) -> None:
     with pytest.raises(ShapeError, match=f"frame 7: {message}"):
         to_frames(pictures, image_size=SIZE, channels=1, name="frame 7")
+
+
+def test_numbers_too_small_for_float32_become_zero_whatever_numpy_is_told_to_raise() -> None:
+    with np.errstate(all="raise"):
+        frames = to_frames(np.full((*SIZE, 1), 1e-300), image_size=SIZE, channels=1)
+        assert not frames.any()
+        assert not to_input(np.full((1, 1, *SIZE), 1e-300)).any()
+
+
+def test_an_input_is_only_copied_where_it_must_be() -> None:
+    frames = np.random.default_rng(0).random((1, 1, *SIZE), np.float32)
+    assert to_input(frames) is frames
+    read_only = frames.copy()
+    read_only.flags.writeable = False
+    for other in (read_only, frames[..., ::-1], frames.astype(">f4"), frames.astype(np.float64)):
+        found = to_input(other)
+        np.testing.assert_array_equal(found, other)
+        assert (found.dtype, found.flags.carray) == (np.float32, True)
+    with pytest.raises(ShapeError, match="frame: got int32, expected float"):
+        to_input(np.zeros((1, 1, *SIZE), np.int32))

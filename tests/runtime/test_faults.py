@@ -41,8 +41,8 @@ def raised_from(error: Exception, cause: BaseException) -> Exception:
         RuntimeError("[CPU] Could not allocate memory for the node"),
         RuntimeError("could not create a primitive: out_of_memory"),
         Exception(
-            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. Status "
-            "Message: bfc_arena.cc:376 AllocateRawInternal Failed to allocate memory for requested buffer of size 1024"
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. "
+            "Status Message: bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 1024"
         ),
         Exception("[ONNXRuntimeError] : 1 : FAIL : Available memory of 0 is smaller than requested bytes of 256"),
         RuntimeError("Requested amount of GPU memory (2147483648 bytes) could not be allocated."),

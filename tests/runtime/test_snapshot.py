@@ -1,5 +1,9 @@
 """Snapshots as files: they go on in another process, and are refused when they are not what was written."""
 
+import copy
+import dataclasses
+import errno
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e3d_deploy import runtime
+from e3d_deploy import cli, runtime
 from e3d_deploy.errors import SnapshotError, StreamError
 from e3d_deploy.runtime import Predictor, Snapshot
 from tests.fake_backend import CONFIG, FakeBackend, picture, predictor_of
@@ -166,3 +170,110 @@ def test_a_save_that_fails_leaves_the_older_file(path: Path, monkeypatch: pytest
         snapshot.save(path)
     assert path.read_bytes() == content
     assert list(path.parent.iterdir()) == [path]
+
+
+def snapshot(**changes: Any) -> Snapshot:
+    """Return a snapshot made by hand, with some fields changed."""
+    values: dict[str, Any] = {
+        "identity": "network",
+        "states": ({"memory": np.array([0.0, np.nan, 2.0], np.float32), "written": np.array([1], np.int32)},),
+        "prediction": np.array([[0.5, np.nan]], np.float32),
+        "pushed": 3,
+        "renewal": "none",
+        "context_length": 10,
+        "frames": np.arange(4, dtype=np.uint8),
+    }
+    return Snapshot(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity": "another"},
+        {"pushed": 4},
+        {"renewal": "refresh:2"},
+        {"context_length": 11},
+        {"states": ()},
+        {"states": ({"memory": np.array([0.0, np.nan, 2.0], np.float32)},)},
+        {"states": ({"memory": np.array([0.0, np.nan, 3.0], np.float32), "written": np.array([1], np.int32)},)},
+        {"states": ({"memory": np.array([-0.0, np.nan, 2.0], np.float32), "written": np.array([1], np.int32)},)},
+        {"states": ({"memory": np.array([0.0, np.nan, 2.0], np.float32), "written": np.array([1], np.int64)},)},
+        {"prediction": None},
+        {"prediction": np.array([0.5, np.nan], np.float32)},
+        {"prediction": np.array([[0.5, np.nan]], np.float64)},
+        {"frames": None},
+        {"frames": np.arange(1, 5, dtype=np.uint8)},
+        {"frames": np.arange(4, dtype=np.int8)},
+    ],
+)
+def test_a_snapshot_differs_if_any_field_does(changes: dict[str, Any]) -> None:
+    one, same, other = snapshot(), snapshot(), snapshot(**changes)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert other not in [one, same]
+    assert other == snapshot(**changes)  # NaN in it or not
+
+
+def test_a_snapshot_is_not_compared_with_other_things() -> None:
+    one = snapshot()
+    assert one.__eq__(dataclasses.astuple(one)) is NotImplemented
+    assert one != "snapshot"
+    assert one not in [None, 3, np.float32(3)]
+
+
+def test_a_snapshot_does_not_share_arrays_that_their_owner_may_write() -> None:
+    memory, prediction, frames = np.zeros(3, np.float32), np.zeros((1, 2), np.float32), np.zeros(4, np.uint8)
+    view = frames[:2]
+    view.flags.writeable = False  # its base can still be written
+    state = {"memory": memory}
+    one = snapshot(states=(state,), prediction=prediction, frames=view)
+    expected = snapshot(states=({"memory": np.zeros(3, np.float32)},), prediction=prediction.copy(), frames=view.copy())
+    for array in (memory, prediction, frames):
+        assert array.flags.writeable
+        array[:] = 1
+    state["memory"] = state["more"] = memory
+    assert one == expected
+    kept = one.states[0]["memory"]
+    assert dataclasses.replace(one, pushed=4).states[0]["memory"] is kept  # read-only, and so not copied again
+
+
+def test_no_array_of_a_snapshot_can_be_written(path: Path) -> None:
+    snapshot(frames=None).save(path)
+    one = snapshot()
+    copies = [copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one)), dataclasses.replace(one, pushed=1)]
+    for found in (one, Snapshot.load(path), *copies):
+        assert found.prediction is not None
+        arrays = [found.prediction, *found.states[0].values()] + ([] if found.frames is None else [found.frames])
+        for array in arrays:
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+            with pytest.raises(ValueError, match="read-only"):
+                array += 1
+
+
+def test_the_states_of_a_snapshot_cannot_be_replaced() -> None:
+    [state] = snapshot().states
+    assert isinstance(state, dict)
+    for change in (
+        lambda: state.__setitem__("memory", np.zeros(3)),
+        lambda: state.__delitem__("memory"),
+        lambda: state.update(memory=np.zeros(3)),
+        lambda: state.__ior__({"memory": np.zeros(3)}),
+        lambda: state.pop("memory"),
+        state.popitem,
+        lambda: state.setdefault("more", np.zeros(3)),
+        state.clear,
+    ):
+        with pytest.raises(TypeError, match=r"its states cannot be changed; change a copy, dict\(state\)"):
+            change()
+    assert list(pickle.loads(pickle.dumps(state))) == list(state | {}) == list(dict(state)) == ["memory", "written"]
+    assert list(dataclasses.asdict(snapshot())["states"][0]) == ["memory", "written"]
+
+
+def test_a_full_disk_is_one_line_and_exit_code_7(tmp_path: Path) -> None:
+    (tmp_path / "stream.npz").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as error:
+        snapshot().save(tmp_path / "stream.npz")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "stream.npz"))
+    assert cli.explain(error.value) == (f"{tmp_path / 'stream.npz'}: No space left on device", 7)
