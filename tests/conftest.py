@@ -1,6 +1,7 @@
 """Shared fixtures, such as a tiny network and frames for it."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def devices_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be made in /dev: root would lose a device of the machine to code that replaces what it writes."""
+    make = tempfile.mkdtemp
+
+    def make_elsewhere(*args: Any, **options: Any) -> str:
+        assert Path(options.get("dir") or "/tmp").resolve() != Path("/dev"), "a device would be replaced by a file"
+        return make(*args, **options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_elsewhere)
 
 
 @pytest.fixture

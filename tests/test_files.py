@@ -84,6 +84,20 @@ def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_device_gets_the_bytes_and_stays(tmp_path: Path) -> None:
+    """A terminal: its folder is one in which nothing can be made, so that no fault can replace it."""
+    terminal, device = os.openpty()
+    path, link = Path(os.ttyname(device)), tmp_path / "link"
+    link.symlink_to(path)
+    for written in (path, link):
+        write_file(written, b"content")
+        assert os.read(terminal, 100) == b"content"
+        assert stat.S_ISCHR(path.stat().st_mode)
+    os.close(terminal)
+    os.close(device)
+
+
+@pytest.mark.usefixtures("devices_stay")
+def test_the_null_device_takes_everything(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("/dev/null")
     for path in (Path("/dev/null"), link):
@@ -95,9 +109,14 @@ def test_a_device_gets_the_bytes_and_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
 def test_a_descriptor_gets_the_bytes_where_it_stands(tmp_path: Path, name: str, to_file: bool) -> None:
     code = f"""
-import os
+import os, tempfile
 from pathlib import Path
 from e3d_deploy.files import write_file
+make = tempfile.mkdtemp
+def make_elsewhere(*args, **options):
+    assert str(options.get("dir")) != "/dev", "a device would be replaced by a file"
+    return make(*args, **options)
+tempfile.mkdtemp = make_elsewhere
 os.write(1, b"first ")
 write_file(Path({name!r}), b"content")
 os.write(1, b" last")
@@ -119,6 +138,7 @@ def failing(number: int) -> Any:
     return fail
 
 
+@pytest.mark.usefixtures("devices_stay")
 def test_an_error_names_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to("absent/target")
     (tmp_path / "loop").symlink_to("loop")

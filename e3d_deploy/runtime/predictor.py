@@ -28,7 +28,7 @@ from e3d_deploy.runtime.batching import Batcher, Place
 from e3d_deploy.runtime.faults import plain_errors
 from e3d_deploy.runtime.process import check_usable, wait_at_exit
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
-from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
+from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of, taken_over
 
 if TYPE_CHECKING:
     from e3d_deploy.runtime.streams.queues import Policy
@@ -405,7 +405,7 @@ class Stream:
         places = () if replays else aged.places or (self._batcher.place(),)
         return Snapshot(
             self.predictor.identity,
-            tuple(to_arrays(alone(place)) for place in places),
+            tuple(taken_over(to_arrays(alone(place))) for place in places),
             None if replays else copy(aged.prediction),
             aged.pushed,
             str(aged.renewal),

@@ -271,6 +271,7 @@ def test_the_states_of_a_snapshot_cannot_be_replaced() -> None:
     assert list(dataclasses.asdict(snapshot())["states"][0]) == ["memory", "written"]
 
 
+@pytest.mark.usefixtures("devices_stay")
 def test_a_full_disk_is_one_line_and_exit_code_7(tmp_path: Path) -> None:
     (tmp_path / "stream.npz").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device") as error:

@@ -22,7 +22,7 @@ from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.renewal import Renewal
-from e3d_deploy.runtime.snapshot import Snapshot
+from e3d_deploy.runtime.snapshot import Snapshot, taken_over
 from e3d_deploy.runtime.streams.queues import Queues
 from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Job, Push, Row, Video, give
 
@@ -355,9 +355,10 @@ class Scheduler:
         """Take a snapshot of a stream; in the thread, as a job."""
         replays = video.renewal.kind == "replay"
         to_arrays, alone = self.batcher.backend.to_arrays, self.batcher.alone
+        members = [] if replays else video.members or [self.batcher.member()]
         return Snapshot(
             identity,
-            () if replays else tuple(to_arrays(alone(member)) for member in video.members or [self.batcher.member()]),
+            tuple(taken_over(to_arrays(alone(member))) for member in members),
             None if replays else copy(video.prediction),
             video.pushed,
             str(video.renewal),
