@@ -25,6 +25,8 @@ PARTIAL = ".partial"
 """Suffix of folders that hold what is being written."""
 MOST_NAME = 200
 """Bytes of the name of a target that the name of its workspace takes; systems allow 255 for all of a name."""
+MOST_LINKS = 40
+"""Links in a row that Linux follows."""
 STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 """Descriptors that have names of their own."""
 
@@ -129,12 +131,17 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _descriptor(path: Path) -> int | None:
-    """Return the number of the open file that a path such as `/dev/stdout` or `/dev/fd/3` names; None for others."""
+    """Return the number of the open file that a path such as `/dev/stdout`, or a link to it, names; None for others."""
     text = str(path)
-    if text in STANDARD:
-        return STANDARD[text]
-    match = re.fullmatch(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d{1,9})", text)
-    return None if match is None else int(match[1])
+    for _ in range(MOST_LINKS):
+        if (match := re.fullmatch(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d{1,9})", text)) is not None:
+            return int(match[1])
+        if text in STANDARD:
+            return STANDARD[text]
+        if not os.path.islink(text):
+            break
+        text = os.path.normpath(os.path.join(os.path.dirname(text), os.readlink(text)))
+    return None
 
 
 def _keep_mode(partial: Path, there: os.stat_result) -> None:

@@ -106,7 +106,7 @@ def test_the_null_device_takes_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to_file", [True, False])
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link.npz"])
 def test_a_descriptor_gets_the_bytes_where_it_stands(tmp_path: Path, name: str, to_file: bool) -> None:
     code = f"""
 import os, tempfile
@@ -121,13 +121,14 @@ os.write(1, b"first ")
 write_file(Path({name!r}), b"content")
 os.write(1, b" last")
 """
+    (tmp_path / "link.npz").symlink_to("/dev/stdout")
     command = [sys.executable, "-c", code]
     if to_file:
         with (tmp_path / "out").open("wb") as out:
-            subprocess.run(command, check=True, stdout=out)
+            subprocess.run(command, check=True, stdout=out, cwd=tmp_path)
         found = (tmp_path / "out").read_bytes()
     else:
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=tmp_path).stdout
     assert found == b"first content last"
 
 

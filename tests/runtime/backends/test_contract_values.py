@@ -41,6 +41,19 @@ class Labelled(np.ndarray[Any, Any]):
     """Array with a label, as libraries that read pictures return them."""
 
 
+class Exporter:
+    """Array of another library, which gives its memory by DLPack."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> object:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[Any, Any]:
+        return self.array.__dlpack_device__()
+
+
 def same_pictures(plain: NDArray[Any], path: Path) -> dict[str, Any]:
     """Return a picture in arrays of many kinds."""
     stored = np.zeros(SIZE, [("before", np.uint8), ("picture", plain.dtype)])
@@ -65,6 +78,8 @@ def same_pictures(plain: NDArray[Any], path: Path) -> dict[str, Any]:
         "masked without a mask": np.ma.masked_array(plain),
         "masked with nothing hidden": np.ma.masked_array(plain, mask=np.zeros(SIZE, bool)),
         "tensor": torch.from_numpy(plain),
+        "transposed tensor": torch.from_numpy(plain.transpose(1, 0, 2).copy()).permute(1, 0, 2),
+        "read-only by DLPack": Exporter(read_only),
     }
 
 
