@@ -7,6 +7,7 @@ from a pool of its own if the GPU supports pools, and is freed when its `Cuda` i
 import ctypes
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.errors import BackendUnavailable, E3DError, EngineError, ResourceLimit, ShapeError
 from e3d_deploy.libraries import GPU, pip_install
+from e3d_deploy.runtime.backends.lease import Lease
 
 UPDATE = "pip install --upgrade 'cuda-core>=1.2'"
 
@@ -92,6 +94,8 @@ class Cuda:
         """Memory allocated here, by address."""
         self._spare: dict[int, list[Memory]] = {}
         """Returned memory to lend again, by length (bytes)."""
+        self._returned: deque[Lease] = deque()
+        """Returned memory that is not among the spare yet."""
         self._times = self._timed = False
         self._kernel: Any = None
         try:
@@ -119,6 +123,7 @@ class Cuda:
         try:
             return self._new(nbytes)
         except CudaError as error:
+            self._take_back()
             if OUT_OF_MEMORY not in str(error) or not any(self._spare.values()):
                 raise
             self._trim(0)
@@ -129,14 +134,20 @@ class Cuda:
         return self._own(source.allocate(nbytes, stream=self.stream))
 
     def lend(self, nbytes: int) -> Memory:
-        """Lend memory on the GPU until `take_back`; it may have been lent before."""
+        """Return memory on the GPU to lend to a holder by `lease`; it may have been lent before."""
+        self._take_back()
         self._trim(SPARE)
         spare = self._spare.setdefault(nbytes, [])
         return spare.pop() if spare else self.allocate(nbytes)
 
-    def take_back(self, memory: Memory) -> None:
-        """Take back lent memory. Any thread may call this at any time."""
-        self._spare.setdefault(memory.size, []).append(memory)
+    def lease(self, holder: object, memory: Memory) -> Lease:
+        """Lend memory until nobody holds the holder, which keeps the lease. Any thread may let it go at any time."""
+        return Lease.of(holder, memory, self._returned)
+
+    def _take_back(self) -> None:
+        while self._returned:
+            memory = self._returned.popleft().memory
+            self._spare.setdefault(memory.size, []).append(memory)
 
     def _trim(self, most: int) -> None:
         """Free all but `most` spare pieces of each length; work that still uses them is earlier in the stream."""
@@ -292,6 +303,7 @@ class Cuda:
         for memory in self._owned.values():
             memory.close()
         self._owned.clear()
+        self._returned.clear()
         self._spare.clear()
         if self.pool is not None:
             self.pool.close()

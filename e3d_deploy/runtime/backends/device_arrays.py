@@ -47,9 +47,7 @@ class DeviceArray:
         self, cuda: Cuda, memory: Memory, shape: tuple[int, ...], dtype: "type[np.generic]" = np.float32
     ) -> None:
         self._cuda, self.memory, self.shape, self.dtype = cuda, memory, shape, np.dtype(dtype)
-
-    def __del__(self) -> None:
-        self._cuda.take_back(self.memory)
+        self._lease = cuda.lease(self, memory)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

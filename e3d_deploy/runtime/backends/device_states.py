@@ -62,10 +62,11 @@ class DeviceState:
     Its value stays the same wherever it is moved; its memory is used again when it is no longer held.
     """
 
-    __slots__ = ("__weakref__", "_lender", "block")
+    __slots__ = ("__weakref__", "_lease", "block")
 
     def __init__(self, block: Block, lender: Cuda | None) -> None:
-        self.block, self._lender = block, lender
+        self.block = block
+        self._lease = None if lender is None else lender.lease(self, block.memory)
 
     @property
     def batch(self) -> int:
@@ -74,11 +75,7 @@ class DeviceState:
 
     def move(self, block: Block, lender: Cuda) -> None:
         """Record that its content is now in a block of its own, which `lender` takes back at the end."""
-        self.block, self._lender = block, lender
-
-    def __del__(self) -> None:
-        if self._lender is not None:
-            self._lender.take_back(self.block.memory)
+        self.block, self._lease = block, lender.lease(self, block.memory)
 
 
 class StateSets:

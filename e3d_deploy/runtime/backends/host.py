@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
-from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract, frames
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.runtime.backends.lease import Lease
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame
 
@@ -22,27 +22,14 @@ SPARE = 8
 """Rows of states that are kept to be used again, of each size of state, or two states where they are larger."""
 
 
-class Lease(ref["HostState"]):
-    """Memory that a state has for as long as somebody holds it."""
-
-    __slots__ = ("arrays", "tensors")
-
-    arrays: Arrays
-    tensors: Tensors
-
-
 class HostState:
-    """Tensors of `contract.States` as NumPy arrays, lent by a pool until nobody holds them.
-
-    They go back without a line of Python: an exception that a signal handler raises in a finalizer would be lost.
-    """
+    """Tensors of `contract.States` as NumPy arrays, lent by a pool until nobody holds them."""
 
     __slots__ = ("__weakref__", "_lease", "arrays", "tensors")
 
     def __init__(self, arrays: Arrays, tensors: Tensors, free: deque[Lease]) -> None:
         self.arrays, self.tensors = arrays, tensors
-        self._lease = Lease(self, free.append)
-        self._lease.arrays, self._lease.tensors = arrays, tensors
+        self._lease = Lease.of(self, (arrays, tensors), free)
 
 
 class HostBackend(Lifetime):
@@ -120,8 +107,8 @@ class HostBackend(Lifetime):
         self.check_open()
         free = self._free.setdefault(batch, deque(maxlen=max(2, SPARE // batch)))
         try:
-            lease = free.pop()
-            return HostState(lease.arrays, lease.tensors, free)
+            arrays, tensors = free.pop().memory
+            return HostState(arrays, tensors, free)
         except IndexError:
             arrays = self.bundle.states.initial(batch)
             return HostState(arrays, {name: self.tensor(array) for name, array in arrays.items()}, free)
