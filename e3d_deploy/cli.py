@@ -5,7 +5,6 @@ Results go to stdout, progress and remarks to stderr.
 """
 
 import errno
-import logging
 import os
 import sys
 import threading
@@ -36,6 +35,7 @@ from e3d_deploy.commands import (
     unpack,
     verify,
 )
+from e3d_deploy.commands._process import as_guest, exit_code, terminable
 from e3d_deploy.errors import BackendUnavailable, E3DError, ResourceLimit
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
@@ -70,23 +70,24 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with as_guest(debug=bool(ctx.params.get("debug"))), terminable():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click knows what to do
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             from e3d_deploy.export.engines.watch import BUILDING
 
             click.echo("interrupted", err=True)
             if any(thread.name == BUILDING for thread in threading.enumerate()):
                 sys.stderr.flush()
-                os._exit(130)  # with TensorRT still at work, an orderly end would be a crash
-            raise click.exceptions.Exit(130) from None
+                os._exit(exit_code(interrupt))  # with TensorRT still at work, an orderly end would be a crash
+            raise click.exceptions.Exit(exit_code(interrupt)) from None
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            message, exit_code = explain(error)
+            message, code = explain(error)
             click.echo(f"Error: {message}", err=True)
-            raise click.exceptions.Exit(exit_code) from error
+            raise click.exceptions.Exit(code) from error
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -113,9 +114,6 @@ def explain(error: Exception) -> tuple[str, int]:
 @click.option("--debug", is_flag=True, help="Show tracebacks and what the libraries log.")
 def main(debug: bool) -> None:
     """E3D-LSTM video prediction, from training to the edge."""
-    level = logging.DEBUG if debug else logging.WARNING
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("e3d_deploy").setLevel(level)
 
 
 for commands in GROUPS.values():

@@ -7,6 +7,7 @@ import click
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import BACKEND, BUNDLE_OR_MODEL, CONTEXT, EVERY, HORIZON, PATH, RESAMPLE, THREADS
 from e3d_deploy.commands._output import working
+from e3d_deploy.commands._process import stoppable
 
 
 @click.command()
@@ -46,6 +47,7 @@ def predict(
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.errors import ShapeError
 
+    stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
     check_target(output, clip)
     with open_predictor(model, backend, threads) as predictor:
@@ -63,7 +65,7 @@ def predict(
             )
         forecasts = []
         with working(f"predicting {clip}") as progress:
-            for number, pictures in enumerate(clips.frames):
+            for number, pictures in enumerate(stop.each(clips.frames)):
                 progress(f"clip {number + 1} of {len(clips.frames)}")
                 stream = predictor.stream(renewal="none")
                 for picture in pictures:
@@ -72,3 +74,4 @@ def predict(
         write_clips(output, np.stack(forecasts), frames_per_second=clips.frames_per_second, zoom=zoom)
     click.echo(output)
     click.echo(f"{len(forecasts)} × {horizon} frames by {predictor.backend.name}", err=True)
+    stop.finish()

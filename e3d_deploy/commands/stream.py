@@ -1,12 +1,17 @@
 """`e3d stream`: forecasts of a video while it plays."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import BACKEND, BUNDLE_OR_MODEL, EVERY, PATH, RESAMPLE, THREADS, json_option
 from e3d_deploy.commands._output import as_json, table, working
+from e3d_deploy.commands._process import stoppable
+
+if TYPE_CHECKING:
+    from e3d_deploy.measure.live import Followed
 
 
 @click.command()
@@ -44,6 +49,7 @@ def stream(
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.measure.live import follow
 
+    stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
     if output is not None:
         check_target(output, video)
@@ -54,7 +60,7 @@ def stream(
         with working(f"streaming {video}") as progress:
             summary, seen, forecast = follow(
                 predictor,
-                playing.pictures,
+                stop.each(playing.pictures),
                 horizon=horizon,
                 renewal=renewal,
                 keep=output is not None,
@@ -66,7 +72,14 @@ def stream(
         click.echo(output, err=json_)
     if json_:
         as_json({**summary.to_json(), "source_frames_per_second": playing.frames_per_second})
-        return
+    else:
+        show_summary(summary, playing.frames_per_second)
+    stop.finish()
+
+
+def show_summary(summary: "Followed", source_frames_per_second: float) -> None:
+    """Show times as a table, and what they mean below it."""
+    horizon = summary.horizon
     table(
         [f"{summary.frames} frames by {summary.backend}, renewal {summary.renewal}", "p50", "p99"],
         [
@@ -77,7 +90,7 @@ def stream(
             )
         ],
     )
-    click.echo(f"{summary.frames_per_second:.1f} frames/s, the source has {playing.frames_per_second:.1f}")
+    click.echo(f"{summary.frames_per_second:.1f} frames/s, the source has {source_frames_per_second:.1f}")
     if summary.mse is not None:
         click.echo(
             f"{horizon} frames ahead: MSE {summary.mse:.1f} a frame, copying the last frame {summary.copy_mse:.1f}"

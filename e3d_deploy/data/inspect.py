@@ -1,8 +1,6 @@
 """Content of data, for `e3d data inspect`. Needs no PyTorch."""
 
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -16,6 +14,7 @@ from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from e3d_deploy.frames import to_frames
 from e3d_deploy.json_values import json_object
 from e3d_deploy.progress import Notify
+from e3d_deploy.quiet import quiet
 
 SAMPLED = 16
 """Windows whose values are looked at."""
@@ -124,7 +123,7 @@ def open_splits(
         progress=progress,
     )
     opened: dict[Split, Source | E3DError] = {split: open_(split=split)}
-    with _quiet():
+    with quiet(loggers=("e3d_deploy.data",)):  # the other splits of a file say the same again
         for name in get_args(Split):
             if name != split:
                 try:
@@ -205,15 +204,3 @@ def _some_windows(source: Source, count: int, *, length: int) -> Iterator[tuple[
     windows = fixed_windows(source, length=length)
     for clip, first in windows[np.arange(min(count, len(windows))) * len(windows) // min(count, len(windows))].tolist():
         yield clip, first, source.clips[clip][first : first + length]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing below an error in the log: the other splits of a file say the same again."""
-    logger = logging.getLogger("e3d_deploy.data")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

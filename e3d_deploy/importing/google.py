@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError
 from e3d_deploy.importing.fit import Finding, Shapes, listed, patching, size
 from e3d_deploy.libraries import pip_install
+from e3d_deploy.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -111,12 +113,11 @@ def _quiet() -> Iterator[None]:
     before = os.environ.get(name)
     os.environ.setdefault(name, "3")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(partial(warnings.simplefilter, "ignore")):
             yield
     finally:
         if before is None:
-            del os.environ[name]
+            os.environ.pop(name, None)  # another thread may have been here
 
 
 def identify(

@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing.fit import Finding, Shapes, patching, size
+from e3d_deploy.quiet import quiet
 
 KERNEL_AXES = (0, 1, 2, 3, 4)
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
@@ -48,8 +50,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: it is damaged, or holds something else than tensors.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(partial(warnings.simplefilter, "ignore")):
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path).startswith(ZIP))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))

@@ -9,7 +9,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card, save_parts
 from e3d_deploy.progress import Notify
+from e3d_deploy.quiet import quiet
 from e3d_deploy.training.pace import Pace
 
 log = logging.getLogger(__name__)
@@ -389,17 +391,7 @@ class Bar(RichProgressBar):
         return "Training"  # there is one epoch, without end
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def lightning_quiet() -> AbstractContextManager[None]:
     """Keep Lightning's banner, advertisement and hints about loader workers out of the log."""
-    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    ignore = partial(warnings.filterwarnings, "ignore", module="lightning")
+    return quiet(ignore, loggers=("lightning.fabric", "lightning.pytorch"))

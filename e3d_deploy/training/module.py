@@ -219,9 +219,6 @@ def compile_cells(model: E3DLSTM) -> None:
 
         return compute
 
-    # The first step meets each layer with and without gradients and low types: up to four variants a layer.
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, 4 * len(model.cells))
     for cell in model.cells:
         for part in ("gates", "states"):
             setattr(cell, part, in_training(getattr(cell, part)))

@@ -4,9 +4,10 @@ import json
 import logging
 import os
 import pickle
+import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import count
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -42,7 +44,7 @@ from e3d_deploy.training.callbacks import (
     Samples,
     StateFile,
     Stopped,
-    quiet,
+    lightning_quiet,
     signals,
 )
 from e3d_deploy.training.decay import record_decay_of_run
@@ -52,6 +54,8 @@ from e3d_deploy.training.pace import Pace
 log = logging.getLogger(__name__)
 
 MOVING_MNIST = "moving-mnist"
+SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+"""Environment variables by which Lightning hands the seed to its processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,30 +145,30 @@ def train(
     if machine.parts is not None:
         _check_parts(machine.parts, _parts_name(run) if resume else None)
     sets = _data(model_config, config, data, valid, digits, skip_bad=skip_bad)
-    seed_everything(config.seed, verbose=False)
-    model = E3DLSTM(model_config)
-    if weights is not None:
-        model.load_state_dict(weights)
-    averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
-    window = Window.of_rates(config.context_length, config.horizon, sets[0].rates)
-    keeper = Keeper(run, config, averaging, pace, card=Card(window=window))
-    pictures = _pictures(run, sets[1][0], config, machine)
-    ours = _callbacks(config, machine, averaging, keeper)
-    with quiet(), _tf32_where_bf16(config):
-        trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
-        _check_cuda_graph(config, trainer)
-        batches = _batches(config, trainer, sets[0], pace)
-        # From here on all options are known to work.
-        _begin(run, machine, None if resume else settings)
-        if config.compile:
-            progress("compiling the cells: the first step takes a minute or more")
-        learner = Learner(model, config, batches.first_clip, pace)
-        loaders = _loaders(*sets, batches, trainer, machine)
-        finished = _fit(trainer, learner, keeper, loaders, last if resume else None)
-    if finished and machine.measure_decay and trainer.is_global_zero:
-        clips = sets[1].source if isinstance(sets[1], FixedWindows) else MOVING_MNIST
-        device = trainer.strategy.root_device
-        record_decay_of_run(path, clips, config, steps=trainer.global_step, device=device, progress=progress)
+    with _seeded(config.seed), _room_to_compile(model_config, config):
+        model = E3DLSTM(model_config)
+        if weights is not None:
+            model.load_state_dict(weights)
+        averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
+        window = Window.of_rates(config.context_length, config.horizon, sets[0].rates)
+        keeper = Keeper(run, config, averaging, pace, card=Card(window=window))
+        pictures = _pictures(run, sets[1][0], config, machine)
+        ours = _callbacks(config, machine, averaging, keeper)
+        with lightning_quiet(), _tf32_where_bf16(config):
+            trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
+            _check_cuda_graph(config, trainer)
+            batches = _batches(config, trainer, sets[0], pace)
+            # From here on all options are known to work.
+            _begin(run, machine, None if resume else settings)
+            if config.compile:
+                progress("compiling the cells: the first step takes a minute or more")
+            learner = Learner(model, config, batches.first_clip, pace)
+            loaders = _loaders(*sets, batches, trainer, machine)
+            finished = _fit(trainer, learner, keeper, loaders, last if resume else None)
+        if finished and machine.measure_decay and trainer.is_global_zero:
+            clips = sets[1].source if isinstance(sets[1], FixedWindows) else MOVING_MNIST
+            device = trainer.strategy.root_device
+            record_decay_of_run(path, clips, config, steps=trainer.global_step, device=device, progress=progress)
     return path
 
 
@@ -420,6 +424,41 @@ def _check_parts(folder: Path, name: str | None) -> None:
     for path in folder.glob(PATTERN):
         if name is None or read_card(path).run != name:
             raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed all generators, and put them and Lightning's variables back; the GPU's only if the program has used it."""
+    variables = {name: os.environ.get(name) for name in SEED_VARIABLES}
+    python, numpy, processor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        seed_everything(seed, verbose=False)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(processor)
+        torch.cuda.set_rng_state_all(gpus)
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _room_to_compile(model: ModelConfig, config: TrainConfig) -> AbstractContextManager[object]:
+    """Let PyTorch keep compiled forms of all layers.
+
+    The first step meets each layer with and without gradients and low types: up to four variants a layer.
+    """
+    if not config.compile:
+        return nullcontext()
+    limit = torch._dynamo.config.recompile_limit
+    patch: AbstractContextManager[object] = torch._dynamo.config.patch(
+        recompile_limit=max(limit, 4 * len(model.hidden))
+    )
+    return patch
 
 
 def _tf32_where_bf16(config: TrainConfig) -> AbstractContextManager[None]:

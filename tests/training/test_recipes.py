@@ -16,7 +16,7 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM, to_frames
 from e3d_deploy.training import sampling
 from e3d_deploy.training.batches import StepBatches
-from e3d_deploy.training.callbacks import Averaging, quiet
+from e3d_deploy.training.callbacks import Averaging, lightning_quiet
 from e3d_deploy.training.module import Learner
 from tests.golden import GOLDEN, Arrays, channels_first, model_parameters, read
 
@@ -56,7 +56,7 @@ def replay(arrays: Arrays, settings: dict[str, Any], semantics: Semantics, monke
     frames = to_frames(channels_first(arrays["x"]).flatten(0, 1), 4)
     clips = TensorDataset(torch.cat([frames, frames[: recipe.batch_size]]))  # the loader reads one batch ahead
     losses, averaging = Losses(), Averaging(recipe.ema_decay, warmup=recipe.ema_warmup, used=recipe.average)
-    with quiet():
+    with lightning_quiet():
         trainer = Trainer(
             accelerator="cpu",
             max_steps=steps,

@@ -1,7 +1,6 @@
 """PyTorch to ONNX: one step, exported once."""
 
 import ast
-import logging
 import warnings
 from collections.abc import Collection
 
@@ -12,7 +11,11 @@ from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
 from e3d_deploy.export.graph.compose import OPSET
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.quiet import quiet
 from e3d_deploy.step import REWRITES, Step, example
+
+REGISTRATION = "torch.onnx._internal.exporter._registration"
+"""Logger that warns of the missing torchvision, which nothing here uses."""
 
 
 def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = tuple(REWRITES)) -> GraphProto:
@@ -29,14 +32,8 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
     inputs = example(model.config, batch or 2)  # of an axis of 1 PyTorch takes for granted that it is 1
     any_number = {0: contract.ANY}
     dynamic = (any_number, any_number, (any_number,) * (len(inputs) - 2))
-    # It warns of the missing torchvision, which nothing here uses.
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
-            warnings.filterwarnings("ignore", "# The axis name: batch will not be used")  # one name is enough
+        with quiet(_ignore, loggers=(REGISTRATION,)):
             program = torch.onnx.export(
                 step,
                 inputs,
@@ -49,8 +46,6 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"PyTorch could not export the step: {error}") from error
-    finally:
-        registration.setLevel(level)
     assert program is not None
     graph: GraphProto = program.model_proto.graph
     for initializer in graph.initializer:
@@ -84,3 +79,9 @@ def _module(node: NodeProto) -> str:
     scopes = next(entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes")
     path: str = ast.literal_eval(scopes)[-2]
     return path.removeprefix("model.")
+
+
+def _ignore() -> None:
+    """Ignore the exporter's remarks on itself."""
+    warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
+    warnings.filterwarnings("ignore", "# The axis name: batch will not be used")  # one name is enough

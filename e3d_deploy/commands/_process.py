@@ -1,0 +1,174 @@
+"""Process in which a command runs: its log, variables and signals, as they were once the command ends."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, cast
+
+import click
+
+T = TypeVar("T")
+Handlers = dict[signal.Signals, Callable[[int, Any], None]]
+_END = object()
+
+LOG = logging.getLogger("e3d_deploy")
+VARIABLES = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
+"""Environment variables that Lightning and PyTorch set for themselves when they are used."""
+_lock = threading.Lock()
+_levels: list[int] = []
+"""Levels of the commands that run now, nested or in several threads: the first changes, the last puts back."""
+_level_before = logging.NOTSET
+_variables_before: dict[str, str | None] = {}
+
+
+class _OnStderr(logging.Handler):
+    """Shows messages on stderr, whatever that is by then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            click.echo(self.format(record), err=True)
+        except Exception:
+            self.handleError(record)
+
+
+_handler = _OnStderr()
+
+
+@contextmanager
+def as_guest(*, debug: bool) -> Iterator[None]:
+    """Run a command in a program of which it is a part, or the whole.
+
+    What this package logs is shown on stderr: warnings, or everything. The root logger is the program's. Environment
+    variables that libraries set are put back.
+    """
+    level = logging.DEBUG if debug else logging.WARNING
+    with _lock:
+        if not _levels:
+            _begin()
+        _levels.append(level)
+        _set_level()
+    try:
+        yield
+    finally:
+        with _lock:
+            _levels.remove(level)
+            _set_level()
+            if not _levels:
+                _end()
+
+
+def _begin() -> None:
+    global _level_before, _variables_before  # noqa: PLW0603 (they belong to the process)
+    _level_before = LOG.level
+    _variables_before = {name: os.environ.get(name) for name in VARIABLES}
+    LOG.addHandler(_handler)
+
+
+def _set_level() -> None:
+    LOG.setLevel(_level_before)
+    if _levels:
+        _handler.setLevel(min(_levels))
+        if LOG.getEffectiveLevel() > min(_levels):  # raising it would take messages from the program's own handlers
+            LOG.setLevel(min(_levels))
+
+
+def _end() -> None:
+    LOG.removeHandler(_handler)
+    for name, value in _variables_before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit code of an interrupted command, 128 and the number of the signal."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+@contextmanager
+def _handling(handlers: Handlers, replaced: tuple[object, ...]) -> Iterator[None]:
+    """Handle signals in the main thread, unless the program has handlers of its own or ignores them."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in handlers if signal.getsignal(number) in replaced}
+        for number in before:
+            signal.signal(number, handlers[number])
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated`, so that nothing is left half-written."""
+    with _handling({signal.SIGTERM: _interrupt}, (signal.SIG_DFL,)):
+        yield
+
+
+class Stop:
+    """Request to end a loop after the item at hand: the first Ctrl-C or SIGTERM. The second raises KeyboardInterrupt.
+
+    KeyboardInterrupt may come at any bytecode, and would lose what was computed so far.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """Signal that came; None before."""
+        self._at_once = True
+        """Nothing is lost if a signal ends the loop at once: it has not begun, or waits for the source."""
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items until a signal comes; where it comes before the first one is used, raise KeyboardInterrupt."""
+        iterator, count = iter(items), 0
+        try:
+            while True:
+                self._at_once = True
+                if self.number is not None:
+                    _interrupt(self.number, None)
+                item = next(iterator, _END)
+                self._at_once = False
+                if item is _END:
+                    return
+                count += 1
+                yield cast(T, item)
+        except KeyboardInterrupt:
+            self._at_once = False
+            if self.number is None or count == 0:
+                raise
+
+    def handle(self, number: int, _: object) -> None:
+        """Note a signal; raise KeyboardInterrupt where nothing is lost by it, and on the second signal."""
+        again, self.number = self.number is not None, number
+        if again or self._at_once:
+            _interrupt(number, None)
+        with suppress(RuntimeError):  # the signal came in the middle of printing something else
+            click.echo(f"{signal.Signals(number).name}: ending here; once more to end at once", err=True)
+
+    def finish(self) -> None:
+        """End the command with 128 and the number of the signal, if one came."""
+        if self.number is not None:
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(128 + self.number)
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """Give the request to stop, which signals make while the block runs."""
+    stop = Stop()
+    handlers: Handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), stop.handle)
+    with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler, _interrupt)):
+        yield stop
