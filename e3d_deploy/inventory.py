@@ -3,18 +3,16 @@
 import ctypes
 import os
 import platform
-from importlib.util import find_spec
+from contextlib import suppress
 from typing import Any
 
+from e3d_deploy import libraries
 from e3d_deploy.tensorrt_library import library, refusal
 
 
 def is_importable(module: str) -> bool:
     """Return True if a module, or the bindings behind an NVIDIA front end, can be imported."""
-    try:
-        return any(find_spec(name) for name in (module, f"{module}_bindings"))
-    except ModuleNotFoundError:  # the package that it is in is not
-        return False
+    return libraries.is_importable(module) or libraries.is_importable(f"{module}_bindings")
 
 
 def machine() -> dict[str, Any]:
@@ -29,14 +27,13 @@ def machine() -> dict[str, Any]:
 
 
 def version_of(packages: tuple[str, ...]) -> str | None:
-    """Return the version of the first of these distributions that is installed; None if none is."""
-    from importlib.metadata import PackageNotFoundError, version  # a third of the import of the runtime
+    """Return the version of the first of these distributions that is installed; None if none is, or none tells."""
+    from importlib.metadata import version  # a third of the import of the runtime
 
     for package in packages:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
+        with suppress(Exception):  # not installed, or its metadata are damaged
+            if found := version(package):
+                return found
     return None
 
 

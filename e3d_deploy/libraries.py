@@ -1,6 +1,9 @@
 """Libraries that parts of e3d_deploy need, the extra that installs each, and what it is for."""
 
+import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,19 @@ def extra_of(module: str) -> str | None:
     """Return the extra that installs a module; None if no extra does."""
     top = module.partition(".")[0].removesuffix("_bindings")
     return next((library.extra for library in LIBRARIES if library.module == top), None)
+
+
+def is_importable(module: str) -> bool:
+    """Return True if a module can be imported, as far as can be told without importing it."""
+    try:
+        spec = find_spec(module)
+    except Exception:  # its package is missing or does not load; or there is a stub, which may raise anything
+        return False
+    # A namespace package has folders in the place of a loader.
+    return isinstance(spec, ModuleSpec) and bool(spec.loader or spec.submodule_search_locations)
+
+
+def is_stub(module: str) -> bool:
+    """Return True if `sys.modules` holds a stand-in for a module or its package, put there to keep it from loading."""
+    names = (module, module.partition(".")[0])
+    return any(sys.modules.get(name) is not None and not is_importable(name) for name in names)

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from e3d_deploy.errors import BackendUnavailable
-from e3d_deploy.libraries import GPU, extra_of, pip_install
+from e3d_deploy.libraries import GPU, extra_of, is_stub, pip_install
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,13 @@ def library(target: Target) -> Any:
     """
     reasons = []
     for name in MODULES[target]:
+        if is_stub(name):
+            reasons.append(f"{name} is a stub in sys.modules")
+            continue
         try:
             return import_module(name)
-        except (ImportError, OSError, RuntimeError) as error:
-            reasons.append(str(error).splitlines()[0])
+        except Exception as error:  # a broken installation may raise anything
+            reasons.append((str(error) or repr(error)).splitlines()[0])
     raise BackendUnavailable(f"{target}: does not load here ({reasons[0]}); {remedy(target)}")
 
 

@@ -117,11 +117,10 @@ def benchmark(
 
 def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
     """Plays a real video for ever; None where none can be decoded."""
-    from importlib.util import find_spec
-
     from e3d_deploy.data import clips
+    from e3d_deploy.libraries import is_importable
 
-    if find_spec("av") is None or config.channels not in (1, 3):
+    if not is_importable("av") or config.channels not in (1, 3):
         return None
     size: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
 

@@ -135,12 +135,11 @@ def judged(report: "Report") -> str:
 
 def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
     """Return the first errors in the step graph; empty if the backend or a missing library rules out the search."""
-    from importlib.util import find_spec
-
+    from e3d_deploy.libraries import is_importable
     from e3d_deploy.runtime.backends.specs import find
 
     session = find(backend).explained_by
-    if session is None or not find_spec("onnx") or not find_spec("onnxruntime"):
+    if session is None or not is_importable("onnx") or not is_importable("onnxruntime"):
         return []
     from e3d_deploy.export.precision.why import explain
 

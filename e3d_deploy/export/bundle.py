@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +214,7 @@ def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path
         schema=SCHEMA,
         name=plan.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        producer=Producer(e3d_deploy=__version__, torch=torch.__version__, onnx=version("onnx")),
+        producer=Producer(e3d_deploy=__version__, torch=torch.__version__, onnx=onnx.__version__),
         config=config.to_dict(),
         card=plan.card.to_dict(),
         context_length=plan.context_length,

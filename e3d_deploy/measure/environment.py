@@ -4,12 +4,11 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from e3d_deploy import __version__
-from e3d_deploy.inventory import machine
+from e3d_deploy.inventory import machine, version_of
 
 PACKAGES = (
     "numpy",
@@ -62,13 +61,7 @@ def peak_resident() -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {package: found for package in PACKAGES if (found := version_of((package,)))}
 
 
 def _clock() -> float | None:

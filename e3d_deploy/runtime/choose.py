@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from e3d_deploy import __version__
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import cache_folder, write_file
-from e3d_deploy.inventory import machine
+from e3d_deploy.inventory import machine, version_of
 from e3d_deploy.libraries import LIBRARIES
 from e3d_deploy.runtime.aged import advance, grown
 from e3d_deploy.runtime.backends.protocol import Backend
@@ -248,10 +247,8 @@ def _file(bundle: Bundle, threads: int | None) -> Path | None:
 
 
 def _key(bundle: Bundle, threads: int | None) -> str:
-    versions = {}
-    for package in (package for library in LIBRARIES for package in library.packages):
-        with suppress(PackageNotFoundError):
-            versions[package] = version(package)
+    packages = [package for library in LIBRARIES for package in library.packages]
+    versions = {package: found for package in packages if (found := version_of((package,)))}
     renewal = str(default_renewal(bundle.card, bundle.context_length)[0])
     # All of the manifest but what changes without changing what a backend computes.
     decisive = {**bundle.manifest.to_json(), "verification": None, "created": None, "card": None}

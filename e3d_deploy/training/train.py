@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -29,7 +28,7 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
-from e3d_deploy.libraries import pip_install
+from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
 from e3d_deploy.progress import Notify, silent
@@ -485,7 +484,7 @@ def _held_out(data: Sequence[tuple[str, float]]) -> str:
 
 def _pictures(run: Path, clip: Tensor, config: TrainConfig, machine: Machine) -> list[Callback]:
     pictures: list[Callback] = []
-    if clip.shape[1] in (1, 3) and find_spec("matplotlib"):
+    if clip.shape[1] in (1, 3) and is_importable("matplotlib"):
         pictures.append(Previews(run / "previews", clip, config))
     if machine.samples is not None:
         pictures.append(Samples(machine.samples, machine.sample_count, config.context_length))

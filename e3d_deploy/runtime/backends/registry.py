@@ -4,8 +4,11 @@ from typing import Any
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.inventory import is_importable
+from e3d_deploy.libraries import is_stub
 from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.spec import BackendSpec, Opener
 from e3d_deploy.runtime.backends.specs import check_runs, find
 
 MOST_THREADS = 1024
@@ -28,11 +31,17 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     threads = check_threads(threads)
     spec = find(name)
     check_runs_bundle(bundle, name)
+    for module in spec.modules:
+        if is_stub(module) and not is_importable(module):
+            raise BackendUnavailable(
+                f"{name}: {module} is a stub in sys.modules and not the library; load the bundle without it"
+            )
     try:
-        return spec.load()(bundle, threads=threads)
+        return _opener(spec)(bundle, threads=threads)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
-    except ImportError as error:
+    # What a library lacks that is half there, or one that something else stands in for.
+    except (ImportError, AttributeError) as error:
         raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {spec.remedy}") from error
 
 
@@ -61,6 +70,20 @@ def check_backend(backend: Any) -> None:
             f"backend: got {backend!r}, expected a name such as onnxruntime, or an opened backend with the methods of "
             "runtime/backends/protocol.py"
         )
+
+
+def _opener(spec: BackendSpec) -> Opener:
+    """Import the class of a backend, and with it the library.
+
+    Raises:
+        ImportError: either cannot be imported, for any reason.
+    """
+    try:
+        return spec.load()
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImportError(f"{type(error).__name__}: {error}") from error
 
 
 def check_runs_bundle(bundle: Bundle, name: str) -> None:
