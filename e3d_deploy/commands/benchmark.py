@@ -119,6 +119,7 @@ def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
     """Plays a real video for ever; None where none can be decoded."""
     from e3d_deploy.data import clips
     from e3d_deploy.libraries import is_importable
+    from e3d_deploy.shipped import extracted
 
     if not is_importable("av") or config.channels not in (1, 3):
         return None
@@ -126,6 +127,7 @@ def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
 
     def play() -> Iterator[Any]:
         while True:
-            yield from clips.play(clips.PEDESTRIANS, **size, say=False).pictures
+            with extracted(clips.PEDESTRIANS) as path:
+                yield from clips.play(path, **size, say=False).pictures
 
     return play

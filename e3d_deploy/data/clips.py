@@ -4,6 +4,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from e3d_deploy.data.pictures import NEEDS_VIDEO, play_folder, say_change
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection, places, select
 from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError, SourceLost
 
-PEDESTRIANS = Path(__file__).parent / "clips" / "pedestrians.mp4"
-"""The package's own video, for a network of any size."""
+PEDESTRIANS = files("e3d_deploy.data") / "clips" / "pedestrians.mp4"
+"""The package's own video, for a network of any size; `shipped.extracted` makes it a file."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,11 @@ from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import RECOMMENDED, YARDSTICK
 from e3d_deploy.runtime.verify import Report, verify
+from e3d_deploy.shipped import extracted
 
-HERE = Path(__file__).parent
+HERE = files("e3d_deploy.demo")
 MODEL, CARD = HERE / "moving_mnist.safetensors", HERE / "moving_mnist.json"
-MODELS = HERE.parents[1] / "models"
+MODELS = Path(__file__).parents[2] / "models"
 """Folder of a checkout with models that are too large for the package."""
 CONTEXT, HORIZON = 10, 10
 LOOK_AHEAD = 5
@@ -45,8 +48,8 @@ LOOK_AHEAD = 5
 class Exhibit:
     """A trained model that the tour shows."""
 
-    model: Path
-    card: Path
+    model: Traversable
+    card: Traversable
     """Its learning curve and its quality per predicted frame (JSON)."""
     measured_by: str
     """Command that measured the quality."""
@@ -115,7 +118,8 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) ->
     log = _Log(progress)
 
     def export_model() -> tuple[Bundle, str]:
-        path = export(exhibit.model, output / "demo.e3d", context_length=CONTEXT, horizon=HORIZON, overwrite=True)
+        with extracted(exhibit.model) as model:
+            path = export(model, output / "demo.e3d", context_length=CONTEXT, horizon=HORIZON, overwrite=True)
         bundle = Bundle.open(path)
         sizes = ", ".join(f"{graph.file} {graph.nodes} nodes" for graph in bundle.manifest.graphs)
         return bundle, sizes
@@ -221,7 +225,8 @@ def _digits_video() -> Clips:
 
 
 def _real_clip(predictor: Predictor) -> Clips:
-    return read_clips(PEDESTRIANS, image_size=predictor.config.image_size, channels=predictor.config.channels)
+    with extracted(PEDESTRIANS) as path:
+        return read_clips(path, image_size=predictor.config.image_size, channels=predictor.config.channels)
 
 
 def _card_pictures(exhibit: Exhibit) -> dict[str, bytes]:
@@ -229,7 +234,8 @@ def _card_pictures(exhibit: Exhibit) -> dict[str, bytes]:
     card = json.loads(exhibit.card.read_text())
     learned, by_frame = card["curve"], card["quality"]["measures"]["mse"]
     frame_numbers = range(1, HORIZON + 1)
-    decay = checkpoint.read_card(exhibit.model).decay
+    with extracted(exhibit.model) as model:
+        decay = checkpoint.read_card(model).decay
     return {
         "How the model learned": plots.curves(
             {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimiser step", ylabel="MSE a frame"

@@ -1,6 +1,7 @@
 """Plan of an export: its settings, checked before anything is computed, with the model and a reference clip."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import POLICIES, Budget
 from e3d_deploy.runtime.backends.specs import check_runs, export_targets, find
+from e3d_deploy.shipped import extracted
 from e3d_deploy.step import TARGETS
 
 
@@ -118,8 +120,9 @@ def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArr
         rng = np.random.default_rng(0)
         pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=config.image_size)
     else:
-        source = path or PEDESTRIANS
-        pictures = read_clips(source, image_size=config.image_size, channels=config.channels, most=length).frames[0]
+        with nullcontext(path) if path else extracted(PEDESTRIANS) as source:
+            clips = read_clips(source, image_size=config.image_size, channels=config.channels, most=length)
+        pictures = clips.frames[0]
         if len(pictures) < length:
             raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")
     return frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name="reference")

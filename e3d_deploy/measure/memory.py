@@ -3,18 +3,17 @@
 import json
 import logging
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.measure.child import call_child
 from e3d_deploy.measure.environment import peak_resident
 from e3d_deploy.measure.tasks import make_task
 from e3d_deploy.runtime.backends.registry import open_backend
 
 log = logging.getLogger(__name__)
 
-CODE = "import sys; from e3d_deploy.measure.memory import child; sys.stdout.write(child(sys.argv[1]))"
 AT_MOST = 600
 """Seconds that the process may take."""
 
@@ -28,10 +27,7 @@ def peak_alone(
     """
     request = json.dumps([str(bundle.path.absolute()), name, list(what), renewal, threads])
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, request], capture_output=True, text=True, timeout=AT_MOST, check=True
-        )
-        found: int | None = json.loads(done.stdout)
+        found: int | None = json.loads(call_child(__name__, request, timeout_s=AT_MOST))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning("peak memory of %s is not known: %s", name, said.strip().splitlines()[-1])

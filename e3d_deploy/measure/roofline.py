@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +12,8 @@ from functools import partial
 import numpy as np
 
 from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.measure.child import call_child
 
-CODE = "import sys; from e3d_deploy.measure.roofline import child; sys.stdout.write(child(sys.argv[1]))"
 SIDES = (512, 1024, 2048)
 """Sides of the square matrices that are tried; the fastest product counts."""
 COPIED = 256 << 20
@@ -45,15 +44,7 @@ def measure(threads: int | None) -> Roofline:
     count = threads or _cores()
     variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(count))
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, str(count)],
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        )
-        return Roofline(*json.loads(done.stdout))
+        return Roofline(*json.loads(call_child(__name__, str(count), timeout_s=120, variables=variables)))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise BackendUnavailable(f"roofline: cannot be measured here ({error}); profile with --no-roofline") from error
 

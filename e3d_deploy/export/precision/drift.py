@@ -24,6 +24,7 @@ from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost
+from e3d_deploy.shipped import extracted
 from e3d_deploy.turns import block, in_turn
 
 Clip = NDArray[np.float32]
@@ -59,7 +60,8 @@ def real_clips(config: ModelConfig, length: int, source: Path | None, reference:
     if source is not None:
         windows = _windows(config, length, source)
         return RealClips(source.name, windows[::2], [reference, *(windows[1::2] or windows)])
-    windows = _windows(config, length, PEDESTRIANS)
+    with extracted(PEDESTRIANS) as path:
+        windows = _windows(config, length, path)
     calibrate, measure, name = windows[0:4:2], windows[1:4:2], PEDESTRIANS.name
     if suits(config.image_size, config.channels):
         calibrate += _moving_mnist(config, length, "train", 4)
