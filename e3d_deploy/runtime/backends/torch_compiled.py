@@ -13,6 +13,7 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.runtime.backends.host import HostBackend, HostState, Tensors
 from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
+from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,8 @@ class TorchCompiledBackend(HostBackend):
         self.threads = threads
         self.names = [tensor.name for tensor in contract.states(bundle.config)]
         precision = "bf16" if bundle.precision == "bf16" else "fp32"  # a processor has no TF32
-        ring = RingStep(checkpoint.load(bundle.path / MODEL), precision=precision)
+        with OwnSettings():
+            ring = RingStep(checkpoint.load(bundle.path / MODEL), precision=precision)
         self.ring = compiled(ring, backend=compiler)
         log.info("%s: compiling, which may take minutes", self.name)
         frame = np.zeros(contract.frame(bundle.config, bundle.batch).shape, np.float32)
@@ -46,15 +48,14 @@ class TorchCompiledBackend(HostBackend):
             ) from error
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(array)
+        with OwnSettings():
+            return torch.from_numpy(array)
 
-    @torch.no_grad()
     def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
-        if self.threads is not None and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
         states = [inputs[name] for name in self.names]
         following = [outputs[contract.NEXT + name] for name in self.names]
-        outputs[contract.PREDICTION].copy_(self.ring(inputs[contract.FRAME], states, following))
+        with OwnSettings(self.threads), torch.no_grad():
+            outputs[contract.PREDICTION].copy_(self.ring(inputs[contract.FRAME], states, following))
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], HostState]:
         return clip_by_steps(self, context, self.bundle.horizon)

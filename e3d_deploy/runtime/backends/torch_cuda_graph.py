@@ -22,6 +22,7 @@ from e3d_deploy.runtime.backends.device_states import DeviceState, Layout
 from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backends.torch_ring import RingStep, compiled
 from e3d_deploy.runtime.backends.torch_ring_states import RingStates
+from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 from e3d_deploy.tf32 import arithmetic
 
 log = logging.getLogger(__name__)
@@ -142,10 +143,11 @@ class TorchGraphBackend(DeviceBackend):
         with cuda.opening():
             cuda.compile_kernel()
             self.gpu = TorchGpu(cuda)
-            model = checkpoint.load(bundle.path / MODEL)
             last = bundle.precision != "fp32"  # the layout that tensor cores read
-            ring = RingStep(model, precision=bundle.precision, channels_last=last, in_place=True)
-            self.ring = self.gpu.put(ring)
+            with OwnSettings():
+                model = checkpoint.load(bundle.path / MODEL)
+                ring = RingStep(model, precision=bundle.precision, channels_last=last, in_place=True)
+                self.ring = self.gpu.put(ring)
             self.compiled: Step = self.gpu.compile(ring)
 
     def new_states(self, batch: int) -> RingStates:
@@ -160,7 +162,7 @@ class TorchGraphBackend(DeviceBackend):
         steps: dict[Key, Callable[[], None]] = {}
         saves: dict[tuple[int, int], Callable[[], None]] = {}
         try:
-            with self._failures():
+            with self._failures(), OwnSettings():
                 for side in (0, 1):
                     saves[batch, side] = self._captured(self._run_once(self._saving(size, states, side)))
                 for full in (False, True):
@@ -177,7 +179,7 @@ class TorchGraphBackend(DeviceBackend):
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         states = self._sizes[batch].states
         assert isinstance(states, RingStates)
-        with self._failures():
+        with self._failures(), OwnSettings():
             self.saves[batch, side]()
             states.begin(side)  # before the rings change, so that an interrupted step leaves a state whole
             self.steps[batch, side, states.full]()

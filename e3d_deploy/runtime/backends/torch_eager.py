@@ -17,6 +17,7 @@ from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Drive, Frame, NodeTime, State
 from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
+from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 
 DOUBLE = np.dtype(np.float64)
 
@@ -39,12 +40,14 @@ class TorchBackend(Lifetime):
     @classmethod
     def of_bundle(cls, bundle: Bundle, *, threads: int | None = None) -> "TorchBackend":
         """The model that a bundle was made from."""
-        model = checkpoint.load(bundle.path / MODEL)
+        with OwnSettings():
+            model = checkpoint.load(bundle.path / MODEL)
         return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
 
     def initial_state(self, batch: int | None = None) -> State:
         self.check_open()
-        return {"model": self.model.initial_state(batch or self.batch), "steps": 0}
+        with OwnSettings():
+            return {"model": self.model.initial_state(batch or self.batch), "steps": 0}
 
     def gather(self, rows: Sequence[tuple[State, int]]) -> State:
         """The one state there is: histories that grow cannot be of different length in one step."""
@@ -52,17 +55,14 @@ class TorchBackend(Lifetime):
         [(state, _)] = rows
         return state
 
-    @torch.inference_mode()
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         self.check_open()
-        if self.threads is not None and torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)  # PyTorch knows no other way than for the whole process
         dtype = self.model.to_patch.weight.dtype
-        given = as_frames(frame, self.model.config)
-        seen = torch.tensor(to_input(given, dtype=DOUBLE if dtype == torch.float64 else FLOAT32), dtype=dtype)
-        prediction, model_state = self.model.step(seen, state["model"])
-        steps = state["steps"] + 1
-        return prediction.numpy(), {"model": model_state, "steps": steps}
+        given = to_input(as_frames(frame, self.model.config), dtype=DOUBLE if dtype == torch.float64 else FLOAT32)
+        with OwnSettings(self.threads), torch.inference_mode():
+            prediction, model_state = self.model.step(torch.tensor(given, dtype=dtype), state["model"])
+            steps = state["steps"] + 1
+            return prediction.numpy(), {"model": model_state, "steps": steps}
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
         return clip_by_steps(self, context, self.horizon)
@@ -73,6 +73,10 @@ class TorchBackend(Lifetime):
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
         self.check_open()
+        with OwnSettings():
+            return self._arrays(state)
+
+    def _arrays(self, state: State) -> dict[str, NDArray[Any]]:
         config: ModelConfig = self.model.config
         tensors: ModelState = state["model"]
         arrays = {"memory": tensors.memory.numpy().copy(), "window": tensors.window.numpy().copy()}
@@ -92,17 +96,18 @@ class TorchBackend(Lifetime):
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
         self.check_open()
-        tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
         written = int(arrays["written"][0])
         slots = contract.slots(written, self.model.config.history_length)
         layers = range(len(self.model.config.hidden))
-        state = ModelState(
-            hidden=tuple(tensors[f"hidden.{layer}"] for layer in layers),
-            cell=tuple(tensors[f"cell.{layer}"] for layer in layers),
-            history=tuple(tensors[f"history.{layer}"][:, slots].unbind(1) for layer in layers),
-            memory=tensors["memory"],
-            window=tensors["window"],
-        )
+        with OwnSettings():
+            tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+            state = ModelState(
+                hidden=tuple(tensors[f"hidden.{layer}"] for layer in layers),
+                cell=tuple(tensors[f"cell.{layer}"] for layer in layers),
+                history=tuple(tensors[f"history.{layer}"][:, slots].unbind(1) for layer in layers),
+                memory=tensors["memory"],
+                window=tensors["window"],
+            )
         return {"model": state, "steps": written - 1}
 
     def free(self) -> None:

@@ -199,7 +199,13 @@ def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:
     """A ring step compiled by torch.compile, once for each number of streams.
 
     PyTorch keeps few compiled forms of one function, and then refuses; each network and number of streams takes one.
+    Its limit is raised for the time of a call: it belongs to the program and, in newer versions, to the thread.
     """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
-    compiled: Callable[..., Tensor] = torch.compile(ring, fullgraph=True, dynamic=False, **how)
-    return compiled
+    step: Callable[..., Tensor] = torch.compile(ring, fullgraph=True, dynamic=False, **how)
+
+    def call(*tensors: Any, **options: Any) -> Tensor:
+        limit = max(torch._dynamo.config.recompile_limit, FORMS)
+        with torch._dynamo.config.patch(recompile_limit=limit):
+            return step(*tensors, **options)
+
+    return call

@@ -19,6 +19,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime.backends.cuda import Cuda, Memory
 from e3d_deploy.runtime.backends.device_states import Block, DeviceState, Layout, StateSets
+from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 
 
 class RingState(DeviceState):
@@ -156,12 +157,15 @@ class RingStates(StateSets):
         else:
             self.cuda.copy(staging, state.block.memory)
         self.cuda.synchronise()
-        return {name: tensor.to(_wide(tensor.dtype), copy=True).numpy() for name, tensor in self._on_host(host).items()}
+        with OwnSettings():
+            tensors = self._on_host(host)
+            return {name: tensor.to(_wide(tensor.dtype), copy=True).numpy() for name, tensor in tensors.items()}
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> RingState:
         state, (staging, host) = self.new(), self._staging
-        for name, tensor in self._on_host(host).items():
-            tensor.copy_(torch.from_numpy(np.array(arrays[name])))
+        with OwnSettings():
+            for name, tensor in self._on_host(host).items():
+                tensor.copy_(torch.from_numpy(np.array(arrays[name])))
         self.cuda.copy(state.block.memory, staging)
         self.cuda.synchronise()  # before the host's memory is used again
         state.written = arrays["written"].copy()

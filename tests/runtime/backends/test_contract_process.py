@@ -1,0 +1,186 @@
+"""Every backend leaves the settings of the process as they were, and computes the same whatever a program has set."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from e3d_deploy.errors import StreamError
+from e3d_deploy.runtime import Bundle, Predictor
+from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.spec import BackendSpec
+from tests.runtime.backends.cases import Case
+from tests.settings import changed, settings
+
+THREADS = 2
+"""Threads of PyTorch in the program; backends are opened with one."""
+
+
+class CallsNothing(TorchFunctionMode):
+    """Refuses every call of PyTorch in Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"the program's mode got {func}")
+
+
+class DispatchesNothing(TorchDispatchMode):
+    """Refuses every operator of PyTorch."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"the program's mode got {func}")
+
+
+@contextmanager
+def default_device() -> Iterator[None]:
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def many_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+PROGRAMS: dict[str, Any] = {
+    "more threads": many_threads,
+    "a default device": default_device,
+    "a device as context": lambda: torch.device("meta"),
+    "a default dtype": default_dtype,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "deterministic algorithms": deterministic,
+    "a function mode": CallsNothing,
+    "a dispatch mode": DispatchesNothing,
+}
+
+
+def picture() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (16, 24, 1), np.uint8)
+
+
+def life(bundle: Bundle, name: str) -> NDArray[np.float32]:
+    """Open a backend, push, forecast, take a snapshot, go on from it, fail and close; return the forecasts."""
+    with Predictor.of_bundle(bundle, open_backend(bundle, name, threads=1)) as predictor:
+        stream = predictor.stream(renewal="none")
+        with pytest.raises(StreamError):
+            stream.forecast(2)
+        stream.push(picture())
+        other = predictor.stream(stream.snapshot(), renewal="none")
+        other.push(picture())
+        found = np.concatenate([stream.forecast(2), other.forecast(2)])
+    with pytest.raises(StreamError):
+        stream.push(picture())
+    return found
+
+
+def test_the_settings_of_the_process_stay(arranged: tuple[BackendSpec, Bundle]) -> None:
+    spec, bundle = arranged
+    skip_unless_it_opens(spec, bundle)
+    with many_threads():
+        before = settings()
+        life(bundle, spec.name)
+        assert changed(before, settings()) == {}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_a_program_has_set_changes_nothing(arranged: tuple[BackendSpec, Bundle], program: str) -> None:
+    spec, bundle = arranged
+    skip_unless_it_opens(spec, bundle)
+    expected = life(bundle, spec.name)
+    setting: AbstractContextManager[Any] = PROGRAMS[program]()
+    with setting:
+        before = modes()
+        found = life(bundle, spec.name)
+        assert modes() == before
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("program", ["inference mode", "a device as context", "a dispatch mode"])
+def test_a_stream_goes_in_and_out_of_a_programs_settings(case: Case, program: str) -> None:
+    with Predictor.of_bundle(case.bundle, case.backend) as predictor:
+        streams = [predictor.stream(renewal="none") for _ in range(2)]
+        for number in range(8):  # more than the backends keep of spare states
+            streams[0].push(picture())
+            setting: AbstractContextManager[Any] = PROGRAMS[program]() if number % 2 else many_threads()
+            with setting:
+                streams[1].push(picture())
+        np.testing.assert_array_equal(streams[1].forecast(2), streams[0].forecast(2))
+
+
+def test_other_threads_keep_their_number_of_threads(case: Case) -> None:
+    """PyTorch keeps one for each thread; the number that new ones take is put back with ours."""
+    found: list[int] = []
+    with many_threads(), Predictor.of_bundle(case.bundle, case.backend) as predictor:
+
+        def use() -> None:
+            predictor.stream(renewal="none").push(picture())
+            found.append(torch.get_num_threads())
+
+        for work in (use, lambda: found.append(torch.get_num_threads())):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+        found.append(torch.get_num_threads())
+    assert found == [THREADS] * 3
+
+
+def modes() -> tuple[Any, ...]:
+    """Return what a program has set for this thread, and what it shares; asks nothing of PyTorch that a mode would see."""
+    C = torch._C
+    return (
+        C._len_torch_function_stack(),
+        C._len_torch_dispatch_stack(),
+        C._is_any_autocast_enabled(),
+        C.is_inference_mode_enabled(),
+        C.is_grad_enabled() if hasattr(C, "is_grad_enabled") else None,
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def skip_unless_it_opens(spec: BackendSpec, bundle: Bundle) -> None:
+    from e3d_deploy.errors import BackendUnavailable
+    from e3d_deploy.runtime.backends.specs import has_libraries
+    from tests.runtime.backends.cases import FAKED
+
+    try:
+        open_backend(bundle, spec.name, threads=1).close()
+    except BackendUnavailable as error:
+        if spec.name in FAKED or has_libraries(spec):
+            raise
+        pytest.skip(str(error))
