@@ -179,7 +179,7 @@ class TorchGraphBackend(DeviceBackend):
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
         states = self._sizes[batch].states
         assert isinstance(states, RingStates)
-        with self._failures(), OwnSettings():
+        with self._failures():
             self.saves[batch, side]()
             states.begin(side)  # before the rings change, so that an interrupted step leaves a state whole
             self.steps[batch, side, states.full]()
@@ -210,7 +210,7 @@ class TorchGraphBackend(DeviceBackend):
         read, written = self._tensors(addresses, states)
 
         def work() -> None:
-            with arithmetic(self.bundle.precision), torch.no_grad():
+            with OwnSettings(), arithmetic(self.bundle.precision), torch.no_grad():
                 prediction.copy_(step(frame, read, written, full=full))
 
         return work
@@ -220,7 +220,7 @@ class TorchGraphBackend(DeviceBackend):
         read, written = self._tensors(size.addresses[side], states)
 
         def work() -> None:
-            with torch.no_grad():
+            with OwnSettings(), torch.no_grad():
                 self.ring.save(read, written)
 
         return work

@@ -29,10 +29,10 @@ class OwnSettings:
         # In most programs there is nothing to set aside, and asking takes less than a microsecond in all.
         self._inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else None
         if self._inference is not None:
-            self._inference.__enter__()  # type: ignore[no-untyped-call]
+            self._inference.__enter__()
         self._autocast = _C._DisableAutocast() if _C._is_any_autocast_enabled() else None
         if self._autocast is not None:
-            self._autocast.__enter__()
+            self._autocast.__enter__()  # type: ignore[no-untyped-call]
         self._modes = [_C._pop_torch_function_stack() for _ in range(_C._len_torch_function_stack())]
         self._dispatched = [_C._pop_torch_dispatch_stack(None) for _ in range(_C._len_torch_dispatch_stack())]
         self._before = self._threads
