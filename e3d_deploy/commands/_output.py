@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.errors import E3DError, QualityError
 from e3d_deploy.json_values import json_values
 from e3d_deploy.progress import Notify
@@ -18,9 +19,10 @@ from e3d_deploy.progress import Notify
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
     """A table on stdout; the first `left` columns are left aligned, the others right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    with randomness_kept():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
 
     shown = Table(box=None, pad_edge=False)
     for number, column in enumerate(columns):
@@ -63,7 +65,8 @@ def next_command(*words: object, how: str = "") -> None:
 @contextmanager
 def working(text: str) -> Iterator[Notify]:
     """A line on stderr that shows what is going on, and goes away after it; a plain line where nobody watches."""
-    from rich.console import Console
+    with randomness_kept():
+        from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:

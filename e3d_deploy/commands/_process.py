@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -82,6 +83,16 @@ def _end() -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Put the state of Python's random numbers back, of which rich draws one when it is imported."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 class Terminated(KeyboardInterrupt):

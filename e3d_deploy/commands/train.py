@@ -9,6 +9,7 @@ import click
 
 from e3d_deploy.commands._options import PATH, Finite, numbers
 from e3d_deploy.commands._output import next_command
+from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.config import RECIPES, Semantics, TrainConfig
 
 HINTS = get_type_hints(TrainConfig)
@@ -138,11 +139,12 @@ def train(
 
     Takes the flags of google/e3d_lstm run.py too, by their names with underscores.
     """
-    from lightning.pytorch.utilities import rank_zero_only
+    with randomness_kept():
+        from lightning.pytorch.utilities import rank_zero_only
 
+        from e3d_deploy.training.train import Machine, resume_or_next
+        from e3d_deploy.training.train import train as train_model
     from e3d_deploy.config import ModelConfig
-    from e3d_deploy.training.train import Machine, resume_or_next
-    from e3d_deploy.training.train import train as train_model
 
     def part(config: type[Any]) -> dict[str, Any]:
         names = {field.name for field in dataclasses.fields(config)}

@@ -1,0 +1,242 @@
+"""Commands as guests in a program: nothing of its process is changed for good, and signals end them in order."""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+
+from e3d_deploy.cli import main
+from e3d_deploy.commands._process import Stop, Terminated, as_guest, stoppable, terminable
+from e3d_deploy.data.clips import read_clips
+from tests.settings import changed, settings
+from tests.tools import e3d
+
+
+def run(*arguments: object) -> int | None:
+    """Run a command as a program does; return its exit code."""
+    code: int | None = main([str(argument) for argument in arguments], standalone_mode=False)
+    return code
+
+
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """Messages that the handler of a program gets."""
+    messages: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    handler = Handler()
+    logging.root.addHandler(handler)
+    yield messages
+    logging.root.removeHandler(handler)
+
+
+COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
+    "inspect": lambda folder, _: ["inspect", folder / "tiny.e3d"],
+    "debug": lambda folder, _: ["--debug", "inspect", folder / "tiny.e3d"],
+    "doctor": lambda *_: ["doctor"],
+    "predict": lambda folder, out: ["predict", folder / "tiny.e3d", folder / "clip.npy", "-o", out / "a.gif"],
+    "predict by PyTorch": lambda folder, out: [
+        *("predict", folder / "tiny.e3d", folder / "clip.npy", "-o", out / "a.npz"),
+        *("--backend", "torch", "--threads", 1),
+    ],
+    "verify": lambda folder, _: ["verify", folder / "tiny.e3d", "--threads", 1],
+    "export": lambda folder, out: [
+        *("export", folder / "tiny.safetensors", "-o", out / "b.e3d", "--context", 4, "--horizon", 3),
+        *("--reference", folder / "clip.npy"),
+    ],
+    "failing": lambda folder, _: ["inspect", folder / "nothing.e3d"],
+    "misused": lambda folder, _: ["predict", folder / "tiny.e3d"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_leaves_the_process_as_it_was(
+    name: str, exported: Path, tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(logging.getLogger("e3d_deploy"), "level", logging.INFO)
+    torch.set_num_threads(2)
+    try:
+        before = settings()
+        try:
+            code = run(*COMMANDS[name](exported, tmp_path))
+        except click.UsageError:
+            code = 2
+        assert changed(before, settings()) == {}
+    finally:
+        torch.set_num_threads(1)
+    assert code == {"failing": 5, "misused": 2}.get(name)
+    logging.getLogger("application").warning("saved")
+    assert "saved" in log
+
+
+def test_messages_are_shown_once_and_reach_the_program_too(log: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    ours = logging.getLogger("e3d_deploy.runtime")
+    with as_guest(debug=False), as_guest(debug=True):
+        ours.warning("careful")
+        ours.debug("details")
+    with as_guest(debug=False):
+        ours.debug("more details")
+    ours.warning("after the command")
+    assert capsys.readouterr().err.splitlines() == ["careful", "details"]
+    assert log == ["careful", "details", "after the command"]
+
+
+def test_commands_in_two_threads_leave_the_log_as_it_was() -> None:
+    before, inside = settings(), threading.Barrier(3)
+
+    def command(debug: bool) -> None:
+        with as_guest(debug=debug):
+            inside.wait(10)
+            inside.wait(10)
+
+    threads = [threading.Thread(target=command, args=(debug,)) for debug in (False, True)]
+    for thread in threads:
+        thread.start()
+    inside.wait(10)
+    assert len(changed(before, settings())) == 1
+    inside.wait(10)
+    for thread in threads:
+        thread.join()
+    assert changed(before, settings()) == {}
+
+
+def test_a_command_in_a_thread_leaves_signals_alone(exported: Path, tmp_path: Path) -> None:
+    codes: list[int | None] = []
+    arguments = ("predict", exported / "tiny.e3d", exported / "clip.npy", "-o", tmp_path / "a.npz")
+    thread = threading.Thread(target=lambda: codes.append(run(*arguments)))
+    thread.start()
+    thread.join()
+    assert codes == [None]
+
+
+def test_handlers_of_the_program_are_kept() -> None:
+    def own(*_: Any) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with terminable(), stoppable():
+            assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_loop_after_the_item_at_hand(number: signal.Signals) -> None:
+    with stoppable() as stop:
+        seen = []
+        for item in stop.each(range(100)):
+            if item == 3:
+                signal.raise_signal(number)
+            seen.append(item)
+    assert seen == [0, 1, 2, 3]
+    with pytest.raises(click.exceptions.Exit) as end:
+        stop.finish()
+    assert end.value.exit_code == 128 + number
+
+
+def test_a_signal_ends_the_wait_for_the_next_item() -> None:
+    def source() -> Iterator[int]:
+        yield 0
+        signal.raise_signal(signal.SIGINT)
+        yield 1
+
+    with stoppable() as stop:
+        assert list(stop.each(source())) == [0]
+    assert stop.number == signal.SIGINT
+
+
+def test_a_signal_before_the_first_item_and_a_second_one_end_at_once() -> None:
+    with stoppable(), pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGTERM)
+    with stoppable() as stop:
+        assert next(stop.each(range(3))) == 0
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_that_is_not_ours_is_not_swallowed() -> None:
+    def source() -> Iterator[int]:
+        yield 0
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Stop().each(source()))
+
+
+@pytest.mark.parametrize("output", ["a.mp4", "a.gif", "a.npz", "pictures", None])
+def test_an_interrupted_stream_ends_with_what_it_has(
+    output: str | None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e3d_deploy.runtime import predictor
+
+    push, pushed = predictor.Stream.push, []
+
+    def interrupted(self: predictor.Stream, picture: Any) -> None:
+        pushed.append(picture)
+        if len(pushed) == 6:
+            signal.raise_signal(signal.SIGINT)
+        push(self, picture)
+
+    monkeypatch.setattr(predictor.Stream, "push", interrupted)
+    clip = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
+    written = [] if output is None else ["-o", tmp_path / output, "--zoom", 1]
+    result = e3d("stream", exported / "tiny.e3d", clip, "--horizon", 2, *written, code=130)
+    assert "6 frames by onnxruntime" in result.stdout
+    assert result.stderr.splitlines()[-1] == "interrupted"
+    if output == "a.npz":
+        assert np.load(tmp_path / output)["frames"].shape == (1, 6, 16, 48, 1)
+    elif output == "a.gif":
+        from PIL import Image
+
+        with Image.open(tmp_path / output) as image:
+            image.seek(1)
+    elif output is not None:
+        assert read_clips(tmp_path / output, image_size=(16, 48), channels=1).frames.shape[1] == 6
+    assert [path.name for path in tmp_path.iterdir()] == ([] if output is None else [output])
+
+
+def test_an_interrupted_prediction_keeps_the_clips_that_are_done(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from e3d_deploy.runtime import predictor
+
+    forecast, made = predictor.Stream.forecast, []
+
+    def interrupted(self: predictor.Stream, horizon: int) -> Any:
+        made.append(horizon)
+        if len(made) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return forecast(self, horizon)
+
+    monkeypatch.setattr(predictor.Stream, "forecast", interrupted)
+    np.save(tmp_path / "clips.npy", np.zeros((5, 4, 16, 24, 1), np.uint8))
+    e3d("predict", exported / "tiny.e3d", tmp_path / "clips.npy", "-o", tmp_path / "a.npz", code=143)
+    assert np.load(tmp_path / "a.npz")["frames"].shape == (2, 3, 16, 24, 1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signals")
+def test_a_terminated_command_leaves_nothing_half_written(exported: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "e3d_deploy", "evaluate", str(exported / "tiny.e3d"), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--most", "100000", "--data", "moving-mnist"], stderr=subprocess.PIPE)
+    while not any(tmp_path.iterdir()) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert not any(tmp_path.iterdir())
