@@ -7,10 +7,13 @@ import threading
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
-from e3d_deploy.errors import StreamError
+from e3d_deploy.errors import ResourceLimit, StreamError
 
+LEAST_STACK_BYTES = 128 << 10
+"""Stack of a thread in which every backend opened and ran; with half of it ONNX Runtime ended the process."""
 _quieted: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
 """Objects with calls to wait for at the end of Python, each with its process and the function that waits."""
+_stack_size = threading.Lock()
 _exit_threads: list[int] = []
 """Thread that runs the exit handlers, once Python ends."""
 
@@ -26,6 +29,24 @@ def check_usable(pid: int) -> None:
         raise StreamError("this process was forked from the one that loaded the bundle; load it again here")
     if _exit_threads and threading.get_ident() not in _exit_threads:
         raise StreamError("Python ends, and only exit handlers may use streams now; stop the thread before the end")
+
+
+def check_stack(*, starts_thread: bool = False) -> None:
+    """Raise if the stack of this thread, or of one that is about to start, is too small for a step.
+
+    It is taken to be as `threading.stack_size` says now, except for the main thread, whose stack the system gives.
+
+    Raises:
+        ResourceLimit: it is below `LEAST_STACK_BYTES`; a step would end the process without a word.
+    """
+    with _stack_size:
+        size = threading.stack_size()  # which sets it to 0, the system's own
+        threading.stack_size(size)
+    if 0 < size < LEAST_STACK_BYTES and (starts_thread or threading.current_thread() is not threading.main_thread()):
+        raise ResourceLimit(
+            f"threading.stack_size: got {size >> 10} KiB, a step needs {LEAST_STACK_BYTES >> 10} KiB; call "
+            f"threading.stack_size({2 * LEAST_STACK_BYTES}) before threads are started"
+        )
 
 
 def is_ending() -> bool:
