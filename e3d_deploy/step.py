@@ -6,6 +6,7 @@ each with a test that both compute the same.
 
 import copy
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -205,11 +206,12 @@ class Step(nn.Module):
 
 def example(config: ModelConfig, batch: int) -> tuple[Tensor, ...]:
     """Tensors of the shapes that `Step` takes, with a full history."""
-    state = {tensor.name: torch.zeros(tensor.shape) for tensor in contract.states(config, batch)}
+    zeros = partial(torch.zeros, dtype=torch.float32)  # whatever a program has for its default
+    state = {tensor.name: zeros(tensor.shape) for tensor in contract.states(config, batch)}
     layers = range(len(config.hidden))
     return (
-        torch.zeros(contract.frame(config, batch).shape),
-        torch.zeros(batch, 1, config.history_length * config.positions),
+        zeros(contract.frame(config, batch).shape),
+        zeros((batch, 1, config.history_length * config.positions)),
         *(state[f"cell.{layer}"] for layer in layers),
         *(state[f"hidden.{layer}"] for layer in layers),
         *(state[f"history.{layer}"].flatten(1, 2) for layer in layers),

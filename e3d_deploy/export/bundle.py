@@ -40,6 +40,7 @@ from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.specs import export_targets, find, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
+from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tensors import header_bytes, read_header
 
@@ -99,22 +100,23 @@ def export(
         ClipError, ShapeError: the reference clip cannot be used.
         ExportError: PyTorch could not export the model, or the model answers with NaN.
     """
-    plan = plan_export(
-        model_path,
-        output,
-        context_length=context_length,
-        horizon=horizon,
-        batch=batch,
-        optimize=optimize,
-        precision=precision,
-        budget=budget,
-        exclude=exclude,
-        target=target,
-        calibration=calibration,
-        reference=reference,
-    )
+    with OwnSettings():
+        plan = plan_export(
+            model_path,
+            output,
+            context_length=context_length,
+            horizon=horizon,
+            batch=batch,
+            optimize=optimize,
+            precision=precision,
+            budget=budget,
+            exclude=exclude,
+            target=target,
+            calibration=calibration,
+            reference=reference,
+        )
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with new_bundle(output, overwrite=overwrite) as folder:
+    with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
         checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
         progress("recording what PyTorch computes")
         recorded, rounding = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)

@@ -16,6 +16,7 @@ from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeEr
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.to_onnx import one_sided_convolutions
+from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
@@ -518,3 +519,21 @@ def test_rewrites_that_onnxruntime_cuda_does_not_run_are_refused_for_it(tmp_path
     with pytest.raises(ConfigError, match=r"gpu leaves 10 convolutions with pads on one side alone.*leave --optimize"):
         export(tmp_path / "m.safetensors", tmp_path / "g.e3d", optimize="gpu", **options)
     assert not (tmp_path / "g.e3d").exists()
+
+
+def test_what_a_program_has_set_in_pytorch_does_not_reach_a_bundle(exported: Path, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            bundle = export(
+                exported / "tiny.safetensors",
+                tmp_path / "tiny.e3d",
+                context_length=4,
+                horizon=3,
+                batch=1,
+                reference=exported / "clip.npy",
+            )
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("step.onnx", "clip.onnx", "rollout.onnx", "reference.npz", "model.safetensors"):
+        assert sha256(bundle / name) == sha256(exported / "tiny.e3d" / name), name
