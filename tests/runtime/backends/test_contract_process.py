@@ -182,3 +182,16 @@ def skip_unless_it_opens(spec: BackendSpec, bundle: Bundle) -> None:
         if spec.name in FAKED or has_libraries(spec):
             raise
         pytest.skip(str(error))
+
+
+def test_compiling_for_many_numbers_of_streams_leaves_pytorchs_limit() -> None:
+    from e3d_deploy.runtime.backends.torch_ring import compiled
+
+    class Twice(torch.nn.Module):
+        def forward(self, frame: torch.Tensor) -> torch.Tensor:
+            return 2 * frame
+
+    step, limit = compiled(Twice(), backend="eager"), torch._dynamo.config.recompile_limit
+    for streams in range(1, limit + 4):
+        assert step(torch.ones(streams)).tolist() == [2.0] * streams
+    assert torch._dynamo.config.recompile_limit == limit
