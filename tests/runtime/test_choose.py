@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from e3d_deploy import runtime
 from e3d_deploy.bundle.manifest import Verification
 from e3d_deploy.cli import main
 from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.inventory import version_of
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.choose import _key, _times, choose, open_first
@@ -284,7 +284,7 @@ def test_its_key_changes_with_all_that_the_choice_depends_on(bundle: Bundle, mon
     keys = [_key(bundle, 1), _key(bundle, 2), *(_key(one, 1) for one in (weights, graph, built, again))]
     newer: dict[str, Callable[..., Any]] = {
         "machine": lambda: {"gpu": "another"},
-        "version": lambda package: "99" if package == "onnxruntime" else version(package),
+        "version_of": lambda packages: "99" if packages == ("onnxruntime",) else version_of(packages),
     }
     for name, function in newer.items():
         with monkeypatch.context() as patch:
