@@ -149,6 +149,6 @@ def test_the_limits_of_this_machine_are_measured() -> None:
 
 
 def test_a_machine_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:
-    monkeypatch.setattr(roofline, "CODE", "raise SystemExit(1)")
+    monkeypatch.setattr("e3d_deploy.measure.child.CODE", "raise SystemExit(1)")
     line: Any = e3d("profile", exported / "tiny.e3d", "--steps", 1, code=4).stderr
     assert "profile with --no-roofline" in line
