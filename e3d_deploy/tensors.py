@@ -18,6 +18,8 @@ KEY = "e3d_deploy"
 """Key of a model's only metadata entry; safetensors would write several in any order, and the bytes would differ."""
 FORMAT = 1
 """Form of that entry."""
+Content = NDArray[np.uint8]
+"""Bytes of a file."""
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 
 
@@ -33,13 +35,23 @@ def read_tensors(
         CheckpointError: it is none, or damaged.
     """
     try:
-        header, start = read_header(path)
-        metadata = header.pop("__metadata__", {})
-        return {name: _tensor(path, start, entry) for name, entry in header.items()}, metadata
+        read_header(path)  # an empty file cannot be mapped
+        return tensors_of(np.memmap(path, np.uint8, "r"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; {remedy}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); {remedy}") from error
+
+
+def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
+    """The tensors in the content of a file by name, over the same memory, and its metadata.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is damaged.
+    """
+    header, start = header_of(content)
+    metadata = header.pop("__metadata__", {})
+    return {name: _tensor(content, start, entry) for name, entry in header.items()}, metadata
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -53,11 +65,28 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError("its header is longer than the file")
+        length = _header_length(file.read(8), size)
         header: dict[str, Any] = json.loads(file.read(length))
     return header, 8 + length
+
+
+def header_of(content: Content) -> tuple[dict[str, Any], int]:
+    """Return the header in the content of a file, as `read_header` does.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    length = _header_length(content[:8].tobytes(), len(content))
+    header: dict[str, Any] = json.loads(content[8 : 8 + length].tobytes())
+    return header, 8 + length
+
+
+def _header_length(start: bytes, size: int) -> int:
+    """Return the length that a file of `size` begins with (bytes)."""
+    length = int.from_bytes(start, "little")
+    if not 2 <= length <= size - 8:
+        raise ValueError("its header is longer than the file")
+    return length
 
 
 def entries_of(path: str | Path, metadata: object) -> dict[str, Any]:
@@ -92,14 +121,14 @@ def header_bytes(header: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
+def _tensor(content: Content, start: int, entry: Mapping[str, Any]) -> NDArray[Any]:
     begin, end = entry["data_offsets"]
     shape, kind = tuple(entry["shape"]), np.dtype(KINDS[entry["dtype"]])
     if end - begin != int(np.prod(shape)) * kind.itemsize or begin < 0:
         raise ValueError("a shape does not fit its bytes")
-    if begin == end:
-        return np.zeros(shape, kind)
-    tensor: NDArray[Any] = np.memmap(path, kind, "r", offset=start + begin, shape=shape)
+    if start + end > len(content):
+        raise ValueError("a tensor lies behind the end of the file")
+    tensor: NDArray[Any] = content[start + begin : start + end].view(kind).reshape(shape)
     if entry["dtype"] == "BF16":  # the upper half of a float32
         return (tensor.astype("<u4") << 16).view("<f4")
     return tensor

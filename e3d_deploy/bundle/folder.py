@@ -1,12 +1,14 @@
 """Deployable folder NAME.e3d with graphs, weights, a reference clip and a manifest."""
 
 import hashlib
+import io
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
+from e3d_deploy.bundle.held import Content, Folder, HeldFiles, open_folder
 from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import BundleError, CheckpointError, ConfigError
+from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
 from e3d_deploy.files import locked, sha256, swap, workspace, write_file
-from e3d_deploy.tensors import entries_of, read_header
+from e3d_deploy.tensors import entries_of, header_of
 
 log = logging.getLogger(__name__)
 
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
 WEIGHTS, FLOAT32_STEP = "weights.safetensors", "float32.onnx"
 """Weights in the low type of the graphs, and the step graph without that type; only where there is one."""
+WEIGHTS_SUFFIX = ".safetensors"
 ENGINES = "engines/"
 """Prefix of the names of all files of engines."""
+
+ATTEMPTS, PAUSE_S = 10, 0.01
+"""Times that a bundle is read, each time published anew while it is read, and the pause before the next."""
 
 SIZES = (1, 2, 4, 8, 16, 32)
 """Numbers of streams that a step takes at once where its graph takes any number; few, so that few are compiled."""
@@ -36,28 +43,58 @@ SIZES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files were found, and found unaltered; but its engines, which can be built again, were not
-    looked for: `plans.load_plan` does that."""
+    """A bundle whose files were read once and found unaltered; it goes on with them whatever becomes of its folder.
+
+    Its engines, which can be built again, were not looked for: `plans.load_plan` does that.
+    """
 
     path: Path
+    """Folder that it was opened from, for messages and for what is written into it; another may be there by now."""
     manifest: Manifest
     """Content of manifest.json."""
     config: ModelConfig
+    held: HeldFiles = field(default_factory=HeldFiles, repr=False, compare=False)
+    """Files of the manifest in memory, as they were hashed; engines are not among them."""
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
         """Open the bundle in a folder, after its manifest and the hashes of its files were checked.
 
+        Where another bundle is published under that path meanwhile, it is one of the two, and whole.
+
         Raises:
             BundleError: a missing, truncated or altered file, or a manifest that this version cannot read or that
                 describes another network than the model file.
+            ResourceLimit: its files do not fit into memory.
         """
         path = Path(path)
-        manifest = read_manifest(path)
-        for name, digest in manifest.files.items():
-            if not name.startswith(ENGINES):
-                check_file(path, name, digest)
-        return cls(path, manifest, _config(path, manifest))
+        try:
+            for _ in range(ATTEMPTS - 1):
+                if bundle := cls._read(path, last=False):
+                    return bundle
+                time.sleep(PAUSE_S)
+            bundle = cls._read(path, last=True)
+        except MemoryError as error:
+            raise ResourceLimit(
+                f"{path}: its files do not fit into memory; close other programs, or use a smaller model"
+            ) from error
+        assert bundle is not None
+        return bundle
+
+    @classmethod
+    def _read(cls, path: Path, *, last: bool) -> "Bundle | None":
+        """Read a bundle; return None where it was replaced meanwhile, unless this is the last attempt."""
+        text = b""
+        with open_folder(path) as folder:
+            try:
+                text = _manifest_text(folder)
+                manifest = _manifest_of(path, text)
+                held = _held(folder, manifest)
+                return cls(path, manifest, _config(path, manifest, held[MODEL]), held)
+            except BundleError:
+                if last or not _replaced(folder, text):
+                    raise
+        return None
 
     @property
     def digest(self) -> str:
@@ -147,16 +184,35 @@ class Bundle:
         )
 
     def graph(self, name: str, backend: str | None = None) -> Path:
-        """Return the file of the graph that `entry` returns.
+        """Return the path of the graph that `entry` returns, for a library that reads nothing else.
+
+        Another file may be there by now: `plans.check_sources` compares it with the manifest after the work.
 
         Raises:
             BundleError: the bundle has no such graph.
         """
         return self.path / self.entry(name, backend).file
 
+    def onnx(self, name: str, backend: str | None = None) -> bytes:
+        """Return the content of the graph that `entry` returns, without its weights.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        return self.held[self.entry(name, backend).file].tobytes()
+
+    @property
+    def weights(self) -> dict[str, Content]:
+        """Files that graphs read their weights from, by name. They are shared with libraries; nobody may write them."""
+        return {name: self.held.shared(name) for name in self.held if name.endswith(WEIGHTS_SUFFIX)}
+
+    def to_run(self) -> "Bundle":
+        """Return the bundle without the files that no graph needs, so that a program does not keep them in memory."""
+        return replace(self, held=self.held.only(set(self.held) - {REFERENCE}))
+
     def reference(self) -> dict[str, NDArray[Any]]:
         """Return a clip and PyTorch's answer to it; docs/bundle.md lists the arrays."""
-        with np.load(self.path / REFERENCE) as archive:
+        with np.load(io.BytesIO(self.held[REFERENCE].data)) as archive:
             return {name: archive[name] for name in archive.files}
 
 
@@ -252,17 +308,30 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         BundleError: there is none, or none that this version can read.
     """
-    if not path.is_dir():
-        raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
-    file = path / MANIFEST
-    _check_regular(file)
+    with open_folder(path) as folder:
+        return _manifest_of(path, _manifest_text(folder))
+
+
+def _manifest_text(folder: Folder) -> bytes:
+    """Return the content of the manifest in a folder."""
+    file = folder.path / MANIFEST
     try:
-        content = json.loads(file.read_text(), parse_constant=_finite, parse_float=_finite)
-        schema = content["schema"]
+        with folder.open(MANIFEST) as opened:
+            return opened.readall()
     except FileNotFoundError as error:
-        raise BundleError(f"{path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`") from error
+        raise BundleError(
+            f"{folder.path}: has no {MANIFEST}, so it is no bundle; make one with `e3d export`"
+        ) from error
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+
+
+def _manifest_of(path: Path, text: bytes) -> Manifest:
+    """Return the manifest that a file of the bundle in `path` holds."""
+    file = path / MANIFEST
+    try:
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        schema = content["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{file}: not a manifest ({error}); export the model again") from error
     if type(schema) is not int or schema not in READS:
@@ -279,24 +348,47 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _config(path: Path, manifest: Manifest) -> ModelConfig:
+def _replaced(folder: Folder, text: bytes) -> bool:
+    """Return True if another bundle than the one with this manifest is at the path of a folder by now."""
+    if folder.replaced():
+        return True
+    try:
+        with open_folder(folder.path) as now:
+            return _manifest_text(now) != text
+    except BundleError:
+        return bool(text)
+
+
+def _held(folder: Folder, manifest: Manifest) -> HeldFiles:
+    """Read the files of a bundle but its engines, and compare what was read with the manifest."""
+    names = [name for name in manifest.files if not name.startswith(ENGINES)]
+    for name in names:
+        _check_inside(folder.path, name)
+    contents = {}
+    for name, content in folder.read(names):
+        _check_hash(folder.path / name, hashlib.sha256(content.data).hexdigest(), manifest.files[name])
+        contents[name] = content
+    return HeldFiles(contents)
+
+
+def _config(path: Path, manifest: Manifest, model_file: Content) -> ModelConfig:
     """Return the config of the network, after it was compared with that in the model file."""
     try:
         config = ModelConfig.from_dict(dict(manifest.config))
     except ConfigError as error:
         raise BundleError(f"{path / MANIFEST}: {error}") from error
     try:
-        header, _ = read_header(path / MODEL)
+        header, _ = header_of(model_file)
         model = ModelConfig.from_dict(entries_of(path / MODEL, header.get("__metadata__"))["config"])
     except CheckpointError as error:
         raise BundleError(str(error)) from error
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise BundleError(f"{path / MODEL}: not a model file ({error}); export the model again") from error
-    for field in fields(config):
-        ours, its = getattr(config, field.name), getattr(model, field.name)
+    for one in fields(config):
+        ours, its = getattr(config, one.name), getattr(model, one.name)
         if ours != its:
             raise BundleError(
-                f"{path / MANIFEST}: {field.name} is {ours}, in {MODEL} it is {its}; export the model again"
+                f"{path / MANIFEST}: {one.name} is {ours}, in {MODEL} it is {its}; export the model again"
             )
     return config
 
@@ -314,13 +406,21 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
         BundleError: it is not, or it lies elsewhere.
     """
     file = bundle / name
-    if not file.resolve().is_relative_to(bundle.resolve()):
-        raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")
+    _check_inside(bundle, name)
     _check_regular(file)
     try:
         found = sha256(file)
     except OSError as error:
         raise BundleError(f"{file}: cannot be read ({error.strerror}); copy or export the bundle again") from error
+    _check_hash(file, found, digest)
+
+
+def _check_inside(bundle: Path, name: str) -> None:
+    if not (bundle / name).resolve().is_relative_to(bundle.resolve()):
+        raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")
+
+
+def _check_hash(file: Path, found: str, digest: str) -> None:
     if found != digest:
         raise BundleError(
             f"{file}: altered or truncated, its SHA-256 is {found[:12]}…, the manifest says {digest[:12]}…; "
