@@ -1,6 +1,7 @@
 """A trained model on disk: one .safetensors file with config and card as metadata, without pickles."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.tensors import FORMAT, KEY, entries_of, header_bytes, read_header, read_tensors
+from e3d_deploy.tensors import FORMAT, KEY, Content, entries_of, header_bytes, read_header, read_tensors, tensors_of
 
 WIDENED = (torch.float16, torch.bfloat16)
 """Types that `load` turns into float32."""
@@ -67,6 +68,28 @@ def load(path: str | Path) -> E3DLSTM:
         raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
+    return _model(path, metadata, weights)
+
+
+def load_content(content: Content, path: str | Path) -> E3DLSTM:
+    """Open the model in the content of a file, as `load` does; its weights lie in that memory if they are float32.
+
+    Args:
+        content: memory that nobody writes to as long as the model is there, although PyTorch wants it to be writable.
+        path: name of the file in messages.
+
+    Raises:
+        CheckpointError: not a model file of ours, or one whose weights do not fit its config.
+    """
+    try:
+        arrays, metadata = tensors_of(content)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
+    return _model(path, metadata, {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, torch.Tensor]) -> E3DLSTM:
+    """Return the model with the config in the metadata of a file and with its weights."""
     config = ModelConfig.from_dict(entries_of(path, metadata)["config"])
     weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.runtime.backends.emulated import with_weights
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 from e3d_deploy.runtime.backends.spec import BackendSpec
 
@@ -24,7 +25,7 @@ class ToyBackend(HostBackend):
 
     def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
         if graph not in self.graphs:
-            self.graphs[graph] = ReferenceEvaluator(str(self.bundle.graph(graph)))
+            self.graphs[graph] = ReferenceEvaluator(with_weights(self.bundle, self.bundle.entry(graph).file))
         session = self.graphs[graph]
         for name, result in zip(session.output_names, session.run(None, inputs), strict=True):
             outputs[name][:] = result

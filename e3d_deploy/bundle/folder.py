@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
-from e3d_deploy.bundle.held import Content, Folder, HeldFiles, open_folder
+from e3d_deploy.bundle.held import Folder, HeldFiles, open_folder
 from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
 from e3d_deploy.files import locked, sha256, swap, workspace, write_file
-from e3d_deploy.tensors import entries_of, header_of
+from e3d_deploy.tensors import Content, entries_of, header_of
 
 log = logging.getLogger(__name__)
 
@@ -206,9 +206,9 @@ class Bundle:
         """Files that graphs read their weights from, by name. They are shared with libraries; nobody may write them."""
         return {name: self.held.shared(name) for name in self.held if name.endswith(WEIGHTS_SUFFIX)}
 
-    def to_run(self) -> "Bundle":
-        """Return the bundle without the files that no graph needs, so that a program does not keep them in memory."""
-        return replace(self, held=self.held.only(set(self.held) - {REFERENCE}))
+    def holding(self, names: Collection[str]) -> "Bundle":
+        """Return the bundle with these files in memory alone, as a program that runs for long needs no others."""
+        return replace(self, held=self.held.only(names))
 
     def reference(self) -> dict[str, NDArray[Any]]:
         """Return a clip and PyTorch's answer to it; docs/bundle.md lists the arrays."""

@@ -128,6 +128,6 @@ def _content(file: FileIO) -> Content:
     """Read a file into memory of its size; what is appended meanwhile is not part of it."""
     content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
     done = 0
-    while done < len(content) and (count := file.readinto(content[done:])):
+    while done < len(content) and (count := file.readinto(content.data[done:])):
         done += count
     return content[:done]

@@ -17,6 +17,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.operators import MOVES, PRODUCTS, on
+from e3d_deploy.runtime.backends.onnx_weights import place_of
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.protocol import Frame, State, initial_arrays
 from e3d_deploy.runtime.backends.rollout import rollout
@@ -129,6 +130,23 @@ class Steps:
             yield prediction
 
 
+def with_weights(bundle: Bundle, file: str) -> ModelProto:
+    """Return a graph of a bundle with its weights in it.
+
+    Raises:
+        ValueError: it reads weights from a file that was not hashed, or from behind the end of one.
+    """
+    model, weights = onnx.load_from_string(bundle.held[file].tobytes()), bundle.weights
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        tensor.raw_data = place_of(entries, weights).within(weights).tobytes()
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    return model
+
+
 class EmulatedBackend(OnnxRuntimeBackend):
     """Runs the graphs of a bundle emulated, which proves types where nothing runs them; slower than float32."""
 
@@ -140,4 +158,4 @@ class EmulatedBackend(OnnxRuntimeBackend):
 
 def _load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
     entry = bundle.entry(graph, EmulatedBackend.name)
-    return session(emulated(onnx.load(bundle.path / entry.file), entry.precision), threads=threads)
+    return session(emulated(with_weights(bundle, entry.file), entry.precision), threads=threads)

@@ -13,6 +13,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
+from e3d_deploy.runtime.backends.onnx_weights import check_places
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 
 Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
@@ -22,7 +23,7 @@ Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
 def load_session(
     bundle: Bundle, graph: str, threads: int | None, *, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """The graph as it lies in its file.
+    """The graph of a bundle as it was hashed.
 
     Args:
         profile: time each node; the name of the file that tells, `end_profiling` returns it, begins with this.
@@ -34,8 +35,24 @@ def load_session(
         options.profile_file_prefix = str(profile)
     if threads is not None:
         options.intra_op_num_threads = threads
-    file = bundle.graph(graph, OnnxRuntimeBackend.name)
-    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    model = held_graph(bundle, graph, OnnxRuntimeBackend.name, options)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def held_graph(bundle: Bundle, graph: str, backend: str, options: onnxruntime.SessionOptions) -> bytes:
+    """Return a graph for a session, and tell the options where its weights are in memory.
+
+    ONNX Runtime copies what it needs of them while it makes the session.
+
+    Raises:
+        ValueError: the graph is damaged, or reads a file that was not hashed.
+    """
+    model, weights = bundle.onnx(graph, backend), bundle.weights
+    check_places(model, weights)  # ONNX Runtime would look for another file in the working directory
+    options.add_external_initializers_from_files_in_memory(
+        list(weights), list(weights.values()), [len(content) for content in weights.values()]
+    )
+    return model
 
 
 class OnnxRuntimeBackend(HostBackend):

@@ -16,6 +16,7 @@ from e3d_deploy.libraries import pip_install
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.cuda import Cuda
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend
+from e3d_deploy.runtime.backends.onnxruntime import held_graph
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,8 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         providers = [(PROVIDER, self._options(graph))]
         try:
             # With its fallback it would print the reason, try the processor, and raise what comes of that.
-            session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
+            model = held_graph(self.bundle, graph, self.name, options)
+            session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
         except Exception as error:  # its exceptions have no common base of their own
             raise _not_loaded(file, str(error)) from error
         if PROVIDER not in session.get_providers():

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
+from e3d_deploy.runtime.backends.onnx_weights import to_memory
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 
 CORE = openvino.Core()
@@ -47,20 +48,20 @@ class OpenVINOBackend(HostBackend):
             self.settings["PERF_COUNT"] = "YES"
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
         self.models: dict[str, openvino.Model] = {}
-        """Models as read, kept to compile them for other numbers of streams; the file may have changed by then."""
+        """Models as read, kept to compile them for other numbers of streams. Their weights are memory of the bundle."""
         self._request("step", bundle.batch)
 
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:
         if (graph, batch) in self.requests:
             return self.requests[graph, batch]
-        file = self.bundle.graph(graph, self.name)
+        file = self.bundle.path / self.bundle.entry(graph, self.name).file
         try:
-            model = self.models[graph].clone() if graph in self.models else CORE.read_model(file)
+            model = self.models[graph].clone() if graph in self.models else read_model(self.bundle, graph)
             if self.bundle.dynamic_batch and graph not in self.models:
                 self.models[graph] = model.clone()
             model.reshape({port.any_name: [batch, *list(port.partial_shape)[1:]] for port in model.inputs})
             request = CORE.compile_model(model, "CPU", self.settings).create_infer_request()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise BundleError(f"{file}: OpenVINO {openvino.__version__} cannot load it ({error})") from error
         self.requests[graph, batch] = request
         return request
@@ -77,6 +78,31 @@ class OpenVINOBackend(HostBackend):
     def free(self) -> None:
         self.requests.clear()
         self.models.clear()
+
+
+def read_model(bundle: Bundle, graph: str) -> openvino.Model:
+    """Return a graph of a bundle whose weights are the memory of the bundle, which must be kept as long as the model.
+
+    OpenVINO copies weights that it reads from memory, for each graph anew, so the copies are replaced.
+
+    Raises:
+        RuntimeError: OpenVINO cannot read it.
+        ValueError: it is damaged, or reads a file that was not hashed.
+    """
+    weights = bundle.weights
+    content, places = to_memory(bundle.onnx(graph, OpenVINOBackend.name), weights)
+    model = CORE.read_model(content)
+    for node in model.get_ops():
+        place = places.get(node.get_friendly_name()) if node.get_type_name() == "Constant" else None
+        if place is None:
+            continue
+        tensor = openvino.Tensor(place.within(weights), node.get_output_shape(0), node.get_element_type())
+        if tensor.byte_size != place.length:
+            raise ValueError(f"{node.get_friendly_name()}: its shape does not fit its bytes")
+        shared = openvino.op.Constant(tensor, shared_memory=True)
+        shared.set_friendly_name(node.get_friendly_name())
+        node.output(0).replace(shared.output(0))
+    return model
 
 
 def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:

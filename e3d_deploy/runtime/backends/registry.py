@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.bundle.folder import REFERENCE, Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.inventory import is_importable
 from e3d_deploy.libraries import is_stub
@@ -36,8 +36,9 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
             raise BackendUnavailable(
                 f"{name}: {module} is a stub in sys.modules and not the library; load the bundle without it"
             )
+    needed = bundle.holding(set(bundle.held) - {REFERENCE})  # which the backend keeps in memory
     try:
-        return _opener(spec)(bundle, threads=threads)
+        return _opener(spec)(needed, threads=threads)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
     # What a library lacks that is half there, or one that something else stands in for.

@@ -32,7 +32,7 @@ class TensorRTBackend(DeviceBackend):
         with cuda.opening():
             cuda.compile_kernel()
             self.engines = {"step": Engine(bundle, "step", target, cuda)}
-        super().__init__(bundle, cuda, self.engines["step"].sizes)
+        super().__init__(bundle.holding(()), cuda, self.engines["step"].sizes)
         self.name = target
         self.contexts: dict[tuple[str, int, int], Any] = {}
         self.graphs: dict[tuple[int, int], Graph] = {}

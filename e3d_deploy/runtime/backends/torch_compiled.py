@@ -29,12 +29,13 @@ class TorchCompiledBackend(HostBackend):
     name = "torch-compiled"
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, compiler: str = "inductor") -> None:
-        super().__init__(bundle)
+        super().__init__(bundle.holding(()))
         self.threads = threads
         self.names = [tensor.name for tensor in contract.states(bundle.config)]
         precision = "bf16" if bundle.precision == "bf16" else "fp32"  # a processor has no TF32
         with OwnSettings():
-            ring = RingStep(checkpoint.load(bundle.path / MODEL), precision=precision)
+            model = checkpoint.load_content(bundle.held.shared(MODEL), bundle.path / MODEL)
+            ring = RingStep(model, precision=precision)
         self.ring = compiled(ring, backend=compiler)
         log.info("%s: compiling, which may take minutes", self.name)
         frame = np.zeros(contract.frame(bundle.config, bundle.batch).shape, np.float32)

@@ -136,7 +136,7 @@ class TorchGraphBackend(DeviceBackend):
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         TorchGpu.check()
         cuda = Cuda()
-        super().__init__(bundle, cuda, bundle.sizes)
+        super().__init__(bundle.holding(()), cuda, bundle.sizes)
         self.steps: dict[Key, Callable[[], None]] = {}
         self.saves: dict[tuple[int, int], Callable[[], None]] = {}
         """Save the slots that a step overwrites, by number of streams and set."""
@@ -145,7 +145,7 @@ class TorchGraphBackend(DeviceBackend):
             self.gpu = TorchGpu(cuda)
             last = bundle.precision != "fp32"  # the layout that tensor cores read
             with OwnSettings():
-                model = checkpoint.load(bundle.path / MODEL)
+                model = checkpoint.load_content(bundle.held.shared(MODEL), bundle.path / MODEL)
                 ring = RingStep(model, precision=bundle.precision, channels_last=last, in_place=True)
                 self.ring = self.gpu.put(ring)
             self.compiled: Step = self.gpu.compile(ring)

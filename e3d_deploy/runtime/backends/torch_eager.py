@@ -41,7 +41,7 @@ class TorchBackend(Lifetime):
     def of_bundle(cls, bundle: Bundle, *, threads: int | None = None) -> "TorchBackend":
         """The model that a bundle was made from."""
         with OwnSettings():
-            model = checkpoint.load(bundle.path / MODEL)
+            model = checkpoint.load_content(bundle.held.shared(MODEL), bundle.path / MODEL)
         return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
 
     def initial_state(self, batch: int | None = None) -> State:
