@@ -118,7 +118,7 @@ def main(size: str, bundle: Path | None, backend: str, streams: int, threads: in
         clocks = {"by_the_clock": time.perf_counter, "of_the_processor": time.process_time}
         results = {name: compare(sides, rounds=rounds, calls=1, clock=clock) for name, clock in clocks.items()}
         stats, opened = pool.stats(), Bundle.open(path)
-        flop = statistics(opened.graph("step"), opened.entry("step")).flop * length * streams
+        flop = statistics(opened.onnx("step"), opened.entry("step")).flop * length * streams
     save(
         f"scheduler_{size}_{backend}_{streams}_{threads}",
         {

@@ -13,7 +13,17 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.tensors import FORMAT, KEY, Content, entries_of, header_bytes, read_header, read_tensors, tensors_of
+from e3d_deploy.tensors import (
+    DAMAGED,
+    FORMAT,
+    KEY,
+    Content,
+    entries_of,
+    header_bytes,
+    read_header,
+    read_tensors,
+    tensors_of,
+)
 
 WIDENED = (torch.float16, torch.bfloat16)
 """Types that `load` turns into float32."""
@@ -83,7 +93,7 @@ def load_content(content: Content, path: str | Path) -> E3DLSTM:
     """
     try:
         arrays, metadata = tensors_of(content)
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
     return _model(path, metadata, {name: torch.from_numpy(array) for name, array in arrays.items()})
 

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from e3d_deploy.bundle.folder import MODEL, Bundle
 from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.bundle.sidecar import EngineSidecar
-from e3d_deploy.errors import BundleError, CheckpointError
+from e3d_deploy.errors import BundleError
 from e3d_deploy.inspect import by_graph, graph_statistics, is_bundle
 from e3d_deploy.json_values import json_object
-from e3d_deploy.tensors import entries_of, read_tensors
+from e3d_deploy.tensors import DAMAGED, entries_of, read_tensors, tensors_of
 
 Values = dict[str, Any]
 LARGEST = 10
@@ -87,7 +87,7 @@ def _read_bundle(path: Path) -> Side:
         "states": _flat({one.name: one.to_json() for one in bundle.manifest.states}),
         **{name: _flat(value) for name, value in rest.items() if name not in settings},
         "engines": _flat({name: _engine(sheet) for name, sheet in manifest.engines.items()}),
-        "files": {name: f"{_size(path / name)}, {digest[:12]}" for name, digest in manifest.files.items()},
+        "files": {name: f"{_size(bundle, name)}, {digest[:12]}" for name, digest in manifest.files.items()},
     }
     missing = {}
     try:
@@ -98,14 +98,15 @@ def _read_bundle(path: Path) -> Side:
         sections["nodes"] = _flat(nodes)
     about = {"path": str(path), "kind": "bundle", "name": manifest.name, "created": manifest.created}
     try:
-        weights, _ = read_tensors(path / MODEL)
-    except CheckpointError as error:
-        raise BundleError(str(error)) from error
+        weights, _ = tensors_of(bundle.held[MODEL])
+    except DAMAGED as error:
+        raise BundleError(f"{path / MODEL}: not a safetensors file ({error}); export the model again") from error
     return Side(about, sections, weights, missing)
 
 
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size:,} bytes" if file.is_file() else "missing"  # as an engine may be
+def _size(bundle: Bundle, name: str) -> str:
+    size = bundle.size(name)
+    return "missing" if size is None else f"{size:,} bytes"  # as an engine may be
 
 
 def _title(entry: GraphEntry) -> str:

@@ -245,7 +245,7 @@ def inspect_bundle(path: Path) -> BundleContents:
         horizon=bundle.horizon,
         batch=None if bundle.dynamic_batch else bundle.batch,
         slow_young_ring=_slow_young_ring(bundle),
-        bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+        bytes=sum(bundle.size(name) or 0 for name in (MANIFEST, *manifest.files)),
         state_bytes=bundle.states.nbytes,
         history=manifest.history.to_json(),
         producer=manifest.producer.to_json(),
@@ -279,7 +279,7 @@ def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
     """
     from e3d_deploy.export.graph.statistics import statistics
 
-    return {name: statistics(bundle.graph(name), bundle.entry(name)) for name in bundle.graphs}
+    return {name: statistics(bundle.onnx(name), bundle.entry(name)) for name in bundle.graphs}
 
 
 def by_graph(columns: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
@@ -329,7 +329,7 @@ def _slow_young_ring(bundle: Bundle) -> bool | None:
         from onnx import numpy_helper
     except ModuleNotFoundError:
         return None
-    step = onnx.load(bundle.graph("step"), load_external_data=False).graph
+    step = onnx.load_from_string(bundle.onnx("step")).graph
     constants = (numpy_helper.to_array(one) for one in step.initializer if not one.dims and not one.external_data)
     return any(bool(value == float("-inf")) for value in constants)
 

@@ -20,6 +20,8 @@ FORMAT = 1
 """Form of that entry."""
 Content = NDArray[np.uint8]
 """Bytes of a file."""
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""Exceptions of `tensors_of` for a damaged file."""
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 
 
@@ -39,7 +41,7 @@ def read_tensors(
         return tensors_of(np.memmap(path, np.uint8, "r"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; {remedy}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except DAMAGED as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); {remedy}") from error
 
 
@@ -47,7 +49,7 @@ def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, 
     """The tensors in the content of a file by name, over the same memory, and its metadata.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError: it is damaged.
+        one of `DAMAGED`: it is.
     """
     header, start = header_of(content)
     metadata = header.pop("__metadata__", {})

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -205,6 +205,14 @@ class Bundle:
     def weights(self) -> dict[str, Content]:
         """Files that graphs read their weights from, by name. They are shared with libraries; nobody may write them."""
         return {name: self.held.shared(name) for name in self.held if name.endswith(WEIGHTS_SUFFIX)}
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file (bytes), of an engine as it is now; None for one that is missing."""
+        if name in self.held:
+            return len(self.held[name])
+        with suppress(OSError):
+            return (self.path / name).stat().st_size
+        return None
 
     def holding(self, names: Collection[str]) -> "Bundle":
         """Return the bundle with these files in memory alone, as a program that runs for long needs no others."""

@@ -59,10 +59,11 @@ def pack(
         raise ConfigError(f"{output}: lies in the bundle that is packed; give a name outside of it")
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest.files], bundle.path)
-    try:
-        sizes = {name: (bundle.path / name).stat().st_size for name in sorted(manifest.files)}
-    except FileNotFoundError as error:
-        raise BundleError(f"{error.filename}: is missing; build the engines again, or pack without them") from error
+    sizes = {}
+    for name in sorted(manifest.files):
+        if (size := bundle.size(name)) is None:
+            raise BundleError(f"{bundle.path / name}: is missing; build the engines again, or pack without them")
+        sizes[name] = size
     if (total := sum(sizes.values())) > MOST_BYTES:
         raise BundleError(
             f"{bundle.path}: has {total:,} bytes, an archive holds {MOST_BYTES:,}; copy the folder instead"
@@ -71,7 +72,7 @@ def pack(
         text = manifest_bytes(manifest)
         _add(archive, MANIFEST, len(text), io.BytesIO(text), progress)
         for name, size in sizes.items():
-            with (bundle.path / name).open("rb") as source:
+            with _source(bundle, name) as source:
                 digest = _add(archive, name, size, source, progress)
             if digest != manifest.files[name]:
                 raise BundleError(f"{bundle.path / name}: changed while it was packed; pack the bundle again")
@@ -131,6 +132,11 @@ def without_engines(manifest: Manifest) -> Manifest:
 def _check_folder(output: Path) -> None:
     if not output.resolve().parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it first")
+
+
+def _source(bundle: Bundle, name: str) -> IO[bytes]:
+    """Open a file of a bundle: what is held of it, or an engine by its path."""
+    return io.BytesIO(bundle.held[name].data) if name in bundle.held else (bundle.path / name).open("rb")
 
 
 def _add(archive: zipfile.ZipFile, name: str, size: int, source: IO[bytes], progress: Notify) -> str:

@@ -3,14 +3,15 @@
 import hashlib
 import json
 
-from e3d_deploy.bundle.folder import ENGINES, Bundle
+from e3d_deploy.bundle.folder import ENGINES, WEIGHTS_SUFFIX, Bundle
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError
+from e3d_deploy.files import sha256
 
 
 def weights_sha256(bundle: Bundle) -> str:
     """The hash of the weights that the graphs read: of the model file, or over the hashes of several."""
-    files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(".safetensors")}
+    files = {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(WEIGHTS_SUFFIX)}
     if len(files) == 1:
         return str(*files.values())
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
@@ -22,6 +23,22 @@ def sources(bundle: Bundle, graph: str, target: str) -> dict[str, str]:
         "graph_sha256": bundle.manifest.files[bundle.entry(graph, target).file],
         "weights_sha256": weights_sha256(bundle),
     }
+
+
+def check_sources(bundle: Bundle, graph: str, target: str) -> None:
+    """Raise if the files that an engine was just made from are no longer those of the manifest.
+
+    TensorRT reads them by their paths, so this has to follow before anything is said of the engine.
+
+    Raises:
+        BundleError: the bundle was exported anew meanwhile.
+    """
+    for name, digest in bundle.manifest.files.items():
+        file = bundle.path / name
+        if name != bundle.entry(graph, target).file and not name.endswith(WEIGHTS_SUFFIX):
+            continue
+        if not (file.exists() and sha256(file) == digest):
+            raise BundleError(f"{file}: changed while an engine was made from it; build again")
 
 
 def load_plan(bundle: Bundle, graph: str, *, target: str, version: str, compute_capability: str | None = None) -> bytes:

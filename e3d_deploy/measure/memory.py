@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.errors import BundleError
 from e3d_deploy.measure.child import call_child
 from e3d_deploy.measure.environment import peak_resident
 from e3d_deploy.measure.tasks import make_task
@@ -25,7 +26,7 @@ def peak_alone(
 
     Python and the libraries are part of it; no video is decoded. None, with the reason in the log, where it fails.
     """
-    request = json.dumps([str(bundle.path.absolute()), name, list(what), renewal, threads])
+    request = json.dumps([str(bundle.path.absolute()), bundle.digest, name, list(what), renewal, threads])
     try:
         found: int | None = json.loads(call_child(__name__, request, timeout_s=AT_MOST))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -37,8 +38,10 @@ def peak_alone(
 
 def child(request: str) -> str:
     """Call each requested task until it is warm, and return the peak memory of this process as JSON (bytes)."""
-    path, name, what, renewal, threads = json.loads(request)
+    path, digest, name, what, renewal, threads = json.loads(request)
     bundle = Bundle.open(Path(path))
+    if bundle.digest != digest:
+        raise BundleError(f"{path}: was exported anew meanwhile; run this again")
     with open_backend(bundle, name, threads=threads) as backend:
         for one in what:
             task = make_task(one, bundle, backend, renewal=renewal)

@@ -193,7 +193,7 @@ def _part(name: str | None, kind: str, rows: list[Row], total: float, limits: Ro
 def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> StepRoofline:
     from e3d_deploy.export.graph.statistics import statistics
 
-    counted = statistics(bundle.graph("step"), bundle.entry("step"))
+    counted = statistics(bundle.onnx("step"), bundle.entry("step"))
     least_bytes = counted.input_bytes + counted.output_bytes + counted.weight_bytes
     least_ms = limits.least_ms(counted.flop, least_bytes)
     return StepRoofline(
@@ -214,4 +214,4 @@ def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
         from e3d_deploy.export.graph.statistics import node_costs
     except ModuleNotFoundError as error:
         return [], f"{error.name} is not installed; {pip_install('train')}"
-    return node_costs(bundle.graph("step"), bundle.entry("step")), None
+    return node_costs(bundle.onnx("step"), bundle.entry("step")), None

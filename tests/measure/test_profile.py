@@ -44,7 +44,7 @@ def test_nodes_are_those_of_the_graph(bundle: Bundle, backend: str, kind: str) -
     assert convolution.calls >= 10
     assert (convolution.gflops or 0) > 0
     assert (convolution.roofline_share or 0) > 0
-    graph = {cost.name for cost in node_costs(bundle.graph("step"), bundle.entry("step"))}
+    graph = {cost.name for cost in node_costs(bundle.onnx("step"), bundle.entry("step"))}
     convolutions = [node.name for node in result.nodes if node.kind == kind]
     assert len(graph & set(convolutions)) > len(convolutions) / 2
     whole = result.roofline
@@ -105,8 +105,8 @@ def test_a_node_is_known_by_its_name_or_output_and_its_type(name: str, kind: str
 
 
 def test_costs_of_nodes_sum_up_to_those_of_the_graph(bundle: Bundle) -> None:
-    path, entry = bundle.graph("step"), bundle.entry("step")
-    whole, nodes = statistics(path, entry), node_costs(path, entry)
+    graph, entry = bundle.onnx("step"), bundle.entry("step")
+    whole, nodes = statistics(graph, entry), node_costs(graph, entry)
     assert sum(cost.flop for cost in nodes) == whole.flop
     assert sum(cost.bytes_moved for cost in nodes) == whole.bytes_moved
 

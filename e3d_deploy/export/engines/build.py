@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.bundle.plans import weights_sha256
+from e3d_deploy.bundle.plans import check_sources, weights_sha256
 from e3d_deploy.bundle.sidecar import EngineOptions, EngineSidecar
 from e3d_deploy.config import EngineConfig
-from e3d_deploy.errors import BackendUnavailable, BundleError, ConfigError
+from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.export.engines.cache import EngineCache, key_of
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets
 from e3d_deploy.export.engines.proof import prove
-from e3d_deploy.files import sha256
 from e3d_deploy.inventory import machine, rtx_refusal
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.specs import check_runs
@@ -116,8 +115,8 @@ class _Job:
             remark=remark,
         )
         seconds = time.monotonic() - started
-        self.check_unchanged()
-        precision = prove(self.trt, plan, file, self.parts["precision"])
+        check_sources(self.bundle, self.graph, self.parts["target"])
+        precision = prove(self.trt, plan, self.bundle.onnx(self.graph, self.parts["target"]), self.parts["precision"])
         self.destination.write_bytes(plan)
         return EngineSidecar(
             graph=self.graph,
@@ -136,18 +135,6 @@ class _Job:
             sha256=hashlib.sha256(plan).hexdigest(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-
-    def check_unchanged(self) -> None:
-        """Raise if the graph or its weights no longer match the manifest, whose hashes are in the key.
-
-        Raises:
-            BundleError: the bundle was exported anew meanwhile.
-        """
-        graph = self.bundle.entry(self.graph, self.parts["target"]).file
-        for name, digest in self.bundle.manifest.files.items():
-            file = self.bundle.path / name
-            if (name == graph or name.endswith(".safetensors")) and not (file.exists() and sha256(file) == digest):
-                raise BundleError(f"{file}: changed while an engine was built from it; build again")
 
 
 def _parts(

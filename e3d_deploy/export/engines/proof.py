@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from e3d_deploy.bundle.sidecar import Proof
@@ -26,7 +25,7 @@ NAMES = {
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
 
 
-def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> Proof:
+def prove(trt: Any, plan: bytes, graph: bytes, requested: str) -> Proof:
     """Return the precision that was asked of a plan and the one that it computes in.
 
     Returns:
@@ -37,7 +36,7 @@ def prove(trt: Any, plan: bytes, graph_file: Path, requested: str) -> Proof:
     """
     layers, by = inspected(trt, plan), "inspector"
     if not layers:
-        layers, by = in_graph(graph_file), "graph"
+        layers, by = in_graph(graph), "graph"
     return Proof(requested=requested, proved=judge(requested, layers, by), by=by, layers=dict(layers))
 
 
@@ -114,7 +113,7 @@ def _precision(tensor: Mapping[str, Any]) -> str | None:
     return next((name for name, words in NAMES.items() if any(word in text for word in words)), None)
 
 
-def in_graph(graph_file: Path) -> Counter[str]:
+def in_graph(content: bytes) -> Counter[str]:
     """Counts from the types in an ONNX graph, which a strongly typed network keeps."""
     import onnx
     from onnx import TensorProto
@@ -129,7 +128,7 @@ def in_graph(graph_file: Path) -> Counter[str]:
         TensorProto.INT4: "int4",
         TensorProto.FLOAT4E2M1: "fp4",
     }
-    model = onnx.shape_inference.infer_shapes(onnx.load(graph_file, load_external_data=False), check_type=False)
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content), check_type=False)
     graph = model.graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}

@@ -10,7 +10,7 @@ import onnx
 from onnx import GraphProto, TensorProto, numpy_helper
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.bundle.plans import load_plan, sources, weights_sha256
+from e3d_deploy.bundle.plans import check_sources, load_plan, sources, weights_sha256
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BackendUnavailable, EngineError
 from e3d_deploy.export.engines.install import move_in, staging
@@ -35,7 +35,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
 
     Raises:
         BackendUnavailable: the library is not installed, or no GPU can load an engine here.
-        BundleError: a plan of the source that may not be loaded.
+        BundleError: a plan of the source that may not be loaded, or the bundle was exported anew meanwhile.
         EngineError: engines that cannot be refitted, graphs of another form, or a weight that is missing.
     """
     trt = library(target)
@@ -52,11 +52,12 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
                 raise EngineError(
                     f"{source.path}: its {name}.{target} was built without --refit; build it again with it"
                 )
-            if found := difference(source.graph(name, target), bundle.graph(name, target)):
+            if found := difference(source.onnx(name, target), bundle.onnx(name, target)):
                 raise EngineError(f"{name}: {bundle.path} differs from {source.path} in more than weights: {found}")
             progress(f"{name}: refitting")
             old = load_plan(source, name, target=target, version=trt.__version__)
             plan = _refitted(trt, old, bundle.graph(name, target))
+            check_sources(bundle, name, target)
             if plan == old and weights_sha256(bundle) != weights_sha256(source):
                 raise EngineError(f"{name}: the weights differ and the refitted engine does not; build it anew")
             (stage / f"{name}.{target}.plan").write_bytes(plan)
@@ -68,7 +69,7 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
                 graph_sha256=made_from["graph_sha256"],
                 weights_sha256=made_from["weights_sha256"],
                 refitted_from=sidecar.sha256,
-                precision=prove(trt, plan, bundle.graph(name, target), bundle.entry(name, target).precision),
+                precision=prove(trt, plan, bundle.onnx(name, target), bundle.entry(name, target).precision),
                 cached=False,
                 bytes=len(plan),
                 sha256=hashlib.sha256(plan).hexdigest(),
@@ -107,9 +108,9 @@ def _refitted(trt: Any, plan: bytes, graph: Path) -> bytes:
     return bytes(engine.serialize_with_config(settings))
 
 
-def difference(one: Path, other: Path) -> str | None:
+def difference(one: bytes, other: bytes) -> str | None:
     """Return the first names that differ between two graphs, ignoring the values of weights; None if none do."""
-    first, second = (onnx.load(file, load_external_data=False).graph for file in (one, other))
+    first, second = (onnx.load_from_string(content).graph for content in (one, other))
     for what in (_tensors, _nodes, _constants):
         here, there = what(first), what(second)
         if here != there:

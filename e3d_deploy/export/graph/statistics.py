@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -73,13 +72,13 @@ class NodeCost:
     bytes_moved: int
 
 
-def node_costs(path: Path, entry: GraphEntry) -> list[NodeCost]:
+def node_costs(graph: bytes, entry: GraphEntry) -> list[NodeCost]:
     """Return the cost of each node of a graph, except those that depend on weights alone or have unknown shapes.
 
     Raises:
         BundleError: as `statistics`.
     """
-    model = _load(path, entry)
+    model = _load(graph, entry)
     shapes, sizes = _shapes(model)
     found = []
     for node in _moving(model)[0]:
@@ -91,13 +90,13 @@ def node_costs(path: Path, entry: GraphEntry) -> list[NodeCost]:
     return found
 
 
-def statistics(path: Path, entry: GraphEntry) -> Statistics:
+def statistics(graph: bytes, entry: GraphEntry) -> Statistics:
     """Return the cost of the graph in `path`; `entry` describes it in the manifest.
 
     Raises:
         BundleError: no ONNX file, or another graph than the manifest speaks of.
     """
-    model = _load(path, entry)
+    model = _load(graph, entry)
     graph = model.graph
     shapes, sizes = _shapes(model)
     moving, fixed = _moving(model)
@@ -134,12 +133,12 @@ def statistics(path: Path, entry: GraphEntry) -> Statistics:
     )
 
 
-def _load(path: Path, entry: GraphEntry) -> ModelProto:
+def _load(graph: bytes, entry: GraphEntry) -> ModelProto:
     """A graph without its weights and with every shape that can be inferred."""
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_from_string(graph)
     except DecodeError as error:
-        raise BundleError(f"{path}: no ONNX file; export the model again") from error
+        raise BundleError(f"{entry.file}: no ONNX file; export the model again") from error
     for what, values, listed in (
         ("inputs", model.graph.input, entry.inputs),
         ("outputs", model.graph.output, entry.outputs),
@@ -147,7 +146,7 @@ def _load(path: Path, entry: GraphEntry) -> ModelProto:
         found, expected = {value.name for value in values}, {tensor.name for tensor in listed}
         if found != expected:
             odd = ", ".join(sorted(found ^ expected)[:3])
-            raise BundleError(f"{path}: its {what} are not those of the manifest ({odd}); export the model again")
+            raise BundleError(f"{entry.file}: its {what} are not those of the manifest ({odd}); export the model again")
     for value in model.graph.input:
         for side in value.type.tensor_type.shape.dim:
             if side.dim_param:  # any number of streams
@@ -156,7 +155,7 @@ def _load(path: Path, entry: GraphEntry) -> ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise BundleError(f"{path}: its shapes do not fit ({error}); export the model again") from error
+        raise BundleError(f"{entry.file}: its shapes do not fit ({error}); export the model again") from error
 
 
 def _moving(model: ModelProto) -> tuple[list[NodeProto], set[str]]:

@@ -20,7 +20,7 @@ from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, m
 from e3d_deploy.json_values import json_object
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.operators import PRODUCTS
-from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
+from e3d_deploy.runtime.backends.emulated import Steps, emulated, session, with_weights
 from e3d_deploy.runtime.backends.protocol import State
 from e3d_deploy.runtime.backends.rollout import rollout
 
@@ -70,8 +70,8 @@ def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_by
         small errors add up over the steps. None where the graph agrees with its twin.
     """
     policy = bundle.precision
-    graph = onnx.load(bundle.graph("step"))
-    twin = onnx.load(bundle.path / FLOAT32_STEP) if FLOAT32_STEP in bundle.manifest.files else graph
+    graph = with_weights(bundle, bundle.entry("step").file)
+    twin = with_weights(bundle, FLOAT32_STEP) if FLOAT32_STEP in bundle.manifest.files else graph
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
     step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))

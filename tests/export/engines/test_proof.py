@@ -153,18 +153,18 @@ def test_a_precision_that_nobody_knows_is_an_error() -> None:
 def test_an_engine_that_loads_is_inspected_with_its_shapes(exported: Path) -> None:
     trt = FakeTensorRT()
     trt.loads, trt.information = True, TENSORRT_10
-    found = prove(trt, b"plan", exported / "tiny.e3d" / "step.onnx", "fp16")
+    found = prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp16")
     assert found == Proof(requested="fp16", proved="fp16", by="inspector", layers={"fp16": 2, "fp32": 1})
     assert trt.calls["inspected with"].shapes == {"frame": (4, 1, 16, 24)}  # the usual batch of the profile
     with pytest.raises(EngineError, match="fp32 was asked for, and the inspector shows"):
-        prove(trt, b"plan", exported / "tiny.e3d" / "step.onnx", "fp32")
+        prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
 
 
 @pytest.mark.parametrize("information", [None, NAMES_ALONE])
 def test_else_the_graph_is_what_proves(information: dict[str, Any] | None, exported: Path) -> None:
     trt = FakeTensorRT()
     trt.loads, trt.information = information is not None, information or {}
-    found = prove(trt, b"plan", exported / "tiny.e3d" / "step.onnx", "fp32")
+    found = prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
     assert found.by == "graph"
     assert set(found.layers) == {"fp32"}
 
@@ -180,7 +180,9 @@ def test_a_graph_counts_by_the_types_of_both_factors(low: int, precision: str, t
         helper.make_node("Cast", ["y"], ["y_32"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["y_32", "y_32"], ["z"]),
     ]
-    assert in_graph(saved(nodes, tmp_path)) == ({"fp32": 2} if precision == "fp32" else {precision: 1, "fp32": 1})
+    assert in_graph(saved(nodes, tmp_path).read_bytes()) == (
+        {"fp32": 2} if precision == "fp32" else {precision: 1, "fp32": 1}
+    )
 
 
 def test_a_quantised_graph_counts_what_was_dequantised(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_a_quantised_graph_counts_what_was_dequantised(tmp_path: Path) -> None:
         helper.make_node("Conv", ["x_", "w_"], ["y"]),
         helper.make_node("Conv", ["x_", "w"], ["z"]),  # one factor alone makes no int8 product
     ]
-    assert in_graph(saved(nodes, tmp_path)) == {"int8": 1, "fp32": 1}
+    assert in_graph(saved(nodes, tmp_path).read_bytes()) == {"int8": 1, "fp32": 1}
 
 
 def saved(nodes: list[onnx.NodeProto], folder: Path) -> Path:

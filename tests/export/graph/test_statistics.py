@@ -32,7 +32,7 @@ def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: di
     graph = helper.make_graph(nodes, "step", values(inputs), values(outputs), initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.save(model, path)
-    return statistics(path, describe(model))
+    return statistics(path.read_bytes(), describe(model))
 
 
 @pytest.mark.parametrize("streams", [1, "batch"])
@@ -129,7 +129,7 @@ def flop_by_hand(config: ModelConfig, entries: int, *, slots_times_depth: int = 
 def test_a_step_costs_what_the_paper_says(exported: Path) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
     entry = bundle.entry("step")
-    found = statistics(bundle.graph("step"), entry)
+    found = statistics(bundle.onnx("step"), entry)
     assert found.flop == flop_by_hand(bundle.config, bundle.config.history_length)
     assert found.unknown == ()
     state = sum(4 * prod(map(int, tensor.shape)) for tensor in entry.inputs)
@@ -138,7 +138,7 @@ def test_a_step_costs_what_the_paper_says(exported: Path) -> None:
 
 def test_the_rollout_is_so_many_steps_and_the_clip_begins_with_fewer_entries(exported: Path) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
-    found = {name: statistics(bundle.graph(name), bundle.entry(name)) for name in bundle.graphs}
+    found = {name: statistics(bundle.onnx(name), bundle.entry(name)) for name in bundle.graphs}
     assert found["rollout"].flop == (bundle.horizon - 1) * found["step"].flop
     steps = bundle.context_length + bundle.horizon - 1
     by_hand = sum(flop_by_hand(bundle.config, min(t + 1, bundle.config.history_length)) for t in range(steps))
@@ -230,6 +230,6 @@ def test_values_in_fp8_have_a_size(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     onnx.save(model, tmp_path / "g.onnx")
-    found = statistics(tmp_path / "g.onnx", describe(model))
+    found = statistics((tmp_path / "g.onnx").read_bytes(), describe(model))
     assert found.unknown == ()
     assert found.intermediate_bytes == 2 * 100  # a byte each, written and read
