@@ -80,6 +80,8 @@ class OnnxRuntimeBackend(HostBackend):
         file = self.bundle.path / entry.file
         try:
             session = self.load(self.bundle, graph, self.threads)
+        except MemoryError:
+            raise
         except Exception as error:  # its exceptions have no common base of their own
             raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
         both = {"inputs": (session.get_inputs(), entry.inputs), "outputs": (session.get_outputs(), entry.outputs)}

@@ -1,0 +1,157 @@
+"""Files of a bundle are read once, also while another bundle takes its place."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e3d_deploy.bundle import folder, held
+from e3d_deploy.bundle.folder import ATTEMPTS, MODEL, REFERENCE
+from e3d_deploy.bundle.held import Folder, HeldFiles
+from e3d_deploy.bundle.pack import pack
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import BundleError, ResourceLimit
+from e3d_deploy.files import swap
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.tensors import Content
+from tests.runtime.backends.test_contract_files import another, overwrite
+
+
+def before_reading(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], *, times: int = 1) -> list[int]:
+    """Do something between the manifest and the files that it names; return a list that grows with each reading."""
+    read, calls = Folder.read, list[int]()
+
+    def after(self: Folder, names: Iterable[str]) -> Iterator[tuple[str, Content]]:
+        calls.append(1)
+        if len(calls) <= times:
+            action()
+        return read(self, names)
+
+    monkeypatch.setattr(Folder, "read", after)
+    return calls
+
+
+def consistent(bundle: Bundle, path: Path) -> bool:
+    """Return True if a bundle and what it holds are those of a folder."""
+    whole = Bundle.open(path)
+    same = all(bundle.held[name].tobytes() == whole.held[name].tobytes() for name in whole.held)
+    return bundle.identity == whole.identity and bundle.manifest == whole.manifest and same
+
+
+@pytest.mark.parametrize("folders_can_be_held", [True, False])
+def test_a_bundle_that_is_replaced_while_it_is_read_is_one_of_the_two(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders_can_be_held: bool
+) -> None:
+    """As `e3d export --overwrite` publishes: the folders change places, and the old one is removed."""
+    if not folders_can_be_held:
+        monkeypatch.setattr(os, "supports_dir_fd", set())
+    new = another(bundle_path, tmp_path / "new.e3d")
+    copy = shutil.copytree(new, tmp_path / "copy.e3d")
+
+    def publish() -> None:
+        swap(new, bundle_path)
+        shutil.rmtree(new)
+
+    before_reading(monkeypatch, publish)
+    assert consistent(Bundle.open(bundle_path), copy)
+
+
+@pytest.mark.skipif(os.open not in os.supports_dir_fd, reason="this system cannot hold folders open")
+def test_a_bundle_that_only_moved_is_read_to_its_end(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, copy = another(bundle_path, tmp_path / "new.e3d"), shutil.copytree(bundle_path, tmp_path / "copy.e3d")
+    calls = before_reading(monkeypatch, lambda: swap(new, bundle_path))
+    bundle = Bundle.open(bundle_path)
+    assert len(calls) == 1
+    assert consistent(bundle, copy)
+
+
+def test_a_bundle_that_is_removed_once_its_files_are_open_is_read(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, content = shutil.copytree(bundle_path, tmp_path / "copy.e3d"), held._content
+
+    def removed(file: FileIO) -> Content:
+        shutil.rmtree(bundle_path, ignore_errors=True)
+        return content(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(held, "_content", removed)
+        bundle = Bundle.open(bundle_path)
+    assert not bundle_path.exists()
+    assert consistent(bundle, copy)
+
+
+def test_one_that_is_published_without_end_is_refused_in_the_end(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    monkeypatch.setattr("e3d_deploy.bundle.folder.PAUSE_S", 0)
+    new = another(bundle_path, tmp_path / "new.e3d")
+    calls = before_reading(monkeypatch, lambda: swap(new, bundle_path), times=1000)
+    with pytest.raises(BundleError, match="altered or truncated"):
+        Bundle.open(bundle_path)
+    assert len(calls) == ATTEMPTS
+
+
+def test_a_damaged_bundle_is_refused_at_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overwrite(bundle_path)
+    calls = before_reading(monkeypatch, lambda: None)
+    with pytest.raises(BundleError, match=r"model\.safetensors: altered or truncated"):
+        Bundle.open(bundle_path)
+    assert len(calls) == 1
+
+
+def test_the_config_is_of_the_bytes_that_were_hashed(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, config = shutil.copytree(bundle_path, tmp_path / "copy.e3d"), folder._config
+
+    def emptied(*given: Any) -> ModelConfig:
+        os.truncate(bundle_path / MODEL, 0)
+        return config(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "_config", emptied)
+        bundle = Bundle.open(bundle_path)
+    assert consistent(bundle, copy)
+
+
+def test_files_that_do_not_fit_into_memory_are_a_resource_limit(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> Content:
+        raise MemoryError
+
+    monkeypatch.setattr(held, "_content", no_memory)
+    with pytest.raises(ResourceLimit, match=r"tiny\.e3d: its files do not fit into memory; close other programs"):
+        Bundle.open(bundle_path)
+
+
+def test_what_is_held_cannot_be_written_by_accident(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    with pytest.raises(ValueError, match="read-only"):
+        bundle.held[MODEL][0] = 1
+    assert set(bundle.holding([MODEL]).held) == {MODEL}
+    assert REFERENCE in bundle.held
+    assert "held=" not in repr(bundle)
+
+
+def test_shared_memory_is_the_memory_that_was_hashed() -> None:
+    files = HeldFiles({"a": np.zeros(4, np.uint8)})
+    assert files.shared("a").ctypes.data == files["a"].ctypes.data
+
+
+def test_an_archive_is_of_what_was_opened(bundle_path: Path, tmp_path: Path) -> None:
+    expected = pack(Bundle.open(bundle_path), tmp_path / "expected.zip").read_bytes()
+    bundle = Bundle.open(bundle_path)
+    overwrite(bundle_path)
+    assert pack(bundle, tmp_path / "found.zip").read_bytes() == expected
+    shutil.rmtree(bundle_path)
+    assert pack(bundle, tmp_path / "again.zip").read_bytes() == expected

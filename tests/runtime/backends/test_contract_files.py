@@ -1,0 +1,190 @@
+"""Contract of all backends: what was hashed is what runs, whatever becomes of the bundle's folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.bundle.folder import MANIFEST, MODEL, REFERENCE
+from e3d_deploy.errors import BackendUnavailable, BundleError
+from e3d_deploy.files import sha256, swap
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.spec import BackendSpec
+from e3d_deploy.runtime.backends.specs import has_libraries
+from e3d_deploy.tensors import read_header
+from tests.fake_tensorrt_runtime import floats
+from tests.runtime.backends.cases import FAKED
+
+PLANS = ("tensorrt", "tensorrt-rtx")
+"""Backends that read a plan, and hash what they read, when its graph is first run."""
+NAME = "program.e3d"
+Answers = dict[str, NDArray[Any]]
+EXPECTED: dict[str, Answers] = {}
+"""Answers of each backend on a bundle that nobody touches."""
+
+
+def other_weights(file: Path) -> bytes:
+    """Return the content of a model file with all weights halved."""
+    _, start = read_header(file)
+    content = file.read_bytes()
+    return content[:start] + (np.frombuffer(content[start:], np.float32) / 2).tobytes()
+
+
+def edit(path: Path, **changes: Any) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps(manifest | changes))
+
+
+def another(path: Path, place: Path) -> Path:
+    """Make a whole bundle of other weights."""
+    shutil.copytree(path, place)
+    (place / MODEL).write_bytes(other_weights(path / MODEL))
+    edit(place, files=json.loads((path / MANIFEST).read_text())["files"] | {MODEL: sha256(place / MODEL)})
+    return place
+
+
+def overwrite(path: Path) -> None:
+    content = other_weights(path / MODEL)
+    with (path / MODEL).open("r+b") as same:
+        same.write(content)
+
+
+def truncate(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.is_file():
+            os.truncate(file, 0)
+
+
+def replace(path: Path) -> None:
+    swap(another(path, path.with_name("other.e3d")), path)
+
+
+def move_away(path: Path) -> None:
+    """Change the working directory to one where another bundle has the same relative path."""
+    elsewhere = path.parent / "elsewhere"
+    elsewhere.mkdir()
+    another(path, elsewhere / NAME)
+    os.chdir(elsewhere)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights overwritten": (overwrite, r"model\.safetensors: altered or truncated"),
+    "truncated": (truncate, r"manifest\.json: not a manifest"),
+    "deleted": (shutil.rmtree, "no such bundle"),
+    "replaced": (replace, ""),
+    "another working directory": (move_away, ""),
+    "newer schema": (lambda path: edit(path, schema=99), "schema 99, this version reads"),
+}
+"""What becomes of a folder, and what a new load says; nothing where it gives the other bundle."""
+
+
+def opened(bundle: Bundle, spec: BackendSpec) -> Backend:
+    try:
+        return open_backend(bundle, spec.name, threads=1)
+    except BackendUnavailable as error:
+        if spec.name in FAKED or has_libraries(spec):
+            raise
+        pytest.skip(str(error))
+
+
+def later(backend: Backend) -> Answers:
+    """Return what graphs give that were not run before."""
+    prediction, state = backend.step(floats(1)[0], backend.initial_state(1))
+    clip, _ = backend.clip(floats(4).swapaxes(0, 1))
+    return {"clip": clip, "rollout": backend.rollout(prediction, state)[0]}
+
+
+def answers(backend: Backend) -> Answers:
+    """Return what steps, both graphs and another number of streams give."""
+    found = {} if backend.name in PLANS else later(backend)
+    prediction, state = backend.step(floats(2)[1], backend.step(floats(2)[0], backend.initial_state(1))[1])
+    found |= {"step": prediction, **backend.to_arrays(state)}
+    if 2 in backend.sizes:
+        found["two"], _ = backend.step(np.repeat(floats(1)[0], 2, axis=0), backend.initial_state(2))
+    return found
+
+
+@pytest.fixture
+def program(arranged: tuple[BackendSpec, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundle, under a relative path."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(arranged[1].path, NAME)
+    return Path(NAME)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_program_goes_on_with_what_it_opened(
+    arranged: tuple[BackendSpec, Bundle], program: Path, damage: str, tmp_path: Path
+) -> None:
+    spec, untouched = arranged
+    if spec.name not in EXPECTED:
+        with opened(untouched, spec) as backend:
+            EXPECTED[spec.name] = answers(backend)
+    change, message = DAMAGES[damage]
+    bundle = Bundle.open(program)
+    with opened(bundle, spec) as backend:
+        backend.step(floats(1)[0], backend.initial_state(1))
+        change(tmp_path / NAME)
+        found = answers(backend)
+    assert found.keys() == EXPECTED[spec.name].keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, EXPECTED[spec.name][name], err_msg=name)
+    assert bundle.reference().keys() == untouched.reference().keys()
+    if message:
+        with pytest.raises(BundleError, match=message):
+            Bundle.open(program)
+    else:
+        assert Bundle.open(program).identity != bundle.identity
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "replaced"])
+def test_a_later_plan_that_is_another_is_an_error(
+    arranged: tuple[BackendSpec, Bundle], program: Path, damage: str
+) -> None:
+    spec, _ = arranged
+    if spec.name not in PLANS:
+        pytest.skip("it has no plans")
+    with opened(Bundle.open(program), spec) as backend:
+        DAMAGES[damage][0](program.absolute())
+        for file in program.glob("engines/clip.*.plan"):
+            file.write_bytes(b"another")
+        with pytest.raises(BundleError, match=r"clip\..*\.plan: (altered|cannot be read)"):
+            later(backend)
+        backend.step(floats(1)[0], backend.initial_state(1))
+
+
+def test_a_backend_does_not_keep_what_it_never_computes_with(arranged: tuple[BackendSpec, Bundle]) -> None:
+    spec, bundle = arranged
+    with opened(bundle, spec) as backend:
+        kept: Bundle | None = vars(backend).get("bundle")
+        assert kept is None or REFERENCE not in kept.held
+        assert REFERENCE in bundle.held
+
+
+@pytest.mark.parametrize(("key", "value"), [("location", "other.bin"), ("offset", "99999999"), ("length", "4")])
+def test_a_graph_that_reads_what_was_not_hashed_is_refused(
+    arranged: tuple[BackendSpec, Bundle], program: Path, key: str, value: str
+) -> None:
+    spec, _ = arranged
+    if spec.name in PLANS or not spec.runs_graphs:
+        pytest.skip("it does not read the graph")
+    shutil.copy(program / MODEL, "other.bin")  # where the libraries look for it
+    file = program / Bundle.open(program).entry("step", spec.name).file
+    model = onnx.load(file, load_external_data=False)
+    weight = next(one for one in model.graph.initializer if one.external_data)
+    for entry in weight.external_data:
+        if entry.key == key:
+            entry.value = value
+    file.write_bytes(model.SerializeToString())
+    edit(program, files=json.loads((program / MANIFEST).read_text())["files"] | {file.name: sha256(file)})
+    with pytest.raises((BundleError, ValueError)), opened(Bundle.open(program), spec) as backend:
+        backend.step(floats(1)[0], backend.initial_state(1))
