@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -221,6 +222,32 @@ def test_low_weights_are_widened_exactly(tiny_model: E3DLSTM, path: Path, dtype:
     for name, weight in tiny_model.state_dict().items():
         assert loaded[name].dtype == torch.float32
         assert torch.equal(loaded[name], weight.to(dtype).float()), name
+
+
+def test_a_model_can_be_opened_over_memory(tiny_model: E3DLSTM, path: Path) -> None:
+    checkpoint.save(tiny_model, path)
+    content = np.fromfile(path, np.uint8)
+    loaded = checkpoint.load_content(content, path)
+    first, last = content.ctypes.data, content.ctypes.data + len(content)
+    for name, weight in checkpoint.load(path).state_dict().items():
+        found = loaded.state_dict()[name]
+        assert torch.equal(found, weight), name
+        assert first <= found.data_ptr() < last, name  # no copy
+
+
+def test_low_weights_in_memory_are_widened(tiny_model: E3DLSTM, path: Path) -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        checkpoint.save(tiny_model, path, dtype=dtype)
+        loaded = checkpoint.load_content(np.fromfile(path, np.uint8), path).state_dict()
+        for name, weight in checkpoint.load(path).state_dict().items():
+            assert torch.equal(loaded[name], weight), name
+
+
+@pytest.mark.parametrize("length", [0, 7, 100, -1])
+def test_memory_that_is_no_model_file_is_refused(tiny_model: E3DLSTM, path: Path, length: int) -> None:
+    checkpoint.save(tiny_model, path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: not a safetensors file"):
+        checkpoint.load_content(np.fromfile(path, np.uint8)[:length], path)
 
 
 def test_equal_models_make_equal_bytes(tiny_model: E3DLSTM, path: Path) -> None:

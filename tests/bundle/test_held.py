@@ -47,7 +47,7 @@ def consistent(bundle: Bundle, path: Path) -> bool:
 def test_a_bundle_that_is_replaced_while_it_is_read_is_one_of_the_two(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders_can_be_held: bool
 ) -> None:
-    """As `e3d export --overwrite` publishes: the folders change places, and the old one is removed."""
+    """Publish as `e3d export --overwrite` does: the folders change places, and the old one is removed."""
     if not folders_can_be_held:
         monkeypatch.setattr(os, "supports_dir_fd", set())
     new = another(bundle_path, tmp_path / "new.e3d")

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy import inventory
+from e3d_deploy.bundle.folder import MODEL
 from e3d_deploy.commands._benchmark_tables import answer_line, device_time
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.baseline import compare, read_baseline, regressions
@@ -453,6 +454,13 @@ def test_peak_memory_is_that_of_a_process_of_its_own(bundle: Bundle, caplog: pyt
     with caplog.at_level(logging.WARNING):
         assert peak_alone(bundle, "no_such", ["step"], threads=1) is None
     assert "peak memory of no_such is not known" in caplog.text
+
+
+def test_peak_memory_of_another_bundle_is_not_taken(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    opened = replace(bundle, manifest=replace(bundle.manifest, files={**bundle.manifest.files, MODEL: "another"}))
+    with caplog.at_level(logging.WARNING):
+        assert peak_alone(opened, "onnxruntime", ["step"], threads=1) is None
+    assert "was exported anew meanwhile; run this again" in caplog.text
 
 
 # What `e3d benchmark --json` prints: a type, a tuple of types, a list of one kind, or the fields of an object.

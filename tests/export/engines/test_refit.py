@@ -111,6 +111,26 @@ def test_a_refit_that_fails_is_an_error(bundles: tuple[Bundle, Bundle], trt: Fak
         refit(new, old, "tensorrt")
 
 
+def test_a_bundle_that_changes_while_it_is_refitted_gets_no_engine(
+    bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT reads graph and weights by their paths."""
+    old, new = bundles
+    before = (new.path / "manifest.json").read_bytes()
+
+    def other_weights(_trt: object, plan: bytes, graph: Path) -> bytes:
+        with (graph.parent / "model.safetensors").open("r+b") as file:
+            file.seek(-4, 2)
+            file.write(b"else")
+        return plan + b"other"
+
+    monkeypatch.setattr(refit_module, "_refitted", other_weights)
+    with pytest.raises(BundleError, match=r"model\.safetensors: changed while an engine was made from it; build again"):
+        refit(new, old, "tensorrt")
+    assert (new.path / "manifest.json").read_bytes() == before
+    assert not list((new.path / "engines").glob("*.plan"))
+
+
 def test_a_refit_that_changed_nothing_is_an_error(
     bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,7 +79,7 @@ def move_away(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Damage:
-    """What becomes of a folder while a program has it open."""
+    """Change of a folder while a program has it open."""
 
     make: Callable[[Path], object]
     graph: str = ""
