@@ -14,6 +14,9 @@ from e3d_deploy.tensors import Content
 
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """Flags that open a file for reading; a pipe without a writer is opened at once, to be refused."""
+ALIGNMENT = 64
+"""Alignment of a content in memory (bytes). PyTorch's convolutions take a fifth longer on weights that are less aligned
+than in a file that is mapped."""
 
 
 class HeldFiles:
@@ -126,8 +129,10 @@ def open_folder(path: Path) -> Iterator[Folder]:
 
 def _content(file: FileIO) -> Content:
     """Read a file into memory of its size; what is appended meanwhile is not part of it."""
-    content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
-    done = 0
+    size = os.fstat(file.fileno()).st_size
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    content, done = memory[start : start + size], 0
     while done < len(content) and (count := file.readinto(content.data[done:])):
         done += count
     return content[:done]

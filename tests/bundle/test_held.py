@@ -143,6 +143,11 @@ def test_what_is_held_cannot_be_written_by_accident(bundle_path: Path) -> None:
     assert "held=" not in repr(bundle)
 
 
+def test_contents_are_aligned_as_a_mapped_file_is(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    assert {bundle.held[name].ctypes.data % held.ALIGNMENT for name in bundle.held} == {0}
+
+
 def test_shared_memory_is_the_memory_that_was_hashed() -> None:
     files = HeldFiles({"a": np.zeros(4, np.uint8)})
     assert files.shared("a").ctypes.data == files["a"].ctypes.data

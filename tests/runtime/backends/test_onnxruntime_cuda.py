@@ -141,9 +141,9 @@ def test_a_run_that_fails_says_what_of(
 
 def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
-    monkeypatch.setattr(Bundle, "graph", lambda *_: exported / "clip.npy")
+    monkeypatch.setattr(Bundle, "onnx", lambda *_: b"")
     with pytest.raises(
-        BundleError, match=r"clip\.npy: ONNX Runtime .* cannot load it .*; pip install --upgrade onnxruntime-gpu, or"
+        BundleError, match=r"step\.onnx: ONNX Runtime .* cannot load it .*; pip install --upgrade onnxruntime-gpu, or"
     ):
         OnnxRuntimeCudaBackend(bundle)
 
