@@ -26,7 +26,7 @@ from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import check_backend, check_threads, open_backend
 from e3d_deploy.runtime.batching import Batcher, Place
 from e3d_deploy.runtime.faults import plain_errors
-from e3d_deploy.runtime.process import check_usable, wait_at_exit
+from e3d_deploy.runtime.process import check_stack, check_usable, wait_at_exit
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of, taken_over
 
@@ -136,8 +136,10 @@ class Predictor:
             ConfigError: there is no such renewal.
             StreamError: the snapshot is of another network or has another renewal, or this was closed.
             SnapshotError: its states have other names, shapes or types.
+            ResourceLimit: the stack of this thread is too small for a step.
         """
         self._check_open()
+        check_stack()
         own = None if snapshot is not None and renewal is None else self.renewal(renewal)
         if snapshot is not None:
             own = renewal_of(snapshot, own)
@@ -201,6 +203,7 @@ class Predictor:
         from e3d_deploy.runtime.streams.streams import Streams  # a plain stream needs no scheduler
 
         self._check_open()
+        check_stack(starts_thread=True)
         streams = Streams(
             self.backend,
             self.config,

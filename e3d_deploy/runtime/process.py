@@ -39,10 +39,12 @@ def check_stack(*, starts_thread: bool = False) -> None:
     Raises:
         ResourceLimit: it is below `LEAST_STACK_BYTES`; a step would end the process without a word.
     """
+    if not starts_thread and threading.current_thread() is threading.main_thread():
+        return
     with _stack_size:
         size = threading.stack_size()  # which sets it to 0, the system's own
         threading.stack_size(size)
-    if 0 < size < LEAST_STACK_BYTES and (starts_thread or threading.current_thread() is not threading.main_thread()):
+    if 0 < size < LEAST_STACK_BYTES:
         raise ResourceLimit(
             f"threading.stack_size: got {size >> 10} KiB, a step needs {LEAST_STACK_BYTES >> 10} KiB; call "
             f"threading.stack_size({2 * LEAST_STACK_BYTES}) before threads are started"

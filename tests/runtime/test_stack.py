@@ -12,6 +12,7 @@ import pytest
 from e3d_deploy.errors import ResourceLimit
 from e3d_deploy.runtime.backends.specs import find, has_libraries
 from e3d_deploy.runtime.process import LEAST_STACK_BYTES, check_stack
+from tests.fake_backend import FakeBackend, predictor_of
 
 IN_A_THREAD = """
 import sys, threading
@@ -59,3 +60,13 @@ def test_a_stack_that_is_too_small_is_refused(stack_size: None) -> None:
         pool.submit(check_stack).result()
     threading.stack_size(LEAST_STACK_BYTES)
     check_stack(starts_thread=True)
+
+
+def test_streams_are_not_opened_on_a_stack_that_is_too_small(stack_size: None) -> None:
+    predictor = predictor_of(FakeBackend())
+    threading.stack_size(LEAST_STACK_BYTES // 2)
+    predictor.stream()
+    with pytest.raises(ResourceLimit, match="a step needs 128 KiB"):
+        predictor.streams()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ResourceLimit, match="a step needs 128 KiB"):
+        pool.submit(predictor.stream).result()

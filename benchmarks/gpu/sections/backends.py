@@ -74,11 +74,13 @@ def torch_cuda_graph(bench: Bench, precision: str, batch: int) -> dict[str, Any]
     """Run torch-cuda-graph on a folder that has a model and no graphs, which is all that it reads."""
     from e3d_deploy import checkpoint
     from e3d_deploy.bundle.folder import MODEL, Bundle
+    from e3d_deploy.bundle.held import Folder, HeldFiles
     from e3d_deploy.runtime.backends.registry import open_backend
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         checkpoint.save(bench.model, Path(folder) / MODEL)
-        bundle = Bundle(Path(folder), _without_graphs(bench, precision, batch), bench.config)
+        held = HeldFiles(dict(Folder(Path(folder), None).read([MODEL])))
+        bundle = Bundle(Path(folder), _without_graphs(bench, precision, batch), bench.config, held)
         backend = open_backend(bundle, "torch-cuda-graph")
         stack.callback(backend.close)
         return stepped(bench, backend, batch, judged=precision == "fp32", on_device=True)
