@@ -427,7 +427,7 @@ def test_memory_limit_counts_states_and_max_streams_counts_streams() -> None:
     with fake(FakeBackend(), 10).streams(renewal="none") as streams:
         limit = streams.most_bytes(3)
     with fake(FakeBackend(), 10).streams(renewal="refresh:5", memory_limit_bytes=limit) as streams:
-        streams.open()
+        _slot = streams.open()
         with pytest.raises(ResourceLimit, match="1 are open, which is what fits into"):
             streams.open()
     with fake(FakeBackend(), 10).streams(renewal="none", memory_limit_bytes=limit) as streams:
@@ -472,12 +472,13 @@ def test_stream_from_a_snapshot_takes_its_renewal_and_naming_another_is_refused(
     stream.push(picture(1))
     snapshot = stream.snapshot()
     with predictor.streams(renewal="none") as streams:
-        assert streams.open(snapshot).renewal == "refresh:3"
+        restored, other = streams.open(snapshot), streams.open()
+        assert restored.renewal == "refresh:3"
         with pytest.raises(StreamError, match=r"with the renewal refresh:3 .*, this one has none"):
             streams.open(snapshot, renewal="none")
         with pytest.raises(StreamError, match="open a stream from the snapshot"):
-            streams.open().restore(snapshot)
-        assert len(streams.scheduler.queues.videos) == 2, "the refused one is closed"
+            other.restore(snapshot)
+        assert streams.stats()["streams"] == 2, "the refused one is closed"
     assert predictor.stream(snapshot, renewal="refresh:3").renewal == "refresh:3"
     with pytest.raises(StreamError, match="with the renewal refresh:3"):
         predictor.stream(snapshot, renewal="refresh:2")

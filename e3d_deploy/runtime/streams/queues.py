@@ -1,140 +1,307 @@
-"""Queues of streams, one each, whose pictures, forecasts and jobs are done in order."""
+"""Queues of streams, one each, whose pictures, forecasts and jobs are done in order.
+
+Callers only append: to the queues of a stream, and then a message to the mailbox. One thread reads the messages and
+takes things out. It takes no lock, so nothing that runs inside a caller's lock can keep it from its work: neither a
+finalizer nor a signal handler, which may call anything and wait for it. A caller that Ctrl-C interrupts anywhere has
+either appended or not.
+"""
 
 import math
 import os
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Collection, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, Literal, TypeVar, get_args
 
 from e3d_deploy.errors import ConfigError, StreamError
+from e3d_deploy.runtime import process
+from e3d_deploy.runtime.arguments import Timeout, check_count, check_ms
 from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.streams.counters import Counters
-from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Job, Push, Row, Video, give
+from e3d_deploy.runtime.streams.requests import CLOSED, AtExit, Forecast, Gone, Job, Push, Row, Video
+from e3d_deploy.runtime.streams.waiting import Bell, Reply, sleep
 
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
 """Behavior of a push to a full queue: wait, drop the oldest picture there, drop its own, or fail."""
 LAST = 4096
 """Number of recent pictures, and of recent forecasts, that percentiles of all streams together cover."""
+MOST_REQUESTS = 64
+"""Forecasts of a stream that may wait."""
 
 
 class Queues:
     """The queues of all streams. Any thread may put something in; one takes it out.
 
     Raises:
-        ConfigError: a policy that there is not, or a number that is too small.
+        ConfigError: a policy that there is not, or a number that is none or too small.
     """
 
     def __init__(self, *, max_wait_ms: float, queue_length: int, policy: Policy) -> None:
         if policy not in get_args(Policy):
             raise ConfigError(f"policy: got {policy!r}, expected one of {', '.join(get_args(Policy))}")
-        if queue_length < 1 or not max_wait_ms >= 0:
-            raise ConfigError(f"got queue_length {queue_length}, max_wait_ms {max_wait_ms}; expected 1 and 0 or more")
-        self.max_wait, self.queue_length, self.policy = max_wait_ms / 1000, queue_length, policy
-        self._make_locks()
-        self.counters = Counters(LAST)
-        self.videos: set[Video] = set()
-        self.failed: set[Video] = set()
-        self.waiting: dict[Video, None] = {}
-        """Streams with something in their queue."""
-        self.first = 0.0
-        """When the first of that came."""
-        self.jobs = 0
-        """In queues."""
-        self.forecasts: list[Forecast] = []
-        """On their way."""
+        wait_ms = check_ms("max_wait_ms", max_wait_ms)
+        if wait_ms is None:
+            raise ConfigError("max_wait_ms: got None, expected a finite number of milliseconds of 0 or more")
+        self.max_wait, self.queue_length = wait_ms / 1000, check_count("queue_length", queue_length)
+        self.policy = policy
+        self.pid = os.getpid()
+        self.thread_id: int | None = None
+        """Thread that takes things out; None before it began."""
+        # For callers, who never wait while they hold it. A finalizer or a signal handler may take it a second time.
+        self.lock = threading.RLock()
+        self.mailbox: SimpleQueue[Any] = SimpleQueue()
+        """Messages: what was put in, a closed video, a `Gone`, a `Reply` for `rest`, or None, which only wakes."""
+        self.videos: dict[Video, Gone] = {}
+        """Streams, closed ones until the thread knows, each with the object of the user."""
         self.closing = False
         self.broken = ""
         """Why nothing is done any more, unless it was asked for."""
-        ALL.add(self)
+        self.counters = Counters(LAST)
+        self.bell = Bell()
+        """Rings when the thread ended."""
+        self.ended = True
+        """True before the thread begins and once it has ended."""
+        # From here on the thread's alone.
+        self.waiting: dict[Video, None] = {}
+        """Streams with something in their queues."""
+        self.first = 0.0
+        """When the first of that came."""
+        self.jobs: dict[Video, None] = {}
+        """Streams with a job in their queue."""
+        self.failed: set[Video] = set()
+        self.forecasts: list[Forecast] = []
+        """On their way."""
+        self.closed: list[tuple[Video, bool]] = []
+        """Streams to be forgotten, and True if they were dropped without `close`."""
+        self.dropped = False
+        """True once all were, with the object that opens them."""
+        self.resting: list[Reply[None]] = []
+        """Calls of `rest` to be answered."""
+        self.is_quiet = False
+        """Python ends, and only exit handlers are heard."""
 
-    def _make_locks(self) -> None:
-        self.lock = threading.Lock()
-        """Held by whoever changes a stream's queue, failure or counters."""
-        self.work, self.room = threading.Condition(self.lock), threading.Condition(self.lock)
+    # What any thread may call.
 
-    def forked(self) -> None:
-        """Let the copy in a new process refuse everything: the thread is not there, and somebody may hold the lock."""
-        self._make_locks()
-        self.closing, self.broken = True, "this process was forked from the one that they run in"
-
-    def add(self, video: Video, fits: Callable[[Collection[Video]], bool]) -> bool:
-        """Let a new stream take part if it fits beside the others."""
-        with self.lock:
-            self.check(video)
-            if not fits({*self.videos, video}):
-                return False
-            self.videos.add(video)
-            return True
-
-    def push(self, video: Video, seen: Frame, deadline_ms: float | None) -> None:
-        """Put in a picture, whose memory nobody else writes to.
+    def check(self, video: Video | None = None, *, healthy: bool = True) -> None:
+        """Raise what keeps a stream, or all of them, from being used by this thread.
 
         Raises:
-            StreamError: the stream is closed or failed, or its queue is full and the policy `refuse`.
+            StreamError: always this.
         """
-        came = time.perf_counter()
-        deadline = math.inf if deadline_ms is None else came + deadline_ms / 1000
-        with self.lock:
-            self.check(video)
-            while video.waiting >= self.queue_length:
-                match self.policy:
-                    case "block":
-                        self.room.wait()
-                        self.check(video)
-                    case "drop-oldest":
-                        video.queue.remove(next(item for item in video.queue if isinstance(item, Push)))
-                        video.waiting -= 1
-                        self.drop(video, "full")
-                    case "drop-newest":
-                        self.drop(video, "full")
-                        return
-                    case "refuse":
-                        self.drop(video, "refused")
-                        raise StreamError(
-                            f"stream: {video.waiting} pictures wait already; push less often, or take another policy"
-                        )
-            self.put(video, Push(video, seen, came, deadline))
+        process.check_usable(self.pid)
+        if threading.get_ident() == self.thread_id:
+            raise StreamError(
+                "streams: got a call in their own thread, which would wait for itself; from a log handler or a "
+                "finalizer only close them or ask for `stats`, and leave the rest to another thread"
+            )
+        if self.closing or (video is not None and video.closed):
+            raise self.closed_error()
+        if healthy and video is not None and video.failure is not None:
+            raise StreamError(failed(video)) from video.failure
 
-    def put(self, video: Video, item: Push | Forecast | Job) -> None:
-        """Put something in, with the lock held."""
-        if not self.waiting:
-            self.first = item.came
-        self.jobs += isinstance(item, Job)
-        video.waiting += isinstance(item, Push)
-        video.queue.append(item)
-        self.waiting[video] = None
-        if len(self.waiting) == 1 or self.delay() == 0:
-            self.work.notify()
-
-    def check(self, video: Video, *, healthy: bool = True) -> None:
-        """Raise what keeps a stream from being used."""
-        if video.closed or self.closing:
-            raise self.closed()
-        if healthy and video.failure is not None:
-            raise StreamError(f"stream: failed at {video.failure}; reset or restore it") from video.failure
-
-    def closed(self) -> StreamError:
+    def closed_error(self) -> StreamError:
         """Return the error for any use of streams after their end."""
         return StreamError(f"streams: do nothing any more ({self.broken}); make new ones" if self.broken else CLOSED)
 
-    def clear(self, video: Video, reason: str, error: StreamError) -> None:
-        """Empty the queue of a stream but for jobs; forecasts there get an error."""
-        self.drop(video, reason, video.waiting)
-        for item in video.queue:
-            if isinstance(item, Forecast):
-                give(item.future, error)
-        video.queue, video.waiting = deque(item for item in video.queue if isinstance(item, Job)), 0
-        if not video.queue:
-            self.waiting.pop(video, None)
-        self.room.notify_all()
+    def open_videos(self) -> list[Video]:
+        """Return the streams that are neither closed nor dropped."""
+        # A copy, as a dictionary that the thread changes cannot be walked through.
+        return [video for video, owner in self.videos.copy().items() if not video.closed and owner() is not None]
+
+    def add(self, video: Video, owner: object, fits: Callable[[Collection[Video]], bool]) -> bool:
+        """Let a new stream take part if it fits beside the others."""
+        with self.lock:
+            self.check(video)
+            self.videos[video] = Gone(owner, self.mailbox.put, video)
+            if fits(self.open_videos()):
+                return True
+            del self.videos[video]
+            return False
+
+    def push(self, video: Video, seen: Frame, deadline_ms: float | None, timeout: Timeout) -> None:
+        """Put in a picture, whose memory nobody else writes to.
+
+        Raises:
+            StreamError: the stream is closed or failed, its queue is full and the policy `refuse`, or the time is over.
+        """
+        came = time.perf_counter()
+        deadline = math.inf if deadline_ms is None else came + deadline_ms / 1000
+        while not self._push(video, seen, came, deadline):
+            self._wait_for_room(video, lambda: len(video.pictures) < self.queue_length, timeout, "push")
+
+    def _push(self, video: Video, seen: Frame, came: float, deadline: float) -> bool:
+        with self.lock:
+            self.check(video)
+            if (waiting := len(video.pictures)) >= self.queue_length:
+                match self.policy:
+                    case "block":
+                        return False
+                    case "drop-newest":
+                        self.drop(video, "full")
+                        return True
+                    case "refuse":
+                        self.drop(video, "refused")
+                        raise StreamError(
+                            f"stream: {waiting} pictures wait already; push less often, or take another policy"
+                        )
+            video.newest += 1
+            self._put(video.pictures, Push(video, seen, came, deadline, video.newest))
+            while len(video.pictures) > self.queue_length:
+                try:
+                    video.pictures.remove(video.pictures[0])
+                except (IndexError, ValueError):  # the thread took it, and there is room
+                    continue
+                self.drop(video, "full")
+        return True
+
+    def ask(self, request: Forecast | Job, timeout: Timeout | None) -> None:
+        """Put in a request, whose turn is after all pictures that were pushed before.
+
+        Args:
+            timeout: how long a forecast may wait for room with the policy `block`; None does not wait.
+
+        Raises:
+            StreamError: the stream is closed or failed, or there is no room for another forecast.
+        """
+        video, is_forecast = request.video, isinstance(request, Forecast)
+        while True:
+            with self.lock:
+                self.check(video, healthy=is_forecast)
+                if not is_forecast or len(video.requests) < MOST_REQUESTS:
+                    request.turn = video.newest
+                    self._put(video.requests, request)
+                    return
+            if timeout is None or self.policy != "block":
+                raise StreamError(
+                    f"stream: {MOST_REQUESTS} forecasts wait already; await some before you ask for another"
+                )
+            self._wait_for_room(video, lambda: len(video.requests) < MOST_REQUESTS, timeout, "predict")
+
+    def _put(self, queue: Any, item: Push | Forecast | Job) -> None:
+        message = self._message(item)
+        # Ctrl-C may come right after the first line, and not between its handler and the second.
+        try:
+            queue.append(item)
+        finally:
+            self.mailbox.put(message)
+        if self.closing:  # maybe the thread looked into the queues for the last time before that
+            raise self.closed_error()
+
+    def _wait_for_room(self, video: Video, is_room: Callable[[], bool], timeout: Timeout, what: str) -> None:
+        def is_over() -> bool:
+            return is_room() or self.closing or video.closed or video.failure is not None
+
+        if not video.room.wait(is_over, timeout):
+            raise timeout.error(what)
+
+    def _message(self, content: "Push | Forecast | Job | Video") -> Any:
+        """Return a message; at the end of Python the thread hears only those of the thread that runs exit handlers."""
+        if process.is_ending():
+            process.check_usable(self.pid)
+            return AtExit(content)
+        return content
+
+    def end(self, video: Video) -> None:
+        """Close a stream; takes no lock and waits for nothing, as the garbage collector may call it anywhere."""
+        try:
+            process.check_usable(self.pid)
+            message = self._message(video)
+        except StreamError:  # a copy in a forked process, or another thread while Python ends
+            return
+        if not video.closed:
+            video.closed = True
+            self.mailbox.put(message)
+
+    def close(self) -> None:
+        """Have the thread end after the step that it is in."""
+        self.closing = True
+        self.mailbox.put(None)
+
+    def rest(self) -> None:
+        """Drop what waits, and wait until the thread has nothing to do; called at the end of Python."""
+        reply: Reply[None] = Reply()
+        self.mailbox.put(reply)
+        self.bell.wait(lambda: reply.done or self.ended)
 
     def drop(self, video: Video, reason: str, count: int = 1) -> None:
-        """Count pictures that are not seen."""
+        """Count pictures that are not seen: `full` and `refused` by callers with the lock, the others by the thread."""
         for counters in (video.counters, self.counters):
             counters.dropped[reason] += count
+
+    # What the thread does.
+
+    def listen(self, *, busy: bool) -> None:
+        """Take all messages; unless `busy`, wait for something to do first."""
+        self._read()
+        while not (busy or self.closing or self.closed or self.resting) and (delay := self.delay()):
+            self._heed(sleep(self.mailbox, delay))
+            self._read()
+
+    def _read(self) -> None:
+        while not self.mailbox.empty():
+            self._heed(self.mailbox.get_nowait())
+
+    def _heed(self, message: Any) -> None:
+        if isinstance(message, Reply):
+            self.resting.append(message)
+            return
+        if isinstance(message, AtExit):
+            message = message.message
+        elif self.is_quiet:
+            return
+        if isinstance(message, Push | Forecast | Job):
+            self._heed_item(message)
+        elif isinstance(message, Video):
+            self.closed.append((message, False))
+        elif isinstance(message, Gone):
+            if message.video is None:
+                self.closing, self.dropped = True, not self.closing
+            else:
+                self.closed.append((message.video, not message.video.closed))
+
+    def _heed_item(self, item: Push | Forecast | Job) -> None:
+        video = item.video
+        if video.closed:  # put in when it was just being closed
+            self.closed.append((video, False))
+            return
+        if video.failure is not None:  # or when it just failed
+            self.clear(video, "failed", StreamError(failed(video)))
+        if not self.waiting:
+            self.first = item.came
+        self.waiting[video] = None
+        if isinstance(item, Job):
+            self.jobs[video] = None
+
+    def clear(self, video: Video, reason: str, error: StreamError, *, jobs: bool = False) -> None:
+        """Empty the queues of a stream, but for jobs unless asked to; who waits for what was there gets an error."""
+        self._drop_before(video, None, reason, error)
+        while jobs and video.requests:
+            video.requests.popleft().reply.give(StreamError(str(error)))
+
+    def _drop_before(self, video: Video, job: Job | None, reason: str, error: StreamError) -> None:
+        """Drop pictures and forecasts before a job, or all of them."""
+        while (push := first(video.pictures)) is not None and (job is None or push.number <= job.turn):
+            if self._took(push):
+                self.drop(video, reason)
+        kept: list[Forecast | Job] = []
+        while (request := first(video.requests)) is not None and request is not job:
+            video.requests.popleft()
+            if isinstance(request, Forecast):
+                request.reply.give(StreamError(str(error)))
+            else:
+                kept.append(request)
+        video.requests.extendleft(reversed(kept))
+        video.room.ring()
+
+    def _took(self, push: Push) -> bool:
+        """Take a picture out of its queue; False if a push has dropped it meanwhile."""
+        try:
+            push.video.pictures.remove(push)
+        except ValueError:
+            return False
+        return True
 
     def fail(self, video: Video, failure: StreamError) -> None:
         """Let a stream do nothing more until it is reset or restored."""
@@ -143,7 +310,12 @@ class Queues:
             self.failed.add(video)
             for counters in (video.counters, self.counters):
                 counters.failures += 1
-            self.clear(video, "failed", StreamError(f"stream: failed at {failure}; reset or restore it"))
+            self.clear(video, "failed", StreamError(failed(video)))
+
+    def heal(self, video: Video) -> None:
+        """Let a stream that failed go on."""
+        video.failure = None
+        self.failed.discard(video)
 
     def delay(self) -> float:
         """Return the time to wait for more streams before the next step (s); infinite when nothing is ready."""
@@ -155,17 +327,19 @@ class Queues:
             return 0
         return max(0.0, self.first + self.max_wait - time.perf_counter())
 
-    def take_jobs(self) -> list[Job]:
-        """The jobs whose turn it is."""
-        jobs = []
-        for video in list(self.waiting) if self.jobs else ():
-            if isinstance(job := video.queue[0], Job):
-                video.queue.popleft()
-                jobs.append(job)
-            if not video.queue:
-                del self.waiting[video]
-        self.jobs -= len(jobs)
-        return jobs
+    def take_jobs(self) -> Iterator[Job]:
+        """Yield the jobs whose turn it is and whose caller still waits."""
+        for video in list(self.jobs):
+            for job in _jobs(video):
+                if job.drops and not job.claimed and job.claim():
+                    job.claimed = True
+                    self._drop_before(video, job, "reset", StreamError("stream: was reset before this forecast began"))
+            while isinstance(request := first(video.requests), Job) and _is_due(request):
+                video.requests.popleft()
+                if request.claimed or request.claim():
+                    yield request
+            if not _jobs(video):
+                self.jobs.pop(video, None)
 
     def take(self, begin: Callable[[Forecast], None]) -> list[Push | Forecast]:
         """Return the items to step now: the next picture of each stream, and all forecasts on their way.
@@ -175,64 +349,64 @@ class Queues:
         """
         now = time.perf_counter()
         pushes = [push for video in self.waiting if (push := self._next_push(video, begin, now)) is not None]
-        self.waiting = {video: None for video in self.waiting if video.queue}
-        self.first = min((video.queue[0].came for video in self.waiting), default=now)
+        came = {video: one.came for video in self.waiting if (one := first(video.pictures) or first(video.requests))}
+        self.waiting = dict.fromkeys(came)
+        self.first = min(came.values(), default=now)
         return [*pushes, *self.forecasts]
+
+    def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:
+        while True:
+            # The picture first: whoever asked for something before it was pushed is seen by the next line then.
+            push = first(video.pictures)
+            request = first(video.requests)
+            if request is not None:
+                if _is_due(request):
+                    if isinstance(request, Job) or video.forecast is not None:
+                        return None
+                    video.requests.popleft()
+                    video.room.ring()
+                    begin(request)
+                    continue
+                push = first(video.pictures)
+            if push is None:
+                return None
+            if self._took(push):
+                video.room.ring()
+                if now <= push.deadline:
+                    return push
+                self.drop(video, "late")
 
     def in_time(self, rows: Sequence[Row]) -> list[Row]:
         """Return the rows that are stepped now, and drop pictures whose deadline is over before their first step."""
         now = time.perf_counter()
-        late = set()
         for row in rows:
             if isinstance(push := row.owner, Push) and not push.over:
                 if push.started is None and now > push.deadline:
                     push.over, push.rows = True, []
-                    late.add(push)
-                push.started = push.started or now
-        if late:
-            with self.lock:
-                for push in late:
                     self.drop(push.video, "late")
+                push.started = push.started or now
         return [row for row in rows if isinstance(row.owner, Forecast) or not row.owner.over]
 
-    def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:
-        while video.queue:
-            item = video.queue[0]
-            if isinstance(item, Job) or (isinstance(item, Forecast) and video.forecast is not None):
-                return None
-            video.queue.popleft()
-            if isinstance(item, Forecast):
-                begin(item)
-                continue
-            video.waiting -= 1
-            self.room.notify_all()
-            if now <= item.deadline:
-                return item
-            self.drop(video, "late")
-        return None
 
-    def end(self) -> list[Video]:
-        """Fail all that waits, and whoever comes after; returns the streams that hold something yet."""
-        with self.lock:
-            self.closing = True
-            everyone = [*self.videos, *self.waiting]
-            self.videos.clear()
-            for video in everyone:
-                for item in video.queue:
-                    if isinstance(item, Job):
-                        give(item.future, self.closed())
-                video.queue = deque(item for item in video.queue if not isinstance(item, Job))
-                self.clear(video, "closed", self.closed())
-            return everyone
+T = TypeVar("T")
 
 
-ALL: "weakref.WeakSet[Queues]" = weakref.WeakSet()
+def first(queue: "deque[T]") -> T | None:
+    """Return what is in front; for the thread, the only one that may leave a queue empty."""
+    return queue[0] if queue else None
 
 
-def _forked() -> None:
-    for queues in list(ALL):
-        queues.forked()
+def failed(video: Video) -> str:
+    """Return why a stream that failed cannot be used."""
+    return f"stream: failed at {video.failure}; reset or restore it"
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)
+def _jobs(video: Video) -> list[Job]:
+    # A copy, as callers may add to the queue.
+    return [request for request in list(video.requests) if isinstance(request, Job)]
+
+
+def _is_due(request: Forecast | Job) -> bool:
+    """Return True if no picture waits that it is to have seen."""
+    push = first(request.video.pictures)
+    return push is None or push.number > request.turn

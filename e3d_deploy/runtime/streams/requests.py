@@ -1,10 +1,11 @@
 """Streams, and requests that wait for their turn."""
 
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from e3d_deploy.runtime.backends.protocol import Frame
 from e3d_deploy.runtime.batching import Batch, Member
 from e3d_deploy.runtime.renewal import Renewal
 from e3d_deploy.runtime.streams.counters import Counters
+from e3d_deploy.runtime.streams.waiting import Bell, Reply
 
 LAST = 256
 """Number of recent pictures, and of recent forecasts, that percentiles of one stream cover."""
@@ -22,7 +24,10 @@ CLOSED = "stream: used after it was closed; open another"
 
 @dataclass(eq=False, slots=True)
 class Video:
-    """Stream, as the thread that steps it sees it."""
+    """Stream, as the thread that steps it sees it.
+
+    Callers append to `pictures` and `requests`, count `newest` and set `closed`; all else is the thread's.
+    """
 
     renewal: Renewal
     members: list[Member] = field(default_factory=list)
@@ -32,9 +37,14 @@ class Video:
     changes: int = 0
     """Number of pictures, resets and restores so far."""
     counters: Counters = field(default_factory=lambda: Counters(LAST))
-    queue: "deque[Push | Forecast | Job]" = field(default_factory=deque)
-    waiting: int = 0
-    """Pictures in the queue."""
+    pictures: "deque[Push]" = field(default_factory=deque)
+    """Those that wait."""
+    requests: "deque[Forecast | Job]" = field(default_factory=deque)
+    """Those that wait."""
+    newest: int = 0
+    """Number of the picture that was pushed last; see `Push.number`."""
+    room: Bell = field(default_factory=Bell)
+    """Rings when something that waited was taken or dropped."""
     prediction: NDArray[np.float32] | None = None
     """Prediction after the last good picture, [1, C, H, W]; of a stream that replays, None until a forecast made it."""
     pushed: int = 0
@@ -45,6 +55,26 @@ class Video:
     """On its way; the next one waits for it."""
     failure: StreamError | None = None
     closed: bool = False
+
+
+class Gone(ref[Any]):
+    """Weak reference that becomes a message once the object of the user is gone, without Python code in between.
+
+    Args:
+        owner: a `SlotStream` with its video, or `Streams` with None.
+        tell: called with this reference.
+    """
+
+    __slots__ = ("video",)
+    video: Video | None
+
+    def __new__(cls, owner: object, tell: Callable[[Any], object], video: Video | None) -> "Gone":
+        gone = super().__new__(cls, owner, tell)
+        gone.video = video
+        return gone
+
+    def __init__(self, owner: object, tell: Callable[[Any], object], video: Video | None) -> None:
+        super().__init__(owner, tell)  # type: ignore[call-arg]  # of `ref`, whose stub has none
 
 
 @dataclass(eq=False, slots=True)
@@ -69,6 +99,8 @@ class Push:
     seen: Frame
     came: float
     deadline: float
+    number: int
+    """Pictures of a stream count up; gaps mean nothing."""
     rows: list[Row] = field(default_factory=list)
     """One for each state that sees it, the oldest first."""
     started: float | None = None
@@ -87,8 +119,11 @@ class Forecast:
 
     video: Video
     result: NDArray[Any]
+    """Memory of its own, never the caller's, who may be gone before it is whole."""
     came: float
-    future: "Future[NDArray[Any]]" = field(default_factory=Future)
+    reply: "Reply[NDArray[Any]]" = field(default_factory=Reply)
+    turn: int = 0
+    """Number of the last picture that it is to have seen."""
     number: int = 0
     """Frames there are."""
     context: "deque[Frame]" = field(default_factory=deque)
@@ -103,15 +138,26 @@ class Forecast:
 class Job:
     """Function that is called in a stream's turn."""
 
+    video: Video
     function: Callable[[], Any]
     came: float
-    future: "Future[Any]" = field(default_factory=Future)
+    drops: bool = False
+    """Pictures and forecasts before it are dropped, rather than done."""
+    reply: "Reply[Any]" = field(default_factory=Reply)
+    turn: int = 0
+    """Number of the last picture that it is to have seen."""
+    claimed: bool = False
+    """True once the thread claimed it before its turn."""
+    _claim: Any = field(default_factory=threading.Lock)
+
+    def claim(self) -> bool:
+        """Claim the job; True once, for the thread that does it or for the caller who gives it up."""
+        is_first: bool = self._claim.acquire(blocking=False)
+        return is_first
 
 
-def give(future: "Future[Any]", outcome: object) -> None:
-    """Set the result or exception of a future, unless it was cancelled."""
-    if future.set_running_or_notify_cancel():
-        if isinstance(outcome, BaseException):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
+@dataclass(frozen=True, slots=True)
+class AtExit:
+    """Message of the thread that runs exit handlers, the only one that is heard then."""
+
+    message: "Push | Forecast | Job | Video"

@@ -1,13 +1,12 @@
 """The thread that steps many streams: whoever is ready goes together, and a failure stays with whom it hit."""
 
-import atexit
 import logging
-import math
+import os
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from copy import copy
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import ConfigError, StreamError
-from e3d_deploy.runtime import pictures
+from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
+from e3d_deploy.runtime import pictures, process
 from e3d_deploy.runtime.aged import next_members
+from e3d_deploy.runtime.arguments import Timeout
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.batching import Batcher, Member
 from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.renewal import Renewal
 from e3d_deploy.runtime.snapshot import Snapshot, taken_over
 from e3d_deploy.runtime.streams.queues import Queues
-from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Job, Push, Row, Video, give
+from e3d_deploy.runtime.streams.requests import CLOSED, Forecast, Gone, Job, Push, Row, Video
+from e3d_deploy.runtime.streams.waiting import FOREVER
 
 log = logging.getLogger(__name__)
 
@@ -50,32 +51,72 @@ class Scheduler:
         self.steps = dict.fromkeys(backend.sizes, 0)
         """Number of steps so far, by step size."""
         self.thread = threading.Thread(target=self._run, name="e3d-streams", daemon=True)
-        self.thread.start()
-        atexit.register(self.close)  # a thread that is in a library while Python ends would crash it
+        self._owner: Gone | None = None
 
     # What any thread may call.
 
-    def forecast(self, video: Video, result: NDArray[Any]) -> "Future[NDArray[Any]]":
-        """Ask for a forecast, which begins where the stream is after what waits before."""
-        forecast = Forecast(video, result, time.perf_counter())
-        with self.queues.lock:
-            self.queues.check(video)
-            self.queues.put(video, forecast)
-        return forecast.future
+    def start(self, owner: object) -> None:
+        """Start the thread, which ends at the latest when its owner is dropped.
 
-    def call(self, video: Video, function: Callable[[], T]) -> T:
-        """Have something done in the stream's turn, and wait for it."""
-        job = Job(function, time.perf_counter())
-        with self.queues.lock:
-            self.queues.check(video, healthy=False)
-            self.queues.put(video, job)
+        Raises:
+            ResourceLimit: there may be no more threads.
+        """
+        self._owner = Gone(owner, self.queues.mailbox.put, None)
+        self.queues.ended = False
         try:
-            result: T = job.future.result()
+            self.thread.start()
+        except BaseException as error:
+            self.queues.close()
+            if isinstance(error, RuntimeError | MemoryError):
+                self.queues.ended = True
+                raise ResourceLimit(
+                    f"streams: no thread can be started ({error}); close others, or allow more"
+                ) from error
+            raise
+        process.wait_at_exit(self, self.queues.rest)  # a thread in a library while Python ends would abort the process
+
+    def forecast(self, forecast: Forecast, timeout: Timeout, what: str) -> NDArray[Any]:
+        """Make a forecast, which begins where the stream is after what waits before."""
+        try:
+            self.queues.ask(forecast, timeout)
+            if not forecast.reply.wait(timeout):
+                raise timeout.error(what)
+            return forecast.reply.result()
+        except BaseException:  # such as Ctrl-C; nobody waits for the rest
+            forecast.reply.unwanted = True
+            self._settle()
+            raise
+
+    def call(
+        self, video: Video, function: Callable[[], T], *, what: str, timeout: Timeout = FOREVER, drops: bool = False
+    ) -> T:
+        """Have something done in the stream's turn, and wait for it; once it has failed, it is not done later.
+
+        Args:
+            what: name of the call, for errors.
+            drops: do it at once, and drop what waits before it.
+        """
+        job = Job(video, function, time.perf_counter(), drops)
+        try:
+            self.queues.ask(job, timeout)
+            if not job.reply.wait(timeout) and job.claim():
+                raise timeout.error(what)
+            result: T = job.reply.result()
             return result
+        except BaseException:
+            if not job.claim():  # the thread is at it, which does not last
+                job.reply.wait()
+            self._settle()
+            raise
         finally:
             del job  # an exception holds this frame, which would hold the exception
 
-    def begin_at(self, video: Video, snapshot: Snapshot | None) -> None:
+    def _settle(self) -> None:
+        """Wait for the step that goes on after a call that failed, if Python would end meanwhile."""
+        if process.is_ending() and threading.get_ident() != self.queues.thread_id:
+            self.queues.rest()
+
+    def begin_at(self, video: Video, snapshot: Snapshot | None, *, what: str) -> None:
         """Give a stream another state, the one before the first frame without a snapshot, and wait for it.
 
         What waits is dropped, and a failure is over.
@@ -83,68 +124,106 @@ class Scheduler:
 
         def begin() -> None:
             self._set(video, snapshot)
-            with self.queues.lock:
-                video.failure = None
-                self.queues.failed.discard(video)
+            self.queues.heal(video)
 
-        with self.queues.lock:
-            self.queues.check(video, healthy=False)
-            self.queues.clear(video, "reset", StreamError("stream: was reset before this forecast began"))
-        self.call(video, begin)
+        self.call(video, begin, what=what, drops=True)
 
     def end(self, video: Video) -> None:
         """Close a stream: what waits is dropped. It can be closed twice."""
-        queues = self.queues
-        with queues.lock:
-            if not (video.closed or queues.closing):
-                video.closed = True
-                queues.videos.discard(video)
-                queues.failed.discard(video)
-                queues.clear(video, "closed", StreamError(CLOSED))
-                queues.put(video, Job(lambda: self._forget(video), time.perf_counter()))
+        self.queues.end(video)
 
-    def close(self) -> None:
-        """End the thread after the step that it is in; all that waits fails."""
-        with self.queues.lock:
-            self.queues.closing = True
-            self.queues.work.notify_all()
-        self.thread.join()
-        atexit.unregister(self.close)
+    def close(self, timeout_ms: float | None = None) -> None:
+        """End the thread after the step that it is in; all that waits fails. It can be called twice.
+
+        Args:
+            timeout_ms: how long to wait for that; None waits for ever. In the thread itself it does not wait.
+
+        Raises:
+            StreamError: the time is over; another call goes on waiting.
+        """
+        timeout, queues = Timeout(timeout_ms), self.queues
+        if os.getpid() != queues.pid:  # a copy in a forked process, which has no thread
+            return
+        queues.close()
+        if threading.get_ident() != queues.thread_id:
+            if not queues.bell.wait(lambda: queues.ended, timeout):
+                raise timeout.error("close")
+            if self.thread.ident is not None:
+                self.thread.join()
 
     # What the thread does.
 
     def _run(self) -> None:
+        queues = self.queues
+        queues.thread_id = threading.get_ident()
         try:
             while self._round():
                 pass
         except BaseException as error:
-            log.exception("the thread of the streams broke off, which is a mistake in it")
-            self.queues.broken = f"{type(error).__name__}: {error}"
+            queues.broken = f"{type(error).__name__}: {error}"
+            self._say(logging.ERROR, "the thread of the streams broke off, which is a mistake in it", exc_info=error)
         finally:
-            for video in self.queues.end():
+            queues.closing = True
+            for video in list(queues.videos):
                 self._forget(video)
             self.batcher.close()
+            if queues.dropped:
+                self._warn("Streams")
+            queues.ended = True
+            queues.bell.ring()
 
     def _round(self) -> bool:
         """Wait for work and do it; False at the end."""
         queues = self.queues
-        with queues.lock:
-            while not queues.closing and not self.batcher.touched and (delay := queues.delay()):
-                queues.work.wait(None if delay == math.inf else min(delay, threading.TIMEOUT_MAX))
-            if queues.closing:
-                return False
-            jobs = queues.take_jobs()
-        for job in jobs:  # before steps, as they may take away who would be stepped
+        queues.listen(busy=bool(self.batcher.touched))
+        if queues.closing:
+            return False
+        while queues.closed:
+            self._forget_closed(*queues.closed.pop())
+        if queues.resting:
+            self._rest()
+        for job in queues.take_jobs():  # before steps, as they may take away who would be stepped
             _do(job)
-        with queues.lock:
-            for forecast in [one for one in queues.forecasts if one.future.cancelled()]:
-                self._finish(forecast)
-            runners = [] if queues.delay() else queues.take(self._begin)
+        for forecast in [one for one in queues.forecasts if one.reply.unwanted]:
+            self._finish(forecast)
+        runners = [] if queues.delay() else queues.take(self._begin)
         rows = [row for runner in runners for row in self._rows(runner)]
         self.batcher.tidy({row.member for row in rows})
         for together in self.batcher.split(rows):
             self._step(together)
         return True
+
+    def _rest(self) -> None:
+        """Drop all that waits or is on its way; from now on only exit handlers are heard."""
+        queues, error = self.queues, StreamError("streams: Python ends; ask before, or from an exit handler")
+        for video in list(queues.videos):
+            queues.clear(video, "closed", error, jobs=True)
+        for forecast in list(queues.forecasts):
+            self._finish(forecast, error)
+        queues.is_quiet = True
+        while queues.resting:
+            queues.resting.pop().give(None)
+        queues.bell.ring()
+
+    def _forget_closed(self, video: Video, dropped: bool) -> None:
+        known = video in self.queues.videos
+        self._forget(video)
+        if dropped and known:
+            self._warn(f"SlotStream ({video.pushed} pictures seen)")
+
+    def _warn(self, what: str) -> None:
+        try:
+            warnings.warn(f"{what}: dropped without close; close it, or leave its `with` block", ResourceWarning, 2)
+        except ResourceWarning as error:  # where warnings are errors; there is nobody to raise it to
+            self._say(logging.WARNING, str(error))
+
+    def _say(self, level: int, words: str, *, exc_info: BaseException | None = None) -> None:
+        """Log something; a handler that raises harms nobody."""
+        try:
+            log.log(level, "%s", words, exc_info=exc_info)
+        except Exception:
+            if logging.raiseExceptions:
+                traceback.print_exc()
 
     def _rows(self, runner: Push | Forecast) -> list[Row]:
         """Return the rows that a picture or a forecast has in this round; a picture that is only kept has none."""
@@ -152,13 +231,11 @@ class Scheduler:
             return [Row(runner, runner.member)]
         video = runner.video
         if video.renewal.kind == "replay":
-            now = time.perf_counter()
-            with self.queues.lock:
-                if now > runner.deadline:
-                    self.queues.drop(video, "late")
-                else:
-                    self._saw(runner, now, now)
-                    self._keep(runner)
+            if (now := time.perf_counter()) > runner.deadline:
+                self.queues.drop(video, "late")
+            else:
+                self._saw(runner, now, now)
+                self._keep(runner)
             return []
         members = next_members(self.batcher, video.renewal, video.pushed, video.members)
         runner.rows = [Row(runner, member) for member in members]
@@ -175,22 +252,20 @@ class Scheduler:
             if len(rows) == 1:
                 self._broke(rows[0].owner, error)
                 return
-            log.warning("a step of %d states failed, so each is stepped alone (%s)", len(rows), str(error))
+            self._say(logging.WARNING, f"a step of {len(rows)} states failed, so each is stepped alone ({error})")
         else:
             ended, said, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
-            with self.queues.lock:
-                self.steps[batch.size] += 1
-                for number, row in enumerate(rows):
-                    try:
-                        prediction = predictions[number : number + 1].copy()  # a view would keep all
-                        row.after = batch, number
-                        said += self._stepped(row, prediction, finite=bool(good[number]), ended=ended)
-                    except Exception as fault:
-                        self.batcher.touched.add(batch)
-                        broken.append((row.owner, fault))
-            # Without the lock: whoever reads the log may ask the streams something.
-            for words in said:
-                log.warning("%s", words)
+            self.steps[batch.size] += 1
+            for number, row in enumerate(rows):
+                try:
+                    prediction = predictions[number : number + 1].copy()  # a view would keep all
+                    row.after = batch, number
+                    said += self._stepped(row, prediction, finite=bool(good[number]), ended=ended)
+                except Exception as fault:
+                    self.batcher.touched.add(batch)
+                    broken.append((row.owner, fault))
+            for words in said:  # when all is in order again, as whoever reads the log may ask the streams something
+                self._say(logging.WARNING, words)
             for owner, cause in broken:
                 self._broke(owner, cause)
             return
@@ -270,8 +345,10 @@ class Scheduler:
 
     def _begin(self, forecast: Forecast) -> None:
         video = forecast.video
+        if forecast.reply.unwanted:
+            return
         if video.prediction is None and not video.frames:
-            give(forecast.future, StreamError("nothing was pushed yet; push at least one picture before predicting"))
+            forecast.reply.give(StreamError("nothing was pushed yet; push at least one picture before predicting"))
             return
         video.forecast, forecast.changes = forecast, video.changes
         self.queues.forecasts.append(forecast)
@@ -295,7 +372,7 @@ class Scheduler:
     def _add(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         try:
             pictures.put(prediction[0], forecast.result[forecast.number])
-        except Exception as error:  # the array that was given cannot be written to any more
+        except Exception as error:  # no memory; the stream is unaffected
             self._finish(forecast, clear(error))
             return
         forecast.number, forecast.seen = forecast.number + 1, prediction
@@ -310,7 +387,7 @@ class Scheduler:
         self.queues.forecasts.remove(forecast)
         forecast.video.forecast = None
         if outcome is not None:
-            give(forecast.future, outcome)
+            forecast.reply.give(outcome)
 
     def _is_bad(self, runner: Push | Forecast) -> list[str]:
         """Do what is to be done about a prediction that is not finite; returns what is to be logged of it."""
@@ -336,20 +413,19 @@ class Scheduler:
         """Fail a stream, or a forecast, of which a step failed."""
         cause = clear(error)
         # As text, and then without: whoever keeps the record or the error would keep frames, which hold states.
-        log.warning("a step failed: %s", "".join(traceback.format_exception(error)).strip())
+        self._say(logging.WARNING, f"a step failed: {''.join(traceback.format_exception(error)).strip()}")
         chained: BaseException | None = error
         while chained is not None and chained.__traceback__ is not None:
             chained.__traceback__, chained = None, chained.__cause__ or chained.__context__
         number = runner.video.stepped if isinstance(runner, Push) else runner.number
         failure = StreamError(f"{'frame' if isinstance(runner, Push) else 'forecast frame'} {number}: {cause}")
         failure.__cause__ = cause
-        with self.queues.lock:
-            if isinstance(runner, Push):
-                self._abandon(runner)
-                runner.video.stepped += 1
-                self.queues.fail(runner.video, failure)
-            else:
-                self._finish(runner, failure)
+        if isinstance(runner, Push):
+            self._abandon(runner)
+            runner.video.stepped += 1
+            self.queues.fail(runner.video, failure)
+        else:
+            self._finish(runner, failure)
 
     def snapshot(self, video: Video, identity: str) -> Snapshot:
         """Take a snapshot of a stream; in the thread, as a job."""
@@ -384,26 +460,31 @@ class Scheduler:
             video.renewal = Renewal.parse(snapshot.renewal, snapshot.context_length)
             video.prediction = copy(snapshot.prediction)
             if snapshot.frames is not None:
-                video.frames.extend(frame[None] for frame in snapshot.frames)
+                video.frames.extend(frame[None].copy() for frame in snapshot.frames)
             if snapshot.pushed:
                 video.members = [Member(self.batcher.batch(state)) for state in states]
         video.pushed = video.stepped = 0 if snapshot is None else snapshot.pushed
 
     def _forget(self, video: Video) -> None:
         """Let go of all that a closed stream held."""
-        with self.queues.lock:
-            if video.forecast is not None:
-                self._finish(video.forecast, self.queues.closed())
-            self._leave(video)
-            video.frames.clear()
-            video.closed = True
+        queues, error = self.queues, self.queues.closed_error() if self.queues.closing else StreamError(CLOSED)
+        queues.videos.pop(video, None)
+        queues.failed.discard(video)
+        queues.waiting.pop(video, None)
+        queues.jobs.pop(video, None)
+        video.closed = True
+        queues.clear(video, "closed", error, jobs=True)
+        if video.forecast is not None:
+            self._finish(video.forecast, error)
+        self._leave(video)
+        video.frames.clear()
 
 
 def _do(job: Job) -> None:
     try:
-        give(job.future, job.function())
+        job.reply.give(job.function())
     except Exception as error:
-        give(job.future, clear(error))
+        job.reply.give(clear(error))
     except BaseException as error:  # ends the thread, and nobody may wait for it
-        give(job.future, error)
+        job.reply.give(error)
         raise

@@ -1,28 +1,31 @@
 """Many videos on one backend, stepped together."""
 
-from collections.abc import Callable, Collection
-from concurrent.futures import Future
-from typing import Any, Self
+import time
+from collections.abc import Callable, Collection, Coroutine, Generator
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import ConfigError, ResourceLimit, StreamError
-from e3d_deploy.runtime import pictures
+from e3d_deploy.errors import ResourceLimit, StreamError
+from e3d_deploy.runtime import pictures, process
+from e3d_deploy.runtime.arguments import Timeout, check_count, check_ms
 from e3d_deploy.runtime.backends.protocol import Backend, step_size
+from e3d_deploy.runtime.faults import clear
 from e3d_deploy.runtime.renewal import NONE, Renewal
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
-from e3d_deploy.runtime.streams.queues import Policy, Queues
-from e3d_deploy.runtime.streams.requests import Video
+from e3d_deploy.runtime.streams.queues import Policy, Queues, failed
+from e3d_deploy.runtime.streams.requests import Forecast, Video
 from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
+from e3d_deploy.runtime.streams.waiting import FOREVER, Answer, Reply, awaited
 
 
 class Streams:
     """Videos that share a backend: a thread steps whoever is ready in one call. Close it, or leave its `with` block.
 
-    Any thread may call it and its streams.
+    Any thread may call it and its streams. If it is dropped instead of closed, it ends with a ResourceWarning.
 
     Args:
         renewal: renewal of a stream that is opened without one.
@@ -39,7 +42,7 @@ class Streams:
 
     Raises:
         ConfigError: a policy that there is not, a number below its least, or a backend that steps no stream alone.
-        ResourceLimit: the memory is too little for one stream.
+        ResourceLimit: the memory is too little for one stream, or there may be no more threads.
     """
 
     def __init__(
@@ -58,21 +61,18 @@ class Streams:
         on_bad_output: OnBadOutput = "raise",
         memory_limit_bytes: int | None = None,
     ) -> None:
-        if max_streams < 1:
-            raise ConfigError(f"max_streams: got {max_streams}, expected 1 or more")
-        self.config, self.owner, self.max_streams = config, owner, max_streams
+        self.config, self.owner, self.max_streams = config, owner, check_count("max_streams", max_streams)
         self.state_bytes = states.nbytes
+        if memory_limit_bytes is not None:
+            memory_limit_bytes = check_count("memory_limit_bytes", memory_limit_bytes)
         self.renewal, self.on_horizon, self.memory_limit_bytes = renewal, on_horizon, memory_limit_bytes
         queues = Queues(max_wait_ms=max_wait_ms, queue_length=queue_length, policy=policy)
         self.scheduler = Scheduler(backend, config, queues, on_bad_output)
-        try:
-            if memory_limit_bytes is not None and self.most_bytes(1) > memory_limit_bytes:
-                raise ResourceLimit(
-                    f"memory_limit_bytes: got {memory_limit_bytes}, a stream can take {self.most_bytes(1)}; allow more"
-                )
-        except BaseException:
-            self.close()
-            raise
+        if memory_limit_bytes is not None and self.most_bytes(1) > memory_limit_bytes:
+            raise ResourceLimit(
+                f"memory_limit_bytes: got {memory_limit_bytes}, a stream can take {self.most_bytes(1)}; allow more"
+            )
+        self.scheduler.start(self)
 
     def open(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "SlotStream":
         """Open a new video, or one that goes on from a snapshot.
@@ -103,10 +103,10 @@ class Streams:
         Raises:
             ResourceLimit, StreamError: as `open`.
         """
-        video = Video(renewal)
-        if not self.scheduler.queues.add(video, self._fit):
+        stream = SlotStream(self, Video(renewal))
+        if not self.scheduler.queues.add(stream._video, stream, self._fit):
             raise ResourceLimit(self._why_full(renewal))
-        return SlotStream(self, video)
+        return stream
 
     def most_bytes(self, streams: int) -> int:
         """Return the most memory that the states of so many streams take (bytes), each with a forecast on its way.
@@ -131,8 +131,7 @@ class Streams:
         return self.memory_limit_bytes is None or self._bytes(runners) <= self.memory_limit_bytes
 
     def _why_full(self, renewal: Renewal) -> str:
-        with self.scheduler.queues.lock:
-            videos = list(self.scheduler.queues.videos)
+        videos = self.scheduler.queues.open_videos()
         if len(videos) >= self.max_streams:
             return f"streams: {len(videos)} are open, which is max_streams; close one, or allow more"
         need = self._bytes(sum(video.renewal.states + 1 for video in videos) + renewal.states + 1)
@@ -144,19 +143,27 @@ class Streams:
     def stats(self) -> dict[str, Any]:
         """Counters of all streams since the beginning, as JSON knows them; docs/runtime.md says what each is."""
         queues, scheduler = self.scheduler.queues, self.scheduler
-        with queues.lock:
-            return {
-                "streams": len(queues.videos),
-                "failed": len(queues.failed),
-                "queue": sum(video.waiting for video in queues.waiting),
-                "batch_sizes": dict(scheduler.steps),
-                "rows_gathered": scheduler.batcher.gathered,
-                **queues.counters.to_dict(),
-            }
+        videos = queues.open_videos()
+        return {
+            "streams": len(videos),
+            "failed": sum(video.failure is not None for video in videos),
+            "queue": sum(len(video.pictures) for video in videos),
+            "batch_sizes": dict(scheduler.steps),
+            "rows_gathered": scheduler.batcher.gathered,
+            **queues.counters.to_dict(),
+        }
 
-    def close(self) -> None:
-        """Close all streams, after the step that is on its way. It can be closed twice."""
-        self.scheduler.close()
+    def close(self, timeout_ms: float | None = None) -> None:
+        """Close all streams, after the step that is on its way. It can be closed twice.
+
+        Args:
+            timeout_ms: how long to wait for that step; None waits for ever. From the streams' own thread, such as in a
+                log handler or a finalizer, it does not wait.
+
+        Raises:
+            StreamError: the time is over; the streams end after the step, and closing again waits for it.
+        """
+        self.scheduler.close(timeout_ms)
 
     def __enter__(self) -> Self:
         return self
@@ -164,12 +171,23 @@ class Streams:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(CANNOT_BE_COPIED)
+
+
+CANNOT_BE_COPIED = (
+    "streams: cannot be copied or pickled, as they hold a thread and memory of the backend; pickle "
+    "`stream.snapshot()`, load the bundle in the other process, and open a stream from the snapshot there"
+)
+
 
 class SlotStream:
     """One video of many. What is asked of it is done in the order in which it was asked, whichever thread asks.
 
-    Each call but `close` raises StreamError when the stream was closed, and each but `reset`, `restore`, `snapshot`
-    and `fork` when it failed, with the reason.
+    Each call but `close` and `stats` raises StreamError when the stream was closed, when its process was forked, in the
+    streams' own thread, where it would wait for itself, and, except `reset`, `restore`, `snapshot` and `fork`, when the
+    stream failed, with the reason. `timeout_ms` limits how long a call takes: when it is over, the call raises
+    StreamError, and nothing of it is done later. A stream that is dropped is closed, with a ResourceWarning.
     """
 
     def __init__(self, streams: Streams, video: Video) -> None:
@@ -190,59 +208,125 @@ class SlotStream:
         """Number of pictures that the state which answers has seen."""
         return self._video.renewal.age(self._video.pushed)
 
-    def push(self, picture: Any, *, deadline_ms: float | None = None) -> None:
+    def push(self, picture: Any, *, deadline_ms: float | None = None, timeout_ms: float | None = None) -> None:
         """Put the next picture into the queue, [H, W, C], uint8 or float in [0, 1], on the host; it is copied.
 
         Args:
             deadline_ms: when its step has not begun after so long, it is dropped and counted.
+            timeout_ms: how long to wait for room with the policy `block`; None waits for ever.
 
         Raises:
+            ConfigError: a time that is none.
             ShapeError: a picture of another size or type, or with values that are no picture's.
-            StreamError: the queue is full, and the policy `refuse`.
+            ResourceLimit: there is no memory for the copy.
+            StreamError: the queue is full, and the policy `refuse` or the time over.
         """
-        seen = pictures.take(picture, self._streams.config).copy()
-        self._scheduler.queues.push(self._video, seen, deadline_ms)
+        queues, timeout = self._scheduler.queues, FOREVER if timeout_ms is None else Timeout(timeout_ms)
+        deadline_ms = check_ms("deadline_ms", deadline_ms)
+        queues.check(self._video)
+        try:
+            seen = pictures.take(picture, self._streams.config).copy()
+        except MemoryError as error:
+            raise clear(error) from error
+        queues.push(self._video, seen, deadline_ms, timeout)
+        if process.is_ending():  # the thread has to be idle when Python goes away
+            self.wait()
 
-    def predict(self, horizon: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def predict(
+        self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
+    ) -> NDArray[np.uint8]:
         """The pictures after those that were pushed, uint8 [horizon, H, W, C]; the stream does not move.
 
+        Args:
+            out: where to write them once all are there, returned then; after an error it is as it was.
+            timeout_ms: how long it may take; None waits for ever.
+
         Raises:
-            ConfigError: horizon below 1.
+            ConfigError: horizon below 1, or a time that is none.
             ShapeError: `out` is no such array.
-            StreamError: nothing was pushed yet, a step failed, or the network's answer is not finite.
+            ResourceLimit: there is no memory for so many pictures.
+            StreamError: nothing was pushed yet, a step failed, the network's answer is not finite, the time is over, or
+                as many forecasts wait as may, with another policy than `block`.
         """
-        return _result(self._ask(horizon, np.uint8, out))
+        return self._forecast(horizon, np.uint8, out, timeout_ms, "predict")
 
-    def forecast(self, horizon: int, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def forecast(
+        self, horizon: int, out: NDArray[np.float32] | None = None, *, timeout_ms: float | None = None
+    ) -> NDArray[np.float32]:
         """The same as computed, not clipped, float32 [horizon, C, H, W]."""
-        return _result(self._ask(horizon, np.float32, out))
+        return self._forecast(horizon, np.float32, out, timeout_ms, "forecast")
 
-    async def predict_async(self, horizon: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """`predict` for asyncio, `await stream.predict_async(10)`: others run meanwhile. Cancelling it ends it."""
-        import asyncio  # whoever awaits has it
+    def predict_async(
+        self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
+    ) -> Coroutine[Any, Any, NDArray[np.uint8]]:
+        """Ask for `predict` now, and return a coroutine that waits for it: `await stream.predict_async(10)`.
 
-        return await asyncio.wrap_future(self._ask(horizon, np.uint8, out))
+        Pictures that are pushed after the call are not seen, whenever the coroutine is awaited. Others run meanwhile.
+        Cancelling its task, closing or dropping the coroutine ends the forecast.
+
+        Raises:
+            StreamError: as many forecasts wait as may, or Python ends; others as `predict`, most when it is awaited.
+        """
+        if process.is_ending():
+            raise StreamError("predict_async: Python ends, and nothing may be left on its way; call predict")
+        timeout = Timeout(timeout_ms)
+        forecast = self._new_forecast(horizon, np.uint8, out)
+        answer = Answer(self._awaited(forecast, out, timeout))
+        self._scheduler.queues.ask(forecast, None)
+        return answer
+
+    def _awaited(
+        self, forecast: Forecast, out: NDArray[np.uint8] | None, timeout: Timeout
+    ) -> Generator[Any, Any, NDArray[np.uint8]]:
+        return _written((yield from awaited(forecast.reply, timeout, "predict_async")), out)
+
+    def _forecast(
+        self,
+        horizon: int,
+        dtype: type[np.uint8] | type[np.float32],
+        out: NDArray[Any] | None,
+        timeout_ms: float | None,
+        what: str,
+    ) -> NDArray[Any]:
+        timeout = Timeout(timeout_ms)
+        return _written(self._scheduler.forecast(self._new_forecast(horizon, dtype, out), timeout, what), out)
 
     def _ask(
         self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
-    ) -> "Future[NDArray[Any]]":
-        result = pictures.forecast_array(horizon, self._streams.config, dtype, out)
-        self._streams.on_horizon(horizon)
-        return self._scheduler.forecast(self._video, result)
+    ) -> "Reply[NDArray[Any]]":
+        forecast = self._new_forecast(horizon, dtype, out)
+        self._scheduler.queues.ask(forecast, None)
+        return forecast.reply
 
-    def wait(self) -> None:
+    def _new_forecast(
+        self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
+    ) -> Forecast:
+        self._scheduler.queues.check(self._video)
+        try:
+            result = pictures.forecast_array(horizon, self._streams.config, dtype, out)
+            if out is not None:
+                result = np.empty(result.shape, dtype)
+        except MemoryError as error:
+            raise clear(error) from error
+        self._streams.on_horizon(horizon)
+        return Forecast(self._video, result, time.perf_counter())
+
+    def wait(self, *, timeout_ms: float | None = None) -> None:
         """Wait until all that was pushed is seen.
 
+        Args:
+            timeout_ms: how long to wait; None waits for ever.
+
         Raises:
-            StreamError: the stream failed.
+            StreamError: the stream failed, or the time is over.
         """
-        self._scheduler.call(self._video, lambda: None)
+        self._scheduler.call(self._video, lambda: None, what="wait", timeout=Timeout(timeout_ms))
         if self._video.failure is not None:
-            raise StreamError(f"stream: failed at {self._video.failure}; reset or restore it") from self._video.failure
+            raise StreamError(failed(self._video)) from self._video.failure
 
     def reset(self) -> None:
         """Forget the video, with what waits of it; heals a stream that failed."""
-        self._scheduler.begin_at(self._video, None)
+        self._scheduler.begin_at(self._video, None, what="reset")
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot, and drop what waits; heals a stream that failed.
@@ -253,12 +337,25 @@ class SlotStream:
         """
         self._streams.owner.check(snapshot)
         renewal_of(snapshot, self._video.renewal)
-        self._scheduler.begin_at(self._video, snapshot)
+        self._scheduler.begin_at(self._video, snapshot, what="restore")
 
-    def snapshot(self) -> Snapshot:
-        """The stream after all that was pushed; of one that failed, after the last good picture."""
-        identity = self._streams.owner.identity
-        return self._scheduler.call(self._video, lambda: self._scheduler.snapshot(self._video, identity))
+    def snapshot(self, *, timeout_ms: float | None = None) -> Snapshot:
+        """The stream after all that was pushed; of one that failed, after the last good picture.
+
+        Args:
+            timeout_ms: how long it may take; None waits for ever.
+
+        Raises:
+            ResourceLimit: there is no memory for it.
+            StreamError: the time is over.
+        """
+        identity, scheduler = self._streams.owner.identity, self._scheduler
+        return scheduler.call(
+            self._video,
+            lambda: scheduler.snapshot(self._video, identity),
+            what="snapshot",
+            timeout=Timeout(timeout_ms),
+        )
 
     def fork(self) -> "SlotStream":
         """Another stream that goes on from here; nothing is copied until they part.
@@ -268,7 +365,7 @@ class SlotStream:
         """
         fork = self._streams._add(self._video.renewal)  # its C may be that of a snapshot and not the default
         try:
-            self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video))
+            self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video), what="fork")
         except BaseException:
             fork.close()
             raise
@@ -276,17 +373,19 @@ class SlotStream:
 
     def stats(self) -> dict[str, Any]:
         """Counters of this stream, as JSON knows them; docs/runtime.md says what each is."""
-        with self._scheduler.queues.lock:
-            failure = self._video.failure
-            return {
-                "pushed": self._video.pushed,
-                "queue": self._video.waiting,
-                "failure": None if failure is None else str(failure),
-                **self._video.counters.to_dict(),
-            }
+        failure = self._video.failure
+        return {
+            "pushed": self._video.pushed,
+            "queue": len(self._video.pictures),
+            "failure": None if failure is None else str(failure),
+            **self._video.counters.to_dict(),
+        }
 
     def close(self) -> None:
-        """End the video: what waits is dropped, its memory is free after the step that it is in. Twice does nothing."""
+        """End the video: what waits is dropped, its memory is free after the step that it is in. Twice does nothing.
+
+        It never waits, and may be called anywhere, from a finalizer or a signal handler too.
+        """
         self._scheduler.end(self._video)
 
     def __enter__(self) -> Self:
@@ -295,10 +394,13 @@ class SlotStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError(CANNOT_BE_COPIED)
 
-def _result(future: "Future[NDArray[Any]]") -> NDArray[Any]:
-    try:
-        return future.result()
-    except BaseException:  # Ctrl-C; nobody waits for the rest
-        future.cancel()
-        raise
+
+def _written(result: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return a forecast that is whole, in the array of the caller if there is one."""
+    if out is None:
+        return result
+    out[...] = result
+    return out

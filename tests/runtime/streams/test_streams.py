@@ -6,7 +6,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from e3d_deploy import contract
 from e3d_deploy.errors import ConfigError, ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
+from e3d_deploy.runtime.streams.waiting import Reply
 from tests.fake_backend import CONFIG, FakeBackend, alone, picture, predictor_of, pushed, together, until
 
 
@@ -252,7 +252,7 @@ def test_a_forecast_and_a_push_of_one_stream_do_not_take_the_row_beside_it(
         future = one._ask(2, np.float32, None)
         pushed(one, 30)
         backend.gate.set()
-        np.testing.assert_array_equal(future.result(5), alone([10], 2))
+        np.testing.assert_array_equal(future.result(), alone([10], 2))
         np.testing.assert_array_equal(one.forecast(2), alone([10, 30], 2))
         np.testing.assert_array_equal(idle.forecast(2), alone([200], 2))
 
@@ -276,7 +276,7 @@ def test_a_round_of_several_steps_keeps_the_order_and_the_deadlines() -> None:
 def test_closing_waits_for_the_step_that_is_on_its_way(backend: FakeBackend, predictor: Predictor) -> None:
     streams = predictor.streams()
     backend.gate.clear()
-    pushed(streams.open(), 1)
+    stream = pushed(streams.open(), 1)
     backend.entered.wait(5)
     closing = threading.Thread(target=streams.close)
     closing.start()
@@ -285,6 +285,7 @@ def test_closing_waits_for_the_step_that_is_on_its_way(backend: FakeBackend, pre
     backend.gate.set()
     closing.join(5)
     assert not closing.is_alive()
+    stream.close()
 
 
 def test_a_forecast_that_is_interrupted_is_not_finished(
@@ -298,7 +299,7 @@ def test_a_forecast_that_is_interrupted_is_not_finished(
         stream.wait()
         backend.gate.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(Future, "result", interrupted)
+            patch.setattr(Reply, "wait", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 stream.predict(1000)
         backend.gate.set()
@@ -379,8 +380,7 @@ def test_more_memory_than_allowed_is_refused(predictor: Predictor) -> None:
     with predictor.streams() as streams:
         enough, too_little = streams.most_bytes(3), streams.most_bytes(1) - 1
     with predictor.streams(memory_limit_bytes=enough) as streams:
-        for _ in range(3):
-            streams.open()
+        _slots = [streams.open() for _ in range(3)]
         with pytest.raises(ResourceLimit, match=rf"3 are open, which is what fits into {enough} bytes; close one"):
             streams.open()
     with pytest.raises(ResourceLimit, match="a stream can take"):
@@ -393,8 +393,8 @@ def test_more_memory_than_allowed_is_refused(predictor: Predictor) -> None:
         ({"policy": "newest"}, "policy: got 'newest', expected one of block, drop-oldest"),
         ({"on_bad_output": "ignore"}, "on_bad_output: got 'ignore'"),
         ({"max_streams": 0}, "max_streams: got 0"),
-        ({"queue_length": 0}, "got queue_length 0"),
-        ({"max_wait_ms": -1}, "max_wait_ms -1"),
+        ({"queue_length": 0}, "queue_length: got 0"),
+        ({"max_wait_ms": -1}, "max_wait_ms: got -1"),
     ],
 )
 def test_options_that_cannot_work_are_refused(predictor: Predictor, options: dict[str, Any], message: str) -> None:
