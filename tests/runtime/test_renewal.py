@@ -431,13 +431,11 @@ def test_memory_limit_counts_states_and_max_streams_counts_streams() -> None:
         with pytest.raises(ResourceLimit, match="1 are open, which is what fits into"):
             streams.open()
     with fake(FakeBackend(), 10).streams(renewal="none", memory_limit_bytes=limit) as streams:
-        streams.open(renewal="refresh:3")
-        streams.open()
+        _slots = streams.open(renewal="refresh:3"), streams.open()
         with pytest.raises(ResourceLimit, match="2 are open, which is what fits into"):
             streams.open()
     with fake(FakeBackend(), 10).streams(renewal="refresh:2", max_streams=2) as streams:
-        streams.open()
-        streams.open()
+        _slots = streams.open(), streams.open()
         with pytest.raises(ResourceLimit, match="2 are open, which is max_streams"):
             streams.open()
 

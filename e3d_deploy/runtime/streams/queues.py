@@ -112,8 +112,8 @@ class Queues:
 
     def add(self, video: Video, owner: object, fits: Callable[[Collection[Video]], bool]) -> bool:
         """Let a new stream take part if it fits beside the others."""
+        self.check(video)  # before the lock, which somebody may have held for ever when this process was forked
         with self.lock:
-            self.check(video)
             self.videos[video] = Gone(owner, self.mailbox.put, video)
             if fits(self.open_videos()):
                 return True
@@ -132,8 +132,8 @@ class Queues:
             self._wait_for_room(video, lambda: len(video.pictures) < self.queue_length, timeout, "push")
 
     def _push(self, video: Video, seen: Frame, came: float, deadline: float) -> bool:
+        self.check(video)
         with self.lock:
-            self.check(video)
             if (waiting := len(video.pictures)) >= self.queue_length:
                 match self.policy:
                     case "block":
@@ -167,8 +167,8 @@ class Queues:
         """
         video, is_forecast = request.video, isinstance(request, Forecast)
         while True:
+            self.check(video, healthy=is_forecast)
             with self.lock:
-                self.check(video, healthy=is_forecast)
                 if not is_forecast or len(video.requests) < MOST_REQUESTS:
                     request.turn = video.newest
                     self._put(video.requests, request)
@@ -331,12 +331,11 @@ class Queues:
         """Yield the jobs whose turn it is and whose caller still waits."""
         for video in list(self.jobs):
             for job in _jobs(video):
-                if job.drops and not job.claimed and job.claim():
-                    job.claimed = True
+                if job.drops and job.claim("thread"):
                     self._drop_before(video, job, "reset", StreamError("stream: was reset before this forecast began"))
             while isinstance(request := first(video.requests), Job) and _is_due(request):
                 video.requests.popleft()
-                if request.claimed or request.claim():
+                if request.claim("thread"):
                     yield request
             if not _jobs(video):
                 self.jobs.pop(video, None)

@@ -1,10 +1,9 @@
 """Streams, and requests that wait for their turn."""
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from weakref import ref
 
 import numpy as np
@@ -146,14 +145,11 @@ class Job:
     reply: "Reply[Any]" = field(default_factory=Reply)
     turn: int = 0
     """Number of the last picture that it is to have seen."""
-    claimed: bool = False
-    """True once the thread claimed it before its turn."""
-    _claim: Any = field(default_factory=threading.Lock)
+    _claims: dict[None, str] = field(default_factory=dict)
 
-    def claim(self) -> bool:
-        """Claim the job; True once, for the thread that does it or for the caller who gives it up."""
-        is_first: bool = self._claim.acquire(blocking=False)
-        return is_first
+    def claim(self, by: Literal["thread", "caller"]) -> bool:
+        """Claim the job, for the thread that does it or for the caller who gives it up; True for whoever came first."""
+        return self._claims.setdefault(None, by) == by
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,12 +99,12 @@ class Scheduler:
         job = Job(video, function, time.perf_counter(), drops)
         try:
             self.queues.ask(job, timeout)
-            if not job.reply.wait(timeout) and job.claim():
+            if not job.reply.wait(timeout) and job.claim("caller"):
                 raise timeout.error(what)
             result: T = job.reply.result()
             return result
         except BaseException:
-            if not job.claim():  # the thread is at it, which does not last
+            if not job.claim("caller"):  # the thread is at it, which does not last
                 job.reply.wait()
             self._settle()
             raise
