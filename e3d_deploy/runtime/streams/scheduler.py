@@ -7,6 +7,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from typing import Any, Literal, TypeVar, get_args
 
@@ -112,9 +113,11 @@ class Scheduler:
             del job  # an exception holds this frame, which would hold the exception
 
     def _settle(self) -> None:
-        """Wait for the step that goes on after a call that failed, if Python would end meanwhile."""
-        if process.is_ending() and threading.get_ident() != self.queues.thread_id:
-            self.queues.rest()
+        """Wait for the step that goes on after a call of an exit handler that failed, as Python would end meanwhile."""
+        if process.is_ending():
+            with suppress(StreamError):  # another thread's, which only exit handlers may keep from ending
+                self.queues.check()
+                self.queues.rest()
 
     def begin_at(self, video: Video, snapshot: Snapshot | None, *, what: str) -> None:
         """Give a stream another state, the one before the first frame without a snapshot, and wait for it.
