@@ -27,6 +27,7 @@ Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
 """Behavior of a push to a full queue: wait, drop the oldest picture there, drop its own, or fail."""
 LAST = 4096
 """Number of recent pictures, and of recent forecasts, that percentiles of all streams together cover."""
+ITEMS = (Push, Forecast, Job)
 MOST_REQUESTS = 64
 """Forecasts of a stream that may wait."""
 
@@ -251,7 +252,7 @@ class Queues:
             message = message.message
         elif self.is_quiet:
             return
-        if isinstance(message, Push | Forecast | Job):
+        if isinstance(message, ITEMS):
             self._heed_item(message)
         elif isinstance(message, Video):
             self.closed.append((message, False))
@@ -329,7 +330,7 @@ class Queues:
 
     def take_jobs(self) -> Iterator[Job]:
         """Yield the jobs whose turn it is and whose caller still waits."""
-        for video in list(self.jobs):
+        for video in list(self.jobs) if self.jobs else ():
             for job in _jobs(video):
                 if job.drops and job.claim("thread"):
                     self._drop_before(video, job, "reset", StreamError("stream: was reset before this forecast began"))

@@ -221,9 +221,9 @@ class SlotStream:
             ResourceLimit: there is no memory for the copy.
             StreamError: the queue is full, and the policy `refuse` or the time over.
         """
-        queues, timeout = self._scheduler.queues, FOREVER if timeout_ms is None else Timeout(timeout_ms)
-        deadline_ms = check_ms("deadline_ms", deadline_ms)
-        queues.check(self._video)
+        queues, timeout = self._scheduler.queues, _timeout(timeout_ms)
+        if deadline_ms is not None:
+            deadline_ms = check_ms("deadline_ms", deadline_ms)
         try:
             seen = pictures.take(picture, self._streams.config).copy()
         except MemoryError as error:
@@ -269,7 +269,7 @@ class SlotStream:
         """
         if process.is_ending():
             raise StreamError("predict_async: Python ends, and nothing may be left on its way; call predict")
-        timeout = Timeout(timeout_ms)
+        timeout = _timeout(timeout_ms)
         forecast = self._new_forecast(horizon, np.uint8, out)
         answer = Answer(self._awaited(forecast, out, timeout))
         self._scheduler.queues.ask(forecast, None)
@@ -288,7 +288,7 @@ class SlotStream:
         timeout_ms: float | None,
         what: str,
     ) -> NDArray[Any]:
-        timeout = Timeout(timeout_ms)
+        timeout = _timeout(timeout_ms)
         return _written(self._scheduler.forecast(self._new_forecast(horizon, dtype, out), timeout, what), out)
 
     def _ask(
@@ -320,7 +320,7 @@ class SlotStream:
         Raises:
             StreamError: the stream failed, or the time is over.
         """
-        self._scheduler.call(self._video, lambda: None, what="wait", timeout=Timeout(timeout_ms))
+        self._scheduler.call(self._video, lambda: None, what="wait", timeout=_timeout(timeout_ms))
         if self._video.failure is not None:
             raise StreamError(failed(self._video)) from self._video.failure
 
@@ -354,7 +354,7 @@ class SlotStream:
             self._video,
             lambda: scheduler.snapshot(self._video, identity),
             what="snapshot",
-            timeout=Timeout(timeout_ms),
+            timeout=_timeout(timeout_ms),
         )
 
     def fork(self) -> "SlotStream":
@@ -396,6 +396,10 @@ class SlotStream:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(CANNOT_BE_COPIED)
+
+
+def _timeout(timeout_ms: float | None) -> Timeout:
+    return FOREVER if timeout_ms is None else Timeout(timeout_ms)
 
 
 def _written(result: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:

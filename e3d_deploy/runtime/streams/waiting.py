@@ -32,6 +32,8 @@ class Bell:
 
     def ring(self) -> None:
         """Wake all; call it after the change."""
+        if not self._wakes:  # as most times
+            return
         for _ in range(len(self._wakes)):
             with suppress(IndexError):  # its owner gave up meanwhile
                 self._wakes.popleft()()
@@ -50,8 +52,9 @@ class Bell:
                     return False
                 sleep(woken, timeout.left())
             finally:
-                with suppress(ValueError):  # it rang
-                    self._wakes.remove(wake)
+                if self._wakes:
+                    with suppress(ValueError):  # it rang
+                        self._wakes.remove(wake)
         return True
 
 

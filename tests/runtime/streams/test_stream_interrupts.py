@@ -142,7 +142,7 @@ def test_a_stream_is_whole_after_hundreds_of_interrupts(predictor: Predictor) ->
                 tried.clear()
                 assert stream.pushed == len(seen)
                 if seen and interrupts % 5 == 0:
-                    np.testing.assert_array_equal(stream.forecast(2, timeout_ms=10_000), alone(seen[-30:], 2))
+                    np.testing.assert_array_equal(stream.forecast(2, timeout_ms=10_000), alone(seen[-100:], 2))
             assert stream.stats()["queue"] == 0
             assert not stream._video.requests
     finally:
