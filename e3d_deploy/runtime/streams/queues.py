@@ -118,7 +118,7 @@ class Queues:
             self.videos[video] = Gone(owner, self.mailbox.put, video)
             if fits(self.open_videos()):
                 return True
-            del self.videos[video]
+            self.videos.pop(video, None)
             return False
 
     def push(self, video: Video, seen: Frame, deadline_ms: float | None, timeout: Timeout) -> None:
@@ -182,7 +182,7 @@ class Queues:
 
     def _put(self, queue: Any, item: Push | Forecast | Job) -> None:
         message = self._message(item)
-        # Ctrl-C may come right after the first line, and not between its handler and the second.
+        # Ctrl-C may strike right after the first call; the second is made even then.
         try:
             queue.append(item)
         finally:

@@ -116,6 +116,7 @@ class Answer(Coroutine[Any, Any, T]):
     def __init__(self, steps: Generator[Any, Any, T]) -> None:
         self._steps = steps
         self._awaited = False
+        self.__name__ = self.__qualname__ = "predict_async"  # for asyncio's lists of tasks
         next(steps)
 
     def send(self, value: Any) -> Any:
