@@ -12,7 +12,7 @@ import pytest
 
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime import Predictor
-from tests.fake_backend import FakeBackend, pushed
+from tests.fake_backend import FakeBackend, pushed, until
 
 BEGIN = """
 import atexit, sys, threading, time
@@ -107,6 +107,18 @@ def test_python_ends_after_the_step_that_is_on_its_way() -> None:
 
 def test_daemon_threads_are_refused_at_the_end_and_exit_handlers_are_not() -> None:
     assert at_the_end(CAMERA).splitlines() == ["idle True True"]
+
+
+def test_what_passed_the_check_just_before_the_end_of_python_is_not_stepped(
+    backend: FakeBackend, predictor: Predictor
+) -> None:
+    with predictor.streams() as streams, streams.open() as stream:
+        pushed(stream, 1).wait()
+        streams.scheduler.queues.rest()
+        pushed(stream, 2)
+        until(streams.scheduler.queues.mailbox.empty)
+        streams.close()
+        assert (stream.pushed, len(backend.calls)) == (1, 1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on

@@ -88,6 +88,15 @@ def test_a_bell_wakes_whoever_waits_and_whoever_comes_too_late() -> None:
     assert not bell._wakes
 
 
+def test_a_bell_that_rings_just_before_the_wait_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(*_: object) -> None:
+        raise AssertionError("waits for a ring that was before")
+
+    monkeypatch.setattr("e3d_deploy.runtime.streams.waiting.sleep", sleep)
+    answers = [True, False]
+    assert Bell().wait(answers.pop)
+
+
 # Ctrl-C.
 
 
