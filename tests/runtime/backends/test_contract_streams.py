@@ -1,4 +1,4 @@
-"""Contract of all backends under many streams: what finalizers, event loops, timeouts and dropped objects may do."""
+"""Contract of all backends under many streams: finalizers, event loops, timeouts, dropped objects, wrong arguments."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""What Ctrl-C, finalizers, handlers and calls that gave up leave behind; the backend is a fake one."""
+"""Streams under Ctrl-C, finalizers, handlers and calls that give up; the backend is a fake one."""
 
 import asyncio
 import gc
@@ -40,7 +40,7 @@ def interrupted(*_: Any) -> Any:
 
 
 def test_whoever_holds_the_lock_of_the_callers_holds_up_nobody(predictor: Predictor) -> None:
-    """As a finalizer or a signal handler may run in it, and call anything."""
+    """Call from inside the lock, as a finalizer or a signal handler would."""
     with predictor.streams(max_streams=2) as streams:
         stream, other = pushed(streams.open(), 10), streams.open()
         with streams.scheduler.queues.lock:
