@@ -249,7 +249,7 @@ class Predictor:
         if os.getpid() != self.pid:
             return  # a copy by fork: the threads that hold its locks are not here
         for scheduler in list(self._schedulers):
-            scheduler.close()
+            scheduler.close(timeout.left_ms)
         self._wait(timeout)
         self.backend.close()
 
