@@ -26,7 +26,7 @@ from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import check_backend, check_threads, open_backend
 from e3d_deploy.runtime.batching import Batcher, Place
 from e3d_deploy.runtime.faults import plain_errors
-from e3d_deploy.runtime.process import check_stack, check_usable, wait_at_exit
+from e3d_deploy.runtime.process import check_stack, check_usable, in_backend, wait_at_exit
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of, taken_over
 
@@ -254,7 +254,9 @@ class Predictor:
         self.backend.close()
 
     def _wait(self, timeout: Timeout) -> None:
-        """Wait for the calls of plain streams that other threads are in."""
+        """Wait for the calls of plain streams that other threads are in, unless they may wait for this one."""
+        if in_backend():
+            return
         for stream, thread in list(self.calls.items()):
             if thread != threading.get_ident():
                 stream.wait_for_call(timeout)

@@ -18,6 +18,16 @@ _exit_threads: list[int] = []
 """Thread that runs the exit handlers, once Python ends."""
 
 
+IN_BACKEND: dict[int, object] = {}
+"""Threads that hold the lock of a backend, each with the last one. Other threads may wait for that lock, so these must
+wait for none of them: a finalizer or a signal handler that runs in the middle of a step."""
+
+
+def in_backend() -> bool:
+    """Return True if this thread is in a step, and so must not wait for another thread."""
+    return threading.get_ident() in IN_BACKEND
+
+
 def check_usable(pid: int) -> None:
     """Raise unless an object of the process `pid` may be used by this thread now.
 

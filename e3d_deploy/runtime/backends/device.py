@@ -1,5 +1,6 @@
 """Base of the backends on a GPU: states and frames that stay there, and calls by address."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -16,6 +17,7 @@ from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, StateSets
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame
+from e3d_deploy.runtime.process import IN_BACKEND
 
 Addresses = dict[str, int]
 """Addresses of the inputs and outputs of a graph on the GPU, by name."""
@@ -161,7 +163,9 @@ class DeviceBackend(Lifetime):
         self.check_open()
         with TURN:
             self.check_turn()
-            self.running = True
+            thread = threading.get_ident()
+            outer = IN_BACKEND.get(thread)
+            self.running, IN_BACKEND[thread] = True, self
             try:
                 self.cuda.make_current()
                 yield
@@ -169,6 +173,10 @@ class DeviceBackend(Lifetime):
                 raise said_plainly(error) from error
             finally:
                 self.running = False
+                if outer is None:
+                    del IN_BACKEND[thread]
+                else:
+                    IN_BACKEND[thread] = outer
                 self.end_turn()
 
     def _step(self, frame: Any, state: DeviceState) -> tuple[Size, DeviceState]:

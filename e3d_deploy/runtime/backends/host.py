@@ -1,5 +1,6 @@
 """Base class of backends on the host: states in reused memory, and graphs bound to it."""
 
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime.backends.lease import Lease
 from e3d_deploy.runtime.backends.lifetime import Lifetime
 from e3d_deploy.runtime.backends.protocol import Frame
+from e3d_deploy.runtime.process import IN_BACKEND
 
 Arrays = dict[str, NDArray[Any]]
 Tensors = dict[str, Any]
@@ -84,11 +86,18 @@ class HostBackend(Lifetime):
         outputs[result] = self.tensor(output)
         with self.lock:
             self.check_turn()
-            self.running = True
+            thread = threading.get_ident()
+            outer = IN_BACKEND.get(thread)
+            # No call stands before `try`, so that Ctrl-C cannot come between.
+            self.running, IN_BACKEND[thread] = True, self
             try:
                 self.run(graph, shape[0], inputs, outputs)
             finally:
                 self.running = False
+                if outer is None:
+                    del IN_BACKEND[thread]
+                else:
+                    IN_BACKEND[thread] = outer
                 self.end_turn()
         return output, following
 

@@ -2,20 +2,31 @@
 
 import os
 import threading
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Self
+from typing import Any, Protocol, Self
 
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.process import check_usable, wait_at_exit
+from e3d_deploy.runtime.process import check_usable, in_backend, wait_at_exit
+
+
+class Lock(Protocol):
+    """Reentrant lock."""
+
+    def acquire(self, blocking: bool = True) -> bool: ...
+
+    def release(self) -> None: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: Any) -> object: ...
 
 
 class Lifetime:
     """A backend that can be closed twice, refuses every call after that, and is a context manager.
 
     A subclass calls `check_open` in each method before it touches what the backend holds, and frees that in `free`.
-    A call that holds the lock sets `running`; `check_turn` refuses another one inside it, as of a finalizer, and
-    `end_turn` frees what was closed meanwhile.
+    A call that runs something is in `with self.lock:` and then between `check_turn`, which refuses a call inside
+    another one of the same thread, as of a finalizer, and `end_turn`, which frees what was closed meanwhile.
 
     Args:
         lock: held while the backend runs and is closed; reentrant, as garbage collection may close it in a call. The
@@ -24,8 +35,8 @@ class Lifetime:
 
     name: str
 
-    def __init__(self, lock: AbstractContextManager[object] | None = None) -> None:
-        self.lock = threading.RLock() if lock is None else lock
+    def __init__(self, lock: Lock | None = None) -> None:
+        self.lock: Lock = threading.RLock() if lock is None else lock
         self.closed = self.running = False
         self.pid = os.getpid()
         wait_at_exit(self, partial(_wait, self.lock))
@@ -64,15 +75,27 @@ class Lifetime:
     def close(self) -> None:
         """Free what the backend holds, once its lock is free; closing it again does nothing.
 
-        Inside a call of this thread it is freed at the end of that. A copy made by fork is left alone.
+        Inside a call of this thread it is freed at the end of that, and inside a call of another backend it waits for
+        nobody: whoever holds the lock frees it. A copy made by fork is left alone.
         """
         if os.getpid() != self.pid:
             return
-        with self.lock:
-            if not self.closed:
-                self.closed = True
-                if not self.running:
-                    self.free()
+        if not in_backend():
+            with self.lock:
+                self._close()
+        elif self.lock.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self.lock.release()
+        else:
+            self.closed = True
+
+    def _close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            if not self.running:
+                self.free()
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +104,7 @@ class Lifetime:
         self.close()
 
 
-def _wait(lock: AbstractContextManager[object]) -> None:
+def _wait(lock: Lock) -> None:
     """Wait for the call that is on its way."""
     with lock:
         pass

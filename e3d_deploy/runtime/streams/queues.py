@@ -97,6 +97,11 @@ class Queues:
                 "streams: got a call in their own thread, which would wait for itself; from a log handler or a "
                 "finalizer only close them or ask for `stats`, and leave the rest to another thread"
             )
+        if process.in_backend():
+            raise StreamError(
+                "streams: got a call inside a step, whose end it would wait for; from a finalizer or a signal handler "
+                "only close them or ask for `stats`, and leave the rest to another thread"
+            )
         if self.closing or (video is not None and video.closed):
             raise self.closed_error()
         if healthy and video is not None and video.failure is not None:

@@ -139,7 +139,8 @@ class Scheduler:
         """End the thread after the step that it is in; all that waits fails. It can be called twice.
 
         Args:
-            timeout_ms: how long to wait for that; None waits for ever. In the thread itself it does not wait.
+            timeout_ms: how long to wait for that; None waits for ever. In the thread itself, or in a step of another
+                one, it does not wait.
 
         Raises:
             StreamError: the time is over; another call goes on waiting.
@@ -148,7 +149,7 @@ class Scheduler:
         if os.getpid() != queues.pid:  # a copy in a forked process, which has no thread
             return
         queues.close()
-        if threading.get_ident() != queues.thread_id:
+        if threading.get_ident() != queues.thread_id and not process.in_backend():
             if not queues.bell.wait(lambda: queues.ended, timeout):
                 raise timeout.error("close")
             if self.thread.ident is not None:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime import Predictor, Stream
 from e3d_deploy.runtime.backends.specs import find, has_libraries
+from e3d_deploy.runtime.process import in_backend
 from tests.fake_backend import FakeBackend, predictor_of
 from tests.fake_backend import picture as fake_picture
 from tests.runtime.backends.cases import Case
@@ -67,6 +69,7 @@ def interrupted(call: Callable[[], object], seconds: float) -> bool:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         while armed and time.monotonic() < end:
             call()
+        armed.clear()
     except KeyboardInterrupt:
         return True
     finally:
@@ -134,6 +137,43 @@ def test_closing_in_the_middle_of_a_call_ends_it_and_nothing_hangs(
         stream.push(picture(2))
     with pytest.raises(StreamError, match="closed"):
         case.backend.initial_state(1)
+
+
+def test_nothing_inside_a_step_waits_for_a_thread_that_waits_for_it(
+    case: Case, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams, stream = predictor.streams(), pushed(predictor, 2)
+    slot = streams.open()
+    inner = next(name for name in ("run", "run_step", "step") if hasattr(case.backend, name))
+    work, calls = getattr(case.backend, inner), list[str]()
+
+    def as_a_finalizer(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is user and not calls:
+            calls.append("began")
+            other = threading.Thread(target=slot.push, args=(picture(0),))
+            other.start()
+            other.join()
+            time.sleep(0.02)  # by now the thread of the streams waits for the lock that this one holds
+            if in_backend():
+                for call in (slot.wait, slot.snapshot, lambda: slot.push(picture(1)), lambda: slot.predict(1)):
+                    with pytest.raises(StreamError, match="inside a step"):
+                        call()
+            slot.close()
+            streams.close()
+            predictor.close()
+            calls.append("ended")
+        return work(*args, **kwargs)
+
+    def push() -> None:
+        with suppress(StreamError):
+            stream.push(picture(2))
+
+    user = threading.Thread(target=push, daemon=True)
+    monkeypatch.setattr(case.backend, inner, as_a_finalizer)
+    user.start()
+    user.join(20)
+    assert calls == ["began", "ended"]
+    streams.close(20_000)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
