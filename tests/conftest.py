@@ -1,6 +1,7 @@
 """Shared fixtures, such as a tiny network and frames for it."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tests.fake_cuda import Machine
 
 torch.set_num_threads(1)  # tiny tensors are slower on more
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
