@@ -26,7 +26,7 @@ from e3d_deploy.runtime.backends.protocol import Backend, Frame, State
 from e3d_deploy.runtime.backends.registry import check_backend, check_threads, open_backend
 from e3d_deploy.runtime.batching import Batcher, Place
 from e3d_deploy.runtime.faults import plain_errors
-from e3d_deploy.runtime.process import check_stack, check_usable, in_backend, wait_at_exit
+from e3d_deploy.runtime.process import check_stack, check_usable, in_backend, listed, wait_at_exit
 from e3d_deploy.runtime.renewal import Renewal, default_renewal, known_context
 from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of, taken_over
 
@@ -58,6 +58,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
         ResourceLimit: out of memory.
     """
     path, threads = check_path("path", path), check_threads(threads)
+    check_stack()
     if not isinstance(backend, str):
         check_backend(backend)
     bundle = Bundle.open(path)
@@ -248,7 +249,7 @@ class Predictor:
         self.closed = True
         if os.getpid() != self.pid:
             return  # a copy by fork: the threads that hold its locks are not here
-        for scheduler in list(self._schedulers):
+        for scheduler in listed(lambda: self._schedulers):
             scheduler.close(timeout.left_ms)
         self._wait(timeout)
         self.backend.close()

@@ -2,22 +2,27 @@
 
 import atexit
 import ctypes
+import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 from e3d_deploy.errors import ResourceLimit, StreamError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LEAST_STACK_BYTES = 128 << 10
 """Stack of a thread in which every backend opened and ran; with half of it ONNX Runtime ended the process."""
 _quieted: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
 """Objects with calls to wait for at the end of Python, each with its process and the function that waits."""
-_stack_size = threading.Lock()
+_stack_size = threading.RLock()  # a finalizer may come in between
 _exit_threads: list[int] = []
 """Thread that runs the exit handlers, once Python ends."""
-
-
 IN_BACKEND: dict[int, object] = {}
 """Threads that hold the lock of a backend, each with the last one. Other threads may wait for that lock, so these must
 wait for none of them: a finalizer or a signal handler that runs in the middle of a step."""
@@ -52,8 +57,11 @@ def check_stack(*, starts_thread: bool = False) -> None:
     if not starts_thread and threading.current_thread() is threading.main_thread():
         return
     with _stack_size:
-        size = threading.stack_size()  # which sets it to 0, the system's own
-        threading.stack_size(size)
+        size = 0
+        try:
+            size = threading.stack_size()  # which sets it to 0, the system's own
+        finally:
+            threading.stack_size(size)
     if 0 < size < LEAST_STACK_BYTES:
         raise ResourceLimit(
             f"threading.stack_size: got {size >> 10} KiB, a step needs {LEAST_STACK_BYTES >> 10} KiB; call "
@@ -77,17 +85,30 @@ def wait_at_exit(owner: object, wait: Callable[[], None]) -> None:
     _quieted[owner] = os.getpid(), wait
 
 
+def listed(items: Callable[[], Iterable[T]]) -> list[T]:
+    """Return items that may be held weakly, while other threads add some."""
+    while True:
+        with suppress(RuntimeError):  # their number changed meanwhile
+            return list(items())
+
+
 def _end() -> None:
     _exit_threads.append(threading.get_ident())
-    for pid, wait in list(_quieted.values()):
+    for pid, wait in listed(_quieted.values):
         if pid == os.getpid():
-            wait()
+            try:
+                wait()
+            except Exception:  # the others are waited for all the same
+                log.exception("a call was not waited for")
 
 
 def _keep() -> None:
     """Keep what a forked copy has of the parent's libraries: freeing it would wait for threads that are not here."""
     for owner in list(_quieted):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+    here = threading.get_ident()
+    for thread in IN_BACKEND.keys() - {here}:  # whose numbers new threads may get
+        del IN_BACKEND[thread]
 
 
 atexit.register(_end)

@@ -96,6 +96,8 @@ class Cuda:
         """Returned memory to lend again, by length (bytes)."""
         self._returned: deque[Lease] = deque()
         """Returned memory that is not among the spare yet."""
+        self._lent: dict[int, Lease] = {}
+        """Leases by their `id`. Kept here, as one that goes in a cycle of garbage with its holder calls nobody."""
         self._times = self._timed = False
         self._kernel: Any = None
         try:
@@ -141,12 +143,16 @@ class Cuda:
         return spare.pop() if spare else self.allocate(nbytes)
 
     def lease(self, holder: object, memory: Memory) -> Lease:
-        """Lend memory until nobody holds the holder, which keeps the lease. Any thread may let it go at any time."""
-        return Lease.of(holder, memory, self._returned)
+        """Lend memory until nobody holds the holder. Any thread may let it go at any time."""
+        lease = Lease.of(holder, memory, self._returned)
+        self._lent[id(lease)] = lease
+        return lease
 
     def _take_back(self) -> None:
         while self._returned:
-            memory = self._returned.popleft().memory
+            lease = self._returned.popleft()
+            del self._lent[id(lease)]
+            memory = lease.memory
             self._spare.setdefault(memory.size, []).append(memory)
 
     def _trim(self, most: int) -> None:
@@ -304,6 +310,7 @@ class Cuda:
             memory.close()
         self._owned.clear()
         self._returned.clear()
+        self._lent.clear()
         self._spare.clear()
         if self.pool is not None:
             self.pool.close()

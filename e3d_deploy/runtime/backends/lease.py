@@ -11,7 +11,8 @@ from weakref import ref
 class Lease(ref[Any]):
     """Memory lent to a holder, which is appended to where it came from once the holder is gone.
 
-    The holder has to keep it: a weak reference that is gone calls nobody.
+    Somebody has to keep it, as a weak reference that is gone calls nobody. Kept by its holder it is gone where garbage
+    collection frees both together, and with it the memory, so that nothing comes back and nothing is lost.
     """
 
     __slots__ = ("memory",)

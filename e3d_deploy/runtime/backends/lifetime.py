@@ -37,7 +37,7 @@ class Lifetime:
 
     def __init__(self, lock: Lock | None = None) -> None:
         self.lock: Lock = threading.RLock() if lock is None else lock
-        self.closed = self.running = False
+        self.closed = self.running = self._freed = False
         self.pid = os.getpid()
         wait_at_exit(self, partial(_wait, self.lock))
 
@@ -66,7 +66,7 @@ class Lifetime:
     def end_turn(self) -> None:
         """Free what was closed inside the call that ends, with the lock held."""
         if self.closed:
-            self.free()
+            self._close()
 
     def free(self) -> None:
         """Free what the backend holds; called once, with the lock held."""
@@ -75,8 +75,9 @@ class Lifetime:
     def close(self) -> None:
         """Free what the backend holds, once its lock is free; closing it again does nothing.
 
-        Inside a call of this thread it is freed at the end of that, and inside a call of another backend it waits for
-        nobody: whoever holds the lock frees it. A copy made by fork is left alone.
+        Inside a call of this thread it is freed at the end of that. Inside a call of another backend it waits for
+        nobody: it is freed at the end of the call that holds its lock, or when it is closed again. A copy made by fork
+        is left alone.
         """
         if os.getpid() != self.pid:
             return
@@ -92,10 +93,10 @@ class Lifetime:
             self.closed = True
 
     def _close(self) -> None:
-        if not self.closed:
-            self.closed = True
-            if not self.running:
-                self.free()
+        self.closed = True
+        if not (self.running or self._freed):
+            self._freed = True
+            self.free()
 
     def __enter__(self) -> Self:
         return self
