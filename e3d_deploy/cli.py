@@ -100,8 +100,9 @@ def explain(error: Exception) -> tuple[str, int]:
         if extra := extra_of(error.name or ""):
             return (f"{error.name} is not installed; {pip_install(extra)}", BackendUnavailable.exit_code)
     said = str(error).partition("\n")[0]  # PyTorch appends a stack of C++
-    # PyTorch's are a RuntimeError; it is not imported for them.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in said:
+    from e3d_deploy.runtime.faults import clear
+
+    if isinstance(clear(error), ResourceLimit):
         return (f"out of memory ({said}); take a smaller batch or model", ResourceLimit.exit_code)
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)

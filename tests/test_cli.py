@@ -1,5 +1,6 @@
 """Commands as a user types them: what they say, what they leave behind, and how they end."""
 
+import errno
 import json
 import os
 import subprocess
@@ -420,10 +421,11 @@ OUT_OF_MEMORY = (
     MemoryError("Unable to allocate 1 TiB"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nframe #0: c10::ThrowEnforceNotMet"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
 )
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["numpy", "cpu", "gpu"])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["numpy", "cpu", "gpu", "system"])
 def test_out_of_memory_exits_7(exported: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise error
