@@ -206,7 +206,7 @@ class Step(nn.Module):
 
 def example(config: ModelConfig, batch: int) -> tuple[Tensor, ...]:
     """Tensors of the shapes that `Step` takes, with a full history."""
-    zeros = partial(torch.zeros, dtype=torch.float32)  # whatever a program has for its default
+    zeros = partial(torch.zeros, dtype=torch.float32)  # whichever default the program has set
     state = {tensor.name: zeros(tensor.shape) for tensor in contract.states(config, batch)}
     layers = range(len(config.hidden))
     return (

@@ -46,10 +46,10 @@ def read_tensors(
 
 
 def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
-    """The tensors in the content of a file by name, over the same memory, and its metadata.
+    """Return the tensors in the content of a file by name, over the same memory, and its metadata.
 
     Raises:
-        one of `DAMAGED`: it is.
+        one of `DAMAGED`: the file is damaged.
     """
     header, start = header_of(content)
     metadata = header.pop("__metadata__", {})

@@ -13,6 +13,7 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime import Predictor, SlotStream
 from e3d_deploy.runtime.backends.host import as_frames
 from e3d_deploy.runtime.backends.protocol import Frame
+from e3d_deploy.runtime.streams.waiting import Reply
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 AGELESS = Card(decay=Decay(context_length=10, data="", clips=1, mse={10: (1.0,), 60: (1.0,)}, copy_last=(1.0,)))
@@ -116,6 +117,15 @@ def alone(values: list[int], horizon: int) -> NDArray[np.float32]:
     for value in values:
         stream.push(picture(value))
     return stream.forecast(horizon)
+
+
+def asked(
+    stream: SlotStream, horizon: int, dtype: type[np.float32] | type[np.uint8] = np.float32
+) -> Reply[NDArray[Any]]:
+    """Ask for a forecast and return the reply that is to come."""
+    forecast = stream._new_forecast(horizon, dtype, None)
+    stream._scheduler.queues.ask(forecast, None, "predict")
+    return forecast.reply
 
 
 def together(slots: list[SlotStream], value: int) -> None:

@@ -29,7 +29,7 @@ def check_path(name: str, value: Any) -> Path:
     """Return a path that is given as text or a path object.
 
     Raises:
-        ConfigError: it is neither, or no path can be it.
+        ConfigError: it is neither, or holds a null character.
     """
     try:
         text = os.fspath(value)

@@ -34,7 +34,7 @@ class Batch:
     def __init__(self, state: State, size: int = 1, rows: int = 1) -> None:
         self.state, self.size, self.rows = state, size, rows
         self.members: dict[Member, int] = {}
-        """Those who have to leave it, or be moved; places are not among them."""
+        """Streams and forecasts in it, each with its row; a plain `Place` is not among them."""
 
     @property
     def left(self) -> bool:

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @plain_errors()
 def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | None = None) -> "Predictor":
-    """A predictor for the bundle in `path`.
+    """Load the bundle in `path` on a backend.
 
     Args:
         backend: a name that `open_backend` knows, or a backend of your own. `auto` takes the fastest that is
@@ -54,7 +54,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     Raises:
         BundleError: the bundle is damaged, incomplete or too new.
         BackendUnavailable: the backend's library is not installed, or with `auto` none is that agrees.
-        ConfigError: the path is none, no backend has this name, or `threads` is not a number that there can be.
+        ConfigError: an invalid path, an unknown backend, or an invalid number of threads.
         ResourceLimit: out of memory.
     """
     path, threads = check_path("path", path), check_threads(threads)

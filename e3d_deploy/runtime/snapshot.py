@@ -122,10 +122,10 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | Path) -> "Snapshot":
-        """Read a snapshot from a file. `restore` checks whose it is.
+        """Read a snapshot from a file; `restore` checks which network it is of.
 
         Raises:
-            SnapshotError: there is none, it is damaged, or of a later schema.
+            SnapshotError: the file is missing, damaged, or of a later schema.
         """
         arrays = _read(Path(path))
         schema = arrays.get("schema")
@@ -198,7 +198,7 @@ def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
 
     Raises:
         StreamError: it has another renewal.
-        SnapshotError: its renewal, its states or its number of pictures is none that can be.
+        SnapshotError: an unknown renewal, or states, frames or a number of pictures that do not fit it.
     """
     try:
         own = Renewal.parse(snapshot.renewal, snapshot.context_length)

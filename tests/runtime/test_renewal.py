@@ -21,7 +21,7 @@ from e3d_deploy.runtime import Bundle, Predictor, Snapshot
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.renewal import Renewal, default_renewal
 from tests.data.test_data import write_video
-from tests.fake_backend import CONFIG, FakeBackend, picture, pushed, together
+from tests.fake_backend import CONFIG, FakeBackend, asked, picture, pushed, together
 
 RENEWALS = [("refresh", C, M) for C in (1, 2, 3, 5, 10, 20) for M in range(2, max(2, C) + 1)]
 SAME = 2e-6
@@ -243,7 +243,7 @@ def test_replay_among_many_streams_keeps_the_state_of_a_forecast_until_the_next_
         slot.forecast(3)
         assert len(backend.calls) == 4 + 2 + 2
         backend.gate.clear()
-        future = slot._ask(3, np.float32, None)
+        future = asked(slot, 3)
         slot.push(picture(7))
         backend.gate.set()
         np.testing.assert_array_equal(future.result(), new_stream(values(9)[-4:]))

@@ -91,18 +91,17 @@ def node_costs(graph: bytes, entry: GraphEntry) -> list[NodeCost]:
 
 
 def statistics(graph: bytes, entry: GraphEntry) -> Statistics:
-    """Return the cost of the graph in `path`; `entry` describes it in the manifest.
+    """Return the cost of a graph; `entry` describes it in the manifest.
 
     Raises:
         BundleError: no ONNX file, or another graph than the manifest speaks of.
     """
     model = _load(graph, entry)
-    graph = model.graph
     shapes, sizes = _shapes(model)
     moving, fixed = _moving(model)
     kinds = dict.fromkeys(fixed, "weights")
-    kinds |= {value.name: "inputs" for value in graph.input}
-    given = {value.name for value in graph.output}
+    kinds |= {value.name: "inputs" for value in model.graph.input}
+    given = {value.name for value in model.graph.output}
     for node in moving:
         if node.op_type in VIEWS:
             kinds[node.output[0]] = kinds.get(node.input[0], "between")
@@ -121,9 +120,9 @@ def statistics(graph: bytes, entry: GraphEntry) -> Statistics:
         except KeyError:
             unknown.append(node.name or node.op_type)
     return Statistics(
-        operators=dict(Counter(node.op_type for node in graph.node).most_common()),
-        weights=sum(prod(initializer.dims) for initializer in graph.initializer),
-        weight_bytes=sum(sizes.get(initializer.name, 0) for initializer in graph.initializer),
+        operators=dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        weights=sum(prod(initializer.dims) for initializer in model.graph.initializer),
+        weight_bytes=sum(sizes.get(initializer.name, 0) for initializer in model.graph.initializer),
         flop=counts["flop"],
         input_bytes=counts["inputs"],
         output_bytes=counts["outputs"],

@@ -23,7 +23,7 @@ Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
 def load_session(
     bundle: Bundle, graph: str, threads: int | None, *, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """The graph of a bundle as it was hashed.
+    """Load a graph of a bundle, as it was hashed.
 
     Args:
         profile: time each node; the name of the file that tells, `end_profiling` returns it, begins with this.

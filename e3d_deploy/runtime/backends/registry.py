@@ -26,7 +26,7 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision; or
             it needs a GPU, and there is none.
         BundleError: the bundle has no engine for it.
-        ConfigError: no backend has this name, or `threads` is not a number that there can be.
+        ConfigError: an unknown backend, or an invalid number of threads.
     """
     threads = check_threads(threads)
     spec = find(name)
@@ -41,7 +41,7 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
         return _opener(spec)(needed, threads=threads)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
-    # What a library lacks that is half there, or one that something else stands in for.
+    # AttributeError: the library is installed in part, or a stub stands in for it.
     except (ImportError, AttributeError) as error:
         raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {spec.remedy}") from error
 
@@ -61,10 +61,10 @@ def check_threads(threads: Any) -> int | None:
 
 
 def check_backend(backend: Any) -> None:
-    """Check that an object can be a backend, as far as a look at it tells.
+    """Check that an object looks like a backend.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it does not.
     """
     if isinstance(backend, type) or not callable(getattr(backend, "step", None)):
         raise ConfigError(

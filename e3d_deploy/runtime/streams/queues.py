@@ -29,14 +29,14 @@ LAST = 4096
 """Number of recent pictures, and of recent forecasts, that percentiles of all streams together cover."""
 ITEMS = (Push, Forecast, Job)
 MOST_REQUESTS = 64
-"""Forecasts of a stream that may wait."""
+"""Most forecasts of a stream that may wait."""
 
 
 class Queues:
     """The queues of all streams. Any thread may put something in; one takes it out.
 
     Raises:
-        ConfigError: a policy that there is not, or a number that is none or too small.
+        ConfigError: an unknown policy, or an invalid number.
     """
 
     def __init__(self, *, max_wait_ms: float, queue_length: int, policy: Policy) -> None:
@@ -58,7 +58,7 @@ class Queues:
         """Streams, closed ones until the thread knows, each with the object of the user."""
         self.closing = False
         self.broken = ""
-        """Why nothing is done any more, unless it was asked for."""
+        """Error that ended the thread; empty if none did."""
         self.counters = Counters(LAST)
         self.bell = Bell()
         """Rings when the thread ended."""
@@ -68,28 +68,32 @@ class Queues:
         self.waiting: dict[Video, None] = {}
         """Streams with something in their queues."""
         self.first = 0.0
-        """When the first of that came."""
+        """Time at which the oldest item in them came (s, of `time.perf_counter`)."""
         self.jobs: dict[Video, None] = {}
         """Streams with a job in their queue."""
         self.failed: set[Video] = set()
         self.forecasts: list[Forecast] = []
-        """On their way."""
+        """Forecasts on their way."""
         self.closed: list[tuple[Video, bool]] = []
         """Streams to be forgotten, and True if they were dropped without `close`."""
         self.dropped = False
-        """True once all were, with the object that opens them."""
+        """True once `Streams`, the object that opens them, was dropped without `close`."""
         self.resting: list[Reply[None]] = []
         """Calls of `rest` to be answered."""
         self.is_quiet = False
-        """Python ends, and only exit handlers are heard."""
+        """True once Python ends and only exit handlers are heard."""
 
     # What any thread may call.
 
     def check(self, video: Video | None = None, *, healthy: bool = True) -> None:
-        """Raise what keeps a stream, or all of them, from being used by this thread.
+        """Raise unless this thread may use a stream, or all of them, now.
+
+        Args:
+            healthy: refuse a stream that failed.
 
         Raises:
-            StreamError: always this.
+            StreamError: they were closed, this process was forked, Python ends, the call would wait for itself, or the
+                stream failed.
         """
         process.check_usable(self.pid)
         if threading.get_ident() == self.thread_id:
@@ -117,7 +121,7 @@ class Queues:
         return [video for video, owner in self.videos.copy().items() if not video.closed and owner() is not None]
 
     def add(self, video: Video, owner: object, fits: Callable[[Collection[Video]], bool]) -> bool:
-        """Let a new stream take part if it fits beside the others."""
+        """Let a new stream take part; return False if it does not fit beside the others."""
         self.check(video)  # before the lock, which somebody may have held for ever when this process was forked
         with self.lock:
             self.videos[video] = Gone(owner, self.mailbox.put, video)
@@ -162,11 +166,12 @@ class Queues:
                 self.drop(video, "full")
         return True
 
-    def ask(self, request: Forecast | Job, timeout: Timeout | None) -> None:
+    def ask(self, request: Forecast | Job, timeout: Timeout | None, what: str) -> None:
         """Put in a request, whose turn is after all pictures that were pushed before.
 
         Args:
-            timeout: how long a forecast may wait for room with the policy `block`; None does not wait.
+            timeout: time that a forecast may wait for room with the policy `block`; None does not wait.
+            what: name of the call, for errors.
 
         Raises:
             StreamError: the stream is closed or failed, or there is no room for another forecast.
@@ -183,7 +188,7 @@ class Queues:
                 raise StreamError(
                     f"stream: {MOST_REQUESTS} forecasts wait already; await some before you ask for another"
                 )
-            self._wait_for_room(video, lambda: len(video.requests) < MOST_REQUESTS, timeout, "predict")
+            self._wait_for_room(video, lambda: len(video.requests) < MOST_REQUESTS, timeout, what)
 
     def _put(self, queue: Any, item: Push | Forecast | Job) -> None:
         message = self._message(item)
@@ -281,7 +286,7 @@ class Queues:
             self.jobs[video] = None
 
     def clear(self, video: Video, reason: str, error: StreamError, *, jobs: bool = False) -> None:
-        """Empty the queues of a stream, but for jobs unless asked to; who waits for what was there gets an error."""
+        """Empty the queues of a stream, of jobs only if asked to; callers that wait get an error."""
         self._drop_before(video, None, reason, error)
         while jobs and video.requests:
             video.requests.popleft().reply.give(StreamError(str(error)))

@@ -37,9 +37,9 @@ class Video:
     """Number of pictures, resets and restores so far."""
     counters: Counters = field(default_factory=lambda: Counters(LAST))
     pictures: "deque[Push]" = field(default_factory=deque)
-    """Those that wait."""
+    """Pictures that wait, the oldest first."""
     requests: "deque[Forecast | Job]" = field(default_factory=deque)
-    """Those that wait."""
+    """Forecasts and jobs that wait, the oldest first."""
     newest: int = 0
     """Number of the picture that was pushed last; see `Push.number`."""
     room: Bell = field(default_factory=Bell)
@@ -51,7 +51,7 @@ class Video:
     stepped: int = 0
     """The number of the next picture: those in the state, and those whose step went wrong."""
     forecast: "Forecast | None" = None
-    """On its way; the next one waits for it."""
+    """Forecast on its way; the next one waits for it."""
     failure: StreamError | None = None
     closed: bool = False
 
@@ -103,7 +103,7 @@ class Push:
     rows: list[Row] = field(default_factory=list)
     """One for each state that sees it, the oldest first."""
     started: float | None = None
-    """When the first of its steps began."""
+    """Time at which its first step began (s, of `time.perf_counter`); None before."""
     prediction: NDArray[np.float32] | None = None
     """Prediction of the oldest state that sees it, [1, C, H, W]."""
     finite: bool = True
@@ -118,13 +118,13 @@ class Forecast:
 
     video: Video
     result: NDArray[Any]
-    """Memory of its own, never the caller's, who may be gone before it is whole."""
+    """Frames or pictures, in memory of its own: the caller may have given up before it is whole."""
     came: float
     reply: "Reply[NDArray[Any]]" = field(default_factory=Reply)
     turn: int = 0
     """Number of the last picture that it is to have seen."""
     number: int = 0
-    """Frames there are."""
+    """Number of frames forecast so far."""
     context: "deque[Frame]" = field(default_factory=deque)
     """Pictures of a stream that replays which are still to be seen."""
     changes: int = 0

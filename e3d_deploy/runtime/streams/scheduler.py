@@ -39,7 +39,7 @@ class Scheduler:
     """Steps streams in a thread of its own, which alone touches their states and the backend.
 
     Raises:
-        ConfigError: `on_bad_output` is none that there is, or the backend cannot step one stream alone.
+        ConfigError: `on_bad_output` is unknown, or the backend cannot step one stream alone.
     """
 
     def __init__(self, backend: Backend, config: ModelConfig, queues: Queues, on_bad_output: OnBadOutput) -> None:
@@ -60,7 +60,7 @@ class Scheduler:
         """Start the thread, which ends at the latest when its owner is dropped.
 
         Raises:
-            ResourceLimit: there may be no more threads.
+            ResourceLimit: no thread can be started.
         """
         self._owner = Gone(owner, self.queues.mailbox.put, None)
         self.queues.ended = False
@@ -79,7 +79,7 @@ class Scheduler:
     def forecast(self, forecast: Forecast, timeout: Timeout, what: str) -> NDArray[Any]:
         """Make a forecast, which begins where the stream is after what waits before."""
         try:
-            self.queues.ask(forecast, timeout)
+            self.queues.ask(forecast, timeout, what)
             if not forecast.reply.wait(timeout):
                 raise timeout.error(what)
             return forecast.reply.result()
@@ -91,15 +91,15 @@ class Scheduler:
     def call(
         self, video: Video, function: Callable[[], T], *, what: str, timeout: Timeout = FOREVER, drops: bool = False
     ) -> T:
-        """Have something done in the stream's turn, and wait for it; once it has failed, it is not done later.
+        """Call a function in the stream's turn, and wait for it; a call that failed is not done later.
 
         Args:
             what: name of the call, for errors.
-            drops: do it at once, and drop what waits before it.
+            drops: call it at once, and drop what waits before it.
         """
         job = Job(video, function, time.perf_counter(), drops)
         try:
-            self.queues.ask(job, timeout)
+            self.queues.ask(job, timeout, what)
             if not job.reply.wait(timeout) and job.claim("caller"):
                 raise timeout.error(what)
             result: T = job.reply.result()
@@ -165,7 +165,7 @@ class Scheduler:
                 pass
         except BaseException as error:
             queues.broken = f"{type(error).__name__}: {error}"
-            self._say(logging.ERROR, "the thread of the streams broke off, which is a mistake in it", exc_info=error)
+            self._say(logging.ERROR, "the thread of the streams ended by an internal error", exc_info=error)
         finally:
             queues.closing = True
             for video in list(queues.videos):
@@ -394,7 +394,7 @@ class Scheduler:
             forecast.reply.give(outcome)
 
     def _is_bad(self, runner: Push | Forecast) -> list[str]:
-        """Do what is to be done about a prediction that is not finite; returns what is to be logged of it."""
+        """Handle a prediction that is not finite; return lines for the log."""
         if isinstance(runner, Forecast):
             what = (
                 f"forecast frame {runner.number}: is not finite; forecast less far"

@@ -19,7 +19,7 @@ from e3d_deploy.runtime.snapshot import Owner, Snapshot, renewal_of
 from e3d_deploy.runtime.streams.queues import Policy, Queues, failed
 from e3d_deploy.runtime.streams.requests import Forecast, Video
 from e3d_deploy.runtime.streams.scheduler import OnBadOutput, Scheduler
-from e3d_deploy.runtime.streams.waiting import FOREVER, Answer, Reply, awaited
+from e3d_deploy.runtime.streams.waiting import FOREVER, Answer, awaited
 
 
 class Streams:
@@ -31,18 +31,18 @@ class Streams:
         renewal: renewal of a stream that is opened without one.
         on_horizon: called with the horizon of each forecast.
         max_streams: more than these are refused.
-        max_wait_ms: how long a picture waits for those of other streams, at most. None waits once every stream is
-            ready, or while a forecast is on its way. 0 takes who is there.
-        queue_length: pictures of a stream that may wait.
-        policy: what a push does when so many do: `block` waits, `drop-oldest` drops the oldest that waits,
+        max_wait_ms: longest time that a picture waits for those of other streams. Pictures do not wait once all streams
+            are ready or while a forecast is on its way; 0 never waits.
+        queue_length: most pictures of a stream that may wait.
+        policy: behavior of a push to a full queue: `block` waits, `drop-oldest` drops the oldest picture there,
             `drop-newest` its own, `refuse` raises StreamError. For a camera: `drop-oldest` and a queue of 1.
         on_bad_output: what becomes of a stream whose prediction is not finite: with `raise` it fails, with `hold`
             it stays at the last good picture and goes on, with `reset` it begins anew with the next.
         memory_limit_bytes: streams whose states could take more than this are refused; None sets no limit.
 
     Raises:
-        ConfigError: a policy that there is not, a number below its least, or a backend that steps no stream alone.
-        ResourceLimit: the memory is too little for one stream, or there may be no more threads.
+        ConfigError: an unknown policy, an invalid number, or a backend that cannot step one stream alone.
+        ResourceLimit: the memory is too little for one stream, or no thread can be started.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Streams:
             renewal: `none`, `refresh:M` or `replay`; None for the default, or for that of the snapshot.
 
         Raises:
-            ConfigError: there is no such renewal.
-            ResourceLimit: there are as many as may be, or no memory for one more.
+            ConfigError: an unknown renewal.
+            ResourceLimit: `max_streams` are open, or there is no memory for one more.
             StreamError: the snapshot is of another network or has another renewal, or this was closed.
         """
         own = self.renewal if renewal is None else Renewal.parse(renewal, self.renewal.context_length)
@@ -141,7 +141,7 @@ class Streams:
         )
 
     def stats(self) -> dict[str, Any]:
-        """Counters of all streams since the beginning, as JSON knows them; docs/runtime.md says what each is."""
+        """Return counters of all streams since the beginning, as JSON values; docs/runtime.md explains each."""
         queues, scheduler = self.scheduler.queues, self.scheduler
         videos = queues.open_videos()
         return {
@@ -184,10 +184,12 @@ CANNOT_BE_COPIED = (
 class SlotStream:
     """One video of many. What is asked of it is done in the order in which it was asked, whichever thread asks.
 
-    Each call but `close` and `stats` raises StreamError when the stream was closed, when its process was forked, in the
-    streams' own thread, where it would wait for itself, and, except `reset`, `restore`, `snapshot` and `fork`, when the
-    stream failed, with the reason. `timeout_ms` limits how long a call takes: when it is over, the call raises
-    StreamError, and nothing of it is done later. A stream that is dropped is closed, with a ResourceWarning.
+    Each call but `close` and `stats` raises StreamError when the stream was closed, when its process was forked, and
+    where it would wait for itself: in the streams' own thread, and in a finalizer or a signal handler that interrupts
+    this thread in a step of any backend. Elsewhere these may make every call, even while their thread is in a call of
+    the same stream. When the stream failed, all but `reset`, `restore`, `snapshot` and `fork` raise StreamError with
+    the reason. `timeout_ms` limits how long a call takes: when it is over, the call raises StreamError, and nothing of
+    it is done later. A stream that is dropped is closed, with a ResourceWarning.
     """
 
     def __init__(self, streams: Streams, video: Video) -> None:
@@ -212,11 +214,11 @@ class SlotStream:
         """Put the next picture into the queue, [H, W, C], uint8 or float in [0, 1], on the host; it is copied.
 
         Args:
-            deadline_ms: when its step has not begun after so long, it is dropped and counted.
+            deadline_ms: time within which its step has to begin; after it the picture is dropped and counted.
             timeout_ms: how long to wait for room with the policy `block`; None waits for ever.
 
         Raises:
-            ConfigError: a time that is none.
+            ConfigError: an invalid time.
             ShapeError: a picture of another size or type, or with values that are no picture's.
             ResourceLimit: there is no memory for the copy.
             StreamError: the queue is full, and the policy `refuse` or the time over.
@@ -235,25 +237,25 @@ class SlotStream:
     def predict(
         self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
     ) -> NDArray[np.uint8]:
-        """The pictures after those that were pushed, uint8 [horizon, H, W, C]; the stream does not move.
+        """Predict the pictures after those that were pushed, uint8 [horizon, H, W, C]; the stream does not move.
 
         Args:
             out: where to write them once all are there, returned then; after an error it is as it was.
             timeout_ms: how long it may take; None waits for ever.
 
         Raises:
-            ConfigError: horizon below 1, or a time that is none.
+            ConfigError: a horizon below 1, or an invalid time.
             ShapeError: `out` is no such array.
             ResourceLimit: there is no memory for so many pictures.
             StreamError: nothing was pushed yet, a step failed, the network's answer is not finite, the time is over, or
-                as many forecasts wait as may, with another policy than `block`.
+                the most forecasts wait already and the policy is not `block`.
         """
         return self._forecast(horizon, np.uint8, out, timeout_ms, "predict")
 
     def forecast(
         self, horizon: int, out: NDArray[np.float32] | None = None, *, timeout_ms: float | None = None
     ) -> NDArray[np.float32]:
-        """The same as computed, not clipped, float32 [horizon, C, H, W]."""
+        """Forecast the next frames as computed, not clipped, float32 [horizon, C, H, W]; else as `predict`."""
         return self._forecast(horizon, np.float32, out, timeout_ms, "forecast")
 
     def predict_async(
@@ -265,14 +267,15 @@ class SlotStream:
         Cancelling its task, closing or dropping the coroutine ends the forecast.
 
         Raises:
-            StreamError: as many forecasts wait as may, or Python ends; others as `predict`, most when it is awaited.
+            StreamError: the most forecasts wait already, or Python ends. The other errors are those of `predict`; most
+                come when it is awaited.
         """
         if process.is_ending():
             raise StreamError("predict_async: Python ends, and nothing may be left on its way; call predict")
         timeout = _timeout(timeout_ms)
         forecast = self._new_forecast(horizon, np.uint8, out)
         answer = Answer(self._awaited(forecast, out, timeout))
-        self._scheduler.queues.ask(forecast, None)
+        self._scheduler.queues.ask(forecast, None, "predict_async")
         return answer
 
     def _awaited(
@@ -290,13 +293,6 @@ class SlotStream:
     ) -> NDArray[Any]:
         timeout = _timeout(timeout_ms)
         return _written(self._scheduler.forecast(self._new_forecast(horizon, dtype, out), timeout, what), out)
-
-    def _ask(
-        self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
-    ) -> "Reply[NDArray[Any]]":
-        forecast = self._new_forecast(horizon, dtype, out)
-        self._scheduler.queues.ask(forecast, None)
-        return forecast.reply
 
     def _new_forecast(
         self, horizon: int, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
@@ -332,7 +328,7 @@ class SlotStream:
         """Go on from a snapshot, and drop what waits; heals a stream that failed.
 
         Raises:
-            StreamError: it is of another network, or its renewal is not that of the stream.
+            StreamError: the snapshot is of another network, or its renewal is not that of the stream.
             ResourceLimit: there is no memory for it.
         """
         self._streams.owner.check(snapshot)
@@ -340,7 +336,7 @@ class SlotStream:
         self._scheduler.begin_at(self._video, snapshot, what="restore")
 
     def snapshot(self, *, timeout_ms: float | None = None) -> Snapshot:
-        """The stream after all that was pushed; of one that failed, after the last good picture.
+        """Take a snapshot after all that was pushed; of a stream that failed, after the last good picture.
 
         Args:
             timeout_ms: how long it may take; None waits for ever.
@@ -358,7 +354,7 @@ class SlotStream:
         )
 
     def fork(self) -> "SlotStream":
-        """Another stream that goes on from here; nothing is copied until they part.
+        """Open another stream that goes on from here; nothing is copied until they part.
 
         Raises:
             ResourceLimit: as `Streams.open`.
@@ -372,7 +368,7 @@ class SlotStream:
         return fork
 
     def stats(self) -> dict[str, Any]:
-        """Counters of this stream, as JSON knows them; docs/runtime.md says what each is."""
+        """Return counters of this stream, as JSON values; docs/runtime.md explains each."""
         failure = self._video.failure
         return {
             "pushed": self._video.pushed,

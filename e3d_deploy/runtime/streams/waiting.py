@@ -39,7 +39,7 @@ class Bell:
                 self._wakes.popleft()()
 
     def wait(self, is_so: Callable[[], bool], timeout: Timeout = FOREVER) -> bool:
-        """Wait until something is so; return False if the time is over before."""
+        """Wait until a condition holds; return False if the time is over before."""
         while not is_so():
             woken: SimpleQueue[None] = SimpleQueue()
             wake = partial(woken.put, None)
@@ -89,7 +89,7 @@ class Reply(Generic[T]):
         self._bell.ring()
 
     def when_done(self, wake: Callable[[], object]) -> None:
-        """Have a function called once it is there, by whichever thread gives it; it may be called twice."""
+        """Have a function called once the answer is there, by the thread that gives it; it may be called twice."""
         self._bell.add(wake)
         if self.done:
             wake()

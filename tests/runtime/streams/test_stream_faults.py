@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
 from e3d_deploy.runtime.faults import NO_MEMORY
-from tests.fake_backend import FakeBackend, alone, picture, pushed, together, until
+from tests.fake_backend import FakeBackend, alone, asked, picture, pushed, together, until
 
 BAD = np.float32(66 / 255)
 """Value of a frame made from a picture of 66."""
@@ -79,7 +79,7 @@ def test_what_waits_behind_a_failure_fails_with_it(backend: FakeBackend, predict
         pushed(stream, 66)
         backend.entered.wait(5)
         pushed(stream, 2, 3)
-        future = stream._ask(3, np.uint8, None)
+        future = asked(stream, 3, np.uint8)
         backend.gate.set()
         with pytest.raises(StreamError, match="failed at frame 1: no"):
             future.result()
@@ -310,7 +310,7 @@ def test_a_mistake_in_the_thread_does_not_hang_its_callers(
         for _ in range(2):
             with pytest.raises(StreamError, match=r"do nothing any more \(AssertionError: that\); make new ones"):
                 stream.predict(3)
-        assert "broke off" in caplog.text
+        assert "ended by an internal error" in caplog.text
 
 
 def test_a_job_that_ends_the_thread_does_not_hang_its_caller(

@@ -16,7 +16,7 @@ from e3d_deploy import contract
 from e3d_deploy.errors import ConfigError, ResourceLimit, ShapeError, StreamError
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from e3d_deploy.runtime.streams.waiting import Reply
-from tests.fake_backend import CONFIG, FakeBackend, alone, picture, predictor_of, pushed, together, until
+from tests.fake_backend import CONFIG, FakeBackend, alone, asked, picture, predictor_of, pushed, together, until
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,7 @@ def test_a_forecast_begins_where_its_stream_is_in_the_order_of_calls(
         stream = pushed(streams.open(), 10, 20)
         backend.gate.clear()
         pushed(stream, 30)
-        future = stream._ask(3, np.float32, None)
+        future = asked(stream, 3)
         pushed(stream, 200, 201)
         backend.gate.set()
         np.testing.assert_array_equal(future.result(), alone([10, 20, 30], 3))
@@ -249,7 +249,7 @@ def test_a_forecast_and_a_push_of_one_stream_do_not_take_the_row_beside_it(
         backend.gate.clear()
         pushed(other, 1)
         backend.entered.wait(5)
-        future = one._ask(2, np.float32, None)
+        future = asked(one, 2)
         pushed(one, 30)
         backend.gate.set()
         np.testing.assert_array_equal(future.result(), alone([10], 2))

@@ -16,6 +16,7 @@ from e3d_deploy import runtime
 from e3d_deploy.errors import StreamError
 from e3d_deploy.runtime import Predictor, SlotStream
 from e3d_deploy.runtime.backends.host import HostState
+from tests.fake_backend import asked
 
 OTHER_SIZE = 1e-5
 """Largest difference of a stream's frames when it is stepped with another number of neighbours, as kernels sum in
@@ -69,7 +70,7 @@ def test_streams_of_different_age_give_what_each_gives_alone(predictor: Predicto
             if len(slots) < 4:
                 slots.append(streams.open())
             seen_together(slots, pictures[: len(slots), t])
-        futures = [slot._ask(3, np.float32, None) for slot in slots]
+        futures = [asked(slot, 3) for slot in slots]
         forecasts = [future.result() for future in futures]
         assert {size for size, count in streams.stats()["batch_sizes"].items() if count} == {1, 2, 4}
     for number, forecast in enumerate(forecasts):
