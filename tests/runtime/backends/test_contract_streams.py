@@ -76,16 +76,25 @@ def test_a_stream_that_a_finalizer_closes_holds_up_nobody(predictor: Predictor) 
         def __del__(self) -> None:
             self.stream.close()
 
-    threshold = gc.get_threshold()
-    gc.set_threshold(5)
-    try:
+    def run() -> None:
         with predictor.streams(max_streams=1000) as streams:
             for _ in range(20):
                 session = Session(streams)
                 session.stream.push(pictures(1)[0])
-                session.stream.predict(1)
+                forecasts.append(session.stream.predict(1))
+
+    wanted, forecasts = expected(predictor, 1, 1), list[NDArray[np.uint8]]()
+    thread, threshold = threading.Thread(target=run, daemon=True), gc.get_threshold()
+    gc.set_threshold(5)
+    try:
+        thread.start()
+        thread.join(20)
     finally:
         gc.set_threshold(*threshold)
+    assert not thread.is_alive()
+    assert len(forecasts) == 20
+    for forecast in forecasts:
+        same(forecast, wanted)
 
 
 def test_a_call_in_the_thread_of_the_streams_is_refused_and_close_is_not(
