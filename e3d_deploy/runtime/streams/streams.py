@@ -185,11 +185,12 @@ class SlotStream:
     """One video of many. What is asked of it is done in the order in which it was asked, whichever thread asks.
 
     Each call but `close` and `stats` raises StreamError when the stream was closed, when its process was forked, and
-    where it would wait for itself: in the streams' own thread, and in a finalizer or a signal handler that interrupts
-    this thread in a step of any backend. Elsewhere these may make every call, even while their thread is in a call of
-    the same stream. When the stream failed, all but `reset`, `restore`, `snapshot` and `fork` raise StreamError with
-    the reason. `timeout_ms` limits how long a call takes: when it is over, the call raises StreamError, and nothing of
-    it is done later. A stream that is dropped is closed, with a ResourceWarning.
+    where it might wait for itself: in the streams' own thread, and in a finalizer or a signal handler that interrupts
+    its thread in a step, unless that is of `torch`, which runs several calls at a time. Elsewhere these may make every
+    call, even while their thread is in a call of the same stream. When the stream failed, all but `reset`, `restore`,
+    `snapshot` and `fork` raise StreamError with the reason. `timeout_ms` limits how long a call takes: when it is over,
+    the call raises StreamError, and nothing of it is done later. A stream that is dropped is closed, with a
+    ResourceWarning.
     """
 
     def __init__(self, streams: Streams, video: Video) -> None:
