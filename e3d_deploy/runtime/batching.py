@@ -8,6 +8,7 @@ the memory of others. One thread calls all of this.
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -197,8 +198,11 @@ class Batcher:
                 for member in set(batch.members).difference(stepped_next) if batch.left else ():
                     self.move(member, Batch(self.alone(member)))
             except Exception as error:  # no memory; they stay where they are, and nothing is lost
-                log.warning("%d streams stay in a state of %d rows (%s)", len(batch.members), batch.rows, str(error))
                 self.touched.discard(batch)
+                with suppress(Exception):  # a handler of the program's, which is not to end the thread of the streams
+                    log.warning(
+                        "%d streams stay in a state of %d rows (%s)", len(batch.members), batch.rows, str(error)
+                    )
                 continue
             self.touched.discard(batch)
             if batch.left:  # whoever is stepped next may fail, and stay

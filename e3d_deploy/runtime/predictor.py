@@ -100,7 +100,7 @@ class Predictor:
     ) -> None:
         self.config, self.backend, self.identity = config, backend, identity
         self.states = states or contract.states_of(config)
-        self.owner = Owner(identity=identity, earlier=earlier, states=states)
+        self.owner = Owner(identity=identity, earlier=earlier, states=states, config=config)
         self.context_length, self.horizon, self.card = context_length, horizon, card or Card()
         self.has_clip = has_clip
         self.closed, self.pid = False, os.getpid()
@@ -486,7 +486,7 @@ class Stream:
 
     def _step(self, seen: Frame, state: State, timeout: Timeout) -> tuple[NDArray[np.float32], State]:
         if timeout.over:
-            raise timeout.error("predict")
+            raise timeout.error("forecast")
         self._check_usable()
         return self.backend.step(seen, state)
 
@@ -527,7 +527,7 @@ class Stream:
             StreamError: the time is over.
         """
         left = timeout.left()
-        if not self._lock.acquire(timeout=-1 if left is None else left):
+        if not self._lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
             raise timeout.error("close")
         self._lock.release()
 

@@ -57,11 +57,14 @@ def check_stack(*, starts_thread: bool = False) -> None:
     if not starts_thread and threading.current_thread() is threading.main_thread():
         return
     with _stack_size:
-        size = 0
+        sizes: list[int] = []
         try:
-            size = threading.stack_size()  # which sets it to 0, the system's own
+            # Reading sets it to 0, the system's own; in one call, as Ctrl-C may come after each.
+            sizes.extend(map(threading.stack_size, (0,)))
         finally:
-            threading.stack_size(size)
+            for size in sizes:
+                threading.stack_size(size)
+    [size] = sizes
     if 0 < size < LEAST_STACK_BYTES:
         raise ResourceLimit(
             f"threading.stack_size: got {size >> 10} KiB, a step needs {LEAST_STACK_BYTES >> 10} KiB; call "

@@ -48,7 +48,7 @@ class Renewal:
         Raises:
             ConfigError: another text, or an M that there cannot be.
         """
-        if text in ("none", "replay"):
+        if isinstance(text, str) and text in ("none", "replay"):
             return cls("none" if text == "none" else "replay", context_length)
         if isinstance(text, str) and (match := re.fullmatch(r"refresh(?::([0-9]{1,9}))?", text)):
             return cls("refresh", context_length, int(match[1] or 2))

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy import contract
+from e3d_deploy.config import ModelConfig
 from e3d_deploy.contract import States
 from e3d_deploy.errors import ConfigError, SnapshotError, StreamError
 from e3d_deploy.files import write_file
@@ -159,19 +161,53 @@ class Owner:
     """Identities that older versions gave to snapshots of the same network."""
     states: States | None = None
     """States of a stream; None leaves those of snapshots unchecked."""
+    config: ModelConfig
 
     def check(self, snapshot: Snapshot) -> None:
         """Raise unless a snapshot is of this network.
 
         Raises:
             StreamError: it is of another one.
-            SnapshotError: its states have other names, shapes or types.
+            SnapshotError: no snapshot, or its states, prediction or pictures have other names, shapes, types or values.
         """
+        check_snapshot(snapshot)
         if snapshot.identity not in (self.identity, *self.earlier):
             raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
         for arrays in snapshot.states:
             if self.states is not None and (odd := self.states.difference(arrays)):
                 raise SnapshotError(f"snapshot: state {odd}; take it again with this bundle")
+        frame, C = contract.frame(self.config).shape, self.config.channels
+        if (prediction := snapshot.prediction) is not None and not _is_array(prediction, np.float32, frame):
+            raise SnapshotError(
+                f"snapshot: got a prediction {list(prediction.shape)} {prediction.dtype}, expected {list(frame)} "
+                "float32; take it again with this bundle"
+            )
+        if (seen := snapshot.frames) is None:
+            return
+        pictures = _is_array(seen, np.uint8, (len(seen), *self.config.image_size, C))
+        if not pictures and not (
+            _is_array(seen, np.float32, (len(seen), *frame[1:])) and bool(((seen >= 0) & (seen <= 1)).all())
+        ):
+            raise SnapshotError("snapshot: its frames are no pictures of this network; take it again with this bundle")
+
+
+def check_snapshot(snapshot: Any) -> None:
+    """Raise unless an object is a snapshot with sensible numbers.
+
+    Raises:
+        SnapshotError: it is not.
+    """
+    if not isinstance(snapshot, Snapshot):
+        raise SnapshotError(
+            f"snapshot: got {type(snapshot).__name__}, expected a Snapshot; read a file with `Snapshot.load`"
+        )
+    for name in ("pushed", "context_length"):
+        if type(value := getattr(snapshot, name)) is not int or value < 0:
+            raise SnapshotError(f"snapshot: got {name} {value!r}, expected a whole number of 0 or more; take it again")
+
+
+def _is_array(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...]) -> bool:
+    return array.dtype == dtype and array.shape == shape
 
 
 def fixed(array: NDArray[Any]) -> NDArray[Any]:
@@ -200,12 +236,16 @@ def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
         StreamError: it has another renewal.
         SnapshotError: an unknown renewal, or states, frames or a number of pictures that do not fit it.
     """
+    check_snapshot(snapshot)
     try:
         own = Renewal.parse(snapshot.renewal, snapshot.context_length)
     except ConfigError as error:
         raise SnapshotError(f"snapshot: {error}; take it again") from error
-    if snapshot.pushed < 0:
-        raise SnapshotError(f"snapshot: got {snapshot.pushed} pictures seen, expected 0 or more; take it again")
+    if (snapshot.prediction is not None) != (own.kind != "replay" and snapshot.pushed > 0):
+        raise SnapshotError(
+            f"snapshot: got {'no' if snapshot.prediction is None else 'a'} prediction after {snapshot.pushed} pictures "
+            f"of {own}; take it again"
+        )
     states = 0 if own.kind == "replay" else max(1, len(own.ages(snapshot.pushed)))
     frames = own.age(snapshot.pushed) if own.kind == "replay" else 0
     found = 0 if snapshot.frames is None else len(snapshot.frames)

@@ -505,7 +505,7 @@ def test_snapshot_that_lacks_a_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="got 1 states and 0 frames, expected 2 and 0 for refresh:2"):
         stream.restore(lacking)
     negative = Snapshot(taken.identity, taken.states[:1], taken.prediction, -5, "none", 5)
-    with pytest.raises(SnapshotError, match="got -5 pictures seen"):
+    with pytest.raises(SnapshotError, match="got pushed -5"):
         fake(FakeBackend(), 5).stream(negative)
     odd = Snapshot(taken.identity, taken.states, taken.prediction, taken.pushed, "refresh:9", 5)
     with pytest.raises(SnapshotError, match="got refresh:9, expected 2 to 5"):

@@ -278,3 +278,36 @@ def test_a_full_disk_is_one_line_and_exit_code_7(tmp_path: Path) -> None:
         snapshot().save(tmp_path / "stream.npz")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "stream.npz"))
     assert cli.explain(error.value) == (f"{tmp_path / 'stream.npz'}: No space left on device", 7)
+
+
+def _odd(snapshot: Snapshot) -> list[Any]:
+    frames = np.full((snapshot.pushed, 1, 4, 8), 9, np.float32)
+    return [
+        "camera.npz",
+        dataclasses.replace(snapshot, pushed=0),
+        dataclasses.replace(snapshot, pushed=snapshot.pushed + 0.5),  # type: ignore[arg-type]
+        dataclasses.replace(snapshot, pushed=str(snapshot.pushed)),  # type: ignore[arg-type]
+        dataclasses.replace(snapshot, context_length="x"),  # type: ignore[arg-type]
+        dataclasses.replace(snapshot, prediction=None),
+        dataclasses.replace(snapshot, prediction=np.zeros((1, 1, 4, 9), np.float32)),
+        dataclasses.replace(snapshot, prediction=np.zeros((1, 1, 4, 8), np.float64)),
+        dataclasses.replace(snapshot, states=(), prediction=None, renewal="replay", frames=frames),
+    ]
+
+
+@pytest.mark.parametrize("of_many", [True, False])
+def test_what_no_stream_can_go_on_from_is_refused_and_harms_none(of_many: bool) -> None:
+    predictor = predictor_of(FakeBackend())
+    with predictor.streams() as streams:
+        open_stream: Any = streams.open if of_many else predictor.stream
+        stream, beside = open_stream(), streams.open()
+        for each in (stream, beside):
+            each.push(picture(3))
+            each.push(picture(4))
+        expected = stream.forecast(3)
+        for odd in _odd(stream.snapshot()):
+            for call in (open_stream, stream.restore):
+                with pytest.raises(SnapshotError, match="snapshot: "):
+                    call(odd)
+        for each in (stream, beside):
+            np.testing.assert_array_equal(each.forecast(3), expected)

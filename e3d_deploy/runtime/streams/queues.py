@@ -40,7 +40,7 @@ class Queues:
     """
 
     def __init__(self, *, max_wait_ms: float, queue_length: int, policy: Policy) -> None:
-        if policy not in get_args(Policy):
+        if not isinstance(policy, str) or policy not in get_args(Policy):
             raise ConfigError(f"policy: got {policy!r}, expected one of {', '.join(get_args(Policy))}")
         wait_ms = check_ms("max_wait_ms", max_wait_ms)
         if wait_ms is None:

@@ -43,7 +43,7 @@ class Scheduler:
     """
 
     def __init__(self, backend: Backend, config: ModelConfig, queues: Queues, on_bad_output: OnBadOutput) -> None:
-        if on_bad_output not in get_args(OnBadOutput):
+        if not isinstance(on_bad_output, str) or on_bad_output not in get_args(OnBadOutput):
             raise ConfigError(
                 f"on_bad_output: got {on_bad_output!r}, expected one of {', '.join(get_args(OnBadOutput))}"
             )
@@ -168,13 +168,22 @@ class Scheduler:
             self._say(logging.ERROR, "the thread of the streams ended by an internal error", exc_info=error)
         finally:
             queues.closing = True
-            for video in list(queues.videos):
+            try:
+                self._end()
+            finally:  # whatever it was, nobody waits for this thread any more
+                queues.ended = True
+                queues.bell.ring()
+
+    def _end(self) -> None:
+        """Let go of everything; a failure with one stream keeps nothing of the others."""
+        for video in list(self.queues.videos):
+            try:
                 self._forget(video)
-            self.batcher.close()
-            if queues.dropped:
-                self._warn("Streams")
-            queues.ended = True
-            queues.bell.ring()
+            except Exception as error:
+                self._say(logging.ERROR, "a stream could not be closed in order", exc_info=error)
+        self.batcher.close()
+        if self.queues.dropped:
+            self._warn("Streams")
 
     def _round(self) -> bool:
         """Wait for work and do it; False at the end."""
@@ -218,7 +227,7 @@ class Scheduler:
     def _warn(self, what: str) -> None:
         try:
             warnings.warn(f"{what}: dropped without close; close it, or leave its `with` block", ResourceWarning, 2)
-        except ResourceWarning as error:  # where warnings are errors; there is nobody to raise it to
+        except Exception as error:  # where warnings are errors, or cannot be shown; there is nobody to raise it to
             self._say(logging.WARNING, str(error))
 
     def _say(self, level: int, words: str, *, exc_info: BaseException | None = None) -> None:
@@ -227,7 +236,8 @@ class Scheduler:
             log.log(level, "%s", words, exc_info=exc_info)
         except Exception:
             if logging.raiseExceptions:
-                traceback.print_exc()
+                with suppress(Exception):  # stderr may be closed
+                    traceback.print_exc()
 
     def _rows(self, runner: Push | Forecast) -> list[Row]:
         """Return the rows that a picture or a forecast has in this round; a picture that is only kept has none."""
@@ -354,13 +364,18 @@ class Scheduler:
         if video.prediction is None and not video.frames:
             forecast.reply.give(StreamError("nothing was pushed yet; push at least one picture before predicting"))
             return
+        try:
+            if video.prediction is None:
+                forecast.context.extend(video.frames)
+                forecast.member, forecast.seen = self.batcher.member(), forecast.context.popleft()
+            else:
+                forecast.member = Member(video.members[0].batch, video.members[0].row)
+        except Exception as error:  # no memory; the stream is unaffected
+            forecast.reply.give(clear(error))
+            return
         video.forecast, forecast.changes = forecast, video.changes
         self.queues.forecasts.append(forecast)
-        if video.prediction is None:
-            forecast.context.extend(video.frames)
-            forecast.member, forecast.seen = self.batcher.member(), forecast.context.popleft()
-        else:
-            forecast.member = Member(video.members[0].batch, video.members[0].row)
+        if video.prediction is not None:
             self._add(forecast, video.prediction)
 
     def _went_on(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:

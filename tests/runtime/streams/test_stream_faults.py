@@ -1,10 +1,12 @@
 """Faults in one of many streams, which must not reach the others; the backend is a fake one."""
 
 import gc
+import io
 import json
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -443,3 +445,27 @@ def test_counters_are_json_and_count(backend: FakeBackend, predictor: Predictor)
         assert (all_of_them["frames"], all_of_them["streams"], all_of_them["batch_sizes"][2]) == (2, 2, 1)
         assert 0 < mine["queueing_ms"]["p50"] < mine["latency_ms"]["p50"] <= mine["latency_ms"]["p99"]
         assert mine["forecast_ms"]["p99"] > 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_log_handler_that_raises_does_not_end_the_streams(
+    backend: FakeBackend, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Raises(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError(record.getMessage())
+
+    handler, logger = Raises(), logging.getLogger("e3d_deploy")
+    logger.addHandler(handler)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    sys.stderr.close()
+    try:
+        with predictor.streams(on_bad_output="hold") as streams:
+            stream = streams.open()
+            streams.open()  # dropped, which warns
+            backend.answer = not_a_number
+            pushed(stream, 66).wait()
+            pushed(stream, 2).wait()
+            assert stream.pushed == 1
+    finally:
+        logger.removeHandler(handler)
