@@ -23,6 +23,8 @@ except ImportError:  # Windows, where nothing is locked, and what killed runs le
 
 PARTIAL = ".partial"
 """Suffix of folders that hold what is being written."""
+RETIRED = ".old"
+"""Suffix of the third name by which folders change places where the system cannot exchange them."""
 MOST_NAME = 200
 """Bytes of the name of a target that the name of its workspace takes; systems allow 255 for all of a name."""
 MOST_LINKS = 40
@@ -197,7 +199,7 @@ def swap(folder: Path, target: Path) -> None:
     """Let two folders change places: in one instant on Linux, elsewhere by way of a third name, `.NAME.….old`."""
     if _exchange(folder, target):
         return
-    retired = folder.with_suffix(".old")
+    retired = folder.with_suffix(RETIRED)
     target.replace(retired)
     try:
         folder.replace(target)
@@ -205,6 +207,12 @@ def swap(folder: Path, target: Path) -> None:
         retired.replace(target)
         raise
     retired.replace(folder)
+
+
+def is_swapping(target: Path) -> bool:
+    """Return True if a folder that was absent is there by now, or `swap` is about to put one there."""
+    target = target.resolve()
+    return any(target.parent.glob(f"{glob.escape(_prefix(target))}*{RETIRED}")) or target.is_dir()
 
 
 def _exchange(one: Path, other: Path) -> bool:

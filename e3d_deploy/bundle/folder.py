@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
-from e3d_deploy.files import locked, sha256, swap, workspace, write_file
+from e3d_deploy.files import is_swapping, locked, sha256, swap, workspace, write_file
 from e3d_deploy.tensors import Content, entries_of, header_of
 
 log = logging.getLogger(__name__)
@@ -84,15 +84,16 @@ class Bundle:
     @classmethod
     def _read(cls, path: Path, *, last: bool) -> "Bundle | None":
         """Read a bundle; return None where it was replaced meanwhile, unless this is the last attempt."""
-        text = b""
-        with open_folder(path) as folder:
+        folder, text = None, b""
+        with ExitStack() as stack:
             try:
+                folder = stack.enter_context(open_folder(path))
                 text = _manifest_text(folder)
                 manifest = _manifest_of(path, text)
                 held = _held(folder, manifest)
                 return cls(path, manifest, _config(path, manifest, held[MODEL]), held)
             except BundleError:
-                if last or not _replaced(folder, text):
+                if last or not (is_swapping(path) if folder is None else _replaced(folder, text)):
                     raise
         return None
 

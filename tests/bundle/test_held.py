@@ -100,6 +100,42 @@ def test_one_that_is_published_without_end_is_refused_in_the_end(
     assert len(calls) == ATTEMPTS
 
 
+def published_in_steps(bundle_path: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Begin to publish as on a system that cannot exchange folders, and end in the first pause; return all pauses."""
+    retired, pauses = bundle_path.with_name(f".{bundle_path.name}.abc.old"), list[float]()
+    bundle_path.replace(retired)
+
+    def pause(seconds: float) -> None:
+        if not pauses:
+            new.replace(bundle_path)
+            shutil.rmtree(retired)
+        pauses.append(seconds)
+
+    monkeypatch.setattr("time.sleep", pause)
+    return pauses
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_bundle_whose_path_is_absent_for_a_moment_is_waited_for(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    new = another(bundle_path, tmp_path / "new.e3d")
+    copy, path = shutil.copytree(new, tmp_path / "copy.e3d"), bundle_path
+    if linked:
+        path = tmp_path / "links" / "current"
+        path.parent.mkdir()
+        path.symlink_to(bundle_path)
+    pauses = published_in_steps(bundle_path, new, monkeypatch)
+    assert consistent(Bundle.open(path), copy)
+    assert len(pauses) == 1
+
+
+def test_a_bundle_that_is_nowhere_is_refused_at_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waits"))
+    with pytest.raises(BundleError, match="no such bundle"):
+        Bundle.open(bundle_path.with_name("absent.e3d"))
+
+
 def test_a_damaged_bundle_is_refused_at_once(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overwrite(bundle_path)
     calls = before_reading(monkeypatch, lambda: None)
