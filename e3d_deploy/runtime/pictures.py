@@ -25,7 +25,7 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
 
     Raises:
         ShapeError: another size or type, values that are masked or no picture's, or memory of a GPU.
-        ResourceLimit: out of memory.
+        ResourceLimit, MemoryError: out of memory.
     """
     array = picture if type(picture) is np.ndarray else _opened(picture, gpu=gpu)
     expected = [*config.image_size, config.channels]
@@ -35,10 +35,7 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
             "resize it, or export a model for this size"
         )
     if isinstance(array, np.ndarray) and array.dtype != np.uint8:
-        try:
-            return frames.to_frames(array[None], image_size=config.image_size, channels=config.channels)
-        except MemoryError as error:
-            raise clear(error) from error
+        return frames.to_frames(array[None], image_size=config.image_size, channels=config.channels)
     return array[None]
 
 

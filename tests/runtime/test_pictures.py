@@ -104,3 +104,18 @@ def test_pictures_that_numpy_cannot_hold_are_a_resource_limit() -> None:
         stream.push(Large())
     with pytest.raises(ShapeError, match=r"is no array that NumPy can read .*closed"):
         stream.push(Gone())
+
+
+def test_no_memory_for_a_picture_of_floats_is_a_resource_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> NDArray[Any]:
+        raise MemoryError
+
+    predictor, given = predictor_of(FakeBackend()), picture(100) / np.float32(255)
+    with predictor.streams() as streams:
+        for stream in (predictor.stream(), streams.open()):
+            with monkeypatch.context() as patched:
+                patched.setattr("e3d_deploy.frames.to_frames", no_memory)
+                with pytest.raises(ResourceLimit, match="out of memory"):
+                    stream.push(given)
+            assert stream.pushed == 0
+            stream.push(given)
