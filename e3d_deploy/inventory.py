@@ -10,8 +10,8 @@ from e3d_deploy import libraries
 from e3d_deploy.tensorrt_library import library, refusal
 
 
-def is_importable(module: str) -> bool:
-    """Return True if a module, or the bindings behind an NVIDIA front end, can be imported."""
+def has_library(module: str) -> bool:
+    """Return True if the module of a library, or the bindings behind an NVIDIA front end, can be imported."""
     return libraries.is_importable(module) or libraries.is_importable(f"{module}_bindings")
 
 
@@ -85,7 +85,7 @@ def rtx_refusal() -> str | None:
     """Return why TensorRT-RTX does not support the GPU here; None if it does, or if either is missing."""
     try:
         device = _device()
-        if device is None or not is_importable("tensorrt_rtx"):
+        if device is None or not has_library("tensorrt_rtx"):
             return None
         return refusal(library("tensorrt-rtx"), _capability(device))
     except Exception:  # as in _gpu; nor may a library that does not load keep others from being found

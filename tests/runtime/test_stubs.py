@@ -52,7 +52,7 @@ def test_a_stub_takes_only_its_own_backends_away(
     before = set(installed())
     theirs = {spec.name for spec in BACKENDS.values() if name in {one.partition(".")[0] for one in spec.modules}}
     monkeypatch.setitem(sys.modules, name, STUBS[kind])
-    assert not inventory.is_importable(name)
+    assert not inventory.has_library(name)
     assert set(installed()) == before - theirs
     assert set(candidates()) <= before - theirs
     assert not any(has_libraries(BACKENDS[one]) for one in theirs)

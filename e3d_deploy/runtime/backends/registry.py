@@ -4,7 +4,7 @@ from typing import Any
 
 from e3d_deploy.bundle.folder import REFERENCE, Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
-from e3d_deploy.inventory import is_importable
+from e3d_deploy.inventory import has_library
 from e3d_deploy.libraries import is_stub
 from e3d_deploy.runtime.arguments import check_count
 from e3d_deploy.runtime.backends.protocol import Backend
@@ -32,7 +32,7 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     spec = find(name)
     check_runs_bundle(bundle, name)
     for module in spec.modules:
-        if is_stub(module) and not is_importable(module):
+        if is_stub(module) and not has_library(module):
             raise BackendUnavailable(
                 f"{name}: {module} is a stub in sys.modules and not the library; load the bundle without it"
             )

@@ -54,7 +54,7 @@ def has_libraries(spec: BackendSpec) -> bool:
     driver = spec.device == "cpu" or inventory.has_nvidia_driver()
     built = not spec.distributions or inventory.version_of(spec.distributions) is not None
     for_cpu = any((inventory.version_of((one,)) or "").endswith("+cpu") for one in spec.cuda_builds)
-    return driver and built and not for_cpu and all(map(inventory.is_importable, spec.modules))
+    return driver and built and not for_cpu and all(map(inventory.has_library, spec.modules))
 
 
 def installed() -> list[str]:

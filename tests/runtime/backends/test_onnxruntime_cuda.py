@@ -149,7 +149,7 @@ def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, mo
 
 
 def test_backends_on_a_gpu_are_there_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inventory, "is_importable", lambda _: True)
+    monkeypatch.setattr(inventory, "has_library", lambda _: True)
     monkeypatch.setattr(inventory, "version_of", lambda _: "1")
     monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: False)
     assert not [name for name in installed() if BACKENDS[name].device == "gpu"]

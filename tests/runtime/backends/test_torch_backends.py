@@ -603,7 +603,7 @@ def test_no_gpu_is_said_with_the_remedy(exported: Path, monkeypatch: pytest.Monk
 
 def test_a_gpu_backend_is_installed_only_with_a_driver_and_a_pytorch_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"torch": "2.11.0+cu130"}
-    monkeypatch.setattr(inventory, "is_importable", lambda _: True)
+    monkeypatch.setattr(inventory, "has_library", lambda _: True)
     monkeypatch.setattr(inventory, "version_of", lambda packages: there.get(packages[0]))
     for driver, version, expected in ((True, "2.13.0", True), (True, "2.13.0+cpu", False), (False, "2.13.0", False)):
         monkeypatch.setattr(inventory, "has_nvidia_driver", lambda found=driver: found)
