@@ -71,7 +71,7 @@ def clip() -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a tiny model, a clip for it and its bundle; not to be changed."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
@@ -87,7 +87,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batch=1,
         reference=folder / "clip.npy",
     )
-    return folder
+    before = (folder / "tiny.e3d" / "manifest.json").read_text()
+    yield folder
+    after = (folder / "tiny.e3d" / "manifest.json").read_text()
+    assert after == before, "a test changed the bundle that all share"
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Commands as guests in a program: nothing of its process is changed for good, and signals end them in order."""
 
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +52,9 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
         *("predict", folder / "tiny.e3d", folder / "clip.npy", "-o", out / "a.npz"),
         *("--backend", "torch", "--threads", 1),
     ],
-    "verify": lambda folder, _: ["verify", folder / "tiny.e3d", "--threads", 1],
+    "verify": lambda folder, out: [  # of a copy, as the report is recorded in it
+        *("verify", shutil.copytree(folder / "tiny.e3d", out / "copy.e3d"), "--threads", 1)
+    ],
     "export": lambda folder, out: [
         *("export", folder / "tiny.safetensors", "-o", out / "b.e3d", "--context", 4, "--horizon", 3),
         *("--reference", folder / "clip.npy"),
