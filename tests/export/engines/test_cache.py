@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from e3d_deploy.bundle.folder import read_manifest
 from e3d_deploy.bundle.plans import load_plan
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.config import EngineConfig
@@ -381,9 +382,10 @@ def test_a_bundle_that_changes_meanwhile_gets_no_engine(
 ) -> None:
     bundle = Bundle.open(bundle_path)
     (bundle_path / name).write_bytes(b"exported anew")
-    with pytest.raises(BundleError, match=f"{name}: changed while an engine was built from it; build again"):
+    with pytest.raises(BundleError, match=f"{name}: changed while an engine was made from it; build again"):
         build(bundle, "tensorrt-rtx", cache=cache)
     assert cache.keys() == []  # else it would stand under the key of the former one
+    assert read_manifest(bundle_path).engines == {}
 
 
 def test_engines_from_the_cache_do_not_get_into_a_newer_bundle(
