@@ -105,6 +105,7 @@ def test_a_broken_installation_takes_only_its_own_backend_away(kind: str, export
         check=False,
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     refused, taken = done.stdout.splitlines()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+import e3d_deploy.onnxruntime_library  # noqa: F401, as it imports ONNX Runtime without its telemetry
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.cli import main
 from e3d_deploy.commands.verify import judged as judged_line
