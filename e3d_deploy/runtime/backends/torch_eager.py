@@ -57,9 +57,9 @@ class TorchBackend(Lifetime):
 
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         self.check_open()
-        dtype = self.model.to_patch.weight.dtype
-        given = to_input(as_frames(frame, self.model.config), dtype=DOUBLE if dtype == torch.float64 else FLOAT32)
         with OwnSettings(self.threads), torch.inference_mode():
+            dtype = self.model.to_patch.weight.dtype
+            given = to_input(as_frames(frame, self.model.config), dtype=DOUBLE if dtype == torch.float64 else FLOAT32)
             prediction, model_state = self.model.step(torch.tensor(given, dtype=dtype), state["model"])
             steps = state["steps"] + 1
             return prediction.numpy(), {"model": model_state, "steps": steps}
