@@ -39,8 +39,25 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: it cannot be written, with its name.
     """
+    with _naming(path):
+        if _is_special(path):  # which needs no folder for temporary files
+            with _opened(path) as stream:
+                stream.write(content)
+            return
     with new_file(path) as partial:
         partial.write_bytes(content)
+
+
+def _is_special(path: Path) -> bool:
+    """Return True for a descriptor such as `/dev/stdout`, a pipe or a device, which stays where it is.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+    """
+    there = _status(path)
+    if there is not None and stat.S_ISDIR(there.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return _descriptor(path) is not None or (there is not None and not stat.S_ISREG(there.st_mode))
 
 
 @contextmanager
@@ -55,17 +72,14 @@ def new_file(path: Path) -> Iterator[Path]:
         OSError: it cannot be written, with the name `path`.
     """
     with _naming(path):
-        there = _status(path)
-        if there is not None and stat.S_ISDIR(there.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if _descriptor(path) is not None or (there is not None and not stat.S_ISREG(there.st_mode)):
+        if _is_special(path):
             with tempfile.TemporaryDirectory(suffix=PARTIAL) as folder, _opened(path) as stream:
                 partial = Path(folder) / path.name
                 yield partial
                 with partial.open("rb") as file:
                     shutil.copyfileobj(file, stream)
             return
-        place = Path(os.path.realpath(path))
+        there, place = _status(path), Path(os.path.realpath(path))
         with workspace(place) as folder:
             partial = folder / path.name
             yield partial

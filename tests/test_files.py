@@ -213,3 +213,14 @@ def test_a_workspace_that_cannot_be_made_names_its_target(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError) as error, workspace(tmp_path / "absent/target"):
         pass
     assert error.value.filename == str(tmp_path / "absent/target")
+
+
+def test_a_pipe_is_written_without_a_folder_for_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "pipe", b"content")
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
