@@ -226,7 +226,7 @@ def swap(folder: Path, target: Path) -> None:
 def is_swapping(target: Path) -> bool:
     """Return True if a folder that was absent is there by now, or `swap` is about to put one there."""
     target = target.resolve()
-    return any(target.parent.glob(f"{glob.escape(_prefix(target))}*{RETIRED}")) or target.is_dir()
+    return any(target.parent.glob(f"{glob.escape(_prefix(target))}*{RETIRED}")) or os.path.isdir(target)
 
 
 def _exchange(one: Path, other: Path) -> bool:

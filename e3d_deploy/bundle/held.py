@@ -112,11 +112,7 @@ def open_folder(path: Path) -> Iterator[Folder]:
     Raises:
         BundleError: there is none, or it cannot be opened.
     """
-    try:
-        there = path.is_dir()
-    except (OSError, ValueError):  # a name that is too long, or that no file can have
-        there = False
-    if not there:
+    if not os.path.isdir(path):  # which takes names that are too long, or that no file can have
         raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
     if os.open not in os.supports_dir_fd:
         yield Folder(path, None)

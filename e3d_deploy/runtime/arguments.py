@@ -29,11 +29,12 @@ def check_path(name: str, value: Any) -> Path:
     """Return a path that is given as text or a path object.
 
     Raises:
-        ConfigError: it is neither, or holds a null character.
+        ConfigError: it is neither, or holds a character that no file name can have.
     """
     try:
         text = os.fspath(value)
-    except TypeError:
+        os.fsencode(text)
+    except (TypeError, UnicodeError):
         text = None
     if not isinstance(text, str) or "\0" in text:
         raise ConfigError(f"{name}: got {value!r}, expected text or a path, such as model.e3d")

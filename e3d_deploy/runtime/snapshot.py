@@ -182,6 +182,8 @@ class Owner:
                 f"snapshot: got a prediction {list(prediction.shape)} {prediction.dtype}, expected {list(frame)} "
                 "float32; take it again with this bundle"
             )
+        if prediction is not None and not np.isfinite(prediction).all():
+            raise SnapshotError("snapshot: its prediction is not finite; take it again with this bundle")
         if (seen := snapshot.frames) is None:
             return
         pictures = _is_array(seen, np.uint8, (len(seen), *self.config.image_size, C))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from e3d_deploy import runtime
-from e3d_deploy.errors import ConfigError, ResourceLimit
+from e3d_deploy.errors import BundleError, ConfigError, ResourceLimit
 from e3d_deploy.runtime import Bundle, Predictor
 from e3d_deploy.runtime.backends.registry import check_threads, open_backend
 from e3d_deploy.runtime.backends.specs import BACKENDS, register
@@ -54,7 +54,7 @@ def test_numbers_of_threads_that_can_be() -> None:
     assert [check_threads(threads) for threads in (None, 1, np.int64(2), 1024)] == [None, 1, 2, 1024]
 
 
-@pytest.mark.parametrize("path", [None, b"model.e3d", 3, 1.5, ["model.e3d"], "model\0.e3d"])
+@pytest.mark.parametrize("path", [None, b"model.e3d", 3, 1.5, ["model.e3d"], "model\0.e3d", "\ud800.e3d"])
 @pytest.mark.usefixtures("unopened")
 def test_what_is_no_path_is_refused_before_work(path: Any) -> None:
     with pytest.raises(ConfigError, match=r"path: got .*, expected text or a path"):
@@ -103,3 +103,8 @@ def test_a_backend_with_a_name_that_nobody_can_give_is_not_registered(name: Any)
 def test_what_is_no_entry_is_not_registered() -> None:
     with pytest.raises(ConfigError, match="backend: got 'toy', expected a BackendSpec"):
         register("toy")  # type: ignore[arg-type]
+
+
+def test_a_name_that_is_too_long_is_no_bundle() -> None:
+    with pytest.raises(BundleError, match="no such bundle"):
+        runtime.load("x" * 5000, "onnxruntime")

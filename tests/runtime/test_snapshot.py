@@ -291,6 +291,7 @@ def _odd(snapshot: Snapshot) -> list[Any]:
         dataclasses.replace(snapshot, prediction=None),
         dataclasses.replace(snapshot, prediction=np.zeros((1, 1, 4, 9), np.float32)),
         dataclasses.replace(snapshot, prediction=np.zeros((1, 1, 4, 8), np.float64)),
+        dataclasses.replace(snapshot, prediction=np.full((1, 1, 4, 8), np.nan, np.float32)),
         dataclasses.replace(snapshot, states=(), prediction=None, renewal="replay", frames=frames),
     ]
 
