@@ -200,7 +200,10 @@ class Bundle:
         Raises:
             BundleError: the bundle has no such graph.
         """
-        return self.held[self.entry(name, backend).file].tobytes()
+        file = self.entry(name, backend).file
+        if file not in self.held:
+            raise BundleError(f"{self.path / file}: is not among the files of the manifest; export the model again")
+        return self.held[file].tobytes()
 
     @property
     def weights(self) -> dict[str, Content]:

@@ -23,6 +23,8 @@ _quieted: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyD
 _stack_size = threading.RLock()  # a finalizer may come in between
 _exit_threads: list[int] = []
 """Thread that runs the exit handlers, once Python ends."""
+SERVING: set[int] = set()
+"""Threads of streams, which do what exit handlers ask for."""
 IN_BACKEND: dict[int, object] = {}
 """Threads that hold the lock of a backend, each with the last one. Other threads may wait for that lock, so these must
 wait for none of them: a finalizer or a signal handler that runs in the middle of a step."""
@@ -37,12 +39,12 @@ def check_usable(pid: int) -> None:
     """Raise unless an object of the process `pid` may be used by this thread now.
 
     Raises:
-        StreamError: this process was forked from that one; or Python ends, and this is not the thread that runs its
-            exit handlers.
+        StreamError: this process was forked from that one; or Python ends, and this is neither the thread that runs
+            its exit handlers nor one that serves it.
     """
     if os.getpid() != pid:
         raise StreamError("this process was forked from the one that loaded the bundle; load it again here")
-    if _exit_threads and threading.get_ident() not in _exit_threads:
+    if _exit_threads and threading.get_ident() not in _exit_threads and threading.get_ident() not in SERVING:
         raise StreamError("Python ends, and only exit handlers may use streams now; stop the thread before the end")
 
 
@@ -112,6 +114,7 @@ def _keep() -> None:
     here = threading.get_ident()
     for thread in IN_BACKEND.keys() - {here}:  # whose numbers new threads may get
         del IN_BACKEND[thread]
+    SERVING.clear()
 
 
 atexit.register(_end)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,7 @@ def test_junk_in_a_snapshot_changes_nothing(exported: Path, tmp_path: Path, junk
         stream.push(pictures[0])
         stream.snapshot().save(tmp_path / "clean.npz")
         clean = Snapshot.load(tmp_path / "clean.npz")
-        clean.states[0].update(with_junk(clean.states[0], junk))
-        clean.save(tmp_path / "junk.npz")
+        replace(clean, states=(with_junk(clean.states[0], junk),)).save(tmp_path / "junk.npz")
         restored = predictor.stream(Snapshot.load(tmp_path / "junk.npz"))
         np.testing.assert_array_equal(restored.forecast(3), stream.forecast(3))
 

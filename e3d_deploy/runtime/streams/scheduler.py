@@ -85,8 +85,9 @@ class Scheduler:
             return forecast.reply.result()
         except BaseException:  # such as Ctrl-C; nobody waits for the rest
             forecast.reply.unwanted = True
-            self._settle()
             raise
+        finally:
+            self._settle()
 
     def call(
         self, video: Video, function: Callable[[], T], *, what: str, timeout: Timeout = FOREVER, drops: bool = False
@@ -107,13 +108,13 @@ class Scheduler:
         except BaseException:
             if not job.claim("caller"):  # the thread is at it, which does not last
                 job.reply.wait()
-            self._settle()
             raise
         finally:
             del job  # an exception holds this frame, which would hold the exception
+            self._settle()
 
     def _settle(self) -> None:
-        """Wait for the step that goes on after a call of an exit handler that failed, as Python would end meanwhile."""
+        """After a call of an exit handler, wait until the thread is out of every library, as Python may end now."""
         if process.is_ending():
             with suppress(StreamError):  # another thread's, which only exit handlers may keep from ending
                 self.queues.check()
@@ -160,6 +161,7 @@ class Scheduler:
     def _run(self) -> None:
         queues = self.queues
         queues.thread_id = threading.get_ident()
+        process.SERVING.add(queues.thread_id)
         try:
             while self._round():
                 pass
@@ -171,6 +173,7 @@ class Scheduler:
             try:
                 self._end()
             finally:  # whatever it was, nobody waits for this thread any more
+                process.SERVING.discard(queues.thread_id)
                 queues.ended = True
                 queues.bell.ring()
 

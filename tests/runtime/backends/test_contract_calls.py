@@ -311,10 +311,31 @@ stream = e3d.load(sys.argv[1], sys.argv[2]).stream(renewal='none')
 stream.push(np.zeros((16, 24, 1), np.uint8))
 sys.exit(7)
 """
+SERVES = """
+import atexit, sys
+
+@atexit.register
+def save():
+    slot.push(np.zeros((16, 24, 1), np.uint8))
+    print(slot.pushed, slot.snapshot().pushed, slot.predict(2).shape)
+
+import numpy as np
+import e3d_deploy.runtime as e3d
+
+streams = e3d.load(sys.argv[1], sys.argv[2]).streams(renewal='none')
+slot = streams.open()
+slot.push(np.zeros((16, 24, 1), np.uint8))
+slot.wait()
+sys.exit(7)
+"""
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
-@pytest.mark.parametrize(("script", "said"), [(FORKS, ""), (DAEMONS, ""), (SAVES, "2 2 (2, 16, 24, 1)")])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [(FORKS, ""), (DAEMONS, ""), (SAVES, "2 2 (2, 16, 24, 1)"), (SERVES, "2 2 (2, 16, 24, 1)")],
+    ids=["forks", "daemons", "saves", "serves"],
+)
 def test_a_program_ends_as_it_wants_to(name: str, script: str, said: str, exported: Path) -> None:
     if not has_libraries(find(name)) or ("fork" in script and not hasattr(os, "fork")):
         pytest.skip(f"{name} or fork is not here")
