@@ -80,7 +80,10 @@ def interrupted(call: Callable[[], object], seconds: float) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
-@pytest.mark.parametrize("renewal", ["none", "refresh:2", "replay"])
+@pytest.mark.parametrize(
+    "renewal",
+    [pytest.param("none", marks=pytest.mark.slow), "refresh:2", pytest.param("replay", marks=pytest.mark.slow)],
+)
 def test_an_interrupted_stream_stays_at_its_last_good_picture(predictor: Predictor, renewal: str) -> None:
     stream, chance = predictor.stream(renewal=renewal), random.Random(0)
     calls = (lambda: stream.push(picture(stream.pushed)), lambda: stream.predict(2), stream.snapshot)
