@@ -1,6 +1,5 @@
 """Base of the backends on a GPU: states and frames that stay there, and calls by address."""
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -15,9 +14,8 @@ from e3d_deploy.frames import is_on_gpu, plain
 from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
 from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, StateSets
-from e3d_deploy.runtime.backends.lifetime import Lifetime
+from e3d_deploy.runtime.backends.lifetime import Lifetime, in_turn
 from e3d_deploy.runtime.backends.protocol import Frame
-from e3d_deploy.runtime.process import IN_BACKEND
 
 Addresses = dict[str, int]
 """Addresses of the inputs and outputs of a graph on the GPU, by name."""
@@ -87,27 +85,32 @@ class DeviceBackend(Lifetime):
         """Time of the last call's graph on the GPU (ms); None until `measure(True)`, and if it was not measured."""
         return self.cuda.elapsed_ms
 
+    @in_turn
     def measure(self, on: bool) -> None:
         """Switch the timing of calls on the GPU on or off."""
-        with self._turn():
+        with self._current():
             self.cuda.measure(on)
 
+    @in_turn
     def initial_state(self, batch: int | None = None) -> DeviceState:
-        with self._turn():
+        with self._current():
             return self._size(batch or self.bundle.batch).states.initial()
 
+    @in_turn
     def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
-        with self._turn():
+        with self._current():
             return self._size(len(rows)).states.gather(rows)
 
+    @in_turn
     def step(self, frame: Frame, state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
-        with self._turn():
+        with self._current():
             size, following = self._step(frame, state)
             return size.prediction.read(), following
 
+    @in_turn
     def step_on_device(self, frame: Any, state: DeviceState) -> tuple[DeviceArray, DeviceState]:
         """Step like `step`, but leave the prediction on the GPU, where it can be the next frame."""
-        with self._turn():
+        with self._current():
             size, following = self._step(frame, state)
             memory = self.cuda.lend(size.prediction.memory.size)
             prediction = DeviceArray(self.cuda, memory, size.prediction.shape)
@@ -115,18 +118,20 @@ class DeviceBackend(Lifetime):
             self.cuda.synchronise()  # so that whoever reads it need not know of this stream
             return prediction, following
 
+    @in_turn
     def keep(self, picture: Any) -> DeviceArray:
         """Copy pictures on the GPU, uint8 [B, H, W, C], to memory of the backend."""
-        with self._turn():
+        with self._current():
             memory, shape, _ = self.cuda.borrow(picture)
             own = self.cuda.lend(memory.size)
             self.cuda.copy(own, memory)
             self.cuda.synchronise()  # before their owner writes the next ones
             return DeviceArray(self.cuda, own, shape, np.uint8)
 
+    @in_turn
     def fetch(self, picture: DeviceArray) -> NDArray[Any]:
         """Copy a picture that `keep` returned to the host, uint8 [1, H, W, C]."""
-        with self._turn():
+        with self._current():
             port = self._size(1).pictures
             self.cuda.copy(port.memory, picture.memory)
             return port.read()
@@ -138,12 +143,14 @@ class DeviceBackend(Lifetime):
         given = plain(np.asanyarray(prediction), name=contract.PREDICTION)
         return self._run("rollout", contract.PREDICTION, given, state)
 
+    @in_turn
     def to_arrays(self, state: DeviceState) -> dict[str, NDArray[Any]]:
-        with self._turn():
+        with self._current():
             return self._size(state.batch).states.read(state)
 
+    @in_turn
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
-        with self._turn():
+        with self._current():
             states = self.bundle.states
             return self._size(states.count(arrays)).states.write(states.cleared(arrays))
 
@@ -158,26 +165,13 @@ class DeviceBackend(Lifetime):
         self.cuda.close()
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Hold `TURN` with the GPU current, and raise CUDA's failures as our errors."""
-        self.check_open()
-        with TURN:
-            self.check_turn()
-            thread = threading.get_ident()
-            outer = IN_BACKEND.get(thread)
-            self.running, IN_BACKEND[thread] = True, self
-            try:
-                self.cuda.make_current()
-                yield
-            except CudaError as error:
-                raise said_plainly(error) from error
-            finally:
-                self.running = False
-                if outer is None:
-                    del IN_BACKEND[thread]
-                else:
-                    IN_BACKEND[thread] = outer
-                self.end_turn()
+    def _current(self) -> Iterator[None]:
+        """Make the GPU the current one, and raise CUDA's failures as our errors."""
+        try:
+            self.cuda.make_current()
+            yield
+        except CudaError as error:
+            raise said_plainly(error) from error
 
     def _step(self, frame: Any, state: DeviceState) -> tuple[Size, DeviceState]:
         size = self._size(state.batch)
@@ -214,6 +208,7 @@ class DeviceBackend(Lifetime):
             *_, height, width, channels = port.shape
             self.cuda.to_frames(port.memory, size.frame.memory, channels, height * width)
 
+    @in_turn
     def _run(
         self, graph: str, name: str, given: NDArray[np.float32], state: DeviceState | None
     ) -> tuple[NDArray[np.float32], DeviceState]:
@@ -221,7 +216,7 @@ class DeviceBackend(Lifetime):
         expected = (len(given), *lengths, *contract.frame(self.bundle.config).shape[1:])
         if given.shape != expected or (state is not None and state.batch != len(given)):
             raise ShapeError(f"{name}: got {list(given.shape)}, expected {list(expected)}, and a state of as many")
-        with self._turn():
+        with self._current():
             states = self._size(len(given)).states
             source, result = self._ports_of(graph, given.shape)
             following = states.new()

@@ -1,6 +1,5 @@
 """Base class of backends on the host: states in reused memory, and graphs bound to it."""
 
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +11,8 @@ from e3d_deploy import contract, frames
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.runtime.backends.lease import Lease
-from e3d_deploy.runtime.backends.lifetime import Lifetime
+from e3d_deploy.runtime.backends.lifetime import Lifetime, in_turn
 from e3d_deploy.runtime.backends.protocol import Frame
-from e3d_deploy.runtime.process import IN_BACKEND
 
 Arrays = dict[str, NDArray[Any]]
 Tensors = dict[str, Any]
@@ -84,22 +82,12 @@ class HostBackend(Lifetime):
         outputs = {contract.NEXT + name: tensor for name, tensor in following.tensors.items()}
         inputs |= state.tensors if state else {}
         outputs[result] = self.tensor(output)
-        with self.lock:
-            self.check_turn()
-            thread = threading.get_ident()
-            outer = IN_BACKEND.get(thread)
-            # No call stands before `try`, so that Ctrl-C cannot come between.
-            self.running, IN_BACKEND[thread] = True, self
-            try:
-                self.run(graph, shape[0], inputs, outputs)
-            finally:
-                self.running = False
-                if outer is None:
-                    del IN_BACKEND[thread]
-                else:
-                    IN_BACKEND[thread] = outer
-                self.end_turn()
+        self._run_alone(graph, shape[0], inputs, outputs)
         return output, following
+
+    @in_turn
+    def _run_alone(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
+        self.run(graph, batch, inputs, outputs)
 
     def to_arrays(self, state: HostState) -> Arrays:
         self.check_open()

@@ -2,11 +2,16 @@
 
 import os
 import threading
-from functools import partial
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from e3d_deploy.errors import StreamError
-from e3d_deploy.runtime.process import check_usable, in_backend, wait_at_exit
+from e3d_deploy.runtime.process import IN_BACKEND, check_usable, in_backend, wait_at_exit
+
+P = ParamSpec("P")
+T = TypeVar("T")
+B = TypeVar("B", bound="Lifetime")
 
 
 class Lock(Protocol):
@@ -21,12 +26,44 @@ class Lock(Protocol):
     def __exit__(self, *_: Any) -> object: ...
 
 
+def in_turn(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B, P], T]:
+    """Let a method have its backend to itself: other threads wait, and another call inside it raises StreamError.
+
+    A signal handler runs neither between a lock and its block nor in a plain assignment, so that Ctrl-C leaves nothing
+    locked, whoever keeps the traceback; a context manager written as a generator would.
+    """
+
+    @wraps(method)
+    def call(self: B, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.check_open()  # before the lock, which a thread of the parent may have held when this process was forked
+        with self.lock:
+            self.check_open()
+            if self.running:
+                raise StreamError(
+                    f"{self.name}: was called inside its own call, by a finalizer or a signal handler; call it later"
+                )
+            thread = threading.get_ident()
+            outer = IN_BACKEND.get(thread)
+            self.running, IN_BACKEND[thread] = True, self
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                self.running = False
+                if outer is None:
+                    del IN_BACKEND[thread]
+                else:
+                    IN_BACKEND[thread] = outer
+                if self.closed:  # meanwhile
+                    self._close()
+
+    return call
+
+
 class Lifetime:
     """A backend that can be closed twice, refuses every call after that, and is a context manager.
 
     A subclass calls `check_open` in each method before it touches what the backend holds, and frees that in `free`.
-    A call that runs something is in `with self.lock:` and then between `check_turn`, which refuses a call inside
-    another one of the same thread, as of a finalizer, and `end_turn`, which frees what was closed meanwhile.
+    What runs something, one thread at a time, is a method that is marked `in_turn`.
 
     Args:
         lock: held while the backend runs and is closed; reentrant, as garbage collection may close it in a call. The
@@ -50,23 +87,6 @@ class Lifetime:
         check_usable(self.pid)
         if self.closed:
             raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
-
-    def check_turn(self) -> None:
-        """Raise unless a call of this thread may begin, with the lock held.
-
-        Raises:
-            StreamError: as `check_open`; or this thread is in a call already.
-        """
-        self.check_open()
-        if self.running:
-            raise StreamError(
-                f"{self.name}: was called inside its own call, by a finalizer or a signal handler; call it later"
-            )
-
-    def end_turn(self) -> None:
-        """Free what was closed inside the call that ends, with the lock held."""
-        if self.closed:
-            self._close()
 
     def free(self) -> None:
         """Free what the backend holds; called once, with the lock held."""

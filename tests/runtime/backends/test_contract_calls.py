@@ -310,34 +310,22 @@ def save():
 import numpy as np
 import e3d_deploy.runtime as e3d
 
-stream = e3d.load(sys.argv[1], sys.argv[2]).stream(renewal='none')
+predictor = e3d.load(sys.argv[1], sys.argv[2])
+streams = predictor.streams(renewal='none')
+stream = OPENED
 stream.push(np.zeros((16, 24, 1), np.uint8))
+stream.snapshot()
 sys.exit(7)
 """
-SERVES = """
-import atexit, sys
-
-@atexit.register
-def save():
-    slot.push(np.zeros((16, 24, 1), np.uint8))
-    print(slot.pushed, slot.snapshot().pushed, slot.predict(2).shape)
-
-import numpy as np
-import e3d_deploy.runtime as e3d
-
-streams = e3d.load(sys.argv[1], sys.argv[2]).streams(renewal='none')
-slot = streams.open()
-slot.push(np.zeros((16, 24, 1), np.uint8))
-slot.wait()
-sys.exit(7)
-"""
+SAVES_PLAIN = SAVES.replace("OPENED", "predictor.stream(renewal='none')")
+SAVES_SLOT = SAVES.replace("OPENED", "streams.open()")
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("script", "said"),
-    [(FORKS, ""), (DAEMONS, ""), (SAVES, "2 2 (2, 16, 24, 1)"), (SERVES, "2 2 (2, 16, 24, 1)")],
-    ids=["forks", "daemons", "saves", "serves"],
+    [(FORKS, ""), (DAEMONS, ""), (SAVES_PLAIN, "2 2 (2, 16, 24, 1)"), (SAVES_SLOT, "2 2 (2, 16, 24, 1)")],
+    ids=["forks", "daemons", "saves", "saves many"],
 )
 def test_a_program_ends_as_it_wants_to(name: str, script: str, said: str, exported: Path) -> None:
     if not has_libraries(find(name)) or ("fork" in script and not hasattr(os, "fork")):
