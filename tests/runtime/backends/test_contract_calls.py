@@ -30,6 +30,8 @@ from tests.runtime.backends.cases import Case
 from tests.runtime.backends.test_contract import close_to
 
 INTERRUPTS = 60
+LAST: list[KeyboardInterrupt] = []
+"""Exception that came last, kept with its frames, as a notebook keeps it."""
 
 
 def picture(number: int) -> NDArray[np.uint8]:
@@ -72,7 +74,8 @@ def interrupted(call: Callable[[], object], seconds: float) -> bool:
         while armed and time.monotonic() < end:
             call()
         armed.clear()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        LAST[:] = [error]
         return True
     finally:
         signal.signal(signal.SIGALRM, former)
