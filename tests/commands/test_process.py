@@ -64,7 +64,9 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "export" else []) for name in COMMANDS]
+)
 def test_a_command_leaves_the_process_as_it_was(
     name: str, exported: Path, tmp_path: Path, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
