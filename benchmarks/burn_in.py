@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from benchmarks.common import RESULTS, save
 from e3d_deploy import plots, runtime
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
@@ -48,7 +49,7 @@ def clips(count: int) -> dict[str, list[Clip]]:
     Of the film these are all windows that are long enough for the highest age.
     """
     digits = load_digits("test")
-    film = read_clips(PEDESTRIANS, image_size=(64, 64), channels=1).frames[0]
+    film = read_clips(PEDESTRIANS, Form(image_size=(64, 64), channels=1)).frames[0]
     length = max(AGES["film"]) + HORIZON
     return {
         "digits": [moving_mnist(digits, np.random.default_rng((SEED, index)), length=LENGTH) for index in range(count)],

@@ -23,7 +23,9 @@ from onnx import GraphProto, ModelProto
 
 from benchmarks.common import compare, save
 from e3d_deploy import checkpoint, contract
+from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.data.form import Form
 from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.graph.to_onnx import export_core
@@ -50,8 +52,9 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
     The drift of every policy is emulated; that of some is also measured as the libraries here compute it.
     """
     config = model.config
-    reference = reference_clip(config, CONTEXT + HORIZON, None)
-    clips = real_clips(config, CONTEXT + HORIZON, None, reference)
+    form = Form.of(config, Card())
+    reference = reference_clip(form, CONTEXT + HORIZON, None)
+    clips = real_clips(form, CONTEXT + HORIZON, None, reference)
     ranges = calibrate(core, config, 1, clips.calibrate, context_length=CONTEXT, threads=threads)
     gauge = Gauge(model, clips.measure, batch=1, context_length=CONTEXT, threads=threads)
     chooser = Chooser(core, 1, gauge, lambda: ranges, lambda text: click.echo(text, err=True))

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
+from e3d_deploy.config import Fit
 from e3d_deploy.errors import ConfigError
 
 AGES = (1, 2, 3, 5, 10, 12, 15, 20, 30, 60, 100, 150)
@@ -156,12 +157,22 @@ class Decay:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Facts about a model beside its config and weights; stored in the model file and in the manifest."""
+    """Facts about a model beside its config and weights; stored in the model file and in the manifest.
+
+    Raises:
+        ConfigError: a fit that there is not.
+    """
 
     window: Window | None = None
     decay: Decay | None = None
+    fit: Fit = "stretch"
+    """Way in which pictures of another shape were brought to the size of a frame in training."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Entries that this version does not know; they are kept."""
+
+    def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise ConfigError(f"fit: got {self.fit!r}, expected one of {', '.join(get_args(Fit))}")
 
     def lengths(self) -> tuple[int, int]:
         """Return context length and horizon to assume for the model: those of training, else 10 and 10."""
@@ -170,6 +181,8 @@ class Card:
     def to_dict(self) -> dict[str, Any]:
         """Return the entries that are known as JSON values."""
         result = dict(self.notes)
+        if self.fit != "stretch":
+            result["fit"] = self.fit
         if self.window is not None:
             result["window"] = self.window.to_dict()
         if self.decay is not None:
@@ -186,12 +199,13 @@ class Card:
         """
         if not isinstance(entries, Mapping):
             raise ConfigError(f"card: got {type(entries).__name__}, expected an object; save or export the model again")
-        notes = {name: value for name, value in entries.items() if name not in ("window", "decay")}
+        notes = {name: value for name, value in entries.items() if name not in ("window", "decay", "fit")}
         window, decay = entries.get("window"), entries.get("decay")
         try:
             return cls(
                 window=None if window is None else Window(**_known(Window, window)),
                 decay=None if decay is None else Decay(**_known(Decay, decay)),
+                fit=entries.get("fit", "stretch"),
                 notes=notes,
             )
         except (TypeError, ValueError, AttributeError, OverflowError) as error:

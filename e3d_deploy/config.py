@@ -10,6 +10,9 @@ from typing import Any, ClassVar, Literal, get_args
 from e3d_deploy.errors import ConfigError
 
 Semantics = Literal["paper", "google", "openstl"]
+Fit = Literal["stretch", "crop", "pad"]
+"""Ways to bring a picture of another shape to the size of a frame: change its shape, cut off what is beyond, or add
+black bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +260,8 @@ class TrainConfig:
     burn_in_steps: int | None = None
     """Last steps that have a burn-in; None: a tenth of the steps, rounded down. Where the schedule follows time, it
     begins at the same share of the time."""
+    fit: Fit = "stretch"
+    """Way in which pictures of another shape are brought to the size of a frame."""
     seed: int = 0
     """Seed of the initial weights, data, sampling and burn-in."""
 
@@ -288,7 +293,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected more than 0")
         kinds = {"loss": Loss, "optimizer": Optimizer, "schedule": Schedule, "sampling": Sampling}
-        for name, kind in {**kinds, "schedule_by": ScheduleBy, "precision": Precision}.items():
+        for name, kind in {**kinds, "schedule_by": ScheduleBy, "precision": Precision, "fit": Fit}.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}")
         if self.cuda_graph and self.accumulate > 1:

@@ -17,6 +17,7 @@ from e3d_deploy import checkpoint, inventory
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.cli import main
 from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.files import sha256
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
@@ -153,9 +154,9 @@ def test_predict_writes_videos_pictures_and_arrays(exported: Path, tmp_path: Pat
         assert "pedestrians.mp4: 144×192 yuv420p, scaled to 16×24 gray" in result.stderr
     wanted = np.load(tmp_path / "o.npz")["frames"]
     assert wanted.shape == (1, 3, 16, 24, 1)
-    shown = read_clips(tmp_path / "pictures", image_size=(32, 48), channels=1).frames[0, :, ::2, ::2]
+    shown = read_clips(tmp_path / "pictures", Form(image_size=(32, 48), channels=1)).frames[0, :, ::2, ::2]
     np.testing.assert_allclose(shown / 255, wanted[0].clip(0, 1), atol=0.5 / 255 + 1e-6)
-    video = read_clips(tmp_path / "o.mp4", image_size=(32, 48), channels=1)
+    video = read_clips(tmp_path / "o.mp4", Form(image_size=(32, 48), channels=1))
     assert video.frames.shape == (1, 3, 32, 48, 1)
     assert video.frames_per_second == 10
     with Image.open(tmp_path / "o.gif") as image:
@@ -255,7 +256,7 @@ def test_stream_forecasts_a_video_while_it_plays(exported: Path, tmp_path: Path)
     assert " ".join(summary) == (
         "backend frames horizon renewal frames_per_second push_ms forecast_ms mse copy_mse source_frames_per_second"
     )
-    video = read_clips(output, image_size=(16, 48), channels=1).frames[0]
+    video = read_clips(output, Form(image_size=(16, 48), channels=1)).frames[0]
     assert video.shape == (150, 16, 48, 1)
     assert video[:2, :, 24:].max() < 16  # black where nothing could have been forecast yet
     assert "push one picture" in e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2).stdout

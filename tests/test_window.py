@@ -12,6 +12,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.datasets import training_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.diff import diff
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.export.bundle import export
@@ -58,10 +59,10 @@ def test_interval_is_the_median_of_the_rates_that_are_known() -> None:
 
 
 def test_training_data_tell_the_rates_of_their_videos(run: Path) -> None:
-    form: dict[str, Any] = {"image_size": (32, 32), "channels": 1, "length": 4, "seed": 0}
+    options: dict[str, Any] = {"form": Form(image_size=(32, 32), channels=1), "length": 4, "seed": 0}
     sources = [("moving-mnist", 1.0), (str(run / "walk.mp4"), 1.0)]
-    assert training_data(sources, **form).rates == (25,)
-    assert training_data(sources[:1], **form).rates == ()
+    assert training_data(sources, **options).rates == (25,)
+    assert training_data(sources[:1], **options).rates == ()
 
 
 def test_every_video_of_a_source_counts_in_the_median_interval(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_every_video_of_a_source_counts_in_the_median_interval(tmp_path: Path) -
         (tmp_path / split).mkdir()
     for number, rate in enumerate((25, 25, 5)):
         write_video(tmp_path / "train" / f"{number}.mp4", gray_levels((16, 24), range(0, 200, 20)), rate=rate)
-    data = training_data([(str(tmp_path), 1.0)], image_size=(16, 24), channels=1, length=4, seed=0)
+    data = training_data([(str(tmp_path), 1.0)], Form(image_size=(16, 24), channels=1), length=4, seed=0)
     assert Window.of_rates(3, 1, data.rates).interval_ms == 40
 
 

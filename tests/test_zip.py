@@ -22,7 +22,9 @@ sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(
 
 import e3d_deploy
 from e3d_deploy.cli import main
+from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.data.form import Form
 from e3d_deploy.demo import tour
 from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.measure import memory
@@ -31,7 +33,7 @@ from e3d_deploy.runtime import Bundle
 assert Path(archive) in Path(e3d_deploy.__file__).parents
 tour.check_present(tour.DEMO)
 colour = ModelConfig(image_size=(32, 32), channels=3, patch_size=8, hidden=(4,), kernel_size=3, history_length=2)
-print(reference_clip(colour, 4, None).shape, bool(tour._card_pictures(tour.DEMO)))
+print(reference_clip(Form.of(colour, Card()), 4, None).shape, bool(tour._card_pictures(tour.DEMO)))
 print(memory.peak_alone(Bundle.open(Path(bundle)), "onnxruntime", ["step"], threads=1) > 10_000_000)
 main(["inspect", bundle, "--json"], standalone_mode=False)
 """

@@ -1,11 +1,13 @@
 """Helpers of several test files."""
 
 from pathlib import Path
+from typing import Any
 
 from click.testing import CliRunner, Result
 from torch import Tensor
 
 from e3d_deploy.cli import main
+from e3d_deploy.data.form import Form
 
 
 def e3d(*arguments: object, code: int = 0) -> Result:
@@ -24,6 +26,11 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
     """Return the largest absolute difference of two tensors of one shape."""
     assert ours.shape == theirs.shape
     return (ours.detach() - theirs).abs().max().item()
+
+
+def formed(*, image_size: tuple[int, int], channels: int, **options: Any) -> dict[str, Any]:
+    """Return options of a reader, with the form of frames made of two of them."""
+    return {"form": Form(image_size=image_size, channels=channels), **options}
 
 
 class Clock:

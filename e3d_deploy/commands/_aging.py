@@ -44,6 +44,7 @@ def evaluate_streaming(
 
     from e3d_deploy import plots
     from e3d_deploy.data.datasets import GENERATED, aging_data, warn_of_data
+    from e3d_deploy.data.form import Form
     from e3d_deploy.errors import ConfigError
     from e3d_deploy.evaluation.streaming import ages_of, measure_decay, record_with_model
     from e3d_deploy.files import new_folder
@@ -69,9 +70,8 @@ def evaluate_streaming(
         windows, fitting = aging_data(
             data,
             asked,
+            Form.of(predictor.config, predictor.card),
             split=split,
-            image_size=predictor.config.image_size,
-            channels=predictor.config.channels,
             context_length=context_length,
             horizon=horizon,
             most=most or (32 if data == GENERATED else 100),

@@ -118,16 +118,17 @@ def benchmark(
 def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
     """Plays a real video for ever; None where none can be decoded."""
     from e3d_deploy.data import clips
+    from e3d_deploy.data.form import Form
     from e3d_deploy.libraries import is_importable
     from e3d_deploy.shipped import extracted
 
     if not is_importable("av") or config.channels not in (1, 3):
         return None
-    size: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
+    form = Form(image_size=config.image_size, channels=config.channels)
 
     def play() -> Iterator[Any]:
         while True:
             with extracted(clips.PEDESTRIANS) as path:
-                yield from clips.play(path, **size, say=False).pictures
+                yield from clips.play(path, form, say=False).pictures
 
     return play

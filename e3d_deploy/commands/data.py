@@ -1,7 +1,7 @@
 """`e3d data`: what a model would learn from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -39,14 +39,15 @@ def inspect_data(
 ) -> None:
     """Show what SOURCE holds: its kind, its splits, and some of its frames."""
     from e3d_deploy.data import inspect as look
+    from e3d_deploy.data.form import Form
 
     check_picture(picture)
+    form = Form(image_size=cast("tuple[int, int]", image_size), channels=channels)  # it checks that there are two
     with working(f"reading {source_}") as progress:
         opened = look.open_splits(
             source_,
+            form,
             split=split,
-            image_size=image_size,
-            channels=channels,
             length=length,
             skip_bad=skip_bad,
             progress=progress,

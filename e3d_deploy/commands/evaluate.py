@@ -132,6 +132,7 @@ def evaluate(
     from contextlib import ExitStack
 
     from e3d_deploy.data.datasets import evaluation_data, warn_of_data
+    from e3d_deploy.data.form import Form
     from e3d_deploy.evaluation import evaluate as measure
     from e3d_deploy.evaluation.conventions import CONVENTIONS
     from e3d_deploy.evaluation.report import write_report
@@ -148,15 +149,13 @@ def evaluate(
     with ExitStack() as stack:
         folder = None if output is None else stack.enter_context(new_folder(output))
         predictor = stack.enter_context(open_predictor(model, backend, threads, importing))
-        config = predictor.config
         context_length = context_length or predictor.context_length
         horizon = horizon or predictor.horizon
         progress = stack.enter_context(working(f"evaluating {model} on {data}"))
         clips = evaluation_data(
             data,
+            Form.of(predictor.config, predictor.card),
             split=split,
-            image_size=config.image_size,
-            channels=config.channels,
             length=context_length + horizon,
             most=most or (100 if data == "moving-mnist" else None),
             skip_bad=skip_bad,

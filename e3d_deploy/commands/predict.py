@@ -43,6 +43,7 @@ def predict(
     import numpy as np
 
     from e3d_deploy.data.clips import read_clips
+    from e3d_deploy.data.form import Form
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.errors import ShapeError
@@ -51,12 +52,9 @@ def predict(
     selection = Selection(every=every, resample=resample)
     check_target(output, clip)
     with open_predictor(model, backend, threads) as predictor:
-        config = predictor.config
         context_length = context_length or predictor.context_length
         horizon = horizon or predictor.horizon
-        clips = read_clips(
-            clip, image_size=config.image_size, channels=config.channels, most=context_length, selection=selection
-        )
+        clips = read_clips(clip, Form.of(predictor.config, predictor.card), most=context_length, selection=selection)
         warn_of_interval(str(clip), [clips.rate], predictor.card.window, selection=selection)
         if clips.frames.shape[1] < context_length:
             raise ShapeError(

@@ -45,6 +45,7 @@ def stream(
     import numpy as np
 
     from e3d_deploy.data.clips import play
+    from e3d_deploy.data.form import Form
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_target, write_clips
     from e3d_deploy.measure.live import follow
@@ -54,8 +55,7 @@ def stream(
     if output is not None:
         check_target(output, video)
     with open_predictor(model, backend, threads) as predictor:
-        config = predictor.config
-        playing = play(video, image_size=config.image_size, channels=config.channels, selection=selection)
+        playing = play(video, Form.of(predictor.config, predictor.card), selection=selection)
         warn_of_interval(str(video), [playing.rate], predictor.card.window, selection=selection)
         with working(f"streaming {video}") as progress:
             summary, seen, forecast = follow(

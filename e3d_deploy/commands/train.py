@@ -105,6 +105,7 @@ def source(text: str) -> tuple[str, float]:
 @setting("log_every", "Steps between lines of the log.")
 @setting("burn_in", "Most frames before the context that only carry the state; 0 for none.")
 @setting("burn_in_steps", "Last steps that have them; else a tenth.")
+@setting("fit", "Of pictures of another shape than the frames.")
 @setting("seed", "Decides weights, data, sampling and burn-in.")
 @click.option("--devices", type=click.IntRange(min=1), help="Processes, each on a device; else one, or torchrun's.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines.")

@@ -50,6 +50,7 @@ def verify(
     from e3d_deploy import frames
     from e3d_deploy.bundle.folder import record_verification
     from e3d_deploy.data.clips import read_clips
+    from e3d_deploy.data.form import Form
     from e3d_deploy.runtime.backends.registry import open_backend
     from e3d_deploy.runtime.backends.specs import YARDSTICK, find, has_libraries
     from e3d_deploy.runtime.verify import verify as verify_backend
@@ -59,9 +60,7 @@ def verify(
     config = opened.config
     given = None
     if clip is not None:
-        pictures = read_clips(
-            clip, image_size=config.image_size, channels=config.channels, most=opened.context_length + opened.horizon
-        ).frames[0]
+        pictures = read_clips(clip, Form.of(config, opened.card), most=opened.context_length + opened.horizon).frames[0]
         given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
     with ExitStack() as stack, working(f"verifying {bundle}"):
         choice = None

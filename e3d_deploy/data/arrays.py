@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.storage import File, Scratch, Store, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
 
@@ -101,7 +102,7 @@ def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
         return _array(name, scratch, io.BytesIO(head), begin=begin, size=scratch.size - begin)
 
 
-def clips_of(array: StoredArray, *, image_size: tuple[int, int], channels: int) -> list[StoredClip]:
+def clips_of(array: StoredArray, form: Form) -> list[StoredClip]:
     """The clips of an array [B, T, H, W, C] or [T, H, W, C].
 
     Raises:
@@ -111,7 +112,7 @@ def clips_of(array: StoredArray, *, image_size: tuple[int, int], channels: int) 
     if len(array.shape) not in (4, 5):
         raise ShapeError(f"{array.name}: got {list(array.shape)}, expected [B, T, H, W, C] or [T, H, W, C]")
     B, T, *shape = array.shape if len(array.shape) == 5 else (1, *array.shape)
-    check_form(array.name, (shape[0], shape[1], shape[2]), array.dtype, image_size=image_size, channels=channels)
+    check_form(array.name, (shape[0], shape[1], shape[2]), array.dtype, form)
     if B == 0 or T == 0:
         raise ClipError(f"{array.name}: holds no frame, its shape is {list(array.shape)}")
     frame = array.bytes_of(*shape)
@@ -129,18 +130,15 @@ def clips_of(array: StoredArray, *, image_size: tuple[int, int], channels: int) 
     ]
 
 
-def check_form(
-    name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], *, image_size: tuple[int, int], channels: int
-) -> None:
+def check_form(name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], form: Form) -> None:
     """Check that frames have the shape [H, W, C] and the type that a model expects.
 
     Raises:
         ShapeError: they do not.
     """
-    if list(shape) != [*image_size, channels]:
+    if shape != form.shape:
         raise ShapeError(
-            f"{name}: frames {list(shape)}, expected {[*image_size, channels]}; "
-            "resize them, or take a model for this size"
+            f"{name}: frames {list(shape)}, expected {list(form.shape)}; resize them, or take a model for this size"
         )
     if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
         raise ShapeError(f"{name}: got {dtype}, expected uint8, or float in [0, 1]; convert it")

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.pictures import NEEDS_VIDEO, play_folder, say_change
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.pictures import play_folder
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection, places, select
-from e3d_deploy.errors import BackendUnavailable, ClipError, ShapeError, SourceLost
+from e3d_deploy.data.videos import play_video
+from e3d_deploy.errors import ClipError, ShapeError
 
 PEDESTRIANS = files("e3d_deploy.data") / "clips" / "pedestrians.mp4"
 """The package's own video, for a network of any size; `shipped.extracted` makes it a file."""
@@ -37,9 +39,8 @@ class Clips:
 
 def read_clips(
     path: Path,
+    form: Form,
     *,
-    image_size: tuple[int, int],
-    channels: int,
     most: int | None = None,
     selection: Selection = ALL,
 ) -> Clips:
@@ -50,8 +51,7 @@ def read_clips(
     Args:
         path: `.npz` with an array `frames`, `.npy`, a folder of pictures, or a video. Arrays are
             [B, T, H, W, C] or [T, H, W, C].
-        image_size: height and width, pixels.
-        channels: 1 for gray, 3 for RGB.
+        form: form of the frames that the model takes.
         most: read no more frames than this.
         selection: frames that are taken; their rate is that of the clips.
 
@@ -65,15 +65,15 @@ def read_clips(
         raise ClipError(f"{path}: no such file or folder; give .npz, .npy, a folder of pictures or a video")
     if path.suffix in (".npz", ".npy"):
         frames = _read_array(path)
-        if list(frames.shape[2:]) != [*image_size, channels]:
+        if frames.shape[2:] != form.shape:
             raise ShapeError(
-                f"{path}: frames {list(frames.shape[2:])}, expected {[*image_size, channels]}; "
+                f"{path}: frames {list(frames.shape[2:])}, expected {list(form.shape)}; "
                 "resize them, or take a model for this size"
             )
         if not selection.takes_all:
             frames = frames[:, places(frames.shape[1], selection.stride(None, name=str(path)))]
         return Clips(frames[:, :most], None)
-    video = play(path, image_size=image_size, channels=channels, selection=selection)
+    video = play(path, form, selection=selection)
     return Clips(np.stack(list(islice(video.pictures, most)))[None], video.rate)
 
 
@@ -92,9 +92,7 @@ class Video:
         return self.rate or DEFAULT_RATE
 
 
-def play(
-    path: Path, *, image_size: tuple[int, int], channels: int, say: bool = True, selection: Selection = ALL
-) -> Video:
+def play(path: Path, form: Form, *, say: bool = True, selection: Selection = ALL) -> Video:
     """Play a video or a folder of pictures, scaled and converted as a model wants, which is logged if `say`.
 
     Args:
@@ -105,10 +103,10 @@ def play(
     """
     if not path.exists():
         raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
-    if channels not in (1, 3):
-        raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {channels}; give .npz or .npy")
-    open_ = play_folder if path.is_dir() else _video
-    pictures, rate = open_(path, image_size=image_size, channels=channels, say=say)
+    if form.channels not in (1, 3):
+        raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {form.channels}; give .npz or .npy")
+    open_ = play_folder if path.is_dir() else play_video
+    pictures, rate = open_(path, form, say=say)
     stride = selection.stride(rate, name=str(path))
     pictures = _not_empty(path, pictures)
     return Video(pictures if selection.takes_all else select(pictures, stride), selection.rate(rate))
@@ -141,46 +139,3 @@ def _read_array(path: Path) -> NDArray[Any]:
         raise ClipError(f"{path}: holds no frame, its shape is {list(loaded.shape)}")
     array: NDArray[Any] = loaded
     return array
-
-
-def _video(
-    path: Path, *, image_size: tuple[int, int], channels: int, say: bool
-) -> tuple[Iterator[NDArray[np.uint8]], float | None]:
-    try:
-        import av
-    except ImportError as error:
-        raise BackendUnavailable(NEEDS_VIDEO) from error
-    height, width = image_size
-    target = "gray" if channels == 1 else "rgb24"
-
-    def unreadable(error: av.FFmpegError) -> ClipError:
-        return ClipError(f"{path}: not a video that can be read ({error.strerror}); check the file")
-
-    try:
-        container = av.open(str(path))
-    except av.FFmpegError as error:
-        raise unreadable(error) from error
-    # FFmpeg shows any text as a film of a terminal ("tty").
-    if not container.streams.video or container.format.name == "tty":
-        container.close()
-        raise ClipError(f"{path}: holds no video")
-    stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
-
-    def pictures() -> Iterator[NDArray[np.uint8]]:
-        number = -1
-        with container:
-            try:
-                for number, frame in enumerate(container.decode(stream)):
-                    if number == 0 and say:
-                        say_change(path, (frame.height, frame.width), frame.format.name, image_size, target)
-                    picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
-                    yield picture.reshape(height, width, channels).astype(np.uint8, copy=False)
-            except av.FFmpegError as error:
-                if number < 0:
-                    raise unreadable(error) from error
-                raise SourceLost(
-                    f"{path}: broke off after frame {number} ({error.strerror}); check the file"
-                ) from error
-
-    return pictures(), float(stream.average_rate) if stream.average_rate else None

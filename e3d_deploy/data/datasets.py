@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from e3d_deploy.card import Window
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
 from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
 from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, frames_before, open_source
@@ -188,9 +189,8 @@ class Mixture(Extendable):
 
 def training_data(
     data: Sequence[tuple[str, float]],
+    form: Form,
     *,
-    image_size: tuple[int, int],
-    channels: int,
     length: int,
     seed: int,
     digits: Path | None = None,
@@ -218,14 +218,13 @@ def training_data(
     if digits is not None and GENERATED not in [text for text, _ in data]:
         raise ConfigError(f"digits: {digits} is for {GENERATED} alone; add --data {GENERATED}, or leave --digits out")
     pictures = None if digits is None else read_digits(digits)
-    size: dict[str, Any] = {"image_size": image_size, "channels": channels, "length": length}
     parts: list[Extendable] = []
     rates: list[float] = []
     for text, _ in data:
         if text == GENERATED:
-            parts.append(_generated("train", **size, seed=seed, digits=pictures))
+            parts.append(_generated("train", form, length=length, seed=seed, digits=pictures))
             continue
-        source = open_source(text, split="train", **size, skip_bad=skip_bad, progress=progress)
+        source = open_source(text, form, split="train", length=length, skip_bad=skip_bad, progress=progress)
         rates += source.frames_per_second
         part, spare = _of_source(source, length=length, seed=seed)
         part[0]
@@ -240,10 +239,9 @@ def training_data(
 
 def evaluation_data(
     text: str,
+    form: Form,
     *,
     split: Split,
-    image_size: tuple[int, int],
-    channels: int,
     length: int,
     most: int | None,
     seed: int = 2**31,
@@ -266,13 +264,12 @@ def evaluation_data(
     """
     if text == GENERATED:
         _check_takes_all(selection)
-        made = _generated(split, image_size=image_size, channels=channels, length=length, seed=seed)
+        made = _generated(split, form, length=length, seed=seed)
         return Subset(made, range(1000 if most is None else most))
     source = open_source(
         text,
+        form,
         split=split,
-        image_size=image_size,
-        channels=channels,
         length=length,
         skip_bad=skip_bad,
         selection=selection,
@@ -292,10 +289,9 @@ def warn_of_data(data: Dataset[Tensor], window: Window | None, selection: Select
 def aging_data(
     data: "Source | str",
     ages: Sequence[int],
+    form: Form,
     *,
     split: Split,
-    image_size: tuple[int, int],
-    channels: int,
     context_length: int,
     horizon: int,
     most: int | None,
@@ -318,16 +314,15 @@ def aging_data(
     Raises:
         ConfigError, ClipError, ShapeError, BackendUnavailable, OSError: as `evaluation_data`.
     """
-    size: dict[str, Any] = {"image_size": image_size, "channels": channels}
     if data == GENERATED:
         _check_takes_all(selection)
-        made = _generated(split, **size, length=max(ages) + horizon, seed=seed)
+        made = _generated(split, form, length=max(ages) + horizon, seed=seed)
         made[0]
         return Subset(made, range(32 if most is None else most)), tuple(ages)
     if isinstance(data, str):
         length = context_length + horizon
         data = open_source(
-            data, split=split, **size, length=length, skip_bad=skip_bad, selection=selection, progress=progress
+            data, form, split=split, length=length, skip_bad=skip_bad, selection=selection, progress=progress
         )
     windows, age = aging_windows(data, ages, least=context_length, horizon=horizon)
     found = FixedWindows(data, length=age + horizon, most=most, windows=windows)
@@ -354,16 +349,15 @@ def _of_source(source: Source, *, length: int, seed: int) -> tuple[Extendable, i
 
 def _generated(
     split: Split,
+    form: Form,
     *,
-    image_size: tuple[int, int],
-    channels: int,
     length: int,
     seed: int,
     digits: NDArray[np.uint8] | None = None,
 ) -> MovingMNIST:
-    if channels != 1:
-        raise ConfigError(f"channels: Moving MNIST is gray, the model takes {channels} colours")
-    return MovingMNIST(split, length=length, image_size=image_size, seed=seed, digits=digits)
+    if form.channels != 1:
+        raise ConfigError(f"channels: Moving MNIST is gray, the model takes {form.channels} colours")
+    return MovingMNIST(split, length=length, image_size=form.image_size, seed=seed, digits=digits)
 
 
 @lru_cache(maxsize=8)

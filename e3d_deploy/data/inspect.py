@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
@@ -96,10 +97,9 @@ class DataContents:
 
 def open_splits(
     text: str,
+    form: Form,
     *,
     split: Split,
-    image_size: tuple[int, ...],
-    channels: int,
     length: int,
     skip_bad: bool,
     progress: Notify,
@@ -107,17 +107,12 @@ def open_splits(
     """Each split of a source, or why it has no clip; only while `split` is opened, what happens is logged.
 
     Raises:
-        ConfigError: a size that is none.
         ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`, for `split`.
     """
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise ConfigError(f"image_size: got {image_size}, expected height and width in pixels, such as 64x64")
-    height, width = image_size
     open_ = partial(
         open_source,
         text,
-        image_size=(height, width),
-        channels=channels,
+        form,
         length=length,
         skip_bad=skip_bad,
         progress=progress,

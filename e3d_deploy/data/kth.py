@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.pictures import load_picture
 from e3d_deploy.errors import ClipError, ShapeError
 
@@ -50,10 +51,9 @@ def is_kth(folder: Path) -> bool:
 
 def open_kth(
     folder: Path,
+    form: Form,
     *,
     split: Literal["train", "valid", "test"],
-    image_size: tuple[int, int],
-    channels: int,
     length: int,
     is_good: Callable[[Path], bool],
 ) -> tuple[list[KTHClip], NDArray[np.int64], NDArray[np.int64]]:
@@ -70,8 +70,8 @@ def open_kth(
 
     Source: google/e3d_lstm src/data_provider/kth_action.py, load_data, with folders in alphabetical order.
     """
-    if channels != 1:
-        raise ShapeError(f"{folder}: KTH is read in gray, the model takes {channels} colours; take one with 1")
+    if form.channels != 1:
+        raise ShapeError(f"{folder}: KTH is read in gray, the model takes {form.channels} colours; take one with 1")
     if absent := [category for category in STRIDES if not (folder / category).is_dir()]:
         raise ClipError(f"{folder}: KTH has six folders, {', '.join(absent)} is missing; add it, empty if need be")
     clips: list[KTHClip] = []
@@ -82,7 +82,7 @@ def open_kth(
             if _person(person) in PERSONS[split]:
                 files = sorted(file for file in person.iterdir() if file.name.startswith("image"))
                 files = [file for file in files if is_good(file)]
-                clips.append(KTHClip(files, image_size))
+                clips.append(KTHClip(files, form.image_size))
                 numbers.append([_number(file) for file in files])
                 strides.append(stride or length)
     if not clips:

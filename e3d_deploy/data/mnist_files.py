@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import StoredArray, check_form, load_member, members, open_member
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.storage import Clip, Joined, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
 
@@ -25,7 +26,7 @@ def is_test_seq(array: StoredArray, channels: int) -> bool:
     return len(array.shape) == 4 and array.shape[-1] not in (1, 3, channels)
 
 
-def sequence_clips(array: StoredArray, *, image_size: tuple[int, int], channels: int) -> list[StoredClip]:
+def sequence_clips(array: StoredArray, form: Form) -> list[StoredClip]:
     """The clips of `mnist_test_seq.npy`, [T, N, H, W]; frame t of all clips lies together there.
 
     Raises:
@@ -33,7 +34,7 @@ def sequence_clips(array: StoredArray, *, image_size: tuple[int, int], channels:
         ClipError: it holds no frame.
     """
     T, N, *size = array.shape
-    check_form(array.name, (size[0], size[1], 1), array.dtype, image_size=image_size, channels=channels)
+    check_form(array.name, (size[0], size[1], 1), array.dtype, form)
     if T == 0 or N == 0:
         raise ClipError(f"{array.name}: holds no frame, its shape is {list(array.shape)}")
     frame = array.bytes_of(*size)
@@ -51,9 +52,7 @@ def sequence_clips(array: StoredArray, *, image_size: tuple[int, int], channels:
     ]
 
 
-def original_clips(
-    paths: Sequence[Path], *, image_size: tuple[int, int], channels: int, scratch: Scratch
-) -> list[Clip]:
+def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch) -> list[Clip]:
     """The clips of one or two .npz files of the original, input frames and output frames joined.
 
     Arrays: `clips` [2, N, 2], for input and output the first frame and how many; `dims` [1 or 2, 3], C, H, W;
@@ -70,11 +69,11 @@ def original_clips(
     # number of clips, not of frames, and does so to a copy that is thrown away; see
     # test_the_second_file_counts_its_own_frames.
     for path in paths:
-        clips += _clips_of_file(path, image_size, channels, scratch)
+        clips += _clips_of_file(path, form, scratch)
     return clips
 
 
-def _clips_of_file(path: Path, image_size: tuple[int, int], channels: int, scratch: Scratch) -> list[Clip]:
+def _clips_of_file(path: Path, form: Form, scratch: Scratch) -> list[Clip]:
     found = members(path)
     if missing := [key for key in KEYS if key not in found]:
         raise ClipError(
@@ -90,7 +89,7 @@ def _clips_of_file(path: Path, image_size: tuple[int, int], channels: int, scrat
     raw = [open_member(path, "input_raw_data", scratch)]
     raw.append(open_member(path, "output_raw_data", scratch) if len(dims) == 2 else raw[0])
     for array, dim in zip(raw, (dims[0], dims[-1]), strict=True):
-        _check_raw(array, dim, image_size=image_size, channels=channels)
+        _check_raw(array, dim, form)
     for array, part in zip(raw, places, strict=True):
         _check_places(path, part, frames=array.shape[0])
     if places.shape[1] == 0:
@@ -101,13 +100,13 @@ def _clips_of_file(path: Path, image_size: tuple[int, int], channels: int, scrat
     ]
 
 
-def _check_raw(array: StoredArray, dim: NDArray[np.int32], *, image_size: tuple[int, int], channels: int) -> None:
+def _check_raw(array: StoredArray, dim: NDArray[np.int32], form: Form) -> None:
     if len(array.shape) != 4:
         raise ShapeError(f"{array.name}: got {list(array.shape)}, expected [frames, C, H, W]")
     if list(array.shape[1:]) != dim.tolist():
         raise ShapeError(f"{array.name}: frames {list(array.shape[1:])}, but dims says {dim.tolist()}; correct one")
     _, C, H, W = array.shape
-    check_form(array.name, (H, W, C), array.dtype, image_size=image_size, channels=channels)
+    check_form(array.name, (H, W, C), array.dtype, form)
 
 
 def _check_places(path: Path, places: NDArray[np.int32], *, frames: int) -> None:

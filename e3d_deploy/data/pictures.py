@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
 
@@ -51,9 +52,7 @@ def load_picture(file: Path) -> Any:
         raise ClipError(f"{file}: not a picture ({error})") from error
 
 
-def read_picture(
-    file: Path, *, image_size: tuple[int, int], channels: int, say_as: Path | None = None
-) -> NDArray[np.uint8]:
+def read_picture(file: Path, form: Form, *, say_as: Path | None = None) -> NDArray[np.uint8]:
     """A picture [H, W, C], scaled by averaging and converted as a model wants, which is logged for `say_as`.
 
     Raises:
@@ -62,15 +61,15 @@ def read_picture(
     from_file = load_picture(file)
     from PIL import Image
 
-    height, width = image_size
-    mode = "L" if channels == 1 else "RGB"
+    height, width = form.image_size
+    mode = "L" if form.channels == 1 else "RGB"
     if say_as is not None:
-        say_change(say_as, (from_file.height, from_file.width), from_file.mode, image_size, mode)
+        say_change(say_as, (from_file.height, from_file.width), from_file.mode, form.image_size, mode)
     # 16 bits would be clipped to 8 where they should be divided.
     deep = from_file.mode.startswith("I;16")
     image = Image.fromarray((np.asarray(from_file) / 257).round().astype(np.uint8)) if deep else from_file
     picture = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
-    return picture.reshape(height, width, channels)
+    return picture.reshape(form.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,7 @@ class PictureClip:
     """A clip of pictures in files, decoded when it is read."""
 
     files: Sequence[Path]
-    image_size: tuple[int, int]
-    channels: int
+    form: Form
 
     def __len__(self) -> int:
         return len(self.files)
@@ -90,15 +88,13 @@ class PictureClip:
             ClipError: a file that is no picture, or damaged.
         """
         files = self.files[frames]
-        clip = np.empty((len(files), *self.image_size, self.channels), np.uint8)
+        clip = np.empty((len(files), *self.form.shape), np.uint8)
         for frame, file in zip(clip, files, strict=True):
-            frame[...] = read_picture(file, image_size=self.image_size, channels=self.channels)
+            frame[...] = read_picture(file, self.form)
         return clip
 
 
-def play_folder(
-    folder: Path, *, image_size: tuple[int, int], channels: int, say: bool
-) -> tuple[Iterator[NDArray[np.uint8]], None]:
+def play_folder(folder: Path, form: Form, *, say: bool) -> tuple[Iterator[NDArray[np.uint8]], None]:
     """Return the pictures in a folder one by one, and their rate, which a folder does not tell.
 
     Raises:
@@ -111,7 +107,7 @@ def play_folder(
     def pictures() -> Iterator[NDArray[np.uint8]]:
         for number, file in enumerate(files):
             say_as = folder if number == 0 and say else None
-            yield read_picture(file, image_size=image_size, channels=channels, say_as=say_as)
+            yield read_picture(file, form, say_as=say_as)
 
     return pictures(), None
 

@@ -1,6 +1,7 @@
 """Files and folders as clips: videos, pictures and arrays. Needs no PyTorch."""
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from e3d_deploy.data.arrays import StoredArray, clips_of, members, open_member, open_npy
 from e3d_deploy.data.clips import play
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips, sequence_clips
 from e3d_deploy.data.pictures import PICTURES, PictureClip, natural, picture_files, read_picture
 from e3d_deploy.data.rate import ALL, Selection, select_clip
@@ -74,13 +76,12 @@ class Reader:
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
-        channels: int,
+        form: Form,
         skip_bad: bool,
         progress: Notify,
         selection: Selection = ALL,
     ) -> None:
-        self.image_size, self.channels, self.skip_bad, self.progress = image_size, channels, skip_bad, progress
+        self.form, self.skip_bad, self.progress = form, skip_bad, progress
         self.selection = selection
         self.scratch = Scratch()
         self.skipped: list[str] = []
@@ -130,7 +131,7 @@ class Reader:
             return True
         self.progress(f"checking {file.parent}")
         try:
-            read_picture(file, image_size=self.image_size, channels=self.channels)
+            read_picture(file, self.form)
         except ClipError as error:
             self.skip(str(file), error)
             return False
@@ -138,15 +139,15 @@ class Reader:
 
     def npy_clips(self, array: StoredArray) -> list[StoredClip]:
         """The clips of an array: of 4 axes whose last is no colour, those of mnist_test_seq.npy."""
-        open_ = sequence_clips if is_test_seq(array, self.channels) else clips_of
-        return open_(array, image_size=self.image_size, channels=self.channels)
+        open_ = sequence_clips if is_test_seq(array, self.form.channels) else clips_of
+        return open_(array, self.form)
 
     def _npz(self, path: Path) -> list[Clip]:
         if "frames" in members(path):
             array = open_member(path, "frames", self.scratch)
-            return [*clips_of(array, image_size=self.image_size, channels=self.channels)]
+            return [*clips_of(array, self.form)]
         if is_original(path):
-            return original_clips([path], image_size=self.image_size, channels=self.channels, scratch=self.scratch)
+            return original_clips([path], self.form, scratch=self.scratch)
         raise ClipError(
             f"{path}: holds {members(path)}, expected an array `frames`, or Moving MNIST's `clips` and more"
         )
@@ -163,21 +164,19 @@ class Reader:
                 runs[-1].append(file)
             elif runs[-1]:  # no window shall reach over what is missing
                 runs.append([])
-        return [(str(folder), PictureClip(run, self.image_size, self.channels)) for run in runs if run]
+        return [(str(folder), PictureClip(run, self.form)) for run in runs if run]
 
     def _say(self, folder: Path, file: Path) -> None:
-        if self.channels not in (1, 3):
+        if self.form.channels not in (1, 3):
             raise ShapeError(
-                f"{folder}: pictures have 1 or 3 colours, the model takes {self.channels}; give .npz or .npy"
+                f"{folder}: pictures have 1 or 3 colours, the model takes {self.form.channels}; give .npz or .npy"
             )
         if not self._said and self.is_good(file):
-            read_picture(file, image_size=self.image_size, channels=self.channels, say_as=folder)
+            read_picture(file, self.form, say_as=folder)
             self._said = True
 
     def _video(self, path: Path) -> StoredClip:
-        video = play(
-            path, image_size=self.image_size, channels=self.channels, say=not self._said, selection=self.selection
-        )
+        video = play(path, self.form, say=not self._said, selection=self.selection)
         self._said = True
         offset, length = self.scratch.size, 0
         try:
@@ -190,13 +189,12 @@ class Reader:
             raise ClipError(str(error)) from error
         if video.rate is not None:
             self.rates.append(video.rate)
-        height, width = self.image_size
         return StoredClip(
             name=str(path),
             store=self.scratch,
             offset=offset,
             length=length,
-            shape=(height, width, self.channels),
+            shape=self.form.shape,
             dtype=np.dtype(np.uint8),
-            stride=height * width * self.channels,
+            stride=math.prod(self.form.shape),
         )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import open_npy
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import is_kth, open_kth
 from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips
 from e3d_deploy.data.rate import ALL, Selection
@@ -55,10 +56,9 @@ class Source:
 
 def open_source(
     text: str,
+    form: Form,
     *,
     split: Split,
-    image_size: tuple[int, int],
-    channels: int,
     length: int,
     skip_bad: bool = False,
     selection: Selection = ALL,
@@ -72,8 +72,7 @@ def open_source(
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
-        image_size: height and width that the model takes, pixels.
-        channels: colours that the model takes.
+        form: form of the frames that the model takes.
         length: frames of a window.
         skip_bad: leave out, and log, what cannot be read. It is looked for then, so each picture is decoded once.
         selection: frames that are taken from each clip, before it is split and cut.
@@ -86,7 +85,7 @@ def open_source(
         BackendUnavailable: videos or pictures without the extra `video`.
         OSError: TMPDIR has no room for decoded videos or unpacked arrays.
     """
-    reader = Reader(image_size=image_size, channels=channels, skip_bad=skip_bad, progress=progress, selection=selection)
+    reader = Reader(form=form, skip_bad=skip_bad, progress=progress, selection=selection)
     path = Path(text)
     if not path.exists():
         parts = [Path(part) for part in text.split(",")]
@@ -95,7 +94,7 @@ def open_source(
         raise ClipError(f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
     if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
         return _original(text, [path], reader, length=length)
-    if path.suffix.lower() == ".npy" and path.is_file() and is_test_seq(array := open_npy(path), channels):
+    if path.suffix.lower() == ".npy" and path.is_file() and is_test_seq(array := open_npy(path), form.channels):
         _check_takes_all(text, "mnist_test_seq", reader)
         return _whole(text, "mnist_test_seq", reader.npy_clips(array), length=length)
     if path.is_dir() and is_kth(path):
@@ -170,8 +169,7 @@ def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) 
     for path in paths:
         if not path.is_file():
             raise ClipError(f"{path}: no such file; of two files joined by a comma, each has to be there")
-    size, channels = reader.image_size, reader.channels
-    clips = original_clips(paths, image_size=size, channels=channels, scratch=reader.scratch)
+    clips = original_clips(paths, reader.form, scratch=reader.scratch)
     return _whole(text, "moving-mnist-npz", clips, length=length)
 
 
@@ -190,9 +188,8 @@ def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     _check_takes_all(text, "kth", reader)
     clips, windows, stretches = open_kth(
         Path(text),
+        reader.form,
         split=split,
-        image_size=reader.image_size,
-        channels=reader.channels,
         length=length,
         is_good=reader.is_good,
     )

@@ -17,6 +17,7 @@ import numpy as np
 from e3d_deploy import checkpoint, frames, plots, runtime
 from e3d_deploy.bundle.folder import record_verification
 from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import BackendUnavailable, CheckpointError
@@ -226,7 +227,7 @@ def _digits_video() -> Clips:
 
 def _real_clip(predictor: Predictor) -> Clips:
     with extracted(PEDESTRIANS) as path:
-        return read_clips(path, image_size=predictor.config.image_size, channels=predictor.config.channels)
+        return read_clips(path, Form.of(predictor.config, predictor.card))
 
 
 def _card_pictures(exhibit: Exhibit) -> dict[str, bytes]:

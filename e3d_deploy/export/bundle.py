@@ -28,6 +28,7 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
+from e3d_deploy.data.form import Form
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
@@ -183,6 +184,7 @@ def _in_precision(
         plan.model,
         exported,
         plan.clip,
+        form=Form.of(plan.model.config, plan.card),
         budgets={policy: plan.budget or budget_for(policy, rounding.predictions) for policy in policies},
         batch=plan.batch,
         context_length=plan.context_length,

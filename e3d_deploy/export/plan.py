@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from e3d_deploy import checkpoint, frames
 from e3d_deploy.card import Card
-from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
@@ -87,7 +87,7 @@ def plan_export(
         name=output.resolve().name.removesuffix(".e3d"),
         model=model,
         card=card,
-        clip=reference_clip(model.config, context_length + horizon, reference),
+        clip=reference_clip(Form.of(model.config, card), context_length + horizon, reference),
         context_length=context_length,
         horizon=horizon,
         batch=batch,
@@ -110,19 +110,19 @@ def _check_precision(precision: str, exclude: Sequence[str], target: str | None)
         check_runs(precision, target)
 
 
-def reference_clip(config: ModelConfig, length: int, path: Path | None) -> NDArray[np.float32]:
+def reference_clip(form: Form, length: int, path: Path | None) -> NDArray[np.float32]:
     """A real clip for a model: of `path`, else one that suits it; float32 [T, C, H, W].
 
     Raises:
         ClipError, ShapeError: the clip in `path` is too short or does not fit.
     """
-    if path is None and suits(config.image_size, config.channels):
+    if path is None and suits(form.image_size, form.channels):
         rng = np.random.default_rng(0)
-        pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=config.image_size)
+        pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=form.image_size)
     else:
         with nullcontext(path) if path else extracted(PEDESTRIANS) as source:
-            clips = read_clips(source, image_size=config.image_size, channels=config.channels, most=length)
+            clips = read_clips(source, form, most=length)
         pictures = clips.frames[0]
         if len(pictures) < length:
             raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")
-    return frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name="reference")
+    return frames.to_frames(pictures, image_size=form.image_size, channels=form.channels, name="reference")

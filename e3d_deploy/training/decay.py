@@ -13,6 +13,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import REACH
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.data.datasets import aging_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source
 from e3d_deploy.errors import E3DError
 from e3d_deploy.evaluation.streaming import Windows, ages_of, measure_decay, steps_of
@@ -93,9 +94,8 @@ def _windows(
     return aging_data(
         valid,
         ages,
+        Form(image_size=model.config.image_size, channels=model.config.channels, fit=config.fit),
         split="valid",
-        image_size=model.config.image_size,
-        channels=model.config.channels,
         context_length=config.context_length,
         horizon=config.horizon,
         most=WINDOWS,

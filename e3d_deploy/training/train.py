@@ -26,6 +26,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
 from e3d_deploy.files import sha256, write_file
 from e3d_deploy.libraries import is_importable, pip_install
@@ -150,7 +151,7 @@ def train(
             model.load_state_dict(weights)
         averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
         window = Window.of_rates(config.context_length, config.horizon, sets[0].rates)
-        keeper = Keeper(run, config, averaging, pace, card=Card(window=window))
+        keeper = Keeper(run, config, averaging, pace, card=Card(window=window, fit=config.fit))
         pictures = _pictures(run, sets[1][0], config, machine)
         ours = _callbacks(config, machine, averaging, keeper)
         with lightning_quiet(), _tf32_where_bf16(config):
@@ -191,16 +192,12 @@ def _data(
     skip_bad: bool,
 ) -> tuple[Extendable, Dataset[Tensor]]:
     """Open the clips to train with and those to validate on."""
-    form: dict[str, Any] = {
-        "image_size": model.image_size,
-        "channels": model.channels,
-        "length": config.clip_length,
-        "skip_bad": skip_bad,
-    }
+    form = Form(image_size=model.image_size, channels=model.channels, fit=config.fit)
+    options: dict[str, Any] = {"length": config.clip_length, "skip_bad": skip_bad}
     burn_in = config.burn_in_start is not None
-    train_set = training_data(data, seed=config.seed, digits=digits, burn_in=burn_in, **form)
+    train_set = training_data(data, form, seed=config.seed, digits=digits, burn_in=burn_in, **options)
     most = config.validation_clips or None
-    return train_set, evaluation_data(valid or _held_out(data), split="valid", most=most, **form)
+    return train_set, evaluation_data(valid or _held_out(data), form, split="valid", most=most, **options)
 
 
 def _callbacks(config: TrainConfig, machine: Machine, averaging: Averaging, keeper: Keeper) -> list[Callback]:

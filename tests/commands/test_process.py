@@ -18,6 +18,7 @@ import pytest
 from e3d_deploy.cli import main
 from e3d_deploy.commands._process import Stop, Terminated, as_guest, stoppable, terminable
 from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.form import Form
 from tests.settings import changed, settings
 from tests.tools import e3d
 
@@ -212,7 +213,7 @@ def test_an_interrupted_stream_ends_with_what_it_has(
         with Image.open(tmp_path / output) as image:
             image.seek(1)
     elif output is not None:
-        assert read_clips(tmp_path / output, image_size=(16, 48), channels=1).frames.shape[1] == 6
+        assert read_clips(tmp_path / output, Form(image_size=(16, 48), channels=1)).frames.shape[1] == 6
     assert [path.name for path in tmp_path.iterdir()] == ([] if output is None else [output])
 
 

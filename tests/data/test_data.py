@@ -17,8 +17,10 @@ from torch import Tensor
 
 from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.datasets import Extendable, Mixture, MovingMNIST, Windows
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import DIGIT_SIDE, SPLITS, load_digits, moving_mnist
 from e3d_deploy.errors import ClipError, ConfigError, ShapeError, SourceLost
+from tests.tools import formed
 
 SIZE = (32, 48)
 """Height and width of the clips in files here."""
@@ -143,7 +145,7 @@ def gray_clips(*lead: int) -> NDArray[np.uint8]:
 
 
 def read(path: Path, **changes: Any) -> NDArray[Any]:
-    return read_clips(path, **{"image_size": SIZE, "channels": 1, **changes}).frames
+    return read_clips(path, **formed(**{"image_size": SIZE, "channels": 1, **changes})).frames
 
 
 @pytest.mark.parametrize("lead", [(2, 5), (5,)])
@@ -217,7 +219,7 @@ def write_video(path: Path, pictures: NDArray[np.uint8], *, rate: int = 25) -> P
 def test_video_is_read_at_the_size_of_the_model(tmp_path: Path, channels: int, size: tuple[int, int]) -> None:
     levels = list(range(0, 240, 20))
     path = write_video(tmp_path / "walk.mp4", gray_levels(size, levels))
-    clips = read_clips(path, image_size=SIZE, channels=channels)
+    clips = read_clips(path, Form(image_size=SIZE, channels=channels))
     assert clips.frames.shape == (1, len(levels), *SIZE, channels)
     assert clips.frames.dtype == np.uint8
     assert clips.frames_per_second == 25
@@ -235,7 +237,7 @@ def test_videos_are_scaled_by_averaging(tmp_path: Path) -> None:
 
 def test_pedestrians_ship_with_the_package() -> None:
     clips = read_clips(
-        Path(str(files("e3d_deploy.data") / "clips" / "pedestrians.mp4")), image_size=(64, 64), channels=1
+        Path(str(files("e3d_deploy.data") / "clips" / "pedestrians.mp4")), Form(image_size=(64, 64), channels=1)
     )
     assert clips.frames.shape == (1, 150, 64, 64, 1)
     assert clips.frames.dtype == np.uint8
@@ -521,7 +523,7 @@ def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatc
     av_open = av.open
     path = Path(str(files("e3d_deploy.data") / "clips" / "pedestrians.mp4"))
     monkeypatch.setattr(av, "open", Breaking)
-    pictures = play(path, image_size=(16, 16), channels=1).pictures
+    pictures = play(path, Form(image_size=(16, 16), channels=1)).pictures
     assert len(list(islice(pictures, 3))) == 3
     with pytest.raises(SourceLost, match="broke off after frame 2") as caught:
         next(pictures)

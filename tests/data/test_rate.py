@@ -13,6 +13,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.datasets import evaluation_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.rate import Selection, places, select, warn_of_interval
 from e3d_deploy.data.sources import open_source
 from e3d_deploy.errors import ConfigError
@@ -90,7 +91,7 @@ def test_selection_that_takes_nothing_is_refused(build: Callable[[], Selection])
 def test_rate_that_a_source_does_not_tell_is_not_known(video: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pictures", {f"{n}.png": np.zeros(SIZE, np.uint8) for n in range(3)})
     np.save(tmp_path / "clip.npy", np.zeros((3, *SIZE, 1), np.uint8))
-    size: dict[str, Any] = {"image_size": SIZE, "channels": 1}
+    size: dict[str, Any] = {"form": Form(image_size=SIZE, channels=1)}
     for path, rate in ((folder, None), (tmp_path / "clip.npy", None), (video, 25.0)):
         clips = read_clips(path, **size)
         assert (clips.rate, clips.frames_per_second) == (rate, rate or 10.0)
@@ -99,7 +100,7 @@ def test_rate_that_a_source_does_not_tell_is_not_known(video: Path, tmp_path: Pa
 
 
 def test_clips_are_thinned_before_they_are_cut(video: Path, tmp_path: Path) -> None:
-    size: dict[str, Any] = {"image_size": SIZE, "channels": 1}
+    size: dict[str, Any] = {"form": Form(image_size=SIZE, channels=1)}
     clips = read_clips(video, **size, most=4, selection=Selection(resample=10.0))
     assert clips.rate == 10
     assert_levels(clips.frames[0], [0, 3, 5, 8])
@@ -119,7 +120,7 @@ def test_clips_are_thinned_before_they_are_cut(video: Path, tmp_path: Path) -> N
 def test_source_without_a_rate_is_not_resampled(video: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pictures", {f"{n}.png": np.zeros(SIZE, np.uint8) for n in range(3)})
     np.save(tmp_path / "clip.npy", np.zeros((3, *SIZE, 1), np.uint8))
-    size: dict[str, Any] = {"image_size": SIZE, "channels": 1, "selection": Selection(resample=5.0)}
+    size: dict[str, Any] = {"form": Form(image_size=SIZE, channels=1), "selection": Selection(resample=5.0)}
     for path in (folder, tmp_path / "clip.npy"):
         with pytest.raises(ConfigError, match="tells no frames per second, which --resample 5 needs; give --every"):
             read_clips(path, **size)
@@ -128,14 +129,19 @@ def test_source_without_a_rate_is_not_resampled(video: Path, tmp_path: Path) -> 
 
 
 def test_source_with_fixed_windows_takes_no_selection(tmp_path: Path) -> None:
-    size: dict[str, Any] = {"channels": 1, "length": 2, "split": "test", "selection": Selection(every=2)}
+    size: dict[str, Any] = {
+        "form": Form(image_size=(64, 64), channels=1),
+        "length": 2,
+        "split": "test",
+        "selection": Selection(every=2),
+    }
     np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 3, 64, 64), np.uint8))
     (tmp_path / "kth" / "boxing" / "person17_boxing_d1").mkdir(parents=True)
     for path in ("mnist_test_seq.npy", "kth"):
         with pytest.raises(ConfigError, match="fixes the frames of its windows; leave --every"):
-            open_source(str(tmp_path / path), image_size=(64, 64), **size)
+            open_source(str(tmp_path / path), **size)
     with pytest.raises(ConfigError, match="is generated, so it has no rate; leave --every"):
-        evaluation_data("moving-mnist", image_size=(64, 64), most=1, **size)
+        evaluation_data("moving-mnist", most=1, **size)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +203,7 @@ def test_remedy_that_a_command_names_silences_it(model: Path, tmp_path: Path) ->
 
 
 def test_predict_continues_the_frames_that_were_taken(model: Path, video: Path, tmp_path: Path) -> None:
-    frames = read_clips(video, image_size=SIZE, channels=1).frames[0]
+    frames = read_clips(video, Form(image_size=SIZE, channels=1)).frames[0]
     for option, number, taken, rate in (("--every", 3, [0, 3, 6, 9], 25 / 3), ("--resample", 10, [0, 3, 5, 8], 10)):
         np.save(tmp_path / "taken.npy", frames[taken])
         e3d("predict", model, tmp_path / "taken.npy", "-o", tmp_path / "expected.npz")
@@ -206,7 +212,7 @@ def test_predict_continues_the_frames_that_were_taken(model: Path, video: Path, 
         np.testing.assert_array_equal(found, expected)
         assert found.shape == (1, 3, *SIZE, 1)
         e3d("predict", model, video, option, number, "-o", tmp_path / "film.mp4")
-        assert read_clips(tmp_path / "film.mp4", image_size=SIZE, channels=1).rate == pytest.approx(rate)
+        assert read_clips(tmp_path / "film.mp4", Form(image_size=SIZE, channels=1)).rate == pytest.approx(rate)
 
 
 def test_stream_sees_the_frames_that_were_taken(model: Path, video: Path, tmp_path: Path) -> None:
@@ -219,12 +225,12 @@ def test_stream_sees_the_frames_that_were_taken(model: Path, video: Path, tmp_pa
         result = e3d("stream", model, video, option, number, "--horizon", 1, "-o", output, "--zoom", 1, "--json")
         summary = json.loads(result.stdout)
         assert (summary["frames"], summary["source_frames_per_second"]) == (count, rate)
-        written = read_clips(output, image_size=(16, 48), channels=1)
+        written = read_clips(output, Form(image_size=(16, 48), channels=1))
         assert (written.frames.shape[1], written.rate) == (count, rate)
 
 
 def test_evaluate_cuts_windows_from_the_frames_that_were_taken(model: Path, video: Path, tmp_path: Path) -> None:
-    frames = read_clips(video, image_size=SIZE, channels=1).frames[0]
+    frames = read_clips(video, Form(image_size=SIZE, channels=1)).frames[0]
     for option, number, selection in (
         ("--every", 3, Selection(every=3)),
         ("--resample", 10, Selection(resample=10.0)),

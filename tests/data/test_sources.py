@@ -26,6 +26,7 @@ from e3d_deploy.data.splits import by_time, members_of
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from tests.data.test_data import gray_levels, write_folder, write_video
 from tests.golden import GOLDEN, read
+from tests.tools import formed
 
 SIZE = (16, 24)
 SPLITS = ("train", "valid", "test")
@@ -37,7 +38,7 @@ CODED = 6  # gray levels between a picture and its video, as in test_data.py
 
 def source_of(path: Path | str, **changes: Any) -> Source:
     options = {"split": "train", "image_size": SIZE, "channels": 1, "length": 4}
-    return open_source(str(path), **{**options, **changes})
+    return open_source(str(path), **formed(**{**options, **changes}))
 
 
 def numbered(clips: int, length: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
@@ -431,7 +432,7 @@ def test_a_shuffle_goes_through_all_in_another_order_each_time() -> None:
 
 def training(data: list[tuple[str, float]], **changes: Any) -> Any:
     options = {"image_size": (16, 16), "channels": 1, "length": 6, "seed": 0}
-    return training_data(data, **{**options, **changes})
+    return training_data(data, **formed(**{**options, **changes}))
 
 
 def test_training_data_are_of_the_train_split_and_mixed(tmp_path: Path) -> None:
@@ -448,7 +449,7 @@ def test_training_data_are_of_the_train_split_and_mixed(tmp_path: Path) -> None:
 
 def evaluation(text: Path | str, **changes: Any) -> Any:
     options = {"split": "test", "image_size": (16, 16), "channels": 1, "length": 6, "most": None}
-    return evaluation_data(str(text), **{**options, **changes})
+    return evaluation_data(str(text), **formed(**{**options, **changes}))
 
 
 def test_evaluation_data_are_finite(tmp_path: Path) -> None:
@@ -644,12 +645,13 @@ GROWTH = """
 import re, sys
 from pathlib import Path
 import numpy as np
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import open_source
 
 def peak():  # not ru_maxrss, which begins at what the parent process had
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-options = dict(split="train", image_size=(64, 64), channels=1, length=20)
+options = dict(split="train", form=Form(image_size=(64, 64), channels=1), length=20)
 open_source(sys.argv[1] + "/small.npz", **options).clips[0][:20]
 before = peak()
 source = open_source(sys.argv[1] + "/" + sys.argv[2], **options)
@@ -734,8 +736,9 @@ def test_sources_need_no_pytorch() -> None:
 import sys
 for name in ("torch", "click", "av", "matplotlib"):
     sys.modules[name] = None
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.inspect import open_splits
-options = dict(image_size=(16, 16), channels=1, length=6, skip_bad=False, progress=print)
+options = dict(form=Form(image_size=(16, 16), channels=1), length=6, skip_bad=False, progress=print)
 opened = open_splits({str(KTH)!r}, split="train", **options)
 print(opened["train"].clips[0][:2].shape)
 """

@@ -13,6 +13,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.demo import tour
 from e3d_deploy.errors import BackendUnavailable, CheckpointError
 from e3d_deploy.files import sha256
@@ -61,7 +62,7 @@ def run(output: Path, *options: str) -> None:
     assert "src='http" not in report
     assert sorted(film.name for film in output.glob("*.mp4")) == films
     for name in films:
-        assert read_clips(output / name, image_size=(256, 512), channels=1).frames.shape[1] >= 60
+        assert read_clips(output / name, Form(image_size=(256, 512), channels=1)).frames.shape[1] >= 60
     assert (output / "forecast.gif").stat().st_size > 10_000
 
 

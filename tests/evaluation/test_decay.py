@@ -17,6 +17,7 @@ from e3d_deploy.bundle.folder import record_decay
 from e3d_deploy.card import AGES, Card, Decay, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST, aging_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import find_stretches
 from e3d_deploy.data.sources import Source, aging_windows, open_source
 from e3d_deploy.errors import (
@@ -162,21 +163,26 @@ def test_windows_do_not_reach_over_a_gap() -> None:
 
 def test_ages_without_room_are_left_out(tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", np.arange(20 * 16 * 24, dtype=np.uint8).reshape(20, 16, 24, 1))
-    options: dict[str, Any] = {"split": "test", "image_size": (16, 24), "channels": 1, "most": None}
+    options: dict[str, Any] = {"split": "test", "form": Form(image_size=(16, 24), channels=1), "most": None}
     path, ages = str(tmp_path / "clip.npy"), (1, 4, 12, 16, 17)
     windows, fitting = aging_data(path, ages, context_length=4, horizon=4, **options)
     assert fitting == (1, 4, 12, 16)
     assert len(windows) == 1
     assert tuple(windows[0].shape) == (20, 1, 16, 24)
-    size: dict[str, Any] = {"image_size": (16, 24), "channels": 1}
-    opened = open_source(path, split="test", **size, length=8)
+    opened = open_source(path, options["form"], split="test", length=8)
     again, _ = aging_data(opened, (4,), context_length=4, horizon=4, **{**options, "most": 5})
     assert len(again) == 5  # of 13
 
 
 def test_generated_clips_are_as_long_as_the_largest_age_needs() -> None:
     windows, fitting = aging_data(
-        "moving-mnist", (4, 30), split="valid", image_size=(32, 32), channels=1, context_length=4, horizon=3, most=None
+        "moving-mnist",
+        (4, 30),
+        Form(image_size=(32, 32), channels=1),
+        split="valid",
+        context_length=4,
+        horizon=3,
+        most=None,
     )
     assert (len(windows), len(windows[0]), fitting) == (32, 33, (4, 30))
     shorter = MovingMNIST("valid", length=7, image_size=(32, 32), seed=2**31)[0]

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from e3d_deploy.config import RECIPES, ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, Key, Mixture, MovingMNIST, Shuffled, Windows
 from e3d_deploy.data.datasets import training_data as open_training_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
@@ -221,7 +222,7 @@ def test_a_mixture_asks_the_part_that_a_sample_is_of() -> None:
 
 
 def training_data(path: Path, **options: Any) -> Extendable:
-    return open_training_data([(str(path), 1.0)], image_size=(2, 2), channels=1, length=LENGTH, seed=0, **options)
+    return open_training_data([(str(path), 1.0)], Form(image_size=(2, 2), channels=1), length=LENGTH, seed=0, **options)
 
 
 @pytest.mark.parametrize(("length", "burn_in", "told"), [(5, True, True), (5, False, False), (6, True, False)])

@@ -32,9 +32,11 @@ from PIL import Image
 from torch import Tensor
 
 from e3d_deploy import checkpoint, metrics, parts, plots
+from e3d_deploy.card import Card
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST, evaluation_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits
 from e3d_deploy.demo.tour import MODEL as DEMO
 from e3d_deploy.errors import (
@@ -65,6 +67,7 @@ SHARED = 1e-4  # absolute, as above; measured 1.6e-5
 HALF = 2e-3  # absolute, of weights as float16; measured 4e-4
 COMPILED = 1e-4  # absolute, as above; measured 6.0e-6
 
+FORM = Form(image_size=(32, 32), channels=1)
 MODEL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3)
 TRAINING = TrainConfig(
     context_length=3,
@@ -351,9 +354,8 @@ def valid_mse(model: Path, config: TrainConfig, source: str = "moving-mnist") ->
     network = checkpoint.load(model)
     clips = evaluation_data(
         source,
+        Form.of(network.config, Card()),
         split="valid",
-        image_size=network.config.image_size,
-        channels=network.config.channels,
         length=config.clip_length,
         most=config.validation_clips,
     )
@@ -425,7 +427,7 @@ def test_previews_show_a_clip_held_out_and_its_forecast(tmp_path: Path, monkeypa
     run = tmp_path / "run"
     train(MODEL, config, run, machine=QUIET)
     assert sorted(path.name for path in (run / "previews").iterdir()) == ["step_000001.png", "step_000010.png"]
-    held_out = evaluation_data("moving-mnist", split="valid", image_size=(32, 32), channels=1, length=5, most=1)[0]
+    held_out = evaluation_data("moving-mnist", FORM, split="valid", length=5, most=1)[0]
     for rows in drawn:
         assert np.array_equal(rows["truth"], held_out)
         assert np.array_equal(rows["forecast"][:3], held_out[:3])
@@ -1570,7 +1572,7 @@ def test_samples_are_written_as_the_original_does(tmp_path: Path) -> None:
     truth, forecast = [f"gt0{t}.png" for t in range(1, 6)], ["pd04.png", "pd05.png"]
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
     assert found == [f"{step}/1/{name}" for step in (3, 6) for name in (*truth, *forecast)]
-    held_out = evaluation_data("moving-mnist", split="valid", image_size=(32, 32), channels=1, length=5, most=3)[0]
+    held_out = evaluation_data("moving-mnist", FORM, split="valid", length=5, most=3)[0]
     for number, name in enumerate(truth):
         expected = metrics.eight_bits(held_out[number, 0].numpy())
         assert np.array_equal(np.asarray(Image.open(folder / "6" / "1" / name)), expected)
@@ -1677,7 +1679,7 @@ def test_validation_sees_what_the_first_source_holds_out(tmp_path: Path) -> None
     config = replace(TRAINING, steps=3)
     data = [(first, 1.0), (second, 1.0)]
     model = train(MODEL, config, tmp_path / "run", data=data, machine=QUIET, callbacks=[recorder])
-    held_out = evaluation_data(first, split="valid", image_size=(32, 32), channels=1, length=5, most=3)
+    held_out = evaluation_data(first, FORM, split="valid", length=5, most=3)
     expected = torch.stack([held_out[index] for index in range(len(held_out))])
     assert torch.equal(torch.cat(recorder.validated), expected)
     assert logged(tmp_path / "run", "valid_mse")[2] == pytest.approx(valid_mse(model, config, first), rel=VALIDATION)
@@ -1700,7 +1702,7 @@ def test_validation_sees_what_it_is_told_to(tmp_path: Path, valid: str | None, s
         machine=QUIET,
         callbacks=[recorder],
     )
-    held_out = evaluation_data(str(names[source]), split="valid", image_size=(32, 32), channels=1, length=5, most=3)
+    held_out = evaluation_data(str(names[source]), FORM, split="valid", length=5, most=3)
     assert torch.equal(torch.cat(recorder.validated), torch.stack([held_out[i] for i in range(len(held_out))]))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto
 
 from e3d_deploy.bundle.manifest import Precision, Tried
+from e3d_deploy.data.form import Form
 from e3d_deploy.errors import ConfigError, QualityError
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.drift import Clip, Drift, Gauge, real_clips
@@ -150,6 +151,7 @@ def choose_precision(
     core: GraphProto,
     reference: Clip,
     *,
+    form: Form,
     budgets: Mapping[str, Budget],
     batch: int | None,
     context_length: int,
@@ -162,7 +164,7 @@ def choose_precision(
     Raises:
         QualityError: none does.
     """
-    clips = real_clips(model.config, len(reference), calibration, reference)
+    clips = real_clips(form, len(reference), calibration, reference)
 
     @cache
     def ranges() -> Mapping[str, float]:

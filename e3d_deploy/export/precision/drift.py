@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from e3d_deploy import frames
-from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
@@ -48,7 +48,7 @@ class RealClips:
         return {"source": self.source, "clips": len(clips), "frames": sum(map(len, clips)), "sha256": digest}
 
 
-def real_clips(config: ModelConfig, length: int, source: Path | None, reference: Clip) -> RealClips:
+def real_clips(form: Form, length: int, source: Path | None, reference: Clip) -> RealClips:
     """Windows of `length` frames, in turn to calibrate and to measure; the reference clip is measured too.
 
     Without a source, Moving MNIST where it fits, and the package's video.
@@ -58,21 +58,21 @@ def real_clips(config: ModelConfig, length: int, source: Path | None, reference:
         BackendUnavailable: a video without the extra `video`.
     """
     if source is not None:
-        windows = _windows(config, length, source)
+        windows = _windows(form, length, source)
         return RealClips(source.name, windows[::2], [reference, *(windows[1::2] or windows)])
     with extracted(PEDESTRIANS) as path:
-        windows = _windows(config, length, path)
+        windows = _windows(form, length, path)
     calibrate, measure, name = windows[0:4:2], windows[1:4:2], PEDESTRIANS.name
-    if suits(config.image_size, config.channels):
-        calibrate += _moving_mnist(config, length, "train", 4)
-        measure += _moving_mnist(config, length, "test", 2)
+    if suits(form.image_size, form.channels):
+        calibrate += _moving_mnist(form.image_size, length, "train", 4)
+        measure += _moving_mnist(form.image_size, length, "test", 2)
         name = f"Moving MNIST, {name}"
     return RealClips(name, calibrate, [reference, *measure])
 
 
-def _windows(config: ModelConfig, length: int, source: Path) -> list[Clip]:
-    clips = read_clips(source, image_size=config.image_size, channels=config.channels, most=MOST_WINDOWS * length)
-    size: dict[str, Any] = {"image_size": config.image_size, "channels": config.channels}
+def _windows(form: Form, length: int, source: Path) -> list[Clip]:
+    clips = read_clips(source, form, most=MOST_WINDOWS * length)
+    size: dict[str, Any] = {"image_size": form.image_size, "channels": form.channels}
     starts = range(0, clips.frames.shape[1] - length + 1, length)
     windows = [frames.to_frames(one[t : t + length], name=str(source), **size) for one in clips.frames for t in starts]
     if not windows:
@@ -80,8 +80,8 @@ def _windows(config: ModelConfig, length: int, source: Path) -> list[Clip]:
     return windows[:MOST_WINDOWS]
 
 
-def _moving_mnist(config: ModelConfig, length: int, split: Any, count: int) -> list[Clip]:
-    digits, size = load_digits(split), config.image_size
+def _moving_mnist(size: tuple[int, int], length: int, split: Any, count: int) -> list[Clip]:
+    digits = load_digits(split)
     clips = (
         moving_mnist(digits, np.random.default_rng((SEED, index)), length=length, image_size=size)
         for index in range(count)
