@@ -102,6 +102,7 @@ def test_step_graph_equals_pytorch_at_every_step(case: Bundle) -> None:
             np.testing.assert_allclose(found[name], value, rtol=0, atol=CLOSE, err_msg=name)
 
 
+@pytest.mark.parametrize("case", [next(iter(CASES.values()))], ids=[next(iter(CASES))], indirect=True)
 def test_a_float16_model_becomes_a_bundle_with_float32_weights_that_its_graphs_share(
     case: Bundle, tmp_path: Path
 ) -> None:
@@ -420,7 +421,9 @@ def test_the_full_size_model_exports_and_verifies(tmp_path: Path) -> None:
     assert report.worst < 1e-3  # measured 1.4e-4 and 2.3e-4 on two seeds
 
 
-@pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
+@pytest.mark.parametrize(
+    "semantics", ["paper", *(pytest.param(name, marks=pytest.mark.slow) for name in ("google", "openstl"))]
+)
 def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics) -> None:
     torch.manual_seed(2)
     config = ModelConfig(image_size=(16, 24), hidden=(4, 4), kernel_size=3, history_length=3, semantics=semantics)
