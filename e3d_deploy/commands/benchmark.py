@@ -119,6 +119,7 @@ def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
     """Plays a real video for ever; None where none can be decoded."""
     from e3d_deploy.data import clips
     from e3d_deploy.data.form import Form
+    from e3d_deploy.data.remarks import Remarks
     from e3d_deploy.libraries import is_importable
     from e3d_deploy.shipped import extracted
 
@@ -129,6 +130,6 @@ def real_clip(config: "ModelConfig") -> "Callable[[], Pictures] | None":
     def play() -> Iterator[Any]:
         while True:
             with extracted(clips.PEDESTRIANS) as path:
-                yield from clips.play(path, form, say=False).pictures
+                yield from clips.play(path, form, remarks=Remarks(silent=True)).pictures
 
     return play

@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.pictures import play_folder
+from e3d_deploy.data.pictures import PICTURES, play_folder, play_pages
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection, places, select
-from e3d_deploy.data.videos import play_video
+from e3d_deploy.data.remarks import Remarks, watch_span
+from e3d_deploy.data.videos import first_pictures, play_video
 from e3d_deploy.errors import ClipError, ShapeError
 
 PEDESTRIANS = files("e3d_deploy.data") / "clips" / "pedestrians.mp4"
@@ -59,6 +59,7 @@ def read_clips(
         ClipError: nothing there that can be read, or nothing in it.
         ConfigError: resampling of a source without a rate.
         ShapeError: arrays of another size or number of colours.
+        SourceLost: a video is damaged or its end is missing, behind the frames that are read too.
         BackendUnavailable: a video or pictures without the extra `video`.
     """
     if not path.exists():
@@ -74,7 +75,7 @@ def read_clips(
             frames = frames[:, places(frames.shape[1], selection.stride(None, name=str(path)))]
         return Clips(frames[:, :most], None)
     video = play(path, form, selection=selection)
-    return Clips(np.stack(list(islice(video.pictures, most)))[None], video.rate)
+    return Clips(np.stack(first_pictures(path, video.pictures, most))[None], video.rate)
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,11 @@ class Video:
         return self.rate or DEFAULT_RATE
 
 
-def play(path: Path, form: Form, *, say: bool = True, selection: Selection = ALL) -> Video:
-    """Play a video or a folder of pictures, scaled and converted as a model wants, which is logged if `say`.
+def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: Selection = ALL) -> Video:
+    """Play a video, a folder of pictures or the pages of a picture, scaled and converted as a model wants.
 
     Args:
+        remarks: takes what is done to the pictures; None: remarks of its own, which are logged.
         selection: frames that are taken; their rate is that of the video.
 
     Raises:
@@ -105,11 +107,20 @@ def play(path: Path, form: Form, *, say: bool = True, selection: Selection = ALL
         raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
     if form.channels not in (1, 3):
         raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {form.channels}; give .npz or .npy")
-    open_ = play_folder if path.is_dir() else play_video
-    pictures, rate = open_(path, form, say=say)
-    stride = selection.stride(rate, name=str(path))
-    pictures = _not_empty(path, pictures)
-    return Video(pictures if selection.takes_all else select(pictures, stride), selection.rate(rate))
+    remarks = remarks or Remarks()
+    pictures: Iterator[NDArray[np.uint8]]
+    rate: float | None = None
+    is_video = not path.is_dir() and path.suffix.lower() not in PICTURES
+    if is_video:
+        pictures, rate = play_video(path, form, remarks=remarks, resample=selection.resample)
+    else:
+        open_ = play_folder if path.is_dir() else play_pages
+        pictures, rate = open_(path, form, remarks=remarks)
+    pictures = watch_span(path.name, _not_empty(path, pictures), remarks)
+    # A video's frames are taken by their own times, which need not be even.
+    if not selection.takes_all and not (is_video and selection.resample is not None):
+        pictures = select(pictures, selection.stride(rate, name=str(path)))
+    return Video(pictures, selection.rate(rate))
 
 
 def _not_empty(path: Path, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

@@ -1,8 +1,8 @@
 """Pictures in files, and folders of them as clips. Needs no PyTorch; Pillow when a picture is read."""
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.fit import fit_shape, say_shape
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
 
-log = logging.getLogger(__name__)
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
+
+BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, ORIENTATION = 258, 262, 254, 274
+"""Tags of a TIFF, the last of EXIF too."""
+NO_PAGE = 0b101
+"""Bits of `SUBFILE` that mark a smaller copy of another page, and a mask."""
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -33,43 +38,135 @@ def natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def load_picture(file: Path) -> Any:
-    """A picture as Pillow decodes it, whole.
+    """Return a Pillow image as viewers show it: upright, 8 bits, gray or RGB, over black where it is transparent.
 
     Raises:
-        ClipError: it is none, or damaged.
+        ClipError: not a picture, damaged, of several pages, or of values whose range is not known.
         BackendUnavailable: without Pillow.
     """
+    return _displayed(_load(file), file, Remarks(silent=True))
+
+
+def read_picture(file: Path, form: Form, *, remarks: Remarks | None = None, name: str = "") -> NDArray[np.uint8]:
+    """Return a picture [H, W, C], scaled by averaging and converted as a model wants.
+
+    Args:
+        remarks: takes what is done to the picture; None: nothing is logged.
+        name: source, for remarks.
+
+    Raises:
+        ClipError, BackendUnavailable: as `load_picture`.
+    """
+    return _brought(_load(file), file, form, remarks or Remarks(silent=True), name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open an image; whatever Pillow raises about it is an error of the clip."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
         with Image.open(file) as image:
-            image.load()
-            return image
+            yield image
     # Pillow's readers of damaged files: SyntaxError for a chunk of PNG, ValueError for a size.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{file}: not a picture ({error})") from error
+        raise ClipError(f"{file}: not a picture that can be read ({error}); check the file") from error
 
 
-def read_picture(file: Path, form: Form, *, say_as: Path | None = None) -> NDArray[np.uint8]:
-    """A picture [H, W, C], scaled by averaging and converted as a model wants, which is logged for `say_as`.
+def _load(file: Path) -> Any:
+    """Return the only page of a file, decoded."""
+    with _opened(file) as image:
+        if (pages := len(_pages(image))) > 1:
+            raise ClipError(
+                f"{file}: has {pages} pages, and a picture in a folder is one frame; give the file by itself, "
+                "or write each page to a file of its own"
+            )
+        image.seek(0)
+        image.load()
+        return image
+
+
+def _pages(image: Any) -> list[int]:
+    """Return the pages that are frames; smaller copies and masks in a TIFF are not, nor the previews in a JPEG."""
+    pages = range(getattr(image, "n_frames", 1))
+    if image.format not in ("TIFF", "PNG", "WEBP", "GIF"):
+        return [0]
+    if image.format != "TIFF" or len(pages) == 1:
+        return list(pages)
+
+    def is_frame(page: int) -> bool:
+        image.seek(page)
+        return page == 0 or not image.tag_v2.get(SUBFILE, 0) & NO_PAGE
+
+    return [page for page in pages if is_frame(page)]
+
+
+def _displayed(image: Any, file: Path, remarks: Remarks) -> Any:
+    """Return a decoded image upright, in mode L or RGB, over black where it is transparent."""
+    from PIL import Image, ImageOps
+
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(upright, tags, file))
+    if upright.has_transparency_data:
+        return _over_black(upright, file, remarks)
+    try:
+        return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+    except ValueError as error:
+        raise ClipError(f"{file}: got colours {upright.mode}, expected gray or RGB; convert it") from error
+
+
+def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
+    """Return gray values of more than 8 bits in 8, by the range that the file declares.
 
     Raises:
-        ClipError, BackendUnavailable: as `load_picture`.
+        ClipError: integers of 32 bits or with a sign, which have no such range, or floats outside 0 to 1.
     """
-    from_file = load_picture(file)
+    values = np.asarray(image)
+    if image.mode == "I":
+        raise ClipError(
+            f"{file}: got integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16 bits"
+        )
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ClipError(f"{file}: got floats from {low:.4g} to {high:.4g}, expected 0 to 1; scale them")
+        return (values * 255).round().astype(np.uint8)
+    largest = (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
+    shades = (values.astype(np.float32) * (255 / largest)).round().clip(0, 255).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # white is 0, which Pillow heeds with 8 bits alone
+        shades = 255 - shades
+    clear = image.info.get("transparency")
+    return shades if clear is None else np.where(values == clear, 0, shades).astype(np.uint8)
+
+
+def _over_black(image: Any, file: Path, remarks: Remarks) -> Any:
     from PIL import Image
 
-    height, width = form.image_size
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # from colours that are multiplied by alpha
+    rgba = (image.convert(straight) if straight else image).convert("RGBA")
+    if rgba.getextrema()[3][0] == 255:
+        return rgba.convert("RGB")
+    say_transparent(file.name, remarks)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+
+
+def _brought(image: Any, file: Path, form: Form, remarks: Remarks, name: str) -> NDArray[np.uint8]:
+    """Return a decoded image at the size and with the colours of a form."""
+    from PIL import Image
+
     mode = "L" if form.channels == 1 else "RGB"
-    if say_as is not None:
-        say_change(say_as, (from_file.height, from_file.width), from_file.mode, form.image_size, mode)
-    # 16 bits would be clipped to 8 where they should be divided.
-    deep = from_file.mode.startswith("I;16")
-    image = Image.fromarray((np.asarray(from_file) / 257).round().astype(np.uint8)) if deep else from_file
-    picture = np.asarray(image.convert(mode).resize((width, height), Image.Resampling.BOX))
-    return picture.reshape(form.shape)
+    stored_mode = image.mode
+    picture = _displayed(image, file, remarks)
+    shown = (picture.height, picture.width)
+    say_change(name, shown, stored_mode, form, mode, remarks)
+    say_shape(name, shown, form, remarks)
+    placement = fit_shape(shown, form.image_size, form.fit)
+    scaled = np.asarray(picture.convert(mode).resize(placement.scaled[::-1], Image.Resampling.BOX))
+    return placement.place(scaled.reshape(*placement.scaled, form.channels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +191,7 @@ class PictureClip:
         return clip
 
 
-def play_folder(folder: Path, form: Form, *, say: bool) -> tuple[Iterator[NDArray[np.uint8]], None]:
+def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
     """Return the pictures in a folder one by one, and their rate, which a folder does not tell.
 
     Raises:
@@ -103,19 +200,35 @@ def play_folder(folder: Path, form: Form, *, say: bool) -> tuple[Iterator[NDArra
     files = picture_files(folder)
     if not files:
         raise ClipError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
+    return (read_picture(file, form, remarks=remarks, name=folder.name) for file in files), None
+
+
+def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
+    """Return the pages of a picture file one by one, and their rate, which such a file is not asked for."""
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        for number, file in enumerate(files):
-            say_as = folder if number == 0 and say else None
-            yield read_picture(file, form, say_as=say_as)
+        with _opened(file) as image:
+            for page in _pages(image):
+                image.seek(page)
+                image.load()
+                yield _brought(image, file, form, remarks, file.name)
 
     return pictures(), None
 
 
-def say_change(path: Path, size: tuple[int, int], colours: str, wanted: tuple[int, int], mode: str) -> None:
-    """Log that pictures are scaled or converted."""
+def say_change(name: str, shown: tuple[int, int], colours: str, form: Form, mode: str, remarks: Remarks) -> None:
+    """Log that pictures are scaled or converted.
+
+    Args:
+        shown: height and width of a picture after it is turned upright.
+    """
     gray = mode in ("L", "gray")
-    if size != wanted:
-        log.warning("%s: %d×%d %s, scaled to %d×%d %s", path.name, *size, colours, *wanted, mode)
-    elif gray != colours.startswith(("gray", "L", "I;16")):
-        log.warning("%s: %s, converted to %s", path.name, colours, "gray" if gray else "colour")
+    if shown != form.image_size:
+        remarks.say("change", "%s: %d×%d %s, scaled to %d×%d %s", name, *shown, colours, *form.image_size, mode)
+    elif gray != colours.startswith(("gray", "L", "I;16", "F", "1")):
+        remarks.say("change", "%s: %s, converted to %s", name, colours, "gray" if gray else "colour")
+
+
+def say_transparent(name: str, remarks: Remarks) -> None:
+    """Log what becomes of transparent pixels."""
+    remarks.say("alpha", "%s: has transparent pixels, which are shown over black", name)

@@ -4,7 +4,8 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEFAULT_RATE = 10.0
 """Rate at which a source that tells none is shown (frames per second)."""
@@ -99,6 +102,34 @@ def select(pictures: Iterable[NDArray[Any]], stride: float) -> Iterator[NDArray[
     for number, picture in enumerate(pictures):
         while place(taken, stride) == number:
             yield picture
+            taken += 1
+
+
+def select_by_time(timed: Iterable[tuple[Fraction, T]], rate: float, *, interval: Fraction | None) -> Iterator[T]:
+    """Yield the item nearest in time to each tick of so many a second; the later one of two.
+
+    With even times these are the frames that `select` takes.
+
+    Args:
+        timed: times (seconds), ascending, with their items.
+        rate: ticks per second, the first at the first time.
+        interval: time for which the last item counts (seconds); None: until the next tick.
+    """
+    tick, taken = 1 / Fraction(rate), 0
+    first: Fraction | None = None
+    held: tuple[Fraction, T] | None = None
+    for time, item in timed:
+        first = time if first is None else first
+        if held is not None:
+            middle = (held[0] + time) / 2 - first
+            while taken * tick < middle:
+                yield held[1]
+                taken += 1
+        held = (time, item)
+    if held is not None and first is not None:
+        end = held[0] - first + (tick if interval is None else interval) / 2
+        while taken * tick < end:
+            yield held[1]
             taken += 1
 
 

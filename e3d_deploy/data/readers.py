@@ -13,6 +13,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips, sequence_clips
 from e3d_deploy.data.pictures import PICTURES, PictureClip, natural, picture_files, read_picture
 from e3d_deploy.data.rate import ALL, Selection, select_clip
+from e3d_deploy.data.remarks import Remarks, Span
 from e3d_deploy.data.storage import Clip, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError, SourceLost
 from e3d_deploy.progress import Notify
@@ -20,7 +21,10 @@ from e3d_deploy.progress import Notify
 log = logging.getLogger(__name__)
 
 ARRAYS = (".npz", ".npy")
-VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
+VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
+    ".ogv", ".gif", ".y4m",
+)  # fmt: skip
 SHOWN = 500
 """Frames of a video between two signs of progress."""
 
@@ -86,7 +90,7 @@ class Reader:
         self.scratch = Scratch()
         self.skipped: list[str] = []
         self.rates: list[float] = []
-        self._said = False
+        self.remarks = Remarks()
 
     def open(self, path: Path) -> list[tuple[str, Clip]]:
         """The clips of a video, a .npz, a .npy or a folder of pictures, with names; none where it is bad and skipped.
@@ -156,8 +160,7 @@ class Reader:
         files = picture_files(folder)
         if not files:
             raise ClipError(f"{folder}: holds no videos, pictures or arrays; remove it, or put them there")
-        # What is done to pictures is logged for the first alone.
-        self._say(folder, files[0])
+        self._say(folder, files)
         runs: list[list[Path]] = [[]]
         for file in files:
             if self.is_good(file):
@@ -166,18 +169,20 @@ class Reader:
                 runs.append([])
         return [(str(folder), PictureClip(run, self.form)) for run in runs if run]
 
-    def _say(self, folder: Path, file: Path) -> None:
+    def _say(self, folder: Path, files: Sequence[Path]) -> None:
+        """Log what is done to pictures, by the first, the middle and the last of a folder."""
         if self.form.channels not in (1, 3):
             raise ShapeError(
                 f"{folder}: pictures have 1 or 3 colours, the model takes {self.form.channels}; give .npz or .npy"
             )
-        if not self._said and self.is_good(file):
-            read_picture(file, self.form, say_as=folder)
-            self._said = True
+        span = Span()
+        for number in sorted({0, len(files) // 2, len(files) - 1}):
+            if self.is_good(files[number]):
+                span.add(read_picture(files[number], self.form, remarks=self.remarks, name=folder.name))
+        span.say(folder.name, self.remarks)
 
     def _video(self, path: Path) -> StoredClip:
-        video = play(path, self.form, say=not self._said, selection=self.selection)
-        self._said = True
+        video = play(path, self.form, remarks=self.remarks, selection=self.selection)
         offset, length = self.scratch.size, 0
         try:
             for picture in video.pictures:

@@ -1,18 +1,51 @@
 """Videos, decoded picture by picture. Needs no PyTorch; PyAV when one is opened."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.fit import Placement, fit_shape, say_shape
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.pictures import NEEDS_VIDEO, say_change
+from e3d_deploy.data.pictures import NEEDS_VIDEO, say_change, say_transparent
+from e3d_deploy.data.rate import TOLERANCE, select_by_time
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.data.whole import missing_end
 from e3d_deploy.errors import BackendUnavailable, ClipError, SourceLost
 
+if TYPE_CHECKING:
+    import av
 
-def play_video(path: Path, form: Form, *, say: bool) -> tuple[Iterator[NDArray[np.uint8]], float | None]:
-    """Return the pictures of a video one by one, and their rate if it tells one.
+CHECKED = 1000
+"""Frames behind those that are asked for that are decoded to see that the video is whole."""
+LIMITED = 1
+"""FFmpeg's number of the colour range 16 to 235."""
+HDR = {16: "PQ", 18: "HLG"}
+"""Names of HDR's transfer curves, by FFmpeg's numbers."""
+EXPANDED = ((np.arange(256) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
+"""Gray levels of the full range, by those of the limited one."""
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""Decoders that keep the alpha of WebM, by the name of FFmpeg's own, which drop it."""
+EXPLODING = ("mjpeg",)
+"""Decoders that repair damage without marking the frame, and are told to stop at it."""
+LOST_INTERVALS = 3
+"""Longest intervals by which a video may end before its header says."""
+
+
+def play_video(
+    path: Path, form: Form, *, remarks: Remarks, resample: float | None = None
+) -> tuple[Iterator[NDArray[np.uint8]], float | None]:
+    """Return the pictures of a video one by one as players show them, and the video's rate if it tells one.
+
+    Args:
+        remarks: takes what is done to the pictures, once each.
+        resample: take the frame nearest in time to each tick of so many a second, by the frames' own times.
 
     Raises:
         ClipError: it holds no video, or cannot be read.
@@ -22,37 +55,287 @@ def play_video(path: Path, form: Form, *, say: bool) -> tuple[Iterator[NDArray[n
         import av
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
-    height, width = form.image_size
-    target = "gray" if form.channels == 1 else "rgb24"
-
-    def unreadable(error: av.FFmpegError) -> ClipError:
-        return ClipError(f"{path}: not a video that can be read ({error.strerror}); check the file")
-
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
-        raise unreadable(error) from error
+        raise unreadable(path, error.strerror) from error
     # FFmpeg shows any text as a film of a terminal ("tty").
     if not container.streams.video or container.format.name == "tty":
         container.close()
         raise ClipError(f"{path}: holds no video")
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
+    if stream.codec_context is None:
+        container.close()
+        raise unreadable(path, "no decoder for it")
+    interval = 1 / stream.average_rate if stream.average_rate else None
+    # AVI tells no times; FFmpeg gives those of decoding.
+    tells_times = container.format.name != "avi"
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        number = -1
+        times = Times()
+        bring = Bringer(path, form, aspect=stream.sample_aspect_ratio, remarks=remarks)
         with container:
+            frames = _decoded(path, container, stream, times)
+            if resample is not None:
+                timed = _timed(frames, interval, tells_times=tells_times)
+                frames = select_by_time(timed, resample, interval=interval)
             try:
-                for number, frame in enumerate(container.decode(stream)):
-                    if number == 0 and say:
-                        say_change(path, (frame.height, frame.width), frame.format.name, form.image_size, target)
-                    picture = frame.reformat(width, height, target, interpolation="AREA").to_ndarray()
-                    yield picture.reshape(form.shape).astype(np.uint8, copy=False)
-            except av.FFmpegError as error:
-                if number < 0:
-                    raise unreadable(error) from error
-                raise SourceLost(
-                    f"{path}: broke off after frame {number} ({error.strerror}); check the file"
-                ) from error
+                yield from map(bring, frames)
+            finally:
+                if resample is None and tells_times and stream.time_base:
+                    times.say(path.name, stream.time_base, remarks)
 
-    return pictures(), float(stream.average_rate) if stream.average_rate else None
+    return pictures(), None if interval is None else float(1 / interval)
+
+
+def unreadable(path: Path, reason: str | None) -> ClipError:
+    """Return the error of a file that is no video."""
+    end = missing_end(path)
+    return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); check the file")
+
+
+def first_pictures(path: Path, pictures: Iterator[NDArray[Any]], most: int | None) -> list[NDArray[Any]]:
+    """Return the first pictures of a source, and check that a video is whole beyond them.
+
+    The next `CHECKED` frames are decoded too, and the file is checked for its end.
+
+    Args:
+        most: number of pictures; None: all.
+
+    Raises:
+        SourceLost: the video is damaged there, or its end is missing.
+    """
+    found = list(islice(pictures, most))
+    if most is not None and path.is_file():
+        deque(islice(pictures, CHECKED), maxlen=0)
+        if end := missing_end(path):
+            raise SourceLost(f"{path}: breaks off, {end}; copy or export it again")
+    return found
+
+
+class Times:
+    """Keeps the intervals between frames (ticks of the stream's clock)."""
+
+    def __init__(self) -> None:
+        self.last: int | None = None
+        self.shortest, self.longest = 0, 0
+
+    def add(self, pts: int | None) -> None:
+        """Note the time of the next frame."""
+        if pts is None:
+            return
+        if self.last is not None and (interval := pts - self.last) > 0:
+            self.longest = max(self.longest, interval)
+            self.shortest = min(self.shortest or interval, interval)
+        self.last = pts
+
+    def say(self, name: str, tick: Fraction, remarks: Remarks) -> None:
+        """Log intervals that differ by more than rounding to ticks makes them differ."""
+        apart = self.longest - self.shortest
+        if apart > 1 and apart > TOLERANCE * self.longest:
+            shortest_ms, longest_ms = float(1000 * self.shortest * tick), float(1000 * self.longest * tick)
+            remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; --resample N gives even steps",
+                        name, shortest_ms, longest_ms)  # fmt: skip
+
+    def missing(self, container: Any, stream: Any) -> str | None:
+        """Return the sign by which a Matroska file lacks frames at its end; None without one."""
+        told_s = _told_seconds(container, stream)
+        if told_s is None or self.last is None:
+            return None
+        last_s, longest_s = float(self.last * stream.time_base), float(self.longest * stream.time_base)
+        if told_s - last_s <= LOST_INTERVALS * longest_s:
+            return None
+        return f"the last one at {last_s:.4g} s of {told_s:.4g}"
+
+
+def _told_seconds(container: Any, stream: Any) -> float | None:
+    """Return the length of a video as Matroska's header tells it (seconds); other readers estimate it."""
+    if container.format.name != "matroska,webm":
+        return None
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
+    minutes, _, seconds = rest.partition(":")
+    try:
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        alone = len(container.streams) == 1 and container.duration
+        return container.duration / 1e6 if alone else None
+
+
+def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator["av.VideoFrame"]:
+    """Yield the good frames of a video up to its end.
+
+    Raises:
+        ClipError: none is good.
+        SourceLost: it is damaged after good ones, or ends early. FFmpeg would repair or pass over much of it.
+    """
+    import av
+
+    number = 0
+    try:
+        for frame in _whole_frames(path, container, stream):
+            times.add(frame.pts)
+            yield frame
+            number += 1
+        reason = missing_end(path) or times.missing(container, stream)
+    except (av.FFmpegError, _Damage) as error:
+        reason = missing_end(path) or (error.strerror if isinstance(error, av.FFmpegError) else str(error))
+    if reason is None:
+        return
+    if number == 0:
+        raise unreadable(path, reason)
+    told_s = _told_seconds(container, stream)
+    about = round(told_s * stream.average_rate) if told_s and stream.average_rate else 0
+    total = f" of {stream.frames}" if stream.frames else f" of about {about}" if about > number else ""
+    raise SourceLost(f"{path}: broke off after {number}{total} frames ({reason}); copy or export it again")
+
+
+class _Damage(Exception):
+    """Damage that a decoder or reader marked and went on."""
+
+
+def _whole_frames(path: Path, container: Any, stream: Any) -> Iterator["av.VideoFrame"]:
+    """Yield frames until a packet or frame is marked as damaged.
+
+    Raises:
+        _Damage: one is.
+    """
+    decode, end = _decoder(stream), 0
+    damaged = False
+    for packet in container.demux(stream):
+        if packet.size and packet.is_corrupt:
+            damaged = True
+            break
+        if packet.pos is not None:
+            end = packet.pos + packet.size
+        for frame in decode(packet):
+            if frame.is_corrupt:
+                raise _Damage("a damaged frame")
+            yield frame
+    if not damaged:
+        # The reader of Y4M, whose frames follow one another plainly, drops a last one that is cut.
+        if container.format.name == "yuv4mpegpipe" and path.is_file() and end < path.stat().st_size:
+            raise _Damage("the last frame is cut")
+        return
+    for frame in decode(None):  # what the decoder still holds came before the damage
+        if frame.is_corrupt:
+            break
+        yield frame
+    raise _Damage("damaged data")
+
+
+def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
+    """Return the function that decodes a stream's packets, by a decoder that keeps its alpha."""
+    import av
+
+    name = stream.codec_context.name
+    if stream.metadata.get("alpha_mode") == "1" and name in ALPHA_DECODERS:
+        decoder: Any = av.CodecContext.create(ALPHA_DECODERS[name], "r")
+    else:
+        decoder = stream
+        stream.thread_type = "AUTO"
+        if name in EXPLODING:
+            stream.codec_context.options = {"err_detect": "explode"}
+    decode: Callable[[Any], list[av.VideoFrame]] = decoder.decode
+    return decode
+
+
+def _timed(
+    frames: Iterator["av.VideoFrame"], interval: Fraction | None, *, tells_times: bool
+) -> Iterator[tuple[Fraction, "av.VideoFrame"]]:
+    """Yield frames with their times (seconds); one that tells none comes an interval after the one before."""
+    time = Fraction(0)
+    for frame in frames:
+        if tells_times and frame.pts is not None and frame.time_base is not None:
+            time = frame.pts * frame.time_base
+        yield time, frame
+        time += interval or 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Turn and flips by which a picture is shown: first transposed, then flipped."""
+
+    transposed: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.int32]) -> "Turn":
+        """Return the quarter turn nearest to a display matrix, [9]."""
+        a, b, _, c, d = matrix[:5].tolist()
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            return cls(transposed=True, flip_rows=b < 0, flip_columns=c < 0)
+        return cls(flip_rows=d < 0, flip_columns=a < 0)
+
+    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a picture [H, W, C] as it is shown."""
+        turned = picture.transpose(1, 0, 2) if self.transposed else picture
+        turned = turned[::-1] if self.flip_rows else turned
+        return np.ascontiguousarray(turned[:, ::-1] if self.flip_columns else turned)
+
+
+UPRIGHT = Turn()
+
+
+class Bringer:
+    """Brings decoded frames to a form, and remarks on what is done to them.
+
+    Args:
+        aspect: width of a pixel by its height; None where it is not told.
+    """
+
+    def __init__(self, path: Path, form: Form, *, aspect: Fraction | None, remarks: Remarks) -> None:
+        self.name, self.form, self.remarks = path.name, form, remarks
+        self.aspect = float(aspect) if aspect else 1.0
+        self.target = "gray" if form.channels == 1 else "rgb24"
+        self.stored: tuple[int, int] | None = None
+        self.turn, self.placement = UPRIGHT, Placement(scaled=form.image_size, frame=form.image_size)
+        self.has_alpha = self.is_limited_gray = False
+
+    def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
+        """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
+        if frame.key_frame or self.stored != (frame.height, frame.width):
+            self._plan(frame)
+        if self.has_alpha:
+            frame = self._over_black(frame)
+        h, w = self.placement.scaled[::-1] if self.turn.transposed else self.placement.scaled
+        picture = frame.reformat(w, h, self.target, interpolation="AREA").to_ndarray()
+        picture = picture.reshape(h, w, self.form.channels).astype(np.uint8, copy=False)
+        if self.is_limited_gray:
+            picture = EXPANDED[picture]
+        if self.turn != UPRIGHT:
+            picture = self.turn.apply(picture)
+        return self.placement.place(picture)
+
+    def _plan(self, frame: "av.VideoFrame") -> None:
+        """Settle what is done to frames like this one; what decides it changes at key frames alone."""
+        self.stored = (frame.height, frame.width)
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        self.turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
+        h, w = self.stored[::-1] if self.turn.transposed else self.stored
+        shape = (frame.height, frame.width * self.aspect)
+        shown = shape[::-1] if self.turn.transposed else shape
+        self.placement = fit_shape(shown, self.form.image_size, self.form.fit)
+        kind = frame.format
+        self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
+        # swscale takes gray for the full range, whatever the frame tells.
+        self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
+        say_change(self.name, (h, w), kind.name, self.form, self.target, self.remarks)
+        say_shape(self.name, shown, self.form, self.remarks)
+        if frame.interlaced_frame:
+            self.remarks.say("interlaced", "%s: interlaced; both fields are taken as one picture, so what moves has "
+                             "combed edges; deinterlace it before", self.name)  # fmt: skip
+        if curve := HDR.get(frame.color_trc):
+            self.remarks.say("hdr", "%s: HDR (%s); its values are taken without tone mapping, so it looks paler than "
+                             "on a screen; convert it to SDR before", self.name, curve)  # fmt: skip
+
+    def _over_black(self, frame: "av.VideoFrame") -> "av.VideoFrame":
+        import av
+
+        rgba = frame.to_ndarray(format="rgba")
+        alpha = rgba[..., 3:].astype(np.uint16)
+        if alpha.min() == 255:
+            return frame
+        say_transparent(self.name, self.remarks)
+        colours = ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
+        return av.VideoFrame.from_ndarray(colours, "rgb24")

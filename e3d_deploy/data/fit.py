@@ -1,0 +1,62 @@
+"""Placement of a picture of another shape on a frame: stretched, cropped or with black bars. Needs no PyTorch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.config import Fit
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.remarks import Remarks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Size to which a picture is scaled, and the frame that its centre is placed on."""
+
+    scaled: tuple[int, int]
+    """Height and width after scaling (pixels)."""
+    frame: tuple[int, int]
+    """Height and width of the frame (pixels)."""
+
+    def place(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a scaled picture [h, w, C] cut to the frame's size [H, W, C], or with black around it."""
+        if self.scaled == self.frame:
+            return picture
+        (h, w), (H, W) = self.scaled, self.frame
+        top, left = max(h - H, 0) // 2, max(w - W, 0) // 2
+        cut = picture[top : top + H, left : left + W]
+        frame = np.zeros((H, W, picture.shape[2]), np.uint8)
+        top, left = (H - cut.shape[0]) // 2, (W - cut.shape[1]) // 2
+        frame[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+        return frame
+
+
+def fit_shape(shown: tuple[float, float], frame: tuple[int, int], fit: Fit) -> Placement:
+    """Return how a picture is placed on a frame.
+
+    Args:
+        shown: height and width at which a viewer shows the picture, in units of any size.
+        frame: height and width of the frame (pixels).
+    """
+    (h, w), (H, W) = shown, frame
+    if fit == "stretch":
+        return Placement(scaled=frame, frame=frame)
+    if fit == "crop":
+        scale = max(H / h, W / w)
+        return Placement(scaled=(max(H, round(h * scale)), max(W, round(w * scale))), frame=frame)
+    scale = min(H / h, W / w)
+    scaled = (min(H, max(1, round(h * scale))), min(W, max(1, round(w * scale))))
+    return Placement(scaled=scaled, frame=frame)
+
+
+def say_shape(name: str, shown: tuple[float, float], form: Form, remarks: Remarks) -> None:
+    """Log how a picture of another shape than the frame's is brought to it."""
+    if fit_shape(shown, form.image_size, "pad").scaled == form.image_size:
+        return
+    text = {
+        "stretch": "%s: %d×%d squeezed to %d×%d, which changes its shape; train with --fit crop or pad to keep it",
+        "crop": "%s: %d×%d cropped to its centre to fill %d×%d",
+        "pad": "%s: %d×%d with black bars around it to fill %d×%d",
+    }[form.fit]
+    remarks.say("shape", text, name, *map(round, shown), *form.image_size)
