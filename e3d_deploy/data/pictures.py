@@ -69,6 +69,8 @@ def _opened(file: Path) -> Iterator[Any]:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
         with Image.open(file) as image:
+            # Without a name it is not mapped into memory, which garbles TIFFs that are turned (Pillow 13.0).
+            image.filename = ""
             yield image
     # Pillow's readers of damaged files: SyntaxError for a chunk of PNG, ValueError for a size.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -1,0 +1,291 @@
+"""Pictures are read as viewers show them, or refused by name."""
+
+import logging
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from e3d_deploy.config import Fit
+from e3d_deploy.data.clips import play, read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.kth import KTHClip
+from e3d_deploy.data.pictures import load_picture, read_picture
+from e3d_deploy.data.readers import Reader
+from e3d_deploy.errors import ClipError
+from e3d_deploy.progress import silent
+
+SIZE = (6, 9)
+"""Height and width of the pictures here."""
+JPEG_OFF = 12  # gray levels; measured 6
+ORIENTATIONS: dict[int, Any] = {
+    1: lambda shown: shown,
+    2: lambda shown: shown[:, ::-1],
+    3: lambda shown: shown[::-1, ::-1],
+    4: lambda shown: shown[::-1],
+    5: lambda shown: shown.transpose(1, 0),
+    6: lambda shown: np.rot90(shown, 1),
+    7: lambda shown: np.rot90(shown, 2).transpose(1, 0),
+    8: lambda shown: np.rot90(shown, -1),
+}
+"""Stored picture of each EXIF orientation, from the one that is shown."""
+
+
+def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") -> Form:
+    return Form(image_size=size, channels=channels, fit=fit)
+
+
+def ramp(size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    """A picture that no flip leaves as it is."""
+    return np.linspace(0, 255, size[0] * size[1]).reshape(size).round().astype(np.uint8)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(message for _, level, message in caplog.record_tuples if level == logging.WARNING)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_exif_orientation_is_applied_before_scaling(tmp_path: Path, suffix: str, orientation: int) -> None:
+    shown = ramp((48, 72))
+    stored = np.ascontiguousarray(ORIENTATIONS[orientation](shown))
+    exif = Image.Exif()
+    exif[274] = orientation
+    options: dict[str, Any] = {".webp": {"lossless": True}, ".jpg": {"quality": 100}}.get(suffix, {})
+    Image.fromarray(stored).save(tmp_path / f"1{suffix}", exif=exif, **options)
+    found = read_picture(tmp_path / f"1{suffix}", form((24, 36)))[..., 0]
+    expected = shown.reshape(24, 2, 36, 2).mean(axis=(1, 3))
+    assert np.abs(found - expected).max() <= JPEG_OFF
+
+
+def test_size_is_logged_after_turning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(ramp((40, 20))).save(tmp_path / "1.png", exif=exif)
+    read_clips(tmp_path, form((10, 20)))
+    assert "20×40 L, scaled to 10×20 L" in messages(caplog)
+
+
+def test_kth_sees_pictures_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(np.ascontiguousarray(ramp()[::-1, ::-1])).save(tmp_path / "1.png", exif=exif)
+    clip = KTHClip([tmp_path / "1.png"], SIZE)[0:1]
+    np.testing.assert_allclose(clip[0, ..., 0] * 255, ramp(), atol=1e-3)
+
+
+# Shape
+
+
+@pytest.mark.parametrize(
+    ("size", "fit", "bright", "remark"),
+    [
+        ((16, 32), "stretch", (16, 8), "16×32 squeezed to 16×16"),
+        ((16, 32), "crop", (16, 16), "16×32 cropped to its centre"),
+        ((16, 32), "pad", (8, 8), "16×32 with black bars"),
+        ((40, 20), "crop", (16, 8), "40×20 cropped"),
+        ((40, 20), "pad", (16, 4), "40×20 with black bars"),
+        ((16, 16), "crop", (16, 8), ""),
+    ],
+)
+def test_fit_decides_what_becomes_of_another_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: tuple[int, int], fit: Fit, bright: tuple[int, int],
+    remark: str,
+) -> None:  # fmt: skip
+    """The middle half of the width is white."""
+    picture = np.zeros(size, np.uint8)
+    picture[:, size[1] // 4 : size[1] * 3 // 4] = 255
+    Image.fromarray(picture).save(tmp_path / "1.png")
+    found = read_clips(tmp_path, form((16, 16), fit=fit)).frames[0, 0, ..., 0] > 127
+    rows, columns = np.flatnonzero(found.any(axis=1)), np.flatnonzero(found.any(axis=0))
+    assert (len(rows), len(columns)) == bright
+    assert rows[0] + rows[-1] == columns[0] + columns[-1] == 15  # centred
+    assert remark in messages(caplog)
+    assert bool(remark) == ("fit" in messages(caplog) or "16×16" in messages(caplog))
+
+
+# Transparency
+
+CLEAR = np.zeros(SIZE, bool)
+CLEAR[:, :3] = True
+
+
+def transparent(mode: str) -> Any:
+    """A picture of one gray, whose left third is transparent and white."""
+    gray = np.where(CLEAR, 255, 200).astype(np.uint8)
+    alpha = np.where(CLEAR, 0, 255).astype(np.uint8)
+    if mode == "P":
+        image = Image.fromarray(np.where(CLEAR, 0, 1).astype(np.uint8)).convert("P")
+        image.putdata(np.where(CLEAR, 0, 1).reshape(-1).tolist())
+        image.putpalette([255, 255, 255, 200, 200, 200])
+        return image
+    channels = [gray, alpha] if mode == "LA" else [gray, gray, gray, alpha]
+    return Image.fromarray(np.stack(channels, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "options"),
+    [
+        ("RGBA", ".png", {}),
+        ("LA", ".png", {}),
+        ("P", ".png", {"transparency": 0}),
+        ("P", ".png", {"transparency": bytes([0, 255])}),
+        ("RGBA", ".webp", {"lossless": True}),
+        ("RGBA", ".tif", {}),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_are_shown_over_black(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: str, suffix: str, options: dict[str, Any], channels: int
+) -> None:
+    for name in ("1", "2"):
+        transparent(mode).save(tmp_path / f"{name}{suffix}", **options)
+    frames = read_clips(tmp_path, form(channels=channels)).frames[0]
+    assert (frames == np.where(CLEAR, 0, 200)[:, :, None]).all()
+    assert messages(caplog).count("has transparent pixels, which are shown over black") == 1
+
+
+def test_an_opaque_alpha_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    picture = np.dstack([ramp()] * 3 + [np.full(SIZE, 255, np.uint8)])
+    Image.fromarray(picture).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_clips(tmp_path, form(channels=3)).frames[0, 0], picture[..., :3])
+    assert "transparent" not in messages(caplog)
+
+
+def test_a_transparent_value_of_16_bits_is_black(tmp_path: Path) -> None:
+    values = np.where(CLEAR, 65535, 257 * 100).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "1.png")
+    content = (tmp_path / "1.png").read_bytes()
+    with Image.open(tmp_path / "1.png") as image:
+        image.info["transparency"] = 65535
+        image.save(tmp_path / "2.png", transparency=65535)
+    assert content != (tmp_path / "2.png").read_bytes()
+    np.testing.assert_array_equal(np.asarray(load_picture(tmp_path / "2.png")), np.where(CLEAR, 0, 100))
+
+
+# Range of values
+
+
+def test_floats_of_0_to_1_keep_their_range(tmp_path: Path) -> None:
+    values = (ramp() / 255).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "1.tif")
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([[0, 255]]), "got floats from 0 to 255, expected 0 to 1; scale them"),
+        (np.float32([[-1, 1]]), "got floats from -1 to 1"),
+        (np.float32([[np.nan, 1]]), "got floats from nan"),
+        (np.int32([[0, 70000]]), "integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16"),
+    ],
+)
+def test_values_of_an_unknown_range_are_refused(tmp_path: Path, values: NDArray[Any], message: str) -> None:
+    Image.fromarray(values).save(tmp_path / "1.tif")
+    with pytest.raises(ClipError, match=message):
+        read_picture(tmp_path / "1.tif", form())
+
+
+def tiff(values: bytes, size: tuple[int, int], *, bits: int, photometric: int, order: str = "<") -> bytes:
+    """An uncompressed TIFF of one gray channel."""
+    tags = {256: size[1], 257: size[0], 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: size[0],
+            279: len(values)}  # fmt: skip
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    return (
+        head
+        + struct.pack(f"{order}I", 8 + len(values))
+        + values
+        + struct.pack(f"{order}H", len(tags))
+        + entries
+        + bytes(4)
+    )
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bits_of_both_byte_orders_are_divided(tmp_path: Path, order: str) -> None:
+    values = (ramp().astype(np.uint16) * 257).astype(f"{order}u2")
+    (tmp_path / "1.tif").write_bytes(tiff(values.tobytes(), SIZE, bits=16, photometric=1, order=order))
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
+
+
+def test_white_as_0_is_heeded_with_16_bits(tmp_path: Path) -> None:
+    values = 65535 - ramp().astype("<u2") * 257
+    (tmp_path / "1.tif").write_bytes(tiff(values.astype("<u2").tobytes(), SIZE, bits=16, photometric=0))
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
+
+
+def test_12_bits_are_scaled_by_the_depth_that_the_file_tells(tmp_path: Path) -> None:
+    first, second = 4095, 2048
+    packed = bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
+    (tmp_path / "1.tif").write_bytes(tiff(packed, (1, 2), bits=12, photometric=1))
+    assert read_picture(tmp_path / "1.tif", form((1, 2))).reshape(-1).tolist() == [255, 128]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.uint8(np.arange(54).reshape(SIZE) % 2),
+        np.uint16(np.arange(54).reshape(SIZE) * 75),
+        np.full(SIZE, 9, np.uint8),
+    ],
+)
+def test_a_source_within_a_tenth_of_the_range_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, values: NDArray[Any]
+) -> None:
+    for name in ("1.png", "2.png"):
+        Image.fromarray(values).save(tmp_path / name)
+    read_clips(tmp_path, form())
+    assert messages(caplog).count("less than a tenth of the range") == 1
+    caplog.clear()
+    Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path)
+    assert messages(caplog).count("less than a tenth of the range") == 1
+
+
+def test_masks_of_one_bit_use_the_whole_range(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = np.arange(54).reshape(SIZE) % 2 == 0
+    Image.fromarray(mask).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(read_clips(tmp_path, form()).frames[0, 0, ..., 0], np.where(mask, 255, 0))
+    assert messages(caplog) == ""
+
+
+# Pages
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".webp"])
+def test_every_page_of_a_file_is_a_frame(tmp_path: Path, suffix: str) -> None:
+    pages = [Image.fromarray(np.stack([np.full(SIZE, level, np.uint8)] * 3, -1)) for level in (0, 100, 200)]
+    options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    pages[0].save(tmp_path / f"stack{suffix}", save_all=True, append_images=pages[1:], **options)
+    frames = np.stack(list(play(tmp_path / f"stack{suffix}", form()).pictures))
+    assert frames[:, 0, 0, 0].tolist() == [0, 100, 200]
+    with pytest.raises(ClipError, match="has 3 pages, and a picture in a folder is one frame; give the file by itself"):
+        read_clips(tmp_path, form())
+    with pytest.raises(ClipError, match="has 3 pages"):
+        Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path)
+    [(_, clip)] = Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path / f"stack{suffix}")
+    assert len(clip) == 3
+
+
+def test_a_small_copy_in_a_file_is_no_page(tmp_path: Path) -> None:
+    copy = Image.fromarray(ramp((3, 4)))
+    copy.encoderinfo = {"tiffinfo": {254: 1}}
+    Image.fromarray(ramp()).save(tmp_path / "1.tif", save_all=True, append_images=[copy])
+    with Image.open(tmp_path / "1.tif") as image:
+        assert image.n_frames == 2
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_a_picture_that_is_cut_is_refused(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"1{suffix}")
+    content = (tmp_path / f"1{suffix}").read_bytes()
+    (tmp_path / f"1{suffix}").write_bytes(content[: len(content) * 6 // 10])
+    with pytest.raises(ClipError, match="not a picture that can be read"):
+        read_picture(tmp_path / f"1{suffix}", form())
