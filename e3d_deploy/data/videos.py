@@ -62,7 +62,8 @@ def play_video(
     # FFmpeg shows any text as a film of a terminal ("tty").
     if not container.streams.video or container.format.name == "tty":
         container.close()
-        raise ClipError(f"{path}: holds no video")
+        end = missing_end(path)
+        raise ClipError(f"{path}: holds no video{f' ({end}); copy or export it again' if end else ''}")
     stream = container.streams.video[0]
     if stream.codec_context is None:
         container.close()
@@ -140,7 +141,7 @@ class Times:
     def missing(self, container: Any, stream: Any) -> str | None:
         """Return the sign by which a Matroska file lacks frames at its end; None without one."""
         told_s = _told_seconds(container, stream)
-        if told_s is None or self.last is None:
+        if told_s is None or self.last is None or not self.longest:
             return None
         last_s, longest_s = float(self.last * stream.time_base), float(self.longest * stream.time_base)
         if told_s - last_s <= LOST_INTERVALS * longest_s:
@@ -197,24 +198,25 @@ def _whole_frames(path: Path, container: Any, stream: Any) -> Iterator["av.Video
     """Yield frames until a packet or frame is marked as damaged.
 
     Raises:
-        _Damage: one is.
+        _Damage: one is, or the reader has passed over some.
     """
-    decode, end = _decoder(stream), 0
-    damaged = False
+    decode, count, end = _decoder(stream), 0, 0
     for packet in container.demux(stream):
         if packet.size and packet.is_corrupt:
-            damaged = True
             break
-        if packet.pos is not None:
-            end = packet.pos + packet.size
+        if packet.size and packet.pos is not None:
+            count, end = count + 1, packet.pos + packet.size
         for frame in decode(packet):
             if frame.is_corrupt:
                 raise _Damage("a damaged frame")
             yield frame
-    if not damaged:
-        # The reader of Y4M, whose frames follow one another plainly, drops a last one that is cut.
+    else:
+        # Two readers pass over frames without a word: that of Y4M over a last one that is cut, that of AVI over
+        # chunks that are not where its index has them.
         if container.format.name == "yuv4mpegpipe" and path.is_file() and end < path.stat().st_size:
             raise _Damage("the last frame is cut")
+        if container.format.name == "avi" and count < sum(entry.size > 0 for entry in stream.index_entries):
+            raise _Damage("frames are missing that its index has")
         return
     for frame in decode(None):  # what the decoder still holds came before the damage
         if frame.is_corrupt:

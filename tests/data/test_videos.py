@@ -1,0 +1,363 @@
+"""Videos are read as players show them, and damaged ones end with an error."""
+
+import logging
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.config import Fit
+from e3d_deploy.data.clips import play, read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.rate import Selection, places, select_by_time
+from e3d_deploy.data.readers import Reader
+from e3d_deploy.data.whole import missing_end
+from e3d_deploy.errors import ClipError, SourceLost
+from e3d_deploy.progress import silent
+
+SIZE = (32, 48)
+"""Height and width of the videos here."""
+CODED = 12  # gray levels between a picture and its video; measured 7, and swscale's SIMD rounds in other ways elsewhere
+COUNT = 30
+"""Frames of a video whose damage is looked for."""
+
+
+def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") -> Form:
+    return Form(image_size=size, channels=channels, fit=fit)
+
+
+def ramp(size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    """A picture that no flip leaves as it is."""
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    return np.asarray(20 + 140 * rows / size[0] + 70 * columns / size[1], np.uint8)
+
+
+def moving(count: int, size: tuple[int, int] = SIZE) -> list[NDArray[np.uint8]]:
+    """Pictures that move, with noise, so that each takes some bytes."""
+    noise = np.random.default_rng(0).integers(0, 40, (count, *size), dtype=np.uint8)
+    return [np.roll(ramp(size), 2 * number, axis=1) // 2 + noise[number] for number in range(count)]
+
+
+def write(
+    path: Path,
+    pictures: Sequence[NDArray[np.uint8]],
+    *,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    times_ms: Sequence[int] = (),
+    gop: int = 10,
+    codec_options: dict[str, str] | None = None,
+    **options: Any,
+) -> Path:
+    """A video of gray pictures [H, W], or of RGBA pictures [H, W, 4], at 25 frames per second or at times of its own.
+
+    Args:
+        options: `turn` is (degrees, hflip, vflip), `container` are options of the container; the rest are attributes
+            of the codec.
+    """
+    container_options, turn = options.pop("container", {}), options.pop("turn", None)
+    defaults = {"libx264": {"crf": "1"}, "libx265": {"x265-params": "log-level=none"}}.get(codec, {})
+    with av.open(str(path), "w", options=container_options) as container:
+        stream = container.add_stream(codec, rate=1000 if times_ms else 25, options=codec_options or defaults)
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt, stream.codec_context.gop_size = pixels, gop
+        for name, value in options.items():
+            setattr(stream.codec_context, name, value)
+        if turn is not None:
+            stream.set_display_rotation(turn[0], hflip=turn[1], vflip=turn[2])
+        for number, picture in enumerate(pictures):
+            colours = picture if picture.ndim == 3 else np.stack([picture] * 3, axis=-1)
+            frame = av.VideoFrame.from_ndarray(colours, "rgba" if colours.shape[2] == 4 else "rgb24")
+            if times_ms:
+                frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def frames_of(path: Path, form_: Form | None = None, **options: Any) -> NDArray[np.uint8]:
+    return np.stack(list(play(path, form_ or form(), **options).pictures))
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(message for _, level, message in caplog.record_tuples if level == logging.WARNING)
+
+
+# Display
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".3gp"])
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True)])
+def test_the_display_matrix_is_applied(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, degrees: int, flips: tuple[bool, bool]
+) -> None:
+    """The flips come after the turn, which is counter-clockwise."""
+    shown = np.rot90(ramp(), degrees // 90)
+    shown = shown[:, ::-1] if flips[0] else shown
+    shown = shown[::-1] if flips[1] else shown
+    path = write(tmp_path / f"phone{suffix}", [ramp()] * 2, turn=(degrees, *flips))
+    size = (shown.shape[0] // 2, shown.shape[1] // 2)
+    found = frames_of(path, form(size))[0, ..., 0]
+    expected = shown.reshape(size[0], 2, size[1], 2).mean(axis=(1, 3))
+    assert np.abs(found - expected).max() <= CODED
+    assert f"{shown.shape[0]}×{shown.shape[1]} yuv420p, scaled to" in messages(caplog)
+
+
+@pytest.mark.parametrize(("fit", "rows", "columns"), [("stretch", 32, 16), ("crop", 32, 32), ("pad", 16, 16)])
+def test_pixels_that_are_not_square_keep_the_shape_that_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fit: Fit, rows: int, columns: int
+) -> None:
+    """Each pixel is shown twice as wide, so the picture is 32×64; the middle half of its width is white."""
+    picture = np.zeros((32, 32), np.uint8)
+    picture[:, 8:24] = 255
+    path = write(tmp_path / "wide.mp4", [picture] * 2, sample_aspect_ratio=Fraction(2, 1))
+    white = frames_of(path, form((32, 32), fit=fit))[0, ..., 0] > 127
+    assert (white.any(axis=1).sum(), white.any(axis=0).sum()) == (rows, columns)
+    assert "32×64" in messages(caplog)
+
+
+@pytest.mark.parametrize(("fit", "turn", "bright"), [("crop", 90, (16, 16)), ("pad", 90, (8, 8)), ("pad", 0, (8, 8))])
+def test_turned_videos_are_fitted_as_they_are_shown(
+    tmp_path: Path, fit: Fit, turn: int, bright: tuple[int, int]
+) -> None:
+    """The stored picture is 32×64, and the middle half of its longer side is white."""
+    picture = np.zeros((32, 64), np.uint8)
+    picture[:, 16:48] = 255
+    path = write(tmp_path / "phone.mp4", [picture] * 2, turn=(turn, False, False))
+    white = frames_of(path, form((16, 16), fit=fit))[0, ..., 0] > 127
+    assert (white.any(axis=1).sum(), white.any(axis=0).sum()) == bright
+
+
+CLEAR = np.zeros(SIZE, bool)
+CLEAR[:, :16] = True
+TRANSPARENT = np.dstack([np.where(CLEAR, 255, 200)] * 3 + [np.where(CLEAR, 0, 255)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("vp9.webm", "libvpx-vp9", "yuva420p"),
+        ("prores.mov", "prores_ks", "yuva444p10le"),
+        ("animation.mov", "qtrle", "argb"),
+        ("png.mov", "png", "rgba"),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_of_videos_are_shown_over_black(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, codec: str, pixels: str, channels: int
+) -> None:
+    path = write(tmp_path / name, [TRANSPARENT] * 2, codec=codec, pixels=pixels)
+    found = frames_of(path, form(channels=channels)).astype(int)
+    assert found.shape[0] == 2
+    assert found[:, :, :14].max() <= CODED
+    assert np.abs(found[:, :, 18:] - 200).max() <= CODED
+    assert messages(caplog).count("transparent pixels, which are shown over black") == 1
+
+
+def test_transparent_pixels_of_a_gif_are_shown_over_black(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pages = [Image.fromarray(np.where(CLEAR, 0, level).astype(np.uint8)) for level in (1, 2)]
+    for page in pages:
+        page.putpalette([255, 255, 255, 200, 200, 200, 90, 90, 90])
+    pages[0].save(tmp_path / "clear.gif", save_all=True, append_images=pages[1:], transparency=0, disposal=2)
+    found = frames_of(tmp_path / "clear.gif").astype(int)
+    assert found[:, :, :16].max() == 0
+    assert np.abs(found[:, :, 16:, 0] - np.array([200, 90])[:, None, None]).max() <= CODED
+
+
+@pytest.mark.parametrize(
+    ("pixels", "range_", "shown"),
+    [("gray", 1, 255), ("gray", 2, 235), ("yuv420p", 1, 255), ("yuvj420p", 2, 235)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_limited_colours_are_widened(tmp_path: Path, pixels: str, range_: int, shown: int, channels: int) -> None:
+    """A stored 235 is white in the limited range alone."""
+    with av.open(str(tmp_path / "gray.mkv"), "w") as container:
+        stream = container.add_stream("ffv1" if pixels == "gray" else "libx264", rate=25)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt, stream.codec_context.color_range = pixels, range_
+        frame = av.VideoFrame(SIZE[1], SIZE[0], pixels)
+        for number, plane in enumerate(frame.planes):
+            plane.update(bytes([128 if number else 235]) * plane.buffer_size)
+        frame.color_range = range_
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert np.abs(frames_of(tmp_path / "gray.mkv", form(channels=channels)).astype(int) - shown).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("codec", "settings", "message"),
+    [
+        ("libx264", {"codec_options": {"x264-params": "interlaced=1"}}, "interlaced; both fields are taken as one"),
+        ("libx265", {"color_trc": 16, "pixels": "yuv420p10le"}, "HDR (PQ); its values are taken without tone mapping"),
+        ("libx265", {"color_trc": 18, "pixels": "yuv420p10le"}, "HDR (HLG)"),
+    ],
+)
+def test_what_is_left_as_it_is_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, codec: str, settings: dict[str, Any], message: str
+) -> None:
+    frames_of(write(tmp_path / "film.mp4", moving(12, (64, 96)), codec=codec, **settings), form((64, 96)))
+    assert messages(caplog).count(message) == 1
+
+
+# Damage
+
+GOOD: dict[str, dict[str, Any]] = {
+    "plain.mp4": {},
+    "faststart.mp4": {"container": {"movflags": "faststart"}},
+    "fragments.mp4": {"container": {"movflags": "frag_keyframe+empty_moov"}},
+    "open_gop.mp4": {"codec_options": {"x264-params": "open-gop=1:bframes=3"}},
+    "old.3gp": {},
+    "part4.mp4": {"codec": "mpeg4"},
+    "plain.mov": {},
+    "plain.mkv": {},
+    "live.mkv": {"container": {"live": "1"}},
+    "plain.ts": {},
+    "part2.ts": {"codec": "mpeg2video"},
+    "disc.m2ts": {"container": {"mpegts_m2ts_mode": "1"}},
+    "part4.avi": {"codec": "mpeg4", "bit_rate": 4_000_000},
+    "motion.avi": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "raw.avi": {"codec": "rawvideo"},
+    "vp9.webm": {"codec": "libvpx-vp9", "codec_options": {"deadline": "realtime", "cpu-used": "8"}},
+    "plain.flv": {},
+    "plain.wmv": {"codec": "wmv2"},
+    "plain.gif": {"codec": "gif", "pixels": "rgb8"},
+    "raw.y4m": {"codec": "wrapped_avframe"},
+}
+"""Whole videos of `COUNT` frames."""
+UNOPENED = ("plain.mp4", "open_gop.mp4", "old.3gp", "part4.mp4", "plain.mov")
+"""Those that cannot be opened when their end is missing, as their index is there."""
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("good")
+    pictures = moving(COUNT)
+    return {name: write(folder / name, pictures, **options).read_bytes() for name, options in GOOD.items()}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_whole_videos_are_read_whole(
+    tmp_path: Path, good: dict[str, bytes], caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    (tmp_path / name).write_bytes(good[name])
+    assert len(frames_of(tmp_path / name)) == COUNT
+    assert read_clips(tmp_path / name, form(), most=2).frames.shape[1] == 2
+    assert "frame times" not in messages(caplog)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.93])
+@pytest.mark.parametrize("name", GOOD)
+def test_videos_that_are_cut_end_with_an_error(tmp_path: Path, good: dict[str, bytes], name: str, share: float) -> None:
+    path = tmp_path / name
+    path.write_bytes(good[name][: int(len(good[name]) * share)])
+    kind = ClipError if name in UNOPENED else SourceLost
+    for read in (lambda: frames_of(path), lambda: read_clips(path, form(), most=2)):
+        with pytest.raises(kind, match=r"(broke off after \d+.* frames|not a video that can be read|no video) \("):
+            read()
+    with pytest.raises(ClipError):
+        Reader(form=form(), skip_bad=False, progress=silent).open(path)
+    reader = Reader(form=form(), skip_bad=True, progress=silent)
+    assert reader.open(path) == []
+    assert reader.skipped == [str(path)]
+
+
+def test_the_error_tells_the_frames_that_are_there(tmp_path: Path, good: dict[str, bytes]) -> None:
+    content = good["faststart.mp4"]
+    (tmp_path / "cut.mp4").write_bytes(content[: int(len(content) * 0.6)])
+    with pytest.raises(SourceLost, match=rf"broke off after 1\d of {COUNT} frames \(it has \d+ bytes of \d+\)"):
+        frames_of(tmp_path / "cut.mp4")
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "fragments.mp4", "plain.mkv", "plain.ts", "part4.avi", "motion.avi"])
+def test_damage_in_the_middle_is_an_error(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
+    """A stretch of zeros, behind the frames that a prediction needs."""
+    content = bytearray(good[name])
+    middle = len(content) // 2
+    content[middle : middle + 1500] = bytes(1500)
+    (tmp_path / name).write_bytes(content)
+    for most in (None, 2):
+        with pytest.raises(SourceLost, match="broke off after"):
+            read_clips(tmp_path / name, form(), most=most)
+
+
+def test_a_long_video_is_checked_for_its_end(
+    tmp_path: Path, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the cut is further away than frames are decoded for a look."""
+    monkeypatch.setattr("e3d_deploy.data.videos.CHECKED", 1)
+    (tmp_path / "cut.mkv").write_bytes(good["plain.mkv"][:-9])
+    with pytest.raises(SourceLost, match=r"breaks off, it has \d+ bytes of \d+; copy or export it again"):
+        read_clips(tmp_path / "cut.mkv", form(), most=2)
+
+
+def test_frames_before_an_edit_list_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """The film begins in the middle of a group of pictures, as a cut without coding makes it."""
+    (tmp_path / "whole.mp4").write_bytes(good["plain.mp4"])
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as source,
+        av.open(str(tmp_path / "cut.mp4"), "w", options={"avoid_negative_ts": "disabled"}) as target,
+    ):
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        early = 5 * stream.duration // COUNT if stream.duration else 0
+        for packet in source.demux(stream):
+            if packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - early, packet.dts - early, copy
+                target.mux(packet)
+    assert len(frames_of(tmp_path / "cut.mp4")) == COUNT - 5
+
+
+def test_data_behind_a_container_is_no_damage(tmp_path: Path, good: dict[str, bytes]) -> None:
+    for name in ("plain.mp4", "part4.avi", "plain.gif"):
+        (tmp_path / name).write_bytes(good[name] + bytes(100))
+        assert missing_end(tmp_path / name) is None
+        assert len(frames_of(tmp_path / name)) == COUNT
+
+
+# Times
+
+UNEVEN_MS = [0, 40, 80, 120, 160, 400, 640, 880, 1120, 1360]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_uneven_frame_times_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str) -> None:
+    path = write(tmp_path / f"phone{suffix}", moving(10), times_ms=UNEVEN_MS)
+    frames_of(path)
+    assert messages(caplog).count("frame times vary from 40 to 240 ms; --resample N gives even steps") == 1
+    caplog.clear()
+    frames_of(path, selection=Selection(resample=10))
+    assert "frame times" not in messages(caplog)
+
+
+def test_frames_are_resampled_by_their_own_times(tmp_path: Path) -> None:
+    levels = [20 * number + 20 for number in range(10)]
+    path = write(tmp_path / "phone.mp4", [np.full(SIZE, level, np.uint8) for level in levels], times_ms=UNEVEN_MS)
+    found = frames_of(path, selection=Selection(resample=10))[:, 0, 0, 0]
+    expected = [
+        min(range(10), key=lambda number, at=at: (abs(UNEVEN_MS[number] - at), -number)) for at in range(0, 1400, 100)
+    ]
+    assert np.abs(found[: len(expected)] - np.array(levels)[expected]).max() <= CODED
+    assert len(found) - len(expected) in (0, 1)  # the last frame counts for a mean interval
+
+
+@pytest.mark.parametrize("rate", [3.0, 10.0, 12.5, 24.0, 25.0, 29.97, 60.0])
+def test_even_times_are_resampled_as_numbers_are(rate: float) -> None:
+    interval = Fraction(1, 25)
+    timed = [(7 + number * interval, number) for number in range(50)]
+    assert list(select_by_time(timed, rate, interval=interval)) == places(50, 25 / rate)
+
+
+def test_a_repeated_tick_takes_the_frame_again() -> None:
+    timed = [(Fraction(0), "a"), (Fraction(1), "b")]
+    found = list(select_by_time(timed, 4, interval=Fraction(1)))
+    assert found == ["a", "a", "b", "b", "b", "b"]
+    assert all(early <= late for early, late in pairwise(found))
