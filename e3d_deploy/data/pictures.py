@@ -115,8 +115,10 @@ def _displayed(image: Any, file: Path, remarks: Remarks) -> Any:
         return Image.fromarray(_eight_bits(upright, tags, file))
     if upright.has_transparency_data:
         return _over_black(upright, file, remarks)
+    if upright.mode in ("L", "RGB"):  # converting would copy it
+        return upright
     try:
-        return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+        return upright.convert("L" if upright.mode == "1" else "RGB")
     except ValueError as error:
         raise ClipError(f"{file}: got colours {upright.mode}, expected gray or RGB; convert it") from error
 
@@ -167,7 +169,8 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks, name: str) ->
     say_change(name, shown, stored_mode, form, mode, remarks)
     say_shape(name, shown, form, remarks)
     placement = fit_shape(shown, form.image_size, form.fit)
-    scaled = np.asarray(picture.convert(mode).resize(placement.scaled[::-1], Image.Resampling.BOX))
+    coloured = picture if picture.mode == mode else picture.convert(mode)
+    scaled = np.asarray(coloured.resize(placement.scaled[::-1], Image.Resampling.BOX))
     return placement.place(scaled.reshape(*placement.scaled, form.channels))
 
 

@@ -290,14 +290,20 @@ class Bringer:
         self.name, self.form, self.remarks = path.name, form, remarks
         self.aspect = float(aspect) if aspect else 1.0
         self.target = "gray" if form.channels == 1 else "rgb24"
-        self.stored: tuple[int, int] | None = None
+        self.kind: tuple[object, ...] | None = None
+        self.stored = (0, 0)
         self.turn, self.placement = UPRIGHT, Placement(scaled=form.image_size, frame=form.image_size)
         self.has_alpha = self.is_limited_gray = False
 
     def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
         """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
         if frame.key_frame or self.stored != (frame.height, frame.width):
-            self._plan(frame)
+            matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+            turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
+            kind = (frame.height, frame.width, frame.format.name, frame.interlaced_frame, turn)
+            if kind != self.kind:
+                self.kind, self.turn = kind, turn
+                self._plan(frame)
         if self.has_alpha:
             frame = self._over_black(frame)
         h, w = self.placement.scaled[::-1] if self.turn.transposed else self.placement.scaled
@@ -310,10 +316,8 @@ class Bringer:
         return self.placement.place(picture)
 
     def _plan(self, frame: "av.VideoFrame") -> None:
-        """Settle what is done to frames like this one; what decides it changes at key frames alone."""
+        """Settle what is done to frames like this one; it changes at key frames alone."""
         self.stored = (frame.height, frame.width)
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        self.turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
         h, w = self.stored[::-1] if self.turn.transposed else self.stored
         shape = (frame.height, frame.width * self.aspect)
         shown = shape[::-1] if self.turn.transposed else shape
