@@ -298,11 +298,9 @@ class Bringer:
     def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
         """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
         if frame.key_frame or self.stored != (frame.height, frame.width):
-            matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-            turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
-            kind = (frame.height, frame.width, frame.format.name, frame.interlaced_frame, turn)
+            kind = (frame.height, frame.width, frame.format.name, frame.interlaced_frame)
             if kind != self.kind:
-                self.kind, self.turn = kind, turn
+                self.kind = kind
                 self._plan(frame)
         if self.has_alpha:
             frame = self._over_black(frame)
@@ -318,6 +316,9 @@ class Bringer:
     def _plan(self, frame: "av.VideoFrame") -> None:
         """Settle what is done to frames like this one; it changes at key frames alone."""
         self.stored = (frame.height, frame.width)
+        # Read here alone, as it may take as long as decoding; the container's matrix is that of all frames.
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        self.turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
         h, w = self.stored[::-1] if self.turn.transposed else self.stored
         shape = (frame.height, frame.width * self.aspect)
         shown = shape[::-1] if self.turn.transposed else shape
