@@ -21,7 +21,7 @@ from e3d_deploy.progress import silent
 
 SIZE = (6, 9)
 """Height and width of the pictures here."""
-JPEG_OFF = 12  # gray levels; measured 6
+JPEG_OFF = 4  # gray levels; measured 1.0
 ORIENTATIONS: dict[int, Any] = {
     1: lambda shown: shown,
     2: lambda shown: shown[:, ::-1],

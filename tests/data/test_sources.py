@@ -543,7 +543,7 @@ def test_no_window_reaches_over_a_skipped_picture(tmp_path: Path, caplog: pytest
     source = source_of(folder, skip_bad=True)
     assert first_pixels(source) == [[*range(6)], [*range(7, 20)]]
     assert source.skipped == (f"{folder}/6.png",)
-    assert [message for message in warnings_of(caplog) if "6.png" in message] == [warnings_of(caplog)[0]]
+    assert sum("6.png" in message for message in warnings_of(caplog)) == 1
     with pytest.raises(ClipError, match=r"6\.png: not a picture"):
         source_of(folder).clips[0][:]
 
