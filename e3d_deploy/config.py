@@ -262,6 +262,8 @@ class TrainConfig:
     begins at the same share of the time."""
     fit: Fit = "stretch"
     """Way in which pictures of another shape are brought to the size of a frame."""
+    layout: str | None = None
+    """Axes of the arrays that are trained on, such as NTHW; None: found out by their shapes."""
     seed: int = 0
     """Seed of the initial weights, data, sampling and burn-in."""
 

@@ -102,7 +102,7 @@ def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
     assert "PASS" in e3d("verify", exported / "tiny.e3d", "--clip", REAL_CLIP).stderr
     np.save(tmp_path / "short.npy", np.zeros((2, 16, 24, 1), np.uint8))
     line = failing("verify", exported / "tiny.e3d", "--clip", tmp_path / "short.npy", code=2)
-    assert "has 2 frames, the bundle's context is 4" in line
+    assert "has 2 frames, expected 4 or more; give a longer clip" in line
 
 
 def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
@@ -180,7 +180,7 @@ def test_predict_refuses_wrong_input_and_leaves_nothing(exported: Path, tmp_path
     np.save(tmp_path / "type.npy", np.zeros((12, 16, 24, 1), np.int64))
     assert "got int64" in wrong(tmp_path / "type.npy")
     np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))
-    assert "has 3 frames, the context is 4; give a longer clip" in wrong(tmp_path / "short.npy")
+    assert "has 3 frames, expected 4 or more; give a longer clip" in wrong(tmp_path / "short.npy")
     (tmp_path / "text.mp4").write_text("not a video")
     assert "not a video that can be read" in wrong(tmp_path / "text.mp4")
     (tmp_path / "empty.mp4").touch()

@@ -26,6 +26,7 @@ def evaluate_streaming(
     *,
     split: "Split",
     selection: "Selection",
+    layout: str | None,
     context_length: int | None,
     horizon: int | None,
     backend: str,
@@ -70,7 +71,7 @@ def evaluate_streaming(
         windows, fitting = aging_data(
             data,
             asked,
-            Form.of(predictor.config, predictor.card),
+            Form.of(predictor.config, predictor.card, layout),
             split=split,
             context_length=context_length,
             horizon=horizon,

@@ -48,6 +48,11 @@ RESAMPLE = click.option(
     metavar="FPS",
     help="Take the frames nearest in time to FPS a second, dropping or repeating some.",
 )
+LAYOUT = click.option(
+    "--layout",
+    metavar="LETTERS",
+    help="Axes of arrays: N (or B) clips, T frames, C colours, H, W, such as NTHW; else found out by their shapes.",
+)
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, and say so.")
 
 

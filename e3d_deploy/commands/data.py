@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from e3d_deploy.commands._options import PATH, SKIP_BAD, json_option, numbers
+from e3d_deploy.commands._options import LAYOUT, PATH, SKIP_BAD, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
 from e3d_deploy.files import write_file
 
@@ -25,6 +25,7 @@ def data() -> None:
 @click.option("--length", type=click.IntRange(min=1), default=20, help="Frames of a window, context and horizon.")
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Which one to look into.")
 @click.option("--picture", type=PATH, help="Draw windows of the split into this PNG.")
+@LAYOUT
 @SKIP_BAD
 @json_option()
 def inspect_data(
@@ -34,6 +35,7 @@ def inspect_data(
     length: int,
     split: Any,
     picture: Path | None,
+    layout: str | None,
     skip_bad: bool,
     json_: bool,
 ) -> None:
@@ -42,7 +44,8 @@ def inspect_data(
     from e3d_deploy.data.form import Form
 
     check_picture(picture)
-    form = Form(image_size=cast("tuple[int, int]", image_size), channels=channels)  # it checks that there are two
+    height_width = cast("tuple[int, int]", image_size)  # the form checks that there are two
+    form = Form(image_size=height_width, channels=channels, layout=layout)
     with working(f"reading {source_}") as progress:
         opened = look.open_splits(
             source_,
@@ -75,6 +78,7 @@ def show_data(found: "DataContents") -> None:
         [
             ("kind", found.kind),
             ("frames", f"{frame.height}×{frame.width}×{frame.channels} {frame.dtype}"),
+            *([("axes", ", ".join(found.layouts))] if found.layouts else []),
             ("frames/s", ", ".join(f"{rate:g}" for rate in found.frames_per_second) or "–"),
             (
                 f"values in {values.windows} windows of {values.split}",
@@ -104,6 +108,8 @@ def show_data(found: "DataContents") -> None:
         if isinstance(one, SplitError):
             click.echo(f"{name}: {one.error}")
             continue
-        for what, texts in (("skipped", one.skipped), ("short", one.short)):
+        for what, texts in (("folder", one.folders), ("skipped", one.skipped), ("short", one.short)):
             for text in texts:
                 click.echo(f"{name}, {what}: {text}")
+    for text in found.remarks:
+        click.echo(f"remark: {text}")

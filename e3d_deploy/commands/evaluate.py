@@ -13,6 +13,7 @@ from e3d_deploy.commands._options import (
     CONTEXT,
     EVERY,
     HORIZON,
+    LAYOUT,
     PATH,
     RESAMPLE,
     SKIP_BAD,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @HORIZON
 @EVERY
 @RESAMPLE
+@LAYOUT
 @BACKEND
 @THREADS
 @click.option("--most", type=click.IntRange(min=1), help="Clips to take; else all, or 100 where they are generated.")
@@ -84,6 +86,7 @@ def evaluate(
     horizon: int | None,
     every: int | None,
     resample: float | None,
+    layout: str | None,
     backend: str,
     threads: int | None,
     most: int | None,
@@ -115,6 +118,7 @@ def evaluate(
             data,
             split=split,
             selection=selection,
+            layout=layout,
             context_length=context_length,
             horizon=horizon,
             backend=backend,
@@ -154,7 +158,7 @@ def evaluate(
         progress = stack.enter_context(working(f"evaluating {model} on {data}"))
         clips = evaluation_data(
             data,
-            Form.of(predictor.config, predictor.card),
+            Form.of(predictor.config, predictor.card, layout),
             split=split,
             length=context_length + horizon,
             most=most or (100 if data == "moving-mnist" else None),

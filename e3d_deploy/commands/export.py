@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE_OUTPUT, PATH, overwrite_option
+from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, PATH, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, parse_budget
@@ -67,6 +67,7 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 )
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
+@LAYOUT
 @overwrite_option("bundle")
 def export(model: Path, output: Path, budget: str | None, **options: Any) -> None:
     """Export MODEL as a bundle: ONNX graphs, weights, reference clip, manifest."""

@@ -5,7 +5,17 @@ from pathlib import Path
 import click
 
 from e3d_deploy.commands._open import open_predictor
-from e3d_deploy.commands._options import BACKEND, BUNDLE_OR_MODEL, CONTEXT, EVERY, HORIZON, PATH, RESAMPLE, THREADS
+from e3d_deploy.commands._options import (
+    BACKEND,
+    BUNDLE_OR_MODEL,
+    CONTEXT,
+    EVERY,
+    HORIZON,
+    LAYOUT,
+    PATH,
+    RESAMPLE,
+    THREADS,
+)
 from e3d_deploy.commands._output import working
 from e3d_deploy.commands._process import stoppable
 
@@ -24,6 +34,7 @@ from e3d_deploy.commands._process import stoppable
 @HORIZON
 @EVERY
 @RESAMPLE
+@LAYOUT
 @BACKEND
 @THREADS
 @click.option("--zoom", type=click.IntRange(min=1), default=1, help="Enlarge videos and pictures.")
@@ -35,6 +46,7 @@ def predict(
     horizon: int | None,
     every: int | None,
     resample: float | None,
+    layout: str | None,
     backend: str,
     threads: int | None,
     zoom: int,
@@ -46,7 +58,6 @@ def predict(
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.data.write import check_target, write_clips
-    from e3d_deploy.errors import ShapeError
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
@@ -54,19 +65,15 @@ def predict(
     with open_predictor(model, backend, threads) as predictor:
         context_length = context_length or predictor.context_length
         horizon = horizon or predictor.horizon
-        clips = read_clips(clip, Form.of(predictor.config, predictor.card), most=context_length, selection=selection)
-        warn_of_interval(str(clip), [clips.rate], predictor.card.window, selection=selection)
-        if clips.frames.shape[1] < context_length:
-            raise ShapeError(
-                f"{clip}: has {clips.frames.shape[1]} frames, the context is {context_length}; "
-                "give a longer clip or a smaller --context"
-            )
+        form = Form.of(predictor.config, predictor.card, layout)
+        clips = read_clips(clip, form, most=context_length, least=context_length, selection=selection)
+        warn_of_interval(str(clip), clips.rates, predictor.card.window, selection=selection)
         forecasts = []
         with working(f"predicting {clip}") as progress:
-            for number, pictures in enumerate(stop.each(clips.frames)):
-                progress(f"clip {number + 1} of {len(clips.frames)}")
+            for number, pictures in enumerate(stop.each(clips.clips)):
+                progress(f"clip {number + 1} of {len(clips.clips)}")
                 stream = predictor.stream(renewal="none")
-                for picture in pictures:
+                for picture in pictures[:]:
                     stream.push(picture)
                 forecasts.append(stream.forecast(horizon))
         write_clips(output, np.stack(forecasts), frames_per_second=clips.frames_per_second, zoom=zoom)

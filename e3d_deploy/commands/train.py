@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import click
 
-from e3d_deploy.commands._options import PATH, Finite, numbers
+from e3d_deploy.commands._options import LAYOUT, PATH, Finite, numbers
 from e3d_deploy.commands._output import next_command
 from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.config import RECIPES, Semantics, TrainConfig
@@ -106,6 +106,7 @@ def source(text: str) -> tuple[str, float]:
 @setting("burn_in", "Most frames before the context that only carry the state; 0 for none.")
 @setting("burn_in_steps", "Last steps that have them; else a tenth.")
 @setting("fit", "Of pictures of another shape than the frames.")
+@LAYOUT
 @setting("seed", "Decides weights, data, sampling and burn-in.")
 @click.option("--devices", type=click.IntRange(min=1), help="Processes, each on a device; else one, or torchrun's.")
 @click.option("--nodes", type=click.IntRange(min=1), default=1, help="Machines.")

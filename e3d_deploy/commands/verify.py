@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BACKEND, BUNDLE, PATH, THREADS, json_option
+from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, PATH, THREADS, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
 from e3d_deploy.files import write_file
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     help="PyTorch, or what it computed at export; auto takes PyTorch where it is installed and not itself verified.",
 )
 @click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
+@LAYOUT
 @click.option("--steps", type=click.IntRange(min=1), help="Go on for so many, to see the drift grow; needs PyTorch.")
 @THREADS
 @click.option("--picture", type=PATH, help="Draw the drift into this PNG.")
@@ -39,6 +40,7 @@ def verify(
     backend: str,
     against: str,
     clip: Path | None,
+    layout: str | None,
     steps: int | None,
     threads: int | None,
     picture: Path | None,
@@ -60,7 +62,9 @@ def verify(
     config = opened.config
     given = None
     if clip is not None:
-        pictures = read_clips(clip, Form.of(config, opened.card), most=opened.context_length + opened.horizon).frames[0]
+        length = opened.context_length + opened.horizon
+        form = Form.of(config, opened.card, layout)
+        pictures = read_clips(clip, form, most=length, least=opened.context_length, count=1).frames[0]
         given = frames.to_frames(pictures, image_size=config.image_size, channels=config.channels, name=str(clip))
     with ExitStack() as stack, working(f"verifying {bundle}"):
         choice = None

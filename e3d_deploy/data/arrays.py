@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.layout import find_layout, geometry
 from e3d_deploy.data.storage import File, Scratch, Store, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
 
@@ -59,6 +60,17 @@ def members(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
+def check_archive(path: Path) -> None:
+    """Compare the checksums of all arrays in a .npz file, which reads it through.
+
+    Raises:
+        ClipError: it is damaged.
+    """
+    with damaged(path), zipfile.ZipFile(path) as archive:
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile
+
+
 def load_member(path: Path, member: str) -> NDArray[Any]:
     """A small array of a .npz file, whole.
 
@@ -102,32 +114,48 @@ def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
         return _array(name, scratch, io.BytesIO(head), begin=begin, size=scratch.size - begin)
 
 
-def clips_of(array: StoredArray, form: Form) -> list[StoredClip]:
-    """The clips of an array [B, T, H, W, C] or [T, H, W, C].
+def layout_of(array: StoredArray, form: Form) -> tuple[str, str | None]:
+    """Return the layout of an array, and a remark if its numbers decided, as `find_layout`.
 
     Raises:
-        ShapeError: another rank, size, number of colours or type.
+        ShapeError: another rank, size, number of colours or type, or several layouts fit.
         ClipError: it holds no frame.
     """
-    if len(array.shape) not in (4, 5):
-        raise ShapeError(f"{array.name}: got {list(array.shape)}, expected [B, T, H, W, C] or [T, H, W, C]")
-    B, T, *shape = array.shape if len(array.shape) == 5 else (1, *array.shape)
-    check_form(array.name, (shape[0], shape[1], shape[2]), array.dtype, form)
-    if B == 0 or T == 0:
+    check_type(array.name, array.dtype)
+    if 0 in array.shape:
         raise ClipError(f"{array.name}: holds no frame, its shape is {list(array.shape)}")
+
+    def read(layout: str, clip: int, frame: int) -> NDArray[np.float64] | None:
+        try:
+            found = _clip(array, layout, clip)[frame : frame + 1]
+        except (ClipError, ShapeError, OSError):  # told when it is read for the model
+            return None
+        frame_read: NDArray[np.float64] = found[0].astype(np.float64)
+        return frame_read
+
+    return find_layout(array.name, array.shape, form, read)
+
+
+def clips_of(array: StoredArray, layout: str) -> list[StoredClip]:
+    """Return the clips of an array in some layout."""
+    return [_clip(array, layout, number) for number in range(geometry(layout, array.shape).clips)]
+
+
+def _clip(array: StoredArray, layout: str, number: int) -> StoredClip:
+    places = geometry(layout, array.shape)
+    sides = [side for letter, side in zip(layout, array.shape, strict=True) if letter in "CHW"]
+    shape = (sides[0], sides[1], sides[2] if "C" in layout else 1)
     frame = array.bytes_of(*shape)
-    return [
-        StoredClip(
-            name=f"{array.name}, clip {number}",
-            store=array.store,
-            offset=array.offset + number * T * frame,
-            length=T,
-            shape=(shape[0], shape[1], shape[2]),
-            dtype=array.dtype,
-            stride=frame,
-        )
-        for number in range(B)
-    ]
+    return StoredClip(
+        name=f"{array.name}, clip {number}",
+        store=array.store,
+        offset=array.offset + number * places.clip_stride * frame,
+        length=places.length,
+        shape=shape,
+        dtype=array.dtype,
+        stride=places.frame_stride * frame,
+        channels_first=places.channels_first,
+    )
 
 
 def check_form(name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], form: Form) -> None:
@@ -140,8 +168,21 @@ def check_form(name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], for
         raise ShapeError(
             f"{name}: frames {list(shape)}, expected {list(form.shape)}; resize them, or take a model for this size"
         )
-    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
-        raise ShapeError(f"{name}: got {dtype}, expected uint8, or float in [0, 1]; convert it")
+    check_type(name, dtype)
+
+
+def check_type(name: str, dtype: np.dtype[Any]) -> None:
+    """Check that numbers have a type whose range is known: uint8, float in [0, 1], or bool, whose True is white.
+
+    Raises:
+        ShapeError: they have not.
+    """
+    if dtype in (np.uint8, np.bool_) or np.issubdtype(dtype, np.floating):
+        return
+    remedy = "write it as uint8 if its values are 0 to 255, else as float32 divided by its white"
+    if dtype.kind in "iu" and dtype.itemsize == 2:
+        remedy = "write it as float32 divided by its white: 65535 for 16 bits, 4095 for 12, 1023 for 10"
+    raise ShapeError(f"{name}: got {dtype}, expected uint8, or float in [0, 1], or bool; {remedy}")
 
 
 @contextmanager

@@ -67,6 +67,8 @@ class SplitContents:
     """Files that cannot be read."""
     short: tuple[str, ...]
     """Clips shorter than a window."""
+    folders: tuple[str, ...]
+    """Folders and files of the split, where their names say so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,10 @@ class DataContents:
     length: int
     """Frames of a window."""
     splits: Mapping[Split, SplitContents | SplitError]
+    layouts: tuple[str, ...] = ()
+    """Axes of the arrays, such as NTHWC."""
+    remarks: tuple[str, ...] = ()
+    """Decisions that may not be what a user expects."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content as JSON values."""
@@ -153,6 +159,8 @@ def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length:
         ),
         length=length,
         splits={name: _split(one, length=length) for name, one in opened.items()},
+        layouts=tuple(sorted({layout for one in _sources(opened) for layout in one.layouts})),
+        remarks=tuple(dict.fromkeys(remark for one in _sources(opened) for remark in one.remarks)),
     )
 
 
@@ -174,6 +182,10 @@ def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, le
     return plots.strips(rows, every=max(1, length // 10))
 
 
+def _sources(opened: Mapping[Split, Source | E3DError]) -> list[Source]:
+    return [one for one in opened.values() if isinstance(one, Source)]
+
+
 def _of(opened: Mapping[Split, Source | E3DError], split: Split) -> Source:
     source = opened[split]
     assert isinstance(source, Source)  # that a split was opened for which this is asked
@@ -191,6 +203,7 @@ def _split(source: Source | E3DError, *, length: int) -> SplitContents | SplitEr
         lengths=Lengths(min=min(lengths), median=float(np.median(lengths)), max=max(lengths)),
         skipped=tuple(source.skipped),
         short=tuple(source.short),
+        folders=source.folders,
     )
 
 

@@ -1,7 +1,7 @@
 """The KTH action data as the original reads it: folders of pictures, split by person. Needs no PyTorch."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.pictures import load_picture
+from e3d_deploy.data.storage import Clip, Part
 from e3d_deploy.errors import ClipError, ShapeError
 
 STRIDES = {"boxing": None, "handclapping": None, "handwaving": None, "walking": None, "jogging": 3, "running": 3}
@@ -46,7 +47,10 @@ class KTHClip:
 def is_kth(folder: Path) -> bool:
     """Return True if a folder has all of KTH's categories, or one of them with persons in it."""
     there = [folder / category for category in STRIDES if (folder / category).is_dir()]
-    return len(there) == len(STRIDES) or any(_person(person) for one in there for person in one.iterdir())
+    inside = [entry for category in there for entry in category.iterdir()]
+    if any(_person(entry) for entry in inside):
+        return True
+    return len(there) == len(STRIDES) and not any(entry.is_file() and person_of(entry) for entry in inside)
 
 
 def open_kth(
@@ -70,25 +74,62 @@ def open_kth(
 
     Source: google/e3d_lstm src/data_provider/kth_action.py, load_data, with folders in alphabetical order.
     """
-    if form.channels != 1:
-        raise ShapeError(f"{folder}: KTH is read in gray, the model takes {form.channels} colours; take one with 1")
+    _check_gray(folder, form)
     if absent := [category for category in STRIDES if not (folder / category).is_dir()]:
         raise ClipError(f"{folder}: KTH has six folders, {', '.join(absent)} is missing; add it, empty if need be")
+    clips, numbers, strides = _clips_of(folder, form, PERSONS[split], length=length, is_good=is_good)
+    if not clips:
+        raise ClipError(no_person(folder, split))
+    return clips, find_windows(numbers, strides, length=length), find_stretches(numbers)
+
+
+def _clips_of(
+    folder: Path, form: Form, persons: range, *, length: int, is_good: Callable[[Path], bool]
+) -> tuple[list[KTHClip], list[list[int]], list[int]]:
+    """Return the clips of some persons, the numbers of their frames, and the strides of their windows."""
     clips: list[KTHClip] = []
     numbers: list[list[int]] = []
     strides: list[int] = []
     for category, stride in STRIDES.items():
-        for person in sorted((folder / category).iterdir()):
-            if _person(person) in PERSONS[split]:
+        for person in sorted((folder / category).iterdir()) if (folder / category).is_dir() else []:
+            if _person(person) in persons:
                 files = sorted(file for file in person.iterdir() if file.name.startswith("image"))
                 files = [file for file in files if is_good(file)]
                 clips.append(KTHClip(files, form.image_size))
                 numbers.append([_number(file) for file in files])
                 strides.append(stride or length)
-    if not clips:
-        first, last = PERSONS[split][0], PERSONS[split][-1]
-        raise ClipError(f"{folder}: has no person{first:02}_… to person{last:02}_…, which are the {split} split of KTH")
-    return clips, find_windows(numbers, strides, length=length), find_stretches(numbers)
+    return clips, numbers, strides
+
+
+def kth_stretches(folder: Path, form: Form) -> Iterator[tuple[str, Clip]]:
+    """Yield each piece without a gap of all persons, with its name.
+
+    Raises:
+        ShapeError: a model that takes colours.
+        ClipError: a file whose name has no number.
+    """
+    _check_gray(folder, form)
+    clips, numbers, _ = _clips_of(folder, form, range(1, 26), length=1, is_good=lambda _: True)
+    for clip, first, frames in find_stretches(numbers).tolist():
+        files = clips[clip].files
+        yield f"{files[first].parent}, from {files[first].name}", Part(clips[clip], first, frames)
+
+
+def no_person(folder: Path, split: Literal["train", "valid", "test"]) -> str:
+    """Return the error of a folder that has no person of a split."""
+    first, last = PERSONS[split][0], PERSONS[split][-1]
+    return f"{folder}: has no person{first:02}_… to person{last:02}_…, which are the {split} split of KTH"
+
+
+def person_of(video: Path) -> int | None:
+    """Return the person in a video named as KTH is published, such as person01_boxing_d1_uncomp.avi; else None."""
+    found = re.match(r"person(\d\d)_[a-z]+_d\d", video.name.casefold())
+    return int(found[1]) if found else None
+
+
+def _check_gray(folder: Path, form: Form) -> None:
+    if form.channels != 1:
+        raise ShapeError(f"{folder}: KTH is read in gray, the model takes {form.channels} colours; take one with 1")
 
 
 def find_stretches(numbers: Sequence[Sequence[int]]) -> NDArray[np.int64]:

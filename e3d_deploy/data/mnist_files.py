@@ -1,4 +1,4 @@
-"""Moving MNIST from published files: the .npz that the original reads, and mnist_test_seq.npy. Needs no PyTorch."""
+"""Moving MNIST in the .npz that the original reads. Needs no PyTorch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,37 +19,6 @@ def is_original(path: Path) -> bool:
     """Return True if a .npz is in the original Moving MNIST format, even if some arrays are missing."""
     found = members(path)
     return "frames" not in found and any(key in found for key in KEYS)
-
-
-def is_test_seq(array: StoredArray, channels: int) -> bool:
-    """Return True if an array is `mnist_test_seq.npy`: 4 axes, of which the last does not hold colours."""
-    return len(array.shape) == 4 and array.shape[-1] not in (1, 3, channels)
-
-
-def sequence_clips(array: StoredArray, form: Form) -> list[StoredClip]:
-    """The clips of `mnist_test_seq.npy`, [T, N, H, W]; frame t of all clips lies together there.
-
-    Raises:
-        ShapeError: another rank, size or type, or a model that takes colours.
-        ClipError: it holds no frame.
-    """
-    T, N, *size = array.shape
-    check_form(array.name, (size[0], size[1], 1), array.dtype, form)
-    if T == 0 or N == 0:
-        raise ClipError(f"{array.name}: holds no frame, its shape is {list(array.shape)}")
-    frame = array.bytes_of(*size)
-    return [
-        StoredClip(
-            name=f"{array.name}, clip {number}",
-            store=array.store,
-            offset=array.offset + number * frame,
-            length=T,
-            shape=(size[0], size[1], 1),
-            dtype=array.dtype,
-            stride=N * frame,
-        )
-        for number in range(N)
-    ]
 
 
 def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch) -> list[Clip]:

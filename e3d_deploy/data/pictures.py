@@ -1,6 +1,5 @@
 """Pictures in files, and folders of them as clips. Needs no PyTorch; Pillow when a picture is read."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +11,14 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.fit import fit_shape, say_shape
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.order import Ordered, in_order
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MASK = "_gt"
+"""End of the names of ground truth beside clips, as the UCSD pedestrians have it."""
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, ORIENTATION = 258, 262, 254, 274
@@ -26,15 +28,15 @@ NO_PAGE = 0b101
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, frame_2 before frame_10; hidden files are none."""
-    files = (file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith("."))
-    return sorted(files, key=natural)
+    """Return the pictures in a folder by the order of their names, without hidden ones and ground truth."""
+    return list(ordered_pictures(folder).files)
 
 
-def natural(path: Path) -> list[tuple[bool, int, str]]:
-    """Sort key that puts frame_2 before frame_10."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+def ordered_pictures(folder: Path) -> Ordered:
+    """Return the same, with a remark if another order could be meant."""
+    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
+    clips = [file for file in files if not file.stem.casefold().endswith(MASK)]
+    return in_order(clips or files)
 
 
 def load_picture(file: Path) -> Any:

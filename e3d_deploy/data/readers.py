@@ -3,68 +3,27 @@
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from e3d_deploy.data.arrays import StoredArray, clips_of, members, open_member, open_npy
-from e3d_deploy.data.clips import play
+from e3d_deploy.data.arrays import StoredArray, clips_of, layout_of, members, open_member, open_npy
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips, sequence_clips
-from e3d_deploy.data.pictures import PICTURES, PictureClip, natural, picture_files, read_picture
+from e3d_deploy.data.mnist_files import is_original, original_clips
+from e3d_deploy.data.pictures import PictureClip, ordered_pictures, read_picture
+from e3d_deploy.data.play import play
 from e3d_deploy.data.rate import ALL, Selection, select_clip
-from e3d_deploy.data.remarks import Remarks, Span
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.storage import Clip, Scratch, StoredClip
+from e3d_deploy.data.videos import check_rest
 from e3d_deploy.errors import ClipError, ShapeError, SourceLost
 from e3d_deploy.progress import Notify
 
 log = logging.getLogger(__name__)
 
-ARRAYS = (".npz", ".npy")
-VIDEOS = (
-    ".mp4", ".m4v", ".mov", ".3gp", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
-    ".ogv", ".gif", ".y4m",
-)  # fmt: skip
 SHOWN = 500
 """Frames of a video between two signs of progress."""
-
-
-def find_files(folder: Path) -> list[Path]:
-    """Videos, arrays and folders of pictures, in a folder and below it, each of which is opened by itself.
-
-    Hidden files are passed over, other files that hold no clips too, which is logged. A folder with nothing in it is
-    among what is found: it is an error when it is opened.
-
-    Raises:
-        ClipError: pictures beside clips, which might be frames or not.
-    """
-    found: list[Path] = []
-    ignored: list[str] = []
-    for entry in sorted(folder.iterdir(), key=natural):
-        suffix = entry.suffix.lower()
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            found += find_files(entry) or [entry]
-        elif suffix in ARRAYS + VIDEOS:
-            found.append(entry)
-        elif suffix not in PICTURES:
-            ignored.append(entry.name)
-    if ignored:
-        log.warning("%s: ignored, as no clips: %s", folder, some(ignored))
-    if not (pictures := picture_files(folder)):
-        return found
-    if found:
-        raise ClipError(
-            f"{folder}: holds pictures ({pictures[0].name}) beside {found[0].name}; give each its own folder"
-        )
-    return [folder]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 class Reader:
@@ -75,6 +34,7 @@ class Reader:
 
     Args:
         selection: frames that are taken from each clip.
+        most: decode no more frames of a video than this.
     """
 
     def __init__(
@@ -84,13 +44,15 @@ class Reader:
         skip_bad: bool,
         progress: Notify,
         selection: Selection = ALL,
+        most: int | None = None,
     ) -> None:
         self.form, self.skip_bad, self.progress = form, skip_bad, progress
-        self.selection = selection
+        self.selection, self.most = selection, most
         self.scratch = Scratch()
         self.skipped: list[str] = []
         self.rates: list[float] = []
         self.remarks = Remarks()
+        self.layouts: list[str] = []
 
     def open(self, path: Path) -> list[tuple[str, Clip]]:
         """The clips of a video, a .npz, a .npy or a folder of pictures, with names; none where it is bad and skipped.
@@ -109,7 +71,7 @@ class Reader:
             if path.suffix.lower() == ".npz":
                 return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(self._npz(path)))
             if path.suffix.lower() == ".npy":
-                clips = self.npy_clips(open_npy(path))
+                clips = self.array_clips(open_npy(path))
                 return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(clips))
             return [(str(path), self._video(path))]
         except (ClipError, ShapeError) as error:
@@ -141,15 +103,22 @@ class Reader:
             return False
         return True
 
-    def npy_clips(self, array: StoredArray) -> list[StoredClip]:
-        """The clips of an array: of 4 axes whose last is no colour, those of mnist_test_seq.npy."""
-        open_ = sequence_clips if is_test_seq(array, self.form.channels) else clips_of
-        return open_(array, self.form)
+    def remark(self, text: str) -> None:
+        """Note a decision that may not be what a user expects, and log it, once."""
+        self.remarks.say(text, "%s", text)
+
+    def array_clips(self, array: StoredArray) -> list[StoredClip]:
+        """Return the clips of an array, and note its layout."""
+        layout, remark = layout_of(array, self.form)
+        if remark is not None:
+            self.remark(f"{array.name}: {remark}")
+        if layout not in self.layouts:
+            self.layouts.append(layout)
+        return clips_of(array, layout)
 
     def _npz(self, path: Path) -> list[Clip]:
         if "frames" in members(path):
-            array = open_member(path, "frames", self.scratch)
-            return [*clips_of(array, self.form)]
+            return [*self.array_clips(open_member(path, "frames", self.scratch))]
         if is_original(path):
             return original_clips([path], self.form, scratch=self.scratch)
         raise ClipError(
@@ -157,9 +126,11 @@ class Reader:
         )
 
     def _pictures(self, folder: Path) -> list[tuple[str, Clip]]:
-        files = picture_files(folder)
+        files, doubt = (ordered := ordered_pictures(folder)).files, ordered.remark
         if not files:
             raise ClipError(f"{folder}: holds no videos, pictures or arrays; remove it, or put them there")
+        if doubt is not None:
+            self.remark(f"{folder}: {doubt}; rename them if another order is meant")
         self._say(folder, files)
         runs: list[list[Path]] = [[]]
         for file in files:
@@ -175,21 +146,21 @@ class Reader:
             raise ShapeError(
                 f"{folder}: pictures have 1 or 3 colours, the model takes {self.form.channels}; give .npz or .npy"
             )
-        span = Span()
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             if self.is_good(files[number]):
-                span.add(read_picture(files[number], self.form, remarks=self.remarks, name=folder.name))
-        span.say(folder.name, self.remarks)
+                read_picture(files[number], self.form, remarks=self.remarks, name=folder.name)
 
     def _video(self, path: Path) -> StoredClip:
         video = play(path, self.form, remarks=self.remarks, selection=self.selection)
         offset, length = self.scratch.size, 0
         try:
-            for picture in video.pictures:
+            for picture in islice(video.pictures, self.most):
                 self.scratch.append(np.ascontiguousarray(picture))
                 length += 1
                 if length % SHOWN == 0:
                     self.progress(f"decoding {path}, {length} frames")
+            if self.most is not None:
+                check_rest(path, video.pictures)
         except SourceLost as error:  # a file is no camera: what breaks off is damaged
             raise ClipError(str(error)) from error
         if video.rate is not None:

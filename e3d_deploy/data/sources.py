@@ -2,18 +2,20 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import open_npy
+from e3d_deploy.data.folders import ARRAYS, Folders, each_once, find_clips, find_splits, some
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.kth import is_kth, open_kth
-from e3d_deploy.data.mnist_files import is_original, is_test_seq, original_clips
+from e3d_deploy.data.kth import PERSONS, is_kth, no_person, open_kth, person_of
+from e3d_deploy.data.levels import warn_of_range
+from e3d_deploy.data.mnist_files import is_original, original_clips
 from e3d_deploy.data.rate import ALL, Selection
-from e3d_deploy.data.readers import ARRAYS, Reader, find_files, some
+from e3d_deploy.data.readers import Reader
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
@@ -22,13 +24,6 @@ from e3d_deploy.progress import Notify, silent
 __all__ = ["Clip", "Source", "aging_windows", "fixed_windows", "open_source"]
 
 log = logging.getLogger(__name__)
-
-SPLIT_FOLDERS: dict[Split, tuple[Split, ...]] = {
-    "train": ("train",),
-    "valid": ("valid", "test"),
-    "test": ("test", "valid"),
-}
-"""Folders that may hold the clips of a split, the preferred one first; valid and test can stand in for each other."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,12 @@ class Source:
     """Clips with too few frames for a window."""
     stretches: NDArray[np.int64] | None = None
     """Clip, first frame and frames, [n, 3], of each piece without a gap; None: no clip has a gap."""
+    folders: tuple[str, ...] = ()
+    """Folders and files of the split, where their names say so."""
+    layouts: tuple[str, ...] = ()
+    """Axes of the arrays, such as NTHWC."""
+    remarks: tuple[str, ...] = ()
+    """Decisions that may not be what a user expects."""
 
 
 def open_source(
@@ -66,9 +67,10 @@ def open_source(
 ) -> Source:
     """The clips of a split.
 
-    KTH is split by person. Folders `train` with `valid` or `test` are the splits. Else three files or more are split
-    by file, three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format is
-    whole in each split: there the user names a file for each.
+    KTH is split by person. Folders and files named like splits are the splits, as `folders.py` finds them; what is
+    held out and is a link to a file of the training split is left out. Else three files or more are split by file,
+    three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format is whole in each
+    split: there the user names a file for each.
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
@@ -81,7 +83,7 @@ def open_source(
     Raises:
         ConfigError: a selection from a format that fixes its windows, or resampling of a clip without a rate.
         ClipError: nothing there that can be read, or no clip of the split is long enough.
-        ShapeError: arrays of another size, number of colours, rank or type.
+        ShapeError: arrays of another size, number of colours, rank or type, or whose axes are not clear.
         BackendUnavailable: videos or pictures without the extra `video`.
         OSError: TMPDIR has no room for decoded videos or unpacked arrays.
     """
@@ -93,13 +95,15 @@ def open_source(
             return _original(text, parts, reader, length=length)
         raise ClipError(f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
     if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
-        return _original(text, [path], reader, length=length)
-    if path.suffix.lower() == ".npy" and path.is_file() and is_test_seq(array := open_npy(path), form.channels):
-        _check_takes_all(text, "mnist_test_seq", reader)
-        return _whole(text, "mnist_test_seq", reader.npy_clips(array), length=length)
-    if path.is_dir() and is_kth(path):
-        return _kth(text, reader, split=split, length=length)
-    return _files(text, reader, split=split, length=length)
+        source = _original(text, [path], reader, length=length)
+    elif path.suffix.lower() == ".npy" and path.is_file() and (clips := _test_seq(path, reader)):
+        source = _published(text, clips, reader, split=split, length=length)
+    elif path.is_dir() and is_kth(path):
+        source = _kth(text, reader, split=split, length=length)
+    else:
+        source = _files(text, reader, split=split, length=length)
+    dark = warn_of_range(text, source.clips)
+    return source if dark is None else replace(source, remarks=(*source.remarks, dark))
 
 
 def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
@@ -173,6 +177,27 @@ def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) 
     return _whole(text, "moving-mnist-npz", clips, length=length)
 
 
+def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
+    """Return the clips of an array in the layout of mnist_test_seq.npy; none of one in another layout."""
+    array = open_npy(path)
+    if len(array.shape) != 4 or reader.form.channels != 1:
+        return []
+    clips = reader.array_clips(array)
+    if reader.layouts == ["TNHW"]:
+        return clips
+    reader.layouts.clear()
+    return []
+
+
+def _published(text: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
+    """Return mnist_test_seq.npy, which is the same in each split."""
+    _check_takes_all(text, "mnist_test_seq", reader)
+    if split == "valid":
+        reader.remark(f"{text}: is the same in each split; where it is trained on, give --valid-data another file")
+    found = _whole(text, "mnist_test_seq", clips, length=length)
+    return replace(found, layouts=tuple(reader.layouts), remarks=tuple(reader.remarks.texts))
+
+
 def _whole(text: str, kind: str, clips: Sequence[Clip], *, length: int) -> Source:
     """A source that begins a window with each clip and is the same in each split."""
     shortest = min(len(clip) for clip in clips)
@@ -202,13 +227,7 @@ def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
 
 def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     path = Path(text)
-    folder = _split_folder(path, split)
-    files = find_files(folder or path) if path.is_dir() else [path]
-    if not files:
-        raise ClipError(f"{folder or path}: holds no videos, pictures or arrays")
-    held_out = folder is not None
-    if not held_out and len(files) >= 3:
-        files, held_out = [files[number] for number in members_of(split, len(files))], True
+    files, held_out, folders = _files_of(path, reader, split)
     named: list[tuple[str, Clip]] = []
     for number, file in enumerate(files):
         reader.progress(f"{number + 1} of {len(files)}: {file}")
@@ -238,7 +257,82 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         frames_per_second=tuple(sorted(reader.rates)),
         skipped=tuple(reader.skipped),
         short=tuple(short),
+        folders=tuple(folders),
+        layouts=tuple(reader.layouts),
+        remarks=tuple(reader.remarks.texts),
     )
+
+
+def _files_of(path: Path, reader: Reader, split: Split) -> tuple[list[Path], bool, list[str]]:
+    """Return the files of a split, whether they are apart from those of training, and the folders of the split.
+
+    Raises:
+        ClipError: there are none.
+    """
+    if not path.is_dir():
+        return [path], False, []
+    if (splits := find_splits(path, reader.remark)) is None:
+        files = _once(path, find_clips(path, reader.remark), reader)
+        if not files:
+            raise ClipError(f"{path}: holds no videos, pictures or arrays")
+        return *_members(path, files, split), []
+    serving = splits.serving(split)
+    if serving is None and split == "train":
+        names = some([str(one) for paths in splits.of.values() for one in paths])
+        raise ClipError(f"{path}: has no folder to train on, only {names}; give that folder itself, or another source")
+    if serving is None or splits.serving("valid") is None:  # nothing beside what is to train on
+        files = _once(path, _clips_in(splits, "train", reader), reader)
+        reader.remark(f"{path}: holds only {splits.of['train'][0].name}; a part of it is held out")
+        return *_members(path, files, split), [str(one) for one in splits.of["train"]]
+    files = _once(path, _clips_in(splits, serving, reader), reader)
+    if serving != "train" and splits.of.get("train"):
+        files, shared = each_once(files, _clips_in(splits, "train", reader))
+        if shared:
+            names = some([str(one) for one in shared])
+            reader.remark(f"{path}: left out of {split}, as links to what is trained on: {names}")
+        if not files:
+            raise ClipError(f"{path}: all clips to hold out are links to those of training; give others")
+    return files, True, [str(one) for one in splits.of[serving]]
+
+
+def _members(path: Path, files: list[Path], split: Split) -> tuple[list[Path], bool]:
+    """Return the files of a split where no folder is named so, and whether the splits are apart.
+
+    Raises:
+        ClipError: videos of KTH without a person of the split.
+    """
+    persons = [person_of(file) for file in files]
+    if None not in persons:
+        found = [file for file, person in zip(files, persons, strict=True) if person in PERSONS[split]]
+        if not found:
+            raise ClipError(no_person(path, split))
+        return found, True
+    if len(files) >= 3:
+        return [files[number] for number in members_of(split, len(files))], True
+    return files, False
+
+
+def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
+    """Return the clips in the folders of a split.
+
+    Raises:
+        ClipError: a folder without any.
+    """
+    found: list[Path] = []
+    for entry in splits.of[split]:
+        clips = find_clips(entry, reader.remark) if entry.is_dir() else [entry]
+        if not clips:
+            raise ClipError(f"{entry}: holds no videos, pictures or arrays")
+        found += clips
+    return found
+
+
+def _once(path: Path, files: list[Path], reader: Reader) -> list[Path]:
+    """Return files without those that are links to others."""
+    kept, again = each_once(files)
+    if again:
+        reader.remark(f"{path}: left out, as links to other clips: {some([str(one) for one in again])}")
+    return kept
 
 
 def _divided(text: str, split: Split, clips: list[Clip], *, length: int) -> tuple[list[Clip], bool]:
@@ -250,12 +344,6 @@ def _divided(text: str, split: Split, clips: list[Clip], *, length: int) -> tupl
     if split != "train":
         log.warning("%s: too short to hold anything out, %s is measured on what is trained on", text, split)
     return clips, False
-
-
-def _split_folder(path: Path, split: Split) -> Path | None:
-    if not (path / "train").is_dir() or not ((path / "valid").is_dir() or (path / "test").is_dir()):
-        return None
-    return next(path / name for name in SPLIT_FOLDERS[split] if (path / name).is_dir())
 
 
 def _kind(file: Path) -> str:

@@ -143,6 +143,8 @@ class StoredClip:
             numbers: NDArray[Any] = piece.reshape(-1).view(np.uint8)
             if not self.store.read(numbers.data, self.offset + (start + number) * self.stride):
                 raise ClipError(f"{self.name}: ends too early; it was whole when it was opened, so write it again")
+        if stored.dtype == np.bool_:
+            stored = stored.view(np.uint8) * np.uint8(255)
         check_values(stored, name=f"{self.name}, frames {start} to {stop}")
         read = np.moveaxis(stored, 1, -1) if self.channels_first else stored
         return read if read.dtype == np.uint8 else read.astype(np.float32)

@@ -95,23 +95,19 @@ def unreadable(path: Path, reason: str | None) -> ClipError:
     return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); check the file")
 
 
-def first_pictures(path: Path, pictures: Iterator[NDArray[Any]], most: int | None) -> list[NDArray[Any]]:
-    """Return the first pictures of a source, and check that a video is whole beyond them.
+def check_rest(path: Path, pictures: Iterator[NDArray[Any]]) -> None:
+    """Check that a video is whole beyond the frames that were asked for.
 
-    The next `CHECKED` frames are decoded too, and the file is checked for its end.
-
-    Args:
-        most: number of pictures; None: all.
+    The next `CHECKED` frames are decoded, and the file is checked for its end.
 
     Raises:
         SourceLost: the video is damaged there, or its end is missing.
     """
-    found = list(islice(pictures, most))
-    if most is not None and path.is_file():
-        deque(islice(pictures, CHECKED), maxlen=0)
-        if end := missing_end(path):
-            raise SourceLost(f"{path}: breaks off, {end}; copy or export it again")
-    return found
+    if not path.is_file():
+        return
+    deque(islice(pictures, CHECKED), maxlen=0)
+    if end := missing_end(path):
+        raise SourceLost(f"{path}: breaks off, {end}; copy or export it again")
 
 
 class Times:

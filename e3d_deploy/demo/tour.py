@@ -222,7 +222,7 @@ TEST_SEED = 2
 
 def _digits_video() -> Clips:
     clip = moving_mnist(load_digits("test"), np.random.default_rng((TEST_SEED, 1000)), length=60)
-    return Clips(clip[None], None)
+    return Clips([clip], ["Moving MNIST"])
 
 
 def _real_clip(predictor: Predictor) -> Clips:

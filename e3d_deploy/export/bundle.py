@@ -28,7 +28,6 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
-from e3d_deploy.data.form import Form
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
@@ -69,6 +68,7 @@ def export(
     target: str | None = None,
     calibration: Path | None = None,
     reference: Path | None = None,
+    layout: str | None = None,
     overwrite: bool = False,
     progress: Notify = silent,
 ) -> Path:
@@ -89,6 +89,7 @@ def export(
         calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
             not fit the model, one of the package's videos.
+        layout: axes of arrays in both, one of `form.LAYOUTS`; else found out by their shapes.
         overwrite: replace a bundle that is there.
         progress: called with the name of each phase.
 
@@ -115,6 +116,7 @@ def export(
             target=target,
             calibration=calibration,
             reference=reference,
+            layout=layout,
         )
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
@@ -184,7 +186,7 @@ def _in_precision(
         plan.model,
         exported,
         plan.clip,
-        form=Form.of(plan.model.config, plan.card),
+        form=plan.form,
         budgets={policy: plan.budget or budget_for(policy, rounding.predictions) for policy in policies},
         batch=plan.batch,
         context_length=plan.context_length,

@@ -32,6 +32,8 @@ class Plan:
     """Model that is exported."""
     card: Card
     """Facts about the model."""
+    form: Form
+    """Form of the frames of clips that are read for it."""
     clip: NDArray[np.float32]
     """Reference clip, [T, C, H, W]."""
     context_length: int
@@ -68,6 +70,7 @@ def plan_export(
     target: str | None,
     calibration: Path | None,
     reference: Path | None,
+    layout: str | None = None,
 ) -> Plan:
     """Check the settings of an export, and read its model and reference clip; arguments and errors as of `export`."""
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
@@ -82,12 +85,14 @@ def plan_export(
     _check_precision(precision, exclude, target)
     model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
     known_context, known_horizon = card.lengths()
+    form = Form.of(model.config, card, layout)
     context_length, horizon = context_length or known_context, horizon or known_horizon
     return Plan(
         name=output.resolve().name.removesuffix(".e3d"),
         model=model,
         card=card,
-        clip=reference_clip(Form.of(model.config, card), context_length + horizon, reference),
+        form=form,
+        clip=reference_clip(form, context_length + horizon, reference),
         context_length=context_length,
         horizon=horizon,
         batch=batch,
@@ -111,18 +116,18 @@ def _check_precision(precision: str, exclude: Sequence[str], target: str | None)
 
 
 def reference_clip(form: Form, length: int, path: Path | None) -> NDArray[np.float32]:
-    """A real clip for a model: of `path`, else one that suits it; float32 [T, C, H, W].
+    """Return a real clip for a model: the first in `path` that is long enough, else one that suits it.
+
+    Returns:
+        float32 [T, C, H, W].
 
     Raises:
-        ClipError, ShapeError: the clip in `path` is too short or does not fit.
+        ClipError, ShapeError: no clip in `path` is long enough, or none fits.
     """
     if path is None and suits(form.image_size, form.channels):
         rng = np.random.default_rng(0)
         pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=form.image_size)
     else:
         with nullcontext(path) if path else extracted(PEDESTRIANS) as source:
-            clips = read_clips(source, form, most=length)
-        pictures = clips.frames[0]
-        if len(pictures) < length:
-            raise ConfigError(f"{source}: has {len(pictures)} frames, context and horizon need {length}")
+            pictures = read_clips(source, form, most=length, least=length, count=1).frames[0]
     return frames.to_frames(pictures, image_size=form.image_size, channels=form.channels, name="reference")

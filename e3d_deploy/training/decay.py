@@ -94,7 +94,7 @@ def _windows(
     return aging_data(
         valid,
         ages,
-        Form(image_size=model.config.image_size, channels=model.config.channels, fit=config.fit),
+        Form(image_size=model.config.image_size, channels=model.config.channels, fit=config.fit, layout=config.layout),
         split="valid",
         context_length=config.context_length,
         horizon=config.horizon,

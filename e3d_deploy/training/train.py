@@ -192,7 +192,7 @@ def _data(
     skip_bad: bool,
 ) -> tuple[Extendable, Dataset[Tensor]]:
     """Open the clips to train with and those to validate on."""
-    form = Form(image_size=model.image_size, channels=model.channels, fit=config.fit)
+    form = Form(image_size=model.image_size, channels=model.channels, fit=config.fit, layout=config.layout)
     options: dict[str, Any] = {"length": config.clip_length, "skip_bad": skip_bad}
     burn_in = config.burn_in_start is not None
     train_set = training_data(data, form, seed=config.seed, digits=digits, burn_in=burn_in, **options)

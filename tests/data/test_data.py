@@ -249,9 +249,13 @@ def test_pedestrians_ship_with_the_package() -> None:
     ("name", "arrays", "message"),
     [
         ("absent.npz", None, "absent.npz: no such file or folder; give .npz, .npy, a folder of pictures or a video"),
-        ("other.npz", {"clips": gray_clips(2)}, r"other.npz: holds \['clips'\], expected an array `frames`"),
-        ("empty.npz", {"frames": gray_clips(0)}, r"empty.npz: holds no frame, its shape is \[1, 0, 32, 48, 1\]"),
-        ("none.npz", {"frames": gray_clips(0, 5)}, r"none.npz: holds no frame, its shape is \[0, 5, 32, 48, 1\]"),
+        ("other.npz", {"clips": gray_clips(2)}, r"other.npz: holds \['clips'\], of Moving MNIST .* is missing"),
+        ("empty.npz", {"frames": gray_clips(0)}, r"empty.npz\[frames\]: holds no frame, its shape is \[0, 32, 48, 1\]"),
+        (
+            "none.npz",
+            {"frames": gray_clips(0, 5)},
+            r"none.npz\[frames\]: holds no frame, its shape is \[0, 5, 32, 48, 1\]",
+        ),
         ("objects.npz", {"frames": np.array([{}])}, "objects.npz: not a NumPy file of plain numbers"),
     ],
 )
@@ -333,7 +337,7 @@ def test_sound_alone_is_refused(tmp_path: Path) -> None:
 
 def test_folder_without_pictures_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
-    with pytest.raises(ClipError, match=r"holds no pictures \(\.png, \.jpg"):
+    with pytest.raises(ClipError, match="holds no videos, pictures or arrays"):
         read(tmp_path)
 
 
@@ -348,7 +352,7 @@ def test_broken_picture_is_refused_by_name(tmp_path: Path, share: float) -> None
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
-    return [(level, message) for _, level, message in caplog.record_tuples]
+    return [(level, text) for name, level, text in caplog.record_tuples if name != "e3d_deploy.data.levels"]
 
 
 @pytest.mark.parametrize(

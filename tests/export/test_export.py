@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import ModelConfig, Semantics
-from e3d_deploy.errors import CheckpointError, ConfigError, ExportError, ShapeError
+from e3d_deploy.errors import CheckpointError, ClipError, ConfigError, ExportError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.to_onnx import one_sided_convolutions
@@ -400,7 +400,7 @@ def test_wrong_inputs_are_refused_before_anything_is_made(tmp_path: Path, tiny_m
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
     np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))
     np.save(tmp_path / "large.npy", np.zeros((30, 64, 64, 1), np.uint8))
-    with pytest.raises(ConfigError, match="has 3 frames, context and horizon need 20"):
+    with pytest.raises(ClipError, match="has 3 frames, expected 20 or more"):
         export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "short.npy")
     with pytest.raises(ShapeError, match=r"expected \[16, 24, 1\]"):
         export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "large.npy")

@@ -15,7 +15,6 @@ from e3d_deploy import frames
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
-from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import Budget
 from e3d_deploy.progress import Notify, silent
@@ -71,13 +70,13 @@ def real_clips(form: Form, length: int, source: Path | None, reference: Clip) ->
 
 
 def _windows(form: Form, length: int, source: Path) -> list[Clip]:
-    clips = read_clips(source, form, most=MOST_WINDOWS * length)
+    """Return windows of a source, in turn from each of its clips, so that a folder is seen in its breadth."""
     size: dict[str, Any] = {"image_size": form.image_size, "channels": form.channels}
-    starts = range(0, clips.frames.shape[1] - length + 1, length)
-    windows = [frames.to_frames(one[t : t + length], name=str(source), **size) for one in clips.frames for t in starts]
-    if not windows:
-        raise ConfigError(f"{source}: has {clips.frames.shape[1]} frames, context and horizon need {length}")
-    return windows[:MOST_WINDOWS]
+    clips = read_clips(source, form, most=MOST_WINDOWS * length, least=length, count=MOST_WINDOWS).clips
+    places = [(t, number) for number, clip in enumerate(clips) for t in range(0, len(clip) - length + 1, length)]
+    most = -(-MOST_WINDOWS // len(clips)) * length
+    chosen = sorted([(number, t) for t, number in places if t < most])[:MOST_WINDOWS]
+    return [frames.to_frames(clips[number][t : t + length], name=str(source), **size) for number, t in chosen]
 
 
 def _moving_mnist(size: tuple[int, int], length: int, split: Any, count: int) -> list[Clip]:

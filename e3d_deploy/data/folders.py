@@ -1,0 +1,260 @@
+"""Clips in folders: files that are clips, and folders and files named like splits. Needs no PyTorch."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from e3d_deploy.data.order import in_order
+from e3d_deploy.data.pictures import MASK, PICTURES, picture_files
+from e3d_deploy.data.splits import Split
+from e3d_deploy.errors import ClipError
+
+ARRAYS = (".npz", ".npy")
+VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".wmv",
+    ".flv", ".ogv", ".y4m", ".gif",
+)  # fmt: skip
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train",
+    "val": "valid", "valid": "valid", "validation": "valid", "dev": "valid", "eval": "valid",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Names of folders and files that hold a split."""
+ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
+"""Words beside such a name that tell nothing."""
+PREFERRED: dict[Split, tuple[Split, ...]] = {
+    "train": ("train",),
+    "valid": ("valid", "test"),
+    "test": ("test", "valid"),
+}
+"""Splits whose clips serve for one, the preferred first; valid and test can stand in for each other."""
+Remark = Callable[[str], None]
+Key = tuple[int, int] | str
+"""Identity of a file: device and number, or the path of one that is not there."""
+
+
+def find_clips(folder: Path, remark: Remark) -> list[Path]:
+    """Return the videos, arrays and folders of pictures in a folder and below it, each of which is opened by itself.
+
+    Hidden files, ground truth (`*_gt`) and what holds no clips are passed over, all but hidden ones with a remark.
+
+    Raises:
+        ClipError: pictures beside clips, which might be frames or not.
+    """
+    return _find(folder, remark, set())
+
+
+def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
+    if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second one to the same
+        return []
+    seen.add(key)
+    found: list[Path] = []
+    ignored: list[str] = []
+    masks: list[str] = []
+    for entry in in_order(entries(folder)).files:
+        suffix = entry.suffix.lower()
+        if is_mask(entry) and (entry.is_dir() or suffix in ARRAYS + VIDEOS + PICTURES):
+            masks.append(entry.name)
+        elif entry.is_dir():
+            below = _find(entry, remark, seen)
+            found += below
+            if not below:
+                ignored.append(f"{entry.name}/")
+        elif suffix in ARRAYS + VIDEOS:
+            found.append(entry)
+        elif suffix not in PICTURES:
+            ignored.append(entry.name)
+    if ignored and (found or picture_files(folder)):
+        remark(f"{folder}: ignored, as no clips: {some(ignored)}")
+    if masks:
+        remark(f"{folder}: ignored, as ground truth: {some(masks)}")
+    if not (pictures := [file for file in picture_files(folder) if not is_mask(file)]):
+        return found
+    if found:
+        raise ClipError(
+            f"{folder}: holds pictures ({pictures[0].name}) beside {found[0].name}; give each its own folder"
+        )
+    return [folder]
+
+
+def entries(folder: Path) -> list[Path]:
+    """Return the files and folders in a folder, without hidden ones and what macOS adds to archives."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+
+
+def is_mask(path: Path) -> bool:
+    """Return True for ground truth beside clips."""
+    return (path.name if path.is_dir() else path.stem).casefold().endswith(MASK)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+@dataclass(frozen=True)
+class Name:
+    """Name of a folder or file that could hold a split."""
+
+    split: Split
+    prefix: str
+    """Words before the split, which those of its other splits have too."""
+    is_numbered: bool
+    """A number follows, so that it may be one clip of several."""
+
+
+def split_name(path: Path) -> Name | None:
+    """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
+    stem = (path.name if path.is_dir() else path.stem).casefold()
+    words = re.findall(r"[^\W\d_]+|\d+", stem)
+    numbers = [word for word in words if word.isdecimal()]
+    words = [word.removesuffix("set") or word for word in words if not word.isdecimal()]
+    while words and words[-1] in ABOUT:
+        words.pop()
+    if not words or words[-1] not in SPLIT_NAMES:
+        return None
+    return Name(SPLIT_NAMES[words[-1]], " ".join(words[:-1]), bool(numbers))
+
+
+@dataclass
+class Folders:
+    """Folders and files of each split."""
+
+    of: dict[Split, list[Path]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, other: "Folders") -> None:
+        """Add those of another folder."""
+        for split, paths in other.of.items():
+            self.of[split] += paths
+
+    def serving(self, split: Split) -> Split | None:
+        """Return the split whose folders serve for one; None if there are none."""
+        return next((one for one in PREFERRED[split] if self.of.get(one)), None)
+
+
+def find_splits(folder: Path, remark: Remark) -> Folders | None:
+    """Return the folders and files named like splits in a folder, or in those below it; None if there are none.
+
+    Raises:
+        ClipError: names of splits that contradict what lies beside them.
+    """
+    return _splits(folder, remark, set())
+
+
+def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
+    if (key := key_of(folder)) in seen:
+        return None
+    seen.add(key)
+    inside = in_order(entry for entry in entries(folder) if _may_hold(entry)).files
+    named = {entry: name for entry in inside if (name := split_name(entry))}
+    found = _of_names(named)
+    if found is not None:
+        taken = {path for paths in found.of.values() for path in paths}
+        if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
+            remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
+        return found
+    if alone := [entry for entry, name in named.items() if entry.is_dir() and not (name.is_numbered or name.prefix)]:
+        others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
+        return _alone(folder, {entry: named[entry] for entry in alone if has_clips(entry)}, others)
+    below = {entry: _splits(entry, remark, seen) for entry in inside if entry.is_dir()}
+    if not any(below.values()):
+        return None
+    if loose := [entry.name for entry in inside if not below.get(entry) and has_clips(entry)]:
+        first = next(entry for entry, splits in below.items() if splits)
+        raise ClipError(
+            f"{folder}: {first.name} holds folders of splits, {some(loose)} beside it does not; give {first} alone"
+        )
+    together = Folders()
+    for splits in below.values():
+        together.add(splits or Folders())
+    return together
+
+
+def _may_hold(entry: Path) -> bool:
+    suffix = entry.suffix.lower()
+    return suffix not in PICTURES and (suffix in ARRAYS + VIDEOS or entry.is_dir()) and not is_mask(entry)
+
+
+def _of_names(named: Mapping[Path, Name]) -> Folders | None:
+    """Return the splits of names with one prefix, of which one is for training and another is held out."""
+    groups: dict[str, Folders] = defaultdict(Folders)
+    for entry, name in named.items():
+        # test_1.mp4 may be any video; a folder with a number is a clip of its split, or the split of a year.
+        if entry.is_dir() or not name.is_numbered:
+            groups[name.prefix].of[name.split].append(entry)
+    together = Folders()
+    for group in groups.values():
+        if group.serving("train") and group.serving("valid"):
+            together.add(group)
+    return together if together.of else None
+
+
+def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
+    """Return the folders of splits where there is none to train on, or none to hold out; None if they are empty.
+
+    Raises:
+        ClipError: other clips beside them.
+    """
+    if not named:
+        return None
+    first = next(iter(named))
+    if others:
+        raise ClipError(
+            f"{folder}: {first.name} is named like a split, but has none to go with it, and clips in {some(others)}; "
+            f"give {first} itself, or rename it"
+        )
+    found = Folders()
+    for entry, name in named.items():
+        found.of[name.split].append(entry)
+    return found
+
+
+def has_clips(path: Path) -> bool:
+    """Return True for a file that may be a clip, and a folder with such a file or a picture in it or below it."""
+    if not path.is_dir():
+        return path.suffix.lower() in ARRAYS + VIDEOS
+    return any(_is_clip(file) for file in _below(path, set()))
+
+
+def _is_clip(file: Path) -> bool:
+    return file.suffix.lower() in ARRAYS + VIDEOS + PICTURES and not is_mask(file)
+
+
+def _below(folder: Path, seen: set[Key]) -> Iterator[Path]:
+    if (key := key_of(folder)) in seen:
+        return
+    seen.add(key)
+    for entry in entries(folder):
+        if entry.is_dir():
+            yield from _below(entry, seen)
+        else:
+            yield entry
+
+
+def key_of(path: Path) -> Key:
+    """Return the identity of a file or folder, the same for all links to it."""
+    try:
+        found = path.stat()
+    except OSError:  # told when it is opened
+        return str(path)
+    return found.st_dev, found.st_ino
+
+
+def keys_of(path: Path) -> set[Key]:
+    """Return the identities of the file of a clip, or of the pictures in its folder."""
+    return {key_of(file) for file in picture_files(path)} if path.is_dir() else {key_of(path)}
+
+
+def each_once(files: Iterable[Path], known: Iterable[Path] = ()) -> tuple[list[Path], list[Path]]:
+    """Return the clips whose files are in no clip before them nor in `known`, and those that are left out."""
+    seen = {key for path in known for key in keys_of(path)}
+    kept: list[Path] = []
+    left_out: list[Path] = []
+    for path in files:
+        keys = keys_of(path)
+        (left_out if keys & seen else kept).append(path)
+        seen |= keys
+    return kept, left_out

@@ -1,0 +1,180 @@
+"""Meaning of the axes of an array. Needs no PyTorch.
+
+N is a clip, T a frame, C a colour; H and W are rows and columns.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.form import LAYOUTS, Form
+from e3d_deploy.errors import ShapeError
+
+MOVED = ("CTHW", "NCTHW", "CNTHW", "HWT", "HWTC")
+"""Layouts whose frames do not lie in one piece; they are named in errors."""
+SEVERAL = (3, 4)
+"""Sizes of an axis that could be colours."""
+PAIRS = 32
+"""Places of an array at which neighbouring frames are compared."""
+MARGIN, AGREEING = 2.0, 0.9
+"""Ratio of the differences along two axes that tells time from clips, and the share of places that agree."""
+CELLS = 8
+"""Side of the grid that frames are averaged to before they are compared (cells): what moves a little stays near."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Places of the frames of an array, counted in frames."""
+
+    clips: int
+    length: int
+    clip_stride: int
+    frame_stride: int
+    channels_first: bool
+
+
+def geometry(layout: str, shape: tuple[int, ...]) -> Geometry:
+    """Return the places of frames in an array of some layout."""
+    sizes = dict(zip(layout, shape, strict=True))
+    N, T = sizes.get("N", 1), sizes["T"]
+    inside = layout.find("T") > layout.find("N")  # frames of a clip lie together; true without N
+    return Geometry(
+        clips=N,
+        length=T,
+        clip_stride=T if inside else 1,
+        frame_stride=1 if inside else N,
+        channels_first="C" in layout and layout.find("C") < layout.find("H"),
+    )
+
+
+def find_layout(
+    name: str, shape: tuple[int, ...], form: Form, read: Callable[[str, int, int], NDArray[np.float64] | None]
+) -> tuple[str, str | None]:
+    """Return the layout of an array that holds frames of a form, and a remark where its numbers decided.
+
+    Args:
+        name: array, for errors; `mnist_test_seq` in it means the published file, whose clips are the second axis.
+        read: gives a frame, by layout, clip and number, or None where it cannot be read.
+
+    Raises:
+        ShapeError: no layout fits, or several do; it names them.
+    """
+    if form.layout is not None:
+        _check_given(name, shape, form)
+        return form.layout, None
+    if len(shape) not in {len(layout) for layout in LAYOUTS}:
+        raise ShapeError(f"{name}: got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C]")
+    fitting = _distinct((layout for layout in LAYOUTS if _fits(layout, shape, form)), shape)
+    if not fitting:
+        raise ShapeError(f"{name}: {_misfit(shape, form)}")
+    if len(fitting) == 1:
+        return fitting[0], None
+    published = "mnist_test_seq" in name and "TNHW" in fitting
+    if not published and len(shape) == 4 and form.channels == 1 and (shape[0] == 3 or shape[1] in SEVERAL):
+        planes = "CTHW" if shape[1] not in SEVERAL else "TCHW"
+        raise ShapeError(f"{_ambiguous(name, shape, [*fitting, planes])}; the model takes 1 colour, not several")
+    usual = "TNHW" if published else next((one for one in fitting if one.startswith("NT") and len(one) == 5), None)
+    decided = _decide(fitting, shape, read)
+    if decided is None and usual is not None:
+        return usual, None
+    if decided is None or (usual is not None and decided != usual):
+        raise ShapeError(_ambiguous(name, shape, fitting))
+    return decided, None if usual else f"read as {_words(decided, shape)}, as frames change less along T ({decided})"
+
+
+def _check_given(name: str, shape: tuple[int, ...], form: Form) -> None:
+    layout = form.layout or ""
+    H, W, C = form.shape
+    sizes = dict(zip(layout, shape, strict=False))
+    if len(layout) != len(shape) or (sizes["H"], sizes["W"], sizes.get("C", 1)) != (H, W, C):
+        raise ShapeError(
+            f"{name}: got {list(shape)}, expected {layout} with H {H}, W {W} and C {C}; give another --layout, or a "
+            "model for this size"
+        )
+
+
+def _fits(layout: str, shape: tuple[int, ...], form: Form) -> bool:
+    if len(layout) != len(shape):
+        return False
+    sizes = dict(zip(layout, shape, strict=True))
+    return (sizes["H"], sizes["W"], sizes.get("C", 1)) == form.shape
+
+
+def _distinct(layouts: Iterable[str], shape: tuple[int, ...]) -> list[str]:
+    """Return layouts that read an array in different ways; clips of one frame count only if there are no others."""
+    found: dict[tuple[int, ...], str] = {}
+    places = {layout: geometry(layout, shape) for layout in layouts}
+    longer = any(one.length > 1 for one in places.values())
+    for layout, one in places.items():
+        if one.length > 1 or not longer:
+            steps = (one.clip_stride if one.clips > 1 else 0, one.frame_stride)
+            found.setdefault((one.clips, one.length, *steps), layout)
+    return list(found.values())
+
+
+def _misfit(shape: tuple[int, ...], form: Form) -> str:
+    """Return an error of an array that fits no layout."""
+    expected = list(form.shape)
+    for layout in MOVED:
+        if _fits(layout, shape, form) and shape[layout.find("T")] > 1:
+            return (
+                f"got {list(shape)}, which fits {layout} alone, and frames have to lie in one piece; transpose it to "
+                f"[T, H, W, C] or [B, T, H, W, C]"
+            )
+    frame = list(shape[-3:])
+    if len(shape) == 3 or (len(shape) == 4 and frame[2] not in (*SEVERAL, 1, expected[2])):
+        if form.channels > 1:
+            return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C] with frames {expected}"
+        if len(shape) == 3:
+            return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C], or [T, H, W] of {expected[:2]}"
+        frame = [*shape[-2:], 1]
+    return f"frames {frame}, expected {expected}; resize them, or take a model for this size"
+
+
+def _ambiguous(name: str, shape: tuple[int, ...], layouts: Iterable[str]) -> str:
+    readings = ", or ".join(f"{layout} ({_words(layout, shape)})" for layout in layouts)
+    return f"{name}: got {list(shape)}, which may be {readings}; give --layout with the right one"
+
+
+def _words(layout: str, shape: tuple[int, ...]) -> str:
+    sizes = dict(zip(layout, shape, strict=True))
+    if sizes.get("C", 1) > 1:
+        return f"{sizes['T']} frames of {sizes['C']} colours"
+    return f"{sizes.get('N', 1)} clips of {sizes['T']} frames"
+
+
+def _decide(
+    layouts: list[str], shape: tuple[int, ...], read: Callable[[str, int, int], NDArray[np.float64] | None]
+) -> str | None:
+    """Return the one of two layouts that differ in the order of T and N along whose T frames differ clearly less."""
+    if len(layouts) != 2 or layouts[0].replace("NT", "TN") != layouts[1].replace("NT", "TN"):
+        return None
+    layout = layouts[0]
+    one = geometry(layout, shape)
+    if one.clips < 2 or one.length < 2:
+        return None
+    rng = np.random.default_rng(0)
+    along_time, along_clips = [], []
+    for clip, frame in rng.integers((one.clips - 1, one.length - 1), size=(PAIRS, 2)).tolist():
+        here, later, beside = read(layout, clip, frame), read(layout, clip, frame + 1), read(layout, clip + 1, frame)
+        if here is None or later is None or beside is None:
+            return None
+        along_time.append(np.abs(_coarse(later) - _coarse(here)).mean())
+        along_clips.append(np.abs(_coarse(beside) - _coarse(here)).mean())
+    time, clips = np.array(along_time), np.array(along_clips)
+    if MARGIN * time.sum() < clips.sum() and (time < clips).mean() >= AGREEING:
+        return layout
+    if MARGIN * clips.sum() < time.sum() and (clips < time).mean() >= AGREEING:
+        return layouts[1]
+    return None
+
+
+def _coarse(frame: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a frame [H, W, C] averaged over a grid of cells."""
+    H, W, _ = frame.shape
+    h, w = max(1, H // CELLS), max(1, W // CELLS)
+    cut = frame[: H // h * h, : W // w * w]
+    averaged: NDArray[np.float64] = cut.reshape(H // h, h, W // w, w, -1).mean((1, 3))
+    return averaged

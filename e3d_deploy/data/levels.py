@@ -1,0 +1,71 @@
+"""Range of the values in clips. Needs no PyTorch."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.storage import Clip
+
+log = logging.getLogger(__name__)
+
+SAMPLED = 16
+"""Frames that are looked at."""
+LEAST = 0.1
+"""Share of the range that a source should use."""
+
+
+class Range:
+    """Keeps the least and largest value in [0, 1] of the frames of a source."""
+
+    def __init__(self) -> None:
+        self.least, self.most, self.frames = 1.0, 0.0, 0
+
+    def add(self, frames: NDArray[Any]) -> None:
+        """Widen the range by the values of a frame, uint8 or float in [0, 1]."""
+        white = 255 if frames.dtype == np.uint8 else 1
+        self.frames += 1
+        self.least = min(self.least, float(frames.min()) / white)
+        self.most = max(self.most, float(frames.max()) / white)
+
+    @property
+    def is_wide(self) -> bool:
+        """True if the values use a tenth of the range."""
+        return self.most - self.least >= LEAST
+
+    def warn(self, name: str) -> str | None:
+        """Log, and return, that a source uses less than a tenth of the range; None if it uses more."""
+        if self.is_wide or not self.frames:
+            return None
+        text = (
+            f"{name}: values from {self.least:.3g} to {self.most:.3g} of 1 in {self.frames} frames, less than a tenth "
+            "of the range; scale them, so that white is 255 in uint8 or 1 in float, if that is not what it shows"
+        )
+        log.warning("%s", text)
+        return text
+
+
+def warn_of_range(name: str, clips: Sequence[Clip]) -> str | None:
+    """Log, and return, that clips use less than a tenth of the range in some frames, spread over all; None if not."""
+    found = Range()
+    for number in range(SAMPLED):
+        clip = clips[number * len(clips) // SAMPLED]
+        place = (len(clip) - 1) * number // (SAMPLED - 1)
+        found.add(clip[place : place + 1])
+    return found.warn(name)
+
+
+def watch_range(name: str, pictures: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+    """Yield pictures, and log where they end, or the reader stops, if they use less than a tenth of the range."""
+    found = Range()
+    try:
+        for picture in pictures:
+            if not found.is_wide:
+                found.add(picture)
+            yield picture
+    except GeneratorExit:
+        found.warn(name)
+        raise
+    found.warn(name)
