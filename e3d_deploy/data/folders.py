@@ -30,6 +30,8 @@ PREFERRED: dict[Split, tuple[Split, ...]] = {
     "test": ("test", "valid"),
 }
 """Splits whose clips serve for one, the preferred first; valid and test can stand in for each other."""
+MACOS = "__MACOSX"
+"""Folder that macOS adds to archives."""
 Remark = Callable[[str], None]
 Key = tuple[int, int] | str
 """Identity of a file: device and number, or the path of one that is not there."""
@@ -58,7 +60,7 @@ def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
         if is_mask(entry) and (entry.is_dir() or suffix in ARRAYS + VIDEOS + PICTURES):
             masks.append(entry.name)
         elif entry.is_dir():
-            below = _find(entry, remark, seen)
+            below = [] if entry.name == MACOS else _find(entry, remark, seen)
             found += below
             if not below:
                 ignored.append(f"{entry.name}/")
@@ -80,8 +82,8 @@ def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder, without hidden ones and what macOS adds to archives."""
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+    """Return the files and folders in a folder, without hidden ones."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 def is_mask(path: Path) -> bool:
@@ -155,6 +157,7 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
         taken = {path for paths in found.of.values() for path in paths}
         if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
             remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
+        _say_ignored(folder, remark)
         return found
     if alone := [entry for entry, name in named.items() if entry.is_dir() and not (name.is_numbered or name.prefix)]:
         others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
@@ -167,15 +170,29 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
         raise ClipError(
             f"{folder}: {first.name} holds folders of splits, {some(loose)} beside it does not; give {first} alone"
         )
+    _say_ignored(folder, remark)
     together = Folders()
     for splits in below.values():
         together.add(splits or Folders())
     return together
 
 
+def _say_ignored(folder: Path, remark: Remark) -> None:
+    """Name what holds no clips beside folders of splits."""
+    visible = in_order(entries(folder)).files
+    masks = [entry.name for entry in visible if is_mask(entry)]
+    empty = [entry.name for entry in visible if entry.name not in masks and not has_clips(entry)]
+    if empty:
+        remark(f"{folder}: ignored, as no clips: {some(empty)}")
+    if masks:
+        remark(f"{folder}: ignored, as ground truth: {some(masks)}")
+
+
 def _may_hold(entry: Path) -> bool:
     suffix = entry.suffix.lower()
-    return suffix not in PICTURES and (suffix in ARRAYS + VIDEOS or entry.is_dir()) and not is_mask(entry)
+    if suffix in PICTURES or entry.name == MACOS:
+        return False
+    return (suffix in ARRAYS + VIDEOS or entry.is_dir()) and not is_mask(entry)
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
@@ -214,6 +231,8 @@ def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> F
 
 def has_clips(path: Path) -> bool:
     """Return True for a file that may be a clip, and a folder with such a file or a picture in it or below it."""
+    if path.name == MACOS:
+        return False
     if not path.is_dir():
         return path.suffix.lower() in ARRAYS + VIDEOS
     return any(_is_clip(file) for file in _below(path, set()))

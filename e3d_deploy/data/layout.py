@@ -140,9 +140,9 @@ def _ambiguous(name: str, shape: tuple[int, ...], layouts: Iterable[str]) -> str
 
 def _words(layout: str, shape: tuple[int, ...]) -> str:
     sizes = dict(zip(layout, shape, strict=True))
-    if sizes.get("C", 1) > 1:
-        return f"{sizes['T']} frames of {sizes['C']} colours"
-    return f"{sizes.get('N', 1)} clips of {sizes['T']} frames"
+    clips = f"{sizes['N']} clips of " if "N" in sizes else ""
+    colours = f" of {sizes['C']} colours" if sizes.get("C", 1) > 1 else ""
+    return f"{clips}{sizes['T']} frames{colours}"
 
 
 def _decide(
@@ -164,6 +164,8 @@ def _decide(
         along_time.append(np.abs(_coarse(later) - _coarse(here)).mean())
         along_clips.append(np.abs(_coarse(beside) - _coarse(here)).mean())
     time, clips = np.array(along_time), np.array(along_clips)
+    if not time.any() or not clips.any():  # copies tell nothing
+        return None
     if MARGIN * time.sum() < clips.sum() and (time < clips).mean() >= AGREEING:
         return layout
     if MARGIN * clips.sum() < time.sum() and (clips < time).mean() >= AGREEING:

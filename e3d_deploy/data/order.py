@@ -12,7 +12,8 @@ from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
-_NUMBERS = re.compile(r"(\d+)")
+_NUMBERS = re.compile(r"((?<!\d)(?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)")
+"""Numbers; one with a single point may be a decimal."""
 _SUFFIX = re.compile(r"\.(?=\w*[^\W\d])\w+$")
 """Suffix of a file, which has a letter: `frame_1.25` has none."""
 _HEX = re.compile(r"[0-9a-f]+")
@@ -42,25 +43,21 @@ class _Name:
 def in_order(files: Iterable[Path]) -> Ordered:
     """Return files in the order of their names.
 
-    Case is ignored and numbers count by value, `-` being a sign only where no word or number comes before it. Names
-    with one pattern and numbers such as 1.25 are decimals unless two would be equal, as 1.1 and 1.10. Names of one
-    length without a pattern, such as hexadecimal ones, are sorted plainly.
+    Case is ignored and numbers count by value, `-` being a sign only where no word or number comes before it. Numbers
+    such as 1.25 are decimals, unless two names would be equal, as 1.1 and 1.10; longer runs, as in dates, are whole
+    numbers. Names of one length whose rest is hexadecimal are sorted plainly.
     """
     names = _signed([_split(file) for file in files])
     if len({name.texts for name in names}) > 1:
         return _without_pattern(names)
-    counted = sorted(names, key=_by_numbers)
-    decimals = _decimal_places(names)
-    if not decimals:
-        return Ordered(_files(counted), _doubt_of_run(names, counted))
-    values = {name: _by_value(name, decimals) for name in names}
-    if max(Counter(values.values()).values()) > 1:
+    counted = sorted(names, key=_by_counts)
+    valued = sorted(names, key=_by_values)
+    if max(Counter(tuple(_values(name)) for name in names).values(), default=0) > 1:
         return Ordered(_files(counted), None)
-    valued = sorted(names, key=lambda name: (values[name], name.file.name))
-    if valued == counted:
-        return Ordered(_files(valued), None)
-    first, second = _first_difference(valued, counted)
-    return Ordered(_files(valued), f"numbers with a point are read as decimals: {first} comes before {second}")
+    if valued != counted:
+        first, second = _first_difference(valued, counted)
+        return Ordered(_files(valued), f"numbers with a point are read as decimals: {first} comes before {second}")
+    return Ordered(_files(valued), _doubt_of_run(valued))
 
 
 def _split(file: Path) -> _Name:
@@ -87,63 +84,54 @@ def _signed(names: Sequence[_Name]) -> list[_Name]:
     return found
 
 
-def _by_numbers(name: _Name) -> tuple[object, ...]:
-    return (*_parts(name), name.file.name)
+def _values(name: _Name) -> list[Decimal]:
+    return [Decimal(sign + digits) for sign, digits in zip(name.signs, name.digits, strict=True)]
 
 
-def _parts(name: _Name) -> list[tuple[str, int]]:
-    numbers = [int(sign + digits) for sign, digits in zip(name.signs, name.digits, strict=True)]
-    return [*zip(name.texts, numbers, strict=False), (name.texts[-1], 0)]
+def _by_values(name: _Name) -> tuple[object, ...]:
+    values = [*_values(name), Decimal(0)]
+    return tuple(zip(name.texts, values, strict=True)), name.file.name
 
 
-def _points(name: _Name) -> list[list[int]]:
-    """Return the runs of numbers joined by points, as places of the numbers."""
-    runs: list[list[int]] = [[place] for place in range(len(name.digits))][:1]
-    for place in range(1, len(name.digits)):
-        if name.texts[place] == ".":
-            runs[-1].append(place)
-        else:
-            runs.append([place])
-    return runs
+def _by_counts(name: _Name) -> tuple[object, ...]:
+    """Return a key in which 1.10 comes after 1.9."""
+    counts = []
+    for sign, digits in zip(name.signs, name.digits, strict=True):
+        whole, _, part = digits.partition(".")
+        counts.append((int(sign + whole), int(part or -1)))
+    return tuple(zip(name.texts, [*counts, (0, 0)], strict=True)), name.file.name
 
 
-def _decimal_places(names: Sequence[_Name]) -> set[int]:
-    """Return the places of numbers that are the fractions of the one before; longer runs are dates or versions."""
-    return {run[1] for run in _points(names[0]) if len(run) == 2} if names else set()
-
-
-def _by_value(name: _Name, decimals: set[int]) -> tuple[Decimal, ...]:
-    values = []
-    for place, (sign, digits) in enumerate(zip(name.signs, name.digits, strict=True)):
-        if place not in decimals:
-            fraction = name.digits[place + 1] if place + 1 in decimals else "0"
-            values.append(Decimal(f"{sign}{digits}.{fraction}"))
-    return tuple(values)
-
-
-def _doubt_of_run(names: Sequence[_Name], counted: Sequence[_Name]) -> str | None:
+def _doubt_of_run(names: Sequence[_Name]) -> str | None:
     """Return a remark on numbers such as 12.30.5 whose last could be a fraction, if that would change the order."""
-    fractions = {run[-1] for run in _points(names[0]) if len(run) > 2} if names else set()
-    if not fractions:
+    places = [place for place, text in enumerate(names[0].texts[1:-1], start=1) if text == "."] if names else []
+    if not places:
         return None
-    valued = sorted(names, key=lambda name: (_by_value(name, fractions), name.file.name))
-    if valued == list(counted):
+    last = places[-1]
+
+    def key(name: _Name) -> tuple[object, ...]:
+        values: list[Decimal] = _values(name)
+        values[last] = Decimal("0." + name.digits[last].replace(".", ""))
+        return (*values, name.file.name)
+
+    fractions = sorted(names, key=key)
+    if fractions == list(names):
         return None
-    first, second = _first_difference(counted, valued)
+    first, second = _first_difference(names, fractions)
     return f"numbers with several points are read as whole numbers: {first} comes before {second}"
 
 
 def _without_pattern(names: Sequence[_Name]) -> Ordered:
     plain = sorted(names, key=lambda name: (name.stem, name.file.name))
-    natural = sorted(names, key=_by_numbers)
+    natural = sorted(names, key=_by_values)
     if plain == natural:
         return Ordered(_files(plain), None)
-    if len({len(name.stem) for name in names}) == 1:
-        common = len(_common_start([name.stem for name in names]).rstrip("0123456789abcdef"))
-        if all(_HEX.fullmatch(name.stem[common:]) for name in names):
-            return Ordered(_files(plain), None)
-    patterns = pairwise(natural)
-    if all(one.stem < other.stem for one, other in patterns if one.texts != other.texts):
+    common = len(_common_start([name.stem for name in names]).rstrip("0123456789abcdef"))
+    if len({len(name.stem) for name in names}) == 1 and all(_HEX.fullmatch(name.stem[common:]) for name in names):
+        return Ordered(_files(plain), None)
+    # Names that begin with different words, such as left_1 and right_1, are groups of their own.
+    starts = sorted(Counter(name.texts[0] for name in {name.texts: name for name in names}.values()).elements())
+    if all(not later.startswith(start) for start, later in pairwise(starts)):
         return Ordered(_files(natural), None)
     first, second = _first_difference(natural, plain)
     return Ordered(

@@ -1,0 +1,148 @@
+"""Axes and number types of arrays."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
+from e3d_deploy.data.readers import Reader
+from e3d_deploy.data.sources import open_source
+from e3d_deploy.errors import ConfigError, ShapeError
+from e3d_deploy.progress import silent
+
+SIZE = (32, 32)
+GRAY = Form(image_size=SIZE, channels=1)
+RGB = Form(image_size=SIZE, channels=3)
+
+
+@pytest.fixture(scope="module")
+def clips() -> NDArray[np.uint8]:
+    """Moving digits, uint8 [N, T, H, W]."""
+    digits = load_digits("test")
+    made = [moving_mnist(digits, np.random.default_rng(k), length=9, image_size=SIZE)[..., 0] for k in range(6)]
+    found = np.stack(made)
+    return found if found.dtype == np.uint8 else (255 * found).astype(np.uint8)
+
+
+def opened(path: Path, array: NDArray[Any], form: Form = GRAY) -> tuple[NDArray[Any], Reader]:
+    """Return the clips that are read of an array, and the reader."""
+    np.save(path, array)
+    reader = Reader(form=form, skip_bad=False, progress=silent)
+    return np.stack([clip[:] for _, clip in reader.open(path)]), reader
+
+
+@pytest.mark.parametrize(
+    ("order", "layout"),
+    [("NTHW", "NTHW"), ("TNHW", "TNHW"), ("NTHWC", "NTHWC"), ("NTCHW", "NTCHW")],
+)
+def test_axes_are_recognised(tmp_path: Path, clips: NDArray[np.uint8], order: str, layout: str) -> None:
+    stored = np.einsum(f"NTHWC->{order if 'C' in order else order + 'C'}", clips[..., None])
+    stored = stored if "C" in order else stored[..., 0]
+    frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
+    assert reader.layouts == [layout]
+    np.testing.assert_array_equal(frames[..., 0], clips)
+    assert len(reader.remarks) == (len(order) == 4)  # only where the numbers decided
+
+
+@pytest.mark.parametrize(("shape", "layout"), [((9, 32, 32), "THW"), ((9, 1, 32, 32), "TCHW")])
+def test_one_gray_clip_needs_no_axis_of_colours(
+    tmp_path: Path, clips: NDArray[np.uint8], shape: tuple[int, ...], layout: str
+) -> None:
+    frames, reader = opened(tmp_path / "clip.npy", clips[0].reshape(shape))
+    assert reader.layouts == [layout]
+    np.testing.assert_array_equal(frames[0, ..., 0], clips[0])
+
+
+def test_colours_may_come_first(tmp_path: Path) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (5, *SIZE, 3), np.uint8)
+    first = np.ascontiguousarray(np.moveaxis(clip, -1, 1))
+    for array in (first, np.stack([first, first])):
+        frames, _ = opened(tmp_path / "clip.npy", array, RGB)
+        np.testing.assert_array_equal(frames[-1], clip)
+
+
+@pytest.mark.parametrize(
+    ("array", "form", "message"),
+    [
+        (np.random.default_rng(0).integers(0, 256, (9, 7, *SIZE), np.uint8), GRAY,
+         r"may be NTHW \(9 clips of 7 frames\), or TNHW \(7 clips of 9 frames\); give --layout"),
+        (np.zeros((9, 7, *SIZE), np.uint8), GRAY, "may be NTHW .*, or TNHW"),
+        (np.zeros((9, 3, *SIZE), np.uint8), GRAY, r"or TCHW \(9 frames of 3 colours\); give --layout"),
+        (np.zeros((3, 9, *SIZE), np.uint8), GRAY, r"or CTHW \(9 frames of 3 colours\); give --layout"),
+        (np.zeros((3, 9, *SIZE), np.uint8), RGB, r"fits CTHW alone, .* transpose it to \[T, H, W, C\]"),
+        (np.zeros((9, *SIZE, 3), np.uint8), GRAY, r"frames \[32, 32, 3\], expected \[32, 32, 1\]"),
+    ],
+)  # fmt: skip
+def test_axes_that_are_not_clear_are_refused_with_the_option(
+    tmp_path: Path, array: NDArray[Any], form: Form, message: str
+) -> None:
+    with pytest.raises(ShapeError, match=message):
+        opened(tmp_path / "clips.npy", array, form)
+
+
+def test_five_axes_that_look_transposed_are_refused(tmp_path: Path, clips: NDArray[np.uint8]) -> None:
+    transposed = np.ascontiguousarray(clips.swapaxes(0, 1)[..., None])
+    with pytest.raises(ShapeError, match=r"NTHWC \(9 clips of 6 frames\), or TNHWC \(6 clips of 9 frames\)"):
+        opened(tmp_path / "clips.npy", transposed)
+    frames, _ = opened(tmp_path / "clips.npy", transposed, Form(image_size=SIZE, channels=1, layout="tnhwc"))
+    np.testing.assert_array_equal(frames[..., 0], clips)
+
+
+def test_a_layout_that_is_given_decides(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, *SIZE), np.uint8)
+    as_clips, _ = opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout="bthw"))
+    as_frames, _ = opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout="TNHW"))
+    np.testing.assert_array_equal(as_clips[..., 0], noise)
+    np.testing.assert_array_equal(as_frames[..., 0], noise.swapaxes(0, 1))
+    with pytest.raises(ShapeError, match=r"got \[9, 7, 32, 32\], expected TCHW with H 32, W 32 and C 1"):
+        opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout="TCHW"))
+    with pytest.raises(ConfigError, match="layout: got 'XY', expected one of THW"):
+        Form(image_size=SIZE, channels=1, layout="XY")
+
+
+def test_the_published_name_decides_where_numbers_do_not(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 3, *SIZE), np.uint8)
+    frames, reader = opened(tmp_path / "mnist_test_seq.npy", noise)
+    assert (reader.layouts, frames.shape) == (["TNHW"], (3, 9, *SIZE, 1))
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (np.uint16, "got uint16, .* write it as float32 divided by its white: 65535 for 16 bits, 4095 for 12, 1023"),
+        (np.int64, "got int64, .* write it as uint8 if its values are 0 to 255"),
+        (np.int8, "got int8"),
+        (np.complex64, "got complex64"),
+    ],
+)
+def test_numbers_without_a_known_white_are_refused(tmp_path: Path, kind: type, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        opened(tmp_path / "clips.npy", np.zeros((9, *SIZE, 1), kind))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_true_is_white(tmp_path: Path, suffix: str) -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (9, *SIZE, 1)).astype(bool)
+    path = tmp_path / f"mask{suffix}"
+    np.savez(path, frames=mask) if suffix == ".npz" else np.save(path, mask)
+    ((_, clip),) = Reader(form=GRAY, skip_bad=False, progress=silent).open(path)
+    np.testing.assert_array_equal(clip[:], 255 * mask.astype(np.uint8))
+
+
+def test_a_source_that_uses_a_tenth_of_the_range_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (9, *SIZE, 1), np.uint8)
+    for name, array, said in (("ones", mask, True), ("white", 255 * mask, False), ("floats", mask * 1.0, False)):
+        np.save(tmp_path / f"{name}.npy", array)
+        caplog.clear()
+        source = open_source(str(tmp_path / f"{name}.npy"), GRAY, split="train", length=9)
+        warned = [text for _, level, text in caplog.record_tuples if level == logging.WARNING]
+        assert [text for text in warned if "less than a tenth of the range" in text] == list(source.remarks)
+        assert bool(source.remarks) == said

@@ -1,0 +1,193 @@
+"""Every command reads the same files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.sources import open_source
+from e3d_deploy.errors import ClipError
+from e3d_deploy.export.plan import reference_clip
+from e3d_deploy.export.precision.drift import real_clips
+from tests.data.test_data import write_video
+from tests.tools import e3d
+
+SIZE = (16, 16)
+FORM = Form(image_size=SIZE, channels=1)
+CODED = 40  # gray levels between a picture and its video of a weak codec; measured 21
+
+
+def frames_of(number: int, length: int = 8) -> NDArray[np.uint8]:
+    """A bright square that moves over a dark ground, [T, H, W]."""
+    frames = np.full((length, *SIZE), 20, np.uint8)
+    for t in range(length):
+        frames[t, t : t + 6, number : number + 6] = 230
+    return frames
+
+
+def write_as(path: Path, frames: NDArray[np.uint8], codec: str, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", **options) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = SIZE
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.stack([frame] * 3, -1), "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.3gp", "mpeg4", {}),
+        ("a.MTS", "mpeg2video", {"format": "mpegts"}),
+        ("a.m2ts", "mpeg2video", {"format": "mpegts"}),
+        ("a.y4m", "wrapped_avframe", {"format": "yuv4mpegpipe"}),
+    ],
+)
+def test_videos_of_cameras_are_found_in_folders(tmp_path: Path, name: str, codec: str, options: dict[str, Any]) -> None:
+    path = write_as(tmp_path / name, frames_of(3), codec, **options)
+    for source in (path, tmp_path):
+        (clip,) = read_clips(source, FORM).clips
+        assert np.abs(clip[:][..., 0].astype(int) - frames_of(3)).mean() < CODED
+    assert len(open_source(str(tmp_path), FORM, split="train", length=4).clips) == 1
+
+
+def test_a_folder_of_videos_is_a_reference_and_calibrates(tmp_path: Path) -> None:
+    for number, length in enumerate((3, 8, 20)):
+        write_video(tmp_path / f"{number}.mp4", np.repeat(frames_of(number, 10), 2, axis=0)[:length])
+    reference = reference_clip(FORM, 4, tmp_path)
+    assert reference.shape == (4, 1, *SIZE)
+    windows = real_clips(FORM, 4, tmp_path, reference)
+    assert len(windows.calibrate) + len(windows.measure) - 1 == 7  # 2 of the second video, 5 of the third
+    with pytest.raises(ClipError, match="no clip has 40 frames, the longest of 3 has 20"):
+        reference_clip(FORM, 40, tmp_path)
+
+
+def test_clips_of_different_lengths_are_read_as_far_as_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, length in enumerate((3, 5, 8)):
+        np.save(tmp_path / f"{number}.npy", frames_of(number, length)[..., None])
+    found = read_clips(tmp_path, FORM, most=6, least=4)
+    assert [len(clip) for clip in found.clips] == [5, 6]
+    assert found.frames.shape == (2, 5, *SIZE, 1)
+    assert [Path(name.split(",")[0]).name for name in found.names] == ["1.npy", "2.npy"]
+    assert "1 of 3 clips have fewer than 4 frames and are left out" in caplog.text
+
+
+def test_videos_are_decoded_no_further_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from e3d_deploy.data import play as playing
+
+    taken = []
+    original = playing.play_video
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        pictures, rate = original(*arguments, **options)
+        return (taken.append(1) or one for one in pictures), rate
+
+    monkeypatch.setattr(playing, "play_video", counting)
+    write_video(tmp_path / "a.mp4", np.concatenate([frames_of(0)] * 5))
+    assert len(read_clips(tmp_path / "a.mp4", FORM, most=4).clips[0]) == 4
+    assert len(taken) <= 5
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_kth_is_read_as_published(tmp_path: Path, flat: bool) -> None:
+    for person in (1, 2, 16, 17, 25):
+        for category in ("boxing", "handclapping"):
+            folder = tmp_path if flat else tmp_path / category
+            write_as(folder / f"person{person:02}_{category}_d1_uncomp.avi", frames_of(person % 9), "mpeg4")
+    for split, persons in (("train", 3), ("valid", 2), ("test", 2)):
+        source = open_source(str(tmp_path), FORM, split=split, length=4)  # type: ignore[arg-type]
+        assert (len(source.clips), source.held_out) == (2 * persons, True)
+    assert len(read_clips(tmp_path, FORM).clips) == 10
+
+
+def test_kth_as_pictures_is_read_alike(tmp_path: Path) -> None:
+    from e3d_deploy.data.storage import Clip
+    from tests.data.test_sources import KTH
+
+    def contents(clips: Any) -> set[bytes]:
+        return {clip[:1].tobytes() for clip in clips}
+
+    sources: list[Clip] = []
+    for split in ("train", "test"):
+        sources += open_source(str(KTH), FORM, split=split, length=6).clips  # type: ignore[arg-type]
+    assert contents(sources) <= contents(read_clips(KTH, FORM).clips)
+
+
+def test_arrays_of_others_are_read_by_every_reader(tmp_path: Path) -> None:
+    clips = np.stack([frames_of(number) for number in range(5)])  # [N, T, H, W]
+    np.save(tmp_path / "mnist_test_seq.npy", clips.swapaxes(0, 1))
+    with (tmp_path / "CLIPS.NPY").open("wb") as file:
+        np.save(file, clips[..., None])
+    places = np.array([[[8 * n, 4] for n in range(5)], [[8 * n + 4, 4] for n in range(5)]], np.int32)
+    np.savez(
+        tmp_path / "original.npz",
+        clips=places,
+        dims=np.array([[1, *SIZE]], np.int32),
+        input_raw_data=(clips.reshape(-1, 1, *SIZE) / 255).astype(np.float32),
+    )
+    for name in ("mnist_test_seq.npy", "CLIPS.NPY", "original.npz"):
+        frames = read_clips(tmp_path / name, FORM).frames[..., 0]
+        frames = frames if frames.dtype == np.uint8 else (255 * frames).round()
+        np.testing.assert_array_equal(frames, clips, err_msg=name)
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from e3d_deploy import checkpoint
+    from e3d_deploy.model import E3DLSTM
+
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    checkpoint.save(E3DLSTM(ModelConfig(image_size=SIZE, channels=1, patch_size=4, hidden=(2,))), path)
+    return path
+
+
+def test_predict_takes_each_clip_of_a_folder(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    for number, length in enumerate((2, 4, 8)):
+        write_video(tmp_path / "videos" / f"{number}.mp4", frames_of(number, length))
+    out = tmp_path / "out.npz"
+    result = e3d("predict", model, tmp_path / "videos", "--context", 4, "--horizon", 1, "-o", out)
+    assert "1 of 3 clips have fewer than 4 frames and are left out" in result.stderr
+    with np.load(out) as arrays:
+        assert next(iter(arrays.values())).shape[:2] == (2, 1)
+
+
+def test_layout_is_an_option_of_every_reader(model: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 5, *SIZE), np.uint8)
+    path, size = tmp_path / "noise.npy", ["--image-size", "16x16", "--length", 4]
+    np.save(path, noise)
+    assert "give --layout" in e3d("data", "inspect", path, *size, code=2).stderr
+    found = json.loads(e3d("data", "inspect", path, *size, "--layout", "bthw", "--json").stdout)
+    assert found["layouts"] == ["NTHW"]
+    out = tmp_path / "out.npz"
+    assert "give --layout" in e3d("predict", model, path, "--context", 4, "-o", out, code=2).stderr
+    e3d("predict", model, path, "--context", 4, "--horizon", 1, "--layout", "TNHW", "-o", out)
+    with np.load(out) as arrays:
+        assert next(iter(arrays.values())).shape[0] == 5
+    options = ["--data", path, "--context", 2, "--horizon", 2, "--layout", "NTHW"]
+    e3d("evaluate", model, *options, "--most", 1, "--json")
+    assert "expected one of THW" in e3d("evaluate", model, *options[:-1], "X", code=2).stderr
+
+
+@pytest.mark.parametrize("command", [["predict", "-o", "out.npz"], ["stream"]])
+def test_a_path_that_does_not_exist_is_a_wrong_option(model: Path, command: list[str], tmp_path: Path) -> None:
+    assert "absent: no such" in e3d(command[0], model, tmp_path / "absent", *command[1:], code=2).stderr
+
+
+def test_an_array_does_not_play(model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", frames_of(0)[..., None])
+    message = "an array does not play; give a video file or a folder of pictures"
+    assert message in e3d("stream", model, tmp_path / "clip.npy", code=2).stderr

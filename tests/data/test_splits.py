@@ -1,0 +1,165 @@
+"""Splits by the names of folders and files, and by links."""
+
+import os
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.sources import Source, open_source
+from e3d_deploy.errors import ClipError
+
+SIZE = (8, 8)
+
+
+def write_clip(path: Path, value: int, *, length: int = 4) -> Path:
+    """A clip whose pixels tell its number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clip = np.full((length, *SIZE, 1), value, np.uint8)
+    clip[:, 0] = 255
+    np.save(path, clip)
+    return path
+
+
+def opened(path: Path, split: Any, *, length: int = 4) -> Source:
+    return open_source(str(path), Form(image_size=SIZE, channels=1), split=split, length=length)
+
+
+def values(path: Path, split: str) -> list[int]:
+    return [int(clip[:1][0, 1, 0, 0]) for clip in opened(path, split).clips]
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "split"),
+    [
+        ("train", "val", "valid"),
+        ("Training", "Validation", "valid"),
+        ("TRAIN", "DEV", "valid"),
+        ("train", "eval", "valid"),
+        ("Train", "Test", "test"),
+        ("training", "testing", "test"),
+        ("train_set", "test_set", "test"),
+        ("trainset", "valset", "valid"),
+        ("train2017", "val2017", "valid"),
+        ("frames_train", "frames_test", "test"),
+        ("train-videos", "val-videos", "valid"),
+    ],
+)
+@pytest.mark.parametrize("above", ["", "dataset", "a/b"])
+def test_folders_named_like_splits_are_the_splits(
+    tmp_path: Path, train: str, held_out: str, split: str, above: str
+) -> None:
+    for number in range(3):
+        write_clip(tmp_path / above / train / f"{number}.npy", number)
+        write_clip(tmp_path / above / held_out / f"{number}.npy", 10 + number)
+    assert values(tmp_path, "train") == [0, 1, 2]
+    assert values(tmp_path, "valid") == values(tmp_path, "test") == [10, 11, 12]
+    source = opened(tmp_path, split)
+    assert source.held_out
+    assert source.folders == (str(tmp_path / above / held_out),)
+
+
+def test_validation_and_test_prefer_their_own(tmp_path: Path) -> None:
+    for number, name in enumerate(("Train", "test", "val")):
+        write_clip(tmp_path / name / "clip.npy", number)
+    assert [values(tmp_path, split) for split in ("train", "valid", "test")] == [[0], [2], [1]]
+
+
+def test_ucsd_pedestrians_are_read_as_published(tmp_path: Path) -> None:
+    for ped in ("UCSDped1", "UCSDped2"):
+        for number in range(2):
+            write_clip(tmp_path / ped / "Train" / f"Train00{number}" / "clip.npy", number)
+            write_clip(tmp_path / ped / "Test" / f"Test00{number}" / "clip.npy", 10 + number)
+        write_clip(tmp_path / ped / "Test" / "Test000_gt" / "clip.npy", 99)
+    (tmp_path / "__MACOSX").mkdir()
+    write_clip(tmp_path / "__MACOSX" / "clip.npy", 99)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.csv").write_text("1")
+    (tmp_path / "README.txt").write_text("about")
+    assert values(tmp_path, "train") == [0, 1, 0, 1]
+    test = opened(tmp_path, "test")
+    assert values(tmp_path, "test") == [10, 11, 10, 11]
+    assert any("ignored, as ground truth: Test000_gt" in remark for remark in test.remarks)
+    assert any("ignored, as no clips: __MACOSX, labels, README.txt" in remark for remark in test.remarks)
+    # One half alone is an ordinary folder of clips.
+    assert len(opened(tmp_path / "UCSDped1" / "Train", "train").clips) == 2
+
+
+def test_files_may_be_named_like_splits(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "valid", "test")):
+        write_clip(tmp_path / f"moving-mnist-{split}.npy", number)
+    assert [values(tmp_path, split) for split in ("train", "valid", "test")] == [[0], [1], [2]]
+
+
+def test_a_video_called_test_is_no_split(tmp_path: Path) -> None:
+    for number in range(3):
+        write_clip(tmp_path / f"test_{number}.npy", number)
+    found = [values(tmp_path, split) for split in ("train", "valid", "test")]
+    assert sorted(chain.from_iterable(found)) == [0, 1, 2]
+
+
+def test_a_folder_to_train_on_alone_is_divided(tmp_path: Path) -> None:
+    for number in range(4):
+        write_clip(tmp_path / "train" / f"{number}.npy", number)
+    found = [values(tmp_path, split) for split in ("train", "valid", "test")]
+    assert sorted(chain.from_iterable(found)) == [0, 1, 2, 3]
+    source = opened(tmp_path, "valid")
+    assert source.held_out
+    assert source.remarks[0] == f"{tmp_path}: holds only train; a part of it is held out"
+
+
+def test_names_of_splits_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path / "classes" / "train" / "0.npy", 0)
+    write_clip(tmp_path / "classes" / "car" / "0.npy", 1)
+    with pytest.raises(ClipError, match="train is named like a split, but has none to go with it, and clips in car"):
+        opened(tmp_path / "classes", "train")
+    write_clip(tmp_path / "tests" / "test" / "0.npy", 0)
+    with pytest.raises(ClipError, match=r"has no folder to train on, only .*test; give that folder itself"):
+        opened(tmp_path / "tests", "train")
+    assert values(tmp_path / "tests", "test") == [0]
+    for split in ("train", "test"):
+        write_clip(tmp_path / "mixed" / "walking" / split / "0.npy", 0)
+    write_clip(tmp_path / "mixed" / "running" / "0.npy", 0)
+    with pytest.raises(ClipError, match="walking holds folders of splits, running beside it does not"):
+        opened(tmp_path / "mixed", "train")
+    (tmp_path / "empty" / "val").mkdir(parents=True)
+    write_clip(tmp_path / "empty" / "train" / "0.npy", 0)
+    (tmp_path / "empty" / "val" / "labels.csv").write_text("1")
+    with pytest.raises(ClipError, match="val: holds no videos, pictures or arrays"):
+        opened(tmp_path / "empty", "valid")
+
+
+def test_clips_beside_folders_of_splits_are_named(tmp_path: Path) -> None:
+    for name in ("train", "test", "extra"):
+        write_clip(tmp_path / name / "0.npy", 0)
+    remarks = opened(tmp_path, "train").remarks
+    assert remarks[0] == f"{tmp_path}: passed over, as in no folder of a split: extra"
+
+
+# Links
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_does_not_leak_from_training(tmp_path: Path, link: Any) -> None:
+    file = write_clip(tmp_path / "train" / "0.npy", 0)
+    write_clip(tmp_path / "val" / "1.npy", 1)
+    link(file, tmp_path / "val" / "2.npy")
+    source = opened(tmp_path, "valid")
+    assert len(source.clips) == 1
+    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, as links to what is trained on")
+    (tmp_path / "val" / "1.npy").unlink()
+    with pytest.raises(ClipError, match="all clips to hold out are links to those of training"):
+        opened(tmp_path, "valid")
+
+
+def test_each_file_counts_once(tmp_path: Path) -> None:
+    for number in range(3):
+        write_clip(tmp_path / "clips" / f"{number}.npy", number)
+    os.symlink("0.npy", tmp_path / "clips" / "3.npy")
+    os.link(tmp_path / "clips" / "1.npy", tmp_path / "clips" / "4.npy")
+    os.symlink("..", tmp_path / "clips" / "up")
+    found = [values(tmp_path, split) for split in ("train", "valid", "test")]
+    assert sorted(chain.from_iterable(found)) == [0, 1, 2]
