@@ -1,5 +1,6 @@
 """Clips in folders: files that are clips, and folders and files named like splits. Needs no PyTorch."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.pictures import MASK, PICTURES, picture_files
+from e3d_deploy.data.pictures import MASK, PICTURES
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
 
@@ -52,43 +53,46 @@ def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
     if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second one to the same
         return []
     seen.add(key)
+    inside = entries(folder)
+    masks = [entry for entry, is_folder in inside.items() if is_mask(entry, is_folder)]
+    pictures = [entry for entry in inside if entry.suffix.lower() in PICTURES and entry not in masks]
     found: list[Path] = []
     ignored: list[str] = []
-    masks: list[str] = []
-    for entry in in_order(entries(folder)).files:
-        suffix = entry.suffix.lower()
-        if is_mask(entry) and (entry.is_dir() or suffix in ARRAYS + VIDEOS + PICTURES):
-            masks.append(entry.name)
-        elif entry.is_dir():
+    for entry in in_order(entry for entry in inside if entry.suffix.lower() not in PICTURES).files:
+        if entry in masks:
+            continue
+        if inside[entry]:
             below = [] if entry.name == MACOS else _find(entry, remark, seen)
             found += below
-            if not below:
-                ignored.append(f"{entry.name}/")
-        elif suffix in ARRAYS + VIDEOS:
+            ignored += [] if below else [f"{entry.name}/"]
+        elif entry.suffix.lower() in ARRAYS + VIDEOS:
             found.append(entry)
-        elif suffix not in PICTURES:
+        else:
             ignored.append(entry.name)
-    if ignored and (found or picture_files(folder)):
+    if ignored and (found or pictures):
         remark(f"{folder}: ignored, as no clips: {some(ignored)}")
     if masks:
-        remark(f"{folder}: ignored, as ground truth: {some(masks)}")
-    if not (pictures := [file for file in picture_files(folder) if not is_mask(file)]):
-        return found
-    if found:
-        raise ClipError(
-            f"{folder}: holds pictures ({pictures[0].name}) beside {found[0].name}; give each its own folder"
-        )
-    return [folder]
+        remark(f"{folder}: ignored, as ground truth: {some([entry.name for entry in in_order(masks).files])}")
+    if found and pictures:
+        first = in_order(pictures).files[0]
+        raise ClipError(f"{folder}: holds pictures ({first.name}) beside {found[0].name}; give each its own folder")
+    return [folder] if pictures else found
 
 
-def entries(folder: Path) -> list[Path]:
-    """Return the files and folders in a folder, without hidden ones."""
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+def entries(folder: Path) -> dict[Path, bool]:
+    """Return the files and folders in a folder, without hidden ones, and whether each is a folder.
+
+    Only links cost a look at the disk each: a folder may hold many thousands of pictures.
+    """
+    with os.scandir(folder) as found:
+        return {folder / entry.name: entry.is_dir() for entry in found if not entry.name.startswith(".")}
 
 
-def is_mask(path: Path) -> bool:
+def is_mask(path: Path, is_folder: bool) -> bool:
     """Return True for ground truth beside clips."""
-    return (path.name if path.is_dir() else path.stem).casefold().endswith(MASK)
+    if not is_folder and path.suffix.lower() not in ARRAYS + VIDEOS + PICTURES:
+        return False
+    return (path.name if is_folder else path.stem).casefold().endswith(MASK)
 
 
 def some(names: Sequence[str]) -> str:
@@ -150,7 +154,8 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
     if (key := key_of(folder)) in seen:
         return None
     seen.add(key)
-    inside = in_order(entry for entry in entries(folder) if _may_hold(entry)).files
+    folders = entries(folder)
+    inside = in_order(entry for entry, is_folder in folders.items() if _may_hold(entry, is_folder)).files
     named = {entry: name for entry in inside if (name := split_name(entry))}
     found = _of_names(named)
     if found is not None:
@@ -179,8 +184,9 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
 
 def _say_ignored(folder: Path, remark: Remark) -> None:
     """Name what holds no clips beside folders of splits."""
-    visible = in_order(entries(folder)).files
-    masks = [entry.name for entry in visible if is_mask(entry)]
+    inside = entries(folder)
+    visible = in_order(inside).files
+    masks = [entry.name for entry in visible if is_mask(entry, inside[entry])]
     empty = [entry.name for entry in visible if entry.name not in masks and not has_clips(entry)]
     if empty:
         remark(f"{folder}: ignored, as no clips: {some(empty)}")
@@ -188,11 +194,11 @@ def _say_ignored(folder: Path, remark: Remark) -> None:
         remark(f"{folder}: ignored, as ground truth: {some(masks)}")
 
 
-def _may_hold(entry: Path) -> bool:
+def _may_hold(entry: Path, is_folder: bool) -> bool:
     suffix = entry.suffix.lower()
     if suffix in PICTURES or entry.name == MACOS:
         return False
-    return (suffix in ARRAYS + VIDEOS or entry.is_dir()) and not is_mask(entry)
+    return (suffix in ARRAYS + VIDEOS or is_folder) and not is_mask(entry, is_folder)
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
@@ -239,15 +245,15 @@ def has_clips(path: Path) -> bool:
 
 
 def _is_clip(file: Path) -> bool:
-    return file.suffix.lower() in ARRAYS + VIDEOS + PICTURES and not is_mask(file)
+    return file.suffix.lower() in ARRAYS + VIDEOS + PICTURES and not is_mask(file, is_folder=False)
 
 
 def _below(folder: Path, seen: set[Key]) -> Iterator[Path]:
     if (key := key_of(folder)) in seen:
         return
     seen.add(key)
-    for entry in entries(folder):
-        if entry.is_dir():
+    for entry, is_folder in entries(folder).items():
+        if is_folder:
             yield from _below(entry, seen)
         else:
             yield entry
@@ -264,7 +270,12 @@ def key_of(path: Path) -> Key:
 
 def keys_of(path: Path) -> set[Key]:
     """Return the identities of the file of a clip, or of the pictures in its folder."""
-    return {key_of(file) for file in picture_files(path)} if path.is_dir() else {key_of(path)}
+    if not path.is_dir():
+        return {key_of(path)}
+    device = path.stat().st_dev
+    with os.scandir(path) as found:
+        pictures = [entry for entry in found if Path(entry.name).suffix.lower() in PICTURES]
+        return {key_of(Path(entry)) if entry.is_symlink() else (device, entry.inode()) for entry in pictures}
 
 
 def each_once(files: Iterable[Path], known: Iterable[Path] = ()) -> tuple[list[Path], list[Path]]:
