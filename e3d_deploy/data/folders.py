@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,13 +53,14 @@ def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
     if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second one to the same
         return []
     seen.add(key)
-    inside = entries(folder)
-    masks = [entry for entry, is_folder in inside.items() if is_mask(entry, is_folder)]
-    pictures = [entry for entry in inside if entry.suffix.lower() in PICTURES and entry not in masks]
+    inside, names = entries(folder)
+    masks = [entry.name for entry, is_folder in inside.items() if is_mask(entry, is_folder)]
+    pictures = [name for name in names if not _is_masked(name)]
+    masks += [name for name in names if _is_masked(name)]
     found: list[Path] = []
     ignored: list[str] = []
-    for entry in in_order(entry for entry in inside if entry.suffix.lower() not in PICTURES).files:
-        if entry in masks:
+    for entry in in_order(inside).files:
+        if entry.name in masks:
             continue
         if inside[entry]:
             below = [] if entry.name == MACOS else _find(entry, remark, seen)
@@ -72,25 +73,37 @@ def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
     if ignored and (found or pictures):
         remark(f"{folder}: ignored, as no clips: {some(ignored)}")
     if masks:
-        remark(f"{folder}: ignored, as ground truth: {some([entry.name for entry in in_order(masks).files])}")
+        remark(f"{folder}: ignored, as ground truth: {some(sorted(masks))}")
     if found and pictures:
-        first = in_order(pictures).files[0]
-        raise ClipError(f"{folder}: holds pictures ({first.name}) beside {found[0].name}; give each its own folder")
+        raise ClipError(f"{folder}: holds pictures ({min(pictures)}) beside {found[0].name}; give each its own folder")
     return [folder] if pictures else found
 
 
-def entries(folder: Path) -> dict[Path, bool]:
-    """Return the files and folders in a folder, without hidden ones, and whether each is a folder.
+def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
+    """Return what is in a folder and whether each is a folder, and the names of the pictures; without hidden ones.
 
-    Only links cost a look at the disk each: a folder may hold many thousands of pictures.
+    Only links cost a look at the disk each, and pictures are names alone: a folder may hold many thousands.
     """
+    others: dict[Path, bool] = {}
+    pictures: list[str] = []
     with os.scandir(folder) as found:
-        return {folder / entry.name: entry.is_dir() for entry in found if not entry.name.startswith(".")}
+        for entry in found:
+            if entry.name.startswith("."):
+                continue
+            if os.path.splitext(entry.name)[1].lower() in PICTURES:
+                pictures.append(entry.name)
+            else:
+                others[folder / entry.name] = entry.is_dir()
+    return others, pictures
+
+
+def _is_masked(picture: str) -> bool:
+    return os.path.splitext(picture)[0].casefold().endswith(MASK)
 
 
 def is_mask(path: Path, is_folder: bool) -> bool:
     """Return True for ground truth beside clips."""
-    if not is_folder and path.suffix.lower() not in ARRAYS + VIDEOS + PICTURES:
+    if not is_folder and path.suffix.lower() not in ARRAYS + VIDEOS:
         return False
     return (path.name if is_folder else path.stem).casefold().endswith(MASK)
 
@@ -154,7 +167,7 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
     if (key := key_of(folder)) in seen:
         return None
     seen.add(key)
-    folders = entries(folder)
+    folders, _ = entries(folder)
     inside = in_order(entry for entry, is_folder in folders.items() if _may_hold(entry, is_folder)).files
     named = {entry: name for entry in inside if (name := split_name(entry))}
     found = _of_names(named)
@@ -184,7 +197,7 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
 
 def _say_ignored(folder: Path, remark: Remark) -> None:
     """Name what holds no clips beside folders of splits."""
-    inside = entries(folder)
+    inside, _ = entries(folder)
     visible = in_order(inside).files
     masks = [entry.name for entry in visible if is_mask(entry, inside[entry])]
     empty = [entry.name for entry in visible if entry.name not in masks and not has_clips(entry)]
@@ -195,10 +208,9 @@ def _say_ignored(folder: Path, remark: Remark) -> None:
 
 
 def _may_hold(entry: Path, is_folder: bool) -> bool:
-    suffix = entry.suffix.lower()
-    if suffix in PICTURES or entry.name == MACOS:
+    if entry.name == MACOS:
         return False
-    return (suffix in ARRAYS + VIDEOS or is_folder) and not is_mask(entry, is_folder)
+    return (is_folder or entry.suffix.lower() in ARRAYS + VIDEOS) and not is_mask(entry, is_folder)
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
@@ -241,22 +253,21 @@ def has_clips(path: Path) -> bool:
         return False
     if not path.is_dir():
         return path.suffix.lower() in ARRAYS + VIDEOS
-    return any(_is_clip(file) for file in _below(path, set()))
+    return _holds_clips(path, set())
 
 
-def _is_clip(file: Path) -> bool:
-    return file.suffix.lower() in ARRAYS + VIDEOS + PICTURES and not is_mask(file, is_folder=False)
-
-
-def _below(folder: Path, seen: set[Key]) -> Iterator[Path]:
+def _holds_clips(folder: Path, seen: set[Key]) -> bool:
     if (key := key_of(folder)) in seen:
-        return
+        return False
     seen.add(key)
-    for entry, is_folder in entries(folder).items():
-        if is_folder:
-            yield from _below(entry, seen)
-        else:
-            yield entry
+    inside, pictures = entries(folder)
+    if any(not _is_masked(name) for name in pictures):
+        return True
+    return any(
+        _holds_clips(entry, seen) if is_folder else entry.suffix.lower() in ARRAYS + VIDEOS
+        for entry, is_folder in inside.items()
+        if not is_mask(entry, is_folder)
+    )
 
 
 def key_of(path: Path) -> Key:
@@ -274,7 +285,7 @@ def keys_of(path: Path) -> set[Key]:
         return {key_of(path)}
     device = path.stat().st_dev
     with os.scandir(path) as found:
-        pictures = [entry for entry in found if Path(entry.name).suffix.lower() in PICTURES]
+        pictures = [entry for entry in found if os.path.splitext(entry.name)[1].lower() in PICTURES]
         return {key_of(Path(entry)) if entry.is_symlink() else (device, entry.inode()) for entry in pictures}
 
 

@@ -36,7 +36,7 @@ class _Name:
     stem: str
     texts: tuple[str, ...]
     digits: tuple[str, ...]
-    signs: tuple[str, ...] = ()
+    signs: tuple[str, ...]
     """`-` or nothing for each number."""
 
 
@@ -51,6 +51,8 @@ def in_order(files: Iterable[Path]) -> Ordered:
     if len({name.texts for name in names}) > 1:
         return _without_pattern(names)
     counted = sorted(names, key=_by_counts)
+    if not any("." in digits for name in names for digits in name.digits):
+        return Ordered(_files(counted), _doubt_of_run(counted))
     valued = sorted(names, key=_by_values)
     if max(Counter(tuple(_values(name)) for name in names).values(), default=0) > 1:
         return Ordered(_files(counted), None)
@@ -63,11 +65,13 @@ def in_order(files: Iterable[Path]) -> Ordered:
 def _split(file: Path) -> _Name:
     stem = _SUFFIX.sub("", file.name.casefold())
     parts = _NUMBERS.split(stem)
-    return _Name(file, stem, tuple(parts[::2]), tuple(parts[1::2]))
+    return _Name(file, stem, tuple(parts[::2]), tuple(parts[1::2]), ("",) * (len(parts) // 2))
 
 
 def _signed(names: Sequence[_Name]) -> list[_Name]:
     """Return names whose minus signs belong to the numbers: they follow no word, or are missing in other names."""
+    if not any("-" in name.stem for name in names):
+        return list(names)
     patterns = {name.texts for name in names}
     found = []
     for name in names:
