@@ -1,16 +1,41 @@
 """Clips to files: .npz, .mp4, .gif, or a folder of pictures."""
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.mosaic import Mosaic
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.files import new_file, new_folder
 from e3d_deploy.frames import Frames, to_pictures
+
+log = logging.getLogger(__name__)
+
+Put = Callable[[NDArray[Any]], None]
+"""Takes the next frame or picture of what is written."""
+
+SUFFIXES = (".npz", ".mp4", ".gif", "")
+MOST_SIDE = {".mp4": 16_384, ".gif": 65_535, "": 2**31 - 1}
+"""Longest side of a picture (pixels): of libx264, of GIF and of PNG."""
+MOST_PIXELS = {".mp4": 35_651_584, ".gif": 89_478_485, "": 89_478_485}
+"""Most pixels of a picture: of H.264's highest level, 6.2, and those above which Pillow warns when it reads one."""
+KINDS = {".mp4": "H.264", ".gif": "a GIF", "": "a PNG"}
+LONGEST_S = {".mp4": 1000.0, ".gif": 655.35}
+"""Longest time of a frame (s): that FFmpeg writes, and that a GIF can name."""
+BROWSERS_RATE = 50
+"""Rate up to which programs play a GIF as it says (frames per second); frames shorter than 2/100 s take 10/100 s."""
+MOST_GIF_RATE = 100
+"""Rate up to which each frame of a GIF takes time (frames per second)."""
+DIGITS = 4
+"""Digits in the names of pictures; more where there are more pictures."""
 
 
 def check_target(path: Path, source: Path | None = None) -> None:
@@ -24,7 +49,7 @@ def check_target(path: Path, source: Path | None = None) -> None:
     """
     if source is not None and source.exists() and path.exists() and path.samefile(source):
         raise ConfigError(f"{path}: is what is read, and would be replaced; choose another name")
-    if path.suffix not in (".npz", ".mp4", ".gif", ""):
+    if _kind(path) not in SUFFIXES:
         raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
     if path.suffix and path.is_dir():
         raise ConfigError(f"{path}: is a folder; choose another name")
@@ -34,65 +59,220 @@ def check_target(path: Path, source: Path | None = None) -> None:
         raise ConfigError(f"{path}: its folder does not exist; make it first")
 
 
-def write_clips(path: Path, frames: Frames, *, frames_per_second: float = 10, zoom: int = 1) -> None:
-    """Write clips [B, T, C, H, W] to `path`, whole or not at all, as its suffix says. A file there is replaced.
-
-    `.npz`: array `frames`, float32 [B, T, H, W, C], as computed. `.mp4`, `.gif` and a folder of PNG:
-    clipped to [0, 1], the clips side by side.
+def check_size(
+    path: Path, size: tuple[int, int], channels: int, *, frames_per_second: float = 10, zoom: int = 1
+) -> None:
+    """Check that frames of a size can be written to a path, before any work is done.
 
     Args:
+        size: height and width of the frames, which `zoom` enlarges.
+
+    Raises:
+        ConfigError: too large for the kind of file, colours that no picture has, or a rate that it cannot hold.
+    """
+    kind = _kind(path)
+    if kind == ".npz":
+        return
+    if channels not in (1, 3):
+        raise ConfigError(f"{path}: pictures have 1 or 3 colours, the frames {channels}; write .npz")
+    height, width = (zoom * side for side in size)
+    if max(height, width) > MOST_SIDE[kind] or height * width > MOST_PIXELS[kind]:
+        raise ConfigError(
+            f"{path}: the picture is {width} pixels wide and {height} high, and {KINDS[kind]} holds at most "
+            f"{MOST_SIDE[kind]} a side and {MOST_PIXELS[kind]} in all; give a smaller --zoom or fewer clips, "
+            "or write .npz"
+        )
+    longest_s = LONGEST_S.get(kind)
+    if longest_s is not None and frames_per_second * longest_s < 1:
+        raise ConfigError(
+            f"{path}: got {frames_per_second:g} frames a second, and {KINDS[kind]} shows each for at most "
+            f"{longest_s:g} s; write .npz, or a folder of pictures"
+        )
+
+
+def write_clips(
+    path: Path, frames: Frames, *, truth: Frames | None = None, frames_per_second: float = 10, zoom: int = 1
+) -> None:
+    """Write clips [B, T, C, H, W] to `path`, whole or not at all, as its suffix says. A file there is replaced.
+
+    `.npz`: arrays `frames` and, if it is given, `truth`, float32 [B, T, H, W, C], as computed. `.mp4`, `.gif` and a
+    folder of PNG: clipped to [0, 1], laid out as `Mosaic` says.
+
+    Args:
+        truth: frames that came where `frames` were forecast, NaN where none did.
         zoom: pixels of the picture per pixel of a frame, not for `.npz`.
 
     Raises:
-        ConfigError: as `check_target`.
+        ConfigError: as `check_target` and `check_size`.
         BackendUnavailable: pictures or a video without the extra `video`.
     """
     check_target(path)
-    with new_file(path) if path.suffix else new_folder(path) as partial:
-        if path.suffix == ".npz":
-            np.savez_compressed(partial, frames=np.moveaxis(frames, -3, -1))
+    if _kind(path) == ".npz":
+        arrays = {"frames": frames} if truth is None else {"frames": frames, "truth": truth}
+        with new_file(path) as partial:
+            _save(partial, {name: np.moveaxis(array, -3, -1) for name, array in arrays.items()})
+        return
+    B, _, C, H, W = frames.shape
+    mosaic = Mosaic(clips=B, image_size=(H, W), compared=truth is not None)
+    with writing(path, mosaic.size, C, frames_per_second=frames_per_second, zoom=zoom) as put:
+        for frame in mosaic.play(frames, truth):
+            put(frame)
+
+
+@contextmanager
+def writing(
+    path: Path, size: tuple[int, int], channels: int, *, frames_per_second: float = 10, zoom: int = 1
+) -> Iterator[Put]:
+    """Give a function that takes one frame [C, H, W] after the other, of a clip that stands at `path` at the end.
+
+    Only `.npz` keeps the frames in memory.
+
+    Raises:
+        ConfigError, BackendUnavailable: as `write_clips`.
+    """
+    check_target(path)
+    check_size(path, size, channels, frames_per_second=frames_per_second, zoom=zoom)
+    kind = _kind(path)
+    with new_file(path) if kind else new_folder(path) as partial:
+        if kind == ".npz":
+            kept: list[Frames] = []
+            yield kept.append
+            _save(partial, {"frames": np.moveaxis(np.stack(kept)[None], -3, -1)})
             return
-        if frames.shape[2] not in (1, 3):
-            raise ConfigError(f"{path}: pictures have 1 or 3 colours, the frames {frames.shape[2]}; write .npz")
-        pictures = to_pictures(np.concatenate(list(frames), axis=-1))  # [T, H, B·W, C]
-        pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
-        write = {".mp4": _write_mp4, ".gif": _write_gif, "": _write_folder}[path.suffix]
-        write(partial, pictures, frames_per_second)
+        height, width = (zoom * side for side in size)
+        with _writer(kind, partial, (height, width), frames_per_second) as put:
+            yield lambda frame: put(to_pictures(frame).repeat(zoom, axis=0).repeat(zoom, axis=1))
 
 
-def _write_mp4(path: Path, pictures: NDArray[np.uint8], frames_per_second: float) -> None:
+def _kind(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:  # NumPy adds .npz to names that end otherwise, such as in .NPZ
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _writer(kind: str, path: Path, size: tuple[int, int], frames_per_second: float) -> AbstractContextManager[Put]:
+    """Return a writer of pictures uint8 [H, W, C]."""
+    if kind == ".mp4":
+        return _writing_mp4(path, size, exact_rate(frames_per_second))
+    if kind == ".gif":
+        return _writing_gif(path, frames_per_second)
+    return _writing_folder(path)
+
+
+def exact_rate(frames_per_second: float) -> Fraction:
+    """Return a rate as a fraction: 30000/1001 for 29.97003, 1/60 for one frame a minute."""
+    if frames_per_second < 1:
+        return 1 / Fraction(1 / frames_per_second).limit_denominator(1001)
+    return Fraction(frames_per_second).limit_denominator(1001)
+
+
+@contextmanager
+def _writing_mp4(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[Put]:
     try:
         import av
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
-    # H.264 for browsers wants even sides.
-    _, height, width, C = pictures.shape
-    pictures = np.pad(pictures, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    height, width = size
+    even = ((0, height % 2), (0, width % 2), (0, 0))  # H.264 for browsers wants even sides
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(frames_per_second).limit_denominator(1001))
-        stream.height, stream.width = pictures.shape[1:3]
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18"}
-        for picture in pictures:
-            rgb = np.ascontiguousarray(picture if C == 3 else picture.repeat(3, axis=2))
+
+        def put(picture: NDArray[Any]) -> None:
+            padded = np.pad(picture, even, mode="edge")
+            rgb = np.ascontiguousarray(np.broadcast_to(padded, (*padded.shape[:2], 3)))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+
+        yield put
         container.mux(stream.encode())
 
 
-def _write_gif(path: Path, pictures: NDArray[np.uint8], frames_per_second: float) -> None:
-    images = _images(pictures)
-    duration_ms = round(1000 / frames_per_second)
-    images[0].save(path, "GIF", save_all=True, append_images=images[1:], duration=duration_ms, loop=0)
+@contextmanager
+def _writing_gif(path: Path, frames_per_second: float) -> Iterator[Put]:
+    """Write a GIF that plays for ever, frame by frame: Pillow's own `save` makes one frame of equal ones in a row."""
+    image_of = _image_maker()
+    from PIL.GifImagePlugin import getdata, getheader
+    from PIL.ImageChops import difference
+
+    _warn_of_rate(frames_per_second)
+    delays, before = gif_delays(frames_per_second), None
+    with path.open("wb") as file:
+
+        def put(picture: NDArray[Any]) -> None:
+            nonlocal before
+            delay_cs = next(delays)
+            if delay_cs == 0:
+                return
+            image = image_of(picture)
+            box = (0, 0, *image.size)
+            if before is None:
+                file.writelines(getheader(_with_palette(image.copy()), info={"loop": 0})[0])
+            else:
+                box = difference(before, image).getbbox() or (0, 0, 1, 1)
+            changed = _with_palette(image.crop(box))
+            own_colours = before is not None and changed.mode == "P"
+            file.writelines(getdata(changed, box[:2], duration=10 * delay_cs, include_color_table=own_colours))
+            before = image
+
+        yield put
+        file.write(b";")
 
 
-def _write_folder(path: Path, pictures: NDArray[np.uint8], _: float) -> None:
-    for number, image in enumerate(_images(pictures)):
-        image.save(path / f"frame_{number:04d}.png")
+def _with_palette(image: Any) -> Any:
+    """Return a picture in colour with 256 of its own; a gray one has no more."""
+    return image.quantize() if image.mode == "RGB" else image
 
 
-def _images(pictures: NDArray[np.uint8]) -> list[Any]:
+def _warn_of_rate(frames_per_second: float) -> None:
+    """Log, once, what programs make of a GIF that plays fast."""
+    if frames_per_second > MOST_GIF_RATE:
+        log.warning("GIF: holds at most %d frames a second, so some of %.4g are left out; write .mp4 to keep them",
+                    MOST_GIF_RATE, frames_per_second)  # fmt: skip
+    elif frames_per_second > BROWSERS_RATE:
+        log.warning("GIF: keeps %.4g frames a second, but most programs play more than %d slower; write .mp4, or take "
+                    "fewer frames with --every", frames_per_second, BROWSERS_RATE)  # fmt: skip
+
+
+def gif_delays(frames_per_second: float) -> Iterator[int]:
+    """Yield the time of each frame in hundredths of a second, so that their sum is right after each.
+
+    Above 100 frames a second some are 0: such frames are to be left out.
+    """
+    rate, shown = exact_rate(frames_per_second), 0
+    for number in count(1):
+        until = max(1, round(100 * number / rate))
+        yield until - shown
+        shown = until
+
+
+@contextmanager
+def _writing_folder(path: Path) -> Iterator[Put]:
+    image_of, written = _image_maker(), 0
+
+    def name(number: int, digits: int) -> Path:
+        return path / f"frame_{number:0{digits}d}.png"
+
+    def put(picture: NDArray[Any]) -> None:
+        nonlocal written
+        image_of(picture).save(name(written, DIGITS))
+        written += 1
+
+    yield put
+    digits = len(str(written - 1))
+    if digits > DIGITS:  # names of one length, so that every program has them in order
+        for number in range(10**DIGITS):
+            name(number, DIGITS).rename(name(number, digits))
+
+
+def _image_maker() -> Callable[[NDArray[Any]], Any]:
+    """Return a function that makes a picture uint8 [H, W, C] one of Pillow's."""
     try:
         from PIL import Image
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
-    return [Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture) for picture in pictures]
+    return lambda picture: Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
