@@ -1,5 +1,6 @@
 """Lines of text on work that is going on."""
 
+import time
 from collections.abc import Callable
 
 Notify = Callable[[str], None]
@@ -9,3 +10,34 @@ says what a user should know, and stays. A TensorRT builder calls it from its ow
 
 def silent(_: str) -> None:
     """Take a line that nobody wants."""
+
+
+def within(progress: Notify, place: str) -> Notify:
+    """Return what shows lines of one part of the work behind its name; an empty one shows them alone."""
+    return lambda text: progress(f"{place}, {text}" if place else text)
+
+
+class Pace:
+    """Progress of frames in words, with their rate and the time left.
+
+    Args:
+        total: number of frames; None if it is not known.
+    """
+
+    def __init__(self, total: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.clock, self.started = total, clock, clock()
+
+    def text(self, done: int) -> str:
+        """Return a line such as `frame 20 of 100, 5.0 frames/s, 16 s left`."""
+        seconds = max(self.clock() - self.started, 1e-9)
+        rate = f"{done / seconds:.1f} frames/s"
+        if self.total is None:
+            return f"frame {done}, {rate}"
+        return f"frame {done} of {self.total}, {rate}, {duration(seconds * (self.total - done) / max(done, 1))} left"
+
+
+def duration(seconds: float) -> str:
+    """Return a time to be read, such as `16 s`, `5 min` or `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

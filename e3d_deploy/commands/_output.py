@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.errors import E3DError, QualityError
 from e3d_deploy.json_values import json_values
 from e3d_deploy.progress import Notify
+
+SAID_EVERY_S = 10.0
+"""Time between two lines of progress where stderr is no terminal (s)."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
@@ -64,15 +68,30 @@ def next_command(*words: object, how: str = "") -> None:
 
 @contextmanager
 def working(text: str) -> Iterator[Notify]:
-    """A line on stderr that shows what is going on, and goes away after it; a plain line where nobody watches."""
+    """A line on stderr that shows what is going on, and goes away after it; else a line now and then."""
     with randomness_kept():
         from rich.console import Console
 
     console = Console(stderr=True)
     if not console.is_terminal:
         click.echo(text, err=True)
+        yield _now_and_then(text)
+        return
     with console.status(text) as status:
         yield lambda phase: status.update(f"{text}: {phase}")
+
+
+def _now_and_then(text: str) -> Notify:
+    """Return what prints a line if the last one was printed some time ago."""
+    said = time.monotonic()
+
+    def notify(phase: str) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SAID_EVERY_S:
+            said = time.monotonic()
+            click.echo(f"{text}: {phase}", err=True)
+
+    return notify
 
 
 def megabytes(count: int) -> str:

@@ -1,6 +1,9 @@
 """`e3d predict`: forecasts of clips."""
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +21,9 @@ from e3d_deploy.commands._options import (
 )
 from e3d_deploy.commands._output import working
 from e3d_deploy.commands._process import stoppable
+
+if TYPE_CHECKING:
+    from e3d_deploy.measure.forecasts import Forecasts
 
 
 @click.command()
@@ -38,6 +44,8 @@ from e3d_deploy.commands._process import stoppable
 @BACKEND
 @THREADS
 @click.option("--zoom", type=click.IntRange(min=1), default=1, help="Enlarge videos and pictures.")
+@click.option("--start", type=click.IntRange(min=0), default=0, help="Frame at which the context begins, from 0 on.")
+@click.option("--forecast-only", is_flag=True, help="Show no truth and no difference beside the forecast.")
 def predict(
     model: Path,
     clip: Path,
@@ -50,33 +58,79 @@ def predict(
     backend: str,
     threads: int | None,
     zoom: int,
+    start: int,
+    forecast_only: bool,
 ) -> None:
-    """Predict the frames that follow the first of each clip in INPUT."""
-    import numpy as np
+    """Predict the frames that follow the context in each clip of INPUT.
 
+    Where INPUT has these frames too, truth, forecast and their absolute difference are shown side by side.
+    """
     from e3d_deploy.data.clips import read_clips
     from e3d_deploy.data.form import Form
+    from e3d_deploy.data.mosaic import Mosaic
     from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.data.write import check_target, write_clips
+    from e3d_deploy.data.write import check_size, check_target, write_clips
+    from e3d_deploy.measure.forecasts import beside_truth, forecast_clip, needed_bytes
+    from e3d_deploy.memory import check_memory
+    from e3d_deploy.progress import within
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
     check_target(output, clip)
     with open_predictor(model, backend, threads) as predictor:
-        context_length = context_length or predictor.context_length
         horizon = horizon or predictor.horizon
+        context_length = context_length or predictor.context_length
+        begin = start + context_length
         form = Form.of(predictor.config, predictor.card, layout)
-        clips = read_clips(clip, form, most=context_length, least=context_length, selection=selection)
+        wanted, less = f"--horizon {horizon}", "give a smaller --horizon, or fewer clips"
+        check_memory(wanted, needed_bytes(predictor, 1, horizon), less)
+        most = min(begin + horizon, sys.maxsize)
+        clips = read_clips(clip, form, most=most, least=context_length, selection=selection)
         warn_of_interval(str(clip), clips.rates, predictor.card.window, selection=selection)
+        check_length(clips.names, [len(pictures) for pictures in clips.clips], start, begin)
+        check_memory(wanted, needed_bytes(predictor, len(clips.clips), horizon), less)
+        contexts = [pictures[start:begin] for pictures in clips.clips]
+        came = [pictures[begin:most] for pictures in clips.clips]
+        compared = not forecast_only and any(len(pictures) for pictures in came)
+        mosaic = Mosaic(clips=len(contexts), image_size=form.image_size, compared=compared)
+        shown: dict[str, Any] = {"frames_per_second": clips.frames_per_second, "zoom": zoom}
+        check_size(output, mosaic.size, form.channels, **shown)
         forecasts = []
         with working(f"predicting {clip}") as progress:
-            for number, pictures in enumerate(stop.each(clips.clips)):
-                progress(f"clip {number + 1} of {len(clips.clips)}")
-                stream = predictor.stream(renewal="none")
-                for picture in pictures[:]:
-                    stream.push(picture)
-                forecasts.append(stream.forecast(horizon))
-        write_clips(output, np.stack(forecasts), frames_per_second=clips.frames_per_second, zoom=zoom)
+            for number, context in enumerate(stop.each(contexts)):
+                say = within(progress, f"clip {number + 1} of {len(contexts)}" if len(contexts) > 1 else "")
+                forecasts.append(forecast_clip(predictor, context, horizon, progress=say))
+        done = beside_truth(forecasts, contexts[: len(forecasts)], came[: len(forecasts)])
+        write_clips(output, done.frames, truth=done.truth if compared else None, **shown)
     click.echo(output)
     click.echo(f"{len(forecasts)} × {horizon} frames by {predictor.backend.name}", err=True)
+    show_errors(clip, done)
     stop.finish()
+
+
+def check_length(names: Sequence[str], lengths: Sequence[int], start: int, begin: int) -> None:
+    """Check that each clip has the frames of the context, from `start` to before `begin`.
+
+    Raises:
+        ShapeError: one is too short.
+    """
+    from e3d_deploy.errors import ShapeError
+
+    shortest = min(lengths)
+    if shortest < begin:
+        raise ShapeError(
+            f"{names[lengths.index(shortest)]}: has {shortest} frames, the context of {begin - start} begins at frame "
+            f"{start}; give --start {shortest - (begin - start)} or less"
+        )
+
+
+def show_errors(clip: Path, done: "Forecasts") -> None:
+    """Print on stderr how far off the forecasts are, beside copying the last frame, or that nobody can say."""
+    known = int(done.known.sum())
+    if known == 0:
+        click.echo(f"no truth: {clip} ends where the forecast begins, so its error is not known", err=True)
+        return
+    if known < done.known.size:
+        click.echo(f"truth for {known} of {done.known.size} frames: {clip} ends before the forecast does", err=True)
+    click.echo(f"forecast: MSE {done.mse:.4g} a frame", err=True)
+    click.echo(f"copying the last frame: MSE {done.copy_mse:.4g} a frame", err=True)

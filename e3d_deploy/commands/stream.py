@@ -1,5 +1,6 @@
 """`e3d stream`: forecasts of a video while it plays."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,28 +48,44 @@ def stream(
     from e3d_deploy.data.clips import play
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.data.write import check_target, write_clips
+    from e3d_deploy.data.write import check_target, writing
+    from e3d_deploy.measure.forecasts import needed_bytes
     from e3d_deploy.measure.live import follow
+    from e3d_deploy.memory import check_memory
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
     if output is not None:
         check_target(output, video)
-    with open_predictor(model, backend, threads) as predictor:
-        playing = play(video, Form.of(predictor.config, predictor.card), selection=selection)
+    with ExitStack() as stack:
+        predictor = stack.enter_context(open_predictor(model, backend, threads))
+        check_memory(f"--horizon {horizon}", needed_bytes(predictor, 2, horizon), "give a smaller --horizon")
+        form = Form.of(predictor.config, predictor.card)
+        playing = play(video, form, selection=selection)
         warn_of_interval(str(video), [playing.rate], predictor.card.window, selection=selection)
-        with working(f"streaming {video}") as progress:
-            summary, seen, forecast = follow(
-                predictor,
-                stop.each(playing.pictures),
-                horizon=horizon,
-                renewal=renewal,
-                keep=output is not None,
-                progress=progress,
+        put = None
+        if output is not None:
+            height, width = form.image_size
+            put = stack.enter_context(
+                writing(
+                    output,
+                    (height, 2 * width),
+                    form.channels,
+                    frames_per_second=playing.frames_per_second,
+                    zoom=zoom,
+                )
             )
+        progress = stack.enter_context(working(f"streaming {video}"))
+        summary, _, _ = follow(
+            predictor,
+            stop.each(playing.pictures),
+            horizon=horizon,
+            renewal=renewal,
+            show=None if put is None else lambda seen, forecast: put(np.concatenate([seen, forecast], axis=-1)),
+            progress=progress,
+            remark=lambda text: click.echo(text, err=True),
+        )
     if output is not None:
-        side_by_side = np.concatenate([seen, forecast], axis=-1)[None]
-        write_clips(output, side_by_side, frames_per_second=playing.frames_per_second, zoom=zoom)
         click.echo(output, err=json_)
     if json_:
         as_json({**summary.to_json(), "source_frames_per_second": playing.frames_per_second})

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 
 from e3d_deploy import frames, metrics
 from e3d_deploy.json_values import json_object
-from e3d_deploy.progress import Notify, silent
-from e3d_deploy.runtime.predictor import Predictor
+from e3d_deploy.progress import Notify, Pace, duration, silent
+from e3d_deploy.runtime.predictor import Predictor, Stream
 
 Clip = NDArray[np.float32]
+
+SAMPLE = 50
+"""Frames by which the time of longer forecasts is estimated."""
+LONG_S = 5.0
+"""Time of a forecast that is told before it begins (s)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,9 @@ def follow(
     horizon: int,
     renewal: str | None = None,
     keep: bool = False,
+    show: Callable[[Clip, Clip], None] | None = None,
     progress: Notify = silent,
+    remark: Notify = silent,
 ) -> tuple[Followed, Clip, Clip]:
     """Push each picture into a new stream and forecast the `horizon` pictures after it.
 
@@ -63,7 +70,9 @@ def follow(
         pictures: each uint8 [H, W, C].
         renewal: renewal of the stream; None for the default of the model.
         keep: return the pictures and forecasts, which takes memory.
+        show: called with each picture and with what had been forecast for it, [C, H, W]; black where nothing was.
         progress: called after each picture.
+        remark: called if a forecast takes long, before the first one.
 
     Returns:
         A summary; the pictures that came, and the last frame
@@ -78,7 +87,7 @@ def follow(
     pending: deque[tuple[Clip, Clip]] = deque()  # the last frame of a forecast, and the picture it was made after
     black = np.zeros((config.channels, *config.image_size), np.float32)
     seen, forecasts = [], []
-    started = time.perf_counter()
+    showing_s, pace, started = 0.0, Pace(), time.perf_counter()
     for picture in pictures:
         frame = frames.to_frames(picture, image_size=config.image_size, channels=config.channels)
         expected = black
@@ -86,24 +95,30 @@ def follow(
             expected, before = pending.popleft()
             errors.append(float(metrics.mse(expected, frame)))
             copy_errors.append(float(metrics.mse(before, frame)))
+        if show is not None:
+            show_started = time.perf_counter()
+            show(frame, expected)
+            showing_s += time.perf_counter() - show_started
         if keep:
             seen.append(frame)
             forecasts.append(expected)
         push_started = time.perf_counter()
         stream.push(picture)
+        if not push_ms:
+            _warn_of_time(stream, horizon, remark)
         forecast_started = time.perf_counter()
         forecast = stream.forecast(horizon)
         now = time.perf_counter()
         push_ms.append(1000 * (forecast_started - push_started))
         forecast_ms.append(1000 * (now - forecast_started))
         pending.append((forecast[-1].clip(0, 1), frame))
-        progress(f"{len(push_ms)} frames, {len(push_ms) / (now - started):.1f} frames/s")
+        progress(pace.text(len(push_ms)))
     summary = Followed(
         backend=predictor.backend.name,
         frames=len(push_ms),
         horizon=horizon,
         renewal=stream.renewal,
-        frames_per_second=len(push_ms) / (time.perf_counter() - started),
+        frames_per_second=len(push_ms) / (time.perf_counter() - started - showing_s),
         push_ms=_percentiles(push_ms),
         forecast_ms=_percentiles(forecast_ms),
         mse=float(np.mean(errors)) if errors else None,
@@ -111,6 +126,17 @@ def follow(
     )
     empty = np.zeros((0, *black.shape), np.float32)
     return summary, np.stack(seen) if keep else empty, np.stack(forecasts) if keep else empty
+
+
+def _warn_of_time(stream: Stream, horizon: int, remark: Notify) -> None:
+    """Say how long the forecast of a stream takes, if it is longer than anybody waits for without a word."""
+    if horizon <= SAMPLE:
+        return
+    started = time.perf_counter()
+    stream.forecast(SAMPLE)
+    seconds = (time.perf_counter() - started) / SAMPLE * horizon
+    if seconds > LONG_S:
+        remark(f"each picture takes about {duration(seconds)}: that long is a forecast of {horizon} frames")
 
 
 def _percentiles(values: list[float]) -> Percentiles:

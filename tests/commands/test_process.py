@@ -220,17 +220,17 @@ def test_an_interrupted_stream_ends_with_what_it_has(
 def test_an_interrupted_prediction_keeps_the_clips_that_are_done(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from e3d_deploy.runtime import predictor
+    from e3d_deploy.measure import forecasts
 
-    forecast, made = predictor.Stream.forecast, []
+    forecast, made = forecasts.forecast_clip, []
 
-    def interrupted(self: predictor.Stream, horizon: int) -> Any:
+    def interrupted(predictor: Any, pictures: Any, horizon: int, **options: Any) -> Any:
         made.append(horizon)
         if len(made) == 2:
             signal.raise_signal(signal.SIGTERM)
-        return forecast(self, horizon)
+        return forecast(predictor, pictures, horizon, **options)
 
-    monkeypatch.setattr(predictor.Stream, "forecast", interrupted)
+    monkeypatch.setattr(forecasts, "forecast_clip", interrupted)
     np.save(tmp_path / "clips.npy", np.zeros((5, 4, 16, 24, 1), np.uint8))
     e3d("predict", exported / "tiny.e3d", tmp_path / "clips.npy", "-o", tmp_path / "a.npz", code=143)
     assert np.load(tmp_path / "a.npz")["frames"].shape == (2, 3, 16, 24, 1)

@@ -1,0 +1,99 @@
+"""Forecasts of clips, frame by frame, and their errors where the source shows what came."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy import metrics
+from e3d_deploy.errors import StreamError
+from e3d_deploy.frames import to_frames
+from e3d_deploy.progress import Notify, Pace, silent
+from e3d_deploy.runtime.backends.rollout import rollout
+from e3d_deploy.runtime.faults import plain_errors
+from e3d_deploy.runtime.predictor import Predictor
+
+Clip = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecasts:
+    """Forecasts of clips beside what came."""
+
+    frames: Clip
+    """As computed, [B, T, C, H, W]."""
+    truth: Clip
+    """What came, [B, T, C, H, W]; NaN where the source has ended."""
+    last: Clip
+    """Last frame of each context, [B, C, H, W]."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Frames that came, [B, T]."""
+        return ~np.isnan(self.truth[:, :, 0, 0, 0])
+
+    @property
+    def mse(self) -> float:
+        """Squared error of the frames that came, clipped to [0, 1], summed over a frame; mean over all."""
+        return float(metrics.mse(self.frames[self.known].clip(0, 1), self.truth[self.known]).mean())
+
+    @property
+    def copy_mse(self) -> float:
+        """Squared error of copying the last frame instead."""
+        copies = np.broadcast_to(self.last[:, None], self.truth.shape)
+        return float(metrics.mse(copies[self.known], self.truth[self.known]).mean())
+
+
+def needed_bytes(predictor: Predictor, clips: int, horizon: int) -> int:
+    """Return the memory that forecasts and truth take (bytes)."""
+    height, width = predictor.config.image_size
+    return 2 * clips * horizon * predictor.config.channels * height * width * np.dtype(np.float32).itemsize
+
+
+def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *, progress: Notify = silent) -> Clip:
+    """Forecast the frames that follow pictures [T, H, W, C], as computed, [horizon, C, H, W].
+
+    Args:
+        progress: called after each step.
+
+    Raises:
+        ShapeError: pictures of another size or type, or with values that are no picture's.
+        StreamError: the network's answer is not finite.
+        ResourceLimit: out of memory.
+    """
+    config = predictor.config
+    seen = to_frames(pictures, image_size=config.image_size, channels=config.channels)
+    predictor.check_horizon(horizon)
+    result = np.empty((horizon, *seen.shape[1:]), np.float32)
+    pace = Pace(total=len(seen) + horizon - 1)
+    with plain_errors():
+        for step, (prediction, _) in enumerate(rollout(predictor.backend, seen[None], len(seen) + horizon - 1)):
+            number = step - len(seen) + 1
+            if not np.isfinite(prediction).all():
+                place = f"frame {step}" if number < 0 else f"forecast frame {number}"
+                raise StreamError(f"{place}: is not finite; forecast less far, check the precision")
+            if number >= 0:
+                result[number] = prediction[0]
+            progress(pace.text(step + 1))
+    return result
+
+
+def beside_truth(
+    forecasts: Sequence[Clip], contexts: Sequence[NDArray[Any]], came: Sequence[NDArray[Any]]
+) -> Forecasts:
+    """Return forecasts [T, C, H, W] of clips beside the pictures that came.
+
+    Args:
+        contexts: pictures [T, H, W, C] that each was made from.
+        came: pictures after them, as many as the source has, up to the horizon.
+    """
+    frames = np.stack(forecasts)
+    _, _, C, H, W = frames.shape
+    truth = np.full(frames.shape, np.nan, np.float32)
+    last = np.empty((len(frames), C, H, W), np.float32)
+    for number, (context, pictures) in enumerate(zip(contexts, came, strict=True)):
+        last[number] = to_frames(context[-1], image_size=(H, W), channels=C)
+        truth[number, : len(pictures)] = to_frames(pictures, image_size=(H, W), channels=C)
+    return Forecasts(frames=frames, truth=truth, last=last)
