@@ -7,7 +7,7 @@ import click
 
 from e3d_deploy.commands._engines import TARGETS, show_engines
 from e3d_deploy.commands._open import open_bundle, open_cache
-from e3d_deploy.commands._options import BUNDLE, PATH, Finite
+from e3d_deploy.commands._options import BUNDLE, PATH, Finite, names
 from e3d_deploy.commands._output import next_command, warn, working
 from e3d_deploy.config import HardwareCompatibility
 
@@ -23,7 +23,13 @@ def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tu
 
 @click.command()
 @BUNDLE
-@click.option("--target", type=TARGETS, required=True, help="Which builder.")
+@click.option("--target", type=TARGETS, help="Which builder; else the one that is installed here.")
+@click.option(
+    "--graphs",
+    callback=lambda context, option, text: () if text is None else names(context, option, text),
+    metavar="step,rollout,clip",
+    help="Graphs to build; else all of the bundle. Streams run on the step alone.",
+)
 @click.option("--workspace-mb", type=click.IntRange(min=1), help="Scratch memory for kernels; else all there is.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), default=3, help="0 builds quickly, 5 runs quickly.")
 @click.option(
@@ -66,6 +72,7 @@ def buckets(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tu
 def build(
     bundle: Path,
     target: Any,
+    graphs: tuple[str, ...],
     workspace_mb: int | None,
     compute_capabilities: str | None,
     timing_cache: Path | None,
@@ -76,7 +83,11 @@ def build(
     """Build a TensorRT engine of each graph of BUNDLE, or take it from the cache."""
     from e3d_deploy.config import EngineConfig
     from e3d_deploy.export.engines.build import build as build_engines
+    from e3d_deploy.export.engines.choose import check_graphs, cost, default_target
 
+    if target is None:
+        target = default_target()
+        click.echo(f"target: {target}, the library that is installed here", err=True)
     config = EngineConfig(
         workspace_bytes=None if workspace_mb is None else workspace_mb * 1_000_000,
         compute_capabilities=() if compute_capabilities is None else tuple(compute_capabilities.split(",")),
@@ -90,11 +101,15 @@ def build(
         if cache_folder is not None:
             raise
         click.echo(f"nothing is cached: {error.filename}: {error.strerror}", err=True)
+    opened = open_bundle(bundle)
+    graphs = check_graphs(opened, graphs)
+    click.echo(cost(opened, graphs, target), err=True)
     with working(f"building {target}") as progress:
         sidecars = build_engines(
-            open_bundle(bundle),
+            opened,
             target,
             config,
+            graphs=graphs,
             cache=cache,
             progress=progress,
             remark=lambda text: click.echo(text, err=True),

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from e3d_deploy.bundle.sidecar import EngineOptions, EngineSidecar
 from e3d_deploy.config import EngineConfig
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.export.engines.cache import EngineCache, key_of
+from e3d_deploy.export.engines.choose import check_graphs
 from e3d_deploy.export.engines.install import move_in, staging
 from e3d_deploy.export.engines.plan import build_plan, default_buckets
 from e3d_deploy.export.engines.proof import prove
@@ -32,6 +33,7 @@ def build(
     target: Target,
     config: EngineConfig | None = None,
     *,
+    graphs: Sequence[str] = (),
     cache: EngineCache | None = None,
     progress: Notify = silent,
     remark: Notify = silent,
@@ -41,13 +43,16 @@ def build(
     Each plan gets a sidecar (`.json`), and its hash goes into the manifest: a plan is native code and
     is loaded from nowhere else. The bundle stays as it is until all are built.
 
+    Args:
+        graphs: graphs to build; empty: all. The engines of the others stay as they are.
+
     Returns:
         The sidecar of each graph.
 
     Raises:
         BackendUnavailable: the library is not installed, needs a GPU for this, or does not run the precision.
         BundleError: the bundle changed meanwhile.
-        ConfigError: an option that the library does not have.
+        ConfigError: an option that the library, or a graph that the bundle does not have.
         EngineError: the library cannot read or build a graph, with the node and the library's message; or an
             engine does not compute at its precision.
     """
@@ -58,8 +63,9 @@ def build(
         remark("nothing is cached: the GPU cannot be asked what it is; pip install cuda-core")
         cache = None
     sidecars = {}
+    wanted = check_graphs(bundle, graphs)
     with staging(bundle) as stage:
-        for graph in bundle.graphs:
+        for graph in wanted:
             check_runs(bundle.entry(graph, target).precision, target)
             parts = _parts(bundle, graph, target, trt.__version__, capability, config)
             job = _Job(trt, bundle, graph, config, parts, stage / f"{graph}.{target}.plan")

@@ -21,9 +21,9 @@ def staging(bundle: Bundle) -> Iterator[Path]:
 
 
 def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, EngineSidecar]) -> None:
-    """Make the plans `GRAPH.TARGET.plan` in a stage the bundle's engines of a target.
+    """Make the plans `GRAPH.TARGET.plan` in a stage the bundle's engines of these graphs for a target.
 
-    Everything is on the disk before the bundle changes. Older engines of the target leave the manifest first, so that
+    Everything is on the disk before the bundle changes. Older engines of the same leave the manifest first, so that
     at no moment it speaks of files that are gone: a build killed in between leaves a bundle without engines.
 
     Raises:
@@ -41,8 +41,8 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         for graph, sidecar in sidecars.items():
             if any(getattr(sidecar, name) != digest for name, digest in sources(now, graph, target).items()):
                 raise BundleError(f"{bundle.path}: exported anew while its engines were made; build again")
-        files = {name: digest for name, digest in manifest.files.items() if f".{target}." not in name}
-        engines = {name: sheet for name, sheet in manifest.engines.items() if not name.endswith(f".{target}")}
+        files = {name: digest for name, digest in manifest.files.items() if name not in added}
+        engines = {name: sheet for name, sheet in manifest.engines.items() if name not in sheets}
         steps = (
             replace(manifest, files=files, engines=engines),
             replace(manifest, files=files | added, engines=engines | sheets),
@@ -55,7 +55,7 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         folder.mkdir(exist_ok=True)
         (stage / "manifest.0").replace(bundle.path / MANIFEST)
         for old in folder.glob(f"*.{target}.*"):
-            if f"{ENGINES}{old.name}" not in added:
+            if f"{ENGINES}{old.name}" not in step.files:
                 old.unlink()
         for name in added:
             (stage / Path(name).name).replace(bundle.path / name)
