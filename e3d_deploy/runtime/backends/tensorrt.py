@@ -3,9 +3,14 @@
 import logging
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.runtime.backends.cuda import Cuda, Graph
 from e3d_deploy.runtime.backends.device import Addresses, DeviceBackend
+from e3d_deploy.runtime.backends.device_states import DeviceState
+from e3d_deploy.runtime.backends.rollout import clip_by_steps, rollout_by_steps
 from e3d_deploy.runtime.backends.tensorrt_engine import Engine
 from e3d_deploy.tensorrt_library import Target, library
 
@@ -17,7 +22,8 @@ class TensorRTBackend(DeviceBackend):
 
     The first step from either set of states is an ordinary one, which warms up, and is then captured as a CUDA graph;
     those after it launch the graph. So each number of streams has two graphs, each with a context of its own, as a
-    graph is only good while its context stays as it was. Clip and rollout are run as they come.
+    graph is only good while its context stays as it was. Clip and rollout are run as they come, and by single steps
+    where the bundle has no engine of them.
 
     Raises:
         BackendUnavailable: the library, a GPU or its driver is not here, or does not run the engine.
@@ -63,6 +69,20 @@ class TensorRTBackend(DeviceBackend):
             )
         else:
             self.graphs[batch, side] = graph
+
+    def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
+        if self._has("clip"):
+            return super().clip(context)
+        return clip_by_steps(self, context, self.bundle.horizon)
+
+    def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:
+        if self._has("rollout"):
+            return super().rollout(prediction, state)
+        return rollout_by_steps(self, prediction, state, self.bundle.horizon)
+
+    def _has(self, graph: str) -> bool:
+        """Return True if the bundle has an engine of a graph; `e3d build --graphs step` leaves the others out."""
+        return f"{graph}.{self.target}" in self.bundle.manifest.engines
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
         if graph not in self.engines:

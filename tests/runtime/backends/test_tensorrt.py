@@ -666,16 +666,21 @@ def test_a_context_that_cannot_be_had_says_why(
         backend.step(floats(1, 2)[0], state)
 
 
+def test_an_engine_of_the_step_alone_runs_clip_and_rollout(
+    bundle_path: Path, trt: FakeTensorRT, machine: Machine
+) -> None:
+    bundle = add_engines(bundle_path, "step")
+    gpu, cpu = TensorRTBackend(bundle, target=TARGET), open_backend(bundle, "onnxruntime", threads=1)
+    (forecast, state), (expected, its) = (one.clip(floats(4).swapaxes(0, 1)) for one in (gpu, cpu))
+    np.testing.assert_allclose(forecast, expected, atol=1e-5)  # the clip graph sums in another order
+    (forecast, _), (expected, _) = gpu.rollout(forecast[:, 0], state), cpu.rollout(expected[:, 0], its)
+    np.testing.assert_allclose(forecast, expected, atol=1e-5)
+
+
 def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: FakeTensorRT, machine: Machine) -> None:
     with pytest.raises(BundleError, match=r"its manifest names no engine step.tensorrt-rtx, only none at all; build"):
         TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
     bundle = add_engines(bundle_path, "step")
-    backend = TensorRTBackend(bundle, target=TARGET)
-    state = backend.initial_state()
-    with pytest.raises(BundleError, match="names no engine rollout"):
-        backend.rollout(floats(1)[0], state)
-    with pytest.raises(BundleError, match="names no engine clip"):
-        backend.clip(floats(4).swapaxes(0, 1))
     plan = bundle_path / "engines" / f"step.{TARGET}.plan"
     plan.write_bytes(plan.read_bytes() + b" ")
     runtimes = len(trt.runtimes)
