@@ -23,9 +23,9 @@ class Forecasts:
     """Forecasts of clips beside what came."""
 
     frames: Clip
-    """As computed, [B, T, C, H, W]."""
+    """Predictions as computed, [B, T, C, H, W]."""
     truth: Clip
-    """What came, [B, T, C, H, W]; NaN where the source has ended."""
+    """Frames that came, [B, T, C, H, W]; NaN where the source has ended."""
     last: Clip
     """Last frame of each context, [B, C, H, W]."""
 

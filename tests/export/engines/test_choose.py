@@ -1,4 +1,4 @@
-"""What a build does when it is not told, and what it says before it begins."""
+"""Defaults of a build, and the cost that is told before it begins."""
 
 import re
 from pathlib import Path
