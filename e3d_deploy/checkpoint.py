@@ -68,7 +68,7 @@ def load(path: str | Path) -> E3DLSTM:
     """Open the model in `path`, on the CPU, ready to predict; its weights are float32 whatever the file holds.
 
     Raises:
-        CheckpointError: not a model file of ours, or one whose weights do not fit its config.
+        CheckpointError: not a model file of ours, or one whose weights do not fit its config or are not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -89,7 +89,7 @@ def load_content(content: Content, path: str | Path) -> E3DLSTM:
         path: name of the file in messages.
 
     Raises:
-        CheckpointError: not a model file of ours, or one whose weights do not fit its config.
+        CheckpointError: not a model file of ours, or one whose weights do not fit its config or are not finite.
     """
     try:
         arrays, metadata = tensors_of(content)
@@ -106,6 +106,8 @@ def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, 
         raise CheckpointError(
             f"{path}: {odd[0]} is {weights[odd[0]].dtype}, expected float32, float16 or bfloat16; save the model again"
         )
+    for name, weight in weights.items():
+        check_finite(name, weight, path)
     with torch.device("meta"):
         model = E3DLSTM(config)
     try:
@@ -113,6 +115,19 @@ def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, 
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit its config ({error})") from error
     return model.eval().requires_grad_(False)
+
+
+def check_finite(name: str, weight: torch.Tensor, source: str | Path) -> None:
+    """Check that a weight is made of finite numbers, as every prediction would be none otherwise.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if odd := weight.numel() - int(weight.isfinite().sum()):
+        raise CheckpointError(
+            f"{source}: {name} holds {odd} of {weight.numel()} values that are NaN or infinite, expected finite "
+            "numbers; train again with a smaller --learning-rate, or take an earlier checkpoint"
+        )
 
 
 def read_card(path: str | Path) -> Card:

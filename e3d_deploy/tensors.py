@@ -72,6 +72,15 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
+def is_foreign(path: Path) -> bool:
+    """Return True for a .safetensors file that another program wrote, which has to be imported."""
+    try:
+        header, _ = read_header(path)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(header, dict) and KEY not in (header.get("__metadata__") or {})
+
+
 def header_of(content: Content) -> tuple[dict[str, Any], int]:
     """Return the header in the content of a file, as `read_header` does.
 

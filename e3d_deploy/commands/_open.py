@@ -20,10 +20,16 @@ def open_predictor(
 ) -> "Predictor":
     """A predictor for a bundle, or by PyTorch for a model file, and with `importing` for a checkpoint of others."""
     from e3d_deploy import runtime
-    from e3d_deploy.errors import ConfigError
+    from e3d_deploy.errors import CheckpointError, ConfigError
     from e3d_deploy.runtime.backends.specs import YARDSTICK
+    from e3d_deploy.tensors import is_foreign
 
-    foreign = importing is not None and (path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists())
+    of_others = path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists() or is_foreign(path)
+    foreign = of_others and importing is not None
+    if of_others and importing is None and (path.is_file() or index_of(path).exists()):
+        raise CheckpointError(
+            f"{path}: a checkpoint of others; make a model of it first: `e3d import {path} -o MODEL.safetensors`"
+        )
     given = [name for name, value in (importing or {}).items() if value is not None]
     if given and path.exists() and not foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in given)

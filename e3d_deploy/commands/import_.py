@@ -1,12 +1,13 @@
 """`e3d import`: checkpoints of others."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from e3d_deploy.commands._options import PATH, Finite, numbers, overwrite_option
 from e3d_deploy.commands._output import next_command, table, verdict, working
+from e3d_deploy.config import Fit
 
 
 @click.command("import")
@@ -18,7 +19,8 @@ from e3d_deploy.commands._output import next_command, table, verdict, working
     type=click.Choice(["paper", "released"]),
     help="google: trained with a memory that moves, or with the released code, where it stays zero.",
 )
-@click.option("--ema", is_flag=True, help="google: the moving averages in place of the weights.")
+@click.option("--ema", is_flag=True, help="The moving averages in place of the weights.")
+@click.option("--part", metavar="NAME", help="openstl: the network of that name, where the file holds several.")
 @click.option("--patch-size", type=click.IntRange(min=1), help="Where frames are neither gray nor RGB.")
 @click.option("--channels", type=click.IntRange(min=1), help="Colours of a frame; as the patch size.")
 @click.option("--image-size", callback=numbers, help="google: height x width, pixels; else 64x64.")
@@ -32,6 +34,11 @@ from e3d_deploy.commands._output import next_command, table, verdict, working
 )
 @click.option("--horizon", type=click.IntRange(min=1), help="Frames predicted in training; likewise.")
 @click.option("--fps", type=Finite(min=0, min_open=True), help="Frames per second of the clips of training.")
+@click.option(
+    "--fit",
+    type=click.Choice(get_args(Fit)),
+    help="How pictures of another shape were brought to the size of a frame in training; else stretch.",
+)
 @click.option("--reference", type=PATH, help="What the original gave, .npz; nothing is written if the model differs.")
 @overwrite_option("model")
 def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, **options: Any) -> None:

@@ -7,6 +7,7 @@ from math import inf, isqrt
 import torch
 from torch import Tensor
 
+from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
@@ -103,7 +104,7 @@ def window_of(
     return window, Finding("window", f"{context} given, {predicted} predicted{interval}", how)
 
 
-def fit(
+def fit_model(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
     names: Mapping[str, str],
@@ -119,7 +120,7 @@ def fit(
         source: what errors call the checkpoint.
 
     Raises:
-        CheckpointError: a tensor that is missing, unknown, of another shape, or not of floats.
+        CheckpointError: a tensor that is missing, unknown, of another shape, not of floats, or not finite.
     """
     with torch.device("meta"):
         model = E3DLSTM(config)
@@ -138,6 +139,7 @@ def fit(
             raise CheckpointError(f"{source}: {theirs} has the shape {list(tensor.shape)}, expected {list(there)}")
         if not tensor.is_floating_point():
             raise CheckpointError(f"{source}: {theirs} is {tensor.dtype}, expected floats")
+        checkpoint.check_finite(theirs, tensor, source)
         # Copied, as it may lie in a file that is mapped into memory.
         weights[ours] = tensor.permute(axes).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     model.load_state_dict(weights, assign=True)

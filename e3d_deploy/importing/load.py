@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from e3d_deploy.card import Card
+from e3d_deploy.config import Fit
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing import google, openstl
-from e3d_deploy.importing.fit import Finding, Imported, fit, window_of
+from e3d_deploy.importing.fit import Finding, Imported, fit_model, window_of
 
 Origin = Literal["google", "openstl"]
 
@@ -18,6 +19,7 @@ def import_checkpoint(
     origin: Literal["auto"] | Origin = "auto",
     memory: google.Memory | None = None,
     ema: bool = False,
+    part: str | None = None,
     patch_size: int | None = None,
     channels: int | None = None,
     image_size: tuple[int, int] | None = None,
@@ -26,6 +28,7 @@ def import_checkpoint(
     context_length: int | None = None,
     horizon: int | None = None,
     fps: float | None = None,
+    fit: Fit | None = None,
 ) -> Imported:
     """Import a checkpoint of google/e3d_lstm or OpenSTL; say how we know what it is.
 
@@ -33,16 +36,18 @@ def import_checkpoint(
         path: for TensorFlow the prefix (`model.ckpt-80000`), one of its files or its folder; else a file.
         origin: whose it is; `auto` tells by what the path is.
         memory: google: which memory it was trained with, where equal layers do not tell.
-        ema: google: the moving averages of the weights. The released code predicts with the weights.
+        ema: the moving averages of the weights. Both originals predict with the weights.
+        part: openstl: name of the network to take where the file holds several, such as `best_model`.
         patch_size, channels: where frames are neither gray nor RGB.
         image_size: google: height and width of the frames, pixels; 64×64 unless given.
         stride: openstl: of the convolutions; unless given, what the checkpoint says of it, or 1.
         history_length: cell states to keep for recall. The originals keep all.
         context_length, horizon: frames given and predicted in training; unless given, what the checkpoint says.
         fps: frames per second of the clips of training.
+        fit: way in which pictures of another shape were brought to the size of a frame; both originals stretch them.
 
     Raises:
-        CheckpointError: it is not there, damaged, or of another network; tensors are named.
+        CheckpointError: it is not there, damaged, or of another network, or a weight is not finite; tensors are named.
         ConfigError: an option that does not fit it.
         BackendUnavailable: TensorFlow is needed and not installed.
     """
@@ -50,6 +55,8 @@ def import_checkpoint(
     if (origin if origin != "auto" else _origin_of(path)) == "google":
         if stride is not None:
             raise ConfigError("stride: convolutions of google/e3d_lstm have none; leave --stride out")
+        if part is not None:
+            raise ConfigError("part: a checkpoint of google/e3d_lstm holds one network; leave --part out")
         prefix = google.prefix_of(path)
         if prefix is None:
             raise CheckpointError(f"{path}: no TensorFlow checkpoint, as there is no file {path.name}.index")
@@ -58,15 +65,13 @@ def import_checkpoint(
         config, evidence = google.identify(
             shapes, memory=memory, patch_size=patch_size, channels=channels, image_size=image_size, source=str(prefix)
         )
-        if ema:
-            evidence.append(Finding("weights", "moving averages", "--ema"))
         names, axes = google.names_of(config), google.KERNEL_AXES
         kept: tuple[int | None, int | None] = (None, None)
     else:
-        if ema or memory == "paper":
-            raise ConfigError("ema, memory: OpenSTL keeps no averages, and its memory stays zero; leave them out")
+        if memory == "paper":
+            raise ConfigError("memory: that of OpenSTL stays zero; leave --memory out")
         _check_file(path)
-        tensors, settings = openstl.read(path)
+        tensors, settings = openstl.read(path, part=part, ema=ema)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         config, evidence = openstl.identify(
             shapes,
@@ -79,13 +84,16 @@ def import_checkpoint(
         )
         names, axes = openstl.names_of(config), openstl.KERNEL_AXES
         kept = openstl.lengths(settings)
+    if ema:
+        evidence.append(Finding("weights", "moving averages", "--ema"))
     window, found = window_of(kept, context_length=context_length, horizon=horizon, fps=fps)
+    evidence.append(Finding("fit", fit or "stretch", "--fit" if fit else "as both originals do; or --fit"))
     evidence.append(found)
     config = replace(config, history_length=history_length or config.history_length)
     how = "--history-length" if history_length else "our default"
     evidence.append(Finding("history", f"{config.history_length} cells", f"{how}; exact for as many steps"))
-    model = fit(config, tensors, names, kernel_axes=axes, source=str(path))
-    return Imported(model=model, card=Card(window=window), evidence=evidence)
+    model = fit_model(config, tensors, names, kernel_axes=axes, source=str(path))
+    return Imported(model=model, card=Card(window=window, fit=fit or "stretch"), evidence=evidence)
 
 
 def _origin_of(path: Path) -> Origin:
@@ -105,5 +113,7 @@ def _check_file(path: Path) -> None:
         raise CheckpointError(f"{path}: no such checkpoint, neither {path.name} nor {path.name}.index is there")
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index")
-    if not openstl.is_torch_file(path):
-        raise CheckpointError(f"{path}: neither a TensorFlow checkpoint nor a file of torch.save; nothing to import")
+    if not openstl.is_readable(path):
+        raise CheckpointError(
+            f"{path}: neither a TensorFlow checkpoint nor a file of torch.save or safetensors; nothing to import"
+        )

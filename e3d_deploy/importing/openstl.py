@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing.fit import Finding, Shapes, patching, size
+from e3d_deploy.importing.wrappers import network_in
 from e3d_deploy.quiet import quiet
+from e3d_deploy.tensors import KEY, read_header
 
 KERNEL_AXES = (0, 1, 2, 3, 4)
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """First bytes of files of torch.save: zip archives, and the format before them."""
-WRAPPERS = ("model.", "module.")
-"""Before every name: of a LightningModule's network, of DistributedDataParallel."""
 CONVOLUTIONS = {
     "conv_h": ("hidden_conv", "hidden_norm"),
     "conv_x": ("input_conv", "input_norm"),
@@ -31,9 +32,9 @@ CONVOLUTIONS = {
 ALONE = "load it where you trust it, and save its state_dict alone with torch.save"
 
 
-def is_torch_file(path: Path) -> bool:
-    """Return True if torch.save may have written this file."""
-    return _head(path).startswith((ZIP, LEGACY))
+def is_readable(path: Path) -> bool:
+    """Return True if torch.save may have written this file, or safetensors for another program than ours."""
+    return _head(path).startswith((ZIP, LEGACY)) or _is_safetensors(path)
 
 
 def _head(path: Path) -> bytes:
@@ -41,17 +42,53 @@ def _head(path: Path) -> bytes:
         return file.read(len(LEGACY))
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _is_safetensors(path: Path) -> bool:
+    try:
+        read_header(path)
+    except (ValueError, OSError, RecursionError):
+        return False
+    return True
+
+
+def read(path: Path, *, part: str | None = None, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a network without wrappers in their names, and the settings that Lightning kept.
 
     Nothing in the file is run: torch.load knows tensors and plain values, and refuses all else.
 
+    Args:
+        part: name of the network to take, where the file holds several.
+        ema: the moving averages of the weights instead.
+
     Raises:
-        CheckpointError: it is damaged, or holds something else than tensors.
+        CheckpointError: it is damaged, holds something else than tensors, or several networks.
+        ConfigError: it does not hold that part, or no averages.
     """
+    if _is_safetensors(path):
+        return dict(network_in(_safetensors(path), part=part, ema=ema, source=str(path)).tensors), {}
+    loaded = _torch_content(path)
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected tensors by name; {ALONE}")
+    network = network_in(loaded, part=part, ema=ema, source=str(path))
+    settings = loaded.get("hyper_parameters")
+    return dict(network.tensors), dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            if KEY in (file.metadata() or {}):
+                raise CheckpointError(
+                    f"{path}: is a model of e3d_deploy already; use it as it is, without importing it"
+                )
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); copy it again") from error
+
+
+def _torch_content(path: Path) -> Any:
     try:
         with quiet(partial(warnings.simplefilter, "ignore")):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path).startswith(ZIP))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path).startswith(ZIP))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = named[1] if named else "unknown instructions"
@@ -60,23 +97,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         reason = (str(error) or "cut off").splitlines()[0]
         raise CheckpointError(f"{path}: is damaged ({reason}); copy it again") from error
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected tensors by name; {ALONE}")
-    tensors = loaded.get("state_dict", loaded)
-    if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: its state_dict is no dictionary of names; {ALONE}")
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name} is a {type(tensor).__name__}, expected a tensor; {ALONE}")
-    settings = loaded.get("hyper_parameters")
-    return _unwrap(dict(tensors)), dict(settings) if isinstance(settings, Mapping) else {}
-
-
-def _unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS * 2:  # either may be outside
-        if tensors and all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def identify(

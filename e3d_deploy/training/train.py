@@ -33,6 +33,7 @@ from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
 from e3d_deploy.progress import Notify, silent
+from e3d_deploy.tensors import is_foreign
 from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.batches import StepBatches
 from e3d_deploy.training.callbacks import (
@@ -382,7 +383,7 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
         ConfigError: they are of another network; picture size and length of the history may differ.
         CheckpointError: no model.
     """
-    if initial.suffix == ".safetensors":
+    if initial.suffix == ".safetensors" and not is_foreign(initial):
         model = checkpoint.load(initial)
     else:
         from e3d_deploy.importing import import_checkpoint

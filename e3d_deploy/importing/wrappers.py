@@ -1,0 +1,177 @@
+"""The network of OpenSTL among all that a file of PyTorch holds, and what else is there."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.importing.fit import listed
+
+log = logging.getLogger(__name__)
+
+WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Parts of names that torch.compile, DistributedDataParallel, FSDP and checkpointing insert; dropped anywhere."""
+ROOTS = ("cell_list", "conv_last")
+"""First parts of the names of the network's tensors; the first of them has one tensor or more in every network."""
+AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow|teacher)(_|$)")
+"""Parts of names of a copy of the network whose weights are moving averages."""
+BESIDE = re.compile(
+    r"(^|_)(loss\w*|criterion\w*|lpips|vgg\d*|perceptual|metrics?|discriminator|netd|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
+)
+"""Parts of names of tensors that stand beside a network and belong to its training."""
+DEEPEST = 8
+"""Levels of dictionaries and lists that are searched."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """The tensors of one network in a file."""
+
+    part: str
+    """Name before all of them, such as `model.state_dict`; empty if there is none."""
+    tensors: Mapping[str, Tensor]
+    """Tensors by their names in the network."""
+
+    @property
+    def averaged(self) -> bool:
+        """True if the name says that these are moving averages."""
+        return any(AVERAGED.search(word.lower()) for word in self.part.split("."))
+
+
+def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, source: str) -> Network:
+    """Return the one network in the content of a file; a remark in the log names what else is there.
+
+    Where the file holds the network and its moving averages, the former is taken unless `ema`.
+
+    Args:
+        part: name of the network to take, where there are several.
+        source: name of the file in messages.
+
+    Raises:
+        CheckpointError: several networks, or a tensor twice or of another type.
+        ConfigError: there is no such part, or there are no averages.
+    """
+    leaves = dict(_leaves(content, (), DEEPEST))
+    networks, others = _networks(leaves, source)
+    if not networks:
+        if part is not None or ema:
+            raise ConfigError(f"{source}: holds no network of OpenSTL, so leave --part and --ema out")
+        return Network("", _tensors(leaves, source))
+    taken = _chosen(networks, part=part, ema=ema, source=source)
+    known, unknown = _sorted_out(others, taken.part)
+    if unknown:
+        raise CheckpointError(
+            f"{source}: holds {listed(unknown)}, which no E3D-LSTM of this origin has; it is another network"
+        )
+    left = [one for one in networks if one is not taken]
+    if left or known:
+        hint = "; `e3d import --ema` takes the moving averages" if any(one.averaged for one in left) and not ema else ""
+        summary = ", ".join([*(_called(one.part) for one in left), *_groups(known, taken.part)])
+        log.warning("%s: took %s; left out %s%s", source, _called(taken.part), summary, hint)
+    elif taken.averaged and not ema:
+        log.warning("%s: took %s, by its name moving averages, as it is the only network there", source, taken.part)
+    return taken
+
+
+def _leaves(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield whatever is no dictionary or list, with its path; names with dots are paths too."""
+    if depth and isinstance(value, Mapping):
+        for name, one in value.items():
+            yield from _leaves(one, (*path, *str(name).split(".")), depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            yield from _leaves(one, (*path, str(number)), depth - 1)
+    else:
+        yield path, value
+
+
+def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[Network], list[str]]:
+    """Return the networks among the leaves, and the names of the other tensors."""
+    found: dict[str, dict[str, Tensor]] = {}
+    others: list[str] = []
+    for path, leaf in leaves.items():
+        words = tuple(word for word in path if word not in WRAPPERS)
+        root = next((words.index(name) for name in ROOTS if name in words), None)
+        if root is None:
+            others += [".".join(words)] if isinstance(leaf, Tensor) else []
+            continue
+        part, name = ".".join(words[:root]), ".".join(words[root:])
+        if not isinstance(leaf, Tensor):
+            raise CheckpointError(f"{source}: {'.'.join(path)} is a {type(leaf).__name__}, expected a tensor")
+        tensors = found.setdefault(part, {})
+        if name in tensors and not _same(tensors[name], leaf):
+            raise CheckpointError(
+                f"{source}: holds {name} twice in {_called(part)}, with other values; save one network alone"
+            )
+        tensors[name] = leaf
+    networks = [Network(part, tensors) for part, tensors in found.items()]
+    whole = [one for one in networks if any(name.startswith(ROOTS[0]) for name in one.tensors)]
+    others += [name for one in networks if one not in whole for name in _full(one)]
+    return whole, others
+
+
+def _chosen(networks: Sequence[Network], *, part: str | None, ema: bool, source: str) -> Network:
+    """Return the network that was asked for, or the only one that can be meant."""
+    names = ", ".join(_called(one.part) for one in networks)
+    if part is not None:
+        named = [one for one in networks if one.part == part]
+        if not named:
+            raise ConfigError(f"part: got {part!r}, but {source} holds {names}; give one of them")
+        return named[0]
+    meant = [one for one in networks if one.averaged == ema]
+    if ema and not meant:
+        raise ConfigError(f"ema: {source} holds {names}, and no moving averages; leave --ema out")
+    meant = meant or list(networks)
+    if any(not _equal(meant[0], other) for other in meant[1:]):
+        raise CheckpointError(f"{source}: holds several networks, {names}; take one with `e3d import --part NAME`")
+    return meant[0]
+
+
+def _equal(one: Network, other: Network) -> bool:
+    return one.tensors.keys() == other.tensors.keys() and all(
+        _same(tensor, other.tensors[name]) for name, tensor in one.tensors.items()
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+def _sorted_out(others: Sequence[str], part: str) -> tuple[list[str], list[str]]:
+    """Return which tensors lie beside the network, and which may be a part of it that we do not know."""
+    inside = [name for name in others if not part or name.startswith(f"{part}.")]
+    beneath = {name: name.removeprefix(f"{part}.") if part else name for name in inside}
+    unknown = [name for name in inside if not any(BESIDE.search(word.lower()) for word in beneath[name].split("."))]
+    return [name for name in others if name not in set(unknown)], unknown
+
+
+def _tensors(leaves: Mapping[tuple[str, ...], Any], source: str) -> dict[str, Tensor]:
+    """Return all leaves as tensors by name."""
+    tensors = {}
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, Tensor):
+            raise CheckpointError(f"{source}: {'.'.join(path)} is a {type(leaf).__name__}, expected a tensor")
+        tensors[".".join(path)] = leaf
+    return tensors
+
+
+def _full(network: Network) -> list[str]:
+    return [f"{network.part}.{name}" if network.part else name for name in network.tensors]
+
+
+def _called(part: str) -> str:
+    return part or "the network at the top"
+
+
+def _groups(names: Sequence[str], part: str) -> list[str]:
+    """Return the first words of some names, which beside the network are more than one, with their tensors counted."""
+    beside = part.split(".", maxsplit=1)[0]
+    words = [name.split(".") for name in names]
+    counts = Counter(".".join(word[: 2 if word[0] == beside else 1]) for word in words)
+    return [f"{first} ({count} tensor{'s' * (count > 1)})" for first, count in counts.items()]

@@ -1,0 +1,160 @@
+"""The one network in a file of PyTorch, whatever is around it and beside it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from e3d_deploy import checkpoint
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.importing import import_checkpoint, openstl
+from e3d_deploy.model import E3DLSTM
+from tests.tools import e3d
+
+Tensors = dict[str, Tensor]
+SETTINGS = ModelConfig(image_size=(8, 8), hidden=(4, 4), kernel_size=3, semantics="openstl", layer_norm=False)
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Tensors:
+    torch.manual_seed(0)
+    names = openstl.names_of(SETTINGS)
+    return {names[ours]: weight.detach() for ours, weight in E3DLSTM(SETTINGS).state_dict().items()}
+
+
+def before(prefix: str, tensors: Tensors) -> Tensors:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def other(tensors: Tensors) -> Tensors:
+    return {name: tensor + 1 for name, tensor in tensors.items()}
+
+
+def saved(tmp_path: Path, content: Any) -> Path:
+    torch.save(content, tmp_path / "m.pth")
+    return tmp_path / "m.pth"
+
+
+def imported(path: Path, **options: Any) -> Tensors:
+    """The weights under OpenSTL's names."""
+    names = openstl.names_of(SETTINGS)
+    return {names[ours]: weight for ours, weight in import_checkpoint(path, **options).model.state_dict().items()}
+
+
+def same(found: Tensors, expected: Tensors) -> bool:
+    return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+ALONE: dict[str, Callable[[Tensors], Any]] = {
+    "compiled": lambda one: before("_orig_mod.", one),
+    "compiled in DDP": lambda one: before("module._orig_mod.", one),
+    "compiled cells": lambda one: {name.replace("conv3d.", "conv3d._orig_mod."): value for name, value in one.items()},
+    "sharded": lambda one: before("_fsdp_wrapped_module.model.", one),
+    "model": lambda one: {"model": one, "epoch": 3, "args": {"lr": 0.1}},
+    "net in DDP": lambda one: {"net": before("module.", one)},
+    "params": lambda one: {"params": one},
+    "nested": lambda one: {"checkpoint": {"model_state_dict": before("model.", one)}},
+    "compiled copy": lambda one: {"state_dict": before("model.", one) | before("fast._orig_mod.", one)},
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_a_network_is_found_in_its_wrappers(kind: str, tmp_path: Path, tensors: Tensors) -> None:
+    assert same(imported(saved(tmp_path, ALONE[kind](tensors))), tensors)
+
+
+def test_a_safetensors_file_of_openstl_is_imported(tmp_path: Path, tensors: Tensors) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file(before("module.", tensors), path, metadata={"format": "pt"})
+    assert same(imported(path), tensors)
+    e3d("import", path, "-o", tmp_path / "ours.safetensors", "--fit", "pad")
+    assert checkpoint.read_card(tmp_path / "ours.safetensors").fit == "pad"
+    with pytest.raises(CheckpointError, match="is a model of e3d_deploy already"):
+        import_checkpoint(tmp_path / "ours.safetensors")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        import_checkpoint(path)
+
+
+BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "loss": (lambda one: one | {"loss.vgg.0.weight": torch.zeros(3)}, "left out loss (1 tensor)"),
+    "lpips": (
+        lambda one: {"state_dict": before("model.", one) | {"lpips.lin0.weight": torch.zeros(1)}},
+        "took state_dict.model; left out state_dict.lpips (1 tensor)",
+    ),
+    "optimizer": (
+        lambda one: {"model": one, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.ones(1)}}}},
+        "took model; left out optimizer (2 tensors)",
+    ),
+    "averages": (
+        lambda one: {"params": one, "params_ema": other(one)},
+        "took params; left out params_ema; `e3d import --ema` takes the moving averages",
+    ),
+    "averages alone": (lambda one: {"model_ema": one}, "took model_ema, by its name moving averages"),
+    "average count": (lambda one: before("module.", one) | {"n_averaged": torch.ones(1)}, "left out n_averaged"),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_lies_beside_a_network_is_named(
+    kind: str, tmp_path: Path, tensors: Tensors, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, remark = BESIDE[kind]
+    assert same(imported(saved(tmp_path, content(tensors))), tensors)
+    assert remark in caplog.text
+
+
+def test_of_several_networks_one_has_to_be_named(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, {"first": tensors, "second": other(tensors)})
+    with pytest.raises(CheckpointError, match="holds several networks, first, second; take one with"):
+        import_checkpoint(path)
+    assert same(imported(path, part="second"), other(tensors))
+    with pytest.raises(ConfigError, match=r"part: got 'third', but .* holds first, second"):
+        import_checkpoint(path, part="third")
+    with pytest.raises(ConfigError, match="no moving averages; leave --ema out"):
+        import_checkpoint(path, ema=True)
+
+
+def test_moving_averages_can_be_asked_for(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, {"state_dict": tensors, "ema_state_dict": other(tensors)})
+    assert same(imported(path, ema=True), other(tensors))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one | {"encoder.weight": torch.zeros(3)}, "holds encoder.weight, which no E3D-LSTM"),
+        (lambda one: one | before("module.", other(one)), "twice in the network at the top, with other values"),
+        (lambda one: one | {"cell_list.0.scale": 3.0}, "cell_list.0.scale is a float, expected a tensor"),
+        (
+            lambda one: one | {"conv_last.weight": one["conv_last.weight"] / 0},
+            "conv_last.weight holds 128 of 128 values",
+        ),
+    ],
+)
+def test_tensors_that_cannot_be_meant_are_named(
+    change: Callable[[Tensors], Any], message: str, tmp_path: Path, tensors: Tensors
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        import_checkpoint(saved(tmp_path, change(tensors)))
+
+
+def test_a_model_file_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    model = E3DLSTM(SETTINGS)
+    model.cells[1].merge.weight.data[0, 0] = torch.inf
+    checkpoint.save(model, tmp_path / "m.safetensors")
+    for command in (("export", tmp_path / "m.safetensors", "-o", tmp_path / "m.e3d"),):
+        line = e3d(*command, code=5).stderr
+        assert "m.safetensors: cells.1.merge.weight holds" in line
+        assert "values that are NaN or infinite" in line
+
+
+def test_a_checkpoint_of_others_is_imported_before_it_predicts(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, tensors)
+    line = e3d("predict", path, tmp_path / "clip.npy", "-o", tmp_path / "o.npz", code=5).stderr
+    assert f"a checkpoint of others; make a model of it first: `e3d import {path} -o MODEL.safetensors`" in line
