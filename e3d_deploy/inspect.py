@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from e3d_deploy import contract
-from e3d_deploy.bundle.folder import MANIFEST, Bundle
+from e3d_deploy.bundle.folder import MANIFEST, Bundle, verifications
 from e3d_deploy.bundle.schema import Entry
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
@@ -260,7 +260,7 @@ def inspect_bundle(path: Path) -> BundleContents:
         engines={name: _selected(EngineContents, engine) for name, engine in manifest.engines.items()},
         verified={
             name: Verified(against=report.yardstick, largest_difference=report.worst, passed=report.passed)
-            for name, report in manifest.verification.items()
+            for name, report in verifications(bundle).items()
         },
     )
 

@@ -28,6 +28,8 @@ from e3d_deploy.tensors import Content, entries_of, header_of
 log = logging.getLogger(__name__)
 
 MANIFEST, MODEL, REFERENCE = "manifest.json", "model.safetensors", "reference.npz"
+VERIFICATION = "verify.json"
+"""Reports of `verify`; no part of the bundle, as other machines may find otherwise, and not packed."""
 WEIGHTS, FLOAT32_STEP = "weights.safetensors", "float32.onnx"
 """Weights in the low type of the graphs, and the step graph without that type; only where there is one."""
 WEIGHTS_SUFFIX = ".safetensors"
@@ -239,16 +241,41 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
-    """Put a report of `verify` into the manifest, in the place of an older one of the same backend.
+    """Put a report of `verify` beside the manifest, in the place of an older one of the same backend.
 
-    A bundle that cannot be written, as on many devices, or that was exported anew meanwhile, is left as it is; the
-    log says so.
+    The manifest stays as it is, so that a bundle is packed to the same bytes before and after. A bundle that cannot be
+    written, as on many devices, or that was exported anew meanwhile, is left as it is; the log says so.
     """
     try:
-        new = {report["backend"]: Verification.from_json(report)}
-        _change(bundle, lambda manifest: replace(manifest, verification={**manifest.verification, **new}))
+        with locked(bundle.path):
+            _check_same(bundle, read_manifest(bundle.path))
+            reports = {**_reports(bundle), report["backend"]: dict(report)}
+            text = json.dumps({"bundle": bundle.digest, "reports": reports}, indent=2, allow_nan=False) + "\n"
+            write_file(bundle.path / VERIFICATION, text.encode())
     except (OSError, BundleError) as error:
-        log.warning("the report is not recorded in the manifest (%s)", error)
+        log.warning("the report is not recorded beside the manifest (%s)", error)
+
+
+def verifications(bundle: Bundle) -> dict[str, Verification]:
+    """Return the last report of `verify` by backend; older versions wrote them into the manifest."""
+    beside = {name: Verification.from_json(report) for name, report in _reports(bundle).items()}
+    return {**bundle.manifest.verification, **beside}
+
+
+def _reports(bundle: Bundle) -> dict[str, dict[str, Any]]:
+    """Return the reports beside the manifest that are of this bundle; a file that cannot be read has none."""
+    file = bundle.path / VERIFICATION
+    try:
+        content = json.loads(file.read_text(), parse_constant=_finite, parse_float=_finite)
+        reports: dict[str, dict[str, Any]] = content["reports"] if content["bundle"] == bundle.digest else {}
+        for name, report in reports.items():
+            Verification.from_json(report, name)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("%s: cannot be read (%s); `e3d verify` writes it again", file, error)
+        return {}
+    return reports
 
 
 def record_decay(bundle: Bundle, decay: Decay) -> None:
@@ -270,9 +297,14 @@ def _change(bundle: Bundle, change: Callable[[Manifest], Manifest]) -> None:
     """
     with locked(bundle.path):
         manifest = read_manifest(bundle.path)  # which may have other engines by now
-        if replace(bundle, manifest=manifest).digest != bundle.digest:
-            raise BundleError(f"{bundle.path}: was exported anew meanwhile; run this again")
+        _check_same(bundle, manifest)
         write_manifest(bundle.path, change(manifest))
+
+
+def _check_same(bundle: Bundle, manifest: Manifest) -> None:
+    """Raise if the manifest that is on disk now is of another export than the bundle."""
+    if replace(bundle, manifest=manifest).digest != bundle.digest:
+        raise BundleError(f"{bundle.path}: was exported anew meanwhile; run this again")
 
 
 @contextmanager

@@ -176,7 +176,10 @@ class Precision(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Entry):
-    """Last report of `e3d verify` on a backend, as far as it is read again; its other fields stand beside."""
+    """Last report of `e3d verify` on a backend, as far as it is read again; its other fields stand beside.
+
+    `verify.json` beside the manifest holds such reports; older versions wrote them into the manifest.
+    """
 
     yardstick: str | None = None
     """Reference: `torch`, or `reference.npz`."""
@@ -223,7 +226,7 @@ class Manifest(Entry):
     graphs: tuple[GraphEntry, ...]
     """All graphs. In schema 1 an object by name, without `name`, `backends` and `engine_hints`."""
     verification: Mapping[str, Verification]
-    """Last report of `e3d verify`, by backend."""
+    """Reports of older versions, by backend; empty since they are in `verify.json`."""
     engines: Mapping[str, EngineSidecar]
     """Sidecar of each plan, by `GRAPH.TARGET`; docs/engines.md."""
     files: Mapping[str, str]

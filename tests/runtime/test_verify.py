@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import new_bundle, record_verification
-from e3d_deploy.bundle.manifest import Rounding, TensorEntry, Verification
+from e3d_deploy.bundle.manifest import Rounding, TensorEntry
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.files import locked
 from e3d_deploy.runtime import Bundle
@@ -22,7 +22,7 @@ from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.protocol import State
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import check_contract, quality_lost, verify
-from tests.manifests import changed, rewrite, sidecar, with_graph, with_shape
+from tests.manifests import changed, rewrite, with_graph, with_shape
 
 ROUNDING = 1e-5
 """Largest difference of predictions from PyTorch's where nothing is wrong; measured 8.3e-7."""
@@ -138,33 +138,13 @@ def test_names_and_shapes_come_before_values(bundle: Bundle) -> None:
         check_contract(odd)
 
 
-def test_a_report_stands_in_the_manifest(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    report = verify(bundle, open_backend(bundle, "onnxruntime", threads=1))
-    record_verification(bundle, report.to_dict())
-    kept = Bundle.open(bundle.path).manifest.verification["onnxruntime"]
-    assert kept.passed is True
-    assert kept.worst == report.worst
-    assert {**kept.to_json()} == report.to_dict()
-
-
-def test_a_report_takes_no_engines_out_of_the_manifest(bundle: Bundle) -> None:
-    """Engines that `e3d build` put in while `e3d verify` ran stay listed."""
-    built = {"step.tensorrt": sidecar()}
-    rewrite(bundle.path, engines=built)
-    record_verification(bundle, {"backend": "onnxruntime", "passed": True})
-    now = Bundle.open(bundle.path).manifest
-    assert now.engines == built
-    assert now.verification == {"onnxruntime": Verification(passed=True, extra={"backend": "onnxruntime"})}
-
-
 def test_a_report_is_not_recorded_in_a_newer_bundle(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     """`e3d export --overwrite` ran while `e3d verify` did."""
     files = {**bundle.manifest.files, "model.safetensors": "0" * 64}
     rewrite(bundle.path, files=files)
-    before = (bundle.path / "manifest.json").read_bytes()
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
-    assert (bundle.path / "manifest.json").read_bytes() == before
-    assert "the report is not recorded in the manifest" in caplog.text
+    assert not (bundle.path / "verify.json").exists()
+    assert "the report is not recorded beside the manifest" in caplog.text
     assert "was exported anew meanwhile" in caplog.text
 
 
@@ -190,11 +170,11 @@ def test_a_report_on_a_place_that_cannot_be_written_is_no_error(
     bundle: Bundle, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_only(*_: object) -> None:
-        raise OSError(30, "Read-only file system", str(bundle.path / "manifest.json"))
+        raise OSError(30, "Read-only file system", str(bundle.path / "verify.json"))
 
-    monkeypatch.setattr("e3d_deploy.bundle.folder.write_manifest", read_only)
+    monkeypatch.setattr("e3d_deploy.bundle.folder.write_file", read_only)
     record_verification(bundle, {"backend": "onnxruntime", "passed": True})
-    assert "not recorded in the manifest ([Errno 30] Read-only file system" in caplog.text
+    assert "not recorded beside the manifest ([Errno 30] Read-only file system" in caplog.text
 
 
 def _states(bundle: Bundle) -> list[TensorEntry]:
