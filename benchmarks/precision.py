@@ -93,7 +93,7 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
         native["openvino"] = {
             policy: native_drift(gauge, OpenVinoSteps(request, config)) for policy, request in requests.items()
         }
-    about = {"measured": clips.describe(clips.measure), "calibration": clips.describe(clips.calibrate)}
+    about = {"measured": clips.describe_measured(), "calibration": clips.describe_calibration()}
     return {"policies": rows, "as it runs here": native, "clips": about}, graphs
 
 

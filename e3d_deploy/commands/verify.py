@@ -11,6 +11,7 @@ from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, PATH, THREADS, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
 from e3d_deploy.files import write_file
+from e3d_deploy.policies import PICTURE_RANGE
 
 if TYPE_CHECKING:
     from e3d_deploy.export.precision.why import Finding
@@ -131,7 +132,8 @@ def judged(report: "Report") -> str:
             for name, found, allowed, unit in lost
             if allowed is not None
         ]
-        return f"{who} in {report.precision}: {', '.join(words)}, predictions off by {report.worst:.1e}"
+        off = f"predictions off by {report.worst:.1e} of {PICTURE_RANGE:g}"
+        return f"{who} in {report.precision}: {', '.join(words)}, {off}"
     line = f"{who}: predictions {report.worst:.1e} of {report.budget:.1e}, states {report.worst_state[1]:.1e}"
     return line if math.isinf(report.state_budget) else f"{line} of {report.state_budget:.1e}"
 

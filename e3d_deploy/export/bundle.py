@@ -28,6 +28,7 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
+from e3d_deploy.data.telling import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
@@ -118,6 +119,8 @@ def export(
             reference=reference,
             layout=layout,
         )
+    if reference is not None and (lacking := blankness(plan.clip, fewest=FEWEST_TO_VERIFY)):
+        raise ConfigError(f"reference: {reference} {lacking} to tell one network from another; give another clip")
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
         checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.data.telling import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
-from e3d_deploy.policies import EXACT_DIFFERENCE, ROUNDING, Budget
+from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
 
@@ -84,7 +85,7 @@ class Report:
     def furthest(self) -> str:
         """Place to look at first: the step that is furthest off, else the graph or the state that alone is off."""
         places = {f"step {self.worst_step + 1}": self.stepped, "clip graph": self.clip, "rollout graph": self.rollout}
-        over = [name for name, value in places.items() if not value <= self.budget]  # NaN is
+        over = [name for name, value in places.items() if not value <= min(self.budget, PICTURE_RANGE)]  # NaN is
         name, state = self.worst_state
         if not over and not state <= self.state_budget:
             return f"state {name}"
@@ -92,12 +93,12 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Within the budgets, and a number at every step."""
+        """Within the budgets and the range of a picture, and a number at every step."""
         _, state = self.worst_state
         lost = ((self.dssim, self.dssim_budget), (self.dpsnr, self.dpsnr_budget))
         return bool(
             np.isfinite([self.worst, state, *self.predictions]).all()
-            and self.worst <= self.budget
+            and self.worst <= min(self.budget, PICTURE_RANGE)
             and state <= self.state_budget
             and all(budget is None or (found is not None and found <= budget) for found, budget in lost)
         )
@@ -124,9 +125,10 @@ def verify(
         steps: go on for so many, to see how the difference grows; needs a yardstick.
 
     Raises:
-        BundleError: a graph whose inputs or outputs are not those of its config.
+        BundleError: a graph whose inputs or outputs are not those of its config, or a reference that tells nothing.
         ShapeError: a clip that is too short, or given without a yardstick.
-        ConfigError: fewer steps than the bundle's rollout has, or more of them without a yardstick.
+        ConfigError: a clip without contrast or motion; fewer steps than the bundle's rollout has, or more of them
+            without a yardstick.
     """
     check_contract(bundle)
     reference = bundle.reference()
@@ -138,6 +140,7 @@ def verify(
         )
     if len(clip) < bundle.context_length:
         raise ShapeError(f"clip: has {len(clip)} frames, the bundle's context is {bundle.context_length}")
+    _check_telling(bundle, clip, given=clip is not reference["frames"])
     judged = bundle.context_length + bundle.horizon - 1
     steps = judged if steps is None else steps
     if steps < judged or (steps > judged and yardstick is None):
@@ -200,6 +203,17 @@ def verify(
     )
 
 
+def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) -> None:
+    """Raise if every backend would give much the same on a clip."""
+    if lacking := blankness(clip[: bundle.context_length + bundle.horizon], fewest=FEWEST_TO_VERIFY):
+        if given:
+            raise ConfigError(f"clip: {lacking} to tell right predictions from wrong ones; give another clip")
+        raise BundleError(
+            f"{bundle.path}: its reference clip cannot tell right predictions from wrong ones, as it {lacking}; give "
+            "--clip with another, or export the model again with another --reference"
+        )
+
+
 def _most(losses: Iterable[float | None]) -> float | None:
     found = list(losses)
     return None if None in found else max(loss for loss in found if loss is not None)
@@ -239,10 +253,10 @@ def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
     budget, _ = budgets(bundle)
     if math.isinf(budget):  # then what was measured when it was exported, on this clip among others
-        budget = ROUNDING * _drift(bundle)
+        budget = min(ROUNDING * _drift(bundle), PICTURE_RANGE)
     return all(
         _difference(np.repeat(expected[None], bundle.batch, axis=0), found) <= budget
-        for expected, (found, _) in zip(reference["predictions"], rollout(backend, context, steps), strict=False)
+        for expected, (found, _) in zip(reference["predictions"][:steps], rollout(backend, context, steps), strict=True)
     )
 
 

@@ -14,12 +14,12 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.errors import ConfigError, QualityError
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.drift import Clip, Drift, Gauge, real_clips
-from e3d_deploy.export.precision.quantize import calibrate
+from e3d_deploy.export.precision.quantize import calibrate, check_ranges
 from e3d_deploy.export.precision.types import LARGEST, LOW, products, stamp, typed
 from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
-from e3d_deploy.policies import MIN_SHARE, Budget
+from e3d_deploy.policies import MIN_SHARE, PICTURE_RANGE, Budget
 from e3d_deploy.progress import Notify
 
 
@@ -138,7 +138,8 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
             return tried[-1], tried
     nearest = min(tried, key=lambda one: one.drift.share_of(one.budget))
     found = asdict(nearest.drift)
-    words = ", ".join(f"{name} {found[name]:.2g} of {allowed:g}" for name, allowed in nearest.budget.to_dict().items())
+    limits = {"difference": PICTURE_RANGE, **nearest.budget.to_dict()}
+    words = ", ".join(f"{name} {found[name]:.2g} of {allowed:g}" for name, allowed in limits.items())
     kept = f" with {len(nearest.exclude)} layers in float32" if nearest.exclude else ""
     raise QualityError(
         f"precision: none of {', '.join(budgets)} keeps its budget; the nearest is {nearest.policy}{kept}: {words}; "
@@ -169,14 +170,18 @@ def choose_precision(
     @cache
     def ranges() -> Mapping[str, float]:
         progress(f"learning ranges from {len(clips.calibrate)} clips")
-        return calibrate(core, model.config, batch, clips.calibrate, context_length=context_length)
+        largest = calibrate(core, model.config, batch, clips.calibrate, context_length=context_length)
+        if calibration is not None and not all(0 < value < np.inf for value in largest.values()):
+            usual = calibrate(core, model.config, batch, clips.measure, context_length=context_length)
+            check_ranges(core, largest, usual, calibration)
+        return largest
 
     gauge = Gauge(model, clips.measure, batch=batch, context_length=context_length, progress=progress)
     chosen, tried = choose(Chooser(core, batch, gauge, ranges, progress), budgets, exclude)
-    calibrated = clips.describe(clips.calibrate) if chosen.policy in LARGEST else None
+    calibrated = clips.describe_calibration() if chosen.policy in LARGEST else None
     return chosen.core, Precision(
         **chosen.known(),
-        measured=clips.describe(clips.measure),
+        measured=clips.describe_measured(),
         calibration=calibrated,
         tried=tuple(Tried(**fit.known()) for fit in tried),
     )

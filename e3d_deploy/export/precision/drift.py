@@ -1,6 +1,7 @@
 """Drift of a graph from PyTorch float32 over whole rollouts on real clips, measured before a bundle is written."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,8 +16,10 @@ from e3d_deploy import frames
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
+from e3d_deploy.data.telling import FEWEST_TO_CALIBRATE, blankness
+from e3d_deploy.errors import BackendUnavailable, ConfigError, ShapeError
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import Budget
+from e3d_deploy.policies import PICTURE_RANGE, Budget
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.rollout import rollout
@@ -25,6 +28,8 @@ from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost
 from e3d_deploy.shipped import extracted
 from e3d_deploy.turns import block, in_turn
+
+log = logging.getLogger(__name__)
 
 Clip = NDArray[np.float32]
 """[T, C, H, W] in [0, 1]."""
@@ -38,27 +43,42 @@ class RealClips:
     """Clips of the length of a rollout: some to learn ranges from, others to measure with."""
 
     source: str
+    """Origin of the clips that ranges are learnt from."""
+    measured: str
+    """Origin of the others; the reference clip is not named."""
     calibrate: list[Clip]
     measure: list[Clip]
 
-    def describe(self, clips: Sequence[Clip]) -> dict[str, Any]:
-        """Some of them as JSON knows them, with the hash of their values."""
-        digest = hashlib.sha256(b"".join(np.ascontiguousarray(clip).tobytes() for clip in clips)).hexdigest()
-        return {"source": self.source, "clips": len(clips), "frames": sum(map(len, clips)), "sha256": digest}
+    def describe_calibration(self) -> dict[str, Any]:
+        """Return the clips that ranges are learnt from as JSON values, with their hash."""
+        return _described(self.source, self.calibrate)
+
+    def describe_measured(self) -> dict[str, Any]:
+        """Return the clips that are measured as JSON values, with their hash."""
+        return _described(self.measured, self.measure)
+
+
+def _described(source: str, clips: Sequence[Clip]) -> dict[str, Any]:
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(clip).tobytes() for clip in clips)).hexdigest()
+    return {"source": source, "clips": len(clips), "frames": sum(map(len, clips)), "sha256": digest}
 
 
 def real_clips(form: Form, length: int, source: Path | None, reference: Clip) -> RealClips:
     """Windows of `length` frames, in turn to calibrate and to measure; the reference clip is measured too.
 
-    Without a source, Moving MNIST where it fits, and the package's video.
+    Without a source, Moving MNIST where it fits, and the package's video. With one, clips of these are measured too:
+    on nothing but clips like those that ranges were learnt from, a bad choice of them would not show.
 
     Raises:
-        ClipError, ShapeError, ConfigError: what is in `source` cannot be used, or is too short.
+        ClipError, ShapeError, ConfigError: what is in `source` cannot be used, is too short, or has too little in it.
         BackendUnavailable: a video without the extra `video`.
     """
     if source is not None:
         windows = _windows(form, length, source)
-        return RealClips(source.name, windows[::2], [reference, *(windows[1::2] or windows)])
+        _check_telling(windows[::2], source)
+        own, name = _own(form, length)
+        measured = f"{source.name}, {name}" if own else source.name
+        return RealClips(source.name, measured, windows[::2], [reference, *(windows[1::2] or windows), *own])
     with extracted(PEDESTRIANS) as path:
         windows = _windows(form, length, path)
     calibrate, measure, name = windows[0:4:2], windows[1:4:2], PEDESTRIANS.name
@@ -66,7 +86,30 @@ def real_clips(form: Form, length: int, source: Path | None, reference: Clip) ->
         calibrate += _moving_mnist(form.image_size, length, "train", 4)
         measure += _moving_mnist(form.image_size, length, "test", 2)
         name = f"Moving MNIST, {name}"
-    return RealClips(name, calibrate, [reference, *measure])
+    return RealClips(name, name, calibrate, [reference, *measure])
+
+
+def _check_telling(clips: Sequence[Clip], source: Path) -> None:
+    """Raise unless ranges can be learnt from some clips of one length."""
+    lacking = blankness((frame for clip in clips for frame in clip), fewest=min(FEWEST_TO_CALIBRATE, len(clips[0])))
+    if lacking:
+        raise ConfigError(
+            f"calibration: {source} {lacking}: other clips would leave the ranges of its layers at once; give clips of "
+            "what the model is for, or leave --calibration out to learn from the package's"
+        )
+
+
+def _own(form: Form, length: int) -> tuple[list[Clip], str]:
+    """Return a clip of the package's video, and one of Moving MNIST where it fits, with their names."""
+    clips: dict[str, Clip] = {}
+    if suits(form.image_size, form.channels):
+        clips["Moving MNIST"] = _moving_mnist(form.image_size, length, "test", 1)[0]
+    try:
+        with extracted(PEDESTRIANS) as path:
+            clips[PEDESTRIANS.name] = _windows(form, length, path)[0]
+    except (BackendUnavailable, ConfigError, ShapeError) as error:
+        log.warning("the drift is not measured on the package's own video (%s)", error)
+    return list(clips.values()), ", ".join(clips)
 
 
 def _windows(form: Form, length: int, source: Path) -> list[Clip]:
@@ -102,10 +145,11 @@ class Drift:
     def share_of(self, budget: Budget) -> float:
         """Return the share of a budget that the drift uses, 1 being all; infinite if a value is not a finite number.
 
-        What is lost is not known below 7 pixels, and is judged only where the budget names it.
+        It is infinite too if predictions are off by more than the range of a picture, whatever SSIM says. What is lost
+        is not known below 7 pixels, and is judged only where the budget names it.
         """
         found, allowed = asdict(self), budget.to_dict()
-        if not np.isfinite(self.difference) or np.isnan([found[name] for name in allowed]).any():
+        if not self.difference <= PICTURE_RANGE or np.isnan([found[name] for name in allowed]).any():
             return float("inf")
         return max(_share(found[name], most) for name, most in allowed.items())
 

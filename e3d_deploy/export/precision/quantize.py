@@ -1,12 +1,14 @@
 """Largest magnitudes of the values that int8 and fp8 round, measured with all states on rollouts of real clips."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, TensorProto, helper
 
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import ConfigError
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.precision.types import fixed_values, products
 from e3d_deploy.onnxruntime_library import onnxruntime
@@ -42,6 +44,25 @@ def calibrate(
     return steps.largest
 
 
+def check_ranges(core: GraphProto, largest: Mapping[str, float], usual: Mapping[str, float], source: Path) -> None:
+    """Check that calibration gave each layer a range.
+
+    Args:
+        largest: from `calibrate`, on clips of `source`.
+        usual: likewise on other clips; what is 0 there as well is so in the network, such as a memory that stays zero.
+
+    Raises:
+        ConfigError: a range is 0 or not finite.
+    """
+    for label, nodes in products(core).items():
+        for name in (name for node in nodes for name in (*node.input[:2], node.output[0]) if name in largest):
+            if not np.isfinite(largest[name]) or (largest[name] == 0 and usual[name] > 0):
+                raise ConfigError(
+                    f"calibration: on {source} the values of {label} have the range {largest[name]:g}, expected a "
+                    f"finite one above 0; give other clips, or keep the layer in float32 by --exclude {label}"
+                )
+
+
 class _Watching(Steps):
     """Steps that keep the largest value of each output that is watched."""
 
@@ -54,7 +75,7 @@ class _Watching(Steps):
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         found = self.run(frame, state)
         for name, before in self.largest.items():
-            self.largest[name] = max(before, float(found[f"t0/{MARK}{name}"]))
+            self.largest[name] = float(np.maximum(before, found[f"t0/{MARK}{name}"]))  # NaN stays
         return self.split(found)
 
 
