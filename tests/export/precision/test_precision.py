@@ -501,7 +501,7 @@ def test_the_manifest_says_what_was_measured_and_on_what(bundles: dict[str, Bund
     assert entry.drift is not None
     assert {**entry.calibration} | {"sha256": ""} == {"source": "clips.npy", "clips": 2, "frames": 12, "sha256": ""}
     assert len(entry.calibration["sha256"]) == 64
-    assert entry.measured["clips"] == 3  # the reference clip, and the two that ranges were not learnt from
+    assert entry.measured["clips"] == 4  # the reference, two that ranges were not learnt from, and the package's video
     assert all(value is not None and math.isfinite(value) for value in entry.drift.values())
     assert bundles["bf16"].manifest.precision.calibration is None
 

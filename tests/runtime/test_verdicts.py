@@ -1,0 +1,58 @@
+"""`verify` passes nothing that it could not have failed."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.commands.verify import judged
+from e3d_deploy.errors import BundleError
+from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.verify import verify
+from tests.tools import e3d
+
+
+@pytest.mark.parametrize("budget", [math.inf, 2.0])
+def test_predictions_off_by_more_than_the_range_of_a_picture_fail(bundle_path: Path, budget: float) -> None:
+    bundle = Bundle.open(bundle_path)
+    report = verify(bundle, open_backend(bundle, "onnxruntime", threads=1))
+    lost = {"budget": budget, "state_budget": math.inf, "dssim_budget": 0.01, "dssim": -0.1}
+    near = dataclasses.replace(report, **lost, predictions=[0.9] * len(report.predictions))
+    assert near.passed
+    off = dataclasses.replace(near, predictions=[0.9, 1.2, *near.predictions[2:]])
+    assert not off.passed
+    assert off.furthest == "step 2"
+    assert math.isfinite(budget) or judged(off).endswith("predictions off by 1.2e+00 of 1")
+
+
+@pytest.mark.parametrize("kind", ["black", "still"])
+def test_a_clip_that_cannot_tell_is_refused(bundle_path: Path, tmp_path: Path, kind: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (1, 16, 24, 1)).astype(np.uint8)
+    np.save(tmp_path / "clip.npy", np.repeat(picture * (kind == "still"), 8, axis=0))
+    line = e3d("verify", bundle_path, "--backend", "onnxruntime", "--clip", tmp_path / "clip.npy", code=2).stderr
+    reason = {"black": "no frame with a contrast above 0", "still": "1 distinct frame, at least 2 are needed"}[kind]
+    assert f"clip: has {reason}" in line
+    assert "to tell right predictions from wrong ones; give another clip" in line
+    assert "PASS" not in line
+
+
+def test_a_bundle_with_a_blank_reference_is_not_passed(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(bundle_path)
+    reference = bundle.reference()
+    blank = {**reference, "frames": np.zeros_like(reference["frames"])}
+    monkeypatch.setattr(Bundle, "reference", lambda _: blank)
+    backend = open_backend(bundle, "onnxruntime", threads=1)
+    with pytest.raises(BundleError, match="its reference clip cannot tell right predictions from wrong ones"):
+        verify(bundle, backend)
+    clip = np.random.default_rng(1).random((8, 1, 16, 24), np.float32)
+    assert verify(bundle, backend, open_backend(bundle, "torch"), clip).passed
+
+
+def test_a_blank_reference_is_refused_at_export(exported: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", np.full((8, 16, 24, 1), 255, np.uint8))
+    options = ["--context", 4, "--horizon", 3, "--reference", tmp_path / "clip.npy"]
+    line = e3d("export", exported / "tiny.safetensors", "-o", tmp_path / "x.e3d", *options, code=2).stderr
+    assert f"reference: {tmp_path / 'clip.npy'} has no frame with a contrast above 0" in line
