@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -44,6 +44,9 @@ from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 from e3d_deploy.step import TARGETS
 from e3d_deploy.tensors import header_bytes, read_header
+
+if TYPE_CHECKING:
+    from e3d_deploy.export.precision.drift import RealClips
 
 KINDS = {
     "F32": TensorProto.FLOAT,
@@ -121,13 +124,14 @@ def export(
         )
     if reference is not None and (lacking := blankness(plan.clip, fewest=FEWEST_TO_VERIFY)):
         raise ConfigError(f"reference: {reference} {lacking} to tell one network from another; give another clip")
+    clips = _clips_of(plan)  # checked before the work
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
         checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
         progress("recording what PyTorch computes")
         recorded, rounding = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)
         np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
-        composed = compose(plan, rounding, progress)
+        composed = compose(plan, rounding, clips, progress)
         write_graphs(composed, folder)
         write_manifest(folder, manifest_of(plan, rounding, composed, folder))
     return output
@@ -147,7 +151,16 @@ class Composed:
     """Step graph in float32; None where the step graph is that."""
 
 
-def compose(plan: Plan, rounding: Rounding, progress: Notify) -> Composed:
+def _clips_of(plan: Plan) -> "RealClips | None":
+    """Return the clips that the precision of a plan is measured on; None for plain fp32, which is not measured."""
+    if plan.precision == "fp32" and plan.budget is None:
+        return None
+    from e3d_deploy.export.precision.drift import real_clips  # it needs ONNX Runtime
+
+    return real_clips(Form.of(plan.model.config, plan.card), len(plan.clip), plan.calibration, plan.clip)
+
+
+def compose(plan: Plan, rounding: Rounding, clips: "RealClips | None", progress: Notify) -> Composed:
     """Export one step of the model, in the precision that keeps its budget, and put the graphs together from it."""
     config, batch = plan.model.config, plan.batch
     progress("exporting one step")
@@ -158,7 +171,7 @@ def compose(plan: Plan, rounding: Rounding, progress: Notify) -> Composed:
             f"optimize: {plan.rewrites} leaves {len(found)} convolutions with pads on one side alone, which "
             f"{plan.target} does not run; leave --optimize out"
         )
-    core, precision = _in_precision(plan, exported, rounding, progress)
+    core, precision = _in_precision(plan, exported, rounding, clips, progress)
     progress("composing step.onnx")
     graphs = {"step": step_graph(core, config, batch)}
     progress("composing rollout.onnx")
@@ -176,10 +189,10 @@ def compose(plan: Plan, rounding: Rounding, progress: Notify) -> Composed:
 
 
 def _in_precision(
-    plan: Plan, exported: GraphProto, rounding: Rounding, progress: Notify
+    plan: Plan, exported: GraphProto, rounding: Rounding, clips: "RealClips | None", progress: Notify
 ) -> tuple[GraphProto, Precision]:
-    """Return an exported step in the policy of a plan; plain fp32 is not measured."""
-    if plan.precision == "fp32" and plan.budget is None:
+    """Return an exported step in the policy of a plan, measured on some clips; plain fp32 has none."""
+    if clips is None:
         return exported, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
     from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
 
@@ -188,13 +201,11 @@ def _in_precision(
     core, chosen = choose_precision(
         plan.model,
         exported,
-        plan.clip,
-        form=plan.form,
+        clips,
         budgets={policy: plan.budget or budget_for(policy, rounding.predictions) for policy in policies},
         batch=plan.batch,
         context_length=plan.context_length,
         exclude=plan.exclude,
-        calibration=plan.calibration,
         progress=progress,
     )
     return core, chosen

@@ -3,17 +3,15 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, ModelProto
 
 from e3d_deploy.bundle.manifest import Precision, Tried
-from e3d_deploy.data.form import Form
 from e3d_deploy.errors import ConfigError, QualityError
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.precision.drift import Clip, Drift, Gauge, real_clips
+from e3d_deploy.export.precision.drift import Drift, Gauge, RealClips
 from e3d_deploy.export.precision.quantize import calibrate, check_ranges
 from e3d_deploy.export.precision.types import LARGEST, LOW, products, stamp, typed
 from e3d_deploy.json_values import json_values
@@ -150,30 +148,28 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
 def choose_precision(
     model: E3DLSTM,
     core: GraphProto,
-    reference: Clip,
+    clips: RealClips,
     *,
-    form: Form,
     budgets: Mapping[str, Budget],
     batch: int | None,
     context_length: int,
     exclude: Sequence[str],
-    calibration: Path | None,
     progress: Notify,
 ) -> tuple[GraphProto, Precision]:
     """Return the core in the first of some policies that keeps its budget, and its entry in the manifest.
 
     Raises:
         QualityError: none does.
+        ConfigError: on the clips to learn from a layer has no range.
     """
-    clips = real_clips(form, len(reference), calibration, reference)
 
     @cache
     def ranges() -> Mapping[str, float]:
         progress(f"learning ranges from {len(clips.calibrate)} clips")
         largest = calibrate(core, model.config, batch, clips.calibrate, context_length=context_length)
-        if calibration is not None and not all(0 < value < np.inf for value in largest.values()):
-            usual = calibrate(core, model.config, batch, clips.measure, context_length=context_length)
-            check_ranges(core, largest, usual, calibration)
+        if not all(0 < value < np.inf for value in largest.values()):
+            usual = calibrate(core, model.config, batch, clips.measure[-1:], context_length=context_length)
+            check_ranges(core, largest, usual, clips.source)
         return largest
 
     gauge = Gauge(model, clips.measure, batch=batch, context_length=context_length, progress=progress)

@@ -1,7 +1,6 @@
 """Largest magnitudes of the values that int8 and fp8 round, measured with all states on rollouts of real clips."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +43,7 @@ def calibrate(
     return steps.largest
 
 
-def check_ranges(core: GraphProto, largest: Mapping[str, float], usual: Mapping[str, float], source: Path) -> None:
+def check_ranges(core: GraphProto, largest: Mapping[str, float], usual: Mapping[str, float], source: str) -> None:
     """Check that calibration gave each layer a range.
 
     Args:

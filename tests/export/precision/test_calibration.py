@@ -108,10 +108,10 @@ def test_a_layer_without_a_range_is_refused(
     largest: dict[str, float], usual: dict[str, float], refused: str | None
 ) -> None:
     if refused is None:
-        check_ranges(core(), largest, usual, Path("clips.npy"))
+        check_ranges(core(), largest, usual, "clips.npy")
         return
     with pytest.raises(ConfigError, match=refused):
-        check_ranges(core(), largest, usual, Path("clips.npy"))
+        check_ranges(core(), largest, usual, "clips.npy")
 
 
 def test_a_range_that_is_no_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
