@@ -152,7 +152,7 @@ def _weights(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> di
     changed = [
         {"name": name, "shape": list(a[name].shape), **_distance(a[name], b[name])}
         for name in shared
-        if name not in shapes and not np.array_equal(a[name], b[name])
+        if name not in shapes and not np.array_equal(a[name], b[name], equal_nan=True)
     ]
     changed.sort(key=lambda one: one["max_abs"] if one["max_abs"] is not None else np.inf, reverse=True)
     return {

@@ -19,7 +19,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.bundle.manifest import Verification
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.diff import diff
+from e3d_deploy.diff import _weights, diff
 from e3d_deploy.errors import BundleError, CheckpointError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
@@ -241,3 +241,9 @@ def test_tensors_are_read_as_safetensors_reads_them(exported: Path, tmp_path: Pa
     read, _ = read_tensors(tmp_path / "o.safetensors")
     for name, tensor in others.items():
         np.testing.assert_array_equal(read[name], tensor.float().numpy())
+
+
+def test_a_weight_that_is_no_number_equals_itself() -> None:
+    weights = {"w": np.array([np.nan, 1], np.float32)}
+    assert _weights(weights, dict(weights))["changed"] == 0
+    assert _weights(weights, {"w": np.array([np.nan, 2], np.float32)})["changed"] == 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._options import json_option
-from e3d_deploy.commands._output import as_json, megabytes, table, verdict, working
+from e3d_deploy.commands._output import as_json, megabytes, table, verdict, warn, working
 
 if TYPE_CHECKING:
     from e3d_deploy.export.engines.cache import EngineCache
@@ -95,6 +95,9 @@ def cache_verify(cache_folder: str | None) -> None:
         damaged = opened.damaged()
     for key, problem in damaged.items():
         click.echo(f"{key[:12]}: {problem}")
+    if not opened.keys():
+        warn(f"no verdict: {opened.folder} holds no engine")
+        return
     text = f"{len(damaged)} of {len(opened.keys())} engines are damaged"
     where = ["--cache", cache_folder] if cache_folder else []
     command = shlex.join(["e3d", "cache", "rm", *(key[:12] for key in damaged), *where])

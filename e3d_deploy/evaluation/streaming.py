@@ -86,7 +86,7 @@ def measure_decay(
 
     Raises:
         ConfigError: an age, the context or the horizon below 1.
-        ClipError: there is no window.
+        ClipError: there is no window, or nothing moves in any.
         ShapeError: a window that is too short.
         StreamError: a prediction is not finite.
     """
@@ -108,6 +108,11 @@ def measure_decay(
                     f"window {first + 1}: a prediction at age {age} is not finite; check the model and its precision"
                 )
             mse[age] += metrics.mse(found.clip(0, 1), truth).sum(axis=0)
+    if not copying.any():
+        raise ClipError(
+            f"{data}: nothing moves in the frames that are forecast, so they do not tell how a state ages; give clips "
+            "with motion"
+        )
     count = len(windows)
     return Decay(
         context_length=context_length,

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from e3d_deploy import frames
+from e3d_deploy.data.telling import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import ClipError, ShapeError
 from e3d_deploy.model import E3DLSTM
 
@@ -50,7 +51,7 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
             `all_outputs` [B, T − 1, H, W, C], where they are there, are compared instead.
 
     Raises:
-        ClipError: not such a file, or a clip that is longer than the model's history.
+        ClipError: not such a file, blank or still frames, or a clip that is longer than the model's history.
         ShapeError: frames of another size.
     """
     arrays = _read(path)
@@ -74,6 +75,10 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
     wanted = (B, T - 1 if "all_outputs" in arrays else horizon, *shown.shape[2:])
     if expected.shape != wanted:
         raise ShapeError(f"{path}: outputs of shape {list(expected.shape)}, expected {list(wanted)}; {EXPECTED}")
+    if lacking := blankness((frame for clip in clips.numpy() for frame in clip), fewest=FEWEST_TO_VERIFY):
+        raise ClipError(
+            f"{path}: {lacking} to tell one network from another; record what the original gives for others"
+        )
     with torch.inference_mode():  # one by one, as a batch may be of any size
         found = torch.cat([model(clip[None, : T - horizon], horizon) for clip in clips])
     pictures = found.movedim(2, -1).numpy()[:, -expected.shape[1] :]

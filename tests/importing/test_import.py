@@ -212,8 +212,16 @@ def test_a_model_that_is_not_what_the_original_is_gets_not_written(tmp_path: Pat
             {"frames": np.zeros((1, 30, 16, 16, 1), np.uint8), "predictions": np.zeros((1, 20, 16, 16, 1))},
             "the original recalls all; import it with --history-length 29",
         ),
+        (
+            {"frames": np.zeros((1, 3, 16, 16, 1), np.uint8), "predictions": np.zeros((1, 1, 16, 16, 1))},
+            "has no frame with a contrast above 0 of 255 grey levels",
+        ),
+        (
+            {"frames": np.zeros((0, 3, 16, 16, 1), np.uint8), "predictions": np.zeros((0, 1, 16, 16, 1))},
+            "has no frame with a contrast above 0 of 255 grey levels",
+        ),
     ],
-    ids=["no predictions", "no context", "another size", "another batch", "too long"],
+    ids=["no predictions", "no context", "another size", "another batch", "too long", "black", "none"],
 )
 def test_a_reference_that_does_not_fit_is_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray[Any, Any]], message: str

@@ -9,7 +9,8 @@ import pytest
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.commands.verify import judged
-from e3d_deploy.errors import BundleError
+from e3d_deploy.errors import BundleError, ClipError
+from e3d_deploy.evaluation.streaming import measure_decay
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import verify
 from tests.tools import e3d
@@ -56,3 +57,23 @@ def test_a_blank_reference_is_refused_at_export(exported: Path, tmp_path: Path) 
     options = ["--context", 4, "--horizon", 3, "--reference", tmp_path / "clip.npy"]
     line = e3d("export", exported / "tiny.safetensors", "-o", tmp_path / "x.e3d", *options, code=2).stderr
     assert f"reference: {tmp_path / 'clip.npy'} has no frame with a contrast above 0" in line
+
+
+def test_black_windows_do_not_tell_how_a_state_ages(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    windows = [np.zeros((6, 1, 16, 24), np.float32)]
+    with pytest.raises(ClipError, match="night: nothing moves in the frames that are forecast"):
+        measure_decay(
+            open_backend(bundle, "onnxruntime", threads=1),
+            windows,
+            ages=(3,),
+            context_length=2,
+            horizon=2,
+            data="night",
+        )
+
+
+def test_an_empty_cache_gets_no_verdict(tmp_path: Path) -> None:
+    stderr = e3d("cache", "verify", "--cache", tmp_path).stderr
+    assert f"WARN no verdict: {tmp_path} holds no engine" in stderr
+    assert "PASS" not in stderr
