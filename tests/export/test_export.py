@@ -245,9 +245,11 @@ def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float, semantics: S
     """Zero states and zero biases: the variance is 0, and the epsilon alone keeps the norm from dividing by it."""
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, norm_eps=norm_eps, semantics=semantics)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
-    np.save(tmp_path / "black.npy", np.zeros((4, 16, 16, 1), np.uint8))
+    clip = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 1), np.uint8)
+    clip[:2] = 0  # the context
+    np.save(tmp_path / "dark.npy", clip)
     path = export(
-        tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=2, horizon=2, reference=tmp_path / "black.npy"
+        tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=2, horizon=2, reference=tmp_path / "dark.npy"
     )
     bundle = Bundle.open(path)
     assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1)).worst < CLOSE
@@ -330,16 +332,16 @@ def test_nothing_is_left_of_an_export_that_fails(
         raise MemoryError("no room")
 
     monkeypatch.setattr(bundle_module, "export_core", fail)
-    np.save(tmp_path / "clip.npy", np.zeros((20, 16, 24, 1), np.uint8))
+    np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (20, 16, 24, 1), np.uint8))
     with pytest.raises(MemoryError):
         export(tmp_path / "m.safetensors", tmp_path / "o.e3d", reference=tmp_path / "clip.npy")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.npy", "m.safetensors"]
 
 
 def test_a_model_that_answers_with_nan_is_refused(tmp_path: Path, tiny_model: E3DLSTM) -> None:
-    tiny_model.to_patch.bias.fill_(torch.nan)
+    tiny_model.to_patch.weight.fill_(3e38)  # finite, but its products are not
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
-    np.save(tmp_path / "clip.npy", np.zeros((4, 16, 24, 1), np.uint8))
+    np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (4, 16, 24, 1), np.uint8))
     with pytest.raises(ExportError, match="answers the reference clip with NaN"):
         export(
             tmp_path / "m.safetensors",
@@ -353,7 +355,7 @@ def test_a_model_that_answers_with_nan_is_refused(tmp_path: Path, tiny_model: E3
 
 def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM) -> None:
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
-    np.save(tmp_path / "clip.npy", np.zeros((4, 16, 24, 1), np.uint8))
+    np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (4, 16, 24, 1), np.uint8))
     target = tmp_path / "o.e3d"
 
     def again(*, overwrite: bool) -> None:
