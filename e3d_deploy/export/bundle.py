@@ -157,7 +157,7 @@ def _clips_of(plan: Plan) -> "RealClips | None":
         return None
     from e3d_deploy.export.precision.drift import real_clips  # it needs ONNX Runtime
 
-    return real_clips(Form.of(plan.model.config, plan.card), len(plan.clip), plan.calibration, plan.clip)
+    return real_clips(plan.form, len(plan.clip), plan.calibration, plan.clip)
 
 
 def compose(plan: Plan, rounding: Rounding, clips: "RealClips | None", progress: Notify) -> Composed:
