@@ -35,7 +35,7 @@ from e3d_deploy.commands import (
     unpack,
     verify,
 )
-from e3d_deploy.commands._process import as_guest, exit_code, terminable
+from e3d_deploy.commands._process import as_guest, exit_code, say, terminable
 from e3d_deploy.errors import BackendUnavailable, E3DError, ResourceLimit
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
@@ -77,7 +77,7 @@ class Commands(click.Group):
         except KeyboardInterrupt as interrupt:
             from e3d_deploy.export.engines.watch import BUILDING
 
-            click.echo("interrupted", err=True)
+            say("interrupted")
             if any(thread.name == BUILDING for thread in threading.enumerate()):
                 sys.stderr.flush()
                 os._exit(exit_code(interrupt))  # with TensorRT still at work, an orderly end would be a crash

@@ -5,12 +5,15 @@ import errno
 import glob
 import hashlib
 import os
+import platform
 import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,6 +28,8 @@ PARTIAL = ".partial"
 """Suffix of folders that hold what is being written."""
 RETIRED = ".old"
 """Suffix of the third name by which folders change places where the system cannot exchange them."""
+ABANDONED_S = 24 * 60 * 60
+"""Age from which a workspace that nobody can be seen to hold counts as left behind (seconds)."""
 MOST_NAME = 200
 """Bytes of the name of a target that the name of its workspace takes; systems allow 255 for all of a name."""
 MOST_LINKS = 40
@@ -39,7 +44,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: it cannot be written, with its name.
     """
-    with _naming(path):
+    with naming(path):
         if _is_special(path):  # which needs no folder for temporary files
             with _opened(path) as stream:
                 stream.write(content)
@@ -71,12 +76,12 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, with the name `path`.
     """
-    with _naming(path):
+    with naming(path):
         if _is_special(path):
-            with tempfile.TemporaryDirectory(suffix=PARTIAL) as folder, _opened(path) as stream:
-                partial = Path(folder) / path.name
+            with _opened(path) as stream, scratch_folder() as folder:
+                partial = folder / path.name
                 yield partial
-                with partial.open("rb") as file:
+                with naming(path), partial.open("rb") as file:
                     shutil.copyfileobj(file, stream)
             return
         there, place = _status(path), Path(os.path.realpath(path))
@@ -104,7 +109,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
     if not place.parent.is_dir():
         raise ConfigError(f"{path}: its folder does not exist; make it first")
-    with _naming(path), workspace(place) as folder:
+    with naming(path), workspace(place) as folder:
         partial = folder / place.name
         partial.mkdir()
         yield partial
@@ -115,16 +120,21 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Raise errors of files without a name, or with that of a workspace, with the name `path`."""
+def naming(path: Path) -> Iterator[None]:
+    """Raise errors of files without a name, or with that of a workspace of `path`, with the name `path`."""
     try:
         yield
     except OSError as error:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        ours = any(name == os.path.realpath(path) or PARTIAL + os.sep in name + os.sep for name in names)
+        place = Path(os.path.realpath(path))
+        ours = any(Path(name) == place or _is_within_workspace(Path(name), place) for name in names)
         if error.errno is None or (names and not ours):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_within_workspace(path: Path, target: Path) -> bool:
+    return any(part.startswith(_prefix(target)) and part.endswith(PARTIAL) for part in path.parts)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -177,16 +187,15 @@ def sync(path: Path) -> None:
 def workspace(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`, gone at the end unless it was renamed.
 
-    What killed runs left of theirs goes first: such a folder is known by its name, and by a lock that nobody holds.
+    Its name is random, and it is locked until the block ends. What killed runs left of theirs goes first, once it is
+    certain that they have ended, or after a day without a change.
 
     Raises:
         OSError: it cannot be made, or the block raised an error of a file in it; with the name `target`.
     """
     target = target.absolute()
-    for left in target.parent.glob(f"{glob.escape(_prefix(target))}*{PARTIAL}"):
-        with suppress(OSError), _hold(left, None, folder=True):
-            shutil.rmtree(left, ignore_errors=True)
-    with _naming(target):
+    _remove_left(target)
+    with naming(target):
         folder, descriptor = _locked_folder(target)
         try:
             yield folder
@@ -196,6 +205,66 @@ def workspace(target: Path) -> Iterator[Path]:
                 os.close(descriptor)
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give an empty folder in TMPDIR, gone at the end; as `workspace` does otherwise."""
+    with workspace(Path(tempfile.gettempdir()) / "e3d_deploy") as folder:
+        yield folder
+
+
+def _remove_left(target: Path) -> None:
+    """Remove the workspaces of a target whose makers have ended.
+
+    What `swap` put aside stays as long as it may be the only copy.
+    """
+    if fcntl is None:
+        return
+    lefts = list(target.parent.glob(f"{glob.escape(_prefix(target))}*{PARTIAL}"))
+    if os.path.isdir(target):
+        lefts += target.parent.glob(f"{glob.escape(_prefix(target))}*{RETIRED}")
+    for left in lefts:
+        with suppress(OSError), _opened_folder(left) as descriptor:
+            if _is_left(left, descriptor, here=left.name.startswith(_prefix(target) + _system())):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_left(folder: Path, descriptor: int, *, here: bool) -> bool:
+    """Return True if the maker of a workspace has ended; its lock is held then until the descriptor is closed.
+
+    A lock that can be had proves it where the lock of its maker would show: both run `here`, on the same running
+    system, and the file system keeps locks. Otherwise, as with another container that shares the folder over a
+    network, age decides.
+    """
+    held = _try(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if held is False:
+        return False
+    if held and here:
+        with _opened_folder(folder) as other:  # some file systems only pretend to lock
+            if _try(other, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+                return True
+    newest = max(one.lstat().st_mtime for one in (folder, *folder.rglob("*")))
+    return time.time() - newest > ABANDONED_S
+
+
+@contextmanager
+def _opened_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@cache
+def _system() -> str:
+    """Return what tells this running system from others, for all of its containers; 8 letters and a dot."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # another system than Linux
+        text = platform.node()
+    return hashlib.sha256(text.encode()).hexdigest()[:8] + "."
+
+
 def _prefix(target: Path) -> str:
     """Return what the names of the workspaces of a target begin with, which must not be longer than names may be."""
     return f".{os.fsdecode(os.fsencode(target.name)[:MOST_NAME])}."
@@ -203,7 +272,8 @@ def _prefix(target: Path) -> str:
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(target), suffix=PARTIAL, dir=target.parent))
+        prefix = _prefix(target) + _system()
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=target.parent))
         # Until it was locked, another process could take it for one that was left, and remove it.
         with suppress(FileNotFoundError):
             return folder, _lock(folder, lambda: None, folder=True)
@@ -239,8 +309,21 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the folder where the desktop's rules put what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e3d_deploy" / kind
+    """Return the folder where the desktop's rules put what can be made again.
+
+    A home folder is one that exists: none is made. As those rules say, a relative XDG_CACHE_HOME counts for nothing.
+
+    Raises:
+        FileNotFoundError: the user has no home folder, so nothing is to be kept.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not folder.is_absolute():
+        home = os.path.expanduser("~")
+        if not (os.path.isabs(home) and os.path.isdir(home)):
+            why = "the user has no home folder; set XDG_CACHE_HOME to a folder, or HOME"
+            raise FileNotFoundError(errno.ENOENT, why, os.path.join("~", ".cache", "e3d_deploy"))
+        folder = Path(home) / ".cache"
+    return folder / "e3d_deploy" / kind
 
 
 def sha256(path: Path) -> str:

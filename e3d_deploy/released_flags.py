@@ -3,8 +3,8 @@
 Its flags have underscores, ours have hyphens, so that a line may use both; ours come last and win.
 """
 
+import os
 from collections.abc import Mapping, Sequence, Set
-from pathlib import Path
 from typing import NamedTuple
 
 from e3d_deploy.errors import ConfigError
@@ -179,13 +179,13 @@ def _evaluation(values: Mapping[str, str], given: Set[str]) -> list[str]:
 def _path(values: Mapping[str, str], name: str) -> str:
     if not values[name]:
         raise ConfigError(f"--{name}: is needed")
-    return str(Path(values[name]).expanduser())
+    return os.path.expanduser(values[name])  # stays as it is without a home folder
 
 
 def _paths(values: Mapping[str, str], name: str) -> str:
     """One source, or the two files that are joined."""
     _path(values, name)
-    return ",".join(str(Path(part).expanduser()) for part in values[name].split(","))
+    return ",".join(os.path.expanduser(part) for part in values[name].split(","))
 
 
 def _number(values: Mapping[str, str], name: str) -> int:

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from tempfile import TemporaryDirectory
+
+from e3d_deploy.files import scratch_folder
 
 
 @contextmanager
@@ -16,7 +17,7 @@ def extracted(resource: Traversable) -> Iterator[Path]:
     if isinstance(resource, Path):
         yield resource
         return
-    with TemporaryDirectory(prefix="e3d_deploy.") as folder:
-        path = Path(folder) / resource.name
+    with scratch_folder() as folder:
+        path = folder / resource.name
         path.write_bytes(resource.read_bytes())
         yield path

@@ -22,7 +22,7 @@ from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
-from e3d_deploy.files import is_swapping, locked, sha256, swap, workspace, write_file
+from e3d_deploy.files import is_swapping, locked, naming, sha256, swap, workspace, write_file
 from e3d_deploy.tensors import Content, entries_of, header_of
 
 log = logging.getLogger(__name__)
@@ -321,7 +321,7 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
     if output.exists() and not (output / MANIFEST).is_file():
         raise ConfigError(f"{output}: is there already and no bundle, so it is not replaced; give another name")
     place = output.resolve()
-    with workspace(place) as folder:
+    with naming(output), workspace(place) as folder:
         yield folder
         folder.chmod(0o755)
         if overwrite and place.exists():

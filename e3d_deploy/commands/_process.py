@@ -95,17 +95,31 @@ def randomness_kept() -> Iterator[None]:
         random.setstate(state)
 
 
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
+
+
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """SIGTERM or SIGHUP, which end a command as Ctrl-C does."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
     """Return the exit code of an interrupted command, 128 and the number of the signal."""
-    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+    return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+def say(text: str) -> None:
+    """Show a line on stderr, unless its terminal is gone, as it is after SIGHUP."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def _interrupt(number: int, _: object) -> None:
-    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    raise Terminated(number) if number in ENDING else KeyboardInterrupt
 
 
 @contextmanager
@@ -125,13 +139,16 @@ def _handling(handlers: Handlers, replaced: tuple[object, ...]) -> Iterator[None
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated`, so that nothing is left half-written."""
-    with _handling({signal.SIGTERM: _interrupt}, (signal.SIG_DFL,)):
+    """Let SIGTERM and SIGHUP raise `Terminated`, so that nothing is left half-written.
+
+    A signal that is ignored stays so, as `nohup` wants it.
+    """
+    with _handling(dict.fromkeys(ENDING, _interrupt), (signal.SIG_DFL,)):
         yield
 
 
 class Stop:
-    """Request to end a loop after the item at hand: the first Ctrl-C or SIGTERM. The second raises KeyboardInterrupt.
+    """Request to end a loop after the item at hand: the first Ctrl-C, SIGTERM or SIGHUP. The second ends it at once.
 
     KeyboardInterrupt may come at any bytecode, and would lose what was computed so far.
     """
@@ -167,12 +184,12 @@ class Stop:
         if again or self._at_once:
             _interrupt(number, None)
         with suppress(RuntimeError):  # the signal came in the middle of printing something else
-            click.echo(f"{signal.Signals(number).name}: ending here; once more to end at once", err=True)
+            say(f"{signal.Signals(number).name}: ending here; once more to end at once")
 
     def finish(self) -> None:
         """End the command with 128 and the number of the signal, if one came."""
         if self.number is not None:
-            click.echo("interrupted", err=True)
+            say("interrupted")
             raise click.exceptions.Exit(128 + self.number)
 
 
@@ -180,6 +197,6 @@ class Stop:
 def stoppable() -> Iterator[Stop]:
     """Give the request to stop, which signals make while the block runs."""
     stop = Stop()
-    handlers: Handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), stop.handle)
+    handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), stop.handle)
     with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler, _interrupt)):
         yield stop

@@ -1,6 +1,7 @@
 """`e3d train`."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -30,7 +31,9 @@ def setting(field: str, text: str, *, flag: str = "") -> Callable[[Any], Any]:
 
 
 def source(text: str) -> tuple[str, float]:
-    """`clips.npz:2` as a source and its share."""
+    """`clips.npz:2` as a source and its share; a file or folder of that very name comes first."""
+    if os.path.exists(text):
+        return text, 1.0
     name, colon, share = text.rpartition(":")
     try:
         return (name, float(share)) if colon else (text, 1.0)

@@ -92,9 +92,8 @@ def open_source(
     reader = Reader(form=form, skip_bad=skip_bad, progress=progress, selection=selection)
     path = Path(text)
     if not path.exists():
-        parts = [Path(part) for part in text.split(",")]
-        if len(parts) == 2 and all(part.suffix.lower() == ".npz" for part in parts):
-            return _original(text, parts, reader, length=length)
+        if (pair := _pair(text)) is not None:
+            return _original(text, pair, reader, length=length)
         raise ClipError(f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
     if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
         source = _original(text, [path], reader, length=length)
@@ -106,6 +105,14 @@ def open_source(
         source = _files(text, reader, split=split, length=length)
     dark = warn_of_range(text, source.clips)
     return source if dark is None else replace(source, remarks=(*source.remarks, dark))
+
+
+def _pair(text: str) -> list[Path] | None:
+    """Return two .npz joined by a comma, preferably two that exist, as their names may have commas too."""
+    commas = [position for position, letter in enumerate(text) if letter == ","]
+    pairs = [[Path(text[:comma]), Path(text[comma + 1 :])] for comma in commas]
+    pairs = [pair for pair in pairs if all(part.suffix.lower() == ".npz" for part in pair)]
+    return next((pair for pair in pairs if all(part.exists() for part in pair)), pairs[0] if pairs else None)
 
 
 def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:

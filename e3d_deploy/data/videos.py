@@ -56,7 +56,7 @@ def play_video(
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
-        container = av.open(str(path))
+        container = av.open(f"file:{path}")  # else FFmpeg takes what stands before a colon for a protocol
     except av.FFmpegError as error:
         raise unreadable(path, error.strerror) from error
     # FFmpeg shows any text as a film of a terminal ("tty").

@@ -84,9 +84,11 @@ def choose(bundle: Bundle, *, threads: int | None = None, again: bool = False) -
     if choice.backend == YARDSTICK and bundle.precision != "fp32":
         log.warning("backend %s: computes in float32, and not in %s", choice.backend, bundle.precision)
     if file is not None:
-        with suppress(OSError):  # a device without a place to write chooses at each start
+        try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, (json.dumps(asdict(choice), indent=2) + "\n").encode())
+        except OSError as error:
+            _say_not_kept(f"{error.filename}: {error.strerror}")
     return backend, choice
 
 
@@ -242,8 +244,13 @@ def _nothing(bundle: Bundle, refused: list[Tried]) -> str:
 def _file(bundle: Bundle, threads: int | None) -> Path | None:
     try:
         return cache_folder("choices") / f"{_key(bundle, threads)}.json"
-    except RuntimeError:  # no home folder, as in some containers
+    except FileNotFoundError as error:  # as in some containers
+        _say_not_kept(str(error.strerror))
         return None
+
+
+def _say_not_kept(why: str) -> None:
+    log.warning("the choice of a backend is not kept, so each start makes it anew: %s", why)
 
 
 def _key(bundle: Bundle, threads: int | None) -> str:

@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
+from e3d_deploy.files import scratch_folder
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 from e3d_deploy.runtime.backends.onnx_weights import check_places
@@ -111,8 +111,8 @@ class OnnxRuntimeBackend(HostBackend):
 
 def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
     """Time the nodes of a step, by the trace that a session writes."""
-    with TemporaryDirectory() as folder:
-        load = partial(load_session, profile=Path(folder) / "step")
+    with scratch_folder() as folder:
+        load = partial(load_session, profile=folder / "step")
         with OnnxRuntimeBackend(bundle, threads=threads, load=load) as backend:
             step_ms = drive(backend)
             file = Path(backend.sessions["step"].end_profiling())

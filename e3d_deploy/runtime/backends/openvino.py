@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import openvino
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BundleError
+from e3d_deploy.openvino_library import openvino
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 from e3d_deploy.runtime.backends.onnx_weights import to_memory
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
