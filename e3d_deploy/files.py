@@ -53,6 +53,22 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         partial.write_bytes(content)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all, in the place of a file or a link, whatever the link leads to.
+
+    Raises:
+        OSError: it cannot be written, with its name.
+    """
+    there = _status(path)
+    with naming(path), workspace(path) as folder:
+        partial = folder / path.name
+        partial.write_bytes(content)
+        sync(partial)
+        if there is not None:
+            _keep_mode(partial, there)
+        partial.replace(path)
+
+
 def _is_special(path: Path) -> bool:
     """Return True for a descriptor such as `/dev/stdout`, a pipe or a device, which stays where it is.
 
@@ -208,8 +224,14 @@ def workspace(target: Path) -> Iterator[Path]:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Give an empty folder in TMPDIR, gone at the end; as `workspace` does otherwise."""
-    with workspace(Path(tempfile.gettempdir()) / "e3d_deploy") as folder:
-        yield folder
+    target = Path(tempfile.gettempdir()) / "e3d_deploy"
+    try:
+        with workspace(target) as folder:
+            yield folder
+    except OSError as error:
+        if error.filename != str(target):
+            raise
+        raise OSError(error.errno, f"{error.strerror}; set TMPDIR to a folder with room", error.filename) from error
 
 
 def _remove_left(target: Path) -> None:
@@ -308,6 +330,14 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
+def home_folder() -> Path | None:
+    """Return the user's home folder; None where there is none, as in some containers."""
+    with suppress(RuntimeError):  # neither HOME nor an entry of the user in the system's list
+        if (home := Path.home()).is_absolute() and home.is_dir():
+            return home
+    return None
+
+
 def cache_folder(kind: str) -> Path:
     """Return the folder where the desktop's rules put what can be made again.
 
@@ -318,11 +348,10 @@ def cache_folder(kind: str) -> Path:
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not folder.is_absolute():
-        home = os.path.expanduser("~")
-        if not (os.path.isabs(home) and os.path.isdir(home)):
+        if (home := home_folder()) is None:
             why = "the user has no home folder; set XDG_CACHE_HOME to a folder, or HOME"
             raise FileNotFoundError(errno.ENOENT, why, os.path.join("~", ".cache", "e3d_deploy"))
-        folder = Path(home) / ".cache"
+        folder = home / ".cache"
     return folder / "e3d_deploy" / kind
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +23,7 @@ from e3d_deploy.bundle.manifest import READS, GraphEntry, Manifest, Verification
 from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
-from e3d_deploy.files import is_swapping, locked, naming, sha256, swap, workspace, write_file
+from e3d_deploy.files import is_swapping, locked, naming, replace_file, sha256, swap, workspace
 from e3d_deploy.tensors import Content, entries_of, header_of
 
 log = logging.getLogger(__name__)
@@ -236,8 +237,11 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Replace the manifest of the bundle in `path`, whole or not at all."""
-    write_file(path / MANIFEST, manifest_bytes(manifest))
+    """Replace the manifest of the bundle in `path`, whole or not at all.
+
+    A link gives way to a file: what it leads to may belong to other bundles too.
+    """
+    replace_file(path / MANIFEST, manifest_bytes(manifest))
 
 
 def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
@@ -460,7 +464,11 @@ def check_file(bundle: Path, name: str, digest: str) -> None:
 
 
 def _check_inside(bundle: Path, name: str) -> None:
-    if not (bundle / name).resolve().is_relative_to(bundle.resolve()):
+    """Refuse a name that leads out of the bundle. A link may: the files of model hubs are links into their stores.
+
+    The hash decides what such a file is worth.
+    """
+    if os.path.isabs(name) or ".." in Path(name).parts:
         raise BundleError(f"{bundle / MANIFEST}: names {name!r}, which lies outside the bundle; do not use this bundle")
 
 

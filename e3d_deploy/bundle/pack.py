@@ -68,7 +68,7 @@ def pack(
         raise BundleError(
             f"{bundle.path}: has {total:,} bytes, an archive holds {MOST_BYTES:,}; copy the folder instead"
         )
-    with new_file(place) as partial, zipfile.ZipFile(partial, "w", allowZip64=False) as archive:
+    with new_file(output) as partial, zipfile.ZipFile(partial, "w", allowZip64=False) as archive:
         text = manifest_bytes(manifest)
         _add(archive, MANIFEST, len(text), io.BytesIO(text), progress)
         for name, size in sizes.items():
