@@ -1,0 +1,34 @@
+"""Users without a home folder: nothing is kept, and nothing is made where a home would be."""
+
+from pathlib import Path
+
+import pytest
+
+from e3d_deploy.files import cache_folder
+
+
+@pytest.mark.parametrize("home", ["missing", "", "relative"])
+@pytest.mark.parametrize("cache", [None, "", "relative"])
+def test_without_a_home_folder_there_is_no_cache(
+    home: str, cache: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: Path(home) if home != "missing" else tmp_path / home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if cache is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    with pytest.raises(FileNotFoundError, match="no home folder"):
+        cache_folder("engines")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    assert cache_folder("engines") == tmp_path / ".cache" / "e3d_deploy" / "engines"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_system_that_knows_no_home_is_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(FileNotFoundError, match="set XDG_CACHE_HOME"):
+        cache_folder("choices")

@@ -1,0 +1,113 @@
+"""Workspaces that runs leave behind: removed once their makers surely ended, and never before."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from e3d_deploy import files
+from e3d_deploy.files import ABANDONED_S, new_file, scratch_folder, workspace, write_file
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from e3d_deploy.files import workspace
+with workspace(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """What a killed run left of its work on the file `target`."""
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "target")], check=False)
+    (folder,) = tmp_path.iterdir()
+    return folder
+
+
+def age(folder: Path) -> None:
+    long_ago = time.time() - ABANDONED_S - 60
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (long_ago, long_ago))
+
+
+def test_the_next_run_removes_what_a_killed_one_left(left: Path) -> None:
+    write_file(left.parent / "other", b"")
+    assert left.exists()
+    write_file(left.parent / "target", b"")
+    assert not left.exists()
+
+
+def test_a_run_at_work_keeps_its_workspace_however_old(tmp_path: Path) -> None:
+    with workspace(tmp_path / "target") as folder:
+        age(folder)
+        write_file(tmp_path / "target", b"")
+        assert folder.exists()
+
+
+def test_what_another_system_made_goes_by_its_age_alone(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_system", lambda: "another.")
+    write_file(left.parent / "target", b"")
+    assert left.exists()
+    age(left)
+    write_file(left.parent / "target", b"")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("keeps", ["pretends", "refuses"])
+def test_without_locks_age_alone_decides(left: Path, monkeypatch: pytest.MonkeyPatch, keeps: str) -> None:
+    def flock(*_: object) -> None:
+        if keeps == "refuses":
+            raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with workspace(left.parent / "target") as folder:
+        write_file(left.parent / "target", b"")
+        assert folder.exists()
+    assert left.exists()
+    age(left)
+    write_file(left.parent / "target", b"")
+    assert not left.exists()
+
+
+def test_the_only_copy_that_a_killed_exchange_put_aside_stays(left: Path) -> None:
+    retired, target = left.with_suffix(".old"), left.parent / "target"
+    left.rename(retired)
+    write_file(target, b"")
+    assert retired.exists()
+    target.unlink()
+    target.mkdir()
+    with workspace(target):
+        assert not retired.exists()
+
+
+def test_a_link_that_looks_like_a_leftover_is_not_followed(tmp_path: Path, left: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    link = left.with_name(left.name.replace(".partial", "x.partial"))
+    link.symlink_to("precious")
+    write_file(tmp_path / "target", b"")
+    assert (tmp_path / "precious" / "file").exists()
+
+
+def test_temporary_files_of_killed_runs_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "e3d_deploy")], check=False)
+    with scratch_folder() as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(OSError, match="set TMPDIR") as error, scratch_folder():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.filename == str(tmp_path / "e3d_deploy")
+
+
+def test_an_error_of_a_source_below_a_folder_named_partial_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a.partial").mkdir()
+    with pytest.raises(FileNotFoundError) as error, new_file(tmp_path / "file"):
+        (tmp_path / "a.partial" / "source").read_bytes()
+    assert error.value.filename == str(tmp_path / "a.partial" / "source")
