@@ -1,11 +1,16 @@
 """Report of `e3d doctor`: backends, libraries and GPU of this machine, and how to install what is missing."""
 
+import os
 import platform
 from typing import Any
 
 from e3d_deploy import __version__, inventory
+from e3d_deploy.files import cache_folder
 from e3d_deploy.libraries import LIBRARIES, pip_install
 from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
+
+SWITCH = "ORT_DISABLE_TELEMETRY"
+"""Variable by which a user decides whether ONNX Runtime reports; `onnxruntime_library` sets it where nobody has."""
 
 
 def examine() -> dict[str, Any]:
@@ -30,8 +35,26 @@ def examine() -> dict[str, Any]:
         "machine": inventory.machine(),
         "libraries": libraries,
         "backends": {name: has_libraries(spec) and refusals[name] is None for name, spec in BACKENDS.items()},
+        "contacts": contacts(),
+        "cache": _cache(),
         "warnings": _warnings([refusal for refusal in refusals.values() if refusal]),
     }
+
+
+def contacts() -> str:
+    """Return who is contacted by what the runtime imports: nobody, unless the user has decided otherwise."""
+    switch = os.environ.get(SWITCH)
+    if switch is not None and switch.strip().lower() in ("", "0", "false", "no", "off"):
+        return f"ONNX Runtime may report to Microsoft, as {SWITCH}={switch} wants it"
+    return "nobody; the reports of ONNX Runtime and OpenVINO are off"
+
+
+def _cache() -> str:
+    """Return the folder of what is kept for the next start, or why nothing is."""
+    try:
+        return str(cache_folder(""))
+    except FileNotFoundError as error:
+        return f"nothing is kept: {error.strerror}"
 
 
 def _warnings(refusals: list[str]) -> list[str]:

@@ -36,6 +36,8 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
         ["library", "version", "gives", "get it by"],
         [(one["library"], one["version"] or "–", one["gives"], one["get"] or "") for one in found["libraries"]],
     )
+    click.echo(f"contacts: {found['contacts']}")
+    click.echo(f"cache: {found['cache']}")
     if "choice" in found:
         click.echo()
         table(

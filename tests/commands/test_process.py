@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from e3d_deploy.cli import main
-from e3d_deploy.commands._process import Stop, Terminated, as_guest, stoppable, terminable
+from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, stoppable, terminable
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from tests.settings import changed, settings
@@ -141,7 +141,29 @@ def test_handlers_of_the_program_are_kept() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Terminated) as end, terminable():
+        signal.raise_signal(signal.SIGHUP)
+    assert exit_code(end.value) == 129
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        with terminable(), stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(click, "echo", gone)
+    with stoppable() as stop, pytest.raises(click.exceptions.Exit):
+        for _ in stop.each(range(3)):
+            signal.raise_signal(signal.SIGHUP)
+        stop.finish()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_a_signal_ends_a_loop_after_the_item_at_hand(number: signal.Signals) -> None:
     with stoppable() as stop:
         seen = []
