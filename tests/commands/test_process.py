@@ -157,9 +157,10 @@ def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored(monkeypatch: pyt
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(click, "echo", gone)
-    with stoppable() as stop, pytest.raises(click.exceptions.Exit):
+    with stoppable() as stop:
         for _ in stop.each(range(3)):
             signal.raise_signal(signal.SIGHUP)
+    with pytest.raises(click.exceptions.Exit):
         stop.finish()
 
 
