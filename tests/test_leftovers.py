@@ -25,7 +25,7 @@ with workspace(Path(sys.argv[1])) as folder:
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
-    """What a killed run left of its work on the file `target`."""
+    """The workspace that a killed run left beside the file `target`."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "target")], check=False)
     (folder,) = tmp_path.iterdir()
     return folder
