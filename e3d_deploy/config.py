@@ -68,7 +68,7 @@ class ModelConfig:
         if not isinstance(self.layer_norm, bool):
             raise ConfigError(f"layer_norm: got {self.layer_norm!r}, expected true or false")
         if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
-            raise ConfigError(f"image_size: got {self.image_size}, expected height and width in pixels")
+            raise ConfigError(f"image_size: got {self.image_size}, expected height and width in pixels, such as 64x64")
         if self.patch_size < 1 or any(side % self.patch_size for side in self.image_size):
             raise ConfigError(
                 f"patch_size: {self.patch_size} does not divide the frame of {self.image_size} pixels; "
@@ -367,6 +367,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Settings of each recipe that differ from the defaults. google: google/e3d_lstm run.py and
 src/models/model_factory.py. openstl: its configs/mmnist/E3DLSTM.py, with the reverse scheduled sampling that it has
 switched off there."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden": (16, 16), "patch_size": 8, "steps": 500, "batch_size": 4},
+    "small": {"hidden": (32, 32, 32), "patch_size": 8, "steps": 5000, "batch_size": 4},
+    "full": {},
+}
+"""Sizes of network and run by name, as fields of `ModelConfig` and `TrainConfig`; `full` is the defaults and those of
+the recipe. docs/training.md tells how long they take."""
 
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]

@@ -37,7 +37,12 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """Return a time to be read, such as `16 s`, `5 min` or `3.5 h`."""
-    if seconds < 120:
+    """Format a time to be read: `45 s`, `12 min`, `3 h 20 min`, `2.5 days`."""
+    if seconds < 99.5:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{seconds / 86_400:.3g} days"

@@ -8,8 +8,11 @@ import click
 from e3d_deploy.commands._options import LAYOUT, PATH, SKIP_BAD, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
 from e3d_deploy.files import write_file
+from e3d_deploy.libraries import is_importable
+from e3d_deploy.progress import duration
 
 if TYPE_CHECKING:
+    from e3d_deploy.data.form import Form
     from e3d_deploy.data.inspect import DataContents
 
 
@@ -64,8 +67,38 @@ def inspect_data(
         show_data(found)
     if picture is not None:
         click.echo(picture, err=json_)
-    size = "x".join(map(str, image_size))
-    next_command("train", "--data", source_, "--image-size", size, "--channels", channels, "-o", "runs/first")
+    suggest_training(source_, form, length=length, timed=not json_)
+
+
+def suggest_training(source: str, form: "Form", *, length: int, timed: bool) -> None:
+    """Print the command that trains on a source, sized so that it ends within hours on this machine, and its duration.
+
+    Args:
+        timed: measure a step for it, which takes seconds; else the smallest preset is suggested.
+    """
+    window = () if length == 20 else ("--context", length - length // 2, "--horizon", length // 2)
+    sizes: tuple[object, ...] = ("--preset", "tiny")
+    if length < 2:  # no window to train on
+        window = ()
+    elif timed and is_importable("torch"):
+        from e3d_deploy.training.estimate import suitable
+
+        lengths = {"context_length": length - length // 2, "horizon": length // 2}
+        with working("timing a training step"):
+            plan = suitable(image_size=form.image_size, channels=form.channels, **lengths)
+        if plan is None:
+            click.echo("frames of this size cannot be cut into few enough patches; look again with --image-size 64x64,"
+                       " or another whose sides have a common divisor", err=True)  # fmt: skip
+            return
+        sizes = plan.arguments
+        click.echo(
+            f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine, {plan.steps} steps of "
+            f"{plan.step_s:.2g} s as timed now",
+            err=True,
+        )
+    size = "x".join(map(str, form.image_size))
+    words = ("--data", source, "--image-size", size, "--channels", form.channels, "-o", "runs/first")
+    next_command("train", *words, *sizes, *window)
 
 
 def show_data(found: "DataContents") -> None:

@@ -1,17 +1,20 @@
 """`e3d train`."""
 
 import dataclasses
-import os
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from e3d_deploy.commands._options import LAYOUT, PATH, Finite, numbers
 from e3d_deploy.commands._output import next_command
 from e3d_deploy.commands._process import randomness_kept
-from e3d_deploy.config import RECIPES, Semantics, TrainConfig
+from e3d_deploy.config import PRESETS, RECIPES, ModelConfig, Semantics, TrainConfig
+from e3d_deploy.errors import ConfigError
 
 HINTS = get_type_hints(TrainConfig)
 
@@ -31,14 +34,27 @@ def setting(field: str, text: str, *, flag: str = "") -> Callable[[Any], Any]:
 
 
 def source(text: str) -> tuple[str, float]:
-    """`clips.npz:2` as a source and its share; a file or folder of that very name comes first."""
-    if os.path.exists(text):
-        return text, 1.0
+    """Return a source and its share: `clips.npz:2`, or a name alone, which may hold colons."""
     name, colon, share = text.rpartition(":")
+    if not text:
+        raise click.BadParameter("got no name; give moving-mnist, a file or a folder", param_hint="--data")
+    if not colon or Path(text).exists():
+        return text, 1.0
     try:
-        return (name, float(share)) if colon else (text, 1.0)
+        number = float(share)
     except ValueError:  # a colon in the name
         return text, 1.0
+    if not (math.isfinite(number) and number > 0 and name):
+        raise click.BadParameter(f"{text!r}: the share is no number above 0, such as {name}:2", param_hint="--data")
+    return name, number
+
+
+def size(preset: str) -> str:
+    """Describe a preset for the help."""
+    if not (values := PRESETS[preset]):
+        return "the defaults"
+    hidden = ",".join(map(str, values["hidden"]))
+    return f"hidden {hidden}, patch {values['patch_size']}, {values['steps']} steps of {values['batch_size']} clips"
 
 
 @click.command()
@@ -54,12 +70,17 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--skip-bad", is_flag=True, help="Leave out pictures and videos that cannot be read, and say so.")
 @click.option("--digits", type=PATH, help="Digits (.npz) to make Moving MNIST of, for training; else the package's.")
 @click.option("--init", "initial", type=PATH, help="Model or checkpoint whose weights to begin with.")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, with its settings.")
 @click.option(
     "--resume-or-new", is_flag=True, help="Go on if the folder holds this run; else begin in NAME-2, NAME-3, …"
 )
 @click.option(
     "--recipe", type=click.Choice(list(RECIPES)), default="modern", help="What the settings below are if not given."
+)
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Size of network and run if not given: " + "; ".join(f"{name}: {size(name)}" for name in PRESETS) + ".",
 )
 @click.option("--image-size", default="64x64", callback=numbers, help="Height x width, pixels.")
 @click.option("--channels", default=1, help="Colours of a frame.")
@@ -108,7 +129,7 @@ def source(text: str) -> tuple[str, float]:
 @setting("log_every", "Steps between lines of the log.")
 @setting("burn_in", "Most frames before the context that only carry the state; 0 for none.")
 @setting("burn_in_steps", "Last steps that have them; else a tenth.")
-@setting("fit", "Of pictures of another shape than the frames.")
+@setting("fit", "How pictures of another shape become frames: change it, cut off what is beyond, or add black bars.")
 @LAYOUT
 @setting("seed", "Decides weights, data, sampling and burn-in.")
 @click.option("--devices", type=click.IntRange(min=1), help="Processes, each on a device; else one, or torchrun's.")
@@ -128,18 +149,7 @@ def source(text: str) -> tuple[str, float]:
 @click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too.")
 @click.option("--samples", type=PATH, help="Folder for pictures of validations, as the released code writes them.")
 @click.option("--sample-count", type=click.IntRange(min=0), default=10, help="Batches that get such pictures.")
-def train(
-    output: Path,
-    data: tuple[str, ...],
-    valid: str | None,
-    skip_bad: bool,
-    initial: Path | None,
-    digits: Path | None,
-    resume: bool,
-    resume_or_new: bool,
-    recipe: str,
-    **options: Any,
-) -> None:
+def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
     """Train a model on Moving MNIST or on clips.
 
     Takes the flags of google/e3d_lstm run.py too, by their names with underscores.
@@ -147,41 +157,123 @@ def train(
     with randomness_kept():
         from lightning.pytorch.utilities import rank_zero_only
 
-        from e3d_deploy.training.train import Machine, resume_or_next
+        from e3d_deploy.training.callbacks import Interrupted
+        from e3d_deploy.training.train import resume_or_next
         from e3d_deploy.training.train import train as train_model
-    from e3d_deploy.config import ModelConfig
 
-    def part(config: type[Any]) -> dict[str, Any]:
-        names = {field.name for field in dataclasses.fields(config)}
-        return {name: value for name, value in options.items() if name in names and value is not None}
-
-    model_config, config = ModelConfig(**part(ModelConfig)), TrainConfig.of_recipe(recipe, **part(TrainConfig))
-    minutes, every = options["time_limit"], options["parts_every"]
-    if every is not None and options["parts"] is None:
-        raise click.UsageError("--parts-every is for --parts FOLDER; give both, or neither")
-    machine = Machine(
-        **part(Machine),
-        time_limit_s=None if minutes is None else 60 * minutes,
-        **({} if every is None else {"parts_every_s": 60 * every}),
-    )
-    call: dict[str, Any] = {
-        "data": [source(text) for text in data],
-        "valid": valid,
-        "skip_bad": skip_bad,
-        "initial": initial,
-        "digits": digits,
-        "machine": machine,
+    context = click.get_current_context()
+    defaults = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    given = {
+        name: value for name, value in context.params.items() if context.get_parameter_source(name) not in defaults
     }
+    model_config, config, call = _resumed(output, given) if resume else _new(given)
     if resume_or_new:
         output, resume = resume_or_next(model_config, config, output, **call)
+
+    def say(text: str) -> None:
+        with suppress(OSError):  # the terminal is gone, and training goes on
+            click.echo(text, err=True)
+
     try:
-        path = train_model(
-            model_config, config, output, resume=resume, progress=lambda text: click.echo(text, err=True), **call
-        )
-    except KeyboardInterrupt:
-        if (output / "last.ckpt").exists():
-            next_command("train", "-o", output, "--resume", how=" with the same options")
-        raise
+        path = train_model(model_config, config, output, resume=resume, progress=say, **call)
+    except KeyboardInterrupt as interrupt:
+        if not isinstance(interrupt, Interrupted):
+            if (output / "last.ckpt").exists():
+                next_command("train", "-o", output, "--resume")
+            raise
+        with suppress(OSError):  # after SIGHUP the terminal is gone
+            next_command("train", "-o", output, "--resume")
+            click.echo("interrupted", err=True)
+        raise click.exceptions.Exit(128 + interrupt.number) from None
     if getattr(rank_zero_only, "rank", 0) == 0:  # each process comes here
         click.echo(path)
         next_command("export", path, "-o", f"{output.name}.e3d")
+
+
+KEPT = (
+    "recipe",
+    "preset",
+    "skip_bad",
+    "digits",
+    "parts",
+    "parts_every",
+    "tensorboard",
+    "samples",
+    "sample_count",
+    "measure_decay",
+)
+"""Options that a resumed run takes besides its settings; the others are those of a machine."""
+
+
+def _part(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of a configuration."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in values.items() if name in names and value is not None}
+
+
+def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
+    """Return the configurations of a new run, and the other arguments of `training.train.train`."""
+    values = {**PRESETS[given.get("preset") or "full"], **given}
+    model = ModelConfig(**_part(ModelConfig, values))
+    config = TrainConfig.of_recipe(given.get("recipe", "modern"), **_part(TrainConfig, values))
+    return model, config, _call(given)
+
+
+def _resumed(run: Path, given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
+    """Return what `_new` does for a run that was begun, whose options need not be given again.
+
+    Raises:
+        ConfigError: nothing to resume, another recipe, or digits whose place is not known.
+        CheckpointError: the files of the run are damaged.
+    """
+    from e3d_deploy.training.settings import FREE_TO_CHANGE, Begun, Command
+
+    begun, kept = Begun.read(run), Command.read(run)
+    named: dict[str, Any] = {}
+    for name, sizes in (("recipe", RECIPES), ("preset", PRESETS)):
+        if name in given and given[name] != kept.options.get(name):
+            fixed = {field: value for field, value in sizes[given[name]].items() if field not in FREE_TO_CHANGE}
+            named |= fixed
+    if kept.folder is not None and given.get("recipe", "") not in ("", kept.options.get("recipe", "modern")):
+        raise ConfigError(f"{run}: was begun with other options (recipe); give the same, or a new folder")
+    values = {**named, **given}
+    model = dataclasses.replace(begun.model, **_part(ModelConfig, values))
+    config = dataclasses.replace(begun.train, **_part(TrainConfig, values))
+    options = {**{name: value for name, value in kept.options.items() if name in KEPT}, **given}
+    if begun.digits is not None and "digits" not in options:
+        raise ConfigError(
+            f"{run}: was begun with --digits {begun.digits}, whose place is not known; give --digits again"
+        )
+    call = _call(options)
+    if "data" not in given:
+        call["data"] = list(begun.data)
+    if "valid" not in given:
+        call["valid"] = begun.valid
+    if "time_limit" not in given and config.schedule_by == "time":
+        call["machine"] = dataclasses.replace(call["machine"], time_limit_s=begun.time_limit_s)
+    return model, config, call
+
+
+def _call(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `training.train.train` that are no configuration of network or training."""
+    from e3d_deploy.training.train import MOVING_MNIST, Machine
+
+    minutes, every = options.get("time_limit"), options.get("parts_every")
+    if every is not None and options.get("parts") is None:
+        raise click.UsageError("--parts-every is for --parts FOLDER; give both, or neither")
+    paths = {name: Path(options[name]) for name in ("digits", "parts", "samples") if options.get(name) is not None}
+    absolute = {name: str(path.absolute()) for name, path in paths.items()}
+    machine = Machine(
+        **_part(Machine, {**options, **paths}),
+        time_limit_s=None if minutes is None else 60 * minutes,
+        **({} if every is None else {"parts_every_s": 60 * every}),
+    )
+    return {
+        "data": [source(text) for text in options.get("data", (MOVING_MNIST,))],
+        "valid": options.get("valid"),
+        "skip_bad": options.get("skip_bad", False),
+        "initial": options.get("initial"),
+        "digits": paths.get("digits"),
+        "machine": machine,
+        "options": {name: value for name, value in {**options, **absolute}.items() if name in KEPT},
+    }

@@ -36,6 +36,8 @@ class Extendable(Dataset[Tensor]):
 
     rates: tuple[float, ...] = ()
     """Frames per second of the videos that tell it."""
+    skipped: tuple[str, ...] = ()
+    """Files that were left out, as they cannot be read."""
 
     def __getitem__(self, key: Key) -> Tensor:
         index, before = key if isinstance(key, tuple) else (key, 0)
@@ -220,12 +222,14 @@ def training_data(
     pictures = None if digits is None else read_digits(digits)
     parts: list[Extendable] = []
     rates: list[float] = []
+    skipped: list[str] = []
     for text, _ in data:
         if text == GENERATED:
             parts.append(_generated("train", form, length=length, seed=seed, digits=pictures))
             continue
         source = open_source(text, form, split="train", length=length, skip_bad=skip_bad, progress=progress)
         rates += source.frames_per_second
+        skipped += source.skipped
         part, spare = _of_source(source, length=length, seed=seed)
         part[0]
         if burn_in and spare == 0:
@@ -233,7 +237,7 @@ def training_data(
                         "give longer clips, or --burn-in 0", text, length)  # fmt: skip
         parts.append(part)
     samples = parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
-    samples.rates = tuple(rates)
+    samples.rates, samples.skipped = tuple(rates), tuple(skipped)
     return samples
 
 

@@ -5,11 +5,12 @@ import math
 import os
 import secrets
 import signal
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -80,6 +81,18 @@ class Averaging(WeightAveraging):
             super()._copy_average_to_current(pl_module)
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended training; everything is saved.
+
+    Args:
+        number: the signal that came first.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Stopped(Exception):
     """Training ended before its time, on request; everything is saved."""
 
@@ -107,6 +120,8 @@ class Keeper(Callback):
     ) -> None:
         self.run, self.config, self.averaging, self.pace, self.card = run, config, averaging, pace, card
         self.stop_requested = False
+        self.signal: signal.Signals | None = None
+        """Signal that this process got; None before, and where another process asks to stop."""
         self.handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
         self.broken: Tensor | None = None
         self.saved_step = 0
@@ -287,7 +302,10 @@ class StateFile(TorchCheckpointIO):
 
 @contextmanager
 def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end training after the step; the second one ends it at once."""
+    """Let Ctrl-C, SIGTERM and SIGHUP end training after the step; the second one ends it at once.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -297,12 +315,16 @@ def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
     def stop(number: int, _: Any) -> None:
         if os.getpid() != process:  # one that loads data, forked from it, and ended by it
             return
-        if keeper.stop_requested:
-            raise KeyboardInterrupt
-        keeper.stop_requested = True
-        say(f"{signal.Signals(number).name}: stopping after this step; once more to stop at once")
+        again, received = keeper.stop_requested, signal.Signals(number)
+        keeper.stop_requested, keeper.signal = True, keeper.signal or received
+        if again:
+            raise Interrupted(keeper.signal)
+        say(f"{received.name}: stopping after this step; once more to stop at once")
 
-    keeper.handlers = dict.fromkeys((signal.SIGINT, signal.SIGTERM), stop)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    keeper.handlers = dict.fromkeys(numbers, stop)
     before = {number: signal.signal(number, stop) for number in keeper.handlers}
     try:
         yield
@@ -365,6 +387,29 @@ class Samples(Callback):
             log.warning("%s: is there already and kept, so its pictures are not of this run", folder.parent)
 
 
+class _Lasting:
+    """Standard error that outlives its terminal, which SIGHUP takes away while training saves."""
+
+    @property
+    def encoding(self) -> str:
+        return sys.stderr.encoding or "ascii"
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        return sys.stderr.isatty()
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
 class Bar(RichProgressBar):
     """A bar that knows how long training is, which its endless data does not tell.
 
@@ -372,7 +417,7 @@ class Bar(RichProgressBar):
     """
 
     def __init__(self, batches: float) -> None:
-        super().__init__(console_kwargs={"stderr": True})
+        super().__init__(console_kwargs={"file": _Lasting()})
         self.batches = batches
         self.updated = -math.inf
 

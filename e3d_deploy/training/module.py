@@ -15,6 +15,7 @@ from e3d_deploy.config import TrainConfig
 from e3d_deploy.model import E3DLSTM, State
 from e3d_deploy.step import flatten_convolutions
 from e3d_deploy.training import sampling
+from e3d_deploy.training.copying import copying_errors
 from e3d_deploy.training.pace import Pace, cosine, one_cycle
 from e3d_deploy.training.passes import CapturedPasses
 from e3d_deploy.training.released_adam import ReleasedAdam
@@ -137,6 +138,7 @@ class Learner(LightningModule):
         predictions: Tensor = self.model(frames[:, :context_length], self.config.horizon)[:, -self.config.horizon :]
         difference = predictions.float().clamp(0, 1) - frames[:, context_length:]
         self.log("valid_mse", difference.square().sum((2, 3, 4)).mean(), prog_bar=True, sync_dist=True)
+        self.log("valid_copy_mse", copying_errors(frames, context_length).mean(), sync_dist=True)
         return predictions
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -3,12 +3,14 @@
 import json
 import logging
 import os
-import pickle
 import random
+import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,8 +29,8 @@ from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
 from e3d_deploy.data.form import Form
-from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError, TrainingError
-from e3d_deploy.files import sha256, write_file
+from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
+from e3d_deploy.files import PARTIAL, locked, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
@@ -39,6 +41,7 @@ from e3d_deploy.training.batches import StepBatches
 from e3d_deploy.training.callbacks import (
     Averaging,
     Bar,
+    Interrupted,
     Keeper,
     Parts,
     Previews,
@@ -48,9 +51,12 @@ from e3d_deploy.training.callbacks import (
     lightning_quiet,
     signals,
 )
+from e3d_deploy.training.copying import Comparison, Validated, measure
 from e3d_deploy.training.decay import record_decay_of_run
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.pace import Pace
+from e3d_deploy.training.settings import SETTINGS, STATE, Command, as_begun, check_resumable, settings_of
+from e3d_deploy.training.telling import Telling, takes_bar
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +92,7 @@ class Machine:
     measure_decay: bool = True
     """Measure at the end how a stream's state ages, and keep it in the model file; see `training/decay.py`."""
     progress: bool = True
-    """Show a bar on stderr."""
+    """Show a bar on stderr, or where that is no terminal, a line now and then."""
 
 
 def train(
@@ -100,6 +106,7 @@ def train(
     initial: Path | None = None,
     digits: Path | None = None,
     resume: bool = False,
+    options: Mapping[str, Any] | None = None,
     machine: Machine | None = None,
     callbacks: Sequence[Callback] = (),
     clock: Callable[[], float] = time.monotonic,
@@ -119,7 +126,8 @@ def train(
         initial: model whose weights to begin with, one of ours or one that can be imported; else they are
             drawn by the seed.
         digits: `.npz` of digits that Moving MNIST is made of for training, in the place of the package's 4,500.
-        resume: go on from `run/last.ckpt`; else `run` must not hold a run yet.
+        resume: go on from `run/last.ckpt`; else `run` must not hold a run yet. Its initial weights need not be given.
+        options: options of a command line, JSON values, kept in `command.json` for one that resumes the run.
         clock: that of the time limit, monotonic (seconds).
         progress: called with a line on what takes long.
 
@@ -129,7 +137,8 @@ def train(
             held out, or without Moving MNIST; a folder that holds parts of another run.
         CheckpointError: what is to be resumed is damaged.
         TrainingError: the loss is no finite number any more.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; everything is saved and `run` can be resumed.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is saved and `run` can be resumed. Before the first step
+            Ctrl-C is a plain KeyboardInterrupt.
         ClipError, ShapeError: a source that cannot be learned from.
         BackendUnavailable: TensorBoard logs without TensorBoard.
     """
@@ -137,35 +146,41 @@ def train(
     if config.schedule_by == "time" and machine.time_limit_s is None:
         raise ConfigError("schedule_by: time without a time limit has no end; give --time-limit MINUTES")
     last, path = _files(run, resume=resume)
-    config = _as_begun(run, config) if resume else config
+    config = as_begun(run, config) if resume else config
     pace = Pace(config, limit_s=machine.time_limit_s, clock=clock)
     weights = None if initial is None else weights_of(initial, model_config)
-    settings = _settings(model_config, config, data, valid, initial, digits, machine)
-    if resume and _check_resumable(run, settings):
+    settings = settings_of(model_config, config, data, valid, initial, digits, machine.time_limit_s)
+    command = Command.read(run) if resume else Command(folder=Path.cwd(), options=options or {})
+    if resume and check_resumable(run, settings, same_weights=initial is None):
         return path
     if machine.parts is not None:
         _check_parts(machine.parts, _parts_name(run) if resume else None)
-    sets = _data(model_config, config, data, valid, digits, skip_bad=skip_bad)
+    found = [(command.located(text), share) for text, share in data]
+    valid = None if valid is None else command.located(valid)
+    sets = _data(model_config, config, found, valid, digits, skip_bad=skip_bad)
     with _seeded(config.seed), _room_to_compile(model_config, config):
         model = E3DLSTM(model_config)
         if weights is not None:
             model.load_state_dict(weights)
         averaging = Averaging(config.ema_decay, warmup=config.ema_warmup, used=config.average)
         window = Window.of_rates(config.context_length, config.horizon, sets[0].rates)
+        validated = Validated()
         keeper = Keeper(run, config, averaging, pace, card=Card(window=window, fit=config.fit))
         pictures = _pictures(run, sets[1][0], config, machine)
-        ours = _callbacks(config, machine, averaging, keeper)
+        ours = [*_callbacks(config, machine, averaging, keeper, progress), validated]
         with lightning_quiet(), _tf32_where_bf16(config):
             trainer = _trainer(run, config, machine, [*pictures, averaging, *callbacks, *ours])
             _check_cuda_graph(config, trainer)
             batches = _batches(config, trainer, sets[0], pace)
             # From here on all options are known to work.
-            _begin(run, machine, None if resume else settings)
+            _begin(run, machine, None if resume else (settings, command))
             if config.compile:
                 progress("compiling the cells: the first step takes a minute or more")
             learner = Learner(model, config, batches.first_clip, pace)
             loaders = _loaders(*sets, batches, trainer, machine)
             finished = _fit(trainer, learner, keeper, loaders, last if resume else None)
+        if finished and trainer.is_global_zero:
+            _compare_with_copying(run, sets, config, trainer, validated, progress)
         if finished and machine.measure_decay and trainer.is_global_zero:
             clips = sets[1].source if isinstance(sets[1], FixedWindows) else MOVING_MNIST
             device = trainer.strategy.root_device
@@ -175,7 +190,7 @@ def train(
 
 def _files(run: Path, *, resume: bool) -> tuple[Path, Path]:
     """Return the paths of a run's state and model, if there is one to resume or room for a new one."""
-    last, path = run / "last.ckpt", run / "model.safetensors"
+    last, path = run / STATE, run / "model.safetensors"
     if resume and not last.exists():
         raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
     if not resume and (last.exists() or path.exists()):
@@ -201,7 +216,41 @@ def _data(
     return train_set, evaluation_data(valid or _held_out(data), form, split="valid", most=most, **options)
 
 
-def _callbacks(config: TrainConfig, machine: Machine, averaging: Averaging, keeper: Keeper) -> list[Callback]:
+def _compare_with_copying(
+    run: Path,
+    sets: tuple[Extendable, Dataset[Tensor]],
+    config: TrainConfig,
+    trainer: Trainer,
+    validated: Validated,
+    progress: Notify,
+) -> None:
+    """Tell whether the model beats copying the last frame, and what was left out of the data; write both down."""
+    source = sets[1].source if isinstance(sets[1], FixedWindows) else None
+    skipped = tuple(dict.fromkeys([*sets[0].skipped, *(() if source is None else source.skipped)]))
+    if validated.last is not None and validated.last[0] == trainer.global_step:
+        count = len(sets[1])  # type: ignore[arg-type]
+        errors = (count - count % trainer.world_size if count > trainer.world_size else count, *validated.last[1:])
+    else:
+        device = trainer.strategy.root_device
+        errors = measure(run / "model.safetensors", sets[1], config, steps=trainer.global_step, device=device)
+    found = Comparison(
+        step=trainer.global_step,
+        clips=errors[0],
+        mse=errors[1],
+        copying_mse=errors[2],
+        held_out=source is None or source.held_out,
+        skipped=skipped,
+    )
+    found.write(run)
+    progress(found.verdict)
+    if skipped:
+        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        progress(f"left out of the data, as they cannot be read: {len(skipped)} files ({names})")
+
+
+def _callbacks(
+    config: TrainConfig, machine: Machine, averaging: Averaging, keeper: Keeper, say: Notify
+) -> list[Callback]:
     """Return the callbacks that come last, `keeper` after all that should be in what it saves."""
     ours: list[Callback] = [keeper]
     if machine.parts is not None:
@@ -209,13 +258,16 @@ def _callbacks(config: TrainConfig, machine: Machine, averaging: Averaging, keep
             machine.parts, config, averaging, every_s=machine.parts_every_s, pace=keeper.pace, card=keeper.card
         )
         ours.insert(0, parts)
-    if machine.progress:
+    bar = machine.progress and takes_bar(sys.stderr)
+    if bar:
         ours.append(Bar(float("inf") if keeper.pace.by_time else config.steps * config.accumulate))
+    # Before the keeper, which may end training within a step.
+    ours.insert(0, Telling(config, keeper.pace, say if machine.progress and not bar else None))
     return ours
 
 
-def _begin(run: Path, machine: Machine, settings: dict[str, Any] | None) -> None:
-    """Make the folders of a run, and write the settings of a new one."""
+def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | None) -> None:
+    """Make the folders of a run, and write settings and command of a new one."""
     if machine.parts is not None:
         try:
             machine.parts.mkdir(parents=True, exist_ok=True)
@@ -224,8 +276,20 @@ def _begin(run: Path, machine: Machine, settings: dict[str, Any] | None) -> None
         except OSError as error:
             raise ConfigError(f"{machine.parts}: takes no files ({error.strerror}); give another folder") from error
     run.mkdir(parents=True, exist_ok=True)
-    if settings is not None:
-        write_file(run / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
+    for folder in (run, run / "previews", machine.parts):
+        if folder is not None:
+            _remove_leftovers(folder)
+    if new is not None:
+        settings, command = new
+        write_file(run / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+        command.write(run)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what runs that were killed left half-written; what another process is writing is locked and stays."""
+    for left in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError), locked(left, None):
+            shutil.rmtree(left)
 
 
 def _loaders(
@@ -252,14 +316,14 @@ def _fit(
         try:
             trainer.fit(learner, *loaders, ckpt_path=state, weights_only=True)
         except SystemExit as error:  # how Lightning ends training at a second signal
-            raise KeyboardInterrupt from error
+            raise Interrupted(keeper.signal or signal.SIGINT) from error
         except (Stopped, TrainingError) as end:
             if not trainer.is_global_zero:
                 return False  # the first process tells, and a failure of another would end it before
             if isinstance(end, TrainingError):
                 raise
             if keeper.stop_requested:
-                raise KeyboardInterrupt from end
+                raise Interrupted(keeper.signal or signal.SIGTERM) from end
             log.warning("time limit: stopped after step %d of %d; --resume goes on", end.step, keeper.config.steps)
             return False
     return True
@@ -287,93 +351,19 @@ def resume_or_next(
     Raises:
         CheckpointError: a run whose files are damaged.
     """
-    settings = _settings(model_config, config, data, valid, initial, digits, machine or Machine())
+    settings = settings_of(
+        model_config, config, data, valid, initial, digits, None if machine is None else machine.time_limit_s
+    )
     for number in count(1):
         folder = run if number == 1 else run.with_name(f"{run.name}-{number}")
         if not (folder / "last.ckpt").exists() and not (folder / "model.safetensors").exists():
             return folder, False
         try:
-            if not _check_resumable(folder, {**settings, "train": _as_begun(folder, config).to_dict()}):
+            if not check_resumable(folder, {**settings, "train": as_begun(folder, config).to_dict()}):
                 return folder, True
         except ConfigError:
             continue
     raise AssertionError("numbers do not end")
-
-
-def _settings(
-    model: ModelConfig,
-    config: TrainConfig,
-    data: Sequence[tuple[str, float]],
-    valid: str | None,
-    initial: Path | None,
-    digits: Path | None,
-    machine: Machine,
-) -> dict[str, Any]:
-    """Return the settings that determine a run's results, as JSON values."""
-
-    def named(path: Path | None) -> dict[str, Any] | None:
-        return None if path is None else {"name": path.name, "sha256": _hash(path)}
-
-    settings = {
-        "model": model.to_dict(),
-        "train": config.to_dict(),
-        "data": list(data),
-        "valid": valid,
-        "initial": named(initial),
-        "digits": named(digits),
-        "time_limit_s": machine.time_limit_s if config.schedule_by == "time" else None,
-    }
-    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
-
-
-FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
-"""Settings that a resumed run may have otherwise than it was begun with."""
-
-
-def _as_begun(run: Path, config: TrainConfig) -> TrainConfig:
-    """Return the settings that a run goes on with: without a burn-in if it is older than that setting."""
-    try:
-        known = "burn_in" in json.loads((run / "config.json").read_text())["train"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return config  # is damaged, which `_check_resumable` tells
-    # Another value was asked for, and is refused there.
-    return config if known or config.burn_in != TrainConfig.burn_in else replace(config, burn_in=0)
-
-
-def _check_resumable(run: Path, settings: dict[str, Any]) -> bool:
-    """Compare the settings of a run with those to go on with; return True if the run is finished."""
-    # Fields that hold their default are left out of files.
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
-    settings = {**settings, "train": {**defaults, **settings["train"]}}
-    try:
-        stored = json.loads((run / "config.json").read_text())
-        stored = {"digits": None, **stored, "time_limit_s": settings["time_limit_s"]}
-        # A run without a setting had its default, but for the burn-in, which there was not.
-        stored["train"] = {**defaults, "burn_in": 0, **stored["train"]}
-        state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
-        done, limit_s = int(state["global_step"]) >= settings["train"]["steps"], settings["time_limit_s"]
-        if limit_s is not None and stored["train"]["schedule_by"] == "time":
-            done = done or float(state["callbacks"]["Keeper"]["elapsed_s"]) >= limit_s
-        one_cycle = stored["train"]["schedule"] == "onecycle" and stored["train"]["schedule_by"] == "steps"
-        for name in FREE_TO_CHANGE:
-            if not (one_cycle and name == "steps"):  # PyTorch's OneCycleLR ends where it was told to
-                stored["train"][name] = settings["train"][name]
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
-    if unknown := sorted(set(stored["train"]) - set(defaults)):
-        raise ConfigError(
-            f"{run}: config.json: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one"
-        )
-    if stored != settings:
-        changed = [
-            name
-            for part in ("model", "train")
-            for name, value in settings[part].items()
-            if stored.get(part, {}).get(name) != value
-        ]
-        changed += [part for part in ("data", "valid", "initial", "digits") if stored.get(part) != settings[part]]
-        raise ConfigError(f"{run}: was begun with other options ({', '.join(changed)}); give the same, or a new folder")
-    return bool(done)
 
 
 def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
@@ -470,11 +460,6 @@ def _in_bf16(config: TrainConfig) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and available)
 
 
-def _hash(initial: Path) -> str | None:
-    """Return the SHA-256 of a file; None for a TensorFlow checkpoint, which is several files."""
-    return sha256(initial) if initial.is_file() else None
-
-
 def _held_out(data: Sequence[tuple[str, float]]) -> str:
     sources = [source for source, _ in data]
     return MOVING_MNIST if MOVING_MNIST in sources else sources[0]
@@ -517,7 +502,7 @@ def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[C
         callbacks=callbacks,
         plugins=[StateFile()],
         enable_checkpointing=False,
-        enable_progress_bar=machine.progress,
+        enable_progress_bar=any(isinstance(one, Bar) for one in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=config.log_every,

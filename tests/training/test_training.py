@@ -312,7 +312,8 @@ def test_run_fills_its_folder(finished: tuple[Path, Recorder]) -> None:
     pictures = [f"previews/step_00000{step}.png" for step in (1, 3, 6)]  # 1 is early, then the validations
     models = ["model.safetensors", "model_plain.safetensors"]
     found = contents(run)
-    assert sorted(found) == sorted(["config.json", "last.ckpt", "logs/version_0/metrics.csv", *models, *pictures])
+    files = ["command.json", "config.json", "last.ckpt", "logs/version_0/metrics.csv", "result.json"]
+    assert sorted(found) == sorted([*files, *models, *pictures])
     for picture in pictures:
         assert np.asarray(Image.open(run / picture)).std() > 0
     assert steps_done(run) == 6
@@ -938,7 +939,7 @@ def test_a_signal_is_exit_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch:
     assert done.exit_code == 130
     assert done.stdout == ""
     assert "SIGINT: stopping after this step; once more to stop at once" in done.stderr
-    assert f"next: e3d train -o {run} --resume with the same options\ninterrupted\n" in done.stderr
+    assert f"next: e3d train -o {run} --resume\ninterrupted\n" in done.stderr
     assert steps_done(run) == 3
 
 
@@ -961,7 +962,7 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_from_outside_is_exit_130_and_can_be_resumed(tmp_path: Path) -> None:
+def test_sigterm_from_outside_is_exit_143_and_can_be_resumed(tmp_path: Path) -> None:
     """Stop a run as a scheduler does that takes the machine away, through the command line."""
     run = tmp_path / "run"
     process = subprocess.Popen(
@@ -977,11 +978,11 @@ def test_sigterm_from_outside_is_exit_130_and_can_be_resumed(tmp_path: Path) -> 
         stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, stderr
+    assert process.returncode == 143, stderr
     assert stdout == ""
     assert "SIGTERM: stopping after this step; once more to stop at once" in stderr
     assert "interrupted" in stderr
-    assert f"next: e3d train -o {run} --resume with the same options" in stderr
+    assert f"next: e3d train -o {run} --resume" in stderr
     done = steps_done(run)
     assert 1 <= done < 100_000
     steps = ["--steps", str(done + 3), "--save-every", "1"]
@@ -1531,7 +1532,7 @@ def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 130, stderr
+    assert process.returncode == 143, stderr
     assert stdout == ""
     assert stderr.count("interrupted") == stderr.count("next: e3d train") == 1
     assert "time limit" not in stderr

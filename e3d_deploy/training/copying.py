@@ -1,0 +1,109 @@
+"""Comparison of a trained model with copying the last frame, told at the end of a run and kept in its folder."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from e3d_deploy import checkpoint
+from e3d_deploy.config import TrainConfig
+from e3d_deploy.files import write_file
+from e3d_deploy.training.decay import SHARE, WITH_GRADIENTS
+
+log = logging.getLogger(__name__)
+
+RESULT = "result.json"
+"""File in the run folder."""
+FEW = 8
+"""Clips below which a comparison proves little."""
+BARELY = 0.95
+"""Share of the error of copying above which a model is barely better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Error of a model and of copying the last frame of the context, on the same validation clips."""
+
+    step: int
+    """Optimizer steps done."""
+    clips: int
+    """Validation clips."""
+    mse: float
+    """Squared error of the model, summed over a frame, mean over predicted frames and clips."""
+    copying_mse: float
+    """The same error of copying."""
+    held_out: bool = True
+    """The clips are none that the run learned from."""
+    skipped: tuple[str, ...] = ()
+    """Files that were left out, as they cannot be read."""
+
+    @property
+    def beats_copying(self) -> bool:
+        """True if the model's error is less."""
+        return self.mse < self.copying_mse
+
+    @property
+    def verdict(self) -> str:
+        """Result in words, and what to do where copying is as good."""
+        numbers = f"squared error {self.mse:.4g} a frame against {self.copying_mse:.4g}, on {self.clips} validation "
+        numbers += "clip" if self.clips == 1 else "clips"
+        if not self.held_out:
+            numbers += ", which are not held out: the model has seen them"
+        elif self.clips < FEW:
+            numbers += ", which proves little"
+        if self.beats_copying:
+            barely = "barely " if self.mse > BARELY * self.copying_mse else ""
+            return f"the model {barely}beats copying the last frame: {numbers}"
+        if self.copying_mse == 0:
+            return f"the validation clips do not move, so that nothing beats copying the last frame: {numbers}"
+        return (
+            f"the model does not beat copying the last frame: {numbers}; train longer, with --l1-weight 0 in a short "
+            "run, or a larger --preset"
+        )
+
+    def write(self, run: Path) -> None:
+        """Write it into a run folder."""
+        entries = {**asdict(self), "beats_copying": self.beats_copying, "verdict": self.verdict}
+        write_file(run / RESULT, (json.dumps(entries, indent=2) + "\n").encode())
+
+
+class Validated(Callback):
+    """Keeps the errors of the last validation."""
+
+    def __init__(self) -> None:
+        self.last: tuple[int, float, float] | None = None
+        """Step, error of the model, and error of copying."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        errors = trainer.callback_metrics
+        self.last = (trainer.global_step, float(errors["valid_mse"]), float(errors["valid_copy_mse"]))
+
+
+def copying_errors(frames: Tensor, context_length: int) -> Tensor:
+    """Return the squared error of copying the last frame of the context, of clips [B, T, C, H, W], [B, horizon]."""
+    return (frames[:, context_length - 1 : context_length] - frames[:, context_length:]).square().sum((2, 3, 4))
+
+
+@torch.inference_mode()
+def measure(
+    path: Path, clips: Dataset[Tensor], config: TrainConfig, *, steps: int, device: torch.device
+) -> tuple[int, float, float]:
+    """Measure the model in `path` on as many validation clips as a twentieth of the run's work allows, at least one.
+
+    Returns:
+        Number of clips, error of the model, error of copying.
+    """
+    model, C = checkpoint.load(path).to(device).eval(), config.context_length
+    number = int(min(len(clips), max(1.0, SHARE * WITH_GRADIENTS * steps * config.batch_size)))  # type: ignore[arg-type]
+    ours, copied = 0.0, 0.0
+    for index in range(number):
+        frames = clips[index * len(clips) // number][None].to(device)  # type: ignore[arg-type]
+        predictions = model(frames[:, :C], config.horizon)[:, -config.horizon :].float().clamp(0, 1)
+        ours += float((predictions - frames[:, C:]).square().sum((2, 3, 4)).mean())
+        copied += float(copying_errors(frames, C).mean())
+    return number, ours / number, copied / number

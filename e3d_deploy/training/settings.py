@@ -1,0 +1,195 @@
+"""Settings that determine a run, kept in its folder, and what a resumed run takes of them."""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.files import sha256, write_file
+
+SETTINGS, COMMAND, STATE = "config.json", "command.json", "last.ckpt"
+"""Files of a run folder: settings that determine its results, the command that began it, and its last state."""
+
+
+def settings_of(
+    model: ModelConfig,
+    config: TrainConfig,
+    data: Sequence[tuple[str, float]],
+    valid: str | None,
+    initial: Path | None,
+    digits: Path | None,
+    time_limit_s: float | None,
+) -> dict[str, Any]:
+    """Return the settings that determine a run's results, as JSON values."""
+
+    def named(path: Path | None) -> dict[str, Any] | None:
+        return None if path is None else {"name": path.name, "sha256": _hash(path)}
+
+    settings = {
+        "model": model.to_dict(),
+        "train": config.to_dict(),
+        "data": list(data),
+        "valid": valid,
+        "initial": named(initial),
+        "digits": named(digits),
+        "time_limit_s": time_limit_s if config.schedule_by == "time" else None,
+    }
+    return json.loads(json.dumps(settings))  # type: ignore[no-any-return]
+
+
+FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
+"""Settings that a resumed run may have otherwise than it was begun with."""
+
+
+def as_begun(run: Path, config: TrainConfig) -> TrainConfig:
+    """Return the settings that a run goes on with: without a burn-in if it is older than that setting."""
+    try:
+        known = "burn_in" in json.loads((run / SETTINGS).read_text())["train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return config  # is damaged, which `check_resumable` tells
+    # Another value was asked for, and is refused there.
+    return config if known or config.burn_in != TrainConfig.burn_in else replace(config, burn_in=0)
+
+
+def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool = False) -> bool:
+    """Compare the settings of a run with those to go on with; return True if the run is finished.
+
+    Args:
+        same_weights: the initial weights are those of the run; its state replaces them.
+    """
+    # Fields that hold their default are left out of files.
+    defaults = {one.name: one.default for one in fields(TrainConfig)}
+    settings = {**settings, "train": {**defaults, **settings["train"]}}
+    try:
+        stored = json.loads((run / SETTINGS).read_text())
+        stored = {"digits": None, **stored, "time_limit_s": settings["time_limit_s"]}
+        # A run without a setting had its default, but for the burn-in, which there was not.
+        stored["train"] = {**defaults, "burn_in": 0, **stored["train"]}
+        if same_weights:
+            stored["initial"] = settings["initial"]
+        state = torch.load(run / STATE, map_location="cpu", weights_only=True, mmap=True)
+        done, limit_s = int(state["global_step"]) >= settings["train"]["steps"], settings["time_limit_s"]
+        if limit_s is not None and stored["train"]["schedule_by"] == "time":
+            done = done or float(state["callbacks"]["Keeper"]["elapsed_s"]) >= limit_s
+        one_cycle = stored["train"]["schedule"] == "onecycle" and stored["train"]["schedule_by"] == "steps"
+        for name in FREE_TO_CHANGE:
+            if not (one_cycle and name == "steps"):  # PyTorch's OneCycleLR ends where it was told to
+                stored["train"][name] = settings["train"][name]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
+    _check_known(run, stored["train"])
+    if stored != settings:
+        changed = [
+            name
+            for part in ("model", "train")
+            for name, value in settings[part].items()
+            if stored.get(part, {}).get(name) != value
+        ]
+        changed += [part for part in ("data", "valid", "initial", "digits") if stored.get(part) != settings[part]]
+        raise ConfigError(f"{run}: was begun with other options ({', '.join(changed)}); give the same, or a new folder")
+    return bool(done)
+
+
+def _hash(initial: Path) -> str | None:
+    """Return the SHA-256 of a file; None for a TensorFlow checkpoint, which is several files."""
+    return sha256(initial) if initial.is_file() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Command that a run was begun with, as far as its settings do not tell."""
+
+    folder: Path | None = None
+    """Working folder, which relative names of sources are looked for in where they are not here; None: unknown."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options by their names, JSON values."""
+
+    def write(self, run: Path) -> None:
+        """Write it into a run folder."""
+        entries = {"folder": None if self.folder is None else str(self.folder), "options": dict(self.options)}
+        write_file(run / COMMAND, (json.dumps(entries, indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, run: Path) -> "Command":
+        """Return the command of a run; nothing is known of one that an older version began.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        try:
+            entries = json.loads((run / COMMAND).read_text())
+            folder = None if entries["folder"] is None else Path(entries["folder"])
+            return cls(folder=folder, options=dict(entries["options"]))
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{run / COMMAND}: is damaged ({error}); delete it, and give --digits, --parts and the like again"
+            ) from error
+
+    def located(self, source: str) -> str:
+        """Return the name of a source, below the folder of the command if it is there and not here."""
+        if self.folder is None or os.path.exists(source):
+            return source
+        for parts in ([source], source.split(",")):  # two files of Moving MNIST are joined by a comma
+            names = [os.path.join(self.folder, part) for part in parts]
+            if all(map(os.path.exists, names)):
+                return ",".join(names)
+        return source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Settings that a run was begun with."""
+
+    model: ModelConfig
+    train: TrainConfig
+    data: tuple[tuple[str, float], ...]
+    valid: str | None
+    digits: str | None
+    """Name of the file of digits."""
+    time_limit_s: float | None
+    """Time limit that the schedules follow (seconds)."""
+
+    @classmethod
+    def read(cls, run: Path) -> "Begun":
+        """Return the settings of a run that can be resumed.
+
+        Raises:
+            ConfigError: there is none, or one of a newer version.
+            CheckpointError: its file is damaged.
+        """
+        if not (run / STATE).exists():
+            raise ConfigError(f"{run}: nothing to resume, {STATE} is not there; train without --resume")
+        try:
+            stored = json.loads((run / SETTINGS).read_text())
+            train = {"burn_in": 0, **stored["train"]}  # which older versions did not have
+            _check_known(run, train)
+            return cls(
+                model=ModelConfig.from_dict(stored["model"]),
+                train=TrainConfig(**train),
+                data=tuple((str(text), float(share)) for text, share in stored["data"]),
+                valid=stored["valid"],
+                digits=(stored.get("digits") or {}).get("name"),
+                time_limit_s=stored.get("time_limit_s"),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise CheckpointError(
+                f"{run}: cannot be resumed, its {STATE} or {SETTINGS} is damaged ({error})"
+            ) from error
+
+
+def _check_known(run: Path, train: Mapping[str, Any]) -> None:
+    if unknown := sorted(set(train) - {one.name for one in fields(TrainConfig)}):
+        raise ConfigError(
+            f"{run}: {SETTINGS}: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one"
+        )

@@ -1,0 +1,97 @@
+"""Remarks on a run that is going on: plain lines where no terminal shows a bar, and a warning of long ones."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from e3d_deploy.config import TrainConfig
+from e3d_deploy.progress import Notify, duration
+from e3d_deploy.training.pace import Pace
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 30.0
+"""Time between two lines (seconds)."""
+SETTLED_S = 5.0
+"""Time of steps after the first one that an estimate needs (seconds); at least one step."""
+DAY_S = 86_400.0
+"""Duration of a run above which it is warned of (seconds)."""
+
+
+def takes_bar(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
+    """Return True for a terminal that can show a bar, and may."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") not in ("dumb", "unknown")
+
+
+class Telling(Callback):
+    """Tells how a run goes: a line at the first step, the last one and every 30 seconds between.
+
+    Args:
+        say: takes the lines; None: there are none, as a bar is shown or nothing is wanted.
+        clock: monotonic (seconds).
+    """
+
+    def __init__(
+        self, config: TrainConfig, pace: Pace, say: Notify | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.config, self.pace, self.say, self.clock = config, pace, say, clock
+        self.began = self.told = (0, 0.0)
+        """Step and time at the start of this run, and at the last line."""
+        self.warm: tuple[int, float] | None = None
+        """Step and time after the first step, which may compile and so tells nothing about others."""
+        self.settled = False
+        """The duration of the run was estimated, and warned of where it is long."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = self.told = (trainer.global_step, self.clock())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.config.accumulate or not trainer.is_global_zero:
+            return
+        step, now = trainer.global_step, self.clock()
+        first = self.warm is None
+        if self.warm is None:
+            self.warm = (step, now)
+        elif not self.settled and now - self.warm[1] >= SETTLED_S:
+            self.settled = True
+            self._warn_of_days(step, now, on_cpu=pl_module.device.type == "cpu")
+        if self.say is not None and (first or step == self.config.steps or now - self.told[1] >= EVERY_S):
+            self.say(self._line(step, now, float(trainer.callback_metrics["train_loss"])))
+            self.told = (step, now)
+
+    def step_s(self, step: int, now: float) -> float:
+        """Return the mean duration of a step so far (seconds)."""
+        since = self.began if self.warm is None or step == self.warm[0] else self.warm
+        return (now - since[1]) / max(1, step - since[0])
+
+    def _left_s(self, step: int, now: float) -> float:
+        """Return the time that is left, by the steps and by the time limit."""
+        left = (self.config.steps - step) * self.step_s(step, now)
+        if self.pace.limit_s is None:
+            return left
+        return max(0.0, min(left, self.pace.limit_s - self.pace.elapsed_s))
+
+    def _line(self, step: int, now: float, loss: float) -> str:
+        done, since = step - self.told[0], now - self.told[1]
+        rate = done * self.config.batch_size / since if since > 0 else 0.0
+        of = f"step {step}" if self.pace.by_time else f"step {step} of {self.config.steps}"
+        return f"{of}: loss {loss:.4g}, {rate:.3g} sequences/s, {duration(self._left_s(step, now))} left"
+
+    def _warn_of_days(self, step: int, now: float, *, on_cpu: bool) -> None:
+        left = self._left_s(step, now)
+        if left > DAY_S:
+            log.warning(
+                "at %.3g s a step the remaining %d steps take %s; end the run when you like by Ctrl-C or "
+                "--time-limit MINUTES, or begin a smaller one with --preset tiny or small%s",
+                self.step_s(step, now),
+                self.config.steps - step,
+                duration(left),
+                ", or train on a GPU" if on_cpu else "",
+            )
