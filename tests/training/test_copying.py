@@ -1,0 +1,100 @@
+"""Verdict at the end of a run: whether the model beats copying the last frame."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from e3d_deploy import checkpoint, metrics, plots
+from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.data.datasets import MovingMNIST, evaluation_data
+from e3d_deploy.data.form import Form
+from e3d_deploy.training.copying import Comparison, copying_errors, measure
+from e3d_deploy.training.train import Machine, train
+
+MODEL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3)
+TRAINING = TrainConfig(context_length=2, horizon=2, steps=2, batch_size=2, validate_every=2, validation_clips=3)
+QUIET = Machine(progress=False, measure_decay=False)
+ERRORS = 1e-4  # relative; measured 2e-7
+
+FOUND = Comparison(step=10, clips=64, mse=100.0, copying_mse=200.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (
+            FOUND,
+            "the model beats copying the last frame: squared error 100 a frame against 200, on 64 validation clips",
+        ),
+        (replace(FOUND, mse=196.0), "the model barely beats copying the last frame: squared error 196 a frame"),
+        (replace(FOUND, mse=200.0), "the model does not beat copying the last frame: squared error 200 a frame"),
+        (replace(FOUND, mse=300.0), "on 64 validation clips; train longer, with --l1-weight 0 in a short run, or"),
+        (replace(FOUND, copying_mse=0.0), "the validation clips do not move, so that nothing beats copying"),
+        (replace(FOUND, clips=1), "on 1 validation clip, which proves little"),
+        (replace(FOUND, held_out=False), "clips, which are not held out: the model has seen them"),
+    ],
+)
+def test_the_verdict_is_in_words(found: Comparison, verdict: str) -> None:
+    assert verdict in found.verdict
+
+
+def test_copying_is_compared_with_each_predicted_frame() -> None:
+    frames = torch.rand(2, 5, 1, 8, 8)
+    copies = frames[:, 2:3].expand(-1, 2, -1, -1, -1)
+    expected = metrics.mse(copies.numpy(), frames[:, 3:].numpy())
+    assert copying_errors(frames, 3).numpy() == pytest.approx(expected, rel=ERRORS)
+
+
+@pytest.mark.parametrize("validate_every", [2, 100])
+def test_a_run_ends_with_the_verdict_of_its_model(tmp_path: Path, validate_every: int) -> None:
+    """By its last validation, or measured on as many clips as a short run allows."""
+    said: list[str] = []
+    config = replace(TRAINING, validate_every=validate_every)
+    path = train(MODEL, config, tmp_path / "run", machine=QUIET, progress=said.append)
+    entries = json.loads((tmp_path / "run/result.json").read_text())
+    count = 3 if validate_every == 2 else 1
+    form = Form(image_size=(32, 32), channels=1)
+    clips = evaluation_data("moving-mnist", form, split="valid", length=4, most=3)
+    frames = torch.stack([clips[index] for index in range(count)])
+    forecast = checkpoint.load(path)(frames[:, :2], 2)[:, -2:].detach().clamp(0, 1)
+    copies = frames[:, 1:2].expand(-1, 2, -1, -1, -1)
+    assert entries["mse"] == pytest.approx(metrics.mse(forecast.numpy(), frames[:, 2:].numpy()).mean(), rel=ERRORS)
+    expected = metrics.mse(copies.numpy(), frames[:, 2:].numpy()).mean()
+    assert entries["copying_mse"] == pytest.approx(expected, rel=ERRORS)
+    assert (entries["step"], entries["clips"], entries["held_out"]) == (2, count, True)
+    assert said == [entries["verdict"]]
+
+
+def test_no_more_clips_are_measured_than_the_run_allows(tmp_path: Path) -> None:
+    from e3d_deploy.model import E3DLSTM
+
+    checkpoint.save(E3DLSTM(MODEL), tmp_path / "m.safetensors")
+    clips = torch.utils.data.Subset(MovingMNIST("valid", length=4, image_size=(32, 32)), range(5))
+    cpu = torch.device("cpu")
+    counts = [measure(tmp_path / "m.safetensors", clips, TRAINING, steps=n, device=cpu)[0] for n in (1, 10, 1000)]
+    assert counts == [1, 3, 5]  # a twentieth of three times two clips a step
+
+
+def test_files_left_out_are_told_at_the_end(tmp_path: Path) -> None:
+    for number in range(6):
+        folder = tmp_path / "clips" / f"{number}"
+        folder.mkdir(parents=True)
+        for t in range(6):
+            Image.fromarray(np.full((32, 32), 20 * t + number, np.uint8)).save(folder / f"{t}.png")
+        (folder / "5.png").write_bytes(b"damaged")
+    said: list[str] = []
+    data = [(str(tmp_path / "clips"), 1.0)]
+    train(MODEL, TRAINING, tmp_path / "run", data=data, skip_bad=True, machine=QUIET, progress=said.append)
+    skipped = json.loads((tmp_path / "run/result.json").read_text())["skipped"]
+    assert len(skipped) >= 4
+    assert said[-1].startswith(f"left out of the data, as they cannot be read: {len(skipped)} files (")

@@ -1,0 +1,78 @@
+"""Duration of a run, estimated from timed passes, and the size that suits a machine."""
+
+from typing import Any
+
+import pytest
+
+from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.training import estimate
+from e3d_deploy.training.estimate import Plan, fitting_patch, step_s, suitable
+
+MODEL = ModelConfig(image_size=(16, 16), patch_size=8, hidden=(4,), kernel_size=3)
+TRAINING = TrainConfig(context_length=2, horizon=2, batch_size=2)
+FORM: dict[str, Any] = {"image_size": (64, 64), "channels": 1}
+
+
+@pytest.mark.parametrize(
+    ("image_size", "at_most", "patch"),
+    [
+        ((64, 64), 8, 8),
+        ((64, 64), 4, 4),
+        ((28, 28), 8, 7),
+        ((60, 80), 8, 5),
+        ((1080, 1920), 8, 60),
+        ((512, 512), 8, 16),
+        ((101, 103), 8, None),
+    ],
+)
+def test_a_patch_divides_the_frame_into_few(image_size: tuple[int, int], at_most: int, patch: int | None) -> None:
+    assert fitting_patch(image_size, at_most=at_most) == patch
+
+
+@pytest.mark.parametrize("times", [(0.01, 0.3), (1.0, 99.0)], ids=["whole steps", "a part"])
+def test_a_step_is_timed_whole_or_from_a_part(monkeypatch: pytest.MonkeyPatch, times: tuple[float, float]) -> None:
+    part_s, whole_s = times
+    asked: list[tuple[int, int, int]] = []
+
+    def time(_: Any, __: Any, *, frames: int, batch: int, history: int) -> float:
+        asked.append((frames, batch, history))
+        return part_s if (frames, batch) == (2, 1) else whole_s
+
+    monkeypatch.setattr(estimate, "_pass_s", time)
+    config = TrainConfig(batch_size=4)
+    found = step_s(MODEL, config)
+    assert asked[0] == (2, 1, 9)  # half of the 19 frames that a clip of 20 is computed from
+    assert found == (whole_s if part_s < 1 else part_s / 2 * 19 * 4)
+    assert ((19, 4, 1) in asked) is (part_s < 1)
+
+
+def test_a_real_step_is_timed() -> None:
+    assert 0 < step_s(MODEL, TRAINING) < 5
+
+
+@pytest.mark.parametrize(
+    ("step", "plan", "arguments"),
+    [
+        (0.001, ("full", 80_000), ("--preset", "full")),
+        (1.0, ("small", 5000), ("--preset", "small")),
+        (10.0, ("tiny", 500), ("--preset", "tiny")),
+        (72.0, ("tiny", 200), ("--preset", "tiny", "--steps", "200")),
+    ],
+)
+def test_the_largest_preset_that_ends_within_hours_is_suggested(
+    monkeypatch: pytest.MonkeyPatch, step: float, plan: tuple[str, int], arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(estimate, "step_s", lambda *_: step)
+    found = suitable(**FORM)
+    assert found is not None
+    assert (found.preset, found.steps) == plan
+    assert found.arguments == arguments
+    assert found.duration_s <= estimate.LONGEST_S
+
+
+def test_a_suggestion_names_a_patch_that_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "step_s", lambda *_: 10.0)
+    found = suitable(image_size=(60, 80), channels=3)
+    assert found == Plan(preset="tiny", patch_size=5, steps=500, step_s=10.0)
+    assert found.arguments == ("--preset", "tiny", "--patch-size", "5")
+    assert suitable(image_size=(101, 103), channels=1) is None

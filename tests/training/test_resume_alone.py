@@ -1,0 +1,211 @@
+"""`e3d train -o RUN --resume`: everything comes from the run folder, and only what differs is refused."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from e3d_deploy import checkpoint, plots
+from e3d_deploy.cli import main
+from e3d_deploy.config import ModelConfig, TrainConfig
+from e3d_deploy.errors import CheckpointError
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.training.callbacks import Interrupted
+from e3d_deploy.training.module import Learner
+from e3d_deploy.training.settings import Begun, Command
+from e3d_deploy.training.train import Machine, train
+
+MODEL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3)
+TRAINING = TrainConfig(context_length=2, horizon=1, steps=1, batch_size=1, validation_clips=1)
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with clips and a run of one step on them, begun there by the command line, with a share of the name."""
+    folder = tmp_path_factory.mktemp("begun")
+    clips = np.random.default_rng(0).integers(0, 256, (4, 6, 16, 16), np.uint8)
+    np.save(folder / "clips.npy", clips)
+    model = checkpoint_of(folder / "start.safetensors")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        e3d_train(
+            "-o", "run", "--data", "clips.npy", "--preset", "tiny", "--image-size", "16x16", "--hidden", 4,
+            "--context", 2, "--horizon", 1, "--steps", 1, "--batch-size", 1, "--validation-clips", 1,
+            "--fit", "crop", "--init", model, "--parts", "out", "--no-decay",
+        )  # fmt: skip
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def checkpoint_of(path: Path) -> Path:
+    checkpoint.save(E3DLSTM(ModelConfig(image_size=(16, 16), patch_size=8, hidden=(4,))), path)
+    return path
+
+
+def e3d_train(*options: object, code: int = 0) -> str:
+    done = CliRunner().invoke(main, ["train", *map(str, options)])
+    assert done.exit_code == code, done.stderr
+    return done.stderr
+
+
+def steps_done(run: Path) -> int:
+    return int(torch.load(run / "last.ckpt", weights_only=True)["global_step"])
+
+
+@pytest.fixture
+def begun(done: Path, tmp_path: Path) -> Path:
+    shutil.copytree(done, tmp_path / "begun")
+    return tmp_path / "begun"
+
+
+def test_a_run_goes_on_from_its_folder_alone(begun: Path) -> None:
+    """From another working folder, with clips, initial weights, fit and parts as at the start."""
+    e3d_train("-o", begun / "run", "--resume", "--steps", 2)
+    assert steps_done(begun / "run") == 2
+    settings = json.loads((begun / "run/config.json").read_text())
+    assert settings["train"]["fit"] == "crop"
+    assert checkpoint.read_card(begun / "run/model.safetensors").fit == "crop"
+
+
+def test_where_parts_are_written_is_kept(done: Path) -> None:
+    assert Command.read(done / "run").options["parts"] == str(done / "out")
+    assert [path.suffix for path in (done / "out").iterdir()] == [".safetensors"]
+
+
+def test_options_that_agree_may_be_given(begun: Path) -> None:
+    options = ["--preset", "tiny", "--hidden", "4", "--fit", "crop", "--data", "clips.npy", "--recipe", "modern"]
+    e3d_train("-o", begun / "run", "--resume", *options, "--devices", 1, "--workers", 0)
+    assert steps_done(begun / "run") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--fit", "pad"], "fit"),
+        (["--hidden", "8"], "hidden"),
+        (["--learning-rate", "0.1"], "learning_rate"),
+        (["--data", "moving-mnist"], "data"),
+        (["--valid-data", "moving-mnist"], "valid"),
+        (["--recipe", "google"], "recipe"),
+        (["--preset", "small"], "hidden, batch_size"),
+    ],
+)
+def test_options_that_differ_are_refused(done: Path, options: list[str], names: str) -> None:
+    said = e3d_train("-o", done / "run", "--resume", *options, code=2)
+    assert f"was begun with other options ({names}); give the same, or a new folder" in said
+
+
+def test_a_run_of_an_older_version_needs_no_options_either(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no command.json, and so no folder in which to look for its clips."""
+    (begun / "run/command.json").unlink()
+    monkeypatch.chdir(begun)
+    e3d_train("-o", "run", "--resume", "--steps", 2, "--no-decay")
+    assert steps_done(begun / "run") == 2
+
+
+def test_digits_without_a_place_are_asked_for(begun: Path) -> None:
+    settings = json.loads((begun / "run/config.json").read_text())
+    settings["digits"] = {"name": "mine.npz", "sha256": "0" * 64}
+    (begun / "run/config.json").write_text(json.dumps(settings))
+    said = e3d_train("-o", begun / "run", "--resume", code=2)
+    assert "was begun with --digits mine.npz, whose place is not known; give --digits again" in said
+
+
+def test_nothing_to_resume_is_exit_2(tmp_path: Path) -> None:
+    assert "nothing to resume, last.ckpt is not there" in e3d_train("-o", tmp_path / "no", "--resume", code=2)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"folder": 1, "options": {}}'])
+def test_a_damaged_command_is_named(begun: Path, content: str) -> None:
+    (begun / "run/command.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"command\.json: is damaged .*; delete it, and give"):
+        Command.read(begun / "run")
+
+
+def test_settings_of_a_run_are_read_as_they_were_written(done: Path) -> None:
+    begun = Begun.read(done / "run")
+    assert (begun.model.hidden, begun.train.fit, begun.train.steps) == ((4,), "crop", 1)
+    assert (begun.data, begun.valid, begun.digits) == ((("clips.npy", 1.0),), None, None)
+
+
+def test_sources_are_looked_for_where_the_run_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "begun").mkdir()
+    for name in ("a.npz", "b.npz"):
+        (tmp_path / "begun" / name).touch()
+    command = Command(folder=tmp_path / "begun")
+    monkeypatch.chdir(tmp_path)
+    assert command.located("a.npz") == str(tmp_path / "begun/a.npz")
+    assert command.located("a.npz,b.npz") == f"{tmp_path}/begun/a.npz,{tmp_path}/begun/b.npz"
+    assert command.located("moving-mnist") == "moving-mnist"
+    (tmp_path / "a.npz").touch()
+    assert command.located("a.npz") == "a.npz"
+    assert Command().located("b.npz") == "b.npz"
+
+
+# Signals
+
+
+def raise_in_the_first_step(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    step = Learner.training_step
+
+    def interrupted(self: Learner, frames: Tensor, batch_idx: int) -> Tensor:
+        os.kill(os.getpid(), number)
+        return step(self, frames, batch_idx)
+
+    monkeypatch.setattr(Learner, "training_step", interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_is_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    raise_in_the_first_step(monkeypatch, number)
+    options = ["--preset", "tiny", "--image-size", "32x32", "--hidden", 4, "--context", 2, "--horizon", 1]
+    said = e3d_train("-o", tmp_path / "run", *options, code=128 + number)
+    assert f"next: e3d train -o {tmp_path}/run --resume\ninterrupted\n" in said
+    assert steps_done(tmp_path / "run") == 1
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raise_in_the_first_step(monkeypatch, signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        train(MODEL, TRAINING, tmp_path / "run", machine=Machine(progress=False, measure_decay=False))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert steps_done(tmp_path / "run") == 1
+
+
+def test_a_hangup_raises_what_tells_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raise_in_the_first_step(monkeypatch, signal.SIGHUP)
+    with pytest.raises(Interrupted) as caught:
+        train(MODEL, replace(TRAINING, steps=2), tmp_path / "run", machine=Machine(progress=False))
+    assert caught.value.number == signal.SIGHUP
+
+
+# Leftovers
+
+
+def test_what_a_killed_run_left_half_written_goes_when_the_run_goes_on(begun: Path) -> None:
+    left = [begun / "run" / ".last.ckpt.abc.partial", begun / "run/previews" / ".step_000001.png.abc.partial"]
+    for folder in left:
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").write_bytes(b"half")
+    e3d_train("-o", begun / "run", "--resume", "--steps", 2)
+    assert not any(folder.exists() for folder in left)

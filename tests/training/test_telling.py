@@ -1,0 +1,101 @@
+"""Lines of a run that nobody watches, the warning of one that takes days, and where a bar is shown."""
+
+import io
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from e3d_deploy.config import TrainConfig
+from e3d_deploy.progress import duration
+from e3d_deploy.training.pace import Pace
+from e3d_deploy.training.telling import Telling, takes_bar
+from tests.tools import Clock
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Run:
+    """A trainer and a module, as far as `Telling` asks them."""
+
+    is_global_zero = True
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.global_step = 0
+        self.callback_metrics: dict[str, Tensor] = {"train_loss": torch.tensor(0.25)}
+
+
+def lines_of(
+    config: TrainConfig, step_s: float, *, limit_s: float | None = None, steps: int | None = None
+) -> list[str]:
+    """Return the lines of a run whose steps take so long."""
+    clock, said = Clock(), list[str]()
+    pace = Pace(config, limit_s=limit_s, clock=clock)
+    telling, run = Telling(config, pace, said.append, clock=clock), Run()
+    anything: Any = run
+    telling.on_train_start(anything, anything)
+    for batch in range((steps or config.steps) * config.accumulate):
+        clock.now += step_s / config.accumulate
+        run.global_step = (batch + 1) // config.accumulate
+        telling.on_train_batch_end(anything, anything, {}, torch.zeros(1), batch)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_a_bar_needs_a_terminal_that_can_and_may(environment: dict[str, str], expected: bool) -> None:
+    assert takes_bar(Terminal(), environment) is expected
+    assert not takes_bar(io.StringIO(), environment)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_lines_come_at_the_first_step_the_last_and_every_half_minute(accumulate: int) -> None:
+    said = lines_of(TrainConfig(steps=50, batch_size=4, accumulate=accumulate), 2.0)
+    assert said == [
+        "step 1 of 50: loss 0.25, 2 sequences/s, 98 s left",
+        "step 16 of 50: loss 0.25, 2 sequences/s, 68 s left",
+        "step 31 of 50: loss 0.25, 2 sequences/s, 38 s left",
+        "step 46 of 50: loss 0.25, 2 sequences/s, 8 s left",
+        "step 50 of 50: loss 0.25, 2 sequences/s, 0 s left",
+    ]
+    assert all(line.isascii() for line in said)
+
+
+def test_a_time_limit_is_what_is_left() -> None:
+    assert lines_of(TrainConfig(steps=50), 2.0, limit_s=60.0, steps=1)[0].endswith("58 s left")
+    by_time = TrainConfig(steps=50_000, schedule_by="time")
+    assert lines_of(by_time, 2.0, limit_s=600.0, steps=1) == ["step 1: loss 0.25, 2 sequences/s, 10 min left"]
+
+
+def test_a_run_of_days_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    lines_of(TrainConfig(steps=80_000), 10.0, steps=5)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert caplog.messages == [
+        "at 10 s a step the remaining 79998 steps take 9.26 days; end the run when you like by Ctrl-C or --time-limit "
+        "MINUTES, or begin a smaller one with --preset tiny or small, or train on a GPU"
+    ]
+
+
+def test_a_run_of_hours_or_one_that_a_limit_ends_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    lines_of(TrainConfig(steps=8000), 10.0, steps=5)
+    lines_of(TrainConfig(steps=80_000), 10.0, steps=5, limit_s=3600.0)
+    assert caplog.messages == []
+
+
+def test_times_are_told_in_units_that_are_read_at_a_glance() -> None:
+    times = [0.2, 45.4, 99.4, 100, 90 * 60, 100 * 60, 86_000, 86_400, 20 * 86_400]
+    expected = ["0 s", "45 s", "99 s", "2 min", "90 min", "1 h 40 min", "23 h 53 min", "1 days", "20 days"]
+    assert [duration(one) for one in times] == expected
