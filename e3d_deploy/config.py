@@ -371,7 +371,7 @@ switched off there."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden": (16, 16), "patch_size": 8, "steps": 500, "batch_size": 4},
-    "small": {"hidden": (32, 32, 32), "patch_size": 8, "steps": 5000, "batch_size": 4},
+    "small": {"hidden": (32, 32, 32), "patch_size": 8, "steps": 3000, "batch_size": 4},
     "full": {},
 }
 """Sizes of network and run by name, as fields of `ModelConfig` and `TrainConfig`; `full` is the defaults and those of

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -388,26 +388,29 @@ class Samples(Callback):
 
 
 class _Lasting:
-    """Standard error that outlives its terminal, which SIGHUP takes away while training saves."""
+    """A stream that outlives its terminal, which SIGHUP takes away while training saves."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
 
     @property
     def encoding(self) -> str:
-        return sys.stderr.encoding or "ascii"
+        return self.stream.encoding or "ascii"
 
     def write(self, text: str) -> int:
         with suppress(OSError):
-            sys.stderr.write(text)
+            self.stream.write(text)
         return len(text)
 
     def flush(self) -> None:
         with suppress(OSError):
-            sys.stderr.flush()
+            self.stream.flush()
 
     def isatty(self) -> bool:
-        return sys.stderr.isatty()
+        return self.stream.isatty()
 
     def fileno(self) -> int:
-        return sys.stderr.fileno()
+        return self.stream.fileno()
 
 
 class Bar(RichProgressBar):
@@ -417,7 +420,8 @@ class Bar(RichProgressBar):
     """
 
     def __init__(self, batches: float) -> None:
-        super().__init__(console_kwargs={"file": _Lasting()})
+        # Not looked up at each write: rich puts a stream that writes to the bar's console in the place of stderr.
+        super().__init__(console_kwargs={"file": _Lasting(sys.stderr)})
         self.batches = batches
         self.updated = -math.inf
 
