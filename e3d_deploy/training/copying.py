@@ -53,7 +53,7 @@ class Comparison:
         numbers = f"squared error {self.mse:.4g} a frame against {self.copying_mse:.4g}, on {self.clips} validation "
         numbers += "clip" if self.clips == 1 else "clips"
         if not self.held_out:
-            numbers += ", which are not held out: the model has seen them"
+            numbers += ", none held out: the model was trained on them too"
         elif self.clips < FEW:
             numbers += ", which proves little"
         if self.beats_copying:
