@@ -255,7 +255,7 @@ def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
             _check_same(bundle, read_manifest(bundle.path))
             reports = {**_reports(bundle), report["backend"]: dict(report)}
             text = json.dumps({"bundle": bundle.digest, "reports": reports}, indent=2, allow_nan=False) + "\n"
-            write_file(bundle.path / VERIFICATION, text.encode())
+            replace_file(bundle.path / VERIFICATION, text.encode())
     except (OSError, BundleError) as error:
         log.warning("the report is not recorded beside the manifest (%s)", error)
 
