@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import traceback
+from typing import Any
 
 import click
 
@@ -36,7 +37,8 @@ from e3d_deploy.commands import (
     verify,
 )
 from e3d_deploy.commands._process import as_guest, exit_code, say, terminable
-from e3d_deploy.errors import BackendUnavailable, E3DError, ResourceLimit
+from e3d_deploy.commands._streams import lasting
+from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, ResourceLimit
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Train, or import weights": (data.data, train.train, join.join, import_.import_),
@@ -46,6 +48,25 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Look, compare, carry": (inspect.inspect, diff.diff, pack.pack, unpack.unpack, doctor.doctor),
 }
 """Commands by task, as `e3d --help` and the README list them."""
+
+NOT_PRINTED = "the result was not printed whole, and files that the command wrote stand; print it where there is room"
+REMEDIES = {
+    errno.ENOENT: (ConfigError.exit_code, "give the path of a file or folder that is there"),
+    errno.ENOTDIR: (ConfigError.exit_code, "give a path whose folders are folders"),
+    errno.EISDIR: (ConfigError.exit_code, "give the name of a file"),
+    errno.ENAMETOOLONG: (ConfigError.exit_code, "give a shorter name"),
+    errno.ELOOP: (ConfigError.exit_code, "give a path that is no link to itself"),
+    errno.EACCES: (ConfigError.exit_code, "change its permissions or those of its folders, or give another path"),
+    errno.EPERM: (ConfigError.exit_code, "change its permissions or those of its folders, or give another path"),
+    errno.EROFS: (ConfigError.exit_code, "give a path on a disk that can be written"),
+    errno.ENOSPC: (ResourceLimit.exit_code, "make room, or write to another disk"),
+    errno.EDQUOT: (ResourceLimit.exit_code, "make room, or write to another disk"),
+    errno.EFBIG: (ResourceLimit.exit_code, "raise the limit on the size of files (`ulimit -f`), or write elsewhere"),
+    errno.EMFILE: (ResourceLimit.exit_code, "raise the limit on open files (`ulimit -n`)"),
+    errno.ENFILE: (ResourceLimit.exit_code, "close other programs, or raise the system's limit on open files"),
+    errno.EIO: (1, "check the disk or device, or copy the file from another place"),
+}
+"""Exit code and remedy by error number of the system."""
 
 
 class Commands(click.Group):
@@ -67,6 +88,21 @@ class Commands(click.Group):
             for remark in remarks:
                 click.echo(remark, err=True)
         return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run a command; what it did stands when its output cannot be printed."""
+        with lasting() as out:
+            try:
+                result = super().main(*args, **extra)
+            except SystemExit as end:
+                out.flush()
+                if out.lost is None or out.lost.errno == errno.EPIPE or end.code:
+                    raise  # the reader had enough, or the command ends with an error of its own
+                click.echo(f"Error: stdout: {out.lost.strerror}; {NOT_PRINTED}", err=True)
+                raise SystemExit(system_error(out.lost)[1]) from out.lost
+            if out.lost is not None and out.lost.errno != errno.EPIPE:
+                raise out.lost
+            return result
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -105,9 +141,19 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(clear(error), ResourceLimit):
         return (f"out of memory ({said}); take a smaller batch or model", ResourceLimit.exit_code)
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return (f"{error.filename or 'file'}: {error.strerror or error}", ResourceLimit.exit_code if full else 1)
+        return system_error(error)
     return (f"unexpected {type(error).__name__}: {said}; `e3d --debug …` shows where", 1)
+
+
+def system_error(error: OSError) -> tuple[str, int]:
+    """Return the line and exit code of an error of the operating system."""
+    code, remedy = REMEDIES.get(error.errno or 0, (1, "see whether it can be read and written, and try again"))
+    name = error.filename
+    if isinstance(name, int):
+        name = f"descriptor {name}"
+    elif isinstance(name, bytes):
+        name = os.fsdecode(name)
+    return f"{name or 'a file or device'}: {error.strerror or error}; {remedy}", code
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

@@ -3,12 +3,15 @@
 import json
 import os
 import shlex
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -17,23 +20,77 @@ from e3d_deploy.errors import E3DError, QualityError
 from e3d_deploy.json_values import json_values
 from e3d_deploy.progress import Notify
 
-SAID_EVERY_S = 10.0
-"""Time between two lines of progress where stderr is no terminal (s)."""
+GAP, FOLDED, NARROWEST = 2, 24, 20
+"""Characters between columns; the least that a column is folded to, and a terminal is taken to have."""
+INTERVAL_S = 10.0
+"""Least time between two lines of progress where they stay, in a log or on a terminal that cannot erase (s)."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
-    """A table on stdout; the first `left` columns are left aligned, the others right."""
+    """Print a table on stdout; the first `left` columns are left aligned, the others right.
+
+    A terminal that is too narrow gets it with the last column folded, where that is text, else as a block of
+    lines a record. A pipe or a file gets the whole width.
+    """
+    with randomness_kept():
+        from rich.cells import cell_len
+
+    records = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *records, strict=True)]
+    room, others = _terminal_width(), sum(widths[:-1]) + GAP * (len(widths) - 1)
+    foldable = left >= len(columns) or len(columns) == 2
+    if room is None or others + widths[-1] <= room:
+        _print_table(columns, records, left=left, width=others + widths[-1])
+    elif foldable and others + FOLDED <= room:
+        _print_table(columns, records, left=len(columns), width=room)
+    else:
+        _print_records(columns, records, width=room)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, width: int) -> None:
     with randomness_kept():
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
     shown = Table(box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    for number, column in enumerate(columns, 1):
+        last = number == len(columns)
+        shown.add_column(Text(column), justify="left" if number <= left else "right", overflow="fold", no_wrap=not last)
     for row in rows:
-        shown.add_row(*(Text(str(cell)) for cell in row))
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(shown)
+        shown.add_row(*map(Text, row))
+    Console(highlight=False, width=max(width, 1), force_terminal=is_coloured(sys.stdout)).print(shown)
+
+
+def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> None:
+    """Print a block of lines for each row, a line for each field that is not empty, with its name."""
+    label = min(max(map(len, columns)), width // 2)
+    for number, row in enumerate(rows):
+        if number:
+            click.echo()
+        for column, cell in zip(columns, row, strict=True):
+            if cell:
+                names = textwrap.wrap(column, label) or [""]
+                lines = textwrap.wrap(cell, width - label - GAP) or [""]
+                for name, line in zip_longest(names, lines, fillvalue=""):
+                    click.echo(f"{name:<{label + GAP}}{line}".rstrip())
+
+
+def _terminal_width() -> int | None:
+    """Return the width of the terminal that stdout is; None where it is none."""
+    return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else None
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Return True if a stream takes colours: a terminal that is not dumb, unless NO_COLOR or FORCE_COLOR decide."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return os.environ.get("FORCE_COLOR", "0") not in ("", "0") or is_animated(stream)
+
+
+def is_animated(stream: TextIO) -> bool:
+    """Return True if lines on a stream can be erased: on a terminal that is not dumb."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def as_json(value: Mapping[str, Any]) -> None:
@@ -49,7 +106,7 @@ def verdict(passed: bool, text: str, *, remedy: str = "", failure: type[E3DError
         remedy: what to do about a failure, printed on the same line.
         failure: error whose exit code a failed check ends with.
     """
-    click.secho("PASS " if passed else "FAIL ", fg="green" if passed else "red", nl=False, err=True)
+    _first_word("PASS" if passed else "FAIL", "green" if passed else "red")
     click.echo(text if passed or not remedy else f"{text}; {remedy}", err=True)
     if not passed:
         raise click.exceptions.Exit(failure.exit_code)
@@ -57,8 +114,12 @@ def verdict(passed: bool, text: str, *, remedy: str = "", failure: type[E3DError
 
 def warn(text: str) -> None:
     """Print a verdict on stderr that is neither passed nor failed: the command did not prove something."""
-    click.secho("WARN ", fg="yellow", nl=False, err=True)
+    _first_word("WARN", "yellow")
     click.echo(text, err=True)
+
+
+def _first_word(word: str, colour: str) -> None:
+    click.secho(f"{word} ", fg=colour, nl=False, err=True, color=is_coloured(sys.stderr))
 
 
 def next_command(*words: object, how: str = "") -> None:
@@ -68,30 +129,32 @@ def next_command(*words: object, how: str = "") -> None:
 
 @contextmanager
 def working(text: str) -> Iterator[Notify]:
-    """A line on stderr that shows what is going on, and goes away after it; else a line now and then."""
-    with randomness_kept():
-        from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    """Show on stderr what is going on, in a line that goes away after it; in plain lines where they stay."""
+    if not is_animated(sys.stderr):
         click.echo(text, err=True)
         yield _now_and_then(text)
         return
-    with console.status(text) as status:
-        yield lambda phase: status.update(f"{text}: {phase}")
+    with randomness_kept():
+        from rich.console import Console
+        from rich.text import Text
+
+    console = Console(stderr=True, force_terminal=True, no_color=not is_coloured(sys.stderr))
+    spinner = "dots" if (console.encoding or "").startswith("utf") else "line"
+    with console.status(Text(text), spinner=spinner) as status:
+        yield lambda phase: status.update(Text(f"{text}: {phase}"))
 
 
 def _now_and_then(text: str) -> Notify:
-    """Return what prints a line if the last one was printed some time ago."""
-    said = time.monotonic()
+    """Print a phase as a line if the last line was printed a while ago."""
+    last = time.monotonic()
 
-    def notify(phase: str) -> None:
-        nonlocal said
-        if time.monotonic() - said >= SAID_EVERY_S:
-            said = time.monotonic()
+    def show(phase: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= INTERVAL_S:
+            last = time.monotonic()
             click.echo(f"{text}: {phase}", err=True)
 
-    return notify
+    return show
 
 
 def megabytes(count: int) -> str:

@@ -1,0 +1,154 @@
+"""Standard output and error of a command, which print whatever the locale is, and lose no work when they break."""
+
+import codecs
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any, TextIO
+
+PLAIN = {
+    "×": "x",
+    "·": "-",
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "Δ": "d",
+    "‖": "|",
+    "≤": "<=",
+    "≥": ">=",
+    "±": "+-",
+    "…": "...",
+    "→": "->",
+    "µ": "u",
+    "’": "'",
+}
+"""Forms in ASCII of characters that messages and tables use; those of tables keep the width where they can."""
+READABLE, EXACT = "e3d_deploy.readable", "e3d_deploy.exact"
+"""Names of two ways to encode what an encoding lacks: for a person to read, and with the bytes of file names kept."""
+LENIENT = ("strict", "surrogateescape", "backslashreplace")
+"""Ways that Python chooses by itself; another one is a user's choice in PYTHONIOENCODING, and stays."""
+
+
+def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    plain = PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode()
+    return plain, error.start + 1
+
+
+def _exact(error: UnicodeError) -> tuple[str | bytes, int]:
+    if isinstance(error, UnicodeEncodeError) and "\udc80" <= error.object[error.start] <= "\udcff":
+        return bytes([ord(error.object[error.start]) - 0xDC00]), error.start + 1
+    return _readable(error)
+
+
+codecs.register_error(READABLE, _readable)
+codecs.register_error(EXACT, _exact)
+
+
+class Output:
+    """A text stream that goes on without an error when nobody can be written to any more.
+
+    It has no `buffer`, by which click would go past an encoding of ASCII and write UTF-8.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+        """First error of writing; everything after it was discarded."""
+
+    def write(self, text: str) -> int:
+        """Write text; after an error, discard it."""
+        if not isinstance(text, str):
+            raise TypeError(f"got {type(text).__name__}, expected text")
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream; after an error, do nothing."""
+        self._do(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def _do(self, act: Callable[[], object]) -> None:
+        if self.lost is None:
+            try:
+                act()
+            except OSError as error:
+                self.lost = error
+                with suppress(OSError, ValueError):
+                    _drain(self._stream)
+
+
+def _drain(stream: TextIO) -> None:
+    """Empty the buffer of a stream that cannot be written, on which Python would fail once more at its end."""
+    descriptor = stream.fileno()
+    kept = os.dup(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, descriptor)
+        stream.flush()
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextmanager
+def lasting() -> Iterator[Output]:
+    """Give standard output; while the block runs, it and standard error survive what breaks them.
+
+    A closed one leads nowhere: the next file to be opened would have its descriptor, and what a library prints would go
+    into that file.
+    """
+    before = sys.stdout, sys.stderr
+    if None in (sys.stdin, *before):
+        _fill_descriptors()
+    with ExitStack() as stack:
+        out, err = (
+            Output(stack.enter_context(_encoding_all(stream, errors)))
+            for stream, errors in zip(before, (EXACT, READABLE), strict=True)
+        )
+        sys.stdout, sys.stderr = out, err
+        try:
+            yield out
+        finally:
+            out.flush()
+            err.flush()
+            if sys.stdout is out:
+                sys.stdout = before[0]
+            if sys.stderr is err:
+                sys.stderr = before[1]
+
+
+def _fill_descriptors() -> None:
+    """Open the null device on those of the first three descriptors that are closed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+@contextmanager
+def _encoding_all(stream: TextIO | None, errors: str) -> Iterator[TextIO]:
+    """Let a stream encode every character while the block runs; give the null device in place of a closed one."""
+    if stream is None or stream.closed:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield nowhere
+        return
+    before = stream.errors if isinstance(stream, TextIOWrapper) else None
+    if before not in LENIENT:
+        yield stream
+        return
+    assert isinstance(stream, TextIOWrapper)
+    stream.reconfigure(errors=errors)
+    try:
+        yield stream
+    finally:
+        with suppress(OSError, ValueError):
+            stream.reconfigure(errors=before)
