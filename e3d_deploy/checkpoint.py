@@ -1,6 +1,7 @@
 """A trained model on disk: one .safetensors file with config and card as metadata, without pickles."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import save as serialize
 
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import (
@@ -23,6 +24,7 @@ from e3d_deploy.tensors import (
     read_header,
     read_tensors,
     tensors_of,
+    without_number,
 )
 
 WIDENED = (torch.float16, torch.bfloat16)
@@ -75,9 +77,10 @@ def load(path: str | Path) -> E3DLSTM:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; give a model made by `e3d train`") from error
+        raise CheckpointMissing(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); give a model made by `e3d train`") from error
+        found = "is a folder" if os.path.isdir(path) else f"not a safetensors file ({without_number(error)})"
+        raise CheckpointError(f"{path}: {found}; give a model made by `e3d train`") from error
     return _model(path, metadata, weights)
 
 

@@ -5,7 +5,9 @@ E3DError
 ├── ShapeError           a picture, frame or clip of the wrong form         exit 2
 ├── ClipError            a clip or video that cannot be read                exit 2
 ├── CheckpointError      a model file that is not one                       exit 5
+│   └── CheckpointMissing    the path of a model file that is not there     exit 2
 ├── BundleError          a bundle that is damaged, foreign or too new       exit 5
+│   └── BundleMissing        the path of a bundle that is not there         exit 2
 ├── TrainingError        a loss or a weight that is no finite number        exit 1
 ├── ExportError          a graph could not be made                          exit 1
 ├── EngineError          an engine could not be built, or does not run      exit 1
@@ -50,10 +52,22 @@ class CheckpointError(E3DError):
     exit_code = 5
 
 
+class CheckpointMissing(CheckpointError):
+    """The path of a model file that is not there."""
+
+    exit_code = 2
+
+
 class BundleError(E3DError):
     """A bundle that is damaged, incomplete, or of a newer schema."""
 
     exit_code = 5
+
+
+class BundleMissing(BundleError):
+    """The path of a bundle, or of its archive, that is not there."""
+
+    exit_code = 2
 
 
 class TrainingError(E3DError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.tensors import KEY, read_tensors
 
@@ -139,7 +139,9 @@ def find_parts(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.glob(PATTERN)) if path.is_dir() else [path]
         if not path.exists():
-            raise CheckpointError(f"{path}: no such file or folder; give the folder that `e3d train --parts` wrote to")
+            raise CheckpointMissing(
+                f"{path}: no such file or folder; give the folder that `e3d train --parts` wrote to"
+            )
         if not inside:
             raise CheckpointError(f"{path}: has no {PATTERN}; give the folder that `e3d train --parts` wrote to")
         for part in inside:

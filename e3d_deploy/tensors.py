@@ -4,6 +4,7 @@ A file is the length of its header in 8 bytes, the header in JSON, and the bytes
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 
 KEY = "e3d_deploy"
 """Key of a model's only metadata entry; safetensors would write several in any order, and the bytes would differ."""
@@ -40,9 +41,16 @@ def read_tensors(
         read_header(path)  # an empty file cannot be mapped
         return tensors_of(np.memmap(path, np.uint8, "r"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; {remedy}") from error
-    except DAMAGED as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); {remedy}") from error
+        raise CheckpointMissing(f"{path}: no such file; {remedy}") from error
+    except (IsADirectoryError, *DAMAGED) as error:
+        found = "is a folder" if path.is_dir() else f"not a safetensors file ({without_number(error)})"
+        raise CheckpointError(f"{path}: {found}; {remedy}") from error
+
+
+def without_number(error: Exception) -> str:
+    """Return what an error says, without the number that the system gives it and the name of the file."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return re.sub(r" ?\(os error \d+\)", "", text)
 
 
 def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from e3d_deploy.errors import BundleError
+from e3d_deploy.errors import BundleError, BundleMissing
 
 MOST_ENTRIES, LONGEST_NAME = 1000, 200
 MOST_BYTES = 2_000_000_000
@@ -43,8 +43,10 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfil
     Raises:
         BundleError: it is none, or damaged, which may also show when an entry is read within the block.
     """
+    if not path.exists():
+        raise BundleMissing(f"{path}: no such file; give an archive that `e3d pack` wrote")
     if not path.is_file():
-        raise BundleError(f"{path}: no such file; give an archive that `e3d pack` wrote")
+        raise BundleError(f"{path}: is no regular file; give an archive that `e3d pack` wrote")
     try:
         with path.open("rb") as file:
             start = _check_end(file, path)

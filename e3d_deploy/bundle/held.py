@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e3d_deploy.errors import BundleError
+from e3d_deploy.errors import BundleError, BundleMissing
 from e3d_deploy.tensors import Content
 
 FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -113,7 +113,10 @@ def open_folder(path: Path) -> Iterator[Folder]:
         BundleError: there is none, or it cannot be opened.
     """
     if not os.path.isdir(path):  # which takes names that are too long, or that no file can have
-        raise BundleError(f"{path}: no such bundle; give the folder that `e3d export MODEL -o NAME.e3d` made")
+        remedy = "give the folder that `e3d export MODEL -o NAME.e3d` made"
+        if os.path.exists(path):
+            raise BundleError(f"{path}: is a file, and a bundle is a folder; {remedy}")
+        raise BundleMissing(f"{path}: no such bundle; {remedy}")
     if os.open not in os.supports_dir_fd:
         yield Folder(path, None)
         return

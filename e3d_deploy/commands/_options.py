@@ -1,6 +1,8 @@
 """Options that several commands take, and values that they are written as."""
 
+import errno
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,28 @@ import click
 
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 
-PATH = click.Path(path_type=Path)
+MOST_FRAMES = 10_000
+"""Longest context, horizon or rollout that a command takes, and oldest state (frames)."""
+
+
+class _Path(click.Path):
+    """A path that the system can look up, and can read if it is there and not the output."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; let errors of the system become the command's own."""
+        text = os.fspath(value)
+        if not text:
+            self.fail("got an empty text; give a path.", param, ctx)
+        try:
+            os.stat(text)
+        except (FileNotFoundError, NotADirectoryError):
+            return super().convert(value, param, ctx)
+        if not (param is not None and "--output" in param.opts) and not os.access(text, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), text)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path, readable=False)
 BUNDLE = click.argument("bundle", type=PATH)
 BUNDLE_OR_MODEL = click.argument("model", metavar="BUNDLE_OR_MODEL", type=PATH)
 BUNDLE_OUTPUT = click.option(
@@ -33,14 +56,37 @@ BACKEND = click.option(
     "--backend", default="auto", cls=_BackendOption, write=lambda: f"auto, or one of {', '.join(BACKENDS)}."
 )
 PROFILED = click.option("--backend", default=RECOMMENDED, cls=_BackendOption, write=lambda: f"{profiled()}.")
-THREADS = click.option("--threads", type=click.IntRange(min=1), help="Threads within a step.")
+
+
+class Count(click.IntRange):
+    """A whole number up to a limit, beyond which the work would not end or not fit."""
+
+    def __init__(self, most: int, *, least: int = 1) -> None:
+        super().__init__(min=least, max=most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number, or say what is expected."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"got {value}, expected a whole number from {self.min} to {self.max:,}.", param, ctx)
+
+
+def threads_here(_: click.Context, __: click.Parameter, count: int | None) -> int | None:
+    """Check a number of threads against the machine's cores."""
+    from e3d_deploy.runtime.backends.registry import check_threads
+
+    return None if count is None else check_threads(count)
+
+
+THREADS = click.option("--threads", type=click.IntRange(min=1), callback=threads_here, help="Threads within a step.")
 CONTEXT = click.option(
     "--context",
     "context_length",
-    type=click.IntRange(min=1),
+    type=Count(MOST_FRAMES),
     help="Frames to look at; else those of the bundle or of training, or 10.",
 )
-HORIZON = click.option("--horizon", type=click.IntRange(min=1), help="Frames to predict; likewise.")
+HORIZON = click.option("--horizon", type=Count(MOST_FRAMES), help="Frames to predict; likewise.")
 EVERY = click.option("--every", type=int, metavar="N", help="Take every N-th frame of the source.")
 RESAMPLE = click.option(
     "--resample",
@@ -96,12 +142,18 @@ def names(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def counts(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """`1,2,4` as integers from 1 on."""
-    found = numbers(context, parameter, text)
-    if found is not None and min(found) < 1:
-        raise click.BadParameter(f"{text!r} holds a number below 1")
-    return found
+def counts(most: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """Return what reads `1,2,4` as integers from 1 to `most`."""
+
+    def read(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        found = numbers(context, parameter, text)
+        if found is not None and min(found) < 1:
+            raise click.BadParameter(f"{text!r} holds a number below 1")
+        if found is not None and max(found) > most:
+            raise click.BadParameter(f"{text!r} holds a number above {most:,}; give smaller ones")
+        return found
+
+    return read
 
 
 def milliseconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:

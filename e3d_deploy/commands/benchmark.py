@@ -8,7 +8,7 @@ import click
 
 from e3d_deploy.commands._benchmark_tables import baseline_remarks, benchmark_table, streams_table
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Finite, counts, json_option, milliseconds, names
+from e3d_deploy.commands._options import BUNDLE, PATH, THREADS, Count, Finite, counts, json_option, milliseconds, names
 from e3d_deploy.commands._output import as_json, check_picture, verdict, warn, working
 from e3d_deploy.files import write_file
 
@@ -31,15 +31,18 @@ FPS, TOLERANCE = 30.0, 0.1
 @THREADS
 @click.option(
     "--seconds",
-    type=Finite(min=0, min_open=True),
+    type=Finite(min=0, max=3600, min_open=True),
     default=1.0,
     help="Length of a block; each backend runs --repeats of them and the warm-up.",
 )
-@click.option("--repeats", type=click.IntRange(min=5), default=5, help="Blocks of each backend, in turn.")
-@click.option("--streams", callback=counts, help="Numbers of streams such as 1,2,4: the time of a round of each.")
+@click.option("--repeats", type=Count(1000, least=5), default=5, help="Blocks of each backend, in turn.")
+@click.option("--streams", callback=counts(1024), help="Numbers of streams such as 1,2,4: the time of a round of each.")
 @click.option("--target-p99", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
 @click.option(
-    "--fps", type=Finite(min=0, min_open=True), help="Frames a second of each such stream.", show_default=str(FPS)
+    "--fps",
+    type=Finite(min=0, max=100_000, min_open=True),
+    help="Frames a second of each such stream.",
+    show_default=str(FPS),
 )
 @click.option("--memory/--no-memory", default=True, help="Peak memory, of a process for each backend.")
 @click.option("--baseline", type=PATH, help="What an earlier run printed with --json: exit 3 when slower now.")

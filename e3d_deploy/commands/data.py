@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from e3d_deploy.commands._options import LAYOUT, PATH, SKIP_BAD, json_option, numbers
+from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, SKIP_BAD, Count, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
 from e3d_deploy.files import write_file
 from e3d_deploy.libraries import is_importable
@@ -24,8 +24,8 @@ def data() -> None:
 @data.command("inspect")
 @click.argument("source_", metavar="SOURCE")
 @click.option("--image-size", default="64x64", callback=numbers, help="Height x width that the model takes, pixels.")
-@click.option("--channels", type=click.IntRange(min=1), default=1, help="Colours of a frame.")
-@click.option("--length", type=click.IntRange(min=1), default=20, help="Frames of a window, context and horizon.")
+@click.option("--channels", type=Count(1024), default=1, help="Colours of a frame.")
+@click.option("--length", type=Count(MOST_FRAMES), default=20, help="Frames of a window, context and horizon.")
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Which one to look into.")
 @click.option("--picture", type=PATH, help="Draw windows of the split into this PNG.")
 @LAYOUT

@@ -14,10 +14,12 @@ from e3d_deploy.commands._options import (
     EVERY,
     HORIZON,
     LAYOUT,
+    MOST_FRAMES,
     PATH,
     RESAMPLE,
     SKIP_BAD,
     THREADS,
+    Count,
     counts,
     json_option,
     names,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 @LAYOUT
 @BACKEND
 @THREADS
-@click.option("--most", type=click.IntRange(min=1), help="Clips to take; else all, or 100 where they are generated.")
+@click.option("--most", type=Count(1_000_000), help="Clips to take; else all, or 100 where they are generated.")
 @click.option(
     "--convention",
     type=click.Choice(["both", "openstl", "original"]),
@@ -59,10 +61,14 @@ if TYPE_CHECKING:
     help="Whose way to measure; docs/metrics.md tells them apart.",
 )
 @click.option("-o", "--output", type=PATH, help="New folder for report, table, plots and samples.")
-@click.option("--samples", type=click.IntRange(min=0), default=4, help="Clips to write as pictures into the folder.")
+@click.option(
+    "--samples", type=Count(MOST_FRAMES, least=0), default=4, help="Clips to write as pictures into the folder."
+)
 @click.option("--lpips", "lpips_weights", type=PATH, help="Weights of LPIPS, to measure it too; nothing is downloaded.")
 @click.option("--streaming", is_flag=True, help="Measure by the age of a stream's state instead; docs/metrics.md.")
-@click.option("--ages", callback=counts, metavar="1,2,…", help="With --streaming: ages of the state (frames).")
+@click.option(
+    "--ages", callback=counts(MOST_FRAMES), metavar="1,2,…", help="With --streaming: ages of the state (frames)."
+)
 @click.option(
     "--renewals",
     default="none,refresh:2,replay",
@@ -74,9 +80,9 @@ if TYPE_CHECKING:
 @click.option("--record", is_flag=True, help="With --streaming: keep the result in the model file or bundle.")
 @SKIP_BAD
 @click.option("--image-size", callback=numbers, help="Of a checkpoint of others, as for `e3d import`.")
-@click.option("--patch-size", type=int, help="The same.")
-@click.option("--channels", type=int, help="The same.")
-@click.option("--history-length", type=click.IntRange(min=1), help="The same.")
+@click.option("--patch-size", type=Count(1024), help="The same.")
+@click.option("--channels", type=Count(1024), help="The same.")
+@click.option("--history-length", type=Count(MOST_FRAMES), help="The same.")
 @json_option("Everything as JSON.")
 def evaluate(
     model: Path,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE, PROFILED, THREADS, json_option
+from e3d_deploy.commands._options import BUNDLE, MOST_FRAMES, PROFILED, THREADS, Count, json_option
 from e3d_deploy.commands._output import as_json, table, working
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @BUNDLE
 @PROFILED
 @THREADS
-@click.option("--steps", type=click.IntRange(min=1), default=20, help="Steps to time, with a full history.")
+@click.option("--steps", type=Count(MOST_FRAMES), default=20, help="Steps to time, with a full history.")
 @click.option("--top", type=click.IntRange(min=1), default=10, help="Rows of each table.")
 @click.option("--roofline/--no-roofline", default=True, help="Measure what this machine can do at most.")
 @json_option("All nodes and types, with the environment, as JSON.")

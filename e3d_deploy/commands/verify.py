@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, PATH, THREADS, json_option
+from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, MOST_FRAMES, PATH, THREADS, Count, json_option
 from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
 from e3d_deploy.files import write_file
 from e3d_deploy.policies import PICTURE_RANGE
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--clip", type=PATH, help="Another clip than the reference; needs PyTorch.")
 @LAYOUT
-@click.option("--steps", type=click.IntRange(min=1), help="Go on for so many, to see the drift grow; needs PyTorch.")
+@click.option("--steps", type=Count(MOST_FRAMES), help="Go on for so many, to see the drift grow; needs PyTorch.")
 @THREADS
 @click.option("--picture", type=PATH, help="Draw the drift into this PNG.")
 @json_option("The report as JSON.")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from e3d_deploy.errors import CheckpointError, ShapeError
+from e3d_deploy.errors import CheckpointError, CheckpointMissing, ShapeError
 from e3d_deploy.evaluation.conventions import Convention, Measure, clipped
 from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; give LPIPS weights that you have") from error
+        raise CheckpointMissing(f"{path}: no such file; give LPIPS weights that you have") from error
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(f"{path}: not a file of tensors; give .safetensors, or what torch.save wrote") from error
     expected: dict[str, tuple[int, ...]] = {}

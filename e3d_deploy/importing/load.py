@@ -6,7 +6,7 @@ from typing import Literal
 
 from e3d_deploy.card import Card
 from e3d_deploy.config import Fit
-from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 from e3d_deploy.importing import google, openstl
 from e3d_deploy.importing.fit import Finding, Imported, fit_model, window_of
 
@@ -110,7 +110,7 @@ def _check_file(path: Path) -> None:
         CheckpointError: it is not.
     """
     if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint, neither {path.name} nor {path.name}.index is there")
+        raise CheckpointMissing(f"{path}: no such checkpoint, neither {path.name} nor {path.name}.index is there")
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index")
     if not openstl.is_readable(path):

@@ -8,6 +8,9 @@ from typing import Any
 from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.results import SCHEMA, Comparison, Ratio
 
+MOST_BYTES = 64_000_000
+"""Longest file that is read; results have some thousand bytes, and a video or a device may have no end."""
+
 
 def read_baseline(path: Path) -> dict[str, Any]:
     """Read a result of `e3d benchmark --json` from a file.
@@ -16,19 +19,39 @@ def read_baseline(path: Path) -> dict[str, Any]:
         ConfigError: no such file.
         BenchmarkError: not a result of `e3d benchmark --json`, or of another schema.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give a file that `e3d benchmark BUNDLE --json` printed")
     try:
-        found = json.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; make one with `e3d benchmark BUNDLE --json > {path}`") from error
+    try:
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES / 1e6:.0f} MB")
+        found = json.loads(content)
         schema = found["schema"]
         conditions(found)
         medians(found)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"{path}: no such file; make one with `e3d benchmark BUNDLE --json > {path}`") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BenchmarkError(f"{path}: not a result of `e3d benchmark --json` ({error!r}); make it again") from error
+        raise BenchmarkError(
+            f"{path}: not a result of `e3d benchmark --json` ({_problem(error)}); make it again"
+        ) from error
     if schema != SCHEMA:
         raise BenchmarkError(f"{path}: schema {schema!r}, this version compares {SCHEMA}; make it again")
     result: dict[str, Any] = found
     return result
+
+
+def _problem(error: Exception) -> str:
+    """Return what is wrong with a file, without its content."""
+    if isinstance(error, UnicodeDecodeError):
+        return "binary, not text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error}"
+    if isinstance(error, KeyError):
+        return f"without {error}"
+    return str(error).partition("\n")[0] if isinstance(error, ValueError) else "JSON of another form"
 
 
 def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float) -> Comparison:

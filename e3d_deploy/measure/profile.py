@@ -11,6 +11,7 @@ from e3d_deploy.measure.environment import environment
 from e3d_deploy.measure.profilers import trace
 from e3d_deploy.measure.roofline import Roofline, measure
 from e3d_deploy.runtime.backends.protocol import NodeTime
+from e3d_deploy.runtime.backends.registry import check_threads
 from e3d_deploy.runtime.backends.specs import find
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ def profile(
         BackendUnavailable: the backend's library is not installed, or tells nothing about nodes here.
         ConfigError: no backend has this name.
     """
+    threads = check_threads(threads)
     traced = trace(bundle, backend, threads=threads, steps=steps)
     costs, missing = _costs(bundle, backend) if roofline else ([], "not asked for")
     limits = measure(threads) if costs else None

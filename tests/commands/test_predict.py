@@ -99,7 +99,7 @@ def test_a_horizon_that_no_memory_holds_is_refused(command: str, exported: Path,
 def test_long_work_shows_how_far_it_is(
     exported: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_output, "SAID_EVERY_S", 0.0)
+    monkeypatch.setattr(_output, "INTERVAL_S", 0.0)
     _, said = predicted(exported, video, tmp_path / "o.npz", "--horizon", 3)
     lines = [line for line in said.splitlines() if ": frame " in line]
     assert [line.split(": ")[1].split(",")[0] for line in lines] == [f"frame {n} of 6" for n in range(1, 7)]

@@ -1,5 +1,6 @@
 """Opens backends by name; each is imported when it is asked for, as its library may be absent."""
 
+import os
 from typing import Any
 
 from e3d_deploy.bundle.folder import REFERENCE, Bundle
@@ -11,8 +12,8 @@ from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.spec import BackendSpec, Opener
 from e3d_deploy.runtime.backends.specs import check_runs, find
 
-MOST_THREADS = 1024
-"""Larger numbers are almost certainly a typo, and libraries would start that many threads."""
+MOST_THREADS = max(16, 4 * (os.cpu_count() or 1))
+"""Larger numbers are almost certainly a typo: libraries start that many threads, which take turns and do not end."""
 
 
 def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:
@@ -56,7 +57,10 @@ def check_threads(threads: Any) -> int | None:
         return None
     count = check_count("threads", threads)
     if count > MOST_THREADS:
-        raise ConfigError(f"threads: got more than {MOST_THREADS}; give as many as the processor has cores, or None")
+        raise ConfigError(
+            f"threads: got more than {MOST_THREADS}, the most on this machine; give as many as the processor has "
+            f"cores ({os.cpu_count()}), or leave it out"
+        )
     return count
 
 
