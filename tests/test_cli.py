@@ -325,7 +325,7 @@ def test_pack_and_unpack(bundle_path: Path, tmp_path: Path) -> None:
     e3d("unpack", archive, "-o", output, "--overwrite")
     (tmp_path / "text.zip").write_text("not an archive")
     assert "text.zip: no archive" in failing("unpack", tmp_path / "text.zip", "-o", tmp_path / "x.e3d", code=5)
-    assert "no such file" in failing("unpack", tmp_path / "absent.zip", "-o", tmp_path / "x.e3d", code=5)
+    assert "no such file" in failing("unpack", tmp_path / "absent.zip", "-o", tmp_path / "x.e3d", code=2)
     assert "a folder, not an archive" in failing("unpack", bundle_path, "-o", tmp_path / "x.e3d", code=2)
     assert not (tmp_path / "x.e3d").exists()
 
@@ -387,7 +387,7 @@ def test_what_nobody_expected_is_one_line_and_a_traceback_only_with_debug(
 
 
 def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
-    result = e3d("--debug", "inspect", tmp_path / "absent.e3d", code=5)
+    result = e3d("--debug", "inspect", tmp_path / "absent.e3d", code=2)
     assert "BundleError" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: ")
 

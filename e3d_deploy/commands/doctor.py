@@ -35,6 +35,7 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
     table(
         ["library", "version", "gives", "get it by"],
         [(one["library"], one["version"] or "–", one["gives"], one["get"] or "") for one in found["libraries"]],
+        left=4,
     )
     click.echo(f"contacts: {found['contacts']}")
     click.echo(f"cache: {found['cache']}")
@@ -46,6 +47,7 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
                 (one["backend"], "–" if one["step_ms"] is None else f"{one['step_ms']:.2f}", one["reason"])
                 for one in found["choice"]["tried"]
             ],
+            left=3,
         )
         click.echo(f"auto takes {found['choice']['backend']} for {bundle}")
     for warning in found["warnings"]:

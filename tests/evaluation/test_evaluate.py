@@ -287,7 +287,7 @@ def test_what_cannot_be_evaluated_leaves_nothing(
     assert "16, 32" in failing("--data", tmp_path / "wide.npz")
     assert "absent" in failing("--data", tmp_path / "absent.npz")
     assert "tensorrt" in failing("--data", clips_path, "--backend", "tensorrt", code=4)
-    assert "absent.safetensors" in failing("--data", clips_path, "--lpips", tmp_path / "absent.safetensors", code=5)
+    assert "absent.safetensors" in failing("--data", clips_path, "--lpips", tmp_path / "absent.safetensors", code=2)
     step = OnnxRuntimeBackend.step
 
     def broken(self: OnnxRuntimeBackend, *arguments: Any) -> Any:

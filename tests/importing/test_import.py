@@ -385,7 +385,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "list.pth": "holds a list, expected tensors by name",
         "number.pth": "epoch is a int, expected a tensor",
     }.items():
-        assert message in e3d("import", tmp_path / name, "-o", tmp_path / "m.safetensors", code=5).stderr
+        code = 2 if name == "none.ckpt" else 5
+        assert message in e3d("import", tmp_path / name, "-o", tmp_path / "m.safetensors", code=code).stderr
     assert "no TensorFlow checkpoint" in e3d("import", PLAIN, "--from", "google", "-o", tmp_path / "m", code=5).stderr
     assert "a folder" in e3d("import", RELEASED, "--from", "openstl", "-o", tmp_path / "m", code=5).stderr
 

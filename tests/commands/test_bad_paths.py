@@ -1,0 +1,195 @@
+"""Paths and numbers that cannot work are refused before any work, in one sentence that names them."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from e3d_deploy import checkpoint
+from e3d_deploy.cli import explain
+from e3d_deploy.errors import BundleError, BundleMissing, CheckpointError, CheckpointMissing
+from e3d_deploy.measure.profile import profile
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends.registry import MOST_THREADS
+from tests.tools import e3d
+
+PLACES = {
+    "predict": "{path} {video} -o {new}",
+    "predict INPUT": "{bundle} {path} -o {new}",
+    "stream": "{path} {video}",
+    "stream SOURCE": "{bundle} {path}",
+    "export": "{path} -o {new}",
+    "import": "{path} -o {new}",
+    "verify": "{path}",
+    "verify --clip": "{bundle} --clip {path}",
+    "evaluate": "{path} --data {video}",
+    "evaluate --data": "{bundle} --data {path}",
+    "evaluate --lpips": "{bundle} --data {video} --lpips {path}",
+    "benchmark": "{path}",
+    "benchmark --baseline": "{bundle} --baseline {path}",
+    "profile": "{path}",
+    "inspect": "{path}",
+    "diff": "{path} {bundle}",
+    "diff B": "{bundle} {path}",
+    "pack": "{path} -o {new}",
+    "unpack": "{path} -o {new}",
+    "join": "{path} -o {new}",
+    "doctor": "--bundle {path}",
+    "data inspect": "{path}",
+    "cache ls": "--cache {path}",
+    "cache rm": "--all --cache {path}",
+    "cache verify": "--cache {path}",
+    "build": "{path} --target tensorrt",
+    "refit": "{path} --from {bundle} --target tensorrt",
+    "refit --from": "{bundle} --from {path} --target tensorrt",
+}
+"""Arguments of every command that takes a path to read, by the command and the place of the path."""
+BY_TYPE = [place for place in PLACES if "cache" not in place and "data" not in place]
+"""Places whose paths are looked up before the command runs."""
+
+
+def last_line(place: str, path: str, bundle: Path, folder: Path, *, code: int = 2) -> str:
+    """Run a command with a path in a place, and return its error."""
+    names = {"path": path, "bundle": str(bundle), "video": str(folder / "video.mp4"), "new": str(folder / "new")}
+    command = [word for word in place.split() if word.islower() and not word.startswith("-")]
+    arguments = [part.format(**names) for part in PLACES[place].split()]
+    result = e3d(*command, *arguments, code=code)
+    line = result.stderr.splitlines()[-1]
+    assert "unexpected" not in line
+    assert not os.path.exists(names["new"])
+    return line
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_path_that_is_not_there_ends_with_2(place: str, exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "absent.npz"
+    assert str(path) in last_line(place, str(path), exported / "tiny.e3d", tmp_path)
+
+
+@pytest.mark.parametrize("place", BY_TYPE)
+def test_a_name_that_cannot_be_looked_up_ends_with_2(place: str, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    bundle = exported / "tiny.e3d"
+    assert "no link to itself" in last_line(place, str(tmp_path / "loop"), bundle, tmp_path)
+    assert "give a shorter name" in last_line(place, str(tmp_path / ("n" * 300)), bundle, tmp_path)
+
+
+def test_an_empty_path_is_refused() -> None:
+    assert "'BUNDLE_OR_MODEL': got an empty text; give a path." in e3d("inspect", "", code=2).stderr
+    assert "'BUNDLE_OR_MODEL': got an empty text; give a path." in e3d("evaluate", "", code=2).stderr
+
+
+def test_a_file_that_may_not_be_read_is_named_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret.safetensors"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
+    line = e3d("inspect", path, code=2).stderr.splitlines()[-1]
+    assert line == (
+        f"Error: {path}: Permission denied; change its permissions or those of its folders, or give another path"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOENT, 2),
+        (errno.EISDIR, 2),
+        (errno.ENOTDIR, 2),
+        (errno.EACCES, 2),
+        (errno.EPERM, 2),
+        (errno.EROFS, 2),
+        (errno.ENOSPC, 7),
+        (errno.EDQUOT, 7),
+        (errno.EFBIG, 7),
+        (errno.EMFILE, 7),
+        (errno.EIO, 1),
+        (errno.ENODEV, 1),
+    ],
+)
+def test_errors_of_the_system_have_a_remedy_and_no_number(number: int, code: int) -> None:
+    line, found = explain(OSError(number, os.strerror(number), "clips/one.mp4"))
+    assert found == code
+    assert line.startswith(f"clips/one.mp4: {os.strerror(number)}; ")
+    assert "Errno" not in line
+    assert explain(OSError(number, os.strerror(number), b"one.mp4"))[0].startswith("one.mp4: ")
+    assert explain(OSError(number, os.strerror(number)))[0].startswith("a file or device: ")
+
+
+def test_the_python_api_tells_missing_from_damaged(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleMissing, match="no such bundle"):
+        Bundle.open(tmp_path / "absent.e3d")
+    with pytest.raises(BundleError, match="is a file, and a bundle is a folder") as caught:
+        Bundle.open(exported / "tiny.safetensors")
+    assert caught.value.exit_code == 5
+    with pytest.raises(CheckpointMissing, match="no such file"):
+        checkpoint.load(tmp_path / "absent.safetensors")
+    for read in (checkpoint.load, checkpoint.read_card):
+        with pytest.raises(CheckpointError, match="is a folder; give a model made by `e3d train`") as folder:
+            read(exported / "tiny.e3d")
+        assert folder.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (bytes(range(256)), "binary, not text"),
+        (b"", "not JSON: Expecting value"),
+        (b"loss 0.5", "not JSON: Expecting value"),
+        (b"{}", "without 'schema'"),
+        (b"[1, 2]", "JSON of another form"),
+        (json.dumps({"schema": 1}).encode(), "without 'environment'"),
+        (b"[" * 100_000, "JSON of another form"),
+    ],
+)
+def test_a_baseline_that_is_none_is_refused_in_a_line(
+    content: bytes, said: str, exported: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(content)
+    line = e3d("benchmark", exported / "tiny.e3d", "--baseline", path, code=5).stderr.splitlines()[-1]
+    assert line.startswith(f"Error: {path}: not a result of `e3d benchmark --json` ({said}")
+    assert line.endswith("make it again")
+    assert line.isprintable()
+
+
+def test_a_folder_as_a_baseline_is_refused(exported: Path) -> None:
+    bundle = exported / "tiny.e3d"
+    assert "is a folder; give a file" in e3d("benchmark", bundle, "--baseline", bundle, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit"),
+    [
+        ("predict {bundle} {bundle} -o new.npz --threads 1000", f"threads: got more than {MOST_THREADS}"),
+        ("verify {bundle} --threads 1000", f"threads: got more than {MOST_THREADS}"),
+        ("benchmark {bundle} --threads 100000", f"threads: got more than {MOST_THREADS}"),
+        ("profile {bundle} --threads 100000", f"threads: got more than {MOST_THREADS}"),
+        ("doctor --threads 1000", f"threads: got more than {MOST_THREADS}"),
+        (
+            "predict {bundle} {bundle} -o new.npz --horizon 100000",
+            "got 100000, expected a whole number from 1 to 10,000",
+        ),
+        ("evaluate {bundle} --horizon 100000", "got 100000, expected a whole number from 1 to 10,000"),
+        ("evaluate {bundle} --context 0", "got 0, expected a whole number from 1 to 10,000"),
+        ("evaluate {bundle} --most 10000000", "got 10000000, expected a whole number from 1 to 1,000,000"),
+        ("evaluate {bundle} --samples 100000", "got 100000, expected a whole number from 0 to 1,000"),
+        ("evaluate {bundle} --streaming --ages 4,1000000", "'4,1000000' holds a number above 10,000"),
+        ("verify {bundle} --steps 1000000", "got 1000000, expected a whole number from 1 to 10,000"),
+        ("profile {bundle} --steps 1000000", "got 1000000, expected a whole number from 1 to 10,000"),
+        ("benchmark {bundle} --repeats 1000000", "got 1000000, expected a whole number from 5 to 1,000"),
+        ("benchmark {bundle} --seconds 1000000", "1000000.0 is not in the range 0<x<=3600"),
+        ("benchmark {bundle} --streams 1,1000000", "'1,1000000' holds a number above 1,024"),
+        ("data inspect {bundle} --length 1000000", "got 1000000, expected a whole number from 1 to 10,000"),
+        ("data inspect {bundle} --channels 1000000", "got 1000000, expected a whole number from 1 to 1,024"),
+    ],
+)
+def test_numbers_beyond_reason_are_refused_before_the_work(arguments: str, limit: str, exported: Path) -> None:
+    result = e3d(*(part.format(bundle=exported / "tiny.e3d") for part in arguments.split()), code=2)
+    assert limit in result.stderr
+
+
+def test_profile_refuses_too_many_threads_in_python_too(exported: Path) -> None:
+    with pytest.raises(ValueError, match="threads: got more than"):
+        profile(Bundle.open(exported / "tiny.e3d"), "onnxruntime", threads=100_000)

@@ -1,0 +1,80 @@
+"""Tables fit the terminal, and have their full width in a pipe."""
+
+import sys
+from io import StringIO
+
+import pytest
+
+from e3d_deploy.commands._output import table
+
+COLUMNS = ["backend", "median", "95% CI", "why"]
+ROWS = [
+    ("onnxruntime", "1.20 ms", "1.10–1.30", "agrees with the reference, and is the fastest of all that do"),
+    ("torch", "9.87 ms", "", "the yardstick"),
+]
+
+
+class Shown(StringIO):
+    """Standard output that says whether it is a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, width: int | None, *, left: int) -> list[str]:
+    """Return the lines of the table in a terminal of a width, or a pipe."""
+    out = Shown(width is not None)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", str(width or 40))
+    monkeypatch.setenv("NO_COLOR", "1")
+    table(COLUMNS, ROWS, left=left)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert width is None or max(map(len, lines)) <= width
+    return lines
+
+
+@pytest.mark.parametrize("width", [None, 200])
+def test_a_row_is_a_line_where_there_is_room(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, width, left=4)
+    assert lines[0].split() == ["backend", "median", "95%", "CI", "why"]
+    assert len(lines) == 3
+    assert lines[1].endswith("fastest of all that do")
+
+
+def test_a_pipe_gets_rows_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Shown(False)
+    monkeypatch.setattr(sys, "stdout", out)
+    table(["name", "text"], [["a", "word " * 100 + "end"]])
+    assert len(out.getvalue().splitlines()) == 2
+
+
+def test_a_last_column_of_text_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, 80, left=4)
+    assert lines[1].startswith("onnxruntime  1.20 ms  1.10–1.30  agrees with the reference")
+    assert lines[2].lstrip() in "agrees with the reference, and is the fastest of all that do"
+
+
+@pytest.mark.parametrize(("width", "left"), [(78, 1), (50, 4), (24, 4), (20, 1)])
+def test_a_record_is_a_block_where_there_is_no_room(width: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(monkeypatch, width, left=left)
+    assert lines[0].split() == ["backend", "onnxruntime"]
+    assert lines[1].split() == ["median", "1.20", "ms"]
+    second = lines[lines.index("") + 1 :]
+    assert second[0].split() == ["backend", "torch"]
+    assert not any(line.startswith("95% CI") for line in second)  # it is empty
+    words = " ".join(line[len("backend") :].strip() for line in lines)
+    assert "is the fastest" in words.replace("  ", " ")
+
+
+def test_long_words_and_names_of_columns_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Shown(True)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("COLUMNS", "40")
+    table(["the 10 weights that changed most of all", "b", "c"], [["x" * 90, "1", "2"]])
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "".join(lines).count("x") == 90
