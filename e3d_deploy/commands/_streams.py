@@ -137,7 +137,7 @@ def _fill_descriptors() -> None:
 @contextmanager
 def _encoding_all(stream: TextIO | None, errors: str) -> Iterator[TextIO]:
     """Let a stream encode every character while the block runs; give the null device in place of a closed one."""
-    if stream is None or stream.closed:
+    if stream is None or getattr(stream, "closed", False):
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             yield nowhere
         return
