@@ -29,7 +29,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
     try:
         if len(content) > MOST_BYTES:
             raise ValueError(f"more than {MOST_BYTES / 1e6:.0f} MB")
-        found = json.loads(content)
+        found = json.loads(content.decode())
         schema = found["schema"]
         conditions(found)
         medians(found)
