@@ -74,9 +74,11 @@ class Count(click.IntRange):
 
 def threads_here(_: click.Context, __: click.Parameter, count: int | None) -> int | None:
     """Check a number of threads against the machine's cores."""
+    if count is None:
+        return None
     from e3d_deploy.runtime.backends.registry import check_threads
 
-    return None if count is None else check_threads(count)
+    return check_threads(count)
 
 
 THREADS = click.option("--threads", type=click.IntRange(min=1), callback=threads_here, help="Threads within a step.")
