@@ -16,7 +16,6 @@ from e3d_deploy import frames
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
-from e3d_deploy.data.telling import FEWEST_TO_CALIBRATE, blankness
 from e3d_deploy.errors import BackendUnavailable, ConfigError, ShapeError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import PICTURE_RANGE, Budget
@@ -27,6 +26,7 @@ from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost
 from e3d_deploy.shipped import extracted
+from e3d_deploy.telling import FEWEST_TO_CALIBRATE, blankness
 from e3d_deploy.turns import block, in_turn
 
 log = logging.getLogger(__name__)
