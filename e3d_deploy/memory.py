@@ -23,8 +23,16 @@ def free_memory() -> int | None:
             found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with suppress(OSError, ValueError):
         limit, used = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current"))
-        found.append(max(0, int(limit) - int(used)))
+        found.append(max(0, int(limit) - int(used) + _cached()))
     return min(found, default=None)
+
+
+def _cached() -> int:
+    """Return the size of files that the kernel keeps in a container's memory until somebody needs it (bytes)."""
+    with suppress(OSError, ValueError, KeyError):
+        entries = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        return int(entries["inactive_file"])
+    return 0
 
 
 def check_memory(what: str, needed_bytes: int, remedy: str) -> None:

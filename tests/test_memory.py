@@ -18,6 +18,9 @@ def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pyte
     assert memory.free_memory() == pytest.approx(machine, rel=0.5)
     (tmp_path / "memory.max").write_text("1000000\n")
     assert memory.free_memory() == 700_000
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
+    assert memory.free_memory() == 800_000  # files that are kept are given up for a program
+    (tmp_path / "memory.stat").unlink()
     memory.check_memory("a clip", 500_000, "take a shorter one")
     with pytest.raises(ResourceLimit, match=r"a clip: takes 0\.0 GB of memory, and 0\.0 GB are free here; take a sho"):
         memory.check_memory("a clip", 600_000, "take a shorter one")

@@ -1,6 +1,6 @@
 """Forecasts of clips, frame by frame, and their errors where the source shows what came."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from e3d_deploy.runtime.faults import plain_errors
 from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
+COPIES = 4
+"""Arrays of the size of the forecasts: clip by clip, together, the truth, and in the order of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +39,23 @@ class Forecasts:
     @property
     def mse(self) -> float:
         """Squared error of the frames that came, clipped to [0, 1], summed over a frame; mean over all."""
-        return float(metrics.mse(self.frames[self.known].clip(0, 1), self.truth[self.known]).mean())
+        return self._mean_error(lambda clip, t: self.frames[clip, t].clip(0, 1))
 
     @property
     def copy_mse(self) -> float:
         """Squared error of copying the last frame instead."""
-        copies = np.broadcast_to(self.last[:, None], self.truth.shape)
-        return float(metrics.mse(copies[self.known], self.truth[self.known]).mean())
+        return self._mean_error(lambda clip, _: self.last[clip])
+
+    def _mean_error(self, predicted: Callable[[int, int], Clip]) -> float:
+        """Return the mean squared error of frames that came, taken one by one: copies of all would fill the memory."""
+        places = np.argwhere(self.known).tolist()
+        return float(np.mean([metrics.mse(predicted(clip, t), self.truth[clip, t]) for clip, t in places]))
 
 
 def needed_bytes(predictor: Predictor, clips: int, horizon: int) -> int:
-    """Return the memory that forecasts and truth take (bytes)."""
+    """Return the memory that forecasts and truth take until they are written (bytes)."""
     height, width = predictor.config.image_size
-    return 2 * clips * horizon * predictor.config.channels * height * width * np.dtype(np.float32).itemsize
+    return COPIES * clips * horizon * predictor.config.channels * height * width * np.dtype(np.float32).itemsize
 
 
 def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *, progress: Notify = silent) -> Clip:
