@@ -56,7 +56,7 @@ def test_missing_file_is_refused(path: Path) -> None:
 
 
 def test_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a safetensors file"):
+    with pytest.raises(CheckpointError, match="is a folder; give a model made by"):
         checkpoint.load(tmp_path)
 
 

@@ -73,12 +73,12 @@ def plain(entries: Entries) -> list[tuple[zipfile.ZipInfo, bytes]]:
     return [(entry(name, len(content)), content) for name, content in entries.items()]
 
 
-def refused(path: Path, match: str, **options: Any) -> None:
-    """Unpacking ends with exit 5 and leaves nothing."""
+def refused(path: Path, match: str, *, code: int = 5, **options: Any) -> None:
+    """Unpacking ends with this exit code and leaves nothing."""
     before = sorted(path.parent.iterdir())
     with pytest.raises(BundleError, match=match) as caught:
         unpack(path, path.parent / "out.e3d", **options)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == code
     assert str(path.name) in str(caught.value)
     assert ".partial" not in str(caught.value)
     assert sorted(path.parent.iterdir()) == before
@@ -479,16 +479,16 @@ def test_bytes_around_the_entries_are_refused(packed: Path) -> None:
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    refused(path, "no such file")
+    refused(path, "no such file", code=2)
     for content in (b"", b"PK", b"text" * 100, bytes(5000), b"PK\x05\x06" + bytes(18)):
         path.write_bytes(content)
         refused(path, "no archive|truncated|has no manifest.json")
     path.unlink()
     path.mkdir()
-    refused(path, "no such file")
+    refused(path, "is no regular file")
     path.rmdir()
     os.mkfifo(path)
-    refused(path, "no such file")
+    refused(path, "is no regular file")
 
 
 def test_a_truncated_archive_is_refused_at_every_length(packed: Path) -> None:

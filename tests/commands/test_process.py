@@ -84,7 +84,7 @@ def test_a_command_leaves_the_process_as_it_was(
         assert changed(before, settings()) == {}
     finally:
         torch.set_num_threads(1)
-    assert code == {"failing": 5, "misused": 2}.get(name)
+    assert code == {"failing": 2, "misused": 2}.get(name)
     logging.getLogger("application").warning("saved")
     assert "saved" in log
 

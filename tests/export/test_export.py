@@ -16,7 +16,7 @@ from e3d_deploy.errors import CheckpointError, ClipError, ConfigError, ExportErr
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.to_onnx import one_sided_convolutions
-from e3d_deploy.files import sha256
+from e3d_deploy.files import _system, sha256
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
@@ -384,7 +384,7 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM
 
 def test_a_link_to_a_bundle_stays_and_killed_exports_leave_nothing(exported: Path, tmp_path: Path) -> None:
     target, link = tmp_path / "o.e3d", tmp_path / "link.e3d"
-    left = tmp_path / ".o.e3d.abcd1234.partial"
+    left = tmp_path / f".o.e3d.{_system()}abcd1234.partial"
     left.mkdir()
     options: dict[str, Any] = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
     export(exported / "tiny.safetensors", target, **options)

@@ -658,7 +658,7 @@ def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
         (["--target-p99", "soons"], "is no time above 0 with its unit"),
         (["--target-p99", "nanms"], "is no time above 0 with its unit"),
         (["--fps", "0"], "0.0 is not in the range"),
-        (["--repeats", "4"], "4 is not in the range"),
+        (["--repeats", "4"], "got 4, expected a whole number from 5 to 1,000"),
         (["--seconds", "0"], "0.0 is not in the range"),
         (["--tolerance", "-1"], "is not in the range"),
         (["--baseline", "nowhere.json"], "nowhere.json: no such file"),

@@ -134,7 +134,7 @@ def test_the_tables_show_the_longest_and_the_rest(exported: Path, limits: None) 
         (["--backend", "tensorrt"], 4, "needs an NVIDIA GPU"),
         (["--backend", "tensorrt-rtx"], 4, "IProfiler"),
         (["--backend", "tflite"], 2, "expected onnxruntime, openvino or torch"),
-        (["--steps", "0"], 2, "is not in the range"),
+        (["--steps", "0"], 2, "got 0, expected a whole number from 1 to 10,000"),
         (["--top", "0"], 2, "is not in the range"),
     ],
 )

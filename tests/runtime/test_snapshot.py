@@ -277,7 +277,10 @@ def test_a_full_disk_is_one_line_and_exit_code_7(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left on device") as error:
         snapshot().save(tmp_path / "stream.npz")
     assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "stream.npz"))
-    assert cli.explain(error.value) == (f"{tmp_path / 'stream.npz'}: No space left on device", 7)
+    assert cli.explain(error.value) == (
+        f"{tmp_path / 'stream.npz'}: No space left on device; make room, or write to another disk",
+        7,
+    )
 
 
 def _odd(snapshot: Snapshot) -> list[Any]:

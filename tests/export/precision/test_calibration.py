@@ -11,7 +11,7 @@ import pytest
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from e3d_deploy.data.form import Form
-from e3d_deploy.errors import BackendUnavailable, ConfigError
+from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError
 from e3d_deploy.export.precision import drift
 from e3d_deploy.export.precision.drift import Drift, real_clips
 from e3d_deploy.export.precision.quantize import MARK, _Watching, check_ranges
@@ -37,12 +37,16 @@ def saved(tmp_path: Path, pictures: Any) -> Path:
         (PICTURES // 100 + 100, "has no frame with a contrast above 2 of 255 grey levels"),
         (PICTURES[:1].repeat(24, axis=0), "has 1 distinct frame, at least 6 are needed"),
         (np.tile(PICTURES[:3], (8, 1, 1, 1)), "has 3 distinct frames, at least 6 are needed"),
-        (PICTURES[:5], "has 5 frames, context and horizon need 6"),
     ],
 )
 def test_clips_without_contrast_or_motion_teach_no_ranges(pictures: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         real_clips(FORM, LENGTH, saved(tmp_path, pictures), REFERENCE)
+
+
+def test_clips_shorter_than_a_rollout_teach_no_ranges(tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match="has 5 frames, expected 6 or more"):
+        real_clips(FORM, LENGTH, saved(tmp_path, PICTURES[:5]), REFERENCE)
 
 
 def test_export_refuses_a_black_clip_to_calibrate_on(exported: Path, tmp_path: Path) -> None:
