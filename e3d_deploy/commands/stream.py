@@ -47,7 +47,10 @@ def stream(
 
     from e3d_deploy.data.clips import play
     from e3d_deploy.data.form import Form
+    from e3d_deploy.data.levels import watch_range
+    from e3d_deploy.data.play import UntilLost
     from e3d_deploy.data.rate import Selection, warn_of_interval
+    from e3d_deploy.data.remarks import Remarks
     from e3d_deploy.data.write import check_target, writing
     from e3d_deploy.measure.forecasts import needed_bytes
     from e3d_deploy.measure.live import follow
@@ -61,7 +64,9 @@ def stream(
         predictor = stack.enter_context(open_predictor(model, backend, threads))
         check_memory(f"--horizon {horizon}", needed_bytes(predictor, 2, horizon), "give a smaller --horizon")
         form = Form.of(predictor.config, predictor.card)
-        playing = play(video, form, selection=selection)
+        remarks = Remarks()
+        playing = play(video, form, remarks=remarks, selection=selection)
+        source = UntilLost(watch_range(video.name, playing.pictures, remarks))
         warn_of_interval(str(video), [playing.rate], predictor.card.window, selection=selection)
         put = None
         if output is not None:
@@ -78,7 +83,7 @@ def stream(
         progress = stack.enter_context(working(f"streaming {video}"))
         summary, _, _ = follow(
             predictor,
-            stop.each(playing.pictures),
+            stop.each(source),
             horizon=horizon,
             renewal=renewal,
             show=None if put is None else lambda seen, forecast: put(np.concatenate([seen, forecast], axis=-1)),
@@ -91,6 +96,7 @@ def stream(
         as_json({**summary.to_json(), "source_frames_per_second": playing.frames_per_second})
     else:
         show_summary(summary, playing.frames_per_second)
+    source.finish()
     stop.finish()
 
 

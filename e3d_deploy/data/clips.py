@@ -14,7 +14,7 @@ from e3d_deploy.data.arrays import check_archive
 from e3d_deploy.data.folders import find_clips, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import is_kth, kth_stretches
-from e3d_deploy.data.levels import warn_of_range
+from e3d_deploy.data.levels import say_range
 from e3d_deploy.data.play import Video, play
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection
 from e3d_deploy.data.readers import Reader
@@ -83,6 +83,7 @@ def read_clips(
 
     Raises:
         ClipError: nothing there that can be read, or nothing in it, or no clip has `least` frames.
+        SourceLost: a video is damaged or its end is missing, behind the frames that are read too.
         ConfigError: resampling of a source without a rate.
         ShapeError: arrays of another size, number of colours or type, or whose axes are not clear.
         BackendUnavailable: a video or pictures without the extra `video`.
@@ -106,7 +107,7 @@ def read_clips(
     if short:
         log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
                     path, len(short), len(short) + len(clips), least, some(list(short)))  # fmt: skip
-    warn_of_range(str(path), clips)
+    say_range(str(path), clips, reader.remarks)
     return Clips(clips, names, tuple(reader.rates))
 
 

@@ -3,7 +3,7 @@
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from e3d_deploy.card import Window
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, read_digits
 from e3d_deploy.data.rate import ALL, Selection, warn_of_interval
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.sources import Clip, Source, aging_windows, fixed_windows, frames_before, open_source
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
@@ -38,6 +39,8 @@ class Extendable(Dataset[Tensor]):
     """Frames per second of the videos that tell it."""
     skipped: tuple[str, ...] = ()
     """Files that were left out, as they cannot be read."""
+    remarks: Mapping[str, Remarks] = {}
+    """Remarks on the sources, by their names."""
 
     def __getitem__(self, key: Key) -> Tensor:
         index, before = key if isinstance(key, tuple) else (key, 0)
@@ -223,11 +226,20 @@ def training_data(
     parts: list[Extendable] = []
     rates: list[float] = []
     skipped: list[str] = []
+    remarks: dict[str, Remarks] = {}
     for text, _ in data:
         if text == GENERATED:
             parts.append(_generated("train", form, length=length, seed=seed, digits=pictures))
             continue
-        source = open_source(text, form, split="train", length=length, skip_bad=skip_bad, progress=progress)
+        source = open_source(
+            text,
+            form,
+            split="train",
+            length=length,
+            skip_bad=skip_bad,
+            remarks=remarks.setdefault(text, Remarks()),
+            progress=progress,
+        )
         rates += source.frames_per_second
         skipped += source.skipped
         part, spare = _of_source(source, length=length, seed=seed)
@@ -237,7 +249,7 @@ def training_data(
                         "give longer clips, or --burn-in 0", text, length)  # fmt: skip
         parts.append(part)
     samples = parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
-    samples.rates, samples.skipped = tuple(rates), tuple(skipped)
+    samples.rates, samples.skipped, samples.remarks = tuple(rates), tuple(skipped), remarks
     return samples
 
 
@@ -251,6 +263,7 @@ def evaluation_data(
     seed: int = 2**31,
     skip_bad: bool = False,
     selection: Selection = ALL,
+    remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> "FixedWindows | Subset[Tensor]":
     """The windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
@@ -260,6 +273,7 @@ def evaluation_data(
         most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 1,000.
         seed: of `moving-mnist`; far from those that one trains with.
         selection: frames that are taken from each clip.
+        remarks: as `open_source` takes them.
 
     Raises:
         ConfigError: Moving MNIST for a model that takes colours, or a selection from it or another source that allows
@@ -277,6 +291,7 @@ def evaluation_data(
         length=length,
         skip_bad=skip_bad,
         selection=selection,
+        remarks=remarks,
         progress=progress,
     )
     windows = FixedWindows(source, length=length, most=most)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import Split
-from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
+from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError, SourceLost
 from e3d_deploy.frames import to_frames
 from e3d_deploy.json_values import json_object
 from e3d_deploy.progress import Notify
@@ -121,6 +122,7 @@ def open_splits(
         form,
         length=length,
         skip_bad=skip_bad,
+        remarks=Remarks(),
         progress=progress,
     )
     opened: dict[Split, Source | E3DError] = {split: open_(split=split)}
@@ -129,7 +131,7 @@ def open_splits(
             if name != split:
                 try:
                     opened[name] = open_(split=name)
-                except (ClipError, ShapeError) as error:
+                except (ClipError, ShapeError, SourceLost) as error:
                     opened[name] = error
     return {name: opened[name] for name in get_args(Split)}
 

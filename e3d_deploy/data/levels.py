@@ -1,15 +1,13 @@
 """Range of the values in clips. Needs no PyTorch."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.storage import Clip
-
-log = logging.getLogger(__name__)
 
 SAMPLED = 16
 """Frames that are looked at."""
@@ -35,29 +33,25 @@ class Range:
         """True if the values use a tenth of the range."""
         return self.most - self.least >= LEAST
 
-    def warn(self, name: str) -> str | None:
-        """Log, and return, that a source uses less than a tenth of the range; None if it uses more."""
-        if self.is_wide or not self.frames:
-            return None
-        text = (
-            f"{name}: values from {self.least:.3g} to {self.most:.3g} of 1 in {self.frames} frames, less than a tenth "
-            "of the range; scale them, so that white is 255 in uint8 or 1 in float, if that is not what it shows"
-        )
-        log.warning("%s", text)
-        return text
+    def say(self, name: str, remarks: Remarks) -> None:
+        """Log that a source uses less than a tenth of the range."""
+        if self.frames and not self.is_wide:
+            remarks.say("range", "%s: values from %.3g to %.3g of 1 in %d frames, less than a tenth of the range; "
+                        "scale them, so that white is 255 in uint8 or 1 in float, if that is not what it shows",
+                        name, self.least, self.most, self.frames)  # fmt: skip
 
 
-def warn_of_range(name: str, clips: Sequence[Clip]) -> str | None:
-    """Log, and return, that clips use less than a tenth of the range in some frames, spread over all; None if not."""
+def say_range(name: str, clips: Sequence[Clip], remarks: Remarks) -> None:
+    """Log that clips use less than a tenth of the range in some frames, spread over all of them."""
     found = Range()
     for number in range(SAMPLED):
         clip = clips[number * len(clips) // SAMPLED]
         place = (len(clip) - 1) * number // (SAMPLED - 1)
         found.add(clip[place : place + 1])
-    return found.warn(name)
+    found.say(name, remarks)
 
 
-def watch_range(name: str, pictures: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+def watch_range(name: str, pictures: Iterator[NDArray[Any]], remarks: Remarks) -> Iterator[NDArray[Any]]:
     """Yield pictures, and log where they end, or the reader stops, if they use less than a tenth of the range."""
     found = Range()
     try:
@@ -65,7 +59,5 @@ def watch_range(name: str, pictures: Iterator[NDArray[Any]]) -> Iterator[NDArray
             if not found.is_wide:
                 found.add(picture)
             yield picture
-    except GeneratorExit:
-        found.warn(name)
-        raise
-    found.warn(name)
+    finally:
+        found.say(name, remarks)

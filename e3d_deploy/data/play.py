@@ -13,7 +13,7 @@ from e3d_deploy.data.pictures import PICTURES, play_folder, play_pages
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection, select
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.videos import play_video
-from e3d_deploy.errors import ClipError, ShapeError
+from e3d_deploy.errors import ClipError, ShapeError, SourceLost
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,29 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     if not selection.takes_all and not (is_video and selection.resample is not None):
         pictures = select(pictures, selection.stride(rate, name=str(path)))
     return Video(pictures, selection.rate(rate))
+
+
+class UntilLost:
+    """Pictures of a source up to where it breaks off, so that what was made of them can be kept."""
+
+    def __init__(self, pictures: Iterator[NDArray[np.uint8]]) -> None:
+        self.pictures = pictures
+        self.error: SourceLost | None = None
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        try:
+            yield from self.pictures
+        except SourceLost as error:
+            self.error = error
+
+    def finish(self) -> None:
+        """Raise the error of the source if it broke off.
+
+        Raises:
+            SourceLost: it did.
+        """
+        if self.error is not None:
+            raise self.error
 
 
 def _not_empty(path: Path, pictures: Iterator[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

@@ -35,6 +35,7 @@ class Reader:
     Args:
         selection: frames that are taken from each clip.
         most: decode no more frames of a video than this.
+        remarks: takes what is done to the source; None: remarks of its own.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class Reader:
         progress: Notify,
         selection: Selection = ALL,
         most: int | None = None,
+        remarks: Remarks | None = None,
     ) -> None:
         self.form, self.skip_bad, self.progress = form, skip_bad, progress
         self.selection, self.most = selection, most
         self.scratch = Scratch()
         self.skipped: list[str] = []
         self.rates: list[float] = []
-        self.remarks = Remarks()
+        self.remarks = Remarks() if remarks is None else remarks
         self.layouts: list[str] = []
 
     def open(self, path: Path) -> list[tuple[str, Clip]]:
@@ -59,6 +61,7 @@ class Reader:
 
         Raises:
             ClipError: it cannot be read, and `skip_bad` is off.
+            SourceLost: a video breaks off, likewise.
             ShapeError: arrays of another size, number of colours or type, likewise.
             ConfigError: resampling of a clip without a rate.
             BackendUnavailable: videos or pictures without the extra `video`.
@@ -74,7 +77,7 @@ class Reader:
                 clips = self.array_clips(open_npy(path))
                 return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(clips))
             return [(str(path), self._video(path))]
-        except (ClipError, ShapeError) as error:
+        except (ClipError, ShapeError, SourceLost) as error:
             if not self.skip_bad:
                 raise
             self.scratch.cut(before)
@@ -153,16 +156,13 @@ class Reader:
     def _video(self, path: Path) -> StoredClip:
         video = play(path, self.form, remarks=self.remarks, selection=self.selection)
         offset, length = self.scratch.size, 0
-        try:
-            for picture in islice(video.pictures, self.most):
-                self.scratch.append(np.ascontiguousarray(picture))
-                length += 1
-                if length % SHOWN == 0:
-                    self.progress(f"decoding {path}, {length} frames")
-            if self.most is not None:
-                check_rest(path, video.pictures)
-        except SourceLost as error:  # a file is no camera: what breaks off is damaged
-            raise ClipError(str(error)) from error
+        for picture in islice(video.pictures, self.most):
+            self.scratch.append(np.ascontiguousarray(picture))
+            length += 1
+            if length % SHOWN == 0:
+                self.progress(f"decoding {path}, {length} frames")
+        if self.most is not None:
+            check_rest(path, video.pictures)
         if video.rate is not None:
             self.rates.append(video.rate)
         return StoredClip(

@@ -12,10 +12,11 @@ from e3d_deploy.data.arrays import open_npy
 from e3d_deploy.data.folders import ARRAYS, Folders, each_once, find_clips, find_splits, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import PERSONS, is_kth, no_person, open_kth, person_of
-from e3d_deploy.data.levels import warn_of_range
+from e3d_deploy.data.levels import say_range
 from e3d_deploy.data.mnist_files import is_original, original_clips
 from e3d_deploy.data.rate import ALL, Selection
 from e3d_deploy.data.readers import Reader
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
@@ -65,6 +66,7 @@ def open_source(
     length: int,
     skip_bad: bool = False,
     selection: Selection = ALL,
+    remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> Source:
     """The clips of a split.
@@ -80,16 +82,19 @@ def open_source(
         length: frames of a window.
         skip_bad: leave out, and log, what cannot be read. It is looked for then, so each picture is decoded once.
         selection: frames that are taken from each clip, before it is split and cut.
+        remarks: takes what is done to the source; those of another split are not said again. None: its own.
         progress: is told what is being done.
 
     Raises:
         ConfigError: a selection from a format that fixes its windows, or resampling of a clip without a rate.
         ClipError: nothing there that can be read, or no clip of the split is long enough.
+        SourceLost: a video breaks off.
         ShapeError: arrays of another size, number of colours, rank or type, or whose axes are not clear.
         BackendUnavailable: videos or pictures without the extra `video`.
         OSError: TMPDIR has no room for decoded videos or unpacked arrays.
     """
-    reader = Reader(form=form, skip_bad=skip_bad, progress=progress, selection=selection)
+    remarks = Remarks() if remarks is None else remarks
+    reader = Reader(form=form, skip_bad=skip_bad, progress=progress, selection=selection, remarks=remarks)
     path = Path(text)
     if not path.exists():
         if (pair := _pair(text)) is not None:
@@ -103,8 +108,8 @@ def open_source(
         source = _kth(text, reader, split=split, length=length)
     else:
         source = _files(text, reader, split=split, length=length)
-    dark = warn_of_range(text, source.clips)
-    return source if dark is None else replace(source, remarks=(*source.remarks, dark))
+    say_range(text, source.clips, remarks)
+    return replace(source, remarks=tuple(remarks.texts))
 
 
 def _pair(text: str) -> list[Path] | None:
