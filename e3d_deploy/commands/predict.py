@@ -1,7 +1,8 @@
 """`e3d predict`: forecasts of clips."""
 
+import logging
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ from e3d_deploy.commands._output import working
 from e3d_deploy.commands._process import stoppable
 
 if TYPE_CHECKING:
+    from e3d_deploy.data.clips import Clips
     from e3d_deploy.measure.forecasts import Forecasts
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -85,9 +89,9 @@ def predict(
         wanted, less = f"--horizon {horizon}", "give a smaller --horizon, or fewer clips"
         check_memory(wanted, needed_bytes(predictor, 1, horizon), less)
         most = min(begin + horizon, sys.maxsize)
-        clips = read_clips(clip, form, most=most, least=context_length, selection=selection)
+        clips = read_clips(clip, form, most=most, selection=selection)
         warn_of_interval(str(clip), clips.rates, predictor.card.window, selection=selection)
-        check_length(clips.names, [len(pictures) for pictures in clips.clips], start, begin)
+        clips = long_enough(clip, clips, start, begin)
         check_memory(wanted, needed_bytes(predictor, len(clips.clips), horizon), less)
         contexts = [pictures[start:begin] for pictures in clips.clips]
         came = [pictures[begin:most] for pictures in clips.clips]
@@ -108,20 +112,30 @@ def predict(
     stop.finish()
 
 
-def check_length(names: Sequence[str], lengths: Sequence[int], start: int, begin: int) -> None:
-    """Check that each clip has the frames of the context, from `start` to before `begin`.
+def long_enough(path: Path, clips: "Clips", start: int, begin: int) -> "Clips":
+    """Return the clips that have the frames of the context, from `start` to before `begin`; the others are logged.
 
     Raises:
-        ShapeError: one is too short.
+        ShapeError: there are none.
     """
+    from e3d_deploy.data.folders import some
     from e3d_deploy.errors import ShapeError
 
-    shortest = min(lengths)
-    if shortest < begin:
-        raise ShapeError(
-            f"{names[lengths.index(shortest)]}: has {shortest} frames, the context of {begin - start} begins at frame "
-            f"{start}; give --start {shortest - (begin - start)} or less"
-        )
+    lengths = [len(pictures) for pictures in clips.clips]
+    longest, context_length = max(lengths), begin - start
+    if longest < begin:
+        latest = longest - context_length
+        remedy = "a longer clip or a smaller --context" if latest < 0 else f"--start {latest} or less"
+        name = clips.names[lengths.index(longest)]
+        lack = f"the context of {context_length} begins at frame {start}" if start else f"expected {begin} or more"
+        raise ShapeError(f"{name}: has {longest} frames, {lack}; give {remedy}")
+    kept = [number for number, length in enumerate(lengths) if length >= begin]
+    if short := [name for name, length in zip(clips.names, lengths, strict=True) if length < begin]:
+        log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
+                    path, len(short), len(lengths), begin, some(short))  # fmt: skip
+    return replace(
+        clips, clips=[clips.clips[number] for number in kept], names=[clips.names[number] for number in kept]
+    )
 
 
 def show_errors(clip: Path, done: "Forecasts") -> None:

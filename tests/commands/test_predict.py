@@ -87,12 +87,27 @@ def test_bounds_are_checked_before_the_work(
     assert not output.exists()
 
 
+def test_clips_that_end_before_the_context_are_left_out(exported: Path, video: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "clips").mkdir()
+    for name, length in (("long", 10), ("short", 8)):
+        np.save(folder / f"{name}.npy", np.load(video)[:length])
+    arrays, said = predicted(exported, folder, tmp_path / "o.npz", "--start", 5, "--horizon", 1)
+    assert len(arrays["frames"]) == 1
+    assert f"{folder}: 1 of 2 clips have fewer than 9 frames and are left out ({folder / 'short.npy'}" in said
+    options = ["-o", tmp_path / "p.npz", "--context", 4, "--start", 7]
+    said = e3d("predict", exported / "tiny.e3d", folder, *options, code=2).stderr
+    assert "long.npy, clip 0: has 10 frames, the context of 4 begins at frame 7; give --start 6 or less" in said
+
+
 @pytest.mark.parametrize("command", ["predict", "stream"])
-def test_a_horizon_that_no_memory_holds_is_refused(command: str, exported: Path, video: Path, tmp_path: Path) -> None:
+def test_a_horizon_that_no_memory_holds_is_refused(
+    command: str, exported: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e3d_deploy.memory.free_memory", lambda: 1000)
     source = video if command == "predict" else tmp_path / "none.mp4"
-    options = ["-o", tmp_path / "o.mp4", "--horizon", 10**12]
+    options = ["-o", tmp_path / "o.mp4", "--horizon", 1000]
     line = e3d(command, exported / "tiny.e3d", source, *options, code=7).stderr.splitlines()[-1]
-    assert line.startswith(f"Error: --horizon {10**12}: takes ")
+    assert line.startswith("Error: --horizon 1000: takes ")
     assert line.endswith(" GB are free here; give a smaller --horizon" + ", or fewer clips" * (command == "predict"))
 
 
