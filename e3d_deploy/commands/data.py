@@ -67,13 +67,14 @@ def inspect_data(
         show_data(found)
     if picture is not None:
         click.echo(picture, err=json_)
-    suggest_training(source_, form, length=length, timed=not json_)
+    suggest_training(source_, form, length=length, skip_bad=skip_bad, timed=not json_)
 
 
-def suggest_training(source: str, form: "Form", *, length: int, timed: bool) -> None:
+def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, timed: bool) -> None:
     """Print the command that trains on a source, sized so that it ends within hours on this machine, and its duration.
 
     Args:
+        skip_bad: leave out what cannot be read, as here.
         timed: measure a step for it, which takes seconds; else the smallest preset is suggested.
     """
     window = () if length == 20 else ("--context", length - length // 2, "--horizon", length // 2)
@@ -98,7 +99,8 @@ def suggest_training(source: str, form: "Form", *, length: int, timed: bool) -> 
         )
     size = "x".join(map(str, form.image_size))
     words = ("--data", source, "--image-size", size, "--channels", form.channels, "-o", "runs/first")
-    next_command("train", *words, *sizes, *window)
+    reading = [*(("--layout", form.layout) if form.layout else ()), *(("--skip-bad",) if skip_bad else ())]
+    next_command("train", *words, *sizes, *window, *reading)
 
 
 def show_data(found: "DataContents") -> None:
