@@ -13,7 +13,7 @@ def silent(_: str) -> None:
 
 
 def within(progress: Notify, place: str) -> Notify:
-    """Return what shows lines of one part of the work behind its name; an empty one shows them alone."""
+    """Return a `progress` that puts the name of a part of the work before each line; an empty name adds nothing."""
     return lambda text: progress(f"{place}, {text}" if place else text)
 
 

@@ -158,19 +158,6 @@ def _clip(array: StoredArray, layout: str, number: int) -> StoredClip:
     )
 
 
-def check_form(name: str, shape: tuple[int, int, int], dtype: np.dtype[Any], form: Form) -> None:
-    """Check that frames have the shape [H, W, C] and the type that a model expects.
-
-    Raises:
-        ShapeError: they do not.
-    """
-    if shape != form.shape:
-        raise ShapeError(
-            f"{name}: frames {list(shape)}, expected {list(form.shape)}; resize them, or take a model for this size"
-        )
-    check_type(name, dtype)
-
-
 def check_type(name: str, dtype: np.dtype[Any]) -> None:
     """Check that numbers have a type whose range is known: uint8, float in [0, 1], or bool, whose True is white.
 

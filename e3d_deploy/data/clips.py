@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import check_archive
-from e3d_deploy.data.folders import find_clips, some
+from e3d_deploy.data.folders import find_clips, no_clips, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import is_kth, kth_stretches
 from e3d_deploy.data.levels import say_range
 from e3d_deploy.data.play import Video, play
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection
 from e3d_deploy.data.readers import Reader
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.storage import Clip, Part
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify, silent
@@ -66,6 +67,7 @@ def read_clips(
     least: int = 1,
     count: int | None = None,
     selection: Selection = ALL,
+    remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> Clips:
     """Return the clips in `path`, at the size and with the colours that a model wants.
@@ -79,6 +81,7 @@ def read_clips(
         least: leave out, and log, shorter clips.
         count: stop after so many clips.
         selection: frames that are taken; their rate is that of the clips.
+        remarks: takes what is done to the source; None: remarks of its own, which are logged.
         progress: is told what is being read.
 
     Raises:
@@ -90,7 +93,7 @@ def read_clips(
     """
     if not path.exists():
         raise ClipError(f"{path}: no such file or folder; give .npz, .npy, a folder of pictures or a video")
-    reader = Reader(form=form, skip_bad=False, progress=progress, selection=selection, most=most)
+    reader = Reader(form=form, skip_bad=False, progress=progress, selection=selection, most=most, remarks=remarks)
     clips: list[Clip] = []
     names: list[str] = []
     short: dict[str, int] = {}
@@ -122,11 +125,11 @@ def _too_short(path: Path, short: dict[str, int], least: int) -> str:
 def _each(path: Path, reader: Reader) -> Iterator[tuple[str, Clip]]:
     """Yield the clips of a file or folder with their names, opening each file when it is its turn."""
     if path.is_dir() and is_kth(path):
-        yield from kth_stretches(path, reader.form)
+        yield from reader.selected(kth_stretches(path, reader.form))
         return
     files = find_clips(path, reader.remark) if path.is_dir() else [path]
     if not files:
-        raise ClipError(f"{path}: holds no videos, pictures or arrays")
+        raise no_clips(path)
     for number, file in enumerate(files):
         reader.progress(f"{number + 1} of {len(files)}: {file}")
         if file.suffix.lower() == ".npz" and file.is_file():

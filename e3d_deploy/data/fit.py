@@ -50,13 +50,32 @@ def fit_shape(shown: tuple[float, float], frame: tuple[int, int], fit: Fit) -> P
     return Placement(scaled=scaled, frame=frame)
 
 
-def say_shape(name: str, shown: tuple[float, float], form: Form, remarks: Remarks) -> None:
-    """Log how a picture of another shape than the frame's is brought to it."""
-    if fit_shape(shown, form.image_size, "pad").scaled == form.image_size:
-        return
-    text = {
-        "stretch": "%s: %d×%d squeezed to %d×%d, which changes its shape; train with --fit crop or pad to keep it",
-        "crop": "%s: %d×%d cropped to its centre to fill %d×%d",
-        "pad": "%s: %d×%d with black bars around it to fill %d×%d",
-    }[form.fit]
-    remarks.say("shape", text, name, *map(round, shown), *form.image_size)
+def say_change(
+    name: str,
+    stored: tuple[int, int],
+    shown: tuple[float, float],
+    colours: tuple[str, str],
+    form: Form,
+    remarks: Remarks,
+) -> None:
+    """Log that pictures are brought to another shape, or else scaled, or else converted.
+
+    Args:
+        stored: height and width of a picture after it is turned upright (pixels).
+        shown: height and width at which a viewer shows it.
+        colours: format of the picture, and that of the frame.
+    """
+    before, after = colours
+    is_gray = after in ("L", "gray")
+    if fit_shape(shown, form.image_size, "pad").scaled != form.image_size:
+        text = {
+            "stretch": "%s: %d×%d %s, squeezed to %d×%d %s, which changes its shape; train with --fit crop or pad to "
+            "keep it",
+            "crop": "%s: %d×%d %s, cropped to its centre to fill %d×%d %s",
+            "pad": "%s: %d×%d %s, with black bars around it to fill %d×%d %s",
+        }[form.fit]
+        remarks.say("shape", text, name, *map(round, shown), before, *form.image_size, after)
+    elif stored != form.image_size:
+        remarks.say("change", "%s: %d×%d %s, scaled to %d×%d %s", name, *stored, before, *form.image_size, after)
+    elif is_gray != before.startswith(("gray", "L", "I;16", "F", "1")):
+        remarks.say("change", "%s: %s, converted to %s", name, before, "gray" if is_gray else "colour")

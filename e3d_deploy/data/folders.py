@@ -3,14 +3,15 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.pictures import MASK, PICTURES
+from e3d_deploy.data.pictures import MASK, is_frame, is_picture
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
+from e3d_deploy.progress import Notify
 
 ARRAYS = (".npz", ".npy")
 VIDEOS = (
@@ -33,12 +34,11 @@ PREFERRED: dict[Split, tuple[Split, ...]] = {
 """Splits whose clips serve for one, the preferred first; valid and test can stand in for each other."""
 MACOS = "__MACOSX"
 """Folder that macOS adds to archives."""
-Remark = Callable[[str], None]
 Key = tuple[int, int] | str
 """Identity of a file: device and number, or the path of one that is not there."""
 
 
-def find_clips(folder: Path, remark: Remark) -> list[Path]:
+def find_clips(folder: Path, remark: Notify) -> list[Path]:
     """Return the videos, arrays and folders of pictures in a folder and below it, each of which is opened by itself.
 
     Hidden files, ground truth (`*_gt`) and what holds no clips are passed over, all but hidden ones with a remark.
@@ -49,14 +49,14 @@ def find_clips(folder: Path, remark: Remark) -> list[Path]:
     return _find(folder, remark, set())
 
 
-def _find(folder: Path, remark: Remark, seen: set[Key]) -> list[Path]:
+def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
     if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second one to the same
         return []
     seen.add(key)
     inside, names = entries(folder)
     masks = [entry.name for entry, is_folder in inside.items() if is_mask(entry, is_folder)]
-    pictures = [name for name in names if not _is_masked(name)]
-    masks += [name for name in names if _is_masked(name)]
+    pictures = [name for name in names if is_frame(name)]
+    masks += [name for name in names if not is_frame(name)]
     found: list[Path] = []
     ignored: list[str] = []
     for entry in in_order(inside).files:
@@ -90,15 +90,11 @@ def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
         for entry in found:
             if entry.name.startswith("."):
                 continue
-            if os.path.splitext(entry.name)[1].lower() in PICTURES:
+            if is_picture(entry.name):
                 pictures.append(entry.name)
             else:
                 others[folder / entry.name] = entry.is_dir()
     return others, pictures
-
-
-def _is_masked(picture: str) -> bool:
-    return os.path.splitext(picture)[0].casefold().endswith(MASK)
 
 
 def is_mask(path: Path, is_folder: bool) -> bool:
@@ -154,7 +150,7 @@ class Folders:
         return next((one for one in PREFERRED[split] if self.of.get(one)), None)
 
 
-def find_splits(folder: Path, remark: Remark) -> Folders | None:
+def find_splits(folder: Path, remark: Notify) -> Folders | None:
     """Return the folders and files named like splits in a folder, or in those below it; None if there are none.
 
     Raises:
@@ -163,7 +159,7 @@ def find_splits(folder: Path, remark: Remark) -> Folders | None:
     return _splits(folder, remark, set())
 
 
-def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
+def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
     if (key := key_of(folder)) in seen:
         return None
     seen.add(key)
@@ -175,7 +171,7 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
         taken = {path for paths in found.of.values() for path in paths}
         if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
             remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
-        _say_ignored(folder, remark)
+        _say_ignored(folder, remark, taken)
         return found
     if alone := [entry for entry, name in named.items() if entry.is_dir() and not (name.is_numbered or name.prefix)]:
         others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
@@ -188,19 +184,20 @@ def _splits(folder: Path, remark: Remark, seen: set[Key]) -> Folders | None:
         raise ClipError(
             f"{folder}: {first.name} holds folders of splits, {some(loose)} beside it does not; give {first} alone"
         )
-    _say_ignored(folder, remark)
+    _say_ignored(folder, remark, set())
     together = Folders()
     for splits in below.values():
         together.add(splits or Folders())
     return together
 
 
-def _say_ignored(folder: Path, remark: Remark) -> None:
-    """Name what holds no clips beside folders of splits."""
+def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
+    """Name what holds no clips beside folders of splits; an empty one of these is an error of its own."""
     inside, _ = entries(folder)
     visible = in_order(inside).files
     masks = [entry.name for entry in visible if is_mask(entry, inside[entry])]
-    empty = [entry.name for entry in visible if entry.name not in masks and not has_clips(entry)]
+    others = [entry for entry in visible if entry not in splits and entry.name not in masks]
+    empty = [entry.name for entry in others if not has_clips(entry)]
     if empty:
         remark(f"{folder}: ignored, as no clips: {some(empty)}")
     if masks:
@@ -247,6 +244,14 @@ def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> F
     return found
 
 
+def no_clips(folder: Path) -> ClipError:
+    """Return the error of a folder without clips."""
+    return ClipError(
+        f"{folder}: holds no videos, pictures or arrays, not counting ground truth (*{MASK}) and hidden files; put "
+        "some there, or give another folder"
+    )
+
+
 def has_clips(path: Path) -> bool:
     """Return True for a file that may be a clip, and a folder with such a file or a picture in it or below it."""
     if path.name == MACOS:
@@ -261,7 +266,7 @@ def _holds_clips(folder: Path, seen: set[Key]) -> bool:
         return False
     seen.add(key)
     inside, pictures = entries(folder)
-    if any(not _is_masked(name) for name in pictures):
+    if any(map(is_frame, pictures)):
         return True
     return any(
         _holds_clips(entry, seen) if is_folder else entry.suffix.lower() in ARRAYS + VIDEOS
@@ -280,22 +285,32 @@ def key_of(path: Path) -> Key:
 
 
 def keys_of(path: Path) -> set[Key]:
-    """Return the identities of the file of a clip, or of the pictures in its folder."""
+    """Return the identities of the file of a clip, or of the pictures in its folder that are its frames."""
     if not path.is_dir():
         return {key_of(path)}
     device = path.stat().st_dev
     with os.scandir(path) as found:
-        pictures = [entry for entry in found if os.path.splitext(entry.name)[1].lower() in PICTURES]
+        pictures = [entry for entry in found if is_frame(entry.name)]
         return {key_of(Path(entry)) if entry.is_symlink() else (device, entry.inode()) for entry in pictures}
 
 
-def each_once(files: Iterable[Path], known: Iterable[Path] = ()) -> tuple[list[Path], list[Path]]:
-    """Return the clips whose files are in no clip before them nor in `known`, and those that are left out."""
-    seen = {key for path in known for key in keys_of(path)}
+def each_once(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the clips with a file or picture that is in no clip before them, and those that are left out."""
+    seen: set[Key] = set()
     kept: list[Path] = []
     left_out: list[Path] = []
     for path in files:
         keys = keys_of(path)
-        (left_out if keys & seen else kept).append(path)
+        (left_out if keys <= seen else kept).append(path)
         seen |= keys
+    return kept, left_out
+
+
+def apart_from(files: Iterable[Path], known: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the clips that share no file or picture with those known, and those that are left out."""
+    seen = {key for path in known for key in keys_of(path)}
+    kept: list[Path] = []
+    left_out: list[Path] = []
+    for path in files:
+        (left_out if keys_of(path) & seen else kept).append(path)
     return kept, left_out

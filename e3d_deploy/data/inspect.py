@@ -111,7 +111,9 @@ def open_splits(
     skip_bad: bool,
     progress: Notify,
 ) -> dict[Split, Source | E3DError]:
-    """Each split of a source, or why it has no clip; only while `split` is opened, what happens is logged.
+    """Return each split of a source, or why it has no clip.
+
+    What happens while `split` is opened is logged, all but remarks, which the sources keep.
 
     Raises:
         ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`, for `split`.
@@ -122,7 +124,7 @@ def open_splits(
         form,
         length=length,
         skip_bad=skip_bad,
-        remarks=Remarks(),
+        remarks=Remarks(silent=True),
         progress=progress,
     )
     opened: dict[Split, Source | E3DError] = {split: open_(split=split)}

@@ -3,8 +3,9 @@
 N is a clip, T a frame, C a colour; H and W are rows and columns.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ SEVERAL = (3, 4)
 """Sizes of an axis that could be colours."""
 PAIRS = 32
 """Places of an array at which neighbouring frames are compared."""
+PUBLISHED = "mnist_test_seq"
+"""Part of the name of a published file, whose clips are the second axis."""
 MARGIN, AGREEING = 2.0, 0.9
 """Ratio of the differences along two axes that tells time from clips, and the share of places that agree."""
 CELLS = 8
@@ -33,6 +36,11 @@ class Geometry:
     clip_stride: int
     frame_stride: int
     channels_first: bool
+
+
+def is_published(name: str) -> bool:
+    """Return True if the file of an array is named as published, whatever its folders are called."""
+    return PUBLISHED in Path(name).name
 
 
 def geometry(layout: str, shape: tuple[int, ...]) -> Geometry:
@@ -55,7 +63,7 @@ def find_layout(
     """Return the layout of an array that holds frames of a form, and a remark where its numbers decided.
 
     Args:
-        name: array, for errors; `mnist_test_seq` in it means the published file, whose clips are the second axis.
+        name: array, for errors; its file may be a published one.
         read: gives a frame, by layout, clip and number, or None where it cannot be read.
 
     Raises:
@@ -71,10 +79,10 @@ def find_layout(
         raise ShapeError(f"{name}: {_misfit(shape, form)}")
     if len(fitting) == 1:
         return fitting[0], None
-    published = "mnist_test_seq" in name and "TNHW" in fitting
+    published = is_published(name) and "TNHW" in fitting
     if not published and len(shape) == 4 and form.channels == 1 and (shape[0] == 3 or shape[1] in SEVERAL):
-        planes = "CTHW" if shape[1] not in SEVERAL else "TCHW"
-        raise ShapeError(f"{_ambiguous(name, shape, [*fitting, planes])}; the model takes 1 colour, not several")
+        colours = shape[1] if shape[1] in SEVERAL else shape[0]
+        raise ShapeError(f"{_ambiguous(name, shape, fitting)}, or convert it to gray if it has {colours} colours")
     usual = "TNHW" if published else next((one for one in fitting if one.startswith("NT") and len(one) == 5), None)
     decided = _decide(fitting, shape, read)
     if decided is None and usual is not None:
@@ -130,7 +138,12 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
         if len(shape) == 3:
             return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C], or [T, H, W] of {expected[:2]}"
         frame = [*shape[-2:], 1]
-    return f"frames {frame}, expected {expected}; resize them, or take a model for this size"
+    return other_size(frame, form)
+
+
+def other_size(frame: Sequence[int], form: Form) -> str:
+    """Return an error of frames [H, W, C] that are not as a model takes them."""
+    return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size"
 
 
 def _ambiguous(name: str, shape: tuple[int, ...], layouts: Iterable[str]) -> str:

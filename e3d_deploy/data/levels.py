@@ -44,10 +44,9 @@ class Range:
 def say_range(name: str, clips: Sequence[Clip], remarks: Remarks) -> None:
     """Log that clips use less than a tenth of the range in some frames, spread over all of them."""
     found = Range()
-    for number in range(SAMPLED):
-        clip = clips[number * len(clips) // SAMPLED]
-        place = (len(clip) - 1) * number // (SAMPLED - 1)
-        found.add(clip[place : place + 1])
+    numbers = [(number, number * len(clips) // SAMPLED) for number in range(SAMPLED)]
+    for clip, place in dict.fromkeys((one, (len(clips[one]) - 1) * number // (SAMPLED - 1)) for number, one in numbers):
+        found.add(clips[clip][place : place + 1])
     found.say(name, remarks)
 
 

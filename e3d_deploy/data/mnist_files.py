@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.arrays import StoredArray, check_form, load_member, members, open_member
+from e3d_deploy.data.arrays import StoredArray, check_type, load_member, members, open_member
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.layout import other_size
 from e3d_deploy.data.storage import Clip, Joined, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
 
@@ -75,7 +76,9 @@ def _check_raw(array: StoredArray, dim: NDArray[np.int32], form: Form) -> None:
     if list(array.shape[1:]) != dim.tolist():
         raise ShapeError(f"{array.name}: frames {list(array.shape[1:])}, but dims says {dim.tolist()}; correct one")
     _, C, H, W = array.shape
-    check_form(array.name, (H, W, C), array.dtype, form)
+    if form.shape != (H, W, C):
+        raise ShapeError(f"{array.name}: {other_size((H, W, C), form)}")
+    check_type(array.name, array.dtype)
 
 
 def _check_places(path: Path, places: NDArray[np.int32], *, frames: int) -> None:

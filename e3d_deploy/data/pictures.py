@@ -1,5 +1,6 @@
 """Pictures in files, and folders of them as clips. Needs no PyTorch; Pillow when a picture is read."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.fit import fit_shape, say_shape
+from e3d_deploy.data.fit import fit_shape, say_change
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.order import Ordered, in_order
+from e3d_deploy.data.order import in_order
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
@@ -27,16 +28,23 @@ NO_PAGE = 0b101
 """Bits of `SUBFILE` that mark a smaller copy of another page, and a mask."""
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Return the pictures in a folder by the order of their names, without hidden ones and ground truth."""
-    return list(ordered_pictures(folder).files)
+def is_picture(name: str) -> bool:
+    """Return True for the name of a picture."""
+    return os.path.splitext(name)[1].lower() in PICTURES
 
 
-def ordered_pictures(folder: Path) -> Ordered:
-    """Return the same, with a remark if another order could be meant."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
-    clips = [file for file in files if not file.stem.casefold().endswith(MASK)]
-    return in_order(clips or files)
+def is_frame(name: str) -> bool:
+    """Return True for the name of a picture that is a frame of its folder: neither hidden nor ground truth."""
+    return is_picture(name) and not name.startswith(".") and not os.path.splitext(name)[0].casefold().endswith(MASK)
+
+
+def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
+    """Return the frames in a folder by the order of their names, and log if another order could be meant."""
+    ordered = in_order(file for file in folder.iterdir() if is_frame(file.name))
+    if ordered.remark is not None:
+        text = "%s: %s; rename them if another order is meant"
+        remarks.say(f"order of {folder}", text, folder, ordered.remark)
+    return ordered.files
 
 
 def load_picture(file: Path) -> Any:
@@ -168,8 +176,7 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks, name: str) ->
     stored_mode = image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
-    say_change(name, shown, stored_mode, form, mode, remarks)
-    say_shape(name, shown, form, remarks)
+    say_change(name, shown, shown, (stored_mode, mode), form, remarks)
     placement = fit_shape(shown, form.image_size, form.fit)
     coloured = picture if picture.mode == mode else picture.convert(mode)
     scaled = np.asarray(coloured.resize(placement.scaled[::-1], Image.Resampling.BOX))
@@ -204,9 +211,12 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
     Raises:
         ClipError: it holds none.
     """
-    files = picture_files(folder)
+    files = ordered_pictures(folder, remarks)
     if not files:
-        raise ClipError(f"{folder}: holds no pictures ({', '.join(PICTURES)})")
+        raise ClipError(
+            f"{folder}: holds no pictures ({', '.join(PICTURES)}), not counting ground truth (*{MASK}) and hidden "
+            "files; put some there, or give another folder"
+        )
     return (read_picture(file, form, remarks=remarks, name=folder.name) for file in files), None
 
 
@@ -221,19 +231,6 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
                 yield _brought(image, file, form, remarks, file.name)
 
     return pictures(), None
-
-
-def say_change(name: str, shown: tuple[int, int], colours: str, form: Form, mode: str, remarks: Remarks) -> None:
-    """Log that pictures are scaled or converted.
-
-    Args:
-        shown: height and width of a picture after it is turned upright.
-    """
-    gray = mode in ("L", "gray")
-    if shown != form.image_size:
-        remarks.say("change", "%s: %d×%d %s, scaled to %d×%d %s", name, *shown, colours, *form.image_size, mode)
-    elif gray != colours.startswith(("gray", "L", "I;16", "F", "1")):
-        remarks.say("change", "%s: %s, converted to %s", name, colours, "gray" if gray else "colour")
 
 
 def say_transparent(name: str, remarks: Remarks) -> None:

@@ -24,6 +24,8 @@ class Video:
     """[H, W, C]; raises ClipError where the source cannot be read or holds nothing, SourceLost where it breaks off."""
     rate: float | None
     """Frames per second; None where the source tells none."""
+    rest: Iterator[object]
+    """Frames behind those that were taken, as they are stored, for a check of whether the source is whole."""
 
     @property
     def frames_per_second(self) -> float:
@@ -54,15 +56,16 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     rate: float | None = None
     is_video = not path.is_dir() and path.suffix.lower() not in PICTURES
     if is_video:
-        pictures, rate = play_video(path, form, remarks=remarks, resample=selection.resample)
+        pictures, rate, frames = play_video(path, form, remarks=remarks, resample=selection.resample)
     else:
         open_ = play_folder if path.is_dir() else play_pages
         pictures, rate = open_(path, form, remarks=remarks)
     pictures = _not_empty(path, pictures)
+    rest = frames if is_video else pictures
     # A video's frames are taken by their own times, which need not be even.
     if not selection.takes_all and not (is_video and selection.resample is not None):
         pictures = select(pictures, selection.stride(rate, name=str(path)))
-    return Video(pictures, selection.rate(rate))
+    return Video(pictures, selection.rate(rate), rest)
 
 
 class UntilLost:

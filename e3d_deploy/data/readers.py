@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from e3d_deploy.data.arrays import StoredArray, clips_of, layout_of, members, open_member, open_npy
+from e3d_deploy.data.folders import no_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.mnist_files import is_original, original_clips
 from e3d_deploy.data.pictures import PictureClip, ordered_pictures, read_picture
@@ -51,7 +52,7 @@ class Reader:
         self.form, self.skip_bad, self.progress = form, skip_bad, progress
         self.selection, self.most = selection, most
         self.scratch = Scratch()
-        self.skipped: list[str] = []
+        self.skipped: dict[str, None] = {}
         self.rates: list[float] = []
         self.remarks = Remarks() if remarks is None else remarks
         self.layouts: list[str] = []
@@ -70,12 +71,12 @@ class Reader:
         before = self.scratch.size
         try:
             if path.is_dir():
-                return self._selected(self._pictures(path))
+                return self.selected(self._pictures(path))
             if path.suffix.lower() == ".npz":
-                return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(self._npz(path)))
+                return self.selected((f"{path}, clip {number}", clip) for number, clip in enumerate(self._npz(path)))
             if path.suffix.lower() == ".npy":
                 clips = self.array_clips(open_npy(path))
-                return self._selected((f"{path}, clip {number}", clip) for number, clip in enumerate(clips))
+                return self.selected((f"{path}, clip {number}", clip) for number, clip in enumerate(clips))
             return [(str(path), self._video(path))]
         except (ClipError, ShapeError, SourceLost) as error:
             if not self.skip_bad:
@@ -84,14 +85,14 @@ class Reader:
             self.skip(str(path), error)
             return []
 
-    def _selected(self, named: Iterable[tuple[str, Clip]]) -> list[tuple[str, Clip]]:
+    def selected(self, named: Iterable[tuple[str, Clip]]) -> list[tuple[str, Clip]]:
         """Return what is taken from clips without a rate."""
         return [(name, select_clip(clip, self.selection, None, name=name)) for name, clip in named]
 
     def skip(self, name: str, error: Exception) -> None:
         """Note something that is left out, and log it, once."""
         if name not in self.skipped:
-            self.skipped.append(name)
+            self.skipped[name] = None
             log.warning("left out: %s", error)
 
     def is_good(self, file: Path) -> bool:
@@ -129,11 +130,9 @@ class Reader:
         )
 
     def _pictures(self, folder: Path) -> list[tuple[str, Clip]]:
-        files, doubt = (ordered := ordered_pictures(folder)).files, ordered.remark
+        files = ordered_pictures(folder, self.remarks)
         if not files:
-            raise ClipError(f"{folder}: holds no videos, pictures or arrays; remove it, or put them there")
-        if doubt is not None:
-            self.remark(f"{folder}: {doubt}; rename them if another order is meant")
+            raise no_clips(folder)
         self._say(folder, files)
         runs: list[list[Path]] = [[]]
         for file in files:
@@ -162,7 +161,7 @@ class Reader:
             if length % SHOWN == 0:
                 self.progress(f"decoding {path}, {length} frames")
         if self.most is not None:
-            check_rest(path, video.pictures)
+            check_rest(path, video.rest)
         if video.rate is not None:
             self.rates.append(video.rate)
         return StoredClip(

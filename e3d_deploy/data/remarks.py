@@ -9,7 +9,7 @@ class Remarks:
     """Logs what is done to the frames of a source, each kind of remark once.
 
     Args:
-        silent: log nothing.
+        silent: keep remarks, and log nothing.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -19,7 +19,9 @@ class Remarks:
 
     def say(self, kind: str, text: str, *values: object) -> None:
         """Log a remark unless one of its kind has been logged."""
-        if not self.silent and kind not in self._said:
-            self._said.add(kind)
-            self.texts.append(text % values)
+        if kind in self._said:
+            return
+        self._said.add(kind)
+        self.texts.append(text % values)
+        if not self.silent:
             log.warning(text, *values)

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import open_npy
-from e3d_deploy.data.folders import ARRAYS, Folders, each_once, find_clips, find_splits, some
+from e3d_deploy.data.folders import ARRAYS, Folders, apart_from, each_once, find_clips, find_splits, no_clips, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import PERSONS, is_kth, no_person, open_kth, person_of
+from e3d_deploy.data.layout import is_published
 from e3d_deploy.data.levels import say_range
 from e3d_deploy.data.mnist_files import is_original, original_clips
 from e3d_deploy.data.rate import ALL, Selection
@@ -24,8 +25,8 @@ from e3d_deploy.progress import Notify, silent
 
 __all__ = ["Clip", "Source", "aging_windows", "fixed_windows", "open_source"]
 
-PUBLISHED, LENGTH = "mnist_test_seq", 20
-"""Name of a published file, and the length of its clips, for which other files in its layout are taken for it too."""
+LENGTH = 20
+"""Length of the clips of a published file, for which other files in its layout are taken for it too."""
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +96,8 @@ def open_source(
     """
     remarks = Remarks() if remarks is None else remarks
     reader = Reader(form=form, skip_bad=skip_bad, progress=progress, selection=selection, remarks=remarks)
+    if not text:
+        raise ClipError("data: got an empty name, expected a file or folder; give one, such as . for this folder")
     path = Path(text)
     if not path.exists():
         if (pair := _pair(text)) is not None:
@@ -197,7 +200,7 @@ def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
     if len(array.shape) != 4 or reader.form.channels != 1:
         return []
     clips = reader.array_clips(array)
-    if reader.layouts == ["TNHW"] and (len(clips[0]) == LENGTH or PUBLISHED in path.name):
+    if reader.layouts == ["TNHW"] and (len(clips[0]) == LENGTH or is_published(path.name)):
         return clips
     reader.layouts.clear()
     return []
@@ -288,8 +291,8 @@ def _files_of(path: Path, reader: Reader, split: Split) -> tuple[list[Path], boo
     if (splits := find_splits(path, reader.remark)) is None:
         files = _once(path, find_clips(path, reader.remark), reader)
         if not files:
-            raise ClipError(f"{path}: holds no videos, pictures or arrays")
-        return *_members(path, files, split), []
+            raise no_clips(path)
+        return *_members(path, files, split, reader), []
     serving = splits.serving(split)
     if serving is None and split == "train":
         names = some([str(one) for paths in splits.of.values() for one in paths])
@@ -297,19 +300,14 @@ def _files_of(path: Path, reader: Reader, split: Split) -> tuple[list[Path], boo
     if serving is None or splits.serving("valid") is None:  # nothing beside what is to train on
         files = _once(path, _clips_in(splits, "train", reader), reader)
         reader.remark(f"{path}: holds only {splits.of['train'][0].name}; a part of it is held out")
-        return *_members(path, files, split), [str(one) for one in splits.of["train"]]
+        return *_members(path, files, split, reader), [str(one) for one in splits.of["train"]]
     files = _once(path, _clips_in(splits, serving, reader), reader)
     if serving != "train" and splits.of.get("train"):
-        files, shared = each_once(files, _clips_in(splits, "train", reader))
-        if shared:
-            names = some([str(one) for one in shared])
-            reader.remark(f"{path}: left out of {split}, as links to what is trained on: {names}")
-        if not files:
-            raise ClipError(f"{path}: all clips to hold out are links to those of training; give others")
+        files = _held_out(path, files, _clips_in(splits, "train", reader), split, reader)
     return files, True, [str(one) for one in splits.of[serving]]
 
 
-def _members(path: Path, files: list[Path], split: Split) -> tuple[list[Path], bool]:
+def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tuple[list[Path], bool]:
     """Return the files of a split where no folder is named so, and whether the splits are apart.
 
     Raises:
@@ -322,8 +320,24 @@ def _members(path: Path, files: list[Path], split: Split) -> tuple[list[Path], b
             raise ClipError(no_person(path, split))
         return found, True
     if len(files) >= 3:
-        return [files[number] for number in members_of(split, len(files))], True
+        found, trained = ([files[number] for number in members_of(one, len(files))] for one in (split, "train"))
+        return found if split == "train" else _held_out(path, found, trained, split, reader), True
     return files, False
+
+
+def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, reader: Reader) -> list[Path]:
+    """Return the clips to hold out that share no file with those of training.
+
+    Raises:
+        ClipError: there are none.
+    """
+    files, shared = apart_from(files, trained)
+    if shared:
+        names = some([str(one) for one in shared])
+        reader.remark(f"{path}: left out of {split}, as links to what is trained on: {names}")
+    if not files:
+        raise ClipError(f"{path}: all clips to hold out are links to those of training; give others")
+    return files
 
 
 def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
@@ -336,7 +350,7 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
     for entry in splits.of[split]:
         clips = find_clips(entry, reader.remark) if entry.is_dir() else [entry]
         if not clips:
-            raise ClipError(f"{entry}: holds no videos, pictures or arrays")
+            raise no_clips(entry)
         found += clips
     return found
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.fit import Placement, fit_shape, say_shape
+from e3d_deploy.data.fit import Placement, fit_shape, say_change
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.pictures import NEEDS_VIDEO, say_change, say_transparent
+from e3d_deploy.data.pictures import NEEDS_VIDEO, say_transparent
 from e3d_deploy.data.rate import TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.whole import missing_end
@@ -40,8 +40,10 @@ LOST_INTERVALS = 3
 
 def play_video(
     path: Path, form: Form, *, remarks: Remarks, resample: float | None = None
-) -> tuple[Iterator[NDArray[np.uint8]], float | None]:
-    """Return the pictures of a video one by one as players show them, and the video's rate if it tells one.
+) -> tuple[Iterator[NDArray[np.uint8]], float | None, Iterator["av.VideoFrame"]]:
+    """Return the pictures of a video one by one as players show them, its rate if it tells one, and what comes behind.
+
+    The last are the decoded frames that no picture was made of yet; they end with the pictures' iterator.
 
     Args:
         remarks: takes what is done to the pictures, once each.
@@ -71,12 +73,13 @@ def play_video(
     interval = 1 / stream.average_rate if stream.average_rate else None
     # AVI tells no times; FFmpeg gives those of decoding.
     tells_times = container.format.name != "avi"
+    times = Times()
+    decoded = _decoded(path, container, stream, times)
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        times = Times()
+        frames = decoded
         bring = Bringer(path, form, aspect=stream.sample_aspect_ratio, remarks=remarks)
         with container:
-            frames = _decoded(path, container, stream, times)
             if resample is not None:
                 timed = _timed(frames, interval, tells_times=tells_times)
                 frames = select_by_time(timed, resample, interval=interval)
@@ -86,7 +89,7 @@ def play_video(
                 if resample is None and tells_times and stream.time_base:
                     times.say(path.name, stream.time_base, remarks)
 
-    return pictures(), None if interval is None else float(1 / interval)
+    return pictures(), None if interval is None else float(1 / interval), decoded
 
 
 def unreadable(path: Path, reason: str | None) -> ClipError:
@@ -95,7 +98,7 @@ def unreadable(path: Path, reason: str | None) -> ClipError:
     return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); check the file")
 
 
-def check_rest(path: Path, pictures: Iterator[NDArray[Any]]) -> None:
+def check_rest(path: Path, frames: Iterator[object]) -> None:
     """Check that a video is whole beyond the frames that were asked for.
 
     The next `CHECKED` frames are decoded, and the file is checked for its end.
@@ -105,7 +108,7 @@ def check_rest(path: Path, pictures: Iterator[NDArray[Any]]) -> None:
     """
     if not path.is_file():
         return
-    deque(islice(pictures, CHECKED), maxlen=0)
+    deque(islice(frames, CHECKED), maxlen=0)
     if end := missing_end(path):
         raise SourceLost(f"{path}: breaks off, {end}; copy or export it again")
 
@@ -323,8 +326,7 @@ class Bringer:
         self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
         # swscale takes gray for the full range, whatever the frame tells.
         self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
-        say_change(self.name, (h, w), kind.name, self.form, self.target, self.remarks)
-        say_shape(self.name, shown, self.form, self.remarks)
+        say_change(self.name, (h, w), shown, (kind.name, self.target), self.form, self.remarks)
         if frame.interlaced_frame:
             self.remarks.say("interlaced", "%s: interlaced; both fields are taken as one picture, so what moves has "
                              "combed edges; deinterlace it before", self.name)  # fmt: skip

@@ -19,6 +19,7 @@ from e3d_deploy.bundle.folder import record_verification
 from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import BackendUnavailable, CheckpointError
 from e3d_deploy.evaluation.samples import framed
@@ -227,7 +228,7 @@ def _digits_video() -> Clips:
 
 def _real_clip(predictor: Predictor) -> Clips:
     with extracted(PEDESTRIANS) as path:
-        return read_clips(path, Form.of(predictor.config, predictor.card))
+        return read_clips(path, Form.of(predictor.config, predictor.card), remarks=Remarks(silent=True))
 
 
 def _card_pictures(exhibit: Exhibit) -> dict[str, bytes]:

@@ -28,6 +28,7 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
+from e3d_deploy.contrast import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
@@ -42,7 +43,6 @@ from e3d_deploy.runtime.backends.specs import export_targets, find, shared_polic
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 from e3d_deploy.step import TARGETS
-from e3d_deploy.telling import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.tensors import header_bytes, read_header
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from e3d_deploy.card import Card
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import POLICIES, Budget
@@ -128,6 +129,7 @@ def reference_clip(form: Form, length: int, path: Path | None) -> NDArray[np.flo
         rng = np.random.default_rng(0)
         pictures: NDArray[Any] = moving_mnist(load_digits("test"), rng, length=length, image_size=form.image_size)
     else:
+        remarks = Remarks(silent=path is None)
         with nullcontext(path) if path else extracted(PEDESTRIANS) as source:
-            pictures = read_clips(source, form, most=length, least=length, count=1).frames[0]
+            pictures = read_clips(source, form, most=length, least=length, count=1, remarks=remarks).frames[0]
     return frames.to_frames(pictures, image_size=form.image_size, channels=form.channels, name="reference")

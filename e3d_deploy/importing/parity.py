@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from e3d_deploy import frames
+from e3d_deploy.contrast import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import ClipError, ShapeError
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.telling import FEWEST_TO_VERIFY, blankness
 
 BUDGET = 1e-4
 """Largest difference of a pixel, both in float32."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.contrast import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
 from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
-from e3d_deploy.telling import FEWEST_TO_VERIFY, blankness
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Axes and number types of arrays."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_axes_are_recognised(tmp_path: Path, clips: NDArray[np.uint8], order: st
     frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
     assert reader.layouts == [layout]
     np.testing.assert_array_equal(frames[..., 0], clips)
-    assert len(reader.remarks) == (len(order) == 4)  # only where the numbers decided
+    assert len(reader.remarks.texts) == (len(order) == 4)  # only where the numbers decided
 
 
 @pytest.mark.parametrize(("shape", "layout"), [((9, 32, 32), "THW"), ((9, 1, 32, 32), "TCHW")])
@@ -72,8 +73,8 @@ def test_colours_may_come_first(tmp_path: Path) -> None:
         (np.random.default_rng(0).integers(0, 256, (9, 7, *SIZE), np.uint8), GRAY,
          r"may be NTHW \(9 clips of 7 frames\), or TNHW \(7 clips of 9 frames\); give --layout"),
         (np.zeros((9, 7, *SIZE), np.uint8), GRAY, "may be NTHW .*, or TNHW"),
-        (np.zeros((9, 3, *SIZE), np.uint8), GRAY, r"or TCHW \(9 frames of 3 colours\); give --layout"),
-        (np.zeros((3, 9, *SIZE), np.uint8), GRAY, r"or CTHW \(9 frames of 3 colours\); give --layout"),
+        (np.zeros((9, 3, *SIZE), np.uint8), GRAY, r"give --layout .*, or convert it to gray if it has 3 colours$"),
+        (np.zeros((3, 9, *SIZE), np.uint8), GRAY, r"TNHW .* convert it to gray if it has 3 colours$"),
         (np.zeros((3, 9, *SIZE), np.uint8), RGB, r"fits CTHW alone, .* transpose it to \[T, H, W, C\]"),
         (np.zeros((9, *SIZE, 3), np.uint8), GRAY, r"frames \[32, 32, 3\], expected \[32, 32, 1\]"),
     ],
@@ -111,6 +112,25 @@ def test_the_published_name_decides_where_numbers_do_not(tmp_path: Path) -> None
     assert (reader.layouts, frames.shape) == (["TNHW"], (3, 9, *SIZE, 1))
 
 
+def test_the_published_name_is_that_of_the_file_alone(tmp_path: Path) -> None:
+    (folder := tmp_path / "mnist_test_seq_v2").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, *SIZE), np.uint8)
+    with pytest.raises(ShapeError, match=r"may be NTHW .*, or TNHW"):
+        opened(folder / "mine.npy", noise)
+    with pytest.raises(ShapeError, match="convert it to gray if it has 3 colours"):
+        opened(folder / "colours.npy", noise[:, :3])
+
+
+def test_a_layout_that_an_error_names_can_be_given(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 9, *SIZE), np.uint8)
+    with pytest.raises(ShapeError) as raised:
+        opened(tmp_path / "noise.npy", noise)
+    named = re.findall(r"[NTCHW]{4}(?= \()", str(raised.value))
+    assert named == ["NTHW", "TNHW"]
+    for layout in named:
+        opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout=layout))
+
+
 # Numbers
 
 
@@ -146,3 +166,9 @@ def test_a_source_that_uses_a_tenth_of_the_range_is_named(tmp_path: Path, caplog
         warned = [text for _, level, text in caplog.record_tuples if level == logging.WARNING]
         assert [text for text in warned if "less than a tenth of the range" in text] == list(source.remarks)
         assert bool(source.remarks) == said
+
+
+def test_frames_are_counted_once_for_the_range(tmp_path: Path) -> None:
+    np.save(tmp_path / "ones.npy", np.ones((5, *SIZE, 1), np.uint8))
+    source = open_source(str(tmp_path / "ones.npy"), GRAY, split="train", length=5)
+    assert "in 5 frames, less than a tenth of the range" in source.remarks[0]

@@ -9,6 +9,7 @@ import pytest
 
 from e3d_deploy.commands.train import source
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.sources import _pair
 from e3d_deploy.data.videos import play_video
 
@@ -22,7 +23,7 @@ def test_a_video_of_any_name_is_opened_from_its_own_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(CLIP, name)
-    pictures, _ = play_video(Path(name), Form(image_size=(16, 48), channels=1), say=False)
+    pictures, *_ = play_video(Path(name), Form(image_size=(16, 48), channels=1), remarks=Remarks(silent=True))
     assert next(pictures).shape == (16, 48, 1)
 
 

@@ -1,6 +1,7 @@
 """Every command reads the same files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.sources import open_source
-from e3d_deploy.errors import ClipError
+from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.export.precision.drift import real_clips
 from tests.data.test_data import write_video
@@ -67,7 +69,7 @@ def test_a_folder_of_videos_is_a_reference_and_calibrates(tmp_path: Path) -> Non
     reference = reference_clip(FORM, 4, tmp_path)
     assert reference.shape == (4, 1, *SIZE)
     windows = real_clips(FORM, 4, tmp_path, reference)
-    assert len(windows.calibrate) + len(windows.measure) - 1 == 7  # 2 of the second video, 5 of the third
+    assert len(windows.calibrate) + len(windows.measure) - 2 == 7  # 2 of the second video, 5 of the third
     with pytest.raises(ClipError, match="no clip has 40 frames, the longest of 3 has 20"):
         reference_clip(FORM, 40, tmp_path)
 
@@ -89,8 +91,8 @@ def test_videos_are_decoded_no_further_than_asked(tmp_path: Path, monkeypatch: p
     original = playing.play_video
 
     def counting(*arguments: Any, **options: Any) -> Any:
-        pictures, rate = original(*arguments, **options)
-        return (taken.append(1) or one for one in pictures), rate
+        pictures, rate, rest = original(*arguments, **options)
+        return (taken.append(1) or one for one in pictures), rate, rest
 
     monkeypatch.setattr(playing, "play_video", counting)
     write_video(tmp_path / "a.mp4", np.concatenate([frames_of(0)] * 5))
@@ -191,3 +193,35 @@ def test_an_array_does_not_play(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", frames_of(0)[..., None])
     message = "an array does not play; give a video file or a folder of pictures"
     assert message in e3d("stream", model, tmp_path / "clip.npy", code=2).stderr
+
+
+def test_kth_as_pictures_is_thinned(caplog: pytest.LogCaptureFixture) -> None:
+    from tests.data.test_sources import KTH
+
+    whole, half = (read_clips(KTH, FORM, selection=Selection(every=every)) for every in (None, 2))
+    np.testing.assert_array_equal(half.clips[0][:], whole.clips[0][:][::2])
+    with pytest.raises(ConfigError, match="tells no frames per second, which --resample 5 needs; give --every"):
+        read_clips(KTH, FORM, selection=Selection(resample=5))
+
+
+def test_the_packages_own_clip_is_read_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    """It is neither square nor gray."""
+    form = Form(image_size=(16, 16), channels=3)
+    reference_clip(form, 4, None)
+    real_clips(form, 4, None, np.zeros((4, 3, 16, 16), np.float32))
+    assert caplog.messages == []
+
+
+def test_an_empty_name_is_refused(model: Path) -> None:
+    for arguments in (["data", "inspect", ""], ["evaluate", model, "--data", ""]):
+        assert "got an empty name, expected a file or folder" in e3d(*arguments, code=2).stderr
+
+
+def test_inspect_says_a_remark_once_and_suggests_its_own_options(tmp_path: Path) -> None:
+    clips = np.random.default_rng(0).integers(0, 20, (4, 8, *SIZE), np.uint8)
+    np.save(tmp_path / "dark.npy", clips)
+    options = ["--image-size", "16x16", "--length", 4, "--layout", "NTHW", "--skip-bad"]
+    result = e3d("data", "inspect", tmp_path / "dark.npy", *options)
+    assert "remark: " in result.stdout
+    assert (result.stdout + result.stderr).count("less than a tenth of the range") == 1
+    assert re.search(r"e3d train .* --layout NTHW --skip-bad", result.stdout + result.stderr)

@@ -16,6 +16,8 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import KTHClip
 from e3d_deploy.data.pictures import load_picture, read_picture
 from e3d_deploy.data.readers import Reader
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.data.sources import open_source
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import silent
 
@@ -84,11 +86,11 @@ def test_kth_sees_pictures_upright(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "fit", "bright", "remark"),
     [
-        ((16, 32), "stretch", (16, 8), "16×32 squeezed to 16×16"),
-        ((16, 32), "crop", (16, 16), "16×32 cropped to its centre"),
-        ((16, 32), "pad", (8, 8), "16×32 with black bars"),
-        ((40, 20), "crop", (16, 8), "40×20 cropped"),
-        ((40, 20), "pad", (16, 4), "40×20 with black bars"),
+        ((16, 32), "stretch", (16, 8), "16×32 L, squeezed to 16×16 L"),
+        ((16, 32), "crop", (16, 16), "16×32 L, cropped to its centre to fill 16×16 L"),
+        ((16, 32), "pad", (8, 8), "16×32 L, with black bars around it to fill 16×16 L"),
+        ((40, 20), "crop", (16, 8), "40×20 L, cropped"),
+        ((40, 20), "pad", (16, 4), "40×20 L, with black bars"),
         ((16, 16), "crop", (16, 8), ""),
     ],
 )
@@ -106,6 +108,15 @@ def test_fit_decides_what_becomes_of_another_shape(
     assert rows[0] + rows[-1] == columns[0] + columns[-1] == 15  # centred
     assert remark in messages(caplog)
     assert bool(remark) == ("fit" in messages(caplog) or "16×16" in messages(caplog))
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_a_change_of_shape_and_size_is_one_remark(tmp_path: Path, caplog: pytest.LogCaptureFixture, fit: Fit) -> None:
+    Image.new("RGB", (64, 32), "white").save(tmp_path / "1.png")
+    read_picture(tmp_path / "1.png", form((16, 16), fit=fit), remarks=Remarks(), name="walk")
+    (message,) = [message for _, _, message in caplog.record_tuples]
+    assert message.startswith("walk: 32×64 RGB, ")
+    assert "16×16 L" in message
 
 
 # Transparency
@@ -241,9 +252,9 @@ def test_a_source_within_a_tenth_of_the_range_is_named(
     for name in ("1.png", "2.png"):
         Image.fromarray(values).save(tmp_path / name)
     read_clips(tmp_path, form())
-    assert messages(caplog).count("less than a tenth of the range") == 1
+    assert messages(caplog).count("in 2 frames, less than a tenth of the range") == 1
     caplog.clear()
-    Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path)
+    open_source(str(tmp_path), form(), split="train", length=1)
     assert messages(caplog).count("less than a tenth of the range") == 1
 
 
@@ -289,3 +300,35 @@ def test_a_picture_that_is_cut_is_refused(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"1{suffix}").write_bytes(content[: len(content) * 6 // 10])
     with pytest.raises(ClipError, match="not a picture that can be read"):
         read_picture(tmp_path / f"1{suffix}", form())
+
+
+# Folders
+
+
+def test_every_reader_says_a_doubtful_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("f_1.25.png", "f_1.5.png"):
+        Image.fromarray(ramp()).save(tmp_path / name)
+    text = f"{tmp_path}: numbers with a point are read as decimals: f_1.25.png comes before f_1.5.png; rename them if"
+    for read in (lambda: list(play(tmp_path, form()).pictures), lambda: read_clips(tmp_path, form())):
+        caplog.clear()
+        read()
+        assert messages(caplog).count(text) == 1
+
+
+@pytest.mark.parametrize("name", ["1_gt.png", ".1.png", "notes.txt"])
+def test_a_folder_without_frames_is_refused_by_every_reader(tmp_path: Path, name: str) -> None:
+    Image.fromarray(ramp()).save(tmp_path / name, format="PNG")
+    for read in (
+        lambda: play(tmp_path, form()),
+        lambda: read_clips(tmp_path, form()),
+        lambda: open_source(str(tmp_path), form(), split="train", length=1),
+        lambda: Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path),
+    ):
+        with pytest.raises(ClipError, match=r"holds no .*; put some there, or give another folder"):
+            read()
+
+
+def test_ground_truth_beside_frames_is_no_frame(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png", "1_GT.png", ".2.png"):
+        Image.fromarray(ramp()).save(tmp_path / name)
+    assert len(list(play(tmp_path, form()).pictures)) == len(read_clips(tmp_path, form()).clips[0]) == 2

@@ -405,7 +405,7 @@ def test_clips_may_lie_deeper_and_beside_other_files(tmp_path: Path, caplog: pyt
     (tmp_path / "notes.txt").write_text("nothing to see")
     np.save(tmp_path / "a" / "b" / "deep.npy", numbered(3, 4))
     assert len(source_of(tmp_path).clips) == 1
-    assert warnings_of(caplog) == [f"{tmp_path}: ignored, as no clips: notes.txt"]
+    assert warnings_of(caplog)[0] == f"{tmp_path}: ignored, as no clips: notes.txt"
 
 
 # Windows
@@ -522,7 +522,7 @@ def test_short_clips_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCa
     source = source_of(tmp_path)
     assert [len(clip) for clip in source.clips] == [4, 5]
     assert source.short == (f"{tmp_path}/train/3.npy, clip 0",)
-    assert "1 of 3 clips have fewer than 4 frames and are left out" in warnings_of(caplog)[-1]
+    assert "1 of 3 clips have fewer than 4 frames and are left out" in warnings_of(caplog)[0]
     message = "no clip has 6 frames, the longest of 3 in the train split has 5; give longer clips"
     with pytest.raises(ClipError, match=message):
         source_of(tmp_path, length=6)
@@ -539,7 +539,7 @@ def test_bad_files_are_named_and_skipped_only_if_asked(tmp_path: Path, caplog: p
     assert source.skipped == (f"{tmp_path}/{bad}.mp4",)
     assert [round(pixels[0] / 10) for pixels in first_pixels(source)] == members_of("train", 4)[1:]
     assert sum(f"left out: {tmp_path}/{bad}.mp4: not a video" in message for message in warnings_of(caplog)) == 1
-    assert warnings_of(caplog)[-1] == f"{tmp_path}: 1 files left out, as they cannot be read"
+    assert f"{tmp_path}: 1 files left out, as they cannot be read" in warnings_of(caplog)
 
 
 def test_no_window_reaches_over_a_skipped_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -714,7 +714,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
     command = f"sys.argv[1:] = ['data', 'inspect', {str(tmp_path / 'clips.npz')!r}, '--length', '4'];"
     done = python(f"{limit}{command} from e3d_deploy.cli import main; main()", TMPDIR=str(tmp_path / "tmp"))
-    assert done.returncode == 1
+    assert done.returncode == 7
     assert done.stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/tmp: File too large after 0 MB of decoded clips")
     assert "set TMPDIR to a larger disk" in done.stderr
     assert list((tmp_path / "tmp").iterdir()) == []

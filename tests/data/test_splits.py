@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source, open_source
+from e3d_deploy.data.splits import members_of
 from e3d_deploy.errors import ClipError
 
 SIZE = (8, 8)
@@ -163,3 +165,60 @@ def test_each_file_counts_once(tmp_path: Path) -> None:
     os.symlink("..", tmp_path / "clips" / "up")
     found = [values(tmp_path, split) for split in ("train", "valid", "test")]
     assert sorted(chain.from_iterable(found)) == [0, 1, 2]
+
+
+def write_pictures(folder: Path, level: int, *, count: int = 4) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new("L", SIZE, level + number).save(folder / f"{number}.png")
+    return folder
+
+
+def test_pictures_that_are_no_frames_make_no_links(tmp_path: Path) -> None:
+    for number, name in enumerate("abc"):
+        write_pictures(tmp_path / name, 50 * number)
+        for other in (".thumb.png", "0_gt.png"):
+            if number == 0:
+                Image.new("L", SIZE).save(tmp_path / name / other)
+            else:
+                os.link(tmp_path / "a" / other, tmp_path / name / other)
+    found = [int(clip[:1].max()) for split in ("train", "valid", "test") for clip in opened(tmp_path, split).clips]
+    assert sorted(found) == [0, 50, 100]
+
+
+def test_one_frame_in_common_keeps_both_clips(tmp_path: Path) -> None:
+    first, second = write_pictures(tmp_path / "train" / "a", 0), write_pictures(tmp_path / "train" / "b", 100)
+    os.link(first / "0.png", second / "4.png")
+    write_pictures(tmp_path / "val" / "c", 200)
+    assert len(opened(tmp_path, "train").clips) == 2
+    os.link(first / "1.png", tmp_path / "val" / "c" / "4.png")
+    write_pictures(tmp_path / "val" / "d", 220)
+    assert [len(clip) for clip in opened(tmp_path, "valid").clips] == [4]  # one frame of training is enough there
+
+
+def test_a_clip_of_links_alone_counts_once(tmp_path: Path) -> None:
+    first = write_pictures(tmp_path / "a", 0)
+    (tmp_path / "b").mkdir()
+    for number in range(3):
+        os.symlink(first / f"{number}.png", tmp_path / "b" / f"{number}.png")
+    source = opened(tmp_path, "train", length=2)
+    assert source.remarks[0] == f"{tmp_path}: left out, as links to other clips: {tmp_path / 'b'}"
+
+
+def test_clips_that_are_divided_share_no_frame_with_training(tmp_path: Path) -> None:
+    folders = [write_pictures(tmp_path / f"{number:02}", 10 * number) for number in range(20)]
+    held_out = [folders[number] for number in members_of("valid", 20)]
+    trained = folders[members_of("train", 20)[0]]
+    os.link(trained / "0.png", held_out[0] / "4.png")
+    source = opened(tmp_path, "valid")
+    assert len(source.clips) == len(held_out) - 1
+    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, as links to what is trained on")
+
+
+def test_an_empty_folder_of_a_split_is_an_error_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "train").mkdir()
+    write_clip(tmp_path / "val" / "0.npy", 0)
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ClipError, match=r"train: holds no videos, pictures or arrays, .*; put some there, or give ano"):
+        opened(tmp_path, "train")
+    assert caplog.messages == [f"{tmp_path}: ignored, as no clips: labels"]

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from e3d_deploy.config import Fit
+from e3d_deploy.data import videos
 from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.rate import Selection, places, select_by_time
@@ -62,7 +63,11 @@ def write(
             of the codec.
     """
     container_options, turn = options.pop("container", {}), options.pop("turn", None)
-    defaults = {"libx264": {"crf": "1"}, "libx265": {"x265-params": "log-level=none"}}.get(codec, {})
+    defaults = {
+        "libx264": {"crf": "1"},
+        "libvpx": {"auto-alt-ref": "0"},
+        "libx265": {"x265-params": "log-level=none"},
+    }.get(codec, {})
     with av.open(str(path), "w", options=container_options) as container:
         stream = container.add_stream(codec, rate=1000 if times_ms else 25, options=codec_options or defaults)
         stream.height, stream.width = pictures[0].shape[:2]
@@ -143,6 +148,7 @@ TRANSPARENT = np.dstack([np.where(CLEAR, 255, 200)] * 3 + [np.where(CLEAR, 0, 25
 @pytest.mark.parametrize(
     ("name", "codec", "pixels"),
     [
+        ("vp8.webm", "libvpx", "yuva420p"),
         ("vp9.webm", "libvpx-vp9", "yuva420p"),
         ("prores.mov", "prores_ks", "yuva444p10le"),
         ("animation.mov", "qtrle", "argb"),
@@ -267,7 +273,7 @@ def test_videos_that_are_cut_end_with_an_error(tmp_path: Path, good: dict[str, b
         Reader(form=form(), skip_bad=False, progress=silent).open(path)
     reader = Reader(form=form(), skip_bad=True, progress=silent)
     assert reader.open(path) == []
-    assert reader.skipped == [str(path)]
+    assert list(reader.skipped) == [str(path)]
 
 
 def test_the_error_tells_the_frames_that_are_there(tmp_path: Path, good: dict[str, bytes]) -> None:
@@ -287,6 +293,25 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path, good: dict[str, bytes]
     for most in (None, 2):
         with pytest.raises(SourceLost, match="broke off after"):
             read_clips(tmp_path / name, form(), most=most)
+
+
+def test_frames_behind_are_checked_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--every` makes the check no longer, and nothing is scaled for it."""
+    brought: list[int] = []
+    original = videos.Bringer.__call__
+
+    def counting(self: videos.Bringer, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        brought.append(1)
+        return original(self, frame)
+
+    monkeypatch.setattr(videos.Bringer, "__call__", counting)
+    monkeypatch.setattr(videos, "CHECKED", 5)
+    path = write(tmp_path / "film.mp4", moving(40))
+    film = play(path, form(), selection=Selection(every=4))
+    assert len(list(islice(film.pictures, 2))) == 2
+    videos.check_rest(path, film.rest)
+    assert len(brought) == 5
+    assert len(list(film.rest)) == 40 - 5 - 5
 
 
 def test_a_long_video_is_checked_for_its_end(

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from e3d_deploy import frames
+from e3d_deploy.contrast import FEWEST_TO_CALIBRATE, blankness
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ConfigError, ShapeError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import PICTURE_RANGE, Budget
@@ -26,7 +28,6 @@ from e3d_deploy.runtime.backends.specs import find
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import quality_lost
 from e3d_deploy.shipped import extracted
-from e3d_deploy.telling import FEWEST_TO_CALIBRATE, blankness
 from e3d_deploy.turns import block, in_turn
 
 log = logging.getLogger(__name__)
@@ -74,13 +75,13 @@ def real_clips(form: Form, length: int, source: Path | None, reference: Clip) ->
         BackendUnavailable: a video without the extra `video`.
     """
     if source is not None:
-        windows = _windows(form, length, source)
+        windows = _windows(form, length, source, Remarks())
         _check_telling(windows[::2], source)
         own, name = _own(form, length)
         measured = f"{source.name}, {name}" if own else source.name
         return RealClips(source.name, measured, windows[::2], [reference, *(windows[1::2] or windows), *own])
     with extracted(PEDESTRIANS) as path:
-        windows = _windows(form, length, path)
+        windows = _windows(form, length, path, Remarks(silent=True))
     calibrate, measure, name = windows[0:4:2], windows[1:4:2], PEDESTRIANS.name
     if suits(form.image_size, form.channels):
         calibrate += _moving_mnist(form.image_size, length, "train", 4)
@@ -106,16 +107,17 @@ def _own(form: Form, length: int) -> tuple[list[Clip], str]:
         clips["Moving MNIST"] = _moving_mnist(form.image_size, length, "test", 1)[0]
     try:
         with extracted(PEDESTRIANS) as path:
-            clips[PEDESTRIANS.name] = _windows(form, length, path)[0]
+            clips[PEDESTRIANS.name] = _windows(form, length, path, Remarks(silent=True))[0]
     except (BackendUnavailable, ConfigError, ShapeError) as error:
         log.warning("the drift is not measured on the package's own video (%s)", error)
     return list(clips.values()), ", ".join(clips)
 
 
-def _windows(form: Form, length: int, source: Path) -> list[Clip]:
+def _windows(form: Form, length: int, source: Path, remarks: Remarks) -> list[Clip]:
     """Return windows of a source, in turn from each of its clips, so that a folder is seen in its breadth."""
     size: dict[str, Any] = {"image_size": form.image_size, "channels": form.channels}
-    clips = read_clips(source, form, most=MOST_WINDOWS * length, least=length, count=MOST_WINDOWS).clips
+    frames_needed = MOST_WINDOWS * length
+    clips = read_clips(source, form, most=frames_needed, least=length, count=MOST_WINDOWS, remarks=remarks).clips
     places = [(t, number) for number, clip in enumerate(clips) for t in range(0, len(clip) - length + 1, length)]
     most = -(-MOST_WINDOWS // len(clips)) * length
     chosen = sorted([(number, t) for t, number in places if t < most])[:MOST_WINDOWS]

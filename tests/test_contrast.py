@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from e3d_deploy.telling import FEWEST_TO_CALIBRATE, blankness
+from e3d_deploy.contrast import FEWEST_TO_CALIBRATE, blankness
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.random((12, 1, 8, 8), np.float32)
