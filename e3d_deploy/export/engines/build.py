@@ -16,7 +16,7 @@ from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.export.engines.cache import EngineCache, key_of
 from e3d_deploy.export.engines.choose import check_graphs
 from e3d_deploy.export.engines.install import move_in, staging
-from e3d_deploy.export.engines.plan import build_plan, default_buckets
+from e3d_deploy.export.engines.plan import build_plan, default_buckets, profile
 from e3d_deploy.export.engines.proof import prove
 from e3d_deploy.inventory import machine, rtx_refusal
 from e3d_deploy.progress import Notify, silent
@@ -44,7 +44,8 @@ def build(
     is loaded from nowhere else. The bundle stays as it is until all are built.
 
     Args:
-        graphs: graphs to build; empty: all. The engines of the others stay as they are.
+        graphs: graphs to build; empty: all. Engines of the others stay where they run together with the new
+            ones.
 
     Returns:
         The sidecar of each graph.
@@ -150,7 +151,7 @@ def _parts(
     entry = bundle.entry(graph, target)
     options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
     options.pop("compute_capabilities")
-    buckets = [" ".join(map(str, bucket)) for bucket in options.pop("batches") or default_buckets(graph)]
+    buckets = options.pop("batches") or default_buckets(graph)
     return {
         "graph": bundle.manifest.files[entry.file],
         "weights": weights_sha256(bundle),
@@ -158,7 +159,7 @@ def _parts(
         "builder": builder,
         "compute_capability": capability or "of the building machine",
         "precision": entry.precision,
-        "profile": ", ".join(buckets) if bundle.dynamic_batch else "fixed",
+        "profile": profile(buckets) if bundle.dynamic_batch else "fixed",
         **{name: str(value) for name, value in options.items()},
         "recipe": RECIPE,
     }

@@ -1,16 +1,21 @@
 """Engines on their way into a bundle: made beside it, then moved in together with the manifest's word for them."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import ENGINES, MANIFEST, Bundle, manifest_bytes, read_manifest
+from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.bundle.plans import sources
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import BundleError
+from e3d_deploy.export.engines.plan import default_buckets, profile
 from e3d_deploy.files import locked, sha256, sync, workspace
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,7 +29,8 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
     """Make the plans `GRAPH.TARGET.plan` in a stage the bundle's engines of these graphs for a target.
 
     Everything is on the disk before the bundle changes. Older engines of the same leave the manifest first, so that
-    at no moment it speaks of files that are gone: a build killed in between leaves a bundle without engines.
+    at no moment it speaks of files that are gone: a build killed in between leaves a bundle without engines. Engines
+    of other graphs that would fail beside the new ones, when they are first run, leave too, and the log names them.
 
     Raises:
         BundleError: the bundle was exported anew since they were made.
@@ -41,8 +47,10 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         for graph, sidecar in sidecars.items():
             if any(getattr(sidecar, name) != digest for name, digest in sources(now, graph, target).items()):
                 raise BundleError(f"{bundle.path}: exported anew while its engines were made; build again")
-        files = {name: digest for name, digest in manifest.files.items() if name not in added}
-        engines = {name: sheet for name, sheet in manifest.engines.items() if name not in sheets}
+        odd = _unfit(manifest, target, sidecars)
+        gone = {*added, *(f"{ENGINES}{name}{suffix}" for name in odd for suffix in (".plan", ".json"))}
+        files = {name: digest for name, digest in manifest.files.items() if name not in gone}
+        engines = {name: sheet for name, sheet in manifest.engines.items() if name not in {*sheets, *odd}}
         steps = (
             replace(manifest, files=files, engines=engines),
             replace(manifest, files=files | added, engines=engines | sheets),
@@ -60,3 +68,37 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         for name in added:
             (stage / Path(name).name).replace(bundle.path / name)
         (stage / "manifest.1").replace(bundle.path / MANIFEST)
+    for name in odd:
+        log.warning(
+            "%s: its engine %s is removed, as it was built by another version of the library, for other GPUs or for "
+            "other numbers of streams than the new ones; build it again in the same way",
+            bundle.path,
+            name,
+        )
+
+
+def _unfit(manifest: Manifest, target: str, sidecars: Mapping[str, EngineSidecar]) -> list[str]:
+    """Return the names of older engines of a target that cannot be run together with new ones."""
+    return [
+        name
+        for name, older in manifest.engines.items()
+        if older.target == target and older.graph not in sidecars
+        if not all(_fit_together(older, new) for new in sidecars.values())
+    ]
+
+
+def _fit_together(one: EngineSidecar, other: EngineSidecar) -> bool:
+    """Return True if whoever runs one engine can run the other, on the same streams."""
+    first, second = (
+        (each.builder, each.compute_capability, each.options.version_compatible, each.options.hardware_compatibility)
+        for each in (one, other)
+    )
+    streams = {_streams(each) for each in (one, other)} - {None}  # a refitted engine does not say
+    return first == second and len(streams) <= 1
+
+
+def _streams(sidecar: EngineSidecar) -> str | None:
+    """Return the numbers of streams that an engine was built for; those of any default are the same."""
+    built = None if sidecar.parts is None else sidecar.parts.get("profile")
+    # The default step has a profile more than the other graphs, for streams that are renewed, which forecast alone.
+    return profile(default_buckets("rollout")) if built == profile(default_buckets(sidecar.graph)) else built

@@ -1,5 +1,6 @@
 """One graph to one TensorRT plan: every call of the builder, for TensorRT 10, 11 and TensorRT-RTX."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def default_buckets(graph: str) -> tuple[tuple[int, int, int], ...]:
     in one call by default, and the larger graphs would take twice the time and space.
     """
     return (ONE_STREAM, TWO_STREAMS) if graph == "step" else (ONE_STREAM,)
+
+
+def profile(buckets: Iterable[tuple[int, int, int]]) -> str:
+    """Return buckets as the parts of a cache key name them, such as `1 1 1, 2 2 2`."""
+    return ", ".join(" ".join(map(str, bucket)) for bucket in buckets)
 
 
 def _parser_words(parser: Any) -> str:
