@@ -47,7 +47,8 @@ def import_checkpoint(
         fit: way in which pictures of another shape were brought to the size of a frame; both originals stretch them.
 
     Raises:
-        CheckpointError: it is not there, damaged, or of another network, or a weight is not finite; tensors are named.
+        CheckpointMissing: it is not there.
+        CheckpointError: it is damaged, or of another network, or a weight is not finite; tensors are named.
         ConfigError: an option that does not fit it.
         BackendUnavailable: TensorFlow is needed and not installed.
     """
@@ -59,6 +60,7 @@ def import_checkpoint(
             raise ConfigError("part: a checkpoint of google/e3d_lstm holds one network; leave --part out")
         prefix = google.prefix_of(path)
         if prefix is None:
+            _check_there(path)
             raise CheckpointError(f"{path}: no TensorFlow checkpoint, as there is no file {path.name}.index")
         tensors = google.read(prefix, ema=ema)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -109,11 +111,15 @@ def _check_file(path: Path) -> None:
     Raises:
         CheckpointError: it is not.
     """
-    if not path.exists():
-        raise CheckpointMissing(f"{path}: no such checkpoint, neither {path.name} nor {path.name}.index is there")
+    _check_there(path)
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index")
     if not openstl.is_readable(path):
         raise CheckpointError(
             f"{path}: neither a TensorFlow checkpoint nor a file of torch.save or safetensors; nothing to import"
         )
+
+
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise CheckpointMissing(f"{path}: no such checkpoint, neither {path.name} nor {path.name}.index is there")

@@ -387,6 +387,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     }.items():
         code = 2 if name == "none.ckpt" else 5
         assert message in e3d("import", tmp_path / name, "-o", tmp_path / "m.safetensors", code=code).stderr
+    for origin in ("google", "openstl"):
+        missing = e3d("import", tmp_path / "none.ckpt", "--from", origin, "-o", tmp_path / "m.safetensors", code=2)
+        assert "no such checkpoint, neither none.ckpt nor none.ckpt.index is there" in missing.stderr
     assert "no TensorFlow checkpoint" in e3d("import", PLAIN, "--from", "google", "-o", tmp_path / "m", code=5).stderr
     assert "a folder" in e3d("import", RELEASED, "--from", "openstl", "-o", tmp_path / "m", code=5).stderr
 
