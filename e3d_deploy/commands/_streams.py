@@ -3,6 +3,7 @@
 import codecs
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
@@ -29,6 +30,8 @@ READABLE, EXACT = "e3d_deploy.readable", "e3d_deploy.exact"
 """Names of two ways to encode what an encoding lacks: for a person to read, and with the bytes of file names kept."""
 LENIENT = ("strict", "surrogateescape", "backslashreplace")
 """Ways that Python chooses by itself; another one is a user's choice in PYTHONIOENCODING, and stays."""
+
+_lock = threading.Lock()
 
 
 def _readable(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -59,6 +62,10 @@ class Output:
         self._stream = stream
         self.lost: OSError | None = None
         """First error of writing; everything after it was discarded."""
+        self.users = 0
+        """Commands that run with it."""
+        self.restoring = ExitStack()
+        """Restores the program's stream when it is closed."""
 
     def write(self, text: str) -> int:
         """Write text; after an error, discard it."""
@@ -105,26 +112,45 @@ def lasting() -> Iterator[Output]:
     """Give standard output; while the block runs, it and standard error survive what breaks them.
 
     A closed one leads nowhere: the next file to be opened would have its descriptor, and what a library prints would go
-    into that file.
+    into that file. Blocks in several threads share both streams, and the last one puts them back.
     """
-    before = sys.stdout, sys.stderr
-    if None in (sys.stdin, *before):
-        _fill_descriptors()
     with ExitStack() as stack:
-        out, err = (
-            Output(stack.enter_context(_encoding_all(stream, errors)))
-            for stream, errors in zip(before, (EXACT, READABLE), strict=True)
-        )
-        sys.stdout, sys.stderr = out, err
-        try:
-            yield out
-        finally:
-            out.flush()
-            err.flush()
-            if sys.stdout is out:
-                sys.stdout = before[0]
-            if sys.stderr is err:
-                sys.stderr = before[1]
+        with _lock:
+            if None in (sys.stdin, sys.stdout, sys.stderr):
+                _fill_descriptors()
+            out = _share("stdout", EXACT)
+            stack.callback(_leave, out)
+            err = _share("stderr", READABLE)
+            stack.callback(_leave, err)
+        yield out
+
+
+def _share(name: str, errors: str) -> Output:
+    """Return the standard stream that commands share, which the first of them puts in the place of the program's."""
+    before = getattr(sys, name)
+    if isinstance(before, Output) and before.users:
+        before.users += 1
+        return before
+    restoring = ExitStack()
+    out = Output(restoring.enter_context(_encoding_all(before, errors)))
+    restoring.callback(_put_back, name, out, before)
+    out.users, out.restoring = 1, restoring
+    setattr(sys, name, out)
+    return out
+
+
+def _leave(out: Output) -> None:
+    """Flush a stream that commands share; the last of them restores the program's."""
+    out.flush()
+    with _lock:
+        out.users -= 1
+        if not out.users:
+            out.restoring.close()
+
+
+def _put_back(name: str, out: Output, before: TextIO | None) -> None:
+    if getattr(sys, name) is out:
+        setattr(sys, name, before)
 
 
 def _fill_descriptors() -> None:

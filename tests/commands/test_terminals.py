@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from contextlib import ExitStack
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -112,6 +113,25 @@ def test_streams_of_the_program_are_put_back(monkeypatch: pytest.MonkeyPatch) ->
         assert streams[1].errors == "ignore"  # which a user has chosen
     assert [sys.stdout, sys.stderr] == streams
     assert streams[0].errors == "strict"
+
+
+def test_commands_at_once_put_the_streams_back_when_the_last_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [TextIOWrapper(BytesIO(), encoding="ascii", errors="strict") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(lasting())
+    out = second.enter_context(lasting())
+    first.close()
+    assert sys.stdout is out
+    click.echo(SAID)
+    click.echo(SAID, err=True)
+    second.close()
+    assert [sys.stdout, sys.stderr] == streams
+    assert [stream.errors for stream in streams] == ["strict", "strict"]
+    with lasting():
+        assert sys.stdout is not out
+    assert [sys.stdout, sys.stderr] == streams
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.ENOSPC, 7), (errno.EIO, 1)])
