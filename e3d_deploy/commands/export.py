@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from e3d_deploy.commands._open import open_bundle
-from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, PATH, overwrite_option
+from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, MOST_FRAMES, PATH, Count, overwrite_option
 from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, parse_budget
@@ -33,9 +33,16 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @click.argument("model", type=PATH)
 @BUNDLE_OUTPUT
 @click.option(
-    "--context", "context_length", type=int, help="Frames that the clip graph takes; else those of training, or 10."
+    "--context",
+    "context_length",
+    type=Count(MOST_FRAMES),
+    help="Frames that the clip graph takes; else those of training, or 10.",
 )
-@click.option("--horizon", type=int, help="Frames that the clip graph gives; else those of training, or 10.")
+@click.option(
+    "--horizon",
+    type=Count(MOST_FRAMES),
+    help="Frames that the clip graph gives; else those of training, or 10.",
+)
 @click.option(
     "--batch",
     default="any",

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import click
 
-from e3d_deploy.commands._options import PATH, Finite, numbers, overwrite_option
+from e3d_deploy.commands._options import MOST_FRAMES, PATH, Count, Finite, numbers, overwrite_option
 from e3d_deploy.commands._output import next_command, table, verdict, working
 from e3d_deploy.config import Fit
 
@@ -21,18 +21,18 @@ from e3d_deploy.config import Fit
 )
 @click.option("--ema", is_flag=True, help="The moving averages in place of the weights.")
 @click.option("--part", metavar="NAME", help="openstl: the network of that name, where the file holds several.")
-@click.option("--patch-size", type=click.IntRange(min=1), help="Where frames are neither gray nor RGB.")
-@click.option("--channels", type=click.IntRange(min=1), help="Colours of a frame; as the patch size.")
+@click.option("--patch-size", type=Count(1024), help="Where frames are neither gray nor RGB.")
+@click.option("--channels", type=Count(1024), help="Colours of a frame; as the patch size.")
 @click.option("--image-size", callback=numbers, help="google: height x width, pixels; else 64x64.")
-@click.option("--stride", type=click.IntRange(min=1), help="openstl: of the convolutions; else as kept there, or 1.")
-@click.option("--history-length", type=click.IntRange(min=1), help="Cell states kept for recall; else 20.")
+@click.option("--stride", type=Count(1024), help="openstl: of the convolutions; else as kept there, or 1.")
+@click.option("--history-length", type=Count(MOST_FRAMES), help="Cell states kept for recall; else 20.")
 @click.option(
     "--context",
     "context_length",
-    type=click.IntRange(min=1),
+    type=Count(MOST_FRAMES),
     help="Frames given in training; else as kept there, if they are.",
 )
-@click.option("--horizon", type=click.IntRange(min=1), help="Frames predicted in training; likewise.")
+@click.option("--horizon", type=Count(MOST_FRAMES), help="Frames predicted in training; likewise.")
 @click.option("--fps", type=Finite(min=0, min_open=True), help="Frames per second of the clips of training.")
 @click.option(
     "--fit",

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._open import open_predictor
-from e3d_deploy.commands._options import BACKEND, BUNDLE_OR_MODEL, EVERY, PATH, RESAMPLE, THREADS, json_option
+from e3d_deploy.commands._options import (
+    BACKEND,
+    BUNDLE_OR_MODEL,
+    EVERY,
+    MOST_FRAMES,
+    PATH,
+    RESAMPLE,
+    THREADS,
+    Count,
+    json_option,
+)
 from e3d_deploy.commands._output import as_json, table, working
 from e3d_deploy.commands._process import stoppable
 
@@ -18,7 +28,7 @@ if TYPE_CHECKING:
 @click.command()
 @BUNDLE_OR_MODEL
 @click.argument("video", metavar="SOURCE", type=PATH)
-@click.option("--horizon", type=click.IntRange(min=1), default=10, help="Frames to look ahead.")
+@click.option("--horizon", type=Count(MOST_FRAMES), default=10, help="Frames to look ahead.")
 @click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
 @EVERY
 @RESAMPLE
