@@ -153,7 +153,9 @@ def system_error(error: OSError) -> tuple[str, int]:
         name = f"descriptor {name}"
     elif isinstance(name, bytes):
         name = os.fsdecode(name)
-    return f"{name or 'a file or device'}: {error.strerror or error}; {remedy}", code
+    said = str(error.strerror or error)
+    # The system's own words hold no semicolon: with one, the error is ours and says already what to do.
+    return f"{name or 'a file or device'}: {said if '; ' in said else f'{said}; {remedy}'}", code
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})

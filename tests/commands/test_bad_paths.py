@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from e3d_deploy import checkpoint
-from e3d_deploy.cli import explain
+from e3d_deploy.cli import explain, system_error
 from e3d_deploy.errors import BundleError, BundleMissing, CheckpointError, CheckpointMissing
+from e3d_deploy.files import scratch_folder
 from e3d_deploy.measure.profile import profile
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.registry import MOST_THREADS
@@ -89,6 +90,21 @@ def test_a_file_that_may_not_be_read_is_named_with_a_remedy(tmp_path: Path, monk
     assert line == (
         f"Error: {path}: Permission denied; change its permissions or those of its folders, or give another path"
     )
+
+
+def test_an_error_with_a_remedy_of_its_own_gets_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    line = e3d("cache", "ls", code=2).stderr.splitlines()[-1]
+    assert line.endswith(": the user has no home folder; set XDG_CACHE_HOME to a folder, or HOME")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="set TMPDIR") as error, scratch_folder():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    line = f"{tmp_path / 'e3d_deploy'}: No space left on device; set TMPDIR to a folder with room"
+    assert system_error(error.value) == (line, 7)
 
 
 @pytest.mark.parametrize(
