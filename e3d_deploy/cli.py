@@ -36,7 +36,7 @@ from e3d_deploy.commands import (
     unpack,
     verify,
 )
-from e3d_deploy.commands._process import as_guest, exit_code, say, terminable
+from e3d_deploy.commands._process import as_guest, exit_code, terminable
 from e3d_deploy.commands._streams import lasting
 from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, ResourceLimit
 
@@ -113,7 +113,7 @@ class Commands(click.Group):
         except KeyboardInterrupt as interrupt:
             from e3d_deploy.export.engines.watch import BUILDING
 
-            say("interrupted")
+            click.echo("interrupted", err=True)
             if any(thread.name == BUILDING for thread in threading.enumerate()):
                 sys.stderr.flush()
                 os._exit(exit_code(interrupt))  # with TensorRT still at work, an orderly end would be a crash

@@ -112,12 +112,6 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
     return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
-def say(text: str) -> None:
-    """Show a line on stderr, unless its terminal is gone, as it is after SIGHUP."""
-    with suppress(OSError):
-        click.echo(text, err=True)
-
-
 def _interrupt(number: int, _: object) -> None:
     raise Terminated(number) if number in ENDING else KeyboardInterrupt
 
@@ -184,12 +178,12 @@ class Stop:
         if again or self._at_once:
             _interrupt(number, None)
         with suppress(RuntimeError):  # the signal came in the middle of printing something else
-            say(f"{signal.Signals(number).name}: ending here; once more to end at once")
+            click.echo(f"{signal.Signals(number).name}: ending here; once more to end at once", err=True)
 
     def finish(self) -> None:
         """End the command with 128 and the number of the signal, if one came."""
         if self.number is not None:
-            say("interrupted")
+            click.echo("interrupted", err=True)
             raise click.exceptions.Exit(128 + self.number)
 
 

@@ -1,5 +1,6 @@
 """Commands as guests in a program: nothing of its process is changed for good, and signals end them in order."""
 
+import errno
 import logging
 import shutil
 import signal
@@ -17,8 +18,10 @@ import pytest
 
 from e3d_deploy.cli import main
 from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, stoppable, terminable
+from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
+from tests.commands.test_terminals import Broken
 from tests.settings import changed, settings
 from tests.tools import e3d
 
@@ -142,7 +145,7 @@ def test_handlers_of_the_program_are_kept() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
-def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored() -> None:
     with pytest.raises(Terminated) as end, terminable():
         signal.raise_signal(signal.SIGHUP)
     assert exit_code(end.value) == 129
@@ -153,15 +156,16 @@ def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored(monkeypatch: pyt
     finally:
         signal.signal(signal.SIGHUP, before)
 
-    def gone(*_: object, **__: object) -> None:
-        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(click, "echo", gone)
-    with stoppable() as stop:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_a_command_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Broken(errno.EIO))
+    with lasting(), stoppable() as stop:
         for _ in stop.each(range(3)):
             signal.raise_signal(signal.SIGHUP)
-    with pytest.raises(click.exceptions.Exit):
-        stop.finish()
+        with pytest.raises(click.exceptions.Exit) as end:
+            stop.finish()
+    assert end.value.exit_code == 129
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
