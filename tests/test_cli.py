@@ -335,6 +335,16 @@ def test_the_next_command_can_be_pasted(bundle_path: Path, tmp_path: Path) -> No
     assert f"next: e3d unpack '{tmp_path}/my tiny.zip' -o 'my tiny.e3d'\n" in result.stderr
 
 
+def test_the_next_command_takes_no_path_for_an_option(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = e3d("pack", "-o", "-d.zip", bundle_path)
+    assert "next: e3d unpack ./-d.zip -o -d.e3d\n" in result.stderr
+    e3d("unpack", "./-d.zip", "-o", "-d.e3d")
+    assert (tmp_path / "-d.e3d").is_dir()
+
+
 def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "engines").mkdir()
     (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(1_500_000))

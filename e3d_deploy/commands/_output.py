@@ -124,7 +124,12 @@ def _first_word(word: str, colour: str) -> None:
 
 def next_command(*words: object, how: str = "") -> None:
     """Print on stderr the command to run next, followed by a hint on how to complete it."""
-    click.echo(f"next: e3d {shlex.join(map(str, words))}{how}", err=True)
+    click.echo(f"next: e3d {shlex.join(map(_word, words))}{how}", err=True)
+
+
+def _word(word: object) -> str:
+    """Return a word of a command; a path that begins with a dash as one that is no option."""
+    return os.path.join(".", word) if isinstance(word, Path) and str(word).startswith("-") else str(word)
 
 
 @contextmanager
