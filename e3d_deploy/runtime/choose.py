@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +249,9 @@ def _file(bundle: Bundle, threads: int | None) -> Path | None:
         return None
 
 
+@cache
 def _say_not_kept(why: str) -> None:
+    """Say why a choice is not kept, once in a process."""
     log.warning("the choice of a backend is not kept, so each start makes it anew: %s", why)
 
 

@@ -20,7 +20,7 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.inventory import version_of
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from e3d_deploy.runtime.choose import _key, _times, choose, open_first
+from e3d_deploy.runtime.choose import _key, _say_not_kept, _times, choose, open_first
 from e3d_deploy.turns import block
 from tests.fake_backend import AGELESS
 from tests.manifests import changed, sidecar
@@ -329,14 +329,19 @@ def test_a_place_that_cannot_be_written_keeps_nothing(
     assert choose(bundle)[0].name in ("onnxruntime", "openvino")
 
 
-def test_where_there_is_no_home_nothing_is_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_home_nothing_is_kept_and_that_is_said_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", homeless)
     there(monkeypatch, "onnxruntime")
-    assert choose(bundle)[0].name == "onnxruntime"
+    _say_not_kept.cache_clear()
+    for _ in range(2):
+        assert choose(bundle)[0].name == "onnxruntime"
+    assert caplog.text.count("the choice of a backend is not kept") == 1
 
 
 @pytest.mark.usefixtures("openvino_backend")
