@@ -6,11 +6,8 @@ from typing import Any
 
 from e3d_deploy import __version__, inventory
 from e3d_deploy.files import cache_folder
-from e3d_deploy.libraries import LIBRARIES, pip_install
+from e3d_deploy.libraries import LIBRARIES, SWITCH, pip_install
 from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
-
-SWITCH = "ORT_DISABLE_TELEMETRY"
-"""Variable by which a user decides whether ONNX Runtime reports; `onnxruntime_library` sets it where nobody has."""
 
 
 def examine() -> dict[str, Any]:

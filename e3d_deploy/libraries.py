@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
+SWITCH = "ORT_DISABLE_TELEMETRY"
+"""Variable by which a user decides whether ONNX Runtime reports; `onnxruntime_library` sets it where nobody has."""
+
 
 @dataclass(frozen=True)
 class Library:

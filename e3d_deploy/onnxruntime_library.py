@@ -11,9 +11,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["onnxruntime"]
+from e3d_deploy.libraries import SWITCH
 
-SWITCH = "ORT_DISABLE_TELEMETRY"
+__all__ = ["onnxruntime"]
 
 
 @contextmanager
