@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import get_args
 
-from e3d_deploy.bundle.folder import WEIGHTS_SUFFIX, Bundle
+from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.inventory import has_library, has_nvidia_driver
 from e3d_deploy.progress import duration
@@ -11,8 +11,8 @@ from e3d_deploy.tensorrt_library import MODULES, Target, remedy
 
 STEP_NODES, STEP_SECONDS, GROWTH = 176, 0.8, 1.27
 """Build of the demo model's step in float32 (nodes, s), and the power of the number of nodes that the time grows by."""
-WEIGHTS_SHARE, NODE_BYTES = 1.7, 6500
-"""Size of a plan: bytes per byte of weights, and per node; within 30 % of those of docs/engines.md in float32."""
+WEIGHTS_SHARE, NODE_BYTES = 1.3, 6500
+"""Size of a plan with one profile: bytes per byte of weights, and per node; within 40 % of those of docs/engines.md."""
 
 
 def default_target() -> Target:
@@ -54,7 +54,14 @@ def cost(bundle: Bundle, graphs: Sequence[str], target: Target) -> str:
 def estimate(bundle: Bundle, graph: str, target: Target) -> tuple[float, float]:
     """Return about how long the build of a graph takes (s, on 2 idle cores) and how large its plan is (bytes)."""
     nodes = bundle.entry(graph, target).nodes
-    weights = sum(
-        (bundle.path / name).stat().st_size for name in bundle.manifest.files if name.endswith(WEIGHTS_SUFFIX)
-    )
+    weights = _weights_bytes(bundle, graph, target)
     return STEP_SECONDS * (nodes / STEP_NODES) ** GROWTH, WEIGHTS_SHARE * weights + NODE_BYTES * nodes
+
+
+def _weights_bytes(bundle: Bundle, graph: str, target: Target) -> int:
+    """Return the size of the weights that a graph reads; its files hold others too, such as those in float32."""
+    import onnx
+
+    weights = onnx.load_from_string(bundle.onnx(graph, target)).graph.initializer
+    places = (place for weight in weights for place in weight.external_data)
+    return sum(int(place.value) for place in places if place.key == "length")

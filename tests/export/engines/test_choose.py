@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from e3d_deploy.bundle.folder import WEIGHTS
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.export.engines import build as build_module
 from e3d_deploy.export.engines import choose
@@ -12,6 +13,7 @@ from e3d_deploy.export.engines.build import build
 from e3d_deploy.export.engines.choose import default_target, estimate
 from e3d_deploy.runtime import Bundle
 from tests.fake_tensorrt import FakeTensorRT
+from tests.manifests import changed
 from tests.tools import e3d
 
 
@@ -83,3 +85,10 @@ def test_a_larger_graph_costs_more(exported: Path) -> None:
     assert costs == sorted(costs)
     assert costs[0][0] > 0
     assert costs[0][1] > (exported / "tiny.e3d" / "model.safetensors").stat().st_size
+
+
+def test_weights_that_a_graph_does_not_read_are_not_counted(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    (bundle_path / WEIGHTS).write_bytes(bytes(10_000_000))
+    larger = changed(bundle, files={**bundle.manifest.files, WEIGHTS: "0" * 64})
+    assert estimate(larger, "step", "tensorrt-rtx") == estimate(bundle, "step", "tensorrt-rtx")
