@@ -234,20 +234,37 @@ def scratch_folder() -> Iterator[Path]:
         raise OSError(error.errno, f"{error.strerror}; set TMPDIR to a folder with room", error.filename) from error
 
 
+def remove_left(folder: Path, names: str) -> None:
+    """Remove what killed runs left of files in a folder, by the rule of `workspace`.
+
+    Args:
+        names: pattern of the names of the files, such as `step_*.png`.
+    """
+    for left in folder.glob(f".{names}.*{PARTIAL}"):
+        _remove_if_left(left)
+
+
 def _remove_left(target: Path) -> None:
     """Remove the workspaces of a target whose makers have ended.
 
     What `swap` put aside stays as long as it may be the only copy.
     """
+    prefix = glob.escape(_prefix(target))
+    lefts = list(target.parent.glob(f"{prefix}*{PARTIAL}"))
+    if os.path.isdir(target):
+        lefts += target.parent.glob(f"{prefix}*{RETIRED}")
+    for left in lefts:
+        _remove_if_left(left)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a workspace if its maker has ended; anything but a folder stays."""
     if fcntl is None:
         return
-    lefts = list(target.parent.glob(f"{glob.escape(_prefix(target))}*{PARTIAL}"))
-    if os.path.isdir(target):
-        lefts += target.parent.glob(f"{glob.escape(_prefix(target))}*{RETIRED}")
-    for left in lefts:
-        with suppress(OSError), _opened_folder(left) as descriptor:
-            if _is_left(left, descriptor, here=left.name.startswith(_prefix(target) + _system())):
-                shutil.rmtree(left, ignore_errors=True)
+    *_, system, _, _ = ("", "", *folder.name.split("."))  # .NAME.SYSTEM.RANDOM.partial
+    with suppress(OSError), _opened_folder(folder) as descriptor:
+        if _is_left(folder, descriptor, here=f"{system}." == _system()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_left(folder: Path, descriptor: int, *, here: bool) -> bool:
@@ -365,7 +382,8 @@ def sha256(path: Path) -> str:
 def locked(path: Path, waiting: Callable[[], None] | None = lambda: None) -> Iterator[None]:
     """Hold the lock of a file, which exists as long as somebody does, or of a folder.
 
-    The kernel frees it when its process ends, however that ends. Where nothing can be locked, nobody waits.
+    The kernel frees it when its process ends, however that ends. Where nothing can be locked, nobody waits. A file that
+    holds anything is no file of a lock: it is locked all the same, and stays.
 
     Args:
         waiting: called before waiting for another process; None does not wait.
@@ -378,8 +396,9 @@ def locked(path: Path, waiting: Callable[[], None] | None = lambda: None) -> Ite
         try:
             yield
         finally:
-            if not folder:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if not folder and path.stat().st_size == 0:
+                    path.unlink()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from e3d_deploy import files
-from e3d_deploy.files import ABANDONED_S, new_file, scratch_folder, workspace, write_file
+from e3d_deploy.files import ABANDONED_S, locked, new_file, remove_left, scratch_folder, workspace, write_file
 
 KILLED = """
 import os, signal, sys
@@ -85,6 +85,22 @@ def test_the_only_copy_that_a_killed_exchange_put_aside_stays(left: Path) -> Non
     target.mkdir()
     with workspace(target):
         assert not retired.exists()
+
+
+def test_a_locked_file_with_content_stays(tmp_path: Path) -> None:
+    (tmp_path / "film").write_bytes(b"film")
+    for name in ("film", "lock"):
+        with locked(tmp_path / name):
+            assert (tmp_path / name).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["film"]
+
+
+def test_names_by_a_pattern_find_leftovers_and_no_files(left: Path) -> None:
+    (left.parent / ".target.film.partial").write_bytes(b"film")
+    remove_left(left.parent, "other*")
+    assert left.exists()
+    remove_left(left.parent, "tar*")
+    assert [path.name for path in left.parent.iterdir()] == [".target.film.partial"]
 
 
 def test_a_link_that_looks_like_a_leftover_is_not_followed(tmp_path: Path, left: Path) -> None:

@@ -4,12 +4,11 @@ import json
 import logging
 import os
 import random
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -30,7 +29,7 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
-from e3d_deploy.files import PARTIAL, locked, write_file
+from e3d_deploy.files import remove_left, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
@@ -51,11 +50,11 @@ from e3d_deploy.training.callbacks import (
     lightning_quiet,
     signals,
 )
-from e3d_deploy.training.copying import Comparison, Validated, measure
+from e3d_deploy.training.copying import RESULT, Comparison, Validated, measure
 from e3d_deploy.training.decay import record_decay_of_run
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.pace import Pace
-from e3d_deploy.training.settings import SETTINGS, STATE, Command, as_begun, check_resumable, settings_of
+from e3d_deploy.training.settings import COMMAND, SETTINGS, STATE, Command, as_begun, check_resumable, settings_of
 from e3d_deploy.training.telling import Telling, takes_bar
 
 log = logging.getLogger(__name__)
@@ -278,20 +277,21 @@ def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | No
         except OSError as error:
             raise ConfigError(f"{machine.parts}: takes no files ({error.strerror}); give another folder") from error
     run.mkdir(parents=True, exist_ok=True)
-    for folder in (run, run / "previews", machine.parts):
-        if folder is not None:
-            _remove_leftovers(folder)
+    _remove_leftovers(run, machine.parts)
     if new is not None:
         settings, command = new
         write_file(run / SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
         command.write(run)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what runs that were killed left half-written; what another process is writing is locked and stays."""
-    for left in folder.glob(f".*{PARTIAL}"):
-        with suppress(OSError), locked(left, None):
-            shutil.rmtree(left)
+def _remove_leftovers(run: Path, parts: Path | None) -> None:
+    """Remove what killed runs left half-written of the files that a run writes; other programs' files stay."""
+    for name in (STATE, SETTINGS, COMMAND, RESULT, "model.safetensors", "model_*.safetensors"):
+        remove_left(run, name)
+    remove_left(run / "previews", "step_*.png")
+    if parts is not None:
+        remove_left(parts, PATTERN)
+        remove_left(parts, "metrics.csv")
 
 
 def _loaders(

@@ -13,11 +13,12 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from e3d_deploy import checkpoint, plots
+from e3d_deploy import checkpoint, files, plots
 from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.errors import CheckpointError
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.training import train as training
 from e3d_deploy.training.callbacks import Interrupted
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.settings import Begun, Command
@@ -45,7 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
         e3d_train(
             "-o", "run", "--data", "clips.npy", "--preset", "tiny", "--image-size", "16x16", "--hidden", 4,
             "--context", 2, "--horizon", 1, "--steps", 1, "--batch-size", 1, "--validation-clips", 1,
-            "--fit", "crop", "--init", model, "--parts", "out", "--no-decay",
+            "--fit", "crop", "--layout", "NTHW", "--init", model, "--parts", "out", "--no-decay",
         )  # fmt: skip
     finally:
         os.chdir(before)
@@ -202,10 +203,44 @@ def test_a_hangup_raises_what_tells_its_number(tmp_path: Path, monkeypatch: pyte
 # Leftovers
 
 
-def test_what_a_killed_run_left_half_written_goes_when_the_run_goes_on(begun: Path) -> None:
-    left = [begun / "run" / ".last.ckpt.abc.partial", begun / "run/previews" / ".step_000001.png.abc.partial"]
-    for folder in left:
-        folder.mkdir(parents=True)
-        (folder / "last.ckpt").write_bytes(b"half")
-    e3d_train("-o", begun / "run", "--resume", "--steps", 2)
+LEFT = [
+    "run/.last.ckpt",
+    "run/.model_plain.safetensors",
+    "run/previews/.step_000001.png",
+    "out/.model-b.part-1-of-1.safetensors",
+]
+"""Begin of the names of workspaces that a killed run leaves."""
+
+
+def left_below(folder: Path) -> list[Path]:
+    """Make workspaces as a killed run leaves them; only `files` can name the system that they were made on."""
+    left = [folder / f"{name}.{files._system()}abcdefgh{files.PARTIAL}" for name in LEFT]
+    for workspace in left:
+        workspace.mkdir(parents=True)
+        (workspace / "half").write_bytes(b"half")
+    return left
+
+
+def test_what_a_killed_run_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+    left = left_below(tmp_path)
+    training._remove_leftovers(tmp_path / "run", tmp_path / "out")
     assert not any(folder.exists() for folder in left)
+
+
+def test_a_run_removes_no_file_or_folder_of_other_programs(begun: Path) -> None:
+    left = left_below(begun)
+    theirs = [begun / place / ".film.mkv.partial" for place in ("run", "run/previews", "out")]
+    for folder in theirs:
+        folder.write_bytes(b"film")
+    theirs.append(begun / "out" / ".download.partial")
+    theirs[-1].mkdir()
+    e3d_train("-o", begun / "run", "--resume", "--steps", 2, "--parts", begun / "out")
+    assert all(path.exists() for path in theirs)
+    assert not any(folder.exists() for folder in left)
+
+
+def test_what_another_system_may_still_be_writing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = left_below(tmp_path)
+    monkeypatch.setattr(files, "_system", lambda: "another.")
+    training._remove_leftovers(tmp_path / "run", tmp_path / "out")
+    assert all(folder.exists() for folder in left)
