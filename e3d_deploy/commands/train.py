@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -158,6 +158,7 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
         from lightning.pytorch.utilities import rank_zero_only
 
         from e3d_deploy.training.callbacks import Interrupted
+        from e3d_deploy.training.settings import STATE
         from e3d_deploy.training.train import resume_or_next
         from e3d_deploy.training.train import train as train_model
 
@@ -170,20 +171,15 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
     if resume_or_new:
         output, resume = resume_or_next(model_config, config, output, **call)
 
-    def say(text: str) -> None:
-        with suppress(OSError):  # the terminal is gone, and training goes on
-            click.echo(text, err=True)
-
+    say = partial(click.echo, err=True)
     try:
         path = train_model(model_config, config, output, resume=resume, progress=say, **call)
     except KeyboardInterrupt as interrupt:
-        if not isinstance(interrupt, Interrupted):
-            if (output / "last.ckpt").exists():
-                next_command("train", "-o", output, "--resume")
-            raise
-        with suppress(OSError):  # after SIGHUP the terminal is gone
+        if (output / STATE).exists():  # a second signal may come before the first state is saved
             next_command("train", "-o", output, "--resume")
-            click.echo("interrupted", err=True)
+        if not isinstance(interrupt, Interrupted):
+            raise
+        click.echo("interrupted", err=True)
         raise click.exceptions.Exit(128 + interrupt.number) from None
     if getattr(rank_zero_only, "rank", 0) == 0:  # each process comes here
         click.echo(path)

@@ -82,7 +82,9 @@ class Averaging(WeightAveraging):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended training; everything is saved.
+    """A signal ended training: the first one after the step at hand, with everything saved, the second one at once.
+
+    After a second signal the last saved state is that of an earlier step, or there is none yet.
 
     Args:
         number: the signal that came first.

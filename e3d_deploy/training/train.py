@@ -136,8 +136,9 @@ def train(
             held out, or without Moving MNIST; a folder that holds parts of another run.
         CheckpointError: what is to be resumed is damaged.
         TrainingError: the loss is no finite number any more.
-        Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is saved and `run` can be resumed. Before the first step
-            Ctrl-C is a plain KeyboardInterrupt.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is saved and `run` can be resumed. After a second signal
+            `run` holds the last saved state, if there is one. Before the first step Ctrl-C is a plain
+            KeyboardInterrupt.
         ClipError, ShapeError: a source that cannot be learned from.
         BackendUnavailable: TensorBoard logs without TensorBoard.
     """

@@ -161,11 +161,15 @@ def test_sources_are_looked_for_where_the_run_began(tmp_path: Path, monkeypatch:
 # Signals
 
 
-def raise_in_the_first_step(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+SMALL = ("--preset", "tiny", "--image-size", "32x32", "--hidden", 4, "--context", 2, "--horizon", 1)
+
+
+def raise_in_the_first_step(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, *, times: int = 1) -> None:
     step = Learner.training_step
 
     def interrupted(self: Learner, frames: Tensor, batch_idx: int) -> Tensor:
-        os.kill(os.getpid(), number)
+        for _ in range(times):
+            os.kill(os.getpid(), number)
         return step(self, frames, batch_idx)
 
     monkeypatch.setattr(Learner, "training_step", interrupted)
@@ -176,10 +180,19 @@ def test_a_signal_saves_and_is_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     raise_in_the_first_step(monkeypatch, number)
-    options = ["--preset", "tiny", "--image-size", "32x32", "--hidden", 4, "--context", 2, "--horizon", 1]
-    said = e3d_train("-o", tmp_path / "run", *options, code=128 + number)
+    said = e3d_train("-o", tmp_path / "run", *SMALL, code=128 + number)
     assert f"next: e3d train -o {tmp_path}/run --resume\ninterrupted\n" in said
     assert steps_done(tmp_path / "run") == 1
+
+
+def test_a_second_signal_before_anything_is_saved_suggests_no_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raise_in_the_first_step(monkeypatch, signal.SIGTERM, times=2)
+    said = e3d_train("-o", tmp_path / "run", *SMALL, code=143)
+    assert "interrupted\n" in said
+    assert "next:" not in said
+    assert not (tmp_path / "run/last.ckpt").exists()
 
 
 def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
