@@ -46,16 +46,18 @@ def settings_of(
 
 FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
 """Settings that a resumed run may have otherwise than it was begun with."""
+BEFORE = {"burn_in": 0}
+"""Values of settings in runs that are older than the setting, where they are not the defaults of today."""
 
 
 def as_begun(run: Path, config: TrainConfig) -> TrainConfig:
-    """Return the settings that a run goes on with: without a burn-in if it is older than that setting."""
+    """Return the settings that a run goes on with: old values of those that it does not know and nobody asked for."""
     try:
-        known = "burn_in" in json.loads((run / SETTINGS).read_text())["train"]
+        stored = dict(json.loads((run / SETTINGS).read_text())["train"])
     except (OSError, ValueError, KeyError, TypeError):
         return config  # is damaged, which `check_resumable` tells
-    # Another value was asked for, and is refused there.
-    return config if known or config.burn_in != TrainConfig.burn_in else replace(config, burn_in=0)
+    unasked = [name for name in BEFORE if name not in stored and getattr(config, name) == getattr(TrainConfig, name)]
+    return replace(config, **{name: BEFORE[name] for name in unasked})
 
 
 def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool = False) -> bool:
@@ -70,8 +72,7 @@ def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool =
     try:
         stored = json.loads((run / SETTINGS).read_text())
         stored = {"digits": None, **stored, "time_limit_s": settings["time_limit_s"]}
-        # A run without a setting had its default, but for the burn-in, which there was not.
-        stored["train"] = {**defaults, "burn_in": 0, **stored["train"]}
+        stored["train"] = {**defaults, **BEFORE, **stored["train"]}
         if same_weights:
             stored["initial"] = settings["initial"]
         state = torch.load(run / STATE, map_location="cpu", weights_only=True, mmap=True)
@@ -83,7 +84,7 @@ def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool =
             if not (one_cycle and name == "steps"):  # PyTorch's OneCycleLR ends where it was told to
                 stored["train"][name] = settings["train"][name]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run}: cannot be resumed, its last.ckpt or config.json is damaged ({error})") from error
+        raise _damaged(run, error) from error
     _check_known(run, stored["train"])
     if stored != settings:
         changed = [
@@ -170,7 +171,7 @@ class Begun:
             raise ConfigError(f"{run}: nothing to resume, {STATE} is not there; train without --resume")
         try:
             stored = json.loads((run / SETTINGS).read_text())
-            train = {"burn_in": 0, **stored["train"]}  # which older versions did not have
+            train = {**BEFORE, **stored["train"]}
             _check_known(run, train)
             return cls(
                 model=ModelConfig.from_dict(stored["model"]),
@@ -183,9 +184,11 @@ class Begun:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise CheckpointError(
-                f"{run}: cannot be resumed, its {STATE} or {SETTINGS} is damaged ({error})"
-            ) from error
+            raise _damaged(run, error) from error
+
+
+def _damaged(run: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{run}: cannot be resumed, its {STATE} or {SETTINGS} is damaged ({error})")
 
 
 def _check_known(run: Path, train: Mapping[str, Any]) -> None:

@@ -113,9 +113,10 @@ def train(
 ) -> Path:
     """Train into the folder `run`; return the path of the model, `run/model.safetensors`.
 
-    The folder also gets `last.ckpt` (to resume from), `config.json`, `previews/`, `logs/version_N/metrics.csv`,
-    one for each start, and the weights that the model does not have: `model_plain.safetensors` where it is
-    the moving average, else `model_ema.safetensors`.
+    The folder also gets `last.ckpt` (to resume from), `config.json` (settings that determine the results),
+    `command.json` (`options` and the working folder), `result.json` (the comparison with copying the last frame, at
+    the end), `previews/`, `logs/version_N/metrics.csv`, one for each start, and the weights that the model does not
+    have: `model_plain.safetensors` where it is the moving average, else `model_ema.safetensors`.
 
     Args:
         data: sources and their shares of the samples: `moving-mnist`, or what `data.sources.open_source` reads.
