@@ -17,6 +17,10 @@ from e3d_deploy.config import PRESETS, RECIPES, ModelConfig, Semantics, TrainCon
 from e3d_deploy.errors import ConfigError
 
 HINTS = get_type_hints(TrainConfig)
+NAMED = {"recipe": RECIPES, "preset": PRESETS}
+"""Options that stand for several settings."""
+DEFAULTS = {"recipe": "modern", "preset": "full"}
+"""Names that such an option has if it is not given."""
 
 
 def setting(field: str, text: str, *, flag: str = "") -> Callable[[Any], Any]:
@@ -75,7 +79,10 @@ def size(preset: str) -> str:
     "--resume-or-new", is_flag=True, help="Go on if the folder holds this run; else begin in NAME-2, NAME-3, …"
 )
 @click.option(
-    "--recipe", type=click.Choice(list(RECIPES)), default="modern", help="What the settings below are if not given."
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    default=DEFAULTS["recipe"],
+    help="What the settings below are if not given.",
 )
 @click.option(
     "--preset",
@@ -204,35 +211,33 @@ KEPT = (
 def _part(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that are fields of a configuration."""
     names = {field.name for field in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if name in names and value is not None}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
     """Return the configurations of a new run, and the other arguments of `training.train.train`."""
-    values = {**PRESETS[given.get("preset") or "full"], **given}
+    values = {**DEFAULTS, **given}
+    return *_configs(values), _call(values)
+
+
+def _configs(values: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
+    """Return the configurations of a recipe and a preset, with changes."""
+    values = {**PRESETS[values["preset"]], **values}
     model = ModelConfig(**_part(ModelConfig, values))
-    config = TrainConfig.of_recipe(given.get("recipe", "modern"), **_part(TrainConfig, values))
-    return model, config, _call(given)
+    return model, TrainConfig.of_recipe(values["recipe"], **_part(TrainConfig, values))
 
 
 def _resumed(run: Path, given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
     """Return what `_new` does for a run that was begun, whose options need not be given again.
 
     Raises:
-        ConfigError: nothing to resume, another recipe, or digits whose place is not known.
+        ConfigError: nothing to resume, or digits whose place is not known.
         CheckpointError: the files of the run are damaged.
     """
-    from e3d_deploy.training.settings import FREE_TO_CHANGE, Begun, Command
+    from e3d_deploy.training.settings import Begun, Command
 
     begun, kept = Begun.read(run), Command.read(run)
-    named: dict[str, Any] = {}
-    for name, sizes in (("recipe", RECIPES), ("preset", PRESETS)):
-        if name in given and given[name] != kept.options.get(name):
-            fixed = {field: value for field, value in sizes[given[name]].items() if field not in FREE_TO_CHANGE}
-            named |= fixed
-    if kept.folder is not None and given.get("recipe", "") not in ("", kept.options.get("recipe", "modern")):
-        raise ConfigError(f"{run}: was begun with other options (recipe); give the same, or a new folder")
-    values = {**named, **given}
+    values = {**_named(given, kept.options), **given}
     model = dataclasses.replace(begun.model, **_part(ModelConfig, values))
     config = dataclasses.replace(begun.train, **_part(TrainConfig, values))
     options = {**{name: value for name, value in kept.options.items() if name in KEPT}, **given}
@@ -248,6 +253,23 @@ def _resumed(run: Path, given: Mapping[str, Any]) -> tuple[ModelConfig, TrainCon
     if "time_limit" not in given and config.schedule_by == "time":
         call["machine"] = dataclasses.replace(call["machine"], time_limit_s=begun.time_limit_s)
     return model, config, call
+
+
+def _named(given: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a given recipe or preset stands for, unless the run was begun with the same one.
+
+    Settings that only another one names count too: they have their defaults then.
+    """
+    from e3d_deploy.training.settings import FREE_TO_CHANGE
+
+    others = [name for name in NAMED if name in given and given[name] != kept.get(name)]
+    if not others:
+        return {}
+    fields = {field for name in others for values in NAMED[name].values() for field in values}
+    names = {name: given.get(name, kept.get(name, default)) for name, default in DEFAULTS.items()}
+    model, config = _configs(names)
+    settings = {**vars(model), **vars(config)}
+    return {field: settings[field] for field in fields.difference(FREE_TO_CHANGE)}
 
 
 def _call(options: Mapping[str, Any]) -> dict[str, Any]:

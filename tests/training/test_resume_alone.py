@@ -94,6 +94,12 @@ def test_options_that_agree_may_be_given(begun: Path) -> None:
     assert steps_done(begun / "run") == 1
 
 
+OPENSTL = (
+    "optimizer, beta2, learning_rate, schedule, sampling, sampling_hold_steps, sampling_stop_step, average, precision, "
+    "burn_in"
+)
+
+
 @pytest.mark.parametrize(
     ("options", "names"),
     [
@@ -102,13 +108,33 @@ def test_options_that_agree_may_be_given(begun: Path) -> None:
         (["--learning-rate", "0.1"], "learning_rate"),
         (["--data", "moving-mnist"], "data"),
         (["--valid-data", "moving-mnist"], "valid"),
-        (["--recipe", "google"], "recipe"),
+        (["--recipe", "openstl", "--batch-size", "1"], OPENSTL),
         (["--preset", "small"], "hidden, batch_size"),
+        (["--preset", "full"], "patch_size, hidden, batch_size"),
     ],
 )
 def test_options_that_differ_are_refused(done: Path, options: list[str], names: str) -> None:
     said = e3d_train("-o", done / "run", "--resume", *options, code=2)
     assert f"was begun with other options ({names}); give the same, or a new folder" in said
+
+
+@pytest.mark.parametrize("command", ["from Python", "of an older version"])
+def test_without_a_command_names_are_judged_by_what_they_stand_for(begun: Path, command: str) -> None:
+    """A run of the recipe openstl and the size tiny, which its files do not name."""
+    settings = json.loads((begun / "run/config.json").read_text())
+    sizes = {"steps": 1, "batch_size": 4, "context_length": 2, "horizon": 1, "validation_clips": 1}
+    settings["train"] = TrainConfig.of_recipe("openstl", layout="NTHW", **sizes).to_dict()
+    settings["model"]["hidden"] = [16, 16]
+    (begun / "run/config.json").write_text(json.dumps(settings))
+    if command == "from Python":
+        Command(folder=begun).write(begun / "run")
+    else:
+        (begun / "run/command.json").unlink()
+    goes_on = ["-o", begun / "run", "--data", "clips.npy", "--resume"]
+    e3d_train(*goes_on, "--recipe", "openstl", "--preset", "tiny")
+    said = e3d_train(*goes_on, "--preset", "full", code=2)
+    assert "was begun with other options (patch_size, hidden)" in said
+    assert f"was begun with other options ({OPENSTL})" in e3d_train(*goes_on, "--recipe", "modern", code=2)
 
 
 def test_a_run_of_an_older_version_needs_no_options_either(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
