@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import click
 from click.core import ParameterSource
 
-from e3d_deploy.commands._options import LAYOUT, PATH, Finite, numbers
+from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, Count, Finite, numbers
 from e3d_deploy.commands._output import next_command
 from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.config import PRESETS, RECIPES, ModelConfig, Semantics, TrainConfig
@@ -23,15 +23,19 @@ DEFAULTS = {"recipe": "modern", "preset": "full"}
 """Names that such an option has if it is not given."""
 
 
-def setting(field: str, text: str, *, flag: str = "") -> Callable[[Any], Any]:
-    """An option for a field of TrainConfig, which the recipe decides if it is not given."""
+def setting(field: str, text: str, *, flag: str = "", most: int | None = None) -> Callable[[Any], Any]:
+    """An option for a field of TrainConfig, which the recipe decides if it is not given.
+
+    Args:
+        most: largest value that it takes.
+    """
     default = next(one.default for one in dataclasses.fields(TrainConfig) if one.name == field)
     name = "--" + (flag or field).replace("_", "-")
     if isinstance(default, bool):
         return click.option(f"{name}/--no-{name[2:]}", field, default=None, help=text, show_default=str(default))
     hint = HINTS[field]
     number = float if float in (hint, *get_args(hint)) else int
-    kind = click.Choice(get_args(hint)) if isinstance(default, str) else number
+    kind = click.Choice(get_args(hint)) if isinstance(default, str) else number if most is None else Count(most)
     return click.option(
         name, field, type=kind, default=None, help=text, show_default=None if default is None else str(default)
     )
@@ -100,8 +104,8 @@ def size(preset: str) -> str:
 @click.option("--semantics", type=click.Choice(get_args(Semantics)), default="paper", help="Which E3D-LSTM.")
 @click.option("--stride", default=1, help="Of the convolutions, with --semantics openstl.")
 @click.option("--layer-norm/--no-layer-norm", default=True, help="Normalise the gates.")
-@setting("context_length", "Frames given.", flag="context")
-@setting("horizon", "Frames predicted.")
+@setting("context_length", "Frames given.", flag="context", most=MOST_FRAMES)
+@setting("horizon", "Frames predicted.", most=MOST_FRAMES)
 @setting("steps", "Optimizer steps; with --schedule-by time at most.")
 @setting("batch_size", "Clips in a step, over all processes and parts.")
 @setting("accumulate", "Parts that a step's clips are computed in.")

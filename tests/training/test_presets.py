@@ -93,6 +93,14 @@ def test_what_cannot_be_trained_is_refused_before_work(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--context", "--horizon"])
+def test_frames_have_a_limit(seen: Seen, option: str) -> None:
+    assert "got 10001, expected a whole number from 1 to 10,000" in e3d_train(option, 10_001, code=2)
+    assert not seen
+    e3d_train(option, 10_000)
+    assert seen
+
+
 def test_a_folder_without_clips_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -109,7 +117,13 @@ def test_a_colon_in_a_name_that_is_there_is_no_share(seen: Seen, tmp_path: Path)
 def test_the_command_is_given_to_be_kept(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     e3d_train("--preset", "tiny", "--parts", "out", "--no-decay", "--devices", 1, "--skip-bad")
-    kept = {"preset": "tiny", "parts": str(tmp_path / "out"), "measure_decay": False, "skip_bad": True}
+    kept = {
+        "recipe": "modern",
+        "preset": "tiny",
+        "parts": str(tmp_path / "out"),
+        "measure_decay": False,
+        "skip_bad": True,
+    }
     assert json.loads(json.dumps(seen["options"])) == kept
 
 
