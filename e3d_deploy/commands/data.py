@@ -77,8 +77,10 @@ def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, 
         skip_bad: leave out what cannot be read, as here.
         timed: measure a step for it, which takes seconds; else the smallest preset is suggested.
     """
+    from e3d_deploy.training.sizes import size_arguments
+
     window = () if length == 20 else ("--context", length - length // 2, "--horizon", length // 2)
-    sizes: tuple[object, ...] = ("--preset", "tiny")
+    sizes = size_arguments("tiny", form.image_size)
     if length < 2:  # no window to train on
         window = ()
     elif timed and is_importable("torch"):

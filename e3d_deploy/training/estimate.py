@@ -1,6 +1,5 @@
 """Duration of a training run, estimated from passes that are timed on this machine, and the size that suits it."""
 
-import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -10,6 +9,7 @@ import torch
 
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.training.sizes import configs, fitting_patch
 
 BUDGET_S = 2.0
 """Time to spend on whole steps (seconds); a step that takes longer is estimated from a part of it."""
@@ -17,8 +17,6 @@ PART = 2
 """Frames of such a part."""
 LONGEST_S = 4 * 3600.0
 """Duration of the longest run that is suggested (seconds)."""
-MOST_PATCHES = 1024
-"""Patches of a frame above which a larger patch is suggested: the work of recall grows with their square."""
 GROWTH = 8
 """A preset takes at least so many times as long as the one before, so that one too long need not be timed."""
 
@@ -45,14 +43,6 @@ class Plan:
         patch = () if self.patch_size is None else ("--patch-size", str(self.patch_size))
         whole = configs(self.preset)[1].steps
         return ("--preset", self.preset, *patch, *(() if self.steps == whole else ("--steps", str(self.steps))))
-
-
-def configs(preset: str, **changes: Any) -> tuple[ModelConfig, TrainConfig]:
-    """Return the configurations of a preset, with changes."""
-    values = {**PRESETS[preset], **changes}
-    model = {name: value for name, value in values.items() if name in ModelConfig.__dataclass_fields__}
-    train = {name: value for name, value in values.items() if name in TrainConfig.__dataclass_fields__}
-    return ModelConfig(**model), TrainConfig(**train)
 
 
 def suitable(**form: Any) -> Plan | None:
@@ -89,16 +79,6 @@ def suitable(**form: Any) -> Plan | None:
             step_s=best.step_s,
         )
     return best
-
-
-def fitting_patch(image_size: tuple[int, int], *, at_most: int) -> int | None:
-    """Return the patch side that divides a frame into few enough patches, `at_most` or the next one; None if none."""
-    height, width = image_size
-    both = math.gcd(height, width)
-    sides = [side for side in range(1, both + 1) if both % side == 0]
-    few = [side for side in sides if height * width / side**2 <= MOST_PATCHES]
-    smaller = [side for side in few if side <= at_most]
-    return max(smaller) if smaller else min(few, default=None)
 
 
 def step_s(model_config: ModelConfig, config: TrainConfig) -> float:

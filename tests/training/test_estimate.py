@@ -6,27 +6,11 @@ import pytest
 
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.training import estimate
-from e3d_deploy.training.estimate import Plan, fitting_patch, step_s, suitable
+from e3d_deploy.training.estimate import Plan, step_s, suitable
 
 MODEL = ModelConfig(image_size=(16, 16), patch_size=8, hidden=(4,), kernel_size=3)
 TRAINING = TrainConfig(context_length=2, horizon=2, batch_size=2)
 FORM: dict[str, Any] = {"image_size": (64, 64), "channels": 1}
-
-
-@pytest.mark.parametrize(
-    ("image_size", "at_most", "patch"),
-    [
-        ((64, 64), 8, 8),
-        ((64, 64), 4, 4),
-        ((28, 28), 8, 7),
-        ((60, 80), 8, 5),
-        ((1080, 1920), 8, 60),
-        ((512, 512), 8, 16),
-        ((101, 103), 8, None),
-    ],
-)
-def test_a_patch_divides_the_frame_into_few(image_size: tuple[int, int], at_most: int, patch: int | None) -> None:
-    assert fitting_patch(image_size, at_most=at_most) == patch
 
 
 @pytest.mark.parametrize(

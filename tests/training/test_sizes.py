@@ -1,0 +1,39 @@
+"""Patches that divide frames, and the size that is suggested without timing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from e3d_deploy.cli import main
+from e3d_deploy.training.sizes import fitting_patch, size_arguments
+
+
+@pytest.mark.parametrize(
+    ("image_size", "at_most", "patch"),
+    [
+        ((64, 64), 8, 8),
+        ((64, 64), 4, 4),
+        ((28, 28), 8, 7),
+        ((60, 80), 8, 5),
+        ((1080, 1920), 8, 60),
+        ((512, 512), 8, 16),
+        ((101, 103), 8, None),
+    ],
+)
+def test_a_patch_divides_the_frame_into_few(image_size: tuple[int, int], at_most: int, patch: int | None) -> None:
+    assert fitting_patch(image_size, at_most=at_most) == patch
+
+
+def test_a_size_names_a_patch_only_where_its_own_does_not_suit() -> None:
+    assert size_arguments("tiny", (64, 64)) == ("--preset", "tiny")
+    assert size_arguments("tiny", (60, 60)) == ("--preset", "tiny", "--patch-size", "6")
+
+
+def test_the_suggestion_without_timing_can_be_trained_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "clips.npy", np.zeros((12, 2, 60, 60, 1), np.uint8))
+    options = ["--json", "--image-size", "60x60", "--length", "2", "--layout", "NTHWC"]
+    done = CliRunner().invoke(main, ["data", "inspect", str(tmp_path / "clips.npy"), *options])
+    assert done.exit_code == 0, done.stderr
+    assert "--image-size 60x60 --channels 1 -o runs/first --preset tiny --patch-size 6" in done.stderr
