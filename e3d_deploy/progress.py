@@ -1,7 +1,9 @@
 """Lines of text on work that is going on."""
 
+import os
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 Notify = Callable[[str], None]
 """Called with one line. As `progress` it says what is being done now, and the next line takes its place; as `remark` it
@@ -34,6 +36,11 @@ class Pace:
         if self.total is None:
             return f"frame {done}, {rate}"
         return f"frame {done} of {self.total}, {rate}, {duration(seconds * (self.total - done) / max(done, 1))} left"
+
+
+def is_animated(stream: TextIO) -> bool:
+    """Return True if lines on a stream can be erased: on a terminal that is not dumb."""
+    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ import click
 from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.errors import E3DError, QualityError
 from e3d_deploy.json_values import json_values
-from e3d_deploy.progress import Notify
+from e3d_deploy.progress import Notify, is_animated
 
 GAP, FOLDED, NARROWEST = 2, 24, 20
 """Characters between columns; the least that a column is folded to, and a terminal is taken to have."""
@@ -86,11 +86,6 @@ def is_coloured(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR"):
         return False
     return os.environ.get("FORCE_COLOR", "0") not in ("", "0") or is_animated(stream)
-
-
-def is_animated(stream: TextIO) -> bool:
-    """Return True if lines on a stream can be erased: on a terminal that is not dumb."""
-    return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def as_json(value: Mapping[str, Any]) -> None:

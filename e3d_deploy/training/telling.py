@@ -1,10 +1,9 @@
 """Remarks on a run that is going on: plain lines where no terminal shows a bar, and a warning of long ones."""
 
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -21,11 +20,6 @@ SETTLED_S = 5.0
 """Time of steps after the first one that an estimate needs (seconds); at least one step."""
 DAY_S = 86_400.0
 """Duration of a run above which it is warned of (seconds)."""
-
-
-def takes_bar(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True for a terminal that can show a bar, and may."""
-    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") not in ("dumb", "unknown")
 
 
 class Telling(Callback):

@@ -33,7 +33,7 @@ from e3d_deploy.files import remove_left, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
-from e3d_deploy.progress import Notify, silent
+from e3d_deploy.progress import Notify, is_animated, silent
 from e3d_deploy.tensors import is_foreign
 from e3d_deploy.tf32 import arithmetic
 from e3d_deploy.training.batches import StepBatches
@@ -55,7 +55,7 @@ from e3d_deploy.training.decay import record_decay_of_run
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.pace import Pace
 from e3d_deploy.training.settings import COMMAND, SETTINGS, STATE, Command, as_begun, check_resumable, settings_of
-from e3d_deploy.training.telling import Telling, takes_bar
+from e3d_deploy.training.telling import Telling
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ def _callbacks(
             machine.parts, config, averaging, every_s=machine.parts_every_s, pace=keeper.pace, card=keeper.card
         )
         ours.insert(0, parts)
-    bar = machine.progress and takes_bar(sys.stderr)
+    bar = machine.progress and is_animated(sys.stderr)
     if bar:
         ours.append(Bar(float("inf") if keeper.pace.by_time else config.steps * config.accumulate))
     # Before the keeper, which may end training within a step.

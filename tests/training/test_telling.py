@@ -2,16 +2,21 @@
 
 import io
 import logging
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from e3d_deploy.config import TrainConfig
-from e3d_deploy.progress import duration
+from e3d_deploy.progress import duration, silent
+from e3d_deploy.training.callbacks import Bar
 from e3d_deploy.training.pace import Pace
-from e3d_deploy.training.telling import Telling, takes_bar
+from e3d_deploy.training.telling import Telling
+from e3d_deploy.training.train import Machine, _callbacks
 from tests.tools import Clock
 
 
@@ -48,17 +53,39 @@ def lines_of(
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    ("terminal", "variables", "shown"),
     [
-        ({"TERM": "xterm"}, True),
-        ({"TERM": "xterm", "NO_COLOR": ""}, True),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
-        ({"TERM": "dumb"}, False),
+        (Terminal(), {"TERM": "xterm"}, True),
+        (Terminal(), {"TERM": "xterm", "NO_COLOR": "1"}, True),
+        (Terminal(), {"TERM": "dumb"}, False),
+        (io.StringIO(), {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
     ],
 )
-def test_a_bar_needs_a_terminal_that_can_and_may(environment: dict[str, str], expected: bool) -> None:
-    assert takes_bar(Terminal(), environment) is expected
-    assert not takes_bar(io.StringIO(), environment)
+def test_a_bar_needs_a_terminal_that_can_erase(
+    monkeypatch: pytest.MonkeyPatch, terminal: io.StringIO, variables: dict[str, str], shown: bool
+) -> None:
+    """Without colours it is one without colours, as the other commands have it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    config = TrainConfig()
+    keeper: Any = SimpleNamespace(pace=Pace(config, limit_s=None))
+    averaging: Any = None
+    ours = _callbacks(config, Machine(), averaging, keeper, silent)
+    assert any(isinstance(one, Bar) for one in ours) is shown
+
+
+def test_a_bar_without_colours_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    written = {}
+    for value in ("", "1"):
+        monkeypatch.setenv("NO_COLOR", value)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        bar: Any = Bar(10)
+        Console(**bar._console_kwargs).print("text", style="red")
+        written[value] = bar._console_kwargs["file"].stream.getvalue()
+    assert "\x1b[31m" in written[""]
+    assert "\x1b[31m" not in written["1"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
