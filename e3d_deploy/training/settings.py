@@ -46,7 +46,7 @@ def settings_of(
 
 FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
 """Settings that a resumed run may have otherwise than it was begun with."""
-BEFORE = {"burn_in": 0}
+BEFORE: dict[str, Any] = {"burn_in": 0}
 """Values of settings in runs that are older than the setting, where they are not the defaults of today."""
 
 
