@@ -14,7 +14,7 @@ def test_a_pace_has_rate_and_time_left() -> None:
     assert unknown.text(20) == "frame 20, 5.0 frames/s"
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (600, "10 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "2 min"), (600, "10 min"), (9000, "2 h 30 min")])
 def test_times_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
