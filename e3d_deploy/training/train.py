@@ -214,7 +214,7 @@ def _data(
     burn_in = config.burn_in_start is not None
     train_set = training_data(data, form, seed=config.seed, digits=digits, burn_in=burn_in, **options)
     most = config.validation_clips or None
-    held_out = valid or _held_out(data)
+    held_out = _held_out(data) if valid is None else valid
     remarks = train_set.remarks.get(held_out)
     return train_set, evaluation_data(held_out, form, split="valid", most=most, remarks=remarks, **options)
 
