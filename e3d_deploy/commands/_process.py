@@ -1,12 +1,15 @@
 """Process in which a command runs: its log, variables and signals, as they were once the command ends."""
 
+import _thread
 import logging
 import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, TypeVar, cast
 
 import click
@@ -97,6 +100,8 @@ def randomness_kept() -> Iterator[None]:
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
+AGAIN_S = 0.05
+"""Time until a signal that came within an import is sent again (s)."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -112,8 +117,28 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
     return 128 + (interrupt.number if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
-def _interrupt(number: int, _: object) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _imports(frame):
+        _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that this handler waits for
+        return
     raise Terminated(number) if number in ENDING else KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return True if a command imports something: native code of libraries swallows errors there, or aborts."""
+    while frame is not None and frame.f_globals.get("__name__") != "e3d_deploy.cli":
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    time.sleep(AGAIN_S)
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(cast(int, threading.main_thread().ident), number)
+    else:
+        signal.raise_signal(number)
 
 
 @contextmanager
@@ -172,8 +197,11 @@ class Stop:
             if self.number is None or count == 0:
                 raise
 
-    def handle(self, number: int, _: object) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """Note a signal; raise KeyboardInterrupt where nothing is lost by it, and on the second signal."""
+        if _imports(frame):
+            _interrupt(number, frame)
+            return
         again, self.number = self.number is not None, number
         if again or self._at_once:
             _interrupt(number, None)

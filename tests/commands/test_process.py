@@ -1,6 +1,7 @@
 """Commands as guests in a program: nothing of its process is changed for good, and signals end them in order."""
 
 import errno
+import importlib
 import logging
 import shutil
 import signal
@@ -24,6 +25,16 @@ from e3d_deploy.data.form import Form
 from tests.commands.test_terminals import Broken
 from tests.settings import changed, settings
 from tests.tools import e3d
+
+SWALLOWING = """
+import signal
+try:
+    signal.raise_signal(signal.SIGTERM)
+    whole = True
+except KeyboardInterrupt:  # as native code of torch and ml_dtypes does
+    whole = False
+"""
+"""A module that is signalled while it is imported."""
 
 
 def run(*arguments: object) -> int | None:
@@ -155,6 +166,22 @@ def test_the_end_of_a_terminal_is_a_signal_unless_it_is_ignored() -> None:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("handling", [terminable, stoppable])
+def test_a_signal_within_an_import_waits_for_its_end(
+    handling: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swallowing.py").write_text(SWALLOWING)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        importlib.import_module("swallowing")
+        time.sleep(10)
+
+    with pytest.raises(Terminated), handling():
+        work()
+    assert sys.modules.pop("swallowing").whole
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
