@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from e3d_deploy.data.form import LAYOUTS, Form
 from e3d_deploy.errors import ShapeError
 
-MOVED = ("CTHW", "NCTHW", "CNTHW", "HWT", "HWTC")
+MOVED = ("CTHW", "NCTHW", "CNTHW", "HWT", "HWTC", "NHWT", "NHWTC")
 """Layouts whose frames do not lie in one piece; they are named in errors."""
+UNUSUAL = "CNTHW"
+"""Layout of these that is no reason to doubt another one: three clips of colours would fit it too."""
 SEVERAL = (3, 4)
 """Sizes of an axis that could be colours."""
 PAIRS = 32
@@ -77,19 +79,77 @@ def find_layout(
     fitting = _distinct((layout for layout in LAYOUTS if _fits(layout, shape, form)), shape)
     if not fitting:
         raise ShapeError(f"{name}: {_misfit(shape, form)}")
+    moved = _rivals(shape, form)
     if len(fitting) == 1:
+        _check_time(name, shape, fitting[0], moved, read)
         return fitting[0], None
     published = is_published(name) and "TNHW" in fitting
     if not published and len(shape) == 4 and form.channels == 1 and (shape[0] == 3 or shape[1] in SEVERAL):
         colours = shape[1] if shape[1] in SEVERAL else shape[0]
-        raise ShapeError(f"{_ambiguous(name, shape, fitting)}, or convert it to gray if it has {colours} colours")
+        raise ShapeError(
+            f"{_ambiguous(name, shape, fitting, moved)}, or convert it to gray if it has {colours} colours"
+        )
     usual = "TNHW" if published else next((one for one in fitting if one.startswith("NT") and len(one) == 5), None)
     decided = _decide(fitting, shape, read)
     if decided is None and usual is not None:
+        if not published:
+            _check_time(name, shape, usual, moved, read)
         return usual, None
     if decided is None or (usual is not None and decided != usual):
-        raise ShapeError(_ambiguous(name, shape, fitting))
+        raise ShapeError(_ambiguous(name, shape, fitting, moved))
+    _check_time(name, shape, decided, moved, read)
     return decided, None if usual else f"read as {_words(decided, shape)}, as frames change less along T ({decided})"
+
+
+def _rivals(shape: tuple[int, ...], form: Form) -> list[str]:
+    """Return the layouts that fit an array too, but whose frames do not lie in one piece."""
+    return [
+        layout
+        for layout in MOVED
+        if layout != UNUSUAL and _fits(layout, shape, form) and shape[layout.find("T")] > 1
+        # Without colours these are the same numbers in the same order as without C.
+        and (form.channels > 1 or layout.find("C") in (-1, len(layout) - 1))
+    ]  # fmt: skip
+
+
+def _check_time(
+    name: str,
+    shape: tuple[int, ...],
+    layout: str,
+    moved: Sequence[str],
+    read: Callable[[str, int, int], NDArray[np.float64] | None],
+) -> None:
+    """Check that the numbers of an array speak against the layouts that fit beside the one to be read.
+
+    Raises:
+        ShapeError: they do not.
+    """
+    # Colours of one frame may differ more or less than frames, so they tell nothing.
+    over_colours = any("CT" in rival for rival in moved)
+    if moved and (over_colours or not _is_along_time(layout, shape, read)):
+        raise ShapeError(_ambiguous(name, shape, [layout], moved))
+
+
+def _is_along_time(
+    layout: str, shape: tuple[int, ...], read: Callable[[str, int, int], NDArray[np.float64] | None]
+) -> bool:
+    """Return True if frames differ clearly less than columns, and columns about as much as rows.
+
+    Were W time, rows would differ about as much as frames, which they must not.
+    """
+    one = geometry(layout, shape)
+    if one.length < 2:
+        return False
+    rng = np.random.default_rng(0)
+    time = rows = columns = 0.0
+    for clip, frame in rng.integers((one.clips, one.length - 1), size=(PAIRS, 2)).tolist():
+        here, later = read(layout, clip, frame), read(layout, clip, frame + 1)
+        if here is None or later is None:
+            return False
+        time += np.abs(later - here).mean()
+        rows += np.abs(np.diff(here, axis=0)).mean()
+        columns += np.abs(np.diff(here, axis=1)).mean()
+    return MARGIN * time < columns and max(rows, columns) < MARGIN * min(rows, columns)
 
 
 def _check_given(name: str, shape: tuple[int, ...], form: Form) -> None:
@@ -126,6 +186,8 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
     """Return an error of an array that fits no layout."""
     expected = list(form.shape)
     for layout in MOVED:
+        if layout == "NHWT" and shape[-1] in SEVERAL:  # rather colours
+            continue
         if _fits(layout, shape, form) and shape[layout.find("T")] > 1:
             return (
                 f"got {list(shape)}, which fits {layout} alone, and frames have to lie in one piece; transpose it to "
@@ -146,9 +208,13 @@ def other_size(frame: Sequence[int], form: Form) -> str:
     return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size"
 
 
-def _ambiguous(name: str, shape: tuple[int, ...], layouts: Iterable[str]) -> str:
-    readings = ", or ".join(f"{layout} ({_words(layout, shape)})" for layout in layouts)
-    return f"{name}: got {list(shape)}, which may be {readings}; give --layout with the right one"
+def _ambiguous(name: str, shape: tuple[int, ...], layouts: Sequence[str], moved: Sequence[str] = ()) -> str:
+    readings = ", or ".join(f"{layout} ({_words(layout, shape)})" for layout in (*layouts, *moved))
+    found = f"{name}: got {list(shape)}, which may be {readings}; give --layout"
+    found += " with the right one" if len(layouts) > 1 else f" {layouts[0]}"
+    if moved:
+        found += f", or transpose it to [T, H, W, C] or [B, T, H, W, C] if it is {' or '.join(moved)}"
+    return found
 
 
 def _words(layout: str, shape: tuple[int, ...]) -> str:

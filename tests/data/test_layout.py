@@ -131,6 +131,51 @@ def test_a_layout_that_an_error_names_can_be_given(tmp_path: Path) -> None:
         opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout=layout))
 
 
+def moving_square(frames: int, *, colours: int | None = None) -> NDArray[np.uint8]:
+    """A soft square that moves slowly over a still background, uint8 [T, H, W] or [T, H, W, C]."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    clip = np.stack([np.exp(-((x - 8 - 0.3 * t) ** 2 + (y - 12) ** 2) / 12) for t in range(frames)])
+    stored = (255 * clip).astype(np.uint8)
+    return stored if colours is None else np.stack([stored // (1 + c) for c in range(colours)], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("order", "form", "readings"),
+    [
+        ("HWT", GRAY, r"THW \(32 frames\), or HWT \(32 frames\); give --layout THW, or transpose it .* if it is HWT$"),
+        ("HWTC", GRAY, r"THWC \(32 frames\), or HWTC"),
+        ("HWTC", RGB, r"THWC \(32 frames of 3 colours\), or HWTC"),
+        ("NHWT", GRAY, r"NTHW \(2 clips of 32 frames\), .*or NHWT \(2 clips of 32 frames\); .* if it is NHWT$"),
+        ("NHWTC", RGB, r"NTHWC .* or NHWTC"),
+    ],
+)
+def test_time_that_may_be_the_last_axis_is_refused(tmp_path: Path, order: str, form: Form, readings: str) -> None:
+    clip = moving_square(32, colours=form.channels)
+    whole = np.moveaxis(np.stack([clip, clip[::-1]]), 1, 3)  # [N, H, W, T, C]
+    whole = whole if "N" in order else whole[0]
+    whole = whole if "C" in order else whole[..., 0]
+    with pytest.raises(ShapeError, match=readings):
+        opened(tmp_path / "clips.npy", np.ascontiguousarray(whole), form)
+
+
+@pytest.mark.parametrize("order", ["THW", "THWC", "NTHW"])
+def test_time_in_front_of_a_cube_is_recognised_by_its_numbers(tmp_path: Path, order: str) -> None:
+    clip = moving_square(32)
+    stored = {"THW": clip, "THWC": clip[..., None], "NTHW": np.stack([clip, clip.swapaxes(1, 2)])}[order]
+    frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
+    assert reader.layouts == [order]
+    np.testing.assert_array_equal(frames[0, ..., 0], clip)
+
+
+def test_three_frames_beside_three_colours_are_refused(tmp_path: Path) -> None:
+    clip = np.moveaxis(moving_square(3, colours=3), -1, 0)  # [C, T, H, W]
+    for array, readings in ((clip, "TCHW .* or CTHW .* if it is CTHW"), (np.stack([clip] * 5), "NTCHW .* or NCTHW")):
+        with pytest.raises(ShapeError, match=readings):
+            opened(tmp_path / "clips.npy", np.ascontiguousarray(array), RGB)
+    frames, _ = opened(tmp_path / "clips.npy", clip, Form(image_size=SIZE, channels=3, layout="TCHW"))
+    assert frames.shape == (1, 3, *SIZE, 3)
+
+
 # Numbers
 
 
