@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.pictures import MASK, is_frame, is_picture
+from e3d_deploy.data.pictures import MASKS, NO_MASKS, frames_of, is_frame, is_picture
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
@@ -26,6 +26,11 @@ SPLIT_NAMES: dict[str, Split] = {
 """Names of folders and files that hold a split."""
 ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
 """Words beside such a name that tell nothing."""
+MASK_FOLDERS = frozenset(
+    {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth"}
+    | {"segmentation", "segmentations"}
+)
+"""Names of folders of ground truth and masks beside clips."""
 PREFERRED: dict[Split, tuple[Split, ...]] = {
     "train": ("train",),
     "valid": ("valid", "test"),
@@ -41,12 +46,25 @@ Key = tuple[int, int] | str
 def find_clips(folder: Path, remark: Notify) -> list[Path]:
     """Return the videos, arrays and folders of pictures in a folder and below it, each of which is opened by itself.
 
-    Hidden files, ground truth (`*_gt`) and what holds no clips are passed over, all but hidden ones with a remark.
+    Hidden files, ground truth, masks and what holds no clips are passed over, all but hidden ones with a remark. Masks
+    are clips where there are no others.
 
     Raises:
         ClipError: pictures beside clips, which might be frames or not.
     """
-    return _find(folder, remark, set())
+    said: list[str] = []
+    found = _find(folder, said.append, set())
+    if not found and frames_of(entries(folder)[1]):
+        return [folder]
+    if not found and (masks := [entry for entry, is_folder in entries(folder)[0].items() if is_mask(entry, is_folder)]):
+        return [clip for entry in in_order(masks).files for clip in _whole(entry, remark)]
+    for text in said:
+        remark(text)
+    return found
+
+
+def _whole(entry: Path, remark: Notify) -> list[Path]:
+    return find_clips(entry, remark) if entry.is_dir() else [entry]
 
 
 def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
@@ -54,7 +72,7 @@ def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
         return []
     seen.add(key)
     inside, names = entries(folder)
-    masks = [entry.name for entry, is_folder in inside.items() if is_mask(entry, is_folder)]
+    masks = [entry.name for entry, is_folder in inside.items() if is_mask(entry, is_folder) and has_clips(entry)]
     pictures = [name for name in names if is_frame(name)]
     masks += [name for name in names if not is_frame(name)]
     found: list[Path] = []
@@ -98,10 +116,10 @@ def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
 
 
 def is_mask(path: Path, is_folder: bool) -> bool:
-    """Return True for ground truth beside clips."""
-    if not is_folder and path.suffix.lower() not in ARRAYS + VIDEOS:
-        return False
-    return (path.name if is_folder else path.stem).casefold().endswith(MASK)
+    """Return True for ground truth or masks beside clips."""
+    if is_folder:
+        return path.name.casefold().endswith(MASKS) or path.name.casefold() in MASK_FOLDERS
+    return path.suffix.lower() in ARRAYS + VIDEOS and path.stem.casefold().endswith(MASKS)
 
 
 def some(names: Sequence[str]) -> str:
@@ -195,7 +213,7 @@ def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
     """Name what holds no clips beside folders of splits; an empty one of these is an error of its own."""
     inside, _ = entries(folder)
     visible = in_order(inside).files
-    masks = [entry.name for entry in visible if is_mask(entry, inside[entry])]
+    masks = [entry.name for entry in visible if is_mask(entry, inside[entry]) and has_clips(entry)]
     others = [entry for entry in visible if entry not in splits and entry.name not in masks]
     empty = [entry.name for entry in others if not has_clips(entry)]
     if empty:
@@ -247,8 +265,7 @@ def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> F
 def no_clips(folder: Path) -> ClipError:
     """Return the error of a folder without clips."""
     return ClipError(
-        f"{folder}: holds no videos, pictures or arrays, not counting ground truth (*{MASK}) and hidden files; put "
-        "some there, or give another folder"
+        f"{folder}: holds no videos, pictures or arrays, {NO_MASKS}; put some there, or give another folder"
     )
 
 
@@ -290,7 +307,8 @@ def keys_of(path: Path) -> set[Key]:
         return {key_of(path)}
     device = path.stat().st_dev
     with os.scandir(path) as found:
-        pictures = [entry for entry in found if is_frame(entry.name)]
+        inside = {entry.name: entry for entry in found}
+        pictures = [inside[name] for name in frames_of(list(inside))]
         return {key_of(Path(entry)) if entry.is_symlink() else (device, entry.inode()) for entry in pictures}
 
 

@@ -18,8 +18,12 @@ from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-MASK = "_gt"
+GROUND_TRUTH = "_gt"
 """End of the names of ground truth beside clips, as the UCSD pedestrians have it."""
+MASKS = (GROUND_TRUTH, "_mask", "_label", "_labels", "_seg")
+"""Ends of the names of ground truth and masks beside clips."""
+NO_MASKS = f"not counting ground truth ({', '.join(f'*{end}' for end in MASKS)}) and hidden files"
+"""Words of the errors of folders without clips."""
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, ORIENTATION = 258, 262, 254, 274
@@ -35,12 +39,23 @@ def is_picture(name: str) -> bool:
 
 def is_frame(name: str) -> bool:
     """Return True for the name of a picture that is a frame of its folder: neither hidden nor ground truth."""
-    return is_picture(name) and not name.startswith(".") and not os.path.splitext(name)[0].casefold().endswith(MASK)
+    return is_picture(name) and not name.startswith(".") and not _stem(name).endswith(MASKS)
+
+
+def frames_of(names: Sequence[str]) -> list[str]:
+    """Return the names of frames in a folder; masks are frames where there is no other picture."""
+    visible = [name for name in names if is_picture(name) and not name.startswith(".")]
+    frames = [name for name in visible if is_frame(name)]
+    return frames or [name for name in visible if not _stem(name).endswith(GROUND_TRUTH)]
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0].casefold()
 
 
 def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
     """Return the frames in a folder by the order of their names, and log if another order could be meant."""
-    ordered = in_order(file for file in folder.iterdir() if is_frame(file.name))
+    ordered = in_order(folder / name for name in frames_of(os.listdir(folder)))
     if ordered.remark is not None:
         text = "%s: %s; rename them if another order is meant"
         remarks.say(f"order of {folder}", text, folder, ordered.remark)
@@ -214,8 +229,7 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
     files = ordered_pictures(folder, remarks)
     if not files:
         raise ClipError(
-            f"{folder}: holds no pictures ({', '.join(PICTURES)}), not counting ground truth (*{MASK}) and hidden "
-            "files; put some there, or give another folder"
+            f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder"
         )
     return (read_picture(file, form, remarks=remarks, name=folder.name) for file in files), None
 

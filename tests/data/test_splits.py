@@ -222,3 +222,42 @@ def test_an_empty_folder_of_a_split_is_an_error_alone(tmp_path: Path, caplog: py
     with pytest.raises(ClipError, match=r"train: holds no videos, pictures or arrays, .*; put some there, or give ano"):
         opened(tmp_path, "train")
     assert caplog.messages == [f"{tmp_path}: ignored, as no clips: labels"]
+
+
+# Masks
+
+
+def test_masks_beside_frames_are_passed_over(tmp_path: Path) -> None:
+    for number, name in enumerate(("v0", "v1", "v2")):
+        folder = write_pictures(tmp_path / name, 50 * number)
+        for end in ("mask", "seg", "label", "labels", "GT"):
+            Image.new("L", SIZE, 255).save(folder / f"0_{end}.png")
+    source = opened(tmp_path, "train")
+    assert [len(clip) for clip in source.clips] == [4]
+    assert any("ignored, as ground truth: 0_GT.png, 0_label.png" in remark for remark in source.remarks)
+
+
+@pytest.mark.parametrize(
+    ("frames", "masks"),
+    [("frames", "masks"), ("JPEGImages/480p", "Annotations/480p"), ("images", "labels"), ("a", "a_seg"),
+     ("color", "ground_truth"), ("rgb", "GroundTruth"), ("rgb", "segmentation")],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", [("v0", "v1", "v2"), ("train", "val")])
+def test_folders_of_masks_are_no_clips_unless_given(
+    tmp_path: Path, frames: str, masks: str, inside: tuple[str, ...]
+) -> None:
+    for number, name in enumerate(inside):
+        write_pictures(tmp_path / frames / name, 10 * number)
+        write_pictures(tmp_path / masks / name, 200)
+    found = [value for split in ("train", "valid", "test") for value in values(tmp_path, split)]
+    assert sorted(set(found)) == [10 * number for number in range(len(inside))]
+    remarks = opened(tmp_path, "train").remarks
+    assert f"{tmp_path}: ignored, as ground truth: {masks.split('/', maxsplit=1)[0]}" in remarks
+    assert values(tmp_path / masks.split("/", maxsplit=1)[0], "train") == [200]
+
+
+def test_pictures_named_as_masks_are_frames_where_there_are_no_others(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.new("L", SIZE, number).save(tmp_path / "masks" / f"{number}_mask.png")
+    assert [len(clip) for clip in opened(tmp_path / "masks", "train", length=1).clips] == [4]
