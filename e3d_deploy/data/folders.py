@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +19,9 @@ VIDEOS = (
     ".flv", ".ogv", ".y4m", ".gif",
 )  # fmt: skip
 SPLIT_NAMES: dict[str, Split] = {
-    "train": "train", "training": "train",
-    "val": "valid", "valid": "valid", "validation": "valid", "dev": "valid", "eval": "valid",
-    "test": "test", "testing": "test",
+    "train": "train", "training": "train", "trn": "train",
+    "val": "valid", "valid": "valid", "validation": "valid", "validate": "valid", "dev": "valid", "eval": "valid",
+    "test": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
 """Names of folders and files that hold a split."""
 ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
@@ -37,6 +37,10 @@ PREFERRED: dict[Split, tuple[Split, ...]] = {
     "test": ("test", "valid"),
 }
 """Splits whose clips serve for one, the preferred first; valid and test can stand in for each other."""
+_SHARD = re.compile(r"[-_.]?\d+-of-\d+")
+"""Number of a piece in the name of a data set that is stored in several."""
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""Boundary of two words, as in TrainData."""
 MACOS = "__MACOSX"
 """Folder that macOS adds to archives."""
 Key = tuple[int, int] | str
@@ -135,21 +139,37 @@ class Name:
     split: Split
     prefix: str
     """Words before the split, which those of its other splits have too."""
+    suffix: str
+    """Words after the split, likewise."""
     is_numbered: bool
-    """A number follows, so that it may be one clip of several."""
+    """A number is in it too, so that it may be one clip of several."""
+
+    @property
+    def is_bare(self) -> bool:
+        """True if it tells the split alone."""
+        return not (self.prefix or self.suffix or self.is_numbered)
 
 
 def split_name(path: Path) -> Name | None:
     """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
-    stem = (path.name if path.is_dir() else path.stem).casefold()
+    stem = _CAMEL.sub(" ", _SHARD.sub("", path.name if path.is_dir() else path.stem)).casefold()
     words = re.findall(r"[^\W\d_]+|\d+", stem)
-    numbers = [word for word in words if word.isdecimal()]
-    words = [word.removesuffix("set") or word for word in words if not word.isdecimal()]
+    is_numbered = any(map(str.isdecimal, words))
+    words = [_split_word(word) for word in words if not word.isdecimal()]
     while words and words[-1] in ABOUT:
         words.pop()
-    if not words or words[-1] not in SPLIT_NAMES:
+    places = [place for place, word in enumerate(words) if word in SPLIT_NAMES]
+    if not places:
         return None
-    return Name(SPLIT_NAMES[words[-1]], " ".join(words[:-1]), bool(numbers))
+    place = places[-1]
+    return Name(SPLIT_NAMES[words[place]], " ".join(words[:place]), " ".join(words[place + 1 :]), is_numbered)
+
+
+def _split_word(word: str) -> str:
+    """Return the word of a split without one that tells nothing and is written together with it, as in trainvideos."""
+    word = word.removesuffix("set") or word
+    glued = (name for name in SPLIT_NAMES if word.startswith(name) and word[len(name) :] in ABOUT)
+    return word if word in SPLIT_NAMES else next(glued, word)
 
 
 @dataclass
@@ -190,10 +210,12 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
         if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
             remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
         _say_ignored(folder, remark, taken)
+        _check_nested(found)
         return found
-    if alone := [entry for entry, name in named.items() if entry.is_dir() and not (name.is_numbered or name.prefix)]:
+    if alone := [entry for entry, name in named.items() if entry.is_dir() and name.is_bare]:
         others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
         return _alone(folder, {entry: named[entry] for entry in alone if has_clips(entry)}, others)
+    _check_unpaired(folder, named)
     below = {entry: _splits(entry, remark, seen) for entry in inside if entry.is_dir()}
     if not any(below.values()):
         return None
@@ -229,17 +251,74 @@ def _may_hold(entry: Path, is_folder: bool) -> bool:
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
-    """Return the splits of names with one prefix, of which one is for training and another is held out."""
-    groups: dict[str, Folders] = defaultdict(Folders)
+    """Return the splits of names with the same other words, of which one is for training and another is held out."""
+    groups: dict[tuple[str, str], Folders] = defaultdict(Folders)
     for entry, name in named.items():
-        # test_1.mp4 may be any video; a folder with a number is a clip of its split, or the split of a year.
-        if entry.is_dir() or not name.is_numbered:
-            groups[name.prefix].of[name.split].append(entry)
+        groups[name.prefix, name.suffix].of[name.split].append(entry)
+    for (prefix, suffix), group in groups.items():
+        if not suffix and group.serving("train"):
+            _add_kinds(group, [name for name in named.items() if name[1].prefix == prefix])
     together = Folders()
     for group in groups.values():
         if group.serving("train") and group.serving("valid"):
             together.add(group)
     return together if together.of else None
+
+
+def _add_kinds(group: Folders, named: Sequence[tuple[Path, Name]]) -> None:
+    """Add folders such as test_easy and test_hard where there is a plain `train` and no plain `test`.
+
+    Not those of kinds that have their own to train on.
+    """
+    trained = {name.suffix for _, name in named if name.split == "train"}
+    lacking = [split for split in ("valid", "test") if not group.of.get(split)]
+    for entry, name in named:
+        if entry.is_dir() and name.split in lacking and name.suffix not in trained:
+            group.of[name.split].append(entry)
+
+
+def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
+    """Check that no names of clips begin with the words of different splits, where they are not used as splits.
+
+    Raises:
+        ClipError: some do; dividing them at random would mix what somebody held out with what is trained on.
+    """
+    first: dict[Split, Path] = {}
+    for entry, name in named.items():
+        if not name.prefix and has_clips(entry):
+            first.setdefault(name.split, entry)
+    if len(first) > 1:
+        raise ClipError(
+            f"{folder}: {some([entry.name for entry in first.values()])} begin like the names of splits, but do not go "
+            "together; name them train, val and test, with the same words behind, or give one of them itself"
+        )
+
+
+def _check_nested(found: Folders) -> None:
+    """Check that no folder of a split has one of another split in it.
+
+    Raises:
+        ClipError: one has.
+    """
+    for split, paths in found.of.items():
+        for path in paths:
+            for inside in _folders_below(path, set()):
+                name = split_name(inside)
+                if name is not None and name.is_bare and name.split != split and has_clips(inside):
+                    raise ClipError(
+                        f"{inside}: is named like a split, but lies in {path.name}, another one; move it beside "
+                        f"{path.name}, or rename it"
+                    )
+
+
+def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:
+    if not path.is_dir() or (key := key_of(path)) in seen:
+        return
+    seen.add(key)
+    for entry, is_folder in entries(path)[0].items():
+        if is_folder and _may_hold(entry, is_folder):
+            yield entry
+            yield from _folders_below(entry, seen)
 
 
 def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
@@ -259,6 +338,7 @@ def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> F
     found = Folders()
     for entry, name in named.items():
         found.of[name.split].append(entry)
+    _check_nested(found)
     return found
 
 

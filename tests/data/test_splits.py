@@ -48,6 +48,12 @@ def values(path: Path, split: str) -> list[int]:
         ("train2017", "val2017", "valid"),
         ("frames_train", "frames_test", "test"),
         ("train-videos", "val-videos", "valid"),
+        ("TrainData", "ValData", "valid"),
+        ("trainvideos", "testvideos", "test"),
+        ("trn", "tst", "test"),
+        ("train", "validate", "valid"),
+        ("trainA", "testA", "test"),
+        ("train", "test_hard", "test"),
     ],
 )
 @pytest.mark.parametrize("above", ["", "dataset", "a/b"])
@@ -94,6 +100,49 @@ def test_files_may_be_named_like_splits(tmp_path: Path) -> None:
     for number, split in enumerate(("train", "valid", "test")):
         write_clip(tmp_path / f"moving-mnist-{split}.npy", number)
     assert [values(tmp_path, split) for split in ("train", "valid", "test")] == [[0], [1], [2]]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001", "test-00000-of-00001"),
+         ([0, 1], [2], [3])),
+        (("train_1", "train_2", "val_1", "test_1"), ([0, 1], [2], [3])),
+        (("trainX", "validX", "testX"), ([0], [1], [2])),
+        (("trainA", "trainB", "testA", "testB"), ([0, 1], [2, 3], [2, 3])),
+    ],
+)  # fmt: skip
+def test_files_of_splits_may_be_numbered_or_have_the_same_words(
+    tmp_path: Path, names: tuple[str, ...], expected: tuple[list[int], ...]
+) -> None:
+    for number, name in enumerate(names):
+        write_clip(tmp_path / f"{name}.npy", number)
+    assert tuple(values(tmp_path, split) for split in ("train", "valid", "test")) == expected
+
+
+def test_kinds_of_test_folders_go_together(tmp_path: Path) -> None:
+    for number, name in enumerate(("train", "test_easy", "test_hard")):
+        write_clip(tmp_path / name / "0.npy", number)
+    assert [values(tmp_path, split) for split in ("train", "valid", "test")] == [[0], [1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("names", [("test_night", "train_day", "c"), ("test_1", "val_1", "test_2")])
+def test_names_of_splits_that_do_not_go_together_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write_clip(tmp_path / f"{name}.npy", 0)
+    with pytest.raises(ClipError, match=f"{names[0]}.npy, {names[1]}.npy begin like the names of splits, but do not"):
+        opened(tmp_path, "train")
+
+
+def test_a_split_within_another_is_refused(tmp_path: Path) -> None:
+    for name in ("train/0", "train/val/1"):
+        write_clip(tmp_path / f"{name}.npy", 0)
+    message = "val: is named like a split, but lies in train, another one; move it beside train"
+    with pytest.raises(ClipError, match=message):
+        opened(tmp_path, "train")
+    write_clip(tmp_path / "test" / "2.npy", 0)
+    with pytest.raises(ClipError, match=message):
+        opened(tmp_path, "train")
 
 
 def test_a_video_called_test_is_no_split(tmp_path: Path) -> None:
