@@ -231,6 +231,11 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
         raise ClipError(
             f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder"
         )
+    names = {file.name for file in files}
+    others = [name for name in os.listdir(folder) if is_picture(name) and name[0] != "." and name not in names]
+    if others:
+        text = "%s: ignored, as ground truth: %d pictures such as %s"
+        remarks.say(f"masks in {folder}", text, folder, len(others), min(others))
     return (read_picture(file, form, remarks=remarks, name=folder.name) for file in files), None
 
 

@@ -328,7 +328,8 @@ def test_a_folder_without_frames_is_refused_by_every_reader(tmp_path: Path, name
             read()
 
 
-def test_ground_truth_beside_frames_is_no_frame(tmp_path: Path) -> None:
-    for name in ("1.png", "2.png", "1_GT.png", ".2.png"):
+def test_ground_truth_beside_frames_is_no_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("1.png", "2.png", "1_GT.png", "2_mask.png", ".2.png"):
         Image.fromarray(ramp()).save(tmp_path / name)
     assert len(list(play(tmp_path, form()).pictures)) == len(read_clips(tmp_path, form()).clips[0]) == 2
+    assert f"{tmp_path}: ignored, as ground truth: 2 pictures such as 1_GT.png" in messages(caplog)
