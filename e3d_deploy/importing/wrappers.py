@@ -25,6 +25,8 @@ BESIDE = re.compile(
     r"(^|_)(loss\w*|criterion\w*|lpips|vgg\d*|perceptual|metrics?|discriminator|netd|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
 )
 """Parts of names of tensors that stand beside a network and belong to its training."""
+OPTIMIZER = re.compile(r"(^|_)(optim|optimizers?|optimizer_states?|exp_avg|momentum_buffer)(_|$)")
+"""Parts of names of an optimizer's state, which has a tensor by the name of each of the network's."""
 DEEPEST = 8
 """Levels of dictionaries and lists that are searched."""
 
@@ -98,7 +100,7 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
     for path, leaf in leaves.items():
         words = tuple(word for word in path if word not in WRAPPERS)
         root = next((words.index(name) for name in ROOTS if name in words), None)
-        if root is None:
+        if root is None or any(OPTIMIZER.search(word.lower()) for word in words):
             others += [".".join(words)] if isinstance(leaf, Tensor) else []
             continue
         part, name = ".".join(words[:root]), ".".join(words[root:])
@@ -147,8 +149,12 @@ def _sorted_out(others: Sequence[str], part: str) -> tuple[list[str], list[str]]
     """Return which tensors lie beside the network, and which may be a part of it that we do not know."""
     inside = [name for name in others if not part or name.startswith(f"{part}.")]
     beneath = {name: name.removeprefix(f"{part}.") if part else name for name in inside}
-    unknown = [name for name in inside if not any(BESIDE.search(word.lower()) for word in beneath[name].split("."))]
+    unknown = [name for name in inside if not any(map(_is_beside, beneath[name].split(".")))]
     return [name for name in others if name not in set(unknown)], unknown
+
+
+def _is_beside(word: str) -> bool:
+    return bool(BESIDE.search(word.lower()) or OPTIMIZER.search(word.lower()))
 
 
 def _tensors(leaves: Mapping[tuple[str, ...], Any], source: str) -> dict[str, Tensor]:

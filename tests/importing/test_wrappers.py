@@ -91,6 +91,10 @@ BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         lambda one: {"model": one, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.ones(1)}}}},
         "took model; left out optimizer (2 tensors)",
     ),
+    "optimizer by names": (
+        lambda one: {"model": one, "exp_avg": other(one), "optim": {"state": other(one)}},
+        "took model; left out exp_avg (17 tensors), optim (17 tensors)\n",
+    ),
     "averages": (
         lambda one: {"params": one, "params_ema": other(one)},
         "took params; left out params_ema; `e3d import --ema` takes the moving averages",
