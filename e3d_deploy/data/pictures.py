@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from e3d_deploy.data.fit import fit_shape, say_change
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.order import in_order
+from e3d_deploy.data.rate import TOLERANCE
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
@@ -26,8 +27,12 @@ NO_MASKS = f"not counting ground truth ({', '.join(f'*{end}' for end in MASKS)})
 """Words of the errors of folders without clips."""
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, ORIENTATION = 258, 262, 254, 274
+STRETCHED = {"L;2": 85, "L;4": 17}
+"""Factors from the gray values of a PNG to those of Pillow, by its names of the storage."""
+BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
 """Tags of a TIFF, the last of EXIF too."""
+SIGNED = 2
+"""Value of `SAMPLE_FORMAT` for integers with a sign."""
 NO_PAGE = 0b101
 """Bits of `SUBFILE` that mark a smaller copy of another page, and a mask."""
 
@@ -96,10 +101,18 @@ def _opened(file: Path) -> Iterator[Any]:
         with Image.open(file) as image:
             # Without a name it is not mapped into memory, which garbles TIFFs that are turned (Pillow 13.0).
             image.filename = ""
+            _scale_transparent(image)
             yield image
     # Pillow's readers of damaged files: SyntaxError for a chunk of PNG, ValueError for a size.
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ClipError(f"{file}: not a picture that can be read ({error}); check the file") from error
+
+
+def _scale_transparent(image: Any) -> None:
+    """Bring the transparent gray value of a PNG of 2 or 4 bits to 8, as Pillow brings the pixels alone."""
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(clear, int) and image.tile:
+        image.info["transparency"] = clear * STRETCHED.get(image.tile[0].args, 1)
 
 
 def _load(file: Path) -> Any:
@@ -136,6 +149,8 @@ def _displayed(image: Any, file: Path, remarks: Remarks) -> Any:
 
     tags = image.tag_v2 if image.format == "TIFF" else {}
     upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+    if SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        raise _range_unknown(file)
     if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(upright, tags, file))
     if upright.has_transparency_data:
@@ -156,20 +171,25 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
     """
     values = np.asarray(image)
     if image.mode == "I":
-        raise ClipError(
-            f"{file}: got integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16 bits"
-        )
+        raise _range_unknown(file)
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # also true of NaN
             raise ClipError(f"{file}: got floats from {low:.4g} to {high:.4g}, expected 0 to 1; scale them")
-        return (values * 255).round().astype(np.uint8)
+        shades = (values * 255).round().astype(np.uint8)
+        return 255 - shades if tags.get(PHOTOMETRIC) == 0 else shades
     largest = (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
     shades = (values.astype(np.float32) * (255 / largest)).round().clip(0, 255).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == 0:  # white is 0, which Pillow heeds with 8 bits alone
         shades = 255 - shades
     clear = image.info.get("transparency")
     return shades if clear is None else np.where(values == clear, 0, shades).astype(np.uint8)
+
+
+def _range_unknown(file: Path) -> ClipError:
+    return ClipError(
+        f"{file}: got integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16 bits"
+    )
 
 
 def _over_black(image: Any, file: Path, remarks: Remarks) -> Any:
@@ -243,13 +263,24 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
     """Return the pages of a picture file one by one, and their rate, which such a file is not asked for."""
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
+        shown_ms: list[float] = []  # of the pages before, as the last one has none behind it
         with _opened(file) as image:
             for page in _pages(image):
                 image.seek(page)
                 image.load()
+                shown = image.info.get("duration", 0)
                 yield _brought(image, file, form, remarks, file.name)
+                _say_times(shown_ms, file.name, remarks)
+                shown_ms = [min([*shown_ms, shown]), max([*shown_ms, shown])]
 
     return pictures(), None
+
+
+def _say_times(shown_ms: list[float], name: str, remarks: Remarks) -> None:
+    """Log that the pages before are shown for times that differ."""
+    if shown_ms and max(shown_ms) - min(shown_ms) > TOLERANCE * max(shown_ms):
+        remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is taken as one frame, "
+                    "so make them even before", name, min(shown_ms), max(shown_ms))  # fmt: skip
 
 
 def say_transparent(name: str, remarks: Remarks) -> None:

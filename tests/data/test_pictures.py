@@ -2,6 +2,7 @@
 
 import logging
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,45 @@ def test_white_as_0_is_heeded_with_16_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
 
 
+def test_white_as_0_is_heeded_with_floats(tmp_path: Path) -> None:
+    values = np.float32(1) - ramp().astype(np.float32) / 255
+    Image.fromarray(values).save(tmp_path / "1.tif")
+    content = (tmp_path / "1.tif").read_bytes()
+    assert content.count(struct.pack("<HHIHH", 262, 3, 1, 1, 0)) == 1
+    swapped = content.replace(struct.pack("<HHIHH", 262, 3, 1, 1, 0), struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+    (tmp_path / "1.tif").write_bytes(swapped)
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
+
+
+def test_bytes_with_a_sign_are_refused(tmp_path: Path) -> None:
+    content = bytearray(tiff(ramp().tobytes(), SIZE, bits=8, photometric=1))
+    start = 8 + ramp().size
+    content[start : start + 2] = struct.pack("<H", 10)
+    content[-4:-4] = struct.pack("<HHII", 339, 3, 1, 2)
+    (tmp_path / "1.tif").write_bytes(content)
+    with pytest.raises(ClipError, match="with a sign, whose range is not known"):
+        read_picture(tmp_path / "1.tif", form())
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_transparent_value_of_few_bits_is_black(tmp_path: Path, bits: int) -> None:
+    """Two pixels: a transparent gray and white."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    white, gray = (1 << bits) - 1, 2
+    row = (gray << 8 - bits) | (white << 8 - 2 * bits)
+    (tmp_path / "1.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0))
+        + chunk(b"tRNS", struct.pack(">H", gray))
+        + chunk(b"IDAT", zlib.compress(bytes([0, row])))
+        + chunk(b"IEND", b"")
+    )
+    assert read_picture(tmp_path / "1.png", form((1, 2))).ravel().tolist() == [0, 255]
+
+
 def test_12_bits_are_scaled_by_the_depth_that_the_file_tells(tmp_path: Path) -> None:
     first, second = 4095, 2048
     packed = bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
@@ -281,6 +321,18 @@ def test_every_page_of_a_file_is_a_frame(tmp_path: Path, suffix: str) -> None:
         Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path)
     [(_, clip)] = Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path / f"stack{suffix}")
     assert len(clip) == 3
+
+
+@pytest.mark.parametrize(("durations", "said"), [([100, 400, 100], 1), ([100, 100, 400], 0)])
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_uneven_times_of_pages_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, durations: list[int], said: int
+) -> None:
+    """The time of the last page is no step between two."""
+    pages = [Image.fromarray(np.stack([np.full(SIZE, level, np.uint8)] * 3, -1)) for level in (0, 100, 200)]
+    pages[0].save(tmp_path / f"film{suffix}", save_all=True, append_images=pages[1:], duration=durations)
+    assert len(list(play(tmp_path / f"film{suffix}", form()).pictures)) == 3
+    assert messages(caplog).count("frame times vary from 100 to 400 ms") == said
 
 
 def test_a_small_copy_in_a_file_is_no_page(tmp_path: Path) -> None:
