@@ -16,7 +16,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.pictures import NEEDS_VIDEO, say_transparent
 from e3d_deploy.data.rate import TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
-from e3d_deploy.data.whole import missing_end
+from e3d_deploy.data.whole import joined, missing_end
 from e3d_deploy.errors import BackendUnavailable, ClipError, SourceLost
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 EXPLODING = ("mjpeg",)
 """Decoders that repair damage without marking the frame, and are told to stop at it."""
 LOST_INTERVALS = 3
-"""Longest intervals by which a video may end before its header says."""
+"""Longest intervals by which a video may end before its header says; frames, of AVI."""
 
 
 def play_video(
@@ -62,11 +62,14 @@ def play_video(
     except av.FFmpegError as error:
         raise unreadable(path, error.strerror) from error
     # FFmpeg shows any text as a film of a terminal ("tty").
-    if not container.streams.video or container.format.name == "tty":
+    stream = None if container.format.name == "tty" else _shown_stream(path.name, container, remarks)
+    if stream is None:
         container.close()
         end = missing_end(path)
         raise ClipError(f"{path}: holds no video{f' ({end}); copy or export it again' if end else ''}")
-    stream = container.streams.video[0]
+    if joined(path):
+        container.close()
+        raise ClipError(f"{path}: holds two files one after the other; join them with a video tool")
     if stream.codec_context is None:
         container.close()
         raise unreadable(path, "no decoder for it")
@@ -92,9 +95,36 @@ def play_video(
     return pictures(), None if interval is None else float(1 / interval), decoded
 
 
+def _shown_stream(name: str, container: Any, remarks: Remarks) -> Any:
+    """Return the video stream that players show, and log if there are several; None if there is only a cover."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    if not streams:
+        return None
+
+    def rank(stream: Any) -> tuple[bool, int]:
+        is_default = bool(stream.disposition & av.stream.Disposition.default)
+        height, width = _shape(stream)
+        return is_default, height * width
+
+    taken = max(streams, key=rank)
+    if len(streams) > 1:
+        remarks.say("streams", "%s: has %d video streams; number %d of %d×%d is taken, the default or largest", name,
+                    len(streams), streams.index(taken) + 1, *_shape(taken))  # fmt: skip
+    return taken
+
+
+def _shape(stream: Any) -> tuple[int, int]:
+    codec = stream.codec_context
+    return (0, 0) if codec is None else (codec.height, codec.width)
+
+
 def unreadable(path: Path, reason: str | None) -> ClipError:
     """Return the error of a file that is no video."""
     end = missing_end(path)
+    end = None if end == reason else end
     return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); check the file")
 
 
@@ -199,12 +229,13 @@ def _whole_frames(path: Path, container: Any, stream: Any) -> Iterator["av.Video
     Raises:
         _Damage: one is, or the reader has passed over some.
     """
-    decode, count, end = _decoder(stream), 0, 0
+    decode, count, end, last = _decoder(stream), 0, 0, 0
+    indexed = sum(entry.size > 0 for entry in stream.index_entries)  # readers add what they find
     for packet in container.demux(stream):
         if packet.size and packet.is_corrupt:
             break
         if packet.size and packet.pos is not None:
-            count, end = count + 1, packet.pos + packet.size
+            count, end, last = count + 1, packet.pos + packet.size, max(last, (packet.dts or 0) + 1)
         for frame in decode(packet):
             if frame.is_corrupt:
                 raise _Damage("a damaged frame")
@@ -214,8 +245,12 @@ def _whole_frames(path: Path, container: Any, stream: Any) -> Iterator["av.Video
         # chunks that are not where its index has them.
         if container.format.name == "yuv4mpegpipe" and path.is_file() and end < path.stat().st_size:
             raise _Damage("the last frame is cut")
-        if container.format.name == "avi" and count < sum(entry.size > 0 for entry in stream.index_entries):
-            raise _Damage("frames are missing that its index has")
+        if container.format.name == "avi":
+            if count < indexed:
+                raise _Damage("frames are missing that its index has")
+            # The header also counts empty chunks, of dropped frames; a whole index has the others alone.
+            if count > indexed and max(count, last) < stream.frames - LOST_INTERVALS:
+                raise _Damage("its header tells more frames")
         return
     for frame in decode(None):  # what the decoder still holds came before the damage
         if frame.is_corrupt:

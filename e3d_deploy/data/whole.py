@@ -4,6 +4,9 @@ The headers of a container's outer parts tell their lengths. Reading them takes 
 file, and tells what decoders do not: they take a file that is cut between two frames for a shorter one.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,12 +14,23 @@ BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 """Boxes that an MP4, MOV or 3GP begins with."""
 EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 """Elements of Matroska and WebM."""
+FLV_TAGS = (8, 9, 18)
+"""Kinds of FLV's tags: sound, pictures and data."""
 SLACK = 8
 """Bytes by which some programs count a RIFF too long, as they include its header."""
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 """Begin of the object of an ASF or WMV that tells the size of the file."""
 ASF_SIZE_AT = 40
 """Place of the size in it (bytes)."""
+ASF_PACKETS_AT, ASF_PACKET_SIZE_AT = 56, 92
+"""Places of the number of data packets and of the size of each in it (bytes)."""
+ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+"""Begin of an ASF or WMV."""
+ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+"""Begin of the object that holds the packets of an ASF or WMV."""
+ASF_DATA_HEADER = 50
+"""Bytes in it before the packets."""
+ZEROS = "it is filled with zeros at byte {}, as a download that was not finished"
 TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 """Sizes of the packets of a transport stream, and where their sync byte is."""
 
@@ -36,14 +50,82 @@ def missing_end(path: Path) -> str | None:
             end = _end_of_elements(file, size)
         elif begin[:4] == b"GIF8":
             return None if _gif_ends(path.read_bytes()) else "its last block is not the end of a GIF"
+        elif begin[:3] == b"FLV":
+            ((end, kind),) = deque(_flv_tags(file), maxlen=1)
+            if kind == bytes(4):
+                return ZEROS.format(end)
         elif (place := begin.find(ASF_FILE)) >= 0:
+            if (zeros := _empty_asf_packet(file, begin[place:])) is not None:
+                return ZEROS.format(zeros)
             end = int.from_bytes(begin[place + ASF_SIZE_AT : place + ASF_SIZE_AT + 8], "little")
         else:
-            return _part_of_packet(begin, size)
+            return _part_of_packet(file, begin, size)
     return f"it has {size} bytes of {max(end, size + 1)}" if end > size else None
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
+def joined(path: Path) -> bool:
+    """Return True for two files of MP4, MOV, 3GP, FLV or WMV one after the other, of which readers take the first."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begin = file.read(16)
+        if begin[4:8] in BOXES:
+            kinds = [kind for _, kind in _boxes(file, path.stat().st_size)]
+            return kinds.count(b"moov") > 1 or kinds.count(b"ftyp") > 1
+        if begin[:3] == b"FLV":
+            return any(kind[:3] == b"FLV" for _, kind in _flv_tags(file))
+        if begin == ASF_HEADER:
+            return any(place > 0 and kind == ASF_HEADER for place, _, kind in _asf_objects(file))
+    return False
+
+
+def _flv_tags(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the place and the first 4 bytes of each tag, and of what follows the last one."""
+    file.seek(5)
+    place = int.from_bytes(file.read(4), "big") + 4
+    while True:
+        file.seek(place)
+        head = file.read(4)
+        yield place, head
+        if len(head) < 4 or head[0] & 0x1F not in FLV_TAGS:
+            return
+        place += 11 + int.from_bytes(head[1:], "big") + 4
+
+
+def _asf_objects(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the place, end and kind of each outer object of ASF."""
+    place = 0
+    while True:
+        file.seek(place)
+        head = file.read(24)
+        length = int.from_bytes(head[16:], "little")
+        if len(head) < 24 or length < 24:  # 0: a recording whose header was never finished
+            return
+        yield place, place + length, head[:16]
+        place += length
+
+
+def _empty_asf_packet(file: BinaryIO, properties: bytes) -> int | None:
+    """Return the place of a packet or a last object of zeros; readers stop at the former. None without one."""
+    count = int.from_bytes(properties[ASF_PACKETS_AT : ASF_PACKETS_AT + 8], "little")
+    length = int.from_bytes(properties[ASF_PACKET_SIZE_AT : ASF_PACKET_SIZE_AT + 4], "little")
+    objects = list(_asf_objects(file))
+    data = next((place for place, _, kind in objects if kind == ASF_DATA), None)
+    if data is None or length == 0:
+        return None
+    first = data + ASF_DATA_HEADER
+    for place in chain(range(first, first + count * length, length), [objects[-1][1]]):
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8:
+            return None
+        if head == bytes(8):
+            return place
+    return None
+
+
+def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the end and the kind of each outer box."""
     place = 0
     while place + 8 <= size:
         file.seek(place)
@@ -51,10 +133,16 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:], "big")
-        if length < 8 or not kind.isascii():  # 0: up to the end of the file; else padding
-            return place
+        if length == 0:  # up to the end of the file
+            yield size, kind
+        if length < 8 or not kind.isascii():  # padding
+            return
         place += length
-    return place
+        yield place, kind
+
+
+def _end_of_boxes(file: BinaryIO, size: int) -> int:
+    return max((end for end, _ in _boxes(file, size)), default=0)
 
 
 def _end_of_riff(file: BinaryIO, size: int) -> int:
@@ -124,9 +212,12 @@ def _gif_ends(content: bytes) -> bool:
     return True
 
 
-def _part_of_packet(begin: bytes, size: int) -> str | None:
+def _part_of_packet(file: BinaryIO, begin: bytes, size: int) -> str | None:
     for length, sync in TS_PACKETS:
         places = range(sync, len(begin), length)
         if len(places) > 2 and all(begin[place] == 0x47 for place in places):
-            return f"its last packet has {size % length} bytes of {length}" if size % length else None
+            if size % length:
+                return f"its last packet has {size % length} bytes of {length}"
+            file.seek(size - length)
+            return ZEROS.format(size - length) if file.read(length) == bytes(length) else None
     return None

@@ -239,6 +239,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "raw.y4m": {"codec": "wrapped_avframe"},
 }
 """Whole videos of `COUNT` frames."""
+ASF_INDEX = bytes.fromhex("90080033b1e5cf1189f400a0c90349cb")
+"""Begin of the index of an ASF or WMV."""
 UNOPENED = ("plain.mp4", "open_gop.mp4", "old.3gp", "part4.mp4", "plain.mov")
 """Those that cannot be opened when their end is missing, as their index is there."""
 
@@ -293,6 +295,100 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path, good: dict[str, bytes]
     for most in (None, 2):
         with pytest.raises(SourceLost, match="broke off after"):
             read_clips(tmp_path / name, form(), most=most)
+
+
+@pytest.mark.parametrize("name", ["raw.avi", "plain.ts", "disc.m2ts", "plain.flv", "plain.wmv"])
+def test_a_tail_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
+    """A download that was not finished, of a program that reserves the space first."""
+    content = good[name]
+    kept = int(len(content) * 0.6) // 188 * 188 if name == "plain.ts" else int(len(content) * 0.6)
+    (tmp_path / name).write_bytes(content[:kept].ljust(len(content), b"\0"))
+    with pytest.raises(SourceLost, match=r"filled with zeros at byte \d+|its header tells more frames"):
+        frames_of(tmp_path / name)
+
+
+def test_an_object_of_zeros_behind_the_frames_of_wmv_is_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
+    content = good["plain.wmv"]
+    (tmp_path / "zeros.wmv").write_bytes(content[: content.rindex(ASF_INDEX)].ljust(len(content), b"\0"))
+    with pytest.raises(SourceLost, match="filled with zeros"):
+        frames_of(tmp_path / "zeros.wmv")
+
+
+def test_dropped_frames_of_avi_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """Empty chunks, which the header and the index count."""
+    content = good["raw.avi"]
+    chunk = content.index(b"00dc", content.index(b"movi"))
+    start, length = content.index(b"idx1"), int.from_bytes(content[chunk + 4 : chunk + 8], "little")
+    frames, index = content[chunk : chunk + 20 * (8 + length)], bytearray(content[start:])
+    empty = b"00dc" + bytes(4)
+    body = frames + empty * 10
+    for number in range(COUNT):
+        place = 4 + min(number, 20) * (8 + length) + max(number - 20, 0) * 8
+        entry = 8 + 16 * number
+        index[entry + 8 : entry + 12] = place.to_bytes(4, "little")
+        index[entry + 12 : entry + 16] = (length if number < 20 else 0).to_bytes(4, "little")
+    head = bytearray(content[:chunk])
+    movi = head.index(b"movi")
+    head[movi - 4 : movi] = (4 + len(body)).to_bytes(4, "little")
+    film = head + body + index
+    film[4:8] = (len(film) - 8).to_bytes(4, "little")
+    (tmp_path / "dropped.avi").write_bytes(film)
+    assert len(frames_of(tmp_path / "dropped.avi")) == 20
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "fragments.mp4", "plain.mov", "old.3gp", "plain.flv", "plain.wmv"])
+def test_two_files_in_one_are_refused(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
+    """FFmpeg plays the first of them alone."""
+    (tmp_path / name).write_bytes(good[name] * 2)
+    with pytest.raises(ClipError, match="holds two files one after the other; join them with a video tool"):
+        play(tmp_path / name, form())
+
+
+def test_the_reason_is_told_once(tmp_path: Path, good: dict[str, bytes]) -> None:
+    content = good["faststart.mp4"]
+    (tmp_path / "cut.mp4").write_bytes(content[: content.index(b"mdat") + 4])
+    with pytest.raises(ClipError) as caught:
+        frames_of(tmp_path / "cut.mp4")
+    assert str(caught.value).count("it has") == 1
+
+
+def two_streams(path: Path, sizes: Sequence[tuple[int, int]], dispositions: Sequence[Any]) -> Path:
+    """A video of several streams, each of one gray level: 60, 120 and so on."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4", rate=10) for _ in sizes]
+        for stream, size, disposition in zip(streams, sizes, dispositions, strict=True):
+            stream.height, stream.width = size
+            stream.pix_fmt, stream.disposition = "yuv420p", disposition
+        for _ in range(3):
+            for number, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+                picture = np.full((*size, 3), 60 * (number + 1), np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    return path
+
+
+NONE, DEFAULT = av.stream.Disposition(0), av.stream.Disposition.default
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dispositions", "taken"),
+    [
+        ([(24, 32), (48, 64)], [NONE, NONE], 2),
+        ([(48, 64), (24, 32)], [NONE, NONE], 1),
+        ([(48, 64), (24, 32)], [NONE, DEFAULT], 2),
+    ],
+)
+def test_the_default_or_largest_stream_is_taken(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    sizes: list[tuple[int, int]],
+    dispositions: list[Any],
+    taken: int,
+) -> None:
+    found = frames_of(two_streams(tmp_path / "two.mkv", sizes, dispositions))
+    assert np.abs(found.astype(int) - 60 * taken).max() <= CODED
+    assert messages(caplog).count(f"two.mkv: has 2 video streams; number {taken} of") == 1
 
 
 def test_frames_behind_are_checked_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
