@@ -79,9 +79,21 @@ def load(path: str | Path) -> E3DLSTM:
     except FileNotFoundError as error:
         raise CheckpointMissing(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
-        found = "is a folder" if os.path.isdir(path) else f"not a safetensors file ({without_number(error)})"
-        raise CheckpointError(f"{path}: {found}; give a model made by `e3d train`") from error
+        if os.path.isdir(path):
+            raise CheckpointError(f"{path}: is a folder; {_inside(Path(path))}") from error
+        raise CheckpointError(
+            f"{path}: not a safetensors file ({without_number(error)}); give a model made by `e3d train`"
+        ) from error
     return _model(path, metadata, weights)
+
+
+def _inside(folder: Path) -> str:
+    """Return the remedy for a folder in the place of a model."""
+    if (folder / "manifest.json").exists():
+        return "a bundle, which is exported already; give the model that it was made of"
+    if (model := folder / "model.safetensors").exists():
+        return f"give {model}"
+    return "give a model made by `e3d train`"
 
 
 def load_content(content: Content, path: str | Path) -> E3DLSTM:

@@ -58,6 +58,12 @@ def test_missing_file_is_refused(path: Path) -> None:
 def test_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder; give a model made by"):
         checkpoint.load(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"is a folder; give .*model\.safetensors"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(CheckpointError, match="is a folder; a bundle, which is exported already"):
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"To be or not to be, that is the question.", bytes(100)])

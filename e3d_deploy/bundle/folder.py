@@ -34,6 +34,8 @@ VERIFICATION = "verify.json"
 WEIGHTS, FLOAT32_STEP = "weights.safetensors", "float32.onnx"
 """Weights in the low type of the graphs, and the step graph without that type; only where there is one."""
 WEIGHTS_SUFFIX = ".safetensors"
+FILE_SUFFIXES = (".onnx", ".engine", ".plan", ".trt", ".zip", ".safetensors", ".pt", ".pth", ".ckpt")
+"""Suffixes that no bundle is named with, as they are those of single files."""
 ENGINES = "engines/"
 """Prefix of the names of all files of engines."""
 
@@ -318,8 +320,13 @@ def new_bundle(output: Path, *, overwrite: bool) -> Iterator[Path]:
     Where `output` is a link, the folder that it leads to is the one that is made or replaced.
 
     Raises:
-        ConfigError: something is there already: anything, or with `overwrite` what is no bundle.
+        ConfigError: the name is that of a file; something is there already: anything, or with `overwrite` what is no
+            bundle.
     """
+    if output.suffix.lower() in FILE_SUFFIXES:
+        raise ConfigError(
+            f"{output}: is the name of a file, and a bundle is a folder; name it {output.with_suffix('.e3d')}"
+        )
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     if output.exists() and not (output / MANIFEST).is_file():

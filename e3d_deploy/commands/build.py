@@ -116,4 +116,4 @@ def build(
         )
     show_engines(target, sidecars)
     warn("built, not run: what a plan computes is unproved")
-    next_command("verify", bundle, "--backend", target)
+    next_command("verify", bundle, "--backend", target, how=", on a machine with an NVIDIA GPU")

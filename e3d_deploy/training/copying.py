@@ -58,7 +58,8 @@ class Comparison:
             numbers += ", which proves little"
         if self.beats_copying:
             barely = "barely " if self.mse > BARELY * self.copying_mse else ""
-            return f"the model {barely}beats copying the last frame: {numbers}"
+            look = "where little is shown a black frame may do so too, so look at previews/"
+            return f"the model {barely}beats copying the last frame: {numbers}; {look}"
         if self.copying_mse == 0:
             return f"the validation clips do not move, so that nothing beats copying the last frame: {numbers}"
         return (

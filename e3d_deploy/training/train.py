@@ -153,6 +153,7 @@ def train(
     settings = settings_of(model_config, config, data, valid, initial, digits, machine.time_limit_s)
     command = Command.read(run) if resume else Command(folder=Path.cwd(), options=options or {})
     if resume and check_resumable(run, settings, same_weights=initial is None):
+        progress(f"{run}: the run is finished, so nothing was trained; give more --steps to go on")
         return path
     if machine.parts is not None:
         _check_parts(machine.parts, _parts_name(run) if resume else None)

@@ -398,6 +398,13 @@ def test_a_link_to_a_bundle_stays_and_killed_exports_leave_nothing(exported: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"o.e3d", "link.e3d"}
 
 
+def test_a_bundle_is_not_named_like_a_file(tmp_path: Path, tiny_model: E3DLSTM) -> None:
+    checkpoint.save(tiny_model, tmp_path / "m.safetensors")
+    with pytest.raises(ConfigError, match=r"a bundle is a folder; name it .*o\.e3d"):
+        export(tmp_path / "m.safetensors", tmp_path / "o.onnx", batch=1, context_length=2, horizon=2)
+    assert not (tmp_path / "o.onnx").exists()
+
+
 def test_wrong_inputs_are_refused_before_anything_is_made(tmp_path: Path, tiny_model: E3DLSTM) -> None:
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
     np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))

@@ -36,6 +36,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
             FOUND,
             "the model beats copying the last frame: squared error 100 a frame against 200, on 64 validation clips",
         ),
+        (FOUND, "; where little is shown a black frame may do so too, so look at previews/"),
         (replace(FOUND, mse=196.0), "the model barely beats copying the last frame: squared error 196 a frame"),
         (replace(FOUND, mse=200.0), "the model does not beat copying the last frame: squared error 200 a frame"),
         (replace(FOUND, mse=300.0), "on 64 validation clips; train longer, with --l1-weight 0 in a short run, or"),

@@ -153,6 +153,10 @@ def test_digits_without_a_place_are_asked_for(begun: Path) -> None:
     assert "was begun with --digits mine.npz, whose place is not known; give --digits again" in said
 
 
+def test_a_finished_run_says_that_nothing_was_trained(done: Path) -> None:
+    assert "the run is finished, so nothing was trained; give more --steps" in e3d_train("-o", done / "run", "--resume")
+
+
 def test_nothing_to_resume_is_exit_2(tmp_path: Path) -> None:
     assert "nothing to resume, last.ckpt is not there" in e3d_train("-o", tmp_path / "no", "--resume", code=2)
 
