@@ -11,6 +11,7 @@ import pytest
 from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError
 from e3d_deploy.export.precision import drift
 from e3d_deploy.export.precision.drift import Drift, real_clips
@@ -74,10 +75,10 @@ def test_without_the_packages_video_the_drift_is_measured_on_the_rest(
 ) -> None:
     source, windows = saved(tmp_path, PICTURES), drift._windows
 
-    def without_video(form: Form, length: int, path: Path) -> Any:
+    def without_video(form: Form, length: int, path: Path, remarks: Remarks) -> Any:
         if path.suffix == ".mp4":
             raise BackendUnavailable("av is not installed")
-        return windows(form, length, path)
+        return windows(form, length, path, remarks)
 
     monkeypatch.setattr(drift, "_windows", without_video)
     with caplog.at_level(logging.WARNING):
