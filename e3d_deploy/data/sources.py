@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import open_npy
-from e3d_deploy.data.folders import ARRAYS, Folders, apart_from, each_once, find_clips, find_splits, no_clips, some
+from e3d_deploy.data.folders import ARRAYS, apart_from, each_once, find_clips, no_clips, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import PERSONS, is_kth, no_person, open_kth, person_of
 from e3d_deploy.data.layout import is_published
@@ -18,6 +18,7 @@ from e3d_deploy.data.mnist_files import is_original, original_clips
 from e3d_deploy.data.rate import ALL, Selection
 from e3d_deploy.data.readers import Reader
 from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.data.split_folders import Folders, find_splits
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
@@ -72,8 +73,8 @@ def open_source(
 ) -> Source:
     """The clips of a split.
 
-    KTH is split by person. Folders and files named like splits are the splits, as `folders.py` finds them; what is
-    held out and is a link to a file of the training split is left out. Else three files or more are split by file,
+    KTH is split by person. Folders and files named like splits are the splits, as `split_folders.py` finds them; what
+    is held out and is a link to a file of the training split is left out. Else three files or more are split by file,
     three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format is whole in each
     split: there the user names a file for each.
 

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.fit import Placement, fit_shape, say_change
+from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.pictures import NEEDS_VIDEO, say_transparent
+from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.whole import joined, missing_end
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
 
 CHECKED = 1000
 """Frames behind those that are asked for that are decoded to see that the video is whole."""
-LIMITED = 1
-"""FFmpeg's number of the colour range 16 to 235."""
-HDR = {16: "PQ", 18: "HLG"}
-"""Names of HDR's transfer curves, by FFmpeg's numbers."""
-EXPANDED = ((np.arange(256) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
-"""Gray levels of the full range, by those of the limited one."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that keep the alpha of WebM, by the name of FFmpeg's own, which drop it."""
 EXPLODING = ("mjpeg",)
@@ -285,97 +278,3 @@ def _timed(
             time = frame.pts * frame.time_base
         yield time, frame
         time += interval or 0
-
-
-@dataclass(frozen=True)
-class Turn:
-    """Turn and flips by which a picture is shown: first transposed, then flipped."""
-
-    transposed: bool = False
-    flip_rows: bool = False
-    flip_columns: bool = False
-
-    @classmethod
-    def of(cls, matrix: NDArray[np.int32]) -> "Turn":
-        """Return the quarter turn nearest to a display matrix, [9]."""
-        a, b, _, c, d = matrix[:5].tolist()
-        if abs(b) + abs(c) > abs(a) + abs(d):
-            return cls(transposed=True, flip_rows=b < 0, flip_columns=c < 0)
-        return cls(flip_rows=d < 0, flip_columns=a < 0)
-
-    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a picture [H, W, C] as it is shown."""
-        turned = picture.transpose(1, 0, 2) if self.transposed else picture
-        turned = turned[::-1] if self.flip_rows else turned
-        return np.ascontiguousarray(turned[:, ::-1] if self.flip_columns else turned)
-
-
-UPRIGHT = Turn()
-
-
-class Bringer:
-    """Brings decoded frames to a form, and remarks on what is done to them.
-
-    Args:
-        aspect: width of a pixel by its height; None where it is not told.
-    """
-
-    def __init__(self, path: Path, form: Form, *, aspect: Fraction | None, remarks: Remarks) -> None:
-        self.name, self.form, self.remarks = path.name, form, remarks
-        self.aspect = float(aspect) if aspect else 1.0
-        self.target = "gray" if form.channels == 1 else "rgb24"
-        self.kind: tuple[object, ...] | None = None
-        self.stored = (0, 0)
-        self.turn, self.placement = UPRIGHT, Placement(scaled=form.image_size, frame=form.image_size)
-        self.has_alpha = self.is_limited_gray = False
-
-    def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
-        """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
-        if frame.key_frame or self.stored != (frame.height, frame.width):
-            kind = (frame.height, frame.width, frame.format.name, frame.interlaced_frame)
-            if kind != self.kind:
-                self.kind = kind
-                self._plan(frame)
-        if self.has_alpha:
-            frame = self._over_black(frame)
-        h, w = self.placement.scaled[::-1] if self.turn.transposed else self.placement.scaled
-        picture = frame.reformat(w, h, self.target, interpolation="AREA").to_ndarray()
-        picture = picture.reshape(h, w, self.form.channels).astype(np.uint8, copy=False)
-        if self.is_limited_gray:
-            picture = EXPANDED[picture]
-        if self.turn != UPRIGHT:
-            picture = self.turn.apply(picture)
-        return self.placement.place(picture)
-
-    def _plan(self, frame: "av.VideoFrame") -> None:
-        """Settle what is done to frames like this one; it changes at key frames alone."""
-        self.stored = (frame.height, frame.width)
-        # Read here alone, as it may take as long as decoding; the container's matrix is that of all frames.
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-        self.turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
-        h, w = self.stored[::-1] if self.turn.transposed else self.stored
-        shape = (frame.height, frame.width * self.aspect)
-        shown = shape[::-1] if self.turn.transposed else shape
-        self.placement = fit_shape(shown, self.form.image_size, self.form.fit)
-        kind = frame.format
-        self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
-        # swscale takes gray for the full range, whatever the frame tells.
-        self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
-        say_change(self.name, (h, w), shown, (kind.name, self.target), self.form, self.remarks)
-        if frame.interlaced_frame:
-            self.remarks.say("interlaced", "%s: interlaced; both fields are taken as one picture, so what moves has "
-                             "combed edges; deinterlace it before", self.name)  # fmt: skip
-        if curve := HDR.get(frame.color_trc):
-            self.remarks.say("hdr", "%s: HDR (%s); its values are taken without tone mapping, so it looks paler than "
-                             "on a screen; convert it to SDR before", self.name, curve)  # fmt: skip
-
-    def _over_black(self, frame: "av.VideoFrame") -> "av.VideoFrame":
-        import av
-
-        rgba = frame.to_ndarray(format="rgba")
-        alpha = rgba[..., 3:].astype(np.uint16)
-        if alpha.min() == 255:
-            return frame
-        say_transparent(self.name, self.remarks)
-        colours = ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)
-        return av.VideoFrame.from_ndarray(colours, "rgb24")

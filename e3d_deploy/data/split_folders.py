@@ -1,0 +1,242 @@
+"""Folders and files named like splits. Needs no PyTorch."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from e3d_deploy.data.folders import ARRAYS, MACOS, VIDEOS, Key, entries, has_clips, is_mask, key_of, some
+from e3d_deploy.data.order import in_order
+from e3d_deploy.data.splits import Split
+from e3d_deploy.errors import ClipError
+from e3d_deploy.progress import Notify
+
+SPLIT_NAMES: dict[str, Split] = {
+    "train": "train", "training": "train", "trn": "train",
+    "val": "valid", "valid": "valid", "validation": "valid", "validate": "valid", "dev": "valid", "eval": "valid",
+    "test": "test", "testing": "test", "tst": "test",
+}  # fmt: skip
+"""Names of folders and files that hold a split."""
+ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
+"""Words beside such a name that tell nothing."""
+PREFERRED: dict[Split, tuple[Split, ...]] = {
+    "train": ("train",),
+    "valid": ("valid", "test"),
+    "test": ("test", "valid"),
+}
+"""Splits whose clips serve for one, the preferred first; valid and test can stand in for each other."""
+_SHARD = re.compile(r"[-_.]?\d+-of-\d+")
+"""Number of a piece in the name of a data set that is stored in several."""
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+"""Boundary of two words, as in TrainData."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """Name of a folder or file that could hold a split."""
+
+    split: Split
+    prefix: str
+    """Words before the split, which those of its other splits have too."""
+    suffix: str
+    """Words after the split, likewise."""
+    is_numbered: bool
+    """A number is in it too, so that it may be one clip of several."""
+
+    @property
+    def is_bare(self) -> bool:
+        """True if it tells the split alone."""
+        return not (self.prefix or self.suffix or self.is_numbered)
+
+
+def split_name(path: Path) -> Name | None:
+    """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
+    stem = _CAMEL.sub(" ", _SHARD.sub("", path.name if path.is_dir() else path.stem)).casefold()
+    words = re.findall(r"[^\W\d_]+|\d+", stem)
+    is_numbered = any(map(str.isdecimal, words))
+    words = [_split_word(word) for word in words if not word.isdecimal()]
+    while words and words[-1] in ABOUT:
+        words.pop()
+    places = [place for place, word in enumerate(words) if word in SPLIT_NAMES]
+    if not places:
+        return None
+    place = places[-1]
+    return Name(SPLIT_NAMES[words[place]], " ".join(words[:place]), " ".join(words[place + 1 :]), is_numbered)
+
+
+def _split_word(word: str) -> str:
+    """Return the word of a split without one that tells nothing and is written together with it, as in trainvideos."""
+    word = word.removesuffix("set") or word
+    glued = (name for name in SPLIT_NAMES if word.startswith(name) and word[len(name) :] in ABOUT)
+    return word if word in SPLIT_NAMES else next(glued, word)
+
+
+@dataclass
+class Folders:
+    """Folders and files of each split."""
+
+    of: dict[Split, list[Path]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, other: "Folders") -> None:
+        """Add those of another folder."""
+        for split, paths in other.of.items():
+            self.of[split] += paths
+
+    def serving(self, split: Split) -> Split | None:
+        """Return the split whose folders serve for one; None if there are none."""
+        return next((one for one in PREFERRED[split] if self.of.get(one)), None)
+
+
+def find_splits(folder: Path, remark: Notify) -> Folders | None:
+    """Return the folders and files named like splits in a folder, or in those below it; None if there are none.
+
+    Raises:
+        ClipError: names of splits that contradict what lies beside them.
+    """
+    return _splits(folder, remark, set())
+
+
+def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
+    if (key := key_of(folder)) in seen:
+        return None
+    seen.add(key)
+    folders, _ = entries(folder)
+    inside = in_order(entry for entry, is_folder in folders.items() if _may_hold(entry, is_folder)).files
+    named = {entry: name for entry in inside if (name := split_name(entry))}
+    found = _of_names(named)
+    if found is not None:
+        taken = {path for paths in found.of.values() for path in paths}
+        if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
+            remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
+        _say_ignored(folder, remark, taken)
+        _check_nested(found)
+        return found
+    if alone := [entry for entry, name in named.items() if entry.is_dir() and name.is_bare]:
+        others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
+        return _alone(folder, {entry: named[entry] for entry in alone if has_clips(entry)}, others)
+    _check_unpaired(folder, named)
+    below = {entry: _splits(entry, remark, seen) for entry in inside if entry.is_dir()}
+    if not any(below.values()):
+        return None
+    if loose := [entry.name for entry in inside if not below.get(entry) and has_clips(entry)]:
+        first = next(entry for entry, splits in below.items() if splits)
+        raise ClipError(
+            f"{folder}: {first.name} holds folders of splits, {some(loose)} beside it does not; give {first} alone"
+        )
+    _say_ignored(folder, remark, set())
+    together = Folders()
+    for splits in below.values():
+        together.add(splits or Folders())
+    return together
+
+
+def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
+    """Name what holds no clips beside folders of splits; an empty one of these is an error of its own."""
+    inside, _ = entries(folder)
+    visible = in_order(inside).files
+    masks = [entry.name for entry in visible if is_mask(entry, inside[entry]) and has_clips(entry)]
+    others = [entry for entry in visible if entry not in splits and entry.name not in masks]
+    empty = [entry.name for entry in others if not has_clips(entry)]
+    if empty:
+        remark(f"{folder}: ignored, as no clips: {some(empty)}")
+    if masks:
+        remark(f"{folder}: ignored, as ground truth: {some(masks)}")
+
+
+def _may_hold(entry: Path, is_folder: bool) -> bool:
+    if entry.name == MACOS:
+        return False
+    return (is_folder or entry.suffix.lower() in ARRAYS + VIDEOS) and not is_mask(entry, is_folder)
+
+
+def _of_names(named: Mapping[Path, Name]) -> Folders | None:
+    """Return the splits of names with the same other words, of which one is for training and another is held out."""
+    groups: dict[tuple[str, str], Folders] = defaultdict(Folders)
+    for entry, name in named.items():
+        groups[name.prefix, name.suffix].of[name.split].append(entry)
+    for (prefix, suffix), group in groups.items():
+        if not suffix and group.serving("train"):
+            _add_kinds(group, [name for name in named.items() if name[1].prefix == prefix])
+    together = Folders()
+    for group in groups.values():
+        if group.serving("train") and group.serving("valid"):
+            together.add(group)
+    return together if together.of else None
+
+
+def _add_kinds(group: Folders, named: Sequence[tuple[Path, Name]]) -> None:
+    """Add folders such as test_easy and test_hard where there is a plain `train` and no plain `test`.
+
+    Not those of kinds that have their own to train on.
+    """
+    trained = {name.suffix for _, name in named if name.split == "train"}
+    lacking = [split for split in ("valid", "test") if not group.of.get(split)]
+    for entry, name in named:
+        if entry.is_dir() and name.split in lacking and name.suffix not in trained:
+            group.of[name.split].append(entry)
+
+
+def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
+    """Check that no names of clips begin with the words of different splits, where they are not used as splits.
+
+    Raises:
+        ClipError: some do; dividing them at random would mix what somebody held out with what is trained on.
+    """
+    first: dict[Split, Path] = {}
+    for entry, name in named.items():
+        if not name.prefix and has_clips(entry):
+            first.setdefault(name.split, entry)
+    if len(first) > 1:
+        raise ClipError(
+            f"{folder}: {some([entry.name for entry in first.values()])} begin like the names of splits, but do not go "
+            "together; name them train, val and test, with the same words behind, or give one of them itself"
+        )
+
+
+def _check_nested(found: Folders) -> None:
+    """Check that no folder of a split has one of another split in it.
+
+    Raises:
+        ClipError: one has.
+    """
+    for split, paths in found.of.items():
+        for path in paths:
+            for inside in _folders_below(path, set()):
+                name = split_name(inside)
+                if name is not None and name.is_bare and name.split != split and has_clips(inside):
+                    raise ClipError(
+                        f"{inside}: is named like a split, but lies in {path.name}, another one; move it beside "
+                        f"{path.name}, or rename it"
+                    )
+
+
+def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:
+    if not path.is_dir() or (key := key_of(path)) in seen:
+        return
+    seen.add(key)
+    for entry, is_folder in entries(path)[0].items():
+        if is_folder and _may_hold(entry, is_folder):
+            yield entry
+            yield from _folders_below(entry, seen)
+
+
+def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
+    """Return the folders of splits where there is none to train on, or none to hold out; None if they are empty.
+
+    Raises:
+        ClipError: other clips beside them.
+    """
+    if not named:
+        return None
+    first = next(iter(named))
+    if others:
+        raise ClipError(
+            f"{folder}: {first.name} is named like a split, but has none to go with it, and clips in {some(others)}; "
+            f"give {first} itself, or rename it"
+        )
+    found = Folders()
+    for entry, name in named.items():
+        found.of[name.split].append(entry)
+    _check_nested(found)
+    return found
