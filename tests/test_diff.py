@@ -53,7 +53,7 @@ def test_a_copy_is_the_same_whatever_its_name_and_age(exported: Path, bundle_pat
     assert found["weights"]["same"] == found["weights"]["tensors"][0] > 10
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_a_low_model_is_the_same_as_what_is_widened_from_it(exported: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     low, wide, bundle = tmp_path / "low.safetensors", tmp_path / "wide.safetensors", tmp_path / "low.e3d"
     checkpoint.save(checkpoint.load(exported / "tiny.safetensors"), low, dtype=dtype)

@@ -73,6 +73,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_rows_and_bundles_are_compared_and_timed(tmp_path: Path, exported: Path) -> None:
     rows = "eager,ring fp32,ring tf32 in-place,ring bf16 in-place,onnxruntime"
     file = tmp_path / "gpu.json"

@@ -1376,6 +1376,7 @@ def test_a_gpu_multiplies_in_tf32_beside_bf16_alone(
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.slow
 def test_training_takes_tf32_that_was_set_by_the_new_names() -> None:
     """In a process of its own, as PyTorch's two sets of names then disagree in all of it."""
     code = """
