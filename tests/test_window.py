@@ -99,7 +99,7 @@ def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
     assert (opened.context_length, opened.horizon) == (5, 2)
     for name in ("--context", "--horizon"):
         line = e3d("export", model, "-o", tmp_path / "none.e3d", name, 0, code=2).stderr.splitlines()[-1]
-        assert f"{name[2:]}: got 0, expected 1 or more" in line
+        assert f"'{name}': got 0, expected a whole number from 1 to 10,000" in line
     report = json.loads(e3d("evaluate", model, "--data", run / "clips.npz", "--horizon", 2, "--json").stdout)
     assert (report["context_length"], report["horizon"]) == (5, 2)
 

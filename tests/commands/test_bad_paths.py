@@ -142,7 +142,7 @@ def test_the_python_api_tells_missing_from_damaged(exported: Path, tmp_path: Pat
     with pytest.raises(CheckpointMissing, match="no such file"):
         checkpoint.load(tmp_path / "absent.safetensors")
     for read in (checkpoint.load, checkpoint.read_card):
-        with pytest.raises(CheckpointError, match="is a folder; give a model made by `e3d train`") as folder:
+        with pytest.raises(CheckpointError, match="is a folder; ") as folder:
             read(exported / "tiny.e3d")
         assert folder.value.exit_code == 5
 
