@@ -1,4 +1,4 @@
-"""What all tests of data take for granted."""
+"""Fixture for all tests of data."""
 
 import pytest
 
