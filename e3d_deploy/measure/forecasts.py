@@ -16,8 +16,8 @@ from e3d_deploy.runtime.faults import plain_errors
 from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
-COPIES = 4
-"""Arrays of the size of the forecasts: clip by clip, together, the truth, and in the order of the file."""
+COPIES = 3
+"""Arrays of the size of the forecasts: clip by clip, together, and the truth; a file is written piece by piece."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def follow(
     pending: deque[tuple[Clip, Clip]] = deque()  # the last frame of a forecast, and the picture it was made after
     black = np.zeros((config.channels, *config.image_size), np.float32)
     seen, forecasts = [], []
-    showing_s, pace, started = 0.0, Pace(), time.perf_counter()
+    aside_s, pace, started = 0.0, Pace(), time.perf_counter()
     for picture in pictures:
         frame = frames.to_frames(picture, image_size=config.image_size, channels=config.channels)
         expected = black
@@ -98,18 +98,20 @@ def follow(
         if show is not None:
             show_started = time.perf_counter()
             show(frame, expected)
-            showing_s += time.perf_counter() - show_started
+            aside_s += time.perf_counter() - show_started
         if keep:
             seen.append(frame)
             forecasts.append(expected)
         push_started = time.perf_counter()
         stream.push(picture)
+        pushed = time.perf_counter()
         if not push_ms:
             _warn_of_time(stream, horizon, remark)
         forecast_started = time.perf_counter()
+        aside_s += forecast_started - pushed
         forecast = stream.forecast(horizon)
         now = time.perf_counter()
-        push_ms.append(1000 * (forecast_started - push_started))
+        push_ms.append(1000 * (pushed - push_started))
         forecast_ms.append(1000 * (now - forecast_started))
         pending.append((forecast[-1].clip(0, 1), frame))
         progress(pace.text(len(push_ms)))
@@ -118,7 +120,7 @@ def follow(
         frames=len(push_ms),
         horizon=horizon,
         renewal=stream.renewal,
-        frames_per_second=len(push_ms) / (time.perf_counter() - started - showing_s),
+        frames_per_second=len(push_ms) / (time.perf_counter() - started - aside_s),
         push_ms=_percentiles(push_ms),
         forecast_ms=_percentiles(forecast_ms),
         mse=float(np.mean(errors)) if errors else None,
