@@ -148,9 +148,9 @@ def _kind(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _save(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _save(path: Path, arrays: dict[str, Any]) -> None:
     with path.open("wb") as file:  # NumPy adds .npz to names that end otherwise, such as in .NPZ
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def _writer(kind: str, path: Path, size: tuple[int, int], frames_per_second: float) -> AbstractContextManager[Put]:

@@ -110,7 +110,7 @@ class Snapshot:
         Raises:
             OSError: it cannot be written, with its name.
         """
-        arrays = {
+        arrays: dict[str, Any] = {
             "schema": np.array(SCHEMA),
             "identity": np.array(self.identity),
             "pushed": np.array(self.pushed),
@@ -119,7 +119,8 @@ class Snapshot:
             **self._arrays(),
         }
         file = io.BytesIO()
-        np.savez(file, allow_pickle=False, **arrays, **{DIGEST: np.array(_digest(arrays))})
+        arrays[DIGEST] = np.array(_digest(arrays))
+        np.savez(file, **arrays)
         write_file(Path(path), file.getbuffer())
 
     @classmethod
