@@ -5,11 +5,9 @@ import os
 import shlex
 import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,16 +62,22 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left:
 
 def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> None:
     """Print a block of lines for each row, a line for each field that is not empty, with its name."""
-    label = min(max(map(len, columns)), width // 2)
+    with randomness_kept():
+        from rich.cells import cell_len
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+    shown = Table.grid(padding=(0, GAP, 0, 0))
+    shown.add_column(width=min(max(map(cell_len, columns)), width // 2), overflow="fold")
+    shown.add_column(overflow="fold")
     for number, row in enumerate(rows):
         if number:
-            click.echo()
+            shown.add_row()
         for column, cell in zip(columns, row, strict=True):
             if cell:
-                names = textwrap.wrap(column, label) or [""]
-                lines = textwrap.wrap(cell, width - label - GAP) or [""]
-                for name, line in zip_longest(names, lines, fillvalue=""):
-                    click.echo(f"{name:<{label + GAP}}{line}".rstrip())
+                shown.add_row(Text(column), Text(cell))
+    Console(highlight=False, width=width, force_terminal=is_coloured(sys.stdout)).print(shown)
 
 
 def _terminal_width() -> int | None:
