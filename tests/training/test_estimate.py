@@ -1,5 +1,6 @@
 """Duration of a run, estimated from timed passes, and the size that suits a machine."""
 
+import math
 from typing import Any
 
 import pytest
@@ -40,7 +41,9 @@ def test_a_step_is_timed_whole_or_from_a_part(
 
 
 def test_a_real_step_is_timed() -> None:
-    assert 0 < step_s(MODEL, TRAINING) < 5
+    seconds = step_s(MODEL, TRAINING)
+    assert math.isfinite(seconds)
+    assert seconds > 0
 
 
 @pytest.mark.parametrize(

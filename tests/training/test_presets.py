@@ -64,9 +64,11 @@ def test_an_option_wins_over_the_preset(seen: Seen) -> None:
 
 def test_the_help_tells_the_values_of_presets() -> None:
     shown = " ".join(CliRunner().invoke(main, ["train", "--help"]).stdout.split())
-    for values in PRESETS.values():
-        for value in values.values():
-            assert (",".join(map(str, value)) if isinstance(value, tuple) else str(value)) in shown
+    for name in ("tiny", "small"):
+        values = PRESETS[name]
+        hidden = ",".join(map(str, values["hidden"]))
+        steps = f"{values['steps']} steps of {values['batch_size']} clips"
+        assert f"{name}: hidden {hidden}, patch {values['patch_size']}, {steps}" in shown
 
 
 @pytest.mark.parametrize(
