@@ -79,14 +79,14 @@ def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, 
     """
     from e3d_deploy.training.sizes import size_arguments
 
-    window = () if length == 20 else ("--context", length - length // 2, "--horizon", length // 2)
+    context_length, horizon = length - length // 2, length // 2
+    # A clip of one frame is no window to train on, and 20 frames are the default.
+    window = () if length in (1, 20) else ("--context", context_length, "--horizon", horizon)
     sizes = size_arguments("tiny", form.image_size)
-    if length < 2:  # no window to train on
-        window = ()
-    elif timed and is_importable("torch"):
+    if horizon and timed and is_importable("torch"):
         from e3d_deploy.training.estimate import suitable
 
-        lengths = {"context_length": length - length // 2, "horizon": length // 2}
+        lengths = {"context_length": context_length, "horizon": horizon}
         with working("timing a training step"):
             plan = suitable(image_size=form.image_size, channels=form.channels, **lengths)
         if plan is None:

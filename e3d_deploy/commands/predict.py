@@ -118,7 +118,7 @@ def long_enough(path: Path, clips: "Clips", start: int, begin: int) -> "Clips":
     Raises:
         ShapeError: there are none.
     """
-    from e3d_deploy.data.folders import some
+    from e3d_deploy.data.folders import warn_of_short
     from e3d_deploy.errors import ShapeError
 
     lengths = [len(pictures) for pictures in clips.clips]
@@ -131,8 +131,7 @@ def long_enough(path: Path, clips: "Clips", start: int, begin: int) -> "Clips":
         raise ShapeError(f"{name}: has {longest} frames, {lack}; give {remedy}")
     kept = [number for number, length in enumerate(lengths) if length >= begin]
     if short := [name for name, length in zip(clips.names, lengths, strict=True) if length < begin]:
-        log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
-                    path, len(short), len(lengths), begin, some(short))  # fmt: skip
+        warn_of_short(path, short, of=len(lengths), length=begin)
     return replace(
         clips, clips=[clips.clips[number] for number in kept], names=[clips.names[number] for number in kept]
     )

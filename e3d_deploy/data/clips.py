@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import check_archive
-from e3d_deploy.data.folders import find_clips, no_clips, some
+from e3d_deploy.data.folders import find_clips, no_clips, warn_of_short
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import is_kth, kth_stretches
 from e3d_deploy.data.levels import say_range
@@ -108,8 +108,7 @@ def read_clips(
     if not clips:
         raise ClipError(_too_short(path, short, least))
     if short:
-        log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
-                    path, len(short), len(short) + len(clips), least, some(list(short)))  # fmt: skip
+        warn_of_short(path, list(short), of=len(short) + len(clips), length=least)
     say_range(str(path), clips, reader.remarks)
     return Clips(clips, names, tuple(reader.rates))
 

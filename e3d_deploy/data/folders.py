@@ -1,5 +1,6 @@
 """Clips in folders: files and folders that are opened by themselves, each once. Needs no PyTorch."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,11 +10,14 @@ from e3d_deploy.data.pictures import MASKS, NO_MASKS, frames_of, is_frame, is_pi
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
 
+log = logging.getLogger(__name__)
+
 ARRAYS = (".npz", ".npy")
 VIDEOS = (
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".wmv",
     ".flv", ".ogv", ".y4m", ".gif",
 )  # fmt: skip
+CLIPS = ARRAYS + VIDEOS
 MASK_FOLDERS = frozenset(
     {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth"}
     | {"segmentation", "segmentations"}
@@ -66,7 +70,7 @@ def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
             below = [] if entry.name == MACOS else _find(entry, remark, seen)
             found += below
             ignored += [] if below else [f"{entry.name}/"]
-        elif entry.suffix.lower() in ARRAYS + VIDEOS:
+        elif entry.suffix.lower() in CLIPS:
             found.append(entry)
         else:
             ignored.append(entry.name)
@@ -101,13 +105,25 @@ def is_mask(path: Path, is_folder: bool) -> bool:
     """Return True for ground truth or masks beside clips."""
     if is_folder:
         return path.name.casefold().endswith(MASKS) or path.name.casefold() in MASK_FOLDERS
-    return path.suffix.lower() in ARRAYS + VIDEOS and path.stem.casefold().endswith(MASKS)
+    return path.suffix.lower() in CLIPS and path.stem.casefold().endswith(MASKS)
 
 
 def some(names: Sequence[str]) -> str:
     """Return the first names of a list, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def warn_of_short(name: object, short: Sequence[str], *, of: int, length: int) -> None:
+    """Log that some clips of a source have too few frames and are left out.
+
+    Args:
+        short: names of these clips.
+        of: number of all clips.
+        length: frames that were needed.
+    """
+    log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
+                name, len(short), of, length, some(short))  # fmt: skip
 
 
 def no_clips(folder: Path) -> ClipError:
@@ -122,7 +138,7 @@ def has_clips(path: Path) -> bool:
     if path.name == MACOS:
         return False
     if not path.is_dir():
-        return path.suffix.lower() in ARRAYS + VIDEOS
+        return path.suffix.lower() in CLIPS
     return _holds_clips(path, set())
 
 
@@ -134,7 +150,7 @@ def _holds_clips(folder: Path, seen: set[Key]) -> bool:
     if any(map(is_frame, pictures)):
         return True
     return any(
-        _holds_clips(entry, seen) if is_folder else entry.suffix.lower() in ARRAYS + VIDEOS
+        _holds_clips(entry, seen) if is_folder else entry.suffix.lower() in CLIPS
         for entry, is_folder in inside.items()
         if not is_mask(entry, is_folder)
     )

@@ -27,6 +27,8 @@ MARGIN, AGREEING = 2.0, 0.9
 """Ratio of the differences along two axes that tells time from clips, and the share of places that agree."""
 CELLS = 8
 """Side of the grid that frames are averaged to before they are compared (cells): what moves a little stays near."""
+Read = Callable[[str, int, int], NDArray[np.float64] | None]
+"""Gives a frame of an array, by layout, clip and number; None where it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,7 @@ def geometry(layout: str, shape: tuple[int, ...]) -> Geometry:
     )
 
 
-def find_layout(
-    name: str, shape: tuple[int, ...], form: Form, read: Callable[[str, int, int], NDArray[np.float64] | None]
-) -> tuple[str, str | None]:
+def find_layout(name: str, shape: tuple[int, ...], form: Form, read: Read) -> tuple[str, str | None]:
     """Return the layout of an array that holds frames of a form, and a remark where its numbers decided.
 
     Args:
@@ -117,7 +117,7 @@ def _check_time(
     shape: tuple[int, ...],
     layout: str,
     moved: Sequence[str],
-    read: Callable[[str, int, int], NDArray[np.float64] | None],
+    read: Read,
 ) -> None:
     """Check that the numbers of an array speak against the layouts that fit beside the one to be read.
 
@@ -130,9 +130,7 @@ def _check_time(
         raise ShapeError(_ambiguous(name, shape, [layout], moved))
 
 
-def _is_along_time(
-    layout: str, shape: tuple[int, ...], read: Callable[[str, int, int], NDArray[np.float64] | None]
-) -> bool:
+def _is_along_time(layout: str, shape: tuple[int, ...], read: Read) -> bool:
     """Return True if frames differ clearly less than columns, and columns about as much as rows.
 
     Were W time, rows would differ about as much as frames, which they must not.
@@ -224,9 +222,7 @@ def _words(layout: str, shape: tuple[int, ...]) -> str:
     return f"{clips}{sizes['T']} frames{colours}"
 
 
-def _decide(
-    layouts: list[str], shape: tuple[int, ...], read: Callable[[str, int, int], NDArray[np.float64] | None]
-) -> str | None:
+def _decide(layouts: list[str], shape: tuple[int, ...], read: Read) -> str | None:
     """Return the one of two layouts that differ in the order of T and N along whose T frames differ clearly less."""
     if len(layouts) != 2 or layouts[0].replace("NT", "TN") != layouts[1].replace("NT", "TN"):
         return None

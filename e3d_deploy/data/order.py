@@ -4,8 +4,8 @@ Libraries that sort naturally take `frame-2` for minus two, `f1e3` for a thousan
 is decided here by all names of a folder together.
 """
 
+import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -54,7 +54,7 @@ def in_order(files: Iterable[Path]) -> Ordered:
     if not any("." in digits for name in names for digits in name.digits):
         return Ordered(_files(counted), _doubt_of_run(counted))
     valued = sorted(names, key=_by_values)
-    if max(Counter(tuple(_values(name)) for name in names).values(), default=0) > 1:
+    if len({tuple(_values(name)) for name in names}) < len(names):
         return Ordered(_files(counted), None)
     if valued != counted:
         first, second = _first_difference(valued, counted)
@@ -130,23 +130,18 @@ def _without_pattern(names: Sequence[_Name]) -> Ordered:
     natural = sorted(names, key=_by_values)
     if plain == natural:
         return Ordered(_files(plain), None)
-    common = len(_common_start([name.stem for name in names]).rstrip("0123456789abcdef"))
+    start = os.path.commonprefix([name.stem for name in names])  # noqa: RUF071 (letter by letter is meant)
+    common = len(start.rstrip("0123456789abcdef"))
     if len({len(name.stem) for name in names}) == 1 and all(_HEX.fullmatch(name.stem[common:]) for name in names):
         return Ordered(_files(plain), None)
     # Names that begin with different words, such as left_1 and right_1, are groups of their own.
-    starts = sorted(Counter(name.texts[0] for name in {name.texts: name for name in names}.values()).elements())
+    starts = sorted(texts[0] for texts in {name.texts for name in names})
     if all(not later.startswith(start) for start, later in pairwise(starts)):
         return Ordered(_files(natural), None)
     first, second = _first_difference(natural, plain)
     return Ordered(
         _files(natural), f"names follow no one pattern, numbers in them decide: {first} comes before {second}"
     )
-
-
-def _common_start(stems: Sequence[str]) -> str:
-    first, last = min(stems), max(stems)
-    length = next((k for k, (one, other) in enumerate(zip(first, last, strict=False)) if one != other), len(first))
-    return first[:length]
 
 
 def _first_difference(taken: Sequence[_Name], other: Sequence[_Name]) -> tuple[str, str]:

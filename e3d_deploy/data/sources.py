@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.arrays import open_npy
-from e3d_deploy.data.folders import ARRAYS, apart_from, each_once, find_clips, no_clips, some
+from e3d_deploy.data.folders import ARRAYS, apart_from, each_once, find_clips, no_clips, some, warn_of_short
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import PERSONS, is_kth, no_person, open_kth, person_of
 from e3d_deploy.data.layout import is_published
@@ -213,7 +213,7 @@ def _published(text: str, clips: Sequence[Clip], reader: Reader, *, split: Split
     if split == "valid":
         reader.remark(f"{text}: is the same in each split; where it is trained on, give --valid-data another file")
     found = _whole(text, "mnist_test_seq", clips, length=length)
-    return replace(found, layouts=tuple(reader.layouts), remarks=tuple(reader.remarks.texts))
+    return replace(found, layouts=tuple(reader.layouts))
 
 
 def _whole(text: str, kind: str, clips: Sequence[Clip], *, length: int) -> Source:
@@ -256,8 +256,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     short = [name for name, clip in named if len(clip) < length]
     clips = [clip for _, clip in named if len(clip) >= length]
     if short and clips:
-        log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
-                    text, len(short), len(named), length, some(short))  # fmt: skip
+        warn_of_short(text, short, of=len(named), length=length)
     if not clips:
         longest = max(len(clip) for _, clip in named)
         raise ClipError(
@@ -277,7 +276,6 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         short=tuple(short),
         folders=tuple(folders),
         layouts=tuple(reader.layouts),
-        remarks=tuple(reader.remarks.texts),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e3d_deploy.data.folders import ARRAYS, MACOS, VIDEOS, Key, entries, has_clips, is_mask, key_of, some
+from e3d_deploy.data.folders import CLIPS, MACOS, Key, entries, has_clips, is_mask, key_of, some
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
@@ -147,7 +147,7 @@ def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
 def _may_hold(entry: Path, is_folder: bool) -> bool:
     if entry.name == MACOS:
         return False
-    return (is_folder or entry.suffix.lower() in ARRAYS + VIDEOS) and not is_mask(entry, is_folder)
+    return (is_folder or entry.suffix.lower() in CLIPS) and not is_mask(entry, is_folder)
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:

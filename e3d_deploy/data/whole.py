@@ -1,7 +1,8 @@
 """Evidence in a video's container that the end of the file is missing. Needs no PyTorch.
 
-The headers of a container's outer parts tell their lengths. Reading them takes a few reads, whatever the size of the
-file, and tells what decoders do not: they take a file that is cut between two frames for a shorter one.
+The headers of a container's parts tell their lengths, and so what decoders do not: they take a file that is cut between
+two frames for a shorter one. MP4, AVI and Matroska take a few reads, FLV and WMV one for each
+packet; a GIF is read whole.
 """
 
 from collections import deque

@@ -33,7 +33,7 @@ ALONE = "load it where you trust it, and save its state_dict alone with torch.sa
 
 
 def is_readable(path: Path) -> bool:
-    """Return True if torch.save may have written this file, or safetensors for another program than ours."""
+    """Return True if torch.save or safetensors may have written this file."""
     return _head(path).startswith((ZIP, LEGACY)) or _is_safetensors(path)
 
 

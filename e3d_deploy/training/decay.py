@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from e3d_deploy import checkpoint
-from e3d_deploy.card import REACH
+from e3d_deploy.card import REACH, Card
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.data.datasets import aging_data
 from e3d_deploy.data.form import Form
@@ -94,7 +94,7 @@ def _windows(
     return aging_data(
         valid,
         ages,
-        Form(image_size=model.config.image_size, channels=model.config.channels, fit=config.fit, layout=config.layout),
+        Form.of(model.config, Card(fit=config.fit), config.layout),
         split="valid",
         context_length=config.context_length,
         horizon=config.horizon,

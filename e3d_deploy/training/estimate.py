@@ -1,7 +1,7 @@
 """Duration of a training run, estimated from passes that are timed on this machine, and the size that suits it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -56,13 +56,14 @@ def suitable(**form: Any) -> Plan | None:
     """
     best: Plan | None = None
     for preset in PRESETS:
-        patch = fitting_patch(form["image_size"], at_most=configs(preset)[0].patch_size)
+        usual = configs(preset)[0].patch_size
+        patch = fitting_patch(form["image_size"], at_most=usual)
         if patch is None:
             break
         model, config = configs(preset, **form, patch_size=patch)
         plan = Plan(
             preset=preset,
-            patch_size=None if patch == configs(preset)[0].patch_size else patch,
+            patch_size=None if patch == usual else patch,
             steps=config.steps,
             step_s=step_s(model, config),
         )
@@ -72,12 +73,7 @@ def suitable(**form: Any) -> Plan | None:
         if plan.duration_s * GROWTH > LONGEST_S:
             break
     if best is not None and best.duration_s > LONGEST_S:
-        best = Plan(
-            preset=best.preset,
-            patch_size=best.patch_size,
-            steps=max(100, int(LONGEST_S / best.step_s)),
-            step_s=best.step_s,
-        )
+        best = replace(best, steps=max(100, int(LONGEST_S / best.step_s)))
     return best
 
 

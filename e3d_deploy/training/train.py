@@ -27,6 +27,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
+from e3d_deploy.data.folders import some
 from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
 from e3d_deploy.files import remove_left, write_file
@@ -210,7 +211,7 @@ def _data(
     skip_bad: bool,
 ) -> tuple[Extendable, Dataset[Tensor]]:
     """Open the clips to train with and those to validate on."""
-    form = Form(image_size=model.image_size, channels=model.channels, fit=config.fit, layout=config.layout)
+    form = Form.of(model, Card(fit=config.fit), config.layout)
     options: dict[str, Any] = {"length": config.clip_length, "skip_bad": skip_bad}
     burn_in = config.burn_in_start is not None
     train_set = training_data(data, form, seed=config.seed, digits=digits, burn_in=burn_in, **options)
@@ -248,8 +249,7 @@ def _compare_with_copying(
     found.write(run)
     progress(found.verdict)
     if skipped:
-        names = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        progress(f"left out of the data, as they cannot be read: {len(skipped)} files ({names})")
+        progress(f"left out of the data, as they cannot be read: {len(skipped)} files ({some(skipped)})")
 
 
 def _callbacks(
@@ -361,7 +361,7 @@ def resume_or_next(
     )
     for number in count(1):
         folder = run if number == 1 else run.with_name(f"{run.name}-{number}")
-        if not (folder / "last.ckpt").exists() and not (folder / "model.safetensors").exists():
+        if not (folder / STATE).exists() and not (folder / "model.safetensors").exists():
             return folder, False
         try:
             if not check_resumable(folder, {**settings, "train": as_begun(folder, config).to_dict()}):
@@ -406,7 +406,7 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
 
 def _parts_name(run: Path) -> str | None:
     """Return the name in the parts of a run; None if its state was saved without parts."""
-    state = torch.load(run / "last.ckpt", map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(run / STATE, map_location="cpu", weights_only=True, mmap=True)
     name: str | None = state["callbacks"].get(Parts.__name__, {}).get("run")
     return name
 
