@@ -216,9 +216,7 @@ def workspace(target: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            if descriptor is not None:
-                os.close(descriptor)
+            _remove_workspace(folder, descriptor)
 
 
 @contextmanager
@@ -310,12 +308,23 @@ def _prefix(target: Path) -> str:
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
+    """Make the folder of a workspace; return it with the descriptor that holds its lock, if the system has locks."""
     while True:
         prefix = _prefix(target) + _system()
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=target.parent))
         # Until it was locked, another process could take it for one that was left, and remove it.
         with suppress(FileNotFoundError):
             return folder, _lock(folder, lambda: None, folder=True)
+
+
+def _remove_workspace(folder: Path, descriptor: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+INDIVISIBLE = frozenset(function.__code__ for function in (_locked_folder, _remove_workspace))
+"""Code of functions that leave a folder behind when a signal ends them in the middle."""
 
 
 def swap(folder: Path, target: Path) -> None:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from e3d_deploy.files import INDIVISIBLE
+
 T = TypeVar("T")
 Handlers = dict[signal.Signals, Callable[[int, Any], None]]
 _END = object()
@@ -101,7 +103,7 @@ def randomness_kept() -> Iterator[None]:
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
 AGAIN_S = 0.05
-"""Time until a signal that came within an import is sent again (s)."""
+"""Time until a signal that came at a time when nothing may be interrupted is sent again (s)."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -118,16 +120,19 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _imports(frame):
+    if _is_indivisible(frame):
         _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that this handler waits for
         return
     raise Terminated(number) if number in ENDING else KeyboardInterrupt
 
 
-def _imports(frame: FrameType | None) -> bool:
-    """Return True if a command imports something: native code of libraries swallows errors there, or aborts."""
+def _is_indivisible(frame: FrameType | None) -> bool:
+    """Return True if a command imports something, or makes or removes a folder for temporary files.
+
+    In an import native code of libraries swallows errors, or aborts.
+    """
     while frame is not None and frame.f_globals.get("__name__") != "e3d_deploy.cli":
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>" or frame.f_code in INDIVISIBLE:
             return True
         frame = frame.f_back
     return False
@@ -158,11 +163,12 @@ def _handling(handlers: Handlers, replaced: tuple[object, ...]) -> Iterator[None
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Terminated`, so that nothing is left half-written.
+    """Let SIGTERM and SIGHUP raise `Terminated`, and Ctrl-C KeyboardInterrupt, so that nothing is left half-written.
 
     A signal that is ignored stays so, as `nohup` wants it.
     """
-    with _handling(dict.fromkeys(ENDING, _interrupt), (signal.SIG_DFL,)):
+    handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), _interrupt)
+    with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler)):
         yield
 
 
@@ -199,7 +205,7 @@ class Stop:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note a signal; raise KeyboardInterrupt where nothing is lost by it, and on the second signal."""
-        if _imports(frame):
+        if _is_indivisible(frame):
             _interrupt(number, frame)
             return
         again, self.number = self.number is not None, number

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, 
 from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
+from e3d_deploy.files import new_folder
 from tests.commands.test_terminals import Broken
 from tests.settings import changed, settings
 from tests.tools import e3d
@@ -182,6 +184,33 @@ def test_a_signal_within_an_import_waits_for_its_end(
     with pytest.raises(Terminated), handling():
         work()
     assert sys.modules.pop("swallowing").whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", ["mkdtemp", "rmtree"])
+def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(
+    step: str, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = {"mkdtemp": tempfile, "rmtree": shutil}[step]
+    real = getattr(module, step)
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        if step == "rmtree":
+            signal.raise_signal(number)
+        made = real(*arguments, **options)
+        if step == "mkdtemp":
+            signal.raise_signal(number)
+        return made
+
+    def work() -> None:
+        with new_folder(tmp_path / "out"):
+            pass
+        time.sleep(10)
+
+    monkeypatch.setattr(module, step, signalled)
+    with pytest.raises(KeyboardInterrupt), terminable():
+        work()
+    assert {path.name for path in tmp_path.iterdir()} <= {"out"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
