@@ -19,6 +19,7 @@ from e3d_deploy.data.rate import ALL, Selection
 from e3d_deploy.data.readers import Reader
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.split_folders import Folders, find_splits
+from e3d_deploy.data.split_names import doubtful_names
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
@@ -43,7 +44,10 @@ class Source:
     windows: NDArray[np.int64] | None
     """Clip and first frame, [n, 2], where the format fixes the windows; None: any window."""
     held_out: bool
-    """True if this split shares no file, clip or time with the training split; for that split, with the others."""
+    """True if this split shares no file, clip or time with the training split; for that split, with the others.
+
+    False too where names tell of splits that are not used.
+    """
     frames_per_second: tuple[float, ...] = ()
     """Rates of the videos that tell one, ascending; those of the frames that are taken."""
     skipped: tuple[str, ...] = ()
@@ -245,7 +249,8 @@ def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
 
 def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     path = Path(text)
-    files, held_out, folders = _files_of(path, reader, split)
+    found = _files_of(path, reader, split)
+    files, held_out = found.files, found.held_out
     named: list[tuple[str, Clip]] = []
     for number, file in enumerate(files):
         reader.progress(f"{number + 1} of {len(files)}: {file}")
@@ -270,28 +275,46 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         kind="+".join(sorted({_kind(file) for file in files})),
         clips=clips,
         windows=None,
-        held_out=held_out,
+        held_out=held_out and not found.is_in_doubt,
         frames_per_second=tuple(sorted(reader.rates)),
         skipped=tuple(reader.skipped),
         short=tuple(short),
-        folders=tuple(folders),
+        folders=found.folders,
         layouts=tuple(reader.layouts),
     )
 
 
-def _files_of(path: Path, reader: Reader, split: Split) -> tuple[list[Path], bool, list[str]]:
-    """Return the files of a split, whether they are apart from those of training, and the folders of the split.
+@dataclass(frozen=True)
+class _Files:
+    """Files of a split."""
+
+    files: list[Path]
+    held_out: bool
+    """Apart from those of training."""
+    folders: tuple[str, ...] = ()
+    """Folders and files of the split, where their names say so."""
+    is_in_doubt: bool = False
+    """Names tell of splits that are not used."""
+
+
+def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
+    """Return the files of a split.
 
     Raises:
         ClipError: there are none.
     """
     if not path.is_dir():
-        return [path], False, []
+        return _Files([path], held_out=False)
     if (splits := find_splits(path, reader.remark)) is None:
         files = _once(path, find_clips(path, reader.remark), reader)
         if not files:
             raise no_clips(path)
-        return *_members(path, files, split, reader), []
+        if doubtful := doubtful_names(path, files):
+            reader.remark(
+                f"{path}: divided by number, though some names are like those of splits, so nothing counts as held "
+                f"out: {some(doubtful)}; name them train, val and test with the same words beside, or give one alone"
+            )
+        return _Files(*_members(path, files, split, reader), is_in_doubt=bool(doubtful))
     serving = splits.serving(split)
     if serving is None and split == "train":
         names = some([str(one) for paths in splits.of.values() for one in paths])
@@ -299,11 +322,12 @@ def _files_of(path: Path, reader: Reader, split: Split) -> tuple[list[Path], boo
     if serving is None or splits.serving("valid") is None:  # nothing beside what is to train on
         files = _once(path, _clips_in(splits, "train", reader), reader)
         reader.remark(f"{path}: holds only {splits.of['train'][0].name}; a part of it is held out")
-        return *_members(path, files, split, reader), [str(one) for one in splits.of["train"]]
+        folders = tuple(str(one) for one in splits.of["train"])
+        return _Files(*_members(path, files, split, reader), folders)
     files = _once(path, _clips_in(splits, serving, reader), reader)
     if serving != "train" and splits.of.get("train"):
         files = _held_out(path, files, _clips_in(splits, "train", reader), split, reader)
-    return files, True, [str(one) for one in splits.of[serving]]
+    return _Files(files, held_out=True, folders=tuple(str(one) for one in splits.of[serving]))
 
 
 def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tuple[list[Path], bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from e3d_deploy.data.folders import CLIPS, MACOS, Key, entries, has_clips, is_mask, key_of, some
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.split_names import Name, split_name
+from e3d_deploy.data.split_names import Name, paired_names, split_name
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
@@ -51,9 +51,13 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
     seen.add(key)
     folders, _ = entries(folder)
     inside = in_order(entry for entry, is_folder in folders.items() if _may_hold(entry, is_folder)).files
+    paired = paired_names(inside)
     named = {entry: name for entry in inside if (name := split_name(entry))}
-    found = _of_names(named)
+    found = _of_names(named | paired)
     if found is not None:
+        if paired:
+            remark(f"{folder}: read as splits, as their names differ in train and the like alone: "
+                   f"{some([entry.name for entry in paired])}")  # fmt: skip
         taken = {path for paths in found.of.values() for path in paths}
         if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
             remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
@@ -133,7 +137,7 @@ def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
     """
     first: dict[Split, Path] = {}
     for entry, name in named.items():
-        if not name.prefix and has_clips(entry):
+        if not (name.prefix or name.is_ordinary) and has_clips(entry):
             first.setdefault(name.split, entry)
     if len(first) > 1:
         raise ClipError(

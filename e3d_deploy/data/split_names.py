@@ -1,19 +1,27 @@
 """Names of folders and files that hold a split. Needs no PyTorch."""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from e3d_deploy.data.folders import ARRAYS
 from e3d_deploy.data.splits import Split
 
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "trn": "train",
     "val": "valid", "valid": "valid", "validation": "valid", "validate": "valid", "dev": "valid", "eval": "valid",
+    "evaluation": "valid",
     "test": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
 """Names of folders and files that hold a split."""
 ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
 """Words beside such a name that tell nothing."""
+ORDINARY = frozenset({"evaluation"})
+"""Names of splits that clips have too, so that they count only beside one to train on."""
+SHORT = 3
+"""Letters of a name of a split that many other words hold, such as `valley`."""
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+")
 """Number of a piece in the name of a data set that is stored in several."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -31,26 +39,93 @@ class Name:
     """Words after the split, likewise."""
     is_numbered: bool
     """A number is in it too, so that it may be one clip of several."""
+    is_ordinary: bool = False
+    """It may as well be the name of a clip."""
 
     @property
     def is_bare(self) -> bool:
         """True if it tells the split alone."""
-        return not (self.prefix or self.suffix or self.is_numbered)
+        return not (self.prefix or self.suffix or self.is_numbered or self.is_ordinary)
 
 
 def split_name(path: Path) -> Name | None:
     """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
-    stem = _CAMEL.sub(" ", _SHARD.sub("", path.name if path.is_dir() else path.stem)).casefold()
-    words = re.findall(r"[^\W\d_]+|\d+", stem)
-    is_numbered = any(map(str.isdecimal, words))
-    words = [_split_word(word) for word in words if not word.isdecimal()]
-    while words and words[-1] in ABOUT:
-        words.pop()
+    words, is_numbered = _words(path)
     places = [place for place, word in enumerate(words) if word in SPLIT_NAMES]
     if not places:
         return None
     place = places[-1]
-    return Name(SPLIT_NAMES[words[place]], " ".join(words[:place]), " ".join(words[place + 1 :]), is_numbered)
+    before, after = " ".join(words[:place]), " ".join(words[place + 1 :])
+    return Name(SPLIT_NAMES[words[place]], before, after, is_numbered, words[place] in ORDINARY)
+
+
+def paired_names(entries: Sequence[Path]) -> dict[Path, Name]:
+    """Return names in which a split is written together with other letters, as in `traina` and `testa`.
+
+    They count only where one to train on and one to hold out have the same other letters, so `latest` is none.
+    """
+    groups: dict[tuple[str, str], dict[Path, Name]] = defaultdict(dict)
+    for entry in entries:
+        name = split_name(entry)
+        for one in [name] if name else _glued(entry):
+            groups[one.prefix, one.suffix].setdefault(entry, one)
+    found: dict[Path, Name] = {}
+    for group in groups.values():
+        splits = {name.split for name in group.values()}
+        if "train" in splits and len(splits) > 1:
+            found = group | found
+    return {entry: found[entry] for entry in entries if entry in found and split_name(entry) is None}
+
+
+def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
+    """Return names like those of splits in the paths of clips that are divided without regard to them.
+
+    A folder or array that is named so counts where others beside it are not. Clips are called `test` or `trains`
+    too, so their names count only where some are like the training split and some like another one.
+    """
+    clips = set(clips)
+    beside: dict[Path, set[Path]] = defaultdict(set)
+    for clip in clips:
+        for entry in (clip, *clip.parents):
+            if entry == folder:
+                break
+            beside[entry.parent].add(entry)
+    like: dict[bool, list[str]] = {True: [], False: []}
+    odd: list[str] = []
+    for entries in beside.values():
+        for entry in sorted(entries):
+            name = split_name(entry)
+            for is_train in {one.split == "train" for one in ([name] if name else _glued(entry, least=SHORT + 1))}:
+                like[is_train].append(entry.name)
+        holding = [entry for entry in sorted(entries) if entry not in clips or entry.suffix.lower() in ARRAYS]
+        named = {entry.name: name.split for entry in holding if (name := split_name(entry)) and not name.is_ordinary}
+        if len(named) < len(entries) or len(set(named.values())) > 1:
+            odd += named
+    if like[True] and like[False]:
+        return [*like[True], *like[False]]
+    return odd
+
+
+def _words(path: Path) -> tuple[list[str], bool]:
+    """Return the words of a name without numbers and those that tell nothing at its end, and if there are numbers."""
+    stem = _CAMEL.sub(" ", _SHARD.sub("", path.name if path.is_dir() else path.stem)).casefold()
+    words = re.findall(r"[^\W\d_]+|\d+", stem)
+    told = [_split_word(word) for word in words if not word.isdecimal()]
+    is_numbered = len(told) < len(words)
+    while told and told[-1] in ABOUT:
+        told.pop()
+    return told, is_numbered
+
+
+def _glued(path: Path, *, least: int = 1) -> Iterator[Name]:
+    """Yield the readings of a name in which a word begins or ends with that of a split, of so many letters at least."""
+    words, is_numbered = _words(path)
+    for place, word in enumerate(words):
+        for text, split in SPLIT_NAMES.items():
+            before, found, after = word.partition(text)
+            if found and not (before and after) and len(text) >= least:
+                prefix, suffix = " ".join([*words[:place], before]), " ".join([after, *words[place + 1 :]])
+                yield Name(split, prefix.strip(), suffix.strip(), is_numbered)
 
 
 def _split_word(word: str) -> str:

@@ -54,6 +54,13 @@ def values(path: Path, split: str) -> list[int]:
         ("train", "validate", "valid"),
         ("trainA", "testA", "test"),
         ("train", "test_hard", "test"),
+        ("traina", "testa", "test"),
+        ("trainx", "valx", "valid"),
+        ("mytrain", "mytest", "test"),
+        ("MYTRAIN", "MYVAL", "valid"),
+        ("trainlist01", "testlist01", "test"),
+        ("train", "evaluation", "valid"),
+        ("train_x", "evaluation_x", "valid"),
     ],
 )
 @pytest.mark.parametrize("above", ["", "dataset", "a/b"])
@@ -110,6 +117,8 @@ def test_files_may_be_named_like_splits(tmp_path: Path) -> None:
         (("train_1", "train_2", "val_1", "test_1"), ([0, 1], [2], [3])),
         (("trainX", "validX", "testX"), ([0], [1], [2])),
         (("trainA", "trainB", "testA", "testB"), ([0, 1], [2, 3], [2, 3])),
+        (("traina", "trainb", "testa", "testb"), ([0, 1], [2, 3], [2, 3])),
+        (("xtrain", "xval", "xtest"), ([0], [1], [2])),
     ],
 )  # fmt: skip
 def test_files_of_splits_may_be_numbered_or_have_the_same_words(
@@ -132,6 +141,51 @@ def test_names_of_splits_that_do_not_go_together_are_refused(tmp_path: Path, nam
         write_clip(tmp_path / f"{name}.npy", 0)
     with pytest.raises(ClipError, match=f"{names[0]}.npy, {names[1]}.npy begin like the names of splits, but do not"):
         opened(tmp_path, "train")
+
+
+def test_names_in_which_a_split_is_hidden_are_said(tmp_path: Path) -> None:
+    for name in ("traina", "testa", "latest"):
+        write_clip(tmp_path / name / "0.npy", 0)
+    remarks = opened(tmp_path, "train").remarks
+    assert remarks[0] == f"{tmp_path}: read as splits, as their names differ in train and the like alone: testa, traina"
+    assert remarks[1] == f"{tmp_path}: passed over, as in no folder of a split: latest"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("traina/0", "testb/1", "c/2"), "traina, testb"),
+        (("a_train/0", "b_test/1", "c/2"), "a_train, b_test"),
+        (("kitti_train", "cal_test", "c"), "kitti_train.npy, cal_test.npy"),
+        (("ucsd_train/0", "ucsd_train/1", "clips/2"), "ucsd_train"),
+        (("a_test/0", "b_val/1", "b_val/2"), "a_test, b_val"),
+        (("x/a_train/0", "x/a_train/1", "y/b_test/2"), "a_train, b_test"),
+    ],
+)
+def test_splits_that_cannot_be_told_are_not_held_out(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    for number, name in enumerate(names):
+        write_clip(tmp_path / f"{name}.npy", number)
+    sources = [opened(tmp_path, split) for split in ("train", "valid", "test")]
+    assert not any(source.held_out for source in sources)
+    assert sorted(len(source.clips) for source in sources) == [1, 1, 1]
+    assert any(f"nothing counts as held out: {said}; name them" in remark for remark in sources[0].remarks)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("training_day_1/0", "training_day_2/1", "training_day_3/2"),
+        ("latest/0", "contest/1", "fastest/2"),
+        ("trains/0", "cars/1", "planes/2"),
+        ("evaluation/0", "valley/1", "device/2"),
+        ("train_1/0", "train_1/1", "train_1/2"),
+    ],
+)
+def test_ordinary_names_are_no_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        write_clip(tmp_path / f"{name}.npy", number)
+    source = opened(tmp_path, "valid")
+    assert (source.held_out, source.remarks) == (True, ())
 
 
 def test_a_split_within_another_is_refused(tmp_path: Path) -> None:
