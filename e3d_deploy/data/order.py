@@ -12,10 +12,17 @@ from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
+from e3d_deploy.data.stamps import sortable
+
 _NUMBERS = re.compile(r"((?<!\d)(?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)")
 """Numbers; one with a single point may be a decimal."""
 _SUFFIX = re.compile(r"\.(?=\w*[^\W\d])\w+$")
 """Suffix of a file, which has a letter: `frame_1.25` has none."""
+DIGITS = "0123456789"
+ROLLING_DIGITS = 4
+"""Digits of the shortest counter that is taken to begin again behind its largest number."""
+END = 0.01
+"""Share of a counter's range at either end in which it has to have numbers for that."""
 _HEX = re.compile(r"[0-9a-f]+")
 
 
@@ -45,14 +52,23 @@ def in_order(files: Iterable[Path]) -> Ordered:
 
     Case is ignored and numbers count by value, `-` being a sign only where no word or number comes before it. Numbers
     such as 1.25 are decimals, unless two names would be equal, as 1.1 and 1.10; longer runs, as in dates, are whole
-    numbers. Names of one length whose rest is hexadecimal are sorted plainly.
+    numbers. Names of one length whose rest is hexadecimal are sorted plainly, and other hexadecimal ones by value if
+    they are evenly spaced. Times and dates are read by `stamps.py`.
     """
-    names = _signed([_split(file) for file in files])
+    files = list(files)
+    stems = [_SUFFIX.sub("", file.name.casefold()) for file in files]
+    written, remark = sortable(stems)
+    ordered = _by_pattern(_signed([_split(file, stem) for file, stem in zip(files, written, strict=True)]))
+    remarks = [text for text in (remark, ordered.remark, _doubt_of_twins(files, stems)) if text]
+    return Ordered(ordered.files, "; ".join(remarks) or None)
+
+
+def _by_pattern(names: Sequence[_Name]) -> Ordered:
     if len({name.texts for name in names}) > 1:
         return _without_pattern(names)
     counted = sorted(names, key=_by_counts)
     if not any("." in digits for name in names for digits in name.digits):
-        return Ordered(_files(counted), _doubt_of_run(counted))
+        return _rolled_over(counted) or Ordered(_files(counted), _doubt_of_run(counted))
     valued = sorted(names, key=_by_values)
     if len({tuple(_values(name)) for name in names}) < len(names):
         return Ordered(_files(counted), None)
@@ -62,10 +78,36 @@ def in_order(files: Iterable[Path]) -> Ordered:
     return Ordered(_files(valued), _doubt_of_run(valued))
 
 
-def _split(file: Path) -> _Name:
-    stem = _SUFFIX.sub("", file.name.casefold())
+def _split(file: Path, stem: str) -> _Name:
     parts = _NUMBERS.split(stem)
     return _Name(file, stem, tuple(parts[::2]), tuple(parts[1::2]), ("",) * (len(parts) // 2))
+
+
+def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
+    """Return a remark on two files whose names differ in their suffix or case alone, and may be one picture twice."""
+    if len(set(stems)) == len(stems):
+        return None
+    first: dict[str, Path] = {}
+    pairs = ((first.setdefault(stem, file), file) for stem, file in zip(stems, files, strict=True))
+    one, two = next((one, two) for one, two in pairs if one is not two)
+    return f"{one.name} and {two.name} may be one picture twice, and both are frames"
+
+
+def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
+    """Return names whose counter began again at 0, as IMG_0001 after IMG_9999; None if it did not.
+
+    It fills both ends of its range, has all numbers in the same width, and misses half of the range or more.
+    """
+    widths = {len(name.digits[-1]) if name.digits else 0 for name in counted}
+    if len({name.digits[:-1] for name in counted}) != 1 or len(widths) > 1 or min(widths) < ROLLING_DIGITS:
+        return None
+    size = 10 ** min(widths)
+    values = [int(name.digits[-1]) for name in counted]
+    gap, place = max(((later - value, place) for place, (value, later) in enumerate(pairwise(values))), default=(0, 0))
+    if 2 * gap < size or values[0] > size * END or values[-1] < size * (1 - END):
+        return None
+    rolled = [*counted[place + 1 :], *counted[: place + 1]]
+    return Ordered(_files(rolled), f"the counter is taken to begin again: {rolled[-1].file.name} is the last")
 
 
 def _signed(names: Sequence[_Name]) -> list[_Name]:
@@ -128,20 +170,49 @@ def _doubt_of_run(names: Sequence[_Name]) -> str | None:
 def _without_pattern(names: Sequence[_Name]) -> Ordered:
     plain = sorted(names, key=lambda name: (name.stem, name.file.name))
     natural = sorted(names, key=_by_values)
+    if (by_hexadecimal := _hexadecimal(names)) is not None:
+        return Ordered(_files(by_hexadecimal), None)
     if plain == natural:
-        return Ordered(_files(plain), None)
-    start = os.path.commonprefix([name.stem for name in names])  # noqa: RUF071 (letter by letter is meant)
+        return Ordered(_files(plain), _doubt_of_words(natural))
+    start = _common_start(names)
     common = len(start.rstrip("0123456789abcdef"))
     if len({len(name.stem) for name in names}) == 1 and all(_HEX.fullmatch(name.stem[common:]) for name in names):
         return Ordered(_files(plain), None)
     # Names that begin with different words, such as left_1 and right_1, are groups of their own.
     starts = sorted(texts[0] for texts in {name.texts for name in names})
     if all(not later.startswith(start) for start, later in pairwise(starts)):
-        return Ordered(_files(natural), None)
+        return Ordered(_files(natural), _doubt_of_words(natural))
     first, second = _first_difference(natural, plain)
     return Ordered(
         _files(natural), f"names follow no one pattern, numbers in them decide: {first} comes before {second}"
     )
+
+
+def _common_start(names: Sequence[_Name]) -> str:
+    return os.path.commonprefix([name.stem for name in names])  # noqa: RUF071 (letter by letter is meant)
+
+
+def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
+    """Return names such as 9, a, 10 by value; None if they are not hexadecimal and evenly spaced."""
+    start = _common_start(names)
+    for common in {len(start.rstrip(digits)) for digits in (DIGITS, DIGITS + "abcdef")}:
+        rests = [name.stem[common:] for name in names]
+        if not all(_HEX.fullmatch(rest) and (rest == "0" or rest[0] != "0") for rest in rests):
+            continue
+        values = sorted(int(rest, 16) for rest in rests)
+        if len(values) > 2 and len({later - value for value, later in pairwise(values)}) == 1:
+            return sorted(names, key=lambda name: int(name.stem[common:], 16))
+    return None
+
+
+def _doubt_of_words(natural: Sequence[_Name]) -> str | None:
+    """Return a remark on names of several words whose numbers, one in each, are one sequence that words cut up."""
+    numbers = [value for name in natural for value in _values(name)]
+    single = all(len(name.digits) == 1 for name in natural)
+    if not single or len(set(numbers)) < len(numbers) or numbers == sorted(numbers):
+        return None
+    place = next(place for place, (one, two) in enumerate(pairwise(numbers)) if one > two)
+    return f"words count before numbers: {natural[place].file.name} comes before {natural[place + 1].file.name}"
 
 
 def _first_difference(taken: Sequence[_Name], other: Sequence[_Name]) -> tuple[str, str]:

@@ -32,6 +32,27 @@ def ordered(names: list[str]) -> list[str]:
         ["left_9.png", "left_10.png", "right_9.png", "right_10.png"],
         ["a.png", "a0.png", "a1.png"],
         ["v1.5", "v1.25"][::-1],
+        ["shot 9.05.01 AM.png", "shot 11.59.59 AM.png", "shot 12.59.00 PM.png", "shot 1.05.00 PM.png"],
+        ["at 12.59 am.png", "at 1.05 am.png", "at 9.05\u202fPM.png"],
+        ["cam 11-05 AM.png", "cam 12-59 PM.png", "cam 1-05 PM.png"],
+        ["2024-05-01 1.05 p.m..png", "2024-05-02 9.05 a.m..png", "2024-05-02 10.00 a.m..png"],
+        ["x_0905AM.png", "x_0105PM.png"],
+        ["30-04-2024.png", "01-05-2024.png"],
+        ["30.04.2024_10.00.png", "01.05.2024_09.00.png"],
+        ["12_31_2023.png", "01_01_2024.png"],
+        ["31122023.png", "01012024.png"],
+        ["30-Apr-2024.png", "01-May-2024.png"],
+        ["Apr 30, 2024.png", "May 1, 2024.png"],
+        ["January_1.png", "January_10.png", "Feb_1.png"],
+        ["20231231_1.png", "20240101_1.png"],
+        ["8.png", "9.png", "a.png", "b.png", "c.png", "d.png", "e.png", "f.png", "10.png"],
+        ["0xF.png", "0x1f.png", "0x2F.png"],
+        ["t_1e-3.png", "t_2e-3.png", "t_1e-2.png", "t_1e0.png"],
+        ["lr9.00e+00.png", "lr1.00e+01.png"],
+        ["f_0,5.png", "f_1,25.png", "f_1,5.png"],
+        ["t-5.png", "t+5.png", "t+10.png"],
+        ["frame (1).png", "frame (2).png", "frame (10).png"],
+        ["IMG_9998.JPG", "IMG_9999.jpg", "IMG_0001.JPG", "IMG_0002.jpg"],
     ],
 )
 def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
@@ -44,6 +65,14 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         (["frame_9.png", "frame_a.png", "frame_10.png"], "names follow no one pattern, .* frame_9.png comes before"),
         (["f_1.25.png", "f_1.5.png"], "read as decimals: f_1.25.png comes before f_1.5.png"),
         (["a1.2.9.png", "a1.2.10.png"], "several points are read as whole numbers: a1.2.9.png comes before a1.2.10"),
+        (["IMG_9999.png", "IMG_0001.png"], "counter is taken to begin again: IMG_0001.png is the last"),
+        (["a_1.png", "b_2.png", "a_3.png"], "words count before numbers: a_3.png comes before b_2.png"),
+        (["01-02-2024.png", "02-01-2024.png"], "dates are read day first, as 01-02-2024 could be"),
+        (["at 9.05 AM.png", "at 1.05 PM.png", "at.png"], "AM and PM are not heeded"),
+        (["05-01-09-05 AM.png", "05-01-01-05 PM.png"], "AM and PM are not heeded"),
+        (["t_1e3.png", "t_2e3.png", "t_1e4.png"], "1e3 and the like are not read as powers of ten"),
+        (["1.jpg", "1.png", "2.png"], "1.jpg and 1.png may be one picture twice"),
+        (["8.png", "f.png", "10.png"], "names follow no one pattern"),
     ],
 )
 def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -> None:
@@ -53,7 +82,20 @@ def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -
 
 
 @pytest.mark.parametrize(
-    "names", [["1.png", "2.png", "10.png"], ["1.50.png", "1.25.png"], ["1.1.png", "1.10.png"], ["0a", "09"], ["x"], []]
+    "names",
+    [
+        ["1.png", "2.png", "10.png"],
+        ["1.50.png", "1.25.png"],
+        ["1.1.png", "1.10.png"],
+        ["0a", "09"],
+        ["x"],
+        [],
+        ["9pm.png", "12pm.png"],
+        ["01-02-2024.png", "02-02-2024.png"],
+        ["0001.png", "4500.png", "9100.png", "9999.png"],
+        ["left_1.png", "left_2.png", "right_1.png", "right_2.png"],
+        ["f_1,125.png", "f_1,250.png"],
+    ],
 )
 def test_an_order_without_doubt_is_not_remarked(names: list[str]) -> None:
     assert in_order(map(Path, names)).remark is None

@@ -1,0 +1,133 @@
+"""Times, dates and numbers in names, rewritten so that they sort by value. Needs no PyTorch.
+
+A rule is used only where all names of a folder have what it reads, and its numbers leave no other reading.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+_NO_LETTER = r"(?![^\W\d_])"
+_CLOCK = re.compile(rf"(?<!\d)(\d\d?)(?:([-.:_]?)(\d\d)(?:\2(\d\d))?)?[\W_]?([ap])\.?m{_NO_LETTER}")
+"""Time of 12 hours: `9.05.01 AM`, `12-59pm`."""
+_MERIDIEM = re.compile(rf"\d[\W_]?([ap])\.?m{_NO_LETTER}")
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_MONTH = re.compile(rf"(?<![^\W\d_])({'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?{_NO_LETTER}")
+_DATE_IN_WORDS = re.compile(
+    r"(?<!\d)(?:(\d\d?)[-._ ,]{0,2}\0(\d\d)|\0(\d\d)[-._ ,]{0,2}(\d\d?))[-._ ,]{0,2}((?:19|20)\d\d)(?!\d)"
+)
+"""`30-Apr-2024` and `Apr 30, 2024`, the month being a number behind a zero byte."""
+_DATE = re.compile(r"(?<!\d)(?<!\d[-._ ])(\d\d?)([-._ ])(\d\d?)\2((?:19|20)\d\d)(?!\d)")
+_COMPACT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)((?:19|20)\d\d)(?!\d)")
+_YEAR_FIRST = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)")
+_POWER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)e([-+]?)(\d\d?)(?![^\W_])")
+"""Number with a power of ten: `1.5e-03`."""
+_COMMA = re.compile(r"(?<!\d)(?<!\d,)(\d+),(\d+)(?!\d|,\d)")
+_PLUS = re.compile(r"\+(?=\d)")
+
+DAYS, MONTHS = 31, 12
+
+
+def sortable(stems: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return names, in lower case and without suffixes, in which numbers have the order that they mean.
+
+    Returns:
+        The names, and a remark where another order could be meant.
+    """
+    remarks: list[str] = []
+    found = list(stems)
+    for rule in (_clock, _months, _dates, _powers, _commas, _signs):
+        found, remark = rule(found)
+        remarks += [remark] if remark else []
+    return found, "; ".join(remarks) or None
+
+
+_Found = tuple[list[str], str | None]
+
+
+def _all(pattern: re.Pattern[str], stems: Sequence[str]) -> list[re.Match[str]]:
+    """Return the first match in each name; none if one lacks it."""
+    found = []
+    for stem in stems:  # mostly the first one ends it
+        if (match := pattern.search(stem)) is None:
+            return []
+        found.append(match)
+    return found
+
+
+def _replaced(matches: Sequence[re.Match[str]], text: Callable[[re.Match[str]], str]) -> list[str]:
+    return [match.string[: match.start()] + text(match) + match.string[match.end() :] for match in matches]
+
+
+def _clock(stems: list[str]) -> _Found:
+    """Rewrite times of 12 hours as of 24."""
+    matches = _all(_CLOCK, stems)
+    if matches and all(map(_is_time, matches)):
+        return _replaced(matches, _of_24_hours), None
+    marks = {match[1] for stem in stems for match in _MERIDIEM.finditer(stem)}
+    return stems, "AM and PM are not heeded, as not all names have a clear time before them" if len(marks) > 1 else None
+
+
+def _is_time(match: re.Match[str]) -> bool:
+    """Return True for a time that does not go on from other numbers, as in 05-01-09-05 AM."""
+    before = match.string[max(0, match.start() - 2) : match.start()]
+    goes_on = len(before) == 2 and before[0].isdigit() and before[1] == match[2]
+    return not goes_on and 1 <= int(match[1]) <= 12 and all(int(part or 0) < 60 for part in match.group(3, 4))
+
+
+def _of_24_hours(match: re.Match[str]) -> str:
+    hour = int(match[1]) % 12 + (12 if match[5] == "p" else 0)
+    return ":".join([f"{hour:02}", match[3] or "00", match[4] or "00"])
+
+
+def _months(stems: list[str]) -> _Found:
+    """Rewrite names of months as numbers, and dates with them as year, month and day."""
+    matches = _all(_MONTH, stems)
+    if len({match[1] for match in matches}) < 2:
+        return stems, None
+    numbered = _replaced(matches, lambda match: f"\0{_MONTHS.index(match[1]) + 1:02}")
+    dates = _all(_DATE_IN_WORDS, numbered)
+    if dates:
+        return _replaced(dates, lambda date: f"{date[5]}-{date[2] or date[3]}-{int(date[1] or date[4]):02}"), None
+    return [stem.replace("\0", "") for stem in numbered], None
+
+
+def _dates(stems: list[str]) -> _Found:
+    """Rewrite dates that end with their year as year, month and day, the day being what is above 12 somewhere."""
+    matches = _all(_DATE, stems) or ([] if _all(_YEAR_FIRST, stems) else _all(_COMPACT_DATE, stems))
+    firsts, seconds = ([int(match[place]) for match in matches] for place in (1, 3))
+    if not matches or not 1 <= min(firsts + seconds) <= max(firsts + seconds) <= DAYS:
+        return stems, None
+    by_day = _replaced(matches, lambda date: f"{date[4]}-{int(date[3]):02}-{int(date[1]):02}")
+    by_month = _replaced(matches, lambda date: f"{date[4]}-{int(date[1]):02}-{int(date[3]):02}")
+    if max(firsts) > MONTHS:
+        return (by_day if max(seconds) <= MONTHS else stems), None
+    if max(seconds) > MONTHS:
+        return by_month, None
+    places = range(len(stems))
+    agree = sorted(places, key=lambda place: by_day[place]) == sorted(places, key=lambda place: by_month[place])
+    return by_day, None if agree else f"dates are read day first, as {matches[0][0]} could be"
+
+
+def _powers(stems: list[str]) -> _Found:
+    """Rewrite powers of ten as decimals, if a sign of one tells them from other letters."""
+    matches = _all(_POWER, stems)
+    if any(match[2] for match in matches):
+        return _replaced(matches, lambda match: format(Decimal(match[0]), "f")), None
+    doubtful = all(len({match[place] for match in matches}) > 1 for place in (1, 3))
+    return stems, f"{matches[0][0]} and the like are not read as powers of ten" if doubtful else None
+
+
+def _commas(stems: list[str]) -> _Found:
+    """Rewrite decimal commas as points; a comma before three digits may stand for thousands."""
+    matches = [match for stem in stems for match in _COMMA.finditer(stem)]
+    if all(len(match[2]) == 3 and match[1][0] != "0" for match in matches):
+        return stems, None
+    return [_COMMA.sub(r"\1.\2", stem) for stem in stems], None
+
+
+def _signs(stems: list[str]) -> _Found:
+    """Drop plus signs where other numbers have minus."""
+    if any("+" in stem for stem in stems) and any("-" in stem for stem in stems):
+        return [_PLUS.sub("", stem) for stem in stems], None
+    return stems, None
