@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.form import Form
+from e3d_deploy.data.form import LAYOUTS, Form
 from e3d_deploy.data.layout import find_layout, geometry
 from e3d_deploy.data.storage import File, Scratch, Store, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
@@ -21,6 +21,10 @@ from e3d_deploy.errors import ClipError, ShapeError
 CHUNK_BYTES = 1 << 20
 LOCAL_HEADER_BYTES = 30
 """Size of the fixed part of a zip member's header, before the member's name (bytes)."""
+FRAMES = "frames"
+"""Name of the array that holds the frames of a .npz file."""
+AXES = tuple(sorted({len(layout) for layout in LAYOUTS}))
+"""Numbers of axes that arrays of clips have."""
 DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
 
 
@@ -57,18 +61,48 @@ def members(path: Path) -> list[str]:
         ClipError: it is none.
     """
     with damaged(path), zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def check_archive(path: Path) -> None:
-    """Compare the checksums of all arrays in a .npz file, which reads it through.
+    """Compare the checksums of the arrays in a .npz file that are not packed; `open_member` does so for packed ones.
 
     Raises:
         ClipError: it is damaged.
     """
     with damaged(path), zipfile.ZipFile(path) as archive:
-        if archive.testzip() is not None:
-            raise zipfile.BadZipFile
+        for entry in archive.infolist():
+            if entry.compress_type == zipfile.ZIP_STORED:
+                for _ in _unpacked(path, entry):
+                    pass
+
+
+def find_frames(path: Path) -> tuple[str, str | None]:
+    """Return the name of the array in a .npz file that holds frames, and a remark unless it is called `frames`.
+
+    It is then the only one with as many axes as clips have.
+
+    Raises:
+        ClipError: there is none, or there are several.
+    """
+    if FRAMES in (names := members(path)):
+        return FRAMES, None
+    found: dict[str, tuple[int, ...]] = {}
+    with damaged(path), zipfile.ZipFile(path) as archive:
+        for name in names:
+            with archive.open(f"{name}.npy") as member:
+                found[name] = _header(member)[0]
+    shown = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
+    fitting = [name for name, shape in found.items() if len(shape) in AXES]
+    if len(fitting) == 1:
+        return fitting[0], f"{path}: read its array {fitting[0]}, as it holds {shown}"
+    if not fitting:
+        raise ClipError(
+            f"{path}: holds {shown}, expected an array `{FRAMES}` of {min(AXES)} to {max(AXES)} axes, or Moving "
+            "MNIST's `clips` and more"
+        )
+    line = f"np.save({f'{fitting[0]}.npy'!r}, np.load({str(path)!r})[{fitting[0]!r}])"
+    raise ClipError(f"{path}: holds {shown}, expected one array of frames; write one to a file of its own: {line}")
 
 
 def load_member(path: Path, member: str) -> NDArray[Any]:
@@ -190,9 +224,7 @@ def _unpacked(path: Path, entry: zipfile.ZipInfo) -> Iterator[bytes]:
 def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) -> StoredArray:
     """The array whose header stands where `file` is, and which has `size` bytes with its header, from `begin` on."""
     at = file.tell()
-    major, _ = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read(file)
+    shape, by_columns, dtype = _header(file)
     header = file.tell() - at
     if by_columns and sum(side > 1 for side in shape) > 1:
         raise ClipError(f"{name}: is stored column by column; write np.ascontiguousarray of it")
@@ -200,3 +232,10 @@ def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) ->
     if dtype.hasobject or size - header < array.bytes_of(*shape):
         raise ValueError("objects, or too few bytes")
     return array
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an array: its shape, if it is stored column by column, and its type."""
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(file)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.arrays import StoredArray, check_type, load_member, members, open_member
+from e3d_deploy.data.arrays import FRAMES, StoredArray, check_type, load_member, members, open_member
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.layout import other_size
 from e3d_deploy.data.storage import Clip, Joined, Scratch, StoredClip
@@ -17,9 +17,12 @@ KEYS = ("clips", "dims", "input_raw_data")
 
 
 def is_original(path: Path) -> bool:
-    """Return True if a .npz is in the original Moving MNIST format, even if some arrays are missing."""
+    """Return True if a .npz is in the original Moving MNIST format, even if some arrays are missing.
+
+    One with `clips` alone is an array of that name.
+    """
     found = members(path)
-    return "frames" not in found and any(key in found for key in KEYS)
+    return FRAMES not in found and any(key in found for key in KEYS[1:])
 
 
 def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch) -> list[Clip]:

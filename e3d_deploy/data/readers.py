@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e3d_deploy.data.arrays import StoredArray, clips_of, layout_of, members, open_member, open_npy
+from e3d_deploy.data.arrays import StoredArray, clips_of, find_frames, layout_of, open_member, open_npy
 from e3d_deploy.data.folders import no_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.mnist_files import is_original, original_clips
@@ -121,13 +121,12 @@ class Reader:
         return clips_of(array, layout)
 
     def _npz(self, path: Path) -> list[Clip]:
-        if "frames" in members(path):
-            return [*self.array_clips(open_member(path, "frames", self.scratch))]
         if is_original(path):
             return original_clips([path], self.form, scratch=self.scratch)
-        raise ClipError(
-            f"{path}: holds {members(path)}, expected an array `frames`, or Moving MNIST's `clips` and more"
-        )
+        name, remark = find_frames(path)
+        if remark is not None:
+            self.remark(remark)
+        return [*self.array_clips(open_member(path, name, self.scratch))]
 
     def _pictures(self, folder: Path) -> list[tuple[str, Clip]]:
         files = ordered_pictures(folder, self.remarks)

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from e3d_deploy.cli import main
+from e3d_deploy.data import arrays
+from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.datasets import FixedWindows, Mixture, Shuffled, Windows, evaluation_data, training_data
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import find_windows, resize_bilinear
 from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import by_time, members_of
@@ -610,8 +613,49 @@ def test_arrays_of_another_form_are_refused(
 
 def test_an_npz_of_something_else_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", images=np.zeros(3))
-    with pytest.raises(ClipError, match=r"holds \['images'\], expected an array `frames`, or Moving MNIST"):
+    with pytest.raises(ClipError, match=r"holds images \[3\], expected an array `frames` of 3 to 5 axes, or Mov"):
         source_of(tmp_path / "digits.npz")
+
+
+@pytest.mark.parametrize("name", ["arr_0", "clips", "data"])
+def test_the_only_array_of_an_npz_with_axes_of_clips_is_read(tmp_path: Path, name: str) -> None:
+    clips = numbered(3, 4)
+    np.savez(tmp_path / "a.npz", **{name: clips, "labels": np.arange(3), "names": np.array(["a"] * 3)})
+    source = source_of(tmp_path / "a.npz", length=4)
+    np.testing.assert_array_equal(source.clips[0][:], clips[members_of("train", 3)[0]])
+    expected = f"{tmp_path}/a.npz: read its array {name}, as it holds {name} [3, 4, 16, 24, 1], labels [3], names [3]"
+    assert source.remarks[0] == expected
+
+
+def test_one_of_several_arrays_of_an_npz_has_to_be_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = numbered(3, 4)
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", x_train=clips, x_test=clips[:1], y_train=np.arange(3))
+    with pytest.raises(
+        ClipError, match=r"x_train \[3, .*, y_train \[3\], expected one array of frames; write"
+    ) as error:
+        source_of(Path("a.npz"))
+    exec(str(error.value).split("its own: ")[1], {"np": np})
+    assert len(source_of(Path("x_train.npy"), length=4).clips) == 1
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_the_checksum_of_an_array_is_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
+) -> None:
+    path = tmp_path / "a.npz"
+    save(path, frames=np.random.default_rng(0).integers(0, 256, (1, 4, *SIZE, 1), np.uint8))
+    unpacked: list[str] = []
+    monkeypatch.setattr(
+        "e3d_deploy.data.arrays._unpacked",
+        lambda path, entry, of=arrays._unpacked: (unpacked.append(entry.filename), of(path, entry))[1],
+    )
+    read_clips(path, Form(image_size=SIZE, channels=1))
+    assert unpacked == ["frames.npy"]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:600] + bytes(20) + whole[620:])
+    with pytest.raises(ClipError, match="not a NumPy file of plain numbers, or damaged"):
+        read_clips(path, Form(image_size=SIZE, channels=1))
 
 
 @pytest.mark.parametrize("name", ["plain.npz", "packed.npz", "plain.npy"])
