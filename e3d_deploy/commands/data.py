@@ -77,8 +77,12 @@ def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, 
         skip_bad: leave out what cannot be read, as here.
         timed: measure a step for it, which takes seconds; else the smallest preset is suggested.
     """
-    from e3d_deploy.training.sizes import size_arguments
+    from e3d_deploy.training.sizes import fitting_patch, size_arguments
 
+    if fitting_patch(form.image_size, at_most=1) is None:
+        click.echo("frames of this size cannot be cut into few enough patches; look again with --image-size 64x64,"
+                   " or another whose sides have a common divisor", err=True)  # fmt: skip
+        return
     context_length, horizon = length - length // 2, length // 2
     # A clip of one frame is no window to train on, and 20 frames are the default.
     window = () if length in (1, 20) else ("--context", context_length, "--horizon", horizon)
@@ -89,10 +93,7 @@ def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, 
         lengths = {"context_length": context_length, "horizon": horizon}
         with working("timing a training step"):
             plan = suitable(image_size=form.image_size, channels=form.channels, **lengths)
-        if plan is None:
-            click.echo("frames of this size cannot be cut into few enough patches; look again with --image-size 64x64,"
-                       " or another whose sides have a common divisor", err=True)  # fmt: skip
-            return
+        assert plan is not None  # a patch fits
         sizes = plan.arguments
         click.echo(
             f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine, {plan.steps} steps of "

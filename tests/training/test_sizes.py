@@ -37,3 +37,13 @@ def test_the_suggestion_without_timing_can_be_trained_too(tmp_path: Path) -> Non
     done = CliRunner().invoke(main, ["data", "inspect", str(tmp_path / "clips.npy"), *options])
     assert done.exit_code == 0, done.stderr
     assert "--image-size 60x60 --channels 1 -o runs/first --preset tiny --patch-size 6" in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--json"], []])
+def test_nothing_is_suggested_for_frames_without_a_patch(tmp_path: Path, options: list[str]) -> None:
+    np.save(tmp_path / "clips.npy", np.zeros((12, 2, 50, 67, 1), np.uint8))
+    words = ["data", "inspect", str(tmp_path / "clips.npy"), "--image-size", "50x67", "--length", "2", *options]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.stderr
+    assert "frames of this size cannot be cut into few enough patches; look again with" in done.stderr
+    assert "e3d train" not in done.stderr
