@@ -229,8 +229,12 @@ def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) ->
     if by_columns and sum(side > 1 for side in shape) > 1:
         raise ClipError(f"{name}: is stored column by column; write np.ascontiguousarray of it")
     array = StoredArray(name, store, begin + header, tuple(shape), dtype)
-    if dtype.hasobject or size - header < array.bytes_of(*shape):
-        raise ValueError("objects, or too few bytes")
+    if dtype.hasobject:
+        raise ClipError(f"{name}: holds objects, such as clips of several lengths; write each to a .npy of its own")
+    if size - header < array.bytes_of(*shape):
+        raise ValueError("too few bytes")
+    if more := size - header - array.bytes_of(*shape):
+        raise ClipError(f"{name}: has {more} bytes behind its array; if they are a second one, give it its own file")
     return array
 
 

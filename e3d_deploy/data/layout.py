@@ -184,7 +184,7 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
     """Return an error of an array that fits no layout."""
     expected = list(form.shape)
     for layout in MOVED:
-        if layout == "NHWT" and shape[-1] in SEVERAL:  # rather colours
+        if layout == "NHWT" and shape[-1] in (2, *SEVERAL):  # rather colours
             continue
         if _fits(layout, shape, form) and shape[layout.find("T")] > 1:
             return (
@@ -192,7 +192,7 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
                 f"[T, H, W, C] or [B, T, H, W, C]"
             )
     frame = list(shape[-3:])
-    if len(shape) == 3 or (len(shape) == 4 and frame[2] not in (*SEVERAL, 1, expected[2])):
+    if len(shape) == 3 or (len(shape) == 4 and frame[2] not in (1, 2, *SEVERAL, expected[2])):
         if form.channels > 1:
             return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C] with frames {expected}"
         if len(shape) == 3:

@@ -598,7 +598,9 @@ def test_pictures_beside_clips_are_refused(tmp_path: Path) -> None:
         (np.zeros((4, *SIZE, 1), np.int64), ShapeError, "got int64, expected uint8, or float in"),
         (np.zeros((0, 4, *SIZE, 1), np.uint8), ClipError, r"holds no frame, its shape is \[0, 4, 16, 24, 1\]"),
         (np.zeros((2, 4, *SIZE, 1), np.uint8, order="F"), ClipError, "is stored column by column; write np.asconti"),
-        (np.array([{}]), ClipError, "not a NumPy file of plain numbers, or damaged"),
+        (np.array([{}]), ClipError, "holds objects, such as clips of several lengths; write each to a .npy"),
+        (np.zeros((4, *SIZE, 2), np.uint8), ShapeError, r"frames \[16, 24, 2\], expected \[16, 24, 1\]"),
+        (np.zeros((4, *SIZE, 1), np.complex64), ShapeError, "got complex64, expected uint8, or float"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -609,6 +611,14 @@ def test_arrays_of_another_form_are_refused(
     np.savez_compressed(path, frames=array) if suffix == ".npz" else np.save(path, array)
     with pytest.raises(error, match=message):
         source_of(path)
+
+
+def test_a_second_array_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        for _ in range(2):
+            np.save(file, numbered(1, 4))
+    with pytest.raises(ClipError, match=r"a\.npy: has 1664 bytes behind its array; if they are a second one, give it"):
+        source_of(tmp_path / "a.npy")
 
 
 def test_an_npz_of_something_else_is_refused(tmp_path: Path) -> None:
