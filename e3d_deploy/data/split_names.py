@@ -22,6 +22,7 @@ ORDINARY = frozenset({"evaluation"})
 """Names of splits that clips have too, so that they count only beside one to train on."""
 SHORT = 3
 """Letters of a name of a split that many other words hold, such as `valley`."""
+SIDES = ("start", "end")
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+")
 """Number of a piece in the name of a data set that is stored in several."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -90,20 +91,34 @@ def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
             if entry == folder:
                 break
             beside[entry.parent].add(entry)
-    like: dict[bool, list[str]] = {True: [], False: []}
+    like: dict[tuple[str, bool], list[str]] = defaultdict(list)
     odd: list[str] = []
     for entries in beside.values():
         for entry in sorted(entries):
-            name = split_name(entry)
-            for is_train in {one.split == "train" for one in ([name] if name else _glued(entry, least=SHORT + 1))}:
-                like[is_train].append(entry.name)
+            for one in _likeness(entry):
+                like[one].append(entry.name)
         holding = [entry for entry in sorted(entries) if entry not in clips or entry.suffix.lower() in ARRAYS]
         named = {entry.name: name.split for entry in holding if (name := split_name(entry)) and not name.is_ordinary}
         if len(named) < len(entries) or len(set(named.values())) > 1:
             odd += named
-    if like[True] and like[False]:
-        return [*like[True], *like[False]]
-    return odd
+    both = [[*like[side, True], *like[side, False]] for side in SIDES if like[side, True] and like[side, False]]
+    return both[0] if both else odd
+
+
+def _likeness(path: Path) -> set[tuple[str, bool]]:
+    """Return the sides of words that are like the name of a split, each with True if it is one to train on.
+
+    `traina` and `testb` begin alike, `mytrain` and `contest` end alike, `trains` and `latest` neither.
+    """
+    if name := split_name(path):
+        return {(side, name.split == "train") for side in SIDES}
+    found = set()
+    for word in _words(path)[0]:
+        for text, split in SPLIT_NAMES.items():
+            if len(text) > SHORT:
+                ends = (word.startswith(text), word.endswith(text))
+                found |= {(side, split == "train") for side, is_there in zip(SIDES, ends, strict=True) if is_there}
+    return found
 
 
 def _words(path: Path) -> tuple[list[str], bool]:
@@ -117,13 +132,13 @@ def _words(path: Path) -> tuple[list[str], bool]:
     return told, is_numbered
 
 
-def _glued(path: Path, *, least: int = 1) -> Iterator[Name]:
-    """Yield the readings of a name in which a word begins or ends with that of a split, of so many letters at least."""
+def _glued(path: Path) -> Iterator[Name]:
+    """Yield the readings of a name in which a word begins or ends with that of a split."""
     words, is_numbered = _words(path)
     for place, word in enumerate(words):
         for text, split in SPLIT_NAMES.items():
             before, found, after = word.partition(text)
-            if found and not (before and after) and len(text) >= least:
+            if found and not (before and after):
                 prefix, suffix = " ".join([*words[:place], before]), " ".join([after, *words[place + 1 :]])
                 yield Name(split, prefix.strip(), suffix.strip(), is_numbered)
 
