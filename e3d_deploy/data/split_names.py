@@ -23,6 +23,7 @@ ORDINARY = frozenset({"evaluation"})
 SHORT = 3
 """Letters of a name of a split that many other words hold, such as `valley`."""
 SIDES = ("start", "end")
+_ANY = re.compile("|".join(SPLIT_NAMES))
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+")
 """Number of a piece in the name of a data set that is stored in several."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -122,7 +123,12 @@ def _likeness(path: Path) -> set[tuple[str, bool]]:
 
 
 def _words(path: Path) -> tuple[list[str], bool]:
-    """Return the words of a name without numbers and those that tell nothing at its end, and if there are numbers."""
+    """Return the words of a name without numbers and those that tell nothing at its end, and if there are numbers.
+
+    None are returned where no word can hold the name of a split, as with most of many thousand clips.
+    """
+    if _ANY.search(path.name.casefold()) is None:
+        return [], False
     stem = _CAMEL.sub(" ", _SHARD.sub("", path.name if path.is_dir() else path.stem)).casefold()
     words = re.findall(r"[^\W\d_]+|\d+", stem)
     told = [_split_word(word) for word in words if not word.isdecimal()]
