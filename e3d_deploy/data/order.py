@@ -19,7 +19,7 @@ _NUMBERS = re.compile(r"((?<!\d)(?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)")
 _SUFFIX = re.compile(r"\.(?=\w*[^\W\d])\w+$")
 """Suffix of a file, which has a letter: `frame_1.25` has none."""
 DIGITS = "0123456789"
-ROLLING_DIGITS = 4
+ROLLING_DIGITS = 3
 """Digits of the shortest counter that is taken to begin again behind its largest number."""
 END = 0.01
 """Share of a counter's range at either end in which it has to have numbers for that."""
@@ -206,10 +206,10 @@ def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
 
 
 def _doubt_of_words(natural: Sequence[_Name]) -> str | None:
-    """Return a remark on names of several words whose numbers, one in each, are one sequence that words cut up."""
+    """Return a remark on names of several words whose numbers, one in each, go back where another word begins."""
     numbers = [value for name in natural for value in _values(name)]
     single = all(len(name.digits) == 1 for name in natural)
-    if not single or len(set(numbers)) < len(numbers) or numbers == sorted(numbers):
+    if not single or numbers == sorted(numbers):
         return None
     place = next(place for place, (one, two) in enumerate(pairwise(numbers)) if one > two)
     return f"words count before numbers: {natural[place].file.name} comes before {natural[place + 1].file.name}"

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 _NO_LETTER = r"(?![^\W\d_])"
-_CLOCK = re.compile(rf"(?<!\d)(\d\d?)(?:([-.:_]?)(\d\d)(?:\2(\d\d))?)?[\W_]?([ap])\.?m{_NO_LETTER}")
+_CLOCK = re.compile(rf"(?<!\d)(\d\d?)(?:([-.:_ ]?)(\d\d)(?:\2(\d\d)([.,]\d+)?)?)?[\W_]?([ap])\.?m{_NO_LETTER}")
 """Time of 12 hours: `9.05.01 AM`, `12-59pm`."""
+_DAY_BEFORE = re.compile(r"(?<!\d)(?:19|20)\d\d([-._ ]?)\d\d?\1\d\d?[-._ ]$")
 _MERIDIEM = re.compile(rf"\d[\W_]?([ap])\.?m{_NO_LETTER}")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = re.compile(rf"(?<![^\W\d_])({'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?{_NO_LETTER}")
@@ -17,11 +18,16 @@ _DATE_IN_WORDS = re.compile(
     r"(?<!\d)(?:(\d\d?)[-._ ,]{0,2}\0(\d\d)|\0(\d\d)[-._ ,]{0,2}(\d\d?))[-._ ,]{0,2}((?:19|20)\d\d)(?!\d)"
 )
 """`30-Apr-2024` and `Apr 30, 2024`, the month being a number behind a zero byte."""
+_DAY_AND_MONTH = re.compile(r"(?<!\d)(\d\d?)[-._ ]{0,2}\0(\d\d)(?![-._ ,]{0,2}\d)")
+"""`30 Apr` without a year."""
 _DATE = re.compile(r"(?<!\d)(?<!\d[-._ ])(\d\d?)([-._ ])(\d\d?)\2((?:19|20)\d\d)(?!\d)")
-_COMPACT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)((?:19|20)\d\d)(?!\d)")
-_YEAR_FIRST = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\d)")
+_COMPACT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)((?:19|20)\d\d)(?=(?:\d{6})?(?!\d))")
+"""`31122023`, with or without a time behind it."""
+_SHORT_DATE = re.compile(r"(?<!\d)(?<!\d[-._ ])(\d\d)([-._ ])(\d\d)\2(\d\d)(?!\d|\2\d)")
+_YEAR_FIRST = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?=(?:\d{6})?(?!\d))")
 _POWER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)e([-+]?)(\d\d?)(?![^\W_])")
 """Number with a power of ten: `1.5e-03`."""
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _COMMA = re.compile(r"(?<!\d)(?<!\d,)(\d+),(\d+)(?!\d|,\d)")
 _PLUS = re.compile(r"\+(?=\d)")
 
@@ -69,15 +75,16 @@ def _clock(stems: list[str]) -> _Found:
 
 
 def _is_time(match: re.Match[str]) -> bool:
-    """Return True for a time that does not go on from other numbers, as in 05-01-09-05 AM."""
-    before = match.string[max(0, match.start() - 2) : match.start()]
-    goes_on = len(before) == 2 and before[0].isdigit() and before[1] == match[2]
+    """Return True for a time that does not go on from numbers other than a date, as in 05-01-09-05 AM."""
+    before = match.string[: match.start()]
+    follows_number = len(before) > 1 and before[-2].isdigit() and before[-1] in "-.:_ "
+    goes_on = follows_number and match[2] in (None, "", before[-1]) and not _DAY_BEFORE.search(before)
     return not goes_on and 1 <= int(match[1]) <= 12 and all(int(part or 0) < 60 for part in match.group(3, 4))
 
 
 def _of_24_hours(match: re.Match[str]) -> str:
-    hour = int(match[1]) % 12 + (12 if match[5] == "p" else 0)
-    return ":".join([f"{hour:02}", match[3] or "00", match[4] or "00"])
+    hour = int(match[1]) % 12 + (12 if match[6] == "p" else 0)
+    return ":".join([f"{hour:02}", match[3] or "00", match[4] or "00"]) + (match[5] or "").replace(",", ".")
 
 
 def _months(stems: list[str]) -> _Found:
@@ -89,6 +96,8 @@ def _months(stems: list[str]) -> _Found:
     dates = _all(_DATE_IN_WORDS, numbered)
     if dates:
         return _replaced(dates, lambda date: f"{date[5]}-{date[2] or date[3]}-{int(date[1] or date[4]):02}"), None
+    days = _all(_DAY_AND_MONTH, numbered)
+    numbered = _replaced(days, lambda day: f"{day[2]}-{int(day[1]):02}") or numbered
     return [stem.replace("\0", "") for stem in numbered], None
 
 
@@ -96,7 +105,9 @@ def _dates(stems: list[str]) -> _Found:
     """Rewrite dates that end with their year as year, month and day, the day being what is above 12 somewhere."""
     matches = _all(_DATE, stems) or ([] if _all(_YEAR_FIRST, stems) else _all(_COMPACT_DATE, stems))
     firsts, seconds = ([int(match[place]) for match in matches] for place in (1, 3))
-    if not matches or not 1 <= min(firsts + seconds) <= max(firsts + seconds) <= DAYS:
+    if not matches:
+        return stems, _doubt_of_short_dates(stems)
+    if not 1 <= min(firsts + seconds) <= max(firsts + seconds) <= DAYS:
         return stems, None
     by_day = _replaced(matches, lambda date: f"{date[4]}-{int(date[3]):02}-{int(date[1]):02}")
     by_month = _replaced(matches, lambda date: f"{date[4]}-{int(date[1]):02}-{int(date[3]):02}")
@@ -109,25 +120,52 @@ def _dates(stems: list[str]) -> _Found:
     return by_day, None if agree else f"dates are read day first, as {matches[0][0]} could be"
 
 
+def _doubt_of_short_dates(stems: list[str]) -> str | None:
+    """Return a remark on numbers that could be day, month and year, as the last hardly differs, though first by day."""
+    matches = _all(_SHORT_DATE, stems)
+    days, months, years = ([int(match[place]) for match in matches] for place in (1, 3, 4))
+    if not matches or len(set(months)) * len(set(days)) == 1 or max(years) - min(years) > 1 or min(years) == 0:
+        return None
+    if not 1 <= min(days + months) <= max(days) <= DAYS or max(months) > MONTHS or len(set(months)) == 1:
+        return None
+    return f"{matches[0][0]} and the like are not read as day, month and year"
+
+
 def _powers(stems: list[str]) -> _Found:
-    """Rewrite powers of ten as decimals, if a sign of one tells them from other letters."""
+    """Rewrite powers of ten as decimals, if a sign of one tells them from other letters.
+
+    Python writes 1e-05, but 0.0001, so names without a power may be among them if they look alike afterwards.
+    """
+    found = [_POWER.search(stem) for stem in stems] if any("e-" in stem or "e+" in stem for stem in stems) else []
+    if any(match[2] for match in found if match):
+        pairs = zip(stems, found, strict=True)
+        written = [_replaced([match], _decimal)[0] if match else stem for stem, match in pairs]
+        if None not in found or len({_NUMBER.sub("0", stem) for stem in written}) == 1:
+            return written, None
     matches = _all(_POWER, stems)
-    if any(match[2] for match in matches):
-        return _replaced(matches, lambda match: format(Decimal(match[0]), "f")), None
     doubtful = all(len({match[place] for match in matches}) > 1 for place in (1, 3))
     return stems, f"{matches[0][0]} and the like are not read as powers of ten" if doubtful else None
 
 
+def _decimal(match: re.Match[str]) -> str:
+    return format(Decimal(match[0]), "f")
+
+
 def _commas(stems: list[str]) -> _Found:
-    """Rewrite decimal commas as points; a comma before three digits may stand for thousands."""
+    """Rewrite decimal commas as points, and drop those before three digits, which mean the same order as decimals."""
     matches = [match for stem in stems for match in _COMMA.finditer(stem)]
-    if all(len(match[2]) == 3 and match[1][0] != "0" for match in matches):
+    if not matches:
         return stems, None
-    return [_COMMA.sub(r"\1.\2", stem) for stem in stems], None
+    if not all(len(match[2]) == 3 and match[1][0] != "0" for match in matches):
+        return [_COMMA.sub(r"\1.\2", stem) for stem in stems], None
+    mixed = len({_COMMA.search(stem) is None for stem in stems}) > 1
+    remark = f"the comma of {matches[0][0]} is taken to stand before thousands" if mixed else None
+    return [_COMMA.sub(r"\1\2", stem) for stem in stems], remark
 
 
 def _signs(stems: list[str]) -> _Found:
-    """Drop plus signs where other numbers have minus."""
+    """Drop plus signs where other numbers have minus, of whichever kind."""
+    stems = [stem.replace("\N{MINUS SIGN}", "-") for stem in stems]
     if any("+" in stem for stem in stems) and any("-" in stem for stem in stems):
         return [_PLUS.sub("", stem) for stem in stems], None
     return stems, None
