@@ -90,7 +90,7 @@ def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
     first: dict[str, Path] = {}
     pairs = ((first.setdefault(stem, file), file) for stem, file in zip(stems, files, strict=True))
     one, two = next((one, two) for one, two in pairs if one is not two)
-    return f"{one.name} and {two.name} may be one picture twice, and both are frames"
+    return f"{one.name} and {two.name} may be one picture twice, and both are frames, so remove one"
 
 
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:

@@ -62,7 +62,7 @@ def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
     """Return the frames in a folder by the order of their names, and log if another order could be meant."""
     ordered = in_order(folder / name for name in frames_of(os.listdir(folder)))
     if ordered.remark is not None:
-        text = "%s: %s; rename or remove files if that is not meant"
+        text = "%s: %s; rename them if that is not meant"
         remarks.say(f"order of {folder}", text, folder, ordered.remark)
     return ordered.files
 
