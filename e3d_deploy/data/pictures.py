@@ -175,7 +175,7 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ClipError(f"{file}: got floats from {low:.4g} to {high:.4g}, expected 0 to 1; scale them")
+            raise ClipError(f"{file}: got floats from {low:.7g} to {high:.7g}, expected 0 to 1; scale them")
         shades = (values * 255).round().astype(np.uint8)
         return 255 - shades if tags.get(PHOTOMETRIC) == 0 else shades
     largest = (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1

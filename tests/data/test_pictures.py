@@ -192,6 +192,7 @@ def test_floats_of_0_to_1_keep_their_range(tmp_path: Path) -> None:
     ("values", "message"),
     [
         (np.float32([[0, 255]]), "got floats from 0 to 255, expected 0 to 1; scale them"),
+        (np.float32([[0, 1.0001]]), "got floats from 0 to 1.0001, expected 0 to 1"),
         (np.float32([[-1, 1]]), "got floats from -1 to 1"),
         (np.float32([[np.nan, 1]]), "got floats from nan"),
         (np.int32([[0, 70000]]), "integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16"),
