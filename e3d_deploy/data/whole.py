@@ -1,8 +1,8 @@
 """Evidence in a video's container that the end of the file is missing. Needs no PyTorch.
 
 The headers of a container's parts tell their lengths, and so what decoders do not: they take a file that is cut between
-two frames for a shorter one. MP4, AVI and Matroska take a few reads, FLV and WMV one for each
-packet; a GIF is read whole.
+two frames for a shorter one. MP4 and AVI take a few reads, Matroska, FLV, WMV and MPEG program streams one for each
+packet; a GIF, an Ogg and clusters of Matroska with a checksum are read whole.
 """
 
 from collections import deque
@@ -11,10 +11,20 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
+from e3d_deploy.data.walk import (
+    cut_after,
+    damage_in_matroska,
+    damage_in_ogg,
+    damage_in_program_stream,
+    damaged_at,
+)
+
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 """Boxes that an MP4, MOV or 3GP begins with."""
-EBML, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
-"""Elements of Matroska and WebM."""
+EBML = bytes.fromhex("1a45dfa3")
+"""Begin of a Matroska or WebM."""
+PACK = b"\0\0\1\xba"
+"""Begin of an MPEG program stream."""
 FLV_TAGS = (8, 9, 18)
 """Kinds of FLV's tags: sound, pictures and data."""
 SLACK = 8
@@ -31,7 +41,8 @@ ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 """Begin of the object that holds the packets of an ASF or WMV."""
 ASF_DATA_HEADER = 50
 """Bytes in it before the packets."""
-ZEROS = "it is filled with zeros at byte {}, as a download that was not finished"
+INDEX_ENTRY = 16
+"""Bytes of an entry in the index of an AVI."""
 TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 """Sizes of the packets of a transport stream, and where their sync byte is."""
 
@@ -44,24 +55,32 @@ def missing_end(path: Path) -> str | None:
     with path.open("rb") as file:
         begin = file.read(1024)
         if begin[4:8] in BOXES:
-            end = _end_of_boxes(file, size)
+            if (zeros := _empty_fragment(file, size)) is not None:
+                return damaged_at(zeros, b"")
+            end = max((end for end, _ in _boxes(file, size)), default=0)
         elif begin[:4] == b"RIFF":
+            if (zeros := _empty_chunk(file, size)) is not None:
+                return damaged_at(zeros, b"")
             end = _end_of_riff(file, size) - SLACK
-        elif begin[:4] == EBML.to_bytes(4, "big"):
-            end = _end_of_elements(file, size)
+        elif begin[:4] == EBML:
+            return damage_in_matroska(file, size)
+        elif begin[:4] == b"OggS":
+            return damage_in_ogg(file, size)
+        elif begin[:4] == PACK:
+            return damage_in_program_stream(file, size)
         elif begin[:4] == b"GIF8":
             return None if _gif_ends(path.read_bytes()) else "its last block is not the end of a GIF"
         elif begin[:3] == b"FLV":
             ((end, kind),) = deque(_flv_tags(file), maxlen=1)
-            if kind == bytes(4):
-                return ZEROS.format(end)
+            if end < size:
+                return damaged_at(end, kind)
         elif (place := begin.find(ASF_FILE)) >= 0:
             if (zeros := _empty_asf_packet(file, begin[place:])) is not None:
-                return ZEROS.format(zeros)
+                return damaged_at(zeros, b"")
             end = int.from_bytes(begin[place + ASF_SIZE_AT : place + ASF_SIZE_AT + 8], "little")
         else:
             return _part_of_packet(file, begin, size)
-    return f"it has {size} bytes of {max(end, size + 1)}" if end > size else None
+    return cut_after(size, end) if end > size else None
 
 
 def joined(path: Path) -> bool:
@@ -142,8 +161,13 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
         yield place, kind
 
 
-def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    return max((end for end, _ in _boxes(file, size)), default=0)
+def _empty_fragment(file: BinaryIO, size: int) -> int | None:
+    """Return the place of zeros behind the fragments of an MP4 whose index of them is not there; None without them."""
+    boxes = list(_boxes(file, size))
+    kinds = [kind for _, kind in boxes]
+    if b"moof" in kinds and b"mfra" not in kinds and kinds[-1] == bytes(4):
+        return boxes[-2][0]
+    return None
 
 
 def _end_of_riff(file: BinaryIO, size: int) -> int:
@@ -158,33 +182,24 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
     return place
 
 
-def _end_of_elements(file: BinaryIO, size: int) -> int:
-    """Follow the elements of Matroska, and go into those whose length is not known, as of live recordings."""
-    place = 0
-    while place < size:
+def _empty_chunk(file: BinaryIO, size: int) -> int | None:
+    """Return the place of zeros where a chunk of an AVI or the end of its index should be; None without them."""
+    file.seek(4)
+    place, end = 12, min(size, 8 + int.from_bytes(file.read(4), "little"))
+    while place + 8 <= end:
         file.seek(place)
-        head = file.read(12)
-        id_length = _vint_length(head[0])
-        id_ = int.from_bytes(head[:id_length], "big")
-        if len(head) < id_length + 1:
-            return size + 1
-        length_length = _vint_length(head[id_length])
-        digits = head[id_length : id_length + length_length]
-        unknown = (1 << 7 * length_length) - 1
-        length = int.from_bytes(digits, "big") & unknown
-        place += id_length + length_length
-        if length != unknown:
-            if id_ == SEGMENT and place + length > size:
-                return place + length
-            place += length
-        elif id_ not in (SEGMENT, CLUSTER):
+        head = file.read(8)
+        if head == bytes(8):
             return place
-    return place
-
-
-def _vint_length(first: int) -> int:
-    """Return the bytes of a number of EBML, by its first byte."""
-    return 9 - max(first.bit_length(), 1)
+        begin, length = place + 8, int.from_bytes(head[4:], "little")
+        if length == 0:  # a recording that was never finished
+            return None
+        place = begin + length + length % 2
+        if head[:4] == b"idx1" and length >= INDEX_ENTRY:
+            file.seek(begin + length - INDEX_ENTRY)
+            if file.read(INDEX_ENTRY) == bytes(INDEX_ENTRY):
+                return begin + length - INDEX_ENTRY
+    return None
 
 
 def _gif_ends(content: bytes) -> bool:
@@ -220,5 +235,6 @@ def _part_of_packet(file: BinaryIO, begin: bytes, size: int) -> str | None:
             if size % length:
                 return f"its last packet has {size % length} bytes of {length}"
             file.seek(size - length)
-            return ZEROS.format(size - length) if file.read(length) == bytes(length) else None
+            packet = file.read(length)
+            return None if packet[sync] == 0x47 else damaged_at(size - length, packet)
     return None

@@ -236,6 +236,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "plain.flv": {},
     "plain.wmv": {"codec": "wmv2"},
     "plain.gif": {"codec": "gif", "pixels": "rgb8"},
+    "plain.ogv": {"codec": "libvpx"},
+    "part2.vob": {"codec": "mpeg2video", "bit_rate": 4_000_000},
     "raw.y4m": {"codec": "wrapped_avframe"},
 }
 """Whole videos of `COUNT` frames."""
@@ -297,13 +299,49 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path, good: dict[str, bytes]
             read_clips(tmp_path / name, form(), most=most)
 
 
-@pytest.mark.parametrize("name", ["raw.avi", "plain.ts", "disc.m2ts", "plain.flv", "plain.wmv"])
+@pytest.mark.parametrize("name", ["plain.mkv", "live.mkv", "vp9.webm", "plain.ogv", "plain.flv", "part2.vob"])
+def test_random_bytes_that_the_reader_passes_over_are_an_error(
+    tmp_path: Path, good: dict[str, bytes], name: str
+) -> None:
+    content = bytearray(good[name])
+    middle = len(content) // 2
+    content[middle : middle + 5000] = np.random.default_rng(0).bytes(5000)
+    (tmp_path / name).write_bytes(content)
+    for most in (None, 2):
+        with pytest.raises(SourceLost, match=r"it is damaged at byte \d+"):
+            read_clips(tmp_path / name, form(), most=most)
+
+
+@pytest.mark.parametrize("name", ["plain.mkv", "plain.ogv"])
+def test_one_wrong_byte_is_found_by_a_checksum(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
+    content = bytearray(good[name])
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SourceLost, match=r"damaged at byte \d+, where a checksum does not match"):
+        frames_of(tmp_path / name)
+
+
+def test_an_index_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """The reader makes an index of its own then, of the frames that it finds."""
+    content = good["part4.avi"]
+    (tmp_path / "zeros.avi").write_bytes(content[: content.rindex(b"idx1")].ljust(len(content), b"\0"))
+    (tmp_path / "part.avi").write_bytes(content[:-100].ljust(len(content), b"\0"))
+    for name in ("zeros.avi", "part.avi"):
+        with pytest.raises(SourceLost, match="filled with zeros"):
+            frames_of(tmp_path / name)
+
+
+TAILS = ["raw.avi", "plain.ts", "disc.m2ts", "plain.flv", "plain.wmv", "plain.mkv", "live.mkv", "vp9.webm"]
+TAILS += ["plain.ogv", "part2.vob"]
+
+
+@pytest.mark.parametrize("name", [*TAILS, "fragments.mp4"])
 def test_a_tail_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
     """A download that was not finished, of a program that reserves the space first."""
     content = good[name]
     kept = int(len(content) * 0.6) // 188 * 188 if name == "plain.ts" else int(len(content) * 0.6)
     (tmp_path / name).write_bytes(content[:kept].ljust(len(content), b"\0"))
-    with pytest.raises(SourceLost, match=r"filled with zeros at byte \d+|its header tells more frames"):
+    with pytest.raises(SourceLost, match=r"filled with zeros at byte \d+|checksum|its header tells more frames"):
         frames_of(tmp_path / name)
 
 
@@ -438,7 +476,7 @@ def test_frames_before_an_edit_list_are_not_missed(tmp_path: Path, good: dict[st
 
 
 def test_data_behind_a_container_is_no_damage(tmp_path: Path, good: dict[str, bytes]) -> None:
-    for name in ("plain.mp4", "part4.avi", "plain.gif"):
+    for name in ("plain.mp4", "part4.avi", "plain.gif", "plain.mkv", "vp9.webm"):
         (tmp_path / name).write_bytes(good[name] + bytes(100))
         assert missing_end(tmp_path / name) is None
         assert len(frames_of(tmp_path / name)) == COUNT

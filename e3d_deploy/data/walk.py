@@ -1,0 +1,124 @@
+"""Walks through the parts of a file, for damage that readers pass over. Needs no PyTorch."""
+
+import zlib
+from typing import BinaryIO
+
+SEGMENT, CLUSTER, CHECKSUM = 0x18538067, 0x1F43B675, 0xBF
+"""Elements of Matroska and WebM."""
+OGG_HEADER = 27
+"""Bytes of the header of an Ogg page before the lengths of its parts."""
+OGG_CHECKSUM = slice(22, 26)
+"""Place of the checksum in it."""
+START_CODE, PACK_HEADER, PROGRAM_END = b"\0\0\1", 0xBA, 0xB9
+"""Begin of a packet of an MPEG program stream, and the kinds of those that are no packets with a length."""
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Bytes with their bits in the other order, which zlib's checksum needs for Ogg's."""
+
+
+def damaged_at(place: int, found: bytes) -> str:
+    """Return the sign of damage for a place at which a part of a file should begin, by the bytes that are there."""
+    if not any(found):
+        return f"it is filled with zeros at byte {place}, as a download that was not finished"
+    return f"it is damaged at byte {place}"
+
+
+def cut_after(size: int, end: int) -> str:
+    """Return the sign of a missing end."""
+    return f"it has {size} bytes of {max(end, size + 1)}"
+
+
+def damage_in_matroska(file: BinaryIO, size: int) -> str | None:
+    """Return the sign by which a Matroska or WebM is damaged or its end is missing; None without one.
+
+    Each element has to end within the one around it. The lengths of segments and clusters may be unknown, as those of
+    live recordings are. FFmpeg writes checksums of clusters into .mkv.
+    """
+    place, ends = 0, [size]  # the latter of the elements around the place
+    while place < size:
+        while place == ends[-1]:
+            ends.pop()
+        file.seek(place)
+        head = file.read(12)
+        id_length = _number_length(head[0])
+        length_length = _number_length(head[id_length]) if len(head) > id_length else 8
+        begin = place + id_length + length_length
+        if id_length > 4:
+            return damaged_at(place, head[:4]) if len(ends) > 1 else None  # padding behind the segment
+        if begin > size:
+            return cut_after(size, begin)
+        id_ = int.from_bytes(head[:id_length], "big")
+        unknown = (1 << 7 * length_length) - 1
+        length = int.from_bytes(head[id_length : id_length + length_length], "big") & unknown
+        end = ends[-1] if length == unknown else begin + length
+        if end > ends[-1]:
+            return cut_after(size, end) if ends[-1] == size else damaged_at(place, head)
+        if id_ == CHECKSUM and ends[-1] < size and not _has_checksum(file, begin, ends[-1]):
+            return f"{damaged_at(place, head)}, where a checksum does not match"
+        if id_ in (SEGMENT, CLUSTER):
+            ends.append(end)
+        elif length == unknown:
+            return None
+        place = begin if id_ in (SEGMENT, CLUSTER) else end
+    return None
+
+
+def _number_length(first: int) -> int:
+    """Return the bytes of a number of EBML, by its first byte; 9 for zero, which begins none."""
+    return 9 - first.bit_length()
+
+
+def _has_checksum(file: BinaryIO, begin: int, end: int) -> bool:
+    """Return True if the checksum at `begin` is that of what follows up to the end of the element around it."""
+    file.seek(begin)
+    told = int.from_bytes(file.read(4), "little")
+    return zlib.crc32(file.read(end - begin - 4)) == told
+
+
+def damage_in_ogg(file: BinaryIO, size: int) -> str | None:
+    """Return the sign by which an Ogg file is damaged or its end is missing; None without one.
+
+    Readers leave out a page whose checksum does not match.
+    """
+    place = 0
+    while place < size:
+        file.seek(place)
+        head = file.read(OGG_HEADER)
+        if len(head) == OGG_HEADER and head[:4] != b"OggS":
+            return damaged_at(place, head)
+        lengths = file.read(head[-1])
+        end = place + OGG_HEADER + len(lengths) + sum(lengths)
+        if len(head) < OGG_HEADER or end > size:
+            return cut_after(size, end)
+        told = int.from_bytes(head[OGG_CHECKSUM], "little")
+        if _ogg_checksum(head[:22] + bytes(4) + head[26:] + lengths + file.read(sum(lengths))) != told:
+            return f"{damaged_at(place, head)}, where a checksum does not match"
+        place = end
+    return None
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """Return the CRC-32 that takes bits from the highest on and begins with zero, by that of zlib, which does not."""
+    mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{mirrored:032b}"[::-1], 2)
+
+
+def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
+    """Return the sign by which an MPEG program stream is damaged or its end is missing; None without one."""
+    place, may_be_padded = 0, False
+    while place < size:
+        file.seek(place)
+        head = file.read(14)
+        if head[:3] != START_CODE:
+            # Video CDs, which are MPEG-1, have zeros between packets too.
+            return None if may_be_padded and not any(head[:4]) else damaged_at(place, head[:4])
+        if len(head) < 6:
+            return None if head[3:] == bytes([PROGRAM_END]) else cut_after(size, place + 6)
+        if head[3] == PACK_HEADER:
+            is_mpeg1 = may_be_padded = head[4] >> 4 == 0b0010
+            place += 12 if is_mpeg1 else 14 + (head[-1] & 7)  # and stuffing
+        elif head[3] == PROGRAM_END:
+            may_be_padded = True
+            place += 4
+        else:
+            place += 6 + int.from_bytes(head[4:6], "big")
+    return cut_after(size, place) if place > size else None
