@@ -74,7 +74,7 @@ def load_picture(file: Path) -> Any:
         ClipError: not a picture, damaged, of several pages, or of values whose range is not known.
         BackendUnavailable: without Pillow.
     """
-    return _displayed(_load(file), file, Remarks(silent=True))
+    return _displayed(_load(file), file, None)
 
 
 def read_picture(file: Path, form: Form, *, remarks: Remarks | None = None, name: str = "") -> NDArray[np.uint8]:
@@ -87,7 +87,7 @@ def read_picture(file: Path, form: Form, *, remarks: Remarks | None = None, name
     Raises:
         ClipError, BackendUnavailable: as `load_picture`.
     """
-    return _brought(_load(file), file, form, remarks or Remarks(silent=True), name)
+    return _brought(_load(file), file, form, remarks, name)
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def _pages(image: Any) -> list[int]:
     return [page for page in pages if is_frame(page)]
 
 
-def _displayed(image: Any, file: Path, remarks: Remarks) -> Any:
+def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:
     """Return a decoded image upright, in mode L or RGB, over black where it is transparent."""
     from PIL import Image, ImageOps
 
@@ -192,18 +192,19 @@ def _range_unknown(file: Path) -> ClipError:
     )
 
 
-def _over_black(image: Any, file: Path, remarks: Remarks) -> Any:
+def _over_black(image: Any, file: Path, remarks: Remarks | None) -> Any:
     from PIL import Image
 
     straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # from colours that are multiplied by alpha
     rgba = (image.convert(straight) if straight else image).convert("RGBA")
     if rgba.getextrema()[3][0] == 255:
         return rgba.convert("RGB")
-    say_transparent(file.name, remarks)
+    if remarks is not None:
+        say_transparent(file.name, remarks)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
 
 
-def _brought(image: Any, file: Path, form: Form, remarks: Remarks, name: str) -> NDArray[np.uint8]:
+def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, name: str) -> NDArray[np.uint8]:
     """Return a decoded image at the size and with the colours of a form."""
     from PIL import Image
 
@@ -211,11 +212,14 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks, name: str) ->
     stored_mode = image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
-    say_change(name, shown, shown, (stored_mode, mode), form, remarks)
+    if remarks is not None:
+        say_change(name, shown, shown, (stored_mode, mode), form, remarks)
     placement = fit_shape(shown, form.image_size, form.fit)
     coloured = picture if picture.mode == mode else picture.convert(mode)
-    scaled = np.asarray(coloured.resize(placement.scaled[::-1], Image.Resampling.BOX))
-    return placement.place(scaled.reshape(*placement.scaled, form.channels))
+    # Resizing to the same size would copy it.
+    fits = shown == placement.scaled
+    scaled = coloured if fits else coloured.resize(placement.scaled[::-1], Image.Resampling.BOX)
+    return placement.place(np.asarray(scaled).reshape(*placement.scaled, form.channels))
 
 
 @dataclass(frozen=True, slots=True)
