@@ -3,7 +3,7 @@
 import zlib
 from typing import BinaryIO
 
-SEGMENT, CLUSTER, CHECKSUM = 0x18538067, 0x1F43B675, 0xBF
+EBML, SEGMENT, CLUSTER, VOID, CHECKSUM = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xEC, 0xBF
 """Elements of Matroska and WebM."""
 OGG_HEADER = 27
 """Bytes of the header of an Ogg page before the lengths of its parts."""
@@ -42,11 +42,13 @@ def damage_in_matroska(file: BinaryIO, size: int) -> str | None:
         id_length = _number_length(head[0])
         length_length = _number_length(head[id_length]) if len(head) > id_length else 8
         begin = place + id_length + length_length
+        id_ = int.from_bytes(head[:id_length], "big")
+        if len(ends) == 1 and id_ not in (EBML, SEGMENT, CLUSTER, VOID):
+            return None  # what lies behind the segment is no part of it
         if id_length > 4:
-            return damaged_at(place, head[:4]) if len(ends) > 1 else None  # padding behind the segment
+            return damaged_at(place, head[:4])
         if begin > size:
             return cut_after(size, begin)
-        id_ = int.from_bytes(head[:id_length], "big")
         unknown = (1 << 7 * length_length) - 1
         length = int.from_bytes(head[id_length : id_length + length_length], "big") & unknown
         end = ends[-1] if length == unknown else begin + length

@@ -480,6 +480,8 @@ def test_data_behind_a_container_is_no_damage(tmp_path: Path, good: dict[str, by
         (tmp_path / name).write_bytes(good[name] + bytes(100))
         assert missing_end(tmp_path / name) is None
         assert len(frames_of(tmp_path / name)) == COUNT
+    (tmp_path / "text.mkv").write_bytes(good["plain.mkv"] + b"TAG of another program")
+    assert missing_end(tmp_path / "text.mkv") is None
 
 
 # Times
