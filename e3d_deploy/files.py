@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -131,7 +132,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield partial
         if (there := _status(place)) is not None:
             _keep_mode(partial, there)
-            place.rmdir()  # empty, as was checked
+            if sys.platform == "win32":  # elsewhere it gives way to the new one at once, empty as it is
+                place.rmdir()
         partial.replace(place)
 
 
@@ -323,10 +325,6 @@ def _remove_workspace(folder: Path, descriptor: int | None) -> None:
         os.close(descriptor)
 
 
-INDIVISIBLE = frozenset(function.__code__ for function in (_locked_folder, _remove_workspace))
-"""Code of functions that leave a folder behind when a signal ends them in the middle."""
-
-
 def swap(folder: Path, target: Path) -> None:
     """Let two folders change places: in one instant on Linux, elsewhere by way of a third name, `.NAME.….old`."""
     if _exchange(folder, target):
@@ -339,6 +337,10 @@ def swap(folder: Path, target: Path) -> None:
         retired.replace(target)
         raise
     retired.replace(folder)
+
+
+INDIVISIBLE = frozenset(function.__code__ for function in (_locked_folder, _remove_workspace, swap))
+"""Code of functions that leave a folder behind, or under another name, when a signal ends them in the middle."""
 
 
 def is_swapping(target: Path) -> bool:

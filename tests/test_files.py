@@ -209,6 +209,18 @@ def test_an_empty_folder_that_is_filled_keeps_its_mode(tmp_path: Path) -> None:
     assert (tmp_path / "folder/file").is_file()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows replaces no folder")
+def test_an_empty_folder_stays_where_filling_it_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out") as folder:
+        (folder / "file").touch()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
+
+
 def test_a_workspace_that_cannot_be_made_names_its_target(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, workspace(tmp_path / "absent/target"):
         pass

@@ -11,19 +11,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 import numpy as np
 import pytest
 
+from e3d_deploy import files
 from e3d_deploy.cli import main
 from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, stoppable, terminable
 from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
-from e3d_deploy.files import new_folder
+from e3d_deploy.files import new_file, new_folder, swap
 from tests.commands.test_terminals import Broken
 from tests.settings import changed, settings
 from tests.tools import e3d
@@ -211,6 +214,52 @@ def test_a_signal_while_a_temporary_folder_comes_or_goes_leaves_none(
     with pytest.raises(KeyboardInterrupt), terminable():
         work()
     assert {path.name for path in tmp_path.iterdir()} <= {"out"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("make", [new_file, new_folder])
+def test_a_signal_between_the_head_of_a_block_and_its_body_leaves_nothing(
+    make: Callable[[Path], AbstractContextManager[Path]], number: signal.Signals, tmp_path: Path
+) -> None:
+    def signal_once(frame: FrameType, event: str, function: object) -> None:
+        if event == "c_return" and function is next and list(tmp_path.iterdir()):
+            sys.setprofile(None)
+            handle: Any = signal.getsignal(number)
+            handle(number, frame)  # as Python does there when the signal comes
+
+    def work() -> None:
+        sys.setprofile(signal_once)
+        with make(tmp_path / "out"):
+            time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt) as kept, terminable():
+        work()
+    assert list(tmp_path.iterdir()) == []
+    del kept  # up to here it keeps what was not left from being closed, as the end of a process does
+
+
+def test_a_signal_while_folders_change_places_leaves_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new, old = tmp_path / "new.partial", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    real = Path.replace
+
+    def signalled(path: Path, target: Path) -> Path:
+        moved = real(path, target)
+        if path == old:
+            signal.raise_signal(signal.SIGTERM)
+        return moved
+
+    def work() -> None:
+        swap(new, old)
+        time.sleep(10)
+
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)  # as on a system or disk that cannot exchange names
+    monkeypatch.setattr(Path, "replace", signalled)
+    with pytest.raises(Terminated), terminable():
+        work()
+    assert [(folder / "name").read_text() for folder in (new, old)] == ["old", "new.partial"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
