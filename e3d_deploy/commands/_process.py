@@ -104,6 +104,8 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasatt
 """Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
 AGAIN_S = 0.05
 """Time until a signal that came at a time when nothing may be interrupted is sent again (s)."""
+_put_off: list[int] = []
+"""Signals that are yet to be sent again."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -121,6 +123,7 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _is_indivisible(frame):
+        _put_off.append(number)
         _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that this handler waits for
         return
     raise Terminated(number) if number in ENDING else KeyboardInterrupt
@@ -147,6 +150,7 @@ def _send_again(number: int) -> None:
         signal.pthread_kill(cast(int, threading.main_thread().ident), number)
     else:
         signal.raise_signal(number)
+    _put_off.remove(number)
 
 
 @contextmanager
@@ -172,7 +176,11 @@ def terminable() -> Iterator[None]:
     """
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), _interrupt)
     with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler)):
-        yield
+        try:
+            yield
+        finally:
+            while _put_off:  # else it would come after the command, and kill the program
+                time.sleep(AGAIN_S)
 
 
 class Stop:

@@ -26,7 +26,7 @@ from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, 
 from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
-from e3d_deploy.files import new_file, new_folder, swap
+from e3d_deploy.files import new_file, new_folder, swap, write_file
 from tests.commands.test_terminals import Broken
 from tests.settings import changed, settings
 from tests.tools import e3d
@@ -236,6 +236,22 @@ def test_a_signal_between_the_head_of_a_block_and_its_body_leaves_nothing(
         work()
     assert list(tmp_path.iterdir()) == []
     del kept  # up to here it keeps what was not left from being closed, as the end of a process does
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_just_before_the_end_is_of_the_command(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.rmtree
+
+    def signalled(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(number)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", signalled)
+    with pytest.raises(KeyboardInterrupt), terminable():
+        write_file(tmp_path / "out", b"whole")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"whole"]
 
 
 def test_a_signal_while_folders_change_places_leaves_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
