@@ -54,7 +54,7 @@ def drifts(model: E3DLSTM, core: GraphProto, threads: int) -> tuple[dict[str, An
     config = model.config
     form = Form.of(config, Card())
     reference = reference_clip(form, CONTEXT + HORIZON, None)
-    clips = real_clips(form, CONTEXT + HORIZON, None, reference)
+    clips = real_clips(form, CONTEXT, None, reference)
     ranges = calibrate(core, config, 1, clips.calibrate, context_length=CONTEXT, threads=threads)
     gauge = Gauge(model, clips.measure, batch=1, context_length=CONTEXT, threads=threads)
     chooser = Chooser(core, 1, gauge, lambda: ranges, lambda text: click.echo(text, err=True))

@@ -28,7 +28,7 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
-from e3d_deploy.contrast import FEWEST_TO_VERIFY, blankness
+from e3d_deploy.contrast import tells_nothing
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
@@ -122,7 +122,7 @@ def export(
             reference=reference,
             layout=layout,
         )
-    if reference is not None and (lacking := blankness(plan.clip, fewest=FEWEST_TO_VERIFY)):
+    if reference is not None and (lacking := tells_nothing(plan.clip, plan.context_length)):
         raise ConfigError(f"reference: {reference} {lacking} to tell one network from another; give another clip")
     clips = _clips_of(plan)  # checked before the work
     output.resolve().parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def _clips_of(plan: Plan) -> "RealClips | None":
         return None
     from e3d_deploy.export.precision.drift import real_clips  # it needs ONNX Runtime
 
-    return real_clips(plan.form, len(plan.clip), plan.calibration, plan.clip)
+    return real_clips(plan.form, plan.context_length, plan.calibration, plan.clip)
 
 
 def compose(plan: Plan, rounding: Rounding, clips: "RealClips | None", progress: Notify) -> Composed:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.contrast import FEWEST_TO_VERIFY, blankness
+from e3d_deploy.contrast import tells_nothing
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
 from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
@@ -205,7 +205,7 @@ def verify(
 
 def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) -> None:
     """Raise if every backend would give much the same on a clip."""
-    if lacking := blankness(clip[: bundle.context_length + bundle.horizon], fewest=FEWEST_TO_VERIFY):
+    if lacking := tells_nothing(clip[: bundle.context_length + bundle.horizon], bundle.context_length):
         if given:
             raise ConfigError(f"clip: {lacking} to tell right predictions from wrong ones; give another clip")
         raise BundleError(

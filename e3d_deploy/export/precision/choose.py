@@ -141,7 +141,7 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
     kept = f" with {len(nearest.exclude)} layers in float32" if nearest.exclude else ""
     raise QualityError(
         f"precision: none of {', '.join(budgets)} keeps its budget; the nearest is {nearest.policy}{kept}: {words}; "
-        "nothing is written; give another --precision, or a larger --budget"
+        "nothing is written; give another --precision, other clips to --calibration, or a larger --budget"
     )
 
 

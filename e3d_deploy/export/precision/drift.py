@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from e3d_deploy import frames
-from e3d_deploy.contrast import FEWEST_TO_CALIBRATE, blankness
+from e3d_deploy.contrast import teaches_nothing
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
@@ -64,8 +64,8 @@ def _described(source: str, clips: Sequence[Clip]) -> dict[str, Any]:
     return {"source": source, "clips": len(clips), "frames": sum(map(len, clips)), "sha256": digest}
 
 
-def real_clips(form: Form, length: int, source: Path | None, reference: Clip) -> RealClips:
-    """Windows of `length` frames, in turn to calibrate and to measure; the reference clip is measured too.
+def real_clips(form: Form, context_length: int, source: Path | None, reference: Clip) -> RealClips:
+    """Windows as long as the reference clip, in turn to calibrate and to measure; that clip is measured too.
 
     Without a source, Moving MNIST where it fits, and the package's video. With one, clips of these are measured too:
     on nothing but clips like those that ranges were learnt from, a bad choice of them would not show.
@@ -74,9 +74,14 @@ def real_clips(form: Form, length: int, source: Path | None, reference: Clip) ->
         ClipError, ShapeError, ConfigError: what is in `source` cannot be used, is too short, or has too little in it.
         BackendUnavailable: a video without the extra `video`.
     """
+    length = len(reference)
     if source is not None:
         windows = _windows(form, length, source, Remarks())
-        _check_telling(windows[::2], source)
+        if lacking := teaches_nothing(windows[::2], context_length):
+            raise ConfigError(
+                f"calibration: {source} {lacking}: other clips would leave the ranges of its layers at once; give "
+                "clips of what the model is for, or leave --calibration out to learn from the package's"
+            )
         own, name = _own(form, length)
         measured = f"{source.name}, {name}" if own else source.name
         return RealClips(source.name, measured, windows[::2], [reference, *(windows[1::2] or windows), *own])
@@ -88,16 +93,6 @@ def real_clips(form: Form, length: int, source: Path | None, reference: Clip) ->
         measure += _moving_mnist(form.image_size, length, "test", 2)
         name = f"Moving MNIST, {name}"
     return RealClips(name, name, calibrate, [reference, *measure])
-
-
-def _check_telling(clips: Sequence[Clip], source: Path) -> None:
-    """Raise unless ranges can be learnt from some clips of one length."""
-    lacking = blankness((frame for clip in clips for frame in clip), fewest=min(FEWEST_TO_CALIBRATE, len(clips[0])))
-    if lacking:
-        raise ConfigError(
-            f"calibration: {source} {lacking}: other clips would leave the ranges of its layers at once; give clips of "
-            "what the model is for, or leave --calibration out to learn from the package's"
-        )
 
 
 def _own(form: Form, length: int) -> tuple[list[Clip], str]:
