@@ -22,6 +22,11 @@ class Budget:
     dpsnr: float | None = None
     """PSNR against the truth that is lost, dB, mean over the forecast."""
 
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"budget: got {value!r} for {name}, expected a number from 0 on")
+
     def to_dict(self) -> dict[str, float]:
         """Return the limits that are not None, for JSON."""
         return {name: value for name, value in asdict(self).items() if value is not None}

@@ -9,7 +9,7 @@ import click
 
 from e3d_deploy.commands._open import open_bundle
 from e3d_deploy.commands._options import BACKEND, BUNDLE, LAYOUT, MOST_FRAMES, PATH, THREADS, Count, json_option
-from e3d_deploy.commands._output import as_json, check_picture, table, verdict, working
+from e3d_deploy.commands._output import as_json, check_picture, table, verdict, warn, working
 from e3d_deploy.files import write_file
 from e3d_deploy.policies import PICTURE_RANGE
 
@@ -83,7 +83,9 @@ def verify(
             yardstick = stack.enter_context(open_backend(opened, YARDSTICK, threads=threads))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
         findings = [] if report.passed else why(opened, candidate.name, threads)
-    if given is None:
+    # Against itself a backend passes whatever it computes; only what is not a number would show.
+    proves = report.backend != report.yardstick or not report.passed
+    if given is None and proves:
         record_verification(opened, report.to_dict())
     if picture is not None:
         from e3d_deploy.measure import plots
@@ -91,10 +93,14 @@ def verify(
         write_file(picture, plots.drift(report))
     if json_:
         why_off = {} if report.passed else {"why": [one.to_dict() for one in findings]}
-        as_json({**report.to_dict(), "choice": choice, **why_off})
+        passed = report.passed if proves else None
+        as_json({**report.to_dict(), "passed": passed, "choice": choice, **why_off})
     else:
         show_report(report)
         show_findings(findings)
+    if not proves:
+        warn(f"no verdict: {report.backend} was compared with itself; give another --backend, or --against reference")
+        return
     mend = "try another backend, or export the model again"
     if findings:
         first = findings[0]

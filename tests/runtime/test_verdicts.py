@@ -1,7 +1,9 @@
 """`verify` passes nothing that it could not have failed."""
 
 import dataclasses
+import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.commands.verify import judged
-from e3d_deploy.errors import BundleError, ClipError
+from e3d_deploy.errors import BundleError, ClipError, ConfigError
 from e3d_deploy.evaluation.streaming import measure_decay
+from e3d_deploy.policies import Budget
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import verify
 from tests.tools import e3d
@@ -50,6 +53,37 @@ def test_a_bundle_with_a_blank_reference_is_not_passed(bundle_path: Path, monkey
         verify(bundle, backend)
     clip = np.random.default_rng(1).random((8, 1, 16, 24), np.float32)
     assert verify(bundle, backend, open_backend(bundle, "torch"), clip).passed
+
+
+@pytest.mark.parametrize("options", [["--against", "torch"], ["--steps", 8]])
+def test_a_backend_gets_no_verdict_against_itself(bundle_path: Path, tmp_path: Path, options: list[object]) -> None:
+    copied = shutil.copytree(bundle_path, tmp_path / "copy.e3d")
+    result = e3d("verify", copied, "--backend", "torch", *options, "--json")
+    assert json.loads(result.stdout)["passed"] is None
+    assert result.stderr.splitlines()[-1].startswith("WARN no verdict: torch was compared with itself; give another")
+    assert not (copied / "verify.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "its budget limits nothing, so that nothing could fail"),
+        ({"dssim": -1.0}, "its budget is not one of this version"),
+        ({"likeness": 1.0}, "its budget is not one of this version"),
+    ],
+)
+def test_a_budget_that_is_none_passes_nothing(bundle_path: Path, budget: dict[str, float], message: str) -> None:
+    bundle = Bundle.open(bundle_path)
+    precision = dataclasses.replace(bundle.manifest.precision, budget=budget)
+    edited = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precision=precision))
+    with pytest.raises(BundleError, match=message):
+        verify(edited, open_backend(bundle, "onnxruntime", threads=1))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -0.1])
+def test_a_budget_is_a_number_from_0_on(number: float) -> None:
+    with pytest.raises(ConfigError, match="for dpsnr, expected a number from 0 on"):
+        Budget(dpsnr=number)
 
 
 def test_a_blank_reference_is_refused_at_export(exported: Path, tmp_path: Path) -> None:
