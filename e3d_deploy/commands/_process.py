@@ -130,12 +130,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _is_indivisible(frame: FrameType | None) -> bool:
-    """Return True if a command imports something, makes or removes a folder for temporary files, or enters a block.
+    """Return True if a command imports something, makes or removes a temporary file or folder, or enters a block.
 
     In an import native code of libraries swallows errors, or aborts. Between what a `with` statement enters and its
     block nothing would leave it again.
     """
-    if frame is not None and frame.f_globals.get("__name__") == "contextlib":
+    if frame is not None and frame.f_globals.get("__name__") in ("contextlib", "tempfile"):
         return True
     while frame is not None and frame.f_globals.get("__name__") != "e3d_deploy.cli":
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>" or frame.f_code in INDIVISIBLE:

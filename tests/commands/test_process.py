@@ -3,6 +3,7 @@
 import errno
 import importlib
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,27 @@ def test_a_signal_between_the_head_of_a_block_and_its_body_leaves_nothing(
         work()
     assert list(tmp_path.iterdir()) == []
     del kept  # up to here it keeps what was not left from being closed, as the end of a process does
+
+
+def test_a_signal_while_python_tries_where_to_put_temporary_files_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def signal_once(frame: FrameType, event: str, function: object) -> None:
+        if event == "c_return" and function is os.open:
+            sys.setprofile(None)
+            handle: Any = signal.getsignal(signal.SIGTERM)
+            handle(signal.SIGTERM, frame)  # as Python does there when the signal comes
+
+    def work() -> None:
+        sys.setprofile(signal_once)
+        assert tempfile.gettempdir() == str(tmp_path)
+        time.sleep(10)
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(Terminated), terminable():
+        work()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
