@@ -64,22 +64,6 @@ def test_a_backend_gets_no_verdict_against_itself(bundle_path: Path, tmp_path: P
     assert not (copied / "verify.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("budget", "message"),
-    [
-        ({}, "its budget limits nothing, so that nothing could fail"),
-        ({"dssim": -1.0}, "its budget is not one of this version"),
-        ({"likeness": 1.0}, "its budget is not one of this version"),
-    ],
-)
-def test_a_budget_that_is_none_passes_nothing(bundle_path: Path, budget: dict[str, float], message: str) -> None:
-    bundle = Bundle.open(bundle_path)
-    precision = dataclasses.replace(bundle.manifest.precision, budget=budget)
-    edited = dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precision=precision))
-    with pytest.raises(BundleError, match=message):
-        verify(edited, open_backend(bundle, "onnxruntime", threads=1))
-
-
 @pytest.mark.parametrize("number", [math.nan, math.inf, -0.1])
 def test_a_budget_is_a_number_from_0_on(number: float) -> None:
     with pytest.raises(ConfigError, match="for dpsnr, expected a number from 0 on"):
