@@ -102,8 +102,9 @@ def randomness_kept() -> Iterator[None]:
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
-AGAIN_S = 0.05
-"""Time until a signal that came at a time when nothing may be interrupted is sent again (s)."""
+AGAIN_S, AGAIN_MOST = 0.05, 20
+"""Time until a signal that came at a time when nothing may be interrupted is sent again (s); such times that the end of
+a command waits for it at most."""
 _put_off: list[int] = []
 """Signals that are yet to be sent again."""
 
@@ -179,8 +180,9 @@ def terminable() -> Iterator[None]:
         try:
             yield
         finally:
-            while _put_off:  # else it would come after the command, and kill the program
-                time.sleep(AGAIN_S)
+            for _ in range(AGAIN_MOST):  # else it would come after the command, and kill the program
+                if _put_off:
+                    time.sleep(AGAIN_S)
 
 
 class Stop:
