@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -124,10 +125,14 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     if _is_indivisible(frame):
-        _put_off.append(number)
-        _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that this handler waits for
+        _put_it_off(number)
         return
     raise Terminated(number) if number in ENDING else KeyboardInterrupt
+
+
+def _put_it_off(number: int) -> None:
+    _put_off.append(number)
+    _thread.start_new_thread(_send_again, (number,))  # `threading` may hold a lock that a handler waits for
 
 
 def _is_indivisible(frame: FrameType | None) -> bool:
@@ -176,13 +181,31 @@ def terminable() -> Iterator[None]:
     A signal that is ignored stays so, as `nohup` wants it.
     """
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), _interrupt)
-    with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler)):
+    with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler)), _ignored_interrupts():
         try:
             yield
         finally:
             for _ in range(AGAIN_MOST):  # else it would come after the command, and kill the program
                 if _put_off:
                     time.sleep(AGAIN_S)
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Send signals again whose exception Python ignored, as it does where an object is freed."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            _put_it_off(exit_code(unraisable.exc_value) - 128)
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class Stop:

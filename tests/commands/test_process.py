@@ -300,6 +300,23 @@ def test_a_signal_while_folders_change_places_leaves_both(tmp_path: Path, monkey
     assert [(folder / "name").read_text() for folder in (new, old)] == ["old", "new.partial"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_an_object_is_freed_ends_the_command(number: signal.Signals) -> None:
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def work() -> None:
+        Freed()
+        time.sleep(10)
+
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt) as end, terminable():
+        work()
+    assert exit_code(end.value) == 128 + number
+    assert sys.unraisablehook is before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
 def test_a_command_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Broken(errno.EIO))
