@@ -15,6 +15,7 @@ from e3d_deploy.commands._output import next_command
 from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.config import PRESETS, RECIPES, ModelConfig, Semantics, TrainConfig
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.training.sizes import configs, fields_of
 
 HINTS = get_type_hints(TrainConfig)
 NAMED = {"recipe": RECIPES, "preset": PRESETS}
@@ -212,23 +213,10 @@ KEPT = (
 """Options that a resumed run takes besides its settings; the others are those of a machine."""
 
 
-def _part(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are fields of a configuration."""
-    names = {field.name for field in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if name in names}
-
-
 def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
     """Return the configurations of a new run, and the other arguments of `training.train.train`."""
     values = {**DEFAULTS, **given}
-    return *_configs(values), _call(values)
-
-
-def _configs(values: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-    """Return the configurations of a recipe and a preset, with changes."""
-    values = {**PRESETS[values["preset"]], **values}
-    model = ModelConfig(**_part(ModelConfig, values))
-    return model, TrainConfig.of_recipe(values["recipe"], **_part(TrainConfig, values))
+    return *configs(**values), _call(values)
 
 
 def _resumed(run: Path, given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
@@ -242,8 +230,8 @@ def _resumed(run: Path, given: Mapping[str, Any]) -> tuple[ModelConfig, TrainCon
 
     begun, kept = Begun.read(run), Command.read(run)
     values = {**_named(given, kept.options), **given}
-    model = dataclasses.replace(begun.model, **_part(ModelConfig, values))
-    config = dataclasses.replace(begun.train, **_part(TrainConfig, values))
+    model = dataclasses.replace(begun.model, **fields_of(ModelConfig, values))
+    config = dataclasses.replace(begun.train, **fields_of(TrainConfig, values))
     options = {**{name: value for name, value in kept.options.items() if name in KEPT}, **given}
     if begun.digits is not None and "digits" not in options:
         raise ConfigError(
@@ -271,7 +259,7 @@ def _named(given: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     fields = {field for name in others for values in NAMED[name].values() for field in values}
     names = {name: given.get(name, kept.get(name, default)) for name, default in DEFAULTS.items()}
-    model, config = _configs(names)
+    model, config = configs(**names)
     settings = {**vars(model), **vars(config)}
     return {field: settings[field] for field in fields.difference(FREE_TO_CHANGE)}
 
@@ -286,7 +274,7 @@ def _call(options: Mapping[str, Any]) -> dict[str, Any]:
     paths = {name: Path(options[name]) for name in ("digits", "parts", "samples") if options.get(name) is not None}
     absolute = {name: str(path.absolute()) for name, path in paths.items()}
     machine = Machine(
-        **_part(Machine, {**options, **paths}),
+        **fields_of(Machine, {**options, **paths}),
         time_limit_s=None if minutes is None else 60 * minutes,
         **({} if every is None else {"parts_every_s": 60 * every}),
     )

@@ -10,11 +10,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,6 +28,7 @@ from e3d_deploy.card import Card
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.errors import CheckpointError, TrainingError
 from e3d_deploy.files import write_file
+from e3d_deploy.lasting import LastingStream
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card, save_parts
 from e3d_deploy.progress import Notify
@@ -389,32 +390,6 @@ class Samples(Callback):
             log.warning("%s: is there already and kept, so its pictures are not of this run", folder.parent)
 
 
-class _Lasting:
-    """A stream that outlives its terminal, which SIGHUP takes away while training saves."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    @property
-    def encoding(self) -> str:
-        return self.stream.encoding or "ascii"
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self.stream.flush()
-
-    def isatty(self) -> bool:
-        return self.stream.isatty()
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-
 class Bar(RichProgressBar):
     """A bar that knows how long training is, which its endless data does not tell.
 
@@ -423,7 +398,7 @@ class Bar(RichProgressBar):
 
     def __init__(self, batches: float) -> None:
         # Not looked up at each write: rich puts a stream that writes to the bar's console in the place of stderr.
-        super().__init__(console_kwargs={"file": _Lasting(sys.stderr)})
+        super().__init__(console_kwargs={"file": LastingStream(sys.stderr)})
         self.batches = batches
         self.updated = -math.inf
 

@@ -1,6 +1,8 @@
 """Sizes of networks and runs that suit frames; needs no PyTorch."""
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
@@ -9,12 +11,17 @@ MOST_PATCHES = 1024
 """Patches of a frame above which a larger patch is suggested: the work of recall grows with their square."""
 
 
-def configs(preset: str, **changes: Any) -> tuple[ModelConfig, TrainConfig]:
-    """Return the configurations of a preset, with changes."""
+def configs(preset: str, recipe: str = "modern", **changes: Any) -> tuple[ModelConfig, TrainConfig]:
+    """Return the configurations of a preset and a recipe, with changes; other names are passed over."""
     values = {**PRESETS[preset], **changes}
-    model = {name: value for name, value in values.items() if name in ModelConfig.__dataclass_fields__}
-    train = {name: value for name, value in values.items() if name in TrainConfig.__dataclass_fields__}
-    return ModelConfig(**model), TrainConfig(**train)
+    model = ModelConfig(**fields_of(ModelConfig, values))
+    return model, TrainConfig.of_recipe(recipe, **fields_of(TrainConfig, values))
+
+
+def fields_of(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are fields of a configuration."""
+    names = {field.name for field in dataclasses.fields(config)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 def size_arguments(preset: str, image_size: tuple[int, int]) -> tuple[str, ...]:

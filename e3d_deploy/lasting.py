@@ -1,0 +1,57 @@
+"""A text stream that nothing breaks: a command or a training run goes on when its terminal or reader is gone."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TextIO
+
+
+class LastingStream:
+    """A text stream that goes on without an error when nobody can be written to any more.
+
+    It has no `buffer`, by which click would go past an encoding of ASCII and write UTF-8.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.lost: OSError | None = None
+        """First error of writing; everything after it was discarded."""
+
+    def write(self, text: str) -> int:
+        """Write text; after an error, discard it."""
+        if not isinstance(text, str):
+            raise TypeError(f"got {type(text).__name__}, expected text")
+        self._do(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream; after an error, do nothing."""
+        self._do(self._stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def _do(self, act: Callable[[], object]) -> None:
+        if self.lost is None:
+            try:
+                act()
+            except OSError as error:
+                self.lost = error
+                with suppress(OSError, ValueError):
+                    _drain(self._stream)
+
+
+def _drain(stream: TextIO) -> None:
+    """Empty the buffer of a stream that cannot be written, on which Python would fail once more at its end."""
+    descriptor = stream.fileno()
+    kept = os.dup(descriptor)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, descriptor)
+        stream.flush()
+    finally:
+        os.dup2(kept, descriptor)
+        os.close(kept)
+        os.close(nowhere)
