@@ -36,6 +36,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
+def homeless(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the user have no home folder, and no other place for a cache."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+
+
+@pytest.fixture
 def devices_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be made in /dev: root would lose a device of the machine to code that replaces what it writes."""
     make = tempfile.mkdtemp

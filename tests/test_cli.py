@@ -23,7 +23,7 @@ from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.training.module import Learner
 from tests.manifests import rewrite, sidecar
-from tests.tools import e3d
+from tests.tools import e3d, off
 
 REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 
@@ -119,13 +119,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
 
 
 def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = OnnxRuntimeBackend.step
-
-    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
-        prediction, state = step(self, *arguments)
-        return prediction + np.float32(0.01), state
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    off(monkeypatch, OnnxRuntimeBackend)
     result = e3d("verify", bundle_path, "--backend", "onnxruntime", code=3)
     assert result.stderr.splitlines()[-1].startswith("FAIL onnxruntime")
     assert "furthest at step" in result.stderr.splitlines()[-1]

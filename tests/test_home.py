@@ -24,11 +24,6 @@ def test_without_a_home_folder_there_is_no_cache(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_system_that_knows_no_home_is_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+def test_a_system_that_knows_no_home_is_one_without(homeless: None) -> None:
     with pytest.raises(FileNotFoundError, match="set XDG_CACHE_HOME"):
         cache_folder("choices")

@@ -1,8 +1,12 @@
 """Helpers of several test files."""
 
+import os
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 from torch import Tensor
 
@@ -31,6 +35,35 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
 def formed(*, image_size: tuple[int, int], channels: int, **options: Any) -> dict[str, Any]:
     """Return options of a reader, with the form of frames made of two of them."""
     return {"form": Form(image_size=image_size, channels=channels), **options}
+
+
+def off(monkeypatch: pytest.MonkeyPatch, kind: type, by: float = 0.01) -> None:
+    """Let a backend give something else than PyTorch."""
+    step = kind.step  # type: ignore[attr-defined]
+
+    def wrong(self: Any, *arguments: Any) -> Any:
+        prediction, state = step(self, *arguments)
+        return prediction + np.float32(by), state
+
+    monkeypatch.setattr(kind, "step", wrong)
+
+
+class Terminal(StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Broken(TextIOWrapper):
+    """A stream whose disk is full, or whose reader is gone."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(BytesIO(), encoding="utf-8")
+        self.number = number
+
+    def write(self, _: str) -> int:
+        raise OSError(self.number, os.strerror(self.number))
 
 
 class Clock:

@@ -92,12 +92,9 @@ def test_a_file_that_may_not_be_read_is_named_with_a_remedy(tmp_path: Path, monk
     )
 
 
-def test_an_error_with_a_remedy_of_its_own_gets_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
+def test_an_error_with_a_remedy_of_its_own_gets_no_other(
+    tmp_path: Path, homeless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = e3d("cache", "ls", code=2).stderr.splitlines()[-1]
     assert line.endswith(": the user has no home folder; set XDG_CACHE_HOME to a folder, or HOME")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

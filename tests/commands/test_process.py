@@ -28,9 +28,8 @@ from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.files import new_file, new_folder, swap, write_file
-from tests.commands.test_terminals import Broken
 from tests.settings import changed, settings
-from tests.tools import e3d
+from tests.tools import Broken, e3d
 
 SWALLOWING = """
 import signal

@@ -7,6 +7,7 @@ import pytest
 from rich.cells import cell_len
 
 from e3d_deploy.commands._output import table
+from tests.tools import Terminal
 
 COLUMNS = ["backend", "median", "95% CI", "why"]
 ROWS = [
@@ -15,20 +16,9 @@ ROWS = [
 ]
 
 
-class Shown(StringIO):
-    """Standard output that says whether it is a terminal."""
-
-    def __init__(self, terminal: bool) -> None:
-        super().__init__()
-        self.terminal = terminal
-
-    def isatty(self) -> bool:
-        return self.terminal
-
-
 def shown(monkeypatch: pytest.MonkeyPatch, width: int | None, *, left: int) -> list[str]:
     """Return the lines of the table in a terminal of a width, or a pipe."""
-    out = Shown(width is not None)
+    out = StringIO() if width is None else Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("COLUMNS", str(width or 40))
     monkeypatch.setenv("NO_COLOR", "1")
@@ -47,7 +37,7 @@ def test_a_row_is_a_line_where_there_is_room(width: int | None, monkeypatch: pyt
 
 
 def test_a_pipe_gets_rows_of_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Shown(False)
+    out = StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     table(["name", "text"], [["a", "word " * 100 + "end"]])
     assert len(out.getvalue().splitlines()) == 2
@@ -73,7 +63,7 @@ def test_a_record_is_a_block_where_there_is_no_room(width: int, left: int, monke
 
 
 def test_long_words_and_names_of_columns_are_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Shown(True)
+    out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("COLUMNS", "40")
     table(["the 10 weights that changed most of all", "b", "c"], [["x" * 90, "1", "2"]])
@@ -83,7 +73,7 @@ def test_long_words_and_names_of_columns_are_broken(monkeypatch: pytest.MonkeyPa
 
 
 def test_wide_characters_fit_a_narrow_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Shown(True)
+    out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("COLUMNS", "24")
     table(["name", "text", "more"], [["映像", "予測された映像の一覧です", "予測" * 10]], left=3)

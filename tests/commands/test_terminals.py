@@ -16,35 +16,9 @@ from click.testing import CliRunner, Result
 from e3d_deploy.cli import Commands, main
 from e3d_deploy.commands import _output
 from e3d_deploy.commands._streams import lasting
+from tests.tools import Broken, Terminal
 
 SAID = "1 × 3 frames – max |Δ| ‖Δ‖ · ≤ … 日"
-
-
-class Broken(TextIOWrapper):
-    """A stream whose disk is full, or whose reader is gone."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(BytesIO(), encoding="utf-8")
-        self.number = number
-
-    def write(self, _: str) -> int:
-        raise OSError(self.number, os.strerror(self.number))
-
-
-class Terminal(TextIOWrapper):
-    """A stream that says it is a terminal."""
-
-    def __init__(self) -> None:
-        super().__init__(BytesIO(), encoding="utf-8")
-
-    def isatty(self) -> bool:
-        return True
-
-    def text(self) -> str:
-        self.flush()
-        content = self.buffer
-        assert isinstance(content, BytesIO)
-        return content.getvalue().decode()
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Terminal:
@@ -181,8 +155,8 @@ def test_progress_is_a_line_that_goes_away_on_a_terminal(monkeypatch: pytest.Mon
     shown = terminal(monkeypatch, {})
     with _output.working("measuring [red]") as progress:
         progress("clip 1")
-    assert "measuring [red]" in shown.text()
-    assert "\x1b[" in shown.text()
+    assert "measuring [red]" in shown.getvalue()
+    assert "\x1b[" in shown.getvalue()
 
 
 @pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"TERM": "dumb", "NO_COLOR": "1"}])
@@ -192,7 +166,7 @@ def test_progress_is_plain_on_a_dumb_terminal(variables: dict[str, str], monkeyp
         for number in range(100):
             progress(f"clip {number}")
     _output.warn("unproved")
-    assert shown.text() == "measuring\nWARN unproved\n"
+    assert shown.getvalue() == "measuring\nWARN unproved\n"
 
 
 def test_progress_of_long_work_shows_in_a_log_now_and_then(
@@ -222,7 +196,7 @@ def test_colours_follow_the_variables(
 ) -> None:
     shown = terminal(monkeypatch, variables)
     _output.warn("unproved")
-    assert ("\x1b[" in shown.text()) is coloured
+    assert ("\x1b[" in shown.getvalue()) is coloured
 
 
 def test_nothing_but_text_goes_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from e3d_deploy import runtime
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from tests.tools import e3d
+from tests.tools import e3d, off
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -75,13 +74,7 @@ def test_pytorch_is_compared_with_its_recorded_answer_not_with_itself(
 def test_where_auto_takes_none_the_first_that_opens_is_shown_to_fail(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = OnnxRuntimeBackend.step
-
-    def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
-        prediction, state = step(self, *arguments)
-        return prediction + np.float32(0.01), state
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "step", off)
+    off(monkeypatch, OnnxRuntimeBackend)
     install(monkeypatch, "onnxruntime")
     result = e3d("verify", bundle_path, "--json", code=3)
     assert "auto takes none here; verifying onnxruntime, the first that opens" in result.stderr

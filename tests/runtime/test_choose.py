@@ -24,6 +24,7 @@ from e3d_deploy.runtime.choose import _key, _say_not_kept, _times, choose, open_
 from e3d_deploy.turns import block
 from tests.fake_backend import AGELESS
 from tests.manifests import changed, sidecar
+from tests.tools import off
 
 
 @pytest.fixture(autouse=True)
@@ -76,17 +77,6 @@ def slow(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(
         "e3d_deploy.runtime.choose._times", lambda _, backends: {one: 1e3 if one in names else 1.0 for one in backends}
     )
-
-
-def off(monkeypatch: pytest.MonkeyPatch, kind: type, by: float = 0.001) -> None:
-    """Let a backend give something else than PyTorch."""
-    step = kind.step  # type: ignore[attr-defined]
-
-    def wrong(self: Any, *arguments: Any) -> Any:
-        prediction, state = step(self, *arguments)
-        return prediction + np.float32(by), state
-
-    monkeypatch.setattr(kind, "step", wrong)
 
 
 def reasons(choice: Any) -> dict[str, str]:
@@ -330,13 +320,8 @@ def test_a_place_that_cannot_be_written_keeps_nothing(
 
 
 def test_where_there_is_no_home_nothing_is_kept_and_that_is_said_once(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bundle: Bundle, homeless: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(Path, "home", homeless)
     there(monkeypatch, "onnxruntime")
     _say_not_kept.cache_clear()
     for _ in range(2):

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from e3d_deploy.cli import main
 from e3d_deploy.config import PRESETS, RECIPES, ModelConfig, TrainConfig
 from e3d_deploy.errors import E3DError
 from e3d_deploy.training import train as training
+from tests.tools import e3d
 
 Seen = dict[str, Any]
 
@@ -29,9 +28,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 
 def e3d_train(*options: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, ["train", "-o", "runs/a", *map(str, options)])
-    assert done.exit_code == code, done.stderr
-    return done.stderr
+    return e3d("train", "-o", "runs/a", *options, code=code).stderr
 
 
 def test_full_is_the_defaults(seen: Seen) -> None:
@@ -63,7 +60,7 @@ def test_an_option_wins_over_the_preset(seen: Seen) -> None:
 
 
 def test_the_help_tells_the_values_of_presets() -> None:
-    shown = " ".join(CliRunner().invoke(main, ["train", "--help"]).stdout.split())
+    shown = " ".join(e3d("train", "--help").stdout.split())
     for name in ("tiny", "small"):
         values = PRESETS[name]
         hidden = ",".join(map(str, values["hidden"]))

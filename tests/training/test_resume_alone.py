@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor
 
 from e3d_deploy import checkpoint, files, plots
-from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.errors import CheckpointError
 from e3d_deploy.model import E3DLSTM
@@ -23,6 +21,7 @@ from e3d_deploy.training.callbacks import Interrupted
 from e3d_deploy.training.module import Learner
 from e3d_deploy.training.settings import Begun, Command
 from e3d_deploy.training.train import Machine, train
+from tests.tools import e3d
 
 MODEL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(4,), kernel_size=3)
 TRAINING = TrainConfig(context_length=2, horizon=1, steps=1, batch_size=1, validation_clips=1)
@@ -59,9 +58,7 @@ def checkpoint_of(path: Path) -> Path:
 
 
 def e3d_train(*options: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, ["train", *map(str, options)])
-    assert done.exit_code == code, done.stderr
-    return done.stderr
+    return e3d("train", *options, code=code).stderr
 
 
 def steps_done(run: Path) -> int:

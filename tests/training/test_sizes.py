@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from e3d_deploy.cli import main
 from e3d_deploy.training.sizes import fitting_patch, size_arguments
+from tests.tools import e3d
 
 
 @pytest.mark.parametrize(
@@ -34,8 +33,7 @@ def test_a_size_names_a_patch_only_where_its_own_does_not_suit() -> None:
 def test_the_suggestion_without_timing_can_be_trained_too(tmp_path: Path) -> None:
     np.save(tmp_path / "clips.npy", np.zeros((12, 2, 60, 60, 1), np.uint8))
     options = ["--json", "--image-size", "60x60", "--length", "2", "--layout", "NTHWC"]
-    done = CliRunner().invoke(main, ["data", "inspect", str(tmp_path / "clips.npy"), *options])
-    assert done.exit_code == 0, done.stderr
+    done = e3d("data", "inspect", tmp_path / "clips.npy", *options)
     assert "--image-size 60x60 --channels 1 -o runs/first --preset tiny --patch-size 6" in done.stderr
 
 

@@ -17,12 +17,7 @@ from e3d_deploy.training.callbacks import Bar
 from e3d_deploy.training.pace import Pace
 from e3d_deploy.training.telling import Telling
 from e3d_deploy.training.train import Machine, _callbacks
-from tests.tools import Clock
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.tools import Clock, Terminal
 
 
 class Run:
@@ -83,7 +78,7 @@ def test_a_bar_without_colours_has_none(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(sys, "stderr", Terminal())
         bar: Any = Bar(10)
         Console(**bar._console_kwargs).print("text", style="red")
-        written[value] = bar._console_kwargs["file"].stream.getvalue()
+        written[value] = bar._console_kwargs["file"].getvalue()
     assert "\x1b[31m" in written[""]
     assert "\x1b[31m" not in written["1"]
 
