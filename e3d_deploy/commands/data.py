@@ -67,13 +67,16 @@ def inspect_data(
         show_data(found)
     if picture is not None:
         click.echo(picture, err=json_)
-    suggest_training(source_, form, length=length, skip_bad=skip_bad, timed=not json_)
+    train = found.splits["train"]
+    spare = 0.0 if isinstance(train, look.SplitError) else max(0.0, train.lengths.median - length)
+    suggest_training(source_, form, length=length, spare=spare, skip_bad=skip_bad, timed=not json_)
 
 
-def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, timed: bool) -> None:
+def suggest_training(source: str, form: "Form", *, length: int, spare: float, skip_bad: bool, timed: bool) -> None:
     """Print the command that trains on a source, sized so that it ends within hours on this machine, and its duration.
 
     Args:
+        spare: frames that a clip has beyond a window.
         skip_bad: leave out what cannot be read, as here.
         timed: measure a step for it, which takes seconds; else the smallest preset is suggested.
     """
@@ -92,12 +95,12 @@ def suggest_training(source: str, form: "Form", *, length: int, skip_bad: bool, 
 
         lengths = {"context_length": context_length, "horizon": horizon}
         with working("timing a training step"):
-            plan = suitable(image_size=form.image_size, channels=form.channels, **lengths)
+            plan = suitable(image_size=form.image_size, channels=form.channels, spare=spare, **lengths)
         assert plan is not None  # a patch fits
         sizes = plan.arguments
         click.echo(
-            f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine, {plan.steps} steps of "
-            f"{plan.step_s:.2g} s as timed now",
+            f"preset {plan.preset}: about {duration(plan.duration_s)} on this machine with validations, {plan.steps} "
+            f"steps of {plan.step_s:.2g} s as timed now",
             err=True,
         )
     size = "x".join(map(str, form.image_size))

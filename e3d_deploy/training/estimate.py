@@ -1,20 +1,30 @@
 """Duration of a training run, estimated from passes that are timed on this machine, and the size that suits it."""
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
 
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
+from e3d_deploy.evaluation.streaming import ages_of, steps_of
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.training.decay import SHARE, WINDOWS, WITH_GRADIENTS, affordable
 from e3d_deploy.training.sizes import configs, fitting_patch
 
-BUDGET_S = 2.0
-"""Time to spend on whole steps (seconds); a step that takes longer is estimated from a part of it."""
-PART = 2
-"""Frames of such a part."""
+BUDGET_S = 4.0
+"""Time after which no further pass is timed (seconds)."""
+WHOLE_S = 6.0
+"""Time of the longest step that is timed whole (seconds); a longer one is estimated from a part of it."""
+PART = 4
+"""Frames of such a part. The mean frame of two takes 8 to 15 % less than that of a whole clip, of four 1 to 12 %."""
+BESIDE = 1.02
+"""Time of a step with data, optimizer and moving average, in passes over its clips; measured 1.02."""
+NO_GRADIENTS = 0.4
+"""Time of a frame without gradients, in frames with them; measured 0.40 to 0.45."""
 LONGEST_S = 4 * 3600.0
 """Duration of the longest run that is suggested (seconds)."""
 GROWTH = 8
@@ -31,11 +41,8 @@ class Plan:
     steps: int
     step_s: float
     """Time of an optimizer step (seconds)."""
-
-    @property
-    def duration_s(self) -> float:
-        """Time of the run without validations (seconds)."""
-        return self.steps * self.step_s
+    duration_s: float
+    """Time of the run (seconds)."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -45,10 +52,11 @@ class Plan:
         return ("--preset", self.preset, *patch, *(() if self.steps == whole else ("--steps", str(self.steps))))
 
 
-def suitable(**form: Any) -> Plan | None:
+def suitable(spare: float = math.inf, **form: Any) -> Plan | None:
     """Return the largest preset whose run ends within hours on this machine, or else tiny with fewer steps.
 
     Args:
+        spare: frames that a clip has beyond a window.
         form: fields of `ModelConfig` and `TrainConfig` that the data decide, such as `image_size`.
 
     Returns:
@@ -61,11 +69,13 @@ def suitable(**form: Any) -> Plan | None:
         if patch is None:
             break
         model, config = configs(preset, **form, patch_size=patch)
+        seconds = step_s(model, config)
         plan = Plan(
             preset=preset,
             patch_size=None if patch == usual else patch,
             steps=config.steps,
-            step_s=step_s(model, config),
+            step_s=seconds,
+            duration_s=seconds * work(config, spare),
         )
         if best is not None and plan.duration_s > LONGEST_S:
             break
@@ -73,15 +83,42 @@ def suitable(**form: Any) -> Plan | None:
         if plan.duration_s * GROWTH > LONGEST_S:
             break
     if best is not None and best.duration_s > LONGEST_S:
-        best = replace(best, steps=max(100, int(LONGEST_S / best.step_s)))
+        steps = max(100, int(best.steps * LONGEST_S / best.duration_s) // 10 * 10)
+        _, config = configs(best.preset, **form, steps=steps)
+        best = replace(best, steps=steps, duration_s=best.step_s * work(config, spare))
     return best
+
+
+def work(config: TrainConfig, spare: float = math.inf) -> float:
+    """Return the duration of a run in optimizer steps: its own, and the frames without gradients that come on top.
+
+    These are the burn-in, the validations and the decay at the end.
+
+    Args:
+        spare: frames that a clip has beyond a window, which limit burn-in and decay.
+    """
+    frames, clips = config.clip_length - 1, config.steps * config.batch_size
+    burnt = 0 if config.burn_in_start is None else config.steps - config.burn_in_start
+    burn_in = fmean(min(spare, number) for number in range(1, config.burn_in + 1)) / 2 if burnt else 0.0
+    ages = affordable(
+        [age for age in ages_of(config.context_length) if age <= config.context_length + spare],
+        context_length=config.context_length,
+        horizon=config.horizon,
+        steps=SHARE * WITH_GRADIENTS * clips * frames / WINDOWS,
+    )
+    carried = (
+        burnt * config.batch_size * burn_in
+        + math.ceil(config.steps / config.validate_every) * config.validation_clips * frames
+        + WINDOWS * steps_of(ages, horizon=config.horizon)
+    )
+    return BESIDE * config.steps + NO_GRADIENTS * carried / (config.batch_size * frames)
 
 
 def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
     """Return the time of an optimizer step on the device that training would take (seconds), measured in a few.
 
-    A step that is too long for that is estimated from two frames, with the history half full as it is in the mean; of
-    a very long one, from those of a single clip. Optimizer and moving average are left out: they take a few percent.
+    A step that is too long for that is estimated from its first frames, with the history half full as it is in the
+    mean; a very long one from those of a single clip.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames = config.clip_length - 1
@@ -90,23 +127,22 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
         part = min(PART, frames)
         half = min(frames, model_config.history_length) // 2
 
-        def time_part(batch: int) -> float:
-            """Return the least time of several passes, as other work of the machine slows any of them."""
-            times: list[float] = []
-            while not times or (sum(times) < BUDGET_S and len(times) < 4):
-                times.append(_pass_s(model, config, frames=part, batch=batch, history=half))
-            return min(times)
+        def passes(frames: int, batch: int, history: int) -> float:
+            return _typical(lambda: _pass_s(model, config, frames=frames, batch=batch, history=history))
 
-        estimate = time_part(1) * config.batch_size  # clips of a batch together take less than one by one
+        estimate = passes(part, 1, half) * config.batch_size  # clips of a batch together take less than one by one
         if config.batch_size > 1 and estimate <= BUDGET_S:
-            estimate = time_part(config.batch_size)
+            estimate = passes(part, config.batch_size, half)
         estimate *= frames / part
-        if estimate > BUDGET_S:
-            return estimate
-        whole: list[float] = []
-        while len(whole) < 2 or (sum(whole) < BUDGET_S and len(whole) < 10):
-            whole.append(_pass_s(model, config, frames=frames, batch=config.batch_size, history=1))
-        return median(whole[1:])
+        return estimate if estimate > WHOLE_S else passes(frames, config.batch_size, 1)
+
+
+def _typical(time_once: Callable[[], float]) -> float:
+    """Return the median of several times, without the first, which is longer; where one takes long, that one."""
+    times: list[float] = []
+    while not times or (sum(times) < BUDGET_S and len(times) < 10):
+        times.append(time_once())
+    return median(times[1:] or times)
 
 
 def _pass_s(model: E3DLSTM, config: TrainConfig, *, frames: int, batch: int, history: int) -> float:
