@@ -14,6 +14,7 @@ from e3d_deploy.lasting import LastingStream
 PLAIN = {
     "×": "x",
     "·": "-",
+    "•": "-",
     "–": "-",
     "—": "-",
     "−": "-",

@@ -413,6 +413,12 @@ class Bar(RichProgressBar):
     def total_train_batches(self) -> float:
         return self.batches
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the loss and the error of the last validation; all that is logged does not fit 80 columns."""
+        found = super().get_metrics(trainer, pl_module)
+        shown = {"loss": "train_loss", "valid_mse": "valid_mse"}
+        return {label: found[name] for label, name in shown.items() if name in found}
+
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"  # there is one epoch, without end
 

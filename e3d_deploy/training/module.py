@@ -77,7 +77,7 @@ class Learner(LightningModule):
         difference = predictions.float() - frames[:, 1:]
         loss = self.loss(difference)
         self.log("train_loss", loss.detach(), prog_bar=True)
-        self.log("train_mse", difference.detach().square().sum((2, 3, 4)).mean(), prog_bar=True)
+        self.log("train_mse", difference.detach().square().sum((2, 3, 4)).mean())
         self.log("sampling", chances[-1])
         if config.burn_in:
             self.log("burn_in", float(burn_in))

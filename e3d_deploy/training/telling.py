@@ -50,14 +50,16 @@ class Telling(Callback):
         if (batch_idx + 1) % self.config.accumulate or not trainer.is_global_zero:
             return
         step, now = trainer.global_step, self.clock()
-        first = self.warm is None
+        first, last = self.warm is None, step == self.config.steps
         if self.warm is None:
             self.warm = (step, now)
         elif not self.settled and now - self.warm[1] >= SETTLED_S:
             self.settled = True
             self._warn_of_days(step, now, on_cpu=pl_module.device.type == "cpu")
-        if self.say is not None and (first or step == self.config.steps or now - self.told[1] >= EVERY_S):
-            self.say(self._line(step, now, float(trainer.callback_metrics["train_loss"])))
+        if self.say is not None and (first or last or now - self.told[1] >= EVERY_S):
+            line = self._line(step, float(trainer.callback_metrics["train_loss"]))
+            # The first step is no measure of others.
+            self.say(line if first and not last else f"{line}, {self._speed(step, now)}")
             self.told = (step, now)
 
     def step_s(self, step: int, now: float) -> float:
@@ -72,11 +74,14 @@ class Telling(Callback):
             return left
         return max(0.0, min(left, self.pace.limit_s - self.pace.elapsed_s))
 
-    def _line(self, step: int, now: float, loss: float) -> str:
+    def _line(self, step: int, loss: float) -> str:
+        of = f"step {step}" if self.pace.by_time else f"step {step} of {self.config.steps}"
+        return f"{of}: loss {loss:.4g}"
+
+    def _speed(self, step: int, now: float) -> str:
         done, since = step - self.told[0], now - self.told[1]
         rate = done * self.config.batch_size / since if since > 0 else 0.0
-        of = f"step {step}" if self.pace.by_time else f"step {step} of {self.config.steps}"
-        return f"{of}: loss {loss:.4g}, {rate:.3g} sequences/s, {duration(self._left_s(step, now))} left"
+        return f"{rate:.3g} sequences/s, {duration(self._left_s(step, now))} left"
 
     def _warn_of_days(self, step: int, now: float, *, on_cpu: bool) -> None:
         left = self._left_s(step, now)

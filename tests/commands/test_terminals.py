@@ -18,7 +18,7 @@ from e3d_deploy.commands import _output
 from e3d_deploy.commands._streams import lasting
 from tests.tools import Broken, Terminal
 
-SAID = "1 × 3 frames – max |Δ| ‖Δ‖ · ≤ … 日"
+SAID = "1 × 3 frames – max |Δ| ‖Δ‖ · • ≤ … 日"
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Terminal:
@@ -64,7 +64,7 @@ def test_what_an_encoding_lacks_is_replaced(encoding: str) -> None:
         assert "3 frames" in first
         assert len(first) >= len(SAID)
     if encoding == "ascii":
-        assert result.stdout_bytes.decode("ascii").splitlines()[0] == r"1 x 3 frames - max |d| |d| - <= ... \u65e5"
+        assert result.stdout_bytes.decode("ascii").splitlines()[0] == r"1 x 3 frames - max |d| |d| - - <= ... \u65e5"
 
 
 def test_what_an_encoding_has_is_printed() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from rich.console import Console
 from torch import Tensor
 
@@ -83,11 +84,24 @@ def test_a_bar_without_colours_has_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\x1b[31m" not in written["1"]
 
 
+def test_a_bar_shows_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = {"v_num": 0, "train_loss": 0.2, "train_mse": 9.1, "valid_mse": 6.0}
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: logged)
+    anything: Any = None
+    assert Bar(10).get_metrics(anything, anything) == {"loss": 0.2, "valid_mse": 6.0}
+    del logged["valid_mse"]
+    assert Bar(10).get_metrics(anything, anything) == {"loss": 0.2}
+
+
+def test_a_run_of_one_step_tells_its_speed() -> None:
+    assert lines_of(TrainConfig(steps=1), 2.0) == ["step 1 of 1: loss 0.25, 2 sequences/s, 0 s left"]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_lines_come_at_the_first_step_the_last_and_every_half_minute(accumulate: int) -> None:
     said = lines_of(TrainConfig(steps=50, batch_size=4, accumulate=accumulate), 2.0)
     assert said == [
-        "step 1 of 50: loss 0.25, 2 sequences/s, 98 s left",
+        "step 1 of 50: loss 0.25",
         "step 16 of 50: loss 0.25, 2 sequences/s, 68 s left",
         "step 31 of 50: loss 0.25, 2 sequences/s, 38 s left",
         "step 46 of 50: loss 0.25, 2 sequences/s, 8 s left",
@@ -97,9 +111,10 @@ def test_lines_come_at_the_first_step_the_last_and_every_half_minute(accumulate:
 
 
 def test_a_time_limit_is_what_is_left() -> None:
-    assert lines_of(TrainConfig(steps=50), 2.0, limit_s=60.0, steps=1)[0].endswith("58 s left")
+    assert lines_of(TrainConfig(steps=50), 2.0, limit_s=60.0, steps=16)[1].endswith("28 s left")
     by_time = TrainConfig(steps=50_000, schedule_by="time")
-    assert lines_of(by_time, 2.0, limit_s=600.0, steps=1) == ["step 1: loss 0.25, 2 sequences/s, 10 min left"]
+    lines = ["step 1: loss 0.25", "step 16: loss 0.25, 2 sequences/s, 9 min left"]
+    assert lines_of(by_time, 2.0, limit_s=590.0, steps=16) == lines
 
 
 def test_a_run_of_days_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
