@@ -15,6 +15,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.rate import TOLERANCE
 from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.data.series import check_one_series
 from e3d_deploy.errors import BackendUnavailable, ClipError
 from e3d_deploy.libraries import pip_install
 
@@ -59,11 +60,17 @@ def _stem(name: str) -> str:
 
 
 def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
-    """Return the frames in a folder by the order of their names, and log if another order could be meant."""
+    """Return the frames in a folder by the order of their names, and log if another order could be meant.
+
+    Raises:
+        ClipError: frames of two series, such as colour and depth.
+    """
     ordered = in_order(folder / name for name in frames_of(os.listdir(folder)))
     if ordered.remark is not None:
         text = "%s: %s; rename them if that is not meant"
         remarks.say(f"order of {folder}", text, folder, ordered.remark)
+    if (remark := check_one_series(folder, [file.name for file in ordered.files])) is not None:
+        remarks.say(f"series of {folder}", "%s: %s; remove what is not of it", folder, remark)
     return ordered.files
 
 

@@ -1,0 +1,111 @@
+"""Frames of two series in one folder are refused, and names of real data are not."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from e3d_deploy.data.clips import play, read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.series import check_one_series
+from e3d_deploy.data.sources import open_source
+from e3d_deploy.errors import ClipError
+
+TIMES = range(8, 13)
+"""Counters of different widths."""
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("frame-{:06}.color.png", "frame-{:06}.depth.png"),
+        ("{:04}_L.png", "{:04}_R.png"),
+        ("{}.jpg", "{}.png"),
+        ("{:03}.tif", "{:03}.bmp"),
+        ("{:04}.png", "{:04}_thumb.png"),
+        ("{:04}.jpg", "{:04}-mask.png"),
+        ("{}.png", "{} mask.png"),
+        ("img_{}.png", "gt_{}.png"),
+        ("left_{}.png", "right_{}.png"),
+        ("aachen_000000_{:06}_gtFine_color.png", "aachen_000000_{:06}_gtFine_labelIds.png"),
+        ("{:04}.png", "{:04}_mask_1.png"),
+        ("{:04}.png", "{:04}.gt.png"),
+        ("DSC_{:04}.JPG", "DSC_{:04}-edited.jpg"),
+        ("f{}.png", "f{} (1).png"),
+        ("f{}.png", "Copy of f{}.png"),
+        ("{:04}a.png", "{:04}b.png"),
+        ("{}.png", "{}a.png"),
+        ("2024-05-01_{:03}.png", "2024-05-01_{:03}_ir.png"),
+        ("{}_rgb.png", "{}_ir.png", "{}_uv.png"),
+    ],
+)
+def test_two_series_with_the_same_counters_are_refused(kinds: tuple[str, ...]) -> None:
+    names = [kind.format(time) for time in TIMES for kind in kinds]
+    with pytest.raises(ClipError, match=r"walk: holds frames of two series, such as .*; give each its own folder"):
+        check_one_series("walk", names)
+
+
+def test_a_series_beside_half_of_the_frames_is_refused() -> None:
+    names = [f"{time:02}.png" for time in range(20)] + ["03_old.png", "07_old.png", "21_old.png"]
+    with pytest.raises(ClipError, match=r"03.png and 03_old.png"):
+        check_one_series("walk", names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{time:010}.png" for time in TIMES],
+        [f"{time:03}.tif" for time in TIMES],
+        [f"image_{time:04}.png" for time in TIMES],
+        ["IMG_0001.JPG", "IMG_0002.jpg", "IMG_0003.jpeg", "IMG_0004.JPG"],
+        [f"{time}.{'png' if time % 2 else 'jpg'}" for time in TIMES],
+        [f"2024-0{month}-01_{time:03}.png" for month in (1, 2) for time in TIMES],
+        [f"{month}_{time:02}.png" for month in ("Jan", "March", "sept") for time in TIMES],
+        [f"{day}-{time}.png" for day in ("Mon", "Tuesday", "wed") for time in TIMES],
+        [f"{time}-05 {half}.png" for half in ("AM", "PM") for time in TIMES],
+        [f"12.30.{time:02}{part}.png" for time in TIMES for part in ("", ".5")],
+        [f"{time}{part}.png" for time in TIMES for part in ("", ".5")],
+        [f"1714567890.{time}.png" for time in TIMES],
+        [f"{time:06}_{pair}.png" for time in TIMES for pair in (10, 11)],
+        [f"t_{time}.png" for time in range(-9, 10)],
+        [f"{time:x}.png" for time in range(300)],
+        [f"{time:02x}.png" for time in range(28)],
+        [f"f{time:04x}.png" for time in range(0, 3000, 7)],
+        [hashlib.md5(b"%d" % time).hexdigest() + ".png" for time in range(300)],
+        [hashlib.md5(b"%d" % time).hexdigest()[:4] + ".png" for time in range(300)],
+        [hashlib.sha1(b"%d" % time).hexdigest()[:8] + ".png" for time in range(300)],
+        ["a.png", "b.png", "c.png"],
+        [],
+    ],
+)
+def test_names_of_one_clip_are_not_remarked(names: list[str]) -> None:
+    assert check_one_series("walk", names) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "remark"),
+    [
+        (
+            [f"frame_{time}.png" for time in TIMES] + ["img_13.png", "img_14.png"],
+            "5 like frame_8.png, 2 like img_13.png",
+        ),
+        ([f"f{time}.png" for time in TIMES] + ["f9 (1).png"], "5 like f8.png, 1 like f9 (1).png"),
+    ],
+)
+def test_other_names_among_frames_are_said(names: list[str], remark: str) -> None:
+    assert check_one_series("walk", names) == f"frames of 2 kinds of names are taken as one clip: {remark}"
+
+
+def test_every_reader_refuses_two_series(tmp_path: Path) -> None:
+    for name in ("1_L.png", "1_R.png", "2_L.png", "2_R.png"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / name)
+    form = Form(image_size=(8, 8), channels=1)
+    for read in (
+        lambda: play(tmp_path, form),
+        lambda: read_clips(tmp_path, form),
+        lambda: open_source(str(tmp_path), form, split="train", length=1),
+    ):
+        with pytest.raises(ClipError, match=r"1_L.png and 1_R.png"):
+            read()
