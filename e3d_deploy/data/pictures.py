@@ -4,19 +4,22 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data import png
 from e3d_deploy.data.fit import fit_shape, say_change
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.rate import TOLERANCE
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.series import check_one_series
-from e3d_deploy.errors import BackendUnavailable, ClipError
+from e3d_deploy.data.stacks import why_no_clip
+from e3d_deploy.errors import BackendUnavailable, ClipError, E3DError
 from e3d_deploy.libraries import pip_install
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -32,6 +35,8 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 """Factors from the gray values of a PNG to those of Pillow, by its names of the storage."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
 """Tags of a TIFF, the last of EXIF too."""
+DESCRIPTION, SAMPLES = 270, 277
+"""Tags of a TIFF: text, and colours of a pixel."""
 SIGNED = 2
 """Value of `SAMPLE_FORMAT` for integers with a sign."""
 NO_PAGE = 0b101
@@ -99,49 +104,99 @@ def read_picture(file: Path, form: Form, *, remarks: Remarks | None = None, name
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """Open an image; whatever Pillow raises about it is an error of the clip."""
+    """Open an image; whatever Pillow raises about it is an error of the clip.
+
+    Pillow alone is to be called while it is open, as its decoders raise nearly anything about a damaged file.
+    """
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
-        with Image.open(file) as image:
-            # Without a name it is not mapped into memory, which garbles TIFFs that are turned (Pillow 13.0).
-            image.filename = ""
+        # Without a name it is not mapped into memory, which garbles TIFFs that are turned (Pillow 13.0).
+        with _content(file) as content, Image.open(content) as image:
             _scale_transparent(image)
             yield image
-    # Pillow's readers of damaged files: SyntaxError for a chunk of PNG, ValueError for a size.
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{file}: not a picture that can be read ({error}); check the file") from error
+    except (E3DError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise _unreadable(file, "no format that Pillow knows") from error
+    except Exception as error:
+        raise _unreadable(file, str(error) or type(error).__name__) from error
+
+
+def _unreadable(file: Path, reason: str) -> ClipError:
+    return ClipError(f"{file}: not a picture that can be read ({reason}); check the file")
+
+
+def _content(file: Path) -> BinaryIO:
+    """Open a file; a PNG is read into memory and its checksums are compared, as Pillow skips those of pixels.
+
+    Raises:
+        ClipError: another checksum.
+    """
+    stream = file.open("rb")
+    if stream.read(len(png.SIGNATURE)) != png.SIGNATURE:
+        stream.seek(0)
+        return stream
+    with stream:
+        content = png.SIGNATURE + stream.read()
+    if png.has_damage(content):
+        raise _unreadable(file, "the checksum of its pixels is wrong")
+    return BytesIO(content)
 
 
 def _scale_transparent(image: Any) -> None:
-    """Bring the transparent gray value of a PNG of 2 or 4 bits to 8, as Pillow brings the pixels alone."""
+    """Bring the transparent value of a PNG of 2, 4 or 16 bits to 8, as Pillow brings the pixels alone."""
     clear = image.info.get("transparency")
-    if image.format == "PNG" and isinstance(clear, int) and image.tile:
-        image.info["transparency"] = clear * STRETCHED.get(image.tile[0].args, 1)
+    if image.format != "PNG" or clear is None or not image.tile:
+        return
+    stored = image.tile[0].args
+    if isinstance(clear, int):
+        image.info["transparency"] = clear * STRETCHED.get(stored, 1)
+    elif stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def _load(file: Path) -> Any:
     """Return the only page of a file, decoded."""
     with _opened(file) as image:
-        if (pages := len(_pages(image))) > 1:
+        if (pages := len(_pages(image, file))) > 1:
             raise ClipError(
                 f"{file}: has {pages} pages, and a picture in a folder is one frame; give the file by itself, "
                 "or write each page to a file of its own"
             )
-        image.seek(0)
-        image.load()
-        return image
+        return _decoded(image, 0)
 
 
-def _pages(image: Any) -> list[int]:
-    """Return the pages that are frames; smaller copies and masks in a TIFF are not, nor the previews in a JPEG."""
+def _decoded(image: Any, page: int) -> Any:
+    image.seek(page)
+    image.load()
+    image.getexif()  # keeps it; damage to it is found here
+    return image
+
+
+def _load_pages(file: Path) -> Iterator[Any]:
+    """Yield the pages of a file, decoded."""
+    with _opened(file) as image:
+        for page in _pages(image, file):
+            yield _decoded(image, page)
+
+
+def _pages(image: Any, file: Path) -> list[int]:
+    """Return the pages that are frames; smaller copies and masks in a TIFF are not, nor the previews in a JPEG.
+
+    Raises:
+        ClipError: a stack of channels, or one in a single page.
+    """
     pages = range(getattr(image, "n_frames", 1))
-    if image.format not in ("TIFF", "PNG", "WEBP", "GIF"):
-        return [0]
-    if image.format != "TIFF" or len(pages) == 1:
-        return list(pages)
+    if image.format == "PNG":
+        return list(pages[image.default_image :])  # which players of the others do not show
+    if image.format != "TIFF":
+        return list(pages) if image.format in ("WEBP", "GIF") else [0]
+    description, samples = image.tag_v2.get(DESCRIPTION), image.tag_v2.get(SAMPLES, 1)
+    if (reason := why_no_clip(description, pages=len(pages), samples=samples)) is not None:
+        raise ClipError(f"{file}: {reason}")
 
     def is_frame(page: int) -> bool:
         image.seek(page)
@@ -275,14 +330,11 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         shown_ms: list[float] = []  # of the pages before, as the last one has none behind it
-        with _opened(file) as image:
-            for page in _pages(image):
-                image.seek(page)
-                image.load()
-                shown = image.info.get("duration", 0)
-                yield _brought(image, file, form, remarks, file.name)
-                _say_times(shown_ms, file.name, remarks)
-                shown_ms = [min([*shown_ms, shown]), max([*shown_ms, shown])]
+        for image in _load_pages(file):
+            shown = image.info.get("duration", 0)
+            yield _brought(image, file, form, remarks, file.name)
+            _say_times(shown_ms, file.name, remarks)
+            shown_ms = [min([*shown_ms, shown]), max([*shown_ms, shown])]
 
     return pictures(), None
 

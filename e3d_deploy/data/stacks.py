@@ -1,0 +1,58 @@
+"""Stacks in a TIFF whose pages are not the frames of a clip. Needs no PyTorch."""
+
+import json
+import re
+from collections.abc import Mapping
+from itertools import accumulate
+from math import prod
+from operator import mul
+
+_SIZE_IN_OME = re.compile(r'\bSize([CZT])="(\d+)"')
+_AXIS_OF_OME = {"C": "channels", "Z": "slices", "T": "frames"}
+AXES = ("channels", "slices", "frames")
+REMEDY = "save one channel and slice as a file of its own"
+
+
+def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
+    """Return why the pages of a TIFF are not one clip by its description, and what to do; None if they may be.
+
+    Args:
+        description: text in the first page, in which ImageJ, OME and tifffile tell the axes.
+        pages: pages in the file.
+        samples: colours of a pixel.
+    """
+    if not isinstance(description, str):
+        return None
+    if description.startswith("ImageJ="):
+        told = dict(line.split("=", 1) for line in description.splitlines() if "=" in line)
+        sizes = {name: int(value) for name, value in told.items() if value.isdecimal()}
+        if sizes.get("images", 0) > pages:
+            return f"ImageJ tells {sizes['images']} images, got a page for {pages}; save it as an image sequence"
+        return _why_several({axis: sizes.get(axis, 1) for axis in AXES})
+    if "<OME" in description:
+        sizes = {_AXIS_OF_OME[axis]: int(size) for axis, size in reversed(_SIZE_IN_OME.findall(description))}
+        sizes["channels"] = sizes.get("channels", 1) // samples  # colours are channels too
+        return _why_several(sizes) if prod(sizes.values()) == pages else None  # else it is one file of several
+    return _by_tifffile(description, pages) if description.startswith('{"shape"') else None
+
+
+def _why_several(sizes: Mapping[str, int]) -> str | None:
+    several = {axis: size for axis, size in sizes.items() if size > 1}
+    if "channels" not in several and len(several) < 2:
+        return None
+    got = ", ".join(f"{several[axis]} {axis}" for axis in AXES if axis in several)
+    return f"got pages for {got}, expected frames alone; {REMEDY}"
+
+
+def _by_tifffile(description: str, pages: int) -> str | None:
+    try:
+        told = json.loads(description)
+    except ValueError:
+        return None
+    shape = told["shape"] if isinstance(told["shape"], list) else []
+    if told.get("truncated"):
+        return f"tifffile tells the shape {shape}, got {pages} page; write it without `truncate`"
+    outer = next((shape[: n + 1] for n, size in enumerate(accumulate(shape, mul)) if size == pages), [])
+    if sum(size > 1 for size in outer) < 2:
+        return None
+    return f"got pages for axes of {' and '.join(map(str, outer))}, expected frames alone; {REMEDY}"
