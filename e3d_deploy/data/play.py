@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data import png
 from e3d_deploy.data.folders import ARRAYS
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.pictures import PICTURES, play_folder, play_pages
@@ -54,7 +55,11 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     remarks = remarks or Remarks()
     pictures: Iterator[NDArray[np.uint8]]
     rate: float | None = None
-    is_video = not path.is_dir() and path.suffix.lower() not in PICTURES
+    is_animated = path.is_file() and png.is_animated(path)
+    if is_animated and png.has_damage(path.read_bytes()):
+        raise ClipError(f"{path}: damaged, the checksum of a frame is wrong; copy or export it again")
+    # FFmpeg, unlike Pillow, knows all ways in which a frame of an animated PNG is laid over those before.
+    is_video = is_animated or not (path.is_dir() or path.suffix.lower() in PICTURES)
     if is_video:
         pictures, rate, frames = play_video(path, form, remarks=remarks, resample=selection.resample)
     else:

@@ -1,6 +1,7 @@
 """Pictures are read as viewers show them, or refused by name."""
 
 import logging
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_a_transparent_value_of_16_bits_is_black(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(load_picture(tmp_path / "2.png")), np.where(CLEAR, 0, 100))
 
 
+def test_a_transparent_colour_of_16_bits_is_black(tmp_path: Path) -> None:
+    values = np.where(CLEAR[..., None], (60000, 50000, 40000), 257 * 100).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", SIZE[1], SIZE[0], 16, 2, 0, 0, 0)),
+        (b"tRNS", struct.pack(">HHH", 60000, 50000, 40000)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    np.testing.assert_array_equal(np.asarray(load_picture(tmp_path / "1.png"))[..., 0], np.where(CLEAR, 0, 100))
+
+
 # Range of values
 
 
@@ -336,6 +353,63 @@ def test_uneven_times_of_pages_are_said(
     assert messages(caplog).count("frame times vary from 100 to 400 ms") == said
 
 
+@pytest.mark.parametrize(
+    ("description", "pages", "reason"),
+    [
+        ("ImageJ=1.53\nimages=6\nslices=6\nloop=false\n", 1, "tells 6 images, got a page for 1"),
+        ("ImageJ=1.53\nimages=4\nchannels=2\nframes=2\n", 4, "got pages for 2 channels, 2 frames"),
+        ("ImageJ=1.53\nimages=4\nslices=2\nframes=2\n", 4, "got pages for 2 slices, 2 frames"),
+        ('<OME><Pixels SizeC="2" SizeT="2" SizeZ="1"/></OME>', 4, "got pages for 2 channels, 2 frames"),
+        ('{"shape": [2, 2, 6, 9]}', 4, "got pages for axes of 2 and 2"),
+        ('{"shape": [6, 6, 9], "truncated": true}', 1, "got 1 page; write it without `truncate`"),
+        ("ImageJ=1.53\nimages=4\nslices=4\n", 4, None),
+        ('<OME><Pixels SizeC="1" SizeT="4" SizeZ="1"/></OME>', 4, None),
+        ('<OME><Pixels SizeC="2" SizeT="40" SizeZ="1"/></OME>', 1, None),  # one file of 80
+        ('{"shape": [4, 6, 9]}', 4, None),
+        ("walk", 4, None),
+    ],
+)
+def test_pages_that_are_no_frames_of_one_clip_are_refused(
+    tmp_path: Path, description: str, pages: int, reason: str | None
+) -> None:
+    first, *others = [Image.fromarray(ramp()) for _ in range(pages)]
+    file = tmp_path / "stack.tif"
+    first.save(file, save_all=True, append_images=others, tiffinfo={270: description})
+    if reason is None:
+        assert len(list(play(file, form()).pictures)) == pages
+        return
+    with pytest.raises(ClipError, match=re.escape(reason)):
+        list(play(file, form()).pictures)
+    with pytest.raises(ClipError, match=re.escape(reason)):
+        read_picture(file, form())
+
+
+def test_the_default_image_of_an_animated_png_is_no_frame(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.stack([np.full(SIZE, level, np.uint8)] * 3, -1)) for level in (0, 100, 200)]
+    pages[0].save(tmp_path / "film.png", save_all=True, append_images=pages[1:], default_image=True)
+    frames = np.stack(list(play(tmp_path / "film.png", form()).pictures))
+    assert frames[:, 0, 0, 0].tolist() == [100, 200]
+
+
+def test_an_animated_png_shows_each_frame_over_what_it_is_to_be_laid_on(tmp_path: Path) -> None:
+    """A white square moves over a background that each frame gives back."""
+    pages = [Image.new("RGBA", (9, 6), (0, 0, 0, 255))]
+    for left in (0, 3, 6):
+        page = Image.new("RGBA", (9, 6))
+        page.paste((255, 255, 255, 255), (left, 0, left + 3, 3))
+        pages.append(page)
+    pages[0].save(tmp_path / "film.png", save_all=True, append_images=pages[1:], disposal=2, blend=1, duration=100)
+    video = play(tmp_path / "film.png", form())
+    assert video.rate == 10
+    assert [int((picture > 127).sum()) for picture in video.pictures] == [0, 9, 9, 9]
+
+
+def test_an_animated_png_of_one_bit_is_played(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full(SIZE, level)) for level in (False, True)]
+    pages[0].save(tmp_path / "film.png", save_all=True, append_images=pages[1:])
+    assert [picture.max() for picture in play(tmp_path / "film.png", form()).pictures] == [0, 255]
+
+
 def test_a_small_copy_in_a_file_is_no_page(tmp_path: Path) -> None:
     copy = Image.fromarray(ramp((3, 4)))
     copy.encoderinfo = {"tiffinfo": {254: 1}}
@@ -353,6 +427,57 @@ def test_a_picture_that_is_cut_is_refused(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"1{suffix}").write_bytes(content[: len(content) * 6 // 10])
     with pytest.raises(ClipError, match="not a picture that can be read"):
         read_picture(tmp_path / f"1{suffix}", form())
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_pixels_of_a_png_with_another_checksum_are_refused(tmp_path: Path, place: float) -> None:
+    """Pillow shows zeros in the compressed data as black, or as what was there before."""
+    Image.fromarray(ramp((40, 60))).save(tmp_path / "1.png")
+    content = bytearray((tmp_path / "1.png").read_bytes())
+    begin, end = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
+    hole = begin + int((end - begin) * place)
+    content[hole : hole + 4] = bytes(4)
+    (tmp_path / "1.png").write_bytes(content)
+    with pytest.raises(ClipError, match="the checksum of its pixels is wrong"):
+        read_picture(tmp_path / "1.png", form())
+
+
+def test_frames_of_an_animated_png_with_another_checksum_are_refused(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.roll(ramp((40, 60)), shift)) for shift in range(3)]
+    for name in ("film.png", "film.apng"):
+        pages[0].save(tmp_path / name, format="PNG", save_all=True, append_images=pages[1:])
+        content = bytearray((tmp_path / name).read_bytes())
+        content[content.index(b"fdAT") + 20] ^= 1
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ClipError, match="the checksum of a frame is wrong"):
+            play(tmp_path / name, form())
+
+
+def test_what_follows_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None:
+    Image.fromarray(ramp()).save(tmp_path / "1.png")
+    content = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(content[:-12] + struct.pack(">I4s3sI", 3, b"tEXt", b"a\0b", 0) + content[-12:])
+    np.testing.assert_array_equal(read_picture(tmp_path / "1.png", form())[..., 0], ramp())
+
+
+@pytest.mark.parametrize("error", [TypeError("missing"), struct.error("short"), KeyError(258), EOFError()])
+def test_whatever_a_decoder_raises_is_an_error_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    Image.fromarray(ramp()).save(tmp_path / "1.tif")
+    monkeypatch.setattr("PIL.TiffImagePlugin.TiffImageFile.load", fail)
+    for read in (
+        lambda: read_picture(tmp_path / "1.tif", form()),
+        lambda: list(play(tmp_path / "1.tif", form()).pictures),
+    ):
+        with pytest.raises(ClipError, match=r"1.tif: not a picture that can be read \(.+\); check the file"):
+            read()
+    reader = Reader(form=form(), skip_bad=True, progress=silent)
+    assert reader.open(tmp_path / "1.tif") == []
+    assert len(reader.skipped) == 1
 
 
 # Folders
