@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.pictures import MASKS, NO_MASKS, frames_of, is_frame, is_picture
+from e3d_deploy.data.pictures import MASKS, NO_MASKS, frames_of, is_frame, is_picture, not_read, unread_pictures
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
 
@@ -23,8 +23,11 @@ MASK_FOLDERS = frozenset(
     | {"segmentation", "segmentations"}
 )
 """Names of folders of ground truth and masks beside clips."""
-MACOS = "__MACOSX"
-"""Folder that macOS adds to archives."""
+FOREIGN_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"}
+    | {"$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+"""Folders that systems and network storage add, with thumbnails and deleted files."""
 Key = tuple[int, int] | str
 """Identity of a file: device and number, or the path of one that is not there."""
 
@@ -67,7 +70,7 @@ def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
         if entry.name in masks:
             continue
         if inside[entry]:
-            below = [] if entry.name == MACOS else _find(entry, remark, seen)
+            below = [] if entry.name in FOREIGN_FOLDERS else _find(entry, remark, seen)
             found += below
             ignored += [] if below else [f"{entry.name}/"]
         elif entry.suffix.lower() in CLIPS:
@@ -128,6 +131,9 @@ def warn_of_short(name: object, short: Sequence[str], *, of: int, length: int) -
 
 def no_clips(folder: Path) -> ClipError:
     """Return the error of a folder without clips."""
+    unread = sorted(name for _, _, names in os.walk(folder) for name in unread_pictures(names))
+    if unread:
+        return not_read(folder, unread)
     return ClipError(
         f"{folder}: holds no videos, pictures or arrays, {NO_MASKS}; put some there, or give another folder"
     )
@@ -135,7 +141,7 @@ def no_clips(folder: Path) -> ClipError:
 
 def has_clips(path: Path) -> bool:
     """Return True for a file that may be a clip, and a folder with such a file or a picture in it or below it."""
-    if path.name == MACOS:
+    if path.name in FOREIGN_FOLDERS:
         return False
     if not path.is_dir():
         return path.suffix.lower() in CLIPS
@@ -152,7 +158,7 @@ def _holds_clips(folder: Path, seen: set[Key]) -> bool:
     return any(
         _holds_clips(entry, seen) if is_folder else entry.suffix.lower() in CLIPS
         for entry, is_folder in inside.items()
-        if not is_mask(entry, is_folder)
+        if not is_mask(entry, is_folder) and entry.name not in FOREIGN_FOLDERS
     )
 
 

@@ -22,7 +22,11 @@ from e3d_deploy.data.stacks import why_no_clip
 from e3d_deploy.errors import BackendUnavailable, ClipError, E3DError
 from e3d_deploy.libraries import pip_install
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
+UNREAD = (
+    ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+)  # fmt: skip
+"""Ends of the names of pictures that are not read."""
 GROUND_TRUTH = "_gt"
 """End of the names of ground truth beside clips, as the UCSD pedestrians have it."""
 MASKS = (GROUND_TRUTH, "_mask", "_label", "_labels", "_seg")
@@ -60,6 +64,19 @@ def frames_of(names: Sequence[str]) -> list[str]:
     return frames or [name for name in visible if not _stem(name).endswith(GROUND_TRUTH)]
 
 
+def unread_pictures(names: Sequence[str]) -> list[str]:
+    """Return the names of pictures that are not read."""
+    return [name for name in names if name.lower().endswith(UNREAD) and not name.startswith(".")]
+
+
+def not_read(folder: Path, unread: Sequence[str]) -> ClipError:
+    """Return the error of a folder whose pictures are not read."""
+    return ClipError(
+        f"{folder}: holds pictures of a format that is not read ({min(unread)}, {len(unread)} in all); convert them to "
+        "PNG or JPEG"
+    )
+
+
 def _stem(name: str) -> str:
     return os.path.splitext(name)[0].casefold()
 
@@ -70,7 +87,11 @@ def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
     Raises:
         ClipError: frames of two series, such as colour and depth.
     """
-    ordered = in_order(folder / name for name in frames_of(os.listdir(folder)))
+    names = os.listdir(folder)
+    ordered = in_order(folder / name for name in frames_of(names))
+    if ordered.files and (unread := unread_pictures(names)):
+        text = "%s: ignored, as pictures of a format that is not read: %d such as %s; convert them to PNG or JPEG"
+        remarks.say(f"unread in {folder}", text, folder, len(unread), min(unread))
     if ordered.remark is not None:
         text = "%s: %s; rename them if that is not meant"
         remarks.say(f"order of {folder}", text, folder, ordered.remark)
@@ -237,7 +258,8 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # also true of NaN
-            raise ClipError(f"{file}: got floats from {low:.7g} to {high:.7g}, expected 0 to 1; scale them")
+            got = f"{_outside(low)} to {_outside(high)}"
+            raise ClipError(f"{file}: got floats from {got}, expected 0 to 1; scale them")
         shades = (values * 255).round().astype(np.uint8)
         return 255 - shades if tags.get(PHOTOMETRIC) == 0 else shades
     largest = (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
@@ -246,6 +268,12 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
         shades = 255 - shades
     clear = image.info.get("transparency")
     return shades if clear is None else np.where(values == clear, 0, shades).astype(np.uint8)
+
+
+def _outside(value: float) -> str:
+    """Return a number in three digits, or in so many that it is not taken for 0 or 1."""
+    texts = [f"{value:.{digits}g}" for digits in range(3, 18)]
+    return next((text for text in texts if (float(text) < 0, float(text) > 1) == (value < 0, value > 1)), texts[-1])
 
 
 def _range_unknown(file: Path) -> ClipError:
@@ -276,6 +304,9 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, name: 
     shown = (picture.height, picture.width)
     if remarks is not None:
         say_change(name, shown, shown, (stored_mode, mode), form, remarks)
+        if (first := remarks.first(clip)[0]) != shown:
+            remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is brought to the "
+                        "frame by itself", name, file.name, *shown, *first)  # fmt: skip
     placement = fit_shape(shown, form.image_size, form.fit)
     coloured = picture if picture.mode == mode else picture.convert(mode)
     # Resizing to the same size would copy it.
@@ -317,6 +348,8 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
         raise ClipError(
             f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder"
         )
+    if not files and (unread := unread_pictures(os.listdir(folder))):
+        raise not_read(folder, unread)
     names = {file.name for file in files}
     others = [name for name in os.listdir(folder) if is_picture(name) and name[0] != "." and name not in names]
     if others:

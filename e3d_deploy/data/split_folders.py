@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e3d_deploy.data.folders import CLIPS, MACOS, Key, entries, has_clips, is_mask, key_of, some
+from e3d_deploy.data.folders import CLIPS, FOREIGN_FOLDERS, Key, entries, has_clips, is_mask, key_of, some
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.split_names import Name, paired_names, split_name
 from e3d_deploy.data.splits import Split
@@ -97,7 +97,7 @@ def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
 
 
 def _may_hold(entry: Path, is_folder: bool) -> bool:
-    if entry.name == MACOS:
+    if entry.name in FOREIGN_FOLDERS:
         return False
     return (is_folder or entry.suffix.lower() in CLIPS) and not is_mask(entry, is_folder)
 
