@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -302,7 +302,7 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, name: 
     stored_mode = image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
-    if remarks is not None:
+    if remarks is not None and remarks.is_new(clip := f"{os.path.dirname(file)}/{name}", (shown, stored_mode)):
         say_change(name, shown, shown, (stored_mode, mode), form, remarks)
         if (first := remarks.first(clip)[0]) != shown:
             remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is brought to the "
@@ -321,6 +321,10 @@ class PictureClip:
 
     files: Sequence[Path]
     form: Form
+    remarks: Remarks | None = field(default=None, compare=False)
+    """Takes what is done to the pictures when they are read; None: nothing is logged."""
+    name: str = ""
+    """Source, for remarks."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -333,7 +337,7 @@ class PictureClip:
         files = self.files[frames]
         clip = np.empty((len(files), *self.form.shape), np.uint8)
         for frame, file in zip(clip, files, strict=True):
-            frame[...] = read_picture(file, self.form)
+            frame[...] = read_picture(file, self.form, remarks=self.remarks, name=self.name)
         return clip
 
 
@@ -344,12 +348,12 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
         ClipError: it holds none.
     """
     files = ordered_pictures(folder, remarks)
+    if not files and (unread := unread_pictures(os.listdir(folder))):
+        raise not_read(folder, unread)
     if not files:
         raise ClipError(
             f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder"
         )
-    if not files and (unread := unread_pictures(os.listdir(folder))):
-        raise not_read(folder, unread)
     names = {file.name for file in files}
     others = [name for name in os.listdir(folder) if is_picture(name) and name[0] != "." and name not in names]
     if others:

@@ -139,7 +139,7 @@ class Reader:
                 runs[-1].append(file)
             elif runs[-1]:  # no window shall reach over what is missing
                 runs.append([])
-        return [(str(folder), PictureClip(run, self.form)) for run in runs if run]
+        return [(str(folder), PictureClip(run, self.form, self.remarks, folder.name)) for run in runs if run]
 
     def _say(self, folder: Path, files: Sequence[Path]) -> None:
         """Log what is done to pictures, by the first, the middle and the last of a folder."""

@@ -2,6 +2,8 @@
 
 import logging
 
+Look = tuple[tuple[int, int], str]
+"""Height and width (pixels) of a picture, and its format."""
 log = logging.getLogger(__name__)
 
 
@@ -16,6 +18,7 @@ class Remarks:
         self.silent = silent
         self.texts: list[str] = []
         self._said: set[str] = set()
+        self._looks: dict[str, dict[Look, None]] = {}
 
     def say(self, kind: str, text: str, *values: object) -> None:
         """Log a remark unless one of its kind has been logged."""
@@ -25,3 +28,15 @@ class Remarks:
         self.texts.append(text % values)
         if not self.silent:
             log.warning(text, *values)
+
+    def is_new(self, clip: str, look: Look) -> bool:
+        """Return True if no picture of a clip has had this look before."""
+        looks = self._looks.setdefault(clip, {})
+        if look in looks:
+            return False
+        looks[look] = None
+        return True
+
+    def first(self, clip: str) -> Look:
+        """Return the look of the first picture of a clip."""
+        return next(iter(self._looks[clip]))

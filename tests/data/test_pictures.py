@@ -511,3 +511,77 @@ def test_ground_truth_beside_frames_is_no_frame(tmp_path: Path, caplog: pytest.L
         Image.fromarray(ramp()).save(tmp_path / name)
     assert len(list(play(tmp_path, form()).pictures)) == len(read_clips(tmp_path, form()).clips[0]) == 2
     assert f"{tmp_path}: ignored, as ground truth: 2 pictures such as 1_GT.png" in messages(caplog)
+
+
+def test_a_picture_of_another_size_is_said_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(7):
+        size = (12, 6) if number == 2 else (6, 12)
+        Image.fromarray(ramp(size)).save(tmp_path / f"{number}.png")
+    text = f"{tmp_path.name}: sizes differ, 2.png is 12×6 and the first 6×12"
+    for read in (
+        lambda: list(play(tmp_path, form((6, 12))).pictures),
+        lambda: read_clips(tmp_path, form((6, 12))).frames,
+        lambda: open_source(str(tmp_path), form((6, 12)), split="train", length=1).clips[0][:],
+    ):
+        caplog.clear()
+        read()
+        assert messages(caplog).count(text) == 1
+        assert messages(caplog).count("12×6 L, squeezed to 6×12 L") == 1
+
+
+def test_clips_of_different_sizes_are_not_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for folder, size in (("a", (6, 12)), ("b", (12, 6))):
+        (tmp_path / folder / "rgb").mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(ramp(size)).save(tmp_path / folder / "rgb" / f"{number}.png")
+    assert read_clips(tmp_path, form()).frames.shape[0] == 2
+    assert "sizes differ" not in messages(caplog)
+
+
+def test_one_transparent_picture_is_said_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(7):
+        (transparent("LA") if number == 2 else Image.fromarray(ramp())).save(tmp_path / f"{number}.png")
+    assert read_clips(tmp_path, form()).frames.shape[1] == 7
+    assert messages(caplog).count("2.png: has transparent pixels") == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "got"), [([0.5, 1.0001], "0.5 to 1.0001"), ([-1e-9, 1], "-1e-09 to 1"), ([0, 255], "0 to 255")]
+)
+def test_the_range_of_floats_is_told_so_that_it_lies_outside(tmp_path: Path, values: list[float], got: str) -> None:
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "1.tif")
+    with pytest.raises(ClipError, match=f"got floats from {got}, expected 0 to 1"):
+        load_picture(tmp_path / "1.tif")
+
+
+def test_jfif_is_a_picture(tmp_path: Path) -> None:
+    for name in ("1.jfif", "2.JFIF"):
+        Image.fromarray(ramp()).save(tmp_path / name, format="JPEG")
+    assert len(read_clips(tmp_path, form()).clips[0]) == 2
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "1.pgm"])
+def test_pictures_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    (tmp_path / name).touch()
+    text = rf"holds pictures of a format that is not read \({name}, 1 in all\); convert them to PNG or JPEG"
+    for read in (
+        lambda: play(tmp_path, form()),
+        lambda: read_clips(tmp_path, form()),
+        lambda: open_source(str(tmp_path), form(), split="train", length=1),
+    ):
+        with pytest.raises(ClipError, match=text):
+            read()
+    Image.fromarray(ramp()).save(tmp_path / "2.png")
+    assert len(list(play(tmp_path, form()).pictures)) == 1
+    assert f"ignored, as pictures of a format that is not read: 1 such as {name}; convert them" in messages(caplog)
+
+
+@pytest.mark.parametrize("foreign", ["@eaDir", "#recycle", "__MACOSX", "lost+found"])
+def test_folders_that_systems_add_are_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, foreign: str
+) -> None:
+    (tmp_path / "walk" / foreign / "1.png").mkdir(parents=True)
+    Image.fromarray(ramp()).save(tmp_path / "walk" / foreign / "1.png" / "THUMB_M.png")
+    Image.fromarray(ramp()).save(tmp_path / "walk" / "1.png")
+    assert len(read_clips(tmp_path, form()).clips) == 1
+    assert f"{foreign}/" in messages(caplog)
