@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.gif import source_of
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
@@ -51,7 +52,7 @@ def play_video(
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
-        container = av.open(f"file:{path}")  # else FFmpeg takes what stands before a colon for a protocol
+        container = av.open(source_of(path))
     except av.FFmpegError as error:
         raise unreadable(path, error.strerror) from error
     # FFmpeg shows any text as a film of a terminal ("tty").
