@@ -14,6 +14,9 @@ _WORD_OF_DATE = re.compile(
     r"(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember|day|sday|nesday|rsday|urday)?(?![^\W\d_])"
 )
 """Month, day of the week, or half of a day, which counts like a number."""
+_NUMBERED = re.compile(r"(?<![^\W\d_])(?:cam|camera|view|sensor|channel|band|mask)[-_ ]?\d\d?(?!\d)")
+"""Word whose number is a name, as in cam0, if there is another number in the name of the file."""
+_TO_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _HEX = re.compile(r"[0-9a-f]+")
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
@@ -43,7 +46,7 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
     Raises:
         ClipError: at least half of the counters of a series are those of another, as in 1_left.png and 1_right.png.
     """
-    if len({_NUMBER.sub("\0", name.casefold()) for name in names}) <= 1:  # most folders, so this saves time
+    if len({_NUMBER.sub("\0", _named(name.casefold())) for name in names}) <= 1:  # most folders, so this saves time
         return None
     series = _series(names)
     if not 1 < len(series) <= MOST:
@@ -80,10 +83,20 @@ def _series(names: Sequence[str]) -> Mapping[_Pattern, Mapping[str, _Numbers]]:
     is_hex = _counts_in_hex([stem for stem, _ in split])
     found: dict[_Pattern, dict[str, _Numbers]] = defaultdict(dict)
     for name, (stem, suffix) in zip(names, split, strict=True):
-        counted = _WORD_OF_DATE.sub(lambda word: f"\0{int(word[1], 36)}\0", stem)
+        counted = _WORD_OF_DATE.sub(lambda word: f"\0{int(word[1], 36)}\0", _named(stem))
         pattern, numbers = ("", (stem,)) if is_hex else (_NUMBER.sub("\0", counted), tuple(_NUMBER.findall(counted)))
         found[pattern, SAME_SUFFIXES.get(suffix, suffix)][name] = numbers
     return found
+
+
+def _named(stem: str) -> str:
+    """Return a name in which numbers that are names are letters."""
+
+    def in_letters(found: re.Match[str]) -> str:
+        others = stem[: found.start()] + stem[found.end() :]
+        return found[0].translate(_TO_LETTERS) if any(map(str.isdigit, others)) else found[0]
+
+    return _NUMBERED.sub(in_letters, stem)
 
 
 def _counters(members: Mapping[str, _Numbers]) -> Mapping[_Numbers, str]:

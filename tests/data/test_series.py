@@ -39,6 +39,10 @@ TIMES = range(8, 13)
         ("{}.png", "{}a.png"),
         ("2024-05-01_{:03}.png", "2024-05-01_{:03}_ir.png"),
         ("{}_rgb.png", "{}_ir.png", "{}_uv.png"),
+        ("cam0_{:04}.png", "cam1_{:04}.png"),
+        ("{}-Camera 1.jpg", "{}-Camera 2.jpg"),
+        ("{}.png", "{}_mask_1.png", "{}_mask_2.png"),
+        ("view_{:02}.png", "view_{:02}_ir.png"),
     ],
 )
 def test_two_series_with_the_same_counters_are_refused(kinds: tuple[str, ...]) -> None:
@@ -76,6 +80,9 @@ def test_a_series_beside_half_of_the_frames_is_refused() -> None:
         [hashlib.md5(b"%d" % time).hexdigest() + ".png" for time in range(300)],
         [hashlib.md5(b"%d" % time).hexdigest()[:4] + ".png" for time in range(300)],
         [hashlib.sha1(b"%d" % time).hexdigest()[:8] + ".png" for time in range(300)],
+        [f"view_{time}.png" for time in TIMES],
+        [f"camera_2024-05-0{day}_{time:03}.png" for day in (1, 2) for time in TIMES],
+        [f"cam1_{time:04}.png" for time in TIMES],
         ["a.png", "b.png", "c.png"],
         [],
     ],
