@@ -64,19 +64,6 @@ def members(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def check_archive(path: Path) -> None:
-    """Compare the checksums of the arrays in a .npz file that are not packed; `open_member` does so for packed ones.
-
-    Raises:
-        ClipError: it is damaged.
-    """
-    with damaged(path), zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type == zipfile.ZIP_STORED:
-                for _ in _unpacked(path, entry):
-                    pass
-
-
 def find_frames(path: Path) -> tuple[str, str | None]:
     """Return the name of the array in a .npz file that holds frames, and a remark unless it is called `frames`.
 
@@ -123,8 +110,8 @@ def load_member(path: Path, member: str) -> NDArray[Any]:
 def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
     """An array of a .npz file.
 
-    A compressed one is unpacked into `scratch`, and its checksum compared; one as `np.savez` writes it stays in
-    its file, and is not read through to compare it.
+    A compressed one is unpacked into `scratch`; one as `np.savez` writes it stays in its file, and is read through
+    once, as its checksum is compared too.
 
     Raises:
         ClipError: it is damaged.
@@ -134,6 +121,8 @@ def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
     with damaged(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
         entry = archive.getinfo(f"{member}.npy")
         if entry.compress_type == zipfile.ZIP_STORED:
+            for _ in _unpacked(path, entry):
+                pass
             file.seek(entry.header_offset)
             local = file.read(LOCAL_HEADER_BYTES)
             # The lengths of the name and of the extra field, which need not be that of the archive's table.

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.arrays import check_archive
 from e3d_deploy.data.folders import find_clips, no_clips, warn_of_short
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import is_kth, kth_stretches
@@ -131,6 +130,4 @@ def _each(path: Path, reader: Reader) -> Iterator[tuple[str, Clip]]:
         raise no_clips(path)
     for number, file in enumerate(files):
         reader.progress(f"{number + 1} of {len(files)}: {file}")
-        if file.suffix.lower() == ".npz" and file.is_file():
-            check_archive(file)
         yield from reader.open(file)
