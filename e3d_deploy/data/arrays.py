@@ -13,8 +13,9 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.axes import geometry
 from e3d_deploy.data.form import LAYOUTS, Form
-from e3d_deploy.data.layout import find_layout, geometry
+from e3d_deploy.data.layout import find_layout
 from e3d_deploy.data.storage import File, Scratch, Store, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,10 @@ def moving_square(frames: int, *, colours: int | None = None) -> NDArray[np.uint
 @pytest.mark.parametrize(
     ("order", "form", "readings"),
     [
-        ("HWT", GRAY, r"THW \(32 frames\), or HWT \(32 frames\); give --layout THW, or transpose it .* if it is HWT$"),
+        ("HWT", GRAY, r"THW \(32 frames\), or HWT .*; give --layout THW, or transpose it .* if it is HWT or HTW$"),
         ("HWTC", GRAY, r"THWC \(32 frames\), or HWTC"),
         ("HWTC", RGB, r"THWC \(32 frames of 3 colours\), or HWTC"),
-        ("NHWT", GRAY, r"NTHW \(2 clips of 32 frames\), .*or NHWT \(2 clips of 32 frames\); .* if it is NHWT$"),
+        ("NHWT", GRAY, r"NTHW \(2 clips of 32 frames\), .*or NHWT \(2 clips of 32 frames\), .* if it is NHWT or NHTW$"),
         ("NHWTC", RGB, r"NTHWC .* or NHWTC"),
     ],
 )
@@ -164,7 +165,87 @@ def test_time_in_front_of_a_cube_is_recognised_by_its_numbers(tmp_path: Path, or
     stored = {"THW": clip, "THWC": clip[..., None], "NTHW": np.stack([clip, clip.swapaxes(1, 2)])}[order]
     frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
     assert reader.layouts == [order]
+    assert re.search(r"read as .*32 frames, as frames change less along T", reader.remarks.texts[0])
     np.testing.assert_array_equal(frames[0, ..., 0], clip)
+
+
+def upright(kind: str) -> NDArray[np.uint8]:
+    """A film of upright things that move sideways, uint8 [T, H, W]: its frames are alike from row to row."""
+    rng = np.random.default_rng(0)
+    time, across = np.mgrid[:32, :32]
+    lines = rng.random((32, 32))  # [T, W]
+    if kind.startswith("bars"):
+        lines = 0.5 + 0.4 * np.sin((across - time) * 0.4)
+    elif kind == "poles":  # to the left and to the right
+        places = [(across - 4 * k - (-1) ** k * time + 16) % 32 - 16 for k in range(8)]
+        lines = sum(0.4 * np.exp(-(place**2) / 2) for place in places)
+    film = np.repeat(lines[:, None], 32, axis=1)
+    if kind == "bars before birds":
+        y, x = np.mgrid[:32, :32]
+        for k in range(6):
+            birds = [np.exp(-((x - 5 * k - 0.2 * t) ** 2 + (y - 5 * k) ** 2) / 8) for t in range(32)]
+            film = np.maximum(film, np.stack(birds))
+    elif kind == "noisy flicker":
+        film = film + rng.normal(0, 0.02, film.shape)
+    return (255 * np.clip(film, 0, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("order", ["HWT", "HTW", "NHWT"])
+@pytest.mark.parametrize("kind", ["bars", "poles", "bars before birds", "flicker", "noisy flicker"])
+def test_upright_things_that_move_sideways_are_not_read_along_h(tmp_path: Path, kind: str, order: str) -> None:
+    film = upright(kind)
+    stored = np.einsum(f"THW->{order.strip('N')}", film)
+    stored = np.stack([stored] * 5) if "N" in order else stored
+    with pytest.raises(ShapeError, match="which may be"):
+        opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
+
+
+def test_time_that_may_be_the_middle_axis_is_refused(tmp_path: Path) -> None:
+    wide = Form(image_size=(24, 32), channels=1)
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24, 32), np.uint8)
+    with pytest.raises(ShapeError, match=r"THW \(24 frames\), or HTW \(24 frames\)"):
+        opened(tmp_path / "clips.npy", noise, wide)
+
+
+def orbit(frames: int) -> NDArray[np.uint8]:
+    """A soft spot on a long curve, uint8 [T, H, W]."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    places = ((16 + 10 * np.sin(t / 9), 16 + 10 * np.cos(t / 13)) for t in range(frames))
+    return (255 * np.stack([np.exp(-((x - a) ** 2 + (y - b) ** 2) / 40) for a, b in places])).astype(np.uint8)
+
+
+def days() -> NDArray[np.uint8]:
+    """Days of hours, which differ more than the days do, uint8 [N, T, H, W]."""
+    _, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    day = np.stack([120 + 100 * np.sin(2 * np.pi * hour / 24 + x / 20) for hour in range(24)])
+    return (day + np.random.default_rng(0).normal(0, 1, (30, *day.shape))).astype(np.uint8)
+
+
+def every_fourth_frame() -> NDArray[np.uint8]:
+    film = orbit(150)
+    return np.stack([film[start : start + 48 : 4] for start in range(100)])
+
+
+def flows() -> NDArray[np.uint8]:
+    """Two colours that are no RGB, colours first, uint8 [T, C, H, W]."""
+    return np.stack([moving_square(48), moving_square(48)[:, ::-1]], axis=1)
+
+
+@pytest.mark.parametrize("made", [days, every_fourth_frame, flows])
+def test_clips_that_differ_less_than_frames_are_not_taken_for_time(
+    tmp_path: Path, made: Callable[[], NDArray[np.uint8]]
+) -> None:
+    with pytest.raises(ShapeError, match=r"may be NTHW .*, or TNHW"):
+        opened(tmp_path / "clips.npy", made())
+
+
+@pytest.mark.parametrize("step", [4, 12])
+def test_windows_of_one_film_are_clips_though_they_have_an_order(tmp_path: Path, step: int) -> None:
+    film = orbit(12 + 14 * step)
+    windows = np.stack([film[start : start + 12] for start in range(0, len(film) - 11, step)])
+    frames, reader = opened(tmp_path / "clips.npy", windows)
+    assert reader.layouts == ["NTHW"]
+    np.testing.assert_array_equal(frames[..., 0], windows)
 
 
 def test_three_frames_beside_three_colours_are_refused(tmp_path: Path) -> None:
