@@ -23,7 +23,15 @@ ROLLING_DIGITS = 3
 """Digits of the shortest counter that is taken to begin again behind its largest number."""
 END = 0.01
 """Share of a counter's range at either end in which it has to have numbers for that."""
+CAMERA_DIGITS = 4
+"""Digits that cameras count with, whatever zeros stand before them: DSC00001 follows DSC09999."""
 _HEX = re.compile(r"[0-9a-f]+")
+HASH_DIGITS, GAPS = 6, 1000
+"""Digits of the shortest hexadecimal names that may be hashes, and their mean gap from which on they are."""
+_LETTERS = re.compile(r"[^\W\d_]*")
+UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", "m", "km", "kb", "mb", "hz", "khz"})
+"""Letters behind numbers that are units; names with several of them are out of order."""
+_YEAR = re.compile(r"(?:19|20)\d\d")
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,11 @@ def in_order(files: Iterable[Path]) -> Ordered:
     files = list(files)
     stems = [_SUFFIX.sub("", file.name.casefold()) for file in files]
     written, remark = sortable(stems)
-    ordered = _by_pattern(_signed([_split(file, stem) for file, stem in zip(files, written, strict=True)]))
-    remarks = [text for text in (remark, ordered.remark, _doubt_of_twins(files, stems)) if text]
+    split = {file: _split(file, stem) for file, stem in zip(files, written, strict=True)}
+    ordered = _by_pattern(_signed([*split.values()]))
+    remarks = [text for text in (remark, ordered.remark) if text]
+    further = [None if remarks else _doubt_of_names([split[file] for file in ordered.files])]
+    remarks += [text for text in (*further, _doubt_of_twins(files, stems)) if text]
     return Ordered(ordered.files, "; ".join(remarks) or None)
 
 
@@ -93,6 +104,44 @@ def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
     return f"{one.name} and {two.name} may be one picture twice, and both are frames, so remove one"
 
 
+def _doubt_of_names(names: Sequence[_Name]) -> str | None:
+    """Return a remark on names that tell no order: without numbers, hashes, or with units or years behind numbers."""
+    first = f"{names[0].file.name} is taken first" if names else ""
+    ends = [name.digits[-1] if name.digits else "" for name in names]
+    if len({name.texts for name in names}) == 1:
+        has_years = all(map(_YEAR.fullmatch, ends)) and ends != sorted(ends)
+        return f"years behind other numbers do not come first: {first}" if has_years else None
+    if not any(ends):
+        start = len(_common_start(names))
+        longest = max((len(name.stem) - start for name in names), default=0)
+        return None if longest < 2 else f"names without numbers are sorted as words: {first}"
+    if _are_hashes(names):
+        return f"names are like hashes, which tell no order, and sorted as words: {first}"
+    if _doubts_without_pattern(names):
+        return f"names follow no one pattern, and are sorted as words: {first}"
+    units = {_LETTERS.match(name.texts[-1] if name.digits else "")[0] for name in names}  # type: ignore[index]
+    return f"units behind numbers are not read: {first}" if len(units) > 1 and units <= UNITS else None
+
+
+def _are_hashes(names: Sequence[_Name]) -> bool:
+    start = len(_common_start(names))
+    rests = [name.stem[start:] for name in names]
+    if len({len(rest) for rest in rests}) > 1 or len(rests[0]) < HASH_DIGITS or not all(map(_HEX.fullmatch, rests)):
+        return False
+    values = sorted(int(rest, 16) for rest in rests)
+    return not all(rest.isdigit() for rest in rests) and values[-1] - values[0] > GAPS * len(values)
+
+
+def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
+    """Return True for names each of which has a pattern of its own, and whose numbers are not one counter."""
+    counts = [int(name.digits[0].partition(".")[0]) if name.digits else -1 for name in names]
+    start = len(_common_start(names))
+    is_hexadecimal = all(_HEX.fullmatch(name.stem[start:]) for name in names)
+    several = len({name.texts for name in names}) == len(names) > 2
+    counter = counts == sorted(counts) and len({len(name.digits) for name in names}) == 1
+    return several and not is_hexadecimal and not counter
+
+
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
     """Return names whose counter began again at 0, as IMG_0001 after IMG_9999; None if it did not.
 
@@ -101,8 +150,8 @@ def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
     widths = {len(name.digits[-1]) if name.digits else 0 for name in counted}
     if len({name.digits[:-1] for name in counted}) != 1 or len(widths) > 1 or min(widths) < ROLLING_DIGITS:
         return None
-    size = 10 ** min(widths)
     values = [int(name.digits[-1]) for name in counted]
+    size = 10 ** max(min(*widths, CAMERA_DIGITS), len(str(values[-1])))
     gap, place = max(((later - value, place) for place, (value, later) in enumerate(pairwise(values))), default=(0, 0))
     if 2 * gap < size or values[0] > size * END or values[-1] < size * (1 - END):
         return None

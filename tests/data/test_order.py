@@ -62,6 +62,7 @@ def ordered(names: list[str]) -> list[str]:
         ["t-5.png", "t+5.png", "t+10.png"],
         ["frame (1).png", "frame (2).png", "frame (10).png"],
         ["IMG_9998.JPG", "IMG_9999.jpg", "IMG_0001.JPG", "IMG_0002.jpg"],
+        ["DSC09998.JPG", "DSC09999.JPG", "DSC00001.JPG"],
     ],
 )
 def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
@@ -85,6 +86,14 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         (["t_1e3.png", "t_2e3.png", "t_1e4.png"], "1e3 and the like are not read as powers of ten"),
         (["1.jpg", "1.png", "2.png"], "1.jpg and 1.png may be one picture twice"),
         (["8.png", "f.png", "10.png"], "names follow no one pattern"),
+        (["one.png", "two.png", "three.png"], "names without numbers are sorted as words: one.png is taken first"),
+        (["before.png", "after.png"], "names without numbers"),
+        (["0cc175b9c0f1b6a8.png", "d41d8cd98f00b204.png"], "names are like hashes, .* 0cc175b9c0f1b6a8.png is taken"),
+        (["f_2d0134ed.png", "f_5ba93c9d.png", "f_5d1be7e9.png"], "names are like hashes"),
+        (["3b5f-26.png", "b8a7d-7.png", "d08ex.png", "e65a-z.png"], "names follow no one pattern"),
+        (["900ms.png", "1s.png"], "units behind numbers are not read: 1s.png is taken first"),
+        (["59min.png", "1h.png"], "units behind numbers"),
+        (["kw52_2023.png", "kw1_2024.png"], "years behind other numbers do not come first: kw1_2024"),
     ],
 )
 def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -> None:
