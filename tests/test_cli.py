@@ -195,15 +195,6 @@ def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -
     assert "its folder does not exist" in failing(*arguments, "-o", tmp_path / "no" / "o.npz", code=2)
 
 
-def test_predict_and_stream_do_not_replace_what_they_read(exported: Path, tmp_path: Path) -> None:
-    np.savez(tmp_path / "clip.npz", frames=np.load(exported / "clip.npy"))
-    before = (tmp_path / "clip.npz").read_bytes()
-    for command in ("predict", "stream"):
-        arguments = [command, exported / "tiny.e3d", tmp_path / "clip.npz", "-o", tmp_path / "." / "clip.npz"]
-        assert "is what is read, and would be replaced" in failing(*arguments, code=2)
-    assert (tmp_path / "clip.npz").read_bytes() == before
-
-
 def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> None:
     arguments = [
         "predict",

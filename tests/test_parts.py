@@ -229,7 +229,7 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     command(*folder.glob("model-a*"), "-o", output, "--overwrite")
     part = next(folder.glob("model-a*"))
     before = part.read_bytes()
-    assert "is one of the parts to be joined" in command(folder, "-o", part, "--overwrite", code=2)
+    assert "is what is read, and would be replaced" in command(folder, "-o", part, "--overwrite", code=2)
     assert part.read_bytes() == before
     assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
     (tmp_path / "empty").mkdir()

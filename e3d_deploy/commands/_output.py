@@ -166,13 +166,15 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def check_picture(path: Path | None) -> None:
-    """Check that a picture can be drawn and written to a path, before any work is done."""
+def check_picture(path: Path | None, *read: Path | str | None) -> None:
+    """Check that a picture can be drawn and written to a path, apart from what is read, before any work is done."""
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
 
     if path is not None:
         import matplotlib.figure  # noqa: F401 (a missing library shall show now)
 
+        check_apart(path, *read)
         folder = path.absolute().parent
         if not folder.is_dir():
             raise ConfigError(f"{path}: its folder does not exist; make it first")

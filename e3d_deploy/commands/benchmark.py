@@ -84,7 +84,7 @@ def benchmark(
         raise click.UsageError("--tolerance is of --baseline: give both, or neither.")
     if renewal is not None and not ("stream" in what or streams or target_p99):
         raise click.UsageError("--renewal is for streams; give --what stream, --streams or --target-p99 with it.")
-    check_picture(picture)
+    check_picture(picture, bundle, baseline)
     check_what(what)
     before = None if baseline is None else read_baseline(baseline)
     target = None if target_p99 is None else Target(target_p99, fps or FPS)

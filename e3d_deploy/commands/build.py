@@ -81,10 +81,14 @@ def build(
     **options: Any,
 ) -> None:
     """Build a TensorRT engine of each graph of BUNDLE, or take it from the cache."""
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.config import EngineConfig
     from e3d_deploy.export.engines.build import build as build_engines
     from e3d_deploy.export.engines.choose import check_graphs, cost, default_target
 
+    check_apart(timing_cache, bundle)
+    if cache_folder not in (None, "none"):
+        check_apart(Path(cache_folder), bundle)
     if target is None:
         target = default_target()
         click.echo(f"target: {target}, the library that is installed here", err=True)

@@ -46,7 +46,7 @@ def inspect_data(
     from e3d_deploy.data import inspect as look
     from e3d_deploy.data.form import Form
 
-    check_picture(picture)
+    check_picture(picture, source_)
     height_width = cast("tuple[int, int]", image_size)  # the form checks that there are two
     form = Form(image_size=height_width, channels=channels, layout=layout)
     with working(f"reading {source_}") as progress:

@@ -78,8 +78,10 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @overwrite_option("bundle")
 def export(model: Path, output: Path, budget: str | None, **options: Any) -> None:
     """Export MODEL as a bundle: ONNX graphs, weights, reference clip, manifest."""
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.export.bundle import export as export_model
 
+    check_apart(output, model, options["calibration"], options["reference"], holds_clips=True)
     allowed = None if budget is None else parse_budget(budget)
     if options["calibration"] is not None and options["precision"] == "fp32" and allowed is None:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """`e3d import`: checkpoints of others."""
 
+from glob import escape
 from pathlib import Path
 from typing import Any, get_args
 
@@ -48,9 +49,11 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     model.ckpt-80000, or by its folder.
     """
     from e3d_deploy import checkpoint
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
     from e3d_deploy.importing import compare, import_checkpoint
 
+    check_apart(output, *_files_of(path), reference)
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
     with working(f"importing {path}"):
@@ -65,3 +68,11 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     checkpoint.save(imported.model, output, card=imported.card)
     click.echo(output)
     next_command("export", output, "-o", f"{output.stem}.e3d")
+
+
+def _files_of(checkpoint: Path) -> list[Path]:
+    """Return the files that a checkpoint is read from: one, or those of TensorFlow with a prefix or in a folder."""
+    if checkpoint.is_file():
+        return [checkpoint]
+    folder, prefix = (checkpoint, "") if checkpoint.is_dir() else (checkpoint.parent, checkpoint.name)
+    return [path for end in (".index", ".data-*") for path in folder.glob(f"{escape(prefix)}*{end}")]

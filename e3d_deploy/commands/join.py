@@ -17,6 +17,7 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
 
     Takes the newest set of parts that is whole.
     """
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
     from e3d_deploy.files import write_file
     from e3d_deploy.parts import find_parts
@@ -29,8 +30,7 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"{output}: its folder does not exist; make it first")
     found = find_parts(parts)
-    if output.resolve() in [path.resolve() for path in found]:
-        raise ConfigError(f"{output}: is one of the parts to be joined; give another name")
+    check_apart(output, *found)
     joined = join_parts(found)
     write_file(output, joined.content)
     click.echo(output)

@@ -69,6 +69,7 @@ def predict(
 
     Where INPUT has these frames too, truth, forecast and their absolute difference are shown side by side.
     """
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.data.clips import read_clips
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.mosaic import Mosaic
@@ -80,7 +81,8 @@ def predict(
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
-    check_target(output, clip)
+    check_apart(output, clip, model, holds_clips=not output.suffix)
+    check_target(output)
     with open_predictor(model, backend, threads) as predictor:
         horizon = horizon or predictor.horizon
         context_length = context_length or predictor.context_length

@@ -20,8 +20,10 @@ def refit(bundle: Path, source_: Path, target: Any) -> None:
 
     They must have been built with --refit. Quicker than building; needs the GPU that the engines are for.
     """
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.export.engines.refit import refit as refit_engines
 
+    check_apart(bundle, source_)
     with working(f"refitting {target}") as progress:
         sidecars = refit_engines(open_bundle(bundle), open_bundle(source_), target, progress=progress)
     show_engines(target, sidecars)

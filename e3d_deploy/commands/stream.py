@@ -55,6 +55,7 @@ def stream(
     """Forecast a video while it plays: after each picture, the next HORIZON."""
     import numpy as np
 
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.data.clips import play
     from e3d_deploy.data.form import Form
     from e3d_deploy.data.levels import watch_range
@@ -69,7 +70,8 @@ def stream(
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
     if output is not None:
-        check_target(output, video)
+        check_apart(output, video, model, holds_clips=not output.suffix)
+        check_target(output)
     with ExitStack() as stack:
         predictor = stack.enter_context(open_predictor(model, backend, threads))
         check_memory(f"--horizon {horizon}", needed_bytes(predictor, 2, horizon), "give a smaller --horizon")

@@ -166,6 +166,8 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
 
     Takes the flags of google/e3d_lstm run.py too, by their names with underscores.
     """
+    from e3d_deploy.commands._places import check_apart
+
     with randomness_kept():
         from lightning.pytorch.utilities import rank_zero_only
 
@@ -180,6 +182,10 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
         name: value for name, value in context.params.items() if context.get_parameter_source(name) not in defaults
     }
     model_config, config, call = _resumed(output, given) if resume else _new(given)
+    read = [*(name for name, _ in call["data"]), call["valid"], call["digits"], call["initial"]]
+    for folder in (output, call["machine"].parts):
+        check_apart(folder, *read)
+    check_apart(call["machine"].samples, *read, holds_clips=True)
     if resume_or_new:
         output, resume = resume_or_next(model_config, config, output, **call)
 

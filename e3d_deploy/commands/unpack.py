@@ -17,8 +17,10 @@ from e3d_deploy.commands._output import next_command, warn, working
 def unpack(archive: Path, output: Path, trust_engines: bool, limit_mb: int, overwrite: bool) -> None:
     """Take FILE, which `e3d pack` wrote, apart into a bundle, after everything in it was checked."""
     from e3d_deploy.bundle.pack import unpack as unpack_bundle
+    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
 
+    check_apart(output, archive)
     if archive.is_dir():
         raise ConfigError(f"{archive}: a folder, not an archive that `e3d pack` wrote; a bundle is used as it is")
     with working(f"unpacking {archive}") as progress:

@@ -58,7 +58,7 @@ def verify(
     from e3d_deploy.runtime.backends.specs import YARDSTICK, find, has_libraries
     from e3d_deploy.runtime.verify import verify as verify_backend
 
-    check_picture(picture)
+    check_picture(picture, clip, bundle)
     opened = open_bundle(bundle)
     config = opened.config
     given = None

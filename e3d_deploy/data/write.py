@@ -38,17 +38,12 @@ DIGITS = 4
 """Digits in the names of pictures; more where there are more pictures."""
 
 
-def check_target(path: Path, source: Path | None = None) -> None:
+def check_target(path: Path) -> None:
     """Check that `write_clips` can write to a path, before any work is done.
 
-    Args:
-        source: what is read for it, which it shall not replace.
-
     Raises:
-        ConfigError: a suffix that stands for nothing, a folder with something in it, no such parent, or the source.
+        ConfigError: a suffix that stands for nothing, a folder with something in it, or no such parent.
     """
-    if source is not None and source.exists() and path.exists() and path.samefile(source):
-        raise ConfigError(f"{path}: is what is read, and would be replaced; choose another name")
     if _kind(path) not in SUFFIXES:
         raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
     if path.suffix and path.is_dir():
