@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,11 +19,14 @@ VIDEOS = (
     ".flv", ".ogv", ".y4m", ".gif",
 )  # fmt: skip
 CLIPS = ARRAYS + VIDEOS
-MASK_FOLDERS = frozenset(
-    {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth"}
-    | {"segmentation", "segmentations"}
-)
-"""Names of folders of ground truth and masks beside clips."""
+MASK_WORDS = (
+    "mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground truth",
+    "segmentation", "segmentations", "trimap", "trimaps", "matte", "mattes", "bbox", "bboxes", "disparity",
+    "disparities", "disp occ", "disp noc", "optical flow", "flow viz", "flow occ", "flow noc", "obj map",
+)  # fmt: skip
+"""Words in the names of folders of ground truth and masks beside clips."""
+_MASK_WORDS = re.compile(rf"(?<![^ ])({'|'.join(MASK_WORDS)})(?![^ ])")
+_BETWEEN_WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 FOREIGN_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"}
     | {"$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -107,7 +111,8 @@ def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
 def is_mask(path: Path, is_folder: bool) -> bool:
     """Return True for ground truth or masks beside clips."""
     if is_folder:
-        return path.name.casefold().endswith(MASKS) or path.name.casefold() in MASK_FOLDERS
+        words = _BETWEEN_WORDS.sub(" ", path.name).casefold().strip()
+        return path.name.casefold().endswith(MASKS) or _MASK_WORDS.search(words) is not None
     return path.suffix.lower() in CLIPS and path.stem.casefold().endswith(MASKS)
 
 

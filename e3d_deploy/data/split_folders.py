@@ -110,10 +110,12 @@ def _of_names(named: Mapping[Path, Name]) -> Folders | None:
     for (prefix, suffix), group in groups.items():
         if not suffix and group.serving("train"):
             _add_kinds(group, [name for name in named.items() if name[1].prefix == prefix])
+    whole = [group for group in groups.values() if group.serving("train") and group.serving("valid")]
+    # Some data sets keep other files by split too, such as training_vol beside training_videos.
+    holding = [group for group in whole if any(has_clips(path) for paths in group.of.values() for path in paths)]
     together = Folders()
-    for group in groups.values():
-        if group.serving("train") and group.serving("valid"):
-            together.add(group)
+    for group in holding or whole:
+        together.add(group)
     return together if together.of else None
 
 

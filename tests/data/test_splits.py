@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from e3d_deploy.data.folders import is_mask
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source, open_source
 from e3d_deploy.data.splits import members_of
@@ -328,6 +329,15 @@ def test_an_empty_folder_of_a_split_is_an_error_alone(tmp_path: Path, caplog: py
     assert caplog.messages == [f"{tmp_path}: ignored, as no clips: labels"]
 
 
+def test_other_files_kept_by_split_are_passed_over(tmp_path: Path) -> None:
+    for number, name in enumerate(("training", "testing")):
+        write_clip(tmp_path / f"{name}_videos" / "01.npy", number)
+        (tmp_path / f"{name}_vol").mkdir()
+        (tmp_path / f"{name}_vol" / "vol01.mat").touch()
+    assert (values(tmp_path, "train"), values(tmp_path, "test")) == ([0], [1])
+    assert f"{tmp_path}: ignored, as no clips: testing_vol, training_vol" in opened(tmp_path, "train").remarks
+
+
 # Masks
 
 
@@ -344,7 +354,7 @@ def test_masks_beside_frames_are_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frames", "masks"),
     [("frames", "masks"), ("JPEGImages/480p", "Annotations/480p"), ("images", "labels"), ("a", "a_seg"),
-     ("color", "ground_truth"), ("rgb", "GroundTruth"), ("rgb", "segmentation")],
+     ("color", "ground_truth"), ("rgb", "GroundTruth"), ("rgb", "segmentation"), ("leftImg8bit", "gtFine")],
 )  # fmt: skip
 @pytest.mark.parametrize("inside", [("v0", "v1", "v2"), ("train", "val")])
 def test_folders_of_masks_are_no_clips_unless_given(
@@ -358,6 +368,20 @@ def test_folders_of_masks_are_no_clips_unless_given(
     remarks = opened(tmp_path, "train").remarks
     assert f"{tmp_path}: ignored, as ground truth: {masks.split('/', maxsplit=1)[0]}" in remarks
     assert values(tmp_path / masks.split("/", maxsplit=1)[0], "train") == [200]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gtFine", "GTMasks2", "gt_frames", "ground-truth", "label_color", "SegmentationClass", "flow_viz", "disp_occ_0",
+     "obj_map", "train_masks", "Annotations.2"],
+)  # fmt: skip
+def test_masks_are_told_by_whole_words(name: str) -> None:
+    assert is_mask(Path(name), is_folder=True)
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "masked", "flow", "disposal", "object_map", "gtx", "segment_1"])
+def test_words_that_only_hold_those_of_masks_are_clips(name: str) -> None:
+    assert not is_mask(Path(name), is_folder=True)
 
 
 def test_pictures_named_as_masks_are_frames_where_there_are_no_others(tmp_path: Path) -> None:
