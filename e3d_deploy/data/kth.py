@@ -19,6 +19,7 @@ STRIDES = {"boxing": None, "handclapping": None, "handwaving": None, "walking": 
 """The categories in the original's order, and the frames between windows; None: as many as a window has."""
 PERSONS = {"train": range(1, 17), "valid": range(17, 26), "test": range(17, 26)}
 """Persons of each split, as in the original, which validates on the test persons."""
+_NUMBERED = re.compile(r"image_(\d{4})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,13 @@ class KTHClip:
 
 
 def is_kth(folder: Path) -> bool:
-    """Return True if a folder has all of KTH's categories, or one of them with persons in it."""
+    """Return True if a folder has one of KTH's categories with folders of persons in it, named as KTH names them.
+
+    These are called as its videos are, or their pictures are numbered as its pictures are.
+    """
     there = [folder / category for category in STRIDES if (folder / category).is_dir()]
-    inside = [entry for category in there for entry in category.iterdir()]
-    if any(_person(entry) for entry in inside):
-        return True
-    return len(there) == len(STRIDES) and not any(entry.is_file() and person_of(entry) for entry in inside)
+    persons = [entry for category in there for entry in category.iterdir() if _person(entry)]
+    return any(map(person_of, persons)) or any(_NUMBERED.match(file.name) for one in persons for file in one.iterdir())
 
 
 def open_kth(
@@ -186,7 +188,7 @@ def _person(folder: Path) -> int | None:
 
 
 def _number(file: Path) -> int:
-    found = re.match(r"image_(\d{4})", file.name)
+    found = _NUMBERED.match(file.name)
     if not found:
         raise ClipError(f"{file}: expected a name such as image_0257.png, whose number tells where frames are missing")
     return int(found[1])

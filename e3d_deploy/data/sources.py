@@ -333,11 +333,19 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
 def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tuple[list[Path], bool]:
     """Return the files of a split where no folder is named so, and whether the splits are apart.
 
+    Other clips beside more videos of KTH are passed over with a remark.
+
     Raises:
-        ClipError: videos of KTH without a person of the split.
+        ClipError: videos of KTH without a person of the split, or with as many other clips or more.
     """
     persons = [person_of(file) for file in files]
-    if None not in persons:
+    if any(persons):
+        others = [file.name for file, person in zip(files, persons, strict=True) if person is None]
+        if 2 * len(others) >= len(files):
+            raise ClipError(f"{path}: holds videos of KTH, which are split by person, and other clips "
+                            f"({some(others)}); give each kind its own folder")  # fmt: skip
+        if others:
+            reader.remark(f"{path}: passed over, as no videos of KTH, which are split by person: {some(others)}")
         found = [file for file, person in zip(files, persons, strict=True) if person in PERSONS[split]]
         if not found:
             raise ClipError(no_person(path, split))

@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.kth import STRIDES
 from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.sources import open_source
+from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.export.precision.drift import real_clips
@@ -110,6 +112,31 @@ def test_kth_is_read_as_published(tmp_path: Path, flat: bool) -> None:
         source = open_source(str(tmp_path), FORM, split=split, length=4)  # type: ignore[arg-type]
         assert (len(source.clips), source.held_out) == (2 * persons, True)
     assert len(read_clips(tmp_path, FORM).clips) == 10
+
+
+def test_other_clips_beside_kth_keep_its_persons_apart(tmp_path: Path) -> None:
+    for person in (1, 2, 17):
+        name = f"person{person:02}_boxing_d1_uncomp.npy"
+        np.save(tmp_path / name, frames_of(person % 9))
+    np.save(tmp_path / "demo.npy", frames_of(0))
+    sources = [open_source(str(tmp_path), FORM, split=split, length=4) for split in get_args(Split)]
+    assert [(len(source.clips), source.held_out) for source in sources] == [(2, True), (1, True), (1, True)]
+    said = f"{tmp_path}: passed over, as no videos of KTH, which are split by person: demo.npy"
+    assert said in sources[0].remarks
+    for number in range(2):
+        np.save(tmp_path / f"other{number}.npy", frames_of(0))
+    with pytest.raises(ClipError, match=r"and other clips \(demo.npy, other0.npy, other1.npy\); give each kind"):
+        open_source(str(tmp_path), FORM, split="train", length=4)
+
+
+@pytest.mark.parametrize("categories", [("walking", "boxing", "running"), tuple(STRIDES)])
+def test_persons_named_otherwise_are_not_kth(categories: tuple[str, ...], tmp_path: Path) -> None:
+    for number, category in enumerate(categories):
+        (tmp_path / category / f"person{number + 1:02}" / "x").mkdir(parents=True)
+        np.save(tmp_path / category / f"person{number + 1:02}" / "x" / "0.npy", frames_of(number))
+    assert len(read_clips(tmp_path, FORM).clips) == len(categories)
+    source = open_source(str(tmp_path), FORM, split="train", length=4)
+    assert source.kind == "array"
 
 
 def test_kth_as_pictures_is_read_alike(tmp_path: Path) -> None:
