@@ -14,7 +14,7 @@ from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.gif import source_of
 from e3d_deploy.data.pictures import NEEDS_VIDEO
-from e3d_deploy.data.rate import TOLERANCE, select_by_time
+from e3d_deploy.data.rate import MOST_RATE, TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.whole import joined, missing_end
 from e3d_deploy.errors import BackendUnavailable, ClipError, SourceLost
@@ -67,7 +67,7 @@ def play_video(
     if stream.codec_context is None:
         container.close()
         raise unreadable(path, "no decoder for it")
-    interval = 1 / stream.average_rate if stream.average_rate else None
+    interval = 1 / rate if (rate := _rate(stream)) else None
     # AVI tells no times; FFmpeg gives those of decoding.
     tells_times = container.format.name != "avi"
     times = Times()
@@ -108,6 +108,18 @@ def _shown_stream(name: str, container: Any, remarks: Remarks) -> Any:
         remarks.say("streams", "%s: has %d video streams; number %d of %d×%d is taken, the default or largest", name,
                     len(streams), streams.index(taken) + 1, *_shape(taken))  # fmt: skip
     return taken
+
+
+def _rate(stream: Any) -> Fraction | None:
+    """Return the frames per second that a stream tells; None without any.
+
+    The average is that of the clock where the reader counts no frames, as that of raw DV.
+    """
+    average: Fraction | None = stream.average_rate
+    if average is None or average <= MOST_RATE:
+        return average
+    guessed: Fraction | None = stream.guessed_rate
+    return guessed
 
 
 def _shape(stream: Any) -> tuple[int, int]:
@@ -208,7 +220,7 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
     if number == 0:
         raise unreadable(path, reason)
     told_s = _told_seconds(container, stream)
-    about = round(told_s * stream.average_rate) if told_s and stream.average_rate else 0
+    about = round(told_s * rate) if told_s and (rate := _rate(stream)) else 0
     total = f" of {stream.frames}" if stream.frames else f" of about {about}" if about > number else ""
     raise SourceLost(f"{path}: broke off after {number}{total} frames ({reason}); copy or export it again")
 

@@ -510,6 +510,17 @@ def test_frames_are_resampled_by_their_own_times(tmp_path: Path) -> None:
     assert len(found) - len(expected) in (0, 1)  # the last frame counts for a mean interval
 
 
+def test_raw_dv_tells_its_rate(tmp_path: Path) -> None:
+    path = tmp_path / "a.dv"
+    with av.open(str(path), "w", format="dv") as container:
+        stream = container.add_stream("dvvideo", rate=Fraction(30000, 1001))
+        stream.height, stream.width, stream.pix_fmt = 480, 720, "yuv411p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((480, 720, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    assert read_clips(path, form()).frames_per_second == pytest.approx(29.97, abs=0.01)
+
+
 @pytest.mark.parametrize("rate", [3.0, 10.0, 12.5, 24.0, 25.0, 29.97, 60.0])
 def test_even_times_are_resampled_as_numbers_are(rate: float) -> None:
     interval = Fraction(1, 25)
