@@ -1,6 +1,7 @@
 """Data named by a user: its kind, its clips, and those that belong to a split. Needs no PyTorch."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from e3d_deploy.data.rate import ALL, Selection
 from e3d_deploy.data.readers import Reader
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.split_folders import Folders, find_splits
-from e3d_deploy.data.split_names import doubtful_names
+from e3d_deploy.data.split_names import LISTS, doubtful_names, is_list, resolutions
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
 from e3d_deploy.errors import ClipError, ConfigError
@@ -46,7 +47,7 @@ class Source:
     held_out: bool
     """True if this split shares no file, clip or time with the training split; for that split, with the others.
 
-    False too where names tell of splits that are not used.
+    False too where names or lists tell of splits that are not used.
     """
     frames_per_second: tuple[float, ...] = ()
     """Rates of the videos that tell one, ascending; those of the frames that are taken."""
@@ -294,7 +295,7 @@ class _Files:
     folders: tuple[str, ...] = ()
     """Folders and files of the split, where their names say so."""
     is_in_doubt: bool = False
-    """Names tell of splits that are not used."""
+    """Names or lists tell of splits that are not used."""
 
 
 def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
@@ -306,15 +307,7 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
     if not path.is_dir():
         return _Files([path], held_out=False)
     if (splits := find_splits(path, reader.remark)) is None:
-        files = _once(path, find_clips(path, reader.remark), reader)
-        if not files:
-            raise no_clips(path)
-        if doubtful := doubtful_names(path, files):
-            reader.remark(
-                f"{path}: divided by number, though some names are like those of splits, so nothing counts as held "
-                f"out: {some(doubtful)}; name them train, val and test with the same words beside, or give one alone"
-            )
-        return _Files(*_members(path, files, split, reader), is_in_doubt=bool(doubtful))
+        return _unnamed(path, reader, split)
     serving = splits.serving(split)
     if serving is None and split == "train":
         names = some([str(one) for paths in splits.of.values() for one in paths])
@@ -328,6 +321,40 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
     if serving != "train" and splits.of.get("train"):
         files = _held_out(path, files, _clips_in(splits, "train", reader), split, reader)
     return _Files(files, held_out=True, folders=tuple(str(one) for one in splits.of[serving]))
+
+
+def _unnamed(path: Path, reader: Reader, split: Split) -> _Files:
+    """Return the files of a split of a folder in which none is named so.
+
+    Raises:
+        ClipError: there are none, or they are the same clips in several resolutions.
+    """
+    files = _once(path, find_clips(path, reader.remark), reader)
+    if not files:
+        raise no_clips(path)
+    if same := resolutions(path, files):
+        raise ClipError(
+            f"{path}: holds clips in several resolutions, {some(same)}, which would be divided among the splits; give "
+            "the folder of one resolution"
+        )
+    lists = [] if any(map(person_of, files)) else _lists(path)
+    if lists:
+        reader.remark(
+            f"{path}: divided by number, as lists of clips are not read ({some(lists)}), so nothing counts as held "
+            "out; move the clips into folders train, val and test as they say"
+        )
+    if doubtful := doubtful_names(path, files):
+        reader.remark(
+            f"{path}: divided by number, though some names are like those of splits, so nothing counts as held "
+            f"out: {some(doubtful)}; name them train, val and test with the same words beside, or give one alone"
+        )
+    return _Files(*_members(path, files, split, reader), is_in_doubt=bool(doubtful or lists))
+
+
+def _lists(path: Path) -> list[str]:
+    """Return the names of lists of the clips of splits in a folder and below it."""
+    names = (name for _, _, names in os.walk(path) for name in names if name.lower().endswith(LISTS))
+    return sorted(name for name in names if is_list(Path(name)))
 
 
 def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tuple[list[Path], bool]:

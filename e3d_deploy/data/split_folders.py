@@ -1,13 +1,13 @@
 """Folders and files named like splits. Needs no PyTorch."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from e3d_deploy.data.folders import CLIPS, FOREIGN_FOLDERS, Key, entries, has_clips, is_mask, key_of, some
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.split_names import Name, paired_names, split_name
+from e3d_deploy.data.split_names import Name, fold_of, paired_names, split_name
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
@@ -63,6 +63,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
             remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
         _say_ignored(folder, remark, taken)
         _check_nested(found)
+        _check_folds(folder, taken)
         return found
     if alone := [entry for entry, name in named.items() if entry.is_dir() and name.is_bare]:
         others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
@@ -77,6 +78,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
             f"{folder}: {first.name} holds folders of splits, {some(loose)} beside it does not; give {first} alone"
         )
     _say_ignored(folder, remark, set())
+    _check_folds(folder, [entry for entry, splits in below.items() if splits])
     together = Folders()
     for splits in below.values():
         together.add(splits or Folders())
@@ -163,6 +165,23 @@ def _check_nested(found: Folders) -> None:
                         f"{inside}: is named like a split, but lies in {path.name}, another one; move it beside "
                         f"{path.name}, or rename it"
                     )
+
+
+def _check_folds(folder: Path, entries: Iterable[Path]) -> None:
+    """Check that folders and files of splits are not those of several folds.
+
+    Raises:
+        ClipError: they are; together, what one holds out another trains on.
+    """
+    first: dict[str, Path] = {}
+    for entry in entries:
+        if (fold := fold_of(entry)) is not None:
+            first.setdefault(fold, entry)
+    if len(first) > 1:
+        raise ClipError(
+            f"{folder}: holds several folds ({some([entry.name for entry in first.values()])}), and what one holds out "
+            "another may train on; give a folder with one of them"
+        )
 
 
 def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:

@@ -18,12 +18,25 @@ SPLIT_NAMES: dict[str, Split] = {
 """Names of folders and files that hold a split."""
 ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
 """Words beside such a name that tell nothing."""
+ABBREVIATED: dict[str, Split] = {"tr": "train", "va": "valid", "te": "test"}
+"""Whole names of folders and files that hold a split where another one does too."""
 ORDINARY = frozenset({"evaluation"})
 """Names of splits that clips have too, so that they count only beside one to train on."""
 SHORT = 3
 """Letters of a name of a split that many other words hold, such as `valley`."""
 SIDES = ("start", "end")
 _ANY = re.compile("|".join(SPLIT_NAMES))
+LISTS = (".txt", ".csv", ".tsv", ".json", ".lst", ".list", ".pkl")
+"""Suffixes of lists of the clips of a split."""
+DIVIDED = frozenset({"split", "splits", "fold", "folds", "partition", "partitions"})
+"""Words that name what divides clips into splits."""
+LISTED = DIVIDED | {"list", "lists", "id", "ids", "files", "names", "index"}
+"""Words at the ends of the names of such lists."""
+_ABOUT_LISTS = re.compile(rf"({'|'.join(sorted(LISTED | ABOUT, key=len, reverse=True))})$")
+_FOLD = re.compile(r"(?<![a-z])(?:k?folds?|splits?|cv|crossval|xval)[-_. ]?(\d+|(?<=[-_. ])[a-z])(?![a-z0-9])")
+_RESOLUTION = re.compile(
+    r"(?<![a-z0-9])(?:\d{3,4}[pi]|\d{2,5}x\d{2,5}|(?:full|half|quarter|low|high)[-_ ]?res(?:olution)?)(?![a-z0-9])"
+)
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+")
 """Number of a piece in the name of a data set that is stored in several."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -52,6 +65,8 @@ class Name:
 
 def split_name(path: Path) -> Name | None:
     """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
+    if (split := ABBREVIATED.get((path.name if path.is_dir() else path.stem).casefold())) is not None:
+        return Name(split, "", "", is_numbered=False, is_ordinary=True)
     words, is_numbered = _words(path)
     places = [place for place, word in enumerate(words) if word in SPLIT_NAMES]
     if not places:
@@ -77,6 +92,36 @@ def paired_names(entries: Sequence[Path]) -> dict[Path, Name]:
         if "train" in splits and len(splits) > 1:
             found = group | found
     return {entry: found[entry] for entry in entries if entry in found and split_name(entry) is None}
+
+
+def fold_of(path: Path) -> str | None:
+    """Return the number or letter of the fold that a folder or file is named after, such as cv0_train; else None."""
+    name = path.name if path.is_dir() else path.stem
+    text = f"{path.parent.name} {name}" if name.isdecimal() else name
+    found = _FOLD.search(text.casefold())
+    return None if found is None else found[1]
+
+
+def is_list(path: Path) -> bool:
+    """Return True for a file named like a list of the clips of a split, such as trainlist01.txt or splits.json."""
+    if path.suffix.lower() not in LISTS:
+        return False
+    words = re.findall(r"[^\W\d_]+", _CAMEL.sub(" ", path.stem).casefold())
+    bare = [word if word in LISTED else _ABOUT_LISTS.sub("", word) for word in words]
+    if not words or not (bare[-1] in SPLIT_NAMES or words[-1] in ABOUT | LISTED):
+        return False
+    return any(word in SPLIT_NAMES and word not in ORDINARY for word in bare) or words[-1] in DIVIDED
+
+
+def resolutions(folder: Path, clips: Iterable[Path]) -> list[str]:
+    """Return two clips in a folder whose paths differ in a resolution alone, such as 480p; none if there are none."""
+    seen: dict[str, Path] = {}
+    for clip in clips:
+        path = clip.relative_to(folder).as_posix()
+        key = _RESOLUTION.sub("", path.casefold())
+        if key != path.casefold() and (other := seen.setdefault(key, clip)) != clip:
+            return [str(other.relative_to(folder)), path]
+    return []
 
 
 def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:

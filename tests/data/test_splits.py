@@ -12,6 +12,7 @@ from PIL import Image
 from e3d_deploy.data.folders import is_mask
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.sources import Source, open_source
+from e3d_deploy.data.split_names import is_list
 from e3d_deploy.data.splits import members_of
 from e3d_deploy.errors import ClipError
 
@@ -188,6 +189,66 @@ def test_ordinary_names_are_no_splits(tmp_path: Path, names: tuple[str, ...]) ->
         write_clip(tmp_path / f"{name}.npy", number)
     source = opened(tmp_path, "valid")
     assert (source.held_out, source.remarks) == (True, ())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("fold1/train/0", "fold1/test/1", "fold2/train/1", "fold2/test/0"),
+        ("cv0_train/0", "cv0_val/1", "cv1_train/1", "cv1_val/0"),
+        ("train_split1", "test_split1", "train_split2", "test_split2"),
+        ("x/folds/1/train/0", "x/folds/1/test/1", "x/folds/2/train/1", "x/folds/2/test/0"),
+    ],
+)
+def test_several_folds_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        write_clip(tmp_path / f"{name}.npy", number)
+    with pytest.raises(ClipError, match=r"holds several folds \(.*; give a folder with one of them"):
+        opened(tmp_path, "train")
+    for path in sorted(tmp_path.rglob("*"), reverse=True):
+        if path.is_file() and names.index(path.relative_to(tmp_path).as_posix().removesuffix(".npy")) > 1:
+            path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    assert [values(tmp_path, split) for split in ("train", "test")] == [[0], [1]]
+
+
+def test_a_scene_in_several_resolutions_is_refused(tmp_path: Path) -> None:
+    for number, scene in enumerate(("bear", "bike", "car")):
+        for size in ("480p", "Full-Resolution"):
+            write_clip(tmp_path / size / f"{scene}.npy", number)
+    with pytest.raises(ClipError, match=r"in several resolutions, 480p/bear.npy, Full-Resolution/bear.npy, which"):
+        opened(tmp_path, "train")
+    assert opened(tmp_path / "480p", "train").held_out
+
+
+def test_abbreviated_names_of_splits_count_together(tmp_path: Path) -> None:
+    for number, name in enumerate(("tr", "Va", "te")):
+        write_clip(tmp_path / name / "0.npy", number)
+    assert [values(tmp_path, split) for split in ("train", "valid", "test")] == [[0], [1], [2]]
+    for name in ("Va", "te"):
+        (tmp_path / name).rename(tmp_path / f"{name}a")
+    assert opened(tmp_path, "train").folders == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["trainlist01.txt", "train.txt", "TestList.csv", "splits.json", "hair_test_split1.txt", "2017/val.txt"]
+)
+def test_lists_of_splits_are_said_not_to_be_read(tmp_path: Path, name: str) -> None:
+    for number in range(3):
+        write_clip(tmp_path / "videos" / f"{number}.npy", number)
+    (tmp_path / "lists" / name).parent.mkdir(parents=True)
+    (tmp_path / "lists" / name).touch()
+    source = opened(tmp_path, "test")
+    assert not source.held_out
+    assert any(f"lists of clips are not read ({Path(name).name}), so nothing" in remark for remark in source.remarks)
+
+
+@pytest.mark.parametrize(
+    "name", ["train_log.txt", "test_results.csv", "latest.txt", "list.txt", "train.log", "evaluation.json"]
+)
+def test_other_files_are_no_lists_of_splits(name: str) -> None:
+    assert not is_list(Path(name))
 
 
 def test_a_split_within_another_is_refused(tmp_path: Path) -> None:
