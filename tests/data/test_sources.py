@@ -814,9 +814,10 @@ def inspect(*arguments: object, code: int = 0) -> Any:
 
 
 def test_inspect_says_what_is_there(tmp_path: Path) -> None:
+    (clips := tmp_path / "clips").mkdir()
     for number in range(10):
-        write_video(tmp_path / f"{number}.mp4", gray_levels(SIZE, range(100, 100 + 5 * (number + 1))))
-    arguments = [tmp_path, "--image-size", "16x24", "--length", 10, "--picture", tmp_path / "sheet.png"]
+        write_video(clips / f"{number}.mp4", gray_levels(SIZE, range(100, 100 + 5 * (number + 1))))
+    arguments = [clips, "--image-size", "16x24", "--length", 10, "--picture", tmp_path / "sheet.png"]
     found = json.loads(inspect(*arguments, "--json").stdout)
     assert found["kind"] == "videos"
     assert found["frames_per_second"] == [25]
@@ -834,7 +835,7 @@ def test_inspect_says_what_is_there(tmp_path: Path) -> None:
         },
         "skipped": [],
         "folders": [],
-        "short": [f"{tmp_path}/{number}.mp4" for number in members_of("train", 10) if number == 0],
+        "short": [f"{clips}/{number}.mp4" for number in members_of("train", 10) if number == 0],
     }
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > image.height > 100
