@@ -14,6 +14,7 @@ from torch import Tensor
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.importing.archive import check_archive
 from e3d_deploy.importing.fit import Finding, Shapes, patching, size
 from e3d_deploy.importing.wrappers import network_in
 from e3d_deploy.quiet import quiet
@@ -86,9 +87,14 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_content(path: Path) -> Any:
+    zipped = _head(path).startswith(ZIP)
+    if zipped:
+        check_archive(path)
+    # torch.load judges a name that ends in .safetensors by its suffix, and only names can be mapped.
+    mapped = zipped and path.suffix != ".safetensors"
     try:
-        with quiet(partial(warnings.simplefilter, "ignore")):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_head(path).startswith(ZIP))
+        with quiet(partial(warnings.simplefilter, "ignore")), path.open("rb") as file:
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = named[1] if named else "unknown instructions"

@@ -1,5 +1,6 @@
 """Checkpoints of other projects as models: equal to what the originals gave, or refused by name."""
 
+import io
 import json
 import pickle
 import shutil
@@ -368,12 +369,50 @@ def test_what_a_pickle_says_is_not_done(kind: str, tmp_path: Path) -> None:
     assert mark.read_text() == "was run"  # by those who trust it
 
 
+def zipped(folder: str, *names: str) -> bytes:
+    """Return a zip archive with these members in a folder."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(f"{folder}/{name}", "content")
+    return content.getvalue()
+
+
+def test_a_changed_byte_is_found_by_its_checksum(tmp_path: Path, tiny: ModelConfig) -> None:
+    tensors = openstl_tensors(tiny)[1]
+    torch.save(tensors, tmp_path / "m.pth")
+    content = bytearray((tmp_path / "m.pth").read_bytes())
+    content[content.index(tensors["conv_last.weight"].numpy().tobytes())] ^= 1
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.pth: is damaged \(Bad CRC-32 for file 'm/data/.*copy it again"):
+        import_checkpoint(tmp_path / "m.pth")
+
+
+def test_an_archive_without_checksums_is_imported(tmp_path: Path, tiny: ModelConfig) -> None:
+    computed = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(openstl_tensors(tiny)[1], tmp_path / "m.pth")
+    finally:
+        torch.serialization.set_crc32_options(computed)
+    assert import_checkpoint(tmp_path / "m.pth").model.config == tiny
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch_is_known_by_its_content(zipped: bool, tmp_path: Path, tiny: ModelConfig) -> None:
+    path = tmp_path / "m.safetensors"
+    torch.save(openstl_tensors(tiny)[1], path, _use_new_zipfile_serialization=zipped)
+    assert import_checkpoint(path).model.config == tiny
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("not a model")
     (tmp_path / "cut.pth").write_bytes(PLAIN.read_bytes()[:1000])
     with zipfile.ZipFile(tmp_path / "zip.pth", "w") as archive:
         archive.writestr("readme", "not a model")
+    np.savez(tmp_path / "arrays.npz", weight=np.zeros(3))
+    (tmp_path / "program.pth").write_bytes(zipped("program", "data.pkl", "code/__torch__.py", "constants.pkl"))
     torch.save([torch.zeros(3)], tmp_path / "list.pth")
     torch.save({"epoch": 3, "conv_last.weight": torch.zeros(3)}, tmp_path / "number.pth")
     for name, message in {
@@ -381,7 +420,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "empty": "a folder without a TensorFlow checkpoint",
         "text.pth": "nothing to import",
         "cut.pth": "is damaged",
-        "zip.pth": "is damaged",
+        "zip.pth": "is a zip archive without data.pkl, so not of torch.save",
+        "arrays.npz": "is an .npz of NumPy, expected tensors by name; save its arrays, as tensors, with torch.save",
+        "program.pth": "is a program of TorchScript (torch.jit.save), expected tensors by name; save its state_dict",
         "list.pth": "holds a list, expected tensors by name",
         "number.pth": "epoch is a int, expected a tensor",
     }.items():
