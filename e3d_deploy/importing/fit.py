@@ -1,5 +1,6 @@
 """Foreign tensors as the weights of a model: each by name and shape, none left over."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isqrt
@@ -13,8 +14,12 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.model import E3DLSTM
 
+log = logging.getLogger(__name__)
+
 Shapes = Mapping[str, Sequence[int]]
 """Shapes of the tensors in a checkpoint, by their names there."""
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of weights; quantized and 8-bit ones need scales that no importer knows."""
 SHOWN = 4
 """Tensors that an error names; it counts the others."""
 
@@ -120,7 +125,7 @@ def fit_model(
         source: what errors call the checkpoint.
 
     Raises:
-        CheckpointError: a tensor that is missing, unknown, of another shape, not of floats, or not finite.
+        CheckpointError: a tensor that is missing, unknown, of another shape, or not finite in float32.
     """
     with torch.device("meta"):
         model = E3DLSTM(config)
@@ -137,13 +142,66 @@ def fit_model(
         if tensor.permute(axes).shape != wanted:
             there = [wanted[axes.index(axis)] for axis in range(len(axes))] if len(axes) == len(wanted) else wanted
             raise CheckpointError(f"{source}: {theirs} has the shape {list(tensor.shape)}, expected {list(there)}")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: {theirs} is {tensor.dtype}, expected floats")
         checkpoint.check_finite(theirs, tensor, source)
         # Copied, as it may lie in a file that is mapped into memory.
-        weights[ours] = tensor.permute(axes).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        weight = tensor.permute(axes).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        if tensor.dtype == torch.float64 and not weight.isfinite().all():
+            raise CheckpointError(
+                f"{source}: {theirs} holds a weight of {tensor.abs().max():.6g}, expected at most "
+                f"{torch.finfo(torch.float32).max:g}, the largest float32; take an earlier checkpoint"
+            )
+        weights[ours] = weight
+    if blind := [names[ours] for ours in _on_the_way(config) if ours in weights and not weights[ours].any()]:
+        log.warning(
+            "%s: %s holds zeros alone, so the model predicts the same whatever it is shown, and no check of it can "
+            "fail; take a trained checkpoint",
+            source,
+            listed(blind),
+        )
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _on_the_way(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the weights that every prediction passes on its way from the input."""
+    top = len(config.hidden) - 1
+    return ("cells.0.input_conv.weight", "cells.0.input_norm.weight", f"cells.{top}.merge.weight", "to_patch.weight")
+
+
+def check_floats(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Check that tensors are plain ones of floats that PyTorch computes with.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    for name, tensor in tensors.items():
+        if not is_plain(tensor):
+            kind = tensor.dtype if tensor.layout == torch.strided else tensor.layout
+            found = "without values (on meta)" if tensor.is_meta else str(kind).removeprefix("torch.")
+            raise CheckpointError(
+                f"{source}: {name} is {found}, expected dense floats of 16, 32 or 64 bits; save it as float32"
+            )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Return True for a dense tensor of floats with values."""
+    return not (tensor.is_meta or tensor.is_nested) and tensor.layout == torch.strided and tensor.dtype in FLOATS
+
+
+def check_patches(given: tuple[str, int], predicted: tuple[str, int], source: str) -> None:
+    """Check that a network takes patches of as many channels as it predicts.
+
+    Args:
+        given, predicted: kernel that reads or writes the patches, and its channels.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if given[1] != predicted[1]:
+        raise CheckpointError(
+            f"{source}: {given[0]} takes patches of {given[1]} channels and {predicted[0]} gives {predicted[1]}, "
+            "expected as many; it is damaged, or another network"
+        )
 
 
 def listed(names: Shapes | Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError
-from e3d_deploy.importing.fit import Finding, Shapes, listed, patching, size
+from e3d_deploy.importing.fit import Finding, Shapes, check_patches, listed, patching, size
 from e3d_deploy.libraries import pip_install
 from e3d_deploy.quiet import quiet
 
@@ -142,6 +142,8 @@ def identify(
 
     hidden = tuple(side(f"e3d{layer}/conv3d", 3) for layer in range(max(layers, default=0) + 1))
     kernel_size, patch_channels = side("e3d0/conv3d", 1), side("conv3d", 4)
+    first = "e3d0/conv3d_1"
+    check_patches((f"{SCOPE}{first}/kernel", side(first, 3)), (f"{SCOPE}conv3d/kernel", patch_channels), source)
     inputs = tuple(side(f"e3d{layer}/conv3d_2", 3) for layer in range(len(hidden)))
     variant, how = _variant(hidden, inputs, memory, source)
     p, C = patching(patch_channels, patch_size, channels)

@@ -15,7 +15,7 @@ from torch import Tensor
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.importing.archive import check_archive
-from e3d_deploy.importing.fit import Finding, Shapes, patching, size
+from e3d_deploy.importing.fit import Finding, Shapes, check_floats, check_patches, patching, size
 from e3d_deploy.importing.wrappers import network_in
 from e3d_deploy.quiet import quiet
 from e3d_deploy.tensors import KEY, read_header
@@ -64,12 +64,11 @@ def read(path: Path, *, part: str | None = None, ema: bool = False) -> tuple[dic
         CheckpointError: it is damaged, holds something else than tensors, or several networks.
         ConfigError: it does not hold that part, or no averages.
     """
-    if _is_safetensors(path):
-        return dict(network_in(_safetensors(path), part=part, ema=ema, source=str(path)).tensors), {}
-    loaded = _torch_content(path)
+    loaded = _safetensors(path) if _is_safetensors(path) else _torch_content(path)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected tensors by name; {ALONE}")
     network = network_in(loaded, part=part, ema=ema, source=str(path))
+    check_floats(network.tensors, str(path))
     settings = loaded.get("hyper_parameters")
     return dict(network.tensors), dict(settings) if isinstance(settings, Mapping) else {}
 
@@ -131,8 +130,10 @@ def identify(
 
     hidden = tuple(side(f"cell_list.{layer}._norm_c_t.weight", 0, 4) for layer in range(max(layers, default=0) + 1))
     grid = tuple(side("cell_list.0._norm_c_t.weight", axis, 4) for axis in (2, 3))
-    kernel_size = side("cell_list.0.conv_x.0.conv3d.weight", 4, 5)
+    first = "cell_list.0.conv_x.0.conv3d.weight"
+    kernel_size = side(first, 4, 5)
     patch_channels = side("conv_last.weight", 0, 5)
+    check_patches((first, side(first, 1, 5)), ("conv_last.weight", patch_channels), source)
     layer_norm = any(re.fullmatch(r"cell_list\.\d+\.conv_\w+\.1\.\w+", name) for name in shapes)
     p, C = patching(patch_channels, patch_size or _whole(settings, "patch_size"), channels)
     kept = _whole(settings, "stride")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from e3d_deploy.errors import CheckpointError, ConfigError
-from e3d_deploy.importing.fit import listed
+from e3d_deploy.importing.fit import is_plain, listed
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def _equal(one: Network, other: Network) -> bool:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+    return is_plain(one) and is_plain(other) and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _sorted_out(others: Sequence[str], part: str) -> tuple[list[str], list[str]]:

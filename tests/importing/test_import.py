@@ -303,6 +303,19 @@ def changed(tensors: dict[str, Any], change: str, name: str) -> dict[str, Any]:
             return tensors | {name: tensors[name].astype(np.int32)}
 
 
+@needs_tensorflow
+def test_tensorflow_variables_beyond_float32_or_of_two_patch_sizes_are_named(tmp_path: Path) -> None:
+    arrays, _ = read(GOLDEN / "model_A_released.npz")
+    weights = {key.removeprefix("w/"): value for key, value in arrays.items() if key.startswith("w/")}
+    last = "generator/e3d-lstm/conv3d/kernel"
+    beyond = write_tensorflow(tmp_path / "model.ckpt-1", weights | {last: weights[last].astype(np.float64) * 1e300})
+    with pytest.raises(CheckpointError, match=f"{last} holds a weight of .* expected at most 3.40282e\\+38"):
+        import_checkpoint(beyond, memory="released")
+    halved = write_tensorflow(tmp_path / "model.ckpt-2", weights | {last: weights[last][..., :-1]})
+    with pytest.raises(CheckpointError, match=f"e3d0/conv3d_1/kernel takes patches of .* and {last} gives"):
+        import_checkpoint(halved, memory="released")
+
+
 MESSAGES = {"missing": "lacks {}", "unknown": "holds {}/extra", "shape": "{} has the shape", "integers": "{} is"}
 
 

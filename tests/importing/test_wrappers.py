@@ -129,6 +129,57 @@ def test_moving_averages_can_be_asked_for(tmp_path: Path, tensors: Tensors) -> N
     assert same(imported(path, ema=True), other(tensors))
 
 
+KERNEL = "cell_list.0.conv_h.0.conv3d.weight"
+ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "beyond float32": (
+        lambda one: one.double() * 1e300,
+        r"holds a weight of .*e\+2\d\d, expected at most 3\.40282e\+38",
+    ),
+    "float8": (lambda one: one.to(torch.float8_e4m3fn), "is float8_e4m3fn, expected dense floats"),
+    "sparse": (lambda one: one.to_sparse(), "is sparse_coo, expected dense floats"),
+    "meta": (lambda one: one.to("meta"), r"is without values \(on meta\), expected dense floats"),
+    "complex": (lambda one: one.to(torch.complex64), "is complex64, expected dense floats"),
+}
+
+
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("kind", ODD)
+def test_weights_that_are_no_float32_are_named(kind: str, copies: bool, tmp_path: Path, tensors: Tensors) -> None:
+    change, message = ODD[kind]
+    odd = tensors | {KERNEL: change(tensors[KERNEL])}
+    path = saved(tmp_path, {"model": odd, "fast": odd} if copies else odd)
+    with pytest.raises(CheckpointError, match=f"m.pth: {KERNEL} {message}" if not copies else "m.pth: "):
+        import_checkpoint(path)
+
+
+def test_a_safetensors_file_of_float8_is_refused(tmp_path: Path, tensors: Tensors) -> None:
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in tensors.items()}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="is float8_e4m3fn, expected dense floats"):
+        import_checkpoint(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "zero", ["cell_list.0.conv_x.0.conv3d.weight", "cell_list.1.conv_last.conv3d.weight", "conv_last.weight"]
+)
+def test_a_network_that_is_blind_to_its_input_is_named(
+    zero: str, tmp_path: Path, tensors: Tensors, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path, tensors | {zero: torch.zeros_like(tensors[zero])})
+    model = import_checkpoint(path).model
+    first, second = torch.rand(2, 1, 3, 1, 8, 8)
+    assert torch.equal(model(first, 2), model(second, 2))
+    assert f"{zero} holds zeros alone, so the model predicts the same whatever it is shown" in caplog.text
+    caplog.clear()
+    import_checkpoint(saved(tmp_path, tensors))
+    assert "zeros" not in caplog.text
+
+
+def test_patches_of_two_sizes_are_no_network(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, tensors | {"conv_last.weight": torch.ones(17, 4, 2, 1, 1)})
+    with pytest.raises(CheckpointError, match=r"conv_x.* takes patches of 16 .*conv_last\.weight gives 17"):
+        import_checkpoint(path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
