@@ -21,6 +21,8 @@ ROOTS = ("cell_list", "conv_last")
 """First parts of the names of the network's tensors; the first of them has one tensor or more in every network."""
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow|teacher)(_|$)")
 """Parts of names of a copy of the network whose weights are moving averages."""
+COUNT = "n_averaged"
+"""Last part of the name of the number of averages, which torch.optim.swa_utils keeps with them."""
 BESIDE = re.compile(
     r"(^|_)(loss\w*|criterion\w*|lpips|vgg\d*|perceptual|metrics?|discriminator|netd|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
 )
@@ -43,7 +45,7 @@ class Network:
     @property
     def averaged(self) -> bool:
         """True if the name says that these are moving averages."""
-        return any(AVERAGED.search(word.lower()) for word in self.part.split("."))
+        return _is_average(self.part)
 
 
 def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, source: str) -> Network:
@@ -65,7 +67,7 @@ def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, sourc
         if part is not None or ema:
             raise ConfigError(f"{source}: holds no network of OpenSTL, so leave --part and --ema out")
         return Network("", _tensors(leaves, source))
-    taken = _chosen(networks, part=part, ema=ema, source=source)
+    taken = _chosen(networks, others, part=part, ema=ema, source=source)
     known, unknown = _sorted_out(others, taken.part)
     if unknown:
         raise CheckpointError(
@@ -118,16 +120,23 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
     return whole, others
 
 
-def _chosen(networks: Sequence[Network], *, part: str | None, ema: bool, source: str) -> Network:
+def _chosen(networks: Sequence[Network], others: Sequence[str], *, part: str | None, ema: bool, source: str) -> Network:
     """Return the network that was asked for, or the only one that can be meant."""
     names = ", ".join(_called(one.part) for one in networks)
     if part is not None:
         named = [one for one in networks if one.part == part]
         if not named:
             raise ConfigError(f"part: got {part!r}, but {source} holds {names}; give one of them")
+        if ema and not named[0].averaged:
+            raise ConfigError(f"ema: {part} in {source} is no moving average by its name; give --part or --ema alone")
         return named[0]
     meant = [one for one in networks if one.averaged == ema]
     if ema and not meant:
+        if nameless := [name for name in others if _is_average(name)]:
+            raise ConfigError(
+                f"ema: {source} holds {', '.join(_groups(nameless, ''))}, whose names are not those of a network, so "
+                "they cannot be matched to its weights; save the averages by those names, or leave --ema out"
+            )
         raise ConfigError(f"ema: {source} holds {names}, and no moving averages; leave --ema out")
     meant = meant or list(networks)
     if any(not _equal(meant[0], other) for other in meant[1:]):
@@ -151,6 +160,11 @@ def _sorted_out(others: Sequence[str], part: str) -> tuple[list[str], list[str]]
     beneath = {name: name.removeprefix(f"{part}.") if part else name for name in inside}
     unknown = [name for name in inside if not any(map(_is_beside, beneath[name].split(".")))]
     return [name for name in others if name not in set(unknown)], unknown
+
+
+def _is_average(name: str) -> bool:
+    words = name.lower().split(".")
+    return words[-1] != COUNT and any(map(AVERAGED.search, words))
 
 
 def _is_beside(word: str) -> bool:

@@ -129,6 +129,38 @@ def test_moving_averages_can_be_asked_for(tmp_path: Path, tensors: Tensors) -> N
     assert same(imported(path, ema=True), other(tensors))
 
 
+def test_a_part_and_the_averages_are_not_asked_for_together(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, {"model": tensors, "model_ema": other(tensors)})
+    with pytest.raises(ConfigError, match=r"ema: model in .*m\.pth is no moving average by its name; give --part or"):
+        import_checkpoint(path, part="model", ema=True)
+    assert same(imported(path, part="model_ema", ema=True), other(tensors))
+
+
+NAMELESS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
+    "list": (lambda one: {"model": one, "ema": {"shadow_params": list(one.values())}}, r"ema \(17 tensors\)"),
+    "callback": (
+        lambda one: {"state_dict": one, "optimizer_states": [{"ema": tuple(one.values())}]},
+        r"optimizer_states \(17 tensors\)",
+    ),
+    "flattened": (
+        lambda one: one | {f"ema.{name.replace('.', '_')}": tensor for name, tensor in one.items()},
+        r"ema \(17 tensors\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NAMELESS)
+def test_averages_without_names_are_told_from_none(kind: str, tmp_path: Path, tensors: Tensors) -> None:
+    content, named = NAMELESS[kind]
+    with pytest.raises(ConfigError, match=rf"m\.pth holds {named}, whose names are not those of a network, so they"):
+        import_checkpoint(saved(tmp_path, content(tensors)), ema=True)
+
+
+def test_a_count_of_averages_is_no_average(tmp_path: Path, tensors: Tensors) -> None:
+    with pytest.raises(ConfigError, match="no moving averages; leave --ema out"):
+        import_checkpoint(saved(tmp_path, before("module.", tensors) | {"n_averaged": torch.ones(1)}), ema=True)
+
+
 KERNEL = "cell_list.0.conv_h.0.conv3d.weight"
 ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "beyond float32": (
