@@ -1,6 +1,8 @@
 """A checkpoint of another project as a model: whose it is, which network, and its weights."""
 
+import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,13 @@ from e3d_deploy.importing import google, openstl
 from e3d_deploy.importing.fit import Finding, Imported, fit_model, window_of
 
 Origin = Literal["google", "openstl"]
+POINTER = b"version https://git-lfs"
+"""First bytes of what Git keeps in the place of a large file."""
+SHARD = re.compile(r"-\d+-of-\d+\.")
+"""Part of the name of a file that holds some of the tensors of a model."""
+JOIN = "load all of them, and save their tensors by name in one file with torch.save"
+MOST_FILES = 1000
+"""Files of a folder that are looked at for a remedy."""
 
 
 def import_checkpoint(
@@ -113,11 +122,37 @@ def _check_file(path: Path) -> None:
     """
     _check_there(path)
     if path.is_dir():
-        raise CheckpointError(f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index")
+        raise CheckpointError(
+            f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index; {_within(path)}"
+        )
     if not openstl.is_readable(path):
+        if path.name.endswith(".index.json"):
+            raise CheckpointError(f"{path}: lists the shards of a model; {JOIN}")
+        with path.open("rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise CheckpointError(f"{path}: is a pointer of Git LFS, without the file; run `git lfs pull` there")
         raise CheckpointError(
             f"{path}: neither a TensorFlow checkpoint nor a file of torch.save or safetensors; nothing to import"
         )
+
+
+def _within(folder: Path) -> str:
+    """Return the remedy for a folder in the place of a checkpoint, by what lies in it."""
+    if (folder / ".metadata").exists():
+        return (
+            "it is one of torch.distributed; make a file of it with "
+            f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pth`"
+        )
+    places = (folder, folder / "checkpoints")
+    files = (file for place in places if place.is_dir() for file in sorted(place.iterdir()) if file.is_file())
+    found = [file for file in islice(files, MOST_FILES) if file.stat().st_size and openstl.is_readable(file)]
+    if any(SHARD.search(file.name) for file in found):
+        return f"it holds the shards of a model; {JOIN}"
+    if not found:
+        return "nothing to import in it"
+    if len(found) == 1:
+        return f"give {found[0]}"
+    return f"give one of its {len(found)} files of PyTorch, such as {found[-1]}"
 
 
 def _check_there(path: Path) -> None:

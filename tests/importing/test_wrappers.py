@@ -212,6 +212,31 @@ def test_patches_of_two_sizes_are_no_network(tmp_path: Path, tensors: Tensors) -
         import_checkpoint(path)
 
 
+def test_a_folder_or_a_list_of_shards_says_what_to_give(tmp_path: Path, tensors: Tensors) -> None:
+    def refusal(name: str) -> str:
+        with pytest.raises(CheckpointError) as caught:
+            import_checkpoint(tmp_path / name)
+        return str(caught.value)
+
+    for name in ("hf", "run/checkpoints", "shards", "dcp"):
+        (tmp_path / name).mkdir(parents=True)
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    assert refusal("hf").endswith(f"files end in .index; give {tmp_path}/hf/model.safetensors")
+    for name in ("best.ckpt", "last.ckpt"):
+        torch.save(tensors, tmp_path / "run" / "checkpoints" / name)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert refusal("run").endswith(f"give one of its 2 files of PyTorch, such as {last}")
+    save_file(tensors, tmp_path / "shards" / "model-00001-of-00002.safetensors")
+    (tmp_path / "shards" / "model.safetensors.index.json").write_text("{}")
+    assert "holds the shards of a model; load all of them" in refusal("shards")
+    assert "lists the shards of a model; load all of them" in refusal("shards/model.safetensors.index.json")
+    (tmp_path / "dcp" / ".metadata").touch()
+    assert f"dcp_to_torch {tmp_path}/dcp FILE.pth" in refusal("dcp")
+    (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    assert refusal("lfs.pth").endswith("is a pointer of Git LFS, without the file; run `git lfs pull` there")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
