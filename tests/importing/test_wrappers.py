@@ -237,6 +237,21 @@ def test_a_folder_or_a_list_of_shards_says_what_to_give(tmp_path: Path, tensors:
     assert refusal("lfs.pth").endswith("is a pointer of Git LFS, without the file; run `git lfs pull` there")
 
 
+def test_what_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, tensors)
+    (tmp_path / "link.safetensors").symlink_to(path)
+    content = path.read_bytes()
+    for name, reason in {
+        "m.pth": "is what is read, and would be replaced",
+        "link.safetensors": "is what is read, and would be replaced",
+        "other.pth": "a model is a .safetensors file; got .pth",
+        "none/m.safetensors": "its folder does not exist",
+        ".": "is a folder",
+    }.items():
+        assert reason in e3d("import", path, "-o", tmp_path / name, "--overwrite", code=2).stderr
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
