@@ -30,6 +30,8 @@ from e3d_deploy.tensors import (
 WIDENED = (torch.float16, torch.bfloat16)
 """Types that `load` turns into float32."""
 
+MAKE_AGAIN = "copy it again, or save the model again"
+
 
 def save(model: E3DLSTM, path: str | Path, *, card: Card | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Write weights, config and card to `path`, whole or not at all.
@@ -125,10 +127,17 @@ def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, 
         check_finite(name, weight, path)
     with torch.device("meta"):
         model = E3DLSTM(config)
-    try:
-        model.load_state_dict(weights, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit its config ({error})") from error
+    expected = model.state_dict()
+    misfit = f"{path}: its weights do not fit its config"
+    if odd := sorted(weights.keys() ^ expected.keys()):
+        what = f"lacks {odd[0]}" if odd[0] in expected else f"has {odd[0]}, which is none of its network"
+        others = f" and {len(odd) - 1} more do not fit" if len(odd) > 1 else ""
+        raise CheckpointError(f"{misfit}: it {what}{others}; {MAKE_AGAIN}")
+    for name, weight in weights.items():
+        if weight.shape != expected[name].shape:
+            found, wanted = list(weight.shape), list(expected[name].shape)
+            raise CheckpointError(f"{misfit}: {name} has the shape {found}, expected {wanted}; {MAKE_AGAIN}")
+    model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False)
 
 

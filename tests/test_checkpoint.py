@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -137,8 +138,10 @@ def test_weights_that_do_not_fit_the_config_are_refused(
     tiny_model: E3DLSTM, path: Path, changes: dict[str, object]
 ) -> None:
     save_file(tiny_model.state_dict(), path, card(replace(tiny_model.config, **changes).to_dict()))
-    with pytest.raises(CheckpointError, match="its weights do not fit its config"):
+    with pytest.raises(CheckpointError, match="its weights do not fit its config") as caught:
         checkpoint.load(path)
+    assert "\n" not in str(caught.value)
+    assert re.search(r"cells\.\d\.\w+", str(caught.value))
 
 
 def test_failed_save_leaves_what_was_there(tiny_model: E3DLSTM, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
