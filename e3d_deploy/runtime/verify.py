@@ -3,8 +3,9 @@
 Needs no PyTorch: where there is none, what it computed is in the bundle's reference clip.
 """
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.contrast import tells_nothing
+from e3d_deploy.contrast import MIN_STEP, tells_nothing
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
 from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def verify(
     rolled, rolled_state = backend.rollout(found[bundle.context_length - 1], kept[bundle.context_length])
     lost = [quality_lost(forecast[0], one[0], truth) for one in (stepped, clip_forecast, rolled)]
     budget, state_budget = budgets(bundle)
+    _remark_if_same(bundle, expected[:judged], budget)
     return Report(
         backend=backend.name,
         yardstick="reference.npz" if yardstick is None else yardstick.name,
@@ -211,6 +215,18 @@ def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) ->
         raise BundleError(
             f"{bundle.path}: its reference clip cannot tell right predictions from wrong ones, as it {lacking}; give "
             "--clip with another, or export the model again with another --reference"
+        )
+
+
+def _remark_if_same(bundle: Bundle, predictions: Sequence[NDArray[np.float32]], budget: float) -> None:
+    """Warn if predictions differ so little from each other that a backend blind to its input would pass."""
+    span = float(np.ptp(np.stack(predictions), axis=0).max())
+    if len(predictions) > 1 and span <= min(budget, MIN_STEP):
+        log.warning(
+            "%s: its predictions differ by %.1e at most, so a backend that ignores the frames would agree as well; "
+            "this verdict proves nothing, export a trained model",
+            bundle.path,
+            span,
         )
 
 

@@ -70,6 +70,20 @@ def test_a_budget_is_a_number_from_0_on(number: float) -> None:
         Budget(dpsnr=number)
 
 
+def test_predictions_that_are_all_the_same_are_remarked(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Bundle.open(bundle_path)
+    reference = bundle.reference()
+    backend = open_backend(bundle, "onnxruntime", threads=1)
+    verify(bundle, backend)
+    assert "proves nothing" not in caplog.text
+    same = {**reference, "predictions": np.repeat(reference["predictions"][:1], len(reference["predictions"]), axis=0)}
+    monkeypatch.setattr(Bundle, "reference", lambda _: same)
+    verify(bundle, backend)
+    assert "its predictions differ by 0.0e+00 at most, so a backend that ignores the frames would agree" in caplog.text
+
+
 def test_a_blank_reference_is_refused_at_export(exported: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", np.full((8, 16, 24, 1), 255, np.uint8))
     options = ["--context", 4, "--horizon", 3, "--reference", tmp_path / "clip.npy"]
