@@ -468,12 +468,15 @@ def test_graphs_take_any_number_of_streams(tmp_path: Path, semantics: Semantics)
 # Per layer: hidden, input, the two of the output gate and, where it moves, the memory; each twice, for the two
 # slots of the window, but for OpenSTL's; the one that merges; and once the one that makes the frame.
 @pytest.mark.parametrize(("semantics", "convolutions"), [("paper", 23), ("google", 19), ("openstl", 11)])
-def test_a_memory_that_stays_zero_is_not_computed(tmp_path: Path, semantics: Semantics, convolutions: int) -> None:
+def test_a_memory_that_stays_zero_is_not_computed(
+    tmp_path: Path, semantics: Semantics, convolutions: int, caplog: pytest.LogCaptureFixture
+) -> None:
     config = ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3, semantics=semantics)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
     path = export(tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=3, horizon=2, batch=1)
     nodes = onnx.load(path / "step.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == convolutions
+    assert "constant folding" not in caplog.text
 
 
 def test_export_is_the_same_twice(exported: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from e3d_deploy.step import REWRITES, Step, example
 
 REGISTRATION = "torch.onnx._internal.exporter._registration"
 """Logger that warns of the missing torchvision, which nothing here uses."""
+FOLDING = "onnxscript.optimizer._constant_folding"
+"""Logger that warns of each operator with several outputs, which it leaves as it is."""
 
 
 def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = tuple(REWRITES)) -> GraphProto:
@@ -33,7 +35,7 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
     any_number = {0: contract.ANY}
     dynamic = (any_number, any_number, (any_number,) * (len(inputs) - 2))
     try:
-        with quiet(_ignore, loggers=(REGISTRATION,)):
+        with quiet(_ignore, loggers=(REGISTRATION, FOLDING)):
             program = torch.onnx.export(
                 step,
                 inputs,
