@@ -137,6 +137,8 @@ def _chosen(networks: Sequence[Network], others: Sequence[str], *, part: str | N
                 f"ema: {source} holds {', '.join(_groups(nameless, ''))}, whose names are not those of a network, so "
                 "they cannot be matched to its weights; save the averages by those names, or leave --ema out"
             )
+        if any(name.split(".")[-1] == COUNT for name in others):
+            raise ConfigError(f"ema: {source} holds {names}, an average itself by its {COUNT}; leave --ema out")
         raise ConfigError(f"ema: {source} holds {names}, and no moving averages; leave --ema out")
     meant = meant or list(networks)
     if any(not _equal(meant[0], other) for other in meant[1:]):

@@ -156,8 +156,8 @@ def test_averages_without_names_are_told_from_none(kind: str, tmp_path: Path, te
         import_checkpoint(saved(tmp_path, content(tensors)), ema=True)
 
 
-def test_a_count_of_averages_is_no_average(tmp_path: Path, tensors: Tensors) -> None:
-    with pytest.raises(ConfigError, match="no moving averages; leave --ema out"):
+def test_a_network_that_is_an_average_by_its_count_is_called_one(tmp_path: Path, tensors: Tensors) -> None:
+    with pytest.raises(ConfigError, match="an average itself by its n_averaged; leave --ema out"):
         import_checkpoint(saved(tmp_path, before("module.", tensors) | {"n_averaged": torch.ones(1)}), ema=True)
 
 
