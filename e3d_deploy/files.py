@@ -121,11 +121,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         ConfigError: something other than an empty folder is there, or its parent is not; at the start, before the work.
         OSError: it cannot be written, with the name `path`.
     """
-    place = Path(os.path.realpath(path))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
-    if not place.parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist; make it first")
+    place = place_of(path)
     with naming(path), workspace(place) as folder:
         partial = folder / place.name
         partial.mkdir()
@@ -135,6 +133,55 @@ def new_folder(path: Path) -> Iterator[Path]:
             if sys.platform == "win32":  # elsewhere it gives way to the new one at once, empty as it is
                 place.rmdir()
         partial.replace(place)
+
+
+def check_place(path: Path, *, folder: bool = False) -> None:
+    """Check that a file can be made at a path, or put in the place of what is there, before any work is done.
+
+    Args:
+        folder: check it for a folder instead.
+
+    Raises:
+        ConfigError: as `place_of`, or a folder is in the place of a file.
+        OSError: it cannot be written, with the name `path`.
+    """
+    if _descriptor(path) is not None:
+        return
+    with naming(path):
+        place = place_of(path)
+        if place.is_dir() and not folder:
+            raise ConfigError(f"{path}: is a folder; choose another name")
+        if place.exists() and not place.is_dir() and not place.is_file():  # a pipe or a device
+            if not os.access(place, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return
+        with workspace(place):  # as the work will: no question to the system answers for every disk
+            pass
+
+
+def place_of(path: Path, *, make: bool = False) -> Path:
+    """Return where a new file or folder will stand, behind links, whose folder is there.
+
+    Args:
+        make: make the folder if it is missing.
+
+    Raises:
+        ConfigError: the folder is missing, or a file is in its place, or the new one would replace a mount point.
+        OSError: the path cannot be looked up, or its folder cannot be made.
+    """
+    place = Path(os.path.realpath(path))
+    subject = f"{path}:" if str(place) == os.path.abspath(path) else f"{path}: leads to {place};"
+    there = next(folder for folder in (*place.parents, place) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise ConfigError(f"{subject} {there} is no folder; choose another place")
+    _status(path)
+    if (place.is_dir() or place.is_file()) and os.path.ismount(place):
+        raise ConfigError(f"{subject} is a mount point, which cannot be replaced; choose another place")
+    if make:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    elif not place.parent.is_dir():
+        raise ConfigError(f"{subject} its folder does not exist; make it first")
+    return place
 
 
 @contextmanager

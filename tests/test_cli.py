@@ -105,17 +105,12 @@ def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
     assert "has 2 frames, expected 4 or more; give a longer clip" in line
 
 
-def test_a_picture_that_cannot_be_written_is_refused_before_the_work(
-    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_picture_that_cannot_be_written_is_refused_before_the_work(exported: Path, tmp_path: Path) -> None:
     for command in ("verify", "benchmark"):
         line = failing(command, exported / "tiny.e3d", "--picture", tmp_path / "no" / "drift.png", code=2)
         assert "its folder does not exist" in line
         line = failing(command, exported / "tiny.e3d", "--picture", tmp_path, code=2)
         assert "is a folder; give the name of a file" in line
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
-    line = failing("verify", exported / "tiny.e3d", "--picture", tmp_path / "drift.png", code=2)
-    assert "drift.png: may not be written" in line
 
 
 def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

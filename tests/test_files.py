@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from e3d_deploy.files import new_file, new_folder, workspace, write_file
+from e3d_deploy.errors import ConfigError
+from e3d_deploy.files import check_place, new_file, new_folder, workspace, write_file
 
 BEFORE, CONTENT = b"before", b"content" * 20_000  # more than a pipe holds
 
@@ -169,6 +171,32 @@ def test_an_error_names_what_was_named(tmp_path: Path, monkeypatch: pytest.Monke
             assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "file"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "loop"]
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_place_that_cannot_take_an_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("absent/target")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "absent/target"
+    expected = {
+        target: f"{target}: its folder does not exist; make it first",
+        tmp_path / "link": f"link: leads to {target}; its folder does not exist",
+        tmp_path / "file/below": f"below: {tmp_path / 'file'} is no folder; choose another place",
+        tmp_path / "folder": "folder: is a folder; choose another name",
+        tmp_path / "mounted": "mounted: is a mount point, which cannot be replaced",
+    }
+    (tmp_path / "mounted").touch()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "mounted")
+    for path, text in expected.items():
+        with pytest.raises(ConfigError, match=re.escape(text)):
+            check_place(path)
+    for path in (tmp_path / "file", tmp_path / "new", Path("/dev/null"), Path("/dev/stdout")):
+        check_place(path)
+    check_place(tmp_path / "folder", folder=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link", "mounted"]
+    monkeypatch.setattr(tempfile, "mkdtemp", failing(errno.EROFS))
+    with pytest.raises(OSError, match=r"Read-only file system: '.*/file'$"):
+        check_place(tmp_path / "file")
 
 
 def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from e3d_deploy.bundle.folder import (
 )
 from e3d_deploy.bundle.manifest import Manifest
 from e3d_deploy.errors import BundleError, ConfigError
-from e3d_deploy.files import new_file, sync
+from e3d_deploy.files import check_place, new_file, place_of, sync
 from e3d_deploy.progress import Notify, silent
 
 BLOCK = 1 << 20
@@ -51,12 +51,12 @@ def pack(
         ConfigError: `output` is there already, its folder is not, or it lies in the bundle.
         BundleError: a file that is lost or changed meanwhile, or a bundle too large for an archive.
     """
-    if output.exists() and not (overwrite and output.is_file()):
+    if output.exists() and not output.is_dir() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace a file, or another name")
-    _check_folder(output)
     place = output.resolve()
     if place.is_relative_to(bundle.path.resolve()):
         raise ConfigError(f"{output}: lies in the bundle that is packed; give a name outside of it")
+    check_place(output)
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest.files], bundle.path)
     sizes = {}
@@ -103,7 +103,7 @@ def unpack(
         BundleError: an archive that is damaged, incomplete, too large, or not of the form that `pack` writes.
         ConfigError: `output` is there already, or its folder is not.
     """
-    _check_folder(output)
+    place_of(output)
     with new_bundle(output, overwrite=overwrite) as folder, open_archive(path) as (archive, entries):
         try:
             dropped = _extract(
@@ -127,11 +127,6 @@ def without_engines(manifest: Manifest) -> Manifest:
         verification={name: one for name, one in manifest.verification.items() if name not in targets},
         files={name: digest for name, digest in manifest.files.items() if not name.startswith(ENGINES)},
     )
-
-
-def _check_folder(output: Path) -> None:
-    if not output.resolve().parent.is_dir():
-        raise ConfigError(f"{output}: its folder does not exist; make it first")
 
 
 def _source(bundle: Bundle, name: str) -> IO[bytes]:

@@ -170,18 +170,15 @@ def check_picture(path: Path | None, *read: Path | str | None) -> None:
     """Check that a picture can be drawn and written to a path, apart from what is read, before any work is done."""
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
+    from e3d_deploy.files import check_place
 
     if path is not None:
         import matplotlib.figure  # noqa: F401 (a missing library shall show now)
 
         check_apart(path, *read)
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            raise ConfigError(f"{path}: its folder does not exist; make it first")
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; give the name of a file, such as {path / 'picture.png'}")
-        if not os.access(path if path.exists() else folder, os.W_OK):
-            raise ConfigError(f"{path}: may not be written; give another name, or change who may")
+        check_place(path)
 
 
 def grouped(value: object) -> str:

@@ -51,17 +51,15 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     from e3d_deploy import checkpoint
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
+    from e3d_deploy.files import check_place
     from e3d_deploy.importing import compare, import_checkpoint
 
     check_apart(output, *_files_of(path), reference)
     if output.suffix not in ("", ".safetensors"):
         raise ConfigError(f"{output}: a model is a .safetensors file; got {output.suffix}, choose another name")
-    if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; choose another name")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output}: its folder does not exist; make it first")
+    check_place(output)
     with working(f"importing {path}"):
         imported = import_checkpoint(path, **options)
     table(["what", "value", "how we know"], [(one.what, one.value, one.how) for one in imported.evidence], left=3)

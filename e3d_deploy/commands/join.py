@@ -19,7 +19,7 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
     """
     from e3d_deploy.commands._places import check_apart
     from e3d_deploy.errors import ConfigError
-    from e3d_deploy.files import write_file
+    from e3d_deploy.files import check_place, write_file
     from e3d_deploy.parts import find_parts
     from e3d_deploy.parts import join as join_parts
 
@@ -27,8 +27,7 @@ def join(parts: tuple[Path, ...], output: Path, overwrite: bool) -> None:
         raise ConfigError(f"{output}: is a folder; give the name of a model file")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
-    if not output.absolute().parent.is_dir():
-        raise ConfigError(f"{output}: its folder does not exist; make it first")
+    check_place(output)
     found = find_parts(parts)
     check_apart(output, *found)
     joined = join_parts(found)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from e3d_deploy.data.mosaic import Mosaic
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
-from e3d_deploy.files import new_file, new_folder
+from e3d_deploy.files import check_place, new_file, new_folder
 from e3d_deploy.frames import Frames, to_pictures
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,9 @@ def check_target(path: Path) -> None:
     """
     if _kind(path) not in SUFFIXES:
         raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
-    if path.suffix and path.is_dir():
-        raise ConfigError(f"{path}: is a folder; choose another name")
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"{path}: its folder does not exist; make it first")
+    check_place(path, folder=path.suffix == "")
 
 
 def check_size(

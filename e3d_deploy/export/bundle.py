@@ -34,7 +34,7 @@ from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_grap
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
 from e3d_deploy.export.plan import Plan, plan_export
 from e3d_deploy.export.precision.types import LOW, stamp
-from e3d_deploy.files import sha256
+from e3d_deploy.files import place_of, sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import EXACT, Budget, budget_for
 from e3d_deploy.progress import Notify, silent
@@ -124,9 +124,9 @@ def export(
         )
     if reference is not None and (lacking := tells_nothing(plan.clip, plan.context_length)):
         raise ConfigError(f"reference: {reference} {lacking} to tell one network from another; give another clip")
-    clips = _clips_of(plan)  # checked before the work
-    output.resolve().parent.mkdir(parents=True, exist_ok=True)
+    place_of(output, make=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
+        clips = _clips_of(plan)  # checked before the work
         checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
         progress("recording what PyTorch computes")
         recorded, rounding = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)

@@ -137,7 +137,7 @@ def test_nothing_is_overwritten_unasked(packed: Path, bundle_path: Path, tmp_pat
     pack(Bundle.open(bundle_path), packed, overwrite=True)
     folder = tmp_path / "folder"
     folder.mkdir()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="is a folder; choose another name"):
         pack(bundle, folder, overwrite=True)
     with pytest.raises(ConfigError, match="is there already and no bundle"):
         unpack(packed, folder, overwrite=True)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -209,3 +210,31 @@ def test_numbers_beyond_reason_are_refused_before_the_work(arguments: str, limit
 def test_profile_refuses_too_many_threads_in_python_too(exported: Path) -> None:
     with pytest.raises(ValueError, match="threads: got more than"):
         profile(Bundle.open(exported / "tiny.e3d"), "onnxruntime", threads=100_000)
+
+
+OUTPUTS = {
+    "predict": "predict absent.e3d absent.npy -o {output}.gif",
+    "stream": "stream absent.e3d absent.mp4 -o {output}.mp4",
+    "evaluate": "evaluate absent.e3d --data absent.npy -o {output}",
+    "import": "import absent.pth -o {output}.safetensors",
+    "join": "join absent -o {output}.safetensors",
+    "verify": "verify absent.e3d --picture {output}.png",
+    "benchmark": "benchmark absent.e3d --picture {output}.png",
+    "export": "export {model} --precision int8 --calibration absent.npy -o {output}.e3d",
+}
+"""Commands with an output, which fail otherwise as soon as they read what they are given."""
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    command: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def readonly(*, prefix: str, suffix: str, **_: Any) -> str:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / f"{prefix}{suffix}"))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.mkdtemp", readonly)
+    words = OUTPUTS[command].format(output=tmp_path / "new", model=exported / "tiny.safetensors")
+    line = e3d(*words.split(), code=2).stderr.splitlines()[-1]
+    assert line.startswith(f"Error: {tmp_path / 'new'}")
+    assert line.endswith("Read-only file system; give a path on a disk that can be written")
