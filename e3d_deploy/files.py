@@ -35,6 +35,8 @@ MOST_NAME = 200
 """Bytes of the name of a target that the name of its workspace takes; systems allow 255 for all of a name."""
 MOST_LINKS = 40
 """Links in a row that Linux follows."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors of a disk without room."""
 STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 """Descriptors that have names of their own."""
 
@@ -171,9 +173,8 @@ def place_of(path: Path, *, make: bool = False) -> Path:
     """
     place = Path(os.path.realpath(path))
     subject = f"{path}:" if str(place) == os.path.abspath(path) else f"{path}: leads to {place};"
-    there = next(folder for folder in (*place.parents, place) if os.path.lexists(folder))
-    if not there.is_dir():
-        raise ConfigError(f"{subject} {there} is no folder; choose another place")
+    if (file := file_above(place)) is not None:
+        raise ConfigError(f"{subject} {file} is no folder; choose another place")
     _status(path)
     if (place.is_dir() or place.is_file()) and os.path.ismount(place):
         raise ConfigError(f"{subject} is a mount point, which cannot be replaced; choose another place")
@@ -182,6 +183,12 @@ def place_of(path: Path, *, make: bool = False) -> Path:
     elif not place.parent.is_dir():
         raise ConfigError(f"{subject} its folder does not exist; make it first")
     return place
+
+
+def file_above(path: Path) -> Path | None:
+    """Return what is in the place of a folder that a path needs, such as a file; None if folders can be there."""
+    there = next((folder for folder in path.parents if os.path.lexists(folder)), path)
+    return there if path.parents and not there.is_dir() else None
 
 
 @contextmanager
@@ -276,7 +283,7 @@ def scratch_folder() -> Iterator[Path]:
         with workspace(target) as folder:
             yield folder
     except OSError as error:
-        if error.filename != str(target):
+        if error.filename != str(target) or error.errno in (errno.EFBIG, errno.EIO):  # with another folder too
             raise
         raise OSError(error.errno, f"{error.strerror}; set TMPDIR to a folder with room", error.filename) from error
 

@@ -120,6 +120,8 @@ def test_temporary_files_of_killed_runs_go_too(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="set TMPDIR") as error, scratch_folder():
         raise OSError(errno.ENOSPC, "No space left on device")
     assert error.value.filename == str(tmp_path / "e3d_deploy")
+    with pytest.raises(OSError, match=r"^.Errno 27. File too large: ") as error, scratch_folder():  # as elsewhere
+        raise OSError(errno.EFBIG, "File too large")
 
 
 def test_an_error_of_a_source_below_a_folder_named_partial_keeps_its_name(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from e3d_deploy.card import Card, Decay
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError, CheckpointError, ConfigError, ResourceLimit
 from e3d_deploy.files import is_swapping, locked, naming, replace_file, sha256, swap, workspace
-from e3d_deploy.tensors import Content, entries_of, header_of
+from e3d_deploy.tensors import Content, entries_of, header_of, without_number
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ def record_verification(bundle: Bundle, report: Mapping[str, Any]) -> None:
             text = json.dumps({"bundle": bundle.digest, "reports": reports}, indent=2, allow_nan=False) + "\n"
             replace_file(bundle.path / VERIFICATION, text.encode())
     except (OSError, BundleError) as error:
-        log.warning("the report is not recorded beside the manifest (%s)", error)
+        log.warning("the report is not recorded beside the manifest (%s)", without_number(error))
 
 
 def verifications(bundle: Bundle) -> dict[str, Verification]:

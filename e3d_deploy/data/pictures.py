@@ -21,6 +21,7 @@ from e3d_deploy.data.series import check_one_series
 from e3d_deploy.data.stacks import why_no_clip
 from e3d_deploy.errors import BackendUnavailable, ClipError, E3DError
 from e3d_deploy.libraries import pip_install
+from e3d_deploy.tensors import without_number
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 UNREAD = (
@@ -143,7 +144,7 @@ def _opened(file: Path) -> Iterator[Any]:
     except UnidentifiedImageError as error:
         raise _unreadable(file, "no format that Pillow knows") from error
     except Exception as error:
-        raise _unreadable(file, str(error) or type(error).__name__) from error
+        raise _unreadable(file, without_number(error) or type(error).__name__) from error
 
 
 def _unreadable(file: Path, reason: str) -> ClipError:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.errors import ClipError
+from e3d_deploy.files import FULL
 from e3d_deploy.frames import check_values
 
 
@@ -76,12 +77,9 @@ class Scratch:
                 written = os.pwrite(self.descriptor, rest, self.size)
                 self.size, rest = self.size + written, rest[written:]
         except OSError as error:
-            folder = tempfile.gettempdir()
-            raise OSError(
-                error.errno,
-                f"{error.strerror} after {self.size / 1e6:.0f} MB of decoded clips; set TMPDIR to a larger disk",
-                folder,
-            ) from error
+            remedy = "; set TMPDIR to a larger disk" if error.errno in FULL else ""
+            said = f"{error.strerror} after {self.size / 1e6:.0f} MB of decoded clips{remedy}"
+            raise OSError(error.errno, said, tempfile.gettempdir()) from error
 
     def cut(self, size: int) -> None:
         """Forget what was added after the first `size` bytes."""

@@ -13,6 +13,7 @@ from e3d_deploy import frames
 from e3d_deploy.contrast import FEWEST_TO_VERIFY, blankness
 from e3d_deploy.errors import ClipError, ShapeError
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.tensors import without_number
 
 BUDGET = 1e-4
 """Largest difference of a pixel, both in float32."""
@@ -94,4 +95,4 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     except FileNotFoundError as error:
         raise ClipError(f"{path}: no such file; {EXPECTED}") from error
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ClipError(f"{path}: cannot be read ({error}); {EXPECTED}") from error
+        raise ClipError(f"{path}: cannot be read ({without_number(error)}); {EXPECTED}") from error

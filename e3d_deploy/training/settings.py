@@ -13,6 +13,7 @@ import torch
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import sha256, write_file
+from e3d_deploy.tensors import without_number
 
 SETTINGS, COMMAND, STATE = "config.json", "command.json", "last.ckpt"
 """Files of a run folder: settings that determine its results, the command that began it, and its last state."""
@@ -188,7 +189,7 @@ class Begun:
 
 
 def _damaged(run: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{run}: cannot be resumed, its {STATE} or {SETTINGS} is damaged ({error})")
+    return CheckpointError(f"{run}: cannot be resumed, its {STATE} or {SETTINGS} is damaged ({without_number(error)})")
 
 
 def _check_known(run: Path, train: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Data as users have them: formats, splits, windows, memory, and what is wrong with them."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -26,6 +27,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import find_windows, resize_bilinear
 from e3d_deploy.data.sources import Source, fixed_windows, open_source
 from e3d_deploy.data.splits import by_time, members_of
+from e3d_deploy.data.storage import Scratch
 from e3d_deploy.errors import ClipError, ConfigError, E3DError, ShapeError
 from tests.data.test_data import gray_levels, write_folder, write_video
 from tests.golden import GOLDEN, read
@@ -761,8 +763,18 @@ def test_compressed_arrays_are_unpacked_to_disk_and_leave_nothing(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.npz", "small.npz"]
 
 
+def test_a_full_disk_names_the_variable_that_chooses_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    scratch = Scratch()
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(OSError, match="0 MB of decoded clips; set TMPDIR to a larger disk"):
+        scratch.append(b"x")
+
+
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of a file stands for a disk that is full."""
+    """A limit on the size of a file stands for a disk that is full, and has a remedy of its own."""
     (tmp_path / "tmp").mkdir()
     np.savez_compressed(tmp_path / "clips.npz", frames=numbered(3, 4, size=(64, 64)))
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
@@ -770,7 +782,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     done = python(f"{limit}{command} from e3d_deploy.cli import main; main()", TMPDIR=str(tmp_path / "tmp"))
     assert done.returncode == 7
     assert done.stderr.splitlines()[-1].startswith(f"Error: {tmp_path}/tmp: File too large after 0 MB of decoded clips")
-    assert "set TMPDIR to a larger disk" in done.stderr
+    assert "; raise the limit on the size of files (`ulimit -f`)" in done.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from e3d_deploy.bundle.sidecar import EngineSidecar
 from e3d_deploy.errors import ConfigError
-from e3d_deploy.files import locked, sha256, workspace, write_file
+from e3d_deploy.files import file_above, locked, sha256, workspace, write_file
 from e3d_deploy.progress import Notify, silent
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
@@ -60,6 +60,8 @@ class EngineCache:
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES, create: bool = True) -> None:
         self.folder, self.limit_bytes = folder.absolute(), limit_bytes
+        if (file := file_above(self.folder / "key")) is not None:
+            raise ConfigError(f"{self.folder}: {file} is no folder; name another one with --cache, or remove it")
         if create:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         elif not self.folder.is_dir():

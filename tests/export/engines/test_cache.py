@@ -207,6 +207,9 @@ def test_looking_at_a_cache_makes_none(tmp_path: Path) -> None:
         error = e3d("cache", *command, "--cache", tmp_path / "typo", code=2).stderr
         assert "typo: no such folder; `e3d build` makes it, or name another with --cache" in error
     assert not (tmp_path / "typo").exists()
+    (tmp_path / "file").touch()
+    error = e3d("cache", "ls", "--cache", tmp_path / "file" / "engines", code=2).stderr
+    assert f"{tmp_path / 'file'} is no folder" in error
 
 
 @pytest.mark.parametrize("sidecar", ["str", [], {"parts": {}}])
