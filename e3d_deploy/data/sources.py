@@ -63,6 +63,8 @@ class Source:
     """Axes of the arrays, such as NTHWC."""
     remarks: tuple[str, ...] = ()
     """Decisions that may not be what a user expects."""
+    is_in_doubt: bool = False
+    """Names tell of splits that are not used."""
 
 
 def open_source(
@@ -282,6 +284,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         short=tuple(short),
         folders=found.folders,
         layouts=tuple(reader.layouts),
+        is_in_doubt=found.is_in_doubt,
     )
 
 

@@ -39,6 +39,8 @@ class Comparison:
     """The same error of copying."""
     held_out: bool = True
     """The clips are none that the run learned from."""
+    in_doubt: bool = False
+    """Names tell of splits that are not used, so that the clips do not count as held out."""
     skipped: tuple[str, ...] = ()
     """Files that were left out, as they cannot be read."""
 
@@ -52,7 +54,9 @@ class Comparison:
         """Result in words, and what to do where copying is as good."""
         numbers = f"squared error {self.mse:.4g} a frame against {self.copying_mse:.4g}, on {self.clips} validation "
         numbers += "clip" if self.clips == 1 else "clips"
-        if not self.held_out:
+        if self.in_doubt:
+            numbers += ", none counts as held out: some names are like those of splits"
+        elif not self.held_out:
             numbers += ", none held out: the model was trained on them too"
         elif self.clips < FEW:
             numbers += ", which proves little"

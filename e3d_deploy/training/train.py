@@ -232,6 +232,7 @@ def _compare_with_copying(
     """Tell whether the model beats copying the last frame, and what was left out of the data; write both down."""
     source = sets[1].source if isinstance(sets[1], FixedWindows) else None
     skipped = tuple(dict.fromkeys([*sets[0].skipped, *(() if source is None else source.skipped)]))
+    trained = sets[0].remarks.keys()
     if validated.last is not None and validated.last[0] == trainer.global_step:
         count = len(sets[1])  # type: ignore[arg-type]
         errors = (count - count % trainer.world_size if count > trainer.world_size else count, *validated.last[1:])
@@ -243,7 +244,8 @@ def _compare_with_copying(
         clips=errors[0],
         mse=errors[1],
         copying_mse=errors[2],
-        held_out=source is None or source.held_out,
+        held_out=source is None or source.held_out or source.name not in trained,
+        in_doubt=source is not None and source.is_in_doubt and source.name in trained,
         skipped=skipped,
     )
     found.write(run)

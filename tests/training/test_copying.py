@@ -42,6 +42,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         (replace(FOUND, mse=300.0), "on 64 validation clips; train longer, with --l1-weight 0 in a short run, or"),
         (replace(FOUND, copying_mse=0.0), "the validation clips do not move, so that nothing beats copying"),
         (replace(FOUND, clips=1), "on 1 validation clip, which proves little"),
+        (replace(FOUND, in_doubt=True), "clips, none counts as held out: some names are like those of splits"),
         (replace(FOUND, held_out=False), "clips, none held out: the model was trained on them too"),
     ],
 )
@@ -86,9 +87,18 @@ def test_no_more_clips_are_measured_than_the_run_allows(tmp_path: Path) -> None:
     assert counts == [1, 3, 5]  # a twentieth of three times two clips a step
 
 
-def test_files_left_out_are_told_at_the_end(tmp_path: Path) -> None:
-    for number in range(6):
-        folder = tmp_path / "clips" / f"{number}"
+def test_clips_of_a_source_that_is_not_trained_on_are_held_out(tmp_path: Path) -> None:
+    frames = TRAINING.context_length + TRAINING.horizon  # too few to divide
+    np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (frames, 32, 32, 1), np.uint8))
+    for data, held_out in (("moving-mnist", True), (str(tmp_path / "clip.npy"), False)):
+        run = tmp_path / f"run-{held_out}"
+        train(MODEL, TRAINING, run, data=[(data, 1.0)], valid=str(tmp_path / "clip.npy"), machine=QUIET)
+        assert json.loads((run / "result.json").read_text())["held_out"] is held_out
+
+
+def test_files_left_out_and_splits_in_doubt_are_told_at_the_end(tmp_path: Path) -> None:
+    for number, name in enumerate(("traina", "testb", "2", "3", "4", "5")):
+        folder = tmp_path / "clips" / name
         folder.mkdir(parents=True)
         for t in range(6):
             Image.fromarray(np.full((32, 32), 20 * t + number, np.uint8)).save(folder / f"{t}.png")
@@ -96,6 +106,9 @@ def test_files_left_out_are_told_at_the_end(tmp_path: Path) -> None:
     said: list[str] = []
     data = [(str(tmp_path / "clips"), 1.0)]
     train(MODEL, TRAINING, tmp_path / "run", data=data, skip_bad=True, machine=QUIET, progress=said.append)
-    skipped = json.loads((tmp_path / "run/result.json").read_text())["skipped"]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    skipped = result["skipped"]
     assert len(skipped) >= 4
     assert said[-1].startswith(f"left out of the data, as they cannot be read: {len(skipped)} files (")
+    assert (result["in_doubt"], result["held_out"]) == (True, False)
+    assert "none counts as held out" in said[-2]
