@@ -98,6 +98,14 @@ def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: lis
     assert len(report["predictions"]) == 6
 
 
+def test_a_layout_without_arrays_is_not_passed_over(exported: Path, tmp_path: Path) -> None:
+    result = e3d("predict", exported / "tiny.e3d", REAL_CLIP, "-o", tmp_path / "o.npz", "--layout", "nthwc")
+    assert "pedestrians.mp4: no array with such axes was read, so --layout NTHWC is of no use" in result.stderr
+    assert "--layout is of --clip" in failing("verify", exported / "tiny.e3d", "--layout", "NTHWC", code=2)
+    arguments = ["export", exported / "tiny.safetensors", "-o", tmp_path / "n.e3d", "--layout", "NTHWC"]
+    assert "--layout is of --calibration and --reference" in failing(*arguments, code=2)
+
+
 def test_verify_on_another_clip(exported: Path, tmp_path: Path) -> None:
     assert "PASS" in e3d("verify", exported / "tiny.e3d", "--clip", REAL_CLIP).stderr
     np.save(tmp_path / "short.npy", np.zeros((2, 16, 24, 1), np.uint8))
@@ -171,6 +179,11 @@ def test_predict_refuses_wrong_input_and_leaves_nothing(exported: Path, tmp_path
     assert "got int64" in wrong(tmp_path / "type.npy")
     np.save(tmp_path / "short.npy", np.zeros((3, 16, 24, 1), np.uint8))
     assert "has 3 frames, expected 4 or more; give a longer clip" in wrong(tmp_path / "short.npy")
+    np.save(tmp_path / "long.npy", np.zeros((12, 16, 24, 1), np.uint8))
+    few = wrong(tmp_path / "long.npy", "--every", 20)
+    assert "has 1 frame, expected 4 or more" in few
+    assert few.endswith("give a longer clip or a smaller --context, or a smaller --every")
+    assert wrong(REAL_CLIP, "--resample", 0.1).endswith("or a higher --resample")
     (tmp_path / "text.mp4").write_text("not a video")
     assert "not a video that can be read" in wrong(tmp_path / "text.mp4")
     (tmp_path / "empty.mp4").touch()

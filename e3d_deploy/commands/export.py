@@ -83,6 +83,8 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
 
     check_apart(output, model, options["calibration"], options["reference"], holds_clips=True)
     allowed = None if budget is None else parse_budget(budget)
+    if options["layout"] is not None and options["calibration"] is None and options["reference"] is None:
+        raise click.UsageError("--layout is of --calibration and --reference: give one of them, or leave it out.")
     if options["calibration"] is not None and options["precision"] == "fp32" and allowed is None:
         raise ConfigError(
             "calibration: fp32 learns no ranges, and its drift is not measured without --budget; leave it out, or "

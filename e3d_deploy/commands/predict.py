@@ -25,6 +25,7 @@ from e3d_deploy.commands._process import stoppable
 
 if TYPE_CHECKING:
     from e3d_deploy.data.clips import Clips
+    from e3d_deploy.data.rate import Selection
     from e3d_deploy.measure.forecasts import Forecasts
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def predict(
         most = min(begin + horizon, sys.maxsize)
         clips = read_clips(clip, form, most=most, selection=selection)
         warn_of_interval(str(clip), clips.rates, predictor.card.window, selection=selection)
-        clips = long_enough(clip, clips, start, begin)
+        clips = long_enough(clip, clips, start, begin, selection)
         check_memory(wanted, needed_bytes(predictor, len(clips.clips), horizon), less)
         contexts = [pictures[start:begin] for pictures in clips.clips]
         came = [pictures[begin:most] for pictures in clips.clips]
@@ -114,7 +115,7 @@ def predict(
     stop.finish()
 
 
-def long_enough(path: Path, clips: "Clips", start: int, begin: int) -> "Clips":
+def long_enough(path: Path, clips: "Clips", start: int, begin: int, selection: "Selection") -> "Clips":
     """Return the clips that have the frames of the context, from `start` to before `begin`; the others are logged.
 
     Raises:
@@ -130,7 +131,8 @@ def long_enough(path: Path, clips: "Clips", start: int, begin: int) -> "Clips":
         remedy = "a longer clip or a smaller --context" if latest < 0 else f"--start {latest} or less"
         name = clips.names[lengths.index(longest)]
         lack = f"the context of {context_length} begins at frame {start}" if start else f"expected {begin} or more"
-        raise ShapeError(f"{name}: has {longest} frames, {lack}; give {remedy}")
+        has = f"{longest} {'frame' if longest == 1 else 'frames'}"
+        raise ShapeError(f"{name}: has {has}, {lack}; give {remedy}{selection.longer}")
     kept = [number for number, length in enumerate(lengths) if length >= begin]
     if short := [name for name, length in zip(clips.names, lengths, strict=True) if length < begin]:
         warn_of_short(path, short, of=len(lengths), length=begin)

@@ -62,6 +62,8 @@ def verify(
     opened = open_bundle(bundle)
     config = opened.config
     given = None
+    if clip is None and layout is not None:
+        raise click.UsageError("--layout is of --clip: give both, or neither.")
     if clip is not None:
         length = opened.context_length + opened.horizon
         form = Form.of(config, opened.card, layout)

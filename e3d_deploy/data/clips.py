@@ -108,6 +108,7 @@ def read_clips(
         raise ClipError(_too_short(path, short, least))
     if short:
         warn_of_short(path, list(short), of=len(short) + len(clips), length=least)
+    reader.check_layout(str(path))
     say_range(str(path), clips, reader.remarks)
     return Clips(clips, names, tuple(reader.rates))
 

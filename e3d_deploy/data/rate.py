@@ -56,6 +56,13 @@ class Selection:
         """True if no frame is dropped or repeated."""
         return self.resample is None and self.every in (None, 1)
 
+    @property
+    def longer(self) -> str:
+        """Option that takes more frames of the same source, to follow other remedies; empty if all are taken."""
+        if self.resample is not None:
+            return ", or a higher --resample"
+        return "" if self.takes_all else ", or a smaller --every"
+
     def stride(self, rate: float | None, *, name: str) -> float:
         """Return the distance of two frames that are taken (frames of the source).
 

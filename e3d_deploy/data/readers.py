@@ -111,6 +111,11 @@ class Reader:
         """Note a decision that may not be what a user expects, and log it, once."""
         self.remarks.say(text, "%s", text)
 
+    def check_layout(self, name: str) -> None:
+        """Note, once the files of a source were read, that the layout given for its arrays is of no use."""
+        if self.form.layout is not None and not self.layouts:
+            self.remark(f"{name}: no array with such axes was read, so --layout {self.form.layout} is of no use")
+
     def array_clips(self, array: StoredArray) -> list[StoredClip]:
         """Return the clips of an array, and note its layout."""
         layout, remark = layout_of(array, self.form)

@@ -109,6 +109,7 @@ def open_source(
     path = Path(text)
     if not path.exists():
         if (pair := _pair(text)) is not None:
+            reader.check_layout(text)
             return _original(text, pair, reader, length=length)
         raise ClipError(f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
     if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
@@ -119,6 +120,7 @@ def open_source(
         source = _kth(text, reader, split=split, length=length)
     else:
         source = _files(text, reader, split=split, length=length)
+    reader.check_layout(text)
     say_range(text, source.clips, remarks)
     return replace(source, remarks=tuple(remarks.texts))
 
@@ -269,7 +271,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         longest = max(len(clip) for _, clip in named)
         raise ClipError(
             f"{text}: no clip has {length} frames, the longest of {len(named)} in the {split} split has {longest}; "
-            "give longer clips, or a shorter context or horizon"
+            f"give longer clips, or a shorter context or horizon{reader.selection.longer}"
         )
     if not held_out:
         clips, held_out = _divided(text, split, clips, length=length)

@@ -170,7 +170,8 @@ class Times:
         apart = self.longest - self.shortest
         if apart > 1 and apart > TOLERANCE * self.longest:
             shortest_ms, longest_ms = float(1000 * self.shortest * tick), float(1000 * self.longest * tick)
-            remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; --resample N gives even steps",
+            remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; `ffmpeg -i VIDEO -r N NEW` makes "
+                        "them even, as does --resample N of predict, stream and evaluate",
                         name, shortest_ms, longest_ms)  # fmt: skip
 
     def missing(self, container: Any, stream: Any) -> str | None:

@@ -493,7 +493,7 @@ UNEVEN_MS = [0, 40, 80, 120, 160, 400, 640, 880, 1120, 1360]
 def test_uneven_frame_times_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str) -> None:
     path = write(tmp_path / f"phone{suffix}", moving(10), times_ms=UNEVEN_MS)
     frames_of(path)
-    assert messages(caplog).count("frame times vary from 40 to 240 ms; --resample N gives even steps") == 1
+    assert messages(caplog).count("frame times vary from 40 to 240 ms; `ffmpeg -i VIDEO -r N NEW` makes them even") == 1
     caplog.clear()
     frames_of(path, selection=Selection(resample=10))
     assert "frame times" not in messages(caplog)
