@@ -17,7 +17,7 @@ from torch import Tensor
 
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import CheckpointError, ConfigError
+from e3d_deploy.errors import CheckpointError, ClipError, ConfigError
 from e3d_deploy.importing import compare, google, import_checkpoint, openstl
 from e3d_deploy.model import E3DLSTM, to_frames
 from tests.golden import GOLDEN, channels_first, read
@@ -136,6 +136,8 @@ def test_an_openstl_checkpoint_predicts_what_openstl_did(name: str) -> None:
     parity = compare(model, recorded.with_suffix(".npz"))
     assert list(parity.differences) == [2, 3, 4, 5, 6]  # all_outputs: those after the context too
     assert parity.worst < OPENSTL
+    with pytest.raises(ClipError, match=r"cannot be read \(Is a directory\)"):
+        compare(model, GOLDEN)
 
 
 # The command
