@@ -122,6 +122,13 @@ def two_streams(exported: Path) -> Path:
     )
 
 
+@pytest.fixture(scope="session")
+def exported_again(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another bundle of the tiny model, exported alike; not to be changed."""
+    lengths = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
+    return export(exported / "tiny.safetensors", tmp_path_factory.mktemp("again") / "again.e3d", **lengths)
+
+
 @pytest.fixture
 def bundle_path(exported: Path, tmp_path: Path) -> Path:
     """A copy of the tiny bundle, to be damaged at will."""

@@ -1,6 +1,7 @@
 """Facts that travel with a model: in the model file, in the bundle."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,19 +62,17 @@ def test_damaged_card_in_a_model_file_is_refused(tiny_model: E3DLSTM, tmp_path: 
         checkpoint.read_card(path)
 
 
-def test_bundle_carries_the_card_but_is_not_identified_by_it(tiny_model: E3DLSTM, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    checkpoint.save(tiny_model, path)
-    plain = Bundle.open(export(path, tmp_path / "plain.e3d", context_length=3, horizon=2, batch=1))
+def test_bundle_carries_the_card_but_is_not_identified_by_it(exported: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(exported / "tiny.safetensors", tmp_path))
     checkpoint.write_card(path, CARD)
-    carded = Bundle.open(export(path, tmp_path / "carded.e3d", context_length=3, horizon=2, batch=1))
+    lengths = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
+    plain, carded = Bundle.open(exported / "tiny.e3d"), Bundle.open(export(path, tmp_path / "carded.e3d", **lengths))
     assert (plain.card, carded.card) == (Card(), CARD)
     assert plain.digest == carded.digest
 
 
-def test_bundle_without_a_card_is_opened_and_a_damaged_one_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
-    checkpoint.save(tiny_model, tmp_path / "model.safetensors")
-    path = export(tmp_path / "model.safetensors", tmp_path / "small.e3d", context_length=3, horizon=2, batch=1)
+def test_bundle_without_a_card_is_opened_and_a_damaged_one_refused(bundle_path: Path) -> None:
+    path = bundle_path
     manifest = json.loads((path / "manifest.json").read_text())
     manifest.pop("card", None)
     (path / "manifest.json").write_text(json.dumps(manifest))

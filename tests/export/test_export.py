@@ -246,7 +246,7 @@ def test_first_step_of_zero_states(tmp_path: Path, norm_eps: float, semantics: S
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, norm_eps=norm_eps, semantics=semantics)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
     clip = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 1), np.uint8)
-    clip[:2] = 0  # the context
+    clip[0] = 0
     np.save(tmp_path / "dark.npy", clip)
     path = export(
         tmp_path / "m.safetensors", tmp_path / "m.e3d", context_length=2, horizon=2, reference=tmp_path / "dark.npy"
@@ -479,16 +479,9 @@ def test_a_memory_that_stays_zero_is_not_computed(
     assert "constant folding" not in caplog.text
 
 
-def test_export_is_the_same_twice(exported: Path, tmp_path: Path) -> None:
-    again = export(
-        exported / "tiny.safetensors",
-        tmp_path / "again.e3d",
-        context_length=4,
-        horizon=3,
-        batch=1,
-        reference=exported / "clip.npy",
-    )
-    files = [json.loads((path / "manifest.json").read_text())["files"] for path in (exported / "tiny.e3d", again)]
+def test_export_is_the_same_twice(exported: Path, exported_again: Path) -> None:
+    bundles = (exported / "tiny.e3d", exported_again)
+    files = [json.loads((path / "manifest.json").read_text())["files"] for path in bundles]
     assert files[0] == files[1]
 
 
