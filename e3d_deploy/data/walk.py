@@ -27,11 +27,14 @@ def cut_after(size: int, end: int) -> str:
     return f"it has {size} bytes of {max(end, size + 1)}"
 
 
-def damage_in_matroska(file: BinaryIO, size: int) -> str | None:
+def damage_in_matroska(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
     """Return the sign by which a Matroska or WebM is damaged or its end is missing; None without one.
 
     Each element has to end within the one around it. The lengths of segments and clusters may be unknown, as those of
     live recordings are. FFmpeg writes checksums of clusters into .mkv.
+
+    Args:
+        checksums: compare them too, which reads the whole file.
     """
     place, ends = 0, [size]  # the latter of the elements around the place
     while place < size:
@@ -54,7 +57,7 @@ def damage_in_matroska(file: BinaryIO, size: int) -> str | None:
         end = ends[-1] if length == unknown else begin + length
         if end > ends[-1]:
             return cut_after(size, end) if ends[-1] == size else damaged_at(place, head)
-        if id_ == CHECKSUM and ends[-1] < size and not _has_checksum(file, begin, ends[-1]):
+        if checksums and id_ == CHECKSUM and ends[-1] < size and not _has_checksum(file, begin, ends[-1]):
             return f"{damaged_at(place, head)}, where a checksum does not match"
         if id_ in (SEGMENT, CLUSTER):
             ends.append(end)
@@ -76,10 +79,13 @@ def _has_checksum(file: BinaryIO, begin: int, end: int) -> bool:
     return zlib.crc32(file.read(end - begin - 4)) == told
 
 
-def damage_in_ogg(file: BinaryIO, size: int) -> str | None:
+def damage_in_ogg(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
     """Return the sign by which an Ogg file is damaged or its end is missing; None without one.
 
     Readers leave out a page whose checksum does not match.
+
+    Args:
+        checksums: compare them too, which reads the whole file.
     """
     place = 0
     while place < size:
@@ -91,11 +97,15 @@ def damage_in_ogg(file: BinaryIO, size: int) -> str | None:
         end = place + OGG_HEADER + len(lengths) + sum(lengths)
         if len(head) < OGG_HEADER or end > size:
             return cut_after(size, end)
-        told = int.from_bytes(head[OGG_CHECKSUM], "little")
-        if _ogg_checksum(head[:22] + bytes(4) + head[26:] + lengths + file.read(sum(lengths))) != told:
+        if checksums and not _page_has_checksum(head, lengths + file.read(sum(lengths))):
             return f"{damaged_at(place, head)}, where a checksum does not match"
         place = end
     return None
+
+
+def _page_has_checksum(head: bytes, rest: bytes) -> bool:
+    told = int.from_bytes(head[OGG_CHECKSUM], "little")
+    return _ogg_checksum(head[:22] + bytes(4) + head[26:] + rest) == told
 
 
 def _ogg_checksum(page: bytes) -> int:

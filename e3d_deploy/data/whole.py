@@ -2,7 +2,7 @@
 
 The headers of a container's parts tell their lengths, and so what decoders do not: they take a file that is cut between
 two frames for a shorter one. MP4 and AVI take a few reads, Matroska, FLV, WMV and MPEG program streams one for each
-packet; a GIF, an Ogg and clusters of Matroska with a checksum are read whole.
+packet, Ogg one for each page; a GIF is read whole, as are, for their checksums, Ogg and the Matroska of FFmpeg.
 """
 
 from collections import deque
@@ -47,8 +47,12 @@ TS_PACKETS = ((188, 0), (192, 4), (204, 0))
 """Sizes of the packets of a transport stream, and where their sync byte is."""
 
 
-def missing_end(path: Path) -> str | None:
-    """Return the sign by which the end of a video file is missing; None without one, and for other files."""
+def missing_end(path: Path, *, checksums: bool = True) -> str | None:
+    """Return the sign by which the end of a video file is missing; None without one, and for other files.
+
+    Args:
+        checksums: compare those of Matroska and Ogg, which reads the whole file.
+    """
     if not path.is_file():
         return None
     size = path.stat().st_size
@@ -63,9 +67,9 @@ def missing_end(path: Path) -> str | None:
                 return damaged_at(zeros, b"")
             end = _end_of_riff(file, size) - SLACK
         elif begin[:4] == EBML:
-            return damage_in_matroska(file, size)
+            return damage_in_matroska(file, size, checksums=checksums)
         elif begin[:4] == b"OggS":
-            return damage_in_ogg(file, size)
+            return damage_in_ogg(file, size, checksums=checksums)
         elif begin[:4] == PACK:
             return damage_in_program_stream(file, size)
         elif begin[:4] == b"GIF8":

@@ -458,6 +458,21 @@ def test_a_long_video_is_checked_for_its_end(
         read_clips(tmp_path / "cut.mkv", form(), most=2)
 
 
+@pytest.mark.parametrize("name", ["plain.mkv", "plain.ogv"])
+def test_checksums_are_compared_only_where_all_frames_are_read(
+    tmp_path: Path, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """They take reading the whole file, which may be much larger than the frames that were asked for."""
+    monkeypatch.setattr("e3d_deploy.data.videos.CHECKED", 1)
+    content = bytearray(good[name])
+    content[len(content) * 3 // 4] ^= 1
+    (tmp_path / name).write_bytes(content)
+    assert "checksum" in (missing_end(tmp_path / name) or "")
+    assert len(read_clips(tmp_path / name, form(), most=2).clips[0]) == 2
+    with pytest.raises(SourceLost, match="checksum"):
+        read_clips(tmp_path / name, form())
+
+
 def test_frames_before_an_edit_list_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
     """The film begins in the middle of a group of pictures, as a cut without coding makes it."""
     (tmp_path / "whole.mp4").write_bytes(good["plain.mp4"])
