@@ -18,8 +18,11 @@ from e3d_deploy.data.form import LAYOUTS, Form
 from e3d_deploy.data.layout import find_layout
 from e3d_deploy.data.storage import File, Scratch, Store, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
+from e3d_deploy.progress import Notify, silent
 
 CHUNK_BYTES = 1 << 20
+TOLD_BYTES = 256 * CHUNK_BYTES
+"""Bytes of an array between two signs of progress."""
 LOCAL_HEADER_BYTES = 30
 """Size of the fixed part of a zip member's header, before the member's name (bytes)."""
 FRAMES = "frames"
@@ -27,6 +30,8 @@ FRAMES = "frames"
 AXES = tuple(sorted({len(layout) for layout in LAYOUTS}))
 """Numbers of axes that arrays of clips have."""
 DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
+_compared: set[tuple[object, ...]] = set()
+"""Arrays in .npz files whose checksums match, by file, size, time of the last change (ns) and name."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ def find_frames(path: Path) -> tuple[str, str | None]:
         return fitting[0], f"{path}: read its array {fitting[0]}, as it holds {shown}"
     if not fitting:
         raise ClipError(
-            f"{path}: holds {shown}, expected an array `{FRAMES}` of {min(AXES)} to {max(AXES)} axes, or Moving "
-            "MNIST's `clips` and more"
+            f"{path}: holds {shown}, expected an array of {min(AXES)} to {max(AXES)} axes; write the frames with "
+            f"np.savez(PATH, {FRAMES}=ARRAY), as [N, T, H, W, C]"
         )
     line = f"np.save({f'{fitting[0]}.npy'!r}, np.load({str(path)!r})[{fitting[0]!r}])"
     raise ClipError(f"{path}: holds {shown}, expected one array of frames; write one to a file of its own: {line}")
@@ -108,11 +113,14 @@ def load_member(path: Path, member: str) -> NDArray[Any]:
     return array
 
 
-def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
+def open_member(path: Path, member: str, scratch: Scratch, progress: Notify = silent) -> StoredArray:
     """An array of a .npz file.
 
     A compressed one is unpacked into `scratch`; one as `np.savez` writes it stays in its file, and is read through
-    once, as its checksum is compared too.
+    once in a process, as its checksum is compared too.
+
+    Args:
+        progress: is told how much of a large array was read.
 
     Raises:
         ClipError: it is damaged.
@@ -122,8 +130,7 @@ def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
     with damaged(path), zipfile.ZipFile(path) as archive, path.open("rb") as file:
         entry = archive.getinfo(f"{member}.npy")
         if entry.compress_type == zipfile.ZIP_STORED:
-            for _ in _unpacked(path, entry):
-                pass
+            _compare_checksum(path, entry, progress)
             file.seek(entry.header_offset)
             local = file.read(LOCAL_HEADER_BYTES)
             # The lengths of the name and of the extra field, which need not be that of the archive's table.
@@ -131,7 +138,7 @@ def open_member(path: Path, member: str, scratch: Scratch) -> StoredArray:
             file.seek(begin)
             return _array(name, File(path), file, begin=begin, size=entry.file_size)
     begin, head = scratch.size, b""
-    for chunk in _unpacked(path, entry):
+    for chunk in _unpacked(path, entry, progress):
         head = head or chunk
         scratch.append(chunk)
     with damaged(path):
@@ -205,10 +212,25 @@ def damaged(path: Path) -> Iterator[None]:
         raise ClipError(f"{path}: {DAMAGED}") from error
 
 
-def _unpacked(path: Path, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+def _compare_checksum(path: Path, entry: zipfile.ZipInfo, progress: Notify) -> None:
+    """Read a member through, unless this process has done so and the file is the same."""
+    found = path.stat()
+    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, entry.filename)
+    if key in _compared:
+        return
+    for _ in _unpacked(path, entry, progress):
+        pass
+    _compared.add(key)
+
+
+def _unpacked(path: Path, entry: zipfile.ZipInfo, progress: Notify) -> Iterator[bytes]:
+    done = 0
     with damaged(path), zipfile.ZipFile(path) as archive, archive.open(entry) as member:
         while chunk := member.read(CHUNK_BYTES):
             yield chunk
+            done += len(chunk)
+            if done % TOLD_BYTES == 0:
+                progress(f"reading {path}, {100 * done // entry.file_size} %")
 
 
 def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) -> StoredArray:

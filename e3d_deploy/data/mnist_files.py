@@ -11,6 +11,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.layout import other_size
 from e3d_deploy.data.storage import Clip, Joined, Scratch, StoredClip
 from e3d_deploy.errors import ClipError, ShapeError
+from e3d_deploy.progress import Notify, silent
 
 KEYS = ("clips", "dims", "input_raw_data")
 """Arrays that every file in the original Moving MNIST format holds."""
@@ -25,7 +26,7 @@ def is_original(path: Path) -> bool:
     return FRAMES not in found and any(key in found for key in KEYS[1:])
 
 
-def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch) -> list[Clip]:
+def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch, progress: Notify = silent) -> list[Clip]:
     """The clips of one or two .npz files of the original, input frames and output frames joined.
 
     Arrays: `clips` [2, N, 2], for input and output the first frame and how many; `dims` [1 or 2, 3], C, H, W;
@@ -42,11 +43,11 @@ def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch) -> li
     # number of clips, not of frames, and does so to a copy that is thrown away; see
     # test_the_second_file_counts_its_own_frames.
     for path in paths:
-        clips += _clips_of_file(path, form, scratch)
+        clips += _clips_of_file(path, form, scratch, progress)
     return clips
 
 
-def _clips_of_file(path: Path, form: Form, scratch: Scratch) -> list[Clip]:
+def _clips_of_file(path: Path, form: Form, scratch: Scratch, progress: Notify) -> list[Clip]:
     found = members(path)
     if missing := [key for key in KEYS if key not in found]:
         raise ClipError(
@@ -59,8 +60,8 @@ def _clips_of_file(path: Path, form: Form, scratch: Scratch) -> list[Clip]:
         raise ShapeError(f"{path}[dims]: got {list(dims.shape)} {dims.dtype}, expected [1, 3] or [2, 3] int32")
     if len(dims) == 2 and "output_raw_data" not in found:
         raise ClipError(f"{path}: has two rows of dims but no output_raw_data; add it, or drop the second row")
-    raw = [open_member(path, "input_raw_data", scratch)]
-    raw.append(open_member(path, "output_raw_data", scratch) if len(dims) == 2 else raw[0])
+    raw = [open_member(path, "input_raw_data", scratch, progress)]
+    raw.append(open_member(path, "output_raw_data", scratch, progress) if len(dims) == 2 else raw[0])
     for array, dim in zip(raw, (dims[0], dims[-1]), strict=True):
         _check_raw(array, dim, form)
     for array, part in zip(raw, places, strict=True):

@@ -127,11 +127,11 @@ class Reader:
 
     def _npz(self, path: Path) -> list[Clip]:
         if is_original(path):
-            return original_clips([path], self.form, scratch=self.scratch)
+            return original_clips([path], self.form, scratch=self.scratch, progress=self.progress)
         name, remark = find_frames(path)
         if remark is not None:
             self.remark(remark)
-        return [*self.array_clips(open_member(path, name, self.scratch))]
+        return [*self.array_clips(open_member(path, name, self.scratch, self.progress))]
 
     def _pictures(self, folder: Path) -> list[tuple[str, Clip]]:
         files = ordered_pictures(folder, self.remarks)

@@ -200,7 +200,7 @@ def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) 
     for path in paths:
         if not path.is_file():
             raise ClipError(f"{path}: no such file; of two files joined by a comma, each has to be there")
-    clips = original_clips(paths, reader.form, scratch=reader.scratch)
+    clips = original_clips(paths, reader.form, scratch=reader.scratch, progress=reader.progress)
     return _whole(text, "moving-mnist-npz", clips, length=length)
 
 

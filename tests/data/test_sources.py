@@ -625,7 +625,7 @@ def test_a_second_array_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_an_npz_of_something_else_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", images=np.zeros(3))
-    with pytest.raises(ClipError, match=r"holds images \[3\], expected an array `frames` of 3 to 5 axes, or Mov"):
+    with pytest.raises(ClipError, match=r"holds images \[3\], expected an array of 3 to 5 axes; write"):
         source_of(tmp_path / "digits.npz")
 
 
@@ -660,14 +660,31 @@ def test_the_checksum_of_an_array_is_compared_once(
     unpacked: list[str] = []
     monkeypatch.setattr(
         "e3d_deploy.data.arrays._unpacked",
-        lambda path, entry, of=arrays._unpacked: (unpacked.append(entry.filename), of(path, entry))[1],
+        lambda path, entry, progress, of=arrays._unpacked: (
+            unpacked.append(entry.filename),
+            of(path, entry, progress),
+        )[1],
     )
     read_clips(path, Form(image_size=SIZE, channels=1))
     assert unpacked == ["frames.npy"]
+    for split in ("train", "valid"):
+        open_source(str(path), Form(image_size=SIZE, channels=1), split=split, length=1)
+    assert len(unpacked) == (1 if save is np.savez else 3)
     whole = path.read_bytes()
     path.write_bytes(whole[:600] + bytes(20) + whole[620:])
+    os.utime(path, ns=(0, 0))
     with pytest.raises(ClipError, match="not a NumPy file of plain numbers, or damaged"):
         read_clips(path, Form(image_size=SIZE, channels=1))
+
+
+def test_reading_a_large_array_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("e3d_deploy.data.arrays.CHUNK_BYTES", 64)
+    monkeypatch.setattr("e3d_deploy.data.arrays.TOLD_BYTES", 128)
+    path = tmp_path / "a.npz"
+    np.savez(path, frames=np.zeros((2, 4, *SIZE, 1), np.uint8))
+    told: list[str] = []
+    read_clips(path, Form(image_size=SIZE, channels=1), progress=told.append)
+    assert any(text.startswith(f"reading {path}, ") and text.endswith(" %") for text in told)
 
 
 @pytest.mark.parametrize("name", ["plain.npz", "packed.npz", "plain.npy"])
