@@ -24,7 +24,7 @@ FEWEST = 2
 MOST = 26
 """Patterns of names in a folder at most that are taken for series; random names follow more."""
 MOST_NAMED = 3
-"""Series at most that a remark names."""
+"""Series at most that a remark names, and pairs of frames that an error names."""
 
 _Numbers = tuple[str, ...]
 _Pattern = tuple[str, str]
@@ -60,10 +60,20 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
     for (first, second), count in shared.items():
         one, two = counters[first], counters[second]
         if count >= max(FEWEST, min(len(one), len(two)) / 2):
-            counter = next(counter for counter in one if counter in two)
-            names_of_both = f"{one[counter]} and {two[counter]}"
-            raise ClipError(f"{folder}: holds frames of two series, such as {names_of_both}; give each its own folder")
+            raise ClipError(f"{folder}: {_why_two(one, two)}")
     return _remark(series)
+
+
+def _why_two(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
+    """Return the reason to refuse two series, by the names of their counters; a small one is taken for copies."""
+    if len(one) < len(two):
+        one, two = two, one
+    pairs = [f"{name} and {two[counter]}" for counter, name in one.items() if counter in two]
+    if 2 * len(two) >= len(one):
+        return f"holds frames of two series, such as {pairs[0]}; give each its own folder"
+    more = f" and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else ""
+    named = f"{', '.join(pairs[:MOST_NAMED])}{more}"
+    return f"holds frames that may be there twice, {named}; remove the copies, or give them their own folder"
 
 
 def _remark(series: Mapping[_Pattern, Mapping[str, _Numbers]]) -> str | None:
