@@ -1,8 +1,8 @@
 """Pictures in files, and folders of them as clips. Needs no PyTorch; Pillow when a picture is read."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from e3d_deploy.data.fit import fit_shape, say_change
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.rate import TOLERANCE
-from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.data.remarks import Look, Remarks
 from e3d_deploy.data.series import check_one_series
 from e3d_deploy.data.stacks import why_no_clip
 from e3d_deploy.errors import BackendUnavailable, ClipError, E3DError
@@ -40,6 +40,8 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 """Factors from the gray values of a PNG to those of Pillow, by its names of the storage."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
 """Tags of a TIFF, the last of EXIF too."""
+TURNED = (5, 6, 7, 8)
+"""Values of `ORIENTATION` that swap height and width."""
 DESCRIPTION, SAMPLES = 270, 277
 """Tags of a TIFF: text, and colours of a pixel."""
 SIGNED = 2
@@ -259,7 +261,7 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())
         if not (low >= 0 and high <= 1):  # also true of NaN
-            got = f"{_outside(low)} to {_outside(high)}"
+            got = f"{_unrounded(low)} to {_unrounded(high)}"
             raise ClipError(f"{file}: got floats from {got}, expected 0 to 1; scale them")
         shades = (values * 255).round().astype(np.uint8)
         return 255 - shades if tags.get(PHOTOMETRIC) == 0 else shades
@@ -271,7 +273,7 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
     return shades if clear is None else np.where(values == clear, 0, shades).astype(np.uint8)
 
 
-def _outside(value: float) -> str:
+def _unrounded(value: float) -> str:
     """Return a number in three digits, or in so many that it is not taken for 0 or 1."""
     texts = [f"{value:.{digits}g}" for digits in range(3, 18)]
     return next((text for text in texts if (float(text) < 0, float(text) > 1) == (value < 0, value > 1)), texts[-1])
@@ -299,21 +301,47 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, name: 
     """Return a decoded image at the size and with the colours of a form."""
     from PIL import Image
 
-    mode = "L" if form.channels == 1 else "RGB"
-    stored_mode = image.mode
+    mode, stored_mode = _mode(form), image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
-    if remarks is not None and remarks.is_new(clip := f"{os.path.dirname(file)}/{name}", (shown, stored_mode)):
-        say_change(name, shown, shown, (stored_mode, mode), form, remarks)
-        if (first := remarks.first(clip)[0]) != shown:
-            remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is brought to the "
-                        "frame by itself", name, file.name, *shown, *first)  # fmt: skip
+    if remarks is not None:
+        _say_look(file, (shown, stored_mode), form, remarks, name)
     placement = fit_shape(shown, form.image_size, form.fit)
     coloured = picture if picture.mode == mode else picture.convert(mode)
     # Resizing to the same size would copy it.
     fits = shown == placement.scaled
     scaled = coloured if fits else coloured.resize(placement.scaled[::-1], Image.Resampling.BOX)
     return placement.place(np.asarray(scaled).reshape(*placement.scaled, form.channels))
+
+
+def _mode(form: Form) -> str:
+    return "L" if form.channels == 1 else "RGB"
+
+
+def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, name: str) -> None:
+    """Log what is done to pictures that look like this, unless one of their clip did before."""
+    clip, (shown, stored_mode) = f"{os.path.dirname(file)}/{name}", look
+    if not remarks.is_new(clip, look):
+        return
+    say_change(name, shown, shown, (stored_mode, _mode(form)), form, remarks)
+    if (first := remarks.first(clip)[0]) != shown:
+        remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is brought to the "
+                    "frame by itself", name, file.name, *shown, *first)  # fmt: skip
+
+
+def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, name: str) -> None:
+    """Log what will be done to pictures, by their headers; what cannot be read is told when it is decoded."""
+    from PIL import Image
+
+    first: dict[Look, Path] = {}
+    for file in files:
+        with suppress(Exception), file.open("rb") as content, Image.open(content) as image:
+            # Without Exif in the header Pillow would decode a PNG to look for it.
+            turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in TURNED
+            shown = image.size if turned else image.size[::-1]
+            first.setdefault((shown, image.mode), file)
+    for look, file in first.items():
+        _say_look(file, look, form, remarks, name)
 
 
 @dataclass(frozen=True, slots=True)

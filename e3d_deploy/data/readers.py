@@ -12,7 +12,7 @@ from e3d_deploy.data.arrays import StoredArray, clips_of, find_frames, layout_of
 from e3d_deploy.data.folders import no_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.mnist_files import is_original, original_clips
-from e3d_deploy.data.pictures import PictureClip, ordered_pictures, read_picture
+from e3d_deploy.data.pictures import PictureClip, ordered_pictures, read_picture, say_looks
 from e3d_deploy.data.play import play
 from e3d_deploy.data.rate import ALL, Selection, select_clip
 from e3d_deploy.data.remarks import Remarks
@@ -147,7 +147,7 @@ class Reader:
         return [(str(folder), PictureClip(run, self.form, self.remarks, folder.name)) for run in runs if run]
 
     def _say(self, folder: Path, files: Sequence[Path]) -> None:
-        """Log what is done to pictures, by the first, the middle and the last of a folder."""
+        """Log what is done to pictures, by the pixels of a folder's first, middle and last and the headers of all."""
         if self.form.channels not in (1, 3):
             raise ShapeError(
                 f"{folder}: pictures have 1 or 3 colours, the model takes {self.form.channels}; give .npz or .npy"
@@ -155,6 +155,8 @@ class Reader:
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             if self.is_good(files[number]):
                 read_picture(files[number], self.form, remarks=self.remarks, name=folder.name)
+        if self.most is None:  # else few of them may be read, in this process
+            say_looks(files, self.form, self.remarks, folder.name)
 
     def _video(self, path: Path) -> StoredClip:
         video = play(path, self.form, remarks=self.remarks, selection=self.selection)

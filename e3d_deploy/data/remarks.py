@@ -1,6 +1,7 @@
 """Remarks about a source, each logged once. Needs no PyTorch."""
 
 import logging
+import os
 
 Look = tuple[tuple[int, int], str]
 """Height and width (pixels) of a picture, and its format."""
@@ -10,12 +11,15 @@ log = logging.getLogger(__name__)
 class Remarks:
     """Logs what is done to the frames of a source, each kind of remark once.
 
+    Copies in worker processes, each of which would say it again, log nothing.
+
     Args:
         silent: keep remarks, and log nothing.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
         self.silent = silent
+        self._process = os.getpid()
         self.texts: list[str] = []
         self._said: set[str] = set()
         self._looks: dict[str, dict[Look, None]] = {}
@@ -26,7 +30,7 @@ class Remarks:
             return
         self._said.add(kind)
         self.texts.append(text % values)
-        if not self.silent:
+        if not self.silent and os.getpid() == self._process:
             log.warning(text, *values)
 
     def is_new(self, clip: str, look: Look) -> bool:

@@ -16,7 +16,7 @@ from e3d_deploy.config import Fit
 from e3d_deploy.data.clips import play, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.kth import KTHClip
-from e3d_deploy.data.pictures import load_picture, read_picture
+from e3d_deploy.data.pictures import load_picture, read_picture, say_looks
 from e3d_deploy.data.readers import Reader
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.sources import open_source
@@ -64,6 +64,10 @@ def test_exif_orientation_is_applied_before_scaling(tmp_path: Path, suffix: str,
     found = read_picture(tmp_path / f"1{suffix}", form((24, 36)))[..., 0]
     expected = shown.reshape(24, 2, 36, 2).mean(axis=(1, 3))
     assert np.abs(found - expected).max() <= JPEG_OFF
+    remarks = Remarks(silent=True)
+    say_looks([tmp_path / f"1{suffix}"], form((24, 36)), remarks, "walk")
+    (text,) = remarks.texts
+    assert "48×72" in text
 
 
 def test_size_is_logged_after_turning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -527,6 +531,24 @@ def test_a_picture_of_another_size_is_said_wherever_it_is(tmp_path: Path, caplog
         read()
         assert messages(caplog).count(text) == 1
         assert messages(caplog).count("12×6 L, squeezed to 6×12 L") == 1
+
+
+def test_a_picture_of_another_size_is_said_on_opening(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Workers of training, which read it, say nothing."""
+    for number in range(7):
+        Image.fromarray(ramp((12, 6) if number == 2 else (6, 12))).save(tmp_path / f"{number}.png")
+    Reader(form=form((6, 12)), skip_bad=False, progress=silent).open(tmp_path)
+    assert "sizes differ, 2.png is 12×6" in messages(caplog)
+
+
+def test_copies_of_remarks_in_workers_are_silent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    remarks = Remarks()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    remarks.say("alpha", "%s: has transparent pixels", "1.png")
+    assert remarks.texts == ["1.png: has transparent pixels"]
+    assert messages(caplog) == ""
 
 
 def test_clips_of_different_sizes_are_not_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
