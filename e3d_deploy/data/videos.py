@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.container_end import joined, missing_end
 from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.gif import source_of
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import MOST_RATE, TOLERANCE, select_by_time
 from e3d_deploy.data.remarks import Remarks
-from e3d_deploy.data.whole import joined, missing_end
 from e3d_deploy.errors import BackendUnavailable, ClipError, SourceLost
 
 if TYPE_CHECKING:

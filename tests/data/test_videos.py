@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from e3d_deploy.config import Fit
 from e3d_deploy.data import videos
 from e3d_deploy.data.clips import play, read_clips
+from e3d_deploy.data.container_end import missing_end
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.rate import Selection, places, select_by_time
 from e3d_deploy.data.readers import Reader
-from e3d_deploy.data.whole import missing_end
 from e3d_deploy.errors import ClipError, SourceLost
 from e3d_deploy.progress import silent
 

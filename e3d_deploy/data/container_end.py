@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from e3d_deploy.data.walk import (
+from e3d_deploy.data.container_damage import (
     cut_after,
     damage_in_matroska,
     damage_in_ogg,
