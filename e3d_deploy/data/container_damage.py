@@ -1,4 +1,4 @@
-"""Walks through the parts of a file, for damage that readers pass over. Needs no PyTorch."""
+"""Damage in videos' containers that readers pass over, found part by part. Needs no PyTorch."""
 
 import zlib
 from typing import BinaryIO

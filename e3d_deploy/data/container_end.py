@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from e3d_deploy.data.container_damage import (
+    EBML,
+    PACK_HEADER,
+    START_CODE,
     cut_after,
     damage_in_matroska,
     damage_in_ogg,
@@ -21,9 +24,7 @@ from e3d_deploy.data.container_damage import (
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
 """Boxes that an MP4, MOV or 3GP begins with."""
-EBML = bytes.fromhex("1a45dfa3")
-"""Begin of a Matroska or WebM."""
-PACK = b"\0\0\1\xba"
+PACK = START_CODE + bytes([PACK_HEADER])
 """Begin of an MPEG program stream."""
 FLV_TAGS = (8, 9, 18)
 """Kinds of FLV's tags: sound, pictures and data."""
@@ -66,7 +67,7 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
             if (zeros := _empty_chunk(file, size)) is not None:
                 return damaged_at(zeros, b"")
             end = _end_of_riff(file, size) - SLACK
-        elif begin[:4] == EBML:
+        elif int.from_bytes(begin[:4], "big") == EBML:
             return damage_in_matroska(file, size, checksums=checksums)
         elif begin[:4] == b"OggS":
             return damage_in_ogg(file, size, checksums=checksums)

@@ -1,4 +1,4 @@
-"""GIF whose background is black, as players show nothing where no frame is. Needs no PyTorch."""
+"""Makes the background of a GIF black, as no player shows its colour. Needs no PyTorch."""
 
 from io import BytesIO
 from pathlib import Path

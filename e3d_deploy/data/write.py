@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.arrays import FRAMES
 from e3d_deploy.data.mosaic import Mosaic
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
@@ -100,7 +101,7 @@ def write_clips(
     """
     check_target(path)
     if _kind(path) == ".npz":
-        arrays = {"frames": frames} if truth is None else {"frames": frames, "truth": truth}
+        arrays = {FRAMES: frames} if truth is None else {FRAMES: frames, "truth": truth}
         with new_file(path) as partial:
             _save(partial, {name: np.moveaxis(array, -3, -1) for name, array in arrays.items()})
         return
@@ -129,7 +130,7 @@ def writing(
         if kind == ".npz":
             kept: list[Frames] = []
             yield kept.append
-            _save(partial, {"frames": np.moveaxis(np.stack(kept)[None], -3, -1)})
+            _save(partial, {FRAMES: np.moveaxis(np.stack(kept)[None], -3, -1)})
             return
         height, width = (zoom * side for side in size)
         with _writer(kind, partial, (height, width), frames_per_second) as put:
