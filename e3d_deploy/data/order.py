@@ -4,7 +4,6 @@ Libraries that sort naturally take `frame-2` for minus two, `f1e3` for a thousan
 is decided here by all names of a folder together.
 """
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,19 @@ from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
 
+from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, common_start, hexadecimal_ends
 from e3d_deploy.data.stamps import sortable
 
 _NUMBERS = re.compile(r"((?<!\d)(?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)")
 """Numbers; one with a single point may be a decimal."""
 _SUFFIX = re.compile(r"\.(?=\w*[^\W\d])\w+$")
 """Suffix of a file, which has a letter: `frame_1.25` has none."""
-DIGITS = "0123456789"
 ROLLING_DIGITS = 3
 """Digits of the shortest counter that is taken to begin again behind its largest number."""
 END = 0.01
 """Share of a counter's range at either end in which it has to have numbers for that."""
 CAMERA_DIGITS = 4
 """Digits that cameras count with, whatever zeros stand before them: DSC00001 follows DSC09999."""
-_HEX = re.compile(r"[0-9a-f]+")
 HASH_DIGITS, GAPS = 6, 1000
 """Digits of the shortest hexadecimal names that may be hashes, and their mean gap from which on they are."""
 _LETTERS = re.compile(r"[^\W\d_]*")
@@ -112,7 +110,7 @@ def _doubt_of_names(names: Sequence[_Name]) -> str | None:
         has_years = all(map(_YEAR.fullmatch, ends)) and ends != sorted(ends)
         return f"years behind other numbers do not come first: {first}" if has_years else None
     if not any(ends):
-        start = len(_common_start(names))
+        start = len(common_start(_stems(names)))
         longest = max((len(name.stem) - start for name in names), default=0)
         return None if longest < 2 else f"names without numbers are sorted as words: {first}"
     if _are_hashes(names):
@@ -124,22 +122,19 @@ def _doubt_of_names(names: Sequence[_Name]) -> str | None:
 
 
 def _are_hashes(names: Sequence[_Name]) -> bool:
-    start = len(_common_start(names))
-    rests = [name.stem[start:] for name in names]
-    if len({len(rest) for rest in rests}) > 1 or len(rests[0]) < HASH_DIGITS or not all(map(_HEX.fullmatch, rests)):
+    ends = hexadecimal_ends(_stems(names))
+    if ends is None or len({len(end) for end in ends}) > 1 or len(ends[0]) < HASH_DIGITS:
         return False
-    values = sorted(int(rest, 16) for rest in rests)
-    return not all(rest.isdigit() for rest in rests) and values[-1] - values[0] > GAPS * len(values)
+    values = sorted(int(end, 16) for end in ends)
+    return not all(end.isdigit() for end in ends) and values[-1] - values[0] > GAPS * len(values)
 
 
 def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
     """Return True for names each of which has a pattern of its own, and whose numbers are not one counter."""
     counts = [int(name.digits[0].partition(".")[0]) if name.digits else -1 for name in names]
-    start = len(_common_start(names))
-    is_hexadecimal = all(_HEX.fullmatch(name.stem[start:]) for name in names)
     several = len({name.texts for name in names}) == len(names) > 2
     counter = counts == sorted(counts) and len({len(name.digits) for name in names}) == 1
-    return several and not is_hexadecimal and not counter
+    return several and not counter and hexadecimal_ends(_stems(names)) is None
 
 
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
@@ -223,9 +218,7 @@ def _without_pattern(names: Sequence[_Name]) -> Ordered:
         return Ordered(_files(by_hexadecimal), None)
     if plain == natural:
         return Ordered(_files(plain), _doubt_of_words(natural))
-    start = _common_start(names)
-    common = len(start.rstrip("0123456789abcdef"))
-    if len({len(name.stem) for name in names}) == 1 and all(_HEX.fullmatch(name.stem[common:]) for name in names):
+    if len({len(name.stem) for name in names}) == 1 and hexadecimal_ends(_stems(names), DIGITS) is not None:
         return Ordered(_files(plain), None)
     # Names that begin with different words, such as left_1 and right_1, are groups of their own.
     starts = sorted(texts[0] for texts in {name.texts for name in names})
@@ -237,20 +230,20 @@ def _without_pattern(names: Sequence[_Name]) -> Ordered:
     )
 
 
-def _common_start(names: Sequence[_Name]) -> str:
-    return os.path.commonprefix([name.stem for name in names])  # noqa: RUF071 (letter by letter is meant)
+def _stems(names: Sequence[_Name]) -> list[str]:
+    return [name.stem for name in names]
 
 
 def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
     """Return names such as 9, a, 10 by value; None if they are not hexadecimal and evenly spaced."""
-    start = _common_start(names)
-    for common in {len(start.rstrip(digits)) for digits in (DIGITS, DIGITS + "abcdef")}:
-        rests = [name.stem[common:] for name in names]
-        if not all(_HEX.fullmatch(rest) and (rest == "0" or rest[0] != "0") for rest in rests):
+    for digits in (DECIMALS, DIGITS):
+        ends = hexadecimal_ends(_stems(names), digits)
+        if ends is None or any(end[0] == "0" != end for end in ends):
             continue
-        values = sorted(int(rest, 16) for rest in rests)
-        if len(values) > 2 and len({later - value for value, later in pairwise(values)}) == 1:
-            return sorted(names, key=lambda name: int(name.stem[common:], 16))
+        value = {name: int(end, 16) for name, end in zip(names, ends, strict=True)}
+        ordered = sorted(names, key=value.__getitem__)
+        if len(names) > 2 and len({value[later] - value[name] for name, later in pairwise(ordered)}) == 1:
+            return ordered
     return None
 
 

@@ -1,23 +1,23 @@
 """Series of frames that lie in one folder, such as colour and depth, told by their names. Needs no PyTorch."""
 
-import os
+import os.path
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, hexadecimal_ends
+from e3d_deploy.data.stamps import MONTH
 from e3d_deploy.errors import ClipError
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)*")
 _WORD_OF_DATE = re.compile(
-    r"(?<![^\W\d_])(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun|am|pm)"
-    r"(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember|day|sday|nesday|rsday|urday)?(?![^\W\d_])"
+    rf"(?<![^\W\d_])(?:{MONTH}|(mon|tue|wed|thu|fri|sat|sun|am|pm)(?:day|sday|nesday|rsday|urday)?)(?![^\W\d_])"
 )
 """Month, day of the week, or half of a day, which counts like a number."""
 _NUMBERED = re.compile(r"(?<![^\W\d_])(?:cam|camera|view|sensor|channel|band|mask)[-_ ]?\d\d?(?!\d)")
 """Word whose number is a name, as in cam0, if there is another number in the name of the file."""
 _TO_LETTERS = str.maketrans("0123456789", "abcdefghij")
-_HEX = re.compile(r"[0-9a-f]+")
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
 """Counters that two series have in common at least."""
@@ -93,7 +93,7 @@ def _series(names: Sequence[str]) -> Mapping[_Pattern, Mapping[str, _Numbers]]:
     is_hex = _counts_in_hex([stem for stem, _ in split])
     found: dict[_Pattern, dict[str, _Numbers]] = defaultdict(dict)
     for name, (stem, suffix) in zip(names, split, strict=True):
-        counted = _WORD_OF_DATE.sub(lambda word: f"\0{int(word[1], 36)}\0", _named(stem))
+        counted = _WORD_OF_DATE.sub(lambda word: f"\0{int(word[1] or word[2], 36)}\0", _named(stem))
         pattern, numbers = ("", (stem,)) if is_hex else (_NUMBER.sub("\0", counted), tuple(_NUMBER.findall(counted)))
         found[pattern, SAME_SUFFIXES.get(suffix, suffix)][name] = numbers
     return found
@@ -117,13 +117,11 @@ def _counters(members: Mapping[str, _Numbers]) -> Mapping[_Numbers, str]:
 
 def _counts_in_hex(stems: Sequence[str]) -> bool:
     """Return True for counters such as 09, 0a and 9, a, in which a letter is a digit, unlike in 1a and 1b."""
-    start = os.path.commonprefix(stems)  # noqa: RUF071 (letter by letter is meant)
-    for digits in ("0123456789", "0123456789abcdef"):
-        rests = [stem[len(start.rstrip(digits)) :] for stem in stems]
-        if not all(map(_HEX.fullmatch, rests)):
+    for digits in (DECIMALS, DIGITS):
+        if (ends := hexadecimal_ends(stems, digits)) is None:
             continue
-        if len({len(rest) for rest in rests}) == 1:
-            return any(map(str.isdigit, rests))
-        values = {int(rest, 16) for rest in rests}
+        if len({len(end) for end in ends}) == 1:
+            return any(map(str.isdigit, ends))
+        values = {int(end, 16) for end in ends}
         return max(values) - min(values) < 2 * len(values)
     return False

@@ -13,7 +13,9 @@ _CLOCK = re.compile(rf"(?<!\d)(\d\d?)(?:([-.:_ ]?)(\d\d)(?:\2(\d\d)([.,]\d+)?)?)
 _DAY_BEFORE = re.compile(r"(?<!\d)(?:19|20)\d\d([-._ ]?)\d\d?\1\d\d?[-._ ]$")
 _MERIDIEM = re.compile(rf"\d[\W_]?([ap])\.?m{_NO_LETTER}")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTH = re.compile(rf"(?<![^\W\d_])({'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?{_NO_LETTER}")
+MONTH = rf"({'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?"
+"""Pattern of the name of a month, its first three letters being a group."""
+_MONTH = re.compile(rf"(?<![^\W\d_]){MONTH}{_NO_LETTER}")
 _DATE_IN_WORDS = re.compile(
     r"(?<!\d)(?:(\d\d?)[-._ ,]{0,2}\0(\d\d)|\0(\d\d)[-._ ,]{0,2}(\d\d?))[-._ ,]{0,2}((?:19|20)\d\d)(?!\d)"
 )
