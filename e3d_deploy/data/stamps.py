@@ -158,11 +158,8 @@ def _commas(stems: list[str]) -> _Found:
     matches = [match for stem in stems for match in _COMMA.finditer(stem)]
     if not matches:
         return stems, None
-    if not all(len(match[2]) == 3 and match[1][0] != "0" for match in matches):
-        return [_COMMA.sub(r"\1.\2", stem) for stem in stems], None
-    mixed = len({_COMMA.search(stem) is None for stem in stems}) > 1
-    remark = f"the comma of {matches[0][0]} is taken to stand before thousands" if mixed else None
-    return [_COMMA.sub(r"\1\2", stem) for stem in stems], remark
+    before_thousands = all(len(match[2]) == 3 and match[1][0] != "0" for match in matches)
+    return [_COMMA.sub(r"\1\2" if before_thousands else r"\1.\2", stem) for stem in stems], None
 
 
 def _signs(stems: list[str]) -> _Found:

@@ -80,7 +80,6 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         (["01-02-2024.png", "02-01-2024.png"], "dates are read day first, as 01-02-2024 could be"),
         (["left_1.png", "left_2.png", "right_1.png"], "words count before numbers: left_2.png comes before right_1"),
         (["30.04.24.png", "01.05.24.png"], "30.04.24 and the like are not read as day, month and year"),
-        (["999.png", "1,000.png"], "the comma of 1,000 is taken to stand before thousands"),
         (["at 9.05 AM.png", "at 1.05 PM.png", "at.png"], "AM and PM are not heeded"),
         (["05-01-09-05 AM.png", "05-01-01-05 PM.png"], "AM and PM are not heeded"),
         (["t_1e3.png", "t_2e3.png", "t_1e4.png"], "1e3 and the like are not read as powers of ten"),
