@@ -73,7 +73,7 @@ def _why_two(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
         return f"holds frames of two series, such as {pairs[0]}; give each its own folder"
     more = f" and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else ""
     named = f"{', '.join(pairs[:MOST_NAMED])}{more}"
-    return f"holds frames that may be there twice, {named}; remove the copies, or give them their own folder"
+    return f"holds frames that may be there twice, {named}; remove the copies, or move them to a folder of their own"
 
 
 def _remark(series: Mapping[_Pattern, Mapping[str, _Numbers]]) -> str | None:

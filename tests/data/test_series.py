@@ -54,7 +54,7 @@ def test_two_series_with_the_same_counters_are_refused(kinds: tuple[str, ...]) -
 def test_copies_of_few_frames_are_named() -> None:
     frames = [f"IMG_{time}.JPG" for time in range(1000, 2000)]
     pairs = "IMG_1003.JPG and IMG_E1003.JPG, IMG_1007.JPG and IMG_E1007.JPG"
-    with pytest.raises(ClipError, match=rf"may be there twice, {pairs}; remove the copies, or give them their own"):
+    with pytest.raises(ClipError, match=rf"may be there twice, {pairs}; remove the copies, or move them to"):
         check_one_series("walk", ["IMG_E1003.JPG", "IMG_E1007.JPG", *frames])
     with pytest.raises(ClipError, match=r"3.png and 3b.png, 4.png and 4b.png, 5.png and 5b.png and 6 more;"):
         check_one_series("walk", [f"{time}.png" for time in range(99)] + [f"{time}b.png" for time in range(3, 12)])
