@@ -112,7 +112,7 @@ def size(preset: str) -> str:
 @setting("accumulate", "Parts that a step's clips are computed in.")
 @setting("loss", "Means, or sums over the batch.")
 @setting("l1_weight", "Weight of the absolute differences in the loss.")
-@setting("optimizer", "Who makes steps of gradients.")
+@setting("optimizer", "Optimizer of the weights.")
 @setting("beta1", "Decay of the mean gradient.")
 @setting("beta2", "Decay of the mean squared gradient.")
 @setting("weight_decay", "Of adamw.")
@@ -173,7 +173,7 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
 
         from e3d_deploy.training.callbacks import Interrupted
         from e3d_deploy.training.settings import STATE
-        from e3d_deploy.training.train import resume_or_next
+        from e3d_deploy.training.train import MOVING_MNIST, resume_or_next
         from e3d_deploy.training.train import train as train_model
 
     context = click.get_current_context()
@@ -182,7 +182,8 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
         name: value for name, value in context.params.items() if context.get_parameter_source(name) not in defaults
     }
     model_config, config, call = _resumed(output, given) if resume else _new(given)
-    read = [*(name for name, _ in call["data"]), call["valid"], call["digits"], call["initial"]]
+    sources = [name for name, _ in call["data"] if name != MOVING_MNIST]  # which is generated, whatever is called so
+    read = [*sources, call["valid"], call["digits"], call["initial"]]
     for folder in (output, call["machine"].parts):
         check_apart(folder, *read)
     check_apart(call["machine"].samples, *read, holds_clips=True)
