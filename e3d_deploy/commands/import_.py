@@ -10,6 +10,12 @@ from e3d_deploy.commands._options import MOST_FRAMES, PATH, Count, Finite, numbe
 from e3d_deploy.commands._output import next_command, table, verdict, working
 from e3d_deploy.config import Fit
 
+FOREIGN = frozenset(
+    {".pt", ".pth", ".ckpt", ".bin", ".h5", ".hdf5", ".keras", ".pb", ".index", ".meta", ".tflite"}
+    | {".onnx", ".engine", ".plan", ".e3d", ".zip", ".tar", ".npz", ".npy", ".json", ".pkl", ".pickle"}
+)
+"""Suffixes of files that are no models of ours, so that a name with one is a mistake; `model_v1.2` has none of them."""
+
 
 @click.command("import")
 @click.argument("path", metavar="CKPT", type=PATH)
@@ -55,7 +61,7 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
     from e3d_deploy.importing import compare, import_checkpoint
 
     check_apart(output, *_files_of(path), reference)
-    if output.suffix not in ("", ".safetensors"):
+    if output.suffix.lower() in FOREIGN:
         raise ConfigError(f"{output}: a model is a .safetensors file; got {output.suffix}, choose another name")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; give --overwrite to replace it, or another name")
@@ -71,7 +77,7 @@ def import_(path: Path, output: Path, reference: Path | None, overwrite: bool, *
         verdict(parity.passed, text, remedy=f"the model is not what the original is, so {output} is not written")
     checkpoint.save(imported.model, output, card=imported.card)
     click.echo(output)
-    next_command("export", output, "-o", f"{output.stem}.e3d")
+    next_command("export", output, "-o", f"{output.name.removesuffix('.safetensors')}.e3d")
 
 
 def _files_of(checkpoint: Path) -> list[Path]:

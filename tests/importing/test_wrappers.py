@@ -252,6 +252,13 @@ def test_what_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors) -> None:
     assert path.read_bytes() == content
 
 
+def test_a_version_in_a_name_is_no_suffix(tmp_path: Path, tensors: Tensors) -> None:
+    path = saved(tmp_path, tensors)
+    result = e3d("import", path, "-o", tmp_path / "model_v1.2")
+    assert (tmp_path / "model_v1.2").is_file()
+    assert "model_v1.2.e3d" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
