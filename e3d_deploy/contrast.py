@@ -19,8 +19,8 @@ FEWEST_TO_VERIFY = 2
 """Distinct frames of a clip that predictions are compared on at least: something has to move."""
 
 
-def teaches_nothing(clips: Sequence[NDArray[np.float32]], context_length: int) -> str | None:
-    """Return what keeps ranges from being learnt from some clips [T, C, H, W], in words; None if nothing does.
+def why_unfit_to_calibrate(clips: Sequence[NDArray[np.float32]], context_length: int) -> str | None:
+    """Return why ranges cannot be learnt from some clips [T, C, H, W], in words; None if they can.
 
     The network sees the context of each alone.
     """
@@ -30,8 +30,8 @@ def teaches_nothing(clips: Sequence[NDArray[np.float32]], context_length: int) -
     return blankness(frames, fewest=min(FEWEST_TO_CALIBRATE, len(frames)), changed=changed)
 
 
-def tells_nothing(clip: NDArray[np.float32], context_length: int) -> str | None:
-    """Return what keeps a clip [T, C, H, W] from telling right predictions from wrong ones; None if nothing does.
+def why_unfit_to_verify(clip: NDArray[np.float32], context_length: int) -> str | None:
+    """Return why a clip [T, C, H, W] cannot tell right predictions from wrong ones, in words; None if it can.
 
     The network sees its context alone, which must not be blank.
     """

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from e3d_deploy.contrast import FEWEST_TO_CALIBRATE, blankness, teaches_nothing, tells_nothing
+from e3d_deploy.contrast import FEWEST_TO_CALIBRATE, blankness, why_unfit_to_calibrate, why_unfit_to_verify
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.random((12, 1, 8, 8), np.float32)
@@ -59,13 +59,13 @@ def with_pixel(clip: np.ndarray) -> np.ndarray:
     ],
 )
 def test_clips_that_hardly_move_teach_no_ranges(clips: list[np.ndarray], lacking: str | None) -> None:
-    found = teaches_nothing([clip.astype(np.float32) for clip in clips], 10)
+    found = why_unfit_to_calibrate([clip.astype(np.float32) for clip in clips], 10)
     assert found is None if lacking is None else found and found.startswith(lacking)
 
 
 def test_a_clip_of_which_the_network_sees_a_blank_part_tells_nothing() -> None:
     black = np.concatenate([np.zeros_like(MOVING[:10]), MOVING[:10]])
-    assert tells_nothing(black, 10) == BLANK.format(0)
-    assert tells_nothing(black, 11) is None
-    assert tells_nothing(STILL, 10) == "has 1 distinct frame, at least 2 are needed"
-    assert tells_nothing(MOVING[:1], 1) is not None
+    assert why_unfit_to_verify(black, 10) == BLANK.format(0)
+    assert why_unfit_to_verify(black, 11) is None
+    assert why_unfit_to_verify(STILL, 10) == "has 1 distinct frame, at least 2 are needed"
+    assert why_unfit_to_verify(MOVING[:1], 1) is not None

@@ -28,7 +28,7 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
-from e3d_deploy.contrast import tells_nothing
+from e3d_deploy.contrast import why_unfit_to_verify
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
 from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
@@ -122,7 +122,7 @@ def export(
             reference=reference,
             layout=layout,
         )
-    if reference is not None and (lacking := tells_nothing(plan.clip, plan.context_length)):
+    if reference is not None and (lacking := why_unfit_to_verify(plan.clip, plan.context_length)):
         raise ConfigError(f"reference: {reference} {lacking} to tell one network from another; give another clip")
     place_of(output, make=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:

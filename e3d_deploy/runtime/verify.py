@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy import contract, metrics
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.contrast import MIN_STEP, tells_nothing
+from e3d_deploy.contrast import MIN_STEP, why_unfit_to_verify
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
 from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
@@ -209,7 +209,7 @@ def verify(
 
 def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) -> None:
     """Raise if every backend would give much the same on a clip."""
-    if lacking := tells_nothing(clip[: bundle.context_length + bundle.horizon], bundle.context_length):
+    if lacking := why_unfit_to_verify(clip[: bundle.context_length + bundle.horizon], bundle.context_length):
         if given:
             raise ConfigError(f"clip: {lacking} to tell right predictions from wrong ones; give another clip")
         raise BundleError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from e3d_deploy import frames
-from e3d_deploy.contrast import teaches_nothing
+from e3d_deploy.contrast import why_unfit_to_calibrate
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist, suits
@@ -77,7 +77,7 @@ def real_clips(form: Form, context_length: int, source: Path | None, reference: 
     length = len(reference)
     if source is not None:
         windows = _windows(form, length, source, Remarks())
-        if lacking := teaches_nothing(windows[::2], context_length):
+        if lacking := why_unfit_to_calibrate(windows[::2], context_length):
             raise ConfigError(
                 f"calibration: {source} {lacking}: other clips would leave the ranges of its layers at once; give "
                 "clips of what the model is for, or leave --calibration out to learn from the package's"
