@@ -55,7 +55,7 @@ def pack(
         raise ConfigError(f"{output}: is there already; give --overwrite to replace a file, or another name")
     place = output.resolve()
     if place.is_relative_to(bundle.path.resolve()):
-        raise ConfigError(f"{output}: lies in the bundle that is packed; give a name outside of it")
+        raise ConfigError(f"{output}: lies in the bundle {bundle.path}, which is packed; choose another place")
     check_place(output)
     manifest = bundle.manifest if engines else without_engines(bundle.manifest)
     check_names([MANIFEST, *manifest.files], bundle.path)

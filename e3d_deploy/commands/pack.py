@@ -19,10 +19,8 @@ from e3d_deploy.commands._output import megabytes, next_command, working
 def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
     """Pack BUNDLE as one archive; the same bundle gives the same bytes."""
     from e3d_deploy.bundle.pack import pack as pack_bundle
-    from e3d_deploy.commands._places import check_apart
     from e3d_deploy.files import sha256
 
-    check_apart(output, bundle)
     with working(f"packing {bundle}") as progress:
         opened = open_bundle(bundle)
         pack_bundle(opened, output, engines=engines, overwrite=overwrite, progress=progress)
