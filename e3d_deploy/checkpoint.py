@@ -12,7 +12,7 @@ from safetensors.torch import save as serialize
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
-from e3d_deploy.files import write_file
+from e3d_deploy.files import check_place, write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import (
     DAMAGED,
@@ -41,11 +41,11 @@ def save(model: E3DLSTM, path: str | Path, *, card: Card | None = None, dtype: t
         dtype: type of the weights in the file.
 
     Raises:
-        CheckpointError: no such folder, or a finite weight that the type cannot hold.
+        CheckpointError: a finite weight that the type cannot hold.
+        ConfigError: no such folder.
     """
     path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise CheckpointError(f"{path}: its folder does not exist; make it first")
+    check_place(path)
     write_file(path, content(model, card=card, dtype=dtype))
 
 
@@ -130,7 +130,7 @@ def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, 
     expected = model.state_dict()
     misfit = f"{path}: its weights do not fit its config"
     if odd := sorted(weights.keys() ^ expected.keys()):
-        what = f"lacks {odd[0]}" if odd[0] in expected else f"has {odd[0]}, which is none of its network"
+        what = f"lacks {odd[0]}" if odd[0] in expected else f"has the unknown weight {odd[0]}"
         others = f" and {len(odd) - 1} more do not fit" if len(odd) > 1 else ""
         raise CheckpointError(f"{misfit}: it {what}{others}; {MAKE_AGAIN}")
     for name, weight in weights.items():

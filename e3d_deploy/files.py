@@ -132,7 +132,9 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield partial
         if (there := _status(place)) is not None:
             _keep_mode(partial, there)
-            if sys.platform == "win32":  # elsewhere it gives way to the new one at once, empty as it is
+            if (
+                sys.platform == "win32"
+            ):  # other systems replace an empty folder in one step, so that one is always there
                 place.rmdir()
         partial.replace(place)
 
