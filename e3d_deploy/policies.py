@@ -25,7 +25,9 @@ class Budget:
     def __post_init__(self) -> None:
         for name, value in self.to_dict().items():
             if not 0 <= value < float("inf"):
-                raise ConfigError(f"budget: got {value!r} for {name}, expected a number from 0 on")
+                raise ConfigError(
+                    f"budget: got {value!r} for {name}, expected a number from 0 on; leave it out to not judge it"
+                )
 
     def to_dict(self) -> dict[str, float]:
         """Return the limits that are not None, for JSON."""

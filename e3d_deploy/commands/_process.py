@@ -103,9 +103,10 @@ def randomness_kept() -> Iterator[None]:
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
-AGAIN_S, AGAIN_MOST = 0.05, 20
-"""Time until a signal that came at a time when nothing may be interrupted is sent again (s); such times that the end of
-a command waits for it at most."""
+AGAIN_S = 0.05
+"""Time after which a signal is sent again that came when nothing may be interrupted (s)."""
+AGAIN_MOST = 20
+"""Times of `AGAIN_S` that the end of a command waits for such signals, at most."""
 _put_off: list[int] = []
 """Signals that are yet to be sent again."""
 
@@ -186,8 +187,9 @@ def terminable() -> Iterator[None]:
             yield
         finally:
             for _ in range(AGAIN_MOST):  # else it would come after the command, and kill the program
-                if _put_off:
-                    time.sleep(AGAIN_S)
+                if not _put_off:
+                    break
+                time.sleep(AGAIN_S)
 
 
 @contextmanager
