@@ -85,9 +85,7 @@ def verify(
             yardstick = stack.enter_context(open_backend(opened, YARDSTICK, threads=threads))
         report = verify_backend(opened, candidate, yardstick, given, steps=steps)
         findings = [] if report.passed else why(opened, candidate.name, threads)
-    # Against itself a backend passes whatever it computes; only what is not a number would show.
-    proves = report.backend != report.yardstick or not report.passed
-    if given is None and proves:
+    if given is None and not report.has_no_verdict:
         record_verification(opened, report.to_dict())
     if picture is not None:
         from e3d_deploy.measure import plots
@@ -95,13 +93,12 @@ def verify(
         write_file(picture, plots.drift(report))
     if json_:
         why_off = {} if report.passed else {"why": [one.to_dict() for one in findings]}
-        passed = report.passed if proves else None
-        as_json({**report.to_dict(), "passed": passed, "choice": choice, **why_off})
+        as_json({**report.to_dict(), "choice": choice, **why_off})
     else:
         show_report(report)
         show_findings(findings)
-    if not proves:
-        warn(f"no verdict: {report.backend} was compared with itself; give another --backend, or --against reference")
+    if report.has_no_verdict:
+        warn(f"no verdict: {report.unproved}")
         return
     mend = "try another backend, or export the model again"
     if findings:

@@ -145,10 +145,11 @@ def _row(
 
 
 def _accuracy(bundle: Bundle, backend: Backend) -> Accuracy:
-    report = verify(bundle, backend).to_dict()  # None for what is not finite
+    found = verify(bundle, backend)
+    report = found.to_dict()  # None for what is not finite
     return Accuracy(
         max_abs_difference=report["worst"],
         dssim=report["dssim"],
         dpsnr_db=report["dpsnr"],
-        within_budget=report["passed"],
+        within_budget=found.passed,
     )

@@ -3,7 +3,6 @@
 Needs no PyTorch: where there is none, what it computed is in the bundle's reference clip.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,8 +19,6 @@ from e3d_deploy.json_values import json_object
 from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ class Report:
     without truth, below 7 pixels, or for what is not a number."""
     dpsnr: float | None
     """PSNR against the truth in dB, likewise."""
+    unproved: str | None = None
+    """Reason why agreement here proves nothing, with its remedy; None if it proves the backend."""
 
     @property
     def worst(self) -> float:
@@ -106,9 +105,15 @@ class Report:
             and all(budget is None or (found is not None and found <= budget) for found, budget in lost)
         )
 
+    @property
+    def has_no_verdict(self) -> bool:
+        """True where the backend agrees, and would if it were wrong; one that is off fails in any case."""
+        return self.passed and self.unproved is not None
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON knows it, null for what is not a number."""
-        fields = {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": self.passed}
+        """The report as JSON knows it, null for what is not a number, and for `passed` where that proves nothing."""
+        passed = None if self.has_no_verdict else self.passed
+        fields = {**asdict(self), "worst": self.worst, "worst_step": self.worst_step, "passed": passed}
         return json_object(fields)
 
 
@@ -184,7 +189,6 @@ def verify(
     rolled, rolled_state = backend.rollout(found[bundle.context_length - 1], kept[bundle.context_length])
     lost = [quality_lost(forecast[0], one[0], truth) for one in (stepped, clip_forecast, rolled)]
     budget, state_budget = budgets(bundle)
-    _remark_if_same(bundle, expected[:judged], budget)
     return Report(
         backend=backend.name,
         yardstick="reference.npz" if yardstick is None else yardstick.name,
@@ -204,6 +208,7 @@ def verify(
         rollout_states=_differences(wanted, backend.to_arrays(rolled_state)),
         dssim=_most(one.get("ssim") for one in lost),
         dpsnr=_most(one.get("psnr") for one in lost),
+        unproved=_why_unproved(backend, yardstick, expected[:judged], budget),
     )
 
 
@@ -218,16 +223,19 @@ def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) ->
         )
 
 
-def _remark_if_same(bundle: Bundle, predictions: Sequence[NDArray[np.float32]], budget: float) -> None:
-    """Warn if predictions differ so little from each other that a backend blind to its input would pass."""
+def _why_unproved(
+    backend: Backend, yardstick: Backend | None, predictions: Sequence[NDArray[np.float32]], budget: float
+) -> str | None:
+    """Return why agreement with these predictions proves nothing, and what to do; None if it proves something."""
+    if yardstick is not None and backend.name == yardstick.name:
+        return f"{backend.name} was compared with itself; give another --backend, or --against reference"
     span = float(np.ptp(np.stack(predictions), axis=0).max())
     if len(predictions) > 1 and span <= min(budget, MIN_STEP):
-        log.warning(
-            "%s: its predictions differ by %.1e at most, so a backend that ignores the frames would agree as well; "
-            "this verdict proves nothing, export a trained model",
-            bundle.path,
-            span,
+        return (
+            f"the predictions differ by {span:.1e} at most, so a backend that ignores the frames would agree as well; "
+            "export a trained model"
         )
+    return None
 
 
 def _most(losses: Iterable[float | None]) -> float | None:

@@ -70,18 +70,30 @@ def test_a_budget_is_a_number_from_0_on(number: float) -> None:
         Budget(dpsnr=number)
 
 
-def test_predictions_that_are_all_the_same_are_remarked(
-    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("is_off", [False, True])
+def test_predictions_that_are_all_the_same_get_no_verdict_unless_one_is_off(
+    is_off: bool, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = Bundle.open(bundle_path)
-    reference = bundle.reference()
-    backend = open_backend(bundle, "onnxruntime", threads=1)
-    verify(bundle, backend)
-    assert "proves nothing" not in caplog.text
-    same = {**reference, "predictions": np.repeat(reference["predictions"][:1], len(reference["predictions"]), axis=0)}
-    monkeypatch.setattr(Bundle, "reference", lambda _: same)
-    verify(bundle, backend)
-    assert "its predictions differ by 0.0e+00 at most, so a backend that ignores the frames would agree" in caplog.text
+    found = verify(Bundle.open(bundle_path), open_backend(Bundle.open(bundle_path), "onnxruntime", threads=1))
+    assert found.unproved is None
+    original = Bundle.reference
+
+    def same(bundle: Bundle) -> dict[str, np.ndarray]:
+        reference = original(bundle)
+        return {**reference, "predictions": np.zeros_like(reference["predictions"])}
+
+    monkeypatch.setattr(Bundle, "reference", same)
+    if not is_off:
+        monkeypatch.setattr("e3d_deploy.runtime.verify._difference", lambda *_: 0.0)
+    copied = shutil.copytree(bundle_path, tmp_path / "copy.e3d")
+    options = ["--backend", "onnxruntime", "--against", "reference", "--json"]
+    result = e3d("verify", copied, *options, code=3 if is_off else 0)
+    last = result.stderr.splitlines()[-1]
+    assert json.loads(result.stdout)["passed"] is (False if is_off else None)
+    assert last.startswith(
+        "FAIL" if is_off else "WARN no verdict: the predictions differ by 0.0e+00 at most, so a backend"
+    )
+    assert (copied / "verify.json").exists() == is_off
 
 
 def test_a_blank_reference_is_refused_at_export(exported: Path, tmp_path: Path) -> None:
