@@ -2,12 +2,12 @@
 
 import logging
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from e3d_deploy.data.masks import NO_MASKS, masks_among
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.pictures import MASKS, NO_MASKS, frames_of, is_frame, is_picture, not_read, unread_pictures
+from e3d_deploy.data.pictures import frames_of, is_frame, is_picture, not_read, unread_pictures
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
 
@@ -19,14 +19,6 @@ VIDEOS = (
     ".flv", ".ogv", ".y4m", ".gif",
 )  # fmt: skip
 CLIPS = ARRAYS + VIDEOS
-MASK_WORDS = (
-    "mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground truth",
-    "segmentation", "segmentations", "trimap", "trimaps", "matte", "mattes", "bbox", "bboxes", "disparity",
-    "disparities", "disp occ", "disp noc", "optical flow", "flow viz", "flow occ", "flow noc", "obj map",
-)  # fmt: skip
-"""Words in the names of folders of ground truth and masks beside clips."""
-_MASK_WORDS = re.compile(rf"(?<![^ ])({'|'.join(MASK_WORDS)})(?![^ ])")
-_BETWEEN_WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 FOREIGN_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"}
     | {"$RECYCLE.BIN", "System Volume Information", "lost+found"}
@@ -49,7 +41,7 @@ def find_clips(folder: Path, remark: Notify) -> list[Path]:
     found = _find(folder, said.append, set())
     if not found and frames_of(entries(folder)[1]):
         return [folder]
-    if not found and (masks := [entry for entry, is_folder in entries(folder)[0].items() if is_mask(entry, is_folder)]):
+    if not found and (masks := masks_in(*entries(folder))[0]):
         return [clip for entry in in_order(masks).files for clip in _whole(entry, remark)]
     for text in said:
         remark(text)
@@ -65,7 +57,8 @@ def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
         return []
     seen.add(key)
     inside, names = entries(folder)
-    masks = [entry.name for entry, is_folder in inside.items() if is_mask(entry, is_folder) and has_clips(entry)]
+    passed_over, named = masks_in(inside, names)
+    masks = [entry.name for entry in passed_over if has_clips(entry)]
     pictures = [name for name in names if is_frame(name)]
     masks += [name for name in names if not is_frame(name)]
     found: list[Path] = []
@@ -85,6 +78,11 @@ def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
         remark(f"{folder}: ignored, as no clips: {some(ignored)}")
     if masks:
         remark(f"{folder}: ignored, as ground truth: {some(sorted(masks))}")
+    if doubtful := [entry.name for entry in named if has_clips(entry)]:
+        remark(
+            f"{folder}: read as clips, though named like ground truth: {some(sorted(doubtful))}; move them elsewhere "
+            "if they are none"
+        )
     if found and pictures:
         raise ClipError(f"{folder}: holds pictures ({min(pictures)}) beside {found[0].name}; give each its own folder")
     return [folder] if pictures else found
@@ -108,12 +106,15 @@ def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
     return others, pictures
 
 
-def is_mask(path: Path, is_folder: bool) -> bool:
-    """Return True for ground truth or masks beside clips."""
-    if is_folder:
-        words = _BETWEEN_WORDS.sub(" ", path.name).casefold().strip()
-        return path.name.casefold().endswith(MASKS) or _MASK_WORDS.search(words) is not None
-    return path.suffix.lower() in CLIPS and path.stem.casefold().endswith(MASKS)
+def masks_in(inside: Mapping[Path, bool], pictures: Iterable[str]) -> tuple[set[Path], set[Path]]:
+    """Return the ground truth and masks among the `entries` of a folder, and what only is named like them."""
+    clips = {entry: is_folder for entry, is_folder in inside.items() if may_hold_clips(entry, is_folder)}
+    return masks_among(clips, beside_pictures=any(map(is_frame, pictures)))
+
+
+def may_hold_clips(entry: Path, is_folder: bool) -> bool:
+    """Return True for what may be a clip, or a folder of some, by its name."""
+    return entry.name not in FOREIGN_FOLDERS and (is_folder or entry.suffix.lower() in CLIPS)
 
 
 def some(names: Sequence[str]) -> str:
@@ -160,10 +161,11 @@ def _holds_clips(folder: Path, seen: set[Key]) -> bool:
     inside, pictures = entries(folder)
     if any(map(is_frame, pictures)):
         return True
+    masks, _ = masks_in(inside, pictures)
     return any(
-        _holds_clips(entry, seen) if is_folder else entry.suffix.lower() in CLIPS
+        not is_folder or _holds_clips(entry, seen)
         for entry, is_folder in inside.items()
-        if not is_mask(entry, is_folder) and entry.name not in FOREIGN_FOLDERS
+        if may_hold_clips(entry, is_folder) and entry not in masks
     )
 
 

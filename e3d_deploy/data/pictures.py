@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from e3d_deploy.data import png
 from e3d_deploy.data.fit import fit_shape, say_change
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.masks import GROUND_TRUTH, NO_MASKS, is_ground_truth
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.rate import TOLERANCE
 from e3d_deploy.data.remarks import Look, Remarks
@@ -28,12 +29,6 @@ UNREAD = (
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw",
 )  # fmt: skip
 """Ends of the names of pictures that are not read."""
-GROUND_TRUTH = "_gt"
-"""End of the names of ground truth beside clips, as the UCSD pedestrians have it."""
-MASKS = (GROUND_TRUTH, "_mask", "_label", "_labels", "_seg")
-"""Ends of the names of ground truth and masks beside clips."""
-NO_MASKS = f"not counting ground truth ({', '.join(f'*{end}' for end in MASKS)}) and hidden files"
-"""Words of the errors of folders without clips."""
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
 STRETCHED = {"L;2": 85, "L;4": 17}
@@ -57,14 +52,14 @@ def is_picture(name: str) -> bool:
 
 def is_frame(name: str) -> bool:
     """Return True for the name of a picture that is a frame of its folder: neither hidden nor ground truth."""
-    return is_picture(name) and not name.startswith(".") and not _stem(name).endswith(MASKS)
+    return is_picture(name) and not name.startswith(".") and not is_ground_truth(name)
 
 
 def frames_of(names: Sequence[str]) -> list[str]:
     """Return the names of frames in a folder; masks are frames where there is no other picture."""
     visible = [name for name in names if is_picture(name) and not name.startswith(".")]
     frames = [name for name in visible if is_frame(name)]
-    return frames or [name for name in visible if not _stem(name).endswith(GROUND_TRUTH)]
+    return frames or [name for name in visible if not os.path.splitext(name)[0].casefold().endswith(GROUND_TRUTH)]
 
 
 def unread_pictures(names: Sequence[str]) -> list[str]:
@@ -78,10 +73,6 @@ def not_read(folder: Path, unread: Sequence[str]) -> ClipError:
         f"{folder}: holds pictures of a format that is not read ({min(unread)}, {len(unread)} in all); convert them to "
         "PNG or JPEG"
     )
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0].casefold()
 
 
 def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:

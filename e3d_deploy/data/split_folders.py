@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e3d_deploy.data.folders import CLIPS, FOREIGN_FOLDERS, Key, entries, has_clips, is_mask, key_of, some
+from e3d_deploy.data.folders import Key, entries, has_clips, key_of, masks_in, may_hold_clips, some
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.split_names import Name, fold_of, paired_names, split_name
 from e3d_deploy.data.splits import Split
@@ -49,8 +49,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
     if (key := key_of(folder)) in seen:
         return None
     seen.add(key)
-    folders, _ = entries(folder)
-    inside = in_order(entry for entry, is_folder in folders.items() if _may_hold(entry, is_folder)).files
+    inside = in_order(_candidates(folder)).files
     paired = paired_names(inside)
     named = {entry: name for entry in inside if (name := split_name(entry))}
     found = _of_names(named | paired)
@@ -87,9 +86,9 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
 
 def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
     """Name what holds no clips beside folders of splits; an empty one of these is an error of its own."""
-    inside, _ = entries(folder)
-    visible = in_order(inside).files
-    masks = [entry.name for entry in visible if is_mask(entry, inside[entry]) and has_clips(entry)]
+    inside, pictures = entries(folder)
+    visible, passed_over = in_order(inside).files, masks_in(inside, pictures)[0]
+    masks = [entry.name for entry in visible if entry in passed_over and has_clips(entry)]
     others = [entry for entry in visible if entry not in splits and entry.name not in masks]
     empty = [entry.name for entry in others if not has_clips(entry)]
     if empty:
@@ -98,10 +97,11 @@ def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
         remark(f"{folder}: ignored, as ground truth: {some(masks)}")
 
 
-def _may_hold(entry: Path, is_folder: bool) -> bool:
-    if entry.name in FOREIGN_FOLDERS:
-        return False
-    return (is_folder or entry.suffix.lower() in CLIPS) and not is_mask(entry, is_folder)
+def _candidates(folder: Path) -> dict[Path, bool]:
+    """Return what may hold clips in a folder, each with True for a folder; without masks."""
+    inside, pictures = entries(folder)
+    masks, _ = masks_in(inside, pictures)
+    return {one: is_folder for one, is_folder in inside.items() if may_hold_clips(one, is_folder) and one not in masks}
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
@@ -188,8 +188,8 @@ def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:
     if not path.is_dir() or (key := key_of(path)) in seen:
         return
     seen.add(key)
-    for entry, is_folder in entries(path)[0].items():
-        if is_folder and _may_hold(entry, is_folder):
+    for entry, is_folder in _candidates(path).items():
+        if is_folder:
             yield entry
             yield from _folders_below(entry, seen)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3d_deploy.data.folders import is_mask
+from e3d_deploy.data.folders import find_clips
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.masks import masks_among
 from e3d_deploy.data.sources import Source, open_source
 from e3d_deploy.data.split_names import is_list
 from e3d_deploy.data.splits import members_of
@@ -434,15 +435,46 @@ def test_folders_of_masks_are_no_clips_unless_given(
 @pytest.mark.parametrize(
     "name",
     ["gtFine", "GTMasks2", "gt_frames", "ground-truth", "label_color", "SegmentationClass", "flow_viz", "disp_occ_0",
-     "obj_map", "train_masks", "Annotations.2"],
+     "obj_map", "train_masks", "Annotations.2", "wearing_mask", "mask1", "pixelLabels"],
 )  # fmt: skip
-def test_masks_are_told_by_whole_words(name: str) -> None:
-    assert is_mask(Path(name), is_folder=True)
+def test_masks_are_told_by_whole_words_beside_what_they_belong_to(name: str) -> None:
+    entries = dict.fromkeys(map(Path, (name, "frames", "v1")), True)
+    assert masks_among(entries, beside_pictures=False) == ({Path(name)}, set())
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "masked", "flow", "disposal", "object_map", "gtx", "segment_1"])
 def test_words_that_only_hold_those_of_masks_are_clips(name: str) -> None:
-    assert not is_mask(Path(name), is_folder=True)
+    assert masks_among({Path(name): True, Path("frames"): True}, beside_pictures=False) == (set(), set())
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("Ford GT", ["Ford Focus", "Audi"]), ("GT3", ["Corvette", "Mustang"]), ("wearing mask", ["waving", "running"]),
+     ("GT 500", ["Mustang"]), ("no_mask", ["hat"]), ("care_label", ["shoe"]),
+     ("mask making", ["pottery"])],
+)  # fmt: skip
+def test_classes_that_are_named_like_masks_stay_clips(name: str, others: list[str], tmp_path: Path) -> None:
+    for number, one in enumerate((name, *others)):
+        write_clip(tmp_path / one / "clip.npy", number)
+    remarks: list[str] = []
+    assert len(find_clips(tmp_path, remarks.append)) == 1 + len(others)
+    assert f"{tmp_path}: read as clips, though named like ground truth: {name}; move them elsewhere" in remarks[0]
+
+
+def test_a_mask_is_a_class_beside_one_that_is_named_after_it() -> None:
+    entries = dict.fromkeys(map(Path, ("mask", "no_mask")), True)
+    assert masks_among(entries, beside_pictures=False) == (set(), set(entries))
+
+
+@pytest.mark.parametrize(
+    ("mask", "owner", "is_folder"),
+    [("Test001_gt", "Test001", True), ("GT3", "Frames3", True), ("video1_mask_2", "video1", True),
+     ("label_2", "image_2", True), ("a_mask.mp4", "a.mp4", False), ("bear_ground_truth", "bear", True),
+     ("train_masks", "train_images", True), ("masks_v2", "images_v2", True)],
+)  # fmt: skip
+def test_masks_are_known_by_what_they_belong_to(mask: str, owner: str, is_folder: bool) -> None:
+    entries = dict.fromkeys(map(Path, (mask, owner, f"other{Path(owner).suffix}")), is_folder)
+    assert masks_among(entries, beside_pictures=False)[0] == {Path(mask)}
 
 
 def test_pictures_named_as_masks_are_frames_where_there_are_no_others(tmp_path: Path) -> None:
