@@ -35,8 +35,11 @@ LISTED = DIVIDED | {"list", "lists", "id", "ids", "files", "names", "index"}
 _ABOUT_LISTS = re.compile(rf"({'|'.join(sorted(LISTED | ABOUT, key=len, reverse=True))})$")
 _FOLD = re.compile(r"(?<![a-z])(?:k?folds?|splits?|cv|crossval|xval)[-_. ]?(\d+|(?<=[-_. ])[a-z])(?![a-z0-9])")
 _RESOLUTION = re.compile(
-    r"(?<![a-z0-9])(?:\d{3,4}[pi]|\d{2,5}x\d{2,5}|(?:full|half|quarter|low|high)[-_ ]?res(?:olution)?)(?![a-z0-9])"
+    r"(?<![a-z0-9])(?:(?:240|360|480|540|576|720|1080|1440|2160)[pi]"
+    r"|(?:full|half|quarter|low|high)[-_ ]?res(?:olution)?)(?![a-z0-9])"
 )
+_SIZE = re.compile(r"(?<![a-z0-9])\d{2,5}x\d{2,5}(?![a-z0-9])")
+"""Width and height, or the place of a tile."""
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+")
 """Number of a piece in the name of a data set that is stored in several."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -65,6 +68,8 @@ class Name:
 
 def split_name(path: Path) -> Name | None:
     """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
+    if not _could_be_split(path):
+        return None
     if (split := ABBREVIATED.get((path.name if path.is_dir() else path.stem).casefold())) is not None:
         return Name(split, "", "", is_numbered=False, is_ordinary=True)
     words, is_numbered = _words(path)
@@ -114,13 +119,24 @@ def is_list(path: Path) -> bool:
 
 
 def resolutions(folder: Path, clips: Iterable[Path]) -> list[str]:
-    """Return two clips in a folder whose paths differ in a resolution alone, such as 480p; none if there are none."""
-    seen: dict[str, Path] = {}
+    """Return two clips in a folder whose paths differ in a resolution alone, such as 480p; none if there are none.
+
+    Sizes such as 640x480 count where several clips have the same ones; one clip of each may be a tile of a picture.
+    """
+    seen: dict[str, str] = {}
+    sized: dict[str, dict[str, str]] = defaultdict(dict)
     for clip in clips:
         path = clip.relative_to(folder).as_posix()
         key = _RESOLUTION.sub("", path.casefold())
-        if key != path.casefold() and (other := seen.setdefault(key, clip)) != clip:
-            return [str(other.relative_to(folder)), path]
+        if key != path.casefold() and (other := seen.setdefault(key, path)) != path:
+            return [other, path]
+        if (size := _SIZE.search(path.casefold())) is not None:
+            sized[size[0]][_SIZE.sub("", path.casefold())] = path
+    alike: dict[frozenset[str], dict[str, str]] = {}
+    for paths in sized.values():
+        if len(paths) > 1 and (others := alike.setdefault(frozenset(paths), paths)) is not paths:
+            key = next(iter(paths))
+            return [others[key], paths[key]]
     return []
 
 
@@ -133,22 +149,29 @@ def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
     clips = set(clips)
     beside: dict[Path, set[Path]] = defaultdict(set)
     for clip in clips:
-        for entry in (clip, *clip.parents):
-            if entry == folder:
-                break
-            beside[entry.parent].add(entry)
+        entry = clip
+        while entry != folder and entry not in (others := beside[entry.parent]):
+            others.add(entry)
+            entry = entry.parent
     like: dict[tuple[str, bool], list[str]] = defaultdict(list)
     odd: list[str] = []
     for entries in beside.values():
-        for entry in sorted(entries):
+        candidates = sorted(filter(_could_be_split, entries))  # few, while there may be many thousand clips
+        for entry in candidates:
             for one in _likeness(entry):
                 like[one].append(entry.name)
-        holding = [entry for entry in sorted(entries) if entry not in clips or entry.suffix.lower() in ARRAYS]
+        holding = [entry for entry in candidates if entry not in clips or entry.suffix.lower() in ARRAYS]
         named = {entry.name: name.split for entry in holding if (name := split_name(entry)) and not name.is_ordinary}
         if len(named) < len(entries) or len(set(named.values())) > 1:
             odd += named
     both = [[*like[side, True], *like[side, False]] for side in SIDES if like[side, True] and like[side, False]]
     return both[0] if both else odd
+
+
+def _could_be_split(path: Path) -> bool:
+    """Return False for a name that cannot hold that of a split, without a look at the disk."""
+    name = path.name.casefold()
+    return _ANY.search(name) is not None or name.partition(".")[0] in ABBREVIATED
 
 
 def _likeness(path: Path) -> set[tuple[str, bool]]:

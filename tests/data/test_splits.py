@@ -13,7 +13,7 @@ from e3d_deploy.data.folders import find_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.masks import masks_among
 from e3d_deploy.data.sources import Source, open_source
-from e3d_deploy.data.split_names import is_list
+from e3d_deploy.data.split_names import doubtful_names, is_list, paired_names
 from e3d_deploy.data.splits import members_of
 from e3d_deploy.errors import ClipError
 
@@ -221,6 +221,31 @@ def test_a_scene_in_several_resolutions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match=r"in several resolutions, 480p/bear.npy, Full-Resolution/bear.npy, which"):
         opened(tmp_path, "train")
     assert opened(tmp_path / "480p", "train").held_out
+
+
+def test_a_scene_in_several_sizes_is_refused(tmp_path: Path) -> None:
+    for number, scene in enumerate(("bear", "bike", "car")):
+        for size in ("640x480", "320x240"):
+            write_clip(tmp_path / size / f"{scene}.npy", number)
+    with pytest.raises(ClipError, match=r"in several resolutions, .*bear.npy, .*bear.npy, which"):
+        opened(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("walk_000p", "walk_001p", "walk_002p"), ("tile_100x100", "tile_100x300", "tile_300x100")],
+)
+def test_numbers_like_resolutions_are_names_of_clips(names: tuple[str, ...], tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        write_clip(tmp_path / f"{name}.npy", number)
+    assert [len(opened(tmp_path, "train").clips), len(opened(tmp_path, "valid").clips)] == [1, 1]
+
+
+def test_ordinary_names_cost_no_look_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [tmp_path / f"clip_{number}.mp4" for number in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", lambda *_: pytest.fail("a look at the disk"))
+        assert (paired_names(clips), doubtful_names(tmp_path, clips)) == ({}, [])
 
 
 def test_abbreviated_names_of_splits_count_together(tmp_path: Path) -> None:
