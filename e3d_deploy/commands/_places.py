@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from e3d_deploy.bundle.folder import MANIFEST
-from e3d_deploy.data.folders import CLIPS, Key, key_of
+from e3d_deploy.data.folders import CLIPS, FOREIGN_FOLDERS, Key, entries, has_clips, key_of, masks_in
 from e3d_deploy.data.pictures import is_picture
 from e3d_deploy.errors import ConfigError
 
@@ -37,15 +37,14 @@ def check_apart(output: Path | None, *read: Path | str | None, holds_clips: bool
 def _check_outside(output: Path, source: Path, *, holds_clips: bool) -> None:
     folders: list[Path] = []
     key = key_of(output) if output.is_file() else None
-    for folder, names in _below(source):
+    for folder, files in _read_below(source):
         folders.append(folder)
-        if key is not None and any(key_of(folder / name) == key for name in names):
+        if key is not None and any(key_of(file) == key for file in files):
             raise ConfigError(f"{output}: is a file of {source}, which is read; choose another place")
-    if not _is_inside(output, folders):
-        return
-    if (source / MANIFEST).is_file():
+    if (source / MANIFEST).is_file() and _is_inside(output, folders):
         raise ConfigError(f"{output}: lies in the bundle {source}, which is read; choose another place")
-    if holds_clips or is_picture(output.name) or output.suffix.lower() in CLIPS:
+    is_clip = holds_clips or is_picture(output.name) or output.suffix.lower() in CLIPS
+    if is_clip and _is_read(output, folders):
         raise ConfigError(f"{output}: lies in {source}, and would be read as a clip of it next time; "
                           "choose another place")  # fmt: skip
 
@@ -72,12 +71,31 @@ def _is_inside(path: Path, folders: list[Path]) -> bool:
     return any(key_of(parent) in keys for parent in above)
 
 
-def _below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield a folder and those below it, those behind links too, each once, with the names of their files."""
+def _is_read(output: Path, folders: list[Path]) -> bool:
+    """Return True if a reader of clips that looks into some folders would find an output there."""
+    keys = {key_of(folder) for folder in folders}
+    for path in (output.absolute(), Path(os.path.realpath(output))):
+        there = next(parent for parent in path.parents if parent.is_dir())
+        new = path.relative_to(there).parts
+        if key_of(there) in keys and not any(name.startswith(".") or name in FOREIGN_FOLDERS for name in new):
+            return True
+    return False
+
+
+def _read_below(source: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Yield a folder and those below it that a reader of clips looks into, each once, with the files in it.
+
+    Those behind links count, hidden ones and masks beside clips do not.
+    """
     seen: set[Key] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (key := key_of(Path(place))) in seen:
-            folders.clear()
+    waiting, without_masks = [source], has_clips(source)
+    while waiting:
+        folder = waiting.pop()
+        if (key := key_of(folder)) in seen:
             continue
         seen.add(key)
-        yield Path(place), names
+        inside, pictures = entries(folder)
+        masks, _ = masks_in(inside, pictures) if without_masks else (set(), set())
+        read = [entry for entry in inside if entry not in masks and entry.name not in FOREIGN_FOLDERS]
+        waiting += [entry for entry in read if inside[entry]]
+        yield folder, [entry for entry in read if not inside[entry]] + [folder / name for name in pictures]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from e3d_deploy.commands._places import check_apart
+from e3d_deploy.errors import ConfigError
 from tests.tools import contents, e3d
 
 SAME, INSIDE, BUNDLE = "is what is read, and would be replaced", "would be read as a clip", "lies in the bundle"
@@ -103,6 +105,22 @@ def test_generated_data_are_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("moving-mnist/last.ckpt").touch()
     for options in ([], ["--data", "moving-mnist:2"]):
         assert "holds a run already" in e3d("train", "-o", "moving-mnist", "--preset", "tiny", *options, code=2).stderr
+
+
+@pytest.mark.parametrize("output", [".cache/new.npz", ".new.npz", "masks/new.npz", "__MACOSX/new.npz"])
+def test_what_no_reader_finds_may_lie_among_clips(output: str, names: dict[str, Path]) -> None:
+    (names["clips"] / "masks").mkdir()
+    shutil.copy(names["clip"], names["clips"] / "masks" / "a.npz")
+    place = names["clips"] / output
+    place.parent.mkdir(exist_ok=True)
+    check_apart(place, names["clips"])
+    with pytest.raises(ConfigError, match=INSIDE):
+        check_apart(names["clips"] / "below" / "more" / "new.npz", names["clips"])
+    with pytest.raises(ConfigError, match=INSIDE):
+        check_apart(names["clips"] / "masks" / "new.npz", names["clips"] / "masks")
+    (names["bundle"] / ".cache").mkdir()
+    with pytest.raises(ConfigError, match=BUNDLE):
+        check_apart(names["bundle"] / ".cache" / "new.npz", names["bundle"])
 
 
 def test_what_is_no_clip_may_lie_beside_clips(names: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
