@@ -17,7 +17,7 @@ from torch import Tensor
 
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.errors import CheckpointError
+from e3d_deploy.errors import CheckpointError, ConfigError
 from e3d_deploy.files import write_file
 from e3d_deploy.model import E3DLSTM
 from tests.test_config import NewerModelConfig
@@ -265,3 +265,12 @@ def test_equal_models_make_equal_bytes(tiny_model: E3DLSTM, path: Path) -> None:
     for _ in range(5):
         checkpoint.save(checkpoint.load(path), path)
         assert path.read_bytes() == once
+
+
+def test_a_weight_of_another_network_and_a_missing_folder_are_named(tiny_model: E3DLSTM, path: Path) -> None:
+    weights = {**tiny_model.state_dict(), "extra.weight": torch.zeros(1)}
+    save_file(weights, path, card(tiny_model.config.to_dict()))
+    with pytest.raises(CheckpointError, match=r"it has the unknown weight extra\.weight; copy it again"):
+        checkpoint.load(path)
+    with pytest.raises(ConfigError, match="its folder does not exist; make it first"):
+        checkpoint.save(tiny_model, path.parent / "no" / "model.safetensors")
