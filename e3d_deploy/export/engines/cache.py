@@ -60,10 +60,10 @@ class EngineCache:
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES, create: bool = True) -> None:
         self.folder, self.limit_bytes = folder.absolute(), limit_bytes
-        if (file := file_above(self.folder / "key")) is not None:
-            raise ConfigError(f"{self.folder}: {file} is no folder; name another one with --cache, or remove it")
         if create:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        elif (file := file_above(self.folder / "key")) is not None:
+            raise ConfigError(f"{self.folder}: {file} is no folder; name another one with --cache, or remove it")
         elif not self.folder.is_dir():
             raise ConfigError(f"{self.folder}: no such folder; `e3d build` makes it, or name another with --cache")
         status = self.folder.stat()
