@@ -1,12 +1,13 @@
 """`e3d data`: what a model would learn from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
 from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, SKIP_BAD, Count, json_option, numbers
 from e3d_deploy.commands._output import as_json, check_picture, next_command, table, working
+from e3d_deploy.config import Fit
 from e3d_deploy.files import write_file
 from e3d_deploy.libraries import is_importable
 from e3d_deploy.progress import duration
@@ -25,6 +26,9 @@ def data() -> None:
 @click.argument("source_", metavar="SOURCE")
 @click.option("--image-size", default="64x64", callback=numbers, help="Height x width that the model takes, pixels.")
 @click.option("--channels", type=Count(1024), default=1, help="Colours of a frame.")
+@click.option(
+    "--fit", type=click.Choice(get_args(Fit)), default="stretch", help="How pictures of another shape become frames."
+)
 @click.option("--length", type=Count(MOST_FRAMES), default=20, help="Frames of a window, context and horizon.")
 @click.option("--split", type=click.Choice(["train", "valid", "test"]), default="train", help="Which one to look into.")
 @click.option("--picture", type=PATH, help="Draw windows of the split into this PNG.")
@@ -35,6 +39,7 @@ def inspect_data(
     source_: str,
     image_size: tuple[int, ...],
     channels: int,
+    fit: Fit,
     length: int,
     split: Any,
     picture: Path | None,
@@ -48,7 +53,7 @@ def inspect_data(
 
     check_picture(picture, source_)
     height_width = cast("tuple[int, int]", image_size)  # the form checks that there are two
-    form = Form(image_size=height_width, channels=channels, layout=layout)
+    form = Form(image_size=height_width, channels=channels, fit=fit, layout=layout)
     with working(f"reading {source_}") as progress:
         opened = look.open_splits(
             source_,
@@ -105,7 +110,11 @@ def suggest_training(source: str, form: "Form", *, length: int, spare: float, sk
         )
     size = "x".join(map(str, form.image_size))
     words = ("--data", source, "--image-size", size, "--channels", form.channels, "-o", "runs/first")
-    reading = [*(("--layout", form.layout) if form.layout else ()), *(("--skip-bad",) if skip_bad else ())]
+    reading = [
+        *(("--fit", form.fit) if form.fit != "stretch" else ()),
+        *(("--layout", form.layout) if form.layout else ()),
+        *(("--skip-bad",) if skip_bad else ()),
+    ]
     next_command("train", *words, *sizes, *window, *reading)
 
 

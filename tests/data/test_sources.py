@@ -842,6 +842,19 @@ def inspect(*arguments: object, code: int = 0) -> Any:
     return result
 
 
+def test_inspect_shows_frames_as_they_are_fitted(tmp_path: Path) -> None:
+    for number in range(10):
+        Image.new("L", (48, 16), 200).save(tmp_path / f"{number}.png")
+    arguments = [tmp_path, "--image-size", "16x16", "--length", 10, "--json"]
+    least = {}
+    for fit in ("stretch", "crop", "pad"):
+        result = inspect(*arguments, "--fit", fit)
+        least[fit] = json.loads(result.stdout)["values"]["min"]
+        assert (f"--fit {fit}" in result.stderr.splitlines()[-1]) == (fit != "stretch")
+    assert least["pad"] == 0
+    assert least["stretch"] == least["crop"] == pytest.approx(200 / 255, abs=0.01)
+
+
 def test_inspect_says_what_is_there(tmp_path: Path) -> None:
     (clips := tmp_path / "clips").mkdir()
     for number in range(10):
