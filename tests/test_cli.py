@@ -89,11 +89,11 @@ def test_train_export_predict(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", [[], ["--against", "reference"]])
 def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: list[str]) -> None:
     picture = tmp_path / "drift.png"
-    result = e3d("verify", bundle_path, "--threads", 1, "--picture", picture, *extra)
+    result = e3d("verify", bundle_path, "--backend", "onnxruntime", "--threads", 1, "--picture", picture, *extra)
     assert "PASS onnxruntime" in result.stderr
     assert picture_of(picture).shape[1] > 300
     assert json.loads(e3d("inspect", bundle_path, "--json").stdout)["verified"]["onnxruntime"]["passed"] is True
-    report = json.loads(e3d("verify", bundle_path, "--json", *extra).stdout)
+    report = json.loads(e3d("verify", bundle_path, "--backend", "onnxruntime", "--json", *extra).stdout)
     assert report["passed"]
     assert len(report["predictions"]) == 6
 
