@@ -189,6 +189,23 @@ def keys_of(path: Path) -> set[Key]:
         return {key_of(Path(entry)) if entry.is_symlink() else (device, entry.inode()) for entry in pictures}
 
 
+def share_files(one: str, other: str) -> bool:
+    """Return True if two sources have a file in common, by whatever path or link."""
+    return not _identities(one).isdisjoint(_identities(other))
+
+
+def _identities(source: str) -> set[Key]:
+    """Return the identities of the files that a source names, and of all that lies in its folders."""
+    found: set[Key] = set()
+    waiting = [Path(name) for name in ([source] if os.path.exists(source) else source.split(","))]
+    while waiting:
+        path = waiting.pop()
+        if (key := key_of(path)) not in found:
+            found.add(key)
+            waiting += path.iterdir() if path.is_dir() else ()
+    return found
+
+
 def each_once(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Return the clips with a file or picture that is in no clip before them, and those that are left out."""
     seen: set[Key] = set()

@@ -27,7 +27,7 @@ from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
-from e3d_deploy.data.folders import some
+from e3d_deploy.data.folders import share_files, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
 from e3d_deploy.files import remove_left, write_file
@@ -232,7 +232,7 @@ def _compare_with_copying(
     """Tell whether the model beats copying the last frame, and what was left out of the data; write both down."""
     source = sets[1].source if isinstance(sets[1], FixedWindows) else None
     skipped = tuple(dict.fromkeys([*sets[0].skipped, *(() if source is None else source.skipped)]))
-    trained = sets[0].remarks.keys()
+    is_trained_on = source is not None and any(share_files(source.name, name) for name in sets[0].remarks)
     if validated.last is not None and validated.last[0] == trainer.global_step:
         count = len(sets[1])  # type: ignore[arg-type]
         errors = (count - count % trainer.world_size if count > trainer.world_size else count, *validated.last[1:])
@@ -244,8 +244,8 @@ def _compare_with_copying(
         clips=errors[0],
         mse=errors[1],
         copying_mse=errors[2],
-        held_out=source is None or source.held_out or source.name not in trained,
-        in_doubt=source is not None and source.is_in_doubt and source.name in trained,
+        held_out=source is None or source.held_out or not is_trained_on,
+        in_doubt=source is not None and source.is_in_doubt and is_trained_on,
         skipped=skipped,
     )
     found.write(run)

@@ -90,8 +90,10 @@ def test_no_more_clips_are_measured_than_the_run_allows(tmp_path: Path) -> None:
 def test_clips_of_a_source_that_is_not_trained_on_are_held_out(tmp_path: Path) -> None:
     frames = TRAINING.context_length + TRAINING.horizon  # too few to divide
     np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (frames, 32, 32, 1), np.uint8))
-    for data, held_out in (("moving-mnist", True), (str(tmp_path / "clip.npy"), False)):
-        run = tmp_path / f"run-{held_out}"
+    (tmp_path / "link.npy").symlink_to("clip.npy")
+    sources = {"moving-mnist": True, str(tmp_path / "link.npy"): False}
+    for number, (data, held_out) in enumerate(sources.items()):
+        run = tmp_path / f"run-{number}"
         train(MODEL, TRAINING, run, data=[(data, 1.0)], valid=str(tmp_path / "clip.npy"), machine=QUIET)
         assert json.loads((run / "result.json").read_text())["held_out"] is held_out
 
