@@ -455,7 +455,7 @@ def test_ctrl_c_exits_130(exported: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OnnxRuntimeBackend, "step", interrupt)
-    assert "interrupted" in e3d("verify", exported / "tiny.e3d", code=130).stderr
+    assert "interrupted" in e3d("verify", exported / "tiny.e3d", "--backend", "onnxruntime", code=130).stderr
 
 
 def test_ctrl_c_in_training_exits_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
