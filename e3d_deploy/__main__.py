@@ -1,5 +1,15 @@
-"""`python -m e3d_deploy` is `e3d`."""
+"""The program `e3d`, also `python -m e3d_deploy`. Signals are handled before anything else is imported."""
 
-from e3d_deploy.cli import main
+from e3d_deploy.interrupts import end_on_signals
 
-main(prog_name="e3d")
+
+def main() -> None:
+    """Run the command line."""
+    end_on_signals()
+    from e3d_deploy.cli import main as command
+
+    command(prog_name="e3d")
+
+
+if __name__ == "__main__":
+    main()

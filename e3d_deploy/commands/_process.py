@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from e3d_deploy.files import INDIVISIBLE
+from e3d_deploy.interrupts import DEFAULT, ENDING, end_at_once
 
 T = TypeVar("T")
 Handlers = dict[signal.Signals, Callable[[int, Any], None]]
@@ -101,8 +102,6 @@ def randomness_kept() -> Iterator[None]:
         random.setstate(state)
 
 
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
 AGAIN_S = 0.05
 """Time after which a signal is sent again that came when nothing may be interrupted (s)."""
 AGAIN_MOST = 20
@@ -182,7 +181,7 @@ def terminable() -> Iterator[None]:
     A signal that is ignored stays so, as `nohup` wants it.
     """
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), _interrupt)
-    with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler)), _ignored_interrupts():
+    with _handling(handlers, (*DEFAULT, end_at_once)), _ignored_interrupts():
         try:
             yield
         finally:
@@ -264,5 +263,5 @@ def stoppable() -> Iterator[Stop]:
     """Give the request to stop, which signals make while the block runs."""
     stop = Stop()
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), stop.handle)
-    with _handling(handlers, (signal.SIG_DFL, signal.default_int_handler, _interrupt)):
+    with _handling(handlers, (*DEFAULT, _interrupt)):
         yield stop
