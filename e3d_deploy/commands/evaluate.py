@@ -113,9 +113,11 @@ def evaluate(
     A checkpoint of google/e3d_lstm or OpenSTL is imported on the way.
     """
     from e3d_deploy.commands._places import check_apart
+    from e3d_deploy.data.datasets import check_read
     from e3d_deploy.data.rate import Selection
 
     check_streaming(streaming=streaming)
+    check_read([data], layout=layout, skip_bad=skip_bad)
     check_apart(output, data, model, lpips_weights, holds_clips=True)
     selection = Selection(every=every, resample=resample)
     if streaming:

@@ -3,7 +3,7 @@
 import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,24 @@ class Mixture(Extendable):
         # Not the numbers that the part will draw from: it would see only those that chose it.
         rng = np.random.default_rng((self.seed, index, 1))
         return self.parts[rng.choice(len(self.parts), p=self.shares)]
+
+
+def check_read(texts: Iterable[str], *, layout: str | None, skip_bad: bool) -> None:
+    """Check that options for reading files have some to apply to.
+
+    Args:
+        texts: all sources of a command, `moving-mnist` or as `open_source` takes them.
+        layout, skip_bad: as given for them.
+
+    Raises:
+        ConfigError: there is such an option, and all sources are generated.
+    """
+    options = (("--layout", layout is not None), ("--skip-bad", skip_bad))
+    given = [name for name, is_given in options if is_given]
+    if given and all(text == GENERATED for text in texts):
+        raise ConfigError(
+            f"{GENERATED}: is generated, so no file is read; leave {' and '.join(given)} out, or give --data SOURCE"
+        )
 
 
 def training_data(

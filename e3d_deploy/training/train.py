@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from e3d_deploy import checkpoint
 from e3d_deploy.card import Card, Window
 from e3d_deploy.config import ModelConfig, TrainConfig
-from e3d_deploy.data.datasets import Extendable, FixedWindows, evaluation_data, training_data
+from e3d_deploy.data.datasets import Extendable, FixedWindows, check_read, evaluation_data, training_data
 from e3d_deploy.data.folders import share_files, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
@@ -135,7 +135,8 @@ def train(
     Raises:
         ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other
             options; processes that cannot share a batch; a schedule by time without a time limit; digits that are
-            held out, or without Moving MNIST; a folder that holds parts of another run.
+            held out, or without Moving MNIST; options for reading files without a file; a folder that holds parts of
+            another run.
         CheckpointError: what is to be resumed is damaged.
         TrainingError: the loss is no finite number any more.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is saved and `run` can be resumed. After a second signal
@@ -147,6 +148,9 @@ def train(
     machine = machine or Machine()
     if config.schedule_by == "time" and machine.time_limit_s is None:
         raise ConfigError("schedule_by: time without a time limit has no end; give --time-limit MINUTES")
+    if not resume:  # a run that an older version began with such options goes on
+        sources = [text for text, _ in data]
+        check_read(sources if valid is None else [*sources, valid], layout=config.layout, skip_bad=skip_bad)
     last, path = _files(run, resume=resume)
     config = as_begun(run, config) if resume else config
     pace = Pace(config, limit_s=machine.time_limit_s, clock=clock)
