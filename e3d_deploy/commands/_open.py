@@ -21,7 +21,7 @@ def open_predictor(
     """A predictor for a bundle, or by PyTorch for a model file, and with `importing` for a checkpoint of others."""
     from e3d_deploy import runtime
     from e3d_deploy.errors import CheckpointError, ConfigError
-    from e3d_deploy.runtime.backends.specs import YARDSTICK
+    from e3d_deploy.runtime.backends.specs import YARDSTICK, find
     from e3d_deploy.tensors import is_foreign
 
     of_others = path.suffix in (".ckpt", ".pth", ".pt") or index_of(path).exists() or is_foreign(path)
@@ -35,6 +35,8 @@ def open_predictor(
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f"{path}: {options}: for a checkpoint of others; this one knows its own, so leave it out")
     if not foreign and (path.is_dir() or not path.exists()):
+        if threads is not None and backend != "auto" and find(backend).device == "gpu":
+            raise ConfigError(f"threads: {backend} steps on the GPU and takes none; leave --threads out")
         return runtime.load(path, backend, threads=threads)
     if backend not in ("auto", YARDSTICK):
         raise ConfigError(

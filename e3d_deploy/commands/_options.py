@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 
@@ -102,6 +103,19 @@ LAYOUT = click.option(
     help="Axes of arrays: N (or B) clips, T frames, C colours, H, W, such as NTHW; else found out by their shapes.",
 )
 SKIP_BAD = click.option("--skip-bad", is_flag=True, help="Leave out what cannot be read, and say so.")
+
+
+def is_given(name: str) -> bool:
+    """Return True if an option of the command that runs was given, by the name of its parameter."""
+    defaults = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    return click.get_current_context().get_parameter_source(name) not in defaults
+
+
+def check_zoom(output: Path | None) -> None:
+    """Refuse --zoom where no picture is written."""
+    if is_given("zoom") and (output is None or output.suffix.lower() == ".npz"):
+        kind = "without -o" if output is None else "with .npz"
+        raise click.UsageError(f"--zoom enlarges videos and pictures, and means nothing {kind}; leave it out")
 
 
 def json_option(text: str = "As JSON.") -> Callable[[Any], Any]:

@@ -7,7 +7,7 @@ import click
 
 from e3d_deploy.commands._engines import TARGETS, show_engines
 from e3d_deploy.commands._open import open_bundle, open_cache
-from e3d_deploy.commands._options import BUNDLE, PATH, Finite, names
+from e3d_deploy.commands._options import BUNDLE, PATH, Finite, is_given, names
 from e3d_deploy.commands._output import next_command, warn, working
 from e3d_deploy.config import HardwareCompatibility
 
@@ -86,6 +86,8 @@ def build(
     from e3d_deploy.export.engines.build import build as build_engines
     from e3d_deploy.export.engines.choose import check_graphs, cost, default_target
 
+    if cache_folder == "none" and is_given("cache_limit_gb"):
+        raise click.UsageError("--cache-limit-gb means nothing with --cache none; leave it out")
     check_apart(timing_cache, bundle)
     if cache_folder not in (None, "none"):
         check_apart(Path(cache_folder), bundle)

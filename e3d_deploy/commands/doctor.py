@@ -20,6 +20,8 @@ def doctor(bundle: Path | None, again: bool, threads: int | None, json_: bool) -
 
     if again and bundle is None:
         raise click.UsageError("--again is of --bundle: give both, or neither.")
+    if threads is not None and bundle is None:
+        raise click.UsageError("--threads is of --bundle: give both, or neither.")
     found = examine()
     if bundle is not None:
         found["choice"] = _choice(bundle, threads, again)

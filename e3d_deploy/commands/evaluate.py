@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
@@ -21,6 +20,7 @@ from e3d_deploy.commands._options import (
     THREADS,
     Count,
     counts,
+    is_given,
     json_option,
     names,
     numbers,
@@ -117,6 +117,8 @@ def evaluate(
     from e3d_deploy.data.rate import Selection
 
     check_streaming(streaming=streaming)
+    if is_given("samples") and output is None:
+        raise click.UsageError("--samples is of -o FOLDER: give both, or neither.")
     check_read([data], layout=layout, skip_bad=skip_bad)
     check_apart(output, data, model, lpips_weights, holds_clips=True)
     selection = Selection(every=every, resample=resample)
@@ -211,8 +213,7 @@ def check_streaming(*, streaming: bool) -> None:
     """Refuse options that mean nothing with or without --streaming."""
     ctx = click.get_current_context()
     useless = ("convention", "samples", "lpips_weights") if streaming else ("ages", "renewals", "record")
-    given = [name for name in useless if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given:
+    if given := [name for name in useless if is_given(name)]:
         option = next(one.opts[0] for one in ctx.command.params if one.name == given[0])
         raise click.UsageError(f"{option} means nothing {'with' if streaming else 'without'} --streaming; leave it out")
 

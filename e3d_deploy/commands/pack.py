@@ -29,4 +29,6 @@ def pack(bundle: Path, output: Path, engines: bool, overwrite: bool) -> None:
     if opened.manifest.engines and not engines:
         left = ", ".join(opened.manifest.engines)
         click.echo(f"left out: the engines {left}; `e3d build` makes them again on the device", err=True)
+    elif engines and not opened.manifest.engines:
+        click.echo(f"--with-engines: {bundle} holds none; `e3d build` makes them", err=True)
     next_command("unpack", output, "-o", f"{output.name.removesuffix('.zip').removesuffix('.e3d')}.e3d")

@@ -19,6 +19,7 @@ from e3d_deploy.commands._options import (
     PATH,
     RESAMPLE,
     THREADS,
+    check_zoom,
 )
 from e3d_deploy.commands._output import working
 from e3d_deploy.commands._process import stoppable
@@ -84,6 +85,7 @@ def predict(
     selection = Selection(every=every, resample=resample)
     check_apart(output, clip, model, holds_clips=not output.suffix)
     check_target(output)
+    check_zoom(output)
     with open_predictor(model, backend, threads) as predictor:
         horizon = horizon or predictor.horizon
         context_length = context_length or predictor.context_length

@@ -16,6 +16,7 @@ from e3d_deploy.commands._options import (
     RESAMPLE,
     THREADS,
     Count,
+    check_zoom,
     json_option,
 )
 from e3d_deploy.commands._output import as_json, table, working
@@ -69,6 +70,7 @@ def stream(
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
+    check_zoom(output)
     if output is not None:
         check_apart(output, video, model, holds_clips=not output.suffix)
         check_target(output)

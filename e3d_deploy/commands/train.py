@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import click
-from click.core import ParameterSource
 
-from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, Count, Finite, numbers
+from e3d_deploy.commands._options import LAYOUT, MOST_FRAMES, PATH, Count, Finite, is_given, numbers
 from e3d_deploy.commands._output import next_command
 from e3d_deploy.commands._process import randomness_kept
 from e3d_deploy.config import PRESETS, RECIPES, ModelConfig, Semantics, TrainConfig
@@ -176,11 +175,7 @@ def train(output: Path, resume: bool, resume_or_new: bool, **_: Any) -> None:
         from e3d_deploy.training.train import MOVING_MNIST, resume_or_next
         from e3d_deploy.training.train import train as train_model
 
-    context = click.get_current_context()
-    defaults = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    given = {
-        name: value for name, value in context.params.items() if context.get_parameter_source(name) not in defaults
-    }
+    given = {name: value for name, value in click.get_current_context().params.items() if is_given(name)}
     model_config, config, call = _resumed(output, given) if resume else _new(given)
     sources = [name for name, _ in call["data"] if name != MOVING_MNIST]  # which is generated, whatever is called so
     read = [*sources, call["valid"], call["digits"], call["initial"]]

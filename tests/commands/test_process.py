@@ -387,7 +387,7 @@ def test_an_interrupted_stream_ends_with_what_it_has(
 
     monkeypatch.setattr(predictor.Stream, "push", interrupted)
     clip = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
-    written = [] if output is None else ["-o", tmp_path / output, "--zoom", 1]
+    written = [] if output is None else ["-o", tmp_path / output]
     taken = ["--backend", "onnxruntime", "--horizon", 2]
     result = e3d("stream", exported / "tiny.e3d", clip, *taken, *written, code=130)
     assert "6 frames by onnxruntime" in result.stdout

@@ -35,3 +35,32 @@ def test_options_for_files_apply_to_one_of_several_sources(where: list[str], tmp
     np.save(tmp_path / "clips.npy", np.zeros((2, 20, 8, 8), np.uint8))
     words = refused("train", "-o", tmp_path / "run", *where, tmp_path / "clips.npy", "--layout", "NTHW")
     assert "clips.npy: got [2, 20, 8, 8], expected NTHW with H 64, W 64 and C 1" in words
+
+
+@pytest.mark.parametrize("output", [[], ["-o", "out.npz"]])
+def test_a_zoom_is_refused_where_no_picture_is_written(
+    output: list[str], exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ["stream", *(["predict"] if output else [])]:
+        words = refused(command, exported / "tiny.e3d", exported / "clip.npy", *output, "--zoom", 4)
+        assert words.startswith("Error: --zoom enlarges videos and pictures, and means nothing with")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["predict", "stream", "evaluate"])
+def test_threads_are_refused_with_a_backend_that_has_none(command: str, exported: Path, tmp_path: Path) -> None:
+    more = {"predict": [exported / "clip.npy", "-o", tmp_path / "a.npz"], "stream": [exported / "clip.npy"]}
+    options = [*more.get(command, []), "--backend", "tensorrt", "--threads", 1]
+    words = refused(command, exported / "tiny.e3d", *options)
+    assert words == "Error: threads: tensorrt steps on the GPU and takes none; leave --threads out"
+
+
+def test_options_of_another_option_are_refused_without_it(exported: Path, tmp_path: Path) -> None:
+    assert "--samples is of -o FOLDER" in refused("evaluate", exported / "tiny.e3d", "--samples", 4)
+    assert "--threads is of --bundle" in refused("doctor", "--threads", 1)
+    cache = ["--cache", "none", "--cache-limit-gb", 1]
+    assert "--cache-limit-gb means nothing with --cache none" in refused("build", exported / "tiny.e3d", *cache)
+    packed = e3d("pack", exported / "tiny.e3d", "-o", tmp_path / "a.e3d.zip", "--with-engines")
+    assert "--with-engines: " in packed.stderr
+    assert "holds none" in packed.stderr
