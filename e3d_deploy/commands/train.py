@@ -213,12 +213,36 @@ KEPT = (
     "measure_decay",
 )
 """Options that a resumed run takes besides its settings; the others are those of a machine."""
+PART_OF = {
+    "weight_decay": ("optimizer", "adamw"),
+    "warmup_steps": ("schedule", "cosine"),
+    "sampling_start": ("sampling", "scheduled"),
+    "sampling_decrease": ("sampling", "scheduled"),
+    "sampling_hold_steps": ("sampling", "reverse"),
+    "sampling_decay_steps": ("sampling", "reverse"),
+}
+"""Settings that training uses with one value of another setting only."""
 
 
 def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
     """Return the configurations of a new run, and the other arguments of `training.train.train`."""
     values = {**DEFAULTS, **given}
-    return *configs(**values), _call(values)
+    model, config = configs(**values)
+    _check_used(given, config, TrainConfig.of_recipe(values["recipe"]))
+    return model, config, _call(values)
+
+
+def _check_used(given: Mapping[str, Any], config: TrainConfig, recipe: TrainConfig) -> None:
+    """Refuse options that a new run would not use; a setting that has the recipe's value anyway may be given."""
+    for name, (decider, value) in PART_OF.items():
+        actual = getattr(config, decider)
+        if actual != value and getattr(config, name) != getattr(recipe, name):
+            option, of = (f"--{one.replace('_', '-')}" for one in (name, decider))
+            raise click.UsageError(f"{option} is of {of} {value}, and this run has {actual}; leave it out")
+    if given.get("burn_in_steps") and not config.burn_in:
+        raise click.UsageError("--burn-in-steps is of a burn-in, and this run has none; give --burn-in too, or neither")
+    if "sample_count" in given and "samples" not in given:
+        raise click.UsageError("--sample-count is of --samples FOLDER: give both, or neither.")
 
 
 def _resumed(run: Path, given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:

@@ -64,3 +64,37 @@ def test_options_of_another_option_are_refused_without_it(exported: Path, tmp_pa
     packed = e3d("pack", exported / "tiny.e3d", "-o", tmp_path / "a.e3d.zip", "--with-engines")
     assert "--with-engines: " in packed.stderr
     assert "holds none" in packed.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (
+            ["--optimizer", "adam", "--weight-decay", 0.1],
+            "--weight-decay is of --optimizer adamw, and this run has adam",
+        ),
+        (["--recipe", "openstl", "--weight-decay", 0.1], "--weight-decay is of --optimizer adamw"),
+        (["--schedule", "constant", "--warmup-steps", 5], "--warmup-steps is of --schedule cosine"),
+        (["--sampling", "reverse", "--sampling-start", 0.5], "--sampling-start is of --sampling scheduled"),
+        (["--sampling", "reverse", "--sampling-decrease", 0.5], "--sampling-decrease is of --sampling scheduled"),
+        (["--sampling-hold-steps", 5], "--sampling-hold-steps is of --sampling reverse"),
+        (["--sampling-decay-steps", 5], "--sampling-decay-steps is of --sampling reverse"),
+        (["--recipe", "google", "--burn-in-steps", 5], "--burn-in-steps is of a burn-in, and this run has none"),
+        (["--sample-count", 3], "--sample-count is of --samples FOLDER"),
+    ],
+)
+def test_settings_that_a_run_would_not_use_are_refused(options: list[object], error: str, tmp_path: Path) -> None:
+    assert error in refused("train", "-o", tmp_path / "run", "--data", tmp_path / "none", *options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--recipe", "openstl", "--sampling-hold-steps", 5, "--sampling-decay-steps", 5],
+        ["--recipe", "google", "--sampling", "reverse", "--sampling-decrease", 2e-5],
+        ["--burn-in-steps", 5, "--weight-decay", 0.1, "--warmup-steps", 5, "--sampling-start", 0.5],
+    ],
+)
+def test_settings_that_a_run_uses_or_has_anyway_are_taken(options: list[object], tmp_path: Path) -> None:
+    """They are checked before the data, which are not there."""
+    assert "no such file or folder" in refused("train", "-o", tmp_path / "run", "--data", tmp_path / "none", *options)
