@@ -12,7 +12,11 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signals")
 
 ROOT = Path(__file__).parents[1]
-NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+NUMBERS = [
+    number
+    for number in (getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
+    if signal.getsignal(number) is not signal.SIG_IGN  # as `nohup` leaves SIGHUP, in what it starts too
+]
 AT_EXIT = """
 import atexit, os, signal, sys
 number = int(sys.argv.pop(1))
