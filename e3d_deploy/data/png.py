@@ -1,11 +1,13 @@
 """Parts of PNG files that Pillow does not look at. Needs no PyTorch."""
 
+import struct
 import zlib
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHUNK = struct.Struct(">I4s")
+"""Begin of a chunk: the length of its data, and its kind."""
 PIXELS = (b"IDAT", b"fdAT")
 """Chunks whose checksums Pillow passes over."""
 HEADER = 18
@@ -17,11 +19,14 @@ ANIMATION = b"acTL"
 
 def has_damage(content: bytes) -> bool:
     """Return True if the checksum of any pixels in a PNG is another, or missing."""
-    view = memoryview(content)
-    return any(
-        kind in PIXELS and zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4], "big")
-        for kind, begin, end in _chunks(content)
-    )
+    view, place = memoryview(content), len(SIGNATURE)
+    while place + CHUNK.size <= len(content):
+        length, kind = CHUNK.unpack_from(content, place)
+        end = place + CHUNK.size + length
+        if kind in PIXELS and zlib.crc32(view[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return True
+        place = end + 4
+    return False
 
 
 def is_animated(file: Path) -> bool:
@@ -38,12 +43,3 @@ def is_animated(file: Path) -> bool:
                 return True
             stream.seek(int.from_bytes(head[:4], "big") + 4, 1)
     return False
-
-
-def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kind of each chunk, and the begin and end of its data."""
-    place = len(SIGNATURE)
-    while place + 8 <= len(content):
-        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
-        yield content[place + 4 : place + 8], place + 8, end
-        place = end + 4
