@@ -106,17 +106,19 @@ def load_picture(file: Path) -> Any:
     return _displayed(_load(file), file, None)
 
 
-def read_picture(file: Path, form: Form, *, remarks: Remarks | None = None, name: str = "") -> NDArray[np.uint8]:
+def read_picture(
+    file: Path, form: Form, *, remarks: Remarks | None = None, source: Path | None = None
+) -> NDArray[np.uint8]:
     """Return a picture [H, W, C], scaled by averaging and converted as a model wants.
 
     Args:
         remarks: takes what is done to the picture; None: nothing is logged.
-        name: source, for remarks.
+        source: folder of the clip that the picture is in, for remarks; None: the picture is one by itself.
 
     Raises:
         ClipError, BackendUnavailable: as `load_picture`.
     """
-    return _brought(_load(file), file, form, remarks, name)
+    return _brought(_load(file), file, form, remarks, source or file)
 
 
 @contextmanager
@@ -301,13 +303,13 @@ def _over_black(image: Any, file: Path, remarks: Remarks | None) -> Any:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
 
 
-def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, name: str) -> NDArray[np.uint8]:
+def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, source: Path) -> NDArray[np.uint8]:
     """Return a decoded image at the size and with the colours of a form."""
     mode, stored_mode = _mode(form), image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
     if remarks is not None:
-        _say_look(file, (shown, stored_mode), form, remarks, name)
+        _say_look(file, (shown, stored_mode), form, remarks, source)
     placement = fit_shape(shown, form.image_size, form.fit)
     scaled = picture if picture.mode == mode else picture.convert(mode)
     if shown != placement.scaled:  # resizing to the same size would copy it
@@ -322,18 +324,18 @@ def _mode(form: Form) -> str:
     return "L" if form.channels == 1 else "RGB"
 
 
-def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, name: str) -> None:
+def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path) -> None:
     """Log what is done to pictures that look like this, unless one of their clip did before."""
-    clip, (shown, stored_mode) = f"{os.path.dirname(file)}/{name}", look
-    if not remarks.is_new(clip, look):
+    if not remarks.is_new(clip := str(source), look):
         return
+    name, (shown, stored_mode) = source.name, look
     say_change(name, shown, shown, (stored_mode, _mode(form)), form, remarks)
     if (first := remarks.first(clip)[0]) != shown:
         remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is brought to the "
                     "frame by itself", name, file.name, *shown, *first)  # fmt: skip
 
 
-def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, name: str) -> None:
+def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path) -> None:
     """Log what will be done to pictures, by their headers; what cannot be read is told when it is decoded."""
     from PIL import Image
 
@@ -345,7 +347,7 @@ def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, name: str) ->
             shown = image.size if turned else image.size[::-1]
             first.setdefault((shown, image.mode), file)
     for look, file in first.items():
-        _say_look(file, look, form, remarks, name)
+        _say_look(file, look, form, remarks, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,8 +358,8 @@ class PictureClip:
     form: Form
     remarks: Remarks | None = field(default=None, compare=False)
     """Takes what is done to the pictures when they are read; None: nothing is logged."""
-    name: str = ""
-    """Source, for remarks."""
+    source: Path | None = None
+    """Folder of the clip, for remarks."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -370,7 +372,7 @@ class PictureClip:
         files = self.files[frames]
         clip = np.empty((len(files), *self.form.shape), np.uint8)
         for frame, file in zip(clip, files, strict=True):
-            frame[...] = read_picture(file, self.form, remarks=self.remarks, name=self.name)
+            frame[...] = read_picture(file, self.form, remarks=self.remarks, source=self.source)
         return clip
 
 
@@ -392,7 +394,7 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
     if others:
         text = "%s: ignored, as ground truth: %d pictures such as %s"
         remarks.say(f"masks in {folder}", text, folder, len(others), min(others))
-    return (read_picture(file, form, remarks=remarks, name=folder.name) for file in files), None
+    return (read_picture(file, form, remarks=remarks, source=folder) for file in files), None
 
 
 def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
@@ -402,7 +404,7 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
         shown_ms: list[float] = []  # of the pages before, as the last one has none behind it
         for image in _load_pages(file):
             shown = image.info.get("duration", 0)
-            yield _brought(image, file, form, remarks, file.name)
+            yield _brought(image, file, form, remarks, file)
             _say_times(shown_ms, file.name, remarks)
             shown_ms = [min([*shown_ms, shown]), max([*shown_ms, shown])]
 

@@ -144,7 +144,7 @@ class Reader:
                 runs[-1].append(file)
             elif runs[-1]:  # no window shall reach over what is missing
                 runs.append([])
-        return [(str(folder), PictureClip(run, self.form, self.remarks, folder.name)) for run in runs if run]
+        return [(str(folder), PictureClip(run, self.form, self.remarks, folder)) for run in runs if run]
 
     def _say(self, folder: Path, files: Sequence[Path]) -> None:
         """Log what is done to pictures, by the pixels of a folder's first, middle and last and the headers of all."""
@@ -154,9 +154,9 @@ class Reader:
             )
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             if self.is_good(files[number]):
-                read_picture(files[number], self.form, remarks=self.remarks, name=folder.name)
+                read_picture(files[number], self.form, remarks=self.remarks, source=folder)
         if self.most is None:  # else few of them may be read, in this process
-            say_looks(files, self.form, self.remarks, folder.name)
+            say_looks(files, self.form, self.remarks, folder)
 
     def _video(self, path: Path) -> StoredClip:
         video = play(path, self.form, remarks=self.remarks, selection=self.selection)

@@ -65,7 +65,7 @@ def test_exif_orientation_is_applied_before_scaling(tmp_path: Path, suffix: str,
     expected = shown.reshape(24, 2, 36, 2).mean(axis=(1, 3))
     assert np.abs(found - expected).max() <= JPEG_OFF
     remarks = Remarks(silent=True)
-    say_looks([tmp_path / f"1{suffix}"], form((24, 36)), remarks, "walk")
+    say_looks([tmp_path / f"1{suffix}"], form((24, 36)), remarks, tmp_path)
     (text,) = remarks.texts
     assert "48×72" in text
 
@@ -119,7 +119,7 @@ def test_fit_decides_what_becomes_of_another_shape(
 @pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
 def test_a_change_of_shape_and_size_is_one_remark(tmp_path: Path, caplog: pytest.LogCaptureFixture, fit: Fit) -> None:
     Image.new("RGB", (64, 32), "white").save(tmp_path / "1.png")
-    read_picture(tmp_path / "1.png", form((16, 16), fit=fit), remarks=Remarks(), name="walk")
+    read_picture(tmp_path / "1.png", form((16, 16), fit=fit), remarks=Remarks(), source=Path("walk"))
     (message,) = [message for _, _, message in caplog.record_tuples]
     assert message.startswith("walk: 32×64 RGB, ")
     assert "16×16 L" in message
