@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from e3d_deploy.config import Fit
 from e3d_deploy.data.clips import play, read_clips
@@ -68,6 +69,20 @@ def test_exif_orientation_is_applied_before_scaling(tmp_path: Path, suffix: str,
     say_looks([tmp_path / f"1{suffix}"], form((24, 36)), remarks, tmp_path)
     (text,) = remarks.texts
     assert "48×72" in text
+
+
+@pytest.mark.parametrize("kind", ["XMP", "Exif behind the pixels"])
+def test_an_orientation_is_found_wherever_a_png_tells_it(tmp_path: Path, kind: str) -> None:
+    told = PngInfo()
+    if kind == "XMP":
+        told.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="3"/>')
+    Image.fromarray(np.ascontiguousarray(ramp()[::-1, ::-1])).save(file := tmp_path / "1.png", pnginfo=told)
+    if kind != "XMP":
+        (exif := Image.Exif())[274] = 3
+        content, chunk = file.read_bytes(), b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+        late = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        file.write_bytes(content[:-12] + late + content[-12:])  # the last chunk has 12 bytes
+    np.testing.assert_array_equal(read_picture(file, form())[..., 0], ramp())
 
 
 def test_size_is_logged_after_turning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
