@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -121,27 +121,36 @@ def read_picture(
     return _brought(_load(file), file, form, remarks, source or file)
 
 
-@contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """Open an image; whatever Pillow raises about it is an error of the clip.
+class _Errors:
+    """Makes whatever Pillow raises about a file an error of the clip, as its decoders raise nearly anything.
 
-    Pillow alone is to be called while it is open, as its decoders raise nearly anything about a damaged file.
+    Pillow alone is to be called within. A class, as `contextmanager` costs more than a checksum.
     """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, E3DError | MemoryError):
+            raise _unreadable(self.file, without_number(error) or type(error).__name__) from error
+
+
+def _opened(content: BinaryIO, file: Path) -> Any:
+    """Open the image in a file's content; to be closed."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
         # Without a name it is not mapped into memory, which garbles TIFFs that are turned (Pillow 13.0).
-        with _content(file) as content, Image.open(content) as image:
-            _scale_transparent(image)
-            yield image
-    except (E3DError, MemoryError):
-        raise
+        image = Image.open(content)
     except UnidentifiedImageError as error:
         raise _unreadable(file, "no format that Pillow knows") from error
-    except Exception as error:
-        raise _unreadable(file, without_number(error) or type(error).__name__) from error
+    _scale_transparent(image)
+    return image
 
 
 def _unreadable(file: Path, reason: str) -> ClipError:
@@ -180,7 +189,7 @@ def _scale_transparent(image: Any) -> None:
 
 def _load(file: Path) -> Any:
     """Return the only page of a file, decoded."""
-    with _opened(file) as image:
+    with _Errors(file), _content(file) as content, _opened(content, file) as image:
         if (pages := len(_pages(image, file))) > 1:
             raise ClipError(
                 f"{file}: has {pages} pages, and a picture in a folder is one frame; give the file by itself, "
@@ -204,7 +213,7 @@ def _orientation(image: Any) -> int:
 
 def _load_pages(file: Path) -> Iterator[Any]:
     """Yield the pages of a file, decoded."""
-    with _opened(file) as image:
+    with _Errors(file), _content(file) as content, _opened(content, file) as image:
         for page in _pages(image, file):
             yield _decoded(image, page)
 
