@@ -23,14 +23,18 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import av
 import click
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.profilers import PassThroughProfiler
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import default_collate
@@ -46,8 +50,8 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.measure.live import follow
-from e3d_deploy.training.estimate import step_s
 from e3d_deploy.training.sizes import configs
+from e3d_deploy.training.train import Machine, train
 
 FORM = Form(image_size=(64, 64), channels=1)
 SIZES = (((64, 64), 1, 20), ((64, 64), 3, 20), ((240, 320), 3, 6), ((720, 1280), 3, 1))
@@ -102,13 +106,18 @@ def in_turn(bare: Callable[[], object], checked: Callable[[], object], rounds: i
         for name in order.sample(list(sides), len(sides)):
             blocks_ms[name].append(1000 * sum(turns.block(sides[name], fewest=calls, clock=time.process_time)) / calls)
     ms = {name: np.array(times[1:]) for name, times in blocks_ms.items()}  # the first round warms up
+    noise = round(100 * float(np.median(ms["bare again"] / ms["bare"]) - 1), 1)
+    return {**compared(ms), "noise_percent": noise}
+
+
+def compared(ms: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return medians of both sides, and of what checking adds in each round."""
     added = 100 * (ms["checked"] / ms["bare"] - 1)
     return {
         "bare_ms": round(float(np.median(ms["bare"])), 3),
         "checked_ms": round(float(np.median(ms["checked"])), 3),
         "added_percent": round(float(np.median(added)), 1),
         "quartiles": [round(float(one), 1) for one in np.percentile(added, [25, 75])],
-        "noise_percent": round(100 * float(np.median(ms["bare again"] / ms["bare"]) - 1), 1),
         "least_added_us": round(1000 * float(ms["checked"].min() - ms["bare"].min()), 1),
     }
 
@@ -119,10 +128,10 @@ def pictures(folder: Path, rounds: int) -> dict[str, Any]:
         for kind in ("png", "jpg"):
             file = folder / f"{size[0]}x{size[1]}x{colours}.{kind}"
             Image.fromarray(drawn(0, size, colours).squeeze()).save(file)
-            assert np.array_equal(bare_picture(file), read_picture(file, FORM))
-            rows[file.name] = in_turn(
-                lambda file=file: bare_picture(file), lambda file=file: read_picture(file, FORM), rounds, calls
-            )
+            bare = partial(bare_picture, file)
+            checked = partial(read_picture, file, FORM, remarks=Remarks(silent=True), source=folder)
+            assert np.array_equal(bare(), checked())
+            rows[file.name] = in_turn(bare, checked, rounds * calls, calls)
     return rows
 
 
@@ -147,16 +156,50 @@ def videos(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def training(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare batches of windows out of a folder of pictures, and time a step of the smallest preset."""
+    """Compare batches of windows out of a folder of pictures, alone and in the training loop."""
     (frames := folder / "frames").mkdir()
     for number in range(100):
         Image.fromarray(drawn(number, FORM.image_size, 1)[..., 0]).save(frames / f"{number}.png")
     files = sorted(frames.iterdir())
-    sides = [Windows([clip], length=LENGTH) for clip in (BareClip(files, FORM), PictureClip(files, FORM))]
+    clips = (BareClip(files, FORM), PictureClip(files, FORM, Remarks(silent=True), frames))
+    sides = [Windows([clip], length=LENGTH) for clip in clips]
     bare, checked = (lambda side=side: default_collate([side[index] for index in range(BATCH)]) for side in sides)
     assert torch.equal(bare(), checked())
-    model, config = configs("tiny", image_size=FORM.image_size, channels=FORM.channels)
-    return {**in_turn(bare, checked, rounds), "step_ms": round(1000 * step_s(model, config), 1)}
+    return {**in_turn(bare, checked, 4 * rounds), "loop": waits(folder, frames, rounds)}
+
+
+class Waits(PassThroughProfiler):
+    """Processor time that the training loop waits for a batch, read by a side that is drawn in each pair of steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = {"bare": lambda file, *_, **__: bare_picture(file), "checked": read_picture}
+        self.ms: dict[str, list[float]] = {name: [] for name in self.sides}
+        self.begins_ms: list[float] = []
+        self.drawn = ["checked"]  # what is read before the first step
+
+    def read(self, *values: Any, **options: Any) -> NDArray[np.uint8]:
+        return self.sides[self.drawn[-1]](*values, **options)
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.drawn = self.drawn[:-1] or random.sample(list(self.sides), 2)
+            self.begins_ms.append(1000 * time.process_time())
+
+    def stop(self, action_name: str) -> None:
+        if action_name.endswith("train_dataloader_next"):
+            self.ms[self.drawn[-1]].append(1000 * time.process_time() - self.begins_ms[-1])
+
+
+def waits(folder: Path, frames: Path, rounds: int) -> dict[str, Any]:
+    """Train the smallest preset as `e3d train` does, and time what its loop waits for."""
+    model, config = configs("tiny", image_size=FORM.image_size, channels=1, steps=2 * rounds, burn_in=0)
+    machine, found = Machine(measure_decay=False, progress=False), Waits()
+    timing = LambdaCallback(on_train_start=lambda trainer, _: setattr(trainer, "profiler", found))
+    with patch("e3d_deploy.data.pictures.read_picture", found.read):
+        train(model, config, folder / "run", data=[(str(frames), 1.0)], machine=machine, callbacks=[timing])
+    ms = {name: np.array(times[1:]) for name, times in found.ms.items()}  # the first pair warms up
+    return {"step_ms": round(float(np.median(np.diff(found.begins_ms))), 1), **compared(ms)}
 
 
 def streaming(folder: Path, rounds: int) -> dict[str, Any]:
