@@ -15,6 +15,7 @@ from e3d_deploy.data.remarks import Remarks
 
 if TYPE_CHECKING:
     import av
+    from av.video.reformatter import VideoReformatter
 
 LIMITED = 1
 """FFmpeg's number of the colour range 16 to 235."""
@@ -64,19 +65,21 @@ class Bringer:
         self.kind: tuple[object, ...] | None = None
         self.stored = (0, 0)
         self.turn, self.placement = UPRIGHT, Placement(scaled=form.image_size, frame=form.image_size)
+        self.scaler: VideoReformatter
         self.has_alpha = self.is_limited_gray = False
 
     def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
         """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
         if frame.key_frame or self.stored != (frame.height, frame.width):
-            kind = (frame.height, frame.width, frame.format.name, frame.interlaced_frame)
+            colours = (frame.format.name, frame.colorspace, frame.color_range)
+            kind = (frame.height, frame.width, *colours, frame.interlaced_frame)
             if kind != self.kind:
                 self.kind = kind
                 self._plan(frame)
         if self.has_alpha:
             frame = self._over_black(frame)
         h, w = self.placement.scaled[::-1] if self.turn.transposed else self.placement.scaled
-        picture = frame.reformat(w, h, self.target, interpolation="AREA").to_ndarray()
+        picture = self.scaler.reformat(frame, w, h, self.target, interpolation="AREA").to_ndarray()
         picture = picture.reshape(h, w, self.form.channels).astype(np.uint8, copy=False)
         if self.is_limited_gray:
             picture = EXPANDED[picture]
@@ -86,6 +89,9 @@ class Bringer:
 
     def _plan(self, frame: "av.VideoFrame") -> None:
         """Settle what is done to frames like this one; it changes at key frames alone."""
+        from av.video.reformatter import VideoReformatter
+
+        self.scaler = VideoReformatter()  # one for all frames that are alike, as each prepares its tables
         self.stored = (frame.height, frame.width)
         # Read here alone, as it may take as long as decoding; the container's matrix is that of all frames.
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
