@@ -165,11 +165,11 @@ def _content(file: Path) -> BinaryIO:
     """
     stream = file.open("rb", buffering=0)  # what is read whole needs no buffer, whose calls of the system cost time
     head = stream.read(len(png.SIGNATURE))
+    stream.seek(0)
     if not head.startswith(WHOLE):
-        stream.seek(0)
         return BufferedReader(stream)
     with stream:
-        content = head + stream.readall()
+        content = stream.readall()
     if head == png.SIGNATURE and png.has_damage(content):
         raise _unreadable(file, "the checksum of its pixels is wrong")
     return BytesIO(content)
