@@ -156,16 +156,19 @@ def videos(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def training(folder: Path, rounds: int) -> dict[str, Any]:
-    """Compare batches of windows out of a folder of pictures, alone and in the training loop."""
-    (frames := folder / "frames").mkdir()
-    for number in range(100):
-        Image.fromarray(drawn(number, FORM.image_size, 1)[..., 0]).save(frames / f"{number}.png")
-    files = sorted(frames.iterdir())
-    clips = (BareClip(files, FORM), PictureClip(files, FORM, Remarks(silent=True), frames))
-    sides = [Windows([clip], length=LENGTH) for clip in clips]
-    bare, checked = (lambda side=side: default_collate([side[index] for index in range(BATCH)]) for side in sides)
-    assert torch.equal(bare(), checked())
-    return {**in_turn(bare, checked, 4 * rounds), "loop": waits(folder, frames, rounds)}
+    """Compare batches of windows out of folders of PNGs, and in the training loop those of the last folder."""
+    rows = {}
+    for kind, colours in (("rgb", 3), ("gray", 1)):
+        (frames := folder / kind).mkdir()
+        for number in range(100):
+            Image.fromarray(drawn(number, FORM.image_size, colours).squeeze()).save(frames / f"{number}.png")
+        files = sorted(frames.iterdir())
+        clips = (BareClip(files, FORM), PictureClip(files, FORM, Remarks(silent=True), frames))
+        sides = [Windows([clip], length=LENGTH) for clip in clips]
+        bare, checked = (lambda side=side: default_collate([side[index] for index in range(BATCH)]) for side in sides)
+        assert torch.equal(bare(), checked())
+        rows[kind] = in_turn(bare, checked, 4 * rounds)
+    return {**rows, "loop": waits(folder, frames, rounds)}
 
 
 class Waits(PassThroughProfiler):
