@@ -14,10 +14,12 @@ from torch import Tensor
 
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Predictor
 from tests.fake_backend import FakeBackend, predictor_of
+from tests.kept_steps import KeptSteps
 
 if TYPE_CHECKING:
     from tests.fake_cuda import Machine
@@ -82,7 +84,19 @@ def clip() -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def steps() -> KeptSteps:
+    return KeptSteps()
+
+
+@pytest.fixture
+def kept_steps(steps: KeptSteps, monkeypatch: pytest.MonkeyPatch) -> KeptSteps:
+    """Let `export` go on from steps that PyTorch has exported before, for tests of what it does with them."""
+    monkeypatch.setattr(bundle_module, "export_core", steps)
+    return steps
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Iterator[Path]:
     """A folder with a tiny model, a clip for it and its bundle; not to be changed."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
@@ -90,14 +104,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     checkpoint.save(E3DLSTM(config), folder / "tiny.safetensors")
     clip = np.random.default_rng(0).integers(0, 256, (8, 16, 24, 1), np.uint8)
     np.save(folder / "clip.npy", clip)
-    export(
-        folder / "tiny.safetensors",
-        folder / "tiny.e3d",
-        context_length=4,
-        horizon=3,
-        batch=1,
-        reference=folder / "clip.npy",
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_core", steps)
+        export(
+            folder / "tiny.safetensors",
+            folder / "tiny.e3d",
+            context_length=4,
+            horizon=3,
+            batch=1,
+            reference=folder / "clip.npy",
+        )
     before = (folder / "tiny.e3d" / "manifest.json").read_text()
     yield folder
     after = (folder / "tiny.e3d" / "manifest.json").read_text()
@@ -105,12 +121,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def any_batch(exported: Path) -> Path:
+def any_batch(exported: Path, steps: KeptSteps) -> Path:
     """The tiny bundle for any number of streams; not to be changed."""
     lengths = {"context_length": 4, "horizon": 3}
-    return export(
-        exported / "tiny.safetensors", exported / "any.e3d", batch=None, reference=exported / "clip.npy", **lengths
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_core", steps)
+        return export(
+            exported / "tiny.safetensors", exported / "any.e3d", batch=None, reference=exported / "clip.npy", **lengths
+        )
 
 
 @pytest.fixture(scope="session")
@@ -120,13 +138,6 @@ def two_streams(exported: Path) -> Path:
     return export(
         exported / "tiny.safetensors", exported / "two.e3d", batch=2, reference=exported / "clip.npy", **lengths
     )
-
-
-@pytest.fixture(scope="session")
-def exported_again(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another bundle of the tiny model, exported alike; not to be changed."""
-    lengths = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
-    return export(exported / "tiny.safetensors", tmp_path_factory.mktemp("again") / "again.e3d", **lengths)
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def test_damaged_card_in_a_model_file_is_refused(tiny_model: E3DLSTM, tmp_path: 
         checkpoint.read_card(path)
 
 
+@pytest.mark.usefixtures("kept_steps")
 def test_bundle_carries_the_card_but_is_not_identified_by_it(exported: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(exported / "tiny.safetensors", tmp_path))
     checkpoint.write_card(path, CARD)

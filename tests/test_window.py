@@ -15,12 +15,14 @@ from e3d_deploy.data.datasets import training_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.diff import diff
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle, load
 from tests.data.test_data import gray_levels, write_video
 from tests.importing.test_import import openstl_tensors
+from tests.kept_steps import KeptSteps
 from tests.tools import e3d
 
 WINDOW = Window(context_length=5, horizon=5, interval_ms=40.0, interval_range_ms=(40.0, 40.0))
@@ -39,9 +41,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(run: Path) -> Path:
+def bundle(run: Path, steps: KeptSteps) -> Path:
     """The run's model as a bundle, exported without options."""
-    e3d("export", run / "run" / "model.safetensors", "-o", run / "run.e3d", "--batch", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_core", steps)
+        e3d("export", run / "run" / "model.safetensors", "-o", run / "run.e3d", "--batch", 1)
     return run / "run.e3d"
 
 
@@ -90,6 +94,7 @@ def test_model_exports_and_predicts_as_it_was_trained(run: Path, bundle: Path, t
         np.testing.assert_array_equal(found, np.load(tmp_path / "o.npz")["frames"])
 
 
+@pytest.mark.usefixtures("kept_steps")
 def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
     model = run / "run" / "model.safetensors"
     opened = Bundle.open(export(model, tmp_path / "given.e3d", context_length=3, batch=1))
@@ -104,6 +109,7 @@ def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
     assert (report["context_length"], report["horizon"]) == (5, 2)
 
 
+@pytest.mark.usefixtures("exported", "kept_steps")
 def test_model_without_a_card_is_taken_for_ten_and_ten(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     checkpoint.save(tiny_model, tmp_path / "old.safetensors")
     opened = Bundle.open(export(tmp_path / "old.safetensors", tmp_path / "old.e3d", batch=1))

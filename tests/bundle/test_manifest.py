@@ -276,8 +276,9 @@ def test_a_graph_of_another_backend_changes_nothing(bundle_path: Path) -> None:
         np.testing.assert_allclose(found, stream.forecast(mixed.horizon), rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.usefixtures("kept_steps")
 def test_snapshots_outlive_an_export_with_other_graphs(exported: Path, any_batch: Path, tmp_path: Path) -> None:
-    lengths = {"context_length": 4, "horizon": 2, "reference": exported / "clip.npy"}
+    lengths = {"context_length": 4, "horizon": 2, "batch": 1, "reference": exported / "clip.npy"}
     gpu = export(exported / "tiny.safetensors", tmp_path / "gpu.e3d", optimize="gpu", **lengths)
     first, *others = (Bundle.open(path) for path in (exported / "tiny.e3d", any_batch, gpu))
     pictures = np.load(exported / "clip.npy")

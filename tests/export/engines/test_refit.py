@@ -44,6 +44,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder / f"{name}.e3d",
             context_length=1,
             horizon=2,
+            batch=1,
             reference=folder / "clip.npy",
         )
     return folder

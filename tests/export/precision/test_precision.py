@@ -41,6 +41,7 @@ from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import check_runs, export_targets, shared_policies
 from e3d_deploy.runtime.verify import verify
+from tests.kept_steps import KeptSteps
 from tests.manifests import changed, with_graph
 
 CONTEXT, HORIZON = 3, 3
@@ -74,10 +75,10 @@ def clips(config: ModelConfig, count: int = 2) -> list[NDArray[np.float32]]:
 class Case:
     """A network, its exported step, and the ranges of its values."""
 
-    def __init__(self, semantics: str) -> None:
+    def __init__(self, semantics: str, steps: KeptSteps) -> None:
         self.config = SEMANTICS[semantics]
         self.model = network(self.config)
-        self.core = export_core(self.model, 1)
+        self.core = steps(self.model, 1)
         self.clips = clips(self.config)
         self.ranges = calibrate(self.core, self.config, 1, self.clips, context_length=CONTEXT, threads=1)
 
@@ -92,18 +93,18 @@ class Case:
 
 
 @cache
-def case_of(semantics: str) -> Case:
-    return Case(semantics)
+def case_of(semantics: str, steps: KeptSteps) -> Case:
+    return Case(semantics, steps)
 
 
 @pytest.fixture(scope="module", params=SEMANTICS)
-def case(request: pytest.FixtureRequest) -> Case:
-    return case_of(request.param)
+def case(request: pytest.FixtureRequest, steps: KeptSteps) -> Case:
+    return case_of(request.param, steps)
 
 
 @pytest.fixture(scope="module")
-def paper() -> Case:
-    return case_of("paper")
+def paper(steps: KeptSteps) -> Case:
+    return case_of("paper", steps)
 
 
 @pytest.mark.parametrize("policy", LOW)
@@ -364,10 +365,13 @@ def test_ranges_and_weights_are_those_of_onnxruntimes_quantiser(paper: Case, tmp
     assert compared > 10
 
 
+@pytest.mark.usefixtures("any_batch")
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
-def test_typed_graphs_take_any_number_of_streams(paper: Case, policy: str) -> None:
-    core = export_core(paper.model, None)
-    graph = stamp(step_graph(typed(core, policy, ranges=paper.ranges), paper.config, None), policy)
+def test_typed_graphs_take_any_number_of_streams(exported: Path, paper: Case, steps: KeptSteps, policy: str) -> None:
+    """The network is that of the shared bundle, whose step for any number of streams is there already."""
+    core = steps(checkpoint.load(exported / "tiny.safetensors"), None)
+    ranges = calibrate(core, paper.config, None, paper.clips, context_length=CONTEXT, threads=1)
+    graph = stamp(step_graph(typed(core, policy, ranges=ranges), paper.config, None), policy)
     onnx.checker.check_model(graph, full_check=True)
     running = session(emulated(graph, policy), threads=1)
     two, one = Steps(running, paper.config, 2), Steps(running, paper.config, 1)
@@ -549,7 +553,7 @@ def test_auto_says_when_it_takes_float32_in_the_place_of_bfloat16(
 
 
 @pytest.fixture(scope="module")
-def overflowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphProto]:
+def overflowing(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> tuple[Path, GraphProto]:
     """A network with a convolution that is beyond float16. In float32 the norm after it makes it small again."""
     folder = tmp_path_factory.mktemp("overflow")
     model = network(SEMANTICS["paper"])
@@ -557,7 +561,7 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GraphPr
     model.cells[1].hidden_conv.bias.mul_(5e4)
     checkpoint.save(model, folder / "model.safetensors")
     np.save(folder / "clips.npy", (255 * np.stack(clips(model.config, 4))).astype(np.uint8).transpose(0, 1, 3, 4, 2))
-    return folder, export_core(model, 1)
+    return folder, steps(model, 1)
 
 
 def test_a_layer_that_overflows_is_found_and_excluded(overflowing: tuple[Path, GraphProto]) -> None:

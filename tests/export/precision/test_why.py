@@ -20,7 +20,6 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.precision.types import products, stamp, typed
 from e3d_deploy.export.precision.why import _chunks, explain
 from e3d_deploy.files import sha256
@@ -29,6 +28,7 @@ from e3d_deploy.policies import Budget
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.verify import verify
+from tests.kept_steps import KeptSteps
 
 CONFIG = ModelConfig(image_size=(16, 24), hidden=(4, 6), kernel_size=3, history_length=4)
 WIDE = Budget(dssim=0.5, dpsnr=20)
@@ -37,7 +37,7 @@ WIDE = Budget(dssim=0.5, dpsnr=20)
 class Made:
     """A tiny network, its exported step, and bundles of it."""
 
-    def __init__(self, folder: Path, *, large: float = 1.0) -> None:
+    def __init__(self, folder: Path, steps: KeptSteps, *, large: float = 1.0) -> None:
         torch.manual_seed(1)
         self.folder, model = folder, E3DLSTM(CONFIG).eval().requires_grad_(False)
         for weight in model.parameters():
@@ -47,7 +47,7 @@ class Made:
         checkpoint.save(model, folder / "model.safetensors")
         frames = np.random.default_rng(0).integers(0, 256, (16, 24, 1), np.uint8)
         np.save(folder / "clip.npy", np.stack([np.roll(frames, t, axis=1) for t in range(6)]))
-        self.core = export_core(model, 1)
+        self.core = steps(model, 1)
 
     def bundle(self, policy: str, **options: Any) -> Bundle:
         clip = self.folder / "clip.npy"
@@ -83,14 +83,14 @@ def listed(bundle: Bundle) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def sane(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("sane"))
+def sane(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Made:
+    return Made(tmp_path_factory.mktemp("sane"), steps)
 
 
 @pytest.fixture(scope="module")
-def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def overflowing(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Bundle:
     """One layer is forced into float16 although what it computes is beyond it."""
-    made = Made(tmp_path_factory.mktemp("overflow"), large=5e4)
+    made = Made(tmp_path_factory.mktemp("overflow"), steps, large=5e4)
     bundle = made.bundle("fp16")
     assert bundle.manifest.precision.exclude == ("cells.1.hidden_conv",)
     return replace_step(bundle, typed(made.core, "fp16"))
