@@ -66,7 +66,7 @@ class FakeBackend:
 
     def step(self, frame: Frame, state: FakeState) -> tuple[NDArray[np.float32], FakeState]:
         self.entered.set()
-        self.gate.wait(10)
+        self.gate.wait(60)
         assert len(frame) == len(state.count)
         self.calls.append(len(frame))
         self.threads.add(threading.get_ident())
@@ -138,7 +138,7 @@ def together(slots: list[SlotStream], value: int) -> None:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for what another thread does, but not for ever."""
-    end = time.perf_counter() + 5
+    end = time.perf_counter() + 60
     while not true():
         assert time.perf_counter() < end
         time.sleep(0.001)

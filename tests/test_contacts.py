@@ -35,7 +35,7 @@ def contacts(code: str, *arguments: object, home: Path | None) -> list[str]:
     command = [sys.executable, "-c", HOOK + code, *map(str, arguments)]
     if strace := shutil.which("strace"):
         command = [strace, "-f", "-qq", "-e", "trace=connect", *command]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     return re.findall(r"^CONTACT .*|.*connect\(.*AF_INET6?.*", done.stderr, re.MULTILINE)
 
@@ -80,4 +80,4 @@ assert not [name for name in sys.modules if name.startswith("openvino_telemetry"
 import openvino_telemetry
 assert openvino_telemetry.Telemetry
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

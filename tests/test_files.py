@@ -79,7 +79,7 @@ def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path: Path) -> None:
         reader = threading.Thread(target=lambda found=found: found.append(pipe.read_bytes()))
         reader.start()
         write_file(path, CONTENT)
-        reader.join(10)
+        reader.join(60)
         assert found == [CONTENT]
         assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link", "pipe.npz"]

@@ -49,7 +49,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_that_ships_is_found_in_an_archive(archive: Path, exported: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(archive), str(exported / "tiny.e3d")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:2] == ["(4, 3, 32, 32) True", "True"]
     assert '"tiny"' in done.stdout
@@ -60,7 +60,7 @@ def test_an_archive_runs_as_a_program(archive: Path, tmp_path: Path) -> None:
     shutil.copy(archive, program)
     code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from e3d_deploy.__main__ import main; main()"
     command = [sys.executable, "-c", code, str(program), "--version"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.stdout.strip() == f"e3d, version {e3d_deploy.__version__}", done.stderr
 
 

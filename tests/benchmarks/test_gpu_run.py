@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,10 @@ for name in job["names"]:
         print("about to crash", flush=True)
         os.kill(os.getpid(), signal.SIGSEGV)
     if row == "hangs":
-        subprocess.Popen(["sleep", "600"])
+        child = subprocess.Popen(["sleep", "600"])
+        with open(job["file"] + ".new", "w") as file:
+            file.write(str(child.pid))
+        os.rename(file.name, os.path.join(os.path.dirname(job["file"]), "hangs"))
         time.sleep(600)
     if row == "exits":
         sys.exit("no device")
@@ -53,6 +57,12 @@ for name in job["names"]:
 
 def fake(job: Job) -> Sequence[str]:
     return [sys.executable, "-S", "-c", FAKE, job.to_json()]
+
+
+def runs(pid: int) -> bool:
+    """Return True while a process is there that has not ended, be it unnoticed by its parent."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def listed(*rows: str) -> list[Unit]:
@@ -83,10 +93,20 @@ def test_a_row_that_ends_its_process_fails_alone(tmp_path: Path, row: str, reaso
 
 
 def test_a_row_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SLACK_S", 10)  # also bounds the healthy rows, on a busy machine
-    began = time.monotonic()
+    wait, grandchildren = subprocess.Popen.wait, list[int]()
+
+    def until_it_hangs(process: subprocess.Popen[str], timeout: float | None = None) -> int:
+        while timeout is not None and process.poll() is None:
+            if (tmp_path / "hangs").exists():
+                grandchildren.append(int((tmp_path / "hangs").read_text()))
+                (tmp_path / "hangs").unlink()
+                raise subprocess.TimeoutExpired(process.args, timeout)
+            time.sleep(0.01)
+        return wait(process)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", until_it_hangs)
     results = ran(tmp_path, "first", "hangs", "last")
-    assert time.monotonic() - began < 50  # else it waited for the grandchild, which holds the pipe
+    assert [runs(one) for one in grandchildren] == [False]
     assert "killed after" in results["failed"]["plain: hangs"]
     assert set(results["sections"]["plain"]) == {"first", "last"}
 

@@ -140,7 +140,7 @@ def test_a_run_that_is_ended_leaves_a_whole_file_and_no_process(tmp_path: Path) 
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert read(file)["interrupted"] == "SIGTERM"
     assert "results:" in out

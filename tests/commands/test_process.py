@@ -125,15 +125,15 @@ def test_commands_in_two_threads_leave_the_log_as_it_was() -> None:
 
     def command(debug: bool) -> None:
         with as_guest(debug=debug):
-            inside.wait(10)
-            inside.wait(10)
+            inside.wait(60)
+            inside.wait(60)
 
     threads = [threading.Thread(target=command, args=(debug,)) for debug in (False, True)]
     for thread in threads:
         thread.start()
-    inside.wait(10)
+    inside.wait(60)
     assert len(changed(before, settings())) == 1
-    inside.wait(10)
+    inside.wait(60)
     for thread in threads:
         thread.join()
     assert changed(before, settings()) == {}
@@ -430,6 +430,6 @@ def test_a_terminated_command_leaves_nothing_half_written(exported: Path, tmp_pa
     while not any(tmp_path.iterdir()) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, said
     assert not any(tmp_path.iterdir())

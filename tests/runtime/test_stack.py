@@ -46,7 +46,7 @@ def test_backends_run_in_threads_with_the_least_stack(name: str, exported: Path)
     if not has_libraries(find(name)):
         pytest.skip(f"{name} is not installed")
     command = [sys.executable, "-c", IN_A_THREAD, str(exported / "tiny.e3d"), name, str(LEAST_STACK_BYTES)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (0, "(3, 16, 24, 1)"), done.stderr
 
 

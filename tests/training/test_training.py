@@ -956,7 +956,7 @@ def arguments(run: Path, *more: str) -> list[str]:
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not path.exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.02)
 
@@ -975,7 +975,7 @@ def test_sigterm_from_outside_is_exit_143_and_can_be_resumed(tmp_path: Path) -> 
     try:
         wait_for(run / "last.ckpt", process)
         process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 143, stderr
@@ -1529,7 +1529,7 @@ def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
     try:
         wait_for(run / "last.ckpt", process)
         process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=60)  # ends when the last process has closed them
+        stdout, stderr = process.communicate(timeout=300)  # ends when the last process has closed them
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

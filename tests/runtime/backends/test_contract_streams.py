@@ -40,7 +40,7 @@ def gated(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> tuple[thread
 
     def waiting(*args: Any) -> Any:
         entered.set()
-        gate.wait(10)
+        gate.wait(60)
         return step(*args)
 
     monkeypatch.setattr(predictor.backend, "step", waiting)
@@ -88,7 +88,7 @@ def test_a_stream_that_a_finalizer_closes_holds_up_nobody(predictor: Predictor) 
     gc.set_threshold(5)
     try:
         thread.start()
-        thread.join(20)
+        thread.join(60)
     finally:
         gc.set_threshold(*threshold)
     assert not thread.is_alive()
@@ -132,7 +132,7 @@ def test_a_call_whose_time_is_over_leaves_nothing_behind(predictor: Predictor, m
     gate, entered = gated(predictor, monkeypatch)
     with predictor.streams(queue_length=1) as streams, streams.open() as stream:
         stream.push(pictures(1)[0])
-        assert entered.wait(5)
+        assert entered.wait(60)
         stream.push(pictures(2)[1])
         out = np.full((2, 16, 24, 1), 7, np.uint8)
         calls: dict[str, Callable[[], object]] = {
@@ -152,7 +152,7 @@ def test_a_call_whose_time_is_over_leaves_nothing_behind(predictor: Predictor, m
         gate.clear()
         entered.clear()
         stream.push(pictures(3)[2])
-        assert entered.wait(5)
+        assert entered.wait(60)
         with pytest.raises(StreamError, match="close: not done within 20 ms"):
             streams.close(timeout_ms=20)
         gate.set()
@@ -182,7 +182,7 @@ def test_a_stream_that_is_dropped_gives_its_place_back_and_warns(predictor: Pred
 
     def drop() -> None:
         dropped.clear()
-        thread.join(5)
+        thread.join(60)
 
     with pytest.warns(ResourceWarning, match="Streams: dropped without close"):
         drop()

@@ -37,11 +37,11 @@ def test_closing_inside_a_step_of_another_backend_waits_for_nobody() -> None:
     def hold() -> None:
         with backend.lock:
             held.set()
-            done.wait(10)
+            done.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(10)
+    held.wait(60)
     IN_BACKEND[threading.get_ident()] = object()
     try:
         backend.close()

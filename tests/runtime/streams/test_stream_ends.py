@@ -47,10 +47,12 @@ later.append(save)
 """
 
 IN_A_STEP = """
+from e3d_deploy.runtime.process import is_ending
 step = backend.step
 def slow(*args):
     began.set()
-    time.sleep(0.2)
+    while not is_ending():
+        time.sleep(0.001)
     answer = step(*args)
     print("stepped", flush=True)
     return answer
@@ -78,10 +80,11 @@ time.sleep(0.05)
 def ask():
     pushed(stream, 1)
     stream.predict(3)
-    time.sleep(0.1)
+    while len(refused) < 4:
+        time.sleep(0.01)
     steps = len(backend.calls)
     time.sleep(0.1)
-    print("idle", len(backend.calls) == steps, len(refused) > 3)
+    print("idle", len(backend.calls) == steps)
 later.append(ask)
 """
 
@@ -90,7 +93,7 @@ def at_the_end(code: str, *arguments: Path) -> str:
     """Run a program to its end and return what it printed."""
     command = [sys.executable, "-X", "faulthandler", "-c", BEGIN + code + "\nsys.exit(3)", *map(str, arguments)]
     root = Path(__file__).parents[3]
-    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
     assert (ended.returncode, ended.stderr) == (3, "")
     return ended.stdout
 
@@ -106,7 +109,7 @@ def test_python_ends_after_the_step_that_is_on_its_way() -> None:
 
 
 def test_daemon_threads_are_refused_at_the_end_and_exit_handlers_are_not() -> None:
-    assert at_the_end(CAMERA).splitlines() == ["idle True True"]
+    assert at_the_end(CAMERA).splitlines() == ["idle True"]
 
 
 def test_what_passed_the_check_just_before_the_end_of_python_is_not_stepped(
@@ -131,14 +134,14 @@ def test_every_call_in_a_forked_process_is_told_at_once(backend: FakeBackend, pr
         def hold() -> None:
             with streams.scheduler.queues.lock:
                 held.set()
-                done.wait(10)
+                done.wait(60)
 
         backend.gate.clear()
         pushed(stream, 1)
-        assert backend.entered.wait(5)
+        assert backend.entered.wait(60)
         holder = threading.Thread(target=hold)
         holder.start()
-        held.wait(5)
+        held.wait(60)
         calls: list[Callable[[], object]] = [
             lambda: pushed(stream, 1),
             lambda: stream.predict(3),

@@ -79,7 +79,7 @@ def test_what_waits_behind_a_failure_fails_with_it(backend: FakeBackend, predict
         backend.entered.clear()
         backend.gate.clear()
         pushed(stream, 66)
-        backend.entered.wait(5)
+        backend.entered.wait(60)
         pushed(stream, 2, 3)
         future = asked(stream, 3, np.uint8)
         backend.gate.set()
@@ -257,7 +257,7 @@ def test_closing_wakes_and_fails_whoever_waits(backend: FakeBackend, predictor: 
     backend.entered.clear()
     backend.gate.clear()
     pushed(one, 1)
-    backend.entered.wait(5)
+    backend.entered.wait(60)
     pushed(one, 2)
     waiting = [lambda: pushed(one, 3), lambda: one.predict(3), lambda: other.predict(3), one.snapshot]
     threads = [threading.Thread(target=use, args=(function,)) for function in waiting]
@@ -269,7 +269,7 @@ def test_closing_wakes_and_fails_whoever_waits(backend: FakeBackend, predictor: 
     until(lambda: streams.scheduler.queues.closing)
     backend.gate.set()
     for thread in (*threads, closing):
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
     assert len(caught) == 4
     assert {text.split(";")[0] for text in caught} == {"stream: used after it was closed"}
@@ -293,7 +293,7 @@ def test_two_threads_in_one_plain_stream_are_told(backend: FakeBackend, predicto
     backend.entered.clear()
     thread = threading.Thread(target=stream.push, args=(picture(1),))
     thread.start()
-    backend.entered.wait(5)
+    backend.entered.wait(60)
     for use in (lambda: stream.push(picture(1)), lambda: stream.predict(1), stream.snapshot, stream.reset):
         with pytest.raises(StreamError, match="another thread is in it; give each its own, or"):
             use()
@@ -343,7 +343,7 @@ def test_an_array_that_cannot_be_written_any_more_fails_its_forecast_alone(
         backend.gate.clear()
         thread = threading.Thread(target=ask)
         thread.start()
-        backend.entered.wait(5)
+        backend.entered.wait(60)
         out.flags.writeable = False
         backend.gate.set()
         thread.join()
@@ -359,7 +359,7 @@ def test_no_memory_for_a_prediction_fails_its_stream_alone(backend: FakeBackend,
                 raise MemoryError
             return super().__getitem__(key)
 
-    with predictor.streams(max_wait_ms=10_000) as streams:
+    with predictor.streams(max_wait_ms=60_000) as streams:
         slots = [streams.open(), streams.open()]
         backend.answer = lambda _, found: found.view(Full)
         for slot in slots:
