@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from e3d_deploy.errors import ConfigError
+from e3d_deploy.interrupts import INDIVISIBLE
 
 try:
     import fcntl
@@ -395,8 +396,7 @@ def swap(folder: Path, target: Path) -> None:
     retired.replace(folder)
 
 
-INDIVISIBLE = frozenset(function.__code__ for function in (_locked_folder, _remove_workspace, swap))
-"""Code of functions that leave a folder behind, or under another name, when a signal ends them in the middle."""
+INDIVISIBLE.update(function.__code__ for function in (_locked_folder, _remove_workspace, swap))
 
 
 def is_swapping(target: Path) -> bool:

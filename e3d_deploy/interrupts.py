@@ -1,4 +1,4 @@
-"""Signals that end the program before a command begins and after it has ended.
+"""Signals that end the program before a command begins and after it has ended, and code in which they wait.
 
 It imports little: Python answers a signal with a traceback until `end_on_signals` is called.
 """
@@ -6,12 +6,18 @@ It imports little: Python answers a signal with a traceback until `end_on_signal
 import os
 import signal
 from contextlib import suppress
-from types import FrameType
+from types import CodeType, FrameType
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
 DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
 """Handlers that Python has for these signals; a program's own stays, and so does a signal that it ignores."""
+INDIVISIBLE: set[CodeType] = set()
+"""Code of functions in which a signal waits while a command runs.
+
+They would leave a folder behind, or under another name, if one ended them in the middle, or are called by a library
+that swallows errors.
+"""
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.interrupts import INDIVISIBLE
 from e3d_deploy.libraries import GPU, extra_of, is_stub, pip_install
 
 log = logging.getLogger(__name__)
@@ -84,4 +85,5 @@ def make_logger(trt: Any) -> Any:
             else:
                 log.debug(message)
 
+    INDIVISIBLE.add(Logger.log.__code__)  # TensorRT swallows what is raised there
     return Logger()

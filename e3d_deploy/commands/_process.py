@@ -15,8 +15,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from e3d_deploy.files import INDIVISIBLE
-from e3d_deploy.interrupts import DEFAULT, ENDING, end_at_once
+from e3d_deploy.interrupts import DEFAULT, ENDING, INDIVISIBLE, end_at_once
 
 T = TypeVar("T")
 Handlers = dict[signal.Signals, Callable[[int, Any], None]]
@@ -136,7 +135,7 @@ def _put_it_off(number: int) -> None:
 
 
 def _is_indivisible(frame: FrameType | None) -> bool:
-    """Return True if a command imports something, makes or removes a temporary file or folder, or enters a block.
+    """Return True if a command imports something, enters a block, or is in code that signals must not end.
 
     In an import native code of libraries swallows errors, or aborts. Between what a `with` statement enters and its
     block nothing would leave it again.

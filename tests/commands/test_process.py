@@ -21,7 +21,7 @@ import click
 import numpy as np
 import pytest
 
-from e3d_deploy import files
+from e3d_deploy import files, tensorrt_library
 from e3d_deploy.cli import main
 from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, stoppable, terminable
 from e3d_deploy.commands._streams import lasting
@@ -360,6 +360,20 @@ def test_a_signal_before_the_first_item_and_a_second_one_end_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_while_tensorrt_logs_is_not_lost(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_library.log, "info", lambda _: signal.raise_signal(signal.SIGINT))
+    logger = tensorrt_library.make_logger(rtx)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(0)
+
+    def command() -> None:
+        assert not rtx.OnnxParser(network, logger).parse(b"no graph")
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt), terminable():
+        command()
 
 
 def test_an_interrupt_that_is_not_ours_is_not_swallowed() -> None:
