@@ -4,6 +4,7 @@ import os.path
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, hexadecimal_ends
@@ -18,6 +19,16 @@ _WORD_OF_DATE = re.compile(
 _NUMBERED = re.compile(r"(?<![^\W\d_])(?:cam|camera|view|sensor|channel|band|mask)[-_ ]?\d\d?(?!\d)")
 """Word whose number is a name, as in cam0, if there is another number in the name of the file."""
 _TO_LETTERS = str.maketrans("0123456789", "abcdefghij")
+_SERIES = frozenset({
+    "c", "ch", "chan", "channel", "z", "slice", "plane", "layer", "ev", "w", "s", "xy", "pos", "position", "cam",
+    "camera", "view", "sensor", "band", "mask", "eye",
+})  # fmt: skip
+"""Words before a number that tells series apart, if another number counts frames."""
+_FRAMES = frozenset({"t", "tp", "time", "timepoint", "step", "timestep", "f", "fr", "frame", "i", "im", "img", "image"})
+"""Words before a number that counts frames."""
+_SECONDS = "s"
+"""Word of `_SERIES` that means seconds behind a number without a word."""
+_WORD = re.compile(r"([^\W\d_]*)[\W_]*$")
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
 """Counters that two series have in common at least."""
@@ -46,9 +57,13 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
     Raises:
         ClipError: at least half of the counters of a series are those of another, as in 1_left.png and 1_right.png.
     """
-    if len({_NUMBER.sub("\0", _named(name.casefold())) for name in names}) <= 1:  # most folders, so this saves time
+    stems = {name: os.path.splitext(_named(name.casefold())) for name in names}
+    patterns = {(_NUMBER.sub("\0", stem), suffix) for stem, suffix in stems.values()}
+    if len(patterns) == 1:  # most folders, so this saves time
+        numbers = {name: tuple(_NUMBER.findall(stem)) for name, (stem, _) in stems.items()}
+        _check_numbers(folder, patterns.pop()[0], numbers)
         return None
-    series = _series(names)
+    series = _series(names) if names else {}
     if not 1 < len(series) <= MOST:
         return None
     counters = {pattern: _counters(members) for pattern, members in series.items()}
@@ -61,6 +76,8 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
         one, two = counters[first], counters[second]
         if count >= max(FEWEST, min(len(one), len(two)) / 2):
             raise ClipError(f"{folder}: {_why_two(one, two)}")
+    for (rest, _), members in series.items():
+        _check_numbers(folder, rest, members)
     return _remark(series)
 
 
@@ -113,6 +130,65 @@ def _counters(members: Mapping[str, _Numbers]) -> Mapping[_Numbers, str]:
     """Return the names of a series by their numbers without those that are the same in all."""
     varying = [place for place, values in enumerate(zip(*members.values(), strict=True)) if len(set(values)) > 1]
     return {tuple(numbers[place] for place in varying): name for name, numbers in members.items()}
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Numbers at one place of the names of a series, in the order of the clip."""
+
+    word: str
+    """Letters before the numbers; empty if there are none behind the number before."""
+    texts: tuple[str, ...]
+
+    @property
+    def is_counter(self) -> bool:
+        """True if no number is there twice, so that it tells the frames apart by itself."""
+        return len(set(self.texts)) == len(self.texts)
+
+
+def _check_numbers(folder: object, pattern: str, members: Mapping[str, _Numbers]) -> None:
+    """Check that the names of one pattern are no series that numbers alone tell apart.
+
+    Raises:
+        ClipError: as `check_one_series`.
+    """
+    words = [_WORD.search(text)[1] for text in pattern.split("\0")]  # type: ignore[index]
+    places = zip(words, zip(*members.values(), strict=True), strict=False)
+    fields = [_Field(word, texts) for word, texts in places if len(set(texts)) > 1]
+    names = list(members)
+    if len(fields) == 1:
+        _check_written_once(folder, names, fields[0])
+    if not any(field.is_counter for field in fields):
+        _check_named(folder, names, fields)
+
+
+def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -> None:
+    """Check that no two names have the same number, as 1 and 01."""
+    if not all(text.lstrip("+-").isdecimal() for text in counter.texts):
+        return
+    one: dict[_Numbers, str] = {}
+    two: dict[_Numbers, str] = {}
+    for name, text in zip(names, counter.texts, strict=True):
+        number = (str(int(text)),)
+        (two if number in one else one)[number] = name
+    if two:
+        raise ClipError(f"{folder}: {_why_two(one, two)}")
+
+
+def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> None:
+    """Check that no word before a number tells series apart, as in t0_c0, t0_c1, t1_c0."""
+    for field in fields:
+        others = [other for other in fields if other is not field]
+        words = {other.word for other in others} & (_FRAMES if field.word == _SECONDS else {*_FRAMES, ""})
+        if field.word not in _SERIES or not words:
+            continue
+        groups: dict[str, dict[_Numbers, str]] = defaultdict(dict)
+        for name, text, *counter in zip(names, field.texts, *(other.texts for other in others), strict=True):
+            groups[text][tuple(counter)] = name
+        one, *rest = sorted(groups.values(), key=len, reverse=True)
+        for two in rest:
+            if len(one.keys() & two.keys()) >= max(FEWEST, len(two) / 2):
+                raise ClipError(f"{folder}: {_why_two(one, two)}")
 
 
 def _counts_in_hex(stems: Sequence[str]) -> bool:

@@ -43,6 +43,15 @@ TIMES = range(8, 13)
         ("{}-Camera 1.jpg", "{}-Camera 2.jpg"),
         ("{}.png", "{}_mask_1.png", "{}_mask_2.png"),
         ("view_{:02}.png", "view_{:02}_ir.png"),
+        ("exp_t{:02}_ch00.png", "exp_t{:02}_ch01.png"),
+        ("t{:03}_c001.tif", "t{:03}_c002.tif"),
+        ("C001T{:03}.tif", "C002T{:03}.tif"),
+        ("t{:02}_z0.png", "t{:02}_z1.png", "t{:02}_z2.png"),
+        ("f{:02}_ev-2.png", "f{:02}_ev0.png", "f{:02}_ev+2.png"),
+        ("exp_w1_s1_t{}.tif", "exp_w1_s2_t{}.tif"),
+        ("exp_w1_t{}.tif", "exp_w2_t{}.tif"),
+        ("{:06}_cam000.png", "{:06}_cam001.png"),
+        ("{}.png", "{:03}.png"),
     ],
 )
 def test_two_series_with_the_same_counters_are_refused(kinds: tuple[str, ...]) -> None:
@@ -58,6 +67,11 @@ def test_copies_of_few_frames_are_named() -> None:
         check_one_series("walk", ["IMG_E1003.JPG", "IMG_E1007.JPG", *frames])
     with pytest.raises(ClipError, match=r"3.png and 3b.png, 4.png and 4b.png, 5.png and 5b.png and 6 more;"):
         check_one_series("walk", [f"{time}.png" for time in range(99)] + [f"{time}b.png" for time in range(3, 12)])
+
+
+def test_a_number_written_twice_is_named() -> None:
+    with pytest.raises(ClipError, match=r"walk: holds frames that may be there twice, 01.png and 1.png; remove"):
+        check_one_series("walk", ["0.png", "01.png", "1.png", "2.png", "3.png"])
 
 
 def test_a_series_beside_half_of_the_frames_is_refused() -> None:
@@ -92,6 +106,10 @@ def test_a_series_beside_half_of_the_frames_is_refused() -> None:
         [f"view_{time}.png" for time in TIMES],
         [f"camera_2024-05-0{day}_{time:03}.png" for day in (1, 2) for time in TIMES],
         [f"cam1_{time:04}.png" for time in TIMES],
+        [f"t{time:03}_c{time % 2}.png" for time in TIMES],
+        [f"t00_z{place}.png" for place in TIMES],
+        [f"{minute}_s{second:02}.png" for minute in TIMES for second in range(60)],
+        [f"v_X_g{group:02}_c{clip:02}.png" for group in TIMES for clip in range(1, 5)],
         ["a.png", "b.png", "c.png"],
         [],
     ],
