@@ -1,14 +1,15 @@
 """Series of frames that lie in one folder, such as colour and depth, told by their names. Needs no PyTorch."""
 
+import math
 import os.path
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, hexadecimal_ends
-from e3d_deploy.data.stamps import MONTH
+from e3d_deploy.data.stamps import DATED, DAY, HOURS, MAY_BE_TIME, MINUTE, MONTH, seconds_of_day
 from e3d_deploy.errors import ClipError
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)*")
@@ -29,6 +30,11 @@ _FRAMES = frozenset({"t", "tp", "time", "timepoint", "step", "timestep", "f", "f
 _SECONDS = "s"
 """Word of `_SERIES` that means seconds behind a number without a word."""
 _WORD = re.compile(r"([^\W\d_]*)[\W_]*$")
+_UNITS = frozenset({"d", "day", "h", "hr", "hour", "m", "min", "minute", "s", "sec", "ms", "us", "ns"})
+"""Words before a number that make it a part of a time, as in 1h30m05s and m01_s30."""
+_LETTER = re.compile(r"[^\W\d_]")
+RATES = (25, 30, 50)
+"""Frames in a second."""
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
 """Counters that two series have in common at least."""
@@ -52,17 +58,18 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
         names: in the order of the clip.
 
     Returns:
-        A remark on a few series without the same counters; None if there is one series, or no pattern.
+        A remark on a few series without the same counters, or on a number that begins again and may be a time; None if
+        there is one series, or no pattern.
 
     Raises:
-        ClipError: at least half of the counters of a series are those of another, as in 1_left.png and 1_right.png.
+        ClipError: at least half of the counters of a series are those of another, as in 1_left.png and 1_right.png, or
+            the frames are those of several sequences, as in 1_1.png, 1_2.png, 2_1.png.
     """
     stems = {name: os.path.splitext(_named(name.casefold())) for name in names}
     patterns = {(_NUMBER.sub("\0", stem), suffix) for stem, suffix in stems.values()}
     if len(patterns) == 1:  # most folders, so this saves time
         numbers = {name: tuple(_NUMBER.findall(stem)) for name, (stem, _) in stems.items()}
-        _check_numbers(folder, patterns.pop()[0], numbers)
-        return None
+        return _check_numbers(folder, patterns.pop()[0], numbers)
     series = _series(names) if names else {}
     if not 1 < len(series) <= MOST:
         return None
@@ -76,9 +83,8 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
         one, two = counters[first], counters[second]
         if count >= max(FEWEST, min(len(one), len(two)) / 2):
             raise ClipError(f"{folder}: {_why_two(one, two)}")
-    for (rest, _), members in series.items():
-        _check_numbers(folder, rest, members)
-    return _remark(series)
+    remarks = [_check_numbers(folder, rest, members) for (rest, _), members in series.items()]
+    return _remark(series) or next(filter(None, remarks), None)
 
 
 def _why_two(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
@@ -139,32 +145,64 @@ class _Field:
     word: str
     """Letters before the numbers; empty if there are none behind the number before."""
     texts: tuple[str, ...]
+    has_time: bool
+    """True if a date is among the numbers around it."""
 
     @property
     def is_counter(self) -> bool:
         """True if no number is there twice, so that it tells the frames apart by itself."""
         return len(set(self.texts)) == len(self.texts)
 
+    @property
+    def is_whole(self) -> bool:
+        """True for whole numbers."""
+        return all(text.lstrip("+-").isdecimal() for text in self.texts)
 
-def _check_numbers(folder: object, pattern: str, members: Mapping[str, _Numbers]) -> None:
-    """Check that the names of one pattern are no series that numbers alone tell apart.
+    @property
+    def values(self) -> list[int]:
+        """Whole numbers; a dash before all of them is no sign."""
+        values = [int(text) for text in self.texts]
+        return values if max(values) > 0 else [-value for value in values]
 
-    Raises:
-        ClipError: as `check_one_series`.
+    @property
+    def widths(self) -> set[int]:
+        """Digits of the numbers."""
+        return {len(text.lstrip("+-")) for text in self.texts}
+
+
+def _check_numbers(folder: object, pattern: str, members: Mapping[str, _Numbers]) -> str | None:
+    """Check that the names of one pattern are no series or sequences that numbers alone tell apart.
+
+    Returns, raises: as `check_one_series`.
     """
-    words = [_WORD.search(text)[1] for text in pattern.split("\0")]  # type: ignore[index]
-    places = zip(words, zip(*members.values(), strict=True), strict=False)
-    fields = [_Field(word, texts) for word, texts in places if len(set(texts)) > 1]
-    names = list(members)
+    names, fields = list(members), [field for field in _fields(pattern, members) if len(set(field.texts)) > 1]
     if len(fields) == 1:
         _check_written_once(folder, names, fields[0])
-    if not any(field.is_counter for field in fields):
-        _check_named(folder, names, fields)
+    if len(fields) < 2 or any(field.is_counter for field in fields):
+        return None
+    _check_named(folder, names, fields)
+    is_date = _WORD_OF_DATE.search(names[0].casefold()) is not None
+    return None if is_date or not all(field.is_whole for field in fields) else _check_sequences(folder, names, fields)
+
+
+def _fields(pattern: str, members: Mapping[str, _Numbers]) -> list[_Field]:
+    """Return the numbers of a series by their places."""
+    columns = [*zip(*members.values(), strict=True)]
+    texts = pattern.split("\0")[: len(columns)]
+    groups: list[list[int]] = []
+    for place, text in enumerate(texts):
+        if place and (text.strip("-_. ") == "t" or _LETTER.search(text) is None):
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    has_time = [any(all(map(DATED.fullmatch, columns[place])) for place in group) for group in groups for _ in group]
+    words = [_WORD.search(text)[1] for text in texts]  # type: ignore[index]
+    return [_Field(*field) for field in zip(words, columns, has_time, strict=True)]
 
 
 def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -> None:
     """Check that no two names have the same number, as 1 and 01."""
-    if not all(text.lstrip("+-").isdecimal() for text in counter.texts):
+    if not counter.is_whole:
         return
     one: dict[_Numbers, str] = {}
     two: dict[_Numbers, str] = {}
@@ -189,6 +227,88 @@ def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field])
         for two in rest:
             if len(one.keys() & two.keys()) >= max(FEWEST, len(two) / 2):
                 raise ClipError(f"{folder}: {_why_two(one, two)}")
+
+
+def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> str | None:
+    """Check that the last number does not begin again whenever one before it changes, unless it is a part of a time.
+
+    Returns:
+        A remark where that is in doubt.
+
+    Raises:
+        ClipError: frames of several sequences, or of a grid, in which any of two numbers may be that of the frame.
+    """
+    *before, last = fields
+    rows = [*zip(*(field.values for field in fields), strict=True)]
+    turns = [place for place, (one, two) in enumerate(pairwise(rows), start=1) if one[:-1] != two[:-1]]
+    steps = Counter(two[-1] - one[-1] for one, two in pairwise(rows) if one[:-1] == two[:-1])
+    is_grid = len(rows) == math.prod(len(set(field.texts)) for field in fields)
+    if not steps or not (is_grid or _begins_again(rows, turns, steps)):
+        return None
+    in_time = any(field.has_time for field in before)
+    if last.word in _UNITS or (in_time and (last.has_time or last.word not in _FRAMES)):
+        return None
+    stride = steps.most_common(1)[0][0]
+    readings = _readings(before[-1], last, stride)
+    sure = [is_sure for values, radix, is_sure in readings if _reads_on(rows, turns, values, radix)]
+    if any(sure):
+        return None
+    if sure or in_time or _may_be_time(names, before[-1], last):
+        return f"the last number begins again at {names[turns[0]]}, and all are taken as one clip"
+    series = f"series, such as {names[0]} and {names[1]}, or of several " if is_grid and not last.word else ""
+    raise ClipError(
+        f"{folder}: holds frames of several {series}sequences, such as {names[0]} and {names[turns[0]]}; give each its "
+        "own folder"
+    )
+
+
+def _begins_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: Mapping[int, int]) -> bool:
+    """Return True if the last number goes back at most turns, and most steps between them are one stride forwards."""
+    count = sum(steps.values())
+    if 2 * count <= len(turns):
+        return False
+    stride = max(steps, key=steps.__getitem__)
+    back = sum(rows[turn][-1] <= rows[turn - 1][-1] for turn in turns)
+    return stride > 0 and 2 * steps[stride] > count and 2 * back > len(turns)
+
+
+_Reading = tuple[Sequence[int], int, bool]
+"""Values of the last numbers, how many of them make one of the number before, and False if counters look the same."""
+
+
+def _readings(before: _Field, last: _Field, stride: int) -> list[_Reading]:
+    """Return how the last two numbers may be read as one: with decimals, or as hours, minutes, seconds or frames."""
+    if last.word:
+        return []
+    values, width, digits = last.values, max(last.widths), max(before.widths)
+    powers = [10**width] if len(last.widths) == 1 else [10, 100, 1000]
+    found: list[_Reading] = [(values, radix, stride > 1) for radix in powers]
+    if width <= 2 and digits <= 4:
+        found += [(values, MINUTE, stride > 1 or digits <= 2), (values, HOURS, stride > 1)]
+    if width <= 2 and digits <= 2:
+        found += [(values, radix, False) for radix in RATES]
+    if (seconds := seconds_of_day(last.texts)) is not None:
+        found.append((seconds, DAY, True))
+    return [reading for reading in found if reading[1] > max(reading[0])]
+
+
+def _may_be_time(names: Sequence[str], before: _Field, last: _Field) -> bool:
+    """Return True for names that look like dates or times, or with a word whose number is not known to count frames."""
+    has_hours = seconds_of_day(last.texts) is not None and len({value // 100 for value in last.values}) > 1
+    is_named = before.word in _UNITS or last.word not in {*_FRAMES, ""}
+    return is_named or has_hours or all(map(MAY_BE_TIME.search, names))
+
+
+def _reads_on(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Sequence[int], radix: int) -> bool:
+    """Return True if the last two numbers, read as one with a radix, mostly go on at their turns as between them."""
+    steps = Counter(values[place] - values[place - 1] for place in {*range(1, len(rows))}.difference(turns))
+    pairs = [(turn, rows[turn - 1], rows[turn]) for turn in turns]
+    carries = sorted(
+        (two[-2] - one[-2]) * radix + values[turn] - values[turn - 1]
+        for turn, one, two in pairs
+        if one[:-2] == two[:-2]
+    )
+    return bool(carries) and 0 < 2 * carries[len(carries) // 2] <= 3 * steps.most_common(1)[0][0]
 
 
 def _counts_in_hex(stems: Sequence[str]) -> bool:

@@ -34,6 +34,29 @@ _COMMA = re.compile(r"(?<!\d)(?<!\d,)(\d+),(\d+)(?!\d|,\d)")
 _PLUS = re.compile(r"\+(?=\d)")
 
 DAYS, MONTHS = 31, 12
+MINUTE, HOUR, DAY, HOURS = 60, 3600, 86400, 24
+"""Seconds of a minute, an hour and a day, and hours of a day."""
+
+_MONTH_DAY = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+_DAY_MONTH = r"(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])"
+DATED = re.compile(
+    r"[-+]?(?:(?:19|20)\d\d(?:[0-3]\d\d)?|[1-9]\d{8,}|"
+    rf"(?:(?:19|20)?\d\d{_MONTH_DAY}|{_DAY_MONTH}\d\d)(?:\d{{4}}|\d{{6}})?)"
+)
+"""Year, with the number of a day or not, time since 1970, or date, with a time or not."""
+MAY_BE_TIME = re.compile(
+    rf"(?<!\d)(?:\d\d([-:._ ])\d\d\1\d\d|(?:0[1-9]|1\d|2[0-3])(?:[0-5]\d){{2}}|{_MONTH_DAY}(?=\D+\d))(?!\d)"
+)
+"""Three times two digits, time of day from 1 o'clock on, as counters begin at 0, or month and day before a number."""
+_TIME_OF_DAY = re.compile(r"[-+]?([01]\d|2[0-3])([0-5]\d)([0-5]\d)?")
+
+
+def seconds_of_day(texts: Sequence[str]) -> list[int] | None:
+    """Return numbers such as 1230 and 123059 as times of day (s); None if not all can be."""
+    if not all(matches := [_TIME_OF_DAY.fullmatch(text) for text in texts]):
+        return None
+    parts = [map(int, match.groups("0")) for match in matches if match]
+    return [hours * HOUR + minutes * MINUTE + seconds for hours, minutes, seconds in parts]
 
 
 def sortable(stems: Sequence[str]) -> tuple[list[str], str | None]:

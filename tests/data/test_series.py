@@ -95,7 +95,6 @@ def test_a_series_beside_half_of_the_frames_is_refused() -> None:
         [f"12.30.{time:02}{part}.png" for time in TIMES for part in ("", ".5")],
         [f"{time}{part}.png" for time in TIMES for part in ("", ".5")],
         [f"1714567890.{time}.png" for time in TIMES],
-        [f"{time:06}_{pair}.png" for time in TIMES for pair in (10, 11)],
         [f"t_{time}.png" for time in range(-9, 10)],
         [f"{time:x}.png" for time in range(300)],
         [f"{time:02x}.png" for time in range(28)],
@@ -109,13 +108,93 @@ def test_a_series_beside_half_of_the_frames_is_refused() -> None:
         [f"t{time:03}_c{time % 2}.png" for time in TIMES],
         [f"t00_z{place}.png" for place in TIMES],
         [f"{minute}_s{second:02}.png" for minute in TIMES for second in range(60)],
-        [f"v_X_g{group:02}_c{clip:02}.png" for group in TIMES for clip in range(1, 5)],
+        [f"img_{time:04}_{1500 + 33 * time}.png" for time in range(30)],
+        [f"frame_{time:04}_of_0100.png" for time in TIMES],
+        [f"2024-01-01_12-00-00_{time:04}.png" for time in TIMES],
+        [f"2024-01-01_12-00-{second:02}_{time:04}.png" for second in TIMES for time in range(4)],
+        [f"IMG_20240101_1200{second:02}_{time:03}.jpg" for second in TIMES for time in range(1, 4)],
+        [f"IMG_20240101_1200{second:02}_BURST{time:03}.jpg" for second in TIMES for time in range(1, 4)],
+        [f"20240{month}01_{hour:02}00.tif" for month in (1, 2) for hour in range(24)],
+        [f"2018_{day:03}_{hour:02}.png" for day in TIMES for hour in range(24)],
+        [f"image_{time:04}.png" for time in range(257, 300)],
+        [f"v_X_g01_c01_{time:04}.jpg" for time in TIMES],
+        [f"{time:06}.jpg" for time in range(1, 40)],
+        [f"{time:05}.jpg" for time in range(40)],
+        [f"{time}.png" for time in range(30)],
+        [f"{second:02}_{part:03}.png" for second in TIMES for part in range(0, 1000, 40)],
+        [f"{33367 * time // 1_000_000:02}_{33367 * time // 1000 % 1000:03}.png" for time in range(100)],
+        [f"{(time * 100 + time * 7 % 13) // 1000}_{(time * 100 + time * 7 % 13) % 1000:03}.png" for time in range(99)],
+        [f"12_{34 + 33 * time:03}.png" for time in range(10)],
+        [f"{second}_{part}.png" for second in TIMES for part in range(0, 1000, 40)],
+        [f"{second}_{part:03}.png" for second in TIMES for part in (0, 500)],
+        [f"{second}_{part}.png" for second in TIMES for part in (0, 5)],
+        [f"1714567{second}_{part:03}.png" for second in (890, 891, 892) for part in (1, 2, 3)],
+        [f"{minute:02}-{second:02}.png" for minute in TIMES for second in range(60)],
+        [f"12-{minute:02}-{second:02}.png" for minute in TIMES for second in range(60)],
+        [f"{minute}m{second:02}s.png" for minute in TIMES for second in range(30)],
+        [f"{day:03}_{hour:02}.png" for day in TIMES for hour in range(0, 24, 6)],
+        [f"2401{day:02}_{hour:02}.png" for day in TIMES for hour in range(24)],
+        [f"{day:02}0124_{hour:02}.png" for day in TIMES for hour in range(24)],
+        [f"20180{day:02}_{hour:02}00.png" for day in TIMES for hour in range(24)],
+        [f"00{day:02}_{hour:02}{minute:02}.png" for day in TIMES for hour in range(24) for minute in (0, 30)],
         ["a.png", "b.png", "c.png"],
         [],
     ],
 )
 def test_names_of_one_clip_are_not_remarked(names: list[str]) -> None:
     assert check_one_series("walk", names) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (
+            [f"{time:06}_{pair}.png" for time in range(12) for pair in (10, 11)],
+            "series, such as 000000_10.png and 000000_11.png, or of several "
+            "sequences, such as 000000_10.png and 000001_10.png",
+        ),
+        (["0_0.png", "0_1.png", "1_0.png", "1_1.png"], "series, such as 0_0.png and 0_1.png, or of several .*"),
+        ([f"{row:03}_{time:03}.png" for row in range(3) for time in range(7)], "series, such as .*"),
+        (
+            [f"{time:06}_{pair}.png" for time in range(12) for pair in (0, 1)][:-1],
+            "sequences, such as 000000_0.png and .*",
+        ),
+        (
+            [f"aachen_{scene:06}_{time:06}_leftImg8bit.png" for scene in (0, 1) for time in range(9 + scene)],
+            "sequences, such as aachen_000000_000000_leftImg8bit.png and aachen_000001_000000_leftImg8bit.png",
+        ),
+        ([f"{scene:05}_{time:02}.png" for scene in range(4) for time in range(30)], "series, such as .*"),
+        (
+            [f"video{film}_frame{time}.png" for film in TIMES for time in range(20)],
+            "sequences, such as video8_frame0.png.*",
+        ),
+        ([f"2011_09_26_drive_{drive}_{time:010}.png" for drive in (1, 2) for time in range(9)], "series, such as .*"),
+    ],
+)
+def test_sequences_and_grids_of_numbers_are_refused(names: list[str], reason: str) -> None:
+    with pytest.raises(ClipError, match=rf"walk: holds frames of several {reason}; give each its own folder"):
+        check_one_series("walk", names)
+
+
+@pytest.mark.parametrize(
+    ("names", "turn"),
+    [
+        ([f"v_X_g{group:02}_c{clip:02}.png" for group in TIMES for clip in range(1, 5)], "v_X_g09_c01"),
+        ([f"{second:02}_{part:02}.png" for second in TIMES for part in range(30)], "09_00"),
+        ([f"{one}_{two}.png" for one in TIMES for two in range(10)], "9_0"),
+        ([f"1200{second:02}_{time:03}.png" for second in TIMES for time in range(1, 4)], "120009_001"),
+        ([f"01{day:02}_{hour:02}00.png" for day in TIMES for hour in range(9, 17)], "0109_0900"),
+        ([f"01{day:02}_{time:03}.png" for day in TIMES for time in range(3)], "0109_000"),
+        ([f"12{minute:02}_{second:02}.png" for minute in TIMES for second in range(60)], "1209_00"),
+        ([f"24-01-{day:02}_{time:03}.png" for day in TIMES for time in range(3)], "24-01-09_000"),
+        ([f"day{day}_{time}.png" for day in TIMES for time in range(3)], "day9_0"),
+        ([f"12-00-{second:02}_{time:03}.png" for second in TIMES for time in range(1, 4)], "12-00-09_001"),
+        ([f"20240101_1200{take}_frame{time}.png" for take in (10, 20) for time in range(5)], "20240101_120020_frame0"),
+    ],
+)
+def test_numbers_that_begin_again_and_may_be_times_are_said(names: list[str], turn: str) -> None:
+    remark = f"the last number begins again at {turn}.png, and all are taken as one clip"
+    assert check_one_series("walk", names) == remark
 
 
 @pytest.mark.parametrize(
