@@ -5,6 +5,7 @@ is decided here by all names of a folder together.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, common_start, hexadecimal_ends
-from e3d_deploy.data.stamps import sortable
+from e3d_deploy.data.stamps import DATED, seconds_of_day, sortable
 
 _NUMBERS = re.compile(r"((?<!\d)(?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)")
 """Numbers; one with a single point may be a decimal."""
@@ -30,6 +31,8 @@ _LETTERS = re.compile(r"[^\W\d_]*")
 UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", "m", "km", "kb", "mb", "hz", "khz"})
 """Letters behind numbers that are units; names with several of them are out of order."""
 _YEAR = re.compile(r"(?:19|20)\d\d")
+GAP = 1.5
+"""Steps of a counter from which on numbers are missing; times that are rounded differ less."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ def in_order(files: Iterable[Path]) -> Ordered:
     split = {file: _split(file, stem) for file, stem in zip(files, written, strict=True)}
     ordered = _by_pattern(_signed([*split.values()]))
     remarks = [text for text in (remark, ordered.remark) if text]
-    further = [None if remarks else _doubt_of_names([split[file] for file in ordered.files])]
-    remarks += [text for text in (*further, _doubt_of_twins(files, stems)) if text]
+    names = [split[file] for file in ordered.files]
+    further = [None if remarks else _doubt_of_names(names), _doubt_of_gaps(names), _doubt_of_twins(files, stems)]
+    remarks += [text for text in further if text]
     return Ordered(ordered.files, "; ".join(remarks) or None)
 
 
@@ -119,6 +123,30 @@ def _doubt_of_names(names: Sequence[_Name]) -> str | None:
         return f"names follow no one pattern, and are sorted as words: {first}"
     units = {_LETTERS.match(name.texts[-1] if name.digits else "")[0] for name in names}  # type: ignore[index]
     return f"units behind numbers are not read: {first}" if len(units) > 1 and units <= UNITS else None
+
+
+def _doubt_of_gaps(names: Sequence[_Name]) -> str | None:
+    """Return a remark on a counter most of whose steps are equal, but some larger; other numbers may follow it."""
+    if len({name.texts for name in names}) != 1:
+        return None
+    signed = ([sign + digits for sign, digits in zip(name.signs, name.digits, strict=True)] for name in names)
+    counter = next((column for column in zip(*signed, strict=True) if len(set(column)) > 1), ())
+    if len(set(counter)) < len(counter) or all(map(DATED.fullmatch, counter)):
+        return None
+    if not (gaps := _gaps([Decimal(value) for value in seconds_of_day(counter) or counter])):
+        return None
+    one, two = names[gaps[0]].file.name, names[gaps[0] + 1].file.name
+    found = f"{len(gaps)} gaps, the first" if len(gaps) > 1 else "a gap"
+    return f"the numbers have {found} between {one} and {two}, over which windows reach"
+
+
+def _gaps(values: Sequence[Decimal]) -> list[int]:
+    """Return the places before steps that are larger than most, which are equal."""
+    steps = [two - one for one, two in pairwise(values)]
+    stride, count = Counter(steps).most_common(1)[0] if steps else (0, 0)
+    if 2 * count <= len(steps) or not stride:
+        return []
+    return [place for place, step in enumerate(steps) if float(step / stride) >= GAP]
 
 
 def _are_hashes(names: Sequence[_Name]) -> bool:

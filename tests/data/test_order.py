@@ -93,6 +93,24 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         (["900ms.png", "1s.png"], "units behind numbers are not read: 1s.png is taken first"),
         (["59min.png", "1h.png"], "units behind numbers"),
         (["kw52_2023.png", "kw1_2024.png"], "years behind other numbers do not come first: kw1_2024"),
+        (
+            [f"f{time:02}.png" for time in (*range(9), *range(11, 20))],
+            "numbers have a gap between f08.png and f11.png, over which windows",
+        ),
+        (
+            [f"{time}.png" for time in range(30) if time % 10 != 1],
+            "numbers have 3 gaps, the first between 0.png and 2.png, over",
+        ),
+        ([f"{time * 5}.png" for time in range(30) if time != 7], "a gap between 30.png and 40.png"),
+        (
+            [f"{time:02}_{time // 3}.png" for time in range(30) if time != 7],
+            "a gap between 06_2.png and 08_2.png",
+        ),
+        ([f"f-{9 - time}.png" for time in range(9) if time != 2], "a gap between f-6.png and f-8.png"),
+        (
+            [f"{time:04}.png" for time in (*range(60), *range(100, 130), 150)],
+            "a gap between 0129.png and 0150.png",
+        ),
     ],
 )
 def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -> None:
@@ -116,6 +134,13 @@ def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -
         ["f_1,125.png", "f_1,250.png"],
         ["09.05.00.png", "09.06.00.png", "10.01.00.png"],
         ["24.04.30.png", "24.05.01.png"],
+        ["1.png", "2.png", "40.png"],
+        [f"{time**2}.png" for time in range(9)],
+        [f"{time * 1001 // 30}.png" for time in range(90)],
+        [f"{time:04}.png" for time in (*range(1230, 1260), *range(1300, 1360))],
+        [f"2024{month:02}{day:02}.png" for month in (1, 2) for day in range(1, 32 - month)],
+        [f"2401{day:02}.png" for day in range(1, 32)] + ["240201.png"],
+        [f"{minute}-{second:02}.png" for minute in range(3) for second in range(60)],
     ],
 )
 def test_an_order_without_doubt_is_not_remarked(names: list[str]) -> None:
