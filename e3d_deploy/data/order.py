@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, common_start, hexadecimal_ends
@@ -30,6 +30,7 @@ HASH_DIGITS, GAPS = 6, 1000
 _LETTERS = re.compile(r"[^\W\d_]*")
 UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", "m", "km", "kb", "mb", "hz", "khz"})
 """Letters behind numbers that are units; names with several of them are out of order."""
+_AT_MOST_A_LETTER = re.compile(r"[a-z]?")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 GAP = 1.5
 """Steps of a counter from which on numbers are missing; times that are rounded differ less."""
@@ -113,10 +114,10 @@ def _doubt_of_names(names: Sequence[_Name]) -> str | None:
     if len({name.texts for name in names}) == 1:
         has_years = all(map(_YEAR.fullmatch, ends)) and ends != sorted(ends)
         return f"years behind other numbers do not come first: {first}" if has_years else None
-    if not any(ends):
-        start = len(common_start(_stems(names)))
-        longest = max((len(name.stem) - start for name in names), default=0)
-        return None if longest < 2 else f"names without numbers are sorted as words: {first}"
+    if len({name.digits for name in names}) <= 1 and not (any(ends) and hexadecimal_ends(_stems(names), DIGITS)):
+        numbers = "whose numbers are alike" if any(ends) else "without numbers"
+        is_alphabet = all(map(_AT_MOST_A_LETTER.fullmatch, _differences(_stems(names))))
+        return None if is_alphabet else f"names {numbers} are sorted as words: {first}"
     if _are_hashes(names):
         return f"names are like hashes, which tell no order, and sorted as words: {first}"
     if _doubts_without_pattern(names):
@@ -157,12 +158,21 @@ def _are_hashes(names: Sequence[_Name]) -> bool:
     return not all(end.isdigit() for end in ends) and values[-1] - values[0] > GAPS * len(values)
 
 
+def _differences(stems: Sequence[str]) -> list[str]:
+    """Return names without what they have in common at the start, and at the end but for letters of a word."""
+    start = len(common_start(stems))
+    rests = [stem[start:] for stem in stems]
+    end = len(_LETTERS.sub("", common_start([rest[::-1] for rest in rests])[::-1], count=1))
+    return [rest[: len(rest) - end] for rest in rests]
+
+
 def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
-    """Return True for names each of which has a pattern of its own, and whose numbers are not one counter."""
-    counts = [int(name.digits[0].partition(".")[0]) if name.digits else -1 for name in names]
-    several = len({name.texts for name in names}) == len(names) > 2
-    counter = counts == sorted(counts) and len({len(name.digits) for name in names}) == 1
-    return several and not counter and hexadecimal_ends(_stems(names)) is None
+    """Return True for names each of which has a pattern of its own, and none of whose numbers is a counter."""
+    if len({name.texts for name in names}) < len(names) or len(names) <= 2:
+        return False
+    columns = zip_longest(*(map(float, name.digits) for name in names), fillvalue=-1.0)
+    counter = any(all(0 <= one < two for one, two in pairwise(column)) for column in columns)
+    return not counter and hexadecimal_ends(_stems(names)) is None
 
 
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
