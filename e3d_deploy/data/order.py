@@ -30,6 +30,7 @@ HASH_DIGITS, GAPS = 6, 1000
 _LETTERS = re.compile(r"[^\W\d_]*")
 UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", "m", "km", "kb", "mb", "hz", "khz"})
 """Letters behind numbers that are units; names with several of them are out of order."""
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 _AT_MOST_A_LETTER = re.compile(r"[a-z]?")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 GAP = 1.5
@@ -85,11 +86,32 @@ def _by_pattern(names: Sequence[_Name]) -> Ordered:
         return _rolled_over(counted) or Ordered(_files(counted), _doubt_of_run(counted))
     valued = sorted(names, key=_by_values)
     if len({tuple(_values(name)) for name in names}) < len(names):
-        return Ordered(_files(counted), None)
-    if valued != counted:
-        first, second = _first_difference(valued, counted)
-        return Ordered(_files(valued), f"numbers with a point are read as decimals: {first} comes before {second}")
-    return Ordered(_files(valued), _doubt_of_run(valued))
+        return Ordered(_files(counted), _doubt_of_decimals(counted, _by_thousands(names)))
+    return Ordered(
+        _files(valued),
+        _doubt_of_decimals(valued, counted)
+        or _doubt_of_decimals(valued, _by_thousands(names))
+        or _doubt_of_run(valued),
+    )
+
+
+def _doubt_of_decimals(taken: Sequence[_Name], other: Sequence[_Name]) -> str | None:
+    if not other or taken == other:
+        return None
+    first, second = _first_difference(taken, other)
+    return f"numbers with a point are read as decimals: {first} comes before {second}"
+
+
+def _by_thousands(names: Sequence[_Name]) -> list[_Name]:
+    """Return names by numbers whose points are before thousands, as 999, 1.000; none if they are clearly decimals."""
+    numbers = [digits for name in names for digits in name.digits if "." in digits]
+    if not all(map(_THOUSANDS.fullmatch, numbers)):
+        return []
+    whole = {
+        name: [int(sign + digits.replace(".", "")) for sign, digits in zip(name.signs, name.digits, strict=True)]
+        for name in names
+    }
+    return sorted(names, key=lambda name: (whole[name], name.file.name))
 
 
 def _split(file: Path, stem: str) -> _Name:

@@ -5,7 +5,9 @@ A rule is used only where all names of a folder have what it reads, and its numb
 
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import pairwise
 
 _NO_LETTER = r"(?![^\W\d_])"
 _CLOCK = re.compile(rf"(?<!\d)(\d\d?)(?:([-.:_ ]?)(\d\d)(?:\2(\d\d)([.,]\d+)?)?)?[\W_]?([ap])\.?m{_NO_LETTER}")
@@ -27,6 +29,16 @@ _COMPACT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)((?:19|20)\d\d)(?=(?:\d{6})?(?
 """`31122023`, with or without a time behind it."""
 _SHORT_DATE = re.compile(r"(?<!\d)(?<!\d[-._ ])(\d\d)([-._ ])(\d\d)\2(\d\d)(?!\d|\2\d)")
 _YEAR_FIRST = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?=(?:\d{6})?(?!\d))")
+_COMPACT_SHORT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)(\d\d)(?!\d)")
+_TIME_WITH_ZONE = re.compile(
+    r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)t(\d\d)([-_.:]?)(\d\d)\6(\d\d)((?:[.,]\d+)?)"
+    r"([-+])(0\d|1[0-4])[-_.:]?(00|15|30|45)(?!\d)"
+)
+"""`2024-10-27T02-30-00+0200`."""
+_TIME_ALONE = re.compile(
+    r"\A((?:\D|(?<!\d)\d(?!\d))*)(?<!\d)([01]\d|2[0-3])([-.:_ h]?)([0-5]\d)(?:[-.:_ m]?([0-5]\d))?(?!\d)"
+)
+"""Time of day behind a text without a date."""
 _POWER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)e([-+]?)(\d\d?)(?![^\W_])")
 """Number with a power of ten: `1.5e-03`."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -36,6 +48,8 @@ _PLUS = re.compile(r"\+(?=\d)")
 DAYS, MONTHS = 31, 12
 MINUTE, HOUR, DAY, HOURS = 60, 3600, 86400, 24
 """Seconds of a minute, an hour and a day, and hours of a day."""
+PAUSE = 2 * HOUR
+"""Time without a frame (s) at least, for the frames of a day to be taken for those of a night."""
 
 _MONTH_DAY = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 _DAY_MONTH = r"(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])"
@@ -67,7 +81,7 @@ def sortable(stems: Sequence[str]) -> tuple[list[str], str | None]:
     """
     remarks: list[str] = []
     found = list(stems)
-    for rule in (_clock, _months, _dates, _powers, _commas, _signs):
+    for rule in (_zones, _clock, _midnight, _months, _dates, _powers, _commas, _signs):
         found, remark = rule(found)
         remarks += [remark] if remark else []
     return found, "; ".join(remarks) or None
@@ -88,6 +102,39 @@ def _all(pattern: re.Pattern[str], stems: Sequence[str]) -> list[re.Match[str]]:
 
 def _replaced(matches: Sequence[re.Match[str]], text: Callable[[re.Match[str]], str]) -> list[str]:
     return [match.string[: match.start()] + text(match) + match.string[match.end() :] for match in matches]
+
+
+def _zones(stems: list[str]) -> _Found:
+    """Rewrite times with different offsets from UTC as UTC."""
+    matches = _all(_TIME_WITH_ZONE, stems)
+    if len({match.group(10, 11, 12) for match in matches}) < 2:
+        return stems, None
+    try:
+        return _replaced(matches, _in_utc), None
+    except ValueError:  # no date, such as the 31st of June
+        return stems, None
+
+
+def _in_utc(match: re.Match[str]) -> str:
+    year, _, month, day, hour, _, minute, second, fraction, sign, *offset = match.groups()
+    moment = datetime.fromisoformat(f"{year}-{month}-{day}T{hour}:{minute}:{second}{sign}{':'.join(offset)}")
+    return f"{moment.astimezone(UTC):%Y-%m-%dt%H-%M-%S}{fraction}"
+
+
+def _midnight(stems: list[str]) -> _Found:
+    """Return a remark on times without a date that may run over midnight: early and late ones, and hours between."""
+    matches = _all(_TIME_ALONE, stems)
+    if len({match[1] for match in matches}) != 1:
+        return stems, None
+    times = sorted(
+        (int(match[2]) * HOUR + int(match[4]) * MINUTE + int(match[5] or 0), match[0].removeprefix(match[1]))
+        for match in matches
+    )
+    (first, earliest), (last, latest) = times[0], times[-1]
+    longest = max((two - one for (one, _), (two, _) in pairwise(times)), default=0)
+    if first >= HOUR or last < DAY - HOUR or longest <= max(DAY - last + first, PAUSE):
+        return stems, None
+    return stems, f"times without a date are taken as of one day: {earliest} comes before {latest}"
 
 
 def _clock(stems: list[str]) -> _Found:
@@ -147,11 +194,15 @@ def _dates(stems: list[str]) -> _Found:
 
 def _doubt_of_short_dates(stems: list[str]) -> str | None:
     """Return a remark on numbers that could be day, month and year, as the last hardly differs, though first by day."""
-    matches = _all(_SHORT_DATE, stems)
+    matches = _all(_SHORT_DATE, stems) or _all(_COMPACT_SHORT_DATE, stems)
     days, months, years = ([int(match[place]) for match in matches] for place in (1, 3, 4))
     if not matches or len(set(months)) * len(set(days)) == 1 or max(years) - min(years) > 1 or min(years) == 0:
         return None
     if not 1 <= min(days + months) <= max(days) <= DAYS or max(months) > MONTHS or len(set(months)) == 1:
+        return None
+    by_day, by_date = zip(days, months, years, strict=True), zip(years, months, days, strict=True)
+    places = range(len(stems))
+    if sorted(places, key=[*by_day].__getitem__) == sorted(places, key=[*by_date].__getitem__):
         return None
     return f"{matches[0][0]} and the like are not read as day, month and year"
 

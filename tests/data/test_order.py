@@ -63,6 +63,9 @@ def ordered(names: list[str]) -> list[str]:
         ["frame (1).png", "frame (2).png", "frame (10).png"],
         ["IMG_9998.JPG", "IMG_9999.jpg", "IMG_0001.JPG", "IMG_0002.jpg"],
         ["DSC09998.JPG", "DSC09999.JPG", "DSC00001.JPG"],
+        ["2024-10-27T02-30-00+0200.png", "2024-10-27T02-10-00+0100.png"],
+        ["x_20241103T013000.5-0400.png", "x_20241103T011000.5-0500.png"],
+        ["2024-10-27T12-00-00-0000.png", "2024-10-27T12-00-00-0001.png", "2024-10-27T12-00-01-0000.png"],
     ],
 )
 def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
@@ -87,6 +90,15 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         (["8.png", "f.png", "10.png"], "names follow no one pattern"),
         (["one.png", "two.png", "three.png"], "names without numbers are sorted as words: one.png is taken first"),
         (["before.png", "after.png"], "names without numbers"),
+        (
+            ["00-00.png", "23-58.png", "23-59.png"],
+            "times without a date are taken as of one day: 00-00 comes before 23-59",
+        ),
+        (["cam 000110.png", "cam 235900.png"], "of one day: 000110 comes before 235900"),
+        (["11.59 PM.png", "12.00 AM.png"], "of one day: 00:00:00 comes before 23:59:00"),
+        (["300124.png", "310124.png", "010224.png"], "300124 and the like are not read as day, month and year"),
+        (["998.png", "999.png", "1.000.png"], "numbers with a point are read as decimals: 1.000.png comes before 998"),
+        (["1.png", "2.png", "999.png", "1.000.png"], "read as decimals: 1.000.png comes before 2.png"),
         (
             ["first_v2.png", "second_v2.png", "third_v2.png"],
             "names whose numbers are alike are sorted as words: first_v2",
@@ -143,6 +155,12 @@ def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -
         ["09.05.00.png", "09.06.00.png", "10.01.00.png"],
         ["24.04.30.png", "24.05.01.png"],
         ["1.png", "2.png", "40.png"],
+        ["2024-05-01_00-00.png", "2024-05-01_23-59.png"],
+        [f"{hour:02}-30.png" for hour in range(24)],
+        ["240105.png", "240205.png", "240305.png"],
+        ["999.125.png", "1000.125.png"],
+        ["0.125.png", "1.png"],
+        ["1.125.png", "1.250.png"],
         ["a.png", "b.png", "c.png"],
         ["f_a.png", "f_b.png"],
         ["a_v2.png", "b_v2.png", "c_v2.png"],
