@@ -54,10 +54,10 @@ PAUSE = 2 * HOUR
 _MONTH_DAY = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 _DAY_MONTH = r"(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])"
 DATED = re.compile(
-    r"[-+]?(?:(?:19|20)\d\d(?:[0-3]\d\d)?|[1-9]\d{8,}|"
+    r"[-+]?(?:(?:19|20)\d\d(?:0[1-9]|1[0-2]|[0-3]\d\d)?|[1-9]\d{8,}|"
     rf"(?:(?:19|20)?\d\d{_MONTH_DAY}|{_DAY_MONTH}\d\d)(?:\d{{4}}|\d{{6}})?)"
 )
-"""Year, with the number of a day or not, time since 1970, or date, with a time or not."""
+"""Year, with a month, the number of a day or neither, time since 1970, or date, with a time or not."""
 MAY_BE_TIME = re.compile(
     rf"(?<!\d)(?:\d\d([-:._ ])\d\d\1\d\d|(?:0[1-9]|1\d|2[0-3])(?:[0-5]\d){{2}}|{_MONTH_DAY}(?=\D+\d))(?!\d)"
 )

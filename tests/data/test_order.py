@@ -172,6 +172,7 @@ def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -
         [f"{time:04}.png" for time in (*range(1230, 1260), *range(1300, 1360))],
         [f"2024{month:02}{day:02}.png" for month in (1, 2) for day in range(1, 32 - month)],
         [f"2401{day:02}.png" for day in range(1, 32)] + ["240201.png"],
+        [f"{year}{month:02}.png" for year in (2019, 2020) for month in range(1, 13)],
         [f"{minute}-{second:02}.png" for minute in range(3) for second in range(60)],
     ],
 )
