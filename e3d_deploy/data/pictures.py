@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data import png
+from e3d_deploy.data import png, tiff
 from e3d_deploy.data.fit import fit_shape, say_change
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.masks import GROUND_TRUTH, NO_MASKS, is_ground_truth
@@ -222,7 +222,7 @@ def _pages(image: Any, file: Path) -> list[int]:
     """Return the pages that are frames; smaller copies and masks in a TIFF are not, nor the previews in a JPEG.
 
     Raises:
-        ClipError: a stack of channels, or one in a single page.
+        ClipError: a stack of channels, or one in a single page; a TIFF that Pillow misreads.
     """
     pages = range(getattr(image, "n_frames", 1))
     if image.format == "PNG":
@@ -233,9 +233,17 @@ def _pages(image: Any, file: Path) -> list[int]:
     if (reason := why_no_clip(description, pages=len(pages), samples=samples)) is not None:
         raise ClipError(f"{file}: {reason}")
 
+    if tiff.is_cut(image.fp):
+        raise _unreadable(file, "the tags of a page are cut off")
+
     def is_frame(page: int) -> bool:
         image.seek(page)
-        return page == 0 or not image.tag_v2.get(SUBFILE, 0) & NO_PAGE
+        if page and image.tag_v2.get(SUBFILE, 0) & NO_PAGE:
+            return False
+        is_big_endian = image.tag_v2.prefix == b"MM"
+        if (reason := tiff.why_misread(image.tag_v2, image.mode, is_big_endian=is_big_endian)) is not None:
+            raise ClipError(f"{file}: {reason}")
+        return True
 
     return [page for page in pages if is_frame(page)]
 
