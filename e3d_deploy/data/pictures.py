@@ -35,6 +35,8 @@ STRETCHED = {"L;2": 85, "L;4": 17}
 """Factors from the gray values of a PNG to those of Pillow, by its names of the storage."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
 """Tags of a TIFF, the last of EXIF too."""
+TELLERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+"""Names in Pillow's `info` of what may tell the orientation."""
 TURNED = (5, 6, 7, 8)
 """Values of `ORIENTATION` that swap height and width."""
 DESCRIPTION, SAMPLES = 270, 277
@@ -352,6 +354,14 @@ def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path
                     "frame by itself", name, file.name, *shown, *first)  # fmt: skip
 
 
+def _will_turn(image: Any) -> bool:
+    """Return True if decoding swaps the height and width that Pillow tells by the header."""
+    if TELLERS.isdisjoint(image.info):  # else Pillow decodes a PNG to look for an orientation
+        return False
+    is_swapped = image.format == "TIFF" and ORIENTATION in image.tag_v2
+    return not is_swapped and image.getexif().get(ORIENTATION, 1) in TURNED
+
+
 def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path) -> None:
     """Log what will be done to pictures, by their headers; what cannot be read is told when it is decoded."""
     from PIL import Image
@@ -359,9 +369,7 @@ def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path)
     first: dict[Look, Path] = {}
     for file in files:
         with suppress(Exception), file.open("rb") as content, Image.open(content) as image:
-            # Without Exif in the header Pillow would decode a PNG to look for it.
-            turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) in TURNED
-            shown = image.size if turned else image.size[::-1]
+            shown = image.size if _will_turn(image) else image.size[::-1]
             first.setdefault((shown, image.mode), file)
     for look, file in first.items():
         _say_look(file, look, form, remarks, source)

@@ -85,6 +85,24 @@ def test_an_orientation_is_found_wherever_a_png_tells_it(tmp_path: Path, kind: s
     np.testing.assert_array_equal(read_picture(file, form())[..., 0], ramp())
 
 
+@pytest.mark.parametrize("name", ["1.jpg", "1.webp", "1.png", "1.tif", "both.tif"])
+def test_an_orientation_in_xmp_alone_is_no_other_size(tmp_path: Path, name: str) -> None:
+    text = '<x:xmpmeta tiff:Orientation="6"/>'
+    options: dict[str, Any] = {"xmp": text.encode()}
+    if name.endswith(".png"):
+        (told := PngInfo()).add_itxt("XML:com.adobe.xmp", text)
+        options = {"pnginfo": told}
+    elif name.endswith(".tif"):
+        options = {"tiffinfo": {700: text.encode()} | ({274: 6} if name == "both.tif" else {})}
+    Image.fromarray(ramp((48, 72))).save(tmp_path / name, **options)
+    assert load_picture(tmp_path / name).size == (48, 72)
+    remarks = Remarks(silent=True)
+    say_looks([tmp_path / name], form(), remarks, tmp_path)
+    read_picture(tmp_path / name, form(), remarks=remarks, source=tmp_path)
+    (text,) = remarks.texts
+    assert "72×48" in text
+
+
 def test_size_is_logged_after_turning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     exif = Image.Exif()
     exif[274] = 6
