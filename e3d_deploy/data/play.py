@@ -56,8 +56,8 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     pictures: Iterator[NDArray[np.uint8]]
     rate: float | None = None
     is_animated = path.is_file() and png.is_animated(path)
-    if is_animated and png.has_damage(path.read_bytes()):
-        raise ClipError(f"{path}: damaged, the checksum of a frame is wrong; copy or export it again")
+    if is_animated:
+        _check_animation(path)
     # FFmpeg, unlike Pillow, knows all ways in which a frame of an animated PNG is laid over those before.
     is_video = is_animated or not (path.is_dir() or path.suffix.lower() in PICTURES)
     if is_video:
@@ -71,6 +71,13 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     if not selection.takes_all and not (is_video and selection.resample is not None):
         pictures = select(pictures, selection.stride(rate, name=str(path)))
     return Video(pictures, selection.rate(rate), rest)
+
+
+def _check_animation(path: Path) -> None:
+    content = path.read_bytes()
+    damage = "damaged, the checksum of a frame is wrong" if png.has_damage(content) else png.why_cut(content)
+    if damage is not None:
+        raise ClipError(f"{path}: {damage}; copy or export it again")
 
 
 class UntilLost:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,8 +14,8 @@ PIXELS = (b"IDAT", b"fdAT")
 HEADER = 18
 """Bytes of the first chunk up to the depth and the kind of colours."""
 ONE_BIT_GRAY = b"\1\0"
-ANIMATION = b"acTL"
-"""Chunk before the pixels of a PNG that is animated."""
+ANIMATION, FRAME, END = b"acTL", b"fcTL", b"IEND"
+"""Chunks of an animated PNG: before its pixels, with the number of frames; before each frame; and the last one."""
 
 
 def has_damage(content: bytes) -> bool:
@@ -27,6 +28,21 @@ def has_damage(content: bytes) -> bool:
             return True
         place = end + 4
     return False
+
+
+def why_cut(content: bytes) -> str | None:
+    """Return what an animated PNG lacks, of which FFmpeg plays what is there; None if it is whole."""
+    found: Counter[bytes] = Counter()
+    told, place = 0, len(SIGNATURE)
+    while place + CHUNK.size <= len(content):
+        length, kind = CHUNK.unpack_from(content, place)
+        found[kind] += 1
+        if kind == ANIMATION:
+            told = int.from_bytes(content[place + CHUNK.size : place + CHUNK.size + 4], "big")
+        place += CHUNK.size + length + 4
+    if found[FRAME] < told:
+        return f"broke off after {found[FRAME]} of {told} frames"
+    return None if found[END] else "its end mark is missing"
 
 
 def is_animated(file: Path) -> bool:

@@ -4,6 +4,7 @@ import logging
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -488,6 +489,23 @@ def test_frames_of_an_animated_png_with_another_checksum_are_refused(tmp_path: P
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ClipError, match="the checksum of a frame is wrong"):
             play(tmp_path / name, form())
+
+
+@pytest.mark.parametrize(
+    ("cut", "reason"),
+    [
+        (lambda content: content[: [*re.finditer(b"fcTL", content)][1].start() - 4], "broke off after 1 of 3 frames"),
+        (lambda content: content[:-12], "its end mark is missing"),
+    ],
+)
+def test_an_animated_png_that_ends_between_its_parts_is_refused(
+    tmp_path: Path, cut: Callable[[bytes], bytes], reason: str
+) -> None:
+    pages = [Image.fromarray(np.roll(ramp((40, 60)), shift)) for shift in range(3)]
+    pages[0].save(tmp_path / "film.png", save_all=True, append_images=pages[1:])
+    (tmp_path / "film.png").write_bytes(cut((tmp_path / "film.png").read_bytes()))
+    with pytest.raises(ClipError, match=f"{reason}; copy or export it again"):
+        play(tmp_path / "film.png", form())
 
 
 def test_what_follows_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None:
