@@ -224,12 +224,14 @@ def _pages(image: Any, file: Path) -> list[int]:
     """Return the pages that are frames; smaller copies and masks in a TIFF are not, nor the previews in a JPEG.
 
     Raises:
-        ClipError: a stack of channels, or one in a single page; a TIFF that Pillow misreads.
+        ClipError: a stack of channels, or one in a single page; a TIFF or BMP that Pillow misreads.
     """
     pages = range(getattr(image, "n_frames", 1))
     if image.format == "PNG":
         return list(pages[image.default_image :])  # which players of the others do not show
     if image.format != "TIFF":
+        if image.format == "BMP":
+            _check_bmp(image, file)
         return list(pages) if image.format in ("WEBP", "GIF") else [0]
     description, samples = image.tag_v2.get(DESCRIPTION), image.tag_v2.get(SAMPLES, 1)
     if (reason := why_no_clip(description, pages=len(pages), samples=samples)) is not None:
@@ -248,6 +250,15 @@ def _pages(image: Any, file: Path) -> list[int]:
         return True
 
     return [page for page in pages if is_frame(page)]
+
+
+def _check_bmp(image: Any, file: Path) -> None:
+    """Refuse a BMP of black and white in more than one bit, whose pixels Pillow (13.0) takes for single bits."""
+    if image.mode == "1" and image.tile[0].codec_name == "raw":
+        image.fp.seek(14)  # begin of the second header, whose first kind has no palette of a size of its own
+        header = image.fp.read(16)
+        if header[0] > 12 and header[14] != 1:
+            raise ClipError(f"{file}: Pillow misreads its palette of black and white; save it as gray or as PNG")
 
 
 def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:

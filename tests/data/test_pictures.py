@@ -327,6 +327,21 @@ def test_a_transparent_value_of_few_bits_is_black(tmp_path: Path, bits: int) -> 
     assert read_picture(tmp_path / "1.png", form((1, 2))).ravel().tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_a_bmp_of_black_and_white_is_read_right_or_refused(tmp_path: Path, bits: int) -> None:
+    """Pillow takes the pixels for single bits, whatever the file tells."""
+    mask = ramp((8, 16)) % 2
+    rows = np.packbits((mask[..., None] >> np.arange(bits - 1, -1, -1) & 1).reshape(8, -1), axis=1)
+    stored = b"".join(row.tobytes() + bytes(-len(row) % 4) for row in rows[::-1])
+    head = struct.pack("<IiiHHIIiiII", 40, 16, 8, 1, bits, 0, len(stored), 0, 0, 2, 0) + bytes(4) + b"\xff\xff\xff\0"
+    (tmp_path / "1.bmp").write_bytes(struct.pack("<2sIII", b"BM", 62 + len(stored), 0, 62) + head + stored)
+    if bits > 1:
+        with pytest.raises(ClipError, match="misreads its palette of black and white; save it as gray or as PNG"):
+            load_picture(tmp_path / "1.bmp")
+    else:
+        np.testing.assert_array_equal(np.asarray(load_picture(tmp_path / "1.bmp")), mask * 255)
+
+
 def test_12_bits_are_scaled_by_the_depth_that_the_file_tells(tmp_path: Path) -> None:
     first, second = 4095, 2048
     packed = bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
