@@ -75,9 +75,10 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
 
 def _check_animation(path: Path) -> None:
     content = path.read_bytes()
-    damage = "damaged, the checksum of a frame is wrong" if png.has_damage(content) else png.why_cut(content)
-    if damage is not None:
-        raise ClipError(f"{path}: {damage}; copy or export it again")
+    if png.has_damage(content):
+        raise ClipError(f"{path}: damaged, the checksum of a frame is wrong; copy or export it again")
+    if (reason := png.why_misplayed(content)) is not None:
+        raise ClipError(f"{path}: {reason}")
 
 
 class UntilLost:

@@ -13,9 +13,11 @@ PIXELS = (b"IDAT", b"fdAT")
 """Chunks whose checksums Pillow passes over."""
 HEADER = 18
 """Bytes of the first chunk up to the depth and the kind of colours."""
-ONE_BIT_GRAY = b"\1\0"
+ONE_BIT_GRAY, FEW_BITS_GRAY = b"\1\0", (b"\2\0", b"\4\0")
 ANIMATION, FRAME, END = b"acTL", b"fcTL", b"IEND"
 """Chunks of an animated PNG: before its pixels, with the number of frames; before each frame; and the last one."""
+TRANSPARENT = b"tRNS"
+"""Chunk of a transparent colour."""
 
 
 def has_damage(content: bytes) -> bool:
@@ -30,8 +32,8 @@ def has_damage(content: bytes) -> bool:
     return False
 
 
-def why_cut(content: bytes) -> str | None:
-    """Return what an animated PNG lacks, of which FFmpeg plays what is there; None if it is whole."""
+def why_misplayed(content: bytes) -> str | None:
+    """Return why FFmpeg would play an animated PNG in part or otherwise, and what to do; None if it plays it right."""
     found: Counter[bytes] = Counter()
     told, place = 0, len(SIGNATURE)
     while place + CHUNK.size <= len(content):
@@ -41,8 +43,12 @@ def why_cut(content: bytes) -> str | None:
             told = int.from_bytes(content[place + CHUNK.size : place + CHUNK.size + 4], "big")
         place += CHUNK.size + length + 4
     if found[FRAME] < told:
-        return f"broke off after {found[FRAME]} of {told} frames"
-    return None if found[END] else "its end mark is missing"
+        return f"broke off after {found[FRAME]} of {told} frames; copy or export it again"
+    if not found[END]:
+        return "its end mark is missing; copy or export it again"
+    if found[TRANSPARENT] and content[len(SIGNATURE) + HEADER - 2 : len(SIGNATURE) + HEADER] in FEW_BITS_GRAY:
+        return "has a transparent gray value of 2 or 4 bits, which FFmpeg passes over; save it with 8 bits"
+    return None
 
 
 def is_animated(file: Path) -> bool:

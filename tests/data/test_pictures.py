@@ -523,6 +523,30 @@ def test_an_animated_png_that_ends_between_its_parts_is_refused(
         play(tmp_path / "film.png", form())
 
 
+@pytest.mark.parametrize(("bits", "clear"), [(2, True), (4, True), (4, False)])
+def test_an_animated_png_whose_transparent_gray_ffmpeg_shows_is_refused(tmp_path: Path, bits: int, clear: bool) -> None:
+    row = zlib.compress(bytes([0, 0]))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)),
+        (b"acTL", struct.pack(">II", 2, 0)),
+        (b"tRNS", struct.pack(">H", 2)) if clear else (b"tEXt", b"a\0b"),
+        (b"fcTL", struct.pack(">IIIIIHHBB", 0, 2, 1, 0, 0, 1, 10, 0, 0)),
+        (b"IDAT", row),
+        (b"fcTL", struct.pack(">IIIIIHHBB", 1, 2, 1, 0, 0, 1, 10, 0, 0)),
+        (b"fdAT", struct.pack(">I", 2) + row),
+        (b"IEND", b""),
+    ]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    (tmp_path / "film.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    if clear:
+        with pytest.raises(ClipError, match="transparent gray value of 2 or 4 bits, which FFmpeg passes over; save it"):
+            play(tmp_path / "film.png", form())
+    else:
+        assert len(list(play(tmp_path / "film.png", form()).pictures)) == 2
+
+
 def test_what_follows_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None:
     Image.fromarray(ramp()).save(tmp_path / "1.png")
     content = (tmp_path / "1.png").read_bytes()
