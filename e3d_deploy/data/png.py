@@ -13,7 +13,7 @@ PIXELS = (b"IDAT", b"fdAT")
 """Chunks whose checksums Pillow passes over."""
 HEADER = 18
 """Bytes of the first chunk up to the depth and the kind of colours."""
-ONE_BIT_GRAY, FEW_BITS_GRAY = b"\1\0", (b"\2\0", b"\4\0")
+GRAY, ONE_BIT_GRAY = 0, b"\1\0"
 ANIMATION, FRAME, END = b"acTL", b"fcTL", b"IEND"
 """Chunks of an animated PNG: before its pixels, with the number of frames; before each frame; and the last one."""
 TRANSPARENT = b"tRNS"
@@ -35,19 +35,25 @@ def has_damage(content: bytes) -> bool:
 def why_misplayed(content: bytes) -> str | None:
     """Return why FFmpeg would play an animated PNG in part or otherwise, and what to do; None if it plays it right."""
     found: Counter[bytes] = Counter()
-    told, place = 0, len(SIGNATURE)
+    told, is_shifted, place = 0, False, len(SIGNATURE)
     while place + CHUNK.size <= len(content):
         length, kind = CHUNK.unpack_from(content, place)
         found[kind] += 1
+        data = content[place + CHUNK.size : place + CHUNK.size + 16]
         if kind == ANIMATION:
-            told = int.from_bytes(content[place + CHUNK.size : place + CHUNK.size + 4], "big")
+            told = int.from_bytes(data[:4], "big")
+        elif kind == FRAME:
+            is_shifted = is_shifted or any(data[12:])  # its distance from the left
         place += CHUNK.size + length + 4
     if found[FRAME] < told:
         return f"broke off after {found[FRAME]} of {told} frames; copy or export it again"
     if not found[END]:
         return "its end mark is missing; copy or export it again"
-    if found[TRANSPARENT] and content[len(SIGNATURE) + HEADER - 2 : len(SIGNATURE) + HEADER] in FEW_BITS_GRAY:
-        return "has a transparent gray value of 2 or 4 bits, which FFmpeg passes over; save it with 8 bits"
+    bits, colours = content[len(SIGNATURE) + HEADER - 2 : len(SIGNATURE) + HEADER]
+    if bits < 8 and is_shifted:
+        return f"has {bits}-bit frames that do not begin at the left, which FFmpeg misplaces; save it with 8 bits"
+    if bits < 8 and colours == GRAY and found[TRANSPARENT]:
+        return f"has a transparent {bits}-bit gray, which FFmpeg passes over; save it with 8 bits"
     return None
 
 

@@ -523,28 +523,48 @@ def test_an_animated_png_that_ends_between_its_parts_is_refused(
         play(tmp_path / "film.png", form())
 
 
-@pytest.mark.parametrize(("bits", "clear"), [(2, True), (4, True), (4, False)])
-def test_an_animated_png_whose_transparent_gray_ffmpeg_shows_is_refused(tmp_path: Path, bits: int, clear: bool) -> None:
-    row = zlib.compress(bytes([0, 0]))
+@pytest.mark.parametrize(
+    ("bits", "colours", "clear", "left", "reason"),
+    [
+        (2, 0, b"\0\0", 0, "a transparent 2-bit gray, which FFmpeg passes over; save it with 8 bits"),
+        (4, 0, b"\0\0", 0, "a transparent 4-bit gray, which FFmpeg passes over"),
+        (2, 0, b"", 1, "2-bit frames that do not begin at the left, which FFmpeg misplaces; save it with 8 bits"),
+        (1, 3, b"\0", 1, "1-bit frames that do not begin at the left"),
+        (2, 0, b"", 0, None),
+        (4, 3, b"\0", 0, None),
+        (8, 3, b"\0", 1, None),
+        (8, 0, b"\0\0", 1, None),
+    ],
+)
+def test_an_animated_png_is_played_right_or_refused(
+    tmp_path: Path, bits: int, colours: int, clear: bytes, left: int, reason: str | None
+) -> None:
+    """Two white pixels, of which the second frame makes one black."""
+    white = (1 << bits) - 1
+    row = np.packbits(np.uint8([white, white])[:, None] >> np.arange(bits - 1, -1, -1) & 1).tobytes()
+    palette = bytes(3) + bytes([255] * 3 * white)
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, colours, 0, 0, 0)),
         (b"acTL", struct.pack(">II", 2, 0)),
-        (b"tRNS", struct.pack(">H", 2)) if clear else (b"tEXt", b"a\0b"),
+        *([(b"PLTE", palette)] if colours == 3 else []),
+        *([(b"tRNS", clear)] if clear else []),
         (b"fcTL", struct.pack(">IIIIIHHBB", 0, 2, 1, 0, 0, 1, 10, 0, 0)),
-        (b"IDAT", row),
-        (b"fcTL", struct.pack(">IIIIIHHBB", 1, 2, 1, 0, 0, 1, 10, 0, 0)),
-        (b"fdAT", struct.pack(">I", 2) + row),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"fcTL", struct.pack(">IIIIIHHBB", 1, 1, 1, left, 0, 1, 10, 0, 0)),
+        (b"fdAT", struct.pack(">I", 2) + zlib.compress(bytes(2))),
         (b"IEND", b""),
     ]
     parts = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     ]
     (tmp_path / "film.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    if clear:
-        with pytest.raises(ClipError, match="transparent gray value of 2 or 4 bits, which FFmpeg passes over; save it"):
-            play(tmp_path / "film.png", form())
-    else:
-        assert len(list(play(tmp_path / "film.png", form()).pictures)) == 2
+    if reason is not None:
+        with pytest.raises(ClipError, match=reason):
+            play(tmp_path / "film.png", form((1, 2)))
+        return
+    first, second = play(tmp_path / "film.png", form((1, 2))).pictures
+    assert first.ravel().tolist() == [255, 255]
+    assert second.ravel().tolist() == [0 if left == 0 else 255, 0 if left else 255]
 
 
 def test_what_follows_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None:
