@@ -73,7 +73,7 @@ def test_every_video_of_a_source_counts_in_the_median_interval(tmp_path: Path) -
     for split in ("train", "valid"):
         (tmp_path / split).mkdir()
     for number, rate in enumerate((25, 25, 5)):
-        write_video(tmp_path / "train" / f"{number}.mp4", gray_levels((16, 24), range(0, 200, 20)), rate=rate)
+        write_video(tmp_path / "train" / f"{number}.mp4", gray_levels((16, 24), range(number, 200, 20)), rate=rate)
     data = training_data([(str(tmp_path), 1.0)], Form(image_size=(16, 24), channels=1), length=4, seed=0)
     assert Window.of_rates(3, 1, data.rates).interval_ms == 40
 

@@ -3,8 +3,10 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from e3d_deploy.data.copies import copies_among
 from e3d_deploy.data.masks import NO_MASKS, masks_among
 from e3d_deploy.data.order import in_order
 from e3d_deploy.data.pictures import frames_of, is_frame, is_picture, not_read, unread_pictures
@@ -190,8 +192,8 @@ def keys_of(path: Path) -> set[Key]:
 
 
 def share_files(one: str, other: str) -> bool:
-    """Return True if two sources have a file in common, by whatever path or link."""
-    return not _identities(one).isdisjoint(_identities(other))
+    """Return True if two sources have a file in common, by whatever path or link, or one is a copy of the other."""
+    return not _identities(one).isdisjoint(_identities(other)) or bool(copies_among([Path(one), Path(other)]))
 
 
 def _identities(source: str) -> set[Key]:
@@ -206,7 +208,40 @@ def _identities(source: str) -> set[Key]:
     return found
 
 
-def each_once(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+@dataclass(frozen=True)
+class Apart:
+    """Clips without those that are there already."""
+
+    kept: list[Path]
+    links: list[Path]
+    copies: list[Path]
+
+
+def each_once(files: Iterable[Path]) -> Apart:
+    """Return the clips with a file or picture that is in no clip before them, and that are copies of none of these."""
+    kept, links = _without_links(files)
+    copies = copies_among(kept)
+    return Apart([path for path in kept if path not in copies], links, [*copies])
+
+
+def apart_from(files: Iterable[Path], known: Iterable[Path]) -> Apart:
+    """Return the clips that share no file or picture with those known, and are copies of none of these.
+
+    Args:
+        files: each once.
+    """
+    known, _ = _without_links(known)
+    seen = {key for path in known for key in keys_of(path)}
+    apart: list[Path] = []
+    links: list[Path] = []
+    for path in files:
+        (links if keys_of(path) & seen else apart).append(path)
+    first = copies_among([*known, *apart])
+    copies = [path for path in apart if path in first]
+    return Apart([path for path in apart if path not in first], links, copies)
+
+
+def _without_links(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """Return the clips with a file or picture that is in no clip before them, and those that are left out."""
     seen: set[Key] = set()
     kept: list[Path] = []
@@ -215,14 +250,4 @@ def each_once(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
         keys = keys_of(path)
         (left_out if keys <= seen else kept).append(path)
         seen |= keys
-    return kept, left_out
-
-
-def apart_from(files: Iterable[Path], known: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the clips that share no file or picture with those known, and those that are left out."""
-    seen = {key for path in known for key in keys_of(path)}
-    kept: list[Path] = []
-    left_out: list[Path] = []
-    for path in files:
-        (left_out if keys_of(path) & seen else kept).append(path)
     return kept, left_out

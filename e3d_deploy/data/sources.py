@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,9 +81,9 @@ def open_source(
     """The clips of a split.
 
     KTH is split by person. Folders and files named like splits are the splits, as `split_folders.py` finds them; what
-    is held out and is a link to a file of the training split is left out. Else three files or more are split by file,
-    three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format is whole in each
-    split: there the user names a file for each.
+    is held out and is a link to a file of the training split, or a copy of one, is left out. Else three files or more
+    are split by file, three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format
+    is whole in each split: there the user names a file for each.
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
@@ -389,18 +389,19 @@ def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tup
 
 
 def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, reader: Reader) -> list[Path]:
-    """Return the clips to hold out that share no file with those of training.
+    """Return the clips to hold out that share no file with those of training and are no copies of them.
 
     Raises:
         ClipError: there are none.
     """
-    files, shared = apart_from(files, trained)
-    if shared:
-        names = some([str(one) for one in shared])
-        reader.remark(f"{path}: left out of {split}, as links to what is trained on: {names}")
-    if not files:
-        raise ClipError(f"{path}: all clips to hold out are links to those of training; give others")
-    return files
+    apart = apart_from(files, trained)
+    if apart.links:
+        reader.remark(f"{path}: left out of {split}, as links to what is trained on: {_named(apart.links)}")
+    if apart.copies:
+        reader.remark(f"{path}: left out of {split}, as copies of what is trained on: {_named(apart.copies)}")
+    if not apart.kept:
+        raise ClipError(f"{path}: all clips to hold out are links to those of training, or copies; give others")
+    return apart.kept
 
 
 def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
@@ -419,11 +420,17 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
 
 
 def _once(path: Path, files: list[Path], reader: Reader) -> list[Path]:
-    """Return files without those that are links to others."""
-    kept, again = each_once(files)
-    if again:
-        reader.remark(f"{path}: left out, as links to other clips: {some([str(one) for one in again])}")
-    return kept
+    """Return files without those that are links to others, or copies of them."""
+    apart = each_once(files)
+    if apart.links:
+        reader.remark(f"{path}: left out, as links to other clips: {_named(apart.links)}")
+    if apart.copies:
+        reader.remark(f"{path}: left out, as copies of other clips: {_named(apart.copies)}")
+    return apart.kept
+
+
+def _named(clips: Iterable[Path]) -> str:
+    return some([str(clip) for clip in clips])
 
 
 def _divided(text: str, split: Split, clips: list[Clip], *, length: int) -> tuple[list[Clip], bool]:

@@ -1,6 +1,7 @@
-"""Splits by the names of folders and files, and by links."""
+"""Splits by the names of folders and files, and by links and copies."""
 
 import os
+import shutil
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3d_deploy.data.folders import find_clips
+from e3d_deploy.data.copies import copies_among
+from e3d_deploy.data.folders import find_clips, share_files
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.masks import masks_among
 from e3d_deploy.data.sources import Source, open_source
@@ -89,17 +91,18 @@ def test_validation_and_test_prefer_their_own(tmp_path: Path) -> None:
 def test_ucsd_pedestrians_are_read_as_published(tmp_path: Path) -> None:
     for ped in ("UCSDped1", "UCSDped2"):
         for number in range(2):
-            write_clip(tmp_path / ped / "Train" / f"Train00{number}" / "clip.npy", number)
-            write_clip(tmp_path / ped / "Test" / f"Test00{number}" / "clip.npy", 10 + number)
+            first = 20 * int(ped[-1])
+            write_clip(tmp_path / ped / "Train" / f"Train00{number}" / "clip.npy", first + number)
+            write_clip(tmp_path / ped / "Test" / f"Test00{number}" / "clip.npy", first + 10 + number)
         write_clip(tmp_path / ped / "Test" / "Test000_gt" / "clip.npy", 99)
     (tmp_path / "__MACOSX").mkdir()
     write_clip(tmp_path / "__MACOSX" / "clip.npy", 99)
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "a.csv").write_text("1")
     (tmp_path / "README.txt").write_text("about")
-    assert values(tmp_path, "train") == [0, 1, 0, 1]
+    assert values(tmp_path, "train") == [20, 21, 40, 41]
     test = opened(tmp_path, "test")
-    assert values(tmp_path, "test") == [10, 11, 10, 11]
+    assert values(tmp_path, "test") == [30, 31, 50, 51]
     assert any("ignored, as ground truth: Test000_gt" in remark for remark in test.remarks)
     assert any("ignored, as no clips: __MACOSX, labels, README.txt" in remark for remark in test.remarks)
     # One half alone is an ordinary folder of clips.
@@ -216,8 +219,8 @@ def test_several_folds_are_refused(tmp_path: Path, names: tuple[str, ...]) -> No
 
 def test_a_scene_in_several_resolutions_is_refused(tmp_path: Path) -> None:
     for number, scene in enumerate(("bear", "bike", "car")):
-        for size in ("480p", "Full-Resolution"):
-            write_clip(tmp_path / size / f"{scene}.npy", number)
+        for level, size in enumerate(("480p", "Full-Resolution")):
+            write_clip(tmp_path / size / f"{scene}.npy", 10 * level + number)
     with pytest.raises(ClipError, match=r"in several resolutions, 480p/bear.npy, Full-Resolution/bear.npy, which"):
         opened(tmp_path, "train")
     assert opened(tmp_path / "480p", "train").held_out
@@ -225,8 +228,8 @@ def test_a_scene_in_several_resolutions_is_refused(tmp_path: Path) -> None:
 
 def test_a_scene_in_several_sizes_is_refused(tmp_path: Path) -> None:
     for number, scene in enumerate(("bear", "bike", "car")):
-        for size in ("640x480", "320x240"):
-            write_clip(tmp_path / size / f"{scene}.npy", number)
+        for level, size in enumerate(("640x480", "320x240")):
+            write_clip(tmp_path / size / f"{scene}.npy", 10 * level + number)
     with pytest.raises(ClipError, match=r"in several resolutions, .*bear.npy, .*bear.npy, which"):
         opened(tmp_path, "train")
 
@@ -333,7 +336,7 @@ def test_clips_beside_folders_of_splits_are_named(tmp_path: Path) -> None:
     assert remarks[0] == f"{tmp_path}: passed over, as in no folder of a split: extra"
 
 
-# Links
+# Links and copies
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link])
@@ -357,6 +360,94 @@ def test_each_file_counts_once(tmp_path: Path) -> None:
     os.symlink("..", tmp_path / "clips" / "up")
     found = [values(tmp_path, split) for split in ("train", "valid", "test")]
     assert sorted(chain.from_iterable(found)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("again", ["{} - Copy", "copies/{}", "data (1)/{}"])
+def test_each_content_counts_once(tmp_path: Path, again: str) -> None:
+    for number in range(4):
+        clip = write_clip(tmp_path / f"{number}.npy", number)
+        copy = tmp_path / f"{again.format(number)}.npy"
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(clip, copy)
+    found = [values(tmp_path, split) for split in ("train", "valid", "test")]
+    assert sorted(chain.from_iterable(found)) == [0, 1, 2, 3]
+    first = tmp_path / f"{again.format(0)}.npy"
+    others = [tmp_path / f"{again.format(number)}.npy" for number in range(1, 4)]
+    said = f"{tmp_path}: left out, as copies of other clips: {', '.join(map(str, [first, *others]))}"
+    assert opened(tmp_path, "valid").remarks[0] == said
+
+
+def test_a_copy_does_not_leak_from_training(tmp_path: Path) -> None:
+    file = write_clip(tmp_path / "train" / "0.npy", 0)
+    write_clip(tmp_path / "val" / "1.npy", 1)
+    shutil.copy(file, tmp_path / "val" / "2.npy")
+    source = opened(tmp_path, "valid")
+    assert (values(tmp_path, "train"), values(tmp_path, "valid")) == ([0], [1])
+    assert source.remarks[0] == (
+        f"{tmp_path}: left out of valid, as copies of what is trained on: {tmp_path / 'val' / '2.npy'}"
+    )
+    (tmp_path / "val" / "1.npy").unlink()
+    with pytest.raises(ClipError, match="all clips to hold out are links to those of training, or copies; give others"):
+        opened(tmp_path, "valid")
+
+
+def test_a_copy_shares_its_file_with_the_original(tmp_path: Path) -> None:
+    file, other = write_clip(tmp_path / "0.npy", 0), write_clip(tmp_path / "1.npy", 1)
+    copy = shutil.copy(file, tmp_path / "copy.npy")
+    assert share_files(str(file), str(copy))
+    assert not share_files(str(file), str(other))
+
+
+def test_a_copied_folder_of_pictures_counts_once(tmp_path: Path) -> None:
+    for number in range(3):
+        write_pictures(tmp_path / str(number), 50 * number)
+    shutil.copytree(tmp_path / "1", tmp_path / "4")
+    for number in range(4):  # numbered in another way, and begun elsewhere
+        (tmp_path / "4" / f"{number}.png").rename(tmp_path / "4" / f"f{number + 8}.png")
+    write_pictures(tmp_path / "5", 0, count=3)  # a part of another one
+    found = [
+        int(clip[:1].max()) for split in ("train", "valid", "test") for clip in opened(tmp_path, split, length=3).clips
+    ]
+    assert sorted(found) == [0, 0, 50, 100]
+    assert (
+        f"{tmp_path}: left out, as copies of other clips: {tmp_path / '4'}"
+        in opened(tmp_path, "train", length=3).remarks
+    )
+
+
+def test_clips_of_different_sizes_are_not_read_to_find_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [tmp_path / f"{number}.mp4" for number in range(20)]
+    for number, clip in enumerate(clips):
+        clip.write_bytes(bytes(1 + number))
+    for name, sizes in (("a", (5, 6)), ("b", (5, 7)), ("c", (5, 6, 7))):
+        (tmp_path / name).mkdir()
+        clips.append(tmp_path / name)
+        for number, size in enumerate(sizes):
+            (tmp_path / name / f"{number}.png").write_bytes(bytes(size))
+    taken: list[Path] = []
+    open_ = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *args, **options: taken.append(path) or open_(path, *args, **options)
+    )
+    assert (copies_among(clips), taken) == ({}, [])
+    (tmp_path / "b" / "1.png").write_bytes(bytes(6))
+    assert copies_among(clips) == {tmp_path / "b": tmp_path / "a"}
+    assert {path.parent for path in taken} == {tmp_path / "a", tmp_path / "b"}
+
+
+def test_clips_of_one_size_are_read_in_a_few_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [tmp_path / f"{number}.npy" for number in range(4)]
+    for number, clip in enumerate(clips):
+        clip.write_bytes(bytes(500_000) + bytes([number]) + bytes(500_000))
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("read whole"))
+    assert copies_among(clips) == {}
+
+
+def test_files_that_cannot_be_compared_are_no_copies(tmp_path: Path) -> None:
+    clips = [tmp_path / f"{number}.mp4" for number in range(4)]
+    for clip in clips[:2]:
+        clip.touch()
+    assert copies_among(clips) == {}
 
 
 def write_pictures(folder: Path, level: int, *, count: int = 4) -> Path:
