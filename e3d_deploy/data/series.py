@@ -17,7 +17,9 @@ _WORD_OF_DATE = re.compile(
     rf"(?<![^\W\d_])(?:{MONTH}|(mon|tue|wed|thu|fri|sat|sun|am|pm)(?:day|sday|nesday|rsday|urday)?)(?![^\W\d_])"
 )
 """Month, day of the week, or half of a day, which counts like a number."""
-_NUMBERED = re.compile(r"(?<![^\W\d_])(?:cam|camera|view|sensor|channel|band|mask)[-_ ]?\d\d?(?!\d)")
+CAMERAS = ("cam", "camera", "view", "sensor", "channel", "band", "mask")
+"""Words whose number is a name."""
+NUMBERED = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(CAMERAS)})[-_ ]?\d\d?(?!\d)")
 """Word whose number is a name, as in cam0, if there is another number in the name of the file."""
 _TO_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _SERIES = frozenset({
@@ -129,7 +131,7 @@ def _named(stem: str) -> str:
         others = stem[: found.start()] + stem[found.end() :]
         return found[0].translate(_TO_LETTERS) if any(map(str.isdigit, others)) else found[0]
 
-    return _NUMBERED.sub(in_letters, stem)
+    return NUMBERED.sub(in_letters, stem)
 
 
 def _counters(members: Mapping[str, _Numbers]) -> Mapping[_Numbers, str]:

@@ -23,6 +23,7 @@ from e3d_deploy.data.split_folders import Folders, find_splits
 from e3d_deploy.data.split_names import LISTS, doubtful_names, is_list, resolutions
 from e3d_deploy.data.splits import Split, by_time, members_of
 from e3d_deploy.data.storage import Clip
+from e3d_deploy.data.views import recordings
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify, silent
 
@@ -82,8 +83,9 @@ def open_source(
 
     KTH is split by person. Folders and files named like splits are the splits, as `split_folders.py` finds them; what
     is held out and is a link to a file of the training split, or a copy of one, is left out. Else three files or more
-    are split by file, three clips or more by clip, fewer by time (`splits.py`). Moving MNIST in files of its own format
-    is whole in each split: there the user names a file for each.
+    are split by file, three clips or more by clip, fewer by time (`splits.py`), where files that are views of one
+    recording count as one. Moving MNIST in files of its own format is whole in each split: there the user names a file
+    for each.
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
@@ -274,7 +276,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
             f"give longer clips, or a shorter context or horizon{reader.selection.longer}"
         )
     if not held_out:
-        clips, held_out = _divided(text, split, clips, length=length)
+        clips, held_out = _divided(text, split, clips, length=length, are_views=found.are_views)
     return Source(
         name=text,
         kind="+".join(sorted({_kind(file) for file in files})),
@@ -301,6 +303,8 @@ class _Files:
     """Folders and files of the split, where their names say so."""
     is_in_doubt: bool = False
     """Names or lists tell of splits that are not used."""
+    are_views: bool = False
+    """Some are views of one recording, so that they are not divided by clip."""
 
 
 def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
@@ -321,7 +325,7 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
         files = _once(path, _clips_in(splits, "train", reader), reader)
         reader.remark(f"{path}: holds only {splits.of['train'][0].name}; a part of it is held out")
         folders = tuple(str(one) for one in splits.of["train"])
-        return _Files(*_members(path, files, split, reader), folders)
+        return replace(_members(path, files, split, reader), folders=folders)
     files = _once(path, _clips_in(splits, serving, reader), reader)
     if serving != "train" and splits.of.get("train"):
         files = _held_out(path, files, _clips_in(splits, "train", reader), split, reader)
@@ -353,7 +357,7 @@ def _unnamed(path: Path, reader: Reader, split: Split) -> _Files:
             f"{path}: divided by number, though some names are like those of splits, so nothing counts as held "
             f"out: {some(doubtful)}; name them train, val and test with the same words beside, or give one alone"
         )
-    return _Files(*_members(path, files, split, reader), is_in_doubt=bool(doubtful or lists))
+    return replace(_members(path, files, split, reader), is_in_doubt=bool(doubtful or lists))
 
 
 def _lists(path: Path) -> list[str]:
@@ -362,10 +366,10 @@ def _lists(path: Path) -> list[str]:
     return sorted(name for name in names if is_list(Path(name)))
 
 
-def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tuple[list[Path], bool]:
-    """Return the files of a split where no folder is named so, and whether the splits are apart.
+def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Files:
+    """Return the files of a split where no folder is named so.
 
-    Other clips beside more videos of KTH are passed over with a remark.
+    Views of one recording fall into one split. Other clips beside more videos of KTH are passed over with a remark.
 
     Raises:
         ClipError: videos of KTH without a person of the split, or with as many other clips or more.
@@ -381,11 +385,19 @@ def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> tup
         found = [file for file, person in zip(files, persons, strict=True) if person in PERSONS[split]]
         if not found:
             raise ClipError(no_person(path, split))
-        return found, True
-    if len(files) >= 3:
-        found, trained = ([files[number] for number in members_of(one, len(files))] for one in (split, "train"))
-        return found if split == "train" else _held_out(path, found, trained, split, reader), True
-    return files, False
+        return _Files(found, held_out=True)
+    groups = recordings(path, files)
+    are_views = len(groups) < len(files)
+    if are_views:
+        how = "by time" if len(groups) < 3 else f"by recording, of which there are {len(groups)}"
+        names = some([str(file.relative_to(path)) for file in max(groups, key=len)])
+        reader.remark(f"{path}: divided {how}, as names tell views of one: {names}")
+    if len(groups) < 3:
+        return _Files(files, held_out=False, are_views=are_views)
+    found, trained = (
+        [file for number in members_of(one, len(groups)) for file in groups[number]] for one in (split, "train")
+    )
+    return _Files(found if split == "train" else _held_out(path, found, trained, split, reader), held_out=True)
 
 
 def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, reader: Reader) -> list[Path]:
@@ -433,9 +445,9 @@ def _named(clips: Iterable[Path]) -> str:
     return some([str(clip) for clip in clips])
 
 
-def _divided(text: str, split: Split, clips: list[Clip], *, length: int) -> tuple[list[Clip], bool]:
-    """The clips of a split out of one or two files, and whether the splits are apart."""
-    if len(clips) >= 3:
+def _divided(text: str, split: Split, clips: list[Clip], *, length: int, are_views: bool) -> tuple[list[Clip], bool]:
+    """The clips of a split out of one or two files or recordings, and whether the splits are apart."""
+    if len(clips) >= 3 and not are_views:
         return [clips[number] for number in members_of(split, len(clips))], True
     if parts := by_time(split, clips, length=length):
         return parts, True

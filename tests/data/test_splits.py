@@ -17,6 +17,7 @@ from e3d_deploy.data.masks import masks_among
 from e3d_deploy.data.sources import Source, open_source
 from e3d_deploy.data.split_names import doubtful_names, is_list, paired_names
 from e3d_deploy.data.splits import members_of
+from e3d_deploy.data.views import recordings
 from e3d_deploy.errors import ClipError
 
 SIZE = (8, 8)
@@ -514,6 +515,88 @@ def test_other_files_kept_by_split_are_passed_over(tmp_path: Path) -> None:
         (tmp_path / f"{name}_vol" / "vol01.mat").touch()
     assert (values(tmp_path, "train"), values(tmp_path, "test")) == ([0], [1])
     assert f"{tmp_path}: ignored, as no clips: testing_vol, training_vol" in opened(tmp_path, "train").remarks
+
+
+# Views of one recording
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        ("{}/image_00/data/0.npy", "{}/image_01/data/0.npy", "{}/image_03/data/0.npy"),
+        ("drive_{}/image_2.npy", "drive_{}/image_3.npy"),
+        ("rgb/{}.npy", "flow_x/{}.npy", "flow_y/{}.npy"),
+        ("{}_rgb/frames.npy", "{}_depth/frames.npy"),
+        ("left/{}/0.npy", "right/{}/0.npy"),
+        ("scene_{}/cam0.npy", "scene_{}/cam1.npy"),
+        ("CAM_FRONT/{}.npy", "CAM_FRONT_LEFT/{}.npy"),
+        ("v{}_left.npy", "v{}_right.npy"),
+        ("v{}-L.npy", "v{}-R.npy"),
+        ("depth_{}.npy", "ir_{}.npy"),
+        ("v{}_cam1.npy", "v{}_cam2.npy"),
+        ("videos/v{}.npy", "frames/v{}.npy"),
+        ("GX01004{}.npy", "GX02004{}.npy"),
+        ("GOPR004{}.npy", "GP01004{}.npy", "GP02004{}.npy"),
+    ],
+)
+def test_views_of_a_recording_fall_into_one_split(tmp_path: Path, views: tuple[str, ...]) -> None:
+    for number in range(4):
+        for place, view in enumerate(views):
+            write_clip(tmp_path / view.format(number), 10 * number + place)
+    sources = [opened(tmp_path, split) for split in ("train", "valid", "test")]
+    numbers = [[int(clip[:1][0, 1, 0, 0]) // 10 for clip in source.clips] for source in sources]
+    assert sorted(chain.from_iterable(set(found) for found in numbers)) == [0, 1, 2, 3]
+    assert [len(found) for found in numbers] == [2 * len(views), len(views), len(views)]
+    assert all(source.held_out for source in sources)
+    said = f"{tmp_path}: divided by recording, of which there are 4, as names tell views of one: "
+    assert any(remark.startswith(said) for remark in sources[0].remarks)
+
+
+@pytest.mark.parametrize("other", ["v2.mp4", "V2.MKV", "v2", "frames/v2", "v2/rgb", "v2.npy"])
+def test_a_recording_in_several_formats_is_one(other: str) -> None:
+    clips = [Path("x", name) for name in ("v1.avi", "v2.avi", other)]
+    assert recordings(Path("x"), clips) == [clips[:1], clips[1:]]
+
+
+def test_fewer_than_three_recordings_are_divided_by_time(tmp_path: Path) -> None:
+    for number, name in enumerate(("left", "right", "depth")):
+        write_clip(tmp_path / f"{name}.npy", number, length=20)
+    sources = [opened(tmp_path, split, length=2) for split in ("train", "valid", "test")]
+    assert [[len(clip) for clip in source.clips] for source in sources] == [[16] * 3, [2] * 3, [2] * 3]
+    assert all(source.held_out for source in sources)
+    assert sources[1].remarks[0] == (
+        f"{tmp_path}: divided by time, as names tell views of one: depth.npy, left.npy, right.npy"
+    )
+    assert not opened(tmp_path, "valid", length=5).held_out  # too short to be divided
+
+
+def test_views_in_a_folder_to_train_on_alone_go_together(tmp_path: Path) -> None:
+    for number in range(3):
+        for place, side in enumerate(("left", "right")):
+            write_clip(tmp_path / "train" / side / f"{number}.npy", 10 * number + place)
+    found = [{value // 10 for value in values(tmp_path, split)} for split in ("train", "valid", "test")]
+    assert sorted(chain.from_iterable(found)) == [0, 1, 2]
+    assert opened(tmp_path, "valid").folders == (str(tmp_path / "train"),)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        tuple(f"v_ApplyEyeMakeup_g0{group}_c0{clip}.avi" for group in range(1, 4) for clip in range(1, 4)),
+        tuple(f"{kind}/v_{kind}_g01_c0{clip}.avi" for kind in ("Archery", "Bowling") for clip in range(1, 5)),
+        tuple(f"person{person:02}_{kind}_d{d}_uncomp.avi" for person in (1, 2) for kind in ("boxing", "walking")
+              for d in (1, 2, 3, 4)),
+        tuple(f"{kind}/person{person:02}_{kind}_d1" for kind in ("boxing", "walking") for person in range(1, 5)),
+        tuple(f"{kind}/{clip:02}.mp4" for kind in ("turn_left", "turn_right", "wave") for clip in range(3)),
+        tuple(f"image_{number:02}.mp4" for number in range(4, 20)),
+        ("video_1.mp4", "video_2.mp4", "clip_1.mp4", "clip_2.mp4"),
+        ("flower.mp4", "flow.er.mp4", "ir_on.mp4", "air.mp4", "aleft.mp4", "left_handed_1.mp4", "bandage1.mp4"),
+        ("GX010044.MP4", "GX010045.MP4", "GH010044.MP4", "GOPR0044.MP4"),
+        ("depth/a.mp4", "rgb/b.mp4", "left/c.mp4", "cam0/d.mp4"),
+    ],
+)  # fmt: skip
+def test_clips_of_several_recordings_are_no_views(names: tuple[str, ...]) -> None:
+    assert recordings(Path("x"), [Path("x", name) for name in names]) == [[Path("x", name)] for name in names]
 
 
 # Masks

@@ -1,0 +1,66 @@
+"""Clips that are views or parts of one recording, told by their names. Needs no PyTorch."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from e3d_deploy.data.folders import CLIPS
+from e3d_deploy.data.masks import GENERIC
+from e3d_deploy.data.series import CAMERAS, NUMBERED
+
+MODALITIES = ("rgb", "color", "colour", "gray", "grey", "depth", "flow", "ir", "nir", "infrared", "thermal", "normals")
+"""Words for the kind of pictures that a view has."""
+SIDES = ("left", "right", "front", "back", "rear")
+"""Words for the place of a view, at the end or the start of the name of a clip."""
+PLACES = ("top", "bottom", "side", "center", "centre", "middle")
+"""Words for the place of a view, as the whole name of a folder or clip."""
+_ANY = "|".join(sorted({*MODALITIES, *SIDES, *PLACES, *CAMERAS, *GENERIC}, key=len, reverse=True))
+_WHOLE = re.compile(rf"(?:(?:{_ANY})(?:[\W_]+|$))+|image[-_ ]?0?[0-3]")
+"""Name that is a view and nothing else; image_0 to image_3 are the cameras of KITTI."""
+_KINDS, _ENDS = "|".join(MODALITIES), "|".join((*MODALITIES, *SIDES))
+_KIND = re.compile(rf"[\W_]+(?:{_KINDS})$")
+_END = re.compile(rf"(?:[\W_]+(?:{_ENDS}|[lr]))+$|^(?:(?:{_ENDS})[\W_]+)+")
+_AXIS = re.compile(r"(?<![^\W\d_])flow[\W_]*[xyuv](?![^\W_])")
+"""Axis of a flow, which two clips hold."""
+_CHAPTER = re.compile(r"g([hxs])\d\d(\d{4})|g(?:opr|p\d\d)(\d{4})")
+"""Name of a chapter of GoPro: its number, and that of the recording."""
+
+
+def recordings(folder: Path, clips: Iterable[Path]) -> list[list[Path]]:
+    """Return the clips in a folder by recording.
+
+    Of one recording are clips whose paths are the same but for suffixes and words for views (`image_00`, `left`,
+    `rgb`, `flow_x`), and the chapters of GoPro.
+    """
+    found: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    for clip in clips:
+        found[_recording(clip.relative_to(folder).parts)].append(clip)
+    return list(found.values())
+
+
+def _recording(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parts of a path without what tells a view."""
+    if not parts:
+        return ()
+    *above, name = parts
+    stem = Path(name).stem if name.lower().endswith(CLIPS) else name
+    return tuple(part for part in (*map(_folder, above), _clip(stem)) if part)
+
+
+def _folder(name: str) -> str:
+    name = _without_cameras(name)
+    return "" if _WHOLE.fullmatch(name) else _KIND.sub("", name)
+
+
+def _clip(name: str) -> str:
+    name = _without_cameras(name)
+    if chapter := _CHAPTER.fullmatch(name):
+        return f"gopro {chapter[1] or ''}{chapter[2] or chapter[3]}"
+    return "" if _WHOLE.fullmatch(name) else _END.sub("", name)
+
+
+def _without_cameras(name: str) -> str:
+    """Return a name in lower case without numbered cameras and axes of flow."""
+    name = _AXIS.sub("flow", name.casefold())
+    return NUMBERED.sub("", name).strip("-_. ") if NUMBERED.search(name) else name
