@@ -7,7 +7,7 @@ from pathlib import Path
 
 from e3d_deploy.data.folders import Key, entries, has_clips, key_of, masks_in, may_hold_clips, some
 from e3d_deploy.data.order import in_order
-from e3d_deploy.data.split_names import Name, fold_of, paired_names, split_name
+from e3d_deploy.data.split_names import Name, fold_of, paired_names, split_name, unread_split
 from e3d_deploy.data.splits import Split
 from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import Notify
@@ -68,6 +68,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
         others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
         return _alone(folder, {entry: named[entry] for entry in alone if has_clips(entry)}, others)
     _check_unpaired(folder, named)
+    _check_unread(folder, [entry for entry in inside if entry not in named or named[entry].is_ordinary])
     below = {entry: _splits(entry, remark, seen) for entry in inside if entry.is_dir()}
     if not any(below.values()):
         return None
@@ -147,6 +148,23 @@ def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
         raise ClipError(
             f"{folder}: {some([entry.name for entry in first.values()])} begin like the names of splits, but do not go "
             "together; name them train, val and test, with the same words behind, or give one of them itself"
+        )
+
+
+def _check_unread(folder: Path, entries: Iterable[Path]) -> None:
+    """Check that no names tell of splits in words that are not read as such.
+
+    Raises:
+        ClipError: one may be to train on and one to hold out; dividing them at random would mix the two.
+    """
+    first: dict[bool, Path] = {}
+    for entry in entries:
+        if (split := unread_split(entry)) is not None and has_clips(entry):
+            first.setdefault(split == "train", entry)
+    if len(first) > 1:
+        raise ClipError(
+            f"{folder}: {some([entry.name for entry in first.values()])} are named like splits, in words that are not "
+            "read; name them train, val and test, or give one of them itself"
         )
 
 

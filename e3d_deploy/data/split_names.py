@@ -1,6 +1,7 @@
 """Names of folders and files that hold a split. Needs no PyTorch."""
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,21 @@ ABBREVIATED: dict[str, Split] = {"tr": "train", "va": "valid", "te": "test"}
 """Whole names of folders and files that hold a split where another one does too."""
 ORDINARY = frozenset({"evaluation"})
 """Names of splits that clips have too, so that they count only beside one to train on."""
+UNREAD: dict[str, Split] = {
+    "seen": "train", "unseen": "test",
+    "entrenamiento": "train", "validacion": "valid", "evaluacion": "valid", "prueba": "test", "pruebas": "test",
+    "treino": "train", "treinamento": "train", "validacao": "valid", "avaliacao": "valid", "teste": "test",
+    "testes": "test",
+    "addestramento": "train", "validazione": "valid", "convalida": "valid", "valutazione": "valid", "prova": "test",
+    "entrainement": "train", "apprentissage": "train", "evaluation": "valid",
+}  # fmt: skip
+"""English, Spanish, Portuguese, Italian and French words, without accents, that may name a split but are not read."""
+UNREAD_STARTS: dict[str, Split] = {
+    "обуч": "train", "трениров": "train", "валидац": "valid", "провер": "valid", "тест": "test",
+    "训练": "train", "訓練": "train", "学習": "train", "验证": "valid", "驗證": "valid", "検証": "valid",
+    "评估": "valid", "評価": "valid", "测试": "test", "測試": "test", "テスト": "test",
+}  # fmt: skip
+"""Starts of such words in Russian, Chinese and Japanese, which have endings or words such as `set` written behind."""
 SHORT = 3
 """Letters of a name of a split that many other words hold, such as `valley`."""
 SIDES = ("start", "end")
@@ -79,6 +95,18 @@ def split_name(path: Path) -> Name | None:
     place = places[-1]
     before, after = " ".join(words[:place]), " ".join(words[place + 1 :])
     return Name(SPLIT_NAMES[words[place]], before, after, is_numbered, words[place] in ORDINARY)
+
+
+def unread_split(path: Path) -> Split | None:
+    """Return the split that a folder or file may be named after in words that are not read as names of splits."""
+    decomposed = unicodedata.normalize("NFKD", _CAMEL.sub(" ", path.name)).casefold()
+    letters = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    for word in re.findall(r"[^\W\d_]+", letters):
+        if word in UNREAD:
+            return UNREAD[word]
+        if not word.isascii() and (start := next(filter(word.startswith, UNREAD_STARTS), None)) is not None:
+            return UNREAD_STARTS[start]
+    return None
 
 
 def paired_names(entries: Sequence[Path]) -> dict[Path, Name]:

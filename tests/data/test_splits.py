@@ -15,7 +15,7 @@ from e3d_deploy.data.folders import find_clips, share_files
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.masks import masks_among
 from e3d_deploy.data.sources import Source, open_source
-from e3d_deploy.data.split_names import doubtful_names, is_list, paired_names
+from e3d_deploy.data.split_names import doubtful_names, is_list, paired_names, unread_split
 from e3d_deploy.data.splits import members_of
 from e3d_deploy.data.views import recordings
 from e3d_deploy.errors import ClipError
@@ -150,6 +150,41 @@ def test_names_of_splits_that_do_not_go_together_are_refused(tmp_path: Path, nam
         opened(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [
+        ("seen", "unseen"),
+        ("seen_classes", "unseen_classes"),
+        ("entrenamiento", "prueba"),
+        ("Datos_Entrenamiento", "Datos_Validación"),
+        ("treino", "teste"),
+        ("treinamento", "validação"),
+        ("addestramento", "prova"),
+        ("entraînement", "évaluation"),
+        ("entrainement", "evaluation"),
+        ("обучающая_выборка", "тестовая_выборка"),
+        ("训练集", "测试集"),
+        ("訓練データ", "テスト"),
+        ("学習", "検証"),
+    ],
+)
+@pytest.mark.parametrize("clip", ["{}/0.npy", "{}.npy", "data/{}_1/0.npy"])
+def test_names_of_splits_that_are_not_read_are_refused(tmp_path: Path, train: str, held_out: str, clip: str) -> None:
+    for number, name in enumerate((train, held_out, "more")):
+        write_clip(tmp_path / clip.format(name), number)
+    with pytest.raises(ClipError, match="are named like splits, in words that are not read; name them train, val"):
+        opened(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "names", [("prueba", "walk", "run"), ("seen", "heard", "felt"), ("val_seen", "val_unseen"), ("overseen", "unseen")]
+)
+def test_such_words_without_a_counterpart_are_clips(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names):
+        write_clip(tmp_path / name / "0.npy", number, length=40)
+    assert opened(tmp_path, "train").clips
+
+
 def test_names_in_which_a_split_is_hidden_are_said(tmp_path: Path) -> None:
     for name in ("traina", "testa", "latest"):
         write_clip(tmp_path / name / "0.npy", 0)
@@ -250,6 +285,7 @@ def test_ordinary_names_cost_no_look_at_the_disk(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr(Path, "is_dir", lambda *_: pytest.fail("a look at the disk"))
         assert (paired_names(clips), doubtful_names(tmp_path, clips)) == ({}, [])
+        assert not any(map(unread_split, clips))
 
 
 def test_abbreviated_names_of_splits_count_together(tmp_path: Path) -> None:
