@@ -110,12 +110,13 @@ def open_source(
         raise ClipError("data: got an empty name, expected a file or folder; give one, such as . for this folder")
     path = Path(text)
     if not path.exists():
-        if (pair := _pair(text)) is not None:
-            reader.check_layout(text)
-            return _original(text, pair, reader, length=length)
-        raise ClipError(f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
-    if path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
-        source = _original(text, [path], reader, length=length)
+        if (pair := _pair(text)) is None:
+            raise ClipError(
+                f"{text}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips"
+            )
+        source = _original(text, pair, reader, split=split, length=length)
+    elif path.suffix.lower() == ".npz" and path.is_file() and is_original(path):
+        source = _original(text, [path], reader, split=split, length=length)
     elif path.suffix.lower() == ".npy" and path.is_file() and (clips := _test_seq(path, reader)):
         source = _published(text, clips, reader, split=split, length=length)
     elif path.is_dir() and is_kth(path):
@@ -197,13 +198,13 @@ def aging_windows(source: Source, ages: Sequence[int], *, least: int, horizon: i
     return np.array(places, np.int64), age
 
 
-def _original(text: str, paths: Sequence[Path], reader: Reader, *, length: int) -> Source:
+def _original(text: str, paths: Sequence[Path], reader: Reader, *, split: Split, length: int) -> Source:
     _check_takes_all(text, "moving-mnist-npz", reader)
     for path in paths:
         if not path.is_file():
             raise ClipError(f"{path}: no such file; of two files joined by a comma, each has to be there")
     clips = original_clips(paths, reader.form, scratch=reader.scratch, progress=reader.progress)
-    return _whole(text, "moving-mnist-npz", clips, length=length)
+    return _whole(text, "moving-mnist-npz", clips, reader, split=split, length=length)
 
 
 def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
@@ -219,16 +220,15 @@ def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
 
 
 def _published(text: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
-    """Return mnist_test_seq.npy, which is the same in each split."""
     _check_takes_all(text, "mnist_test_seq", reader)
-    if split == "valid":
-        reader.remark(f"{text}: is the same in each split; where it is trained on, give --valid-data another file")
-    found = _whole(text, "mnist_test_seq", clips, length=length)
+    found = _whole(text, "mnist_test_seq", clips, reader, split=split, length=length)
     return replace(found, layouts=tuple(reader.layouts))
 
 
-def _whole(text: str, kind: str, clips: Sequence[Clip], *, length: int) -> Source:
-    """A source that begins a window with each clip and is the same in each split."""
+def _whole(text: str, kind: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
+    """A source that begins a window with each clip and is the same in each split, which is said."""
+    if split != "train":
+        reader.remark(f"{text}: is the same in each split; where it is trained on, give --valid-data another file")
     shortest = min(len(clip) for clip in clips)
     if shortest < length:
         raise ClipError(

@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -104,6 +105,17 @@ def test_moving_mnist_in_a_file_is_whole_in_each_split(split: str) -> None:
     assert (source.kind, source.held_out, len(source.clips)) == ("moving-mnist-npz", False, 6)
     assert source.windows is not None
     assert source.windows.tolist() == [[number, 0] for number in range(6)]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("form", ["one", "two", "mnist_test_seq"])
+def test_files_that_are_the_same_in_each_split_say_so(form: str, split: str, tmp_path: Path) -> None:
+    shutil.copy(TINY, tmp_path / "second.npz")
+    np.save(tmp_path / "mnist_test_seq.npy", np.random.default_rng(0).integers(0, 256, (20, 7, 16, 16), np.uint8))
+    files = {"one": TINY, "two": f"{TINY},{tmp_path}/second.npz", "mnist_test_seq": tmp_path / "mnist_test_seq.npy"}
+    text = str(files[form])
+    said = f"{text}: is the same in each split; where it is trained on, give --valid-data another file"
+    assert (said in mnist(text, split=split).remarks) == (split != "train")
 
 
 def test_longer_clips_are_cut_to_their_first_frames() -> None:
