@@ -26,8 +26,18 @@ CHECKED = 1000
 """Frames behind those that are asked for that are decoded to see that the video is whole."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that keep the alpha of WebM, by the name of FFmpeg's own, which drop it."""
-EXPLODING = ("mjpeg",)
-"""Decoders that repair damage without marking the frame, and are told to stop at it."""
+OPTIONS = {"mjpeg": {"err_detect": "explode"}, "h264": {"strict": "strict"}}
+"""Options of decoders: to stop at damage that they would repair unmarked, and to wait for frames that come late.
+
+The latter concerns H.264 that does not tell by how much frames are reordered.
+"""
+COUNTED = {"av1": 0, "h264": 3, "hevc": 3, "mpeg2video": 3, "vvc": 3}
+"""Codecs whose decoders pass over frames without a word, and how many of them are not missed.
+
+Each of their packets holds a frame or a field. All but AV1 can tell a decoder to show frames later or never.
+"""
+BEGIN_WHOLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+"""Containers that begin with a key frame; others may hold a stream that was joined midway."""
 LOST_INTERVALS = 3
 """Longest intervals by which a video may end before its header says; frames, of AVI."""
 
@@ -199,6 +209,50 @@ def _told_seconds(container: Any, stream: Any) -> float | None:
         return container.duration / 1e6 if alone else None
 
 
+class Awaited:
+    """Packets of which no frame has come yet.
+
+    Not counted are those that an edit list hides, those before the first frame of a stream that was joined midway, and
+    those that follow a key frame but are shown before it: where a film is cut there, nothing can be made of them.
+    """
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        codec = stream.codec_context.codec.canonical_name
+        self.counts = codec in COUNTED and container.format.name != "avi"
+        self.slack = COUNTED.get(codec, 0)
+        self.may_begin_later = container.format.name not in BEGIN_WHOLE
+        self.packets = self.frames = 0
+        self.key: int | None = None
+        self.times: set[int] = set()
+
+    def sent(self, packet: Any) -> None:
+        """Note a packet that the decoder takes."""
+        if packet.is_keyframe:
+            self.may_begin_later |= self.packets == 0
+            self.key = packet.pts
+        if packet.is_discard:
+            return
+        self.packets += 1
+        if packet.pts is not None and (self.key is None or packet.pts >= self.key):
+            self.times.add(packet.pts)
+
+    def came(self, frame: "av.VideoFrame") -> None:
+        """Note a frame that has come."""
+        if frame.pts is None:
+            self.counts = False
+            return
+        if self.frames == 0 and self.may_begin_later:
+            self.times = {time for time in self.times if time >= frame.pts}
+        self.frames += 2 if frame.interlaced_frame else 1  # fields may be packets of their own
+        self.times.discard(frame.pts)
+
+    @property
+    def lost(self) -> int:
+        """Frames that have not come, both by their number and by their times; 0 if they are too few to tell."""
+        lost = min(self.packets - self.frames, len(self.times))
+        return lost if self.counts and lost > self.slack else 0
+
+
 def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator["av.VideoFrame"]:
     """Yield the good frames of a video up to its end.
 
@@ -208,19 +262,23 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
     """
     import av
 
-    number = 0
+    number, awaited = 0, Awaited(container, stream)
     try:
-        for frame in _whole_frames(path, container, stream):
+        for frame in _whole_frames(path, container, stream, awaited):
             times.add(frame.pts)
             yield frame
             number += 1
         reason = missing_end(path) or times.missing(container, stream)
     except (av.FFmpegError, _Damage) as error:
         reason = missing_end(path) or (error.strerror if isinstance(error, av.FFmpegError) else str(error))
-    if reason is None:
+    lost = awaited.lost if reason is None else 0
+    if reason is None and not lost:
         return
     if number == 0:
-        raise unreadable(path, reason)
+        raise unreadable(path, reason or "none of its frames can be decoded")
+    if lost:
+        raise SourceLost(f"{path}: gives {number} of {number + lost} frames, the others are damaged or lack frames "
+                         "that they are made from; copy or export it again")  # fmt: skip
     told_s = _told_seconds(container, stream)
     about = round(told_s * rate) if told_s and (rate := _rate(stream)) else 0
     total = f" of {stream.frames}" if stream.frames else f" of about {about}" if about > number else ""
@@ -231,7 +289,7 @@ class _Damage(Exception):
     """Damage that a decoder or reader marked and went on."""
 
 
-def _whole_frames(path: Path, container: Any, stream: Any) -> Iterator["av.VideoFrame"]:
+def _whole_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> Iterator["av.VideoFrame"]:
     """Yield frames until a packet or frame is marked as damaged.
 
     Raises:
@@ -244,9 +302,12 @@ def _whole_frames(path: Path, container: Any, stream: Any) -> Iterator["av.Video
             break
         if packet.size and packet.pos is not None:
             count, end, last = count + 1, packet.pos + packet.size, max(last, (packet.dts or 0) + 1)
+        if packet.size:
+            awaited.sent(packet)
         for frame in decode(packet):
             if frame.is_corrupt:
                 raise _Damage("a damaged frame")
+            awaited.came(frame)
             yield frame
     else:
         # Two readers pass over frames without a word: that of Y4M over a last one that is cut, that of AVI over
@@ -277,8 +338,8 @@ def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
     else:
         decoder = stream
         stream.thread_type = "AUTO"
-        if name in EXPLODING:
-            stream.codec_context.options = {"err_detect": "explode"}
+        if name in OPTIONS:
+            stream.codec_context.options = OPTIONS[name]
     decode: Callable[[Any], list[av.VideoFrame]] = decoder.decode
     return decode
 

@@ -1,7 +1,7 @@
 """Videos are read as players show them, and damaged ones end with an error."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -471,6 +471,126 @@ def test_checksums_are_compared_only_where_all_frames_are_read(
     assert len(read_clips(tmp_path / name, form(), most=2).clips[0]) == 2
     with pytest.raises(SourceLost, match="checksum"):
         read_clips(tmp_path / name, form())
+
+
+def copied(source: Path, target: Path, kept: Callable[[int, av.Packet], bytes | None]) -> Path:
+    """A copy without coding, of the packets that are kept, with other bytes."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = (packet for packet in old.demux(video=0) if packet.size)
+        for number, packet in enumerate(packets):
+            if (content := kept(number, packet)) is not None:
+                changed = av.Packet(content)
+                changed.pts, changed.dts, changed.time_base = packet.pts, packet.dts, packet.time_base
+                changed.is_keyframe, changed.stream = packet.is_keyframe, stream
+                new.mux(changed)
+    return target
+
+
+LOW_DELAY = {"x265-params": "bframes=0:keyint=10:min-keyint=10:scenecut=0:log-level=none"}
+GROUPS = {"x264-params": "bframes=0:keyint=10:min-keyint=10:scenecut=0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "settings", "told"),
+    [
+        ("hevc.mp4", 12, {"codec": "libx265", "codec_options": LOW_DELAY}, "22 of 29"),
+        ("hevc.mkv", 10, {"codec": "libx265", "codec_options": LOW_DELAY}, "20 of 29"),
+        ("first.mp4", 0, {"codec_options": GROUPS}, "20 of 29"),
+        ("first.mkv", 0, {"codec_options": GROUPS}, "20 of 29"),
+        ("key.mp4", 10, {"codec_options": GROUPS}, "21 of 29"),
+    ],
+)
+def test_frames_that_lack_those_that_they_are_made_from_are_missed(
+    tmp_path: Path, name: str, lost: int, settings: dict[str, Any], told: str
+) -> None:
+    """A recording of a camera that lost a packet on its way."""
+    whole = write(tmp_path / f"whole_{name}", moving(COUNT, (64, 96)), **settings)
+    path = copied(whole, tmp_path / name, lambda number, packet: None if number == lost else bytes(packet))
+    with pytest.raises(SourceLost, match=rf"gives {told} frames, the others are damaged or lack frames"):
+        frames_of(path)
+    with pytest.raises(SourceLost, match=told):
+        read_clips(path, form(), most=2)
+
+
+@pytest.fixture(scope="module")
+def av1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("av1") / "film.mp4"
+    options = {"preset": "12", "crf": "20"}
+    return write(
+        path, moving(COUNT, (64, 96)), codec="libsvtav1", codec_options=options, container={"movflags": "faststart"}
+    )
+
+
+@pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 0.95, 1])
+def test_zeros_in_av1_are_an_error(tmp_path: Path, av1: Path, share: float) -> None:
+    """Its decoder passes over them as parts of a kind that it does not know."""
+    content = av1.read_bytes()
+    kept = len(content) if share == 1 else content.index(b"mdat") + int(share * (len(content) - content.index(b"mdat")))
+    (tmp_path / "film.mp4").write_bytes(content[:kept].ljust(len(content), b"\0"))
+    if share == 1:
+        assert len(frames_of(tmp_path / "film.mp4")) == COUNT
+    else:
+        with pytest.raises(SourceLost, match=rf"gives \d+ of {COUNT} frames|broke off after \d+ of {COUNT} frames"):
+            frames_of(tmp_path / "film.mp4")
+
+
+def test_one_frame_of_av1_that_is_lost_is_an_error(tmp_path: Path, av1: Path) -> None:
+    with av.open(str(av1)) as container:
+        packet = bytes(next(islice(container.demux(video=0), 12, None)))
+    (tmp_path / "film.mp4").write_bytes(av1.read_bytes().replace(packet, bytes(len(packet)), 1))
+    with pytest.raises(SourceLost, match=rf"gives {COUNT - 1} of {COUNT} frames"):
+        frames_of(tmp_path / "film.mp4")
+
+
+PYRAMID = {"x264-params": "keyint=12:open-gop=1:bframes=5:b-adapt=0:b-pyramid=normal:scenecut=0"}
+UNLIKE: dict[str, dict[str, Any]] = {
+    "pyramid.mp4": {"codec_options": PYRAMID},
+    "pyramid.ts": {"codec_options": PYRAMID},
+    "pyramid.mkv": {"codec_options": PYRAMID},
+    "refreshed.mp4": {"codec_options": {"x264-params": "intra-refresh=1:keyint=15"}},
+    "fields.mp4": {"codec_options": {"x264-params": "interlaced=1:bframes=2"}},
+    "fields.ts": {"codec_options": {"x264-params": "interlaced=1:bframes=2"}},
+    "open.mkv": {"codec": "libx265", "codec_options": {"x265-params": "keyint=12:open-gop=1:log-level=none"}},
+    "open.mov": {"codec": "libx265", "codec_options": {"x265-params": "keyint=12:open-gop=1:log-level=none"}},
+    "fields.mov": {"codec": "libx265", "codec_options": {"x265-params": "interlace=tff:log-level=none"}},
+    "layers.mkv": {"codec": "libsvtav1", "codec_options": {"preset": "12", "svtav1-params": "hierarchical-levels=4"}},
+    "fragments.mp4": {"codec": "libsvtav1", "codec_options": {"preset": "12"}, "container": {"movflags": "empty_moov"}},
+    "hidden.webm": {"codec": "libvpx", "codec_options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "hidden.mp4": {"codec": "libvpx-vp9", "codec_options": {"auto-alt-ref": "1", "lag-in-frames": "16"}},
+    "part2.mkv": {"codec": "mpeg2video", "max_b_frames": 2},
+    "part2.mov": {"codec": "mpeg2video", "max_b_frames": 2},
+    "part4.avi": {"codec": "mpeg4", "max_b_frames": 2},
+    "part4.mp4": {"codec": "mpeg4", "max_b_frames": 2},
+}
+"""Videos whose packets are not in the order of their frames, or whose frames are not all shown."""
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_no_frame_of_a_whole_video_is_missed(tmp_path: Path, name: str) -> None:
+    assert len(frames_of(write(tmp_path / name, moving(COUNT, (64, 96)), **UNLIKE[name]))) == COUNT
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv", ".mov"])
+def test_a_cut_at_an_open_group_is_no_damage(tmp_path: Path, suffix: str) -> None:
+    """Frames that follow the first key frame, but are shown before it, cannot be decoded; no player shows them."""
+    options = {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:b-adapt=0:scenecut=0:log-level=none"}
+    whole = write(tmp_path / "whole.mp4", moving(COUNT, (64, 96)), codec="libx265", codec_options=options)
+    keys = []
+
+    def kept(number: int, packet: av.Packet) -> bytes | None:
+        keys.extend([number] if packet.is_keyframe else [])
+        return bytes(packet) if len(keys) > 1 else None
+
+    path = copied(whole, tmp_path / f"cut{suffix}", kept)
+    assert COUNT - keys[1] - 5 < len(frames_of(path)) < COUNT - keys[1]
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_a_stream_that_was_joined_midway_is_no_damage(tmp_path: Path, codec: str) -> None:
+    whole = write(tmp_path / "whole.ts", moving(COUNT, (64, 96)), codec=codec)
+    path = copied(whole, tmp_path / "joined.ts", lambda number, packet: bytes(packet) if number > 4 else None)
+    assert 17 <= len(frames_of(path)) <= COUNT - 5
 
 
 def test_frames_before_an_edit_list_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
