@@ -38,6 +38,8 @@ Each of their packets holds a frame or a field. All but AV1 can tell a decoder t
 """
 BEGIN_WHOLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that begin with a key frame; others may hold a stream that was joined midway."""
+PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+"""Begins of texts that name videos: of HLS, and of FFmpeg's own kind."""
 LOST_INTERVALS = 3
 """Longest intervals by which a video may end before its header says; frames, of AVI."""
 
@@ -62,9 +64,11 @@ def play_video(
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
-        container = av.open(source_of(path))
-    except av.FFmpegError as error:
-        raise unreadable(path, error.strerror) from error
+        source = source_of(path)
+        # No protocol is allowed: playlists and the like cannot open other files or addresses.
+        container = av.open(Single(path) if isinstance(source, str) else source, options={"protocol_whitelist": "none"})
+    except (OSError, av.FFmpegError) as error:
+        raise unreadable(path, _kind(path) or error.strerror) from error
     # FFmpeg shows any text as a film of a terminal ("tty").
     stream = None if container.format.name == "tty" else _shown_stream(path.name, container, remarks)
     if stream is None:
@@ -97,6 +101,30 @@ def play_video(
                     times.say(path.name, stream.time_base, remarks)
 
     return pictures(), None if interval is None else float(1 / interval), decoded
+
+
+class Single:
+    """A file that FFmpeg reads through Python, and so opens no file itself. It is closed with the last reference."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)  # the reader of some formats is chosen by it
+        self.file = path.open("rb", buffering=0)
+        self.read, self.seek, self.tell, self.seekable = (
+            self.file.read, self.file.seek, self.file.tell, self.file.seekable
+        )  # fmt: skip
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+def _kind(path: Path) -> str | None:
+    """Return the kind of a file that FFmpeg cannot open, if its error says nothing of it."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        begin = file.read(16)
+    return "a list of other files, which are not opened" if begin.startswith(PLAYLISTS) else None if begin else "empty"
 
 
 def _shown_stream(name: str, container: Any, remarks: Remarks) -> Any:
@@ -269,8 +297,8 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
             yield frame
             number += 1
         reason = missing_end(path) or times.missing(container, stream)
-    except (av.FFmpegError, _Damage) as error:
-        reason = missing_end(path) or (error.strerror if isinstance(error, av.FFmpegError) else str(error))
+    except (OSError, av.FFmpegError, _Damage) as error:
+        reason = missing_end(path) or (str(error) if isinstance(error, _Damage) else error.strerror)
     lost = awaited.lost if reason is None else 0
     if reason is None and not lost:
         return

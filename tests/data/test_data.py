@@ -511,8 +511,8 @@ def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatc
     """Its first frames were good, unlike those of one that cannot be read at all."""
 
     class Breaking:
-        def __init__(self, path: str) -> None:
-            self.whole = av_open(path)
+        def __init__(self, file: object, **options: Any) -> None:
+            self.whole = av_open(file, **options)
             self.streams, self.format = self.whole.streams, self.whole.format
 
         def demux(self, stream: object) -> Iterator[av.Packet]:

@@ -1,10 +1,14 @@
 """Videos are read as players show them, and damaged ones end with an error."""
 
+import gc
 import logging
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import av
@@ -19,6 +23,7 @@ from e3d_deploy.data.container_end import missing_end
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.rate import Selection, places, select_by_time
 from e3d_deploy.data.readers import Reader
+from e3d_deploy.data.videos import Single
 from e3d_deploy.errors import ClipError, SourceLost
 from e3d_deploy.progress import silent
 
@@ -388,6 +393,75 @@ def test_the_reason_is_told_once(tmp_path: Path, good: dict[str, bytes]) -> None
     with pytest.raises(ClipError) as caught:
         frames_of(tmp_path / "cut.mp4")
     assert str(caught.value).count("it has") == 1
+
+
+# Files that name others
+
+
+@pytest.fixture
+def visitors() -> Iterator[tuple[str, list[Any]]]:
+    """A server's address, and who has come to it; it hangs up at once."""
+    came: list[Any] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    visitor, address = server.accept()
+                    came.append(address)
+                    visitor.close()
+
+        Thread(target=hang_up, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}", came
+        server.shutdown(socket.SHUT_RDWR)
+
+
+PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAYLIST.format("http://{0}/1.ts"),
+        PLAYLIST.format("tcp://{0}"),
+        "ffconcat version 1.0\nfile http://{0}/1.ts\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 33\n",
+    ],
+)
+def test_no_address_in_a_file_is_contacted(tmp_path: Path, visitors: tuple[str, list[Any]], text: str) -> None:
+    address, came = visitors
+    (tmp_path / "live.m3u8").write_text(text.format(address))
+    with pytest.raises(ClipError, match=r"not a video that can be read|holds no video"):
+        frames_of(tmp_path / "live.m3u8")
+    assert came == []
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.ts"])
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile plain.ts\n", PLAYLIST.format("plain.ts")])
+def test_a_list_of_videos_is_no_video(tmp_path: Path, good: dict[str, bytes], name: str, text: str) -> None:
+    (tmp_path / "plain.ts").write_bytes(good["plain.ts"])
+    (tmp_path / name).write_text(text)
+    with pytest.raises(
+        ClipError, match=r"not a video that can be read \(a list of other files, which are not opened\)"
+    ):
+        frames_of(tmp_path / name)
+
+
+def test_an_empty_file_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").touch()
+    with pytest.raises(ClipError, match=r"not a video that can be read \(empty\)"):
+        play(tmp_path / "film.mp4", form())
+
+
+def test_a_video_that_is_not_played_is_closed(tmp_path: Path, good: dict[str, bytes]) -> None:
+    path = tmp_path / "plain.ts"
+    path.write_bytes(good["plain.ts"])
+    opened = Single(path)
+    film = av.open(opened)
+    file = opened.file
+    del opened, film
+    gc.collect()
+    assert file.closed
 
 
 def two_streams(path: Path, sizes: Sequence[tuple[int, int]], dispositions: Sequence[Any]) -> Path:
