@@ -361,7 +361,8 @@ def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
     import av
 
     name = stream.codec_context.name
-    if stream.metadata.get("alpha_mode") == "1" and name in ALPHA_DECODERS:
+    tags = {tag.lower(): value for tag, value in stream.metadata.items()}  # ALPHA_MODE, if the writer was told so
+    if tags.get("alpha_mode") == "1" and name in ALPHA_DECODERS:
         decoder: Any = av.CodecContext.create(ALPHA_DECODERS[name], "r")
     else:
         decoder = stream

@@ -64,10 +64,10 @@ def write(
     """A video of gray pictures [H, W], or of RGBA pictures [H, W, 4], at 25 frames per second or at times of its own.
 
     Args:
-        options: `turn` is (degrees, hflip, vflip), `container` are options of the container; the rest are attributes
-            of the codec.
+        options: `turn` is (degrees, hflip, vflip), `container` are options of the container, `tags` those of the
+            stream; the rest are attributes of the codec.
     """
-    container_options, turn = options.pop("container", {}), options.pop("turn", None)
+    container_options, turn, tags = options.pop("container", {}), options.pop("turn", None), options.pop("tags", {})
     defaults = {
         "libx264": {"crf": "1"},
         "libvpx": {"auto-alt-ref": "0"},
@@ -77,6 +77,7 @@ def write(
         stream = container.add_stream(codec, rate=1000 if times_ms else 25, options=codec_options or defaults)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt, stream.codec_context.gop_size = pixels, gop
+        stream.metadata.update(tags)
         for name, value in options.items():
             setattr(stream.codec_context, name, value)
         if turn is not None:
@@ -170,6 +171,16 @@ def test_transparent_pixels_of_videos_are_shown_over_black(
     assert found[:, :, :14].max() <= CODED
     assert np.abs(found[:, :, 18:] - 200).max() <= CODED
     assert messages(caplog).count("transparent pixels, which are shown over black") == 1
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_alpha_is_known_by_a_tag_in_capitals(tmp_path: Path, codec: str) -> None:
+    """FFmpeg's usual `-metadata:s:v:0 alpha_mode=1` writes one, which hides that of the header."""
+    tags = {"alpha_mode": "1"}
+    path = write(tmp_path / "film.webm", [TRANSPARENT] * 2, codec=codec, pixels="yuva420p", tags=tags)
+    with av.open(str(path)) as container:
+        assert "ALPHA_MODE" in container.streams.video[0].metadata
+    assert frames_of(path)[:, :, :14].max() <= CODED
 
 
 def test_transparent_pixels_of_a_gif_are_shown_over_black(tmp_path: Path) -> None:
