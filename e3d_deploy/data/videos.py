@@ -38,6 +38,8 @@ Each of their packets holds a frame or a field. All but AV1 can tell a decoder t
 """
 BEGIN_WHOLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 """Containers that begin with a key frame; others may hold a stream that was joined midway."""
+AVIF = ("avif", "avis")
+"""Kinds of MP4 that are pictures, whose transparency and tiles are streams of their own."""
 PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 """Begins of texts that name videos: of HLS, and of FFmpeg's own kind."""
 LOST_INTERVALS = 3
@@ -70,7 +72,7 @@ def play_video(
     except (OSError, av.FFmpegError) as error:
         raise unreadable(path, _kind(path) or error.strerror) from error
     # FFmpeg shows any text as a film of a terminal ("tty").
-    stream = None if container.format.name == "tty" else _shown_stream(path.name, container, remarks)
+    stream = None if container.format.name == "tty" else _shown_stream(path, container, remarks)
     if stream is None:
         container.close()
         end = missing_end(path)
@@ -127,14 +129,21 @@ def _kind(path: Path) -> str | None:
     return "a list of other files, which are not opened" if begin.startswith(PLAYLISTS) else None if begin else "empty"
 
 
-def _shown_stream(name: str, container: Any, remarks: Remarks) -> Any:
-    """Return the video stream that players show, and log if there are several; None if there is only a cover."""
+def _shown_stream(path: Path, container: Any, remarks: Remarks) -> Any:
+    """Return the video stream that players show, and log if there are several; None if there is only a cover.
+
+    Raises:
+        ClipError: it is an AVIF of several streams.
+    """
     import av
 
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
+    streams = [stream for stream in streams if stream.frames != 1] or streams  # without the picture before an AVIF
     if not streams:
         return None
+    if len(streams) > 1 and container.metadata.get("major_brand") in AVIF:
+        raise ClipError(f"{path}: an AVIF with transparency or tiles, which are not read; convert it to animated PNG")
 
     def rank(stream: Any) -> tuple[bool, int]:
         is_default = bool(stream.disposition & av.stream.Disposition.default)
@@ -143,8 +152,8 @@ def _shown_stream(name: str, container: Any, remarks: Remarks) -> Any:
 
     taken = max(streams, key=rank)
     if len(streams) > 1:
-        remarks.say("streams", "%s: has %d video streams; number %d of %d×%d is taken, the default or largest", name,
-                    len(streams), streams.index(taken) + 1, *_shape(taken))  # fmt: skip
+        remarks.say("streams", "%s: has %d video streams; number %d of %d×%d is taken, the default or largest",
+                    path.name, len(streams), streams.index(taken) + 1, *_shape(taken))  # fmt: skip
     return taken
 
 

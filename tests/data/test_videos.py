@@ -475,6 +475,32 @@ def test_a_video_that_is_not_played_is_closed(tmp_path: Path, good: dict[str, by
     assert file.closed
 
 
+def avif(path: Path, pages: Sequence[NDArray[np.uint8]]) -> Path:
+    """An animated AVIF."""
+    from PIL import Image, features
+
+    if not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    images = [Image.fromarray(page) for page in pages]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=100, quality=95)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_each_frame_of_an_avif_is_played(tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int) -> None:
+    """Before an animation, the file holds its first frame as a picture."""
+    pages = [np.full((*SIZE, 3), 20 * number + 20, np.uint8) for number in range(count)]
+    found = frames_of(avif(tmp_path / "film.avif", pages))
+    assert np.abs(found[:, 0, 0, 0].astype(int) - np.arange(20, 20 * count + 20, 20)).max() <= CODED
+    assert "streams" not in messages(caplog)
+
+
+def test_an_avif_with_transparency_is_refused(tmp_path: Path) -> None:
+    path = avif(tmp_path / "film.avif", [TRANSPARENT] * 3)
+    with pytest.raises(ClipError, match="an AVIF with transparency or tiles, which are not read"):
+        play(path, form())
+
+
 def two_streams(path: Path, sizes: Sequence[tuple[int, int]], dispositions: Sequence[Any]) -> Path:
     """A video of several streams, each of one gray level: 60, 120 and so on."""
     with av.open(str(path), "w") as container:
