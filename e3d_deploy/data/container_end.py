@@ -5,7 +5,7 @@ two frames for a shorter one. MP4 and AVI take a few reads, Matroska, FLV, WMV a
 packet, Ogg one for each page; a GIF is read whole, as are, for their checksums, Ogg and the Matroska of FFmpeg.
 """
 
-from collections import deque
+import struct
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,8 @@ PACK = START_CODE + bytes([PACK_HEADER])
 """Begin of an MPEG program stream."""
 FLV_TAGS = (8, 9, 18)
 """Kinds of FLV's tags: sound, pictures and data."""
+FLV_SPARE_S = 0.25
+"""Seconds by which the last tag of a whole FLV may begin before the end that is told."""
 SLACK = 8
 """Bytes by which some programs count a RIFF too long, as they include its header."""
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -76,9 +78,14 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
         elif begin[:4] == b"GIF8":
             return None if _gif_ends(path.read_bytes()) else "its last block is not the end of a GIF"
         elif begin[:3] == b"FLV":
-            ((end, kind),) = deque(_flv_tags(file), maxlen=1)
+            *tags, (end, head) = _flv_tags(file)
             if end < size:
-                return damaged_at(end, kind)
+                return damaged_at(end, head[:4])
+            last_ms = max((int.from_bytes(tag[7:] + tag[4:7], "big") for _, tag in tags), default=0)
+            told_bytes, told_s = (_flv_number(begin, name) for name in (b"filesize", b"duration"))
+            # Either alone may be that of the film from which a part was taken.
+            if end == size < told_bytes and last_ms / 1000 < told_s - FLV_SPARE_S:
+                end = int(told_bytes)
         elif (place := begin.find(ASF_FILE)) >= 0:
             if (zeros := _empty_asf_packet(file, begin[place:])) is not None:
                 return damaged_at(zeros, b"")
@@ -105,16 +112,22 @@ def joined(path: Path) -> bool:
 
 
 def _flv_tags(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the place and the first 4 bytes of each tag, and of what follows the last one."""
+    """Yield the place and the first 8 bytes of each tag, and of what follows the last one."""
     file.seek(5)
     place = int.from_bytes(file.read(4), "big") + 4
     while True:
         file.seek(place)
-        head = file.read(4)
+        head = file.read(8)
         yield place, head
         if len(head) < 4 or head[0] & 0x1F not in FLV_TAGS:
             return
-        place += 11 + int.from_bytes(head[1:], "big") + 4
+        place += 11 + int.from_bytes(head[1:4], "big") + 4
+
+
+def _flv_number(begin: bytes, name: bytes) -> float:
+    """Return a number that the header of an FLV tells; 0 if it does not."""
+    _, found, rest = begin.partition(name + b"\0")  # the kind of a number
+    return float(struct.unpack(">d", rest[:8])[0]) if found and len(rest) >= 8 else 0.0
 
 
 def _asf_objects(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:

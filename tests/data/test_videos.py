@@ -3,6 +3,7 @@
 import gc
 import logging
 import socket
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
@@ -388,6 +389,32 @@ def test_dropped_frames_of_avi_are_not_missed(tmp_path: Path, good: dict[str, by
     film[4:8] = (len(film) - 8).to_bytes(4, "little")
     (tmp_path / "dropped.avi").write_bytes(film)
     assert len(frames_of(tmp_path / "dropped.avi")) == 20
+
+
+def places_of_flv_tags(content: bytes) -> list[int]:
+    """The places of the tags, and of the end."""
+    places = [13]
+    while places[-1] < len(content):
+        places.append(places[-1] + 15 + int.from_bytes(content[places[-1] + 1 : places[-1] + 4], "big"))
+    return places
+
+
+def test_an_flv_that_is_cut_at_a_tag_is_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
+    content = good["plain.flv"]
+    (tmp_path / "cut.flv").write_bytes(content[: places_of_flv_tags(content)[20]])
+    with pytest.raises(SourceLost, match=rf"broke off after 1\d .*frames \(it has \d+ bytes of {len(content)}\)"):
+        frames_of(tmp_path / "cut.flv")
+
+
+@pytest.mark.parametrize("told", ["duration", "filesize"])
+def test_one_number_that_is_wrong_in_the_header_of_flv_is_no_damage(
+    tmp_path: Path, good: dict[str, bytes], told: str
+) -> None:
+    content = bytearray(good["plain.flv"])
+    place = content.index(told.encode() + b"\0") + len(told) + 1
+    content[place : place + 8] = struct.pack(">d", 1e6)
+    (tmp_path / "film.flv").write_bytes(content)
+    assert len(frames_of(tmp_path / "film.flv")) == COUNT
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "fragments.mp4", "plain.mov", "old.3gp", "plain.flv", "plain.wmv"])
