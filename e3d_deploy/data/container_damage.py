@@ -1,6 +1,7 @@
 """Damage in videos' containers that readers pass over, found part by part. Needs no PyTorch."""
 
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 EBML, SEGMENT, CLUSTER, VOID, CHECKSUM = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xEC, 0xBF
@@ -11,6 +12,14 @@ OGG_CHECKSUM = slice(22, 26)
 """Place of the checksum in it."""
 START_CODE, PACK_HEADER, PROGRAM_END = b"\0\0\1", 0xBA, 0xB9
 """Begin of a packet of an MPEG program stream, and the kinds of those that are no packets with a length."""
+ASF_STREAM = bytes.fromhex("9107dcb7b7a9cf118ee600c00c205365")
+"""Begin of the objects in the header of an ASF that describe a stream."""
+ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
+"""Kind of a stream of video."""
+ASF_KIND_AT, ASF_STREAM_AT = 24, 72
+"""Places of the kind and of the number of the stream in it."""
+NUMBER_BYTES = (0, 1, 2, 4)
+"""Bytes of a number in a packet of ASF, by its kind."""
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Bytes with their bits in the other order, which zlib's checksum needs for Ogg's."""
 
@@ -134,3 +143,83 @@ def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
         else:
             place += 6 + int.from_bytes(head[4:6], "big")
     return cut_after(size, place) if place > size else None
+
+
+def damage_in_asf(file: BinaryIO, first: int, length: int, count: int) -> str | None:
+    """Return the sign by which a packet of an ASF or WMV is damaged; None without one.
+
+    A part has to end within its packet, and the parts of a frame of video have to follow one another. Readers leave
+    out frames of which they do not.
+
+    Args:
+        first: place of the first packet.
+        length: bytes of each packet.
+        count: number of packets.
+    """
+    file.seek(0)
+    is_video = _asf_streams(file.read(first))
+    missing: dict[int, tuple[int, int, int]] = {}  # by stream: the frame, its bytes so far, and those that it lacks
+    for place in range(first, first + count * length, length):
+        file.seek(place)
+        packet = file.read(length)
+        if len(packet) < length:
+            return None
+        try:
+            for stream, frame, offset, size, total in _asf_parts(packet):
+                if not is_video[stream]:
+                    continue
+                known, so_far, lacks = missing.get(stream, (frame, offset, total - offset))
+                if (frame, offset) != (known, so_far) if lacks else offset:
+                    return damaged_at(place, packet)
+                missing[stream] = frame, offset + size, total - offset - size
+        except (LookupError, ValueError):
+            return damaged_at(place, packet)
+    return None
+
+
+def _asf_streams(header: bytes) -> dict[int, bool]:
+    """Return the numbers of the streams, and which are videos."""
+    streams, place = {}, -1
+    while (place := header.find(ASF_STREAM, place + 1)) >= 0:
+        kind = header[place + ASF_KIND_AT : place + ASF_KIND_AT + len(ASF_VIDEO)]
+        streams[header[place + ASF_STREAM_AT] & 0x7F] = kind == ASF_VIDEO
+    return streams
+
+
+def _asf_parts(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield the parts of a packet: the stream, the number of the frame, the place in it, the bytes, and the frame's.
+
+    Raises:
+        IndexError, ValueError: the packet is damaged.
+    """
+    place = 0
+
+    def number(kind: int) -> int:
+        nonlocal place
+        place += NUMBER_BYTES[kind & 3]
+        return int.from_bytes(packet[place - NUMBER_BYTES[kind & 3] : place], "little")
+
+    if packet[0] & 0x80:  # error correction
+        place = 1 + (packet[0] & 0xF)
+    lengths, kinds = packet[place], packet[place + 1]
+    place += 2
+    end = number(lengths >> 5) or len(packet)
+    number(lengths >> 1)
+    end -= number(lengths >> 3)
+    place += 6  # times
+    parts, kind = 1, 0
+    if lengths & 1:
+        parts, kind = packet[place] & 0x3F, packet[place] >> 6
+        place += 1
+    for _ in range(parts):
+        stream = packet[place] & 0x7F
+        place += 1
+        frame, offset, copied = number(kinds >> 4), number(kinds >> 2), number(kinds)
+        total = int.from_bytes(packet[place : place + 4], "little")
+        place += copied
+        size = number(kind) if lengths & 1 else end - place
+        place += size
+        if size < 0 or place > end or end > len(packet):
+            raise ValueError
+        if copied != 1:  # else whole frames
+            yield stream, frame, offset, size, total

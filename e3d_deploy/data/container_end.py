@@ -16,6 +16,7 @@ from e3d_deploy.data.container_damage import (
     PACK_HEADER,
     START_CODE,
     cut_after,
+    damage_in_asf,
     damage_in_matroska,
     damage_in_ogg,
     damage_in_program_stream,
@@ -44,6 +45,8 @@ ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
 """Begin of the object that holds the packets of an ASF or WMV."""
 ASF_DATA_HEADER = 50
 """Bytes in it before the packets."""
+MOST_BYTES = 1 << 62
+"""Bytes that no file has."""
 INDEX_ENTRY = 16
 """Bytes of an entry in the index of an AVI."""
 TS_PACKETS = ((188, 0), (192, 4), (204, 0))
@@ -54,7 +57,7 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
     """Return the sign by which the end of a video file is missing; None without one, and for other files.
 
     Args:
-        checksums: compare those of Matroska and Ogg, which reads the whole file.
+        checksums: compare those of Matroska and Ogg, and look into the packets of WMV, which reads the whole file.
     """
     if not path.is_file():
         return None
@@ -87,8 +90,8 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
             if end == size < told_bytes and last_ms / 1000 < told_s - FLV_SPARE_S:
                 end = int(told_bytes)
         elif (place := begin.find(ASF_FILE)) >= 0:
-            if (zeros := _empty_asf_packet(file, begin[place:])) is not None:
-                return damaged_at(zeros, b"")
+            if damage := _damage_in_asf(file, begin[place:], look_into=checksums):
+                return damage
             end = int.from_bytes(begin[place + ASF_SIZE_AT : place + ASF_SIZE_AT + 8], "little")
         else:
             return _part_of_packet(file, begin, size)
@@ -137,14 +140,18 @@ def _asf_objects(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
         file.seek(place)
         head = file.read(24)
         length = int.from_bytes(head[16:], "little")
-        if len(head) < 24 or length < 24:  # 0: a recording whose header was never finished
+        if len(head) < 24 or not 24 <= length < MOST_BYTES:  # 0: a recording whose header was never finished
             return
         yield place, place + length, head[:16]
         place += length
 
 
-def _empty_asf_packet(file: BinaryIO, properties: bytes) -> int | None:
-    """Return the place of a packet or a last object of zeros; readers stop at the former. None without one."""
+def _damage_in_asf(file: BinaryIO, properties: bytes, *, look_into: bool) -> str | None:
+    """Return the sign of a packet or a last object of zeros, or of a damaged packet; None without one.
+
+    Args:
+        look_into: look into each packet too.
+    """
     count = int.from_bytes(properties[ASF_PACKETS_AT : ASF_PACKETS_AT + 8], "little")
     length = int.from_bytes(properties[ASF_PACKET_SIZE_AT : ASF_PACKET_SIZE_AT + 4], "little")
     objects = list(_asf_objects(file))
@@ -156,10 +163,10 @@ def _empty_asf_packet(file: BinaryIO, properties: bytes) -> int | None:
         file.seek(place)
         head = file.read(8)
         if len(head) < 8:
-            return None
+            break
         if head == bytes(8):
-            return place
-    return None
+            return damaged_at(place, head)
+    return damage_in_asf(file, first, length, count) if look_into else None
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:

@@ -258,6 +258,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "raw.y4m": {"codec": "wrapped_avframe"},
 }
 """Whole videos of `COUNT` frames."""
+ASF_PACKETS = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
+"""Begin of the packets of an ASF or WMV."""
 ASF_INDEX = bytes.fromhex("90080033b1e5cf1189f400a0c90349cb")
 """Begin of the index of an ASF or WMV."""
 UNOPENED = ("plain.mp4", "open_gop.mp4", "old.3gp", "part4.mp4", "plain.mov")
@@ -367,6 +369,42 @@ def test_an_object_of_zeros_behind_the_frames_of_wmv_is_an_error(tmp_path: Path,
     (tmp_path / "zeros.wmv").write_bytes(content[: content.rindex(ASF_INDEX)].ljust(len(content), b"\0"))
     with pytest.raises(SourceLost, match="filled with zeros"):
         frames_of(tmp_path / "zeros.wmv")
+
+
+@pytest.mark.parametrize(
+    ("away", "wrong"),
+    [(-6, b"\x55"), (-4, b"\7"), (1, b"\xff\xff"), (9, b"\xff\xff")],
+    ids=["stream", "place", "total", "length"],
+)
+def test_frames_of_wmv_that_the_reader_leaves_out_are_missed(tmp_path: Path, away: int, wrong: bytes) -> None:
+    """A part of a packet has a wrong stream, place in its frame, bytes of the frame or bytes of its own."""
+    path = write(tmp_path / "film.wmv", moving(COUNT, (64, 96)), codec="wmv2")
+    with av.open(str(path)) as container:
+        sizes = [packet.size for packet in container.demux(video=0)]
+    content = bytearray(path.read_bytes())
+    # The bytes of data that precede it (8), and the bytes of the frame.
+    place = content.index(b"\x08" + sizes[12].to_bytes(4, "little"), content.index(ASF_PACKETS))
+    content[place + away : place + away + len(wrong)] = wrong
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        assert sum(packet.size > 0 for packet in container.demux(video=0)) < COUNT
+    with pytest.raises(SourceLost, match=r"broke off after \d+ .*frames? \(it is damaged at byte \d+"):
+        frames_of(path)
+
+
+def test_wmv_with_sound_and_frames_of_many_packets_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "film.wmv"
+    with av.open(str(path), "w", options={"packet_size": "1500"}) as container:
+        film, sound = container.add_stream("wmv2", rate=25), container.add_stream("pcm_s16le", rate=44100)
+        film.height, film.width, film.pix_fmt = 64, 96, "yuv420p"
+        for picture in moving(COUNT, (64, 96)):
+            container.mux(film.encode(av.VideoFrame.from_ndarray(np.stack([picture] * 3, axis=-1), "rgb24")))
+            noise = av.AudioFrame.from_ndarray(np.zeros((1, 3528), np.int16), "s16")
+            noise.sample_rate = 44100
+            container.mux(sound.encode(noise))
+        container.mux([*film.encode(), *sound.encode()])
+    assert missing_end(path) is None
+    assert len(frames_of(path)) == COUNT
 
 
 def test_dropped_frames_of_avi_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
