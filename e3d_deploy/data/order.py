@@ -32,7 +32,10 @@ UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", 
 """Letters behind numbers that are units; names with several of them are out of order."""
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 _AT_MOST_A_LETTER = re.compile(r"[a-z]?")
-_YEAR = re.compile(r"(?:19|20)\d\d")
+_DATE = re.compile(
+    r"(?<!\d)(?:19|20)\d\d(?:([-._]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01]))?(?=(?:\d{4}|\d{6})?(?!\d))"
+)
+"""Year, with a month and day or not; a time may follow."""
 GAP = 1.5
 """Steps of a counter from which on numbers are missing; times that are rounded differ less."""
 
@@ -130,12 +133,13 @@ def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
 
 
 def _doubt_of_names(names: Sequence[_Name]) -> str | None:
-    """Return a remark on names that tell no order: without numbers, hashes, or with units or years behind numbers."""
+    """Return a remark on names that tell no order: without numbers, hashes, or with units or dates behind others."""
     first = f"{names[0].file.name} is taken first" if names else ""
     ends = [name.digits[-1] if name.digits else "" for name in names]
+    if _goes_back_in_date(names):
+        return f"dates behind other words or numbers do not come first: {first}"
     if len({name.texts for name in names}) == 1:
-        has_years = all(map(_YEAR.fullmatch, ends)) and ends != sorted(ends)
-        return f"years behind other numbers do not come first: {first}" if has_years else None
+        return None
     if len({name.digits for name in names}) <= 1 and not (any(ends) and hexadecimal_ends(_stems(names), DIGITS)):
         numbers = "whose numbers are alike" if any(ends) else "without numbers"
         is_alphabet = all(map(_AT_MOST_A_LETTER.fullmatch, _differences(_stems(names))))
@@ -146,6 +150,16 @@ def _doubt_of_names(names: Sequence[_Name]) -> str | None:
         return f"names follow no one pattern, and are sorted as words: {first}"
     units = {_LETTERS.match(name.texts[-1] if name.digits else "")[0] for name in names}  # type: ignore[index]
     return f"units behind numbers are not read: {first}" if len(units) > 1 and units <= UNITS else None
+
+
+def _goes_back_in_date(names: Sequence[_Name]) -> bool:
+    """Return True if every name has a date, and the first ones are out of order."""
+    dates = []
+    for name in names:  # mostly the first one ends it
+        if (date := _DATE.search(name.stem)) is None:
+            return False
+        dates.append(re.sub(r"[-._]", "", date[0]))
+    return dates != sorted(dates)
 
 
 def _doubt_of_gaps(names: Sequence[_Name]) -> str | None:
