@@ -40,11 +40,15 @@ def find_clips(folder: Path, remark: Notify) -> list[Path]:
         ClipError: pictures beside clips, which might be frames or not.
     """
     said: list[str] = []
-    found = _find(folder, said.append, set())
+    ignored: dict[str, list[Path]] = {"no clips": [], "ground truth": []}
+    found = _find(folder, said.append, ignored, set())
     if not found and frames_of(entries(folder)[1]):
         return [folder]
     if not found and (masks := masks_in(*entries(folder))[0]):
         return [clip for entry in in_order(masks).files for clip in _whole(entry, remark)]
+    for reason, paths in ignored.items():
+        if paths:
+            remark(f"{folder}: ignored, as {reason}: {some([str(path.relative_to(folder)) for path in paths])}")
     for text in said:
         remark(text)
     return found
@@ -54,7 +58,7 @@ def _whole(entry: Path, remark: Notify) -> list[Path]:
     return find_clips(entry, remark) if entry.is_dir() else [entry]
 
 
-def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
+def _find(folder: Path, remark: Notify, ignored: Mapping[str, list[Path]], seen: set[Key]) -> list[Path]:
     if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second one to the same
         return []
     seen.add(key)
@@ -64,22 +68,21 @@ def _find(folder: Path, remark: Notify, seen: set[Key]) -> list[Path]:
     pictures = [name for name in names if is_frame(name)]
     masks += [name for name in names if not is_frame(name)]
     found: list[Path] = []
-    ignored: list[str] = []
+    others: list[Path] = []
     for entry in in_order(inside).files:
         if entry.name in masks:
             continue
         if inside[entry]:
-            below = [] if entry.name in FOREIGN_FOLDERS else _find(entry, remark, seen)
+            below = [] if entry.name in FOREIGN_FOLDERS else _find(entry, remark, ignored, seen)
             found += below
-            ignored += [] if below else [f"{entry.name}/"]
+            others += [] if below else [entry]
         elif entry.suffix.lower() in CLIPS:
             found.append(entry)
         else:
-            ignored.append(entry.name)
-    if ignored and (found or pictures):
-        remark(f"{folder}: ignored, as no clips: {some(ignored)}")
-    if masks:
-        remark(f"{folder}: ignored, as ground truth: {some(sorted(masks))}")
+            others.append(entry)
+    if found or pictures:
+        ignored["no clips"] += others
+    ignored["ground truth"] += [folder / name for name in sorted(masks)]
     if doubtful := [entry.name for entry in named if has_clips(entry)]:
         remark(
             f"{folder}: read as clips, though named like ground truth: {some(sorted(doubtful))}; move them elsewhere "

@@ -716,4 +716,4 @@ def test_folders_that_systems_add_are_passed_over(
     Image.fromarray(ramp()).save(tmp_path / "walk" / foreign / "1.png" / "THUMB_M.png")
     Image.fromarray(ramp()).save(tmp_path / "walk" / "1.png")
     assert len(read_clips(tmp_path, form()).clips) == 1
-    assert f"{foreign}/" in messages(caplog)
+    assert f"ignored, as no clips: walk/{foreign}" in messages(caplog)

@@ -425,6 +425,19 @@ def test_clips_may_lie_deeper_and_beside_other_files(tmp_path: Path, caplog: pyt
     assert warnings_of(caplog)[0] == f"{tmp_path}: ignored, as no clips: notes.txt"
 
 
+def test_files_that_are_no_clips_are_told_once_for_all_folders(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for day in ("0926", "0927"):
+        (tmp_path / day).mkdir()
+        write_folder(tmp_path / day / "image", {f"{t}.png": np.full(SIZE, t, np.uint8) for t in range(12)})
+        (tmp_path / day / "times.txt").write_text("0.0")
+    source_of(tmp_path)
+    assert [text for text in warnings_of(caplog) if "ignored" in text] == [
+        f"{tmp_path}: ignored, as no clips: {Path('0926', 'times.txt')}, {Path('0927', 'times.txt')}"
+    ]
+
+
 # Windows
 
 

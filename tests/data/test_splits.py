@@ -645,7 +645,7 @@ def test_masks_beside_frames_are_passed_over(tmp_path: Path) -> None:
             Image.new("L", SIZE, 255).save(folder / f"0_{end}.png")
     source = opened(tmp_path, "train")
     assert [len(clip) for clip in source.clips] == [4]
-    assert any("ignored, as ground truth: 0_GT.png, 0_label.png" in remark for remark in source.remarks)
+    assert any("ignored, as ground truth: v0/0_GT.png, v0/0_label.png" in remark for remark in source.remarks)
 
 
 @pytest.mark.parametrize(
