@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 LIMITED = 1
 """FFmpeg's number of the colour range 16 to 235."""
+UNTOLD, BT_709 = 2, 1
+"""FFmpeg's numbers of colours that the file does not tell, and of those of HD."""
+HD = (576, 1280)
+"""Height above which and width from which on players take untold colours for those of HD."""
 HDR = {16: "PQ", 18: "HLG"}
 """Names of HDR's transfer curves, by FFmpeg's numbers."""
 EXPANDED = ((np.arange(256) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
@@ -66,7 +70,7 @@ class Bringer:
         self.stored = (0, 0)
         self.turn, self.placement = UPRIGHT, Placement(scaled=form.image_size, frame=form.image_size)
         self.scaler: VideoReformatter
-        self.has_alpha = self.is_limited_gray = False
+        self.has_alpha = self.is_limited_gray = self.is_hd = False
 
     def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
         """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
@@ -76,6 +80,8 @@ class Bringer:
             if kind != self.kind:
                 self.kind = kind
                 self._plan(frame)
+        if self.is_hd:
+            frame.colorspace = BT_709
         if self.has_alpha:
             frame = self._over_black(frame)
         h, w = self.placement.scaled[::-1] if self.turn.transposed else self.placement.scaled
@@ -102,6 +108,8 @@ class Bringer:
         self.placement = fit_shape(shown, self.form.image_size, self.form.fit)
         kind = frame.format
         self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
+        is_untold = frame.colorspace == UNTOLD and not kind.is_rgb
+        self.is_hd = is_untold and (frame.height > HD[0] or frame.width >= HD[1])
         # swscale takes gray for the full range, whatever the frame tells.
         self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
         say_change(self.name, (h, w), shown, (kind.name, self.target), self.form, self.remarks)

@@ -31,6 +31,8 @@ MOST_PIXELS = {".mp4": 35_651_584, ".gif": 89_478_485, "": 89_478_485}
 KINDS = {".mp4": "H.264", ".gif": "a GIF", "": "a PNG"}
 LONGEST_S = {".mp4": 1000.0, ".gif": 655.35}
 """Longest time of a frame (s): that FFmpeg writes, and that a GIF can name."""
+BT_601 = 6
+"""FFmpeg's number of the colours that it makes of RGB."""
 BROWSERS_RATE = 50
 """Rate up to which programs play a GIF as it says (frames per second); frames shorter than 2/100 s take 10/100 s."""
 MOST_GIF_RATE = 100
@@ -174,6 +176,7 @@ def _writing_mp4(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
+        stream.codec_context.colorspace = BT_601  # players take large videos for BT.709
         stream.options = {"crf": "18"}
 
         def put(picture: NDArray[Any]) -> None:

@@ -217,6 +217,33 @@ def test_limited_colours_are_widened(tmp_path: Path, pixels: str, range_: int, s
 
 
 @pytest.mark.parametrize(
+    ("size", "told", "red"),
+    [
+        ((720, 1280), 2, (200, 30, 30)),
+        ((1280, 720), 2, (200, 30, 30)),
+        ((576, 1024), 2, (184, 12, 31)),
+        ((576, 1024), 1, (200, 30, 30)),
+        ((720, 1280), 6, (184, 12, 31)),
+    ],
+)
+def test_colours_that_a_video_does_not_tell_are_those_of_its_size(
+    tmp_path: Path, size: tuple[int, int], told: int, red: tuple[int, int, int]
+) -> None:
+    """The values are (200, 30, 30) by BT.709, and (184, 12, 31) by BT.601."""
+    with av.open(str(tmp_path / "red.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
+        stream.codec_context.colorspace = told
+        frame = av.VideoFrame(size[1], size[0], "yuv420p")
+        for plane, value in zip(frame.planes, (73, 111, 203), strict=True):
+            plane.update(bytes([value]) * plane.buffer_size)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    found = frames_of(tmp_path / "red.mkv", form(channels=3))
+    assert np.abs(found.astype(int) - red).max() <= 3
+
+
+@pytest.mark.parametrize(
     ("codec", "settings", "message"),
     [
         ("libx264", {"codec_options": {"x264-params": "interlaced=1"}}, "interlaced; both fields are taken as one"),

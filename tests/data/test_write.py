@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from e3d_deploy.data import write
+from e3d_deploy.data.clips import play
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.mosaic import GRAY, Mosaic
 from e3d_deploy.data.write import check_size, exact_rate, gif_delays, write_clips, writing
 from e3d_deploy.errors import ConfigError
@@ -105,6 +107,13 @@ def test_a_video_has_the_exact_rate(rate: float, exact: Fraction, tmp_path: Path
     with av.open(str(tmp_path / "x.mp4")) as container:
         assert container.streams.video[0].average_rate == exact
         assert sum(1 for _ in container.decode(video=0)) == 3
+
+
+def test_a_large_video_keeps_its_colours(tmp_path: Path) -> None:
+    red = np.float32([0.8, 0.1, 0.1])[:, None, None]
+    write_clips(tmp_path / "x.mp4", np.broadcast_to(red, (1, 2, 3, 720, 1280)))
+    [found, _] = play(tmp_path / "x.mp4", Form(image_size=(8, 8), channels=3)).pictures
+    assert np.abs(found / 255 - red[:, 0, 0]).max() < 0.02
 
 
 def test_a_video_of_one_frame_has_it(tmp_path: Path) -> None:
