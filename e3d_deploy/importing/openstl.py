@@ -3,7 +3,7 @@
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def identify(
         return size(shapes, name, axis, rank=rank, source=source)
 
     hidden = tuple(side(f"cell_list.{layer}._norm_c_t.weight", 0, 4) for layer in range(max(layers, default=0) + 1))
+    trained = _layers(settings)
+    if trained is not None and trained != hidden:
+        raise CheckpointError(
+            f"{source}: holds layers of {_joined(hidden)}, but num_hidden that Lightning kept is {_joined(trained)}; "
+            "it is a part, or another network"
+        )
     grid = tuple(side("cell_list.0._norm_c_t.weight", axis, 4) for axis in (2, 3))
     first = "cell_list.0.conv_x.0.conv3d.weight"
     kernel_size = side(first, 4, 5)
@@ -154,7 +160,7 @@ def identify(
     normed = "there" if layer_norm else "not there"
     return config, [
         Finding("origin", "OpenSTL", "tensors in cell_list"),
-        Finding("layers", ", ".join(map(str, hidden)), "shapes of _norm_c_t, one for each layer"),
+        Finding("layers", _joined(hidden), "shapes of _norm_c_t, one for each layer"),
         Finding("kernel", f"2×{kernel_size}×{kernel_size}", "kernel of cell_list.0.conv_x"),
         Finding("patch, colours", f"{p}, {C}", f"{patch_channels} channels in a patch"),
         Finding("image size", f"{height}x{width}", f"a grid of {grid[0]}×{grid[1]} patches, shape of _norm_c_t"),
@@ -170,6 +176,18 @@ def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
     first = shape[0] if isinstance(shape, list | tuple) and shape else None
     context_length = _whole(settings, "pre_seq_length") or _whole({"in_shape": first}, "in_shape")
     return context_length, _whole(settings, "aft_seq_length")
+
+
+def _layers(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the hidden channels of each layer, as OpenSTL names them: `128,128`; None if they are not there."""
+    value = settings.get("num_hidden")
+    if not isinstance(value, str) or not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
+        return None
+    return tuple(map(int, value.split(",")))
+
+
+def _joined(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
 
 
 def _whole(settings: Mapping[str, Any], name: str) -> int | None:
