@@ -24,7 +24,8 @@ AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow|teacher)(_|$)")
 COUNT = "n_averaged"
 """Last part of the name of the number of averages, which torch.optim.swa_utils keeps with them."""
 BESIDE = re.compile(
-    r"(^|_)(loss\w*|criterion\w*|lpips|vgg\d*|perceptual|metrics?|discriminator|netd|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
+    r"loss|(^|_)(criterion\w*|lpips|vgg\d*|percep\w*|metrics?|ssim|psnr|mse|mae|disc|discriminator|critic|net_?d"
+    r"|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
 )
 """Parts of names of tensors that stand beside a network and belong to its training."""
 OPTIMIZER = re.compile(r"(^|_)(optim|optimizers?|optimizer_states?|exp_avg|momentum_buffer)(_|$)")
@@ -98,6 +99,7 @@ def _leaves(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tup
 def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[Network], list[str]]:
     """Return the networks among the leaves, and the names of the other tensors."""
     found: dict[str, dict[str, Tensor]] = {}
+    odd: dict[str, str] = {}
     others: list[str] = []
     for path, leaf in leaves.items():
         words = tuple(word for word in path if word not in WRAPPERS)
@@ -107,13 +109,16 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
             continue
         part, name = ".".join(words[:root]), ".".join(words[root:])
         if not isinstance(leaf, Tensor):
-            raise CheckpointError(f"{source}: {'.'.join(path)} is a {type(leaf).__name__}, expected a tensor")
+            odd.setdefault(part, f"{'.'.join(path)} is a {type(leaf).__name__}")
+            continue
         tensors = found.setdefault(part, {})
         if name in tensors and not _same(tensors[name], leaf):
             raise CheckpointError(
                 f"{source}: holds {name} twice in {_called(part)}, with other values; save one network alone"
             )
         tensors[name] = leaf
+    for part in found.keys() & odd.keys():  # a part without tensors, such as the shapes of DeepSpeed, is no network
+        raise CheckpointError(f"{source}: {odd[part]}, expected a tensor")
     networks = [Network(part, tensors) for part, tensors in found.items()]
     whole = [one for one in networks if any(name.startswith(ROOTS[0]) for name in one.tensors)]
     others += [name for one in networks if one not in whole for name in _full(one)]
@@ -192,8 +197,14 @@ def _called(part: str) -> str:
 
 
 def _groups(names: Sequence[str], part: str) -> list[str]:
-    """Return the first words of some names, which beside the network are more than one, with their tensors counted."""
-    beside = part.split(".", maxsplit=1)[0]
-    words = [name.split(".") for name in names]
-    counts = Counter(".".join(word[: 2 if word[0] == beside else 1]) for word in words)
+    """Return some names up to the first word that is not in the network's, with their tensors counted."""
+    own = part.split(".")
+
+    def group(words: Sequence[str]) -> str:
+        differs = next(
+            (place for place, (one, other) in enumerate(zip(words, own, strict=False)) if one != other), len(own)
+        )
+        return ".".join(words[: differs + 1])
+
+    counts = Counter(group(name.split(".")) for name in names)
     return [f"{first} ({count} tensor{'s' * (count > 1)})" for first, count in counts.items()]

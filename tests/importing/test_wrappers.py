@@ -59,6 +59,10 @@ ALONE: dict[str, Callable[[Tensors], Any]] = {
     "net in DDP": lambda one: {"net": before("module.", one)},
     "params": lambda one: {"params": one},
     "nested": lambda one: {"checkpoint": {"model_state_dict": before("model.", one)}},
+    "shapes of DeepSpeed": lambda one: {
+        "module": one,
+        "param_shapes": [{name: tensor.shape for name, tensor in one.items()}],
+    },
     "compiled copy": lambda one: {"state_dict": before("model.", one) | before("fast._orig_mod.", one)},
 }
 
@@ -86,6 +90,18 @@ BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "lpips": (
         lambda one: {"state_dict": before("model.", one) | {"lpips.lin0.weight": torch.zeros(1)}},
         "took state_dict.model; left out state_dict.lpips (1 tensor)",
+    ),
+    "losses in words": (
+        lambda one: one | {"VGGLoss.0.weight": torch.zeros(3), "percep.0": torch.zeros(1), "disc.0": torch.zeros(1)},
+        "left out VGGLoss (1 tensor), percep (1 tensor), disc (1 tensor)",
+    ),
+    "measures": (
+        lambda one: one | {"val_mse.total": torch.zeros(1), "ssim.window": torch.zeros(1)},
+        "left out val_mse (1 tensor), ssim (1 tensor)",
+    ),
+    "beneath": (
+        lambda one: {"state_dict": before("model.", one | {"lpips.lin0.weight": torch.zeros(1)})},
+        "took state_dict.model; left out state_dict.model.lpips (1 tensor)",
     ),
     "optimizer": (
         lambda one: {"model": one, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.ones(1)}}}},
@@ -122,6 +138,16 @@ def test_of_several_networks_one_has_to_be_named(tmp_path: Path, tensors: Tensor
         import_checkpoint(path, part="third")
     with pytest.raises(ConfigError, match="no moving averages; leave --ema out"):
         import_checkpoint(path, ema=True)
+
+
+def test_a_network_without_its_upper_layers_is_refused(tmp_path: Path, tensors: Tensors) -> None:
+    content = {"state_dict": before("model.", tensors), "hyper_parameters": {"num_hidden": "4, 4"}}
+    assert same(imported(saved(tmp_path, content)), tensors)
+    content["state_dict"] = {
+        name: tensor for name, tensor in content["state_dict"].items() if "cell_list.1" not in name
+    }
+    with pytest.raises(CheckpointError, match="holds layers of 4, but num_hidden that Lightning kept is 4, 4"):
+        import_checkpoint(saved(tmp_path, content))
 
 
 def test_moving_averages_can_be_asked_for(tmp_path: Path, tensors: Tensors) -> None:
