@@ -47,6 +47,8 @@ ROUNDING = 4
 """A network that amplifies rounding errors is given this many times what PyTorch's own float32 loses against
 float64 on the reference clip, where that is more than the budget: no backend is closer to PyTorch than PyTorch
 to the truth. The full-size network with random weights needs it; docs/model.md has the numbers."""
+MOST_ROUNDING = 0.1
+"""Most that predictions may be given so, a tenth of the range of a picture: above it, agreement proves nothing."""
 
 
 def budget_for(policy: str, rounding: float) -> Budget:
@@ -57,11 +59,15 @@ def budget_for(policy: str, rounding: float) -> Budget:
     return replace(budget, difference=max(budget.difference, ROUNDING * rounding))
 
 
+LARGEST = Budget(difference=PICTURE_RANGE, dssim=1.0, dpsnr=48.0)
+"""Largest budgets that are taken: nothing could exceed more. A picture that is one grey level off has 48 dB."""
+
+
 def parse_budget(text: str) -> Budget:
     """`dssim=0.001,dpsnr=0.05` as a budget.
 
     Raises:
-        ConfigError: a name that no budget has, or no number from 0 on.
+        ConfigError: a name that no budget has, no number from 0 on, or one that nothing could exceed.
     """
     names = [field.name for field in fields(Budget)]
     found: dict[str, float] = {}
@@ -73,5 +79,7 @@ def parse_budget(text: str) -> Budget:
             number = -1.0
         if name not in names or not 0 <= number < float("inf"):
             raise ConfigError(f"budget: got {part!r}, expected NAME=NUMBER with a name of {', '.join(names)}")
+        if number > (most := LARGEST.to_dict()[name]):
+            raise ConfigError(f"budget: got {part!r}, which nothing could exceed; give at most {name}={most:g}")
         found[name] = number
     return replace(Budget(), **found)

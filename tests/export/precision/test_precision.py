@@ -657,6 +657,15 @@ def test_a_budget_that_is_none_is_refused(text: str) -> None:
         parse_budget(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [("dssim=2", "dssim=1"), ("dssim=0.01,dpsnr=1000", "dpsnr=48"), ("difference=1e9", "difference=1")],
+)
+def test_a_budget_that_nothing_could_exceed_is_refused(text: str, most: str) -> None:
+    with pytest.raises(ConfigError, match=f"which nothing could exceed; give at most {most}$"):
+        parse_budget(text)
+
+
 def test_a_budget_is_read() -> None:
     assert parse_budget("dssim=0.001, dpsnr=0.05") == Budget(dssim=0.001, dpsnr=0.05)
 
