@@ -16,7 +16,7 @@ from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.contrast import MIN_STEP, why_unfit_to_verify
 from e3d_deploy.errors import BundleError, ConfigError, ShapeError
 from e3d_deploy.json_values import json_object
-from e3d_deploy.policies import EXACT_DIFFERENCE, PICTURE_RANGE, ROUNDING, Budget
+from e3d_deploy.policies import EXACT_DIFFERENCE, MOST_ROUNDING, PICTURE_RANGE, ROUNDING, Budget
 from e3d_deploy.runtime.backends.protocol import Backend
 from e3d_deploy.runtime.backends.rollout import rollout
 
@@ -208,7 +208,7 @@ def verify(
         rollout_states=_differences(wanted, backend.to_arrays(rolled_state)),
         dssim=_most(one.get("ssim") for one in lost),
         dpsnr=_most(one.get("psnr") for one in lost),
-        unproved=_why_unproved(backend, yardstick, expected[:judged], budget),
+        unproved=_why_unproved(backend, yardstick, expected[:judged], budget, bundle.manifest.rounding.predictions),
     )
 
 
@@ -224,11 +224,20 @@ def _check_telling(bundle: Bundle, clip: NDArray[np.float32], *, given: bool) ->
 
 
 def _why_unproved(
-    backend: Backend, yardstick: Backend | None, predictions: Sequence[NDArray[np.float32]], budget: float
+    backend: Backend,
+    yardstick: Backend | None,
+    predictions: Sequence[NDArray[np.float32]],
+    budget: float,
+    rounding: float,
 ) -> str | None:
     """Return why agreement with these predictions proves nothing, and what to do; None if it proves something."""
     if yardstick is not None and backend.name == yardstick.name:
         return f"{backend.name} was compared with itself; give another --backend, or --against reference"
+    if not math.isinf(budget) and ROUNDING * rounding > MOST_ROUNDING:
+        return (
+            f"rounding alone moves the predictions of PyTorch by {rounding:.1e}, where the range of a picture is "
+            f"{PICTURE_RANGE:g}, so they are no yardstick; train the model again, with a smaller --learning-rate"
+        )
     span = float(np.ptp(np.stack(predictions), axis=0).max())
     if len(predictions) > 1 and span <= min(budget, MIN_STEP):
         return (

@@ -70,6 +70,18 @@ def test_a_budget_is_a_number_from_0_on(number: float) -> None:
         Budget(dpsnr=number)
 
 
+@pytest.mark.parametrize(("rounding", "says"), [(0.02, "PASS"), (0.1, "WARN no verdict: rounding alone moves the")])
+def test_a_network_that_rounding_drowns_gets_no_verdict(
+    rounding: float, says: str, bundle_path: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copytree(bundle_path, tmp_path / "copy.e3d")
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["rounding"]["predictions"] = rounding
+    (copied / "manifest.json").write_text(json.dumps(manifest))
+    result = e3d("verify", copied, "--backend", "onnxruntime", "--against", "reference")
+    assert result.stderr.splitlines()[-1].startswith(says)
+
+
 @pytest.mark.parametrize("is_off", [False, True])
 def test_predictions_that_are_all_the_same_get_no_verdict_unless_one_is_off(
     is_off: bool, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
