@@ -76,8 +76,8 @@ def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
 
 
 def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
-    """Clips [T, C, H, W] one above the other, frame by frame, each with its name."""
-    clips = {name: to_pictures(frames[::every]) for name, frames in rows.items()}
+    """Clips [T, C, H, W] one above the other, frame by frame, each with its name; what is no number is black."""
+    clips = {name: to_pictures(np.nan_to_num(frames[::every])) for name, frames in rows.items()}
     length = max(len(clip) for clip in clips.values())
     _, height, width, _ = next(iter(clips.values())).shape
     figure, _ = new_figure(0.9 * length + 1, (0.9 * height / width + 0.1) * len(clips) + 0.2, axes=False)
