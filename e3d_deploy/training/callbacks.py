@@ -180,11 +180,13 @@ class Keeper(Callback):
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         finite = not bool(self.broken) and all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
-            kept = f"the state of step {self.saved_step} is kept" if self.saved_step else "nothing was saved yet"
+            kept, begin = "nothing was saved yet", "with"
+            if self.saved_step:
+                kept = f"the state of step {self.saved_step} is kept"
+                begin = "with --init and its model.safetensors, and"
             raise TrainingError(
                 f"{self.run}: the loss or a weight is no finite number any more at step {trainer.global_step}; {kept}. "
-                "Begin a new run, with --init and its model.safetensors, and a lower --learning-rate or a "
-                "--gradient-clip"
+                f"Begin a new run, {begin} a lower --learning-rate or a --gradient-clip"
             )
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:

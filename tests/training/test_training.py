@@ -817,7 +817,8 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, changes: dict[st
 
 def test_a_loss_that_was_never_a_number_saves_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(TrainingError, match="at step 2; nothing was saved yet"):
+    remedy = r"Begin a new run, with a lower --learning-rate or a --gradient-clip$"
+    with pytest.raises(TrainingError, match=rf"at step 2; nothing was saved yet\. {remedy}"):
         train(MODEL, TRAINING, run, machine=QUIET, callbacks=[Poison(run, step=1)])
     assert not list(run.glob("*.safetensors"))
 
