@@ -139,9 +139,10 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
     limits = {"difference": PICTURE_RANGE, **nearest.budget.to_dict()}
     words = ", ".join(f"{name} {found[name]:.2g} of {allowed:g}" for name, allowed in limits.items())
     kept = f" with {len(nearest.exclude)} layers in float32" if nearest.exclude else ""
+    larger = ", or a larger --budget" if nearest.drift.difference <= PICTURE_RANGE else "; no --budget allows that"
     raise QualityError(
         f"precision: none of {', '.join(budgets)} keeps its budget; the nearest is {nearest.policy}{kept}: {words}; "
-        "nothing is written; give another --precision, other clips to --calibration, or a larger --budget"
+        f"nothing is written; give another --precision, or other clips to --calibration{larger}"
     )
 
 

@@ -12,8 +12,9 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.remarks import Remarks
-from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError
+from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, QualityError
 from e3d_deploy.export.precision import drift
+from e3d_deploy.export.precision.choose import Chooser, Fit, choose
 from e3d_deploy.export.precision.drift import Drift, real_clips
 from e3d_deploy.export.precision.quantize import MARK, _Watching, check_ranges
 from e3d_deploy.policies import BUDGETS, Budget
@@ -140,3 +141,19 @@ def test_every_policy_of_a_low_type_has_a_budget_of_ssim_and_psnr(policy: str) -
 def test_no_budget_allows_more_than_the_range_of_a_picture(budget: Budget) -> None:
     assert math.isinf(Drift(difference=1.2, dssim=-0.1, dpsnr=-1.0).share_of(budget))
     assert Drift(difference=1.0, dssim=-0.1, dpsnr=-1.0).share_of(budget) <= 1
+
+
+@pytest.mark.parametrize(
+    ("difference", "remedy"), [(0.5, ", or a larger --budget"), (1.2, "; no --budget allows that")]
+)
+def test_a_larger_budget_is_advised_where_it_helps(difference: float, remedy: str) -> None:
+    drifted = Drift(difference=difference, dssim=0.1, dpsnr=0.1)
+    fit = Fit("int8", GraphProto(), [], drifted, BUDGETS["int8"], 0, None)
+
+    class Fixed(Chooser):
+        def fit(self, *_: object) -> Fit:
+            return fit
+
+    chooser = Fixed.__new__(Fixed)
+    with pytest.raises(QualityError, match=f"or other clips to --calibration{remedy}$"):
+        choose(chooser, {"int8": fit.budget})
