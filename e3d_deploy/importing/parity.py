@@ -52,7 +52,8 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
             `all_outputs` [B, T − 1, H, W, C], where they are there, are compared instead.
 
     Raises:
-        ClipError: not such a file, blank or still frames, or a clip that is longer than the model's history.
+        ClipError: not such a file, blank or still frames, predictions that nothing can be compared with, or a clip that
+            is longer than the model's history.
         ShapeError: frames of another size.
     """
     arrays = _read(path)
@@ -80,11 +81,23 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
         raise ClipError(
             f"{path}: {lacking} to tell one network from another; record what the original gives for others"
         )
+    if lacking := _unfit(expected):
+        raise ClipError(f"{path}: its predictions {lacking}; record what the original computes, as floats")
     with torch.inference_mode():  # one by one, as a batch may be of any size
         found = torch.cat([model(clip[None, : T - horizon], horizon) for clip in clips])
     pictures = found.movedim(2, -1).numpy()[:, -expected.shape[1] :]
     worst = np.abs(pictures - expected).max(axis=(0, 2, 3, 4))
     return Parity({T - len(worst) + 1 + t: float(difference) for t, difference in enumerate(worst)})
+
+
+def _unfit(predictions: NDArray[Any]) -> str | None:
+    """Return why predictions are none to compare with, in words; None if they are."""
+    if not np.issubdtype(predictions.dtype, np.floating):
+        return f"are {predictions.dtype}"
+    if not np.isfinite(predictions).all():
+        return "hold NaN or infinity"
+    span = float(np.ptp(predictions))
+    return f"differ by {span:.1e} at most, within the budget of {BUDGET:g}" if span <= BUDGET else None
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

@@ -195,6 +195,9 @@ def test_a_model_that_is_not_what_the_original_is_gets_not_written(tmp_path: Pat
     assert "conv_last.weight holds 16 of 256 values" in e3d("import", tmp_path / "other.pth", *options, code=5).stderr
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16, 1)).astype(np.uint8)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -223,8 +226,22 @@ def test_a_model_that_is_not_what_the_original_is_gets_not_written(tmp_path: Pat
             {"frames": np.zeros((0, 3, 16, 16, 1), np.uint8), "predictions": np.zeros((0, 1, 16, 16, 1))},
             "has no frame with a contrast above 0 of 255 grey levels",
         ),
+        ({"frames": NOISE, "predictions": NOISE[:, 2:]}, "its predictions are uint8; record"),
+        ({"frames": NOISE, "predictions": NOISE[:, 2:] + np.inf}, "its predictions hold NaN or infinity"),
+        ({"frames": NOISE, "predictions": NOISE[:, 2:] * 1e-7}, "its predictions differ by 2.5e-05 at most, within"),
     ],
-    ids=["no predictions", "no context", "another size", "another batch", "too long", "black", "none"],
+    ids=[
+        "no predictions",
+        "no context",
+        "another size",
+        "another batch",
+        "too long",
+        "black",
+        "none",
+        "uint8",
+        "infinite",
+        "all the same",
+    ],
 )
 def test_a_reference_that_does_not_fit_is_refused(
     tmp_path: Path, arrays: dict[str, np.ndarray[Any, Any]], message: str
