@@ -84,7 +84,8 @@ def load(path: str | Path) -> E3DLSTM:
         if os.path.isdir(path):
             raise CheckpointError(f"{path}: is a folder; {_inside(Path(path))}") from error
         raise CheckpointError(
-            f"{path}: not a safetensors file ({without_number(error)}); give a model made by `e3d train`"
+            f"{path}: not a safetensors file ({without_number(error)}); give a model made by `e3d train`, "
+            "or by `e3d import` of a checkpoint of others"
         ) from error
     return _model(path, metadata, weights)
 

@@ -202,7 +202,7 @@ def is_bundle(path: Path) -> bool:
         if file.read(4) == b"PK\x03\x04":
             raise BundleError(
                 f"{path}: an archive and no bundle; if `e3d pack` wrote it, take it apart by "
-                f"`e3d unpack {path} -o NAME.e3d`"
+                f"`e3d unpack {path} -o NAME.e3d`; a checkpoint of PyTorch becomes a model by `e3d import`"
             )
     if path.suffix == ".onnx":
         folder = f", {path.parent}" if (path.parent / MANIFEST).is_file() else ", NAME.e3d"

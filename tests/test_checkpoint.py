@@ -70,7 +70,7 @@ def test_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"To be or not to be, that is the question.", bytes(100)])
 def test_other_files_are_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model.safetensors: not a safetensors file .*give a model made by"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: not a safetensors file .* or by `e3d import` of"):
         checkpoint.load(path)
 
 

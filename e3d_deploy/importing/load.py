@@ -138,6 +138,8 @@ def _check_file(path: Path) -> None:
 
 def _within(folder: Path) -> str:
     """Return the remedy for a folder in the place of a checkpoint, by what lies in it."""
+    if (folder / "manifest.json").exists():
+        return "it is a bundle, or a part of one, and needs no import"
     if (folder / ".metadata").exists():
         return (
             "it is one of torch.distributed; make a file of it with "

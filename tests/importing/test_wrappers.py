@@ -238,6 +238,11 @@ def test_patches_of_two_sizes_are_no_network(tmp_path: Path, tensors: Tensors) -
         import_checkpoint(path)
 
 
+def test_a_bundle_in_the_place_of_a_checkpoint_is_called_one(bundle_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="it is a bundle, or a part of one, and needs no import"):
+        import_checkpoint(bundle_path)
+
+
 def test_a_folder_or_a_list_of_shards_says_what_to_give(tmp_path: Path, tensors: Tensors) -> None:
     def refusal(name: str) -> str:
         with pytest.raises(CheckpointError) as caught:
