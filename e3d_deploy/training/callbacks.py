@@ -178,7 +178,8 @@ class Keeper(Callback):
         self.pace.load_state_dict(state_dict)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        finite = not bool(self.broken) and all(bool(weight.isfinite().all()) for weight in pl_module.parameters())
+        weights = (*pl_module.parameters(), *self.averaging.average.parameters())
+        finite = not bool(self.broken) and all(bool(weight.isfinite().all()) for weight in weights)
         if not trainer.strategy.reduce_boolean_decision(finite, all=True):
             kept, begin = "nothing was saved yet", "with"
             if self.saved_step:

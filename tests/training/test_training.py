@@ -836,6 +836,16 @@ def test_a_loss_that_overflows_ends_training(tmp_path: Path, monkeypatch: pytest
         train(MODEL, config, tmp_path / "run", machine=QUIET)
 
 
+def test_an_average_that_is_no_number_ends_training(cut: Path) -> None:
+    """It is what is saved as the model, and the weights may be numbers all the same."""
+    state = torch.load(cut / "last.ckpt", weights_only=True)
+    next(iter(state["state_dict"].values())).view(-1)[0] = torch.nan
+    torch.save(state, cut / "last.ckpt")
+    with pytest.raises(TrainingError, match="a weight is no finite number any more at step 6; the state of step 4"):
+        train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
+    assert all(weight.isfinite().all() for weight in saved(cut / "model.safetensors").values())
+
+
 def test_a_resumed_run_knows_what_is_kept(cut: Path) -> None:
     with pytest.raises(TrainingError, match="at step 6; the state of step 4 is kept"):
         train(MODEL, TRAINING, cut, resume=True, machine=QUIET, callbacks=[Poison(cut, step=5)])
