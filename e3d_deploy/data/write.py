@@ -49,6 +49,8 @@ def check_target(path: Path) -> None:
     """
     if _kind(path) not in SUFFIXES:
         raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
+    if path.name and path.name.lower() in ("-", *SUFFIXES):
+        raise ConfigError(f"{path}: is no name of a file or folder; give one, such as forecast{path.name.strip('-')}")
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
     check_place(path, folder=path.suffix == "")

@@ -209,3 +209,10 @@ def test_names_that_look_like_syntax_are_names(name: str, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     write_clips(Path(name), clip(2))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["-", ".gif", ".NPZ"])
+def test_a_suffix_alone_is_no_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no name of a file or folder; give one, such as forecast"):
+        write_clips(tmp_path / name, np.zeros((1, 1, 1, 8, 8), np.float32))
+    assert not list(tmp_path.iterdir())
