@@ -12,7 +12,7 @@ from safetensors.torch import save as serialize
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
-from e3d_deploy.files import check_place, write_file
+from e3d_deploy.files import check_place, replace_file, write_file
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import (
     DAMAGED,
@@ -172,6 +172,8 @@ def read_card(path: str | Path) -> Card:
 def write_card(path: str | Path, card: Card) -> None:
     """Replace the card of the model in `path`, whole or not at all; weights and config stay as they are.
 
+    A link is replaced by a file: it may lead into a store of files that are named by their hashes, as Hugging Face has.
+
     Raises:
         CheckpointError: not a model file of ours.
         OSError: it cannot be written.
@@ -181,4 +183,4 @@ def write_card(path: str | Path, card: Card) -> None:
     entries = {**entries_of(path, metadata), "card": card.to_dict()}
     header, start = read_header(path)
     header["__metadata__"] = {KEY: json.dumps(entries)}
-    write_file(path, header_bytes(json.dumps(header, separators=(",", ":"))) + path.read_bytes()[start:])
+    replace_file(path, header_bytes(json.dumps(header, separators=(",", ":"))) + path.read_bytes()[start:])

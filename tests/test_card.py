@@ -55,6 +55,19 @@ def test_model_file_carries_its_card(tiny_model: E3DLSTM, tmp_path: Path) -> Non
     assert checkpoint.read_card(path) == CARD
 
 
+def test_a_card_is_not_written_into_a_store_that_links_lead_to(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+    stored = tmp_path / "blobs" / "361fc28e"
+    stored.parent.mkdir()
+    checkpoint.save(tiny_model, stored)
+    before = stored.read_bytes()
+    path = tmp_path / "model.safetensors"
+    path.symlink_to("blobs/361fc28e")
+    checkpoint.write_card(path, CARD)
+    assert stored.read_bytes() == before
+    assert not path.is_symlink()
+    assert checkpoint.read_card(path) == CARD
+
+
 def test_damaged_card_in_a_model_file_is_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.save(tiny_model, path, card=Card(notes={"window": {"context_length": 3}}))
