@@ -17,7 +17,8 @@ def write_report(folder: Path, found: Evaluation, about: Mapping[str, Any]) -> N
         about: what was evaluated on what; it opens the JSON and the table.
     """
     (folder / "report.json").write_text(json.dumps({**about, **found.to_dict()}, indent=2, allow_nan=False) + "\n")
-    (folder / "table.md").write_text(_markdown(found, about))
+    # Names of files may be no UTF-8, and the locale may not hold what the text does.
+    (folder / "table.md").write_text(_markdown(found, about), encoding="utf-8", errors="surrogateescape")
     for convention in found.conventions:
         lines = {
             measure: {who: found.frames[convention.name, measure, who] for who in found.answerers}

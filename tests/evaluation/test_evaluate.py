@@ -1,6 +1,7 @@
 """Evaluation: the publications' numbers, the baselines, what is left on disk, and the command."""
 
 import json
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -248,6 +249,14 @@ def test_the_table_names_conventions_measures_and_baselines(exported: Path, clip
     assert "frame 3" not in result.stdout
     assert "2 clips of" in result.stderr.splitlines()[-1]
     assert ORIGINAL.meaning not in e3d(*arguments, "--convention", "openstl").stdout
+
+
+def test_the_table_holds_names_that_are_no_utf8(exported: Path, clips_path: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / os.fsdecode(b"caf\xe9.e3d")
+    bundle.symlink_to(exported / "tiny.e3d")
+    arguments = ["evaluate", bundle, "--data", clips_path, "-o", tmp_path / "out", "--backend", "onnxruntime"]
+    e3d(*arguments, "--most", 1, "--samples", 0)
+    assert b"caf\xe9.e3d" in (tmp_path / "out" / "table.md").read_bytes()
 
 
 def test_the_folder_holds_report_table_plots_and_samples(exported: Path, clips_path: Path, tmp_path: Path) -> None:
