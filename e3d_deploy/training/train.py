@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -30,7 +31,7 @@ from e3d_deploy.data.datasets import Extendable, FixedWindows, check_read, evalu
 from e3d_deploy.data.folders import share_files, some
 from e3d_deploy.data.form import Form
 from e3d_deploy.errors import BackendUnavailable, ConfigError, TrainingError
-from e3d_deploy.files import remove_left, write_file
+from e3d_deploy.files import locked, remove_left, write_file
 from e3d_deploy.libraries import is_importable, pip_install
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.parts import PATTERN, read_card
@@ -133,10 +134,10 @@ def train(
         progress: called with a line on what takes long.
 
     Raises:
-        ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other
-            options; processes that cannot share a batch; a schedule by time without a time limit; digits that are
-            held out, or without Moving MNIST; options for reading files without a file; a folder that holds parts of
-            another run.
+        ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other options,
+            or another process trains into it; processes that cannot share a batch; a schedule by time without a time
+            limit; digits that are held out, or without Moving MNIST; options for reading files without a file; a folder
+            that holds parts of another run.
         CheckpointError: what is to be resumed is damaged.
         TrainingError: the loss is no finite number any more.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is saved and `run` can be resumed. After a second signal
@@ -165,7 +166,7 @@ def train(
     found = [(command.located(text), share) for text, share in data]
     valid = None if valid is None else command.located(valid)
     sets = _data(model_config, config, found, valid, digits, skip_bad=skip_bad)
-    with _seeded(config.seed), _room_to_compile(model_config, config):
+    with _seeded(config.seed), _room_to_compile(model_config, config), ExitStack() as held:
         model = E3DLSTM(model_config)
         if weights is not None:
             model.load_state_dict(weights)
@@ -180,6 +181,10 @@ def train(
             _check_cuda_graph(config, trainer)
             batches = _batches(config, trainer, sets[0], pace)
             # From here on all options are known to work.
+            _make_folders(run, machine)
+            if trainer.is_global_zero:
+                held.enter_context(locked(run, partial(_refuse_second, run)))
+                _files(run, resume=resume)  # another process may have begun and ended meanwhile
             _begin(run, machine, None if resume else (settings, command))
             if config.compile:
                 progress("compiling the cells: the first step takes a minute or more")
@@ -276,8 +281,12 @@ def _callbacks(
     return ours
 
 
-def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | None) -> None:
-    """Make the folders of a run, and write settings and command of a new one."""
+def _refuse_second(run: Path) -> None:
+    raise ConfigError(f"{run}: another process trains into it; wait for its end, or give another folder")
+
+
+def _make_folders(run: Path, machine: Machine) -> None:
+    """Make the folders of a run, after a trial of the one that was named for its parts."""
     if machine.parts is not None:
         try:
             machine.parts.mkdir(parents=True, exist_ok=True)
@@ -286,6 +295,10 @@ def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | No
         except OSError as error:
             raise ConfigError(f"{machine.parts}: takes no files ({error.strerror}); give another folder") from error
     run.mkdir(parents=True, exist_ok=True)
+
+
+def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | None) -> None:
+    """Remove what killed runs left in the folders of a run, and write settings and command of a new one."""
     _remove_leftovers(run, machine.parts)
     if new is not None:
         settings, command = new

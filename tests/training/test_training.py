@@ -48,6 +48,7 @@ from e3d_deploy.errors import (
     ShapeError,
     TrainingError,
 )
+from e3d_deploy.files import locked
 from e3d_deploy.importing import import_checkpoint
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.training import sampling
@@ -442,6 +443,18 @@ def test_run_is_not_overwritten(finished: tuple[Path, Recorder]) -> None:
     with pytest.raises(ConfigError, match="tiny: holds a run already; give --resume to go on with it, or another"):
         train(MODEL, TRAINING, run, machine=QUIET)
     assert contents(run) == before
+
+
+def test_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with (
+        locked(run),
+        pytest.raises(ConfigError, match="run: another process trains into it; wait for its end, or give another"),
+    ):
+        train(MODEL, TRAINING, run, machine=QUIET)
+    assert not list(run.iterdir())
+    train(MODEL, replace(TRAINING, steps=1), run, machine=QUIET)
 
 
 def test_seed_decides_a_run(tmp_path: Path, finished: tuple[Path, Recorder]) -> None:
