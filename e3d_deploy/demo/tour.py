@@ -185,7 +185,7 @@ def tour(output: Path, exhibit: Exhibit = DEMO, *, progress: Notify = silent) ->
         **_card_pictures(exhibit),
     }
     result = Result(log.stages, report, speed, output / "report.html", gif)
-    result.report.write_text(_html(result, pictures, exhibit))
+    result.report.write_text(_html(result, pictures, exhibit), encoding="utf-8")
     return result
 
 
