@@ -72,8 +72,13 @@ def inspect_data(
         show_data(found)
     if picture is not None:
         click.echo(picture, err=json_)
+    for name in ("train", "valid"):
+        if isinstance(found.splits[name], look.SplitError):
+            click.echo(f"no training yet: the {name} split cannot be opened, as told above", err=True)
+            return
     train = found.splits["train"]
-    spare = 0.0 if isinstance(train, look.SplitError) else max(0.0, train.lengths.median - length)
+    assert not isinstance(train, look.SplitError)
+    spare = max(0.0, train.lengths.median - length)
     suggest_training(source_, form, length=length, spare=spare, skip_bad=skip_bad, timed=not json_)
 
 

@@ -276,7 +276,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
             f"give longer clips, or a shorter context or horizon{reader.selection.longer}"
         )
     if not held_out:
-        clips, held_out = _divided(text, split, clips, length=length, are_views=found.are_views)
+        clips, held_out = _divided(text, split, clips, reader, length=length, are_views=found.are_views)
     return Source(
         name=text,
         kind="+".join(sorted({_kind(file) for file in files})),
@@ -445,14 +445,16 @@ def _named(clips: Iterable[Path]) -> str:
     return some([str(clip) for clip in clips])
 
 
-def _divided(text: str, split: Split, clips: list[Clip], *, length: int, are_views: bool) -> tuple[list[Clip], bool]:
+def _divided(
+    text: str, split: Split, clips: list[Clip], reader: Reader, *, length: int, are_views: bool
+) -> tuple[list[Clip], bool]:
     """The clips of a split out of one or two files or recordings, and whether the splits are apart."""
     if len(clips) >= 3 and not are_views:
         return [clips[number] for number in members_of(split, len(clips))], True
     if parts := by_time(split, clips, length=length):
         return parts, True
     if split != "train":
-        log.warning("%s: too short to hold anything out, %s is measured on what is trained on", text, split)
+        reader.remark(f"{text}: too short to hold anything out, {split} is measured on what is trained on")
     return clips, False
 
 

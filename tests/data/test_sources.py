@@ -880,6 +880,30 @@ def test_inspect_shows_frames_as_they_are_fitted(tmp_path: Path) -> None:
     assert least["stretch"] == least["crop"] == pytest.approx(200 / 255, abs=0.01)
 
 
+def test_inspect_says_why_nothing_is_held_out(tmp_path: Path) -> None:
+    np.save(tmp_path / "clip.npy", numbered(1, 35))
+    result = inspect(tmp_path / "clip.npy", "--image-size", "16x24", "--length", 20, "--json")
+    remarks = json.loads(result.stdout)["remarks"]
+    for split in ("valid", "test"):
+        assert any(
+            f"too short to hold anything out, {split} is measured on what is trained on" in one for one in remarks
+        )
+
+
+@pytest.mark.parametrize("bad", ["train", "valid"])
+def test_inspect_suggests_no_training_that_cannot_begin(tmp_path: Path, bad: str) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        right = bad[:3] != split[:3]
+        np.save(tmp_path / split / "clip.npy", numbered(1, 35) if right else np.zeros((1, 35, 8, 8, 1), np.uint8))
+    other = "valid" if bad == "train" else "train"
+    size = ("--image-size", "16x24", "--length", 20)
+    result = inspect(tmp_path, *size, "--split", other, "--json")
+    assert "error" in json.loads(result.stdout)["splits"][bad]
+    assert f"no training yet: the {bad} split cannot be opened" in result.stderr
+    assert "next: e3d train" not in result.stderr
+
+
 def test_inspect_says_what_is_there(tmp_path: Path) -> None:
     (clips := tmp_path / "clips").mkdir()
     for number in range(10):
