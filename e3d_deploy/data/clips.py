@@ -91,7 +91,7 @@ def read_clips(
         BackendUnavailable: a video or pictures without the extra `video`.
     """
     if not path.exists():
-        raise ClipError(f"{path}: no such file or folder; give .npz, .npy, a folder of pictures or a video")
+        raise ClipError(f"{path}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
     reader = Reader(form=form, skip_bad=False, progress=progress, selection=selection, most=most, remarks=remarks)
     clips: list[Clip] = []
     names: list[str] = []

@@ -18,6 +18,7 @@ SEVERAL = (2, 3, 4)
 """Sizes of an axis that could be colours."""
 PUBLISHED = "mnist_test_seq"
 """Part of the name of a published file, whose clips are the second axis."""
+AXES_REMEDY = "reshape it, or resize its frames if they have another size"
 
 
 def is_published(name: str) -> bool:
@@ -39,7 +40,7 @@ def find_layout(name: str, shape: tuple[int, ...], form: Form, read: Read) -> tu
         _check_given(name, shape, form)
         return form.layout, None
     if len(shape) not in {len(layout) for layout in LAYOUTS}:
-        raise ShapeError(f"{name}: got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C]")
+        raise ShapeError(f"{name}: got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C]; {AXES_REMEDY}")
     fitting = _distinct((layout for layout in LAYOUTS if _fits(layout, shape, form)), shape)
     if not fitting:
         raise ShapeError(f"{name}: {_misfit(shape, form)}")
@@ -141,16 +142,21 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
     frame = list(shape[-3:])
     if len(shape) == 3 or (len(shape) == 4 and frame[2] not in (1, *SEVERAL, expected[2])):
         if form.channels > 1:
-            return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C] with frames {expected}"
+            return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C] with frames {expected}; {AXES_REMEDY}"
         if len(shape) == 3:
-            return f"got {list(shape)}, expected [B, T, H, W, C] or [T, H, W, C], or [T, H, W] of {expected[:2]}"
+            known = f"[B, T, H, W, C] or [T, H, W, C], or [T, H, W] of {expected[:2]}"
+            return f"got {list(shape)}, expected {known}; {AXES_REMEDY}"
         frame = [*shape[-2:], 1]
     return other_size(frame, form)
 
 
 def other_size(frame: Sequence[int], form: Form) -> str:
     """Return an error of frames [H, W, C] that are not as a model takes them."""
-    return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size"
+    H, W, C = frame
+    return (
+        f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size, with "
+        f"--image-size {H}x{W} --channels {C} when it is trained"
+    )
 
 
 def _ambiguous(name: str, shape: tuple[int, ...], layouts: Sequence[str], moved: Sequence[str] = ()) -> str:

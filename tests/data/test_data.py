@@ -248,7 +248,11 @@ def test_pedestrians_ship_with_the_package() -> None:
 @pytest.mark.parametrize(
     ("name", "arrays", "message"),
     [
-        ("absent.npz", None, "absent.npz: no such file or folder; give .npz, .npy, a folder of pictures or a video"),
+        (
+            "absent.npz",
+            None,
+            "absent.npz: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips",
+        ),
         ("other.npz", {"dims": gray_clips(2)}, r"other.npz: holds \['dims'\], of Moving MNIST .* is missing"),
         ("empty.npz", {"frames": gray_clips(0)}, r"empty.npz\[frames\]: holds no frame, its shape is \[0, 32, 48, 1\]"),
         (
@@ -271,11 +275,14 @@ def test_npz_that_holds_no_clip_is_refused(
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((5, 32, 32, 1), r"frames \[32, 32, 1\], expected \[32, 48, 1\]; resize them, or take a model for this size"),
+        (
+            (5, 32, 32, 1),
+            r"frames \[32, 32, 1\], expected \[32, 48, 1\]; resize them, or take .* --image-size 32x32 --channels 1 ",
+        ),
         ((5, 48, 32, 1), r"frames \[48, 32, 1\], expected \[32, 48, 1\]"),
         ((2, 5, 32, 48, 3), r"frames \[32, 48, 3\], expected \[32, 48, 1\]"),
-        ((32, 48, 1), r"got \[32, 48, 1\], expected \[B, T, H, W, C\] or \[T, H, W, C\]"),
-        ((1, 1, 5, 32, 48, 1), r"got \[1, 1, 5, 32, 48, 1\], expected \[B, T, H, W, C\]"),
+        ((32, 48, 1), r"got \[32, 48, 1\], expected \[B, T, H, W, C\] or \[T, H, W, C\].*; reshape it"),
+        ((1, 1, 5, 32, 48, 1), r"got \[1, 1, 5, 32, 48, 1\], expected \[B, T, H, W, C\].*; reshape it"),
     ],
 )
 def test_arrays_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...], message: str) -> None:
