@@ -114,6 +114,11 @@ def open_folder(path: Path) -> Iterator[Folder]:
     """
     if not os.path.isdir(path):  # which takes names that are too long, or that no file can have
         remedy = "give the folder that `e3d export MODEL -o NAME.e3d` made"
+        if path.suffix.lower() == ".zip" and os.path.exists(path):
+            raise BundleError(
+                f"{path}: is a file, and a bundle is a folder; if `e3d pack` wrote it, unpack it first: "
+                f"`e3d unpack {path} -o NAME.e3d`"
+            )
         if os.path.exists(path):
             raise BundleError(f"{path}: is a file, and a bundle is a folder; {remedy}")
         raise BundleMissing(f"{path}: no such bundle; {remedy}")

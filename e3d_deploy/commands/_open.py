@@ -34,7 +34,8 @@ def open_predictor(
     if given and path.exists() and not foreign:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f"{path}: {options}: for a checkpoint of others; this one knows its own, so leave it out")
-    if not foreign and (path.is_dir() or not path.exists()):
+    is_file = path.is_file() and path.suffix.lower() != ".zip"  # an archive of a bundle is told as such
+    if not foreign and not is_file:
         if threads is not None and backend != "auto" and find(backend).device == "gpu":
             raise ConfigError(f"threads: {backend} steps on the GPU and takes none; leave --threads out")
         return runtime.load(path, backend, threads=threads)

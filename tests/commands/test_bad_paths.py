@@ -131,6 +131,15 @@ def test_errors_of_the_system_have_a_remedy_and_no_number(number: int, code: int
     assert explain(OSError(number, os.strerror(number)))[0].startswith("a file or device: ")
 
 
+@pytest.mark.parametrize("command", ["predict", "verify", "evaluate"])
+def test_an_archive_in_the_place_of_a_bundle_is_to_be_unpacked(bundle_path: Path, tmp_path: Path, command: str) -> None:
+    archive = tmp_path / "tiny.e3d.zip"
+    e3d("pack", bundle_path, "-o", archive)
+    more = ("clip.npy", "-o", tmp_path / "o.npz") if command == "predict" else ()
+    error = e3d(command, archive, *more, code=5).stderr.splitlines()[-1]
+    assert f"unpack it first: `e3d unpack {archive} -o NAME.e3d`" in error
+
+
 def test_the_python_api_tells_missing_from_damaged(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleMissing, match="no such bundle"):
         Bundle.open(tmp_path / "absent.e3d")
