@@ -423,7 +423,8 @@ def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator
         raise not_read(folder, unread)
     if not files:
         raise ClipError(
-            f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder"
+            f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder "
+            "or one video"
         )
     names = {file.name for file in files}
     others = [name for name in os.listdir(folder) if is_picture(name) and name[0] != "." and name not in names]
