@@ -468,13 +468,30 @@ def locked(path: Path, waiting: Callable[[], None] | None = lambda: None) -> Ite
                     path.unlink()
 
 
+_held: set[int] = set()
+"""Descriptors of locks that this process holds."""
+
+
+def _let_go() -> None:
+    """Close the locks in the child of a fork, which would hold them beyond the end of its parent."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def _hold(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> Iterator[None]:
     descriptor = _lock(path, waiting, folder=folder)
+    if descriptor is not None:
+        _held.add(descriptor)
     try:
         yield
     finally:
-        if descriptor is not None:
+        if descriptor in _held:
+            _held.remove(descriptor)
             os.close(descriptor)
 
 

@@ -22,6 +22,24 @@ with workspace(Path(sys.argv[1])) as folder:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+FORKED = """
+import os, sys
+from pathlib import Path
+from e3d_deploy.files import locked
+stay, begun = os.pipe(), os.pipe()
+with locked(Path(sys.argv[1])):
+    if os.fork() == 0:
+        os.write(begun[1], b"1")
+        os.close(stay[1])
+        os.read(stay[0], 1)
+        os._exit(0)
+    os.read(begun[0], 1)
+with locked(Path(sys.argv[1]), None):
+    pass
+os.close(stay[1])
+os.wait()
+"""
+
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
@@ -93,6 +111,11 @@ def test_a_locked_file_with_content_stays(tmp_path: Path) -> None:
         with locked(tmp_path / name):
             assert (tmp_path / name).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["film"]
+
+
+def test_a_child_of_a_fork_does_not_hold_a_lock_on(tmp_path: Path) -> None:
+    """Workers of a data loader may live on for seconds after a killed run."""
+    subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], check=True, timeout=60)
 
 
 def test_names_by_a_pattern_find_leftovers_and_no_files(left: Path) -> None:
