@@ -186,8 +186,8 @@ class Keeper(Callback):
                 kept = f"the state of step {self.saved_step} is kept"
                 begin = "with --init and its model.safetensors, and"
             raise TrainingError(
-                f"{self.run}: the loss or a weight is no finite number any more at step {trainer.global_step}; {kept}. "
-                f"Begin a new run, {begin} a lower --learning-rate or a --gradient-clip"
+                f"{self.run}: the loss, a weight or an averaged weight is no finite number any more at step "
+                f"{trainer.global_step}; {kept}. Begin a new run, {begin} a lower --learning-rate or a --gradient-clip"
             )
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:

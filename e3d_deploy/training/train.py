@@ -185,7 +185,7 @@ def train(
             if trainer.is_global_zero:
                 held.enter_context(locked(run, partial(_refuse_second, run)))
                 _files(run, resume=resume)  # another process may have begun and ended meanwhile
-            _begin(run, machine, None if resume else (settings, command))
+                _begin(run, machine, None if resume else (settings, command))
             if config.compile:
                 progress("compiling the cells: the first step takes a minute or more")
             learner = Learner(model, config, batches.first_clip, pace)
