@@ -108,7 +108,8 @@ class Bringer:
         self.placement = fit_shape(shown, self.form.image_size, self.form.fit)
         kind = frame.format
         self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
-        is_untold = frame.colorspace == UNTOLD and not kind.is_rgb
+        # Gray is the luma, which is the same in both.
+        is_untold = frame.colorspace == UNTOLD and not kind.is_rgb and self.form.channels > 1
         self.is_hd = is_untold and (frame.height > HD[0] or frame.width >= HD[1])
         # swscale takes gray for the full range, whatever the frame tells.
         self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED

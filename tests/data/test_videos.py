@@ -241,6 +241,9 @@ def test_colours_that_a_video_does_not_tell_are_those_of_its_size(
         container.mux(stream.encode())
     found = frames_of(tmp_path / "red.mkv", form(channels=3))
     assert np.abs(found.astype(int) - red).max() <= 3
+    if told == 2:
+        luma = frames_of(tmp_path / "red.mkv", form())
+        assert np.abs(luma - (73 - 16) * 255 / 219).max() <= 1
 
 
 @pytest.mark.parametrize(
