@@ -32,10 +32,9 @@ UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", 
 """Letters behind numbers that are units; names with several of them are out of order."""
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 _AT_MOST_A_LETTER = re.compile(r"[a-z]?")
-_DATE = re.compile(
-    r"(?<!\d)(?:19|20)\d\d(?:([-._]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01]))?(?=(?:\d{4}|\d{6})?(?!\d))"
-)
-"""Year, with a month and day or not; a time may follow."""
+_YEAR = re.compile(r"(?:19|20)\d\d")
+_DATE = re.compile(r"(?<!\d)(?:19|20)\d\d([-._]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?=(?:\d{4}|\d{6})?(?!\d))")
+"""Year, month and day; a time may follow."""
 GAP = 1.5
 """Steps of a counter from which on numbers are missing; times that are rounded differ less."""
 
@@ -139,7 +138,8 @@ def _doubt_of_names(names: Sequence[_Name]) -> str | None:
     if _goes_back_in_date(names):
         return f"dates behind other words or numbers do not come first: {first}"
     if len({name.texts for name in names}) == 1:
-        return None
+        has_years = all(map(_YEAR.fullmatch, ends)) and ends != sorted(ends)
+        return f"years behind other numbers do not come first: {first}" if has_years else None
     if len({name.digits for name in names}) <= 1 and not (any(ends) and hexadecimal_ends(_stems(names), DIGITS)):
         numbers = "whose numbers are alike" if any(ends) else "without numbers"
         is_alphabet = all(map(_AT_MOST_A_LETTER.fullmatch, _differences(_stems(names))))

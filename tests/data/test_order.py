@@ -112,7 +112,7 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         (["3b5f-26.png", "b8a7d-7.png", "d08ex.png", "e65a-z.png"], "names follow no one pattern"),
         (["900ms.png", "1s.png"], "units behind numbers are not read: 1s.png is taken first"),
         (["59min.png", "1h.png"], "units behind numbers"),
-        (["kw52_2023.png", "kw1_2024.png"], "dates behind other words or numbers do not come first: kw1_2024"),
+        (["kw52_2023.png", "kw1_2024.png"], "years behind other numbers do not come first: kw1_2024"),
         (
             ["LC08_L1TP_193027_20240109_02_T1.tif", "LC09_L1TP_193027_20240101_02_T1.tif"],
             "dates behind other words or numbers do not come first: LC08_L1TP_193027_20240109",
@@ -180,6 +180,7 @@ def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -
         [f"{time * 1001 // 30}.png" for time in range(90)],
         [f"{time:04}.png" for time in (*range(1230, 1260), *range(1300, 1360))],
         [f"LC0{8 + day % 2}_193027_202401{day:02}.png" for day in (2, 4, 7, 9)],
+        ["run1_seed2042_0.png", "run2_seed1999_0.png"],
         ["cam1_1920x1080_5.png", "cam1_1920x1080_7.png"],
         [f"2024{month:02}{day:02}.png" for month in (1, 2) for day in range(1, 32 - month)],
         [f"2401{day:02}.png" for day in range(1, 32)] + ["240201.png"],
