@@ -93,6 +93,8 @@ def import_checkpoint(
             stride=stride,
             source=str(path),
         )
+        if part is None:  # the settings are those of one network
+            openstl.check_layers(config, settings, source=str(path))
         names, axes = openstl.names_of(config), openstl.KERNEL_AXES
         kept = openstl.lengths(settings)
     if ema:

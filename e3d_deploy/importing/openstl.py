@@ -129,12 +129,6 @@ def identify(
         return size(shapes, name, axis, rank=rank, source=source)
 
     hidden = tuple(side(f"cell_list.{layer}._norm_c_t.weight", 0, 4) for layer in range(max(layers, default=0) + 1))
-    trained = _layers(settings)
-    if trained is not None and trained != hidden:
-        raise CheckpointError(
-            f"{source}: holds layers of {_joined(hidden)}, but num_hidden that Lightning kept is {_joined(trained)}; "
-            "it is a part, or another network"
-        )
     grid = tuple(side("cell_list.0._norm_c_t.weight", axis, 4) for axis in (2, 3))
     first = "cell_list.0.conv_x.0.conv3d.weight"
     kernel_size = side(first, 4, 5)
@@ -178,12 +172,20 @@ def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return context_length, _whole(settings, "aft_seq_length")
 
 
-def _layers(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return the hidden channels of each layer, as OpenSTL names them: `128,128`; None if they are not there."""
+def check_layers(config: ModelConfig, settings: Mapping[str, Any], *, source: str) -> None:
+    """Check that a network has all layers that Lightning kept, which OpenSTL names by their channels: `128,128`.
+
+    Raises:
+        CheckpointError: it has others.
+    """
     value = settings.get("num_hidden")
     if not isinstance(value, str) or not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
-        return None
-    return tuple(map(int, value.split(",")))
+        return
+    if (trained := tuple(map(int, value.split(",")))) != config.hidden:
+        raise CheckpointError(
+            f"{source}: holds layers of {_joined(config.hidden)}, but num_hidden that Lightning kept is "
+            f"{_joined(trained)}; it is a part, or another network"
+        )
 
 
 def _joined(layers: Sequence[int]) -> str:

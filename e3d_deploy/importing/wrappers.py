@@ -24,7 +24,8 @@ AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow|teacher)(_|$)")
 COUNT = "n_averaged"
 """Last part of the name of the number of averages, which torch.optim.swa_utils keeps with them."""
 BESIDE = re.compile(
-    r"loss|(^|_)(criterion\w*|lpips|vgg\d*|percep\w*|metrics?|ssim|psnr|mse|mae|disc|discriminator|critic|net_?d"
+    r"(^|_)loss(?!less)|loss(es|fn)?(_|$)|_mae$"
+    r"|(^|_)(criterion\w*|lpips|vgg\d*|percep(tual\w*)?|metrics?|ssim|psnr|mse|disc|discriminator|critic|net_?d"
     r"|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
 )
 """Parts of names of tensors that stand beside a network and belong to its training."""
@@ -117,8 +118,9 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
                 f"{source}: holds {name} twice in {_called(part)}, with other values; save one network alone"
             )
         tensors[name] = leaf
-    for part in found.keys() & odd.keys():  # a part without tensors, such as the shapes of DeepSpeed, is no network
-        raise CheckpointError(f"{source}: {odd[part]}, expected a tensor")
+    for part in found:
+        if part in odd:  # one without tensors, such as the shapes of DeepSpeed, is no network
+            raise CheckpointError(f"{source}: {odd[part]}, expected a tensor")
     networks = [Network(part, tensors) for part, tensors in found.items()]
     whole = [one for one in networks if any(name.startswith(ROOTS[0]) for name in one.tensors)]
     others += [name for one in networks if one not in whole for name in _full(one)]
