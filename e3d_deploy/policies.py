@@ -60,14 +60,14 @@ def budget_for(policy: str, rounding: float) -> Budget:
 
 
 LARGEST = Budget(difference=PICTURE_RANGE, dssim=1.0, dpsnr=48.0)
-"""Largest budgets that are taken: nothing could exceed more. A picture that is one grey level off has 48 dB."""
+"""Largest budgets that are taken. A picture that is one grey level off has 48 dB."""
 
 
 def parse_budget(text: str) -> Budget:
     """`dssim=0.001,dpsnr=0.05` as a budget.
 
     Raises:
-        ConfigError: a name that no budget has, no number from 0 on, or one that nothing could exceed.
+        ConfigError: a name that no budget has, no number from 0 on, or one above `LARGEST`.
     """
     names = [field.name for field in fields(Budget)]
     found: dict[str, float] = {}
@@ -80,6 +80,6 @@ def parse_budget(text: str) -> Budget:
         if name not in names or not 0 <= number < float("inf"):
             raise ConfigError(f"budget: got {part!r}, expected NAME=NUMBER with a name of {', '.join(names)}")
         if number > (most := LARGEST.to_dict()[name]):
-            raise ConfigError(f"budget: got {part!r}, which nothing could exceed; give at most {name}={most:g}")
+            raise ConfigError(f"budget: got {part!r}, expected at most {name}={most:g}")
         found[name] = number
     return replace(Budget(), **found)

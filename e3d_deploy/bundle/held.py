@@ -117,7 +117,7 @@ def open_folder(path: Path) -> Iterator[Folder]:
         if path.suffix.lower() == ".zip" and os.path.exists(path):
             raise BundleError(
                 f"{path}: is a file, and a bundle is a folder; if `e3d pack` wrote it, unpack it first: "
-                f"`e3d unpack {path} -o NAME.e3d`"
+                f"`e3d unpack {path} -o NAME.e3d`; a checkpoint of PyTorch becomes a model by `e3d import`"
             )
         if os.path.exists(path):
             raise BundleError(f"{path}: is a file, and a bundle is a folder; {remedy}")

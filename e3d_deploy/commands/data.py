@@ -74,7 +74,8 @@ def inspect_data(
         click.echo(picture, err=json_)
     for name in ("train", "valid"):
         if isinstance(found.splits[name], look.SplitError):
-            click.echo(f"no training yet: the {name} split cannot be opened, as told above", err=True)
+            other = "; mend it, or train with --valid and another source" if name == "valid" else "; mend it"
+            click.echo(f"no training yet: the {name} split cannot be opened{other}", err=True)
             return
     train = found.splits["train"]
     assert not isinstance(train, look.SplitError)

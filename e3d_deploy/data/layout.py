@@ -153,10 +153,8 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
 def other_size(frame: Sequence[int], form: Form) -> str:
     """Return an error of frames [H, W, C] that are not as a model takes them."""
     H, W, C = frame
-    return (
-        f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size, with "
-        f"--image-size {H}x{W} --channels {C} when it is trained"
-    )
+    size = f", with --image-size {H}x{W} --channels {C} when it is trained" if C in (1, 3, form.channels) else ""
+    return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size{size}"
 
 
 def _ambiguous(name: str, shape: tuple[int, ...], layouts: Sequence[str], moved: Sequence[str] = ()) -> str:

@@ -236,7 +236,8 @@ def _why_unproved(
     if not math.isinf(budget) and ROUNDING * rounding > MOST_ROUNDING:
         return (
             f"rounding alone moves the predictions of PyTorch by {rounding:.1e}, where the range of a picture is "
-            f"{PICTURE_RANGE:g}, so they are no yardstick; train the model again, with a smaller --learning-rate"
+            f"{PICTURE_RANGE:g}, so they are no yardstick; export another model, or one trained with a "
+            "smaller --learning-rate"
         )
     span = float(np.ptp(np.stack(predictions), axis=0).max())
     if len(predictions) > 1 and span <= min(budget, MIN_STEP):
