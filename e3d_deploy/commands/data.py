@@ -72,13 +72,13 @@ def inspect_data(
         show_data(found)
     if picture is not None:
         click.echo(picture, err=json_)
-    for name in ("train", "valid"):
-        if isinstance(found.splits[name], look.SplitError):
-            other = "; mend it, or train with --valid and another source" if name == "valid" else "; mend it"
-            click.echo(f"no training yet: the {name} split cannot be opened{other}", err=True)
-            return
     train = found.splits["train"]
-    assert not isinstance(train, look.SplitError)
+    if isinstance(train, look.SplitError):
+        click.echo("no training yet: mend the train split first", err=True)
+        return
+    if isinstance(found.splits["valid"], look.SplitError):
+        click.echo("no training yet: mend the valid split first, or train with --valid and another source", err=True)
+        return
     spare = max(0.0, train.lengths.median - length)
     suggest_training(source_, form, length=length, spare=spare, skip_bad=skip_bad, timed=not json_)
 

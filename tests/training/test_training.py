@@ -854,7 +854,9 @@ def test_an_average_that_is_no_number_ends_training(cut: Path) -> None:
     state = torch.load(cut / "last.ckpt", weights_only=True)
     next(iter(state["state_dict"].values())).view(-1)[0] = torch.nan
     torch.save(state, cut / "last.ckpt")
-    with pytest.raises(TrainingError, match="averaged weight is no finite number any more at step 6; the state of step 4"):
+    with pytest.raises(
+        TrainingError, match="averaged weight is no finite number any more at step 6; the state of step 4"
+    ):
         train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
     assert all(weight.isfinite().all() for weight in saved(cut / "model.safetensors").values())
 
