@@ -48,10 +48,14 @@ class GraphContents:
     """Graph of a bundle, as its manifest describes it."""
 
     file: str
+    backends: tuple[str, ...] | None
+    """Backends that it is for; None for all that have no graph of their own."""
     nodes: int
     opset: int
     precision: str
-    """Policy of its types."""
+    """Policy that it is run in."""
+    by: str
+    """Way to that precision: `types` in the graph, or a `hint` to the library."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +255,7 @@ def inspect_bundle(path: Path) -> BundleContents:
         producer=manifest.producer.to_json(),
         config=bundle.config,
         card=bundle.card,
-        graphs={name: _selected(GraphContents, bundle.entry(name)) for name in bundle.graphs},
+        graphs={one.file.removesuffix(".onnx"): _selected(GraphContents, one) for one in manifest.graphs},
         cost=cost,
         cost_missing=missing,
         step_inputs={

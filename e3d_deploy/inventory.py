@@ -45,6 +45,15 @@ def _cpu() -> str:
         return platform.processor() or "unknown"
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return the instruction sets of the processor as /proc/cpuinfo names them; empty where there is none."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return frozenset(next(line.split(":", 1)[1] for line in file if line.startswith("flags")).split())
+    except (OSError, StopIteration):
+        return frozenset()
+
+
 def has_nvidia_driver() -> bool:
     """Return True if the driver of an NVIDIA GPU is installed."""
     try:

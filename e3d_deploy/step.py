@@ -1,7 +1,7 @@
-"""The trained model as one step on plain tensors, rewritten for inference engines.
+"""The trained model as one step on plain tensors, and rewrites of its modules for PyTorch's own backends.
 
-model.py knows nothing of export: what an engine wants otherwise is put in the place of its modules here,
-each with a test that both compute the same.
+model.py knows nothing of them: what runs faster is put in the place of its modules here, each with a test that both
+compute the same. export/graph/recipes.py has the graphs for other engines.
 """
 
 import copy
@@ -155,15 +155,7 @@ REWRITES: dict[str, Rewrite] = {
     "conv2d": flatten_convolutions,
     "norms": split_norms,
 }
-"""In the order in which they are made. docs/graphs.md says what each gains."""
-TARGETS = {"cpu": tuple(REWRITES), "gpu": ("frozen-memory",), "none": ("norms",)}
-"""Rewrites by the engines that they suit: `cpu` every processor and ONNX Runtime on a GPU, `gpu` TensorRT.
-
-TensorRT-RTX makes larger plans of 2D convolutions, which it keeps another half of the weights for, and of
-norms that are not one node, and takes longer: see benchmarks/clip.py. How fast they run there was not measured. ONNX
-Runtime on CUDA does not run the 3D convolutions of `gpu` and `none`, which pad one side of the window. Its own norms
-are not exact enough to be what `none` has.
-"""
+"""In the order in which they are made."""
 
 
 class Step(nn.Module):

@@ -123,6 +123,27 @@ def exported(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Iter
 
 
 @pytest.fixture(scope="session")
+def shared(exported: Path, steps: KeptSteps) -> Path:
+    """The tiny bundle without graphs for single backends; not to be changed."""
+    lengths = {"context_length": 4, "horizon": 3, "batch": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_core", steps)
+        return export(
+            exported / "tiny.safetensors",
+            exported / "shared.e3d",
+            target="onnxruntime-cuda",  # which has none
+            reference=exported / "clip.npy",
+            **lengths,
+        )
+
+
+@pytest.fixture
+def shared_path(shared: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle without graphs for single backends, to be damaged at will."""
+    return Path(shutil.copytree(shared, tmp_path / "tiny.e3d"))
+
+
+@pytest.fixture(scope="session")
 def any_batch(exported: Path, steps: KeptSteps) -> Path:
     """The tiny bundle for any number of streams; not to be changed."""
     lengths = {"context_length": 4, "horizon": 3}

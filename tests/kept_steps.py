@@ -1,29 +1,27 @@
 """Steps that PyTorch has exported, kept for tests of what is made from them: it takes seconds for the smallest."""
 
 import hashlib
-from collections.abc import Collection
 from typing import Any
 
 from onnx import GraphProto
 
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.step import REWRITES
 
 
 class KeptSteps:
-    """`export_core`, which does its work once for each network, number of streams and set of rewrites."""
+    """`export_core`, which does its work once for each network, number of streams and way to fold."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, GraphProto] = {}
 
-    def __call__(self, model: E3DLSTM, batch: int | None, rewrites: Collection[str] = tuple(REWRITES)) -> GraphProto:
+    def __call__(self, model: E3DLSTM, batch: int | None, *, fold: bool = True) -> GraphProto:
         weights = hashlib.sha256()
         for weight in model.state_dict().values():
             weights.update(weight.numpy().tobytes())
-        key = model.config, batch, tuple(rewrites), weights.digest()
+        key = model.config, batch, fold, weights.digest()
         if key not in self._kept:
-            self._kept[key] = export_core(model, batch, rewrites)
+            self._kept[key] = export_core(model, batch, fold=fold)
         copied = GraphProto()
         copied.CopyFrom(self._kept[key])
         return copied

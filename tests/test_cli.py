@@ -341,7 +341,7 @@ def test_the_next_command_takes_no_path_for_an_option(
 
 def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "engines").mkdir()
-    (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(1_500_000))
+    (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(2_500_000))
     files = {
         **Bundle.open(bundle_path).manifest.files,
         "engines/step.tensorrt.plan": sha256(bundle_path / "engines" / "step.tensorrt.plan"),
@@ -353,9 +353,9 @@ def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path
     line = "WARN dropped: the engines step.tensorrt, native code that came with an archive"
     assert line in e3d("unpack", archive, "-o", tmp_path / "a.e3d").stderr
     assert "WARN" not in e3d("unpack", archive, "-o", tmp_path / "b.e3d", "--trust-engines").stderr
-    assert (tmp_path / "b.e3d" / "engines" / "step.tensorrt.plan").read_bytes() == bytes(1_500_000)
-    small = ["unpack", archive, "-o", tmp_path / "c.e3d", "--limit-mb", 1]
-    assert "bytes, the limit is 1,000,000; raise it by --limit-mb" in failing(*small, "--trust-engines", code=5)
+    assert (tmp_path / "b.e3d" / "engines" / "step.tensorrt.plan").read_bytes() == bytes(2_500_000)
+    small = ["unpack", archive, "-o", tmp_path / "c.e3d", "--limit-mb", 2]
+    assert "bytes, the limit is 2,000,000; raise it by --limit-mb" in failing(*small, "--trust-engines", code=5)
     e3d(*small)
 
 

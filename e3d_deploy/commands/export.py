@@ -51,11 +51,6 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
     help="Streams that the graphs run at once, or `any`.",
 )
 @click.option(
-    "--optimize",
-    type=click.Choice(["cpu", "gpu", "none"]),
-    help="Rewrites of the step: gpu suits TensorRT, cpu all others; chosen by --target if left out.",
-)
-@click.option(
     "--precision",
     type=click.Choice([*POLICIES, "auto"]),
     default="fp32",
@@ -70,7 +65,7 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @click.option(
     "--target",
     type=click.Choice(export_targets()),
-    help="Backend that must run it; else auto considers all.",
+    help="Backend that must run it, the only one with graphs of its own; else all have theirs.",
 )
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")

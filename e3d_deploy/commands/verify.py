@@ -153,7 +153,7 @@ def why(bundle: "Bundle", backend: str, threads: int | None) -> list["Finding"]:
         return []
     from e3d_deploy.export.precision.why import explain
 
-    return explain(bundle, native=session == "session", threads=threads)
+    return explain(bundle, backend, native=session == "session", threads=threads)
 
 
 def show_findings(findings: Sequence["Finding"]) -> None:

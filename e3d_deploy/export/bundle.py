@@ -2,10 +2,13 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,23 +34,31 @@ from e3d_deploy.bundle.manifest import (
 from e3d_deploy.contrast import why_unfit_to_verify
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
-from e3d_deploy.export.graph.to_onnx import export_core, one_sided_convolutions
+from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand
+from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.plan import Plan, plan_export
 from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import place_of, sha256
+from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import EXACT, Budget, budget_for
+from e3d_deploy.policies import EXACT, EXACT_DIFFERENCE, Budget, budget_for
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
+from e3d_deploy.runtime.backends.spec import BackendSpec
 from e3d_deploy.runtime.backends.specs import export_targets, find, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.backends.torch_settings import OwnSettings
-from e3d_deploy.step import TARGETS
 from e3d_deploy.tensors import header_bytes, read_header
 
 if TYPE_CHECKING:
+    from e3d_deploy.export.precision.choose import Chosen
     from e3d_deploy.export.precision.drift import RealClips
 
+log = logging.getLogger(__name__)
+
+WINOGRAD_ROUNDING = 10
+"""Times PyTorch's own rounding error that predictions and states are off by with Winograd's convolutions, at most: 3
+was measured with the trained full-size model, 7.5 with random weights."""
 KINDS = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
@@ -65,7 +76,6 @@ def export(
     context_length: int | None = None,
     horizon: int | None = None,
     batch: int | None = None,
-    optimize: str | None = None,
     precision: str = "fp32",
     budget: Budget | None = None,
     exclude: Sequence[str] = (),
@@ -84,12 +94,11 @@ def export(
         context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many. None:
             those of training where the model's card has them, else 10.
         batch: streams that the graphs run at once; None for any number.
-        optimize: set of rewrites, of `step.TARGETS`; without it `gpu` for TensorRT, else `cpu`, which is also
-            what ONNX Runtime needs on a GPU.
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
         exclude: layers that stay in float32, by their names in `types.products`; more do where the budget wants it.
-        target: backend that has to run it, of `specs.export_targets`; without it `auto` takes what runs everywhere.
+        target: backend that has to run it, of `specs.export_targets`, and the only one with graphs of its own beside
+            those for all; without it each backend has its own, and `auto` takes what runs everywhere.
         calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
             not fit the model, one of the package's videos.
@@ -99,8 +108,7 @@ def export(
 
     Raises:
         CheckpointError: `model_path` is not a model.
-        ConfigError: a length below 1, `output` is there already, a policy, layer or target that is not known, or
-            rewrites that the target does not run.
+        ConfigError: a length below 1, `output` is there already, or a policy, layer or target that is not known.
         BackendUnavailable: the target does not run the policy.
         QualityError: no policy keeps its budget.
         ClipError, ShapeError: the reference clip cannot be used.
@@ -113,7 +121,6 @@ def export(
             context_length=context_length,
             horizon=horizon,
             batch=batch,
-            optimize=optimize,
             precision=precision,
             budget=budget,
             exclude=exclude,
@@ -138,15 +145,32 @@ def export(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One graph of an export, in memory."""
+
+    model: ModelProto
+    name: str
+    """Name: `step`, `rollout` or `clip`."""
+    file: str
+    """Name of its file."""
+    backends: tuple[str, ...] | None = None
+    """Backends that it is for; None for all that have no graph of their own."""
+    by: str = "types"
+    """Way to the precision, as in `GraphEntry`."""
+    drift: Mapping[str, float | None] | None = None
+    """Measured loss of a graph that some backends have for themselves, by measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Composed:
     """Graphs of an export, in memory."""
 
-    graphs: Mapping[str, ModelProto]
-    """Graphs by name."""
+    graphs: Sequence[Graph]
+    """Graphs for all backends first."""
     precision: Precision
     """Policy of the graphs, and its measured cost."""
-    low: GraphProto | None
-    """Core whose weights have a low type; None where none has."""
+    low: Sequence[GraphProto]
+    """Cores whose weights have a low type; empty where none has."""
     yardstick: ModelProto | None
     """Step graph in float32; None where the step graph is that."""
 
@@ -162,45 +186,86 @@ def _clips_of(plan: Plan) -> "RealClips | None":
 
 def compose(plan: Plan, rounding: Rounding, clips: "RealClips | None", progress: Notify) -> Composed:
     """Export one step of the model, in the precision that keeps its budget, and put the graphs together from it."""
-    config, batch = plan.model.config, plan.batch
     progress("exporting one step")
-    exported = export_core(plan.model, batch, TARGETS[plan.rewrites])
-    spec = None if plan.target is None else find(plan.target)
-    if spec and not spec.one_sided_pads and (found := one_sided_convolutions(exported)):
-        raise ConfigError(
-            f"optimize: {plan.rewrites} leaves {len(found)} convolutions with pads on one side alone, which "
-            f"{plan.target} does not run; leave --optimize out"
-        )
-    core, precision = _in_precision(plan, exported, rounding, clips, progress)
-    progress("composing step.onnx")
-    graphs = {"step": step_graph(core, config, batch)}
-    progress("composing rollout.onnx")
-    graphs["rollout"] = rollout_graph(core, config, batch, horizon=plan.horizon)
-    progress("composing clip.onnx")
-    lengths = {"context_length": plan.context_length, "horizon": plan.horizon}
-    graphs["clip"] = clip_graph(core, config, batch, **lengths)
-    low = precision.policy in LOW
-    return Composed(
-        graphs=graphs,
-        precision=precision,
-        low=core if low else None,
-        yardstick=step_graph(exported, config, batch) if low else None,
-    )
+    exported = export_core(plan.model, plan.batch)
+    plain = expand(exported, RECIPES[PLAIN])
+    core, chosen, precision = _in_precision(plan, plain, rounding, clips, progress)
+    low = [core] if precision.policy in LOW else []
+    graphs = list(_graphs(plan, core, RECIPES[PLAIN], "", progress))
+    for recipe, specs in _own_recipes(plan, precision.policy).items():
+        hinted = all(precision.policy in spec.hinted for spec in specs)
+        form = RECIPES[recipe] if _affords_winograd(rounding) else RECIPES[recipe].without_winograd
+        own, drift = expand(exported, form), None
+        if chosen is not None:
+            progress(f"{precision.policy}: the drift of the graphs for {recipe}")
+            own, found = chosen.on(own, hinted=hinted, opset=form.opset)
+            drift = json_values(asdict(found))
+            if found.share_of(chosen.budget) > 1:
+                names = ", ".join(spec.name for spec in specs)
+                log.warning("%s: takes the graphs for all backends, as its own are over the budget (%s)", names, drift)
+                continue
+        if precision.policy in LOW and not hinted:
+            low.append(own)
+        described = {
+            "backends": tuple(spec.name for spec in specs),
+            "by": "hint" if hinted else "types",
+            "drift": drift,
+        }
+        graphs += _graphs(plan, own, form, f".{recipe.partition('-')[0]}", progress, **described)
+    yardstick = stamp(step_graph(plain, plan.model.config, plan.batch), "fp32") if low else None
+    return Composed(graphs=graphs, precision=precision, low=low, yardstick=yardstick)
+
+
+def _graphs(
+    plan: Plan, core: GraphProto, recipe: Recipe, suffix: str, progress: Notify, **described: Any
+) -> Iterator[Graph]:
+    """Yield step, rollout and clip of a core."""
+    config, batch = plan.model.config, plan.batch
+    makers: dict[str, Callable[..., ModelProto]] = {
+        "step": step_graph,
+        "rollout": partial(rollout_graph, horizon=plan.horizon),
+        "clip": partial(clip_graph, context_length=plan.context_length, horizon=plan.horizon),
+    }
+    for name, make in makers.items():
+        file = f"{name}{suffix}.onnx"
+        progress(f"composing {file}")
+        model = make(core, config, batch)
+        model.opset_import[0].version = recipe.opset
+        yield Graph(model=model, name=name, file=file, **described)
+
+
+def _own_recipes(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
+    """Return the names of the recipes of graphs that some backends have for themselves, and these backends."""
+    targets = export_targets() if plan.target is None else [plan.target]
+    found: dict[str, list[BackendSpec]] = {}
+    for spec in map(find, targets):
+        recipe = (spec.recipes or {}).get(policy)
+        if recipe is not None and policy in spec.policies:
+            found.setdefault(recipe, []).append(spec)
+    return found
+
+
+def _affords_winograd(rounding: Rounding) -> bool:
+    """Return True if a network rounds so little that Winograd's convolutions keep the budget of float32."""
+    return WINOGRAD_ROUNDING * max(rounding.predictions, rounding.states) <= EXACT_DIFFERENCE
 
 
 def _in_precision(
-    plan: Plan, exported: GraphProto, rounding: Rounding, clips: "RealClips | None", progress: Notify
-) -> tuple[GraphProto, Precision]:
-    """Return an exported step in the policy of a plan, measured on some clips; plain fp32 has none."""
+    plan: Plan, plain: GraphProto, rounding: Rounding, clips: "RealClips | None", progress: Notify
+) -> tuple[GraphProto, "Chosen | None", Precision]:
+    """Return a core in the policy of a plan, measured on some clips, and how others are brought there.
+
+    Plain fp32 is not measured.
+    """
     if clips is None:
-        return exported, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
+        return plain, None, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
     from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
 
     targets = export_targets() if plan.target is None else [plan.target]
     policies = shared_policies(targets) if plan.precision == "auto" else [plan.precision]
-    core, chosen = choose_precision(
+    chosen = choose_precision(
         plan.model,
-        exported,
+        plain,
         clips,
         budgets={policy: plan.budget or budget_for(policy, rounding.predictions) for policy in policies},
         batch=plan.batch,
@@ -208,22 +273,23 @@ def _in_precision(
         exclude=plan.exclude,
         progress=progress,
     )
-    return core, chosen
+    return chosen.core, chosen, chosen.precision
 
 
 def write_graphs(composed: Composed, folder: Path) -> None:
     """Write graphs, and weights of low types, beside the model that they share."""
-    weights = [MODEL]
-    if composed.low is not None and composed.yardstick is not None:
-        write_weights(composed.low, folder / WEIGHTS)
+    weights, aliases = [MODEL], {}
+    if composed.yardstick is not None:
+        aliases = write_weights(composed.low, folder / WEIGHTS)
         share_weights(composed.yardstick, folder / MODEL)
         onnx.save(composed.yardstick, folder / FLOAT32_STEP)
         weights.append(WEIGHTS)
-    for name, graph in composed.graphs.items():
-        stamp(graph, composed.precision.policy)
+    for graph in composed.graphs:
+        policy = "fp32" if graph.by == "hint" else composed.precision.policy
+        stamp(graph.model, policy, graph.model.opset_import[0].version)
         for file in weights:
-            share_weights(graph, folder / file)
-        onnx.save(graph, folder / f"{name}.onnx")
+            share_weights(graph.model, folder / file, aliases)
+        onnx.save(graph.model, folder / graph.file)
 
 
 def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path) -> Manifest:
@@ -250,7 +316,7 @@ def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path
         rounding=rounding,
         precision=composed.precision,
         states=describe_states(contract.states_of(config)),
-        graphs=tuple(describe(graph, composed.precision.policy) for graph in composed.graphs.values()),
+        graphs=tuple(describe(graph, composed.precision.policy) for graph in composed.graphs),
         verification={},
         engines={},
         files={file.name: sha256(file) for file in sorted(folder.iterdir())},
@@ -289,8 +355,8 @@ def _rollout(
     return np.stack(predictions), backend.to_arrays(state)
 
 
-def describe(graph: ModelProto, policy: str = "fp32") -> GraphEntry:
-    """Return a graph's entry in the manifest, for all backends."""
+def describe(graph: Graph, policy: str) -> GraphEntry:
+    """Return a graph's entry in the manifest."""
 
     def tensors(values: Any) -> tuple[TensorEntry, ...]:
         return tuple(
@@ -302,44 +368,57 @@ def describe(graph: ModelProto, policy: str = "fp32") -> GraphEntry:
             for value in values
         )
 
+    content = graph.model.graph
     return GraphEntry(
-        name=graph.graph.name,
-        backends=None,
-        file=f"{graph.graph.name}.onnx",
+        name=graph.name,
+        backends=graph.backends,
+        file=graph.file,
         precision=policy,
-        weights=tuple(sorted({place.value for one in graph.graph.initializer for place in one.external_data[:1]})),
-        nodes=len(graph.graph.node),
-        opset=graph.opset_import[0].version,
-        inputs=tensors(graph.graph.input),
-        outputs=tensors(graph.graph.output),
+        by=graph.by,
+        drift=graph.drift,
+        weights=tuple(sorted({place.value for one in content.initializer for place in one.external_data[:1]})),
+        nodes=len(content.node),
+        opset=graph.model.opset_import[0].version,
+        inputs=tensors(content.input),
+        outputs=tensors(content.output),
     )
 
 
-def write_weights(core: GraphProto, path: Path) -> None:
-    """The weights of a core that are in a low type, as a safetensors file."""
+def write_weights(cores: Sequence[GraphProto], path: Path) -> dict[str, str]:
+    """Write the weights of some cores that are in a low type as a safetensors file, the same bytes once.
+
+    Returns:
+        Name under which the bytes of a weight are in the file, if it is another, as for the same in another shape.
+    """
     kinds = {kind: name for name, kind in KINDS.items() if kind != TensorProto.FLOAT}
-    weights = [one for one in core.initializer if one.data_type in kinds and one.dims]
+    initializers = {one.name: one for core in cores for one in core.initializer}
+    low = [one for one in initializers.values() if one.data_type in kinds and one.dims]
+    first: dict[tuple[int, bytes], str] = {}
+    names = {one.name: first.setdefault((one.data_type, one.raw_data), one.name) for one in low}
+    weights = [one for one in low if names[one.name] == one.name]
     header, size = {}, 0
     for one in weights:
         end = size + len(one.raw_data)
         header[one.name] = {"dtype": kinds[one.data_type], "shape": list(one.dims), "data_offsets": [size, end]}
         size = end
     path.write_bytes(b"".join([header_bytes(json.dumps(header)), *(one.raw_data for one in weights)]))
+    return {name: stored for name, stored in names.items() if name != stored}
 
 
-def share_weights(graph: ModelProto, model_file: Path) -> None:
+def share_weights(graph: ModelProto, model_file: Path, aliases: Mapping[str, str] = MappingProxyType({})) -> None:
     """Let the graph read its weights from the model file, so that they are on disk once for all graphs.
 
     After its header a safetensors file is plain little-endian arrays, which ONNX calls external data.
+
+    Args:
+        aliases: from `write_weights`.
     """
     header, start = read_header(model_file)
     for initializer in graph.graph.initializer:
-        entry = header.get(initializer.name)
-        if (
-            entry is None
-            or KINDS.get(entry["dtype"]) != initializer.data_type
-            or entry["shape"] != list(initializer.dims)
-        ):
+        entry = header.get(aliases.get(initializer.name, initializer.name))
+        if entry is None or KINDS.get(entry["dtype"]) != initializer.data_type:
+            continue
+        if entry["shape"] != list(initializer.dims) and initializer.name not in aliases:
             continue
         begin, end = entry["data_offsets"]
         assert end - begin == len(initializer.raw_data), initializer.name

@@ -18,9 +18,8 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import POLICIES, Budget
-from e3d_deploy.runtime.backends.specs import check_runs, export_targets, find
+from e3d_deploy.runtime.backends.specs import check_runs, export_targets
 from e3d_deploy.shipped import extracted
-from e3d_deploy.step import TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +42,6 @@ class Plan:
     """Frames that the clip and rollout graphs give."""
     batch: int | None
     """Streams that the graphs run at once; None for any number."""
-    rewrites: str
-    """Set of rewrites of the step, of `step.TARGETS`."""
     precision: str
     """Policy, or `auto`."""
     budget: Budget | None
@@ -52,7 +49,7 @@ class Plan:
     exclude: tuple[str, ...]
     """Layers that stay in float32."""
     target: str | None
-    """Backend that has to run it; None for all."""
+    """Backend that has to run it, the only one with graphs of its own; None for all."""
     calibration: Path | None
     """Clips to learn ranges from; None for some of the package's."""
 
@@ -64,7 +61,6 @@ def plan_export(
     context_length: int | None,
     horizon: int | None,
     batch: int | None,
-    optimize: str | None,
     precision: str,
     budget: Budget | None,
     exclude: Sequence[str],
@@ -80,9 +76,6 @@ def plan_export(
     targets = export_targets()
     if target is not None and target not in targets:
         raise ConfigError(f"target: got {target!r}, expected one of {', '.join(targets)}")
-    rewrites = optimize or (target and find(target).rewrites) or "cpu"
-    if rewrites not in TARGETS:
-        raise ConfigError(f"optimize: got {optimize!r}, expected one of {', '.join(TARGETS)}")
     _check_precision(precision, exclude, target)
     model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
     known_context, known_horizon = card.lengths()
@@ -97,7 +90,6 @@ def plan_export(
         context_length=context_length,
         horizon=horizon,
         batch=batch,
-        rewrites=rewrites,
         precision=precision,
         budget=budget,
         exclude=tuple(exclude),

@@ -152,7 +152,7 @@ def profile(
         nodes_ms=total,
         nodes=tuple(_part(row.name, row.timed.kind, [row], total, limits) for row in rows),
         types=tuple(sorted(types, key=lambda part: -part.ms)),
-        roofline=_whole(bundle, traced.step_ms, limits) if limits else None,
+        roofline=_whole(bundle, backend, traced.step_ms, limits) if limits else None,
         roofline_missing=missing,
         environment=environment(threads),
     )
@@ -192,10 +192,10 @@ def _part(name: str | None, kind: str, rows: list[Row], total: float, limits: Ro
     )
 
 
-def _whole(bundle: Bundle, step_ms: float, limits: Roofline) -> StepRoofline:
+def _whole(bundle: Bundle, backend: str, step_ms: float, limits: Roofline) -> StepRoofline:
     from e3d_deploy.export.graph.statistics import statistics
 
-    counted = statistics(bundle.onnx("step"), bundle.entry("step"))
+    counted = statistics(bundle.onnx("step", backend), bundle.entry("step", backend))
     least_bytes = counted.input_bytes + counted.output_bytes + counted.weight_bytes
     least_ms = limits.least_ms(counted.flop, least_bytes)
     return StepRoofline(
@@ -216,4 +216,4 @@ def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
         from e3d_deploy.export.graph.statistics import node_costs
     except ModuleNotFoundError as error:
         return [], f"{error.name} is not installed; {pip_install('train')}"
-    return node_costs(bundle.onnx("step"), bundle.entry("step")), None
+    return node_costs(bundle.onnx("step", backend), bundle.entry("step", backend)), None

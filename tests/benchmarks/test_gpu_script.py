@@ -68,7 +68,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with one tiny bundle."""
     folder = tmp_path_factory.mktemp("bundles")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundles, "KINDS", (("cpu", "fp32"),))
+        patch.setattr(bundles, "KINDS", ("fp32",))
         bundles.export_all(folder, TINY)
     return folder
 
@@ -90,14 +90,14 @@ def test_rows_and_bundles_are_compared_and_timed(tmp_path: Path, exported: Path)
     assert all(row["device_ms"] > 0 and row["speedup"] > 0 and row["predictions"] < LOW for row in plain.values())
     share = plain["ring fp32"]["share_of_peak"]
     assert share["paper"] >= share["executed"] >= 0
-    on_cpu = results["sections"]["bundles"]["onnxruntime cpu-fp32"]
+    on_cpu = results["sections"]["bundles"]["onnxruntime fp32"]
     assert on_cpu["passed"]
     assert 0 < on_cpu["end_to_end_ms"] <= on_cpu["end_to_end_p99_ms"]
-    assert "finds no GPU" in results["skipped"]["bundles: onnxruntime-cuda cpu-fp32"] or "made for the CPU" in str(
+    assert "finds no GPU" in results["skipped"]["bundles: onnxruntime-cuda fp32"] or "made for the CPU" in str(
         results["skipped"]
     )
     assert "ring fp32" in shown
-    assert "bundles: onnxruntime-cuda cpu-fp32: skipped" in shown
+    assert "bundles: onnxruntime-cuda fp32: skipped" in shown
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_it_runs_with_pytorch_and_numpy_alone(tmp_path: Path, exported: Path) ->
     assert results["sections"]["plain at batch 1"]["ring fp32"]["passed"]
     assert results["failed"] == {}
     assert "safetensors" in results["skipped"]["backends: torch-cuda-graph fp32 at batch 1"]
-    assert "bundles: onnxruntime-cuda cpu-fp32" in results["skipped"]
+    assert "bundles: onnxruntime-cuda fp32" in results["skipped"]
 
 
 def test_a_run_that_is_ended_leaves_a_whole_file_and_no_process(tmp_path: Path) -> None:

@@ -225,8 +225,8 @@ def test_a_bundle_that_another_process_made_meanwhile_is_not_replaced(bundle_pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path) -> None:
-    bundle = Bundle.open(bundle_path)
+def test_a_backend_takes_its_own_graph_before_the_one_for_all(shared_path: Path) -> None:
+    bundle = Bundle.open(shared_path)
     own = replace(bundle.entry("step"), backends=("openvino", "tensorrt"), file="own.onnx")
     both = changed(bundle, graphs=(own, *bundle.manifest.graphs))
     assert both.graph("step", "openvino").name == "own.onnx"
@@ -243,19 +243,19 @@ def test_a_backend_takes_its_own_graph_before_the_one_for_all(bundle_path: Path)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "emulated"])
-def test_a_backend_opens_the_graph_that_is_its_own(bundle_path: Path, name: str) -> None:
-    bundle = Bundle.open(bundle_path)
+def test_a_backend_opens_the_graph_that_is_its_own(shared_path: Path, name: str) -> None:
+    bundle = Bundle.open(shared_path)
     own = replace(bundle.entry("step"), backends=(name,), file="own.onnx")
     with pytest.raises(BundleError, match=r"own\.onnx: "):
         open_backend(changed(bundle, graphs=(own, *bundle.manifest.graphs)), name)
-    shutil.copy(bundle_path / "step.onnx", bundle_path / "own.onnx")
+    shutil.copy(shared_path / "step.onnx", shared_path / "own.onnx")
     files = {**bundle.manifest.files, "own.onnx": bundle.manifest.files["step.onnx"]}
-    rewrite(bundle_path, graphs=(own, *bundle.manifest.graphs[1:]), files=files)
-    open_backend(Bundle.open(bundle_path), name).close()
+    rewrite(shared_path, graphs=(own, *bundle.manifest.graphs[1:]), files=files)
+    open_backend(Bundle.open(shared_path), name).close()
 
 
-def test_a_graph_of_another_backend_changes_nothing(bundle_path: Path) -> None:
-    bundle = Bundle.open(bundle_path)
+def test_a_graph_of_another_backend_changes_nothing(shared_path: Path) -> None:
+    bundle = Bundle.open(shared_path)
     step, rollout, clip = bundle.manifest.graphs
     own = replace(step, backends=("openvino",), precision="bf16")
     mixed = changed(bundle, graphs=(own, step, rollout, replace(clip, backends=("openvino",))))
@@ -269,7 +269,7 @@ def test_a_graph_of_another_backend_changes_nothing(bundle_path: Path) -> None:
         for _ in range(mixed.context_length):
             stream.push(picture)
         found = stream.forecast(mixed.horizon)  # by steps, as the clip graph is for another backend
-    with runtime.load(bundle_path, "onnxruntime") as predictor:
+    with runtime.load(shared_path, "onnxruntime") as predictor:
         stream = predictor.stream(renewal="replay")
         for _ in range(mixed.context_length):
             stream.push(picture)
@@ -279,7 +279,7 @@ def test_a_graph_of_another_backend_changes_nothing(bundle_path: Path) -> None:
 @pytest.mark.usefixtures("kept_steps")
 def test_snapshots_outlive_an_export_with_other_graphs(exported: Path, any_batch: Path, tmp_path: Path) -> None:
     lengths = {"context_length": 4, "horizon": 2, "batch": 1, "reference": exported / "clip.npy"}
-    gpu = export(exported / "tiny.safetensors", tmp_path / "gpu.e3d", optimize="gpu", **lengths)
+    gpu = export(exported / "tiny.safetensors", tmp_path / "gpu.e3d", target="tensorrt", **lengths)
     first, *others = (Bundle.open(path) for path in (exported / "tiny.e3d", any_batch, gpu))
     pictures = np.load(exported / "clip.npy")
     with runtime.load(first.path, "onnxruntime", threads=1) as predictor:
@@ -305,13 +305,13 @@ def renamed(path: Path, to: Path) -> Path:
     shutil.copytree(path, to)
     bundle = Bundle.open(to)
     names = {tensor.name for tensor in bundle.states.tensors}
-    for graph in bundle.graphs:
-        model = onnx.load(bundle.graph(graph), load_external_data=False)
+    for file in (to / one.file for one in bundle.manifest.graphs):
+        model = onnx.load(file, load_external_data=False)
         for value in (*model.graph.input, *model.graph.output):
             value.name = new(value.name)
         for node in model.graph.node:
             node.input[:], node.output[:] = map(new, node.input), map(new, node.output)
-        onnx.save(model, bundle.graph(graph))
+        onnx.save(model, file)
 
     def change(found: dict[str, Any]) -> None:
         for graph in found["graphs"]:

@@ -16,7 +16,6 @@ from e3d_deploy.diff import diff
 from e3d_deploy.errors import CheckpointError, ClipError, ConfigError, ExportError, ShapeError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
-from e3d_deploy.export.graph.to_onnx import one_sided_convolutions
 from e3d_deploy.files import _system, sha256
 from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, Recall
 from e3d_deploy.onnxruntime_library import onnxruntime
@@ -140,7 +139,9 @@ def test_no_convolution_pads_one_side_alone_even_after_onnxruntime_optimizes(cas
     for file in (case.graph("step"), case.graph("rollout"), case.graph("clip"), tmp_path / "optimized.onnx"):
         graph = onnx.load(file, load_external_data=False).graph
         assert any(node.op_type == "Conv" for node in graph.node)
-        assert one_sided_convolutions(graph) == []
+        for node in (node for node in graph.node if node.op_type == "Conv"):
+            pads = next((list(one.ints) for one in node.attribute if one.name == "pads"), [])
+            assert pads[: len(pads) // 2] == pads[len(pads) // 2 :], node.name
 
 
 def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
@@ -318,8 +319,12 @@ def test_manifest_says_what_was_exported(case: Bundle) -> None:
     manifest = json.loads((case.path / "manifest.json").read_text())
     assert ModelConfig.from_dict(manifest["config"]) == case.config
     assert manifest["history"]["exact_for_steps"] == case.config.history_length
-    assert set(manifest["files"]) == {"model.safetensors", "reference.npz", *(f"{graph}.onnx" for graph in GRAPHS)}
-    assert [one["name"] for one in manifest["graphs"]] == list(GRAPHS)
+    own = {"tensorrt": ["tensorrt", "tensorrt-rtx"], "onnxruntime": ["onnxruntime"], "openvino": ["openvino"]}
+    listed = {f"{graph}.{name}.onnx": backends for name, backends in own.items() for graph in GRAPHS}
+    listed |= {f"{graph}.onnx": None for graph in GRAPHS}
+    assert {one["file"]: one["backends"] for one in manifest["graphs"]} == listed
+    assert set(manifest["files"]) == {"model.safetensors", "reference.npz", *listed}
+    assert [one["name"] for one in manifest["graphs"]] == list(GRAPHS) * 4
     assert case.entry("clip").inputs[0].shape[1] == CONTEXT
 
 
@@ -524,24 +529,18 @@ def test_each_rewrite_computes_the_same(semantics: Semantics, window_length: int
 
 
 @pytest.mark.usefixtures("kept_steps")
-def test_a_target_that_is_a_gpu_says_for_whom_the_step_is_rewritten(exported: Path, tmp_path: Path) -> None:
-    graphs = {}
-    for name, options in {"target": {"target": "tensorrt-rtx"}, "gpu": {"optimize": "gpu"}, "cpu": {}}.items():
-        path = export(
-            exported / "tiny.safetensors", tmp_path / f"{name}.e3d", context_length=3, horizon=2, batch=1, **options
-        )  # type: ignore[arg-type]
-        graphs[name] = (path / "clip.onnx").read_bytes()
-    assert graphs["target"] == graphs["gpu"] != graphs["cpu"]
-
-
-@pytest.mark.usefixtures("kept_steps")
-def test_rewrites_that_onnxruntime_cuda_does_not_run_are_refused_for_it(exported: Path, tmp_path: Path) -> None:
-    model = exported / "tiny.safetensors"
-    options: dict[str, Any] = {"context_length": 3, "horizon": 2, "batch": 1, "target": "onnxruntime-cuda"}
-    export(model, tmp_path / "m.e3d", **options)
-    with pytest.raises(ConfigError, match=r"gpu leaves 10 convolutions with pads on one side alone.*leave --optimize"):
-        export(model, tmp_path / "g.e3d", optimize="gpu", **options)
-    assert not (tmp_path / "g.e3d").exists()
+def test_a_target_alone_has_graphs_of_its_own(exported: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"context_length": 3, "horizon": 2, "batch": 1}
+    bundle = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "t.e3d", target="tensorrt-rtx", **options))
+    assert [one.file for one in bundle.manifest.graphs if one.backends] == [
+        "step.tensorrt.onnx",
+        "rollout.tensorrt.onnx",
+        "clip.tensorrt.onnx",
+    ]
+    assert {one.backends for one in bundle.manifest.graphs} == {None, ("tensorrt-rtx",)}
+    assert bundle.graph("step", "openvino") == bundle.graph("step")
+    cuda = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "c.e3d", target="onnxruntime-cuda", **options))
+    assert {one.backends for one in cuda.manifest.graphs} == {None}
 
 
 def test_what_a_program_has_set_in_pytorch_does_not_reach_a_bundle(exported: Path, tmp_path: Path) -> None:

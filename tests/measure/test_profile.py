@@ -44,7 +44,7 @@ def test_nodes_are_those_of_the_graph(bundle: Bundle, backend: str, kind: str) -
     assert convolution.calls >= 10
     assert (convolution.gflops or 0) > 0
     assert (convolution.roofline_share or 0) > 0
-    graph = {cost.name for cost in node_costs(bundle.onnx("step"), bundle.entry("step"))}
+    graph = {cost.name for cost in node_costs(bundle.onnx("step", backend), bundle.entry("step", backend))}
     convolutions = [node.name for node in result.nodes if node.kind == kind]
     assert len(graph & set(convolutions)) > len(convolutions) / 2
     whole = result.roofline

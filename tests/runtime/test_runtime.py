@@ -342,15 +342,15 @@ def test_a_file_without_a_hash_is_refused(bundle_path: Path) -> None:
         Bundle.open(bundle_path)
 
 
-def test_a_graph_that_is_not_what_the_manifest_lists_is_refused(bundle_path: Path) -> None:
-    manifest = json.loads((bundle_path / "manifest.json").read_text())
+def test_a_graph_that_is_not_what_the_manifest_lists_is_refused(shared_path: Path) -> None:
+    manifest = json.loads((shared_path / "manifest.json").read_text())
     listed = manifest["graphs"][0]["inputs"][1]
     listed["shape"][1] = 99
     (state,) = (one for one in manifest["states"] if one["name"] == listed["name"])
     state["shape"][1] = 99
-    edit(bundle_path, graphs=manifest["graphs"], states=manifest["states"])
+    edit(shared_path, graphs=manifest["graphs"], states=manifest["states"])
     with pytest.raises(BundleError, match="its inputs are not those that the manifest lists"):
-        runtime.load(bundle_path, "onnxruntime")
+        runtime.load(shared_path, "onnxruntime")
 
 
 def test_a_manifest_that_lacks_a_part_is_refused(bundle_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import ast
 import warnings
-from collections.abc import Collection
 
 import torch
 from onnx import GraphProto, NodeProto
@@ -10,9 +9,12 @@ from onnx import GraphProto, NodeProto
 from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
 from e3d_deploy.export.graph.compose import OPSET
+from e3d_deploy.export.graph.operations import name_operations
+from e3d_deploy.export.graph.recipes import DOMAIN
 from e3d_deploy.model import E3DLSTM
+from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.quiet import quiet
-from e3d_deploy.step import REWRITES, Step, example
+from e3d_deploy.step import Step, example
 
 REGISTRATION = "torch.onnx._internal.exporter._registration"
 """Logger that warns of the missing torchvision, which nothing here uses."""
@@ -20,17 +22,21 @@ FOLDING = "onnxscript.optimizer._constant_folding"
 """Logger that warns of each operator with several outputs, which it leaves as it is."""
 
 
-def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = tuple(REWRITES)) -> GraphProto:
-    """`Step` as a graph; its initializers are named as the model's parameters.
+def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> GraphProto:
+    """Export `Step` as a graph, with the operations that `recipes.expand` writes for an engine as one node each.
+
+    Its initializers are named as the model's parameters.
 
     Args:
         batch: streams that it runs at once; None for a named axis, any number.
-        rewrites: of `step.REWRITES`.
+        fold: leave out the convolution of a memory that stays zero.
 
     Raises:
         ExportError: PyTorch could not export it.
     """
-    step = Step(model, rewrites).eval()
+    step = Step(model, ("frozen-memory",) if fold else ()).eval()
+    for cell in step.model.cells:
+        name_operations(cell)
     inputs = example(model.config, batch or 2)  # of an axis of 1 PyTorch takes for granted that it is 1
     any_number = {0: contract.ANY}
     dynamic = (any_number, any_number, (any_number,) * (len(inputs) - 2))
@@ -53,27 +59,13 @@ def export_core(model: E3DLSTM, batch: int | None, rewrites: Collection[str] = t
     for initializer in graph.initializer:
         initializer.name = initializer.name.removeprefix("model.")
     for node in graph.node:
-        if node.op_type in ("Conv", "MatMul"):  # `types.products` names them by their layers
+        if node.domain == DOMAIN or node.op_type in PRODUCTS:  # `types.products` names them by their layers
             node.name = f"{_module(node)}/{node.name}"
         # Where in the Python source it came from: ten times the size of the node.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
         node.input[:] = [name.removeprefix("model.") for name in node.input]
     return graph
-
-
-def one_sided_convolutions(graph: GraphProto) -> list[str]:
-    """Return the names of the convolutions whose pads differ before and after an axis.
-
-    ONNX Runtime on CUDA has no kernel for them. An explicit Pad before the convolution does not help: PyTorch's
-    exporter and ONNX Runtime both fuse it back into the convolution.
-    """
-    pads = {node.name: _pads(node) for node in graph.node if node.op_type == "Conv"}
-    return [name for name, sides in pads.items() if sides[: len(sides) // 2] != sides[len(sides) // 2 :]]
-
-
-def _pads(node: NodeProto) -> list[int]:
-    return next((list(attribute.ints) for attribute in node.attribute if attribute.name == "pads"), [])
 
 
 def _module(node: NodeProto) -> str:

@@ -146,6 +146,33 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
     )
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Policy that keeps its budget, and how it was brought onto a network."""
+
+    core: GraphProto
+    precision: Precision
+    """Entry in the manifest."""
+    budget: Budget
+    chooser: Chooser
+    learn: Callable[[GraphProto], Mapping[str, float]]
+    """Learn the ranges of another form of the core."""
+
+    def on(self, core: GraphProto, *, hinted: bool, opset: int) -> tuple[GraphProto, Drift]:
+        """Bring another form of the core to the same policy, with the same layers in float32; measure its drift.
+
+        Args:
+            hinted: the library is told, and the graph stays in float32.
+            opset: opset of the form.
+        """
+        policy, gauge = self.precision.policy, self.chooser.gauge
+        if not hinted:
+            ranges = self.learn(core) if policy in LARGEST else None
+            core = typed(core, policy, exclude=self.precision.exclude, ranges=ranges)
+        graph = stamp(step_graph(core, gauge.config, self.chooser.batch), "fp32" if hinted else policy, opset)
+        return core, gauge.drift(graph, policy, hinted=hinted)
+
+
 def choose_precision(
     model: E3DLSTM,
     core: GraphProto,
@@ -156,29 +183,34 @@ def choose_precision(
     context_length: int,
     exclude: Sequence[str],
     progress: Notify,
-) -> tuple[GraphProto, Precision]:
-    """Return the core in the first of some policies that keeps its budget, and its entry in the manifest.
+) -> Chosen:
+    """Bring a core into the first of some policies that keeps its budget.
 
     Raises:
         QualityError: none does.
         ConfigError: on the clips to learn from a layer has no range.
     """
 
-    @cache
-    def ranges() -> Mapping[str, float]:
+    def learn(form: GraphProto) -> Mapping[str, float]:
         progress(f"learning ranges from {len(clips.calibrate)} clips")
-        largest = calibrate(core, model.config, batch, clips.calibrate, context_length=context_length)
+        largest = calibrate(form, model.config, batch, clips.calibrate, context_length=context_length)
         if not all(0 < value < np.inf for value in largest.values()):
-            usual = calibrate(core, model.config, batch, clips.measure[-1:], context_length=context_length)
-            check_ranges(core, largest, usual, clips.source)
+            usual = calibrate(form, model.config, batch, clips.measure[-1:], context_length=context_length)
+            check_ranges(form, largest, usual, clips.source)
         return largest
 
+    @cache
+    def ranges() -> Mapping[str, float]:
+        return learn(core)
+
     gauge = Gauge(model, clips.measure, batch=batch, context_length=context_length, progress=progress)
-    chosen, tried = choose(Chooser(core, batch, gauge, ranges, progress), budgets, exclude)
+    chooser = Chooser(core, batch, gauge, ranges, progress)
+    chosen, tried = choose(chooser, budgets, exclude)
     calibrated = clips.describe_calibration() if chosen.policy in LARGEST else None
-    return chosen.core, Precision(
+    precision = Precision(
         **chosen.known(),
         measured=clips.describe_measured(),
         calibration=calibrated,
         tried=tuple(Tried(**fit.known()) for fit in tried),
     )
+    return Chosen(chosen.core, precision, chosen.budget, chooser, learn)

@@ -179,9 +179,14 @@ class Gauge:
             steps = rollout(backend, clip[None, :context_length], len(clip) - 1)
             self.expected.append(np.concatenate([prediction for prediction, _ in steps]))
 
-    def drift(self, graph: ModelProto, policy: str) -> Drift:
-        """Measure the drift of a step graph, emulated so that the result is the same on every machine."""
-        found = [self._against(clip, mine, theirs) for clip, mine, theirs in self._pairs(graph, policy, self.clips)]
+    def drift(self, graph: ModelProto, policy: str, *, hinted: bool = False) -> Drift:
+        """Measure the drift of a step graph, emulated so that the result is the same on every machine.
+
+        Args:
+            hinted: the graph is in float32, and a library is told to compute it in the type of the policy.
+        """
+        pairs = self._pairs(graph, policy, self.clips, hinted=hinted)
+        found = [self._against(clip, mine, theirs) for clip, mine, theirs in pairs]
         return Drift(*(float(np.max(column)) for column in zip(*found, strict=True)))
 
     def distance(self, graph: ModelProto, policy: str) -> float:
@@ -189,8 +194,11 @@ class Gauge:
         ((_, mine, theirs),) = self._pairs(graph, policy, self.clips[:1])
         return float(np.sqrt(np.square(mine - theirs).mean()))
 
-    def _pairs(self, graph: ModelProto, policy: str, clips: Sequence[Clip]) -> Iterable[tuple[Clip, Clip, Clip]]:
-        steps = Steps(session(emulated(graph, policy), threads=self.threads), self.config, self.batch)
+    def _pairs(
+        self, graph: ModelProto, policy: str, clips: Sequence[Clip], *, hinted: bool = False
+    ) -> Iterable[tuple[Clip, Clip, Clip]]:
+        model = emulated(graph, policy, hinted=hinted)
+        steps = Steps(session(model, threads=self.threads), self.config, self.batch)
         for clip, expected in zip(clips, self.expected, strict=False):
             predictions = [found[:1] for found in steps.predictions(clip, self.context_length)]
             yield clip, np.concatenate(predictions), expected

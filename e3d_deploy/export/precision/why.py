@@ -58,10 +58,18 @@ class Finding:
         return json_object(self)
 
 
-def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_bytes: int = MOST_BYTES) -> list[Finding]:
+def explain(
+    bundle: Bundle,
+    backend: str | None = None,
+    *,
+    native: bool,
+    threads: int | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> list[Finding]:
     """Find the first values of the step graph that are off, on the reference clip.
 
     Args:
+        backend: whose graph is looked at; None for that for all.
         native: as ONNX Runtime computes it, and not as its types say; the two differ where it has no such type.
         most_bytes: of the values that are held at a time.
 
@@ -70,7 +78,7 @@ def explain(bundle: Bundle, *, native: bool, threads: int | None = None, most_by
         small errors add up over the steps. None where the graph agrees with its twin.
     """
     policy = bundle.precision
-    graph = with_weights(bundle, bundle.entry("step").file)
+    graph = with_weights(bundle, bundle.entry("step", backend).file)
     twin = with_weights(bundle, FLOAT32_STEP) if FLOAT32_STEP in bundle.manifest.files else graph
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
@@ -204,7 +212,7 @@ class _Comparison:
             return "overflow"
         if node.op_type == "Conv":
             return "convolution"
-        if node.op_type in ("MatMul", "Softmax"):
+        if node.op_type in ("MatMul", "Softmax", "Attention"):
             return "softmax"
         return "norm" if node.op_type in NORM or kinds & {"Sqrt", "Div"} else "other"
 

@@ -23,15 +23,22 @@ from e3d_deploy.runtime.backends.protocol import Frame, State, initial_arrays
 from e3d_deploy.runtime.backends.rollout import rollout
 
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+ROUNDED_BY = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 TF32_BITS = 13
 """Low mantissa bits of a float32, of 23, that tensor cores drop."""
 
 
-def emulated(model: ModelProto, policy: str) -> ModelProto:
-    """A graph for ONNX Runtime on any processor that computes what the typed one says.
+def emulated(model: ModelProto, policy: str, *, hinted: bool = False) -> ModelProto:
+    """Return a graph for ONNX Runtime on any processor that computes what the typed one says.
 
     Integer and float8 pairs stay: `session` keeps them from being computed in integers.
+
+    Args:
+        hinted: the graph is in float32, and a library is told to compute it in the type of the policy. Every value is
+            rounded to it then, which is more than libraries do: OpenVINO leaves norms in float32.
     """
+    if hinted:
+        return _rounded(model, ROUNDED_BY[policy])
     result = ModelProto()
     result.CopyFrom(model)
     nodes: list[NodeProto] = []
@@ -53,6 +60,34 @@ def emulated(model: ModelProto, policy: str) -> ModelProto:
     if policy == "tf32":
         result.graph.initializer.append(numpy_helper.from_array(np.array(2**TF32_BITS + 1, np.float32), "tf32/factor"))
     return result
+
+
+def _rounded(model: ModelProto, kind: int) -> ModelProto:
+    """Return a float32 graph with every value that it computes, and the weights of its products, rounded to a type."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    floats = {one.name for one in inferred.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+    weights = {one.name for one in model.graph.initializer if one.data_type == TensorProto.FLOAT and one.dims}
+    del result.graph.node[:]
+    for weight in sorted(weights):
+        result.graph.node.extend(_round(weight, f"{weight}/rounded", kind))
+    for node in model.graph.node:
+        copy = result.graph.node.add()
+        copy.CopyFrom(node)
+        if node.op_type in PRODUCTS or node.op_type in MOVES:
+            copy.input[:2] = [f"{name}/rounded" if name in weights else name for name in node.input[:2]]
+        if node.op_type not in MOVES and node.output[0] in floats:
+            copy.output[0] = f"{node.output[0]}/exact"
+            result.graph.node.extend(_round(copy.output[0], node.output[0], kind))
+    return result
+
+
+def _round(value: str, output: str, kind: int) -> list[NodeProto]:
+    return [
+        _node("Cast", [value], f"{output}/low", to=kind),
+        _node("Cast", [f"{output}/low"], output, to=TensorProto.FLOAT),
+    ]
 
 
 def _rounded_product(node: NodeProto, kind: int) -> list[NodeProto]:
@@ -158,4 +193,5 @@ class EmulatedBackend(OnnxRuntimeBackend):
 
 def _load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
     entry = bundle.entry(graph, EmulatedBackend.name)
-    return session(emulated(with_weights(bundle, entry.file), entry.precision), threads=threads)
+    model = emulated(with_weights(bundle, entry.file), entry.precision, hinted=entry.by == "hint")
+    return session(model, threads=threads)

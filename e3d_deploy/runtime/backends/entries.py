@@ -13,7 +13,9 @@ from e3d_deploy.policies import POLICIES
 from e3d_deploy.runtime.backends.spec import BackendSpec, Opener
 
 if TYPE_CHECKING:
-    from e3d_deploy.runtime.backends.protocol import Profiler
+    from collections.abc import Mapping
+
+    from e3d_deploy.runtime.backends.protocol import Backend, Profiler
 
 
 def _tensorrt() -> Opener:
@@ -58,6 +60,13 @@ def _openvino() -> Opener:
     return OpenVINOBackend
 
 
+def _openvino_computed(backend: "Backend") -> "Mapping[str, int]":
+    from e3d_deploy.runtime.backends.openvino import OpenVINOBackend, computed
+
+    assert isinstance(backend, OpenVINOBackend)
+    return computed(backend)
+
+
 def _openvino_profiler() -> "Profiler":
     from e3d_deploy.runtime.backends.openvino import profile
 
@@ -89,6 +98,7 @@ def _emulated() -> Opener:
 
 
 ALL_POLICIES = frozenset(POLICIES)
+TENSORRT_RECIPES = dict.fromkeys(POLICIES, "tensorrt")
 NO_IPROFILER = (
     "time per layer comes from its IProfiler, which needs an NVIDIA GPU and is not attached in this version; "
     "`trtexec --dumpProfile` prints it"
@@ -103,7 +113,7 @@ ENTRIES = (
         hardware=GPU,
         device="gpu",
         policies=ALL_POLICIES - {"fp8"},
-        rewrites="gpu",
+        recipes=TENSORRT_RECIPES,
         unprofiled=NO_IPROFILER,
         summary="engines that `e3d build --target tensorrt` made on that GPU, for TensorRT 10 or 11",
         ran="never",
@@ -117,7 +127,7 @@ ENTRIES = (
         device="gpu",
         policies=ALL_POLICIES,  # fp8 from compute capability 8.9 on
         refusal=inventory.rtx_refusal,
-        rewrites="gpu",
+        recipes=TENSORRT_RECIPES,
         unprofiled=NO_IPROFILER,
         summary="engines that `e3d build --target tensorrt-rtx` made anywhere",
         ran="never",
@@ -132,8 +142,7 @@ ENTRIES = (
         # From ONNX Runtime's table of kernels, docs/OperatorKernels.md there; int8 is computed in float32.
         policies=ALL_POLICIES - {"fp8"},
         distributions=("onnxruntime-gpu",),  # the module has the same name without CUDA
-        rewrites="cpu",
-        one_sided_pads=False,
+        recipes={},  # it has no convolution with pads on one side alone (microsoft/onnxruntime#26274)
         summary="the ONNX graphs as they are; `onnxruntime` must be uninstalled",
         ran="yes, an H200",
     ),
@@ -157,7 +166,7 @@ ENTRIES = (
         install=pip_install("cpu"),
         device="cpu",
         policies=frozenset({"int8", "fp16", "tf32", "fp32"}),
-        rewrites="cpu",
+        recipes={"fp32": "onnxruntime", "tf32": "onnxruntime"},
         profiler=_onnxruntime_profiler,
         explained_by="session",
         summary="the ONNX graphs as they are",
@@ -170,7 +179,9 @@ ENTRIES = (
         install=pip_install("openvino"),
         device="cpu",
         policies=ALL_POLICIES - {"fp8"},
-        rewrites="cpu",
+        recipes=dict.fromkeys(("fp32", "tf32"), "openvino") | dict.fromkeys(("bf16", "int8"), "openvino-direct"),
+        hinted=frozenset({"bf16"}),  # casts in the graph cost it a sixth of a step
+        computed=_openvino_computed,
         profiler=_openvino_profiler,
         summary="the ONNX graphs as they are, compiled for each number of streams",
         ran="yes",

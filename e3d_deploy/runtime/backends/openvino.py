@@ -1,15 +1,27 @@
 """The graphs on OpenVINO, on the CPU."""
 
+import logging
+from collections import Counter
 from typing import Any
 
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.errors import BundleError
+from e3d_deploy.errors import BackendUnavailable, BundleError
+from e3d_deploy.inventory import cpu_flags
 from e3d_deploy.openvino_library import openvino
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 from e3d_deploy.runtime.backends.onnx_weights import to_memory
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
+
+log = logging.getLogger(__name__)
+
+PRODUCTS = ("Convolution", "MatMul", "FullyConnected")
+"""Layers of OpenVINO's CPU plugin that multiply, by their names in its runtime model."""
+POLICIES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
+"""Policies by the types that these layers run in."""
+POLICIES_OF_CAPABILITIES = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8"}
+"""Policies by what the library says that the processor can do."""
 
 CORE = openvino.Core()
 """The one core of this process, for its CPU plugin must not be unloaded.
@@ -30,6 +42,7 @@ class OpenVINOBackend(HostBackend):
         profile: count the time of each node, for `get_profiling_info` of a request.
 
     Raises:
+        BackendUnavailable: the processor lacks the type of the step graph.
         BundleError: OpenVINO cannot load the step graph; of the others, when they are first run.
     """
 
@@ -37,11 +50,14 @@ class OpenVINOBackend(HostBackend):
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, profile: bool = False) -> None:
         super().__init__(bundle)
+        policy = bundle.entry("step", self.name).precision
         self.settings = {
             "PERFORMANCE_HINT": "LATENCY",
             # On a processor with bfloat16 it takes that for float32 unless told not to.
-            "INFERENCE_PRECISION_HINT": "bf16" if bundle.entry("step", self.name).precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "f32",
         }
+        if policy == "bf16":
+            self.settings |= bfloat16_settings()
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = str(threads)
         if profile:
@@ -49,7 +65,11 @@ class OpenVINOBackend(HostBackend):
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
         self.models: dict[str, openvino.Model] = {}
         """Models as read, kept to compile them for other numbers of streams. Their weights are memory of the bundle."""
-        self._request("step", bundle.batch)
+        step = self._request("step", bundle.batch)
+        if policy in ("bf16", "int8"):
+            found = _computed(step)
+            if 2 * found[policy] < found.total():
+                log.warning("openvino computes %s products of %s in %s here", dict(found), found.total(), policy)
 
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:
         if (graph, batch) in self.requests:
@@ -78,6 +98,38 @@ class OpenVINOBackend(HostBackend):
     def free(self) -> None:
         self.requests.clear()
         self.models.clear()
+
+
+def bfloat16_settings() -> dict[str, str]:
+    """Return the settings with which OpenVINO computes in bfloat16.
+
+    Raises:
+        BackendUnavailable: the processor has no bfloat16.
+    """
+    types = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in types:
+        has = ", ".join(sorted(POLICIES_OF_CAPABILITIES[one] for one in types if one in POLICIES_OF_CAPABILITIES))
+        raise BackendUnavailable(
+            f"openvino: this processor has no bfloat16, only {has}; export the model again with a --precision that it "
+            "has, or run this bundle where there is one"
+        )
+    settings = {"INFERENCE_PRECISION_HINT": "bf16"}
+    flags = cpu_flags()
+    if flags and "amx_bf16" not in flags:
+        # Its one kernel for attention is slower in bfloat16 than three, where there are no tiles: docs/graphs.md.
+        settings["SNIPPETS_MODE"] = "DISABLE"
+    return settings
+
+
+def computed(backend: OpenVINOBackend) -> dict[str, int]:
+    """Count the products of the step by the precision that they run in, as the compiled model tells."""
+    return dict(_computed(backend.requests["step", backend.bundle.batch]))
+
+
+def _computed(request: openvino.InferRequest) -> Counter[str]:
+    nodes = [node.get_rt_info() for node in request.get_compiled_model().get_runtime_model().get_ops()]
+    types = [str(node["runtimePrecision"].value) for node in nodes if node["layerType"].value in PRODUCTS]
+    return Counter(POLICIES.get(one, one) for one in types)
 
 
 def read_model(bundle: Bundle, graph: str) -> openvino.Model:

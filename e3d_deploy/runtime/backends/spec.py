@@ -1,6 +1,6 @@
 """Entry of a backend in the list of all backends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -47,10 +47,14 @@ class BackendSpec:
     """Return why its library does not support the GPU of this machine; None if it does, or if either is missing."""
     runs_graphs: bool = True
     """Runs the ONNX graphs of the bundle or engines built from them; False for the PyTorch model."""
-    rewrites: Literal["cpu", "gpu"] | None = None
-    """Rewrites of the step that suit it, of `step.TARGETS`; None if bundles are not exported for it by name."""
-    one_sided_pads: bool = True
-    """Runs convolutions that pad one side alone."""
+    recipes: Mapping[str, str] | None = None
+    """Recipe of its own graphs by precision policy, of `recipes.RECIPES`; it takes the graphs for all where it has
+    none. None if bundles are not exported for it by name."""
+    hinted: frozenset[str] = frozenset()
+    """Policies that it computes by a hint, on graphs of its own in float32."""
+    computed: "Callable[[Backend], Mapping[str, int]] | None" = None
+    """Count the products of an opened backend's step by the precision that they run in; None if the library does not
+    tell."""
     profiler: "Callable[[], Profiler] | None" = None
     """Import the function that times the nodes of a step; None if the library does not tell."""
     unprofiled: str = "its nodes are not timed in this version"

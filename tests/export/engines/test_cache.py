@@ -356,7 +356,7 @@ def test_a_plan_that_is_lost_or_damaged_is_built_again(lost: bool, trt: FakeTens
 def test_a_plan_of_another_graph_is_not_loaded(trt: FakeTensorRT, bundle_path: Path) -> None:
     build(Bundle.open(bundle_path), "tensorrt")
     bundle = Bundle.open(bundle_path)
-    bundle = changed(bundle, files={**bundle.manifest.files, "step.onnx": "0" * 64})
+    bundle = changed(bundle, files={**bundle.manifest.files, "step.tensorrt.onnx": "0" * 64})
     with pytest.raises(BundleError, match="was built from another graph than the bundle's"):
         load_plan(bundle, "step", target="tensorrt", version="10.7.0")
     bundle = changed(bundle, files={**bundle.manifest.files, "model.safetensors": "0" * 64})
@@ -379,7 +379,7 @@ def test_a_version_compatible_plan_runs_on_later_ones(
             load_plan(bundle, "step", target="tensorrt", version=version)
 
 
-@pytest.mark.parametrize("name", ["step.onnx", "model.safetensors"])
+@pytest.mark.parametrize("name", ["step.tensorrt.onnx", "model.safetensors"])
 def test_a_bundle_that_changes_meanwhile_gets_no_engine(
     name: str, trt: FakeTensorRT, cache: EngineCache, bundle_path: Path
 ) -> None:

@@ -79,10 +79,10 @@ def test_a_bundle_gets_the_engines_of_another_with_its_own_weights(
         before = old.manifest.engines[f"{graph}.tensorrt"]
         assert sidecar.refitted_from == before.sha256 != sidecar.sha256
         assert sidecar.weights_sha256 == sha256(new.path / "model.safetensors") != before.weights_sha256
-        assert sidecar.graph_sha256 == sha256(new.path / f"{graph}.onnx")
+        assert sidecar.graph_sha256 == sha256(new.graph(graph, "tensorrt"))
         plan = load_plan(opened, graph, target="tensorrt", version="10.7.0")
         assert plan == b"plan with other weights refitted again"  # it stays refittable
-    assert trt.calls["refitted from"] == str(new.graph(list(sidecars)[-1]))
+    assert trt.calls["refitted from"] == str(new.graph(list(sidecars)[-1], "tensorrt"))
     assert Bundle.open(old.path).manifest == old.manifest
 
 

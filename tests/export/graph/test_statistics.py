@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from e3d_deploy.bundle.folder import Bundle, write_manifest
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BundleError
-from e3d_deploy.export.bundle import describe
+from e3d_deploy.export.bundle import Graph, describe
 from e3d_deploy.export.graph.statistics import Statistics, statistics
 from e3d_deploy.files import sha256
 from e3d_deploy.inspect import inspect, inspect_bundle
@@ -32,7 +32,7 @@ def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: di
     graph = helper.make_graph(nodes, "step", values(inputs), values(outputs), initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
     onnx.save(model, path)
-    return statistics(path.read_bytes(), describe(model))
+    return statistics(path.read_bytes(), describe(Graph(model=model, name="step", file="step.onnx"), "fp32"))
 
 
 @pytest.mark.parametrize("streams", [1, "batch"])
@@ -228,6 +228,8 @@ def test_values_in_fp8_have_a_size(tmp_path: Path) -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
     onnx.save(model, tmp_path / "g.onnx")
-    found = statistics((tmp_path / "g.onnx").read_bytes(), describe(model))
+    found = statistics(
+        (tmp_path / "g.onnx").read_bytes(), describe(Graph(model=model, name="step", file="step.onnx"), "fp32")
+    )
     assert found.unknown == ()
     assert found.intermediate_bytes == 2 * 100  # a byte each, written and read

@@ -28,6 +28,7 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
+from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.precision.drift import Drift
 from e3d_deploy.export.precision.quantize import calibrate
@@ -78,7 +79,8 @@ class Case:
     def __init__(self, semantics: str, steps: KeptSteps) -> None:
         self.config = SEMANTICS[semantics]
         self.model = network(self.config)
-        self.core = steps(self.model, 1)
+        self.exported = steps(self.model, 1)
+        self.core = expand(self.exported, RECIPES[PLAIN])
         self.clips = clips(self.config)
         self.ranges = calibrate(self.core, self.config, 1, self.clips, context_length=CONTEXT, threads=1)
 
@@ -369,7 +371,7 @@ def test_ranges_and_weights_are_those_of_onnxruntimes_quantiser(paper: Case, tmp
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
 def test_typed_graphs_take_any_number_of_streams(exported: Path, paper: Case, steps: KeptSteps, policy: str) -> None:
     """The network is that of the shared bundle, whose step for any number of streams is there already."""
-    core = steps(checkpoint.load(exported / "tiny.safetensors"), None)
+    core = expand(steps(checkpoint.load(exported / "tiny.safetensors"), None), RECIPES[PLAIN])
     ranges = calibrate(core, paper.config, None, paper.clips, context_length=CONTEXT, threads=1)
     graph = stamp(step_graph(typed(core, policy, ranges=ranges), paper.config, None), policy)
     onnx.checker.check_model(graph, full_check=True)
@@ -383,10 +385,10 @@ def test_typed_graphs_take_any_number_of_streams(exported: Path, paper: Case, st
 
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
 def test_convolutions_in_3d_are_typed_too(policy: str) -> None:
-    """The step is not rewritten here, and its window has three frames."""
+    """The window has three frames here."""
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, window_length=3, history_length=3)
     model = network(config)
-    core = export_core(model, 1, ("norms",))
+    core = expand(export_core(model, 1), RECIPES["openvino"])
     ranges = calibrate(core, config, 1, clips(config), context_length=CONTEXT, threads=1)
     graph = stamp(step_graph(typed(core, policy, ranges=ranges), config, 1), policy)
     onnx.checker.check_model(graph, full_check=True)
@@ -457,7 +459,7 @@ WIDE = Budget(dssim=0.5, dpsnr=20)
 @pytest.fixture(scope="module")
 def bundles(folder: Path, paper: Case) -> dict[str, Bundle]:
     return {
-        policy: make(folder, paper.core, f"{policy}.e3d", precision=policy, budget=WIDE)
+        policy: make(folder, paper.exported, f"{policy}.e3d", precision=policy, budget=WIDE)
         for policy in POLICIES
         if policy != "fp32"
     }
@@ -475,11 +477,14 @@ def measured(bundle: Bundle) -> float:
 def test_weights_of_a_low_type_are_on_disk_once(bundles: dict[str, Bundle], policy: str) -> None:
     bundle = bundles[policy]
     for entry in bundle.manifest.graphs:
-        name = entry.name
+        file = bundle.path / entry.file
+        onnx.checker.check_model(file, full_check=True)
+        if entry.by == "hint":
+            assert (entry.precision, entry.opset, entry.weights) == (policy, 20, ("model.safetensors",))
+            continue
         assert (entry.precision, entry.opset) == (policy, 22 if policy == "bf16" else 20)
         assert entry.weights == ("model.safetensors", "weights.safetensors")
-        onnx.checker.check_model(bundle.graph(name), full_check=True)
-        graph = onnx.load(bundle.graph(name), load_external_data=False).graph
+        graph = onnx.load(file, load_external_data=False).graph
         low = [one for one in graph.initializer if one.data_type == LOW[policy] and one.dims]
         assert low
         assert all(one.external_data[0].value == "weights.safetensors" for one in low)
@@ -576,12 +581,12 @@ def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case
     fp16, int8 = (measured(bundles[policy]) for policy in ("fp16", "int8"))
     assert 10 * fp16 < int8, "so that the order is none of rounding"
     budget = Budget(difference=2 * fp16)
-    auto = make(folder, paper.core, "auto.e3d", precision="auto", budget=budget)
+    auto = make(folder, paper.exported, "auto.e3d", precision="auto", budget=budget)
     tried = [(one.policy, one.fits) for one in auto.manifest.precision.tried]
     assert tried == [("int8", False), ("fp16", True)]
     assert auto.precision == "fp16"
     assert all(one.step_ms is not None and one.step_ms > 0 for one in auto.manifest.precision.tried)
-    other = make(folder, paper.core, "bf16only.e3d", precision="auto", target="openvino", budget=WIDE)
+    other = make(folder, paper.exported, "bf16only.e3d", precision="auto", target="openvino", budget=WIDE)
     assert other.precision == "int8"
 
 
@@ -590,9 +595,9 @@ def test_a_budget_that_nothing_keeps_names_the_nearest_and_writes_nothing(folder
     with pytest.raises(
         QualityError, match=r"none of int8, fp16, tf32, fp32 keeps its budget; the nearest is fp32: dif"
     ):
-        make(folder, paper.core, "none.e3d", precision="auto", budget=Budget(difference=1e-12))
+        make(folder, paper.exported, "none.e3d", precision="auto", budget=Budget(difference=1e-12))
     with pytest.raises(QualityError, match=r"none of int8 keeps its budget; the nearest is int8 with \d+ layers"):
-        make(folder, paper.core, "none.e3d", precision="int8", budget=Budget(difference=1e-12))
+        make(folder, paper.exported, "none.e3d", precision="int8", budget=Budget(difference=1e-12))
     assert sorted(folder.iterdir()) == before
 
 
@@ -614,7 +619,7 @@ def test_a_policy_that_the_target_does_not_run_is_refused_before_the_work(folder
 @pytest.mark.parametrize("precision", ["fp16", "auto"])
 def test_what_is_excluded_leaves_at_least_half(folder: Path, paper: Case, precision: str) -> None:
     with pytest.raises(ConfigError, match=r"exclude: leaves 0 of \d+ .*at least 50% of them stay in it"):
-        make(folder, paper.core, "all.e3d", precision=precision, budget=WIDE, exclude=list(products(paper.core)))
+        make(folder, paper.exported, "all.e3d", precision=precision, budget=WIDE, exclude=list(products(paper.core)))
 
 
 def test_below_7_pixels_differences_are_judged_and_what_is_lost_is_not() -> None:
@@ -671,7 +676,7 @@ def test_a_budget_is_read() -> None:
 
 
 def test_export_auto_prints_the_table(folder: Path, paper: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle_module, "export_core", lambda *_: paper.core)
+    monkeypatch.setattr(bundle_module, "export_core", lambda *_: paper.exported)
     output = folder / "printed.e3d"
     arguments = ["export", folder / "model.safetensors", "-o", output, "--context", CONTEXT, "--horizon", HORIZON]
     arguments += ["--reference", folder / "clips.npy", "--calibration", folder / "clips.npy"]
@@ -698,7 +703,7 @@ def test_openvino_reads_the_same_file(bundles: dict[str, Bundle], policy: str) -
 @pytest.mark.parametrize("policy", LOW)
 def test_every_policy_builds_with_tensorrt_rtx(rtx: Any, bundles: dict[str, Bundle], policy: str, graph: str) -> None:
     config = EngineConfig(compute_capabilities=("8.9",) if policy == "fp8" else ())
-    assert len(build_plan(rtx, bundles[policy].graph(graph), config)) > 10_000
+    assert len(build_plan(rtx, bundles[policy].graph(graph, "tensorrt-rtx"), config)) > 10_000
 
 
 def test_fp8_is_for_compute_capability_8_9_and_later(rtx: Any, bundles: dict[str, Bundle]) -> None:

@@ -20,6 +20,7 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.compose import step_graph
+from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.precision.types import products, stamp, typed
 from e3d_deploy.export.precision.why import _chunks, explain
 from e3d_deploy.files import sha256
@@ -47,12 +48,13 @@ class Made:
         checkpoint.save(model, folder / "model.safetensors")
         frames = np.random.default_rng(0).integers(0, 256, (16, 24, 1), np.uint8)
         np.save(folder / "clip.npy", np.stack([np.roll(frames, t, axis=1) for t in range(6)]))
-        self.core = steps(model, 1)
+        self.exported = steps(model, 1)
+        self.core = expand(self.exported, RECIPES[PLAIN])
 
     def bundle(self, policy: str, **options: Any) -> Bundle:
         clip = self.folder / "clip.npy"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(bundle_module, "export_core", lambda *_: self.core)
+            patch.setattr(bundle_module, "export_core", lambda *_: self.exported)
             path = export(
                 self.folder / "model.safetensors",
                 self.folder / f"{policy}.e3d",
@@ -71,7 +73,8 @@ class Made:
 
 def replace_step(bundle: Bundle, core: GraphProto) -> Bundle:
     """The bundle, with another step graph."""
-    onnx.save(stamp(step_graph(core, bundle.config, 1), bundle.precision), bundle.graph("step"))
+    for backend in (None, "onnxruntime"):
+        onnx.save(stamp(step_graph(core, bundle.config, 1), bundle.precision), bundle.graph("step", backend))
     return listed(bundle)
 
 
@@ -128,8 +131,7 @@ def test_verify_names_it_and_what_mends_it(overflowing: Bundle) -> None:
 def test_wrong_weights_of_one_layer_are_a_convolution(sane: Made) -> None:
     bundle = sane.bundle("bf16")
     core = typed(sane.core, "bf16")
-    (node, _) = products(sane.core)["cells.0.cell_to_output"]
-    weight = next(one for one in core.initializer if one.name == f"{node.input[1]}/bf16")
+    weight = next(one for one in core.initializer if one.name == "cells.0.cell_to_output.weight/bf16")
     wrong = numpy_helper.to_array(weight) * 3
     weight.CopyFrom(numpy_helper.from_array(wrong, weight.name))
     broken = replace_step(bundle, core)

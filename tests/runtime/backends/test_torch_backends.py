@@ -32,7 +32,7 @@ from e3d_deploy.runtime.backends.torch_cuda_graph import TorchGpu, TorchGraphBac
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.backends.torch_ring import RingStep
 from e3d_deploy.runtime.verify import verify
-from e3d_deploy.step import TARGETS
+from e3d_deploy.step import REWRITES
 from e3d_deploy.tf32 import arithmetic
 from tests.fake_cuda import Machine
 from tests.fake_torch_gpu import HostGpu, put_in_place
@@ -111,15 +111,15 @@ def frames(count: int, batch: int) -> Tensor:
     ("semantics", "window_length"),
     [("paper", 2), ("google", 2), ("openstl", 2), ("paper", 3)],
 )
-@pytest.mark.parametrize("optimize", ["cpu", "gpu"])
+@pytest.mark.parametrize("rewrites", [tuple(REWRITES), ("frozen-memory",)])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_ring_step_is_the_model_beyond_a_full_ring(
-    tiny_config: ModelConfig, semantics: Semantics, window_length: int, optimize: str, channels_last: bool
+    tiny_config: ModelConfig, semantics: Semantics, window_length: int, rewrites: tuple[str, ...], channels_last: bool
 ) -> None:
     model = network(replace(tiny_config, window_length=window_length), semantics)
     eager, rings = (
         TorchBackend(model, batch=2),
-        Rings(model, 2, rewrites=TARGETS[optimize], channels_last=channels_last),
+        Rings(model, 2, rewrites=rewrites, channels_last=channels_last),
     )
     state = eager.initial_state(2)
     for frame in frames(STEPS, 2):
