@@ -27,10 +27,11 @@ from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph
+from e3d_deploy.export.graph.recipes import RECIPES, Recipe, expand
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.precision.types import stamp
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.onnxruntime_library import onnxruntime
-from e3d_deploy.step import TARGETS
 from e3d_deploy.tensorrt_library import library
 
 CONTEXT = HORIZON = 10
@@ -54,9 +55,9 @@ def naive_export(model: E3DLSTM, context: Tensor, path: Path) -> None:
         torch.onnx.export(Unrolled(model).eval(), (context,), str(path), opset_version=20, dynamo=True, verbose=False)
 
 
-def our_export(model: E3DLSTM, path: Path, target: str, *, states: bool) -> None:
-    core = export_core(model, 1, TARGETS[target])
-    graph = clip_graph(core, model.config, 1, context_length=CONTEXT, horizon=HORIZON)
+def our_export(model: E3DLSTM, path: Path, recipe: Recipe, *, states: bool) -> None:
+    core = expand(export_core(model, 1), recipe)
+    graph = stamp(clip_graph(core, model.config, 1, context_length=CONTEXT, horizon=HORIZON), "fp32", recipe.opset)
     if not states:
         del graph.graph.output[1:]
     onnx.save(graph, path)
@@ -71,7 +72,8 @@ def make(name: str, model: E3DLSTM, context: Tensor, folder: Path) -> tuple[Path
         if name == "naive":
             naive_export(model, context, path)
         else:
-            our_export(model, path, "gpu" if "for gpu" in name else "cpu", states="forecast alone" not in name)
+            recipe = RECIPES["tensorrt" if "for gpu" in name else "onnxruntime"]
+            our_export(model, path, recipe, states="forecast alone" not in name)
         seconds = round(time.perf_counter() - started, 1)
         nodes = len(onnx.load(path, load_external_data=False).graph.node)
         about.write_text(json.dumps({"seconds": seconds, "nodes": nodes}))

@@ -21,8 +21,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
 
-KINDS = (("gpu", "fp32"), ("cpu", "fp32"), ("cpu", "tf32"), ("cpu", "fp16"))
-"""Rewrites and precision of each. Those for a CPU hold 2D convolutions alone, as CUDA refuses uneven 3D padding."""
+KINDS = ("fp32", "tf32", "fp16")
+"""Precision of each."""
 LEVELS = 15
 
 
@@ -44,10 +44,10 @@ def export_all(folder: Path, config: ModelConfig) -> list[Path]:
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "model.safetensors"
         checkpoint.save(coarse_model(config), source)
-        for optimize, precision in KINDS:
+        for precision in KINDS:
             started = time.monotonic()
-            path = folder / f"{optimize}-{precision}.e3d"
-            export(source, path, context_length=2, horizon=2, optimize=optimize, precision=precision, overwrite=True)
+            path = folder / f"{precision}.e3d"
+            export(source, path, context_length=2, horizon=2, precision=precision, overwrite=True)
             print(f"{path.name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             paths.append(path)
     return paths
