@@ -1,8 +1,9 @@
 """Models, results and timing in turn, for all benchmarks."""
 
 import json
+import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,29 @@ from e3d_deploy.measure.benchmark import environment
 from e3d_deploy.model import E3DLSTM
 
 RESULTS = Path(__file__).parent / "results"
+FULL = Path(__file__).parents[1] / "models" / "moving_mnist_64x4.safetensors"
+"""The trained full-size model of a checkout."""
+FEATURES = {"amx": "amx_bf16", "avx512-bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2"}
+"""Kinds of processor with the flag of /proc/cpuinfo that tells each, the fastest first."""
+
+
+def processor_kind(flags: Collection[str] | None = None) -> str:
+    """Return the kind of a processor by its fastest instructions, or its architecture if it has none of them.
+
+    Args:
+        flags: as /proc/cpuinfo names them; None for those of this machine.
+    """
+    if flags is None:
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+        except OSError:
+            lines = []
+        flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return next((kind for kind, flag in FEATURES.items() if flag in flags), _architecture())
+
+
+def _architecture() -> str:
+    return platform.machine().lower().replace("_", "-")  # names of results are split at underscores
 
 
 def model_of(size: str, folder: Path) -> Path:

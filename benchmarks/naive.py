@@ -1,14 +1,23 @@
-"""The step as one would write it for torch.onnx.export, with nothing done to it: what ours is compared with."""
+"""The step as one would write it without this package, and ways to run it: the peers of ours."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import openvino
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from e3d_deploy import contract
 from e3d_deploy.model import E3DLSTM, Recall, State, from_entry, to_entry
+from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.protocol import initial_arrays
+
+Arrays = dict[str, NDArray[Any]]
+Step = Callable[[NDArray[np.float32], Any], tuple[NDArray[np.float32], Any]]
 
 
 class MaskedRecall(Recall):
@@ -80,3 +89,63 @@ def naive_export(model: E3DLSTM, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+
+
+def naive_onnxruntime(file: Path, threads: int) -> Step:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
+        return split(dict(zip(names, session.run(names, {contract.FRAME: frame, **state}), strict=True)))
+
+    return step
+
+
+def naive_openvino(file: Path, device: str = "CPU", **settings: Any) -> Step:
+    compiled = openvino.Core().compile_model(file, device, settings)
+
+    def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
+        found = compiled({contract.FRAME: frame, **state})
+        return split({port.any_name: value for port, value in found.items()})
+
+    return step
+
+
+def openvino_has_bf16() -> bool:
+    """Return True if OpenVINO computes in bfloat16 on this processor."""
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def autocast_torch(model: E3DLSTM) -> Step:
+    """Return PyTorch's eager step in bfloat16 by autocast; its state is the model's own."""
+
+    @torch.inference_mode()
+    def step(frame: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
+        with torch.autocast("cpu", torch.bfloat16):
+            prediction, following = model.step(torch.from_numpy(frame), state)
+        return prediction.float().numpy(), following
+
+    return step
+
+
+def compiled_torch(model: E3DLSTM, *, autocast: bool) -> Step:
+    """Return the naive step compiled by torch.compile, in bfloat16 by autocast or in float32."""
+    module = torch.compile(NaiveStep(model).eval())
+    names = [tensor.name for tensor in contract.states(model.config)]
+
+    @torch.inference_mode()
+    def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
+        tensors = [torch.from_numpy(state[name]) for name in names]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            prediction, *states = module(torch.from_numpy(frame), *tensors)
+        arrays = (one.float() if one.is_floating_point() else one for one in states)
+        return prediction.float().numpy(), {name: one.numpy() for name, one in zip(names, arrays, strict=True)}
+
+    return step
+
+
+def split(outputs: Arrays) -> tuple[NDArray[np.float32], Arrays]:
+    prediction = outputs.pop(contract.PREDICTION)
+    return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}

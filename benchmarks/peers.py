@@ -1,22 +1,32 @@
 """One step, ours on each backend beside what else one could run: same weights, same frames, same threads.
 
-    python -m benchmarks.peers [--size full|demo] [--semantics paper|google] [--threads 1] [--no-low]
+    taskset -c 0 python -m benchmarks.peers [--size full|demo] [--semantics paper|google] [--threads 1]
+        [--precision bf16]… [--without torch.compile]… [--folder exports]
 
 Peers are PyTorch eager, torch.compile, and torch.onnx.export of the same step, with nothing done to it, in ONNX
-Runtime and in OpenVINO. The sides take turns in one process, on a full ring, each fed with its own states. Our backend
-torch-compiled is left out: torch.compile of the model is the peer here, and ours was not timed on this processor.
+Runtime and in OpenVINO, each with the switches that cost nothing: autocast to bfloat16 in PyTorch, the precision hint
+in OpenVINO, and int8 by the engine's own tool. Those are ONNX Runtime's static quantiser and NNCF, which
+`pip install nncf` brings; without it that row is skipped. OpenVINO left alone, as `AUTO` with no settings, takes a
+thread for each core that the process may use, so that it is timed only where these are as many as `--threads`.
 
-Predictions before it was measured: ours twice as fast as eager and 1.1 times the best peer, as a quarter of the
-products of a convolution is gone and ONNX Runtime has blocked kernels for the 2D ones alone; int8 gains little on a
-processor without its instructions. Measured: 97 GFLOP/s in the convolutions of the full-size step, all that a core
-with AVX2 has, and 45 % of its time in the recall, which PyTorch computes as fast; so that what is left to gain in
-float32 is less arithmetic. benchmarks/NOTES.md says what was tried.
+The sides take turns in one process, on a full ring, each fed with its own states. Accuracy is measured over a forecast
+of the reference clip, which no calibration saw. At full size with the paper's semantics the weights are the trained
+ones of a checkout, else random ones, which amplify rounding. Exports take minutes; with `--folder` they are kept, and
+used again by the next run. Writes benchmarks/results/peers_SIZE_THREADS_PROCESSOR.json.
+
+Predictions before it was measured on a processor with AVX2: ours twice as fast as eager and 1.1 times the best peer,
+as a quarter of the products of a convolution is gone and ONNX Runtime has blocked kernels for the 2D ones alone; int8
+gains little on a processor without its instructions. Measured: 97 GFLOP/s in the convolutions of the full-size step,
+all that a core with AVX2 has, and 45 % of its time in the recall, which PyTorch computes as fast; so that what is left
+to gain in float32 is less arithmetic. benchmarks/NOTES.md says what was tried.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +36,34 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import compare, save
-from benchmarks.naive import NaiveStep, naive_export
-from e3d_deploy import checkpoint, contract
+from benchmarks.common import FULL, compare, processor_kind, save
+from benchmarks.naive import (
+    Step,
+    autocast_torch,
+    compiled_torch,
+    naive_export,
+    naive_onnxruntime,
+    naive_openvino,
+    openvino_has_bf16,
+)
+from benchmarks.naive_int8 import CONTEXT, Samples, quantize_for_onnxruntime, quantize_for_openvino, training_clips
+from benchmarks.peer_tables import best
+from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.demo.tour import MODEL
-from e3d_deploy.errors import E3DError
+from e3d_deploy.errors import BackendUnavailable, E3DError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.verify import quality_lost
 
-Arrays = dict[str, NDArray[Any]]
-Step = Callable[[NDArray[np.float32], Any], tuple[NDArray[np.float32], Any]]
-LOW = ("int8", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
+OURS = ("onnxruntime", "openvino", "torch-compiled")
+Opened = tuple[Step, Callable[[], Any]]
+"""A step, and what returns its first state."""
 
 
 class Side:
@@ -64,156 +84,200 @@ class Side:
             self.state = state
 
 
-def naive_onnxruntime(file: Path, threads: int) -> Step:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+class Exports:
+    """Bundles and naive exports of one model in a folder; what is there already is used again."""
 
-    def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
-        return split(dict(zip(names, session.run(names, {contract.FRAME: frame, **state}), strict=True)))
+    def __init__(self, source: Path, folder: Path, threads: int) -> None:
+        self.source, self.folder, self.threads = source, folder, threads
+        self.refused: dict[str, E3DError] = {}
 
-    return step
+    def model(self) -> E3DLSTM:
+        return checkpoint.load(self.source)
 
-
-def naive_openvino(file: Path, threads: int) -> Step:
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(file, "CPU", settings)
-
-    def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
-        found = compiled({contract.FRAME: frame, **state})
-        return split({port.any_name: value for port, value in found.items()})
-
-    return step
-
-
-def compiled_torch(model: E3DLSTM) -> Step:
-    module = torch.compile(NaiveStep(model).eval())
-    names = [tensor.name for tensor in contract.states(model.config)]
-
-    @torch.inference_mode()
-    def step(frame: NDArray[np.float32], state: Arrays) -> tuple[NDArray[np.float32], Arrays]:
-        tensors = [torch.from_numpy(state[name]) for name in names]
-        prediction, *states = module(torch.from_numpy(frame), *tensors)
-        return prediction.numpy(), {name: one.numpy() for name, one in zip(names, states, strict=True)}
-
-    return step
-
-
-def split(outputs: Arrays) -> tuple[NDArray[np.float32], Arrays]:
-    prediction = outputs.pop(contract.PREDICTION)
-    return prediction, {name.removeprefix(contract.NEXT): value for name, value in outputs.items()}
-
-
-def sides(source: Path, folder: Path, threads: int, low: bool, skipped: dict[str, str]) -> Iterator[Side]:
-    """The yardstick first, then peers, then ours."""
-    bundle = Bundle.open(export(source, folder / "fp32.e3d"))
-    config = bundle.config
-    eager = open_backend(bundle, "torch", threads=threads)
-    yield Side("PyTorch eager", "fp32", eager.step, eager.initial_state)
-
-    def initial() -> Arrays:
-        return initial_arrays(config, 1)
-
-    yield Side("torch.compile", "fp32", compiled_torch(checkpoint.load(source)), initial)
-    naive_export(checkpoint.load(source), folder / "naive.onnx")
-    yield Side("naive in ONNX Runtime", "fp32", naive_onnxruntime(folder / "naive.onnx", threads), initial)
-    yield Side("naive in OpenVINO", "fp32", naive_openvino(folder / "naive.onnx", threads), initial)
-    for name in ("onnxruntime", "openvino"):
-        ours = open_backend(bundle, name, threads=threads)
-        yield Side(f"ours in {name}", "fp32", ours.step, ours.initial_state)
-    for policy in LOW if low else ():
+    def bundle(self, policy: str) -> Bundle:
+        """Return a bundle of ours in a precision; a precision that was refused is not tried again."""
+        if policy in self.refused:
+            raise self.refused[policy]
+        path = self.folder / f"{policy}.e3d"
         try:
-            typed = Bundle.open(export(source, folder / f"{policy}.e3d", precision=policy))
+            return Bundle.open(path if path.exists() else export(self.source, path, precision=policy))
         except E3DError as error:
-            skipped[policy] = str(error)
+            self.refused[policy] = error
+            raise
+
+    @cached_property
+    def naive(self) -> Path:
+        path = self.folder / "naive.onnx"
+        if not path.exists():
+            naive_export(self.model(), path)
+        return path
+
+    def naive_int8(self, name: str, quantize: Callable[[Path, Path, Samples], None]) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            config = checkpoint.load(self.source).config
+            quantize(self.naive, path, Samples(self.naive, config, training_clips(config), self.threads))
+        return path
+
+
+def candidates(exports: Exports, threads: int) -> Iterator[tuple[str, str, Callable[[], Opened]]]:
+    """Yield name, precision and opener of each side: the yardstick first, then peers, then ours."""
+    config = exports.bundle("fp32").config
+    alone = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    low = "bf16" if openvino_has_bf16() else "f32"
+    zeros = partial(initial_arrays, config, 1)
+
+    def eager() -> Opened:
+        backend = open_backend(exports.bundle("fp32"), "torch", threads=threads)
+        return backend.step, backend.initial_state
+
+    def autocast() -> Opened:
+        model = exports.model().eval()
+        return autocast_torch(model), partial(model.initial_state, 1)
+
+    def hinted() -> Opened:
+        if low != "bf16":
+            raise BackendUnavailable("this processor has no bfloat16, OpenVINO computes it in float32")
+        return naive_openvino(exports.naive, **alone, INFERENCE_PRECISION_HINT="bf16"), zeros
+
+    def left_alone() -> Opened:
+        if len(os.sched_getaffinity(0)) != threads:
+            raise BackendUnavailable("it takes all cores that the process may use; run under taskset with --threads")
+        return naive_openvino(exports.naive, "AUTO"), zeros
+
+    def quantised() -> Opened:
+        return naive_onnxruntime(exports.naive_int8("naive.int8.onnx", quantize_for_onnxruntime), threads), zeros
+
+    def by_nncf() -> Opened:
+        file = exports.naive_int8("naive.int8.xml", quantize_for_openvino)
+        # The hint is what OpenVINO takes unasked for the layers that stay in float.
+        return naive_openvino(file, **alone, INFERENCE_PRECISION_HINT=low), zeros
+
+    def ours(policy: str, name: str) -> Opened:
+        if (policy, name, low) == ("bf16", "openvino", "f32"):
+            raise BackendUnavailable("this processor has no bfloat16, OpenVINO computes it in float32")
+        backend = open_backend(exports.bundle(policy), name, threads=threads)
+        return backend.step, backend.initial_state
+
+    yield "PyTorch eager", "fp32", eager
+    yield "PyTorch eager, autocast", "bf16", autocast
+    yield "torch.compile", "fp32", lambda: (compiled_torch(exports.model(), autocast=False), zeros)
+    yield "torch.compile, autocast", "bf16", lambda: (compiled_torch(exports.model(), autocast=True), zeros)
+    yield "naive in ONNX Runtime", "fp32", lambda: (naive_onnxruntime(exports.naive, threads), zeros)
+    fp32 = partial(naive_openvino, **alone, INFERENCE_PRECISION_HINT="f32")
+    yield "naive in OpenVINO", "fp32", lambda: (fp32(exports.naive), zeros)
+    yield "naive in OpenVINO, hint", "bf16", hinted
+    yield "naive in OpenVINO, left alone", {"f32": "fp32"}.get(low, low), left_alone
+    yield "naive in ONNX Runtime, its quantiser", "int8", quantised
+    yield "naive in OpenVINO, NNCF", "int8", by_nncf
+    for policy in PRECISIONS:
+        for name in OURS:
+            yield f"ours in {name}", policy, partial(ours, policy, name)
+
+
+def sides(
+    exports: Exports, threads: int, precisions: tuple[str, ...], without: tuple[str, ...], skipped: dict[str, str]
+) -> Iterator[Side]:
+    """Open the yardstick and the sides that are asked for; note why others were skipped."""
+    for number, (name, precision, opened) in enumerate(candidates(exports, threads)):
+        if number and (precision not in precisions or any(part in name for part in without)):
             continue
-        for name in ("onnxruntime", "openvino"):
-            if name == "openvino" and policy == "bf16" and "BF16" not in capabilities():
-                skipped["bf16 in openvino"] = "this processor has no bfloat16, OpenVINO computes it in float32"
-                continue
-            try:
-                ours = open_backend(typed, name, threads=threads)
-            except E3DError as error:
-                skipped[f"{policy} in {name}"] = str(error)
-                continue
-            yield Side(f"ours in {name}", policy, ours.step, ours.initial_state)
+        click.echo(f"{name}, {precision}", err=True)
+        try:
+            yield Side(name, precision, *opened())
+        except E3DError as error:
+            skipped[f"{name}, {precision}"] = str(error)
 
 
-def capabilities() -> list[str]:
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+def stepping(side: Side, frame: NDArray[np.float32]) -> Callable[[], None]:
+    def once() -> None:
+        _, side.state = side.step(frame, side.state)
+
+    return once
+
+
+def rows(found: list[Side], times: dict[str, Any], clip: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """Return time and accuracy of each side for JSON; the first is the yardstick of both."""
+    yardstick = np.concatenate(found[0].predictions)
+    made = []
+    for side, time in zip(found, times.values(), strict=True):
+        predictions = np.concatenate(side.predictions)
+        lost = quality_lost(yardstick[CONTEXT - 1 :], predictions[CONTEXT - 1 :], clip[CONTEXT:])
+        made.append(
+            {
+                "side": side.name,
+                "precision": side.precision,
+                "median_ms": time["median_ms"],
+                "speedup_over_eager": time.get("speedup_over_PyTorch eager, fp32", 1.0),
+                "range": time.get("range", [1.0, 1.0]),
+                "max_abs_difference": float(np.abs(predictions - yardstick).max()),
+                "dssim": lost.get("ssim"),
+                "dpsnr": lost.get("psnr"),
+            }
+        )
+    return made
+
+
+def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path]:
+    """Return a model file, and the folder in `folder` for its exports."""
+    place = folder.resolve() / f"{size}_{semantics}"
+    place.mkdir(parents=True, exist_ok=True)
+    if semantics == "paper":
+        return (FULL if size == "full" else MODEL), place
+    torch.manual_seed(0)
+    config = ModelConfig() if size == "full" else checkpoint.load(MODEL).config
+    checkpoint.save(E3DLSTM(replace(config, semantics=semantics)), path := place / "model.safetensors")
+    return path, place
 
 
 @click.command()
 @click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
 @click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Only rows in these.")
+@click.option("--without", multiple=True, metavar="NAME", help="Leave out rows with this in their name.")
 @click.option(
-    "--low/--no-low", default=True, show_default=True, help="Low precisions too, which take minutes to export."
+    "--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep exports here, and use those that are here."
 )
 @click.option("--rounds", default=7, show_default=True)
-def main(size: str, semantics: Semantics, threads: int, low: bool, rounds: int) -> None:
+def main(
+    size: str,
+    semantics: Semantics,
+    threads: int,
+    precisions: tuple[str, ...],
+    without: tuple[str, ...],
+    folder: Path | None,
+    rounds: int,
+) -> None:
     torch.set_num_threads(threads)
-    torch.manual_seed(0)
     skipped: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        source = MODEL
-        if size == "full" or semantics != "paper":
-            config = ModelConfig() if size == "full" else checkpoint.load(MODEL).config
-            source = folder / "model.safetensors"
-            checkpoint.save(E3DLSTM(replace(config, semantics=semantics)), source)
-        found = list(sides(source, folder, threads, low, skipped))
-        reference = Bundle.open(folder / "fp32.e3d").reference()
-        clip = reference["frames"]
+    with tempfile.TemporaryDirectory() as temporary:
+        source, place = source_of(size, semantics, folder or Path(temporary))
+        exports = Exports(source, place, threads)
+        found = list(sides(exports, threads, precisions or PRECISIONS, without, skipped))
+        bundle = exports.bundle("fp32")
+        clip, rounding = bundle.reference()["frames"], bundle.manifest.rounding.predictions
         for side in found:
-            side.roll(clip, 10)
-        rounding = Bundle.open(folder / "fp32.e3d").manifest.rounding.predictions
-
-    def stepping(side: Side) -> Callable[[], None]:
-        frame = np.ascontiguousarray(clip[:1])
-
-        def once() -> None:
-            _, side.state = side.step(frame, side.state)
-
-        return once
-
-    labels = [f"{side.name}, {side.precision}" for side in found]
-    times = compare(dict(zip(labels, map(stepping, found), strict=True)), rounds=rounds, calls=5)
-    yardstick = np.concatenate(found[0].predictions)
-    rows = []
-    for label, side in zip(labels, found, strict=True):
-        predictions = np.concatenate(side.predictions)
-        lost = quality_lost(yardstick[-10:], predictions[-10:], clip[-10:])
-        rows.append(
-            {
-                "side": side.name,
-                "precision": side.precision,
-                "median_ms": times[label]["median_ms"],
-                "speedup_over_eager": times[label].get(f"speedup_over_{labels[0]}", 1.0),
-                "range": times[label].get("range", [1.0, 1.0]),
-                "max_abs_difference": float(np.abs(predictions - yardstick).max()),
-                "dssim": lost.get("ssim"),
-            }
-        )
-    peers = rows[1:4]
-    best_peer = min(peers, key=lambda row: row["median_ms"])
-    ours = min((row for row in rows[4:] if row["precision"] == "fp32"), key=lambda row: row["median_ms"])
+            side.roll(clip, CONTEXT)
+    frame = np.ascontiguousarray(clip[:1])
+    turns = {f"{side.name}, {side.precision}": stepping(side, frame) for side in found}
+    measured = rows(found, compare(turns, rounds=rounds, calls=5), clip)
+    kind = processor_kind()
     result = {
         "what": "one step, ring full, frame and states in, prediction and next states out, on the host",
         "size": size,
         "semantics": semantics,
+        "weights": "trained" if semantics == "paper" else "random",
         "threads": threads,
-        "rows": rows,
-        "best_peer": best_peer["side"],
-        "best_of_ours": ours["side"],
-        "ours_over_best_peer": round(ours["speedup_over_eager"] / best_peer["speedup_over_eager"], 3),
+        "processor": kind,
+        "rows": measured,
+        "best": best(measured),
         "rounding_of_pytorch": rounding,
         "skipped": skipped,
         "openvino": openvino.__version__,
     }
     memory = "" if semantics == "paper" else f"_{semantics}"
-    save(f"peers_{size}{memory}_{threads}", result, threads=threads)
+    save(f"peers_{size}{memory}_{threads}_{kind}", result, threads=threads)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import peer_tables
 from benchmarks.common import RESULTS
 from e3d_deploy.demo.tour import CARD
 from e3d_deploy.runtime.backends.specs import BACKENDS
@@ -73,43 +74,69 @@ def measured() -> str:
     return "\n".join(lines)
 
 
-PEERS = {
-    "full size": "peers_full_1",
-    "full size, two threads": "peers_full_2",
-    "full size, `google`": "peers_full_google_1",
-    "demo model": "peers_demo_1",
-}
+def results(pattern: str) -> dict[str, Any]:
+    """Return the results whose names match, by name."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{pattern}.json"))}
 
 
 def peers() -> list[str]:
-    """Ours beside what else one could run, as lines of Markdown."""
-    runs = {name: result(file) for name, file in PEERS.items()}
-    where = runs["full size"]["environment"]
-    loads = ", ".join(f"{run['environment']['load_1_minute']:.1f}" for run in runs.values())
-    lines = [
-        f"One step with a full history on {where['cpu']}, {where['cores']} cores, {where['date'][:10]}, one thread "
-        f"unless said otherwise, all sides in turn in one process (the machine's load was {loads}, column by column): "
-        "how often as fast as PyTorch eager. Naive is torch.onnx.export of the same step; torch.compile is of the "
-        "model, and our backend `torch-compiled` was not timed on this processor. In brackets max \\|Δ\\| to PyTorch "
-        "over the whole forecast.",
+    """Our best step beside the best peer's, a column for each kind of processor, as lines of Markdown."""
+    runs = {
+        peer_tables.machine(kind, found[0]): found[0]
+        for kind, found in peer_tables.kinds(results("peers_full_1_*")).items()
+    }
+    return [
+        "One step at full size with a full history, one thread, all sides in turn in one process. Peers are PyTorch "
+        "eager, torch.compile and torch.onnx.export of the same step in ONNX Runtime and OpenVINO, with autocast, "
+        "precision hints and int8 by NNCF or ONNX Runtime's quantiser where these were timed; "
+        "[every row](docs/benchmark.md#beside-other-ways-to-run-a-step).",
         "",
-        f"| | {' | '.join(runs)} |",
-        f"|---|{'---|' * len(runs)}",
+        *peer_tables.summary(runs),
     ]
-    for row in runs["demo model"]["rows"]:  # it alone was run in low types too
-        cells = [_beside_eager(run["rows"], row["side"], row["precision"]) for run in runs.values()]
-        lines.append(f"| {row['side']}, {row['precision']} | {' | '.join(cells)} |")
-    ratios = ", ".join(f"{run['ours_over_best_peer']:.2f}× ({name})" for name, run in runs.items())
-    return [*lines, "", f"Our best float32 over the best peer: {ratios}."]
 
 
-def _beside_eager(rows: list[dict[str, Any]], side: str, precision: str) -> str:
-    row = next((one for one in rows if (one["side"], one["precision"]) == (side, precision)), None)
-    if row is None:
-        return "–"
-    if row is rows[0]:
-        return f"{row['median_ms']:.0f} ms"
-    return f"{row['speedup_over_eager']:.2f}× ({row['max_abs_difference']:.0e})"
+def all_peers() -> str:
+    """Every peer and every side of ours, a table for each kind of processor, as Markdown."""
+    lines = []
+    for kind, found in peer_tables.kinds(results("peers_*")).items():
+        runs = {peer_tables.title(run): run for run in found}
+        loads = ", ".join(f"{run['environment']['load_1_minute']:.1f}" for run in found)
+        lines += [
+            f"### {peer_tables.machine(kind, found[0])}",
+            "",
+            f"Load of the machine, column by column: {loads}.",
+            "",
+            *peer_tables.table(runs),
+            "",
+            "Our best over the best peer:",
+            "",
+            *(f"- {name}: {peer_tables.sentence(run)}" for name, run in runs.items()),
+            "",
+            *peer_tables.quality(found[0]),
+            "",
+        ]
+    return "\n".join(lines).rstrip()
+
+
+def batched() -> str:
+    """Cost of streams one by one and in one step, for each kind of processor, as Markdown."""
+    lines = [
+        "| processor | backend | precision | one by one | batched | gain |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, found in peer_tables.kinds(results("batched_full_8_1_*")).items():
+        for row in found[0]["rows"]:
+            low, high = row["range"]
+            cells = (
+                peer_tables.machine(kind, found[0]),
+                row["backend"],
+                row["precision"],
+                f"{row['one_by_one_ms']:.0f} ms",
+                f"{row['batched_ms']:.0f} ms",
+                f"{row['gain']:.2f}× ({low:.2f}–{high:.2f})",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def recipes() -> str:
@@ -412,6 +439,7 @@ PLACES = {
     README.parent / "docs" / "training.md": {"recipes": recipes, "burn_in": burn_in, "memory": memory},
     README.parent / "docs" / "precision.md": {"precision": precision},
     README.parent / "docs" / "graphs.md": {"rewrites": rewrites},
+    README.parent / "docs" / "benchmark.md": {"peers": all_peers, "batched": batched},
     README.parent / "docs" / "engines.md": {"builds": engines},
     README.parent / "docs" / "runtime.md": {"backends": backends_table},
     README.parent / "docs" / "streams.md": {"decay": decay, "renewals": renewals, "renewal_costs": renewal_costs},
