@@ -4,6 +4,7 @@ Both tools learn ranges from the same inputs: frames and states of rollouts over
 """
 
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def quantize_for_onnxruntime(source: Path, target: Path, samples: Samples) -> No
         def get_next(self) -> Any:
             return next(self.left, None)
 
-    prepared = source.with_suffix(".prepared.onnx")
-    quant_pre_process(source, prepared)
-    quantize_static(prepared, target, Reader(), per_channel=True, op_types_to_quantize=["Conv", "MatMul"])
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as prepared:
+        quant_pre_process(source, prepared.name)
+        quantize_static(prepared.name, target, Reader(), per_channel=True, op_types_to_quantize=["Conv", "MatMul"])
 
 
 def quantize_for_openvino(source: Path, target: Path, samples: Samples) -> None:

@@ -26,7 +26,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,18 +105,24 @@ class Exports:
             self.refused[policy] = error
             raise
 
-    @cached_property
+    @property
     def naive(self) -> Path:
-        path = self.folder / "naive.onnx"
-        if not path.exists():
-            naive_export(self.model(), path)
-        return path
+        return self._kept("naive.onnx", lambda path: naive_export(self.model(), path))
 
     def naive_int8(self, name: str, quantize: Callable[[Path, Path, Samples], None]) -> Path:
-        path = self.folder / name
-        if not path.exists():
+        def write(path: Path) -> None:
             config = checkpoint.load(self.source).config
             quantize(self.naive, path, Samples(self.naive, config, training_clips(config), self.threads))
+
+        return self._kept(name, write)
+
+    def _kept(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Return the file of a name; write it and those beside it, whole or not at all, if it is missing."""
+        if not (path := self.folder / name).exists():
+            with tempfile.TemporaryDirectory(dir=self.folder) as new:
+                write(Path(new) / name)
+                for file in Path(new).iterdir():
+                    file.rename(self.folder / file.name)
         return path
 
 

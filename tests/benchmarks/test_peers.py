@@ -11,7 +11,7 @@ from benchmarks import peer_tables
 from benchmarks.common import processor_kind
 from benchmarks.naive import Arrays
 from benchmarks.naive_int8 import CONTEXT, Samples, training_clips
-from benchmarks.peers import sides
+from benchmarks.peers import Exports, sides
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import BackendUnavailable
@@ -181,3 +181,23 @@ def test_calibration_sees_the_states_of_rollouts(tmp_path: Path, monkeypatch: py
         assert [int(one["written"][0]) for one in first] == list(range(1, len(clips[0])))  # 1 at first, for the zeros
         assert np.array_equal(first[CONTEXT - 1][contract.FRAME][0], clips[0][CONTEXT - 1])
         assert (first[CONTEXT][contract.FRAME] == 0.5).all()
+
+
+def test_an_export_that_fails_leaves_nothing_that_the_next_run_would_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(_: object, path: Path) -> None:
+        (path.parent / "naive.onnx.data").write_bytes(b"weights")
+        if tries.pop():
+            raise RuntimeError
+        path.write_bytes(b"graph")
+
+    tries = [False, True]
+    monkeypatch.setattr("benchmarks.peers.naive_export", export)
+    monkeypatch.setattr("benchmarks.peers.checkpoint.load", lambda _: None)
+    exports = Exports(tmp_path / "model.safetensors", tmp_path, 1)
+    with pytest.raises(RuntimeError):
+        _ = exports.naive
+    assert list(tmp_path.iterdir()) == []
+    assert exports.naive == exports.naive == tmp_path / "naive.onnx"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["naive.onnx", "naive.onnx.data"]

@@ -1,0 +1,97 @@
+"""Eight streams in one step beside eight steps of one stream each, on each backend and precision.
+
+    taskset -c 0 python -m benchmarks.batched [--size full|demo] [--streams 8] [--threads 1] [--folder exports]
+
+Both sides run the same bundle, exported for any number of streams, with full rings, and take turns in one process.
+Writes benchmarks/results/batched_SIZE_STREAMS_THREADS_PROCESSOR.json.
+
+Prediction: 1.3 times as fast in bf16 on a processor with AMX, where a step of one stream is bound by reading weights;
+nearly nothing in float32, where products alone fill the core.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.common import compare, processor_kind, save
+from benchmarks.peers import Exports, source_of
+from benchmarks.precision import feed
+from e3d_deploy import contract
+from e3d_deploy.errors import E3DError
+from e3d_deploy.runtime import Bundle
+from e3d_deploy.runtime.backends.protocol import Backend
+from e3d_deploy.runtime.backends.registry import open_backend
+
+BACKENDS, PRECISIONS = ("onnxruntime", "openvino"), ("fp32", "bf16")
+
+
+def stepper(backend: Backend, arrays: dict[str, Any], batch: int, steps: int) -> Callable[[], None]:
+    """Return a call that steps so many states of `batch` streams each, all rings full."""
+    wide = {name: np.repeat(value, batch, axis=0) for name, value in arrays.items()}
+    frame = wide.pop(contract.FRAME)
+    states = [backend.from_arrays(wide) for _ in range(steps)]
+
+    def call() -> None:
+        for number, state in enumerate(states):
+            _, states[number] = backend.step(frame, state)
+
+    return call
+
+
+def measure(bundle: Bundle, name: str, *, streams: int, threads: int, rounds: int) -> dict[str, Any]:
+    """Time a round of all streams, one by one and batched, in turn."""
+    arrays = feed(bundle.config)
+    with open_backend(bundle, name, threads=threads) as backend:
+        sides = {
+            "one by one": stepper(backend, arrays, 1, streams),
+            "batched": stepper(backend, arrays, streams, 1),
+        }
+        found = compare(sides, rounds=rounds, calls=1)
+    return {
+        "one_by_one_ms": found["one by one"]["median_ms"],
+        "batched_ms": found["batched"]["median_ms"],
+        "gain": found["batched"]["speedup_over_one by one"],
+        "range": found["batched"]["range"],
+    }
+
+
+@click.command()
+@click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
+@click.option("--streams", default=8, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="As of benchmarks.peers.")
+def main(size: str, streams: int, threads: int, rounds: int, folder: Path | None) -> None:
+    rows: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        source, folder = source_of(size, "paper", folder or Path(temporary))
+        exports = Exports(source, folder, threads)
+        for precision in PRECISIONS:
+            for name in BACKENDS:
+                try:
+                    found = measure(exports.bundle(precision), name, streams=streams, threads=threads, rounds=rounds)
+                except E3DError as error:
+                    skipped[f"{name}, {precision}"] = str(error)
+                    continue
+                rows.append({"backend": name, "precision": precision, **found})
+    kind = processor_kind()
+    result = {
+        "what": f"a round of {streams} streams, rings full: steps of one stream each, and one step of all",
+        "size": size,
+        "semantics": "paper",
+        "streams": streams,
+        "threads": threads,
+        "processor": kind,
+        "rows": rows,
+        "skipped": skipped,
+    }
+    save(f"batched_{size}_{streams}_{threads}_{kind}", result, threads=threads)
+
+
+if __name__ == "__main__":
+    main()
