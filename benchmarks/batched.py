@@ -17,10 +17,10 @@ from typing import Any
 import click
 import numpy as np
 
-from benchmarks.common import compare, processor_kind, save
+from benchmarks.common import CLOCK_HELP, CLOCKS, compare, processor_kind, save
 from benchmarks.peers import Exports, source_of
 from benchmarks.precision import feed
-from e3d_deploy import contract
+from e3d_deploy import contract, turns
 from e3d_deploy.errors import E3DError
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import Backend
@@ -42,7 +42,9 @@ def stepper(backend: Backend, arrays: dict[str, Any], batch: int, steps: int) ->
     return call
 
 
-def measure(bundle: Bundle, name: str, *, streams: int, threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    bundle: Bundle, name: str, *, streams: int, threads: int, rounds: int, clock: turns.Clock
+) -> dict[str, Any]:
     """Time a round of all streams, one by one and batched, in turn."""
     arrays = feed(bundle.config)
     with open_backend(bundle, name, threads=threads) as backend:
@@ -50,7 +52,7 @@ def measure(bundle: Bundle, name: str, *, streams: int, threads: int, rounds: in
             "one by one": stepper(backend, arrays, 1, streams),
             "batched": stepper(backend, arrays, streams, 1),
         }
-        found = compare(sides, rounds=rounds, calls=1)
+        found = compare(sides, rounds=rounds, calls=1, clock=clock)
     return {
         "one_by_one_ms": found["one by one"]["median_ms"],
         "batched_ms": found["batched"]["median_ms"],
@@ -63,9 +65,10 @@ def measure(bundle: Bundle, name: str, *, streams: int, threads: int, rounds: in
 @click.option("--size", type=click.Choice(["full", "demo"]), default="full", show_default=True)
 @click.option("--streams", default=8, show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), help="As of benchmarks.peers.")
-def main(size: str, streams: int, threads: int, rounds: int, folder: Path | None) -> None:
+def main(size: str, streams: int, threads: int, folder: Path | None, clock: str, rounds: int) -> None:
     rows: list[dict[str, Any]] = []
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -74,7 +77,8 @@ def main(size: str, streams: int, threads: int, rounds: int, folder: Path | None
         for precision in PRECISIONS:
             for name in BACKENDS:
                 try:
-                    found = measure(exports.bundle(precision), name, streams=streams, threads=threads, rounds=rounds)
+                    bundle = exports.bundle(precision)
+                    found = measure(bundle, name, streams=streams, threads=threads, rounds=rounds, clock=CLOCKS[clock])
                 except E3DError as error:
                     skipped[f"{name}, {precision}"] = str(error)
                     continue
@@ -87,6 +91,7 @@ def main(size: str, streams: int, threads: int, rounds: int, folder: Path | None
         "streams": streams,
         "threads": threads,
         "processor": kind,
+        "clock": clock,
         "rows": rows,
         "skipped": skipped,
     }

@@ -23,6 +23,9 @@ FULL = Path(__file__).parents[1] / "models" / "moving_mnist_64x4.safetensors"
 FEATURES = {"amx": "amx_bf16", "avx512-bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2"}
 """Kinds of processor with the flag of /proc/cpuinfo that tells each, the fastest first."""
 
+CLOCKS: dict[str, turns.Clock] = {"wall": time.perf_counter, "processor": time.process_time}
+CLOCK_HELP = "Time by the wall clock, or that of the processor, which other processes on the machine disturb less."
+
 
 def processor_kind(flags: Collection[str] | None = None) -> str:
     """Return the kind of a processor by its fastest instructions, or its architecture if it has none of them.

@@ -36,7 +36,7 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import FULL, compare, processor_kind, save
+from benchmarks.common import CLOCK_HELP, CLOCKS, FULL, compare, processor_kind, save
 from benchmarks.naive import (
     Step,
     autocast_torch,
@@ -245,6 +245,7 @@ def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path
 @click.option(
     "--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep exports here, and use those that are here."
 )
+@click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", show_default=True, help=CLOCK_HELP)
 @click.option("--rounds", default=7, show_default=True)
 def main(
     size: str,
@@ -253,6 +254,7 @@ def main(
     precisions: tuple[str, ...],
     without: tuple[str, ...],
     folder: Path | None,
+    clock: str,
     rounds: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -267,7 +269,7 @@ def main(
             side.roll(clip, CONTEXT)
     frame = np.ascontiguousarray(clip[:1])
     turns = {f"{side.name}, {side.precision}": stepping(side, frame) for side in found}
-    measured = rows(found, compare(turns, rounds=rounds, calls=5), clip)
+    measured = rows(found, compare(turns, rounds=rounds, calls=5, clock=CLOCKS[clock]), clip)
     kind = processor_kind()
     result = {
         "what": "one step, ring full, frame and states in, prediction and next states out, on the host",
@@ -276,6 +278,7 @@ def main(
         "weights": "trained" if semantics == "paper" else "random",
         "threads": threads,
         "processor": kind,
+        "clock": clock,
         "rows": measured,
         "best": best(measured),
         "rounding_of_pytorch": rounding,

@@ -42,10 +42,11 @@ def measured() -> str:
     export, streaming, startup = result("export_full"), result("streaming"), result("startup")
     first = startup["first_frame_seconds"]
     lines += ["", *peers()]
+    where = result("clip_full_1")["environment"]
     lines += [
         "",
-        "A whole forecast 10→10, the clip graph of each; naive is torch.onnx.export of the unrolled network. Each was "
-        "exported once, under the load of that moment:",
+        f"A whole forecast 10→10 on AVX2 ({where['cpu']}, {where['date'][:10]}), the clip graph of each; naive is "
+        "torch.onnx.export of the unrolled network. Each was exported once, under the load of that moment:",
         "",
         "| clip | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| | to export |",
         "|---|---|---|---|---|---|",
@@ -89,7 +90,7 @@ def peers() -> list[str]:
         "One step at full size with a full history, one thread, all sides in turn in one process. Peers are PyTorch "
         "eager, torch.compile and torch.onnx.export of the same step in ONNX Runtime and OpenVINO, with autocast, "
         "precision hints and int8 by NNCF or ONNX Runtime's quantiser where these were timed; "
-        "[every row](docs/benchmark.md#beside-other-ways-to-run-a-step).",
+        "[every row](docs/benchmark.md#beside-other-ways-to-run-a-step)." + _by_processor_time(runs),
         "",
         *peer_tables.summary(runs),
     ]
@@ -104,7 +105,7 @@ def all_peers() -> str:
         lines += [
             f"### {peer_tables.machine(kind, found[0])}",
             "",
-            f"Load of the machine, column by column: {loads}.",
+            f"Load of the machine, column by column: {loads}." + _by_processor_time(runs),
             "",
             *peer_tables.table(runs),
             "",
@@ -116,6 +117,11 @@ def all_peers() -> str:
             "",
         ]
     return "\n".join(lines).rstrip()
+
+
+def _by_processor_time(runs: dict[str, Any]) -> str:
+    names = [name for name, run in runs.items() if run.get("clock") == "processor"]
+    return f" By processor time, as other processes were busy: {'; '.join(names)}." if names else ""
 
 
 def batched() -> str:
