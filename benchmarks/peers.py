@@ -186,13 +186,14 @@ def sides(
 ) -> Iterator[Side]:
     """Open the yardstick and the sides that are asked for; note why others were skipped."""
     for number, (name, precision, opened) in enumerate(candidates(exports, threads)):
-        if number and (precision not in precisions or any(part in name for part in without)):
+        label = f"{name}, {precision}"
+        if number and (precision not in precisions or any(part in label for part in without)):
             continue
-        click.echo(f"{name}, {precision}", err=True)
+        click.echo(label, err=True)
         try:
             yield Side(name, precision, *opened())
         except E3DError as error:
-            skipped[f"{name}, {precision}"] = str(error)
+            skipped[label] = str(error)
 
 
 def stepping(side: Side, frame: NDArray[np.float32]) -> Callable[[], None]:
@@ -241,7 +242,12 @@ def source_of(size: str, semantics: Semantics, folder: Path) -> tuple[Path, Path
 @click.option("--semantics", type=click.Choice(["paper", "google"]), default="paper", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--precision", "precisions", type=click.Choice(PRECISIONS), multiple=True, help="Only rows in these.")
-@click.option("--without", multiple=True, metavar="NAME", help="Leave out rows with this in their name.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="NAME",
+    help="Leave out rows with this in their name, such as 'torch.compile' or 'NNCF, int8'.",
+)
 @click.option(
     "--folder", type=click.Path(path_type=Path, file_okay=False), help="Keep exports here, and use those that are here."
 )
