@@ -39,7 +39,7 @@ def test_without_a_name_it_proves_the_backend_that_load_takes(
     assert " ".join(report) == (
         "backend yardstick precision context_length steps budget state_budget dssim_budget dpsnr_budget predictions "
         "states final_states clip clip_states rollout rollout_states dssim dpsnr unproved worst worst_step passed "
-        "choice"
+        "computed choice"
     )
     assert report["choice"]["backend"] == "openvino"
     assert [one["backend"] for one in report["choice"]["tried"]] == ["openvino", "onnxruntime"]

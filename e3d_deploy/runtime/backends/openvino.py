@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.errors import BackendUnavailable, BundleError
 from e3d_deploy.inventory import cpu_flags
 from e3d_deploy.openvino_library import openvino
@@ -22,6 +23,8 @@ POLICIES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "i
 """Policies by the types that these layers run in."""
 POLICIES_OF_CAPABILITIES = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8"}
 """Policies by what the library says that the processor can do."""
+SNIPPETS = "SNIPPETS_MODE"
+"""Setting with which its CPU plugin makes no kernels of several layers."""
 
 CORE = openvino.Core()
 """The one core of this process, for its CPU plugin must not be unloaded.
@@ -50,13 +53,13 @@ class OpenVINOBackend(HostBackend):
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, profile: bool = False) -> None:
         super().__init__(bundle)
-        policy = bundle.entry("step", self.name).precision
+        entry = bundle.entry("step", self.name)
         self.settings = {
             "PERFORMANCE_HINT": "LATENCY",
             # On a processor with bfloat16 it takes that for float32 unless told not to.
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        if policy == "bf16":
+        if entry.precision == "bf16":
             self.settings |= bfloat16_settings()
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = str(threads)
@@ -65,11 +68,7 @@ class OpenVINOBackend(HostBackend):
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
         self.models: dict[str, openvino.Model] = {}
         """Models as read, kept to compile them for other numbers of streams. Their weights are memory of the bundle."""
-        step = self._request("step", bundle.batch)
-        if policy in ("bf16", "int8"):
-            found = _computed(step)
-            if 2 * found[policy] < found.total():
-                log.warning("openvino computes %s products of %s in %s here", dict(found), found.total(), policy)
+        self._say_what_is_slow(entry)
 
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:
         if (graph, batch) in self.requests:
@@ -85,6 +84,20 @@ class OpenVINOBackend(HostBackend):
             raise BundleError(f"{file}: OpenVINO {openvino.__version__} cannot load it ({error})") from error
         self.requests[graph, batch] = request
         return request
+
+    def _say_what_is_slow(self, entry: GraphEntry) -> None:
+        """Open the step graph; log where it does not run as it was written to."""
+        step = self._request("step", self.bundle.batch)
+        found = _computed(step)
+        if entry.precision in ("bf16", "int8") and 2 * found[entry.precision] < found.total():
+            log.warning(
+                "openvino: of %d products only %d run in %s", found.total(), found[entry.precision], entry.precision
+            )
+        written_for_it = entry.backends is not None and entry.precision != "int8"
+        if written_for_it and SNIPPETS not in self.settings and "Softmax" in (kind for kind, _ in _layers(step)):
+            log.warning(
+                "openvino: attention runs as several kernels, slower than the one that the graph is written for"
+            )
 
     def tensor(self, array: NDArray[Any]) -> Any:
         return openvino.Tensor(array, shared_memory=True)
@@ -117,7 +130,7 @@ def bfloat16_settings() -> dict[str, str]:
     flags = cpu_flags()
     if flags and "amx_bf16" not in flags:
         # Its one kernel for attention is slower in bfloat16 than three, where there are no tiles: docs/graphs.md.
-        settings["SNIPPETS_MODE"] = "DISABLE"
+        settings[SNIPPETS] = "DISABLE"
     return settings
 
 
@@ -127,9 +140,13 @@ def computed(backend: OpenVINOBackend) -> dict[str, int]:
 
 
 def _computed(request: openvino.InferRequest) -> Counter[str]:
+    return Counter(POLICIES.get(kind, kind) for layer, kind in _layers(request) if layer in PRODUCTS)
+
+
+def _layers(request: openvino.InferRequest) -> list[tuple[str, str]]:
+    """Return the layers of a compiled graph, each with the type that it runs in."""
     nodes = [node.get_rt_info() for node in request.get_compiled_model().get_runtime_model().get_ops()]
-    types = [str(node["runtimePrecision"].value) for node in nodes if node["layerType"].value in PRODUCTS]
-    return Counter(POLICIES.get(one, one) for one in types)
+    return [(str(node["layerType"].value), str(node["runtimePrecision"].value)) for node in nodes]
 
 
 def read_model(bundle: Bundle, graph: str) -> openvino.Model:

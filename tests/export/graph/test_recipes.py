@@ -1,0 +1,163 @@
+"""Every recipe computes what PyTorch does, and is what its engine runs best."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from e3d_deploy import checkpoint, contract
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.export import bundle as bundle_module
+from e3d_deploy.export.bundle import export
+from e3d_deploy.export.graph import winograd
+from e3d_deploy.export.graph.compose import clip_graph, step_graph
+from e3d_deploy.export.graph.recipes import KEY_COUNT, PLAIN, RECIPES, Recipe, expand
+from e3d_deploy.export.precision.types import stamp
+from e3d_deploy.model import E3DLSTM
+from e3d_deploy.runtime.backends.emulated import Steps, session
+from e3d_deploy.runtime.backends.rollout import rollout
+from e3d_deploy.runtime.backends.torch_eager import TorchBackend
+from tests.kept_steps import KeptSteps
+
+CLOSE = 1e-4
+"""Largest difference seen: 2.1e-5 with Winograd's convolutions, 2.7e-6 without."""
+FORMS = {**RECIPES, **{f"{name}, direct": recipe.without_winograd for name, recipe in RECIPES.items()}}
+CONFIGS = {
+    "paper": ModelConfig(image_size=(32, 16), hidden=(4, 6), kernel_size=5, history_length=3),
+    "google, three frames": ModelConfig(
+        image_size=(16, 16), hidden=(4,), kernel_size=5, history_length=2, semantics="google", window_length=3
+    ),
+    "a grid that tiles do not cover": ModelConfig(image_size=(24, 20), hidden=(4,), kernel_size=5, history_length=3),
+    "openstl": ModelConfig(image_size=(20, 20), hidden=(4, 4), history_length=3, semantics="openstl", stride=2),
+}
+
+
+def network(config: ModelConfig) -> E3DLSTM:
+    torch.manual_seed(3)
+    model = E3DLSTM(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        weight += 0.1 * torch.randn_like(weight)  # biases and norms that do something
+    return model
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_each_form_is_the_model_from_the_first_frame_to_a_ring_written_twice(
+    config: ModelConfig, steps: KeptSteps
+) -> None:
+    """Two streams, one of which is two frames older, so that they have different numbers of keys."""
+    model = network(config)
+    core = steps(model, None)
+    clip = np.random.default_rng(0).random((2, 2 * config.history_length + 3, *contract.frame(config).shape[1:]))
+    yardstick = TorchBackend(model, batch=1)
+    expected = [
+        np.stack([found for found, _ in rollout(yardstick, one[None].astype(np.float32), len(one))]) for one in clip
+    ]
+    for name, recipe in FORMS.items():
+        graph = stamp(step_graph(expand(core, recipe), config, None), "fp32", recipe.opset)
+        one, two = (Steps(session(graph, threads=1), config, batch) for batch in (1, 2))
+        older, found = one.initial_state(), [[], []]
+        frames = clip.astype(np.float32)
+        for frame in frames[0, :2]:
+            prediction, older = one.step(frame[None], older)
+            found[0].append(prediction)
+        state = {key: np.concatenate([older[key], value]) for key, value in one.initial_state().items()}
+        for first, second in zip(frames[0, 2:], frames[1], strict=False):
+            predictions, state = two.step(np.stack([first, second]), state)
+            for row in range(2):
+                found[row].append(predictions[row : row + 1])
+        for row in range(2):
+            np.testing.assert_allclose(
+                np.stack(found[row]), expected[row][: len(found[row])], rtol=0, atol=CLOSE, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_graphs_of_a_recipe_are_valid(name: str, steps: KeptSteps) -> None:
+    config, recipe = CONFIGS["paper"], RECIPES[name]
+    core = expand(steps(network(config), None), recipe)
+    for graph in (step_graph(core, config, None), clip_graph(core, config, None, context_length=2, horizon=2)):
+        onnx.checker.check_model(stamp(graph, "fp32", recipe.opset), full_check=True)
+        assert {node.domain for node in graph.graph.node} == {""}
+
+
+def test_only_winograd_recipes_transform_kernels_and_only_of_five(steps: KeptSteps) -> None:
+    def transformed(config: ModelConfig, recipe: Recipe) -> int:
+        core = expand(steps(network(config), None), recipe)
+        return sum("/winograd/points" in output for node in core.node for output in node.output)
+
+    convolutions = 2 * 5  # of each cell; the one to the frame and the merges are 1×1
+    assert transformed(CONFIGS["paper"], RECIPES["onnxruntime"]) == convolutions
+    assert transformed(CONFIGS["paper"], RECIPES["openvino"]) == convolutions
+    assert transformed(CONFIGS["paper"], RECIPES["openvino"].without_winograd) == 0
+    assert transformed(CONFIGS["paper"], RECIPES[PLAIN]) == 0
+    for uncovered in ("a grid that tiles do not cover", "openstl"):
+        assert transformed(CONFIGS[uncovered], RECIPES["openvino"]) == 0
+
+
+def test_the_number_of_keys_hides_what_a_bias_hides(steps: KeptSteps) -> None:
+    core = expand(steps(network(CONFIGS["paper"]), None), RECIPES["onnxruntime"])
+    assert KEY_COUNT in {value.name for value in core.input}
+    clip = clip_graph(core, CONFIGS["paper"], None, context_length=3, horizon=2)
+    assert all(len(node.input) == 3 for node in clip.graph.node if node.op_type == "Attention")  # nothing is hidden
+
+
+def correlation(tile: NDArray[Any], kernel: NDArray[Any]) -> NDArray[Any]:
+    return np.array([tile[at : at + winograd.KERNEL] @ kernel for at in range(winograd.TILE)])
+
+
+def test_minimal_filtering_is_exact_but_for_rounding() -> None:
+    inputs, kernel, output = winograd.matrices()
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        tile, taps = rng.standard_normal(winograd.POINTS), rng.standard_normal(winograd.KERNEL)
+        np.testing.assert_allclose(output @ ((kernel @ taps) * (inputs @ tile)), correlation(tile, taps), atol=1e-12)
+
+
+def test_tiles_along_an_axis_see_zeros_around_it() -> None:
+    side = 8
+    inputs, _, _ = winograd.matrices()
+    line = np.random.default_rng(0).standard_normal(side)
+    padded = np.pad(line, winograd.KERNEL // 2)
+    tiles = np.stack([padded[at : at + winograd.POINTS] for at in (0, 4)], axis=1)
+    np.testing.assert_allclose(winograd.of_tiles(side) @ line, inputs @ tiles, atol=1e-12)
+
+
+def exported(model: E3DLSTM, folder: Path) -> Bundle:
+    checkpoint.save(model, folder / "model.safetensors")
+    height, width = model.config.image_size
+    np.save(folder / "clip.npy", np.random.default_rng(0).integers(0, 256, (6, height, width, 1), np.uint8))
+    lengths: dict[str, Any] = {"context_length": 3, "horizon": 2, "batch": 1}
+    return Bundle.open(export(folder / "model.safetensors", folder / "m.e3d", reference=folder / "clip.npy", **lengths))
+
+
+@pytest.mark.parametrize(("limit", "nodes"), [(0.0, True), (1e9, False)])
+def test_a_network_that_rounds_too_much_gets_no_winograd(
+    tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch, limit: float, nodes: bool
+) -> None:
+    monkeypatch.setattr(bundle_module, "export_core", steps)
+    monkeypatch.setattr(bundle_module, "WINOGRAD_ROUNDING", limit)
+    bundle = exported(network(CONFIGS["paper"]), tmp_path)
+    for backend in ("onnxruntime", "openvino"):
+        graph = onnx.load(bundle.graph("step", backend), load_external_data=False).graph
+        assert any("winograd" in name for node in graph.node for name in node.output) == nodes
+
+
+def test_openvino_makes_one_kernel_of_attention(
+    tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    from e3d_deploy.runtime.backends.openvino import OpenVINOBackend
+
+    monkeypatch.setattr(bundle_module, "export_core", steps)
+    bundle = exported(network(CONFIGS["paper"]), tmp_path)
+    with OpenVINOBackend(bundle, threads=1) as backend:
+        request = backend.requests["step", 1]
+        nodes = [
+            node.get_rt_info()["layerType"].value for node in request.get_compiled_model().get_runtime_model().get_ops()
+        ]
+    assert "Softmax" not in nodes

@@ -1,0 +1,131 @@
+"""OpenVINO on processors that have bfloat16, and on those that lack it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e3d_deploy.bundle.folder import Bundle
+from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.export.bundle import export
+from e3d_deploy.policies import Budget
+from e3d_deploy.runtime.backends.registry import open_backend
+from e3d_deploy.runtime.backends.specs import find
+from e3d_deploy.runtime.verify import verify
+from tests.kept_steps import KeptSteps
+from tests.tools import e3d
+
+pytest.importorskip("openvino")
+from e3d_deploy.runtime.backends import openvino as module
+
+WIDE = Budget(dssim=0.5, dpsnr=20)
+"""A network with random weights is no judge of what its predictions lose."""
+
+
+def has_bfloat16() -> bool:
+    return "BF16" in module.CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class Core:
+    """A core whose processor can do what is given."""
+
+    def __init__(self, types: list[str]) -> None:
+        self.types = types
+
+    def get_property(self, device: str, name: str) -> Any:
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return self.types
+
+
+@pytest.fixture(scope="module")
+def low(exported: Path, tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Path:
+    """The tiny bundle in bfloat16."""
+    from e3d_deploy.export import bundle as bundle_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundle_module, "export_core", steps)
+        return export(
+            exported / "tiny.safetensors",
+            tmp_path_factory.mktemp("low") / "bf16.e3d",
+            context_length=4,
+            horizon=3,
+            batch=1,
+            precision="bf16",
+            budget=WIDE,
+            reference=exported / "clip.npy",
+        )
+
+
+def test_its_graph_stays_in_float32_and_the_manifest_says_how_it_gets_to_bfloat16(low: Path) -> None:
+    bundle = Bundle.open(low)
+    entry = bundle.entry("step", "openvino")
+    assert (entry.precision, entry.by, entry.weights) == ("bf16", "hint", ("model.safetensors",))
+    assert entry.drift is not None
+    assert 0 < (entry.drift["difference"] or 0) < 0.2
+    other = bundle.entry("step", "tensorrt")
+    assert (other.precision, other.by, other.weights) == ("bf16", "types", ("model.safetensors", "weights.safetensors"))
+    shown = json.loads(e3d("inspect", low, "--json").stdout)["graph"]
+    assert (shown["step.openvino"]["by"], shown["step"]["by"]) == ("hint", "types")
+
+
+def test_a_processor_without_bfloat16_is_told_what_it_has(low: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CORE", Core(["WINOGRAD", "FP32", "INT8", "EXPORT_IMPORT"]))
+    line = "openvino: this processor has no bfloat16, only fp32, int8; export the model again with a --precision"
+    with pytest.raises(BackendUnavailable, match=line):
+        open_backend(Bundle.open(low), "openvino")
+    assert line in e3d("verify", low, "--backend", "openvino", code=4).stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "several"),
+    [({"avx512_bf16"}, True), ({"avx512_bf16", "amx_bf16"}, False), (set(), False)],
+)
+def test_attention_is_one_kernel_in_bfloat16_where_there_are_tiles(
+    flags: set[str], several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is known of the processor, OpenVINO decides."""
+    monkeypatch.setattr(module, "CORE", Core(["FP32", "BF16"]))
+    monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
+    assert (module.SNIPPETS in module.bfloat16_settings()) == several
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
+def test_what_runs_in_bfloat16_is_reported(low: Path) -> None:
+    bundle = Bundle.open(low)
+    with open_backend(bundle, "openvino", threads=1) as backend:
+        counted = find("openvino").computed
+        assert counted is not None
+        found = counted(backend)
+        assert found["bf16"] > 0.5 * sum(found.values())
+        assert verify(bundle, backend).passed
+    shown = e3d("verify", low, "--backend", "openvino").stdout
+    assert "products of the step, as openvino runs them: " in shown
+    assert json.loads(e3d("verify", low, "--backend", "openvino", "--json").stdout)["computed"] == found
+
+
+def test_in_float32_all_products_are(bundle_path: Path) -> None:
+    shown = json.loads(e3d("verify", bundle_path, "--backend", "openvino", "--json").stdout)
+    assert set(shown["computed"]) == {"fp32"}
+    assert json.loads(e3d("verify", bundle_path, "--backend", "onnxruntime", "--json").stdout)["computed"] is None
+
+
+def test_attention_that_is_not_one_kernel_is_said(
+    bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = Bundle.open(bundle_path)
+    layers = module._layers
+    monkeypatch.setattr(module, "_layers", lambda request: [*layers(request), ("Softmax", "f32")])
+    with caplog.at_level(logging.WARNING):
+        open_backend(bundle, "openvino").close()
+    assert "openvino: attention runs as several kernels, slower than the one" in caplog.text
+
+
+def test_products_in_another_type_than_the_bundles_are_said(
+    low: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "bfloat16_settings", lambda: {})
+    with caplog.at_level(logging.WARNING), open_backend(Bundle.open(low), "openvino") as backend:
+        count = sum(module.computed(backend).values())  # type: ignore[arg-type]
+    assert f"of {count} products only 0 run in bf16" in caplog.text
