@@ -13,7 +13,7 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.policies import Budget
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import find
-from e3d_deploy.runtime.verify import verify
+from e3d_deploy.runtime.verify import _drift, verify
 from tests.kept_steps import KeptSteps
 from tests.tools import e3d
 
@@ -68,6 +68,15 @@ def test_its_graph_stays_in_float32_and_the_manifest_says_how_it_gets_to_bfloat1
     assert (other.precision, other.by, other.weights) == ("bf16", "types", ("model.safetensors", "weights.safetensors"))
     shown = json.loads(e3d("inspect", low, "--json").stdout)["graph"]
     assert (shown["step.openvino"]["by"], shown["step"]["by"]) == ("hint", "types")
+
+
+def test_a_start_is_judged_by_the_drift_of_the_graph_that_runs(low: Path) -> None:
+    bundle = Bundle.open(low)
+    entry, shared = bundle.entry("step", "openvino"), bundle.manifest.precision
+    assert entry.drift is not None
+    assert shared.drift is not None
+    assert _drift(bundle, "openvino") == entry.drift["difference"] != shared.drift["difference"]
+    assert _drift(bundle, "emulated") == shared.drift["difference"]
 
 
 def test_a_processor_without_bfloat16_is_told_what_it_has(low: Path, monkeypatch: pytest.MonkeyPatch) -> None:
