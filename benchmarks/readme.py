@@ -14,7 +14,6 @@ from benchmarks import peer_tables
 from benchmarks.common import RESULTS
 from e3d_deploy.demo.tour import CARD
 from e3d_deploy.runtime.backends.specs import BACKENDS
-from e3d_deploy.step import REWRITES
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -351,39 +350,42 @@ def _first(found: dict[str, Any]) -> str:
 
 
 def rewrites() -> str:
-    """Gain of each rewrite, as Markdown."""
-    found = {
-        (size, semantics): result(f"rewrites_{size}_{semantics}")
-        for semantics in ("paper", "google")
-        for size in ("full", "demo")
-    }
-    one = found["full", "paper"]["environment"]
+    """Gain of each recipe in each engine, as Markdown, by kind of processor."""
     lines = [
-        "A step with a full ring and random weights; how often as fast it is as the same without the rewrite, median "
-        f"and range over the rounds, in turn, one thread ({one['cpu']}, {one['date'][:10]}). Of TensorRT-RTX what the "
-        "plan holds and how long it takes to build, as shares of the same without the rewrite: no GPU ran it.",
-        "",
-        "| rewrite | | ONNX Runtime | OpenVINO | RTX plan | RTX build | nodes | weights |",
-        "|---|---|---|---|---|---|---|---|",
+        "A step with a full ring, one thread, in turn: how often as fast each recipe is as `plain` in the same "
+        "library, median and range over the rounds. Of TensorRT-RTX what the plan holds and how long it takes to "
+        "build; no GPU ran it."
     ]
-    for name in REWRITES:
-        for (size, semantics), row in found.items():
-            if (without := f"without {name}") in row["graphs"]:
-                cells = [_gain(row["sides"][engine][without]) for engine in ("onnxruntime", "openvino")]
-                plans = [row["plans"][side] for side in (without, "all")]
-                cells.append(f"{plans[1]['plan_bytes'] / plans[0]['plan_bytes']:.2f}")
-                cells.append(f"{np.median(plans[1]['seconds']) / np.median(plans[0]['seconds']):.2f}")
-                before, after = row["graphs"][without], row["graphs"]["all"]
-                cells.append(f"{before['nodes']} → {after['nodes']}")
-                cells.append(f"{before['numbers'] / 1e6:.1f} → {after['numbers'] / 1e6:.1f} M")
-                lines.append(f"| {name} | {semantics}, {size} | {' | '.join(cells)} |")
+    for kind, found in peer_tables.kinds(results("rewrites_*")).items():
+        libraries = list(found[0]["sides"])
+        plans = "plans" in found[0]
+        lines += [
+            "",
+            f"{peer_tables.machine(kind, found[0])}:",
+            "",
+            f"| recipe | | {' | '.join(libraries)} | nodes |{' RTX plan | RTX build |' if plans else ''}",
+            f"|---|---|{'---|' * (len(libraries) + 1 + 2 * plans)}",
+        ]
+        for run in found:
+            for recipe, graph in run["graphs"].items():
+                cells = [_gain(run["sides"].get(library, {}).get(recipe)) for library in libraries]
+                cells.append(f"{graph['nodes']:,}")
+                if plans:
+                    plan = run.get("plans", {}).get(recipe)
+                    cells.append(f"{plan['plan_bytes'] / 1e6:.1f} MB" if plan else "–")
+                    cells.append(f"{np.median(plan['seconds']):.0f} s" if plan else "–")
+                lines.append(f"| {recipe} | {peer_tables.title(run)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _gain(side: dict[str, Any]) -> str:
-    """Gain of having something, from the side without it."""
-    low, high = (1 / ratio for ratio in reversed(side["range"]))
-    return f"{1 / side['speedup_over_all']:.2f}× ({low:.2f}–{high:.2f})"
+def _gain(side: dict[str, Any] | None) -> str:
+    """Time of `plain`, and of another recipe how often as fast it is."""
+    if side is None:
+        return "–"
+    if "range" not in side:
+        return f"{side['median_ms']:.1f} ms"
+    low, high = side["range"]
+    return f"{side['speedup_over_plain']:.2f}× ({low:.2f}–{high:.2f})"
 
 
 def engines() -> str:

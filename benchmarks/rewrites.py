@@ -81,9 +81,9 @@ def engines(threads: int) -> dict[str, Callable[[Path], Run]]:
 
 
 def plans(paths: Mapping[str, Path], rounds: int = 3) -> dict[str, Any]:
-    """Seconds, in turn, and bytes of the TensorRT-RTX plans of those graphs that it reads."""
+    """Seconds, in turn, and bytes of the TensorRT-RTX plans of `plain` and of TensorRT's own recipe."""
     trt = library("tensorrt-rtx")
-    found: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in paths if name != "onnxruntime"}
+    found: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in (PLAIN, "tensorrt")}
     for _ in range(rounds):
         for name, one in found.items():
             started = time.perf_counter()
@@ -139,9 +139,17 @@ def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
             runs = {name: opened(path) for name, path in paths.items()}
             differences[engine] = {name: float(np.abs(run(feed) - expected).max()) for name, run in runs.items()}
             sides = {name: lambda run=run: run(feed) for name, run in runs.items()}
-            timed[engine] = compare(sides, rounds=rounds, calls=5)  # type: ignore[arg-type]
+            timed[engine] = compare(sides, rounds=rounds, calls=5, clock=time.process_time)  # type: ignore[arg-type]
         built = {"plans": plans(paths)} if any(map(find_spec, MODULES["tensorrt-rtx"])) else {}
-    result = {"what": "one step, full ring", "size": size, "semantics": semantics, "graphs": graphs, "sides": timed}
+    weights = "trained" if semantics == "paper" else "random"
+    about = {
+        "what": "one step, full ring",
+        "size": size,
+        "semantics": semantics,
+        "weights": weights,
+        "threads": threads,
+    }
+    result = {**about, "graphs": graphs, "sides": timed}
     name = f"rewrites_{size}_{semantics}_{processor_kind()}"
     save(name, {**result, "max_abs_difference": differences, **built}, threads=threads)
 
