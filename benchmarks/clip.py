@@ -72,7 +72,7 @@ def make(name: str, model: E3DLSTM, context: Tensor, folder: Path) -> tuple[Path
         if name == "naive":
             naive_export(model, context, path)
         else:
-            recipe = RECIPES["tensorrt" if "for gpu" in name else "onnxruntime"]
+            recipe = RECIPES["tensorrt" if "for gpu" in name else "plain" if "for all" in name else "onnxruntime"]
             our_export(model, path, recipe, states="forecast alone" not in name)
         seconds = round(time.perf_counter() - started, 1)
         nodes = len(onnx.load(path, load_external_data=False).graph.node)
@@ -121,7 +121,8 @@ def main(size: str, threads: int, rounds: int, keep: Path | None, builds: int) -
     torch.manual_seed(0)
     model = (checkpoint.load(MODEL) if size == "demo" else E3DLSTM(ModelConfig())).eval()
     context = torch.rand(1, CONTEXT, model.config.channels, *model.config.image_size)
-    names = ["naive", *(["ours, for gpu, forecast alone", "ours, for gpu"] if builds else []), "ours"]
+    ours = ["ours, for gpu, forecast alone", "ours, for gpu", "ours, for all"] if builds else ["ours"]
+    names = ["naive", *ours]
     with tempfile.TemporaryDirectory() as temporary:
         sides = {name: make(name, model, context, keep or Path(temporary)) for name in names}
         paths = {name: path for name, (path, _) in sides.items()}

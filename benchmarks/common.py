@@ -14,6 +14,7 @@ import torch
 from e3d_deploy import checkpoint, turns
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.inventory import cpu_flags
 from e3d_deploy.measure.benchmark import environment
 from e3d_deploy.model import E3DLSTM
 
@@ -34,11 +35,7 @@ def processor_kind(flags: Collection[str] | None = None) -> str:
         flags: as /proc/cpuinfo names them; None for those of this machine.
     """
     if flags is None:
-        try:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-        except OSError:
-            lines = []
-        flags = next((line.split() for line in lines if line.startswith("flags")), [])
+        flags = cpu_flags()
     return next((kind for kind, flag in FEATURES.items() if flag in flags), _architecture())
 
 

@@ -53,7 +53,7 @@ def fits(row: Row) -> bool:
     """Return True if the SSIM and PSNR that a row loses are within our budget of its precision; fp32 always is."""
     limits = BUDGETS[row["precision"]]
     lost = {"dssim": limits.dssim, "dpsnr": limits.dpsnr}
-    return all(limit is None or (row.get(name) or 0.0) <= limit for name, limit in lost.items())
+    return all(limit is None or (row.get(name) is not None and row[name] <= limit) for name, limit in lost.items())
 
 
 def _fastest(rows: Iterable[Row]) -> Row | None:

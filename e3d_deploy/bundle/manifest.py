@@ -42,7 +42,7 @@ class GraphEntry(Entry):
     by: str = "types"
     """Way to that precision: `types` in the graph, or a `hint` to the library, on a graph in float32."""
     drift: Mapping[str, float | None] | None = None
-    """Measured loss of a graph that some backends have for themselves, by measure; absent for plain fp32."""
+    """Measured loss of a backend's own graph, by measure; absent for plain fp32."""
     weights: tuple[str, ...]
     """Files that it reads its weights from."""
     nodes: int

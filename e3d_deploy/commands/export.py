@@ -65,7 +65,7 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 @click.option(
     "--target",
     type=click.Choice(export_targets()),
-    help="Backend that must run it, the only one with graphs of its own; else all have theirs.",
+    help="Backend that must run it; only it gets graphs of its own.",
 )
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")
 @click.option("--reference", type=PATH, help="Clip to record PyTorch's answer to; else one of the package's.")
@@ -91,8 +91,12 @@ def export(model: Path, output: Path, budget: str | None, **options: Any) -> Non
     if tried := bundle.manifest.precision.tried:
         show_policies(tried, bundle.precision)
     table(
-        ["graph", "nodes", "opset", "precision"],
-        [(entry.file, entry.nodes, entry.opset, entry.precision) for entry in bundle.manifest.graphs],
+        ["graph", "for", "nodes", "opset", "precision", "by"],
+        [
+            (one.file, ", ".join(one.backends or ("all others",)), one.nodes, one.opset, one.precision, one.by)
+            for one in bundle.manifest.graphs
+        ],
+        left=2,
     )
     click.echo(output)
     next_command(

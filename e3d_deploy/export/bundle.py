@@ -31,17 +31,18 @@ from e3d_deploy.bundle.manifest import (
     TensorEntry,
     describe_states,
 )
+from e3d_deploy.config import ModelConfig
 from e3d_deploy.contrast import why_unfit_to_verify
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand
+from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand, uses_winograd
 from e3d_deploy.export.graph.to_onnx import export_core
 from e3d_deploy.export.plan import Plan, plan_export
 from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import place_of, sha256
 from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import EXACT, EXACT_DIFFERENCE, Budget, budget_for
+from e3d_deploy.policies import EXACT, EXACT_DIFFERENCE, ROUNDING, Budget, budget_for
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.spec import BackendSpec
@@ -56,9 +57,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WINOGRAD_ROUNDING = 10
-"""Times PyTorch's own rounding error that predictions and states are off by with Winograd's convolutions, at most: 3
-was measured with the trained full-size model, 7.5 with random weights."""
+WINOGRAD_SHARE = 0.5
+"""Share of the budget of float32 that a graph with Winograd's convolutions may use when it is exported. The rest is for
+other engines: of one network OpenVINO's graph was off by 2.0e-4 where ONNX Runtime's was by 1.5e-4."""
 KINDS = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
@@ -97,8 +98,8 @@ def export(
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
         exclude: layers that stay in float32, by their names in `types.products`; more do where the budget wants it.
-        target: backend that has to run it, of `specs.export_targets`, and the only one with graphs of its own beside
-            those for all; without it each backend has its own, and `auto` takes what runs everywhere.
+        target: backend that has to run it, of `specs.export_targets`; only it, and those that share its form, get
+            graphs of their own beside those for all. Without it all do, and `auto` takes what runs everywhere.
         calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
             not fit the model, one of the package's videos.
@@ -136,11 +137,11 @@ def export(
         clips = _clips_of(plan)  # checked before the work
         checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
         progress("recording what PyTorch computes")
-        recorded, rounding = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)
-        np.savez(folder / REFERENCE, **recorded)  # type: ignore[arg-type]
-        composed = compose(plan, rounding, clips, progress)
+        recorded = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)
+        np.savez(folder / REFERENCE, **recorded.arrays)  # type: ignore[arg-type]
+        composed = compose(plan, recorded, clips, progress)
         write_graphs(composed, folder)
-        write_manifest(folder, manifest_of(plan, rounding, composed, folder))
+        write_manifest(folder, manifest_of(plan, recorded.rounding, composed, folder))
     return output
 
 
@@ -158,7 +159,7 @@ class Graph:
     by: str = "types"
     """Way to the precision, as in `GraphEntry`."""
     drift: Mapping[str, float | None] | None = None
-    """Measured loss of a graph that some backends have for themselves, by measure."""
+    """Measured loss of a backend's own graph, by measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +185,9 @@ def _clips_of(plan: Plan) -> "RealClips | None":
     return real_clips(plan.form, plan.context_length, plan.calibration, plan.clip)
 
 
-def compose(plan: Plan, rounding: Rounding, clips: "RealClips | None", progress: Notify) -> Composed:
+def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progress: Notify) -> Composed:
     """Export one step of the model, in the precision that keeps its budget, and put the graphs together from it."""
+    rounding = recorded.rounding
     progress("exporting one step")
     exported = export_core(plan.model, plan.batch)
     plain = expand(exported, RECIPES[PLAIN])
@@ -194,32 +196,46 @@ def compose(plan: Plan, rounding: Rounding, clips: "RealClips | None", progress:
     graphs = list(_graphs(plan, core, RECIPES[PLAIN], "", progress))
     for recipe, specs in _own_recipes(plan, precision.policy).items():
         hinted = all(precision.policy in spec.hinted for spec in specs)
-        form = RECIPES[recipe] if _affords_winograd(rounding) else RECIPES[recipe].without_winograd
-        own, drift = expand(exported, form), None
-        if chosen is not None:
-            progress(f"{precision.policy}: the drift of the graphs for {recipe}")
-            own, found = chosen.on(own, hinted=hinted, opset=form.opset)
-            drift = json_values(asdict(found))
-            if found.share_of(chosen.budget) > 1:
-                names = ", ".join(spec.name for spec in specs)
-                log.warning("%s: takes the graphs for all backends, as its own are over the budget (%s)", names, drift)
-                continue
+        if hinted and precision.exclude:
+            continue  # a hint is for all layers
+        # Processors have no tf32: libraries compute such graphs in float32 there.
+        exact = precision.policy == "tf32" and all(spec.device == "cpu" for spec in specs)
+        policy = "fp32" if exact else precision.policy
+        progress(f"composing the step for {', '.join(spec.name for spec in specs)}")
+        found = _own(plan, exported, RECIPES[recipe], recorded, chosen, policy, hinted, progress)
+        if found is None:
+            names = ", ".join(spec.name for spec in specs)
+            log.warning("%s: graphs of its own lose more than the budget, so it takes those for all", names)
+            continue
+        own, form, drift = found
         if precision.policy in LOW and not hinted:
             low.append(own)
-        described = {
-            "backends": tuple(spec.name for spec in specs),
-            "by": "hint" if hinted else "types",
-            "drift": drift,
-        }
-        graphs += _graphs(plan, own, form, f".{recipe.partition('-')[0]}", progress, **described)
+        graphs += _graphs(
+            plan,
+            own,
+            form,
+            f".{recipe}",
+            progress,
+            backends=tuple(spec.name for spec in specs),
+            by="hint" if hinted else "types",
+            drift=drift,
+        )
     yardstick = stamp(step_graph(plain, plan.model.config, plan.batch), "fp32") if low else None
     return Composed(graphs=graphs, precision=precision, low=low, yardstick=yardstick)
 
 
 def _graphs(
-    plan: Plan, core: GraphProto, recipe: Recipe, suffix: str, progress: Notify, **described: Any
+    plan: Plan,
+    core: GraphProto,
+    recipe: Recipe,
+    suffix: str,
+    progress: Notify,
+    *,
+    backends: tuple[str, ...] | None = None,
+    by: str = "types",
+    drift: Mapping[str, float | None] | None = None,
 ) -> Iterator[Graph]:
-    """Yield step, rollout and clip of a core."""
+    """Yield step, rollout and clip of a core; `suffix` ends the names of their files."""
     config, batch = plan.model.config, plan.batch
     makers: dict[str, Callable[..., ModelProto]] = {
         "step": step_graph,
@@ -231,23 +247,45 @@ def _graphs(
         progress(f"composing {file}")
         model = make(core, config, batch)
         model.opset_import[0].version = recipe.opset
-        yield Graph(model=model, name=name, file=file, **described)
+        yield Graph(model=model, name=name, file=file, backends=backends, by=by, drift=drift)
+
+
+def _own(
+    plan: Plan,
+    exported: GraphProto,
+    recipe: Recipe,
+    recorded: "Recorded",
+    chosen: "Chosen | None",
+    policy: str,
+    hinted: bool,
+    progress: Notify,
+) -> tuple[GraphProto, Recipe, Mapping[str, float | None] | None] | None:
+    """Return a core in the form of a recipe that keeps the budget, that form, and what it loses; None if none does."""
+    direct = recipe.without_winograd
+    for form in dict.fromkeys((recipe, direct)):
+        core = expand(exported, form)
+        graph = stamp(step_graph(core, plan.model.config, plan.batch), "fp32", form.opset)
+        if uses_winograd(core) and not recorded.agrees(graph):
+            continue
+        if chosen is None:
+            return core, form, None
+        progress(f"{policy}: the drift in the form of {', '.join(asdict(form).values())}")
+        core, drift = chosen.on(core, policy, hinted=hinted, opset=form.opset)
+        if drift.share_of(chosen.budget) <= 1:
+            return core, form, json_values(asdict(drift))
+    return None
 
 
 def _own_recipes(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
     """Return the names of the recipes of graphs that some backends have for themselves, and these backends."""
-    targets = export_targets() if plan.target is None else [plan.target]
     found: dict[str, list[BackendSpec]] = {}
-    for spec in map(find, targets):
+    for spec in map(find, export_targets()):
         recipe = (spec.recipes or {}).get(policy)
         if recipe is not None and policy in spec.policies:
             found.setdefault(recipe, []).append(spec)
-    return found
-
-
-def _affords_winograd(rounding: Rounding) -> bool:
-    """Return True if a network rounds so little that Winograd's convolutions keep the budget of float32."""
-    return WINOGRAD_ROUNDING * max(rounding.predictions, rounding.states) <= EXACT_DIFFERENCE
+    if plan.target is None:
+        return found
+    return {recipe: specs for recipe, specs in found.items() if find(plan.target) in specs}
 
 
 def _in_precision(
@@ -323,14 +361,44 @@ def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path
     )
 
 
-def record(
-    model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
-) -> tuple[dict[str, NDArray[Any]], Rounding]:
-    """Record what PyTorch predicts for a clip, and how far its float32 is from its float64.
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """PyTorch's answer to the reference clip."""
 
-    Returns:
-        The arrays of reference.npz (docs/bundle.md), and the largest differences of predictions and states.
-    """
+    arrays: Mapping[str, NDArray[Any]]
+    """Arrays of reference.npz (docs/bundle.md)."""
+    rounding: Rounding
+    """Largest differences of its float32 from its float64."""
+    context_length: int
+    batch: int
+    config: ModelConfig
+
+    def agrees(self, graph: ModelProto) -> bool:
+        """Return True if a step graph in float32 keeps a share of the budget over the rollout, on ONNX Runtime.
+
+        False where ONNX Runtime is missing, as nothing is proved then.
+        """
+        try:
+            from e3d_deploy.runtime.backends.emulated import Steps, session
+        except ModuleNotFoundError:
+            return False
+        steps = Steps(session(graph), self.config, self.batch)
+        clip, context_length = self.arrays["frames"], self.context_length
+        context = np.repeat(clip[None, :context_length], self.batch, axis=0)
+        predictions: list[NDArray[np.float32]] = []
+        state: Mapping[str, NDArray[Any]] = {}
+        for prediction, state in rollout(steps, context, len(clip) - 1):  # noqa: B007 (the last one is read)
+            predictions.append(prediction[0])
+        off = float(np.abs(np.stack(predictions) - self.arrays["predictions"]).max())
+        states_off = max(
+            float(np.abs(value - self.arrays[contract.NEXT + name]).max()) for name, value in state.items()
+        )
+        limits = (max(EXACT_DIFFERENCE, ROUNDING * one) for one in (self.rounding.predictions, self.rounding.states))
+        return all(found <= WINOGRAD_SHARE * limit for found, limit in zip((off, states_off), limits, strict=True))
+
+
+def record(model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int) -> Recorded:
+    """Record what PyTorch predicts for a clip, and how far its float32 is from its float64."""
     predictions, states = _rollout(model, clip, context_length, batch)
     if not np.isfinite(predictions).all():
         raise ExportError("the model itself answers the reference clip with NaN or infinity; train it again")
@@ -339,8 +407,14 @@ def record(
         predictions=float(np.abs(predictions - exact_predictions).max()),
         states=max(float(np.abs(states[name] - exact).max()) for name, exact in exact_states.items()),
     )
-    recorded = {contract.NEXT + name: value for name, value in states.items()}
-    return {"frames": clip, "predictions": predictions[:, 0], **recorded}, rounding
+    arrays = {contract.NEXT + name: value for name, value in states.items()}
+    return Recorded(
+        arrays={"frames": clip, "predictions": predictions[:, 0], **arrays},
+        rounding=rounding,
+        context_length=context_length,
+        batch=batch,
+        config=model.config,
+    )
 
 
 def _rollout(

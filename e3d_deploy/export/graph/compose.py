@@ -246,7 +246,7 @@ class _Graph:
             copy.name = prefix + node.name
             names.update({name: prefix + name for name in node.output})
             copy.input[:] = [names[name] if name else "" for name in node.input]
-            while not copy.input[-1]:
+            while copy.input and not copy.input[-1]:
                 del copy.input[-1]
             copy.output[:] = [names[name] for name in node.output]
             self.nodes.append(copy)

@@ -16,6 +16,8 @@ from e3d_deploy.export.graph import winograd
 
 DOMAIN = "e3d_deploy"
 WINDOW_CONVOLUTION, NORM, RECALL = "WindowConvolution", "Norm", "Recall"
+WINOGRAD = "/winograd/"
+"""Part of the names of values that only Winograd's convolutions have."""
 KEY_BIAS, KEY_COUNT = "key_bias", "key_count"
 """Inputs of a step that hide the keys of empty slots: a bias on their scores, float32 [B, 1, S·D·h·w] or
 [B, 1, 1, S·D·h·w]; or the number of keys that are there, which are the first, int64 [B]."""
@@ -62,6 +64,9 @@ RECIPES = {
 """Recipes by name. `plain` is that of the graphs that every reader of ONNX takes, the proofs of this project among
 them."""
 PLAIN = "plain"
+MOST_SIDE = 32
+"""Longest side of a grid for Winograd's convolutions: the transforms are products with matrices as long as a side, so
+that they cost more with each. Measured at 16."""
 
 
 def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
@@ -97,6 +102,11 @@ def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
             first = _side(value.type.tensor_type.shape.dim[0])
             value.CopyFrom(helper.make_tensor_value_info(KEY_COUNT, TensorProto.INT64, [first]))
     return graph
+
+
+def uses_winograd(core: GraphProto) -> bool:
+    """Return True if a step in standard operators has Winograd's convolutions."""
+    return any(WINOGRAD in name for node in core.node for name in node.output)
 
 
 def _side(dimension: Any) -> int | str:
@@ -266,7 +276,7 @@ def _suits_winograd(at: _Expansion) -> bool:
     return (
         not at.attributes["repeated"]
         and list(at.weight[3:]) == [winograd.KERNEL] * 2
-        and all(side % winograd.TILE == 0 for side in sides)
+        and all(side % winograd.TILE == 0 and side <= MOST_SIDE for side in sides)
     )
 
 

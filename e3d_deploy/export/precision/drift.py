@@ -179,26 +179,38 @@ class Gauge:
             steps = rollout(backend, clip[None, :context_length], len(clip) - 1)
             self.expected.append(np.concatenate([prediction for prediction, _ in steps]))
 
-    def drift(self, graph: ModelProto, policy: str, *, hinted: bool = False) -> Drift:
-        """Measure the drift of a step graph, emulated so that the result is the same on every machine.
+    def drift(self, graph: ModelProto, policy: str) -> Drift:
+        """Measure the drift of a step graph, emulated so that the result is the same on every machine."""
+        return self._drift(self._emulated(graph, policy))
 
-        Args:
-            hinted: the graph is in float32, and a library is told to compute it in the type of the policy.
+    def hinted_drift(self, graph: ModelProto, policy: str) -> Drift:
+        """Measure the drift of a step graph in float32 that OpenVINO is told to compute in the type of a policy.
+
+        By OpenVINO, if it is installed and the processor has the type: how it rounds, no emulation tells. Elsewhere
+        the emulation is an estimate.
         """
-        pairs = self._pairs(graph, policy, self.clips, hinted=hinted)
-        found = [self._against(clip, mine, theirs) for clip, mine, theirs in pairs]
-        return Drift(*(float(np.max(column)) for column in zip(*found, strict=True)))
+        try:
+            from e3d_deploy.export.precision.hinted import HintedSteps
+
+            steps: Steps = HintedSteps(graph, self.config, self.batch, threads=self.threads)
+        except (ImportError, BackendUnavailable):
+            steps = self._emulated(graph, policy, hinted=True)
+        return self._drift(steps)
 
     def distance(self, graph: ModelProto, policy: str) -> float:
         """Root mean square difference of the predictions for the first clip: one number to compare layers by."""
-        ((_, mine, theirs),) = self._pairs(graph, policy, self.clips[:1])
+        ((_, mine, theirs),) = self._pairs(self._emulated(graph, policy), self.clips[:1])
         return float(np.sqrt(np.square(mine - theirs).mean()))
 
-    def _pairs(
-        self, graph: ModelProto, policy: str, clips: Sequence[Clip], *, hinted: bool = False
-    ) -> Iterable[tuple[Clip, Clip, Clip]]:
-        model = emulated(graph, policy, hinted=hinted)
-        steps = Steps(session(model, threads=self.threads), self.config, self.batch)
+    def _emulated(self, graph: ModelProto, policy: str, *, hinted: bool = False) -> Steps:
+        running = session(emulated(graph, policy, hinted=hinted), threads=self.threads)
+        return Steps(running, self.config, self.batch)
+
+    def _drift(self, steps: Steps) -> Drift:
+        found = [self._against(clip, mine, theirs) for clip, mine, theirs in self._pairs(steps, self.clips)]
+        return Drift(*(float(np.max(column)) for column in zip(*found, strict=True)))
+
+    def _pairs(self, steps: Steps, clips: Sequence[Clip]) -> Iterable[tuple[Clip, Clip, Clip]]:
         for clip, expected in zip(clips, self.expected, strict=False):
             predictions = [found[:1] for found in steps.predictions(clip, self.context_length)]
             yield clip, np.concatenate(predictions), expected

@@ -37,6 +37,8 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}
 LARGEST_WEIGHT = {"int8": 64.0, "fp8": 448.0}
 """Seven bits of eight, as the reduced range of ONNX Runtime's quantiser: processors without VNNI add two products in
 16 bits, which then never overflow."""
+RECALL_LAYER = ".recall"
+"""Ending of the names of the layers whose products are scores and values."""
 OPSETS = {"bf16": 22}
 """Convolutions take bfloat16 from this opset on; for the others compose.OPSET."""
 
@@ -59,7 +61,7 @@ def products(core: GraphProto) -> dict[str, list[NodeProto]]:
 def label_of(node: NodeProto, makers: Mapping[str, NodeProto]) -> str:
     """The name of a product in `products`, also where it stands in a composed graph."""
     layer = node.name.split("/")[-2]  # as `to_onnx.export_core` names them
-    if node.op_type == "Conv":
+    if not layer.endswith(RECALL_LAYER):  # a convolution, perhaps written as products
         return layer
     first = makers.get(node.input[0])
     return f"{layer}.values" if first is not None and first.op_type == "Softmax" else f"{layer}.scores"

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from e3d_deploy import contract
 from e3d_deploy.bundle.folder import FLOAT32_STEP, Bundle
-from e3d_deploy.export.precision.types import LARGEST, fixed_values, label_of, makers_of
+from e3d_deploy.export.precision.types import LARGEST, RECALL_LAYER, fixed_values, label_of, makers_of
 from e3d_deploy.json_values import json_object
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.operators import PRODUCTS
@@ -78,8 +78,10 @@ def explain(
         small errors add up over the steps. None where the graph agrees with its twin.
     """
     policy = bundle.precision
-    graph = with_weights(bundle, bundle.entry("step", backend).file)
-    twin = with_weights(bundle, FLOAT32_STEP) if FLOAT32_STEP in bundle.manifest.files else graph
+    file, plain = bundle.entry("step", backend).file, bundle.entry("step").file
+    exact = FLOAT32_STEP if FLOAT32_STEP in bundle.manifest.files else plain
+    graph = with_weights(bundle, file)
+    twin = graph if file == exact else with_weights(bundle, exact)  # values have the same names in both
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
     step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))
@@ -213,7 +215,7 @@ class _Comparison:
         if node.op_type == "Conv":
             return "convolution"
         if node.op_type in ("MatMul", "Softmax", "Attention"):
-            return "softmax"
+            return "softmax" if node.name.split("/")[-2].endswith(RECALL_LAYER) else "convolution"
         return "norm" if node.op_type in NORM or kinds & {"Sqrt", "Div"} else "other"
 
     def _cut_off(self, node: NodeProto) -> bool:

@@ -35,7 +35,7 @@ def emulated(model: ModelProto, policy: str, *, hinted: bool = False) -> ModelPr
 
     Args:
         hinted: the graph is in float32, and a library is told to compute it in the type of the policy. Every value is
-            rounded to it then, which is more than libraries do: OpenVINO leaves norms in float32.
+            rounded to it then, an estimate: OpenVINO leaves norms in float32.
     """
     if hinted:
         return _rounded(model, ROUNDED_BY[policy])
@@ -70,13 +70,15 @@ def _rounded(model: ModelProto, kind: int) -> ModelProto:
     floats = {one.name for one in inferred.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
     weights = {one.name for one in model.graph.initializer if one.data_type == TensorProto.FLOAT and one.dims}
     del result.graph.node[:]
-    for weight in sorted(weights):
-        result.graph.node.extend(_round(weight, f"{weight}/rounded", kind))
+    states = {one.name for one in model.graph.input if one.type.tensor_type.elem_type == TensorProto.FLOAT}
+    given = weights | states
+    for value in sorted(given):
+        result.graph.node.extend(_round(value, f"{value}/rounded", kind))
     for node in model.graph.node:
         copy = result.graph.node.add()
         copy.CopyFrom(node)
         if node.op_type in PRODUCTS or node.op_type in MOVES:
-            copy.input[:2] = [f"{name}/rounded" if name in weights else name for name in node.input[:2]]
+            copy.input[:2] = [f"{name}/rounded" if name in given else name for name in node.input[:2]]
         if node.op_type not in MOVES and node.output[0] in floats:
             copy.output[0] = f"{node.output[0]}/exact"
             result.graph.node.extend(_round(copy.output[0], node.output[0], kind))
@@ -193,5 +195,4 @@ class EmulatedBackend(OnnxRuntimeBackend):
 
 def _load(bundle: Bundle, graph: str, threads: int | None) -> onnxruntime.InferenceSession:
     entry = bundle.entry(graph, EmulatedBackend.name)
-    model = emulated(with_weights(bundle, entry.file), entry.precision, hinted=entry.by == "hint")
-    return session(model, threads=threads)
+    return session(emulated(with_weights(bundle, entry.file), entry.precision), threads=threads)

@@ -157,8 +157,8 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         advice = "; load the bundle again or, if that does not help, take another backend"
         if REFUSED_CONVOLUTION.search(words):
             advice = (
-                "; if the bundle is for TensorRT, its convolutions pad one side alone, which cuDNN refuses: export the "
-                f"model again with `--target {self.name}`"
+                "; if an earlier version exported it for TensorRT, its convolutions pad one side alone, which cuDNN "
+                f"refuses: export the model again with `--target {self.name}`"
             )
         return EngineError(failed + advice)
 

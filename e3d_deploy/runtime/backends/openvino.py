@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ POLICIES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "i
 POLICIES_OF_CAPABILITIES = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8"}
 """Policies by what the library says that the processor can do."""
 SNIPPETS = "SNIPPETS_MODE"
-"""Setting with which its CPU plugin makes no kernels of several layers."""
+"""Setting that keeps the CPU plugin from fusing several layers into one kernel."""
 
 CORE = openvino.Core()
 """The one core of this process, for its CPU plugin must not be unloaded.
@@ -60,7 +61,8 @@ class OpenVINOBackend(HostBackend):
             "INFERENCE_PRECISION_HINT": "f32",
         }
         if entry.precision == "bf16":
-            self.settings |= bfloat16_settings()
+            hinted = bfloat16_settings()
+            self.settings |= hinted if entry.by == "hint" else {}  # else its types say what stays in float32
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = str(threads)
         if profile:
@@ -88,13 +90,14 @@ class OpenVINOBackend(HostBackend):
     def _say_what_is_slow(self, entry: GraphEntry) -> None:
         """Open the step graph; log where it does not run as it was written to."""
         step = self._request("step", self.bundle.batch)
-        found = _computed(step)
+        layers = _layers(step)
+        found = _computed(layers)
         if entry.precision in ("bf16", "int8") and 2 * found[entry.precision] < found.total():
             log.warning(
                 "openvino: of %d products only %d run in %s", found.total(), found[entry.precision], entry.precision
             )
         written_for_it = entry.backends is not None and entry.precision != "int8"
-        if written_for_it and SNIPPETS not in self.settings and "Softmax" in (kind for kind, _ in _layers(step)):
+        if written_for_it and SNIPPETS not in self.settings and "Softmax" in dict(layers):
             log.warning(
                 "openvino: attention runs as several kernels, slower than the one that the graph is written for"
             )
@@ -136,11 +139,11 @@ def bfloat16_settings() -> dict[str, str]:
 
 def computed(backend: OpenVINOBackend) -> dict[str, int]:
     """Count the products of the step by the precision that they run in, as the compiled model tells."""
-    return dict(_computed(backend.requests["step", backend.bundle.batch]))
+    return dict(_computed(_layers(backend.requests["step", backend.bundle.batch])))
 
 
-def _computed(request: openvino.InferRequest) -> Counter[str]:
-    return Counter(POLICIES.get(kind, kind) for layer, kind in _layers(request) if layer in PRODUCTS)
+def _computed(layers: Iterable[tuple[str, str]]) -> Counter[str]:
+    return Counter(POLICIES.get(kind, kind) for layer, kind in layers if layer in PRODUCTS)
 
 
 def _layers(request: openvino.InferRequest) -> list[tuple[str, str]]:

@@ -51,7 +51,7 @@ class BackendSpec:
     """Recipe of its own graphs by precision policy, of `recipes.RECIPES`; it takes the graphs for all where it has
     none. None if bundles are not exported for it by name."""
     hinted: frozenset[str] = frozenset()
-    """Policies that it computes by a hint, on graphs of its own in float32."""
+    """Policies that it computes by a hint to its library, on graphs of its own in float32."""
     computed: "Callable[[Backend], Mapping[str, int]] | None" = None
     """Count the products of an opened backend's step by the precision that they run in; None if the library does not
     tell."""

@@ -9,7 +9,9 @@ import pytest
 
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
+from e3d_deploy.export.precision.drift import Drift, Gauge
 from e3d_deploy.policies import Budget
 from e3d_deploy.runtime.backends.registry import open_backend
 from e3d_deploy.runtime.backends.specs import find
@@ -39,23 +41,26 @@ class Core:
         return self.types
 
 
-@pytest.fixture(scope="module")
-def low(exported: Path, tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Path:
-    """The tiny bundle in bfloat16."""
-    from e3d_deploy.export import bundle as bundle_module
-
+def in_bfloat16(exported: Path, path: Path, steps: KeptSteps, **options: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_core", steps)
         return export(
             exported / "tiny.safetensors",
-            tmp_path_factory.mktemp("low") / "bf16.e3d",
+            path,
             context_length=4,
             horizon=3,
             batch=1,
             precision="bf16",
             budget=WIDE,
             reference=exported / "clip.npy",
+            **options,
         )
+
+
+@pytest.fixture(scope="module")
+def low(exported: Path, tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Path:
+    """The tiny bundle in bfloat16."""
+    return in_bfloat16(exported, tmp_path_factory.mktemp("low") / "bf16.e3d", steps)
 
 
 def test_its_graph_stays_in_float32_and_the_manifest_says_how_it_gets_to_bfloat16(low: Path) -> None:
@@ -67,7 +72,46 @@ def test_its_graph_stays_in_float32_and_the_manifest_says_how_it_gets_to_bfloat1
     other = bundle.entry("step", "tensorrt")
     assert (other.precision, other.by, other.weights) == ("bf16", "types", ("model.safetensors", "weights.safetensors"))
     shown = json.loads(e3d("inspect", low, "--json").stdout)["graph"]
-    assert (shown["step.openvino"]["by"], shown["step"]["by"]) == ("hint", "types")
+    assert (shown["step.openvino-direct"]["by"], shown["step"]["by"]) == ("hint", "types")
+
+
+def test_layers_that_stay_in_float32_are_left_to_types(
+    exported: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hint is for all layers."""
+    bundle = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps, exclude=["cells.0.hidden_conv"]))
+    assert bundle.entry("step", "openvino") == bundle.entry("step")
+    monkeypatch.setattr(module, "bfloat16_settings", lambda: {"INFERENCE_PRECISION_HINT": "bf16"})
+    with open_backend(bundle, "openvino", threads=1) as backend:
+        assert backend.settings["INFERENCE_PRECISION_HINT"] == "f32"  # type: ignore[attr-defined]
+
+
+def test_graphs_that_lose_too_much_by_the_hint_are_left_out(
+    exported: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Gauge, "hinted_drift", lambda *_: Drift(difference=0.5, dssim=0.6, dpsnr=1.0))
+    with caplog.at_level(logging.WARNING):
+        bundle = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps))
+    assert "openvino: graphs of its own lose more than the budget, so it takes those for all" in caplog.text
+    assert bundle.entry("step", "openvino") == bundle.entry("step")
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
+def test_what_a_hint_costs_is_measured_by_the_library(
+    exported: Path, low: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And estimated where the processor has no such type."""
+    monkeypatch.setattr("e3d_deploy.export.precision.hinted.CORE", Core(["FP32"]))
+    monkeypatch.setattr(module, "CORE", Core(["FP32"]))
+    estimated = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps)).entry("step", "openvino").drift
+    monkeypatch.undo()
+    bundle = Bundle.open(low)
+    measured = bundle.entry("step", "openvino").drift
+    assert measured is not None
+    assert estimated is not None
+    assert 0 < (measured["difference"] or 0) != estimated["difference"]
+    with open_backend(bundle, "openvino", threads=1) as backend:
+        assert verify(bundle, backend).worst <= (measured["difference"] or 0)  # the reference is among what is measured
 
 
 def test_a_start_is_judged_by_the_drift_of_the_graph_that_runs(low: Path) -> None:
