@@ -10,23 +10,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import save
-from e3d_deploy import checkpoint
-from e3d_deploy.config import ModelConfig
+from benchmarks.common import FULL, save
 from e3d_deploy.export.bundle import export
-from e3d_deploy.model import E3DLSTM
 
 
 def main() -> None:
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
-        source = Path(name) / "full.safetensors"
-        checkpoint.save(E3DLSTM(ModelConfig()), source)
         phases: dict[str, float] = {}
         started = time.perf_counter()
-        path = export(
-            source, Path(name) / "full.e3d", progress=lambda phase: phases.update({phase: time.perf_counter()})
-        )
+        path = export(FULL, Path(name) / "full.e3d", progress=lambda phase: phases.update({phase: time.perf_counter()}))
         seconds = time.perf_counter() - started
         sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
     ends = [*list(phases.values())[1:], started + seconds]

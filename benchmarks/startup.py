@@ -11,13 +11,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks.common import save
-from e3d_deploy import checkpoint
-from e3d_deploy.config import ModelConfig
+from benchmarks.common import FULL, save
 from e3d_deploy.export.bundle import export
-from e3d_deploy.model import E3DLSTM
 
 IMPORT = "import time; t = time.perf_counter(); from e3d_deploy.runtime import load; print(time.perf_counter() - t)"
 FIRST = """
@@ -44,9 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         os.environ["XDG_CACHE_HOME"] = os.environ["PYTHONPYCACHEPREFIX"] = name
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled once, as everywhere
-        torch.manual_seed(0)
-        checkpoint.save(E3DLSTM(ModelConfig()), Path(name) / "full.safetensors")
-        bundle = str(export(Path(name) / "full.safetensors", Path(name) / "full.e3d"))
+        bundle = str(export(FULL, Path(name) / "full.e3d"))
         choosing = seconds(FIRST, bundle, "auto")
         for _ in range(9):
             started = time.perf_counter()

@@ -100,7 +100,7 @@ def test_graphs_that_lose_too_much_by_the_hint_are_left_out(
 def test_what_a_hint_costs_is_measured_by_the_library(
     exported: Path, low: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And estimated where the processor has no such type."""
+    """Elsewhere it is estimated."""
     monkeypatch.setattr("e3d_deploy.export.precision.hinted.CORE", Core(["FP32"]))
     monkeypatch.setattr(module, "CORE", Core(["FP32"]))
     estimated = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps)).entry("step", "openvino").drift
