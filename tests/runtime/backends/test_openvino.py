@@ -138,7 +138,7 @@ def test_a_processor_without_bfloat16_is_told_what_it_has(low: Path, monkeypatch
 def test_attention_is_one_kernel_in_bfloat16_where_there_are_tiles(
     flags: set[str], several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing is known of the processor, OpenVINO decides."""
+    """OpenVINO decides where nothing is known of the processor."""
     monkeypatch.setattr(module, "CORE", Core(["FP32", "BF16"]))
     monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
     assert (module.SNIPPETS in module.bfloat16_settings()) == several
