@@ -205,7 +205,9 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
         found = _own(plan, exported, RECIPES[recipe], recorded, chosen, policy, hinted, progress)
         if found is None:
             names = ", ".join(spec.name for spec in specs)
-            log.warning("%s: graphs of its own lose more than the budget, so it takes those for all", names)
+            log.warning(
+                "%s: takes the graphs for all; its own lose more than the budget, a larger one keeps them", names
+            )
             continue
         own, form, drift = found
         if precision.policy in LOW and not hinted:
