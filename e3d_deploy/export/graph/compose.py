@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.contract import NEXT
-from e3d_deploy.export.graph.recipes import KEY_BIAS, KEY_COUNT
+from e3d_deploy.export.graph.recall import KEY_BIAS, KEY_COUNT
 
 OPSET, IR_VERSION = 20, 10
 ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from e3d_deploy.config import Semantics
-from e3d_deploy.export.graph.recipes import DOMAIN, NORM, RECALL, WINDOW_CONVOLUTION
+from e3d_deploy.export.graph.expansion import DOMAIN, NORM, RECALL, WINDOW_CONVOLUTION
 from e3d_deploy.model import Convolution, OpenSTLConvolution, from_entry, to_entry
 from e3d_deploy.step import PlainRecall
 

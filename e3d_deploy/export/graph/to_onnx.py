@@ -9,8 +9,8 @@ from onnx import GraphProto, NodeProto
 from e3d_deploy import contract
 from e3d_deploy.errors import ExportError
 from e3d_deploy.export.graph.compose import OPSET
+from e3d_deploy.export.graph.expansion import DOMAIN
 from e3d_deploy.export.graph.operations import name_operations
-from e3d_deploy.export.graph.recipes import DOMAIN
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.operators import PRODUCTS
 from e3d_deploy.quiet import quiet

@@ -16,7 +16,8 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph import winograd
 from e3d_deploy.export.graph.compose import clip_graph, step_graph
-from e3d_deploy.export.graph.recipes import KEY_COUNT, PLAIN, RECIPES, Recipe, expand, uses_winograd
+from e3d_deploy.export.graph.recall import KEY_COUNT
+from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand, uses_winograd
 from e3d_deploy.export.precision.types import stamp
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime.backends.emulated import Steps, session
