@@ -39,7 +39,8 @@ class Recipe:
     this is at 2.5e-6 and PyTorch at 1e-6. `whole`: the norms of ONNX."""
     recall: Literal["products", "products-4d", "attention"]
     """`products`: matrix products and a softmax. `products-4d`: the same with an axis for heads, which OpenVINO's CPU
-    plugin makes one kernel of. `attention`: the standard operator."""
+    plugin makes one kernel of. `attention`: the standard operator, which ONNX Runtime
+    1.32 computes on one thread."""
 
     @property
     def without_winograd(self) -> "Recipe":
@@ -55,7 +56,7 @@ class Recipe:
 
 RECIPES = {
     "plain": Recipe(convolutions="2d", norms="split", recall="products"),
-    "onnxruntime": Recipe(convolutions="winograd-grouped", norms="split", recall="attention"),
+    "onnxruntime": Recipe(convolutions="winograd-grouped", norms="split", recall="products"),
     "openvino": Recipe(convolutions="winograd-products", norms="split", recall="products-4d"),
     "openvino-direct": Recipe(convolutions="3d", norms="split", recall="products-4d"),
     "tensorrt": Recipe(convolutions="3d", norms="whole", recall="products"),

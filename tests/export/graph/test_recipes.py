@@ -29,7 +29,12 @@ from tests.kept_steps import KeptSteps
 
 CLOSE = 1e-4
 """Largest difference seen: 2.1e-5 with Winograd's convolutions, 2.7e-6 without."""
-FORMS = {**RECIPES, **{f"{name}, direct": recipe.without_winograd for name, recipe in RECIPES.items()}}
+ATTENTION = Recipe(convolutions="winograd-grouped", norms="split", recall="attention")
+FORMS = {
+    **RECIPES,
+    "attention": ATTENTION,
+    **{f"{name}, direct": recipe.without_winograd for name, recipe in RECIPES.items()},
+}
 CONFIGS = {
     "paper": ModelConfig(image_size=(32, 16), hidden=(4, 6), kernel_size=5, history_length=3),
     "google, three frames": ModelConfig(
@@ -103,7 +108,7 @@ def test_only_winograd_recipes_transform_kernels_and_only_of_five(steps: KeptSte
 
 
 def test_the_number_of_keys_hides_what_a_bias_hides(steps: KeptSteps) -> None:
-    core = expand(steps(network(CONFIGS["paper"]), None), RECIPES["onnxruntime"])
+    core = expand(steps(network(CONFIGS["paper"]), None), ATTENTION)
     assert KEY_COUNT in {value.name for value in core.input}
     clip = clip_graph(core, CONFIGS["paper"], None, context_length=3, horizon=2)
     assert all(len(node.input) == 3 for node in clip.graph.node if node.op_type == "Attention")  # nothing is hidden
