@@ -29,7 +29,6 @@ from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph
 from e3d_deploy.export.graph.recipes import RECIPES, Recipe, expand
 from e3d_deploy.export.graph.to_onnx import export_core
-from e3d_deploy.export.precision.types import stamp
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.tensorrt_library import library
@@ -57,7 +56,7 @@ def naive_export(model: E3DLSTM, context: Tensor, path: Path) -> None:
 
 def our_export(model: E3DLSTM, path: Path, recipe: Recipe, *, states: bool) -> None:
     core = expand(export_core(model, 1), recipe)
-    graph = stamp(clip_graph(core, model.config, 1, context_length=CONTEXT, horizon=HORIZON), "fp32", recipe.opset)
+    graph = clip_graph(core, model.config, 1, context_length=CONTEXT, horizon=HORIZON)
     if not states:
         del graph.graph.output[1:]
     onnx.save(graph, path)

@@ -35,9 +35,8 @@ from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand
+from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.graph.to_onnx import export_core
-from e3d_deploy.export.precision.types import stamp
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.protocol import initial_arrays
@@ -93,12 +92,12 @@ def plans(paths: Mapping[str, Path], rounds: int = 3) -> dict[str, Any]:
     return found
 
 
-def cores(model: E3DLSTM, semantics: str) -> dict[str, tuple[GraphProto, Recipe]]:
+def cores(model: E3DLSTM, semantics: str) -> dict[str, GraphProto]:
     """The step in each form."""
     exported = export_core(model, 1)
-    found = {name: (expand(exported, recipe), recipe) for name, recipe in RECIPES.items()}
+    found = {name: expand(exported, recipe) for name, recipe in RECIPES.items()}
     if semantics != "paper":
-        found["unfolded"] = (expand(export_core(model, 1, fold=False), RECIPES[PLAIN]), RECIPES[PLAIN])
+        found["unfolded"] = expand(export_core(model, 1, fold=False), RECIPES[PLAIN])
     return found
 
 
@@ -128,8 +127,8 @@ def main(size: str, semantics: Semantics, threads: int, rounds: int) -> None:
     feed[contract.FRAME] = rng.random(contract.frame(model.config).shape, np.float32)
     graphs, paths, timed, differences = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (core, recipe) in cores(model, semantics).items():
-            graph = stamp(step_graph(core, model.config, 1), "fp32", recipe.opset)
+        for name, core in cores(model, semantics).items():
+            graph = step_graph(core, model.config, 1)
             paths[name] = Path(folder) / f"{name}.onnx"
             onnx.save(graph, paths[name])
             numbers = sum(int(np.prod(one.dims)) for one in graph.graph.initializer)

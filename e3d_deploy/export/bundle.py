@@ -193,7 +193,7 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
     plain = expand(exported, RECIPES[PLAIN])
     core, chosen, precision = _in_precision(plan, plain, rounding, clips, progress)
     low = [core] if precision.policy in LOW else []
-    graphs = list(_graphs(plan, core, RECIPES[PLAIN], "", progress))
+    graphs = list(_graphs(plan, core, "", progress))
     for recipe, specs in _own_recipes(plan, precision.policy).items():
         hinted = all(precision.policy in spec.hinted for spec in specs)
         if hinted and precision.exclude:
@@ -209,27 +209,25 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
                 "%s: takes the graphs for all; its own lose more than the budget, a larger one keeps them", names
             )
             continue
-        own, form, drift = found
+        own, drift = found
         if precision.policy in LOW and not hinted:
             low.append(own)
         graphs += _graphs(
             plan,
             own,
-            form,
             f".{recipe}",
             progress,
             backends=tuple(spec.name for spec in specs),
             by="hint" if hinted else "types",
             drift=drift,
         )
-    yardstick = stamp(step_graph(plain, plan.model.config, plan.batch), "fp32") if low else None
+    yardstick = step_graph(plain, plan.model.config, plan.batch) if low else None
     return Composed(graphs=graphs, precision=precision, low=low, yardstick=yardstick)
 
 
 def _graphs(
     plan: Plan,
     core: GraphProto,
-    recipe: Recipe,
     suffix: str,
     progress: Notify,
     *,
@@ -248,7 +246,6 @@ def _graphs(
         file = f"{name}{suffix}.onnx"
         progress(f"composing {file}")
         model = make(core, config, batch)
-        model.opset_import[0].version = recipe.opset
         yield Graph(model=model, name=name, file=file, backends=backends, by=by, drift=drift)
 
 
@@ -261,20 +258,19 @@ def _own(
     policy: str,
     hinted: bool,
     progress: Notify,
-) -> tuple[GraphProto, Recipe, Mapping[str, float | None] | None] | None:
-    """Return a core in the form of a recipe that keeps the budget, that form, and what it loses; None if none does."""
+) -> tuple[GraphProto, Mapping[str, float | None] | None] | None:
+    """Return a core in the form of a recipe that keeps the budget, and what it loses; None if none does."""
     direct = recipe.without_winograd
     for form in dict.fromkeys((recipe, direct)):
         core = expand(exported, form)
-        graph = stamp(step_graph(core, plan.model.config, plan.batch), "fp32", form.opset)
-        if uses_winograd(core) and not recorded.agrees(graph):
+        if uses_winograd(core) and not recorded.agrees(step_graph(core, plan.model.config, plan.batch)):
             continue
         if chosen is None:
-            return core, form, None
+            return core, None
         progress(f"{policy}: the drift in the form of {', '.join(asdict(form).values())}")
-        core, drift = chosen.on(core, policy, hinted=hinted, opset=form.opset)
+        core, drift = chosen.on(core, policy, hinted=hinted)
         if drift.share_of(chosen.budget) <= 1:
-            return core, form, json_values(asdict(drift))
+            return core, json_values(asdict(drift))
     return None
 
 
@@ -325,8 +321,7 @@ def write_graphs(composed: Composed, folder: Path) -> None:
         onnx.save(composed.yardstick, folder / FLOAT32_STEP)
         weights.append(WEIGHTS)
     for graph in composed.graphs:
-        policy = "fp32" if graph.by == "hint" else composed.precision.policy
-        stamp(graph.model, policy, graph.model.opset_import[0].version)
+        stamp(graph.model, "fp32" if graph.by == "hint" else composed.precision.policy)
         for file in weights:
             share_weights(graph.model, folder / file, aliases)
         onnx.save(graph.model, folder / graph.file)

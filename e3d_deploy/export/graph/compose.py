@@ -11,7 +11,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from e3d_deploy import contract
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.contract import NEXT
-from e3d_deploy.export.graph.recall import KEY_BIAS, KEY_COUNT
+from e3d_deploy.export.graph.recall import KEY_BIAS
 
 OPSET, IR_VERSION = 20, 10
 ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
@@ -21,8 +21,7 @@ def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> Mode
     """One frame and the states in, the prediction and the next states out; any number of streams if `batch` is None.
 
     `core` is `step.Step` as a graph, from `recipes.expand`. Around it stands the ring: entries are read where they
-    lie, empty slots are hidden by a bias on the scores or by the number of keys, and the new entry takes the place of
-    the oldest.
+    lie, empty slots are hidden by a bias on the scores, and the new entry takes the place of the oldest.
     """
     graph = _Graph(core, batch)
     states = contract.states(config, graph.batch)
@@ -64,7 +63,12 @@ def _ring_step(
     K, Q = config.history_length, config.positions
     slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
     written = graph.op("Unsqueeze", state["written"], graph.integers(1))  # [B, 1]
-    bindings = {contract.FRAME: frame, **_hidden_keys(graph, core, config, state["written"])}
+    empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
+    hidden_by = graph.op("Where", empty, graph.constant(np.float32(contract.EMPTY_BIAS)), graph.constant(np.float32(0)))
+    spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(1, K, Q))
+    # One axis for all queries, and one for heads where the core has it.
+    ones = next([1] * (len(one.type.tensor_type.shape.dim) - 2) for one in core.input if one.name == KEY_BIAS)
+    bindings = {contract.FRAME: frame, KEY_BIAS: graph.op("Reshape", spread, graph.integers(0, *ones, K * Q))}
     bindings |= {name: value for name, value in state.items() if not name.startswith(("history", "written"))}
     for layer, N in enumerate(config.hidden):
         bindings[f"keys.{layer}"] = graph.op("Reshape", state[f"history.{layer}"], graph.integers(0, K * Q, N))
@@ -80,22 +84,6 @@ def _ring_step(
     full = graph.op("GreaterOrEqual", more, graph.constant(np.int32(2 * K)))
     following["written"] = graph.op("Where", full, graph.op("Sub", more, graph.constant(np.int32(K))), more)
     return outputs[contract.PREDICTION], following
-
-
-def _hidden_keys(graph: "_Graph", core: GraphProto, config: ModelConfig, written: str) -> dict[str, str]:
-    """Bind the input of a core that hides the keys of empty slots, which are the last ones of a ring."""
-    K, Q = config.history_length, config.positions
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in core.input}
-    if KEY_COUNT in ranks:
-        filled = graph.op("Min", written, graph.constant(np.int32(K)))
-        count = graph.op("Cast", filled, to=TensorProto.INT64)
-        return {KEY_COUNT: graph.op("Mul", count, graph.integer(Q))}
-    slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
-    empty = graph.op("GreaterOrEqual", slots, graph.op("Unsqueeze", written, graph.integers(1)))  # [B, K]
-    hidden_by = graph.op("Where", empty, graph.constant(np.float32(contract.EMPTY_BIAS)), graph.constant(np.float32(0)))
-    spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(1, K, Q))
-    ones = [1] * (ranks[KEY_BIAS] - 2)
-    return {KEY_BIAS: graph.op("Reshape", spread, graph.integers(0, *ones, K * Q))}
 
 
 def clip_graph(
@@ -226,17 +214,15 @@ class _Graph:
         """Add the nodes of a core; return the names of its outputs.
 
         Args:
-            bindings: names for its inputs. One that is not bound hides nothing: the addition of a bias is left out,
-                and so is an input of an operator that may lack it.
+            bindings: names for its inputs. One that is not bound is a bias that hides nothing, and its
+                addition is left out.
             prefix: before the name of every value inside.
         """
         inputs = {value.name for value in core.input}
         names = {name: name for name in self.fixed} | dict(bindings)
         for node in self.moving:
             unbound = [name for name in node.input if name in inputs and name not in names]
-            if unbound and node.op_type == "Attention":
-                names |= dict.fromkeys(unbound, "")
-            elif unbound:
+            if unbound:
                 assert node.op_type == "Add", f"{unbound[0]} may be left out of an Add alone"
                 (other,) = (name for name in node.input if name not in unbound)
                 names[node.output[0]] = names[other]
@@ -246,8 +232,6 @@ class _Graph:
             copy.name = prefix + node.name
             names.update({name: prefix + name for name in node.output})
             copy.input[:] = [names[name] if name else "" for name in node.input]
-            while copy.input and not copy.input[-1]:
-                del copy.input[-1]
             copy.output[:] = [names[name] for name in node.output]
             self.nodes.append(copy)
         return {value.name: names[value.name] for value in core.output}

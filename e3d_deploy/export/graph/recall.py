@@ -2,9 +2,9 @@
 
 from e3d_deploy.export.graph.expansion import Expansion
 
-KEY_BIAS, KEY_COUNT = "key_bias", "key_count"
-"""Inputs of a step that hide the keys of empty slots: a bias on their scores, float32 [B, 1, S·D·h·w] or
-[B, 1, 1, S·D·h·w]; or the number of keys that are there, which are the first, int64 [B]."""
+KEY_BIAS = "key_bias"
+"""Input of a step, a bias on the scores that hides the keys of empty slots: float32 [B, 1, S·D·h·w] or, with an axis
+for heads, [B, 1, 1, S·D·h·w]."""
 
 
 def products(at: Expansion) -> None:
@@ -25,10 +25,3 @@ def products_4d(at: Expansion) -> None:
     scores = at.add("MatMul", [at.add("Unsqueeze", [queries, head], "queries"), transposed], "scores")
     weights = at.add("Softmax", [at.add("Add", [scores, key_bias], "hidden")], "softmax", axis=-1)
     at.add("Squeeze", [at.add("MatMul", [weights, states], "recalled"), head])
-
-
-def attention(at: Expansion) -> None:
-    """The standard operator: one head, no scale, and as many keys as there are."""
-    queries, keys, _ = at.inputs
-    inputs = [queries, keys, keys, "", "", "", KEY_COUNT]
-    at.add("Attention", inputs, q_num_heads=1, kv_num_heads=1, scale=1.0)

@@ -19,7 +19,7 @@ from e3d_deploy.export.graph.convolutions import (
 )
 from e3d_deploy.export.graph.expansion import DOMAIN, NORM, RECALL, WINDOW_CONVOLUTION, Expansion
 from e3d_deploy.export.graph.norms import split_norm, whole_norm
-from e3d_deploy.export.graph.recall import KEY_BIAS, KEY_COUNT, attention, products, products_4d
+from e3d_deploy.export.graph.recall import KEY_BIAS, products, products_4d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,15 @@ class Recipe:
     """`split`: sums over window and grid first, then over channels, from standard arithmetic. ONNX Runtime's own norms
     add up 200,000 numbers in one go and lose a digit to it: on a full-size layer 2e-5 from the exact result, where
     this is at 2.5e-6 and PyTorch at 1e-6. `whole`: the norms of ONNX."""
-    recall: Literal["products", "products-4d", "attention"]
+    recall: Literal["products", "products-4d"]
     """`products`: matrix products and a softmax. `products-4d`: the same with an axis for heads, which OpenVINO's CPU
-    plugin makes one kernel of. `attention`: the standard operator, which ONNX Runtime
-    1.32 computes on one thread."""
+    plugin makes one kernel of."""
 
     @property
     def without_winograd(self) -> "Recipe":
         """The recipe with the convolutions that it has where Winograd's do not suit."""
         forms: dict[str, Literal["2d", "3d"]] = {"winograd-grouped": "2d", "winograd-products": "3d"}
         return self if self.convolutions not in forms else replace(self, convolutions=forms[self.convolutions])
-
-    @property
-    def opset(self) -> int:
-        """Opset that its operators need, at least."""
-        return 24 if self.recall == "attention" else 20
 
 
 RECIPES = {
@@ -80,7 +74,7 @@ def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
             "winograd-products": winograd_products,
         }[recipe.convolutions],
         NORM: split_norm if recipe.norms == "split" else whole_norm,
-        RECALL: {"products": products, "products-4d": products_4d, "attention": attention}[recipe.recall],
+        RECALL: products if recipe.recall == "products" else products_4d,
     }
     graph = GraphProto()
     graph.CopyFrom(core)
@@ -95,9 +89,6 @@ def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
         if value.name == KEY_BIAS and recipe.recall == "products-4d":
             B, *_, S = value.type.tensor_type.shape.dim
             value.CopyFrom(helper.make_tensor_value_info(KEY_BIAS, TensorProto.FLOAT, [_side(B), 1, 1, _side(S)]))
-        elif value.name == KEY_BIAS and recipe.recall == "attention":
-            first = _side(value.type.tensor_type.shape.dim[0])
-            value.CopyFrom(helper.make_tensor_value_info(KEY_COUNT, TensorProto.INT64, [first]))
     return graph
 
 

@@ -13,8 +13,8 @@ from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.errors import BundleError
 
 HOW = (
-    "FLOP: 2 a multiply-add of Conv, MatMul, Gemm and Attention. Bytes: each node reads what it takes and writes what "
-    "it gives, nothing fused; views are free, what depends on weights alone is computed once and not counted"
+    "FLOP: 2 a multiply-add of Conv, MatMul and Gemm. Bytes: each node reads what it takes and writes what it gives, "
+    "nothing fused; views are free, what depends on weights alone is computed once and not counted"
 )
 VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape"}
 PARTS = {"Slice", "Gather", "Split"}
@@ -190,8 +190,6 @@ def _flop(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         case "Gemm":
             transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
             return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
-        case "Attention":  # queries [B, P, N] and keys [B, S, N], of one head: scores, and the sum of values
-            return 4 * prod(shapes[node.input[0]]) * shapes[node.input[1]][1]
     return 0
 
 

@@ -158,19 +158,18 @@ class Chosen:
     learn: Callable[[GraphProto], Mapping[str, float]]
     """Learn the ranges of another form of the core."""
 
-    def on(self, core: GraphProto, policy: str, *, hinted: bool, opset: int) -> tuple[GraphProto, Drift]:
+    def on(self, core: GraphProto, policy: str, *, hinted: bool) -> tuple[GraphProto, Drift]:
         """Bring another form of the core to a policy, with the same layers in float32; measure its drift.
 
         Args:
             policy: the chosen one, or fp32 where libraries compute that in its place.
             hinted: the library is told, and the graph stays in float32.
-            opset: opset of the form.
         """
         gauge = self.chooser.gauge
         if not hinted:
             ranges = self.learn(core) if policy in LARGEST else None
             core = typed(core, policy, exclude=self.precision.exclude, ranges=ranges)
-        graph = stamp(step_graph(core, gauge.config, self.chooser.batch), "fp32" if hinted else policy, opset)
+        graph = stamp(step_graph(core, gauge.config, self.chooser.batch), "fp32" if hinted else policy)
         return core, gauge.hinted_drift(graph, policy) if hinted else gauge.drift(graph, policy)
 
 

@@ -221,14 +221,9 @@ class _Rewrite:
         return graph
 
 
-def stamp(model: ModelProto, policy: str, opset: int = OPSET) -> ModelProto:
-    """Return the model, with the opset that the types of its policy need.
-
-    Args:
-        opset: what its operators need.
-    """
-    model.opset_import[0].version = max(opset, OPSETS.get(policy, OPSET))
-    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import))
+def stamp(model: ModelProto, policy: str) -> ModelProto:
+    """The model, with the opset that the types of its policy need."""
+    model.opset_import[0].version = OPSETS.get(policy, OPSET)
     return model
 
 

@@ -214,7 +214,7 @@ class _Comparison:
             return "overflow"
         if node.op_type == "Conv":
             return "convolution"
-        if node.op_type in ("MatMul", "Softmax", "Attention"):
+        if node.op_type in ("MatMul", "Softmax"):
             return "softmax" if node.name.split("/")[-2].endswith(RECALL_LAYER) else "convolution"
         return "norm" if node.op_type in NORM or kinds & {"Sqrt", "Div"} else "other"
 

@@ -9,23 +9,15 @@ from typing import Any
 from numpy.typing import NDArray
 
 from e3d_deploy.bundle.folder import Bundle
-from e3d_deploy.errors import BackendUnavailable, BundleError
+from e3d_deploy.errors import BundleError
 from e3d_deploy.files import scratch_folder
-from e3d_deploy.libraries import pip_install
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.host import HostBackend, Tensors
 from e3d_deploy.runtime.backends.onnx_weights import check_places
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 
-COUNTS_KEYS = 24, (1, 25)
-"""Opset whose `Attention` takes the number of keys, and the first version that heeds it: 1.24 ignores it without a word
-(microsoft/onnxruntime, pull request 27384)."""
 Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
 """A session of a graph of a bundle, with so many threads."""
-
-
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 
 
 def load_session(
@@ -70,7 +62,6 @@ class OnnxRuntimeBackend(HostBackend):
         load: how a session is made.
 
     Raises:
-        BackendUnavailable: this ONNX Runtime does not compute what the step graph says.
         BundleError: ONNX Runtime cannot load the step graph; of the others, when they are first run.
     """
 
@@ -80,11 +71,6 @@ class OnnxRuntimeBackend(HostBackend):
         super().__init__(bundle)
         self.threads, self.load = threads, load
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
-        if bundle.entry("step", self.name).opset >= COUNTS_KEYS[0] and _version() < COUNTS_KEYS[1]:
-            raise BackendUnavailable(
-                f"onnxruntime: version {onnxruntime.__version__} ignores the number of keys in this bundle's graphs; "
-                f"{pip_install('cpu')} brings {'.'.join(map(str, COUNTS_KEYS[1]))} or later"
-            )
         self._session("step")
 
     def _session(self, graph: str) -> onnxruntime.InferenceSession:

@@ -16,9 +16,7 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph import winograd
 from e3d_deploy.export.graph.compose import clip_graph, step_graph
-from e3d_deploy.export.graph.recall import KEY_COUNT
 from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand, uses_winograd
-from e3d_deploy.export.precision.types import stamp
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime.backends.emulated import Steps, session
 from e3d_deploy.runtime.backends.registry import open_backend
@@ -27,12 +25,10 @@ from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.verify import verify
 from tests.kept_steps import KeptSteps
 
-CLOSE = 1e-4
-"""Largest difference seen: 2.1e-5 with Winograd's convolutions, 2.7e-6 without."""
-ATTENTION = Recipe(convolutions="winograd-grouped", norms="split", recall="attention")
+CLOSE = 3e-5
+"""Largest difference seen: 6.7e-6 with Winograd's convolutions, 4.2e-6 without."""
 FORMS = {
     **RECIPES,
-    "attention": ATTENTION,
     **{f"{name}, direct": recipe.without_winograd for name, recipe in RECIPES.items()},
 }
 CONFIGS = {
@@ -66,7 +62,7 @@ def test_each_form_is_the_model_from_the_first_frame_to_a_ring_written_twice(
         np.stack([found for found, _ in rollout(yardstick, one[None].astype(np.float32), len(one))]) for one in clip
     ]
     for name, recipe in FORMS.items():
-        graph = stamp(step_graph(expand(core, recipe), config, None), "fp32", recipe.opset)
+        graph = step_graph(expand(core, recipe), config, None)
         one, two = (Steps(session(graph, threads=1), config, batch) for batch in (1, 2))
         older, found = one.initial_state(), [[], []]
         frames = clip.astype(np.float32)
@@ -89,7 +85,7 @@ def test_the_graphs_of_a_recipe_are_valid(name: str, steps: KeptSteps) -> None:
     config, recipe = CONFIGS["paper"], RECIPES[name]
     core = expand(steps(network(config), None), recipe)
     for graph in (step_graph(core, config, None), clip_graph(core, config, None, context_length=2, horizon=2)):
-        onnx.checker.check_model(stamp(graph, "fp32", recipe.opset), full_check=True)
+        onnx.checker.check_model(graph, full_check=True)
         assert {node.domain for node in graph.graph.node} == {""}
 
 
@@ -105,13 +101,6 @@ def test_only_winograd_recipes_transform_kernels_and_only_of_five(steps: KeptSte
     assert transformed(CONFIGS["paper"], RECIPES[PLAIN]) == 0
     for uncovered in ("a grid that tiles do not cover", "openstl"):
         assert transformed(CONFIGS[uncovered], RECIPES["openvino"]) == 0
-
-
-def test_the_number_of_keys_hides_what_a_bias_hides(steps: KeptSteps) -> None:
-    core = expand(steps(network(CONFIGS["paper"]), None), ATTENTION)
-    assert KEY_COUNT in {value.name for value in core.input}
-    clip = clip_graph(core, CONFIGS["paper"], None, context_length=3, horizon=2)
-    assert all(len(node.input) == 3 for node in clip.graph.node if node.op_type == "Attention")  # nothing is hidden
 
 
 def correlation(tile: NDArray[Any], kernel: NDArray[Any]) -> NDArray[Any]:
@@ -159,7 +148,7 @@ def test_winograd_is_taken_where_the_rollout_keeps_its_share_of_the_budget(
 def test_a_network_that_amplifies_rounding_keeps_direct_convolutions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: KeptSteps, seed: int
 ) -> None:
-    """With Winograd's these are off by 1.5e-4 to 2.8e-4, with direct ones by at most 1.8e-5."""
+    """States were off by 7.3e-5 to 2.0e-4 with Winograd's, by at most 1.8e-5 with direct ones; the limit is 1e-4."""
     monkeypatch.setattr(bundle_module, "export_core", steps)
     torch.manual_seed(seed)
     config = ModelConfig(
