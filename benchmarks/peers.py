@@ -21,12 +21,13 @@ all that a core with AVX2 has, and 45 % of its time in the recall, which PyTorch
 to gain in float32 is less arithmetic. benchmarks/NOTES.md says what was tried.
 """
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
+import e3d_deploy
 from benchmarks.common import CLOCK_HELP, CLOCKS, FULL, compare, processor_kind, save
 from benchmarks.naive import (
     Step,
@@ -84,6 +86,13 @@ class Side:
             self.state = state
 
 
+@cache
+def code() -> str:
+    """Return a hash of the package, so that bundles of another version of it are not timed as those of this one."""
+    files = sorted(Path(e3d_deploy.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
 class Exports:
     """Bundles and naive exports of one model in a folder; what is there already is used again."""
 
@@ -98,7 +107,7 @@ class Exports:
         """Return a bundle of ours in a precision; a precision that was refused is not tried again."""
         if policy in self.refused:
             raise self.refused[policy]
-        path = self.folder / f"{policy}.e3d"
+        path = self.folder / f"{policy}-{code()}.e3d"
         try:
             return Bundle.open(path if path.exists() else export(self.source, path, precision=policy))
         except E3DError as error:

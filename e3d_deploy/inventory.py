@@ -38,20 +38,21 @@ def version_of(packages: tuple[str, ...]) -> str | None:
 
 
 def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"
+    return _of_cpu("model name") or platform.processor() or "unknown"
 
 
 def cpu_flags() -> frozenset[str]:
     """Return the instruction sets of the processor as /proc/cpuinfo names them; empty where there is none."""
+    return frozenset(_of_cpu("flags").split())
+
+
+def _of_cpu(field: str) -> str:
+    """Return a field of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
         with open("/proc/cpuinfo") as file:
-            return frozenset(next(line.split(":", 1)[1] for line in file if line.startswith("flags")).split())
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith(field))
     except (OSError, StopIteration):
-        return frozenset()
+        return ""
 
 
 def has_nvidia_driver() -> bool:

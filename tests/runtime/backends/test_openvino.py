@@ -111,7 +111,8 @@ def test_what_a_hint_costs_is_measured_by_the_library(
     assert estimated is not None
     assert 0 < (measured["difference"] or 0) != estimated["difference"]
     with open_backend(bundle, "openvino", threads=1) as backend:
-        assert verify(bundle, backend).worst <= (measured["difference"] or 0)  # the reference is among what is measured
+        # The reference is among the clips; another number of threads may sum in another order.
+        assert verify(bundle, backend).worst <= 2 * (measured["difference"] or 0)
 
 
 def test_a_start_is_judged_by_the_drift_of_the_graph_that_runs(low: Path) -> None:
