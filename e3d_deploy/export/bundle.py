@@ -198,18 +198,21 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
         hinted = all(precision.policy in spec.hinted for spec in specs)
         if hinted and precision.exclude:
             continue  # a hint is for all layers
-        # Processors have no tf32: libraries compute such graphs in float32 there.
-        exact = precision.policy == "tf32" and all(spec.device == "cpu" for spec in specs)
-        policy = "fp32" if exact else precision.policy
-        progress(f"composing the step for {', '.join(spec.name for spec in specs)}")
-        found = _own(plan, exported, RECIPES[recipe], recorded, chosen, policy, hinted, progress)
-        if found is None:
-            names = ", ".join(spec.name for spec in specs)
-            log.warning(
-                "%s: takes the graphs for all; its own lose more than the budget, a larger one keeps them", names
-            )
-            continue
-        own, drift = found
+        names = ", ".join(spec.name for spec in specs)
+        progress(f"composing the step for {names}")
+        form = _form(plan, exported, RECIPES[recipe], recorded)
+        if form == RECIPES[PLAIN]:
+            continue  # it is the graph for all
+        own, drift = expand(exported, form), None
+        if chosen is not None:
+            # Processors have no tf32: libraries compute such graphs in float32 there.
+            exact = precision.policy == "tf32" and all(spec.device == "cpu" for spec in specs)
+            progress(f"{precision.policy}: the drift of the graphs for {names}")
+            own, found = chosen.on(own, "fp32" if exact else precision.policy, hinted=hinted)
+            drift = json_values(asdict(found))
+            if found.share_of(chosen.budget) > 1:
+                log.warning("%s: takes the graphs for all, its own lose too much; a larger --budget keeps them", names)
+                continue
         if precision.policy in LOW and not hinted:
             low.append(own)
         graphs += _graphs(
@@ -249,29 +252,11 @@ def _graphs(
         yield Graph(model=model, name=name, file=file, backends=backends, by=by, drift=drift)
 
 
-def _own(
-    plan: Plan,
-    exported: GraphProto,
-    recipe: Recipe,
-    recorded: "Recorded",
-    chosen: "Chosen | None",
-    policy: str,
-    hinted: bool,
-    progress: Notify,
-) -> tuple[GraphProto, Mapping[str, float | None] | None] | None:
-    """Return a core in the form of a recipe that keeps the budget, and what it loses; None if none does."""
-    direct = recipe.without_winograd
-    for form in dict.fromkeys((recipe, direct)):
-        core = expand(exported, form)
-        if uses_winograd(core) and not recorded.agrees(step_graph(core, plan.model.config, plan.batch)):
-            continue
-        if chosen is None:
-            return core, None
-        progress(f"{policy}: the drift in the form of {', '.join(asdict(form).values())}")
-        core, drift = chosen.on(core, policy, hinted=hinted)
-        if drift.share_of(chosen.budget) <= 1:
-            return core, json_values(asdict(drift))
-    return None
+def _form(plan: Plan, exported: GraphProto, recipe: Recipe, recorded: "Recorded") -> Recipe:
+    """Return a recipe, without Winograd's convolutions unless they suit the network and the reference proves them."""
+    core = expand(exported, recipe)
+    proved = uses_winograd(core) and recorded.agrees(step_graph(core, plan.model.config, plan.batch))
+    return recipe if proved else recipe.without_winograd
 
 
 def _own_recipes(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
