@@ -164,7 +164,7 @@ def _whole(name: str, value: object) -> None:
 
 
 Loss = Literal["mean", "sum"]
-Optimizer = Literal["adamw", "adam", "released-adam"]
+Optimizer = Literal["adamw", "adam", "muon", "released-adam"]
 Schedule = Literal["cosine", "onecycle", "constant"]
 ScheduleBy = Literal["steps", "time"]
 Sampling = Literal["scheduled", "reverse"]
@@ -196,13 +196,14 @@ class TrainConfig:
     """Weight of the absolute differences. In short runs, 0 avoids the plateau where an all-black
     frame is the best answer to them."""
     optimizer: Optimizer = "adamw"
-    """Optimizer. `released-adam` is that of google/e3d_lstm, with epsilon inside the square root."""
+    """Optimizer. `muon` moves convolutions by orthogonal matrices, and the rest as `adamw` does. `released-adam` is
+    that of google/e3d_lstm, with epsilon inside the square root."""
     beta1: float = 0.9
-    """Decay of the moving mean of the gradients, per step."""
+    """Decay of the moving mean of the gradients, per step; for convolutions `muon` has its own."""
     beta2: float = 0.99
     """Decay of the moving mean of the squared gradients, per step."""
     weight_decay: float = 0.01
-    """Weight decay (`adamw` only)."""
+    """Weight decay (`adamw` and `muon` only)."""
     learning_rate: float = 1e-3
     """Highest learning rate of the schedule."""
     schedule: Schedule = "cosine"

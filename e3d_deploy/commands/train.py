@@ -114,7 +114,7 @@ def size(preset: str) -> str:
 @setting("optimizer", "Optimizer of the weights.")
 @setting("beta1", "Decay of the mean gradient.")
 @setting("beta2", "Decay of the mean squared gradient.")
-@setting("weight_decay", "Of adamw.")
+@setting("weight_decay", "Of adamw and muon.")
 @setting("learning_rate", "Highest learning rate.")
 @setting("schedule", "Of the learning rate.")
 @setting("schedule_by", "Progress that the schedules follow; time needs --time-limit.")
@@ -214,14 +214,14 @@ KEPT = (
 )
 """Options that a resumed run takes besides its settings; the others are those of a machine."""
 PART_OF = {
-    "weight_decay": ("optimizer", "adamw"),
-    "warmup_steps": ("schedule", "cosine"),
-    "sampling_start": ("sampling", "scheduled"),
-    "sampling_decrease": ("sampling", "scheduled"),
-    "sampling_hold_steps": ("sampling", "reverse"),
-    "sampling_decay_steps": ("sampling", "reverse"),
+    "weight_decay": ("optimizer", ("adamw", "muon")),
+    "warmup_steps": ("schedule", ("cosine",)),
+    "sampling_start": ("sampling", ("scheduled",)),
+    "sampling_decrease": ("sampling", ("scheduled",)),
+    "sampling_hold_steps": ("sampling", ("reverse",)),
+    "sampling_decay_steps": ("sampling", ("reverse",)),
 }
-"""Settings that training uses with one value of another setting only."""
+"""Settings that training uses with some values of another setting only."""
 
 
 def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, Any]]:
@@ -234,11 +234,11 @@ def _new(given: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig, dict[str, 
 
 def _check_used(given: Mapping[str, Any], config: TrainConfig, recipe: TrainConfig) -> None:
     """Refuse options that a new run would not use; a setting that has the recipe's value anyway may be given."""
-    for name, (decider, value) in PART_OF.items():
+    for name, (decider, users) in PART_OF.items():
         actual = getattr(config, decider)
-        if actual != value and getattr(config, name) != getattr(recipe, name):
+        if actual not in users and getattr(config, name) != getattr(recipe, name):
             option, of = (f"--{one.replace('_', '-')}" for one in (name, decider))
-            raise click.UsageError(f"{option} is of {of} {value}, and this run has {actual}; leave it out")
+            raise click.UsageError(f"{option} is of {of} {' or '.join(users)}, and this run has {actual}; leave it out")
     if given.get("burn_in_steps") and not config.burn_in:
         raise click.UsageError("--burn-in-steps is of a burn-in, and this run has none; give --burn-in too, or neither")
     if "sample_count" in given and "samples" not in given:

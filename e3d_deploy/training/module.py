@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from e3d_deploy.config import TrainConfig
 from e3d_deploy.model import E3DLSTM, State
 from e3d_deploy.step import flatten_convolutions
-from e3d_deploy.training import sampling
+from e3d_deploy.training import muon, sampling
 from e3d_deploy.training.copying import copying_errors
 from e3d_deploy.training.pace import Pace, cosine, one_cycle
 from e3d_deploy.training.passes import CapturedPasses
@@ -152,6 +152,8 @@ class Learner(LightningModule):
         common: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2)}
         if config.optimizer == "released-adam":
             return ReleasedAdam(self.parameters(), **common)
+        if config.optimizer == "muon":
+            return muon.Muon(muon.groups(self.model, weight_decay=config.weight_decay), **common)
         if all(weight.is_cuda for weight in self.parameters()):
             common["fused"] = True  # one kernel for all weights; on a CPU it would round otherwise than before
         if config.optimizer == "adam":

@@ -71,7 +71,7 @@ def test_options_of_another_option_are_refused_without_it(exported: Path, tmp_pa
     [
         (
             ["--optimizer", "adam", "--weight-decay", 0.1],
-            "--weight-decay is of --optimizer adamw, and this run has adam",
+            "--weight-decay is of --optimizer adamw or muon, and this run has adam",
         ),
         (["--recipe", "openstl", "--weight-decay", 0.1], "--weight-decay is of --optimizer adamw"),
         (["--schedule", "constant", "--warmup-steps", 5], "--warmup-steps is of --schedule cosine"),

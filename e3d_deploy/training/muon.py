@@ -1,0 +1,108 @@
+"""Muon: convolutions are moved by orthogonal matrices, all other weights as AdamW moves them.
+
+Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. `torch.optim.Muon` takes matrices alone;
+here a convolution is as many matrices as it computes gates.
+"""
+
+from collections.abc import Callable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 1, "memory_to_output": 1, "merge": 1}
+"""Convolutions of a cell, and the number of gates that each computes."""
+POLYNOMIAL = (3.4445, -4.7750, 2.0315)
+"""Coefficients of x, x³ and x⁵ that bring singular values near 1 (Jordan et al.)."""
+ROUNDS = 5
+RMS = 0.2
+"""Root mean square of a step's entries at a learning rate of 1. AdamW's is about as large, so that one learning rate
+serves both (Liu et al., Muon is scalable for LLM training, 2025)."""
+
+
+class Muon(Optimizer):
+    """Nesterov momentum, made orthogonal.
+
+    Args:
+        parameters: groups, as `groups` returns them. Those with `gates` above 0 are moved as so many matrices each,
+            the others as AdamW moves them.
+        momentum: decay of the mean gradient of what is made orthogonal, per step.
+    """
+
+    def __init__(
+        self,
+        parameters: list[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        momentum: float = 0.95,
+        eps: float = 1e-8,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "eps": eps, "gates": 0, "weight_decay": 0.0}
+        super().__init__(parameters, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Move all weights that have a gradient, which `closure` computes if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            direction = self._orthogonal if group["gates"] else self._adaptive
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(direction(weight, weight.grad, group), alpha=-group["lr"])
+        return loss
+
+    def _orthogonal(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
+        mean.lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(mean, group["momentum"])
+        matrices = ahead.reshape(group["gates"], len(weight) // group["gates"], -1)
+        size: float = RMS * max(matrices.shape[1:]) ** 0.5
+        return orthogonal(matrices).mul_(size).reshape(weight.shape)
+
+    def _adaptive(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+        state = self.state[weight]
+        if not state:
+            state |= {"mean": torch.zeros_like(weight), "squares": torch.zeros_like(weight), "step": torch.zeros(())}
+        beta1, beta2 = group["betas"]
+        state["step"] += 1
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["squares"].lerp_(gradient.square(), 1 - beta2)
+        done = state["step"].item()
+        mean, squares = state["mean"] / (1 - beta1**done), state["squares"] / (1 - beta2**done)
+        direction: Tensor = mean / squares.sqrt_().add_(group["eps"])
+        return direction
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Return about U Vᵀ of matrices U S Vᵀ, float32 [N, rows, columns], by Newton-Schulz iteration."""
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.transpose(1, 2)
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    a, b, c = POLYNOMIAL
+    for _ in range(ROUNDS):
+        gram = x @ x.transpose(1, 2)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.transpose(1, 2)
+
+
+def groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the parameters of a network for `Muon`: the weights of convolutions by their gates, and the rest."""
+    found: dict[int, list[Tensor]] = {}
+    for name, weight in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        gates = GATES.get(module.rpartition(".")[2], 0) if kind == "weight" else 0
+        found.setdefault(gates, []).append(weight)
+    return [
+        {"params": weights, "gates": gates, "weight_decay": weight_decay if gates else 0.0}
+        for gates, weights in sorted(found.items())
+    ]
