@@ -30,7 +30,7 @@ from benchmarks.gpu.borrowed import Machine
 from benchmarks.gpu.call import CALLS, CARRIED, PACK, PACKAGES, RESULTS, ROOT
 from benchmarks.gpu.lacking import Confiner
 from benchmarks.gpu.pack import distributions
-from benchmarks.gpu.travel import MODELS, check_results, check_travel, checkout_files
+from benchmarks.gpu.travel import check_results, check_travel, checkout_files, is_model
 from e3d_deploy.errors import E3DError
 from e3d_deploy.files import write_file
 
@@ -102,7 +102,7 @@ class Rehearsal:
         """Start a call in a copy of what travels."""
         place = self.folder / (out or name)
         checkout = place / "checkout"
-        for file in (file for file in checkout_files(ROOT) if not file.match(MODELS)):
+        for file in (file for file in checkout_files(ROOT) if not is_model(file)):
             (checkout / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / file, checkout / file)
         for piece in CARRIED[name]:

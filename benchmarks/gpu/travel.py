@@ -13,7 +13,7 @@ MIB = 1 << 20
 LARGEST = 8
 """Number of pieces that an error names."""
 NAME = re.compile(r"[A-Za-z0-9._-]+")
-MODELS = "models/*.safetensors"
+MODELS = ("models/*.safetensors", "e3d_deploy/demo/*.safetensors")
 """Trained models of the checkout, which no call needs."""
 
 
@@ -39,6 +39,11 @@ class Travel:
         return [] if fit else list(self.models_bytes)
 
 
+def is_model(name: str | Path) -> bool:
+    """Return True for a trained model of the checkout, by its path there."""
+    return any(Path(name).match(pattern) for pattern in MODELS)
+
+
 def checkout_files(root: Path) -> list[Path]:
     """Return the files of a checkout that are tracked, or neither tracked nor ignored, relative to it."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -53,7 +58,7 @@ def check_travel(root: Path, carried: Sequence[Path], limits: Limits) -> Travel:
         ResourceLimit: it is more than the limit, with the largest pieces.
     """
     tracked = {str(name): (root / name).stat().st_size for name in checkout_files(root)}
-    models = {name: tracked.pop(name) for name in list(tracked) if Path(name).match(MODELS)}
+    models = {name: tracked.pop(name) for name in list(tracked) if is_model(name)}
     within = {str(file.relative_to(root)): file.stat().st_size for folder in carried for file in files(folder)}
     sizes = {str(folder.relative_to(root)): sum(file.stat().st_size for file in files(folder)) for folder in carried}
     travel = Travel(tracked_bytes=sum(tracked.values()), carried_bytes=sizes, models_bytes=models)

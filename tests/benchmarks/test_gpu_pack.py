@@ -157,12 +157,12 @@ def test_too_much_is_refused_with_the_largest_pieces(checkout: Path) -> None:
         check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
 
 
+@pytest.mark.parametrize("name", ["models/trained.safetensors", "e3d_deploy/demo/trained.safetensors"])
 def test_a_trained_model_is_left_out_where_it_would_be_too_much(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """It fits beside 3,000 bytes of the pack, not beside 500,000 more."""
-    name = "models/trained.safetensors"
-    (checkout / "models").mkdir()
+    (checkout / name).parent.mkdir(parents=True)
     (checkout / name).write_bytes(bytes(1_000_000))
     travel = check_travel(checkout, [checkout / "pack" / "piece"], LIMITS)
     assert travel.models_bytes == {name: 1_000_000}
