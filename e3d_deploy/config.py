@@ -196,10 +196,10 @@ class TrainConfig:
     """Weight of the absolute differences. In short runs, 0 avoids the plateau where an all-black
     frame is the best answer to them."""
     optimizer: Optimizer = "adamw"
-    """Optimizer. `muon` moves convolutions by orthogonal matrices, and the rest as `adamw` does. `released-adam` is
-    that of google/e3d_lstm, with epsilon inside the square root."""
+    """Optimizer. `muon` moves the convolutions of the cells by orthogonal matrices, and the rest as `adamw` does.
+    `released-adam` is that of google/e3d_lstm, with epsilon inside the square root."""
     beta1: float = 0.9
-    """Decay of the moving mean of the gradients, per step; for convolutions `muon` has its own."""
+    """Decay of the moving mean of the gradients, per step; `muon` uses 0.95 for the convolutions of the cells."""
     beta2: float = 0.99
     """Decay of the moving mean of the squared gradients, per step."""
     weight_decay: float = 0.01

@@ -114,7 +114,7 @@ def size(preset: str) -> str:
 @setting("optimizer", "Optimizer of the weights.")
 @setting("beta1", "Decay of the mean gradient.")
 @setting("beta2", "Decay of the mean squared gradient.")
-@setting("weight_decay", "Of adamw and muon.")
+@setting("weight_decay", "Weight decay of adamw and muon.")
 @setting("learning_rate", "Highest learning rate.")
 @setting("schedule", "Of the learning rate.")
 @setting("schedule_by", "Progress that the schedules follow; time needs --time-limit.")

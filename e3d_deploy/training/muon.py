@@ -1,7 +1,7 @@
-"""Muon: convolutions are moved by orthogonal matrices, all other weights as AdamW moves them.
+"""Muon: convolutions of the cells move by orthogonal matrices, all other weights as AdamW moves them.
 
 Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. `torch.optim.Muon` takes matrices alone;
-here a convolution is as many matrices as it computes gates.
+here a convolution has one matrix for each gate that it computes.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,10 @@ GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 """Coefficients of x, x³ and x⁵ that bring singular values near 1 (Jordan et al.)."""
 ROUNDS = 5
+MOMENTUM = 0.95
+"""Decay of the mean gradient of what is made orthogonal, per step."""
+EPS = 1e-8
+"""Added to the root of the mean square, as in AdamW."""
 RMS = 0.2
 """Root mean square of a step's entries at a learning rate of 1. AdamW's is about as large, so that one learning rate
 serves both (Liu et al., Muon is scalable for LLM training, 2025)."""
@@ -27,20 +31,10 @@ class Muon(Optimizer):
     Args:
         parameters: groups, as `groups` returns them. Those with `gates` above 0 are moved as so many matrices each,
             the others as AdamW moves them.
-        momentum: decay of the mean gradient of what is made orthogonal, per step.
     """
 
-    def __init__(
-        self,
-        parameters: list[dict[str, Any]],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        momentum: float = 0.95,
-        eps: float = 1e-8,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "momentum": momentum, "eps": eps, "gates": 0, "weight_decay": 0.0}
-        super().__init__(parameters, defaults)
+    def __init__(self, parameters: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "gates": 0, "weight_decay": 0.0})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -62,9 +56,11 @@ class Muon(Optimizer):
         return loss
 
     def _orthogonal(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        mean = self.state[weight].setdefault("mean", torch.zeros_like(weight))
-        mean.lerp_(gradient, 1 - group["momentum"])
-        ahead = gradient.lerp(mean, group["momentum"])
+        state = self.state[weight]
+        if not state:
+            state["mean"] = torch.zeros_like(weight)
+        state["mean"].lerp_(gradient, 1 - MOMENTUM)
+        ahead = gradient.lerp(state["mean"], MOMENTUM)
         matrices = ahead.reshape(group["gates"], len(weight) // group["gates"], -1)
         size: float = RMS * max(matrices.shape[1:]) ** 0.5
         return orthogonal(matrices).mul_(size).reshape(weight.shape)
@@ -79,7 +75,7 @@ class Muon(Optimizer):
         state["squares"].lerp_(gradient.square(), 1 - beta2)
         done = state["step"].item()
         mean, squares = state["mean"] / (1 - beta1**done), state["squares"] / (1 - beta2**done)
-        direction: Tensor = mean / squares.sqrt_().add_(group["eps"])
+        direction: Tensor = mean / squares.sqrt_().add_(EPS)
         return direction
 
 
@@ -96,13 +92,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters of a network for `Muon`: the weights of convolutions by their gates, and the rest."""
-    found: dict[int, list[Tensor]] = {}
+    """Return the parameters of a network for `Muon`; norms and biases do not decay."""
+    found: dict[tuple[int, float], list[Tensor]] = {}
     for name, weight in model.named_parameters():
-        module, _, kind = name.rpartition(".")
-        gates = GATES.get(module.rpartition(".")[2], 0) if kind == "weight" else 0
-        found.setdefault(gates, []).append(weight)
+        *_, module, kind = name.split(".")
+        gates = GATES.get(module, 0) if kind == "weight" else 0
+        decays = weight.ndim > 1 and "norm" not in name
+        found.setdefault((gates, weight_decay if decays else 0.0), []).append(weight)
     return [
-        {"params": weights, "gates": gates, "weight_decay": weight_decay if gates else 0.0}
-        for gates, weights in sorted(found.items())
+        {"params": weights, "gates": gates, "weight_decay": decay} for (gates, decay), weights in sorted(found.items())
     ]

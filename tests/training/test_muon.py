@@ -1,14 +1,24 @@
 """The optimizer with orthogonal steps."""
 
 from copy import deepcopy
+from typing import get_args
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import AdamW
+from torch.optim import Muon as OfMatrices
 
 from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.training.muon import RMS, Muon, groups, orthogonal
+from e3d_deploy.training.muon import Muon, groups, orthogonal
+
+RATE, BETAS, DECAY = 1e-2, (0.9, 0.99), 0.3
+STEPS = 5
+GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 1, "memory_to_output": 1, "merge": 1}
+"""Gates of each convolution of a cell, as the paper has them."""
+BFLOAT16 = 0.03
+"""Largest part of a change by which ours and PyTorch's differ, which rounds to bfloat16 (measured: 0.012)."""
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 72), (1, 72, 8)])
@@ -22,62 +32,69 @@ def test_singular_values_become_about_one(shape: tuple[int, int, int]) -> None:
     torch.testing.assert_close(found, u @ v, rtol=0, atol=0.2)
 
 
-@pytest.mark.parametrize("semantics", ["paper", "openstl"])
-def test_each_gate_of_each_convolution_moves_orthogonally(semantics: Semantics) -> None:
-    model, _, before = stepped(semantics)
-    gates = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4}
-    checked = set()
-    for name, weight in model.named_parameters():
-        if name.startswith("cells") and weight.ndim == 5 and weight.grad is not None and weight.grad.any():
-            count = gates.get(name.split(".")[-2], 1)
-            change = (weight - before[name]).detach().reshape(count, len(weight) // count, -1)
-            values = torch.linalg.svdvals(change) / (1e-2 * RMS * max(change.shape[1:]) ** 0.5)
-            assert 0.5 < values.min() < values.max() < 1.3, name
-            checked.add(name.split(".")[-2])
-    unused = {"memory_conv"} if semantics == "openstl" else set()  # its memory stays zero
-    assert (
-        checked == {"hidden_conv", "input_conv", "memory_conv", "cell_to_output", "memory_to_output", "merge"} - unused
-    )
-
-
-def test_all_other_weights_move_as_by_adamw() -> None:
-    model, _, before = stepped("paper")
-    other = E3DLSTM(model.config)
-    other.load_state_dict(before)
-    optimizer = AdamW(other.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
-    for one, same in zip(other.parameters(), model.parameters(), strict=True):
-        one.grad = same.grad
-    optimizer.step()
-    moved = dict(other.named_parameters())
-    for name, weight in model.named_parameters():
-        if weight.ndim < 5 or not name.startswith("cells"):
-            torch.testing.assert_close(weight, moved[name], msg=name)
+@pytest.mark.parametrize("semantics", get_args(Semantics))
+def test_each_gate_moves_as_pytorch_moves_a_matrix(semantics: Semantics) -> None:
+    """And all other weights as AdamW moves them, norms and biases without decay."""
+    ours, other = network(semantics), network(semantics)
+    optimizer = Muon(groups(ours, weight_decay=DECAY), lr=RATE, betas=BETAS)
+    matrices: dict[str, list[Tensor]] = {}
+    rest: dict[float, list[Tensor]] = {DECAY: [], 0.0: []}
+    for name, weight in other.named_parameters():
+        if name.startswith("cells") and weight.ndim == 5:
+            parts = weight.detach().chunk(GATES[name.split(".")[-2]])
+            matrices[name] = [part.flatten(1).clone().requires_grad_() for part in parts]
+        else:
+            rest[DECAY if name == "to_patch.weight" else 0.0].append(weight)
+    every = [matrix for parts in matrices.values() for matrix in parts]
+    expected = [
+        OfMatrices(every, lr=RATE, weight_decay=DECAY, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        *(AdamW(weights, lr=RATE, betas=BETAS, weight_decay=decay) for decay, weights in rest.items()),
+    ]
+    before = dict(deepcopy(ours).named_parameters())
+    for step in range(STEPS):
+        gradients = descend(ours, optimizer, step)
+        for name, weight in other.named_parameters():
+            weight.grad = gradients[name].clone()
+        for name, parts in matrices.items():
+            for part, gradient in zip(parts, gradients[name].chunk(len(parts)), strict=True):
+                part.grad = gradient.flatten(1).clone()
+        for one in expected:
+            one.step()
+    moved = {name: torch.cat(parts).view_as(before[name]) for name, parts in matrices.items()}
+    assert {name.split(".")[-2] for name in moved} == set(GATES)
+    for name, weight in ours.named_parameters():
+        target = moved.get(name, dict(other.named_parameters())[name])
+        limit = BFLOAT16 if name in moved else 1e-4
+        assert (weight - target).norm() <= limit * (target - before[name]).norm(), name
 
 
 def test_a_resumed_optimizer_goes_on_alike() -> None:
-    model, optimizer, _ = stepped("paper")
-    other = E3DLSTM(model.config)
-    other.load_state_dict(model.state_dict())
-    resumed = Muon(groups(other, weight_decay=0.0), lr=1e-2, betas=(0.9, 0.99))
+    model = network("paper")
+    optimizer = Muon(groups(model, weight_decay=DECAY), lr=RATE, betas=BETAS)
+    descend(model, optimizer, 0)
+    other = deepcopy(model)
+    resumed = Muon(groups(other, weight_decay=DECAY), lr=RATE, betas=BETAS)
     resumed.load_state_dict(deepcopy(optimizer.state_dict()))
-    for network, steps in ((model, optimizer), (other, resumed)):
-        steps.zero_grad()
-        descend(network, steps)
+    descend(model, optimizer, 1)
+    descend(other, resumed, 1)
     for one, same in zip(other.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, same)
 
 
-def stepped(semantics: Semantics) -> tuple[E3DLSTM, Muon, dict[str, torch.Tensor]]:
-    """Return a small network after one step, its optimizer, and the weights before."""
+def network(semantics: Semantics) -> E3DLSTM:
     torch.manual_seed(0)
-    model = E3DLSTM(ModelConfig(image_size=(16, 16), patch_size=4, hidden=(8,), kernel_size=3, semantics=semantics))
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    optimizer = Muon(groups(model, weight_decay=0.0), lr=1e-2, betas=(0.9, 0.99))
-    descend(model, optimizer)
-    return model, optimizer, before
+    return E3DLSTM(ModelConfig(image_size=(16, 16), patch_size=4, hidden=(8,), kernel_size=3, semantics=semantics))
 
 
-def descend(model: E3DLSTM, optimizer: Muon) -> None:
-    torch.manual_seed(1)
+def descend(model: E3DLSTM, optimizer: Muon, seed: int) -> dict[str, Tensor]:
+    """Take a step; return its gradients, random ones where the network gives none."""
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
     model(torch.rand(2, 4, 1, 16, 16), 2).square().sum().backward()
+    gradients = {}
+    for name, weight in model.named_parameters():
+        if weight.grad is None or not weight.grad.any():
+            weight.grad = torch.randn_like(weight)  # the memory of the originals stays zero
+        gradients[name] = weight.grad.clone()
     optimizer.step()
+    return gradients
