@@ -33,7 +33,6 @@ from e3d_deploy import plots, runtime
 from e3d_deploy.data.clips import PEDESTRIANS, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
-from e3d_deploy.demo.tour import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.runtime import Stream
 
@@ -118,7 +117,7 @@ def draw(kind: str, rows: Mapping[str, Mapping[str, Any]], copied: float) -> Non
     "--run", "runs", multiple=True, type=(str, click.Path(path_type=Path, exists=True)), help="Name and run folder."
 )
 @click.option(
-    "--start", type=click.Path(path_type=Path, exists=True), default=MODEL, help="Weights that the runs began with."
+    "--start", type=click.Path(path_type=Path, exists=True), required=True, help="Weights that the runs began with."
 )
 @click.option("--clips", "count", default=64, help="Clips of digits.")
 def main(runs: tuple[tuple[str, Path], ...], start: Path, count: int) -> None:

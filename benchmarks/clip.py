@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.common import compare, save
 from e3d_deploy import checkpoint
 from e3d_deploy.config import EngineConfig, ModelConfig
-from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph
 from e3d_deploy.export.graph.recipes import RECIPES, Recipe, expand

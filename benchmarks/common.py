@@ -13,7 +13,7 @@ import torch
 
 from e3d_deploy import checkpoint, turns
 from e3d_deploy.config import ModelConfig
-from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.inventory import cpu_flags
 from e3d_deploy.measure.benchmark import environment
 from e3d_deploy.model import E3DLSTM
@@ -52,10 +52,21 @@ def model_of(size: str, folder: Path) -> Path:
     return path
 
 
+def demo_model(result: Mapping[str, Any]) -> str:
+    """Return words for the demo model that a result is of: the one that ships, or another network before it."""
+    return "demo model" if result.get("demo_hidden") == demo_hidden() else "former demo model"
+
+
+def demo_hidden() -> list[int]:
+    """Return the channels of each layer of the demo model that ships."""
+    return list(checkpoint.load(MODEL).config.hidden)
+
+
 def save(name: str, result: Mapping[str, Any], *, threads: int | None = None) -> None:
     """Write a result with the machine, versions and date, and print it."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({"benchmark": name, **result, "environment": environment(threads)}, indent=1)
+    whole = {"benchmark": name, **result, "demo_hidden": demo_hidden(), "environment": environment(threads)}
+    text = json.dumps(whole, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
 

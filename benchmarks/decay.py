@@ -2,7 +2,8 @@
 
     git show faccf7a:e3d_deploy/demo/moving_mnist.safetensors > before.safetensors
     e3d export before.safetensors -o before.e3d
-    e3d export e3d_deploy/demo/moving_mnist.safetensors -o after.e3d
+    git show d4c7e59:e3d_deploy/demo/moving_mnist.safetensors > after.safetensors
+    e3d export after.safetensors -o after.e3d
     measure="--streaming --backend onnxruntime --threads 1 --json"
     film="--data e3d_deploy/data/clips/pedestrians.mp4 --ages 5,7,10,12,15,20,30,60 --most 81"
     e3d evaluate before.e3d $measure --most 32 > before-digits.json
@@ -52,7 +53,7 @@ def main(folder: Path) -> None:
         series, x=AGES, xlabel="age of the state (frames seen)", ylabel="error, as a multiple of that at age 10"
     )
     (DOCS / "streams_decay.png").write_bytes(picture)
-    save("decay", {"what": "e3d evaluate --streaming, demo model", **reports}, threads=1)
+    save("decay", {"what": "e3d evaluate --streaming, former demo model", **reports}, threads=1)
 
 
 if __name__ == "__main__":

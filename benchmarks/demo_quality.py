@@ -1,14 +1,16 @@
-"""Forecast quality of the demo model on 1,000 generated clips of digits that training never saw.
+"""Forecast quality of the demo models on clips that training never saw.
 
-    python -m benchmarks.demo_quality [--run RUN_FOLDER --command COMMAND]...
+    python -m benchmarks.demo_quality [--film] [--run RUN_FOLDER --command COMMAND]...
 
-Writes e3d_deploy/demo/moving_mnist.json, the card that ships with the model. With the runs that made it, one
-after the other, their commands, settings and curve go into it; without, those in the card stay.
+The model of digits is measured on 1,000 generated clips, that of film on every window of the test film. Writes the card
+that ships with the model, e3d_deploy/demo/moving_mnist.json or pedestrians.json. With the runs that made it, one after
+the other, their commands, settings and curve go into it; without, those in the card stay.
 """
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +19,80 @@ import numpy as np
 
 from e3d_deploy import checkpoint
 from e3d_deploy.data.datasets import MovingMNIST
-from e3d_deploy.demo.tour import CARD, CONTEXT, HORIZON, MODEL, TEST_SEED
+from e3d_deploy.data.form import Form
+from e3d_deploy.demo.exhibits import CONTEXT, DIGITS, FILM, HORIZON, TEST_SEED, Exhibit, film_windows
 from e3d_deploy.evaluation import evaluate
 from e3d_deploy.evaluation.conventions import OPENSTL, ORIGINAL
+from e3d_deploy.frames import Frames, to_frames
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
+from e3d_deploy.shipped import extracted
 
 SEQUENCES = 1000
 TAKEN_FROM = {"mse": ORIGINAL, "mae": ORIGINAL, "psnr": OPENSTL, "ssim": OPENSTL}
 """The measures of the card, all of clipped predictions, and the convention that takes them so."""
 
 
-def measure(sequences: int = SEQUENCES) -> dict[str, Any]:
-    """Every measure per predicted frame, mean over the clips, for the model and for two baselines."""
-    model = checkpoint.load(MODEL)
-    data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
+def measure(exhibit: Exhibit, most: int = SEQUENCES) -> dict[str, Any]:
+    """Every measure per predicted frame, mean over at most so many clips, for the model and for two baselines."""
+    with extracted(exhibit.model) as path:
+        model, card = checkpoint.load(path), checkpoint.read_card(path)
+    task, tests = clips(exhibit, Form.of(model.config, card))
     found = evaluate(
-        Predictor(model.config, TorchBackend(model), identity=MODEL.name),
-        (data[index].numpy() for index in range(sequences)),
+        Predictor(model.config, TorchBackend(model), identity=exhibit.model.name),
+        islice(tests, most),
         context_length=CONTEXT,
         horizon=HORIZON,
-        each=lambda number, _clip, _forecast: print(f"{number} of {sequences}", end="\r", flush=True),
+        each=lambda number, _clip, _forecast: print(f"clip {number}", end="\r", flush=True),
     )
-    return {
+    measures = {
         name: {who: np.round(found.frames[convention.name, name, who], 5).tolist() for who in found.answerers}
         for name, convention in TAKEN_FROM.items()
     }
+    return {"sequences": found.clips, "task": task, "measures": measures}
+
+
+def clips(exhibit: Exhibit, form: Form) -> tuple[str, Iterable[Frames]]:
+    """Return words for the test clips of a model, and the clips, float [T, C, H, W]."""
+    task = f"{CONTEXT} frames given, {HORIZON} predicted"
+    if exhibit is FILM:
+        windows = film_windows(form)
+        frames = (to_frames(clip, image_size=form.image_size, channels=form.channels) for clip in windows)
+        return f"pedestrians.mp4, {task}, every window", frames
+    data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
+    return f"Moving MNIST, {task}, seed {TEST_SEED}", (data[index].numpy() for index in range(SEQUENCES))
 
 
 def curve(runs: Sequence[Path]) -> dict[str, list[float]]:
     """The validation error over the steps of runs that follow each other, each over all its starts."""
     steps, errors, before = [], [], 0
     for run in runs:
+        done = 0
         for file in sorted(run.glob("logs/version_*/metrics.csv")):
             with file.open() as opened:
-                rows = [row for row in csv.DictReader(opened) if row["valid_mse"]]
-            steps += [before + int(row["step"]) + 1 for row in rows]
-            errors += [round(float(row["valid_mse"]), 2) for row in rows]
-        before = steps[-1]
+                rows = list(csv.DictReader(opened))
+            valid = [row for row in rows if row.get("valid_mse")]  # a start may end before a validation
+            steps += [before + int(row["step"]) + 1 for row in valid]
+            errors += [round(float(row["valid_mse"]), 2) for row in valid]
+            done = int(rows[-1]["step"]) + 1
+        before += done
     return {"step": steps, "valid_mse": errors}
 
 
 @click.command()
+@click.option("--film", is_flag=True, help="Measure the model of film.")
 @click.option("--run", "runs", multiple=True, type=click.Path(path_type=Path, exists=True), help="Run folder.")
 @click.option("--command", "commands", multiple=True, help="The command that made the run.")
-def main(runs: tuple[Path, ...], commands: tuple[str, ...]) -> None:
-    card = json.loads(CARD.read_text()) if CARD.exists() else {}
+def main(film: bool, runs: tuple[Path, ...], commands: tuple[str, ...]) -> None:
+    exhibit = FILM if film else DIGITS
+    path = Path(str(exhibit.card))
+    card = json.loads(path.read_text()) if path.exists() else {}
     if runs:
         settings = [json.loads((run / "config.json").read_text()) for run in runs]
         card |= {"commands": commands, "settings": [one["train"] for one in settings], "curve": curve(runs)}
-    measures = measure()
-    card["quality"] = {
-        "sequences": SEQUENCES,
-        "task": f"Moving MNIST, {CONTEXT} frames given, {HORIZON} predicted, seed {TEST_SEED}",
-        "measures": measures,
-    }
-    CARD.write_text(json.dumps(card, indent=1) + "\n")
-    for name, by in measures.items():
+    card["quality"] = measure(exhibit)
+    path.write_text(json.dumps(card, indent=1) + "\n")
+    for name, by in card["quality"]["measures"].items():
         print(f"{name:5}", "  ".join(f"{who} {np.mean(line):.4g}" for who, line in by.items()))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.common import demo_model
 from e3d_deploy.policies import BUDGETS
 
 Row = Mapping[str, Any]
@@ -100,7 +101,7 @@ def kinds(results: Mapping[str, Result]) -> dict[str, list[Result]]:
 
 def title(result: Result) -> str:
     """Return the model and the threads of a run."""
-    words = ["full size" if result["size"] == "full" else "demo model"]
+    words = ["full size" if result["size"] == "full" else demo_model(result)]
     if result["semantics"] != "paper":
         words.append(f"`{result['semantics']}`")
     if result["threads"] != 1:

@@ -52,7 +52,7 @@ from benchmarks.naive_int8 import CONTEXT, Samples, quantize_for_onnxruntime, qu
 from benchmarks.peer_tables import best
 from e3d_deploy import checkpoint
 from e3d_deploy.config import ModelConfig, Semantics
-from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.errors import BackendUnavailable, E3DError
 from e3d_deploy.export.bundle import export
 from e3d_deploy.model import E3DLSTM

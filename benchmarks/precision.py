@@ -26,7 +26,7 @@ from e3d_deploy import checkpoint, contract
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.form import Form
-from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL
+from e3d_deploy.demo.exhibits import CONTEXT, HORIZON, MODEL
 from e3d_deploy.export.graph.compose import step_graph
 from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.graph.to_onnx import export_core

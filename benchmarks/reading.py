@@ -47,7 +47,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.levels import watch_range
 from e3d_deploy.data.pictures import PictureClip, read_picture
 from e3d_deploy.data.remarks import Remarks
-from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.export.bundle import export
 from e3d_deploy.measure.live import follow
 from e3d_deploy.training.sizes import configs

@@ -1,19 +1,22 @@
-"""Write the numbers in README.md and docs/ from benchmarks/results/ and the demo model's card.
+"""Write the numbers in README.md and docs/ from benchmarks/results/ and the cards of the models that ship.
 
 python -m benchmarks.readme
 """
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import peer_tables
-from benchmarks.common import RESULTS
-from e3d_deploy.demo.tour import CARD
+from benchmarks.common import RESULTS, demo_model
+from e3d_deploy import checkpoint
+from e3d_deploy.demo.exhibits import DIGITS, FILM, Exhibit
 from e3d_deploy.runtime.backends.specs import BACKENDS
+from e3d_deploy.shipped import extracted
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -25,19 +28,22 @@ def result(name: str) -> dict[str, Any]:
 
 def measured() -> str:
     """The section as Markdown."""
-    card = json.loads(CARD.read_text())["quality"]
     lines = [
-        f"The demo model on {card['sequences']:,} generated clips ({card['task']}), digits that training never saw; "
-        "mean over the predicted frames, MSE and MAE summed over the pixels of a frame:",
-        "",
-        "| | MSE | MAE | PSNR, dB | SSIM |",
-        "|---|---|---|---|---|",
+        "The two models that ship, on clips that training never saw. Mean over the predicted frames; MSE and MAE are "
+        "summed over the pixels of a frame.",
     ]
-    measures = card["measures"]
-    for who in measures["mse"]:
-        cells = [f"{np.mean(measures[name][who]):.{digits}f}" for name, digits in
-                 (("mse", 1), ("mae", 1), ("psnr", 2), ("ssim", 3))]  # fmt: skip
-        lines.append(f"| {who} | {' | '.join(cells)} |")
+    for exhibit in (DIGITS, FILM):
+        card = json.loads(exhibit.card.read_text())["quality"]
+        measures = card["measures"]
+        lines += [
+            "",
+            f"| {card['task']}, {card['sequences']:,} clips | MSE | MAE | PSNR, dB | SSIM |",
+            "|---|---|---|---|---|",
+        ]
+        for who in measures["mse"]:
+            cells = [f"{np.mean(measures[name][who]):.{places}f}" for name, places in
+                     (("mse", 1), ("mae", 1), ("psnr", 2), ("ssim", 3))]  # fmt: skip
+            lines.append(f"| {who} | {' | '.join(cells)} |")
     export, streaming, startup = result("export_full"), result("streaming"), result("startup")
     first = startup["first_frame_seconds"]
     lines += ["", *peers()]
@@ -50,7 +56,9 @@ def measured() -> str:
         "| clip | naive in ONNX Runtime | e3d_deploy in ONNX Runtime | over naive | max \\|Δ\\| | to export |",
         "|---|---|---|---|---|---|",
     ]
-    for name, clip in {"full size": result("clip_full_1"), "demo model": result("clip_demo_1")}.items():
+    full, demo = result("clip_full_1"), result("clip_demo_1")
+    linked = f"[{demo_model(demo)}](docs/model.md#the-models-that-ship)"
+    for name, clip in {"full size": full, linked: demo}.items():
         naive, ours = clip["sides"]["naive"], clip["sides"]["ours"]
         low, high = ours["range"]
         lines.append(
@@ -174,8 +182,8 @@ def burn_in() -> str:
     found = result("burn_in")
     limit_s = found["training"]["all"]["time_limit_s"]
     lines = [
-        f"The demo model, trained on for {limit_s / 60:.0f} minutes from the weights of commit faccf7a, in three runs "
-        "side by "
+        f"The former demo model, trained on for {limit_s / 60:.0f} minutes from the weights of commit faccf7a, in "
+        "three runs side by "
         "side on a machine busy with other work. Squared error of the next 10 frames, mean a frame, by the age of the "
         f"state in frames, the same frames forecast at all ages ({found['environment']['cpu']}, "
         f"{found['environment']['date'][:10]}):",
@@ -206,6 +214,7 @@ def decay() -> str:
             values = " | ".join(f"{report['ages'][age]['mse']:.1f}" for age in ages)
             label = f"{when} a burn-in, {report['windows']} windows"
             lines.append(f"| {label} | {values} | {report['copy_last']['mse']:.1f} |")
+        lines.append(_recorded({"digits": DIGITS, "film": FILM}[kind], list(map(int, ages))))
     long = found["after-long"]
     lines += [
         "",
@@ -213,6 +222,16 @@ def decay() -> str:
         f"({long['windows']} windows of digits).",
     ]
     return "\n".join(lines)
+
+
+def _recorded(exhibit: Exhibit, ages: Sequence[int]) -> str:
+    """Return the row of a model that ships, from the record in its file."""
+    with extracted(exhibit.model) as path:
+        decay, (height, width) = checkpoint.read_card(path).decay, checkpoint.load(path).config.image_size
+    assert decay is not None
+    values = " | ".join(f"{decay.mean(age):.1f}" if age in decay.mse else "–" for age in ages)
+    label = f"the model that ships, {height}×{width}, {decay.clips} windows"
+    return f"| {label} | {values} | {np.mean(decay.copy_last):.1f} |"
 
 
 def renewals() -> str:
@@ -254,11 +273,12 @@ def renewal_costs() -> str:
     for file in files:
         _, size, backend = file.stem.split("_", 2)
         found = json.loads(file.read_text())
+        model = demo_model(found) if size == "demo" else "full size"
         for kind in ("batch 1", "batch any"):
             row, two = found[kind], found[kind]["step of two over step of one"]
             one, many = row["one stream"], row["8 streams"]["refresh:2"]
             lines.append(
-                f"| {backend}, {size} | {kind} | {one['refresh:2']['times_none']:.2f} | "
+                f"| {backend}, {model} | {kind} | {one['refresh:2']['times_none']:.2f} | "
                 f"{'–' if two is None else f'{two:.2f}'} | {many['throughput_of_none']:.2f} | "
                 f"{many['rows_gathered_per_frame']:.2f} | {one['replay']['times_none']:.3f} |"
             )
@@ -294,7 +314,7 @@ def precision() -> str:
     found, full, other = result("precision"), result("precision_full"), result("precision_google")
     machine, clips = found["environment"], found["clips"]["measured"]
     lines = [
-        f"The demo model on {clips['clips']} clips of {clips['frames'] // clips['clips']} frames "
+        f"The {demo_model(found)} on {clips['clips']} clips of {clips['frames'] // clips['clips']} frames "
         f"({clips['source']}), rollouts 10→10, emulated; the worst clip counts. Weights are those of the step graph, "
         "with its nodes:",
         "",
@@ -317,12 +337,13 @@ def precision() -> str:
         "",
         *_drifts(other),
         "",
-        f"`auto` takes the first that keeps its budget: {_first(found)} for the demo model, {_first(other)} here.",
+        f"`auto` takes the first that keeps its budget: {_first(found)} for the {demo_model(found)}, "
+        f"{_first(other)} for this network.",
         "",
         f"Times of a step, one thread, in turn ({machine['cpu']}, AVX2, {machine['date'][:10]}), and how often as fast "
         "as float32 in the same library, with the range over the rounds:",
         "",
-        "| | precision | demo model | full size (4×64, patch 4) |",
+        f"| | precision | {demo_model(found)} | full size (4×64, patch 4) |",
         "|---|---|---|---|",
     ]
     for library, sides in found["step_ms"].items():
@@ -399,7 +420,7 @@ def engines() -> str:
         cells = rows.setdefault(f"{plan['model']}, {plan['graph']}", {})
         cells[plan["precision"]] = f"{plan['build_seconds']:.0f} s, {plan['plan_bytes'] / 1e6:.1f} MB"
     lines = [
-        f"Portable plans of the demo model, 10→10, and of the step at full size (4×64, patch 4), TensorRT-RTX "
+        f"Portable plans of the {demo_model(found)}, 10→10, and of the step at full size (4×64, patch 4), TensorRT-RTX "
         f"{found['builder']} on {one['cpu']}, {one['cores']} cores, without a GPU, {one['date'][:10]}:",
         "",
         f"| | {' | '.join(precisions)} |",

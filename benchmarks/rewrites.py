@@ -31,7 +31,7 @@ from onnx import GraphProto
 from benchmarks.common import FULL, compare, processor_kind, save
 from e3d_deploy import checkpoint, contract
 from e3d_deploy.config import EngineConfig, ModelConfig, Semantics
-from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import step_graph

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.common import RESULTS, compare, save
 from e3d_deploy import plots, runtime
-from e3d_deploy.demo.tour import MODEL
+from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.export.bundle import export
 
 BLOCKS = 10

@@ -35,7 +35,7 @@ denominator changes by a part in 1e22. The graphs of all policies compute the so
 of an empty slot becomes 0 in float16, int8 and fp8, and in the others it is multiplied by zeros.
 
 It must not be much lower: a weight is a subnormal number, and as slow as minus infinity, where bias - largest score is
-below -87.3. Largest scores that were measured: 24 with the demo model, 33 at full size with random weights.
+below -87.3. Largest scores that were measured: 24 with the former demo model, 33 at full size with random weights.
 """
 
 

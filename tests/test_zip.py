@@ -25,15 +25,15 @@ from e3d_deploy.cli import main
 from e3d_deploy.card import Card
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.form import Form
-from e3d_deploy.demo import tour
+from e3d_deploy.demo import report, tour
 from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.measure import memory
 from e3d_deploy.runtime import Bundle
 
 assert Path(archive) in Path(e3d_deploy.__file__).parents
-tour.check_present(tour.DEMO)
 colour = ModelConfig(image_size=(32, 32), channels=3, patch_size=8, hidden=(4,), kernel_size=3, history_length=2)
-print(reference_clip(Form.of(colour, Card()), 4, None).shape, bool(tour._card_pictures(tour.DEMO)))
+pictures = [len(report.card_pictures(exhibit)) for exhibit in tour.SHIPPED]
+print(reference_clip(Form.of(colour, Card()), 4, None).shape, pictures)
 print(memory.peak_alone(Bundle.open(Path(bundle)), "onnxruntime", ["step"], threads=1) > 10_000_000)
 main(["inspect", bundle, "--json"], standalone_mode=False)
 """
@@ -51,7 +51,7 @@ def test_all_that_ships_is_found_in_an_archive(archive: Path, exported: Path, tm
     command = [sys.executable, "-c", PROGRAM, str(archive), str(exported / "tiny.e3d")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:2] == ["(4, 3, 32, 32) True", "True"]
+    assert done.stdout.splitlines()[:2] == ["(4, 3, 32, 32) [3, 3]", "True"]
     assert '"tiny"' in done.stdout
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import peer_tables
-from benchmarks.common import processor_kind
+from benchmarks.common import demo_hidden, processor_kind
 from benchmarks.naive import Arrays
 from benchmarks.naive_int8 import CONTEXT, Samples, training_clips
 from benchmarks.peers import Exports, sides
@@ -103,8 +103,9 @@ def test_results_stand_by_kind_of_processor_the_plainest_run_first() -> None:
         "full size",
         "full size, 2 threads, random weights",
         "full size, `google`, random weights",
-        "demo model",
+        "former demo model",
     ]
+    assert peer_tables.title(result(ROWS, size="demo", demo_hidden=demo_hidden())) == "demo model"
     assert peer_tables.machine("amx", runs["peers_full_1_amx"]) == "AVX-512 and AMX (Some CPU, 2026-11-29)"
 
 

@@ -1,4 +1,4 @@
-"""The tour, and the model that it shows."""
+"""The tour, and the models that it shows."""
 
 import json
 from dataclasses import replace
@@ -15,41 +15,72 @@ from e3d_deploy.cli import main
 from e3d_deploy.config import ModelConfig
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
-from e3d_deploy.demo import tour
+from e3d_deploy.demo import exhibits, tour
+from e3d_deploy.demo.exhibits import (
+    CARD,
+    CONTEXT,
+    DIGITS,
+    FILM,
+    FULL,
+    HORIZON,
+    MODEL,
+    Exhibit,
+    digits_clip,
+    film_windows,
+)
+from e3d_deploy.demo.report import SHOWN
 from e3d_deploy.errors import BackendUnavailable, CheckpointError
 from e3d_deploy.files import sha256
+from e3d_deploy.frames import to_frames
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
+from e3d_deploy.shipped import extracted
 
 
-def test_the_model_is_small_and_has_a_card() -> None:
-    card = json.loads(tour.CARD.read_text())
-    assert tour.MODEL.stat().st_size <= 6_000_000
-    assert checkpoint.load(tour.MODEL).config.image_size == (64, 64)
-    assert all(command.startswith("e3d train ") for command in card["commands"])
+@pytest.mark.parametrize("exhibit", [DIGITS, FILM], ids=lambda one: one.name)
+def test_a_model_that_ships_is_small_and_has_a_card(exhibit: Exhibit) -> None:
+    with extracted(exhibit.model) as path:
+        assert path.stat().st_size <= 6_000_000
+        decay, config = checkpoint.read_card(path).decay, checkpoint.load(path).config
+    assert decay is not None
+    card = json.loads(exhibit.card.read_text())
+    for command in card["commands"]:
+        assert command.startswith("e3d train ")
+        assert f"--hidden {','.join(map(str, config.hidden))} " in command
+    assert card["settings"][-1]["burn_in"] > 0
     assert len(card["curve"]["step"]) == len(card["curve"]["valid_mse"]) > 5
     for name in ("mse", "mae", "ssim", "psnr"):
         assert {who: len(values) for who, values in card["quality"]["measures"][name].items()} == {
-            "forecast": tour.HORIZON,
-            "copy last": tour.HORIZON,
-            "mean of context": tour.HORIZON,
+            "forecast": HORIZON,
+            "copy last": HORIZON,
+            "mean of context": HORIZON,
         }
 
 
-def test_the_model_halves_the_error_of_copying_the_last_frame() -> None:
-    """On a part of the test set, computed here; the card has all of it."""
-    model, wrong, copied = checkpoint.load(tour.MODEL), [], []
-    for index in range(12):
-        clip = tour.moving_mnist(
-            tour.load_digits("test"), np.random.default_rng((tour.TEST_SEED, index)), length=tour.CONTEXT + tour.HORIZON
-        )
-        frames = tour.frames.to_frames(clip, image_size=(64, 64), channels=1)
-        given, truth = frames[: tour.CONTEXT], frames[tour.CONTEXT :]
+DIGITS_SHARE, FILM_SHARE = 0.27, 0.8
+"""Largest errors as shares of that of copying the last frame (measured on all clips: 0.249 and 0.642)."""
+
+
+@pytest.mark.parametrize(
+    ("exhibit", "share"), [(DIGITS, DIGITS_SHARE), (FILM, FILM_SHARE)], ids=lambda one: getattr(one, "name", "")
+)
+def test_forecasts_err_by_a_share_of_what_copying_the_last_frame_does(exhibit: Exhibit, share: float) -> None:
+    """On clips of the test set, computed here, and on all of it, as the card tells."""
+    with extracted(exhibit.model) as path:
+        model = checkpoint.load(path)
+    form = Form(image_size=model.config.image_size, channels=1)
+    clips = [digits_clip(index) for index in range(12)] if exhibit is DIGITS else film_windows(form)[::11]
+    wrong, copied = [], []
+    for clip in clips:
+        frames = to_frames(clip, image_size=form.image_size, channels=1)
+        given, truth = frames[:CONTEXT], frames[CONTEXT:]
         with torch.inference_mode():
-            forecast = model(torch.from_numpy(given[None]), tour.HORIZON)[0, -tour.HORIZON :].clamp(0, 1).numpy()
+            forecast = model(torch.from_numpy(given[None]), HORIZON)[0, -HORIZON:].clamp(0, 1).numpy()
         wrong.append(np.square(forecast - truth).sum((1, 2, 3)).mean())
         copied.append(np.square(given[-1] - truth).sum((1, 2, 3)).mean())
-    assert np.mean(wrong) < 0.5 * np.mean(copied)
+    assert np.mean(wrong) < share * np.mean(copied)
+    card = json.loads(exhibit.card.read_text())["quality"]["measures"]["mse"]
+    assert np.mean(card["forecast"]) < share * np.mean(card["copy last"])
 
 
 def run(output: Path, *options: str) -> None:
@@ -57,21 +88,21 @@ def run(output: Path, *options: str) -> None:
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
     assert "PASS" in result.stderr
     report = (output / "report.html").read_text()
-    films = ["moving_mnist.mp4"] if "--full" in options else ["moving_mnist.mp4", "pedestrians.mp4"]
-    assert report.count("data:image/png;base64,") == 7 + len(films)
-    assert report.count("data:image/gif;base64,") == 1
+    names = ["full"] if "--full" in options else ["digits", "film"]
+    assert report.count("data:image/png;base64,") == 1 + 7 * len(names)
+    assert report.count("data:image/gif;base64,") == len(names)
     assert "src='http" not in report
-    assert sorted(film.name for film in output.glob("*.mp4")) == films
-    for name in films:
-        assert read_clips(output / name, Form(image_size=(256, 512), channels=1)).frames.shape[1] >= 60
-    assert (output / "forecast.gif").stat().st_size > 10_000
+    assert sorted(film.stem for film in output.glob("*.mp4")) == names
+    for name in names:
+        assert read_clips(output / f"{name}.mp4", Form(image_size=(256, 512), channels=1)).frames.shape[1] >= 60
+        assert (output / f"{name}.gif").stat().st_size > 10_000
 
 
 def smaller(path: Path) -> ModelConfig:
     """Write a smaller network, which stands for one that is shown, with the card of the one that ships."""
     torch.manual_seed(0)
     config = ModelConfig(image_size=(64, 64), channels=1, patch_size=16, hidden=(4,), kernel_size=3)
-    checkpoint.save(E3DLSTM(config), path, card=checkpoint.read_card(tour.MODEL))
+    checkpoint.save(E3DLSTM(config), path, card=checkpoint.read_card(MODEL))
     return config
 
 
@@ -84,26 +115,27 @@ def test_the_tour_without_tensorrt_says_what_it_left_out(tmp_path: Path, monkeyp
     smaller(tmp_path / "tiny.safetensors")
     monkeypatch.setattr(tour, "build", missing)
     monkeypatch.setattr(tour, "benchmark", partial(tour.benchmark, seconds=0.05))
-    monkeypatch.setattr(tour, "DEMO", replace(tour.DEMO, model=tmp_path / "tiny.safetensors"))
+    tiny = (replace(one, model=tmp_path / "tiny.safetensors") for one in tour.SHIPPED)
+    monkeypatch.setattr(tour, "SHIPPED", tuple(tiny))
     run(tmp_path / "out")
     assert "left out: tensorrt-rtx: does not load here" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow
 def test_the_full_tour_shows_another_model_and_no_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = replace(tour.FULL, model=tmp_path / "tiny.safetensors", card=tour.CARD)
+    full = replace(FULL, model=tmp_path / "tiny.safetensors", card=CARD)
     config = smaller(tmp_path / "tiny.safetensors")
-    monkeypatch.setattr(tour, "FULL", full)
+    monkeypatch.setattr(exhibits, "FULL", full)
     run(tmp_path / "out", "--full")
-    assert Bundle.open(tmp_path / "out" / "demo.e3d").config == config
+    assert Bundle.open(tmp_path / "out" / "full.e3d").config == config
     assert full.measured_by in (tmp_path / "out" / "report.html").read_text()
-    assert not (tmp_path / "out" / "demo.e3d" / "engines").exists()
+    assert not (tmp_path / "out" / "full.e3d" / "engines").exists()
 
 
 def test_without_the_full_model_the_error_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An installed package has no folder `models` beside it."""
     absent = tmp_path / "models" / "moving_mnist_64x4.safetensors"
-    monkeypatch.setattr(tour, "FULL", replace(tour.FULL, model=absent))
+    monkeypatch.setattr(exhibits, "FULL", replace(FULL, model=absent))
     result = CliRunner().invoke(main, ["demo", "--full", "-o", str(tmp_path / "out")])
     assert result.exit_code == CheckpointError.exit_code
     assert f"{absent}: no such file" in result.stderr
@@ -112,16 +144,14 @@ def test_without_the_full_model_the_error_says_where_it_is(tmp_path: Path, monke
 
 
 def test_the_full_model_is_described_as_it_is() -> None:
-    if not tour.FULL.model.exists():
+    if not FULL.model.exists():
         pytest.skip("the model was moved out of this checkout")
-    model, card = checkpoint.load(tour.FULL.model), json.loads(tour.FULL.card.read_text())
+    model, card = checkpoint.load(FULL.model), json.loads(FULL.card.read_text())
     assert model.config.hidden == (64, 64, 64, 64)
-    assert sha256(tour.FULL.model) in (tour.FULL.model.parent / "README.md").read_text()
+    assert sha256(FULL.model) in (FULL.model.parent / "README.md").read_text()
     assert len(card["curve"]["step"]) == len(card["curve"]["valid_mse"]) > 5
-    for who in tour.SHOWN:
-        assert {len(card["quality"]["measures"][name][who]) for name in ("mse", "mae", "ssim", "psnr")} == {
-            tour.HORIZON
-        }
+    for who in SHOWN:
+        assert {len(card["quality"]["measures"][name][who]) for name in ("mse", "mae", "ssim", "psnr")} == {HORIZON}
 
 
 @pytest.mark.slow
@@ -129,4 +159,4 @@ def test_the_tour_builds_engines_and_can_be_repeated(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed (extra `rtx`)")
     run(tmp_path / "out")
     run(tmp_path / "out")
-    assert (tmp_path / "out" / "demo.e3d" / "engines" / "clip.tensorrt-rtx.plan").exists()
+    assert (tmp_path / "out" / "digits.e3d" / "engines" / "clip.tensorrt-rtx.plan").exists()

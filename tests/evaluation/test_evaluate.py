@@ -13,6 +13,8 @@ from PIL import Image
 
 from benchmarks import demo_quality
 from e3d_deploy.config import ModelConfig
+from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.errors import ClipError, ConfigError, ShapeError, StreamError
 from e3d_deploy.evaluation import Evaluation, evaluate
 from e3d_deploy.evaluation.conventions import CONVENTIONS, OPENSTL, ORIGINAL
@@ -20,6 +22,7 @@ from e3d_deploy.evaluation.samples import write_samples
 from e3d_deploy.files import new_folder
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from e3d_deploy.shipped import extracted
 from tests.golden import GOLDEN, read
 from tests.tools import e3d
 
@@ -314,11 +317,10 @@ def test_the_demo_models_card_is_measured_by_the_same_code() -> None:
 
     from e3d_deploy import checkpoint, metrics
     from e3d_deploy.data.datasets import MovingMNIST
-    from e3d_deploy.demo.tour import CARD as CARD_FILE
-    from e3d_deploy.demo.tour import CONTEXT, HORIZON, MODEL, TEST_SEED
+    from e3d_deploy.demo.exhibits import CONTEXT, DIGITS, HORIZON, MODEL, TEST_SEED
 
-    found = demo_quality.measure(2)
-    written = json.loads(CARD_FILE.read_text())["quality"]["measures"]
+    found = demo_quality.measure(DIGITS, 2)["measures"]
+    written = json.loads(DIGITS.card.read_text())["quality"]["measures"]
     assert {name: list(by) for name, by in found.items()} == {name: list(by) for name, by in written.items()}
     data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
     clips = torch.stack([data[index] for index in range(2)])
@@ -327,3 +329,30 @@ def test_the_demo_models_card_is_measured_by_the_same_code() -> None:
     for name, function in metrics.MEASURES.items():
         expected = function(forecast, clips[:, CONTEXT:].numpy()).mean(0)
         np.testing.assert_allclose(found[name]["forecast"], expected, rtol=CARD)
+
+
+def test_the_film_models_card_is_measured_on_the_test_film() -> None:
+    from e3d_deploy.demo.exhibits import FILM
+
+    written, found = json.loads(FILM.card.read_text())["quality"], demo_quality.measure(FILM, 2)
+    assert written["sequences"] == 131  # windows of 20 frames in 150
+    assert (found["sequences"], found["task"]) == (2, written["task"])
+    with extracted(PEDESTRIANS) as path:
+        film = read_clips(path, Form(image_size=(72, 96), channels=1)).frames[0]
+    frame = film.astype(np.float64) / 255
+    copied = [np.square(frame[start + 10] - frame[start + 9]).sum() for start in (0, 1)]
+    np.testing.assert_allclose(found["measures"]["mse"]["copy last"][0], np.mean(copied), rtol=CARD)
+
+
+def test_a_learning_curve_joins_runs_and_starts_that_ended_before_a_validation(tmp_path: Path) -> None:
+    def log(run: str, version: int, text: str) -> None:
+        folder = tmp_path / run / "logs" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+
+    log("first", 0, "step,train_mse,valid_mse\n1,9.0,\n9,,5.0\n")
+    log("first", 1, "step,train_mse\n11,8.0\n")
+    log("first", 2, "step,train_mse,valid_mse\n19,,4.0\n24,7.0,\n")
+    log("second", 0, "step,train_mse,valid_mse\n9,,3.0\n")
+    found = demo_quality.curve([tmp_path / "first", tmp_path / "second"])
+    assert found == {"step": [10, 20, 35], "valid_mse": [5.0, 4.0, 3.0]}

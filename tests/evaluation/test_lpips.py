@@ -117,7 +117,7 @@ def test_frames_that_alexnet_cannot_see_are_refused(path: Path) -> None:
 
 
 def test_its_table_names_the_weights(path: Path) -> None:
-    from e3d_deploy.demo.tour import MODEL
+    from e3d_deploy.demo.exhibits import MODEL
 
     convention = lpips_convention(path)
     assert "mine.safetensors (sha256 " in convention.meaning

@@ -38,7 +38,7 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.datasets import MovingMNIST, evaluation_data
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits
-from e3d_deploy.demo.tour import MODEL as DEMO
+from e3d_deploy.demo.exhibits import MODEL as DEMO
 from e3d_deploy.errors import (
     BackendUnavailable,
     CheckpointError,
@@ -596,6 +596,7 @@ ENDLESS = replace(TRAINING, validate_every=100, save_every=100)
         {"optimizer": "adam", "schedule": "onecycle", "average": False},
         {"optimizer": "released-adam", "schedule": "constant", "loss": "sum", "reverse_input": True, "accumulate": 2},
         {"burn_in": 6, "burn_in_steps": 8, "accumulate": 2},
+        {"optimizer": "muon", "schedule": "onecycle"},
     ],
     ids=lambda changes: " ".join(f"{value}" for value in changes.values()) or "modern",
 )
@@ -1483,7 +1484,7 @@ def test_the_share_of_the_first_process_counts(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_run_goes_on_from_the_demo_model(tmp_path: Path) -> None:
-    network = ["--patch-size", "8", "--hidden", "40,40", "--kernel-size", "3"]
+    network = ["--patch-size", "8", "--hidden", "64,64", "--kernel-size", "3"]
     short = ["--context", "2", "--horizon", "2", "--batch-size", "1", "--steps", "1", "--validation-clips", "1"]
     run = tmp_path / "run"
     options = ["--init", str(DEMO), *network, *short, "--learning-rate", "1e-9", "--no-average"]

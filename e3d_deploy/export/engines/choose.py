@@ -10,7 +10,7 @@ from e3d_deploy.progress import duration
 from e3d_deploy.tensorrt_library import MODULES, Target, remedy
 
 STEP_NODES, STEP_SECONDS, GROWTH = 176, 0.8, 1.27
-"""Build of the demo model's step in float32 (nodes, s), and the power of the number of nodes that the time grows by."""
+"""Build of a float32 step of 2×40 (nodes, s), and the power of the number of nodes that the time grows by."""
 WEIGHTS_SHARE, NODE_BYTES = 1.3, 6500
 """Size of a plan with one profile: bytes per byte of weights, and per node; within 40 % of those of docs/engines.md."""
 

@@ -27,7 +27,7 @@ from e3d_deploy.runtime.backends.rollout import rollout
 Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
 LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}
 """Error of a value, root mean square over its own, that the rounding of one step explains: about four times the
-largest that the demo model shows, behind the softmax with all but tf32."""
+largest that the former demo model shows, behind the softmax with all but tf32."""
 EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32", "fp32": "fp32"}
 """The next policy that rounds less."""
 NORM = ("ReduceMean", "Sub", "Sqrt", "Div")

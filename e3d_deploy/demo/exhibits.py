@@ -1,0 +1,127 @@
+"""Trained models that the tour shows, and the test clips that it shows them on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.errors import CheckpointError
+from e3d_deploy.shipped import extracted
+
+HERE = files("e3d_deploy.demo")
+MODEL, CARD = HERE / "moving_mnist.safetensors", HERE / "moving_mnist.json"
+MODELS = Path(__file__).parents[2] / "models"
+"""Folder of a checkout with models that are too large for the package."""
+CONTEXT, HORIZON = 10, 10
+TEST_SEED = 2
+"""Seed of the fixed test set of digits; benchmarks/demo_quality.py measures 1,000 clips of it."""
+EXAMPLES = 4
+"""Test clips of each model that the tour forecasts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """A trained model that the tour shows."""
+
+    name: str
+    """Name of what the tour writes of it."""
+    title: str
+    model: Traversable
+    card: Traversable
+    """Its learning curve and its quality per predicted frame (JSON)."""
+    measured_by: str
+    """Command that measured the quality."""
+    tested_on: str
+    """Words for the clips of that measurement, after their number."""
+    examples: Callable[[Form], list[NDArray[Any]]]
+    """Test clips, each uint8 [CONTEXT + HORIZON, H, W, C]."""
+    video: Callable[[Form], Clips]
+    """A longer clip to stream."""
+    engines: bool = False
+    """The tour builds engines of it."""
+
+
+def digits_clip(index: int, length: int = CONTEXT + HORIZON) -> NDArray[np.uint8]:
+    """Return a clip of the fixed test set of digits, uint8 [length, 64, 64, 1]."""
+    return moving_mnist(load_digits("test"), np.random.default_rng((TEST_SEED, index)), length=length)
+
+
+def _digit_examples(_: Form) -> list[NDArray[Any]]:
+    return [digits_clip(index) for index in range(EXAMPLES)]
+
+
+def _digit_video(_: Form) -> Clips:
+    return Clips([digits_clip(1000, 60)], ["Moving MNIST"])
+
+
+def film_windows(form: Form) -> NDArray[np.uint8]:
+    """Return every window of CONTEXT + HORIZON frames of the test film, uint8 [N, T, H, W, C]."""
+    film = _film(form).frames[0]
+    starts = range(len(film) - CONTEXT - HORIZON + 1)
+    return np.stack([film[start : start + CONTEXT + HORIZON] for start in starts])
+
+
+def _film_examples(form: Form) -> list[NDArray[Any]]:
+    windows = film_windows(form)
+    return list(windows[:: len(windows) // EXAMPLES][:EXAMPLES])
+
+
+def _film(form: Form) -> Clips:
+    with extracted(PEDESTRIANS) as path:
+        return read_clips(path, form, remarks=Remarks(silent=True))
+
+
+DIGITS = Exhibit(
+    name="digits",
+    title="Moving MNIST, small model",
+    model=MODEL,
+    card=CARD,
+    measured_by="python -m benchmarks.demo_quality",
+    tested_on="generated test clips of digits that training never saw",
+    examples=_digit_examples,
+    video=_digit_video,
+    engines=True,
+)
+FILM = Exhibit(
+    name="film",
+    title="Pedestrians on a square, small model",
+    model=HERE / "pedestrians.safetensors",
+    card=HERE / "pedestrians.json",
+    measured_by="python -m benchmarks.demo_quality --film",
+    tested_on="overlapping windows of 15 seconds of the same camera that training never saw",
+    examples=_film_examples,
+    video=_film,
+)
+FULL = Exhibit(
+    name="full",
+    title="Moving MNIST, full-size model",
+    model=MODELS / "moving_mnist_64x4.safetensors",
+    card=MODELS / "moving_mnist_64x4.json",
+    measured_by="e3d evaluate",
+    tested_on=DIGITS.tested_on,
+    examples=_digit_examples,
+    video=_digit_video,
+)
+
+
+def check_present(exhibit: Exhibit) -> None:
+    """Refuse an exhibit without its files.
+
+    Raises:
+        CheckpointError: one is not there.
+    """
+    for file in (exhibit.model, exhibit.card):
+        if not file.is_file():
+            raise CheckpointError(
+                f"{file}: no such file; the full-size model is in a checkout of the repository and not in an installed "
+                "package, so run e3d from a checkout, or show the small models without --full"
+            )

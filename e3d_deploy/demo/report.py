@@ -1,0 +1,126 @@
+"""Report of the tour, one HTML file with all pictures inside."""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy import checkpoint, plots
+from e3d_deploy.demo.exhibits import HORIZON, Exhibit
+from e3d_deploy.shipped import extracted
+
+SHOWN = ("forecast", "copy last")
+"""Columns of the tables of quality."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing that the tour did."""
+
+    name: str
+    seconds: float
+    result: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A model and what the tour drew of it."""
+
+    exhibit: Exhibit
+    gif: Path
+    pictures: dict[str, bytes]
+    """PNG by title."""
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 }
+td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child, .words :last-child { text-align: left }
+img { max-width: 100% }
+h2 { margin-top: 3rem }
+h3 { margin-top: 2.2rem; font-size: 1.1rem }
+.PASS { color: #176b2c }
+.FAIL { color: #b03030 }
+"""
+
+
+def write_report(
+    path: Path, stages: Sequence[Stage], sections: Sequence[Section], environment: Mapping[str, Any], *, passed: bool
+) -> Path:
+    """Write the report and return its path.
+
+    Args:
+        environment: processor, cores, date and versions of the benchmark.
+        passed: every bundle computes what PyTorch computes.
+    """
+    verdict = "PASS" if passed else "FAIL"
+    table = _table(
+        ["stage", "seconds", "result"],
+        [[stage.name, f"{stage.seconds:.1f}", stage.result] for stage in stages],
+        kind="words",
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    path.write_text(
+        f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>e3d demo</title>
+<style>{STYLE}</style>
+<h1>e3d demo: <span class="{verdict}">{verdict}</span></h1>
+<p>Measured on {escape(environment["cpu"])}, {environment["cores"]} cores, {escape(environment["date"])};
+versions {escape(versions)}.</p>{table}{"".join(map(_section, sections))}</html>
+""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def _section(section: Section) -> str:
+    card = json.loads(section.exhibit.card.read_text())
+    measures = card["quality"]["measures"]
+    quality = _table(
+        ["frame", *(f"{name} {who}" for name in measures for who in SHOWN)],
+        [[str(t + 1), *(f"{measures[name][who][t]:.3g}" for name in measures for who in SHOWN)] for t in range(HORIZON)]
+        + [["mean", *(f"{np.mean(measures[name][who]):.3g}" for name in measures for who in SHOWN)]],
+    )
+    images = "".join(
+        f"<h3>{escape(title)}</h3><img src='{_data(content, 'png')}' alt='{escape(title)}'>"
+        for title, content in {**section.pictures, **card_pictures(section.exhibit)}.items()
+    )
+    return f"""
+<h2>{escape(section.exhibit.title)}</h2>
+<h3>Above the truth, below what the model was given and then, framed, what it forecast</h3>
+<img src="{_data(section.gif.read_bytes(), "gif")}" alt="forecast">{images}
+<h3>Quality of the model</h3><p>On {card["quality"]["sequences"]} {escape(section.exhibit.tested_on)},
+measured by <code>{section.exhibit.measured_by}</code> and not by this run. MSE and MAE are summed over
+the pixels of a frame.</p>{quality}"""
+
+
+def card_pictures(exhibit: Exhibit) -> dict[str, bytes]:
+    """Draw how the model learned, how its error grows with the horizon, and how its state ages."""
+    card = json.loads(exhibit.card.read_text())
+    learned, by_frame = card["curve"], card["quality"]["measures"]["mse"]
+    with extracted(exhibit.model) as model:
+        decay = checkpoint.read_card(model).decay
+    return {
+        "How the model learned": plots.curves(
+            {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimizer step", ylabel="MSE a frame"
+        ),
+        "How its error grows": plots.curves(
+            by_frame, x=range(1, HORIZON + 1), xlabel="predicted frame", ylabel="MSE a frame"
+        ),
+        **({} if decay is None else {f"How its state ages: {decay.verdict}": plots.decay(decay)}),
+    }
+
+
+def _table(columns: list[str], rows: list[list[str]], *, kind: str = "numbers") -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table class='{kind}'><tr>{head}</tr>{body}</table>"
+
+
+def _data(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
