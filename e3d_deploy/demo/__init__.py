@@ -1,1 +1,1 @@
-"""A trained model, and the tour that shows what the package does with it."""
+"""Trained models, and the tour that shows what the package does with them."""
