@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from e3d_deploy import checkpoint
 from e3d_deploy.data.datasets import MovingMNIST
@@ -58,7 +59,7 @@ def clips(exhibit: Exhibit, form: Form) -> tuple[str, Iterable[Frames]]:
     if exhibit is FILM:
         windows = film_windows(form)
         frames = (to_frames(clip, image_size=form.image_size, channels=form.channels) for clip in windows)
-        return f"pedestrians.mp4, {task}, every window", frames
+        return f"pedestrians.mp4, {task}, all windows, which overlap", frames
     data = MovingMNIST("test", length=CONTEXT + HORIZON, seed=TEST_SEED)
     return f"Moving MNIST, {task}, seed {TEST_SEED}", (data[index].numpy() for index in range(SEQUENCES))
 
@@ -67,15 +68,13 @@ def curve(runs: Sequence[Path]) -> dict[str, list[float]]:
     """The validation error over the steps of runs that follow each other, each over all its starts."""
     steps, errors, before = [], [], 0
     for run in runs:
-        done = 0
         for file in sorted(run.glob("logs/version_*/metrics.csv")):
             with file.open() as opened:
                 rows = list(csv.DictReader(opened))
             valid = [row for row in rows if row.get("valid_mse")]  # a start may end before a validation
             steps += [before + int(row["step"]) + 1 for row in valid]
             errors += [round(float(row["valid_mse"]), 2) for row in valid]
-            done = int(rows[-1]["step"]) + 1
-        before += done
+        before += int(torch.load(run / "last.ckpt", weights_only=True)["global_step"])
     return {"step": steps, "valid_mse": errors}
 
 
@@ -89,7 +88,7 @@ def main(film: bool, runs: tuple[Path, ...], commands: tuple[str, ...]) -> None:
     card = json.loads(path.read_text()) if path.exists() else {}
     if runs:
         settings = [json.loads((run / "config.json").read_text()) for run in runs]
-        card |= {"commands": commands, "settings": [one["train"] for one in settings], "curve": curve(runs)}
+        card = {"commands": commands, "settings": [one["train"] for one in settings], "curve": curve(runs)}
     card["quality"] = measure(exhibit)
     path.write_text(json.dumps(card, indent=1) + "\n")
     for name, by in card["quality"]["measures"].items():

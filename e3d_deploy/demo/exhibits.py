@@ -1,5 +1,6 @@
 """Trained models that the tour shows, and the test clips that it shows them on."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy import checkpoint
 from e3d_deploy.data.clips import PEDESTRIANS, Clips, read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.moving_mnist import load_digits, moving_mnist
@@ -113,15 +115,27 @@ FULL = Exhibit(
 )
 
 
-def check_present(exhibit: Exhibit) -> None:
-    """Refuse an exhibit without its files.
+def check(exhibit: Exhibit) -> None:
+    """Refuse an exhibit whose files are missing or damaged, before any work on it.
 
     Raises:
-        CheckpointError: one is not there.
+        CheckpointError: one is not there, or cannot be read.
     """
     for file in (exhibit.model, exhibit.card):
         if not file.is_file():
-            raise CheckpointError(
-                f"{file}: no such file; the full-size model is in a checkout of the repository and not in an installed "
-                "package, so run e3d from a checkout, or show the small models without --full"
+            remedy = (
+                "it is in a checkout of the repository and not in an installed package, so run e3d from a checkout, or "
+                "show the small models without --full"
+                if exhibit is FULL
+                else "install the package again"
             )
+            raise CheckpointError(f"{file}: no such file; {remedy}")
+    with extracted(exhibit.model) as path:
+        checkpoint.read_card(path)
+    try:
+        card = json.loads(exhibit.card.read_text(encoding="utf-8"))
+        missing = {"curve", "quality"} - set(card)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{exhibit.card}: not JSON ({error}); install the package again") from error
+    if missing:
+        raise CheckpointError(f"{exhibit.card}: has no {' and no '.join(sorted(missing))}; install the package again")

@@ -15,7 +15,7 @@ from e3d_deploy.bundle.folder import record_verification
 from e3d_deploy.data.clips import Clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.write import write_clips
-from e3d_deploy.demo.exhibits import CONTEXT, DIGITS, FILM, HORIZON, Exhibit, check_present
+from e3d_deploy.demo.exhibits import CONTEXT, DIGITS, FILM, HORIZON, Exhibit, check
 from e3d_deploy.demo.report import Section, Stage, write_report
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.evaluation.samples import framed
@@ -74,10 +74,10 @@ def tour(output: Path, exhibits: Sequence[Exhibit] = SHIPPED, *, progress: Notif
     Files of the same names are replaced.
 
     Raises:
-        CheckpointError: a model is not there, as in an installed package the full-size one.
+        CheckpointError: a model or its card is missing, as in an installed package the full-size one, or damaged.
     """
     for exhibit in exhibits:
-        check_present(exhibit)
+        check(exhibit)
     output.mkdir(parents=True, exist_ok=True)
     log = _Log(progress)
     shown = [_show(exhibit, output, log) for exhibit in exhibits]

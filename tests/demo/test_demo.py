@@ -1,6 +1,7 @@
 """The tour, and the models that it shows."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,6 +141,38 @@ def test_without_the_full_model_the_error_says_where_it_is(tmp_path: Path, monke
     assert result.exit_code == CheckpointError.exit_code
     assert f"{absent}: no such file" in result.stderr
     assert "run e3d from a checkout" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def emptied(path: Path) -> None:
+    path.write_text("{}")
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("pedestrians.json", Path.unlink, "no such file; install the package again"),
+        ("pedestrians.json", halved, "not JSON"),
+        ("pedestrians.json", emptied, "has no curve and no quality"),
+        ("pedestrians.safetensors", halved, "pedestrians.safetensors: "),
+    ],
+    ids=["missing", "cut card", "empty card", "cut model"],
+)
+def test_what_is_missing_or_damaged_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    for file in (FILM.model, FILM.card):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    damage(tmp_path / name)
+    film = replace(FILM, model=tmp_path / FILM.model.name, card=tmp_path / FILM.card.name)
+    monkeypatch.setattr(tour, "SHIPPED", (DIGITS, film))
+    result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path / "out")])
+    assert result.exit_code == CheckpointError.exit_code
+    assert message in result.stderr
     assert not (tmp_path / "out").exists()
 
 

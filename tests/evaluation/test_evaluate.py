@@ -345,6 +345,8 @@ def test_the_film_models_card_is_measured_on_the_test_film() -> None:
 
 
 def test_a_learning_curve_joins_runs_and_starts_that_ended_before_a_validation(tmp_path: Path) -> None:
+    import torch
+
     def log(run: str, version: int, text: str) -> None:
         folder = tmp_path / run / "logs" / f"version_{version}"
         folder.mkdir(parents=True)
@@ -354,5 +356,7 @@ def test_a_learning_curve_joins_runs_and_starts_that_ended_before_a_validation(t
     log("first", 1, "step,train_mse\n11,8.0\n")
     log("first", 2, "step,train_mse,valid_mse\n19,,4.0\n24,7.0,\n")
     log("second", 0, "step,train_mse,valid_mse\n9,,3.0\n")
+    for run, steps in (("first", 27), ("second", 10)):
+        torch.save({"global_step": steps}, tmp_path / run / "last.ckpt")
     found = demo_quality.curve([tmp_path / "first", tmp_path / "second"])
-    assert found == {"step": [10, 20, 35], "valid_mse": [5.0, 4.0, 3.0]}
+    assert found == {"step": [10, 20, 37], "valid_mse": [5.0, 4.0, 3.0]}
