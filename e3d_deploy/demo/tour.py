@@ -17,7 +17,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.demo.exhibits import CONTEXT, DIGITS, FILM, HORIZON, Exhibit, check
 from e3d_deploy.demo.report import Section, Stage, write_report
-from e3d_deploy.errors import BackendUnavailable
+from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
@@ -74,10 +74,13 @@ def tour(output: Path, exhibits: Sequence[Exhibit] = SHIPPED, *, progress: Notif
     Files of the same names are replaced.
 
     Raises:
+        ConfigError: `output` is a file.
         CheckpointError: a model or its card is missing, as in an installed package the full-size one, or damaged.
     """
     for exhibit in exhibits:
         check(exhibit)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output}: is a file; give a folder, which need not be there")
     output.mkdir(parents=True, exist_ok=True)
     log = _Log(progress)
     shown = [_show(exhibit, output, log) for exhibit in exhibits]

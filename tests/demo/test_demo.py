@@ -30,7 +30,7 @@ from e3d_deploy.demo.exhibits import (
     film_windows,
 )
 from e3d_deploy.demo.report import SHOWN
-from e3d_deploy.errors import BackendUnavailable, CheckpointError
+from e3d_deploy.errors import BackendUnavailable, CheckpointError, ConfigError
 from e3d_deploy.files import sha256
 from e3d_deploy.frames import to_frames
 from e3d_deploy.model import E3DLSTM
@@ -174,6 +174,14 @@ def test_what_is_missing_or_damaged_is_refused_before_any_work(
     assert result.exit_code == CheckpointError.exit_code
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path / "out")])
+    assert result.exit_code == ConfigError.exit_code
+    assert "is a file; give a folder" in result.stderr
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_the_full_model_is_described_as_it_is() -> None:
