@@ -55,6 +55,7 @@ from e3d_deploy.config import ModelConfig, Semantics
 from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.errors import BackendUnavailable, E3DError
 from e3d_deploy.export.bundle import export
+from e3d_deploy.files import sha256
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime import Bundle
 from e3d_deploy.runtime.backends.protocol import initial_arrays
@@ -94,10 +95,12 @@ def code() -> str:
 
 
 class Exports:
-    """Bundles and naive exports of one model in a folder; what is there already is used again."""
+    """Bundles and naive exports of one model in a folder of its own; what is there already is used again."""
 
     def __init__(self, source: Path, folder: Path, threads: int) -> None:
-        self.source, self.folder, self.threads = source, folder, threads
+        self.source, self.threads = source, threads
+        self.folder = folder / sha256(source)[:12]
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.refused: dict[str, E3DError] = {}
 
     def model(self) -> E3DLSTM:

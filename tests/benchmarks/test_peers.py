@@ -196,9 +196,21 @@ def test_an_export_that_fails_leaves_nothing_that_the_next_run_would_use(
     tries = [False, True]
     monkeypatch.setattr("benchmarks.peers.naive_export", export)
     monkeypatch.setattr("benchmarks.peers.checkpoint.load", lambda _: None)
-    exports = Exports(tmp_path / "model.safetensors", tmp_path, 1)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    exports = Exports(tmp_path / "model.safetensors", tmp_path / "exports", 1)
     with pytest.raises(RuntimeError):
         _ = exports.naive
-    assert list(tmp_path.iterdir()) == []
-    assert exports.naive == exports.naive == tmp_path / "naive.onnx"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["naive.onnx", "naive.onnx.data"]
+    assert list(exports.folder.iterdir()) == []
+    assert exports.naive == exports.naive == exports.folder / "naive.onnx"
+    assert sorted(file.name for file in exports.folder.iterdir()) == ["naive.onnx", "naive.onnx.data"]
+
+
+def test_exports_of_another_model_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(_: object, path: Path) -> None:
+        path.write_bytes((tmp_path / "model.safetensors").read_bytes())
+
+    monkeypatch.setattr("benchmarks.peers.naive_export", export)
+    monkeypatch.setattr("benchmarks.peers.checkpoint.load", lambda _: None)
+    for weights in (b"former", b"present"):
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        assert Exports(tmp_path / "model.safetensors", tmp_path / "exports", 1).naive.read_bytes() == weights
