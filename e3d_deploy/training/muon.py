@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 1, "memory_to_output": 1, "merge": 1}
 """Convolutions of a cell, and the number of gates that each computes."""
@@ -18,23 +18,20 @@ POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 MOMENTUM = 0.95
 """Decay of the mean gradient of what is made orthogonal, per step."""
-EPS = 1e-8
-"""Added to the root of the mean square, as in AdamW."""
 RMS = 0.2
 """Root mean square of a step's entries at a learning rate of 1. AdamW's is about as large, so that one learning rate
 serves both (Liu et al., Muon is scalable for LLM training, 2025)."""
 
 
-class Muon(Optimizer):
-    """Nesterov momentum, made orthogonal.
+class Muon(AdamW):
+    """AdamW; in groups whose `gates` are above 0, Nesterov momentum, made orthogonal as so many matrices.
 
     Args:
-        parameters: groups, as `groups` returns them. Those with `gates` above 0 are moved as so many matrices each,
-            the others as AdamW moves them.
+        parameters: groups, as `groups` returns them.
     """
 
     def __init__(self, parameters: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(parameters, {"lr": lr, "betas": betas, "gates": 0, "weight_decay": 0.0})
+        super().__init__(parameters, lr=lr, betas=betas)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -44,39 +41,32 @@ class Muon(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Move all weights that have a gradient, which `closure` computes if it is given."""
         loss = None
-        if closure is not None:
+        if closure is not None:  # with all groups, whose gradients it may set to zero first
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            direction = self._orthogonal if group["gates"] else self._adaptive
-            for weight in group["params"]:
+        every = self.param_groups
+        for group in every:
+            for weight in group["params"] if group["gates"] else ():
                 if weight.grad is not None:
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.add_(direction(weight, weight.grad, group), alpha=-group["lr"])
+                    weight.add_(self._direction(weight, weight.grad, group["gates"]), alpha=-group["lr"])
+        self.param_groups = [group for group in every if not group["gates"]]
+        try:
+            super().step()
+        finally:
+            self.param_groups = every
         return loss
 
-    def _orthogonal(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    def _direction(self, weight: Tensor, gradient: Tensor, gates: int) -> Tensor:
         state = self.state[weight]
-        if not state:
-            state["mean"] = torch.zeros_like(weight)
-        state["mean"].lerp_(gradient, 1 - MOMENTUM)
-        ahead = gradient.lerp(state["mean"], MOMENTUM)
-        matrices = ahead.reshape(group["gates"], len(weight) // group["gates"], -1)
+        if not state:  # by the names of AdamW, which looks for `step` in all states that it loads
+            state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(weight)
+        state["step"] += 1
+        state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
+        ahead = gradient.lerp(state["exp_avg"], MOMENTUM)
+        matrices = ahead.reshape(gates, len(weight) // gates, -1)
         size: float = RMS * max(matrices.shape[1:]) ** 0.5
         return orthogonal(matrices).mul_(size).reshape(weight.shape)
-
-    def _adaptive(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[weight]
-        if not state:
-            state |= {"mean": torch.zeros_like(weight), "squares": torch.zeros_like(weight), "step": torch.zeros(())}
-        beta1, beta2 = group["betas"]
-        state["step"] += 1
-        state["mean"].lerp_(gradient, 1 - beta1)
-        state["squares"].lerp_(gradient.square(), 1 - beta2)
-        done = state["step"].item()
-        mean, squares = state["mean"] / (1 - beta1**done), state["squares"] / (1 - beta2**done)
-        direction: Tensor = mean / squares.sqrt_().add_(EPS)
-        return direction
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

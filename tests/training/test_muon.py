@@ -20,6 +20,11 @@ GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 
 BFLOAT16 = 0.03
 """Largest part of a change by which ours and PyTorch's differ, which rounds to bfloat16 (measured: 0.012)."""
 
+LEAST, MOST = 0.6, 1.3
+"""Singular values after five rounds (measured: 0.69 to 1.13)."""
+ALIGNED = 1e-5
+"""Largest entry beside the diagonal between the singular vectors before and after (measured: 1.2e-6)."""
+
 
 @pytest.mark.parametrize("shape", [(3, 8, 72), (1, 72, 8)])
 def test_singular_values_become_about_one(shape: tuple[int, int, int]) -> None:
@@ -27,9 +32,10 @@ def test_singular_values_become_about_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape)
     found = orthogonal(matrices)
     values = torch.linalg.svdvals(found)
-    assert 0.6 < values.min() < values.max() < 1.3
+    assert LEAST < values.min() < values.max() < MOST
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    torch.testing.assert_close(found, u @ v, rtol=0, atol=0.2)
+    aligned = u.mT @ found @ v.mT  # the singular vectors stay, so this is diagonal
+    torch.testing.assert_close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), rtol=0, atol=ALIGNED)
 
 
 @pytest.mark.parametrize("semantics", get_args(Semantics))
@@ -64,7 +70,7 @@ def test_each_gate_moves_as_pytorch_moves_a_matrix(semantics: Semantics) -> None
     assert {name.split(".")[-2] for name in moved} == set(GATES)
     for name, weight in ours.named_parameters():
         target = moved.get(name, dict(other.named_parameters())[name])
-        limit = BFLOAT16 if name in moved else 1e-4
+        limit = BFLOAT16 if name in moved else 0.0
         assert (weight - target).norm() <= limit * (target - before[name]).norm(), name
 
 
