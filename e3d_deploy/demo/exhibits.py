@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -103,15 +103,14 @@ FILM = Exhibit(
     examples=_film_examples,
     video=_film,
 )
-FULL = Exhibit(
+FULL = replace(
+    DIGITS,
     name="full",
     title="Moving MNIST, full-size model",
     model=MODELS / "moving_mnist_64x4.safetensors",
     card=MODELS / "moving_mnist_64x4.json",
     measured_by="e3d evaluate",
-    tested_on=DIGITS.tested_on,
-    examples=_digit_examples,
-    video=_digit_video,
+    engines=False,
 )
 
 
