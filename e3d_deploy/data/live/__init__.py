@@ -1,0 +1,1 @@
+"""Live sources: cameras, network addresses and pipes, read in threads of their own."""

@@ -1,0 +1,1 @@
+"""The live page, REST and WebSocket server."""
