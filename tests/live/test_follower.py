@@ -1,0 +1,137 @@
+"""A follower judges each forecast by the picture that came, and beside copying the last picture."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from e3d_deploy import frames, metrics, runtime
+from e3d_deploy.config import ModelConfig
+from e3d_deploy.errors import StreamError
+from e3d_deploy.live.follower import Follower, Judged
+from e3d_deploy.live.quality import ENOUGH, Quality
+from e3d_deploy.runtime.renewal import NONE
+
+CONFIG = ModelConfig(image_size=(4, 4), patch_size=2, hidden=(1,), kernel_size=3)
+
+
+class Repeating:
+    """Stream whose forecast is its last picture, plus the number of frames ahead in 255ths."""
+
+    def __init__(self) -> None:
+        self.age = 0
+        self.breaks = False
+
+    def push(self, picture: Any, /) -> None:
+        if self.breaks:
+            raise StreamError("stream: broken; reset it")
+        self.last, self.age = picture, self.age + 1
+
+    def forecast(self, horizon: int, /) -> NDArray[np.float32]:
+        frame = frames.to_frames(self.last, image_size=(4, 4), channels=1)
+        ahead = np.arange(1, horizon + 1, dtype=np.float32)[:, None, None, None] / 255
+        return frame[None] + ahead
+
+    def reset(self) -> None:
+        self.age = 0
+
+
+def gray(level: int) -> NDArray[np.uint8]:
+    return np.full((4, 4, 1), level, np.uint8)
+
+
+def follow(levels: list[int], *, horizon: int = 3, **options: bool) -> list[Judged]:
+    follower = Follower(Repeating(), CONFIG, horizon=horizon, renewal=NONE, **options)
+    return [follower.see(gray(level)) for level in levels]
+
+
+def test_forecasts_are_judged_when_their_picture_comes() -> None:
+    judged = follow([10, 11, 12, 20])
+    assert [len(one.errors) for one in judged] == [0, 1, 2, 3]
+    # Each picture but the last is one level above the one before, which is what was forecast.
+    np.testing.assert_allclose(judged[2].errors, 0, atol=1e-9)
+    levels = np.array([13 - 20, 13 - 20, 13 - 20]) / 255
+    np.testing.assert_allclose(judged[3].errors, 16 * levels**2, rtol=1e-4)
+    copies = np.array([12 - 20, 11 - 20, 10 - 20]) / 255
+    np.testing.assert_allclose(judged[3].copy_errors, 16 * copies**2, rtol=1e-4)
+    assert [float(one.mean()) for one in judged[3].expected] == pytest.approx([13 / 255] * 3)
+
+
+def test_forecasts_are_clipped_as_they_are_shown() -> None:
+    assert follow([255])[0].forecast.max() == 1
+
+
+def test_what_does_not_continue_begins_with_a_new_state() -> None:
+    follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
+    assert not follower.see(gray(0), begins=True).cut, "nothing was there to reset"
+    follower.see(gray(1))
+    judged = follower.see(gray(2), begins=True)
+    assert (judged.cut, judged.age, judged.errors) == (True, 1, ())
+
+
+def test_reset_forgets_what_was_forecast() -> None:
+    follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
+    follower.see(gray(0))
+    follower.reset()
+    judged = follower.see(gray(1))
+    assert (judged.index, judged.age, judged.errors) == (1, 1, ())
+
+
+def test_cut_resets_only_where_it_is_asked_for() -> None:
+    levels = [10, 11, 12, 13, 14, 200, 201]
+    assert [one.cut for one in follow(levels, reset_on_cut=True)] == [False] * 5 + [True, False]
+    assert not any(one.cut for one in follow(levels))
+
+
+def test_after_an_error_nothing_is_judged_at_the_wrong_distance() -> None:
+    stream = Repeating()
+    follower = Follower(stream, CONFIG, horizon=2, renewal=NONE)
+    follower.see(gray(0))
+    stream.breaks = True
+    with pytest.raises(StreamError):
+        follower.see(gray(1))
+    stream.breaks = False
+    assert follower.see(gray(2)).errors == ()
+
+
+def test_streams_of_the_runtime_can_be_followed(exported: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (6, 16, 24, 1), np.uint8)
+    with runtime.load(exported / "tiny.e3d", "onnxruntime") as predictor, predictor.streams() as streams:
+        found = []
+        for stream in (predictor.stream(renewal="none"), streams.open(renewal="none")):
+            follower = Follower(stream, predictor.config, horizon=3, renewal=predictor.renewal("none"))
+            found.append([follower.see(picture) for picture in pictures])
+        plain = predictor.stream(renewal="none")
+        for picture in pictures[:-1]:
+            plain.push(picture)
+        truth = frames.to_frames(pictures[-1], image_size=(16, 24), channels=1)
+        expected = float(metrics.mse(plain.forecast(1)[0].clip(0, 1), truth))
+    for judged in found:
+        assert judged[-1].errors[0] == pytest.approx(expected, rel=1e-4)
+        assert [one.age for one in judged] == [1, 2, 3, 4, 5, 6]
+
+
+def test_verdict_names_a_model_that_does_not_beat_copying() -> None:
+    worse, better = Quality(1), Quality(1)
+    for one in follow([10] * (ENOUGH + 1), horizon=1):
+        worse.add(one)
+    for one in follow([level % 255 for level in range(ENOUGH + 1)], horizon=1):
+        better.add(one)
+    verdict = worse.verdict(1)
+    assert verdict is not None
+    assert "1 frame ahead, a copy of the last picture is better" in verdict
+    assert better.verdict(1) is None
+
+
+def test_nothing_is_said_about_a_model_too_early() -> None:
+    quality = Quality(1)
+    assert quality.at(1) is None
+    for one in follow([10] * ENOUGH, horizon=1):
+        quality.add(one)
+    assert quality.verdict(1) is None
+    found = quality.at(1)
+    assert found is not None
+    assert (found.frames, found.copy_mse) == (ENOUGH - 1, 0)

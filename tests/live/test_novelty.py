@@ -1,0 +1,82 @@
+"""The novelty score: usual errors give 1, whatever the age of the state; unusual ones stand out."""
+
+from pathlib import Path
+
+import numpy as np
+
+from e3d_deploy import runtime
+from e3d_deploy.live.follower import Follower
+from e3d_deploy.live.novelty import FLOOR, LEAST, Novelty
+from e3d_deploy.runtime.renewal import Renewal
+
+REFRESH = Renewal("refresh", context_length=4, states=2)
+
+
+def scores(novelty: Novelty, errors: list[float], ages: list[int]) -> list[float | None]:
+    return [
+        novelty.score(np.array([error]), np.array([age]))[0] for error, age in zip(errors, ages, strict=True)
+    ]  # fmt: skip
+
+
+def test_usual_errors_score_one_and_unusual_ones_their_ratio() -> None:
+    novelty = Novelty(1, Renewal("none", context_length=1))
+    usual = scores(novelty, [0.01] * 20, [9] * 20)
+    assert usual == [None] * LEAST + [1.0] * (20 - LEAST)
+    assert scores(novelty, [0.05], [9]) == [5.0]
+
+
+def test_median_is_that_of_the_errors_before() -> None:
+    rng = np.random.default_rng(0)
+    errors = 0.01 + 0.001 * rng.random(1000)
+    novelty = Novelty(1, Renewal("none", context_length=1))
+    last = scores(novelty, errors.tolist(), [9] * 1000)[-1]
+    assert last is not None
+    assert abs(last - errors[-1] / np.median(errors[-301:-1])) < 1e-6
+
+
+def test_rounding_of_a_perfect_forecast_is_no_novelty() -> None:
+    novelty = Novelty(1, Renewal("none", context_length=1))
+    scores(novelty, [0.0] * 20, [9] * 20)
+    assert scores(novelty, [FLOOR], [9]) == [1.0]
+
+
+def test_ages_of_a_refresh_are_compared_apart() -> None:
+    ages = [REFRESH.age(pushed) for pushed in range(1, 200)]
+    errors = [0.01 * age for age in ages]
+    found = [one for one in scores(Novelty(1, REFRESH), errors, ages) if one is not None]
+    assert len(found) > 100
+    np.testing.assert_allclose(found, 1.0, rtol=1e-6)
+
+
+def test_each_horizon_has_its_own_median() -> None:
+    novelty = Novelty(2, Renewal("none", context_length=1))
+    for _ in range(LEAST):
+        novelty.score(np.array([0.01, 0.04]), np.array([5, 5]))
+    assert novelty.score(np.array([0.02, 0.04]), np.array([5, 5])) == (2.0, 1.0)
+
+
+def test_still_scene_shows_no_period_of_the_renewal(exported: Path) -> None:
+    """The errors of a refreshed stream swing with the age of its state; its novelty does not."""
+    rng = np.random.default_rng(1)
+    scene = rng.integers(0, 256, (16, 24, 1), np.uint8)
+    errors, novelty, phases = [], [], []
+    with runtime.load(exported / "tiny.e3d", "onnxruntime") as predictor:
+        renewal = predictor.renewal("refresh:2")
+        follower = Follower(
+            predictor.stream(renewal="refresh:2"), predictor.config, horizon=1, renewal=renewal
+        )  # fmt: skip
+        for number in range(12 * LEAST + renewal.warm_up):
+            judged = follower.see(scene)
+            if judged.novelty and judged.novelty[0] is not None:
+                errors.append(judged.errors[0])
+                novelty.append(judged.novelty[0])
+                phases.append(number % renewal.cycle)
+    assert len(novelty) > 4 * renewal.cycle
+    assert _swing(errors, phases) > 0.005, "the raw error has no period to remove, so this test shows nothing"
+    assert _swing(novelty, phases) < 1e-4
+
+
+def _swing(values: list[float], phases: list[int]) -> float:
+    """Return the spread of the mean values of the phases, relative to the mean."""
+    means = [np.mean([v for v, p in zip(values, phases, strict=True) if p == phase]) for phase in set(phases)]
+    return float((max(means) - min(means)) / np.mean(values))
