@@ -329,6 +329,15 @@ def test_the_next_command_can_be_pasted(bundle_path: Path, tmp_path: Path) -> No
     assert f"next: e3d unpack '{tmp_path}/my tiny.zip' -o 'my tiny.e3d'\n" in result.stderr
 
 
+def test_the_next_command_names_a_program_that_is_not_on_the_path(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["my env/bin/e3d", "pack"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = e3d("pack", bundle_path, "-o", tmp_path / "tiny.zip")
+    assert f"next: 'my env/bin/e3d' unpack {tmp_path}/tiny.zip -o tiny.e3d\n" in result.stderr
+
+
 def test_the_next_command_takes_no_path_for_an_option(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

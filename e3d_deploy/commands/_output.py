@@ -123,7 +123,13 @@ def _first_word(word: str, colour: str) -> None:
 
 def next_command(*words: object, how: str = "") -> None:
     """Print on stderr the command to run next, followed by a hint on how to complete it."""
-    click.echo(f"next: e3d {shlex.join(map(_word, words))}{how}", err=True)
+    click.echo(f"next: {_program()} {shlex.join(map(_word, words))}{how}", err=True)
+
+
+def _program() -> str:
+    """Return the program as it can be typed again: by its path, as it was, where `e3d` alone is not found."""
+    typed = Path(sys.argv[0])
+    return shlex.quote(sys.argv[0]) if typed.name == "e3d" and shutil.which("e3d") is None else "e3d"
 
 
 def _word(word: object) -> str:
