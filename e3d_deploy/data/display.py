@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,11 +58,12 @@ class Bringer:
     """Brings decoded frames to a form, and remarks on what is done to them.
 
     Args:
+        name: source, for remarks.
         aspect: width of a pixel by its height; None where it is not told.
     """
 
-    def __init__(self, path: Path, form: Form, *, aspect: Fraction | None, remarks: Remarks) -> None:
-        self.name, self.form, self.remarks = path.name, form, remarks
+    def __init__(self, name: str, form: Form, *, aspect: Fraction | None, remarks: Remarks) -> None:
+        self.name, self.form, self.remarks = name, form, remarks
         self.aspect = float(aspect) if aspect else 1.0
         self.target = "gray" if form.channels == 1 else "rgb24"
         self.kind: tuple[object, ...] | None = None

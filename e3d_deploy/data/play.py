@@ -1,6 +1,6 @@
 """Videos and folders of pictures that play picture by picture. Needs no PyTorch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,8 @@ class Video:
     """Frames per second; None where the source tells none."""
     rest: Iterator[object]
     """Frames behind those that were taken, as they are stored, for a check of whether the source is whole."""
+    time_s: Callable[[], float | None]
+    """Returns the time of the picture that came last, by the source's own clock (s); None where it tells none."""
 
     @property
     def frames_per_second(self) -> float:
@@ -54,23 +56,25 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
         raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {form.channels}; give .npz or .npy")
     remarks = remarks or Remarks()
     pictures: Iterator[NDArray[np.uint8]]
-    rate: float | None = None
+    rest: Iterator[object]
+    time_s: Callable[[], float | None]
     is_animated = path.is_file() and png.is_animated(path)
     if is_animated:
         _check_animation(path)
     # FFmpeg, unlike Pillow, knows all ways in which a frame of an animated PNG is laid over those before.
     is_video = is_animated or not (path.is_dir() or path.suffix.lower() in PICTURES)
     if is_video:
-        pictures, rate, frames = play_video(path, form, remarks=remarks, resample=selection.resample)
+        played = play_video(path, form, remarks=remarks, resample=selection.resample)
+        pictures, rate, rest, time_s = played.pictures, played.rate, played.rest, played.time_s
     else:
         open_ = play_folder if path.is_dir() else play_pages
         pictures, rate = open_(path, form, remarks=remarks)
+        rest, time_s = pictures, lambda: None
     pictures = _not_empty(path, pictures)
-    rest = frames if is_video else pictures
     # A video's frames are taken by their own times, which need not be even.
     if not selection.takes_all and not (is_video and selection.resample is not None):
         pictures = select(pictures, selection.stride(rate, name=str(path)))
-    return Video(pictures, selection.rate(rate), rest)
+    return Video(pictures, selection.rate(rate), rest, time_s)
 
 
 def _check_animation(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -46,12 +47,22 @@ LOST_INTERVALS = 3
 """Longest intervals by which a video may end before its header says; frames, of AVI."""
 
 
-def play_video(
-    path: Path, form: Form, *, remarks: Remarks, resample: float | None = None
-) -> tuple[Iterator[NDArray[np.uint8]], float | None, Iterator["av.VideoFrame"]]:
-    """Return the pictures of a video one by one as players show them, its rate if it tells one, and what comes behind.
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """A video that plays."""
 
-    The last are the decoded frames that no picture was made of yet; they end with the pictures' iterator.
+    pictures: Iterator[NDArray[np.uint8]]
+    """[H, W, C]."""
+    rate: float | None
+    """Frames per second; None where the video tells none."""
+    rest: Iterator["av.VideoFrame"]
+    """Decoded frames that no picture was made of yet; they end with the pictures."""
+    time_s: Callable[[], float | None]
+    """Returns the time of the frame that was decoded last (s); None where the video tells none."""
+
+
+def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | None = None) -> "Played":
+    """Play a video picture by picture, as players show it.
 
     Args:
         remarks: takes what is done to the pictures, once each.
@@ -86,12 +97,12 @@ def play_video(
     interval = 1 / rate if (rate := _rate(stream)) else None
     # AVI tells no times; FFmpeg gives those of decoding.
     tells_times = container.format.name != "avi"
-    times = Times()
+    times, tick = Times(), stream.time_base
     decoded = _decoded(path, container, stream, times)
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
         frames = decoded
-        bring = Bringer(path, form, aspect=stream.sample_aspect_ratio, remarks=remarks)
+        bring = Bringer(path.name, form, aspect=stream.sample_aspect_ratio, remarks=remarks)
         with container:
             if resample is not None:
                 timed = _timed(frames, interval, tells_times=tells_times)
@@ -99,10 +110,15 @@ def play_video(
             try:
                 yield from map(bring, frames)
             finally:
-                if resample is None and tells_times and stream.time_base:
-                    times.say(path.name, stream.time_base, remarks)
+                if resample is None and tells_times and tick:
+                    times.say(path.name, tick, remarks)
 
-    return pictures(), None if interval is None else float(1 / interval), decoded
+    return Played(
+        pictures=pictures(),
+        rate=None if interval is None else float(1 / interval),
+        rest=decoded,
+        time_s=lambda: times.last_s(tick) if tells_times else None,
+    )
 
 
 class Single:
@@ -212,6 +228,10 @@ class Times:
             self.longest = max(self.longest, interval)
             self.shortest = min(self.shortest or interval, interval)
         self.last = pts
+
+    def last_s(self, tick: Fraction | None) -> float | None:
+        """Return the time of the last frame (s); None if it is not known."""
+        return None if self.last is None or not tick else float(self.last * tick)
 
     def say(self, name: str, tick: Fraction, remarks: Remarks) -> None:
         """Log intervals that differ by more than rounding to ticks makes them differ."""

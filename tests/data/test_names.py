@@ -23,8 +23,8 @@ def test_a_video_of_any_name_is_opened_from_its_own_folder(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copyfile(CLIP, name)
-    pictures, *_ = play_video(Path(name), Form(image_size=(16, 48), channels=1), remarks=Remarks(silent=True))
-    assert next(pictures).shape == (16, 48, 1)
+    video = play_video(Path(name), Form(image_size=(16, 48), channels=1), remarks=Remarks(silent=True))
+    assert next(video.pictures).shape == (16, 48, 1)
 
 
 def test_a_source_that_is_there_has_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Every command reads the same files."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -93,8 +94,8 @@ def test_videos_are_decoded_no_further_than_asked(tmp_path: Path, monkeypatch: p
     original = playing.play_video
 
     def counting(*arguments: Any, **options: Any) -> Any:
-        pictures, rate, rest = original(*arguments, **options)
-        return (taken.append(1) or one for one in pictures), rate, rest
+        video = original(*arguments, **options)
+        return dataclasses.replace(video, pictures=(taken.append(1) or one for one in video.pictures))
 
     monkeypatch.setattr(playing, "play_video", counting)
     write_video(tmp_path / "a.mp4", np.concatenate([frames_of(0)] * 5))
