@@ -1,0 +1,115 @@
+"""Addresses of sources, as a user types them."""
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from e3d_deploy.errors import ConfigError
+
+SCHEMES = ("rtsp", "rtsps", "http", "https")
+"""Schemes of network addresses that are read."""
+CAMERA = re.compile(r"/dev/video\d+")
+MOST_PIXELS = 8192 * 4320
+"""Largest picture that a live source may have (pixels): 8K, in its widest form."""
+
+Kind = Literal["file", "camera", "network", "stdin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Source of pictures, as a user named it."""
+
+    text: str
+    """Text as it was typed; it may hold a password."""
+    kind: Kind
+    """Reader of the source."""
+    raw: tuple[int, int, int] | None = None
+    """Shape [H, W, C] of raw frames on stdin; None for every other kind."""
+
+    @property
+    def name(self) -> str:
+        """Name for tables, logs and messages: without user, password and query, which may hold a token."""
+        if self.kind == "stdin":
+            return "stdin"
+        return _public(self.text) if self.kind == "network" else self.text
+
+    @property
+    def scheme(self) -> str:
+        """Scheme of a network address, in lower case; empty for every other kind."""
+        return self.text.partition("://")[0].lower() if self.kind == "network" else ""
+
+    @property
+    def is_live(self) -> bool:
+        """True for a camera and RTSP, which wait for nobody; of HTTP, `Feed.is_live` tells it once it is open."""
+        return self.kind == "camera" or self.scheme in ("rtsp", "rtsps")
+
+
+def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Address:
+    """Return the address that a text names.
+
+    Args:
+        text: `-` for raw frames on stdin, `/dev/videoN` or another character device for a camera, an address that
+            begins with rtsp://, rtsps://, http:// or https://, else the path of a video or a folder of pictures.
+        raw: shape [H, W, C] of raw frames; used for `-` alone.
+
+    Raises:
+        ConfigError: another scheme, an address without a host, or `-` without a possible shape.
+    """
+    if text == "-":
+        return Address(text=text, kind="stdin", raw=_checked(raw))
+    if CAMERA.fullmatch(text) or _is_character_device(text):
+        return Address(text=text, kind="camera")
+    if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)) is None:
+        return Address(text=text, kind="file")
+    scheme, address = found[1].lower(), Address(text=text, kind="network")
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        remedy = "give its path alone" if scheme == "file" else "give one of these, a path, /dev/videoN or -"
+        raise ConfigError(f"{address.name}: {scheme}:// is not read, expected {known}; {remedy}")
+    if not _has_host(text):
+        # Its name is not shown: what looks like a port may be a password.
+        raise ConfigError(
+            f"{scheme}://…: not an address with a host, expected {scheme}://HOST[:PORT]/PATH; write /, ?, # and @ "
+            "in a user name or password as %2F, %3F, %23 and %40"
+        )
+    return address
+
+
+def _has_host(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return (
+            bool(parts.hostname) and (parts.port is None or parts.port > 0) and text.isprintable() and " " not in text
+        )
+    except ValueError:  # the port is not a number
+        return False
+
+
+def _public(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    # A password may hold an unescaped "/": all that stands before the last "@" may be a part of it.
+    is_unclear = "@" in rest[len(authority) :]
+    shown = ("…@" if is_unclear else "") + rest.rpartition("@")[2]
+    return f"{scheme}://{re.split(r'[?#]', shown, maxsplit=1)[0]}"
+
+
+def _is_character_device(text: str) -> bool:
+    try:
+        return stat.S_ISCHR(Path(text).stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _checked(raw: tuple[int, int, int] | None) -> tuple[int, int, int]:
+    if raw is None:
+        raise ConfigError("-: raw frames on stdin tell no size; give it with --raw HxWxC, such as --raw 480x640x3")
+    H, W, C = raw
+    if C not in (1, 3):
+        raise ConfigError(f"raw: got {C} channels, expected 1 (gray) or 3 (RGB); convert the frames")
+    if H < 1 or W < 1 or H * W > MOST_PIXELS:
+        raise ConfigError(f"raw: got {H}×{W} pixels, expected 1 to {MOST_PIXELS}; check --raw, or scale the frames")
+    return H, W, C

@@ -1,0 +1,173 @@
+"""Cameras and network addresses, opened and decoded by FFmpeg."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from e3d_deploy.data.live.address import MOST_PIXELS, Address
+from e3d_deploy.data.live.trouble import Trouble
+from e3d_deploy.data.rate import MOST_RATE
+
+if TYPE_CHECKING:
+    import av
+
+PROTOCOLS = "rtsp,rtp,udp,tcp,tls,http,https,crypto,httpproxy"
+"""Protocols that a source may use, also by a redirect; `file` is not among them."""
+FORMATS = {
+    "rtsp": "rtsp",
+    "http": "mov,matroska,avi,mpjpeg,jpeg_pipe,mjpeg,mpegts,flv,ogg,gif,h264,hevc,ivf,yuv4mpegpipe",
+    "camera": "v4l2",
+}
+"""Readers that a source may use, by how it is opened. Playlists are not among them, as they name other addresses."""
+UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
+"""Readers that make up times and rates, as their streams tell none."""
+LATER_S = 1.0
+"""Time by which FFmpeg gives up later than its caller (s), so that the caller's error is the one that is seen."""
+MOST_DAMAGED = 250
+"""Packets in a row without a picture after which a live source is given up."""
+DAMAGED = Trouble(
+    f"sends pictures that cannot be decoded, or that have more than {MOST_PIXELS} pixels",
+    "check its codec, and make its pictures smaller",
+    is_final=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Properties of a source that is open."""
+
+    rate: float | None
+    """Frames per second; None where it tells none."""
+    is_live: bool
+    """True if it has no end of its own."""
+    aspect: Fraction | None
+    """Width of a pixel by its height; None where it is not told."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded:
+    """Frame of a source, as it was decoded."""
+
+    frame: "av.VideoFrame"
+    time_s: float | None
+    """Time by the source's own clock (s); None where it tells none."""
+    came_s: float
+    """Value of `time.perf_counter()` when it was decoded."""
+
+
+def open_container(address: Address, silence_s: float) -> Any:
+    """Open a camera or a network address with PyAV.
+
+    V4L2 cameras were tested without a camera: only the call below and its errors.
+
+    Args:
+        silence_s: longest time that FFmpeg may wait for the peer (s), a little later than its caller.
+
+    Raises:
+        Exception: FFmpeg's error, whose text may hold a password.
+    """
+    import av
+
+    patience_s = silence_s + LATER_S
+    options = {"max_pixels": str(MOST_PIXELS)}
+    format_: str | None = None
+    if address.kind == "camera":
+        format_ = "v4l2"
+    else:
+        way = "rtsp" if address.is_live else "http"
+        options |= {"protocol_whitelist": PROTOCOLS, "format_whitelist": FORMATS[way]}
+        patience = str(round(patience_s * 1e6))
+        if way == "rtsp":
+            # UDP loses packets on busy networks and is often blocked.
+            options |= {"rtsp_transport": "tcp", "timeout": patience, "allowed_media_types": "video"}
+            # FFmpeg would wait for 20 frames to find the rate, which a slow camera takes seconds for.
+            options |= {"fpsprobesize": "5"}
+        else:
+            options |= {"rw_timeout": patience}
+    timeout = (patience_s, patience_s)
+    return av.open(address.text, format=format_, options=options, timeout=timeout, metadata_errors="replace")
+
+
+def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
+    """Return the video stream of an open source, ready to be decoded, and its properties.
+
+    Raises:
+        Trouble: it holds no video that can be decoded, or too large pictures.
+    """
+    stream = container.streams.best("video")
+    if stream is None:
+        raise Trouble("holds no video", "give another address", is_final=True)
+    codec = stream.codec_context
+    if codec is None:
+        raise Trouble("holds a video that no decoder is there for", "let it send H.264 or MJPEG", is_final=True)
+    if codec.width * codec.height > MOST_PIXELS:
+        size = f"{codec.height}×{codec.width}"
+        remedy = "make them smaller at the source"
+        raise Trouble(f"got pictures of {size}, expected at most {MOST_PIXELS} pixels", remedy, is_final=True)
+    if not codec.width:
+        raise DAMAGED
+    codec.options = {"max_pixels": str(MOST_PIXELS)}
+    is_live = address.is_live or (container.duration is None and container.size <= 0)
+    # Threads by frames would hold back as many frames as there are threads.
+    stream.thread_type = "SLICE" if is_live else "AUTO"
+    facts = Facts(rate=_rate(container, stream), is_live=is_live, aspect=stream.sample_aspect_ratio)
+    return stream, facts
+
+
+def _rate(container: Any, stream: Any) -> float | None:
+    if container.format.name in UNTIMED:
+        return None
+    rates = (rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= MOST_RATE)
+    return next((float(rate) for rate in rates), None)
+
+
+def decode(container: Any, stream: Any, *, is_live: bool) -> Iterator[Decoded]:
+    """Yield the frames of a source. A live one may be damaged now and then, a file may not.
+
+    Raises:
+        Trouble: the source is lost, a file is damaged or ends early, or nothing of a live source can be decoded.
+    """
+    import av
+
+    tells_times, number, damaged = container.format.name not in UNTIMED, 0, 0
+    try:
+        for packet in container.demux(stream):
+            damaged += 1
+            for frame in _frames(stream, packet, is_live=is_live):
+                time_s = frame.time if tells_times else None
+                yield Decoded(frame=frame, time_s=time_s, came_s=time.perf_counter())
+                number, damaged = number + 1, 0
+            if damaged == MOST_DAMAGED and is_live:
+                raise DAMAGED
+    except (OSError, av.FFmpegError) as error:
+        raise _broken(number, stream, error.strerror) from None
+    if not is_live and number < stream.frames:
+        raise _broken(number, stream, "its end is missing")
+
+
+def _frames(stream: Any, packet: Any, *, is_live: bool) -> list["av.VideoFrame"]:
+    """Return the frames that a packet completes; of a live source, those that are whole.
+
+    Raises:
+        InvalidDataError: a file is damaged.
+    """
+    import av
+
+    try:
+        frames: list[av.VideoFrame] = stream.decode(packet)
+    except av.InvalidDataError:
+        if not is_live:
+            raise
+        return []
+    if is_live:
+        return [frame for frame in frames if not frame.is_corrupt]
+    if any(frame.is_corrupt for frame in frames):
+        raise av.InvalidDataError(0, "a damaged frame")
+    return frames
+
+
+def _broken(number: int, stream: Any, reason: str | None) -> Trouble:
+    total = f" of {stream.frames}" if stream.frames else ""
+    return Trouble(f"broke off after {number}{total} frames ({reason})", "check the source and the network")

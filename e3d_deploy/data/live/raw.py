@@ -1,0 +1,109 @@
+"""Raw frames from a pipe as a source."""
+
+import io
+import sys
+import time
+from collections.abc import Iterator
+from threading import Event
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.display import Bringer
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.live.came import Came
+from e3d_deploy.data.pictures import NEEDS_VIDEO
+from e3d_deploy.data.rate import Selection
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, SourceLost
+
+
+class RawFrames:
+    """Pictures of raw frames, uint8 row by row, without anything between them.
+
+    Args:
+        shape: height, width and colours of a frame.
+        stream: stream that they are read from; None for stdin.
+
+    Raises:
+        ConfigError: frames are to be resampled, though they tell no rate, or there is no stdin.
+        BackendUnavailable: frames of another form than the model's, without the extra `video`.
+    """
+
+    is_live, reconnects, rate = False, 0, None
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        form: Form,
+        selection: Selection,
+        *,
+        remarks: Remarks,
+        stream: BinaryIO | None = None,
+    ) -> None:
+        self.shape, self.form = shape, form
+        self.stride = round(selection.stride(None, name="stdin"))
+        self.stream: Any = _stdin() if stream is None else stream
+        self._bring = None if shape == form.shape else _bringer(form, remarks)
+        self._closed = Event()
+
+    def pictures(self) -> Iterator[Came]:
+        """Yield the pictures.
+
+        Raises:
+            ClipError: there is not one byte.
+            SourceLost: the last frame is not whole.
+        """
+        number, size = 0, int(np.prod(self.shape))
+        while not self._closed.is_set():
+            content = bytearray(size)
+            if (count := _fill(self.stream, content)) == 0:
+                break
+            if count < size:
+                raise SourceLost(
+                    f"stdin: broke off in frame {number}, got {count} bytes, expected {size}; check that the frames "
+                    f"are {'x'.join(map(str, self.shape))} as --raw says"
+                )
+            if number % self.stride == 0:
+                came_s = time.perf_counter()
+                picture = self._brought(np.frombuffer(content, np.uint8).reshape(self.shape))
+                yield Came(picture=picture, time_s=None, came_s=came_s, section=0)
+            number += 1
+        if number == 0 and not self._closed.is_set():
+            raise ClipError("stdin: empty, expected raw frames; check the program that writes them")
+
+    def close(self) -> None:
+        """Let `pictures` end after the frame that is being read."""
+        self._closed.set()
+
+    def _brought(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self._bring is None:
+            return picture
+        import av
+
+        kind, pixels = ("gray", picture[..., 0]) if picture.shape[2] == 1 else ("rgb24", picture)
+        return self._bring(av.VideoFrame.from_ndarray(pixels, kind))
+
+
+def _fill(stream: Any, content: bytearray) -> int:
+    """Read until the buffer is full or the stream ends; return the number of bytes."""
+    view, count = memoryview(content), 0
+    while count < len(content) and (read := stream.readinto(view[count:])):
+        count += read
+    return count
+
+
+def _stdin() -> Any:
+    if sys.stdin is None:
+        raise ConfigError("-: this process has no stdin; give a file or an address")
+    # Unbuffered: a thread that holds the lock of a buffer while Python ends would abort the process.
+    return io.FileIO(sys.stdin.fileno(), closefd=False)
+
+
+def _bringer(form: Form, remarks: Remarks) -> Bringer:
+    try:
+        import av  # noqa: F401
+    except ImportError as error:
+        raise BackendUnavailable(NEEDS_VIDEO) from error
+    return Bringer("stdin", form, aspect=None, remarks=remarks)

@@ -1,0 +1,145 @@
+"""Cameras and network addresses that are opened again when they are lost."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
+from threading import Event
+
+from e3d_deploy.data.display import Bringer
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.live.address import Address
+from e3d_deploy.data.live.came import Came
+from e3d_deploy.data.live.connection import Connection
+from e3d_deploy.data.live.network import Decoded
+from e3d_deploy.data.live.trouble import Trouble
+from e3d_deploy.data.live.waiting import Ended
+from e3d_deploy.data.rate import Selection, select_by_time
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.errors import SourceLost
+from e3d_deploy.progress import Notify
+
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 15.0
+"""Wait before the first reconnect, which doubles with each that gives no picture, and the longest one (s)."""
+
+
+class Reconnecting:
+    """Pictures of a camera or a network address.
+
+    The first connection is made at once and not tried again. One that is lost after it is made again if the source is
+    live: a file behind HTTP would begin again from its start.
+
+    Args:
+        silence_s: longest time without a picture (s).
+        attempts: connections in a row without a picture before the source counts as lost.
+        notify: told of each reconnect.
+
+    Raises:
+        ClipError, SourceLost: the source cannot be opened.
+    """
+
+    reconnects = 0
+
+    def __init__(
+        self,
+        address: Address,
+        form: Form,
+        selection: Selection,
+        *,
+        silence_s: float,
+        attempts: int,
+        remarks: Remarks,
+        notify: Notify,
+    ) -> None:
+        self.address, self.form, self.selection = address, form, selection
+        self.silence_s, self.attempts, self.remarks, self.notify = silence_s, attempts, remarks, notify
+        self._closed, self._failures, self._section = Event(), 0, -1
+        self._connection = Connection(address, silence_s)
+        try:
+            self._facts = self._connection.facts()
+        except Trouble as trouble:
+            self._connection.close()
+            raise trouble.error(address.name) from None
+        self.is_live, self.rate = self._facts.is_live, selection.rate(self._facts.rate)
+
+    def pictures(self) -> Iterator[Came]:
+        """Yield the pictures, over reconnects.
+
+        Raises:
+            SourceLost: the source broke off for good.
+        """
+        while not self._closed.is_set():
+            trouble = Trouble("the stream ended", "check the source")
+            try:
+                yield from self._brought()
+                if not self.is_live:
+                    return
+            except Trouble as found:
+                trouble = found
+            finally:
+                self._connection.close()
+            self._connect_again(trouble)
+
+    def close(self) -> None:
+        """Let `pictures` end, also while it waits for a picture or for the next connection."""
+        self._closed.set()
+        self._connection.close()
+
+    def _brought(self) -> Iterator[Came]:
+        """Yield the selected pictures of the connection, in the form of the model."""
+        bring = Bringer(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
+        size: tuple[int, int] | None = None
+        for decoded in self._selected(self._connection.frames()):
+            if size != (size := (decoded.frame.height, decoded.frame.width)):
+                self._section += 1
+            picture = bring(decoded.frame)
+            self._failures = 0
+            yield Came(picture=picture, time_s=decoded.time_s, came_s=decoded.came_s, section=self._section)
+
+    def _selected(self, frames: Iterator[Decoded]) -> Iterator[Decoded]:
+        if self.selection.resample is not None:
+            interval = Fraction(1 / self._facts.rate) if self._facts.rate else None
+            return select_by_time(self._timed(frames), self.selection.resample, interval=interval)
+        return islice(frames, 0, None, self.selection.every or 1)
+
+    def _timed(self, frames: Iterator[Decoded]) -> Iterator[tuple[Fraction, Decoded]]:
+        """Yield frames with times that only ascend, and by no more than the longest silence.
+
+        A clock that jumps, as that of a camera that is set, would have one frame repeated for all of the jump.
+        """
+        clock, last = Fraction(0), None
+        for decoded in frames:
+            time = Fraction(decoded.came_s if decoded.time_s is None else decoded.time_s)
+            step = Fraction(0) if last is None else time - last
+            clock, last = clock + (step if 0 <= step <= self.silence_s else 0), time
+            yield clock, decoded
+
+    def _connect_again(self, trouble: Trouble) -> None:
+        """Wait, and open the source again, until it is open or closed.
+
+        Raises:
+            SourceLost: all attempts failed.
+        """
+        name = self.address.name
+        while not self._closed.is_set():
+            if not self.is_live or self._failures >= self.attempts:
+                tried = f" after {self._failures} reconnects without a picture" if self._failures else ""
+                raise SourceLost(f"{name}: {trouble.reason}{tried}; {trouble.remedy}")
+            delay_s = min(FIRST_DELAY_S * 2**self._failures, LONGEST_DELAY_S)
+            self._failures += 1
+            counted = f"attempt {self._failures} of {self.attempts}"
+            self.notify(f"{name}: {trouble.reason}; connecting again in {delay_s:g} s ({counted})")
+            if self._closed.wait(delay_s):
+                return
+            self._connection = Connection(self.address, self.silence_s)
+            if self._closed.is_set():  # it was closed before it knew of this connection
+                self._connection.close()
+            try:
+                self._facts = self._connection.facts()
+            except Trouble as found:
+                trouble = found
+                self._connection.close()
+            except Ended:
+                return
+            else:
+                self.reconnects += 1
+                return

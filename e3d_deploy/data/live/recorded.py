@@ -1,0 +1,50 @@
+"""Files and folders as sources."""
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.live.came import Came
+from e3d_deploy.data.play import play
+from e3d_deploy.data.rate import Selection
+from e3d_deploy.data.remarks import Remarks
+
+
+class Recorded:
+    """Pictures of a video file or of a folder of pictures.
+
+    Raises:
+        ClipError, ConfigError, BackendUnavailable: as `data.play.play`.
+    """
+
+    is_live, reconnects = False, 0
+
+    def __init__(self, path: Path, form: Form, selection: Selection, *, remarks: Remarks) -> None:
+        self.video = play(path, form, remarks=remarks, selection=selection)
+        self.rate, self.resample = self.video.rate, selection.resample
+        self._closed = Event()
+
+    def pictures(self) -> Iterator[Came]:
+        """Yield the pictures.
+
+        Raises:
+            ClipError, SourceLost: as `data.play.Video.pictures`.
+        """
+        with closing(cast(Generator[NDArray[np.uint8]], self.video.pictures)) as pictures:
+            for number, picture in enumerate(pictures):
+                # Ticks have even times, whichever frames they take.
+                time_s = self.video.time_s() if self.resample is None else number / self.resample
+                yield Came(picture=picture, time_s=time_s, came_s=time.perf_counter(), section=0)
+                if self._closed.is_set():
+                    return
+
+    def close(self) -> None:
+        """Let `pictures` end after the next picture."""
+        self._closed.set()

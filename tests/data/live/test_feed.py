@@ -1,0 +1,183 @@
+"""A feed gives the pictures of any source in order, through a bounded queue."""
+
+import io
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.live.address import parse_address
+from e3d_deploy.data.live.feed import Arrival, Ended, Feed, FeedOptions
+from e3d_deploy.data.play import play
+from e3d_deploy.data.rate import Selection
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.errors import ClipError, ConfigError, SourceLost
+from tests.data.live.conftest import Start
+from tests.data.live.peers import RATE, answering, mjpeg, mp4, number_of, picture, rtsp, wait_until
+
+FORM = Form(image_size=(24, 32), channels=1)
+FAST = FeedOptions(silence_s=1, attempts=1, policy="block")
+
+
+def feed(text: str, options: FeedOptions = FAST, **more: Any) -> Feed:
+    return Feed(parse_address(text), FORM, options, remarks=Remarks(silent=True), **more)
+
+
+def numbers(arrivals: Sequence[Arrival]) -> list[int]:
+    return [number_of(arrival.picture) for arrival in arrivals]
+
+
+def test_a_file_gives_the_pictures_that_play_gives_with_their_times(tmp_path: Path) -> None:
+    mp4(tmp_path / "a.mp4", 12)
+    with feed(str(tmp_path / "a.mp4")) as source:
+        arrivals = list(source)
+        with pytest.raises(Ended):
+            source.take()
+    played = list(play(tmp_path / "a.mp4", FORM).pictures)
+    np.testing.assert_array_equal([arrival.picture for arrival in arrivals], played)
+    assert [arrival.index for arrival in arrivals] == list(range(12))
+    assert [arrival.time_s for arrival in arrivals] == pytest.approx([number / RATE for number in range(12)])
+    assert [arrival.begins for arrival in arrivals] == [True] + 11 * [False]
+    assert (source.is_live, source.frames_per_second, source.dropped, source.reconnects) == (False, RATE, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected", "rate"),
+    [(Selection(every=3), [0, 3, 6, 9], RATE / 3), (Selection(resample=RATE / 2), [0, 2, 4, 6, 8, 10], RATE / 2)],
+)
+@pytest.mark.parametrize("remote", [False, True])
+def test_pictures_of_a_file_are_selected(
+    selection: Selection, expected: list[int], rate: float, remote: bool, tmp_path: Path, start: Start
+) -> None:
+    content = mp4(tmp_path / "a.mp4", 12)
+    text = f"http://127.0.0.1:{start(answering('200 OK', body=content)).port}/" if remote else str(tmp_path / "a.mp4")
+    with feed(text, selection=selection) as source:
+        arrivals = list(source)
+    assert numbers(arrivals) == expected
+    assert [arrival.time_s for arrival in arrivals] == pytest.approx([number / RATE for number in expected])
+    assert source.frames_per_second == pytest.approx(rate)
+
+
+def test_a_file_over_http_ends_as_a_file_does(tmp_path: Path, start: Start) -> None:
+    peer = start(answering("200 OK", body=mp4(tmp_path / "a.mp4", 12)))
+    with feed(f"http://127.0.0.1:{peer.port}/a.mp4") as source:
+        arrivals = list(source)
+    assert numbers(arrivals) == list(range(12))
+    assert [arrival.time_s for arrival in arrivals] == pytest.approx([number / RATE for number in range(12)])
+    assert not source.is_live
+
+
+def test_mjpeg_over_http_is_live_and_tells_no_times(start: Start) -> None:
+    peer = start(mjpeg([picture(number) for number in range(12)], then_silent=True))
+    with feed(f"http://127.0.0.1:{peer.port}/") as source:
+        arrivals = [source.take() for _ in range(12)]
+    assert [arrival and number_of(arrival.picture) for arrival in arrivals] == list(range(12))
+    assert {arrival and arrival.time_s for arrival in arrivals} == {None}
+    assert (source.is_live, source.frames_per_second) == (True, None)
+
+
+def test_rtsp_gives_every_picture_that_the_camera_sends(start: Start) -> None:
+    with feed(f"rtsp://127.0.0.1:{start(rtsp(None)).port}/cam") as source:
+        arrivals = [arrival for _, arrival in zip(range(30), source, strict=False)]
+    assert numbers(arrivals) == [number % 20 for number in range(30)]
+    assert (source.is_live, source.frames_per_second) == (True, RATE)
+    times = [arrival.time_s for arrival in arrivals]
+    assert np.diff(np.asarray(times[2:], float)) == pytest.approx(1 / RATE)
+
+
+@pytest.mark.parametrize("raw", [(24, 32, 1), (24, 32, 3), (48, 64, 1), (48, 64, 3)])
+def test_raw_frames_are_brought_to_the_form_of_the_model(raw: tuple[int, int, int]) -> None:
+    frames = [np.full(raw, 20 + 10 * number, np.uint8) for number in range(5)]
+    stdin = io.BytesIO(b"".join(frame.tobytes() for frame in frames))
+    with Feed(parse_address("-", raw=raw), FORM, FAST, stdin=stdin) as source:
+        arrivals = list(source)
+    assert numbers(arrivals) == list(range(5))
+    assert {arrival.picture.shape for arrival in arrivals} == {FORM.shape}
+    assert (source.is_live, source.frames_per_second) == (False, None)
+
+
+def test_a_raw_frame_that_is_not_whole_ends_the_feed_with_its_byte_counts() -> None:
+    stdin = io.BytesIO(bytes(2 * 24 * 32 + 100))
+    with Feed(parse_address("-", raw=(24, 32, 1)), FORM, FAST, stdin=stdin) as source:
+        assert len([source.take(), source.take()]) == 2
+        with pytest.raises(SourceLost, match="in frame 2, got 100 bytes, expected 768"):
+            source.take()
+
+
+def test_an_empty_stdin_is_an_error() -> None:
+    with (
+        Feed(parse_address("-", raw=(24, 32, 1)), FORM, FAST, stdin=io.BytesIO()) as source,
+        pytest.raises(ClipError, match="stdin: empty"),
+    ):
+        source.take()
+
+
+def test_raw_frames_are_not_resampled_as_they_tell_no_rate() -> None:
+    with pytest.raises(ConfigError, match="tells no frames per second"):
+        Feed(parse_address("-", raw=(24, 32, 1)), FORM, FAST, selection=Selection(resample=5), stdin=io.BytesIO())
+
+
+def test_a_full_queue_drops_the_oldest_and_counts_them() -> None:
+    stdin = io.BytesIO(b"".join(np.full(FORM.shape, 20 + 10 * number, np.uint8).tobytes() for number in range(12)))
+    options = FeedOptions(policy="drop-oldest", queue_length=3)
+    with Feed(parse_address("-", raw=FORM.shape), FORM, options, stdin=stdin) as source:
+        wait_until(lambda: not source._thread.is_alive())
+        arrivals = list(source)
+    assert (numbers(arrivals), source.dropped) == ([9, 10, 11], 9)
+    assert [arrival.index for arrival in arrivals] == [9, 10, 11]
+    assert [arrival.begins for arrival in arrivals] == [True, False, False]
+
+
+def test_a_full_queue_blocks_the_reader_and_drops_none() -> None:
+    stdin = io.BytesIO(bytes(12 * 24 * 32))
+    with Feed(parse_address("-", raw=FORM.shape), FORM, FeedOptions(queue_length=3), stdin=stdin) as source:
+        wait_until(lambda: len(source._waiting._items) == 3)
+        assert stdin.tell() <= 4 * 24 * 32
+        assert (len(list(source)), source.dropped) == (12, 0)
+
+
+def test_a_timeout_gives_none_and_the_feed_goes_on(start: Start) -> None:
+    gate = threading.Event()
+
+    class Pipe(io.BytesIO):
+        def readinto(self, buffer: Any, /) -> int:
+            gate.wait()
+            return super().readinto(buffer)
+
+    stdin = Pipe(bytes(24 * 32))
+    with Feed(parse_address("-", raw=FORM.shape), FORM, FAST, stdin=stdin) as source:
+        assert source.take(0.01) is None
+        gate.set()
+        assert source.take() is not None
+
+
+def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match="no such video"):
+        feed(str(tmp_path / "none.mp4"))
+
+
+def test_what_is_done_to_the_pictures_of_a_camera_is_remarked_without_its_password(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = start(mjpeg([picture(0)] * 20, then_silent=True))
+    with (
+        caplog.at_level(logging.DEBUG),
+        Feed(parse_address(f"http://u:hunter2@127.0.0.1:{peer.port}/?token=hunter2"), FORM, FAST) as source,
+    ):
+        source.take()
+    assert f"http://127.0.0.1:{peer.port}/: 48×64 yuvj420p, scaled to 24×32 gray" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"policy": "newest"}, {"queue_length": 0}, {"silence_s": 0}, {"silence_s": float("nan")}, {"attempts": -1}],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}: got"):
+        FeedOptions(**options)
