@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,7 +76,7 @@ class Follower:
     Args:
         stream: the stream, which nobody else pushes into.
         config: its network.
-        horizon: frames to forecast after each picture.
+        horizon: frames to forecast after each picture. The attribute can be set to fewer, and back, between pictures.
         renewal: renewal of the stream, as `Predictor.renewal` returns it.
         reset_on_cut: reset the state before a picture that begins another scene (see `CutDetector`).
     """
@@ -121,7 +122,7 @@ class Follower:
             self._made.clear()  # the picture may be in the state or not, so earlier forecasts have lost count
             raise
         latency_ms = 1000 * (time.perf_counter() - started)
-        made = list(reversed(self._made))
+        made = self._reaching()
         expected = tuple(one.frames[number] for number, one in enumerate(made))
         errors = [float(metrics.mse(one, frame)) for one in expected]
         judged = Judged(
@@ -139,6 +140,15 @@ class Follower:
         self._made.append(_Made(frames=forecast, after=frame, age=judged.age))
         self._seen += 1
         return judged
+
+    def _reaching(self) -> list[_Made]:
+        """Return the forecasts made 1, 2, … pictures before, up to one that did not reach this picture."""
+        found: list[_Made] = []
+        for ahead, made in enumerate(islice(reversed(self._made), self.horizon), 1):
+            if len(made.frames) < ahead:
+                break
+            found.append(made)
+        return found
 
     def reset(self) -> None:
         """Forget the video. The medians of the novelty stay, as the camera and its scene do."""

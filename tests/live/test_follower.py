@@ -79,6 +79,20 @@ def test_reset_forgets_what_was_forecast() -> None:
     assert (judged.index, judged.age, judged.errors) == (1, 1, ())
 
 
+def test_horizon_can_change_between_pictures() -> None:
+    follower = Follower(Repeating(), CONFIG, horizon=4, renewal=NONE)
+    known, forecast = [], []
+    for level, horizon in enumerate([4, 4, 4, 4, 2, 2, 4, 4, 4, 4, 4]):
+        follower.horizon = horizon
+        judged = follower.see(gray(level))
+        np.testing.assert_allclose(judged.errors, 0, atol=1e-9)
+        known.append(len(judged.errors))
+        forecast.append(len(judged.forecast))
+    assert forecast == [4, 4, 4, 4, 2, 2, 4, 4, 4, 4, 4]
+    # Pictures 4 and 5 were forecast from 2 frames before at most, so pictures 7 to 9 are judged at fewer horizons.
+    assert known == [0, 1, 2, 3, 2, 2, 4, 2, 2, 3, 4]
+
+
 def test_cut_resets_only_where_it_is_asked_for() -> None:
     levels = [10, 11, 12, 13, 14, 200, 201]
     assert [one.cut for one in follow(levels, reset_on_cut=True)] == [False] * 5 + [True, False]
