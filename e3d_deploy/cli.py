@@ -31,6 +31,7 @@ from e3d_deploy.commands import (
     predict,
     profile,
     refit,
+    serve,
     stream,
     train,
     unpack,
@@ -44,7 +45,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Train, or import weights": (data.data, train.train, join.join, import_.import_),
     "Export, and build engines": (export.export, build.build, refit.refit, cache.cache),
     "Prove and measure": (verify.verify, evaluate.evaluate, benchmark.benchmark, profile.profile),
-    "Forecast": (demo.demo, predict.predict, stream.stream),
+    "Forecast": (demo.demo, predict.predict, stream.stream, serve.serve),
     "Look, compare, carry": (inspect.inspect, diff.diff, pack.pack, unpack.unpack, doctor.doctor),
 }
 """Commands by task, as `e3d --help` and the README list them."""

@@ -1,0 +1,113 @@
+"""`e3d serve`: a live page, REST and WebSocket server for one model."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from e3d_deploy.commands._open import open_bundle, open_predictor
+from e3d_deploy.commands._options import BACKEND, BUNDLE, MOST_FRAMES, PATH, THREADS, Count, Finite
+
+
+@click.command()
+@BUNDLE
+@click.option("--host", default="127.0.0.1", help="Address to listen on; another than this machine's needs a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port; 0 takes a free one.")
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Video, folder of videos, camera or address that viewers may choose; several times.",
+)
+@click.option("--horizon", type=Count(MOST_FRAMES), help="Most frames to look ahead; else those of the bundle.")
+@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
+@BACKEND
+@THREADS
+@click.option("--max-sessions", type=Count(1024), default=32, help="Most live sessions at a time.")
+@click.option("--memory-limit", type=Finite(min=0, min_open=True), metavar="MB", help="Most memory of their states.")
+@click.option(
+    "--idle-timeout",
+    type=Finite(min=1),
+    default=300.0,
+    metavar="S",
+    help="End sessions without pictures, and delete uploads, after S seconds.",
+)
+@click.option("--max-upload", type=Finite(min=1), default=100.0, metavar="MB", help="Largest upload.")
+@click.option("--token", help="Secret that viewers have to know; other users of this machine can see it in `ps`.")
+@click.option("--token-file", type=PATH, help="File whose first line is the token.")
+@click.option("--tls-cert", type=PATH, help="Certificate chain (PEM).")
+@click.option("--tls-key", type=PATH, help="Private key of the certificate (PEM).")
+@click.option("--behind-proxy", is_flag=True, help="A reverse proxy in front encrypts the connections.")
+@click.option(
+    "--origin", "origins", multiple=True, metavar="ORIGIN", help="Further origin of pages, such as https://a.example."
+)
+def serve(
+    bundle: Path,
+    host: str,
+    port: int,
+    sources: tuple[str, ...],
+    horizon: int | None,
+    renewal: str | None,
+    backend: str,
+    threads: int | None,
+    max_sessions: int,
+    memory_limit: float | None,
+    idle_timeout: float,
+    max_upload: float,
+    token: str | None,
+    token_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    behind_proxy: bool,
+    origins: tuple[str, ...],
+) -> None:
+    """Show live forecasts in the browser, and answer REST and WebSocket clients.
+
+    Prints the address of the page, and runs until Ctrl-C.
+
+    \b
+    e3d serve film.e3d --source clips/ --source rtsp://camera.local/stream
+    e3d serve film.e3d --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
+    """
+    from e3d_deploy.serve.offers import offers_of
+    from e3d_deploy.serve.run import running
+    from e3d_deploy.serve.settings import Settings
+
+    opened = open_bundle(bundle)
+    settings = Settings(
+        name=bundle.resolve().name.removesuffix(".e3d"),
+        precision=opened.precision,
+        host=host,
+        port=port,
+        token=given_token(token, token_file),
+        certificate=tls_cert,
+        key=tls_key,
+        behind_proxy=behind_proxy,
+        origins=tuple(origin.rstrip("/") for origin in origins),
+        offers=offers_of(sources, lambda text: click.echo(text, err=True)),
+        horizon=horizon or opened.horizon,
+        renewal=renewal,
+        max_sessions=max_sessions,
+        memory_limit_bytes=None if memory_limit is None else int(memory_limit * 1e6),
+        idle_timeout_s=idle_timeout,
+        max_upload_bytes=int(max_upload * 1e6),
+    )
+    with ExitStack() as stack:
+        predictor = stack.enter_context(open_predictor(bundle, backend, threads))
+        served = stack.enter_context(running(predictor, settings))
+        click.echo(served.address)
+        click.echo(f"serving {settings.name} on {predictor.backend.name}; Ctrl-C ends it", err=True)
+        served.wait()
+
+
+def given_token(token: str | None, file: Path | None) -> str | None:
+    """Return the token of the command line, or that in a file."""
+    if token is not None and file is not None:
+        raise click.UsageError("--token and --token-file are two ways to give one secret; give one of them")
+    if file is None:
+        return token
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or not lines[0].strip():
+        raise click.UsageError(f"--token-file {file}: its first line is empty; write the token there")
+    return lines[0].strip()

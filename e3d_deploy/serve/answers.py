@@ -1,0 +1,108 @@
+"""Errors as answers: one place that turns exceptions into a status, a code and a sentence."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from e3d_deploy.errors import ClipError, ConfigError, E3DError, ResourceLimit, ShapeError, SourceLost
+
+log = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 5
+"""Time after which a client may ask again when the server is full (s)."""
+STATUSES: dict[type[E3DError], tuple[int, str]] = {
+    ConfigError: (422, "invalid"),
+    ShapeError: (422, "shape"),
+    ClipError: (422, "unreadable"),
+    SourceLost: (422, "damaged"),
+    ResourceLimit: (503, "full"),
+}
+"""Status and code by class of error; others are failures of the server."""
+
+
+class ErrorDetail(BaseModel):
+    code: str
+    """Reason in one word, for programs."""
+    message: str
+    """Reason in a sentence, for people."""
+
+
+class ErrorAnswer(BaseModel):
+    """Body of every answer that is an error."""
+
+    error: ErrorDetail
+
+
+class Problem(Exception):
+    """Answer that ends a request."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry: bool = False) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.retry = status, code, message, retry
+
+
+def error_response(status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return an answer that is an error."""
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=dict(headers or {}))
+
+
+def problem_of(error: Exception, names: Mapping[str, str] | None = None) -> Problem:
+    """Return the answer for an exception.
+
+    Args:
+        names: names to show instead of paths of the server that a message may hold.
+    """
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, E3DError):
+        for kind, (status, code) in STATUSES.items():
+            if isinstance(error, kind):
+                return Problem(status, code, _named(str(error), names), retry=status == 503)
+    log.error("%s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
+    return Problem(500, "internal", "the server failed; its log says why")
+
+
+def _named(message: str, names: Mapping[str, str] | None) -> str:
+    for path in sorted(names or {}, key=len, reverse=True):
+        message = message.replace(path, (names or {})[path])
+    return message
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the description of error answers for OpenAPI."""
+    return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of an application in one form."""
+
+    async def on_error(_: Request, error: Exception) -> JSONResponse:
+        problem = problem_of(error)
+        headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.retry else {}
+        app.state.service.meters.errors.labels(problem.code).inc()
+        return error_response(problem.status, problem.code, problem.message, headers=headers)
+
+    async def on_http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        phrase = HTTPStatus(error.status_code).phrase
+        code = phrase.lower().replace(" ", "_")
+        return error_response(error.status_code, code, str(error.detail), headers=error.headers)
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        found = error.errors()[0]
+        place = ".".join(str(part) for part in found["loc"])
+        return error_response(422, "invalid", f"{place}: {found['msg']}")
+
+    for kind in (Problem, E3DError):
+        app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(Exception, on_error)

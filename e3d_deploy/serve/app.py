@@ -1,0 +1,58 @@
+"""The application: page, REST, WebSocket and metrics of one model."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+from starlette.websockets import WebSocket
+
+from e3d_deploy import __version__
+from e3d_deploy.runtime import Predictor
+from e3d_deploy.serve import answers
+from e3d_deploy.serve.live import Connection
+from e3d_deploy.serve.rest import api_routes, health_routes, page_routes
+from e3d_deploy.serve.security import Guard
+from e3d_deploy.serve.service import Service
+from e3d_deploy.serve.settings import Settings
+
+
+def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
+    """Return the application; `app.state.service` is what its endpoints share, and ends with the application.
+
+    Raises:
+        ConfigError: an unknown renewal or an invalid limit.
+        ResourceLimit: the memory limit has no room for a stream.
+    """
+    service = Service(predictor, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        expiring = asyncio.create_task(service.expire())
+        try:
+            yield
+        finally:
+            expiring.cancel()
+            with suppress(asyncio.CancelledError):
+                await expiring
+            await service.drain()
+            await asyncio.to_thread(service.close)
+
+    # The documentation pages of FastAPI load scripts of a foreign host.
+    app = FastAPI(title="e3d serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    answers.install(app)
+    app.add_middleware(Guard, settings=settings)
+    app.include_router(page_routes())
+    app.include_router(health_routes(service))
+    # `Guard` refuses before a body is read; this tells OpenAPI of it.
+    secured = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
+    refusals = answers.answers(401, 403) if settings.token is not None else answers.answers(403)
+    app.include_router(api_routes(service), dependencies=secured, responses=refusals)
+
+    @app.websocket("/v1/live")
+    async def live(websocket: WebSocket) -> None:
+        await Connection(websocket, service).run()
+
+    return app

@@ -1,0 +1,140 @@
+"""WebSocket endpoint: one session a connection."""
+
+import asyncio
+
+import numpy as np
+from starlette.requests import HTTPConnection
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from e3d_deploy.serve import protocol
+from e3d_deploy.serve.outbox import Closing, Outbox
+from e3d_deploy.serve.protocol import Open, Refused, parse, text_message
+from e3d_deploy.serve.security import Rate, origin_allowed, token_matches
+from e3d_deploy.serve.service import Service
+from e3d_deploy.serve.session import Session
+from e3d_deploy.serve.webcam import Webcam
+
+OPEN_S = 5.0
+"""Time in which the first message has to come (s)."""
+STUCK_S = 20.0
+"""Time that a viewer may read nothing while messages wait (s)."""
+JOIN_S = 10.0
+"""Time that a session's thread has to end after its viewer has gone (s)."""
+TEXTS_PER_SECOND, PICTURES_PER_SECOND = 20, 120
+BURST_S = 2
+"""Seconds of messages that may come at once."""
+
+
+class Connection:
+    """One WebSocket: reads what the viewer asks for, and sends what the session has."""
+
+    def __init__(self, websocket: WebSocket, service: Service) -> None:
+        self.websocket, self.service = websocket, service
+        self.outbox = Outbox(asyncio.get_running_loop())
+        self._texts = Rate(TEXTS_PER_SECOND, BURST_S * TEXTS_PER_SECOND)
+        self._pictures = Rate(PICTURES_PER_SECOND, BURST_S * PICTURES_PER_SECOND)
+
+    async def run(self) -> None:
+        """Serve the connection to its end."""
+        offered = protocol.SUBPROTOCOL in self.websocket.scope.get("subprotocols", ())
+        await self.websocket.accept(subprotocol=protocol.SUBPROTOCOL if offered else None)
+        sender = asyncio.create_task(self._send_all())
+        receiver = asyncio.create_task(self._receive_all(offered=offered))
+        try:
+            await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+            if receiver.done() and not sender.done():
+                await asyncio.wait({sender}, timeout=STUCK_S)
+        finally:
+            for task in (sender, receiver):
+                task.cancel()
+            await asyncio.gather(sender, receiver, return_exceptions=True)
+
+    async def _send_all(self) -> None:
+        """Send messages until the session closes, or the viewer reads none for `STUCK_S`."""
+        try:
+            while True:
+                message = await self.outbox.take()
+                async with asyncio.timeout(STUCK_S):
+                    if isinstance(message, Closing):
+                        await self.websocket.close(message.code)
+                        return
+                    if isinstance(message, bytes):
+                        await self.websocket.send_bytes(message)
+                    else:
+                        await self.websocket.send_text(message)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):
+            return  # gone, or as good as that
+
+    async def _receive_all(self, *, offered: bool) -> None:
+        """Take the messages of the viewer until it goes, or asks for what it may not have."""
+        session = None
+        try:
+            if not offered:
+                raise Refused(protocol.BAD_MESSAGE, "protocol", f"expected the subprotocol {protocol.SUBPROTOCOL}")
+            session, webcam = self.service.open_session(await self._first(), self.outbox)
+            session.start()
+            while True:
+                await self._take_message(session, webcam)
+        except WebSocketDisconnect:
+            self.outbox.close(protocol.END)
+        except Refused as refusal:
+            self.service.meters.errors.labels(refusal.code).inc()
+            self.outbox.close(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
+        finally:
+            if session is not None:
+                session.stop()
+                await asyncio.shield(asyncio.to_thread(session.join, JOIN_S))
+
+    async def _first(self) -> Open:
+        """Return the first message, once its sender has proved that it may speak.
+
+        Raises:
+            Refused: it has not, or nothing came in time.
+        """
+        if not origin_allowed(HTTPConnection(self.websocket.scope).headers, self.service.settings):
+            raise Refused(protocol.FORBIDDEN, "origin", "pages of other origins may not use this server")
+        try:
+            async with asyncio.timeout(OPEN_S):
+                text, _ = await self._receive()
+        except TimeoutError:
+            raise Refused(protocol.IDLE, "idle", f"no `open` came within {OPEN_S:g} s") from None
+        message = None if text is None else parse(text)
+        if not isinstance(message, Open):
+            raise Refused(protocol.BAD_MESSAGE, "bad_message", "the first message is `open`")
+        if not token_matches(self.service.settings.token, message.token):
+            raise Refused(protocol.BAD_TOKEN, "token", "the token is missing or wrong")
+        return message
+
+    async def _receive(self) -> tuple[str | None, bytes | None]:
+        """Return the next message as text or as bytes.
+
+        Raises:
+            Refused: too many came.
+            WebSocketDisconnect: the viewer has gone.
+        """
+        message = await self.websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", protocol.END))
+        text, content = message.get("text"), message.get("bytes")
+        if not (self._pictures if text is None else self._texts).allows():
+            raise Refused(protocol.TOO_MANY, "rate", "too many messages; send fewer a second")
+        return text, content
+
+    async def _take_message(self, session: Session, webcam: Webcam | None) -> None:
+        text, content = await self._receive()
+        if text is not None:
+            message = parse(text)
+            if isinstance(message, Open):
+                raise Refused(protocol.BAD_MESSAGE, "bad_message", "the session is open already")
+            session.order(message)
+        elif webcam is None:
+            raise Refused(protocol.BAD_MESSAGE, "bad_message", "pictures are taken with the source `webcam` alone")
+        else:
+            shape, content = self.service.form.shape, content or b""
+            if len(content) != self.service.picture_bytes:
+                raise Refused(
+                    protocol.BAD_MESSAGE,
+                    "bad_picture",
+                    f"a picture has {self.service.picture_bytes} bytes, uint8 {list(shape)}; got {len(content)}",
+                )
+            webcam.put(np.frombuffer(content, np.uint8).reshape(shape))

@@ -1,0 +1,61 @@
+"""Sources that viewers may choose: an allow-list of the operator."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from e3d_deploy.data.folders import ARRAYS, find_clips
+from e3d_deploy.data.live.address import Address, parse_address
+from e3d_deploy.errors import ClipError, ConfigError
+from e3d_deploy.progress import Notify
+
+MOST_OFFERS = 1000
+"""Most sources that the page lists."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A source that viewers may choose."""
+
+    id: str
+    """Name in requests, which tells nothing of the source."""
+    name: str
+    """Name that viewers read: no folder of the server and no credentials."""
+    address: Address
+
+
+def offers_of(texts: Sequence[str], remark: Notify) -> tuple[Offer, ...]:
+    """Return the sources that an operator allows; a folder stands for the videos in it and below it.
+
+    Raises:
+        ClipError: a path that is not there, or a folder without a video.
+        ConfigError: an address of an unknown kind, standard input, or too many sources.
+    """
+    found = [pair for text in texts for pair in _offered(text, remark)]
+    if len(found) > MOST_OFFERS:
+        raise ConfigError(f"--source: got {len(found)} sources, expected {MOST_OFFERS} at most; give fewer folders")
+    return tuple(Offer(id=str(number), name=name, address=address) for number, (name, address) in enumerate(found, 1))
+
+
+def _offered(text: str, remark: Notify) -> Iterator[tuple[str, Address]]:
+    if text == "-":
+        raise ConfigError("--source -: standard input cannot be served; give a file, a folder, a camera or an address")
+    address = parse_address(text)
+    if address.kind != "file":
+        yield address.name, address
+        return
+    path = Path(text)
+    if not path.exists():
+        raise ClipError(f"{text}: no such file or folder; give --source a video, a folder of videos or an address")
+    if not path.is_dir():
+        yield path.name, address
+        return
+    root = path.resolve()
+    clips = [clip for clip in find_clips(path, remark) if clip.suffix.lower() not in ARRAYS]
+    # A link that leads elsewhere would offer what the operator did not name.
+    inside = [clip for clip in clips if clip.resolve().is_relative_to(root)]
+    if not inside:
+        raise ClipError(f"{text}: holds no video; give --source a folder with videos or pictures in it")
+    for clip in inside:
+        name = root.name if clip == path else clip.relative_to(path).as_posix()
+        yield name, parse_address(str(clip))

@@ -1,0 +1,80 @@
+"""One-shot predictions: a clip in, its future out."""
+
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.play import play
+from e3d_deploy.data.rate import DEFAULT_RATE
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.data.write import write_clips
+from e3d_deploy.errors import E3DError
+from e3d_deploy.serve.answers import Problem, problem_of
+from e3d_deploy.serve.service import Service
+from e3d_deploy.serve.uploads import ARRAYS, PICTURES, Upload, names_for
+
+MOST_FRAMES = 10_000
+"""Most frames of a video; those of the context are its last."""
+MEDIA_TYPES = {"npz": "application/x-npz", "mp4": "video/mp4"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """Forecast that a client asks for."""
+
+    horizon: int
+    format: Literal["npz", "mp4"]
+
+
+def predict(service: Service, uploads: list[Upload], folder: Path, wish: Wish) -> bytes:
+    """Return the file with the forecast of what follows a clip.
+
+    Raises:
+        Problem: the clip cannot be read, or there is no room for one more stream.
+    """
+    try:
+        context, rate = _context(service, uploads, folder)
+        with service.streams.open() as stream:
+            for picture in context:
+                stream.push(picture)
+            frames = stream.forecast(wish.horizon)
+        service.meters.forecasts.inc()
+        with tempfile.TemporaryDirectory(prefix="e3d-predict-") as place:
+            target = Path(place) / f"forecast.{wish.format}"
+            write_clips(target, frames[None], frames_per_second=rate)
+            return target.read_bytes()
+    except E3DError as error:
+        raise problem_of(error, names_for(uploads, folder)) from error
+
+
+def _context(service: Service, uploads: list[Upload], folder: Path) -> tuple[NDArray[np.generic], float]:
+    """Return the last pictures of a clip [T, H, W, C], as many as the model looks at, and its rate."""
+    wanted, form, remarks = service.predictor.context_length, service.form, Remarks(silent=True)
+    suffixes = {one.path.suffix for one in uploads}
+    if len(uploads) > 1 and not suffixes <= set(PICTURES):
+        raise Problem(422, "field", "several files are frames of one clip, so each is a picture; send one other file")
+    rate = DEFAULT_RATE
+    if suffixes <= {*PICTURES, *ARRAYS}:
+        clips = read_clips(uploads[0].path if suffixes <= set(ARRAYS) else folder, form, remarks=remarks)
+        if len(clips.clips) != 1:
+            raise Problem(422, "shape", f"{uploads[0].name}: holds {len(clips.clips)} clips, expected one; send each")
+        length = len(clips.clips[0])
+        last = clips.clips[0][max(0, length - wanted) : length]
+    else:
+        video = play(uploads[0].path, form, remarks=remarks)
+        kept: deque[NDArray[np.uint8]] = deque(maxlen=wanted)
+        length = 0
+        for length, picture in enumerate(video.pictures, 1):
+            if length > MOST_FRAMES:
+                raise Problem(422, "length", f"{uploads[0].name}: has more than {MOST_FRAMES:,} frames; send its end")
+            kept.append(picture)
+        last, rate = np.stack(kept), video.frames_per_second
+    if length < wanted:
+        raise Problem(422, "length", f"{uploads[0].name}: has {length} frames, expected {wanted} or more")
+    return last, rate

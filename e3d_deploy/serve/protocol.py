@@ -1,0 +1,96 @@
+"""Messages of the WebSocket: text as JSON objects, and pictures with a header. docs/serve.md describes them."""
+
+import json
+import struct
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+SUBPROTOCOL = "e3d.v1"
+"""Name and version of the protocol, as WebSocket clients ask for it."""
+MOST_TEXT = 4096
+"""Longest text message of a client (characters)."""
+LENGTH = struct.Struct("<I")
+"""Length of the header of a binary message (bytes)."""
+
+END, STOPS, BAD_MESSAGE, BAD_TOKEN, FORBIDDEN, IDLE = 1000, 1001, 4400, 4401, 4403, 4408
+TOO_LARGE, TOO_MANY, LOST, FAILED = 4413, 4429, 4503, 1011
+"""Close codes."""
+
+
+class Refused(Exception):
+    """Reason to end a session: the close code, and what the viewer is told."""
+
+    def __init__(self, close_code: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.close_code, self.code, self.message = close_code, code, message
+
+
+class Open(BaseModel, strict=True):
+    """First message of a client."""
+
+    type: Literal["open"]
+    token: str | None = None
+    source: str
+    horizon: int = Field(ge=1)
+
+
+class SetHorizon(BaseModel, strict=True):
+    """Wish for forecasts at another horizon."""
+
+    type: Literal["horizon"]
+    value: int = Field(ge=1)
+
+
+class Order(BaseModel, strict=True):
+    """Message without values."""
+
+    type: Literal["pause", "resume", "reset", "close"]
+
+
+Message = Annotated[Open | SetHorizon | Order, Field(discriminator="type")]
+_MESSAGES: TypeAdapter[Open | SetHorizon | Order] = TypeAdapter(Message)
+
+
+def parse(text: str) -> Open | SetHorizon | Order:
+    """Return a text message of a client. Fields that this version does not know are ignored.
+
+    Raises:
+        Refused: it is too long, or no such message.
+    """
+    if len(text) > MOST_TEXT:
+        raise Refused(TOO_LARGE, "too_large", f"a text message has at most {MOST_TEXT} characters, got {len(text)}")
+    try:
+        return _MESSAGES.validate_json(text)
+    except (ValidationError, UnicodeEncodeError) as error:
+        raise Refused(BAD_MESSAGE, "bad_message", f"not a message of {SUBPROTOCOL}: {_first(error)}") from error
+
+
+def _first(error: ValidationError | UnicodeEncodeError) -> str:
+    """Return the first thing that is wrong, without the message itself."""
+    if isinstance(error, UnicodeEncodeError):
+        return "characters that are none"
+    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in found["loc"])
+    return f"{place}: {found['msg']}" if place else str(found["msg"])
+
+
+def text_message(kind: str, **fields: Any) -> str:
+    """Return a text message of the server."""
+    return json.dumps({"type": kind, **fields}, allow_nan=False)
+
+
+def picture_message(header: dict[str, Any], pictures: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Return a binary message: length of the header, the header as JSON, then pictures [H, W, C] one after another."""
+    text = json.dumps(header, allow_nan=False).encode()
+    return b"".join([LENGTH.pack(len(text)), text, *(picture.tobytes() for picture in pictures)])
+
+
+def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return the header of a binary message, and the bytes of its pictures."""
+    (length,) = LENGTH.unpack_from(message)
+    header: dict[str, Any] = json.loads(message[LENGTH.size : LENGTH.size + length])
+    return header, message[LENGTH.size + length :]

@@ -1,0 +1,161 @@
+"""Run the application in uvicorn, in a thread, until it is told to stop."""
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from e3d_deploy.errors import ConfigError, E3DError
+from e3d_deploy.runtime import Predictor
+from e3d_deploy.serve.app import create_app
+from e3d_deploy.serve.live import STUCK_S
+from e3d_deploy.serve.service import DRAIN_S, Service
+from e3d_deploy.serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 4
+"""Connections that are taken for each session that may be open, before others get 503."""
+LEAST_CONNECTIONS = 64
+GRACE_S = 5
+"""Time that connections have to end after the sessions have (s)."""
+
+
+class Running:
+    """A server that answers."""
+
+    def __init__(self, server: uvicorn.Server, thread: threading.Thread, service: Service, address: str) -> None:
+        self._server, self._thread, self.service = server, thread, service
+        self.address = address
+        """Address of the page, with the token in its fragment, which browsers do not send."""
+
+    def wait(self) -> None:
+        """Wait until the server has ended."""
+        self._thread.join()
+
+    def stop(self) -> None:
+        """Take nothing new, let what runs end, and close all connections; bounded in time."""
+        self.service.stop_sessions()
+        self._server.should_exit = True
+        self._thread.join(DRAIN_S + GRACE_S + 5)
+
+
+class AbortingProtocol(WebSocketsSansIOProtocol):
+    """Protocol that cuts the connection of a peer who reads nothing, which an orderly close would wait for."""
+
+    _stuck: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        """Begin to count: the peer's buffers are full."""
+        super().pause_writing()
+        self._stuck = self.loop.call_later(STUCK_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop counting: the peer reads."""
+        super().resume_writing()
+        self._calm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop counting: the connection is gone."""
+        self._calm()
+        super().connection_lost(exc)
+
+    def _calm(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+            self._stuck = None
+
+
+@contextmanager
+def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
+    """Serve a model while the block runs; the port is open when it begins.
+
+    Raises:
+        ConfigError: an address that cannot be had, or a certificate that cannot be read.
+        ResourceLimit: the memory limit has no room for a stream.
+    """
+    with listening(settings) as listener:
+        app = create_app(predictor, settings)
+        service: Service = app.state.service
+        try:
+            server = uvicorn.Server(_config(app, settings, service))
+            thread = threading.Thread(
+                target=asyncio.run, args=(server.serve(sockets=[listener]),), name="e3d serve", daemon=True
+            )
+            thread.start()
+            served = Running(server, thread, service, address_of(settings, listener.getsockname()[1]))
+            try:
+                while not server.started and thread.is_alive():
+                    thread.join(0.01)
+                if not server.started:
+                    raise E3DError("serve: the server did not start; `e3d --debug serve …` shows why")
+                yield served
+            finally:
+                served.stop()
+        finally:
+            service.close()
+
+
+def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
+    tls: dict[str, Any] = {}
+    if settings.certificate is not None and settings.key is not None:
+        tls = {"ssl_certfile": str(settings.certificate), "ssl_keyfile": str(settings.key)}
+    config = uvicorn.Config(
+        app,
+        ws=AbortingProtocol,
+        ws_max_size=service.message_bytes,
+        ws_per_message_deflate=False,  # pictures do not shrink, and a small message could unpack to a large one
+        log_config=None,
+        log_level="critical",  # what a client sends is no reason for a traceback
+        access_log=False,
+        server_header=False,
+        proxy_headers=settings.behind_proxy,
+        limit_concurrency=max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions),
+        timeout_graceful_shutdown=GRACE_S,
+        **tls,
+    )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"--tls-cert {settings.certificate}, --tls-key {settings.key}: {error.strerror or error}; give a "
+            "certificate and its key as PEM, without a password"
+        ) from error
+    return config
+
+
+@contextmanager
+def listening(settings: Settings) -> Iterator[socket.socket]:
+    """Open the port.
+
+    Raises:
+        ConfigError: no such host, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.create_server(address, family=family, backlog=128)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"--host {settings.host} --port {settings.port}: {reason}; give others, or --port 0 for a free one"
+        ) from error
+    with listener:
+        yield listener
+
+
+def address_of(settings: Settings, port: int) -> str:
+    """Return the address of the page."""
+    scheme = "http" if settings.certificate is None else "https"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    token = "" if settings.token is None else f"#token={quote(settings.token, safe='')}"
+    return f"{scheme}://{host}:{port}/{token}"

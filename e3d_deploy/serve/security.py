@@ -1,0 +1,141 @@
+"""Token, Host, Origin and headers of every request, before anything of its body is read."""
+
+import hmac
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from e3d_deploy.serve.answers import error_response
+from e3d_deploy.serve.page_files import page_files
+from e3d_deploy.serve.settings import Settings, is_loopback
+
+HEALTH = frozenset({"/healthz", "/readyz"})
+"""Paths beside the page that need no token."""
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "media-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def token_matches(token: str | None, given: str | None) -> bool:
+    """Compare a token with the one that is asked for, in a time that tells nothing of either."""
+    return token is None or hmac.compare_digest(token.encode(), (given or "").encode("utf-8", "surrogatepass"))
+
+
+def origin_allowed(headers: Headers, settings: Settings) -> bool:
+    """Return True if a request comes from the server's own page, from an allowed one, or from no page at all."""
+    origin = headers.get("origin")
+    if origin is None:
+        return True
+    return origin in settings.origins or _place(origin) == _place(f"{_scheme(origin)}://{headers.get('host', '')}")
+
+
+def host_allowed(headers: Headers, settings: Settings) -> bool:
+    """Return True unless a page of another name reaches a server of this machine, as DNS rebinding makes it."""
+    if not settings.is_loopback:
+        return True
+    host = _place(f"http://{headers.get('host', '')}")
+    return host is not None and (is_loopback(host[0]) or host[0] in {_name(origin) for origin in settings.origins})
+
+
+def _scheme(origin: str) -> str:
+    return "https" if origin.startswith("https:") else "http"
+
+
+def _name(address: str) -> str | None:
+    place = _place(address)
+    return place and place[0]
+
+
+def _place(address: str) -> tuple[str, int | None] | None:
+    """Return host and port of an address; None if it has none."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+    except ValueError:
+        return None
+    return (parts.hostname, port) if parts.hostname and not parts.username else None
+
+
+class Guard:
+    """Refuses requests of other hosts and origins and without the token, and adds headers to every answer.
+
+    A WebSocket brings its token in its first message, as browsers cannot send a header with it; `live` checks it, and
+    the origin, which it can then name.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+        self._open_paths = HEALTH | page_files().keys()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            if host_allowed(headers, self.settings):
+                await self.app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    answer[name] = value
+                answer.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        refusal = self._refusal(scope, headers)
+        await (refusal or self.app)(scope, receive, send_guarded)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        if not host_allowed(headers, self.settings):
+            return error_response(403, "host", "this server answers to names of this machine alone")
+        if not origin_allowed(headers, self.settings):
+            return error_response(403, "origin", "pages of other origins may not use this server")
+        if scope["path"] in self._open_paths:
+            return None
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if token_matches(self.settings.token, given if kind.lower() == "bearer" else None):
+            return None
+        return error_response(
+            401, "token", "the token is missing or wrong; send `Authorization: Bearer TOKEN`",
+            headers={"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+
+
+class Rate:
+    """Token bucket: `per_second` on average, and `burst` at once.
+
+    Args:
+        per_second: messages that may come in a second.
+        burst: messages that may come at once after a pause.
+    """
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._left, self._at = burst, time.monotonic()
+
+    def allows(self) -> bool:
+        """Count a message; return False if it is one too many."""
+        now = time.monotonic()
+        self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True

@@ -1,0 +1,159 @@
+"""State of one server: the scheduler that all sessions share, the sessions, and the uploaded clips."""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.live.address import parse_address
+from e3d_deploy.data.live.feed import Feed, FeedOptions
+from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.runtime import Predictor
+from e3d_deploy.serve import protocol
+from e3d_deploy.serve.answers import Problem
+from e3d_deploy.serve.clips import Clips
+from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.outbox import Outbox
+from e3d_deploy.serve.protocol import Open, Refused, text_message
+from e3d_deploy.serve.session import Session
+from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.webcam import Source, Webcam
+
+T = TypeVar("T")
+
+WORKERS = 2
+"""Predictions that are computed at a time."""
+MOST_REQUESTS = 8
+"""Uploads and predictions that are on their way at a time; others are asked to come again."""
+DRAIN_S = 10.0
+"""Time that running predictions and sessions have to end when the server stops (s)."""
+
+
+class Service:
+    """What the endpoints of one server share."""
+
+    def __init__(self, predictor: Predictor, settings: Settings) -> None:
+        self.predictor, self.settings = predictor, settings
+        self.form = Form.of(predictor.config, predictor.card)
+        self.meters = Meters(name=settings.name, backend=predictor.backend.name, precision=settings.precision)
+        self.clips = Clips(most_bytes=MOST_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
+        self.meters.clips.set_function(lambda: len(self.clips))
+        self.streams = predictor.streams(
+            renewal=settings.renewal,
+            max_streams=settings.max_sessions,
+            memory_limit_bytes=settings.memory_limit_bytes,
+        )
+        self.picture_bytes = math.prod(self.form.shape)
+        """Size of a picture of a webcam."""
+        self.message_bytes = max(self.picture_bytes, 4 * protocol.MOST_TEXT)
+        """Largest message of a viewer (bytes); a character has at most four."""
+        self.stopping = False
+        """The server takes nothing new."""
+        self._offers = {offer.id: offer for offer in settings.offers}
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+        self._requests = 0
+        self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="e3d predict")
+        self.meters.sessions.set_function(lambda: len(self._sessions))
+
+    def open_session(self, message: Open, outbox: Outbox) -> tuple[Session, Webcam | None]:
+        """Return a new session, not yet started, and the queue for the viewer's pictures if it takes them.
+
+        Raises:
+            Refused: the source is not allowed, or too many sessions are open.
+        """
+        kind, _, name = message.source.partition(":")
+        webcam = Webcam() if message.source == "webcam" else None
+        open_source, names = ((lambda: webcam), {}) if webcam is not None else self._opener(kind, name)
+        session = Session(
+            self.predictor,
+            self.streams,
+            self.settings,
+            self.meters,
+            outbox,
+            open_source=open_source,
+            kind=kind,
+            names=names,
+            horizon=min(message.horizon, self.settings.horizon),
+            on_end=self._forget,
+        )
+        with self._lock:
+            if self.stopping:
+                raise Refused(protocol.STOPS, "stopping", "the server stops")
+            if len(self._sessions) >= self.settings.max_sessions:
+                raise Refused(protocol.TOO_MANY, "full", f"{len(self._sessions)} sessions are open, which is the most")
+            self._sessions[session.id] = session
+        return session, webcam
+
+    def _opener(self, kind: str, name: str) -> tuple[Callable[[], Source], dict[str, str]]:
+        """Return what opens an allowed source, and the name to show instead of its path."""
+        if kind == "file" and (offer := self._offers.get(name)) is not None:
+            address, names = offer.address, {offer.address.text: offer.name}
+        elif kind == "clip" and (clip := self.clips.find(name)) is not None:
+            address, names = parse_address(str(clip.path)), {str(clip.path): clip.name}
+        else:
+            raise Refused(protocol.FORBIDDEN, "source", "no such source; ask /v1/model for those there are")
+        options = FeedOptions(
+            policy="block" if address.kind == "file" else "drop-oldest", queue_length=1, realtime=True
+        )
+        return lambda: Feed(address, self.form, options, remarks=Remarks(silent=True)), names
+
+    def _forget(self, session: Session) -> None:
+        with self._lock:
+            self._sessions.pop(session.id, None)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count an upload or prediction while it is on its way.
+
+        Raises:
+            Problem: too many are, or the server stops.
+        """
+        with self._lock:
+            if self.stopping:
+                raise Problem(503, "stopping", "the server stops", retry=True)
+            if self._requests >= MOST_REQUESTS:
+                raise Problem(429, "busy", f"{self._requests} requests are on their way; ask again later", retry=True)
+            self._requests += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._requests -= 1
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """Run blocking work in the pool."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    async def expire(self) -> None:
+        """Delete clips that nobody uses any more, until cancelled."""
+        while True:
+            await asyncio.sleep(min(10.0, self.settings.idle_timeout_s / 4))
+            await asyncio.to_thread(self.clips.expire)
+
+    def stop_sessions(self) -> None:
+        """Take nothing new, and end all sessions with a word to their viewers."""
+        with self._lock:
+            self.stopping = True
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.stop(protocol.STOPS, text_message("end", reason="the server stops"))
+
+    async def drain(self) -> None:
+        """End all sessions, and wait for what runs, `DRAIN_S` at most."""
+        self.stop_sessions()
+        until_s = time.monotonic() + DRAIN_S
+        while (self._requests or self._sessions) and time.monotonic() < until_s:
+            await asyncio.sleep(0.02)
+
+    def close(self) -> None:
+        """Free the scheduler, the pool and the clips; what still runs fails."""
+        self.stop_sessions()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.streams.close()
+        self.clips.close()

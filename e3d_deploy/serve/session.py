@@ -1,0 +1,231 @@
+"""One viewer's session: a stream, its source, and the thread that moves both."""
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import closing
+
+import numpy as np
+
+from e3d_deploy.data.live.feed import Arrival, Ended
+from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, SourceLost
+from e3d_deploy.frames import to_pictures
+from e3d_deploy.live.follower import Follower, Judged
+from e3d_deploy.live.quality import Quality
+from e3d_deploy.runtime import Predictor, Streams
+from e3d_deploy.serve import protocol
+from e3d_deploy.serve.answers import problem_of
+from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.outbox import Outbox
+from e3d_deploy.serve.protocol import Order, Refused, SetHorizon, picture_message, text_message
+from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.webcam import Source
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.05
+"""Longest time before a viewer's wish is obeyed while no picture comes (s)."""
+STATS_S = 1.0
+"""Time between two `stats` messages (s)."""
+RECENT = 300
+"""Recent pictures that the latencies in `stats` cover."""
+
+
+class Session:
+    """Forecasts of one source for one viewer, made in a thread of their own.
+
+    Args:
+        open_source: opens the source, in the session's thread.
+        kind: kind of the source, for metrics.
+        names: names that viewers read instead of paths of the server.
+        horizon: frames to look ahead, at first.
+        on_end: called in the session's thread when it has ended.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        streams: Streams,
+        settings: Settings,
+        meters: Meters,
+        outbox: Outbox,
+        *,
+        open_source: Callable[[], Source],
+        kind: str,
+        names: Mapping[str, str],
+        horizon: int,
+        on_end: Callable[["Session"], None],
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self.outbox = outbox
+        self._predictor, self._streams, self._settings, self._meters = predictor, streams, settings, meters
+        self._open_source, self._kind, self._names = open_source, kind, names
+        self._horizon, self._on_end = horizon, on_end
+        self._orders: queue.SimpleQueue[SetHorizon | Order] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._active_s = time.monotonic()
+        self._paused = self._skipped = False
+        self._quality = Quality(settings.horizon)
+        self._latencies_ms: deque[float] = deque(maxlen=RECENT)
+        self._said_s, self._frames, self._dropped = time.monotonic(), 0, 0
+        self._thread = threading.Thread(target=self._run, name=f"e3d session {self.id}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to play."""
+        self._thread.start()
+
+    def order(self, message: SetHorizon | Order) -> None:
+        """Take a wish of the viewer."""
+        self._active_s = time.monotonic()
+        self._orders.put(message)
+
+    def stop(self, code: int = protocol.END, *messages: str) -> None:
+        """End the session: say so, and let its thread end after the step that is on its way."""
+        self.outbox.close(code, *messages)
+        self._stopping.set()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until the thread has ended; return False if it has not in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            with self._streams.open() as stream, closing(self._open_source()) as source:
+                renewal = self._predictor.renewal(self._settings.renewal)
+                follower = Follower(stream, self._predictor.config, horizon=self._settings.horizon, renewal=renewal)
+                self._meters.opened.labels(self._kind).inc()
+                self._greet(source)
+                self._play(source, follower)
+        except Ended:
+            self.stop(protocol.END, text_message("end", reason="the source has ended"))
+        except Refused as refusal:
+            self._refuse(refusal)
+        except Exception as error:
+            if not self._stopping.is_set():  # else the streams were closed under it
+                self._refuse(refusal_of(error, self._names))
+        finally:
+            self.outbox.close(protocol.END)
+            self._on_end(self)
+
+    def _refuse(self, refusal: Refused) -> None:
+        self._meters.errors.labels(refusal.code).inc()
+        self.stop(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
+
+    def _greet(self, source: Source) -> None:
+        config = self._predictor.config
+        self.outbox.put(
+            text_message(
+                "ready",
+                session=self.id,
+                image_size=list(config.image_size),
+                channels=config.channels,
+                horizon=self._horizon,
+                frames_per_second=source.frames_per_second,
+                backend=self._predictor.backend.name,
+                precision=self._settings.precision,
+            )
+        )
+
+    def _play(self, source: Source, follower: Follower) -> None:
+        while not self._stopping.is_set():
+            waits = self._paused and not source.is_live
+            self._obey(follower, POLL_S if waits else 0)
+            self._check_idle()
+            self._say_stats(source)
+            if self._paused and not source.is_live:
+                continue
+            arrival = source.take(POLL_S)
+            if arrival is None or self._paused:
+                self._skipped |= arrival is not None
+                continue
+            judged = follower.see(arrival.picture, begins=arrival.begins or self._skipped)
+            self._active_s, self._skipped = time.monotonic(), False
+            self._show(judged, arrival, source)
+
+    def _obey(self, follower: Follower, wait_s: float) -> None:
+        """Do what the viewer asked for."""
+        try:
+            order = self._orders.get(timeout=wait_s) if wait_s else self._orders.get_nowait()
+        except queue.Empty:
+            return
+        if isinstance(order, SetHorizon):
+            self._horizon = min(order.value, self._settings.horizon)
+        elif order.type == "reset":
+            follower.reset()
+            self.outbox.put(text_message("was_reset"))
+        elif order.type == "close":
+            self.stop(protocol.END, text_message("end", reason="the viewer closed the session"))
+        else:
+            self._paused = order.type == "pause"
+            self.outbox.put(text_message("paused" if self._paused else "resumed"))
+
+    def _check_idle(self) -> None:
+        if time.monotonic() - self._active_s > self._settings.idle_timeout_s:
+            raise Refused(protocol.IDLE, "idle", f"nothing happened for {self._settings.idle_timeout_s:g} s")
+
+    def _show(self, judged: Judged, arrival: Arrival, source: Source) -> None:
+        """Send a picture with its forecast, and what had been expected of it."""
+        ahead = self._horizon - 1
+        known = len(judged.errors) > ahead
+        pictures = [judged.picture, to_pictures(judged.forecast[ahead])]
+        if known:
+            pictures.append(to_pictures(judged.expected[ahead]))
+        latency_s = time.perf_counter() - arrival.came_s
+        header = {
+            "index": arrival.index,
+            "time_s": arrival.time_s,
+            "age": judged.age,
+            "cut": judged.cut,
+            "horizon": self._horizon,
+            "pictures": ["now", "forecast", "expected"][: len(pictures)],
+            "error": judged.errors[ahead] if known else None,
+            "copy_error": judged.copy_errors[ahead] if known else None,
+            "novelty": judged.novelty[ahead] if known else None,
+            "latency_ms": 1000 * latency_s,
+            "dropped": source.dropped + self.outbox.dropped,
+        }
+        self._meters.drops.labels("viewer").inc(self.outbox.put(picture_message(header, pictures)))
+        self._quality.add(judged)
+        self._latencies_ms.append(1000 * latency_s)
+        self._meters.frames.inc()
+        self._meters.forecasts.inc()
+        self._meters.latency.observe(latency_s)
+        self._frames += 1
+
+    def _say_stats(self, source: Source) -> None:
+        now_s = time.monotonic()
+        if now_s - self._said_s < STATS_S:
+            return
+        self._meters.drops.labels("source").inc(source.dropped - self._dropped)
+        found = self._quality.at(self._horizon)
+        p50_ms, p99_ms = np.percentile(self._latencies_ms, [50, 99]).tolist() if self._latencies_ms else (None, None)
+        self.outbox.put(
+            text_message(
+                "stats",
+                frames_per_second=self._frames / (now_s - self._said_s),
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
+                dropped_source=source.dropped,
+                dropped_viewer=self.outbox.dropped,
+                mse=found and found.mse,
+                copy_mse=found and found.copy_mse,
+                verdict=self._quality.verdict(self._horizon),
+            )
+        )
+        self._said_s, self._frames, self._dropped = now_s, 0, source.dropped
+
+
+def refusal_of(error: Exception, names: Mapping[str, str]) -> Refused:
+    """Return the reason to end a session for an exception of its thread."""
+    problem = problem_of(error, names)
+    if isinstance(error, ResourceLimit):
+        return Refused(protocol.TOO_MANY, "full", problem.message)
+    if isinstance(error, SourceLost | ClipError):
+        return Refused(protocol.LOST, "source_lost", problem.message)
+    known = isinstance(error, E3DError)
+    return Refused(protocol.FAILED, problem.code, problem.message if known else "the session failed")
