@@ -20,7 +20,7 @@ STUCK_S = 20.0
 """Time that a viewer may read nothing while messages wait (s)."""
 JOIN_S = 10.0
 """Time that a session's thread has to end after its viewer has gone (s)."""
-TEXTS_PER_SECOND, PICTURES_PER_SECOND = 20, 120
+TEXTS_PER_SECOND, PICTURES_PER_SECOND = 20, 500
 BURST_S = 2
 """Seconds of messages that may come at once."""
 

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 CONNECTIONS = 4
 """Connections that are taken for each session that may be open, before others get 503."""
 LEAST_CONNECTIONS = 64
+SEND_BUFFER_BYTES = 256 * 1024
+"""Bytes that the system may hold for a viewer, who would see old pictures if it were more."""
 GRACE_S = 5
 """Time that connections have to end after the sessions have (s)."""
 
@@ -150,6 +152,7 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
             f"--host {settings.host} --port {settings.port}: {reason}; give others, or --port 0 for a free one"
         ) from error
     with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
         yield listener
 
 

@@ -1,0 +1,121 @@
+"""Servers of a backend that can be followed by hand, in this process."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from e3d_deploy.data.write import write_clips
+from e3d_deploy.runtime import Predictor
+from e3d_deploy.serve.offers import offers_of
+from e3d_deploy.serve.protocol import SUBPROTOCOL, split_message
+from e3d_deploy.serve.run import Running, running
+from e3d_deploy.serve.settings import Settings
+
+WAIT_S = 30.0
+"""Time that a test waits for a message before it fails (s)."""
+TOKEN = "correct horse"
+
+Serve = Callable[..., Running]
+
+
+def settings_of(**changes: Any) -> Settings:
+    """Return settings of a small server; port 0 takes a free one."""
+    return Settings(**{"name": "fake", "precision": "fp32", "port": 0, "horizon": 3, **changes})
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    """A video of 40 pictures of 8×4 pixels, 20 a second."""
+    path = tmp_path / "film" / "walk.mp4"
+    path.parent.mkdir()
+    frames = np.linspace(0, 1, 40, dtype=np.float32)[None, :, None, None, None] * np.ones((1, 40, 1, 4, 8), np.float32)
+    write_clips(path, frames, frames_per_second=20)
+    return path
+
+
+@pytest.fixture
+def serve(predictor: Predictor) -> Iterator[Serve]:
+    """Start a server on a free port, which ends with the test."""
+    with ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(running(predictor, settings_of(**changes)))
+
+
+@pytest.fixture
+def client(serve: Serve) -> Iterator[httpx.Client]:
+    """HTTP client of a server with the defaults."""
+    with httpx.Client(base_url=serve().address, timeout=WAIT_S) as client:
+        yield client
+
+
+def offered(*paths: Path) -> dict[str, Any]:
+    """Return the setting that offers files."""
+    return {"offers": offers_of([str(path) for path in paths], lambda _: None)}
+
+
+class Viewer:
+    """WebSocket client of a server."""
+
+    def __init__(self, served: Running, **options: Any) -> None:
+        address = served.address.partition("#")[0].replace("http", "ws", 1) + "v1/live"
+        subprotocols = options.pop("subprotocols", [SUBPROTOCOL])
+        self._connecting = connect(address, subprotocols=subprotocols, max_size=None, max_queue=None, **options)
+
+    def __enter__(self) -> "Viewer":
+        self.socket: ClientConnection = self._connecting.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._connecting.__exit__(*raised)
+
+    def say(self, kind: str, **fields: Any) -> None:
+        """Send a text message."""
+        self.socket.send(json.dumps({"type": kind, **fields}))
+
+    def open(self, source: str = "webcam", horizon: int = 2, token: str | None = None) -> dict[str, Any]:
+        """Open a session, and return what the server says to it."""
+        self.say("open", source=source, horizon=horizon, token=token)
+        return self.text()
+
+    def show(self, value: int) -> None:
+        """Send a picture of one gray."""
+        self.socket.send(bytes([value]) * 32)
+
+    def next(self) -> str | bytes:
+        """Return the next message."""
+        return self.socket.recv(timeout=WAIT_S)
+
+    def text(self, kind: str | None = None) -> dict[str, Any]:
+        """Return the next text message, or the next of a kind."""
+        while True:
+            message = self.next()
+            if isinstance(message, str):
+                found: dict[str, Any] = json.loads(message)
+                if kind in (None, found["type"]):
+                    return found
+
+    def pictures(self) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+        """Return the header of the next binary message, and its pictures by name."""
+        while isinstance(message := self.next(), str):
+            pass
+        header, payload = split_message(message)
+        arrays = np.frombuffer(payload, np.uint8).reshape(len(header["pictures"]), 4, 8, 1)
+        return header, dict(zip(header["pictures"], arrays, strict=True))
+
+    def end(self) -> tuple[list[dict[str, Any]], int | None]:
+        """Return the text messages up to the end, and the close code."""
+        texts = []
+        try:
+            while True:
+                message = self.next()
+                if isinstance(message, str):
+                    texts.append(json.loads(message))
+        except ConnectionClosed:
+            return texts, self.socket.close_code

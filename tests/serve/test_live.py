@@ -1,0 +1,419 @@
+"""Sessions over a real WebSocket on loopback."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.typing import Origin
+
+from e3d_deploy.frames import to_pictures
+from e3d_deploy.serve import live, run
+from e3d_deploy.serve.protocol import MOST_TEXT
+from e3d_deploy.serve.run import Running
+from tests.fake_backend import FakeBackend, alone
+from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered
+
+
+def test_a_webcam_gets_the_forecast_of_a_stream_of_its_own(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        ready = viewer.open(horizon=2)
+        assert ready["type"] == "ready"
+        assert (ready["image_size"], ready["channels"], ready["horizon"], ready["backend"]) == ([4, 8], 1, 2, "fake")
+        for number, value in enumerate([10, 60, 110]):
+            viewer.show(value)
+            header, pictures = viewer.pictures()
+            seen = [10, 60, 110][: number + 1]
+            assert (header["index"], header["age"], header["horizon"]) == (number, number + 1, 2)
+            np.testing.assert_array_equal(pictures["now"], np.full((4, 8, 1), value))
+            np.testing.assert_array_equal(pictures["forecast"], to_pictures(alone(seen, 3))[1])
+            assert header["latency_ms"] > 0
+        np.testing.assert_array_equal(pictures["expected"], to_pictures(alone([10], 3))[1])
+        expected = alone([10], 3)[1]
+        assert header["error"] == pytest.approx(float(((expected - 110 / 255) ** 2).sum()), rel=1e-4)
+        assert header["copy_error"] == pytest.approx(32 * (100 / 255) ** 2, rel=1e-4)
+
+
+def test_what_is_not_known_yet_is_null_and_its_picture_absent(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open(horizon=2)
+        viewer.show(1)
+        header, pictures = viewer.pictures()
+    assert list(pictures) == header["pictures"] == ["now", "forecast"]
+    assert header["error"] is header["copy_error"] is header["novelty"] is None
+
+
+def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        assert viewer.open(horizon=99)["horizon"] == 3
+        viewer.say("horizon", value=1)
+        header = {"horizon": 0}
+        while header["horizon"] != 1:
+            viewer.show(7)
+            header, _ = viewer.pictures()
+
+
+def test_a_reset_forgets_the_video(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        for value in (5, 6, 7):
+            viewer.show(value)
+            viewer.pictures()
+        viewer.say("reset")
+        viewer.text("was_reset")
+        viewer.show(8)
+        header, pictures = viewer.pictures()
+    assert header["age"] == 1
+    np.testing.assert_array_equal(pictures["forecast"], to_pictures(alone([8], 3))[1])
+
+
+def test_a_paused_webcam_begins_anew_when_it_goes_on(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        viewer.show(5)
+        viewer.pictures()
+        viewer.say("pause")
+        viewer.text("paused")
+        viewer.show(6)  # nobody sees it
+        viewer.text("stats")  # by then it was taken
+        viewer.say("resume")
+        viewer.text("resumed")
+        viewer.show(7)
+        header, _ = viewer.pictures()
+    assert (header["index"], header["age"], header["cut"]) == (2, 1, True)
+
+
+def test_a_file_plays_to_its_end_in_order(serve: Serve, video: Path) -> None:
+    with Viewer(serve(**offered(video))) as viewer:
+        assert viewer.open("file:1")["frames_per_second"] == 20
+        headers = [viewer.pictures()[0] for _ in range(5)]
+        texts, code = viewer.end()
+    assert [header["index"] for header in headers] == [0, 1, 2, 3, 4]
+    assert texts[-1] == {"type": "end", "reason": "the source has ended"}
+    assert code == 1000
+
+
+def test_a_paused_file_waits(serve: Serve, video: Path) -> None:
+    with Viewer(serve(**offered(video))) as viewer:
+        viewer.open("file:1")
+        viewer.say("pause")
+        viewer.text("paused")
+        viewer.text("stats")
+        before = viewer.text("stats")
+        assert before["frames_per_second"] == 0
+        viewer.say("resume")
+        viewer.text("resumed")
+        assert viewer.pictures()[0]["cut"] is False
+
+
+def test_stats_come_once_a_second(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open(horizon=1)
+        for value in range(4):
+            viewer.show(value)
+            viewer.pictures()
+        stats = viewer.text("stats")
+    assert stats["frames_per_second"] > 0
+    assert stats["p50_ms"] <= stats["p99_ms"]
+    assert stats["mse"] > 0
+    assert (stats["dropped_source"], stats["dropped_viewer"], stats["verdict"]) == (0, 0, None)
+
+
+def test_a_model_that_does_not_beat_copying_is_told_in_words(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open(horizon=1)
+        for _ in range(40):  # a still scene: nothing beats copying
+            viewer.show(200)
+            viewer.pictures()
+        while (stats := viewer.text("stats"))["verdict"] is None:
+            pass
+    assert stats["verdict"].startswith("1 frame ahead, a copy of the last picture is better than the forecast")
+
+
+def test_a_viewer_closes_its_session(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        viewer.say("close")
+        texts, code = viewer.end()
+    assert texts[-1]["type"] == "end"
+    assert code == 1000
+
+
+@pytest.mark.parametrize("token", [None, "wrong", TOKEN + "x", "ü"])
+def test_a_wrong_token_closes_with_4401(serve: Serve, token: str | None) -> None:
+    with Viewer(serve(token=TOKEN)) as viewer:
+        assert viewer.open(token=token)["code"] == "token"
+        assert viewer.end() == ([], 4401)
+
+
+def test_the_right_token_opens(serve: Serve) -> None:
+    with Viewer(serve(token=TOKEN)) as viewer:
+        assert viewer.open(token=TOKEN)["type"] == "ready"
+
+
+@pytest.mark.parametrize("source", ["file:2", "file:", "file:/etc/passwd", "clip:../1", "clip:x", "rtsp://a/b", ""])
+def test_a_source_that_is_not_offered_closes_with_4403(serve: Serve, video: Path, source: str) -> None:
+    with Viewer(serve(**offered(video))) as viewer:
+        assert viewer.open(source)["code"] == "source"
+        assert viewer.end() == ([], 4403)
+
+
+def test_the_origin_of_the_page_is_checked(serve: Serve) -> None:
+    served = serve(origins=("https://page.example",))
+    own = served.address.rstrip("/")
+    for origin in (own, "https://page.example"):
+        with Viewer(served, origin=Origin(origin)) as viewer:
+            assert viewer.open()["type"] == "ready"
+    for origin in ("http://evil.example", "http://127.0.0.1:1", "null", "http://page.example"):
+        with Viewer(served, origin=Origin(origin)) as viewer:
+            texts, code = viewer.end()
+            assert (texts[-1]["code"], code) == ("origin", 4403)
+
+
+def test_a_host_of_another_name_is_refused_on_loopback(serve: Serve) -> None:
+    with shaking_hands(serve(), host="rebound.example") as socket_:
+        assert b" 403 " in socket_.recv(64)
+
+
+def test_another_version_of_the_protocol_is_refused(serve: Serve) -> None:
+    with Viewer(serve(), subprotocols=None) as viewer:
+        assert viewer.text()["code"] == "protocol"
+        assert viewer.end() == ([], 4400)
+
+
+BAD_TEXTS = [
+    "",
+    "{",
+    "[]",
+    "null",
+    '{"type":"dance"}',
+    '{"type":"horizon"}',
+    '{"type":"horizon","value":0}',
+    '{"type":"horizon","value":"3"}',
+    '{"type":"horizon","value":1e400}',
+    '{"type":"open","source":"webcam","horizon":1}',
+    "[" * 2000,
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("text", BAD_TEXTS)
+def test_a_bad_message_closes_its_own_session_alone(serve: Serve, text: str) -> None:
+    served = serve()
+    with Viewer(served) as other, Viewer(served) as viewer:
+        other.open()
+        viewer.open()
+        viewer.socket.send(text)
+        texts, code = viewer.end()
+        assert (texts[-1]["code"], code) == ("bad_message", 4400)
+        other.show(3)
+        other.pictures()
+
+
+def test_a_first_message_that_does_not_open_is_refused(serve: Serve) -> None:
+    for message in ('{"type":"pause"}', b"\x00" * 32):
+        with Viewer(serve()) as viewer:
+            viewer.socket.send(message)
+            assert viewer.end()[1] == 4400
+
+
+def test_a_text_that_is_too_long_closes_with_4413(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        viewer.socket.send(json.dumps({"type": "pause", "more": "x" * MOST_TEXT}))
+        assert viewer.end()[1] == 4413
+
+
+def test_a_message_above_the_largest_closes_with_1009(serve: Serve) -> None:
+    served = serve()
+    with Viewer(served) as other, Viewer(served) as viewer:
+        other.open()
+        viewer.open()
+        viewer.socket.send(b"\x00" * (served.service.message_bytes + 1))
+        assert viewer.end()[1] == 1009
+        other.show(3)
+        other.pictures()
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_picture_of_another_size_closes_with_4400(serve: Serve, length: int) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        viewer.socket.send(b"\x00" * length)
+        texts, code = viewer.end()
+    assert code == 4400
+    assert "32 bytes" in texts[-1]["message"]
+
+
+def test_a_picture_for_a_file_is_refused(serve: Serve, video: Path) -> None:
+    with Viewer(serve(**offered(video))) as viewer:
+        viewer.open("file:1")
+        viewer.show(1)
+        assert viewer.end()[1] == 4400
+
+
+def test_messages_without_end_close_with_4429(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "TEXTS_PER_SECOND", 0.001)
+    monkeypatch.setattr(live, "BURST_S", 5000)
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        for _ in range(10):
+            viewer.say("reset")
+        texts, code = viewer.end()
+    assert (texts[-1]["code"], code) == ("rate", 4429)
+
+
+def test_one_session_too_many_closes_with_4429_and_a_place_becomes_free(serve: Serve) -> None:
+    served = serve(max_sessions=1)
+    with Viewer(served) as first:
+        first.open()
+        with Viewer(served) as second:
+            assert second.open()["code"] == "full"
+            assert second.end() == ([], 4429)
+    while served.service.meters.registry.get_sample_value("e3d_sessions"):
+        threading.Event().wait(0.01)
+    with Viewer(served) as third:
+        assert third.open()["type"] == "ready"
+
+
+def test_a_memory_limit_refuses_what_does_not_fit(serve: Serve) -> None:
+    served = serve(memory_limit_bytes=5000)
+    assert served.service.streams.most_bytes(1) < 5000 < served.service.streams.most_bytes(20)
+    with ExitStack() as stack:
+        answers = [stack.enter_context(Viewer(served)).open() for _ in range(20)]
+    assert answers[0]["type"] == "ready"
+    assert answers[-1]["code"] == "full"
+    assert "memory" in answers[-1]["message"]
+
+
+def test_an_idle_session_ends_with_4408(serve: Serve) -> None:
+    with Viewer(serve(idle_timeout_s=0.2)) as viewer:
+        viewer.open()
+        texts, code = viewer.end()
+    assert (texts[-1]["code"], code) == ("idle", 4408)
+
+
+def test_a_viewer_that_says_nothing_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "OPEN_S", 0.1)
+    with Viewer(serve()) as viewer:
+        assert viewer.end()[1] == 4408
+
+
+def test_a_source_that_breaks_off_closes_with_4503_and_names_no_path(serve: Serve, video: Path) -> None:
+    served = serve(**offered(video))
+    video.write_bytes(video.read_bytes()[:600])
+    with Viewer(served) as viewer:
+        viewer.say("open", source="file:1", horizon=1)
+        texts, code = viewer.end()
+    assert (texts[-1]["code"], code) == ("source_lost", 4503)
+    assert "walk.mp4" in texts[-1]["message"]
+    assert str(video.parent) not in texts[-1]["message"]
+
+
+def test_a_network_that_fails_ends_its_session_without_a_traceback(serve: Serve, backend: FakeBackend) -> None:
+    served = serve()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret /srv/path")
+
+    with Viewer(served) as viewer:
+        viewer.open()
+        backend.answer = fail
+        viewer.show(1)
+        texts, code = viewer.end()
+    assert code == 1011
+    assert "secret" not in json.dumps(texts)
+
+
+def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "STUCK_S", 0.5)
+    monkeypatch.setattr(run, "SEND_BUFFER_BYTES", 4096)
+    served = serve()
+    sessions, wait = served.service.meters.registry.get_sample_value, threading.Event().wait
+    with Viewer(served) as other, shaking_hands(served) as deaf:
+        assert b" 101 " in deaf.recv(64)
+        other.open()
+        text = json.dumps({"type": "open", "source": "webcam", "horizon": 1})
+        deaf.sendall(frame_of(1, text.encode()))
+        while sessions("e3d_sessions") != 2:
+            wait(0.01)
+        number = 0
+        while sessions("e3d_sessions") == 2:  # its pictures fill all buffers on the way, then its own queue
+            with suppress(OSError):
+                deaf.sendall(frame_of(2, bytes([number % 256]) * 32))
+            if number % 50 == 0:
+                other.show(number % 256)
+                other.pictures()
+            number += 1
+            wait(0.002)
+        assert sessions("e3d_drops_total", {"reason": "viewer"}) > 0
+        other.show(1)
+        assert other.pictures()[0]["dropped"] == 0
+
+
+def frame_of(opcode: int, content: bytes) -> bytes:
+    """Return a WebSocket frame of a client, masked with zeros."""
+    length = bytes([0x80 | len(content)]) if len(content) < 126 else b"\xfe" + len(content).to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + bytes(4) + content
+
+
+@contextmanager
+def shaking_hands(served: Running, *, host: str | None = None) -> Iterator[socket.socket]:
+    """Connect a viewer by hand, which has yet to read the answer."""
+    place = served.address.removeprefix("http://").rstrip("/")
+    name, _, port = place.partition(":")
+    with socket.socket() as connected:
+        connected.settimeout(WAIT_S)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connected.connect((name, int(port)))
+        connected.sendall(
+            f"GET /v1/live HTTP/1.1\r\nHost: {host or place}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            "Sec-WebSocket-Protocol: e3d.v1\r\n\r\n".encode()
+        )
+        yield connected
+
+
+def test_32_viewers_at_once_each_get_their_own_forecasts(serve: Serve) -> None:
+    served = serve()
+    with ExitStack() as stack:
+        viewers = [stack.enter_context(Viewer(served)) for _ in range(32)]
+        for viewer in viewers:
+            assert viewer.open(horizon=1)["type"] == "ready"
+        for step in range(3):
+            for number, viewer in enumerate(viewers):
+                viewer.show(number + step)
+            for number, viewer in enumerate(viewers):
+                _, pictures = viewer.pictures()
+                expected = to_pictures(alone([number + one for one in range(step + 1)], 1))[0]
+                np.testing.assert_array_equal(pictures["forecast"], expected)
+
+
+def test_a_viewer_that_leaves_gives_its_stream_back(serve: Serve) -> None:
+    served = serve()
+    with Viewer(served) as viewer:
+        viewer.open()
+        viewer.show(1)
+        viewer.pictures()
+        assert served.service.streams.stats()["streams"] == 1
+    while served.service.streams.stats()["streams"]:
+        threading.Event().wait(0.01)
+
+
+def test_a_server_that_stops_says_so_to_each_viewer(serve: Serve) -> None:
+    served = serve()
+    with Viewer(served) as one, Viewer(served) as two:
+        for viewer in (one, two):
+            viewer.open()
+        served.stop()
+        for viewer in (one, two):
+            texts, code = viewer.end()
+            assert texts[-1] == {"type": "end", "reason": "the server stops"}
+            assert code == 1001
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e3d s")]
