@@ -1,0 +1,126 @@
+// What is drawn: pictures, charts and the numbers of the last picture. The newest picture wins.
+
+import { Chart } from "./charts.js";
+import { FULL_COLOUR, clear, paint, paintDifference, paintLegend } from "./pictures.js";
+import { download } from "./snapshot.js";
+import { theme } from "./theme.js";
+import { $, ahead, count, fixed, milliseconds, say } from "./view.js";
+
+const DRAWINGS = 100; // of which the median is shown
+
+export class Monitor {
+  #newest = null; // picture not drawn yet
+  #drawn = null; // picture on the canvases
+  #drawings = []; // times (ms)
+  #errors = new Chart($("error-chart"), {
+    series: [{ colour: "--muted", dashed: true }, { colour: "--accent" }],
+  });
+  #novelty = new Chart($("novelty-chart"), { series: [{ colour: "--accent" }], level: 1, least: 2 });
+
+  constructor() {
+    this.model = null; // answer of /v1/model
+    this.cameAt = 0; // performance.now() of the last picture
+  }
+
+  /** Note a picture and draw it at the next chance. */
+  show(header, pictures) {
+    const before = this.#newest ?? this.#drawn;
+    if (before && before.header.horizon !== header.horizon) this.#forgetCharts(); // such errors do not compare
+    this.cameAt = performance.now();
+    const seconds = this.cameAt / 1000;
+    this.#errors.add(seconds, [header.copy_error, header.error], header.cut);
+    this.#novelty.add(seconds, [header.novelty], header.cut);
+    if (!this.#newest) requestAnimationFrame(() => this.#draw());
+    this.#newest = { header, pictures };
+  }
+
+  /** Break the lines: what comes next does not follow what came last. */
+  interrupt() {
+    this.#errors.interrupt();
+    this.#novelty.interrupt();
+  }
+
+  /** Empty all that belongs to one source. */
+  forget() {
+    this.#newest = this.#drawn = null;
+    this.#forgetCharts();
+    if (this.model) for (const id of ["now", "forecast", "difference"]) clear($(id), this.model.image_size);
+    for (const id of ["now-text", "forecast-text"]) say(id, "");
+    for (const id of ["error-now", "copy-now", "novelty-now", "age"]) say(id, "–");
+    $("difference-wait").hidden = true;
+    $("snapshot").disabled = true;
+    this.#drawCharts();
+  }
+
+  /** Draw again in the colours of the theme. */
+  repaint() {
+    paintLegend($("legend"), theme());
+    say("legend-low", `−${FULL_COLOUR} darker`);
+    say("legend-high", `brighter +${FULL_COLOUR}`);
+    if (this.#drawn) this.#paint();
+    this.#drawCharts();
+  }
+
+  /** Say how long drawing takes, which the server's latency leaves out. */
+  measure() {
+    const sorted = [...this.#drawings].sort((a, b) => a - b);
+    say("drawing", milliseconds(sorted[sorted.length >> 1]));
+  }
+
+  snapshot(sourceName, backend) {
+    if (!this.#drawn) return;
+    const { header } = this.#drawn;
+    download(
+      [
+        { title: "Now", canvas: $("now") },
+        { title: `Forecast, ${ahead(header.horizon, this.model)}`, canvas: $("forecast") },
+        { title: "Difference", canvas: $("difference") },
+      ],
+      [
+        `${this.model.name} · ${sourceName} · picture ${header.index} · ${backend} · ${new Date().toLocaleString()}`,
+        `Difference: now − its forecast; blue is darker, orange brighter than forecast, full colour at ±${FULL_COLOUR} of 255`,
+        `Error ${fixed(header.error, 1)} · copying the last frame ${fixed(header.copy_error, 1)} · novelty ${fixed(header.novelty, 2)}`,
+      ],
+      `${this.model.name}-${header.index}.png`,
+    );
+  }
+
+  #draw() {
+    if (!this.#newest) return; // forgotten meanwhile
+    const began = performance.now();
+    this.#drawn = this.#newest;
+    this.#newest = null;
+    this.#paint();
+    this.#drawCharts();
+    this.#drawings.push(performance.now() - began);
+    if (this.#drawings.length > DRAWINGS) this.#drawings.shift();
+  }
+
+  #paint() {
+    const { header, pictures } = this.#drawn;
+    const { image_size: size, channels: C } = this.model;
+    paint($("now"), pictures.now, size, C);
+    paint($("forecast"), pictures.forecast, size, C);
+    if (pictures.expected) paintDifference($("difference"), pictures.now, pictures.expected, size, C, theme());
+    else clear($("difference"), size);
+    $("difference-wait").hidden = Boolean(pictures.expected);
+    say("difference-wait", `Waiting for the first forecast of a picture, ${ahead(header.horizon, null)}`);
+    say("now-text", `picture ${header.index}`);
+    say("forecast-text", ahead(header.horizon, this.model));
+    say("age", count(header.age, "picture", "pictures"));
+    say("error-now", fixed(header.error, 1));
+    say("copy-now", fixed(header.copy_error, 1));
+    say("novelty-now", fixed(header.novelty, 2));
+    $("snapshot").disabled = false;
+  }
+
+  #drawCharts() {
+    this.#errors.draw();
+    this.#novelty.draw();
+  }
+
+  #forgetCharts() {
+    this.#errors.clear();
+    this.#novelty.clear();
+  }
+}

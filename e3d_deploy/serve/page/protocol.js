@@ -1,0 +1,40 @@
+// Protocol e3d.v1: what the server sends, and what its close codes mean.
+
+export const SUBPROTOCOL = "e3d.v1";
+
+const TEXT = new TextDecoder();
+
+/** Decode a binary message: length of the header, header as JSON, then the pictures one after another. */
+export function decode(buffer, [H, W], C) {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(TEXT.decode(new Uint8Array(buffer, 4, length)));
+  const pictures = {};
+  header.pictures.forEach((name, i) => {
+    pictures[name] = new Uint8Array(buffer, 4 + length + i * H * W * C, H * W * C);
+  });
+  return { header, pictures };
+}
+
+/** Close codes after which the same request may succeed a little later. */
+const PASSING = new Set([1001, 1005, 1006, 1011, 1012, 1013, 4429, 4503]);
+
+const REASONS = {
+  1001: "The server stopped",
+  1005: "The connection was lost",
+  1006: "The connection was lost",
+  1011: "The server failed",
+  4400: "The server did not understand this page; reload it",
+  4403: "The server does not allow this source",
+  4408: "The session was idle for too long",
+  4413: "A message was too large for the server",
+  4429: "The server has as many sessions as it allows",
+  4503: "The source was lost",
+};
+
+/** Return what is to be done after a close: "end", "token", "retry" or "refuse", and why, in words. */
+export function closing(code, reason, error) {
+  const why = error || reason || REASONS[code] || `The server closed the connection (code ${code})`;
+  if (code === 1000 || code === 4408) return { action: "end", why };
+  if (code === 4401) return { action: "token", why };
+  return { action: PASSING.has(code) ? "retry" : "refuse", why };
+}

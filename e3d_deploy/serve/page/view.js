@@ -1,0 +1,91 @@
+// What the page says in words and numbers.
+
+export const $ = (id) => document.getElementById(id);
+
+export const say = (id, text) => {
+  const element = $(id);
+  if (element.textContent !== text) element.textContent = text;
+};
+
+export const number = (value) => (value == null ? "–" : String(Number(value.toPrecision(3))));
+
+/** A number that changes all the time, with so many decimals that it keeps its width. */
+export const fixed = (value, decimals) => (value == null ? "–" : value.toFixed(value < 100 ? decimals : 0));
+
+export const milliseconds = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
+
+export const count = (value, one, many) => `${value} ${value === 1 ? one : many}`;
+
+/** Return a horizon in words, with its time where the model knows its frame rate. */
+export function ahead(horizon, model) {
+  const rate = model?.frames_per_second;
+  return `${count(horizon, "frame", "frames")} ahead${rate ? ` · ${number(horizon / rate)} s` : ""}`;
+}
+
+const STATES = {
+  choose: "Choose a source",
+  connecting: "Connecting",
+  live: "Live",
+  paused: "Paused",
+  ended: "Ended",
+  refused: "Refused",
+  token: "Token needed",
+};
+
+/** Show the state of the connection; the countdown is not announced, or a screen reader would never rest. */
+export function showState(name, detail) {
+  const waiting = name === "reconnecting";
+  document.body.dataset.state = name;
+  say("state-text", waiting ? `Reconnecting in ${detail.seconds} s` : STATES[name]);
+  say("announce", waiting ? "Reconnecting" : STATES[name]);
+  const why = waiting ? detail.why : detail;
+  const shown = Boolean(why) && (waiting || name === "ended" || name === "refused");
+  $("notice").hidden = !shown;
+  say("notice-text", shown ? upper(sentence(why)) : "");
+  $("again").hidden = false;
+  say("again", { ended: "Start again", reconnecting: "Try now" }[name] ?? "Try again");
+}
+
+/** Show a message that concerns no connection, such as a refused upload. */
+export function notify(text) {
+  $("notice").hidden = false;
+  $("again").hidden = true;
+  say("notice-text", sentence(text));
+}
+
+const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
+const upper = (text) => text[0].toUpperCase() + text.slice(1);
+
+/** Fill the list of sources and keep the choice. */
+export function listSources(sources, clips, refusal, chosen) {
+  const option = (value, text, disabled = false) => {
+    const element = new Option(text, value, false, value === chosen);
+    element.disabled = disabled;
+    return element;
+  };
+  const group = (label, options) => {
+    const element = document.createElement("optgroup");
+    element.label = label;
+    element.append(...options);
+    return element;
+  };
+  const groups = [group("This device", [option("webcam", refusal ? "Webcam (off, see below)" : "Webcam", Boolean(refusal))])];
+  if (clips.length) groups.unshift(group("Uploaded", clips.map(({ id, name }) => option(id, name))));
+  if (sources.length) groups.unshift(group("On the server", sources.map(({ id, name }) => option(id, name))));
+  $("source").replaceChildren(option("", "Choose a source"), ...groups);
+  $("webcam-note").hidden = !refusal;
+  say("webcam-note", refusal ?? "");
+}
+
+/** Show the message `stats`; without its fields, show that nothing is known. */
+export function showStats(stats) {
+  const pictures = (value) => (value == null ? "–" : count(value, "picture", "pictures"));
+  say("rate", stats.frames_per_second == null ? "–" : `${stats.frames_per_second.toFixed(1)} /s`);
+  say("p50", milliseconds(stats.p50_ms));
+  say("p99", milliseconds(stats.p99_ms));
+  say("mse", fixed(stats.mse, 1));
+  say("copy-mse", fixed(stats.copy_mse, 1));
+  say("dropped-source", pictures(stats.dropped_source));
+  say("dropped-viewer", pictures(stats.dropped_viewer));
+  say("verdict", stats.verdict ?? "");
+}
