@@ -35,7 +35,7 @@ DRAIN_S = 10.0
 
 
 class Service:
-    """What the endpoints of one server share."""
+    """Shared state of the endpoints of one server."""
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.predictor, self.settings = predictor, settings
