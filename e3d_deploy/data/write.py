@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.errors import BackendUnavailable, ConfigError
 from e3d_deploy.files import check_place, new_file, new_folder
 from e3d_deploy.frames import Frames, to_pictures
+
+if TYPE_CHECKING:
+    import av
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +176,6 @@ def _writing_mp4(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     height, width = size
-    even = ((0, height % 2), (0, width % 2), (0, 0))  # H.264 for browsers wants even sides
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = height + height % 2, width + width % 2
@@ -182,12 +184,20 @@ def _writing_mp4(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[
         stream.options = {"crf": "18"}
 
         def put(picture: NDArray[Any]) -> None:
-            padded = np.pad(picture, even, mode="edge")
-            rgb = np.ascontiguousarray(np.broadcast_to(padded, (*padded.shape[:2], 3)))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+            container.mux(stream.encode(video_frame(picture)))
 
         yield put
         container.mux(stream.encode())
+
+
+def video_frame(picture: NDArray[np.uint8]) -> "av.VideoFrame":
+    """Return a picture [H, W, C], gray or RGB, for an encoder; its sides become even, as H.264 for browsers wants."""
+    import av
+
+    height, width = picture.shape[:2]
+    padded = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    rgb = np.ascontiguousarray(np.broadcast_to(padded, (*padded.shape[:2], 3)))
+    return av.VideoFrame.from_ndarray(rgb, format="rgb24")
 
 
 @contextmanager
