@@ -13,7 +13,7 @@ class LastingStream:
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self.wrapped = stream
         self.lost: OSError | None = None
         """First error of writing; everything after it was discarded."""
 
@@ -21,17 +21,17 @@ class LastingStream:
         """Write text; after an error, discard it."""
         if not isinstance(text, str):
             raise TypeError(f"got {type(text).__name__}, expected text")
-        self._do(lambda: self._stream.write(text))
+        self._do(lambda: self.wrapped.write(text))
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream; after an error, do nothing."""
-        self._do(self._stream.flush)
+        self._do(self.wrapped.flush)
 
     def __getattr__(self, name: str) -> Any:
         if name == "buffer":
             raise AttributeError(name)
-        return getattr(self._stream, name)
+        return getattr(self.wrapped, name)
 
     def _do(self, act: Callable[[], object]) -> None:
         if self.lost is None:
@@ -40,7 +40,7 @@ class LastingStream:
             except OSError as error:
                 self.lost = error
                 with suppress(OSError, ValueError):
-                    _drain(self._stream)
+                    _drain(self.wrapped)
 
 
 def _drain(stream: TextIO) -> None:

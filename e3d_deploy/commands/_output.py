@@ -24,8 +24,8 @@ INTERVAL_S = 10.0
 """Least time between two lines of progress where they stay, in a log or on a terminal that cannot erase (s)."""
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> None:
-    """Print a table on stdout; the first `left` columns are left aligned, the others right.
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, err: bool = False) -> None:
+    """Print a table on stdout, or on stderr; the first `left` columns are left aligned, the others right.
 
     A terminal that is too narrow gets it with the last column folded, where that is text, else as a block of
     lines a record. A pipe or a file gets the whole width.
@@ -35,17 +35,18 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int
 
     records = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(columns, *records, strict=True)]
-    room, others = _terminal_width(), sum(widths[:-1]) + GAP * (len(widths) - 1)
+    out = sys.stderr if err else sys.stdout
+    room, others = _terminal_width(out), sum(widths[:-1]) + GAP * (len(widths) - 1)
     foldable = left >= len(columns) or len(columns) == 2
     if room is None or others + widths[-1] <= room:
-        _print_table(columns, records, left=left, width=others + widths[-1])
+        _print_table(out, columns, records, left=left, width=others + widths[-1])
     elif foldable and others + FOLDED <= room:
-        _print_table(columns, records, left=len(columns), width=room)
+        _print_table(out, columns, records, left=len(columns), width=room)
     else:
-        _print_records(columns, records, width=room)
+        _print_records(out, columns, records, width=room)
 
 
-def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, width: int) -> None:
+def _print_table(out: TextIO, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int, width: int) -> None:
     with randomness_kept():
         from rich.console import Console
         from rich.table import Table
@@ -57,10 +58,10 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left:
         shown.add_column(Text(column), justify="left" if number <= left else "right", overflow="fold", no_wrap=not last)
     for row in rows:
         shown.add_row(*map(Text, row))
-    Console(highlight=False, width=max(width, 1), force_terminal=is_coloured(sys.stdout)).print(shown)
+    Console(file=out, highlight=False, width=max(width, 1), force_terminal=is_coloured(out)).print(shown)
 
 
-def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> None:
+def _print_records(out: TextIO, columns: Sequence[str], rows: Sequence[Sequence[str]], *, width: int) -> None:
     """Print a block of lines for each row, a line for each field that is not empty, with its name."""
     with randomness_kept():
         from rich.cells import cell_len
@@ -77,12 +78,12 @@ def _print_records(columns: Sequence[str], rows: Sequence[Sequence[str]], *, wid
         for column, cell in zip(columns, row, strict=True):
             if cell:
                 shown.add_row(Text(column), Text(cell))
-    Console(highlight=False, width=width, force_terminal=is_coloured(sys.stdout)).print(shown)
+    Console(file=out, highlight=False, width=width, force_terminal=is_coloured(out)).print(shown)
 
 
-def _terminal_width() -> int | None:
-    """Return the width of the terminal that stdout is; None where it is none."""
-    return max(shutil.get_terminal_size().columns, NARROWEST) if sys.stdout.isatty() else None
+def _terminal_width(out: TextIO) -> int | None:
+    """Return the width of the terminal that a stream is; None where it is none."""
+    return max(shutil.get_terminal_size().columns, NARROWEST) if out.isatty() else None
 
 
 def is_coloured(stream: TextIO) -> bool:
@@ -142,7 +143,7 @@ def working(text: str) -> Iterator[Notify]:
     """Show on stderr what is going on, in a line that goes away after it; in plain lines where they stay."""
     if not is_animated(sys.stderr):
         click.echo(text, err=True)
-        yield _now_and_then(text)
+        yield now_and_then(text)
         return
     with randomness_kept():
         from rich.console import Console
@@ -154,8 +155,8 @@ def working(text: str) -> Iterator[Notify]:
         yield lambda phase: status.update(Text(f"{text}: {phase}"))
 
 
-def _now_and_then(text: str) -> Notify:
-    """Print a phase as a line if the last line was printed a while ago."""
+def now_and_then(text: str) -> Notify:
+    """Return a function that prints a phase as a line if the last line was printed a while ago."""
     last = time.monotonic()
 
     def show(phase: str) -> None:

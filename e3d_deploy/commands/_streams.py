@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
-from typing import TextIO
+from typing import BinaryIO, TextIO, cast
 
 from e3d_deploy.lasting import LastingStream
 
@@ -110,6 +110,13 @@ def _leave(out: Output) -> None:
 def _put_back(name: str, out: Output, before: TextIO | None) -> None:
     if getattr(sys, name) is out:
         setattr(sys, name, before)
+
+
+def binary_stdout() -> BinaryIO:
+    """Return standard output for bytes, which, unlike that for text, raises an error when its reader is gone."""
+    sys.stdout.flush()
+    out = sys.stdout.wrapped if isinstance(sys.stdout, Output) else sys.stdout
+    return cast(BinaryIO, out.buffer)
 
 
 def _fill_descriptors() -> None:
