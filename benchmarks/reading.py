@@ -49,7 +49,7 @@ from e3d_deploy.data.pictures import PictureClip, read_picture
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.export.bundle import export
-from e3d_deploy.measure.live import follow
+from e3d_deploy.live.follower import Follower
 from e3d_deploy.training.sizes import configs
 from e3d_deploy.training.train import Machine, train
 
@@ -209,11 +209,14 @@ def streaming(folder: Path, rounds: int) -> dict[str, Any]:
     """Compare frames of `e3d stream`, each with its forecast; times are of all frames."""
     file = Path(str(PEDESTRIANS))
     with runtime.load(export(MODEL, folder / "demo.e3d"), "onnxruntime", threads=1) as predictor:
-        bare, checked = (
-            lambda read=read: follow(predictor, islice(read(file), STREAMED), horizon=HORIZON)
-            for read in (bare_video, checked_video)
-        )
+        bare, checked = (partial(followed, predictor, read, file) for read in (bare_video, checked_video))
         return {"frames": STREAMED, "horizon": HORIZON, **in_turn(bare, checked, rounds // 12)}
+
+
+def followed(predictor: runtime.Predictor, read: Callable[[Path], Iterator[NDArray[np.uint8]]], file: Path) -> None:
+    follower = Follower(predictor.stream(), predictor.config, horizon=HORIZON, renewal=predictor.renewal())
+    for picture in islice(read(file), STREAMED):
+        follower.see(picture)
 
 
 @click.command()

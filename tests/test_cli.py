@@ -243,17 +243,20 @@ def test_stream_forecasts_a_video_while_it_plays(exported: Path, tmp_path: Path)
     result = e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2, "-o", output, "--zoom", 1, "--json")
     summary = json.loads(result.stdout)
     assert str(output) in result.stderr
-    assert summary["frames"] == 150
-    assert summary["source_frames_per_second"] == 10
-    assert 0 < summary["push_ms"]["p50"] <= summary["push_ms"]["p99"]
-    assert summary["mse"] > 0
-    assert " ".join(summary) == (
-        "backend frames horizon renewal frames_per_second push_ms forecast_ms mse copy_mse source_frames_per_second"
+    assert " ".join(summary) == "backend horizon renewal frames frames_per_second dropped sources"
+    (source,) = summary["sources"]
+    assert summary["frames"] == source["frames"] == 150
+    assert source["source_frames_per_second"] == 10
+    assert 0 < source["model_ms"]["p50"] <= source["model_ms"]["p99"]
+    assert source["mse"] > 0
+    assert " ".join(source) == (
+        "source frames frames_per_second source_frames_per_second latency_ms model_ms dropped reconnects cuts age "
+        "mse copy_mse verdict output pushed not_pushed error"
     )
     video = read_clips(output, Form(image_size=(16, 48), channels=1)).frames[0]
     assert video.shape == (150, 16, 48, 1)
     assert video[:2, :, 24:].max() < 16  # black where nothing could have been forecast yet
-    assert "push one picture" in e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2).stdout
+    assert "model p50" in e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2).stdout
 
 
 def test_benchmark_tells_speed_and_accuracy(exported: Path, tmp_path: Path) -> None:

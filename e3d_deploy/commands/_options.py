@@ -14,6 +14,8 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, RECOMMENDED, profiled
 
 MOST_FRAMES = 10_000
 """Longest context, horizon or rollout that a command takes, and oldest state (frames)."""
+OUTPUTS = {"--output", "--raw-output", "--jsonl"}
+"""Options whose paths are written, and need not be readable."""
 
 
 class _Path(click.Path):
@@ -28,9 +30,23 @@ class _Path(click.Path):
             os.stat(text)
         except (FileNotFoundError, NotADirectoryError):
             return super().convert(value, param, ctx)
-        if not (param is not None and "--output" in param.opts) and not os.access(text, os.R_OK):
+        if not (param is not None and OUTPUTS.intersection(param.opts)) and not os.access(text, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), text)
         return super().convert(value, param, ctx)
+
+
+class Source(_Path):
+    """A path, or an address or `-`, as `parse_address` takes them; as text."""
+
+    name = "source"
+
+    def __init__(self) -> None:
+        super().__init__(readable=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; a path is looked up as others are."""
+        text = os.fspath(value)
+        return text if text == "-" or "://" in text else str(super().convert(value, param, ctx))
 
 
 PATH = _Path(path_type=Path, readable=False)

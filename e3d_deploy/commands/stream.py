@@ -1,11 +1,13 @@
-"""`e3d stream`: forecasts of a video while it plays."""
+"""`e3d stream`: forecasts of videos and cameras while they play."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
     BACKEND,
@@ -16,119 +18,154 @@ from e3d_deploy.commands._options import (
     RESAMPLE,
     THREADS,
     Count,
-    check_zoom,
+    Finite,
+    Source,
     json_option,
+    numbers,
 )
-from e3d_deploy.commands._output import as_json, table, working
+from e3d_deploy.commands._output import as_json
 from e3d_deploy.commands._process import stoppable
+from e3d_deploy.commands._sinks import Outputs, open_sinks
+from e3d_deploy.commands._sources import check_horizon, check_options, open_feeds
+from e3d_deploy.commands._stations import show_summary, showing
 
-if TYPE_CHECKING:
-    from e3d_deploy.measure.live import Followed
+GROUPS = {
+    "Sources": ("raw", "realtime", "every", "resample", "policy", "queue_length", "silence_s", "attempts"),
+    "Forecast": ("horizon", "renewal", "reset_on", "backend", "threads"),
+    "Outputs": ("output", "push", "raw_output", "jsonl", "zoom", "json_"),
+}
+EXAMPLES = (
+    "e3d stream film.e3d rtsp://camera.local/front --jsonl front.jsonl",
+    "e3d stream film.e3d a.mp4 b.mp4 --horizon 5 -o beside",
+)
 
 
-@click.command()
+def shape(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`480x640x3` as height, width and colours."""
+    found = numbers(context, parameter, text)
+    if found is not None and len(found) != 3:
+        raise click.BadParameter(f"{text!r} is not HEIGHTxWIDTHxCOLOURS, such as 480x640x3")
+    return found
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE_OR_MODEL
-@click.argument("video", metavar="SOURCE", type=PATH)
-@click.option("--horizon", type=Count(MOST_FRAMES), default=10, help="Frames to look ahead.")
-@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=Source())
+@click.option("--raw", metavar="HxWxC", callback=shape, help="Size of the frames on stdin, uint8 row by row.")
+@click.option("--realtime", is_flag=True, help="Play files at their own rate.")
 @EVERY
 @RESAMPLE
+@click.option(
+    "--policy",
+    type=click.Choice(["block", "drop-oldest"]),
+    help="What becomes of a picture when the queue is full; else block for files, drop-oldest for live sources.",
+)
+@click.option(
+    "--queue", "queue_length", metavar="N", type=Count(1000), help="Pictures that may wait; else 4, of live sources 1."
+)
+@click.option(
+    "--silence",
+    "silence_s",
+    metavar="S",
+    type=Finite(min=0, min_open=True, max=3600),
+    default=10.0,
+    help="Seconds without a picture after which a live source is opened again.",
+)
+@click.option(
+    "--attempts", type=click.IntRange(min=0), default=5, help="Reconnects without a picture before a source is lost."
+)
+@click.option("--horizon", type=Count(MOST_FRAMES), default=10, help="Frames to look ahead.")
+@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
+@click.option("--reset-on", type=click.Choice(["cut"]), help="Begin anew where the scene changes.")
 @BACKEND
 @THREADS
 @click.option(
-    "-o", "--output", type=PATH, help="What came beside what had been forecast for it: .mp4, .gif or a folder."
+    "-o",
+    "--output",
+    type=PATH,
+    help="What came beside what had been forecast for it: .mp4, .gif or a folder; of several sources a folder.",
 )
-@click.option("--zoom", type=click.IntRange(min=1), default=4, help="Enlarge the output.")
+@click.option("--push", metavar="URL", multiple=True, help="Send the same as H.264, once for each source.")
+@click.option("--raw-output", type=PATH, metavar="FILE|-", help="Last frame of each forecast, uint8 [H, W, C].")
+@click.option("--jsonl", type=PATH, metavar="FILE|-", help="A line of JSON for each picture.")
+@click.option("--zoom", type=click.IntRange(min=1), default=4, help="Enlarge the video.")
 @json_option("The summary as JSON.")
 def stream(
     model: Path,
-    video: Path,
-    horizon: int,
-    renewal: str | None,
+    sources: tuple[str, ...],
+    raw: tuple[int, int, int] | None,
+    realtime: bool,
     every: int | None,
     resample: float | None,
+    policy: Literal["block", "drop-oldest"] | None,
+    queue_length: int | None,
+    silence_s: float,
+    attempts: int,
+    horizon: int,
+    renewal: str | None,
+    reset_on: str | None,
     backend: str,
     threads: int | None,
     output: Path | None,
+    push: tuple[str, ...],
+    raw_output: Path | None,
+    jsonl: Path | None,
     zoom: int,
     json_: bool,
 ) -> None:
-    """Forecast a video while it plays: after each picture, the next HORIZON."""
-    import numpy as np
+    """Forecast videos and cameras while they play: after each picture, the next HORIZON.
 
-    from e3d_deploy.commands._places import check_apart
-    from e3d_deploy.data.clips import play
+    A SOURCE is a video, a folder of pictures, a camera (/dev/video0), an address (rtsp:// or http://), or - for raw
+    frames on stdin. Several play at the same time.
+    """
     from e3d_deploy.data.form import Form
-    from e3d_deploy.data.levels import watch_range
-    from e3d_deploy.data.play import UntilLost
+    from e3d_deploy.data.live.address import parse_address
+    from e3d_deploy.data.live.feed import FeedOptions
     from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.data.remarks import Remarks
-    from e3d_deploy.data.write import check_target, writing
-    from e3d_deploy.measure.forecasts import needed_bytes
-    from e3d_deploy.measure.live import follow
-    from e3d_deploy.memory import check_memory
+    from e3d_deploy.live.stations import Stations, open_stations
+    from e3d_deploy.live.summary import summarise
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
-    check_zoom(output)
-    if output is not None:
-        check_apart(output, video, model, holds_clips=not output.suffix)
-        check_target(output)
+    addresses = [parse_address(text, raw=raw) for text in sources]
+    check_options(addresses)
+    outputs = Outputs(video=output, push=push, raw=raw_output, lines=jsonl, zoom=zoom)
+    outputs.check(model, addresses, json=json_)
+    options = FeedOptions(
+        policy=policy, queue_length=queue_length, silence_s=silence_s, attempts=attempts, realtime=realtime
+    )
     with ExitStack() as stack:
         predictor = stack.enter_context(open_predictor(model, backend, threads))
-        check_memory(f"--horizon {horizon}", needed_bytes(predictor, 2, horizon), "give a smaller --horizon")
+        check_horizon(predictor, horizon, len(addresses))
         form = Form.of(predictor.config, predictor.card)
-        remarks = Remarks()
-        playing = play(video, form, remarks=remarks, selection=selection)
-        source = UntilLost(watch_range(video.name, playing.pictures, remarks))
-        warn_of_interval(str(video), [playing.rate], predictor.card.window, selection=selection)
-        put = None
-        if output is not None:
-            height, width = form.image_size
-            put = stack.enter_context(
-                writing(
-                    output,
-                    (height, 2 * width),
-                    form.channels,
-                    frames_per_second=playing.frames_per_second,
-                    zoom=zoom,
-                )
-            )
-        progress = stack.enter_context(working(f"streaming {video}"))
-        summary, _, _ = follow(
-            predictor,
-            stop.each(source),
-            horizon=horizon,
-            renewal=renewal,
-            show=None if put is None else lambda seen, forecast: put(np.concatenate([seen, forecast], axis=-1)),
-            progress=progress,
-            remark=lambda text: click.echo(text, err=True),
-        )
+        feeds = open_feeds(addresses, form, options, selection, stack)
+        for label, feed in feeds.items():
+            warn_of_interval(label, [feed.frames_per_second], predictor.card.window, selection=selection)
+        sinks = open_sinks(outputs, addresses, list(feeds.values()), form, stack)
+        streams = stack.enter_context(predictor.streams(renewal=renewal, max_streams=len(feeds)))
+        puts = [one.puts for one in sinks]
+        stations = open_stations(predictor, streams, feeds, puts, horizon=horizon, reset_on_cut=reset_on is not None)
+        with Stations(stations) as running, showing(stations) as show:
+            for _ in stop.each(running.ticks()):
+                show()
+        errors = [*(station.error for station in stations), *(one.push.lost for one in sinks if one.push)]
+        failures = [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
+        if not any(station.counts.has_begun for station in stations):
+            raise_first(failures)  # before an empty folder becomes the output
+    summary = summarise(stations, [(one.video, one.push) for one in sinks], predictor.backend.name)
     if output is not None:
-        click.echo(output, err=json_)
+        click.echo(output, err=json_ or outputs.take_stdout)
     if json_:
-        as_json({**summary.to_json(), "source_frames_per_second": playing.frames_per_second})
+        as_json(summary.to_json())
     else:
-        show_summary(summary, playing.frames_per_second)
-    source.finish()
+        show_summary(summary, err=outputs.take_stdout)
+    raise_first(failures)
     stop.finish()
 
 
-def show_summary(summary: "Followed", source_frames_per_second: float) -> None:
-    """Show times as a table, and what they mean below it."""
-    horizon = summary.horizon
-    table(
-        [f"{summary.frames} frames by {summary.backend}, renewal {summary.renewal}", "p50", "p99"],
-        [
-            (name, f"{times.p50:.1f} ms", f"{times.p99:.1f} ms")
-            for name, times in (
-                ("push one picture", summary.push_ms),
-                (f"forecast {horizon} frames", summary.forecast_ms),
-            )
-        ],
-    )
-    click.echo(f"{summary.frames_per_second:.1f} frames/s, the source has {source_frames_per_second:.1f}")
-    if summary.mse is not None:
-        click.echo(
-            f"{horizon} frames ahead: MSE {summary.mse:.1f} a frame, copying the last frame {summary.copy_mse:.1f}"
-        )
+def raise_first(failures: "Sequence[Exception]") -> None:
+    """Print all errors but the first, and raise that."""
+    for error in failures[1:]:
+        click.echo(f"Error: {error}", err=True)
+    if failures:
+        raise failures[0]

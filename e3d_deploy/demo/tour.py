@@ -22,9 +22,10 @@ from e3d_deploy.evaluation.samples import framed
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
 from e3d_deploy.frames import Frames
+from e3d_deploy.live.follower import Follower
+from e3d_deploy.live.seen import beside
 from e3d_deploy.measure import plots as measured
 from e3d_deploy.measure.benchmark import benchmark
-from e3d_deploy.measure.live import follow
 from e3d_deploy.measure.results import BenchmarkResult
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime import Bundle, Predictor
@@ -155,13 +156,20 @@ def _forecast(predictor: Predictor, clips: Sequence[NDArray[Any]]) -> tuple[list
 
 
 def _stream(predictor: Predictor, video: Clips, path: Path) -> tuple[tuple[Frames, Frames], str]:
-    summary, seen, forecast = follow(predictor, video.frames[0], horizon=LOOK_AHEAD, keep=True)
-    side_by_side = np.concatenate([seen, forecast], axis=-1)[None]
-    write_clips(path, side_by_side, frames_per_second=video.frames_per_second, zoom=4)
+    """Follow a video; return what came and what had been forecast for it, [T, C, H, W], black where nothing was."""
+    stream, config = predictor.stream(), predictor.config
+    follower = Follower(stream, config, horizon=LOOK_AHEAD, renewal=predictor.renewal(stream.renewal))
+    started = time.perf_counter()
+    judged = [follower.see(picture) for picture in video.frames[0]]
+    rate = len(judged) / (time.perf_counter() - started)
+    side_by_side = np.stack([beside(one) for one in judged])
+    write_clips(path, side_by_side[None], frames_per_second=video.frames_per_second, zoom=4)
+    seen, forecast = np.split(side_by_side, 2, axis=-1)
+    mse = np.mean([one.errors[-1] for one in judged[LOOK_AHEAD:]])
+    copy_mse = np.mean([one.copy_errors[-1] for one in judged[LOOK_AHEAD:]])
     return (seen, forecast), (
-        f"{summary.frames} frames at {summary.frames_per_second:.0f} frames/s, each with {LOOK_AHEAD} "
-        f"ahead, renewal {summary.renewal}; "
-        f"MSE {summary.mse:.0f} a frame, copying the last {summary.copy_mse:.0f}"
+        f"{len(judged)} frames at {rate:.0f} frames/s, each with {LOOK_AHEAD} ahead, renewal {stream.renewal}; "
+        f"MSE {mse:.0f} a frame, copying the last {copy_mse:.0f}"
     )
 
 

@@ -38,6 +38,6 @@ def test_what_came_before_is_kept(exported: Path, tmp_path: Path) -> None:
     path = broken(tmp_path / "cut.mkv")
     output = tmp_path / "kept.mp4"
     shown = e3d("stream", exported / "tiny.e3d", path, "--horizon", 2, "-o", output, code=SourceLost.exit_code)
-    assert "push one picture" in shown.stdout
+    assert "model p50" in shown.stdout
     frames = read_clips(output, Form(image_size=(64, 192), channels=1)).frames[0]
     assert 0 < len(frames) < COUNT

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from e3d_deploy import metrics
-from e3d_deploy.commands import _output
-from e3d_deploy.measure import live
+from e3d_deploy.commands import _output, _sources
 from tests.tools import e3d
 
 
@@ -124,11 +123,11 @@ def test_long_work_shows_how_far_it_is(
 def test_a_stream_says_how_long_a_far_forecast_takes(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "LONG_S", 0.0)
+    monkeypatch.setattr(_sources, "LONG_S", 0.0)
     (tmp_path / "pictures").mkdir()
     for number in range(2):
         Image.new("L", (24, 16), 100 * number).save(tmp_path / "pictures" / f"{number}.png")
-    said = e3d("stream", exported / "tiny.e3d", tmp_path / "pictures", "--horizon", live.SAMPLE + 1).stderr
+    said = e3d("stream", exported / "tiny.e3d", tmp_path / "pictures", "--horizon", _sources.SAMPLE + 1).stderr
     assert said.count("each picture takes about ") == 1
-    said = e3d("stream", exported / "tiny.e3d", tmp_path / "pictures", "--horizon", live.SAMPLE).stderr
+    said = e3d("stream", exported / "tiny.e3d", tmp_path / "pictures", "--horizon", _sources.SAMPLE).stderr
     assert "each picture takes" not in said

@@ -28,6 +28,8 @@ from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.files import new_file, new_folder, swap, write_file
+from e3d_deploy.live.follower import Follower
+from e3d_deploy.live.station import Station
 from tests.settings import changed, settings
 from tests.tools import Broken, e3d
 
@@ -389,22 +391,27 @@ def test_an_interrupt_that_is_not_ours_is_not_swallowed() -> None:
 def test_an_interrupted_stream_ends_with_what_it_has(
     output: str | None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from e3d_deploy.runtime import predictor
+    see, seen, stopped = Follower.see, [], threading.Event()
+    stop = Station.stop
 
-    push, pushed = predictor.Stream.push, []
-
-    def interrupted(self: predictor.Stream, picture: Any) -> None:
-        pushed.append(picture)
-        if len(pushed) == 6:
+    def interrupted(self: Follower, picture: Any, **options: Any) -> Any:
+        seen.append(picture)
+        if len(seen) == 6:
             signal.raise_signal(signal.SIGINT)
-        push(self, picture)
+            assert stopped.wait(60)
+        return see(self, picture, **options)
 
-    monkeypatch.setattr(predictor.Stream, "push", interrupted)
+    def stopping(self: Station) -> None:
+        stop(self)
+        stopped.set()
+
+    monkeypatch.setattr(Follower, "see", interrupted)
+    monkeypatch.setattr(Station, "stop", stopping)
     clip = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
     written = [] if output is None else ["-o", tmp_path / output]
     taken = ["--backend", "onnxruntime", "--horizon", 2]
     result = e3d("stream", exported / "tiny.e3d", clip, *taken, *written, code=130)
-    assert "6 frames by onnxruntime" in result.stdout
+    assert "6 frames, " in result.stdout
     assert result.stderr.splitlines()[-1] == "interrupted"
     if output == "a.npz":
         assert np.load(tmp_path / output)["frames"].shape == (1, 6, 16, 48, 1)

@@ -223,7 +223,7 @@ def test_stream_sees_the_frames_that_were_taken(model: Path, video: Path, tmp_pa
     ):
         output = tmp_path / f"{number}.mp4"
         result = e3d("stream", model, video, option, number, "--horizon", 1, "-o", output, "--zoom", 1, "--json")
-        summary = json.loads(result.stdout)
+        (summary,) = json.loads(result.stdout)["sources"]
         assert (summary["frames"], summary["source_frames_per_second"]) == (count, rate)
         written = read_clips(output, Form(image_size=(16, 48), channels=1))
         assert (written.frames.shape[1], written.rate) == (count, rate)

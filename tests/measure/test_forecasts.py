@@ -1,14 +1,11 @@
 """Forecasts beside what came."""
 
-import time
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from e3d_deploy import metrics, runtime
-from e3d_deploy.measure import live
+from e3d_deploy import metrics
 from e3d_deploy.measure.forecasts import beside_truth
 
 
@@ -28,13 +25,3 @@ def test_errors_are_those_of_the_frames_that_came_and_take_no_memory() -> None:
     copies = np.concatenate([contexts[0][-1:].repeat(300, axis=0), contexts[1][-1:].repeat(100, axis=0)])
     assert found[0] == pytest.approx(metrics.mse(ahead, truth).mean())
     assert found[1] == pytest.approx(metrics.mse(np.moveaxis(copies, -1, 1), truth).mean())
-
-
-def test_what_is_done_beside_a_stream_counts_in_no_time(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two seconds are far above what a push and a forecast of the tiny network take."""
-    monkeypatch.setattr(live, "_warn_of_time", lambda *_: time.sleep(2))
-    pictures = np.zeros((3, 16, 24, 1), np.uint8)
-    with runtime.load(exported / "tiny.e3d", "onnxruntime", threads=1) as predictor:
-        summary, _, _ = live.follow(predictor, pictures, horizon=2, renewal="none")
-    assert summary.push_ms.p99 < 2000
-    assert summary.frames_per_second > 3 / 2

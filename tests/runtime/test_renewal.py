@@ -586,4 +586,4 @@ def test_stream_command_takes_a_renewal(text: str, any_batch: Path, tmp_path: Pa
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["renewal"], found["frames"]) == (text, 20)
-    assert math.isfinite(found["mse"])
+    assert math.isfinite(found["sources"][0]["mse"])

@@ -1,0 +1,174 @@
+"""Outputs of `e3d stream`: checked before the work, and opened for each source."""
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from e3d_deploy.commands._options import is_given
+from e3d_deploy.commands._places import check_apart
+from e3d_deploy.commands._streams import binary_stdout
+
+if TYPE_CHECKING:
+    from e3d_deploy.data.form import Form
+    from e3d_deploy.data.live.address import Address
+    from e3d_deploy.data.live.feed import Feed
+    from e3d_deploy.live.push import Push
+    from e3d_deploy.live.sinks import Put
+
+STDOUT = Path("-")
+"""Path that stands for standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """Outputs as the options name them."""
+
+    video: Path | None
+    push: tuple[str, ...]
+    raw: Path | None
+    lines: Path | None
+    zoom: int
+
+    @property
+    def take_stdout(self) -> bool:
+        """True if one of them is standard output."""
+        return STDOUT in (self.raw, self.lines)
+
+    def check(self, model: Path, addresses: "Sequence[Address]", *, json: bool) -> None:
+        """Check the outputs before any work is done.
+
+        Raises:
+            UsageError: outputs that do not go together, or not with the sources.
+            ConfigError, OSError: a place that cannot be written.
+        """
+        from e3d_deploy.data.write import check_target
+        from e3d_deploy.errors import ConfigError
+        from e3d_deploy.files import check_place
+        from e3d_deploy.live.push import check_push
+
+        self._check_together(len(addresses), json=json)
+        files = [one for one in (self.video, self.raw, self.lines) if one is not None and one != STDOUT]
+        read = [Path(one.text) for one in addresses if one.kind == "file"]
+        for file in files:
+            check_apart(file, *read, model, holds_clips=file is self.video and not file.suffix)
+        for number, file in enumerate(files):
+            if os.path.realpath(file) in map(os.path.realpath, files[:number]):
+                raise ConfigError(f"{file}: got it for two outputs, expected a place for each; choose another for one")
+        for file in files:
+            if file is not self.video:
+                check_place(file)
+        if self.video is not None:
+            if len(addresses) > 1 and self.video.suffix:
+                raise ConfigError(
+                    f"{self.video}: got {len(addresses)} sources, whose videos go into a folder; give a name without "
+                    f"{self.video.suffix}"
+                )
+            check_target(self.video)
+        for url in self.push:
+            check_push(url)
+
+    def _check_together(self, sources: int, *, json: bool) -> None:
+        if self.raw == self.lines == STDOUT:
+            raise click.UsageError("--raw-output - and --jsonl - both take stdout; write one of them to a file")
+        if self.take_stdout and json:
+            raise click.UsageError("--json prints on stdout, which another output takes; write that to a file")
+        if self.raw is not None and sources > 1:
+            raise click.UsageError(f"--raw-output: got {sources} sources, expected one; run the command for each")
+        if self.push and len(self.push) != sources:
+            raise click.UsageError(
+                f"--push: got {len(self.push)} for {sources} sources, expected one for each, in their order"
+            )
+        if is_given("zoom") and not self.push and (self.video is None or self.video.suffix.lower() == ".npz"):
+            kind = "without -o" if self.video is None else "with .npz"
+            raise click.UsageError(f"--zoom enlarges videos and pictures, and means nothing {kind}; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinks:
+    """Opened outputs of one source."""
+
+    puts: "list[AbstractContextManager[Put]]"
+    video: Path | None
+    """Video that is written, where it will stand."""
+    push: "Push | None"
+
+
+def open_sinks(
+    outputs: Outputs, addresses: "Sequence[Address]", feeds: "Sequence[Feed]", form: "Form", stack: ExitStack
+) -> list[Sinks]:
+    """Open the outputs of each source, which the stack closes; files are written from its first picture on.
+
+    Raises:
+        SourceLost: a peer does not accept a video.
+    """
+    from e3d_deploy.data.rate import DEFAULT_RATE
+    from e3d_deploy.files import new_folder
+    from e3d_deploy.live.sinks import Output, put_line, put_raw
+
+    shared: list[AbstractContextManager[Put]] = []
+    for path, write in ((outputs.lines, put_line), (outputs.raw, put_raw)):
+        if path is not None:
+            output = Output(binary_stdout() if path == STDOUT else path)
+            stack.callback(output.close)
+            shared.append(nullcontext(partial(write, output)))
+    folder = None
+    if outputs.video is not None and len(addresses) > 1:
+        folder = stack.enter_context(new_folder(outputs.video))
+    found: list[Sinks] = []
+    for number, (name, feed) in enumerate(zip(_file_names(addresses), feeds, strict=True)):
+        rate = feed.frames_per_second or DEFAULT_RATE
+        one = Sinks(puts=[*shared], video=None, push=None)
+        if outputs.video is not None:
+            one = _with_video(one, outputs, None if folder is None else folder / name, form, rate)
+        if outputs.push:
+            one = _with_push(one, outputs, outputs.push[number], form, rate, stack)
+        found.append(one)
+    return found
+
+
+def _with_video(one: Sinks, outputs: Outputs, place: Path | None, form: "Form", rate: float) -> Sinks:
+    """Add the video of a source, in a folder of several or alone."""
+    from e3d_deploy.data.write import check_size
+    from e3d_deploy.live.sinks import video
+
+    assert outputs.video is not None
+    H, W = form.image_size
+    path = place or outputs.video
+    check_size(path, (H, 2 * W), form.channels, frames_per_second=rate, zoom=outputs.zoom)
+    sink = video(path, form, frames_per_second=rate, zoom=outputs.zoom)
+    shown = outputs.video if place is None else outputs.video / place.name
+    return replace(one, puts=[*one.puts, sink], video=shown)
+
+
+def _with_push(one: Sinks, outputs: Outputs, url: str, form: "Form", rate: float, stack: ExitStack) -> Sinks:
+    """Add the push of a source, to a peer that accepts it."""
+    from e3d_deploy.live.push import Push, pushing
+
+    H, W = form.image_size
+    push = Push(url, (H, 2 * W), frames_per_second=rate, zoom=outputs.zoom, remark=remark)
+    stack.callback(push.close)
+    return replace(one, puts=[*one.puts, pushing(push)], push=push)
+
+
+def remark(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)
+
+
+def _file_names(addresses: "Sequence[Address]") -> list[str]:
+    """Return names of videos: the number of the source, and a part of its name for a reader."""
+    digits = len(str(len(addresses)))
+    names = []
+    for number, address in enumerate(addresses, 1):
+        readable = (
+            Path(address.name).stem if address.kind == "file" else address.name.partition("://")[2] or address.name
+        )
+        names.append(f"{number:0{digits}}-{re.sub(r'[^A-Za-z0-9._]+', '-', readable).strip('-.')[:80]}.mp4")
+    return names

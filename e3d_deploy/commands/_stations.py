@@ -1,0 +1,127 @@
+"""Tables of `e3d stream`: one that changes while it runs, and the summary."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from e3d_deploy.commands._output import is_coloured, now_and_then, table
+from e3d_deploy.commands._process import randomness_kept
+from e3d_deploy.progress import is_animated
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from e3d_deploy.live.counts import Percentiles
+    from e3d_deploy.live.station import Station
+    from e3d_deploy.live.summary import SourceSummary, Summary
+
+SILENT_S = 2.0
+"""Time without a picture from which a source is shown as silent (s)."""
+COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE", "copying", "novelty")
+SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "dropped", "MSE", "copying")
+
+
+@contextmanager
+def showing(stations: "Sequence[Station]") -> Iterator[Callable[[], None]]:
+    """Give a function that shows on stderr how far stations are: a table that changes, or a line now and then."""
+    text = f"streaming {stations[0].label if len(stations) == 1 else f'{len(stations)} sources'}"
+    if not is_animated(sys.stderr):
+        click.echo(text, err=True)
+        say = now_and_then(text)
+        yield lambda: say(_line(stations))
+        return
+    with randomness_kept():
+        from rich.console import Console
+        from rich.live import Live
+
+    console = Console(stderr=True, force_terminal=True, no_color=not is_coloured(sys.stderr))
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda: live.update(_live_table(stations), refresh=True)
+
+
+def _line(stations: "Sequence[Station]") -> str:
+    standings = [station.counts.standing() for station in stations]
+    frames = sum(one.frames for one in standings)
+    rate = sum(one.frames_per_second or 0.0 for one in standings)
+    dropped = sum(station.feed.dropped for station in stations)
+    return f"frame {frames}, {rate:.1f} frames/s, {dropped} dropped"
+
+
+def _live_table(stations: "Sequence[Station]") -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    shown, verdicts = Table(box=None, pad_edge=False), []
+    for number, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
+    for station in stations:
+        standing = station.counts.standing()
+        cells = (
+            station.label,
+            state(station),
+            standing.frames,
+            _number(standing.frames_per_second, ".1f"),
+            _ms(standing.latency_ms, "p50"),
+            _ms(standing.latency_ms, "p99"),
+            station.feed.dropped,
+            _number(standing.age, "d"),
+            _number(standing.mse, ".1f"),
+            _number(standing.copy_mse, ".1f"),
+            _number(standing.novelty, ".2f"),
+        )
+        shown.add_row(*(Text(str(cell)) for cell in cells))
+        if standing.verdict is not None:
+            verdicts.append(Text(f"{station.label}: {standing.verdict}"))
+    return Group(shown, *verdicts)
+
+
+def state(station: "Station") -> str:
+    """Return what a station does, in words."""
+    standing = station.counts.standing()
+    if station.has_ended:
+        return "ended" if station.error is None else "lost"
+    if standing.silent_s is None:
+        return "waiting"
+    return f"silent {standing.silent_s:.0f} s" if standing.silent_s > SILENT_S else "running"
+
+
+def show_summary(summary: "Summary", *, err: bool) -> None:
+    """Show a summary as a table, and what it means below it."""
+    click.echo(f"{summary.backend}, renewal {summary.renewal}, {summary.horizon} frames ahead", err=err)
+    table(SUMMARY_COLUMNS, [_row(one) for one in summary.sources], err=err)
+    rates = {one.source_frames_per_second for one in summary.sources if one.source_frames_per_second is not None}
+    total = _number(summary.frames_per_second, ".1f")
+    told = f", the source has {rates.pop():.1f}" if len(rates) == len(summary.sources) == 1 else ""
+    click.echo(f"{summary.frames} frames, {total} frames/s{told}", err=err)
+    for one in summary.sources:
+        if one.verdict is not None:
+            click.echo(f"{one.source}: {one.verdict}", err=err)
+        if one.not_pushed:
+            click.echo(f"{one.source}: {one.not_pushed} of {one.not_pushed + (one.pushed or 0)} pictures "
+                       "were not pushed, as the peer did not take them", err=err)  # fmt: skip
+
+
+def _row(one: "SourceSummary") -> tuple[object, ...]:
+    return (
+        one.source,
+        one.frames,
+        _number(one.frames_per_second, ".1f"),
+        _ms(one.latency_ms, "p50"),
+        _ms(one.latency_ms, "p99"),
+        _ms(one.model_ms, "p50"),
+        one.dropped,
+        _number(one.mse, ".1f"),
+        _number(one.copy_mse, ".1f"),
+    )
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "–" if value is None else f"{value:{form}}{unit}"
+
+
+def _ms(times: "Percentiles | None", name: Literal["p50", "p99"]) -> str:
+    return _number(None if times is None else times.p50 if name == "p50" else times.p99, ".1f", " ms")

@@ -1,0 +1,176 @@
+"""Video that is sent to a peer over the network while it is made."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3d_deploy.data.pictures import NEEDS_VIDEO
+from e3d_deploy.data.write import exact_rate, video_frame
+from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, SourceLost
+from e3d_deploy.frames import to_pictures
+from e3d_deploy.live.seen import Seen, beside
+from e3d_deploy.live.sinks import Put
+from e3d_deploy.progress import Notify, silent
+
+FORMATS = {"rtsp": "rtsp", "rtsps": "rtsp", "rtmp": "flv", "rtmps": "flv", "udp": "mpegts", "tcp": "mpegts"}
+"""Container formats by the scheme of the address."""
+CONNECT_S = 10.0
+"""Longest time until a peer has to accept a video (s)."""
+CLOSE_S = 2.0
+"""Time in which a peer has to take what still waits at the end (s)."""
+QUEUE = 8
+"""Pictures that wait for a slow peer at most; then the oldest is dropped."""
+KEY_INTERVAL_S = 2.0
+"""Time between two key frames, after which a new viewer of the stream sees it (s)."""
+CLOCK = 90_000
+"""Ticks of the time base a second, as RTP counts them."""
+
+
+def check_push(url: str) -> None:
+    """Check that a video can be sent to an address, before any work is done.
+
+    Raises:
+        ConfigError: an unknown scheme, or no host.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in FORMATS and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number
+        usable = False
+    if not usable:
+        expected = ", ".join(f"{scheme}://" for scheme in FORMATS)
+        raise ConfigError(f"--push: got {shown(url)}, expected an address such as rtsp://host/path ({expected})")
+
+
+def shown(url: str) -> str:
+    """Return an address for messages, without what may be secret: user, password, path, query."""
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return f"{url.partition('://')[0]}://…"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    return f"{parts.scheme}://{host}{port}"
+
+
+class Push:
+    """Sends each picture beside what had been forecast for it to a peer, as H.264, from a thread of its own.
+
+    A peer that is gone or does not read stops nobody: what it does not take is counted.
+
+    Args:
+        url: address that `check_push` accepts.
+        size: height and width of the frames, which `zoom` enlarges.
+        remark: told once that the peer is gone.
+
+    Raises:
+        SourceLost: the peer does not accept the video.
+        BackendUnavailable: without PyAV.
+    """
+
+    def __init__(
+        self, url: str, size: tuple[int, int], *, frames_per_second: float, zoom: int = 1, remark: Notify = silent
+    ) -> None:
+        self.name, self.sent, self._given = shown(url), 0, 0
+        self.lost: E3DError | None = None
+        self._size, self._rate, self._zoom, self._remark = size, frames_per_second, zoom, remark
+        self._waiting: queue.Queue[tuple[float, NDArray[np.uint8]] | None] = queue.Queue(QUEUE)
+        self._connected = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=[url], name=f"push to {self.name}", daemon=True)
+        self._thread.start()
+        if not self._connected.wait(CONNECT_S):
+            self._lose(f"did not accept it within {CONNECT_S:g} s")
+        if self.lost is not None:
+            raise self.lost
+
+    def put(self, seen: Seen) -> None:
+        """Let a picture be sent; where the peer is too slow, the oldest that waits is dropped."""
+        self._given += 1
+        if self.lost is not None:
+            return
+        picture = to_pictures(beside(seen.judged)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
+        self._enter((time.monotonic(), picture))
+
+    @property
+    def not_sent(self) -> int:
+        """Pictures that were not sent, or not yet."""
+        return self._given - self.sent
+
+    def close(self) -> None:
+        """End the video; a peer that does not take the rest in time has lost it. It can be closed twice."""
+        if not self._thread.is_alive():
+            return
+        self._enter(None)
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive() and self.lost is None:
+            self._lose("does not read")
+
+    def _enter(self, item: tuple[float, NDArray[np.uint8]] | None) -> None:
+        while True:
+            try:
+                self._waiting.put_nowait(item)
+            except queue.Full:
+                with suppress(queue.Empty):
+                    self._waiting.get_nowait()
+            else:
+                return
+
+    def _lose(self, reason: str) -> None:
+        self.lost = SourceLost(f"push to {self.name}: the peer {reason}; check that it runs and takes H.264")
+
+    def _run(self, url: str) -> None:
+        try:
+            self._send(url)
+        except BackendUnavailable as error:
+            self.lost = error
+        except Exception as error:
+            if self.lost is None:
+                self._lose(f"is gone ({getattr(error, 'strerror', None) or type(error).__name__})")
+                if self._connected.is_set():
+                    self._remark(f"{self.lost}; the rest goes on without it")
+        finally:
+            self._connected.set()
+
+    def _send(self, url: str) -> None:
+        try:
+            import av
+        except ImportError as error:
+            raise BackendUnavailable(NEEDS_VIDEO) from error
+        scheme, (height, width) = urlsplit(url).scheme, self._size
+        options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
+        with av.open(url, "w", format=FORMATS[scheme], options=options) as container:
+            stream = container.add_stream("libx264", rate=exact_rate(self._rate))
+            # Browsers and phones want even sides.
+            stream.height, stream.width = (side * self._zoom + side * self._zoom % 2 for side in (height, width))
+            stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, CLOCK)
+            stream.codec_context.time_base = stream.time_base
+            stream.codec_context.gop_size = max(1, round(KEY_INTERVAL_S * self._rate))
+            stream.options = {"preset": "veryfast", "tune": "zerolatency"}
+            container.start_encoding()
+            self._connected.set()
+            started, last = None, -1
+            while (item := self._waiting.get()) is not None:
+                came_s, picture = item
+                started = came_s if started is None else started
+                last = max(last + 1, round((came_s - started) * CLOCK))
+                frame = video_frame(picture)
+                frame.pts, frame.time_base = last, stream.time_base
+                container.mux(stream.encode(frame))
+                self.sent += 1
+            container.mux(stream.encode())
+
+
+@contextmanager
+def pushing(push: Push) -> Iterator[Put]:
+    """Give what lets pictures be sent to a peer, and end the video after them."""
+    try:
+        yield push.put
+    finally:
+        push.close()

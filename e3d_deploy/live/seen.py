@@ -1,0 +1,52 @@
+"""One picture of a live source, with all that is known of it, as sinks get it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from e3d_deploy.data.live.feed import Arrival
+from e3d_deploy.json_values import json_object
+from e3d_deploy.live.follower import Frame, Judged
+
+
+def beside(judged: Judged) -> Frame:
+    """Return a picture beside the last frame of the forecast that was made for it, [C, H, 2W].
+
+    The right half is black where there was no such forecast yet.
+    """
+    now = np.moveaxis(judged.picture, -1, 0).astype(np.float32) / np.float32(255)
+    known = len(judged.expected) == len(judged.forecast)
+    return np.concatenate([now, judged.expected[-1] if known else np.zeros_like(now)], axis=-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """Picture of a source, with the forecast after it and the forecasts that had been made of it."""
+
+    source: str
+    arrival: Arrival
+    judged: Judged
+    latency_ms: float
+    """Time from the decoded picture to the whole forecast, with the wait in the queue (ms)."""
+    dropped: int
+    """Pictures of the source that were dropped so far."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is known of the picture as JSON values; `docs/stream.md` describes the keys."""
+        judged = self.judged
+        unknown = [None] * (len(judged.forecast) - len(judged.errors))
+        return json_object(
+            {
+                "source": self.source,
+                "index": self.arrival.index,
+                "time_s": self.arrival.time_s,
+                "latency_ms": self.latency_ms,
+                "age": judged.age,
+                "cut": judged.cut,
+                "errors": [*judged.errors, *unknown],
+                "copy_errors": [*judged.copy_errors, *unknown],
+                "novelty": [*judged.novelty, *unknown],
+                "dropped": self.dropped,
+            }
+        )

@@ -1,0 +1,97 @@
+"""Several stations that run at the same time."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from queue import Empty, SimpleQueue
+from typing import Self
+
+from e3d_deploy.data.live.feed import Feed
+from e3d_deploy.live.follower import Follower
+from e3d_deploy.live.sinks import Put
+from e3d_deploy.live.station import Station
+from e3d_deploy.runtime.predictor import Predictor
+from e3d_deploy.runtime.streams.streams import Streams
+
+TICK_S = 0.25
+"""Time between two looks at the stations (s)."""
+ABANDON_S = 5.0
+"""Time that abandoned stations get to remove what is half-written; one that hangs in a pipe is left behind (s)."""
+
+
+def open_stations(
+    predictor: Predictor,
+    streams: Streams,
+    feeds: Mapping[str, Feed],
+    sinks: Sequence[Sequence[AbstractContextManager[Put]]],
+    *,
+    horizon: int,
+    reset_on_cut: bool = False,
+) -> list[Station]:
+    """Return a station for each source, each with a stream of its own.
+
+    Args:
+        feeds: sources by label.
+        sinks: outputs of each source.
+    """
+    found = []
+    for (label, feed), puts in zip(feeds.items(), sinks, strict=True):
+        slot = streams.open()
+        follower = Follower(slot, predictor.config, horizon=horizon, renewal=streams.renewal, reset_on_cut=reset_on_cut)
+        found.append(Station(label, feed, slot, follower, puts))
+    return found
+
+
+class Stations:
+    """Runs stations while its `with` block runs, and ends those that still run with whole outputs.
+
+    Where the block, or this end, is interrupted by an error or a signal, the stations are abandoned and keep nothing.
+
+    Args:
+        stations: the stations, not yet started.
+    """
+
+    def __init__(self, stations: Sequence[Station]) -> None:
+        self._stations = stations
+        self._ended: SimpleQueue[Station] = SimpleQueue()
+
+    def __enter__(self) -> Self:
+        for station in self._stations:
+            station.start(self._ended)
+        return self
+
+    def ticks(self) -> Iterator[None]:
+        """Yield now and then from the first picture of any station on, until all have ended.
+
+        A reader of an output who had enough ends them all.
+        """
+        while self._running() and not any(isinstance(one.error, BrokenPipeError) for one in self._stations):
+            self._wait(TICK_S)
+            if any(station.counts.has_begun for station in self._stations):
+                yield
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:
+                for station in self._stations:
+                    station.stop()
+                while self._running():
+                    self._wait(TICK_S)
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """Abandon the stations that still run."""
+        for station in self._running():
+            station.abandon()
+        deadline = time.monotonic() + ABANDON_S
+        while self._running() and (left_s := deadline - time.monotonic()) > 0:
+            self._wait(left_s)
+
+    def _running(self) -> list[Station]:
+        return [station for station in self._stations if not station.has_ended]
+
+    def _wait(self, timeout_s: float) -> None:
+        """Wait until a station ends; `Thread.join` takes a thread for ended once a signal has interrupted it."""
+        with suppress(Empty):
+            self._ended.get(timeout=timeout_s)

@@ -1,0 +1,230 @@
+"""`e3d stream`: sources, outputs, and how it ends."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from e3d_deploy.commands import _sinks
+from e3d_deploy.data.clips import read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.live import stations
+from e3d_deploy.live.follower import Follower
+from e3d_deploy.live.station import Station
+from tests.commands.test_broken_source import broken
+from tests.data.test_data import gray_levels, write_video
+from tests.tools import e3d
+
+COUNT = 12
+SIZE = (16, 24)
+KEYS = "source index time_s latency_ms age cut errors copy_errors novelty dropped"
+QUICK = ("--backend", "onnxruntime", "--horizon", 2, "--threads", 1)
+
+
+@pytest.fixture
+def bundle(exported: Path) -> Path:
+    return exported / "tiny.e3d"
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> list[Path]:
+    """Two films of one name in two folders, of which one is longer."""
+    paths = [tmp_path / folder / "film.mp4" for folder in ("a", "b")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        write_video(path, gray_levels(SIZE, [20 * step for step in range(COUNT - 2 * number)]))
+    return paths
+
+
+def lines(text: str | bytes) -> list[dict[str, Any]]:
+    """Return objects of JSON lines, which hold finite numbers alone."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def frames_in(path: Path) -> int:
+    count: int = read_clips(path, Form(image_size=(16, 48), channels=1)).frames.shape[1]
+    return count
+
+
+def test_several_sources_have_videos_lines_and_a_summary_each(bundle: Path, films: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "beside"
+    options = ["-o", output, "--jsonl", tmp_path / "lines.jsonl", "--json"]
+    found = json.loads(e3d("stream", bundle, *films, *QUICK, *options).stdout)
+    names, counts = [str(film) for film in films], [COUNT, COUNT - 2]
+    assert [one["source"] for one in found["sources"]] == names
+    assert [one["frames"] for one in found["sources"]] == counts
+    assert found["frames"] == sum(counts)
+    assert [one["output"] for one in found["sources"]] == [str(output / f"{number}-film.mp4") for number in (1, 2)]
+    assert [frames_in(Path(one["output"])) for one in found["sources"]] == counts
+    seen = lines((tmp_path / "lines.jsonl").read_text())
+    assert {name: sum(one["source"] == name for one in seen) for name in names} == dict(zip(names, counts, strict=True))
+
+
+def test_a_source_that_is_given_twice_has_two_names(bundle: Path, films: list[Path]) -> None:
+    found = json.loads(e3d("stream", bundle, films[0], films[0], *QUICK, "--json").stdout)
+    assert [one["source"] for one in found["sources"]] == [str(films[0]), f"{films[0]} (2)"]
+
+
+def test_lines_on_stdout_hold_what_is_known_of_each_picture(bundle: Path, films: list[Path]) -> None:
+    result = e3d("stream", bundle, films[0], *QUICK, "--jsonl", "-")
+    seen = lines(result.stdout)
+    assert "model p50" in result.stderr  # the table, as stdout is taken
+    assert [one["index"] for one in seen] == list(range(COUNT))
+    assert all(" ".join(one) == KEYS for one in seen)
+    assert seen[0]["errors"] == seen[0]["copy_errors"] == seen[0]["novelty"] == [None, None]
+    assert seen[1]["errors"][0] > 0
+    assert seen[1]["errors"][1] is None
+    assert all(math.isfinite(error) for one in seen[2:] for error in (*one["errors"], *one["copy_errors"]))
+    assert [one["age"] for one in seen[:3]] == [1, 2, 3]
+    assert seen[1]["time_s"] > seen[0]["time_s"]
+
+
+def test_the_page_describes_the_keys_of_a_line() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "stream.md").read_text()
+    described = [
+        line.split("`")[1] for line in page.partition("## JSON lines")[2].splitlines() if line.startswith("| `")
+    ]
+    assert " ".join(described[: len(KEYS.split())]) == KEYS
+
+
+def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list[Path], tmp_path: Path) -> None:
+    result = e3d("stream", bundle, films[0], *QUICK, "--raw-output", "-", "-o", tmp_path / "a.npz")
+    raw = np.frombuffer(result.stdout_bytes, np.uint8).reshape(COUNT, *SIZE)
+    beside = np.load(tmp_path / "a.npz")["frames"][0, 2:, :, SIZE[1] :, 0]
+    np.testing.assert_array_equal(raw[:-2], np.rint(255 * beside))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--jsonl", "-", "--raw-output", "-"], "both take stdout"),
+        (["--jsonl", "-", "--json"], "--json prints on stdout, which another output takes"),
+        (["FILM", "--raw-output", "raw"], "--raw-output: got 2 sources, expected one"),
+        (["FILM", "--push", "rtsp://127.0.0.1:1/a"], "--push: got 1 for 2 sources, expected one for each"),
+        (
+            ["--push", "srt://127.0.0.1:1"],
+            "--push: got srt://127.0.0.1:1, expected an address such as rtsp://host/path",
+        ),
+        (["FILM", "-o", "a.mp4"], "a.mp4: got 2 sources, whose videos go into a folder"),
+        (["--raw", "4x4x1"], "--raw is of raw frames on stdin"),
+        (["-", "--raw", "4x4"], "'4x4' is not HEIGHTxWIDTHxCOLOURS"),
+        (["-", "-", "--raw", "4x4x1"], "-: got it twice"),
+        (["-"], "give it with --raw HxWxC"),
+        (["--silence", "3"], "--silence is of cameras and addresses"),
+        (["--attempts", "3"], "--attempts is of cameras and addresses"),
+        (["ftp://a/b"], "ftp:// is not read"),
+        (["--jsonl", "FILM"], "is what is read, and would be replaced"),
+        (["--jsonl", "same", "--raw-output", "same"], "same: got it for two outputs"),
+        (["--queue", "0"], "got 0, expected a whole number from 1 to 1,000"),
+        (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such video"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(
+    options: list[str], error: str, bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [str(films[0]) if one == "FILM" else one for one in options]
+    result = e3d("stream", bundle, films[0], *QUICK, *given, code=2)
+    assert error in result.stderr
+    assert result.stdout == ""
+    assert {one.name for one in tmp_path.iterdir()} == {"a", "b"}
+
+
+def test_a_source_that_breaks_off_stops_no_other(bundle: Path, films: list[Path], tmp_path: Path) -> None:
+    cut, output = broken(tmp_path / "cut.mkv"), tmp_path / "beside"
+    result = e3d("stream", bundle, cut, films[0], *QUICK, "-o", output, "--json", code=6)
+    lost, whole = json.loads(result.stdout)["sources"]
+    assert "broke off after" in result.stderr.splitlines()[-1]
+    assert "broke off after" in lost["error"]
+    assert whole["error"] is None
+    assert whole["frames"] == frames_in(output / "2-film.mp4") == COUNT
+    assert lost["frames"] == frames_in(output / "1-cut.mp4")
+
+
+def test_a_reader_that_had_enough_ends_it_in_order(
+    bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Closing(BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell():
+                raise BrokenPipeError
+            return super().write(content)
+
+    out = Closing()
+    monkeypatch.setattr(_sinks, "binary_stdout", lambda: out)
+    result = e3d("stream", bundle, *films, *QUICK, "--jsonl", "-", "-o", tmp_path / "beside")
+    assert len(out.getvalue().splitlines()) == 1
+    assert "Error" not in result.stderr
+    assert "model p50" in result.stderr
+    assert all(frames_in(path) for path in (tmp_path / "beside").iterdir())
+
+
+def test_raw_frames_come_through_a_pipe_whose_other_end_may_close(bundle: Path, tmp_path: Path) -> None:
+    """Two processes and a shell, as `head` closes a real pipe."""
+    frames = np.random.default_rng(0).integers(0, 256, (COUNT, *SIZE), np.uint8)
+    (tmp_path / "raw").write_bytes(frames.tobytes())
+    command = f'"{sys.executable}" -m e3d_deploy stream "{bundle}" - --raw 16x24x1 --jsonl - --backend onnxruntime'
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} < raw | head -n 1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (first,) = lines(done.stdout)
+    assert (first["source"], first["index"]) == ("stdin", 0)
+
+
+def test_where_copying_is_better_it_says_so(bundle: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "still.mkv", gray_levels(SIZE, [100] * 40))
+    shown = e3d("stream", bundle, tmp_path / "still.mkv", *QUICK)
+    assert f"{tmp_path / 'still.mkv'}: 2 frames ahead, a copy of the last picture is better" in shown.stdout
+    (source,) = json.loads(e3d("stream", bundle, tmp_path / "still.mkv", *QUICK, "--json").stdout)["sources"]
+    assert source["verdict"].startswith("2 frames ahead, a copy of the last picture is better")
+
+
+def test_a_second_signal_leaves_no_video(
+    bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see, seen = Follower.see, []
+    stopped, abandoned = threading.Event(), threading.Event()
+    stop, abandon = Station.stop, Station.abandon
+
+    def interrupted(self: Follower, picture: Any, **options: Any) -> Any:
+        seen.append(picture)
+        if len(seen) == 6:
+            signal.raise_signal(signal.SIGINT)
+            assert stopped.wait(60)
+            signal.raise_signal(signal.SIGINT)
+            assert abandoned.wait(60)
+        return see(self, picture, **options)
+
+    def stopping(self: Station) -> None:
+        stop(self)
+        stopped.set()
+
+    def abandoning(self: Station) -> None:
+        abandon(self)
+        abandoned.set()
+
+    monkeypatch.setattr(Follower, "see", interrupted)
+    monkeypatch.setattr(Station, "stop", stopping)
+    monkeypatch.setattr(Station, "abandon", abandoning)
+    monkeypatch.setattr(stations, "ABANDON_S", 60.0)
+    result = e3d("stream", bundle, films[0], *QUICK, "-o", tmp_path / "a.mp4", code=130)
+    assert result.stdout == ""
+    assert {one.name for one in tmp_path.iterdir()} == {"a", "b"}

@@ -1,0 +1,146 @@
+"""Video that is pushed to peers, some of which are gone, or never read."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from e3d_deploy.data.live.feed import Arrival
+from e3d_deploy.errors import ConfigError, SourceLost
+from e3d_deploy.live import push as module
+from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.push import Push, check_push, shown
+from e3d_deploy.live.seen import Seen
+
+SIZE = (64, 64)
+
+
+def seen(number: int, size: tuple[int, int] = SIZE) -> Seen:
+    """Return a picture of noise, which takes many bytes."""
+    picture = np.random.default_rng(number).integers(0, 256, (*size, 1), np.uint8)
+    judged = Judged(
+        index=number,
+        age=number + 1,
+        cut=False,
+        picture=picture,
+        forecast=np.zeros((1, 1, *size), np.float32),
+        expected=(),
+        errors=(),
+        copy_errors=(),
+        novelty=(),
+        latency_ms=1.0,
+    )
+    arrival = Arrival(picture=picture, index=number, time_s=None, came_s=0.0, begins=number == 0)
+    return Seen(source="a", arrival=arrival, judged=judged, latency_ms=1.0, dropped=0)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextmanager
+def rtsp_listener() -> Iterator[tuple[str, list[Any]]]:
+    """Give the address of a peer that takes one video by RTSP, and the frames that it gets."""
+    url, frames = f"rtsp://127.0.0.1:{free_port()}/live", list[Any]()
+
+    def listen() -> None:
+        with av.open(url, options={"rtsp_flags": "listen", "listen_timeout": "60"}) as container:
+            frames.extend((frame.height, frame.width) for frame in container.decode(video=0))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    try:
+        yield url, frames
+    finally:
+        thread.join(60)
+
+
+def connected(url: str, size: tuple[int, int] = SIZE, **options: Any) -> Push:
+    """Return a push to a peer that may still be about to listen."""
+    for _ in range(200):
+        try:
+            return Push(url, (size[0], 2 * size[1]), frames_per_second=10, **options)
+        except SourceLost:
+            threading.Event().wait(0.05)
+    raise AssertionError("nobody listens")
+
+
+def test_a_peer_gets_every_picture_by_rtsp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOSE_S", 60.0)
+    monkeypatch.setattr(module, "QUEUE", 100)
+    with rtsp_listener() as (url, frames):
+        push = connected(url, zoom=2)
+        for number in range(20):
+            push.put(seen(number))
+        push.close()
+    assert frames == [(128, 256)] * 20
+    assert (push.sent, push.not_sent, push.lost) == (20, 0, None)
+
+
+def test_a_peer_that_refuses_is_told_without_secrets() -> None:
+    with pytest.raises(SourceLost, match=r"^push to rtsp://127.0.0.1:\d+: the peer .*refused.*; check that") as caught:
+        Push(f"rtsp://user:secret@127.0.0.1:{free_port()}/key", SIZE, frames_per_second=10)
+    assert not any(word in str(caught.value) for word in ("user", "secret", "key"))
+
+
+def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        said: list[str] = []
+        push = connected(f"tcp://127.0.0.1:{server.getsockname()[1]}", remark=said.append)
+        peer, _ = server.accept()
+        peer.close()
+        number = 0
+        while push.lost is None:
+            push.put(seen(number))
+            number += 1
+            threading.Event().wait(0.01)
+        push.put(seen(number))
+        push.close()
+    assert push.not_sent >= 1
+    assert push.sent + push.not_sent == number + 1
+    (line,) = said
+    assert "the peer is gone" in line
+    assert isinstance(push.lost, SourceLost)
+
+
+def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = (512, 512)
+    monkeypatch.setattr(module, "CLOSE_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        push = connected(f"tcp://127.0.0.1:{server.getsockname()[1]}", large)
+        peer, _ = server.accept()
+        with peer:
+            number, stalled = 0, 0
+            while stalled < 40:  # two seconds, in which it takes none of the pictures that wait
+                stalled = 0 if push.not_sent == 0 else stalled + 1
+                if stalled == 0:
+                    push.put(seen(number, large))
+                    number += 1
+                threading.Event().wait(0.05 if stalled else 0)
+            for _ in range(2 * module.QUEUE):
+                push.put(seen(number, large))
+            assert push.not_sent > module.QUEUE
+            push.close()
+            assert isinstance(push.lost, SourceLost)
+            assert "does not read" in str(push.lost)
+        push._thread.join(60)  # the connection is closed, so that FFmpeg returns
+
+
+@pytest.mark.parametrize("url", ["file:///tmp/a", "rtsp:///a", "a.mp4", "srt://a:1", "rtsp://u:p@h:x/a"])
+def test_addresses_that_no_video_is_sent_to_are_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="expected an address such as rtsp://host/path") as caught:
+        check_push(url)
+    assert "u:p" not in str(caught.value)
+
+
+def test_secrets_of_an_address_are_not_shown() -> None:
+    assert shown("rtmp://user:pass@[::1]:1935/app/streamkey?token=a") == "rtmp://[::1]:1935"
