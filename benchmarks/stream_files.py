@@ -1,0 +1,145 @@
+"""Pictures a second of `e3d stream` on four files, beside bare loops over the same files.
+
+    python -m benchmarks.stream_files [--bundle film.e3d] [--rounds 7]
+
+Bare loops decode with PyAV, scale as `e3d stream` does, and push into `predictor.streams()`, one thread for each file;
+they check, measure and count nothing. One asks the same forecast after each picture; the other only pushes, which
+`e3d stream` never does, and is compared with a horizon of 1, which takes no further step. The command runs as a user
+runs it, in this process, with --json. All sides load the bundle anew, run in turn, and are timed from the first picture
+to the last. The bare side with forecasts takes part twice, which tells what noise does.
+
+Predictions are in benchmarks/NOTES.md.
+"""
+
+import json
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import click
+import numpy as np
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from benchmarks.common import save
+from e3d_deploy import runtime
+from e3d_deploy.cli import main as e3d
+from e3d_deploy.data.clips import PEDESTRIANS, read_clips
+from e3d_deploy.data.form import Form
+from e3d_deploy.data.write import write_clips
+from e3d_deploy.demo.exhibits import FILM
+from e3d_deploy.export.bundle import export
+from e3d_deploy.shipped import extracted
+
+FILES, LENGTH, HORIZON = 4, 100, 10
+STORED = Form(image_size=(144, 192), channels=1)
+"""Form of the files, which is that of the film."""
+
+
+def films(folder: Path) -> list[Path]:
+    """Write files of one length, each a part of the film that begins elsewhere."""
+    film = np.moveaxis(read_clips(Path(str(PEDESTRIANS)), STORED).frames[0], -1, 1).astype(np.float32) / 255
+    paths = [folder / f"{number}.mp4" for number in range(FILES)]
+    for number, path in enumerate(paths):
+        part = np.roll(film, -7 * number, axis=0)[:LENGTH]
+        write_clips(path, part[None], frames_per_second=10)
+    return paths
+
+
+def pictures(path: Path, form: Form) -> Iterator[NDArray[np.uint8]]:
+    """Yield the pictures of a file with nothing but PyAV."""
+    height, width = form.image_size
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            yield frame.reformat(width, height, "gray", interpolation="AREA").to_ndarray().reshape(form.shape)
+
+
+def bare(bundle: Path, paths: Sequence[Path], backend: str, threads: int, horizon: int | None) -> float:
+    """Return the pictures a second of threads that decode, push and, with a horizon, forecast."""
+    with (
+        runtime.load(bundle, backend, threads=threads) as predictor,
+        predictor.streams(max_streams=len(paths)) as streams,
+    ):
+        form = Form.of(predictor.config, predictor.card)
+
+        def follow(path: Path) -> None:
+            with streams.open() as slot:
+                for picture in pictures(path, form):
+                    slot.push(picture)
+                    if horizon is not None:
+                        slot.forecast(horizon)
+                slot.wait()
+
+        workers = [threading.Thread(target=follow, args=[path]) for path in paths]
+        started = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return len(paths) * LENGTH / (time.perf_counter() - started)
+
+
+def command(bundle: Path, paths: Sequence[Path], backend: str, threads: int, horizon: int) -> float:
+    """Return the pictures a second that `e3d stream --json` tells."""
+    options = ["--backend", backend, "--threads", threads, "--horizon", horizon, "--json"]
+    done = CliRunner().invoke(e3d, ["stream", *map(str, (bundle, *paths, *options))], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["frames"] == len(paths) * LENGTH
+    rate: float = found["frames_per_second"]
+    return rate
+
+
+def ratios(rates: dict[str, list[float]], side: str, base: str) -> dict[str, float]:
+    """Return the median and range over the rounds of one side's rate as a share of another's."""
+    shares = np.array(rates[side]) / np.array(rates[base])
+    return {
+        name: round(float(value), 3)
+        for name, value in (("median", np.median(shares)), ("least", shares.min()), ("most", shares.max()))
+    }
+
+
+@click.command()
+@click.option("--bundle", type=click.Path(path_type=Path), help="Else the film's model that ships is exported.")
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--rounds", default=7, show_default=True)
+def main(bundle: Path | None, backend: str, threads: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as name, extracted(FILM.model) as model:
+        bundle = bundle or export(model, Path(name) / "film.e3d", context_length=10, horizon=HORIZON)
+        given: Any = (bundle, films(Path(name)), backend, threads)
+        sides: dict[str, Callable[[], float]] = {
+            "bare": lambda: bare(*given, HORIZON),
+            "bare again": lambda: bare(*given, HORIZON),
+            "stream": lambda: command(*given, HORIZON),
+            "bare, pushes alone": lambda: bare(*given, None),
+            "stream, horizon 1": lambda: command(*given, 1),
+        }
+        order, rates = random.Random(0), {side: list[float]() for side in sides}
+        for _ in range(rounds):
+            for side in order.sample(list(sides), len(sides)):
+                rates[side].append(sides[side]())
+                print(f"{side}: {rates[side][-1]:.1f} frames/s", flush=True)
+    save(
+        "stream_files",
+        {
+            "what": f"{FILES} files of {LENGTH} frames, {backend}",
+            "horizon": HORIZON,
+            "frames_per_second": {side: round(float(np.median(found)), 2) for side, found in rates.items()},
+            "stream_over_bare": ratios(rates, "stream", "bare"),
+            "bare_again_over_bare": ratios(rates, "bare again", "bare"),
+            "horizon_1_over_pushes_alone": ratios(rates, "stream, horizon 1", "bare, pushes alone"),
+        },
+        threads=threads,
+    )
+
+
+if __name__ == "__main__":
+    main()
