@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import BinaryIO, Literal
@@ -16,6 +16,7 @@ from e3d_deploy.data.live.came import Came, Source
 from e3d_deploy.data.live.raw import RawFrames
 from e3d_deploy.data.live.reconnect import Reconnecting
 from e3d_deploy.data.live.recorded import Recorded
+from e3d_deploy.data.live.schedule import Schedule
 from e3d_deploy.data.live.waiting import Ended, Waiting
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection
@@ -40,7 +41,7 @@ class Arrival:
     time_s: float | None
     """Time by the source's own clock (s); None where it tells none."""
     came_s: float
-    """Value of `time.perf_counter()` when it was decoded."""
+    """Value of `time.perf_counter()` when it was decoded; of a recording that plays at its rate, when it was due."""
     begins: bool
     """True for the first picture, and the first after a reconnect or a change of size: nothing leads to it."""
 
@@ -181,13 +182,13 @@ class Feed:
 
     def _read(self) -> None:
         paced = self.options.realtime and not self.is_live and self.address.kind != "stdin"
-        rate, began_s = self.frames_per_second or DEFAULT_RATE, None
+        rate, schedule = self.frames_per_second or DEFAULT_RATE, Schedule()
         try:
             for index, came in enumerate(self._source.pictures()):
                 if paced:
                     time_s = index / rate if came.time_s is None else came.time_s
-                    began_s = time.monotonic() - time_s if began_s is None else began_s
-                    self._closed.wait(began_s + time_s - time.monotonic())
+                    self._closed.wait(schedule.wait_s(time_s, time.monotonic()))
+                    came = replace(came, came_s=time.perf_counter())
                 if not self._waiting.put((index, came)):
                     break
         except Exception as error:  # whatever it is, whoever takes pictures has to know

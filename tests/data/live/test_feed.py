@@ -13,6 +13,7 @@ import pytest
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Arrival, Ended, Feed, FeedOptions
+from e3d_deploy.data.live.schedule import Schedule
 from e3d_deploy.data.play import play
 from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.remarks import Remarks
@@ -154,6 +155,24 @@ def test_a_timeout_gives_none_and_the_feed_goes_on(start: Start) -> None:
         assert source.take(0.01) is None
         gate.set()
         assert source.take() is not None
+
+
+def test_a_recording_that_plays_at_its_rate_gives_each_picture_when_it_is_due(tmp_path: Path) -> None:
+    mp4(tmp_path / "a.mp4", 3)
+    with feed(str(tmp_path / "a.mp4"), FeedOptions(realtime=True)) as source:
+        came_s = [arrival.came_s for arrival in source]
+    assert came_s[1] - came_s[0] > 0.5 / RATE  # it is decoded at once, and waits
+
+
+def test_a_schedule_makes_up_for_a_short_delay_and_for_no_pause() -> None:
+    schedule = Schedule()
+    assert schedule.wait_s(5.0, 100.0) == 0
+    assert schedule.wait_s(5.1, 100.02) == pytest.approx(0.08)
+    assert schedule.wait_s(5.2, 100.4) == 0
+    assert schedule.wait_s(5.3, 100.4) == 0
+    assert schedule.wait_s(5.5, 100.4) == pytest.approx(0.1)
+    assert schedule.wait_s(5.6, 160.0) == 0
+    assert schedule.wait_s(5.7, 160.0) == pytest.approx(0.1)
 
 
 def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
