@@ -2,6 +2,7 @@
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ FRAMES = "frames"
 """Name of the array that holds the frames of a .npz file."""
 AXES = tuple(sorted({len(layout) for layout in LAYOUTS}))
 """Numbers of axes that arrays of clips have."""
+DAMAGES = (
+    ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
+    tokenize.TokenError,
+)  # fmt: skip
+"""Errors of NumPy and zipfile for a damaged file; the last is that of a header whose brackets do not match."""
 DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
 _compared: set[tuple[object, ...]] = set()
 """Arrays in .npz files whose checksums match, by file, size, time of the last change (ns) and name."""
@@ -208,7 +214,7 @@ def damaged(path: Path) -> Iterator[None]:
     """Convert the errors of NumPy and zipfile for a damaged or foreign file to ClipError."""
     try:
         yield
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+    except DAMAGES as error:
         raise ClipError(f"{path}: {DAMAGED}") from error
 
 

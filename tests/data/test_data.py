@@ -307,6 +307,14 @@ def test_truncated_array_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
+def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "clips.npy"
+    np.save(path, gray_clips(5))
+    path.write_bytes(path.read_bytes().replace(b"), }", b" , }"))
+    with pytest.raises(ClipError, match=r"clips\.npy: not a NumPy file"):
+        read(path)
+
+
 def test_damaged_npz_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "clips.npz"
     np.savez(path, frames=gray_clips(5))
