@@ -1,7 +1,9 @@
 """Token, Host, Origin and headers of every request, before anything of its body is read."""
 
+import asyncio
 import hmac
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,6 +27,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+LINGER_S = 2.0
+"""Time for which an upload that was refused is still read, so that its sender hears why (s)."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -68,6 +72,28 @@ def _place(address: str) -> tuple[str, int | None] | None:
     return (parts.hostname, port) if parts.hostname and not parts.username else None
 
 
+class _Body:
+    """Body of a request, and the part of it that nobody has read."""
+
+    def __init__(self, headers: Headers, receive: Receive) -> None:
+        self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        """Nothing is left to read."""
+        self._receive = receive
+
+    async def receive(self) -> Message:
+        """Return the next message of the client."""
+        message = await self._receive()
+        self.whole |= not message.get("more_body", False)
+        return message
+
+    async def drain(self) -> None:
+        """Read and forget the rest, for `LINGER_S` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while not self.whole:
+                    await self.receive()
+
+
 class Guard:
     """Refuses requests of other hosts and origins and without the token, and adds headers to every answer.
 
@@ -91,16 +117,25 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
             return
 
+        body = _Body(headers, receive)
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     answer[name] = value
                 answer.setdefault("Cache-Control", "no-store")
+                if not body.whole:
+                    answer["Connection"] = "close"
+            elif not body.whole and not message.get("more_body", False):
+                # The client hears the answer while it still sends; without this, it would see a broken connection.
+                await send({**message, "more_body": True})
+                await body.drain()
+                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         refusal = self._refusal(scope, headers)
-        await (refusal or self.app)(scope, receive, send_guarded)
+        await (refusal or self.app)(scope, body.receive, send_guarded)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
         if not host_allowed(headers, self.settings):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from e3d_deploy.serve.answers import Problem
@@ -89,18 +89,29 @@ async def form_of(request: Request, most_bytes: int, *, most_files: int) -> Asyn
             raise too_large
         return message
 
-    counted = Request(request.scope, receive_counted)
+    stream = Request(request.scope, receive_counted).stream()
+    parser = _Parser(request.headers, stream, max_files=most_files, max_fields=16, max_part_size=1024)
     try:
         async with asyncio.timeout(UPLOAD_S):
-            form = await counted.form(max_files=most_files, max_fields=16, max_part_size=1024)
+            form = await parser.parse()
+        yield form
     except TimeoutError:
         raise Problem(408, "slow", f"an upload takes at most {UPLOAD_S:g} s") from None
-    except HTTPException as error:
-        raise Problem(400, "form", f"not a form: {error.detail}") from error
-    try:
-        yield form
+    except MultiPartException as error:
+        raise Problem(400, "form", f"not a form: {error.message}") from error
+    except ClientDisconnect as error:
+        raise Problem(400, "form", "the form broke off") from error
     finally:
-        await form.close()
+        parser.close()
+
+
+class _Parser(MultiPartParser):
+    """Parser of forms that can be closed with its files, also with one whose end is missing."""
+
+    def close(self) -> None:
+        """Delete the files."""
+        for file in self._files_to_close_on_error:
+            file.close()
 
 
 def check_fields(form: FormData, allowed: tuple[str, ...]) -> Mapping[str, str]:
