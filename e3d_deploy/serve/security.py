@@ -42,7 +42,9 @@ def origin_allowed(headers: Headers, settings: Settings) -> bool:
     origin = headers.get("origin")
     if origin is None:
         return True
-    return origin in settings.origins or _place(origin) == _place(f"{_scheme(origin)}://{headers.get('host', '')}")
+    place = _place(origin)
+    own = _place(f"{origin.partition(':')[0]}://{headers.get('host', '')}")
+    return origin in settings.origins or (place is not None and place == own)
 
 
 def host_allowed(headers: Headers, settings: Settings) -> bool:
@@ -51,10 +53,6 @@ def host_allowed(headers: Headers, settings: Settings) -> bool:
         return True
     host = _place(f"http://{headers.get('host', '')}")
     return host is not None and (is_loopback(host[0]) or host[0] in {_name(origin) for origin in settings.origins})
-
-
-def _scheme(origin: str) -> str:
-    return "https" if origin.startswith("https:") else "http"
 
 
 def _name(address: str) -> str | None:

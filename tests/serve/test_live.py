@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
 from e3d_deploy.frames import to_pictures
@@ -212,6 +215,32 @@ def test_a_bad_message_closes_its_own_session_alone(serve: Serve, text: str) -> 
         assert (texts[-1]["code"], code) == ("bad_message", 4400)
         other.show(3)
         other.pictures()
+
+
+def test_no_sequence_of_messages_harms_another_session(serve: Serve) -> None:
+    served = serve()
+    known = ["open", "horizon", "pause", "resume", "reset", "close"]
+    values = st.none() | st.integers() | st.sampled_from(["webcam", "file:1", *known]) | st.text()
+    texts = st.dictionaries(st.sampled_from(["type", "value", "source", "horizon", "token"]), values).map(json.dumps)
+    orders = st.sampled_from(known).map(lambda kind: json.dumps({"type": kind, "value": 1}))
+    messages = st.lists(orders | texts | st.text() | st.binary() | st.just(b"\x07" * 32), max_size=12)
+
+    @settings(max_examples=40, deadline=None, derandomize=True, database=None)
+    @given(opens=st.booleans(), sent=messages)
+    def attack(opens: bool, sent: list[str | bytes]) -> None:
+        with Viewer(served) as viewer:
+            if opens:
+                viewer.open()
+            with suppress(ConnectionClosed):
+                for message in sent:
+                    viewer.socket.send(message)
+        other.show(3)
+        assert other.pictures()[0]["dropped"] == 0
+
+    with Viewer(served) as other:
+        other.open()
+        attack()
+    assert served.service.meters.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) is None
 
 
 def test_a_first_message_that_does_not_open_is_refused(serve: Serve) -> None:

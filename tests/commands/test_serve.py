@@ -1,0 +1,88 @@
+"""`e3d serve` as a user runs it."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from e3d_deploy.cli import main
+
+CLIP = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
+
+
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command in another process; give it and the address that it printed."""
+    command = [sys.executable, "-m", "e3d_deploy", "serve", str(bundle), "--port", "0", "--backend", "onnxruntime"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_server_in_an_orderly_way(exported: Path, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "token").write_text("a secret\n")
+    options = ("--token-file", str(tmp_path / "token"), "--source", str(CLIP))
+    with serving(exported / "tiny.e3d", *options) as (process, address):
+        page, _, token = address.partition("#token=")
+        assert token == "a%20secret"
+        assert httpx.get(f"{page}readyz").json() == {"status": "ready"}
+        model = httpx.get(f"{page}v1/model", headers={"Authorization": "Bearer a secret"}).json()
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert model["sources"] == [{"id": "1", "name": "pedestrians.mp4"}]
+    assert (model["name"], model["backend"], model["precision"]) == ("tiny", "onnxruntime", "fp32")
+    assert (process.returncode, stdout) == (128 + number, "")
+    assert stderr.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--host", "0.0.0.0"], "--token or --token-file, and either --tls-cert with --tls-key or --behind-proxy"),
+        (["--host", "0.0.0.0", "--token", "x"], "either --tls-cert with --tls-key or --behind-proxy"),
+        (["--host", "no such host"], "--token or --token-file"),
+        (["--host", "203.0.113.7", "--token", "x", "--behind-proxy"], "--host 203.0.113.7 --port 8000: "),
+        (["--source", "none.mp4"], "none.mp4: no such file or folder"),
+        (["--source", "-"], "standard input cannot be served"),
+        (["--tls-cert", "cert.pem"], "only one of --tls-cert and --tls-key"),
+        (["--tls-cert", __file__, "--tls-key", __file__], "give a certificate and its key as PEM"),
+        (["--token", "a", "--token-file", __file__], "give one of them"),
+        (["--renewal", "often"], "renewal"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_exit_code_2(exported: Path, options: list[str], said: str) -> None:
+    done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", *options])
+    assert done.exit_code == 2, done.output
+    assert said in done.output.replace("\n", " ")
+
+
+def test_a_port_that_is_taken_is_told(exported: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(
+            main, ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", str(port)]
+        )
+    assert done.exit_code == 2
+    assert f"--port {port}: Address already in use" in done.output
+
+
+def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(exported: Path) -> None:
+    done = CliRunner().invoke(
+        main,
+        ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", "0", "--memory-limit", "0.001"],
+    )
+    assert done.exit_code == 7
+    assert "memory_limit_bytes" in done.output
