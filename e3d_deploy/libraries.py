@@ -40,6 +40,11 @@ LIBRARIES = (
     Library("av", ("av",), "video", "videos in and out"),
     Library("tensorflow", ("tensorflow-cpu", "tensorflow"), "import-tf", "e3d import of google/e3d_lstm checkpoints"),
     Library("PIL", ("pillow",), "video", "folders of pictures, GIFs"),
+    Library("fastapi", ("fastapi",), "serve", "e3d serve"),
+    Library("uvicorn", ("uvicorn",), "serve", "e3d serve"),
+    Library("websockets", ("websockets",), "serve", "live sessions of e3d serve"),
+    Library("python_multipart", ("python-multipart",), "serve", "uploads to e3d serve"),
+    Library("prometheus_client", ("prometheus-client",), "serve", "metrics of e3d serve"),
     Library("matplotlib", ("matplotlib",), "plot", "pictures of drift and latency, and the report of e3d demo"),
 )
 GPU = "an NVIDIA GPU and its driver"

@@ -119,7 +119,7 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
         log_level="critical",  # what a client sends is no reason for a traceback
         access_log=False,
         server_header=False,
-        proxy_headers=settings.behind_proxy,
+        proxy_headers=False,  # nothing depends on who asks
         limit_concurrency=max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions),
         timeout_graceful_shutdown=GRACE_S,
         **tls,

@@ -32,7 +32,7 @@ class Settings:
     key: Path | None = None
     """Private key of the certificate (PEM)."""
     behind_proxy: bool = False
-    """A reverse proxy in front encrypts connections, and its X-Forwarded headers are believed."""
+    """A reverse proxy in front encrypts the connections."""
     origins: tuple[str, ...] = ()
     """Origins beside the server's own whose pages may use it, such as `https://cameras.example`."""
     offers: tuple[Offer, ...] = ()
