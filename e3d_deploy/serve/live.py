@@ -38,6 +38,7 @@ class Connection:
         """Serve the connection to its end."""
         offered = protocol.SUBPROTOCOL in self.websocket.scope.get("subprotocols", ())
         await self.websocket.accept(subprotocol=protocol.SUBPROTOCOL if offered else None)
+        self.service.connections += 1
         sender = asyncio.create_task(self._send_all())
         receiver = asyncio.create_task(self._receive_all(offered=offered))
         try:
@@ -48,6 +49,7 @@ class Connection:
             for task in (sender, receiver):
                 task.cancel()
             await asyncio.gather(sender, receiver, return_exceptions=True)
+            self.service.connections -= 1
 
     async def _send_all(self) -> None:
         """Send messages until the session closes, or the viewer reads none for `STUCK_S`."""

@@ -6,7 +6,8 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -32,12 +33,33 @@ GRACE_S = 5
 
 
 class Running:
-    """A server that answers."""
+    """A server that answers, in a thread of its own.
 
-    def __init__(self, server: uvicorn.Server, thread: threading.Thread, service: Service, address: str) -> None:
-        self._server, self._thread, self.service = server, thread, service
-        self.address = address
-        """Address of the page, with the token in its fragment, which browsers do not send."""
+    Args:
+        address: address of the page, with the token in its fragment, which browsers do not send.
+    """
+
+    def __init__(self, server: uvicorn.Server, listener: socket.socket, service: Service, address: str) -> None:
+        self.service, self.address = service, address
+        self._server, self._listener = server, listener
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="e3d serve", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer.
+
+        Raises:
+            E3DError: the server ended at once.
+        """
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.01)
+        if not self._server.started:
+            raise E3DError("serve: the server did not start; `e3d --debug serve …` shows why")
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._server.serve(sockets=[self._listener]))
 
     def wait(self) -> None:
         """Wait until the server has ended."""
@@ -45,9 +67,11 @@ class Running:
 
     def stop(self) -> None:
         """Take nothing new, let what runs end, and close all connections; bounded in time."""
-        self.service.stop_sessions()
+        if self._thread.is_alive():
+            with suppress(TimeoutError, RuntimeError, CancelledError):  # it takes too long, or has ended meanwhile
+                asyncio.run_coroutine_threadsafe(self.service.drain(), self._loop).result(DRAIN_S + GRACE_S)
         self._server.should_exit = True
-        self._thread.join(DRAIN_S + GRACE_S + 5)
+        self._thread.join(DRAIN_S + GRACE_S)
 
 
 class AbortingProtocol(WebSocketsSansIOProtocol):
@@ -89,16 +113,9 @@ def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
         service: Service = app.state.service
         try:
             server = uvicorn.Server(_config(app, settings, service))
-            thread = threading.Thread(
-                target=asyncio.run, args=(server.serve(sockets=[listener]),), name="e3d serve", daemon=True
-            )
-            thread.start()
-            served = Running(server, thread, service, address_of(settings, listener.getsockname()[1]))
+            served = Running(server, listener, service, address_of(settings, listener.getsockname()[1]))
             try:
-                while not server.started and thread.is_alive():
-                    thread.join(0.01)
-                if not server.started:
-                    raise E3DError("serve: the server did not start; `e3d --debug serve …` shows why")
+                served.start()
                 yield served
             finally:
                 served.stop()

@@ -56,6 +56,8 @@ class Service:
         """The server takes nothing new."""
         self._offers = {offer.id: offer for offer in settings.offers}
         self._sessions: dict[str, Session] = {}
+        self.connections = 0
+        """WebSockets that are open, counted on the event loop."""
         self._lock = threading.Lock()
         self._requests = 0
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="e3d predict")
@@ -145,10 +147,10 @@ class Service:
             session.stop(protocol.STOPS, text_message("end", reason="the server stops"))
 
     async def drain(self) -> None:
-        """End all sessions, and wait for what runs, `DRAIN_S` at most."""
+        """End all sessions, and wait for what runs and until their viewers know, `DRAIN_S` at most."""
         self.stop_sessions()
         until_s = time.monotonic() + DRAIN_S
-        while (self._requests or self._sessions) and time.monotonic() < until_s:
+        while (self._requests or self._sessions or self.connections) and time.monotonic() < until_s:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from e3d_deploy.serve.answers import problem_of
 from e3d_deploy.serve.outbox import Closing, Outbox
 from e3d_deploy.serve.protocol import Open, Order, Refused, SetHorizon, parse, picture_message, split_message
 from e3d_deploy.serve.security import Rate, host_allowed, origin_allowed, token_matches
-from e3d_deploy.serve.webcam import WAITING, Webcam
+from e3d_deploy.serve.webcam import Webcam
 from tests.serve.conftest import settings_of
 
 
@@ -85,15 +85,19 @@ def test_a_message_after_the_connection_is_forgotten() -> None:
     asyncio.run(make()).put(b"1")
 
 
-def test_a_webcam_keeps_its_newest_pictures_and_counts_the_others() -> None:
+def test_a_webcam_keeps_its_newest_picture_and_counts_the_others() -> None:
     webcam = Webcam()
     assert webcam.take(0) is None
-    for value in range(WAITING + 3):
-        webcam.put(np.full((1, 1, 1), value, np.uint8))
-    arrivals = [arrival for _ in range(WAITING) if (arrival := webcam.take(0)) is not None]
-    assert [arrival.index for arrival in arrivals] == [3, 4]
-    assert [int(arrival.picture[0, 0, 0]) for arrival in arrivals] == [3, 4]
-    assert webcam.dropped == 3
+    found = []
+    for values in (range(4), range(4, 6)):
+        for value in values:
+            webcam.put(np.full((1, 1, 1), value, np.uint8))
+        arrival = webcam.take(0)
+        assert arrival is not None
+        found.append((arrival.index, int(arrival.picture[0, 0, 0]), arrival.begins))
+    assert found == [(3, 3, True), (5, 5, False)]
+    assert webcam.dropped == 4
+    assert webcam.take(0) is None
 
 
 def test_a_rate_allows_a_burst_and_then_its_average(monkeypatch: pytest.MonkeyPatch) -> None:
