@@ -30,7 +30,7 @@ const connection = new Connection({
     say("precision", message.precision);
     monitor.cameAt = performance.now();
     if (paused) connection.send({ type: "pause" });
-    if (source === "webcam") webcam.start(message, (bytes) => paused || connection.sendPicture(bytes));
+    if (source === "webcam") webcam.start(monitor.model, (bytes) => paused || connection.sendPicture(bytes));
     setState(paused ? "paused" : "live");
     probe();
   },
@@ -47,7 +47,7 @@ async function prepare() {
   const model = (monitor.model = await fetchModel());
   const refusal = webcamRefusal(model.channels);
   const offers = model.sources.map(({ id, name }) => ({ id: `file:${id}`, name }));
-  const known = source === "webcam" || [...offers, ...clips].some(({ id }) => id === source);
+  const known = source === "" || source === "webcam" || [...offers, ...clips].some(({ id }) => id === source);
   if (!known) source = offers[0]?.id ?? "";
   document.documentElement.style.setProperty("--aspect", String(model.image_size[1] / model.image_size[0]));
   document.title = `${model.name} – e3d live`;
@@ -139,7 +139,7 @@ async function upload(file) {
     clips.push({ id, name: file.name });
     choose(id);
   } catch (error) {
-    notify(`${file.name}: ${error.message}`);
+    notify(error.message);
   } finally {
     say("clip-label", "Upload a clip…");
     $("clip").value = ""; // so that the same file can be chosen again
@@ -193,13 +193,22 @@ $("horizon").addEventListener("input", changeHorizon);
 $("pause").addEventListener("click", togglePause);
 $("reset").addEventListener("click", reset);
 $("snapshot").addEventListener("click", snapshot);
-$("again").addEventListener("click", () => connection.open());
+$("again").addEventListener("click", () => {
+  if (["ended", "reconnecting", "refused"].includes(state)) connection.open();
+  else $("notice").hidden = true;
+});
 $("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   setToken($("token").value.trim());
   $("token").value = "";
   connection.open();
 });
+// A page that is left may live on in the browser's cache and would hold its session.
+window.addEventListener("pagehide", () => {
+  connection.close();
+  webcam.close();
+});
+window.addEventListener("pageshow", (event) => event.persisted && connection.open());
 new ResizeObserver(() => monitor.repaint()).observe($("error-chart"));
 setInterval(watch, 1000);
 setInterval(probe, PROBE_MS);

@@ -45,8 +45,8 @@ export class Monitor {
     this.#newest = this.#drawn = null;
     this.#forgetCharts();
     if (this.model) for (const id of ["now", "forecast", "difference"]) clear($(id), this.model.image_size);
-    for (const id of ["now-text", "forecast-text"]) say(id, "");
-    for (const id of ["error-now", "copy-now", "novelty-now", "age"]) say(id, "–");
+    for (const id of ["now-text", "forecast-text", "error-now", "copy-now", "novelty-now"]) say(id, "");
+    say("age", "–");
     $("difference-wait").hidden = true;
     $("snapshot").disabled = true;
     this.#drawCharts();
@@ -104,13 +104,13 @@ export class Monitor {
     if (pictures.expected) paintDifference($("difference"), pictures.now, pictures.expected, size, C, theme());
     else clear($("difference"), size);
     $("difference-wait").hidden = Boolean(pictures.expected);
-    say("difference-wait", `Waiting for the first forecast of a picture, ${ahead(header.horizon, null)}`);
+    say("difference-wait", `The first forecast can be compared ${count(header.horizon, "picture", "pictures")} after a start.`);
     say("now-text", `picture ${header.index}`);
     say("forecast-text", ahead(header.horizon, this.model));
     say("age", count(header.age, "picture", "pictures"));
-    say("error-now", fixed(header.error, 1));
-    say("copy-now", fixed(header.copy_error, 1));
-    say("novelty-now", fixed(header.novelty, 2));
+    say("error-now", fixed(header.error, 1, ""));
+    say("copy-now", fixed(header.copy_error, 1, ""));
+    say("novelty-now", fixed(header.novelty, 2, ""));
     $("snapshot").disabled = false;
   }
 

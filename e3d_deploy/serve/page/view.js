@@ -10,7 +10,7 @@ export const say = (id, text) => {
 export const number = (value) => (value == null ? "–" : String(Number(value.toPrecision(3))));
 
 /** A number that changes all the time, with so many decimals that it keeps its width. */
-export const fixed = (value, decimals) => (value == null ? "–" : value.toFixed(value < 100 ? decimals : 0));
+export const fixed = (value, decimals, unknown = "–") => (value == null ? unknown : value.toFixed(value < 100 ? decimals : 0));
 
 export const milliseconds = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
 
@@ -42,14 +42,13 @@ export function showState(name, detail) {
   const shown = Boolean(why) && (waiting || name === "ended" || name === "refused");
   $("notice").hidden = !shown;
   say("notice-text", shown ? upper(sentence(why)) : "");
-  $("again").hidden = false;
   say("again", { ended: "Start again", reconnecting: "Try now" }[name] ?? "Try again");
 }
 
 /** Show a message that concerns no connection, such as a refused upload. */
 export function notify(text) {
   $("notice").hidden = false;
-  $("again").hidden = true;
+  say("again", "Close");
   say("notice-text", sentence(text));
 }
 
@@ -87,5 +86,7 @@ export function showStats(stats) {
   say("copy-mse", fixed(stats.copy_mse, 1));
   say("dropped-source", pictures(stats.dropped_source));
   say("dropped-viewer", pictures(stats.dropped_viewer));
-  say("verdict", stats.verdict ?? "");
+  const verdict = stats.verdict ? upper(sentence(stats.verdict)) : "";
+  if (verdict && !$("verdict").textContent) say("announce", verdict); // once, as its numbers change every second
+  say("verdict", verdict);
 }

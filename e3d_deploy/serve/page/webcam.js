@@ -41,7 +41,7 @@ export class Webcam {
     await this.#video.play();
   }
 
-  /** Hand pictures [H, W, C] to `send` at the model's rate. */
+  /** Hand pictures [H, W, C] to `send` at the frame rate of a model. */
   start({ image_size: [H, W], channels, frames_per_second: rate }, send) {
     clearInterval(this.#timer);
     Object.assign(this.#canvas, { width: W, height: H });
