@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-all check format
+.PHONY: setup demo test test-all test-browser check format
 
 setup: .venv/ready
 
@@ -20,6 +20,10 @@ test: setup
 
 test-all: setup
 	$(BIN)/pytest -n 2
+
+# apt-get install -y --no-install-recommends chromium chromium-driver
+test-browser: setup
+	$(BIN)/pytest -m browser tests/browser
 
 check: setup
 	$(BIN)/ruff check
