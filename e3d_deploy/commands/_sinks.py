@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from e3d_deploy.commands._options import is_given
-from e3d_deploy.commands._places import check_apart
 from e3d_deploy.commands._streams import binary_stdout
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ class Outputs:
             UsageError: outputs that do not go together, or not with the sources.
             ConfigError, OSError: a place that cannot be written.
         """
+        from e3d_deploy.commands._places import check_apart
         from e3d_deploy.data.write import check_target
         from e3d_deploy.errors import ConfigError
         from e3d_deploy.files import check_place

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
-import numpy as np
 
 from e3d_deploy.commands._options import is_given
 from e3d_deploy.commands._sinks import remark
@@ -46,6 +45,8 @@ def check_horizon(predictor: "Predictor", horizon: int, sources: int) -> None:
     Raises:
         ResourceLimit: there is not enough memory.
     """
+    import numpy as np
+
     from e3d_deploy.live.station import needed_bytes
     from e3d_deploy.memory import check_memory
 
