@@ -12,8 +12,9 @@ from e3d_deploy.errors import ConfigError
 SCHEMES = ("rtsp", "rtsps", "http", "https")
 """Schemes of network addresses that are read."""
 CAMERA = re.compile(r"/dev/video\d+")
-MOST_PIXELS = 8192 * 4320
-"""Largest picture that a live source may have (pixels): 8K, in its widest form."""
+LARGEST = (4320, 8192)
+"""Height and width of the largest picture that a live source may have (pixels); others may have as many pixels."""
+MOST_PIXELS = LARGEST[0] * LARGEST[1]
 
 Kind = Literal["file", "camera", "network", "stdin"]
 
@@ -111,5 +112,6 @@ def _checked(raw: tuple[int, int, int] | None) -> tuple[int, int, int]:
     if C not in (1, 3):
         raise ConfigError(f"raw: got {C} channels, expected 1 (gray) or 3 (RGB); convert the frames")
     if H < 1 or W < 1 or H * W > MOST_PIXELS:
-        raise ConfigError(f"raw: got {H}×{W} pixels, expected 1 to {MOST_PIXELS}; check --raw, or scale the frames")
+        most = "×".join(map(str, LARGEST))
+        raise ConfigError(f"raw: got {H}×{W} pixels, expected 1×1 to {most}; check --raw, or scale the frames")
     return H, W, C

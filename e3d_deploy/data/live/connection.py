@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from threading import Thread
 
 from e3d_deploy.data.live.address import Address
-from e3d_deploy.data.live.network import Decoded, Facts, decode, facts_of, open_container
+from e3d_deploy.data.live.network import MOST, Decoded, Facts, decode, facts_of, open_container
 from e3d_deploy.data.live.trouble import REACH, Trouble, trouble_of
 from e3d_deploy.data.live.waiting import Ended, Waiting
 
@@ -36,7 +36,8 @@ class Connection:
         """
         facts = self._facts.take(self.silence_s)
         if facts is None:
-            raise Trouble(f"does not answer within {self.silence_s:g} s", REACH)
+            reason = f"gave no picture that can be decoded within {self.silence_s:g} s"
+            raise Trouble(reason, f"{REACH}; a picture may be {MOST} at most")
         return facts
 
     def frames(self) -> Iterator[Decoded]:
@@ -75,6 +76,6 @@ class Connection:
         with open_container(self.address, self.silence_s) as container:
             stream, facts = facts_of(container, self.address)
             self._facts.put(facts)
-            for decoded in decode(container, stream, is_live=facts.is_live):
+            for decoded in decode(container, stream, facts):
                 if not self._frames.put(decoded):
                     return

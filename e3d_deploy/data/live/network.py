@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from e3d_deploy.data.live.address import MOST_PIXELS, Address
+from e3d_deploy.data.live.address import LARGEST, MOST_PIXELS, Address
 from e3d_deploy.data.live.trouble import Trouble
 from e3d_deploy.data.rate import MOST_RATE
 
@@ -17,10 +17,11 @@ PROTOCOLS = "rtsp,rtp,udp,tcp,tls,http,https,crypto,httpproxy"
 """Protocols that a source may use, also by a redirect; `file` is not among them."""
 FORMATS = {
     "rtsp": "rtsp",
-    "http": "mov,matroska,avi,mpjpeg,jpeg_pipe,mjpeg,mpegts,flv,ogg,gif,h264,hevc,ivf,yuv4mpegpipe",
-    "camera": "v4l2",
+    "http": "mov,matroska,avi,ogg,gif,ivf,yuv4mpegpipe,h264,hevc,mjpeg,mpjpeg,jpeg_pipe",
 }
 """Readers that a source may use, by how it is opened. Playlists are not among them, as they name other addresses."""
+MOST = "×".join(map(str, LARGEST))
+"""Height and width of the largest picture, in words."""
 UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
 """Readers that make up times and rates, as their streams tell none."""
 LATER_S = 1.0
@@ -28,9 +29,13 @@ LATER_S = 1.0
 MOST_DAMAGED = 250
 """Packets in a row without a picture after which a live source is given up."""
 DAMAGED = Trouble(
-    f"sends pictures that cannot be decoded, or that have more than {MOST_PIXELS} pixels",
-    "check its codec, and make its pictures smaller",
+    f"sends pictures that cannot be decoded, or that are larger than {MOST}",
+    "check its codec, or make its pictures smaller",
     is_final=True,
+)
+INDEX_FIRST = (
+    "let its server answer requests for a range of bytes, or put its index first with "
+    "`ffmpeg -i VIDEO -c copy -movflags faststart NEW`"
 )
 
 
@@ -40,6 +45,8 @@ class Facts:
 
     rate: float | None
     """Frames per second; None where it tells none."""
+    tells_times: bool
+    """True if its frames have times of their own, though single ones may lack theirs."""
     is_live: bool
     """True if it has no end of its own."""
     aspect: Fraction | None
@@ -60,7 +67,8 @@ class Decoded:
 def open_container(address: Address, silence_s: float) -> Any:
     """Open a camera or a network address with PyAV.
 
-    V4L2 cameras were tested without a camera: only the call below and its errors.
+    No camera was at hand: of V4L2, only the call below and its errors are tested. H.264 over RTSP comes one picture
+    late, as FFmpeg's parser ends a picture where the next one begins.
 
     Args:
         silence_s: longest time that FFmpeg may wait for the peer (s), a little later than its caller.
@@ -72,6 +80,9 @@ def open_container(address: Address, silence_s: float) -> Any:
 
     patience_s = silence_s + LATER_S
     options = {"max_pixels": str(MOST_PIXELS)}
+    # A set of options, though an empty one, makes PyAV refuse readers that find their streams late, which would
+    # ignore `max_pixels`. PyAV's annotation tells another type than its documentation.
+    of_streams: Any = [{}]
     format_: str | None = None
     if address.kind == "camera":
         format_ = "v4l2"
@@ -86,8 +97,14 @@ def open_container(address: Address, silence_s: float) -> Any:
             options |= {"fpsprobesize": "5"}
         else:
             options |= {"rw_timeout": patience}
-    timeout = (patience_s, patience_s)
-    return av.open(address.text, format=format_, options=options, timeout=timeout, metadata_errors="replace")
+    return av.open(
+        address.text,
+        format=format_,
+        options=options,
+        stream_options=of_streams,
+        timeout=(patience_s, patience_s),
+        metadata_errors="replace",
+    )
 
 
 def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
@@ -104,26 +121,28 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
         raise Trouble("holds a video that no decoder is there for", "let it send H.264 or MJPEG", is_final=True)
     if codec.width * codec.height > MOST_PIXELS:
         size = f"{codec.height}×{codec.width}"
-        remedy = "make them smaller at the source"
-        raise Trouble(f"got pictures of {size}, expected at most {MOST_PIXELS} pixels", remedy, is_final=True)
+        raise Trouble(f"has pictures of {size}, expected at most {MOST}", "make them smaller", is_final=True)
     if not codec.width:
         raise DAMAGED
     codec.options = {"max_pixels": str(MOST_PIXELS)}
     is_live = address.is_live or (container.duration is None and container.size <= 0)
     # Threads by frames would hold back as many frames as there are threads.
     stream.thread_type = "SLICE" if is_live else "AUTO"
-    facts = Facts(rate=_rate(container, stream), is_live=is_live, aspect=stream.sample_aspect_ratio)
-    return stream, facts
+    tells_times = container.format.name not in UNTIMED
+    return stream, Facts(
+        rate=_rate(stream) if tells_times else None,
+        tells_times=tells_times,
+        is_live=is_live,
+        aspect=stream.sample_aspect_ratio,
+    )
 
 
-def _rate(container: Any, stream: Any) -> float | None:
-    if container.format.name in UNTIMED:
-        return None
+def _rate(stream: Any) -> float | None:
     rates = (rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= MOST_RATE)
     return next((float(rate) for rate in rates), None)
 
 
-def decode(container: Any, stream: Any, *, is_live: bool) -> Iterator[Decoded]:
+def decode(container: Any, stream: Any, facts: Facts) -> Iterator[Decoded]:
     """Yield the frames of a source. A live one may be damaged now and then, a file may not.
 
     Raises:
@@ -131,17 +150,19 @@ def decode(container: Any, stream: Any, *, is_live: bool) -> Iterator[Decoded]:
     """
     import av
 
-    tells_times, number, damaged = container.format.name not in UNTIMED, 0, 0
+    is_live, number, damaged = facts.is_live, 0, 0
     try:
         for packet in container.demux(stream):
             damaged += 1
             for frame in _frames(stream, packet, is_live=is_live):
-                time_s = frame.time if tells_times else None
+                time_s = frame.time if facts.tells_times else None
                 yield Decoded(frame=frame, time_s=time_s, came_s=time.perf_counter())
                 number, damaged = number + 1, 0
             if damaged == MOST_DAMAGED and is_live:
                 raise DAMAGED
     except (OSError, av.FFmpegError) as error:
+        if number == 0 and not is_live:
+            raise Trouble(f"gave none of its frames ({error.strerror})", INDEX_FIRST, is_final=True) from None
         raise _broken(number, stream, error.strerror) from None
     if not is_live and number < stream.frames:
         raise _broken(number, stream, "its end is missing")

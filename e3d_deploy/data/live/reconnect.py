@@ -106,11 +106,13 @@ class Reconnecting:
 
         A clock that jumps, as that of a camera that is set, would have one frame repeated for all of the jump.
         """
+        usual = Fraction(1 / self._facts.rate) if self._facts.rate else Fraction(0)
         clock, last = Fraction(0), None
         for decoded in frames:
-            time = Fraction(decoded.came_s if decoded.time_s is None else decoded.time_s)
-            step = Fraction(0) if last is None else time - last
-            clock, last = clock + (step if 0 <= step <= self.silence_s else 0), time
+            time_s = decoded.time_s if self._facts.tells_times else decoded.came_s
+            step = None if last is None or time_s is None else Fraction(time_s) - Fraction(last)
+            clock += step if step is not None and 0 <= step <= self.silence_s else usual
+            last = time_s
             yield clock, decoded
 
     def _connect_again(self, trouble: Trouble) -> None:
@@ -121,7 +123,9 @@ class Reconnecting:
         """
         name = self.address.name
         while not self._closed.is_set():
-            if not self.is_live or self._failures >= self.attempts:
+            if not self.is_live:
+                raise trouble.error(name)
+            if self._failures >= self.attempts:
                 tried = f" after {self._failures} reconnects without a picture" if self._failures else ""
                 raise SourceLost(f"{name}: {trouble.reason}{tried}; {trouble.remedy}")
             delay_s = min(FIRST_DELAY_S * 2**self._failures, LONGEST_DELAY_S)

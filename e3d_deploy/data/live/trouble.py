@@ -68,6 +68,8 @@ def _of_network(error: Exception, address: Address) -> Trouble:
         return Trouble("refused the connection", REACH)
     if isinstance(error, av.ExitError) or number == errno.ETIMEDOUT:
         return Trouble("does not answer", REACH)
+    if isinstance(error, av.InvalidDataError) and address.is_live:
+        return Trouble("does not answer as an RTSP server does", REACH)
     if isinstance(error, (av.InvalidDataError, ValueError)):
         remedy = "give a video file, MJPEG or RTSP; a page or a playlist is not read"
         return Trouble("not a video that can be read", remedy, is_final=True)

@@ -3,7 +3,7 @@
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 SIZE = (48, 64)
 """Height and width of the pictures that are served."""
-BOUNDARY = b"frame"
+MULTIPART = {"Content-Type": "multipart/x-mixed-replace; boundary=frame"}
 RATE = 25
 
 
@@ -134,25 +134,22 @@ def answering(status: str, headers: dict[str, str] | None = None, body: bytes = 
     return serve
 
 
-def parts(pictures: Sequence[NDArray[np.uint8]]) -> Iterator[bytes]:
-    """Parts of MJPEG over HTTP."""
-    for pixels in pictures:
-        (jpeg,) = encoded([pixels], "mjpeg")
-        head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (BOUNDARY, len(jpeg))
-        yield head + jpeg + b"\r\n"
+def part(jpeg: bytes) -> bytes:
+    """A part of MJPEG over HTTP."""
+    return b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(jpeg), jpeg)
 
 
 def mjpeg(
     pictures: Sequence[NDArray[np.uint8]], *, then_silent: bool = False, pause_s: float = 0.0
 ) -> Callable[..., None]:
     """A server of MJPEG over HTTP, which ends after the pictures or falls silent."""
-    content = list(parts(pictures))
+    content = [part(jpeg) for pixels in pictures for jpeg in encoded([pixels], "mjpeg")]
 
     def serve(peer: Peer, connection: socket.socket, _: int) -> None:
         request(connection)
-        respond(connection, "200 OK", {"Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY.decode()}"})
-        for part in content:
-            connection.sendall(part)
+        respond(connection, "200 OK", MULTIPART)
+        for one in content:
+            connection.sendall(one)
             peer.stopped.wait(pause_s)
         if then_silent:
             peer.stopped.wait()
