@@ -18,7 +18,7 @@ E3DError
 ├── QualityError         a result beyond its budget                         exit 3
 ├── BackendUnavailable   this machine lacks a library or a device           exit 4
 ├── ResourceLimit        a device or a limit that somebody set is full      exit 7
-└── SourceLost           a video, or a peer it is sent to, that broke off   exit 6
+└── SourceLost           a source or peer of video out of reach, or lost     exit 6
 """
 
 
@@ -123,6 +123,6 @@ class ResourceLimit(E3DError):
 
 
 class SourceLost(E3DError):
-    """A video source that broke off while it played, or a peer that does not take a video."""
+    """A video source that cannot be reached or broke off while it played, or a peer that does not take a video."""
 
     exit_code = 6

@@ -52,7 +52,8 @@ class Connection:
             except Ended:
                 return
             if decoded is None:
-                raise Trouble(f"no picture came for {self.silence_s:g} s", "check the source and the network")
+                remedy = "check the source and the network, or allow a longer silence"
+                raise Trouble(f"no picture came for {self.silence_s:g} s", remedy)
             yield decoded
 
     def close(self) -> None:

@@ -28,11 +28,6 @@ LATER_S = 1.0
 """Time by which FFmpeg gives up later than its caller (s), so that the caller's error is the one that is seen."""
 MOST_DAMAGED = 250
 """Packets in a row without a picture after which a live source is given up."""
-DAMAGED = Trouble(
-    f"sends pictures that cannot be decoded, or that are larger than {MOST}",
-    "check its codec, or make its pictures smaller",
-    is_final=True,
-)
 INDEX_FIRST = (
     "let its server answer requests for a range of bytes, or put its index first with "
     "`ffmpeg -i VIDEO -c copy -movflags faststart NEW`"
@@ -68,7 +63,8 @@ def open_container(address: Address, silence_s: float) -> Any:
     """Open a camera or a network address with PyAV.
 
     No camera was at hand: of V4L2, only the call below and its errors are tested. H.264 over RTSP comes one picture
-    late, as FFmpeg's parser ends a picture where the next one begins.
+    late, as FFmpeg's parser ends a picture where the next one begins. The certificates of rtsps:// and https:// are not
+    checked, as cameras sign their own.
 
     Args:
         silence_s: longest time that FFmpeg may wait for the peer (s), a little later than its caller.
@@ -123,7 +119,7 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
         size = f"{codec.height}×{codec.width}"
         raise Trouble(f"has pictures of {size}, expected at most {MOST}", "make them smaller", is_final=True)
     if not codec.width:
-        raise DAMAGED
+        raise _undecodable()
     codec.options = {"max_pixels": str(MOST_PIXELS)}
     is_live = address.is_live or (container.duration is None and container.size <= 0)
     # Threads by frames would hold back as many frames as there are threads.
@@ -150,30 +146,30 @@ def decode(container: Any, stream: Any, facts: Facts) -> Iterator[Decoded]:
     """
     import av
 
-    is_live, number, damaged = facts.is_live, 0, 0
+    number, damaged = 0, 0
     try:
         for packet in container.demux(stream):
             damaged += 1
-            for frame in _frames(stream, packet, is_live=is_live):
+            for frame in _frames(stream, packet, is_live=facts.is_live):
+                if frame.is_corrupt and facts.is_live:
+                    continue
+                if frame.is_corrupt:
+                    raise _broken(number, stream, "a damaged frame")
                 time_s = frame.time if facts.tells_times else None
                 yield Decoded(frame=frame, time_s=time_s, came_s=time.perf_counter())
                 number, damaged = number + 1, 0
-            if damaged == MOST_DAMAGED and is_live:
-                raise DAMAGED
+            if damaged == MOST_DAMAGED and facts.is_live:
+                raise _undecodable()
     except (OSError, av.FFmpegError) as error:
-        if number == 0 and not is_live:
+        if number == 0 and not facts.is_live:
             raise Trouble(f"gave none of its frames ({error.strerror})", INDEX_FIRST, is_final=True) from None
         raise _broken(number, stream, error.strerror) from None
-    if not is_live and number < stream.frames:
+    if not facts.is_live and number < stream.frames:
         raise _broken(number, stream, "its end is missing")
 
 
 def _frames(stream: Any, packet: Any, *, is_live: bool) -> list["av.VideoFrame"]:
-    """Return the frames that a packet completes; of a live source, those that are whole.
-
-    Raises:
-        InvalidDataError: a file is damaged.
-    """
+    """Return the frames that a packet completes; none for a packet of a live source that is damaged."""
     import av
 
     try:
@@ -182,11 +178,15 @@ def _frames(stream: Any, packet: Any, *, is_live: bool) -> list["av.VideoFrame"]
         if not is_live:
             raise
         return []
-    if is_live:
-        return [frame for frame in frames if not frame.is_corrupt]
-    if any(frame.is_corrupt for frame in frames):
-        raise av.InvalidDataError(0, "a damaged frame")
     return frames
+
+
+def _undecodable() -> Trouble:
+    return Trouble(
+        f"sends pictures that cannot be decoded, or that are larger than {MOST}",
+        "check its codec, or make its pictures smaller",
+        is_final=True,
+    )
 
 
 def _broken(number: int, stream: Any, reason: str | None) -> Trouble:

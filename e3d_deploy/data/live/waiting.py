@@ -60,7 +60,8 @@ class Waiting(Generic[T]):
                 if self._closed:
                     raise Ended
                 if self._finished:
-                    raise self._error or Ended
+                    # Without the traceback of the time before, which would grow with each call.
+                    raise Ended if self._error is None else self._error.with_traceback(None)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None

@@ -140,10 +140,14 @@ def part(jpeg: bytes) -> bytes:
 
 
 def mjpeg(
-    pictures: Sequence[NDArray[np.uint8]], *, then_silent: bool = False, pause_s: float = 0.0
+    pictures: Sequence[NDArray[np.uint8]], *, then_silent: bool = False, pause_s: float = 0.0, before: bytes = b""
 ) -> Callable[..., None]:
-    """A server of MJPEG over HTTP, which ends after the pictures or falls silent."""
-    content = [part(jpeg) for pixels in pictures for jpeg in encoded([pixels], "mjpeg")]
+    """A server of MJPEG over HTTP, which ends after the pictures or falls silent.
+
+    Args:
+        before: sent before each part.
+    """
+    content = [before + part(jpeg) for pixels in pictures for jpeg in encoded([pixels], "mjpeg")]
 
     def serve(peer: Peer, connection: socket.socket, _: int) -> None:
         request(connection)

@@ -54,10 +54,10 @@ def test_a_camera_is_opened_by_the_reader_of_v4l2(monkeypatch: pytest.MonkeyPatc
         return real(str(CLIP))
 
     monkeypatch.setattr(av, "open", fake)
-    with Feed(parse_address("/dev/video0"), FORM, FeedOptions(silence_s=4, policy="block")) as source:
+    with Feed(parse_address("/dev/video0"), FORM, FeedOptions(silence_s=599, policy="block")) as source:
         arrival = source.take()
     ((file, options),) = calls
-    assert (file, options["format"], options["timeout"]) == ("/dev/video0", "v4l2", (5, 5))
+    assert (file, options["format"], options["timeout"]) == ("/dev/video0", "v4l2", (600, 600))
     assert "protocol_whitelist" not in options["options"]  # the reader opens the device without a protocol
     assert source.is_live
     assert arrival is not None

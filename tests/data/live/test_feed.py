@@ -1,7 +1,10 @@
 """A feed gives the pictures of any source in order, through a bounded queue."""
 
+import base64
 import io
 import logging
+import socket
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +20,27 @@ from e3d_deploy.data.live.schedule import Schedule
 from e3d_deploy.data.play import play
 from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.remarks import Remarks
-from e3d_deploy.errors import ClipError, ConfigError, SourceLost
+from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, SourceLost
 from tests.data.live.conftest import Start
-from tests.data.live.peers import RATE, answering, mjpeg, mp4, number_of, picture, rtsp, wait_until
+from tests.data.live.peers import (
+    RATE,
+    Peer,
+    answering,
+    mjpeg,
+    mp4,
+    number_of,
+    picture,
+    request,
+    respond,
+    rtsp,
+    wait_until,
+)
 
 FORM = Form(image_size=(24, 32), channels=1)
-FAST = FeedOptions(silence_s=1, attempts=1, policy="block")
+PATIENT = FeedOptions(silence_s=600, attempts=1, policy="block")
 
 
-def feed(text: str, options: FeedOptions = FAST, **more: Any) -> Feed:
+def feed(text: str, options: FeedOptions = PATIENT, **more: Any) -> Feed:
     return Feed(parse_address(text), FORM, options, remarks=Remarks(silent=True), **more)
 
 
@@ -82,6 +97,51 @@ def test_mjpeg_over_http_is_live_and_tells_no_times(start: Start) -> None:
     assert (source.is_live, source.frames_per_second) == (True, None)
 
 
+def test_mjpeg_of_cameras_that_begin_with_a_blank_line_is_read(start: Start) -> None:
+    """ESP32 cameras do, and FFmpeg takes another reader for them."""
+    peer = start(mjpeg([picture(number) for number in range(200)], then_silent=True, before=b"\r\n"))
+    with feed(f"http://127.0.0.1:{peer.port}/") as source:
+        arrivals = [arrival for _, arrival in zip(range(12), source, strict=False)]
+    assert numbers(arrivals) == list(range(12))
+    assert (source.is_live, source.frames_per_second) == (True, None)
+
+
+def test_a_live_source_keeps_the_newest_picture_unless_told_otherwise(start: Start) -> None:
+    peer = start(mjpeg([picture(number) for number in range(20)], then_silent=True))
+    with feed(f"http://127.0.0.1:{peer.port}/", FeedOptions(silence_s=600)) as source:
+        wait_until(lambda: source.dropped == 19)
+        arrival = source.take()
+    assert arrival is not None
+    assert (number_of(arrival.picture), arrival.index, arrival.begins) == (19, 19, True)
+
+
+def test_user_and_password_are_given_to_a_server_that_asks(start: Start, tmp_path: Path) -> None:
+    content = mp4(tmp_path / "a.mp4", 3)
+
+    def serve(_: Peer, connection: socket.socket, __: int) -> None:
+        _, headers = request(connection)
+        if headers.get("authorization") == f"Basic {base64.b64encode(b'user:p@ss/word').decode()}":
+            respond(connection, "200 OK", {"Content-Length": str(len(content))}, content)
+        else:
+            respond(connection, "401 Unauthorized", {"WWW-Authenticate": 'Basic realm="x"', "Content-Length": "0"})
+
+    with feed(f"http://user:p%40ss%2Fword@127.0.0.1:{start(serve).port}/") as source:
+        assert len(list(source)) == 3
+
+
+@pytest.mark.parametrize("text", ["rtsp://127.0.0.1:1/", "/dev/video0", "-"])
+def test_without_pyav_the_extra_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(BackendUnavailable, match="video"):
+        Feed(parse_address(text, raw=(2, 2, 1)), FORM, PATIENT, stdin=io.BytesIO())
+
+
+def test_raw_frames_of_the_form_of_the_model_need_no_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with Feed(parse_address("-", raw=FORM.shape), FORM, PATIENT, stdin=io.BytesIO(bytes(24 * 32))) as source:
+        assert len(list(source)) == 1
+
+
 def test_rtsp_gives_every_picture_that_the_camera_sends(start: Start) -> None:
     with feed(f"rtsp://127.0.0.1:{start(rtsp(None)).port}/cam") as source:
         arrivals = [arrival for _, arrival in zip(range(30), source, strict=False)]
@@ -95,7 +155,7 @@ def test_rtsp_gives_every_picture_that_the_camera_sends(start: Start) -> None:
 def test_raw_frames_are_brought_to_the_form_of_the_model(raw: tuple[int, int, int]) -> None:
     frames = [np.full(raw, 20 + 10 * number, np.uint8) for number in range(5)]
     stdin = io.BytesIO(b"".join(frame.tobytes() for frame in frames))
-    with Feed(parse_address("-", raw=raw), FORM, FAST, stdin=stdin) as source:
+    with Feed(parse_address("-", raw=raw), FORM, PATIENT, stdin=stdin) as source:
         arrivals = list(source)
     assert numbers(arrivals) == list(range(5))
     assert {arrival.picture.shape for arrival in arrivals} == {FORM.shape}
@@ -104,7 +164,7 @@ def test_raw_frames_are_brought_to_the_form_of_the_model(raw: tuple[int, int, in
 
 def test_a_raw_frame_that_is_not_whole_ends_the_feed_with_its_byte_counts() -> None:
     stdin = io.BytesIO(bytes(2 * 24 * 32 + 100))
-    with Feed(parse_address("-", raw=(24, 32, 1)), FORM, FAST, stdin=stdin) as source:
+    with Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, stdin=stdin) as source:
         assert len([source.take(), source.take()]) == 2
         with pytest.raises(SourceLost, match="in frame 2, got 100 bytes, expected 768"):
             source.take()
@@ -112,7 +172,7 @@ def test_a_raw_frame_that_is_not_whole_ends_the_feed_with_its_byte_counts() -> N
 
 def test_an_empty_stdin_is_an_error() -> None:
     with (
-        Feed(parse_address("-", raw=(24, 32, 1)), FORM, FAST, stdin=io.BytesIO()) as source,
+        Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, stdin=io.BytesIO()) as source,
         pytest.raises(ClipError, match="stdin: empty"),
     ):
         source.take()
@@ -120,7 +180,7 @@ def test_an_empty_stdin_is_an_error() -> None:
 
 def test_raw_frames_are_not_resampled_as_they_tell_no_rate() -> None:
     with pytest.raises(ConfigError, match="tells no frames per second"):
-        Feed(parse_address("-", raw=(24, 32, 1)), FORM, FAST, selection=Selection(resample=5), stdin=io.BytesIO())
+        Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, selection=Selection(resample=5), stdin=io.BytesIO())
 
 
 def test_a_full_queue_drops_the_oldest_and_counts_them() -> None:
@@ -151,7 +211,7 @@ def test_a_timeout_gives_none_and_the_feed_goes_on(start: Start) -> None:
             return super().readinto(buffer)
 
     stdin = Pipe(bytes(24 * 32))
-    with Feed(parse_address("-", raw=FORM.shape), FORM, FAST, stdin=stdin) as source:
+    with Feed(parse_address("-", raw=FORM.shape), FORM, PATIENT, stdin=stdin) as source:
         assert source.take(0.01) is None
         gate.set()
         assert source.take() is not None
@@ -186,7 +246,7 @@ def test_what_is_done_to_the_pictures_of_a_camera_is_remarked_without_its_passwo
     peer = start(mjpeg([picture(0)] * 20, then_silent=True))
     with (
         caplog.at_level(logging.DEBUG),
-        Feed(parse_address(f"http://u:hunter2@127.0.0.1:{peer.port}/?token=hunter2"), FORM, FAST) as source,
+        Feed(parse_address(f"http://u:hunter2@127.0.0.1:{peer.port}/?token=hunter2"), FORM, PATIENT) as source,
     ):
         source.take()
     assert f"http://127.0.0.1:{peer.port}/: 48×64 yuvj420p, scaled to 24×32 gray" in caplog.text

@@ -49,7 +49,7 @@ def port() -> Iterator[int]:
 
 def feed(port: int, path: str = "cam", password: str = "hunter2") -> Feed:
     address = parse_address(f"rtsp://user:{password}@127.0.0.1:{port}/{path}")
-    return Feed(address, FORM, FeedOptions(policy="block", silence_s=60), remarks=Remarks(silent=True))
+    return Feed(address, FORM, FeedOptions(policy="block", silence_s=600), remarks=Remarks(silent=True))
 
 
 def test_a_camera_of_gstreamer_is_followed(port: int) -> None:
