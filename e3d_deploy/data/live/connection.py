@@ -62,13 +62,15 @@ class Connection:
         self._frames.close()
 
     def _read(self) -> None:
+        import av
+
         error: Exception | None = None
         try:
             self._pass_on()
-        except Trouble as trouble:
-            error = trouble
-        except Exception as failure:  # whatever it is, whoever waits has to know
+        except (OSError, ValueError, av.FFmpegError) as failure:
             error = trouble_of(failure, self.address)
+        except Exception as other:  # whoever waits has to know
+            error = other
         # Facts that wait come first, so that an error after them is the one of the frames.
         self._facts.finish(error)
         self._frames.finish(error)
@@ -77,6 +79,5 @@ class Connection:
         with open_container(self.address, self.silence_s) as container:
             stream, facts = facts_of(container, self.address)
             self._facts.put(facts)
-            for decoded in decode(container, stream, facts):
-                if not self._frames.put(decoded):
-                    return
+            for decoded in decode(container, stream, facts, lambda: not self._frames.is_closed):
+                self._frames.put(decoded)

@@ -1,7 +1,7 @@
 """Cameras and network addresses, opened and decoded by FFmpeg."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -138,8 +138,11 @@ def _rate(stream: Any) -> float | None:
     return next((float(rate) for rate in rates), None)
 
 
-def decode(container: Any, stream: Any, facts: Facts) -> Iterator[Decoded]:
+def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bool]) -> Iterator[Decoded]:
     """Yield the frames of a source. A live one may be damaged now and then, a file may not.
+
+    Args:
+        is_wanted: asked before each packet; no more frames come once it returns False.
 
     Raises:
         Trouble: the source is lost, a file is damaged or ends early, or nothing of a live source can be decoded.
@@ -149,6 +152,8 @@ def decode(container: Any, stream: Any, facts: Facts) -> Iterator[Decoded]:
     number, damaged = 0, 0
     try:
         for packet in container.demux(stream):
+            if not is_wanted():
+                return
             damaged += 1
             for frame in _frames(stream, packet, is_live=facts.is_live):
                 if frame.is_corrupt and facts.is_live:

@@ -28,6 +28,11 @@ class Waiting(Generic[T]):
         self._closed = self._finished = False
         self._error: Exception | None = None
 
+    @property
+    def is_closed(self) -> bool:
+        """True if nobody takes items any more."""
+        return self._closed
+
     def put(self, item: T) -> bool:
         """Add an item, which blocks while the queue is full unless it drops; return False once it is closed."""
         with self._changed:
