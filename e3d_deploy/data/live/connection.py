@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from threading import Thread
 
 from e3d_deploy.data.live.address import Address
-from e3d_deploy.data.live.network import MOST, Decoded, Facts, decode, facts_of, open_container
+from e3d_deploy.data.live.decoding import MOST, Decoded, Facts, decode, facts_of
+from e3d_deploy.data.live.network import open_container
 from e3d_deploy.data.live.trouble import REACH, Trouble, trouble_of
 from e3d_deploy.data.live.waiting import Ended, Waiting
 

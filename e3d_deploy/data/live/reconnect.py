@@ -10,7 +10,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address
 from e3d_deploy.data.live.came import Came
 from e3d_deploy.data.live.connection import Connection
-from e3d_deploy.data.live.network import Decoded
+from e3d_deploy.data.live.decoding import Decoded
 from e3d_deploy.data.live.trouble import Trouble
 from e3d_deploy.data.live.waiting import Ended
 from e3d_deploy.data.rate import Selection, select_by_time

@@ -1,7 +1,6 @@
 """Peers that cannot be read end with a clear error, in time, and without more memory than a picture may take."""
 
 import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.live import network
 from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Feed, FeedOptions
 from e3d_deploy.data.remarks import Remarks
@@ -36,6 +36,9 @@ SHORT_S, LONG_S = 0.5, 600.0
 CLIP = Path(__file__).parents[3] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 PLAYLIST = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{CLIP}\n#EXT-X-ENDLIST\n"
 NOT_READ = "not a video that can be read"
+
+
+PATIENT = FeedOptions(silence_s=LONG_S, attempts=0, policy="block")
 
 
 def silent(peer: Peer, _: socket.socket, __: int) -> None:
@@ -153,28 +156,37 @@ def test_a_file_whose_index_cannot_be_reached_tells_how_to_move_it(start: Start,
         read(f"http://127.0.0.1:{peer.port}/")
 
 
-def large(jpeg: bytes, height: int, width: int) -> bytes:
-    """A JPEG that announces another size than it has."""
-    begin = jpeg.index(b"\xff\xc0")
-    return jpeg[: begin + 5] + struct.pack(">HH", height, width) + jpeg[begin + 9 :]
+LARGE = part(encoded([picture(0, (6000, 6000))], "mjpeg")[0])
+"""A picture that is larger than the limit, and smaller than one that a machine cannot hold."""
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_pictures_of_an_absurd_size_are_refused(ends: bool, start: Start) -> None:
-    (jpeg,) = encoded([picture(0)], "mjpeg")
-    absurd = part(large(jpeg, 20_000, 20_000))
-
+def test_pictures_over_the_limit_of_size_are_refused_before_they_are_decoded(ends: bool, start: Start) -> None:
     def serve(peer: Peer, connection: socket.socket, _: int) -> None:
         request(connection)
         respond(connection, "200 OK", MULTIPART)
-        for _ in range(20):
-            connection.sendall(absurd)
+        connection.sendall(LARGE)
         if not ends:
             peer.stopped.wait()
 
     message = "larger than 4320×8192" if ends else "a picture may be 4320×8192 at most"
     with pytest.raises(E3DError, match=message):
         read(f"http://127.0.0.1:{start(serve).port}/", LONG_S if ends else SHORT_S)
+
+
+def test_a_picture_over_the_limit_is_passed_over_between_others(start: Start) -> None:
+    def serve(peer: Peer, connection: socket.socket, _: int) -> None:
+        request(connection)
+        respond(connection, "200 OK", MULTIPART)
+        for content in [*(small * 3), LARGE, *(small * 4)]:
+            connection.sendall(content)
+        peer.stopped.wait()
+
+    small = [part(jpeg) for jpeg in encoded([picture(0)], "mjpeg")]
+    address = parse_address(f"http://127.0.0.1:{start(serve).port}/")
+    with Feed(address, FORM, PATIENT, remarks=Remarks(silent=True)) as source:
+        arrivals = [arrival for _, arrival in zip(range(6), source, strict=False)]
+    assert [arrival.begins for arrival in arrivals] == [True] + 5 * [False]  # the size did not change
 
 
 def test_a_video_of_an_absurd_size_is_refused_before_it_is_decoded(start: Start, tmp_path: Path) -> None:
@@ -188,14 +200,17 @@ def test_a_video_of_an_absurd_size_is_refused_before_it_is_decoded(start: Start,
         read(f"http://127.0.0.1:{peer.port}/")
 
 
-def test_a_reader_that_would_ignore_the_limit_of_size_is_refused(start: Start, tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.ts"), "w", format="mpegts") as container:
+def test_a_reader_that_would_ignore_the_limit_of_size_is_refused(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with av.open(str(tmp_path / "a.flv"), "w", format="flv") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
-        for number in range(3):
+        for number in range(300):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), "rgb24")))
         container.mux(stream.encode(None))
-    peer = start(answering("200 OK", body=(tmp_path / "a.ts").read_bytes()))
+    monkeypatch.setitem(network.FORMATS, "http", "flv")
+    peer = start(answering("200 OK", body=(tmp_path / "a.flv").read_bytes()))
     with pytest.raises(ClipError, match=NOT_READ):
         read(f"http://127.0.0.1:{peer.port}/")
 
@@ -217,7 +232,7 @@ def test_damaged_pictures_of_a_camera_are_passed_over(start: Start) -> None:
     with Feed(
         parse_address(f"http://127.0.0.1:{start(serve).port}/"),
         FORM,
-        FeedOptions(silence_s=LONG_S, attempts=0, policy="block"),
+        PATIENT,
         remarks=Remarks(silent=True),
     ) as source:
         assert [arrival.index for _, arrival in zip(range(11), source, strict=False)] == list(range(11))

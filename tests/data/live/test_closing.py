@@ -2,6 +2,7 @@
 
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -13,17 +14,19 @@ import av
 import pytest
 
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.live import decoding
 from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Ended, Feed, FeedOptions
 from e3d_deploy.data.remarks import Remarks
 from tests.data.live.conftest import Start
-from tests.data.live.peers import answering, mjpeg, mp4, picture, rtsp, wait_until
+from tests.data.live.peers import Peer, answering, mjpeg, mp4, part, picture, rtsp, wait_until
 
 FORM = Form(image_size=(24, 32), channels=1)
 BLOCK = FeedOptions(policy="block", silence_s=600)
 LEAVE = """
 import sys
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.live import decoding
 from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Feed, FeedOptions
 address = parse_address(sys.argv[1], raw=(24, 32, 1))
@@ -78,6 +81,21 @@ def test_a_reader_that_waits_for_room_is_closed() -> None:
     source.close()
     source._thread.join(60)
     assert not source._thread.is_alive()
+
+
+def test_a_camera_that_sends_only_damage_is_left_after_a_packet(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MOST_DAMAGED", 1_000_000_000)
+    good = mjpeg([picture(0)] * 20)
+
+    def serve(peer: Peer, connection: socket.socket, number: int) -> None:
+        good(peer, connection, number)
+        while not peer.stopped.wait(0.001):
+            connection.sendall(part(b"\xff\xd8 no picture \xff\xd9"))
+
+    text = f"http://127.0.0.1:{start(serve).port}/"
+    with feed(text) as source:
+        assert source.take()
+    wait_until(lambda: not threads(text))
 
 
 def test_a_pipe_that_nobody_writes_to_is_closed() -> None:

@@ -88,6 +88,18 @@ def test_a_file_over_http_ends_as_a_file_does(tmp_path: Path, start: Start) -> N
     assert not source.is_live
 
 
+def test_a_file_over_http_whose_server_tells_no_length_is_whole_too(tmp_path: Path, start: Start) -> None:
+    content = mp4(tmp_path / "a.mp4", 12)
+
+    def serve(_: Peer, connection: socket.socket, __: int) -> None:
+        request(connection)
+        respond(connection, "200 OK", {}, content)
+
+    with feed(f"http://127.0.0.1:{start(serve).port}/") as source:
+        assert numbers(list(source)) == list(range(12))
+    assert not source.is_live
+
+
 def test_mjpeg_over_http_is_live_and_tells_no_times(start: Start) -> None:
     peer = start(mjpeg([picture(number) for number in range(12)], then_silent=True))
     with feed(f"http://127.0.0.1:{peer.port}/") as source:
