@@ -16,7 +16,7 @@ from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, SourceLost
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.follower import Follower, Judged
 from e3d_deploy.live.quality import Quality
-from e3d_deploy.runtime import Predictor, Streams
+from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from e3d_deploy.serve import protocol
 from e3d_deploy.serve.answers import problem_of
 from e3d_deploy.serve.metrics import Meters
@@ -69,6 +69,7 @@ class Session:
         self._stopping = threading.Event()
         self._active_s = time.monotonic()
         self._paused = self._skipped = False
+        self._stream: SlotStream | None = None
         self._quality = Quality(settings.horizon)
         self._latencies_ms: deque[float] = deque(maxlen=RECENT)
         self._said_s, self._frames, self._dropped = time.monotonic(), 0, 0
@@ -84,9 +85,11 @@ class Session:
         self._orders.put(message)
 
     def stop(self, code: int = protocol.END, *messages: str) -> None:
-        """End the session: say so, and let its thread end after the step that is on its way."""
+        """End the session: say so, and give its stream back, which ends a forecast after the step at hand."""
         self.outbox.close(code, *messages)
         self._stopping.set()
+        if self._stream is not None:
+            self._stream.close()
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait until the thread has ended; return False if it has not in time."""
@@ -95,9 +98,11 @@ class Session:
 
     def _run(self) -> None:
         try:
-            with self._streams.open() as stream, closing(self._open_source()) as source:
+            with self._streams.open() as self._stream, closing(self._open_source()) as source:
                 renewal = self._predictor.renewal(self._settings.renewal)
-                follower = Follower(stream, self._predictor.config, horizon=self._settings.horizon, renewal=renewal)
+                config, most = self._predictor.config, self._settings.horizon
+                follower = Follower(self._stream, config, horizon=most, renewal=renewal)
+                follower.horizon = self._horizon
                 self._meters.opened.labels(self._kind).inc()
                 self._greet(source)
                 self._play(source, follower)
@@ -143,9 +148,11 @@ class Session:
             if arrival is None or self._paused:
                 self._skipped |= arrival is not None
                 continue
+            # A recording waits for the network, so its pictures come when they are taken.
+            came_s = arrival.came_s if source.is_live else time.perf_counter()
             judged = follower.see(arrival.picture, begins=arrival.begins or self._skipped)
             self._active_s, self._skipped = time.monotonic(), False
-            self._show(judged, arrival, source)
+            self._show(judged, arrival, source, time.perf_counter() - came_s)
 
     def _obey(self, follower: Follower, wait_s: float) -> None:
         """Do what the viewer asked for."""
@@ -154,7 +161,7 @@ class Session:
         except queue.Empty:
             return
         if isinstance(order, SetHorizon):
-            self._horizon = min(order.value, self._settings.horizon)
+            self._horizon = follower.horizon = min(order.value, self._settings.horizon)
         elif order.type == "reset":
             follower.reset()
             self.outbox.put(text_message("was_reset"))
@@ -168,14 +175,13 @@ class Session:
         if time.monotonic() - self._active_s > self._settings.idle_timeout_s:
             raise Refused(protocol.IDLE, "idle", f"nothing happened for {self._settings.idle_timeout_s:g} s")
 
-    def _show(self, judged: Judged, arrival: Arrival, source: Source) -> None:
+    def _show(self, judged: Judged, arrival: Arrival, source: Source, latency_s: float) -> None:
         """Send a picture with its forecast, and what had been expected of it."""
         ahead = self._horizon - 1
         known = len(judged.errors) > ahead
         pictures = [judged.picture, to_pictures(judged.forecast[ahead])]
         if known:
             pictures.append(to_pictures(judged.expected[ahead]))
-        latency_s = time.perf_counter() - arrival.came_s
         header = {
             "index": arrival.index,
             "time_s": arrival.time_s,

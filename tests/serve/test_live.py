@@ -50,7 +50,7 @@ def test_what_is_not_known_yet_is_null_and_its_picture_absent(serve: Serve) -> N
     assert header["error"] is header["copy_error"] is header["novelty"] is None
 
 
-def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve) -> None:
+def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve, backend: FakeBackend) -> None:
     with Viewer(serve()) as viewer:
         assert viewer.open(horizon=99)["horizon"] == 3
         viewer.say("horizon", value=1)
@@ -58,6 +58,11 @@ def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve) -> None
         while header["horizon"] != 1:
             viewer.show(7)
             header, _ = viewer.pictures()
+        before = len(backend.calls)
+        viewer.show(7)
+        header, pictures = viewer.pictures()
+    assert len(backend.calls) == before + 1  # a forecast of one frame comes with the push
+    assert list(pictures) == ["now", "forecast", "expected"]
 
 
 def test_a_reset_forgets_the_video(serve: Serve) -> None:
