@@ -18,6 +18,7 @@ from e3d_deploy.serve.offers import offers_of
 from e3d_deploy.serve.protocol import SUBPROTOCOL, split_message
 from e3d_deploy.serve.run import Running, running
 from e3d_deploy.serve.settings import Settings
+from tests.data.live.conftest import _no_proxy, start  # noqa: F401 (fixtures)
 
 WAIT_S = 30.0
 """Time that a test waits for a message before it fails (s)."""

@@ -1,0 +1,49 @@
+"""Sessions of sources in the network."""
+
+import json
+
+import pytest
+
+from e3d_deploy.serve.offers import offers_of
+from tests.data.live.conftest import Start
+from tests.data.live.peers import RATE, mjpeg, picture, rtsp
+from tests.serve.conftest import Serve, Viewer
+
+
+def test_two_viewers_watch_an_rtsp_camera(serve: Serve, start: Start) -> None:
+    address = f"rtsp://user:secret@127.0.0.1:{start(rtsp(None)).port}/door"
+    served = serve(offers=offers_of([address], lambda _: None))
+    with Viewer(served) as one, Viewer(served) as two:
+        for viewer in (one, two):
+            assert viewer.open("file:1", horizon=1)["frames_per_second"] == RATE
+        for viewer in (one, two):
+            headers = [viewer.pictures()[0] for _ in range(5)]
+            ages = [header["age"] for header in headers]
+            assert sorted(set(ages)) == ages  # some may have been dropped, as a camera waits for nobody
+            assert headers[4]["time_s"] > headers[0]["time_s"]
+            assert headers[4]["error"] is not None
+
+
+def test_a_paused_camera_goes_on_with_a_new_state(serve: Serve, start: Start) -> None:
+    address = f"http://127.0.0.1:{start(mjpeg([picture(number % 20) for number in range(500)], pause_s=0.02)).port}/"
+    with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
+        viewer.open("file:1")
+        while viewer.pictures()[0]["age"] < 3:
+            pass
+        viewer.say("pause")
+        viewer.text("paused")
+        viewer.text("stats")  # some pictures have come meanwhile
+        viewer.say("resume")
+        viewer.text("resumed")
+        header, _ = viewer.pictures()
+        assert (header["age"], header["cut"]) == (1, True)
+
+
+@pytest.mark.parametrize("refuse", ["401 Unauthorized", "404 Not Found"])
+def test_a_camera_that_refuses_closes_with_4503_and_tells_no_password(serve: Serve, start: Start, refuse: str) -> None:
+    address = f"rtsp://user:secret@127.0.0.1:{start(rtsp(None, refuse=refuse)).port}/door"
+    with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
+        viewer.say("open", source="file:1", horizon=1)
+        texts, code = viewer.end()
+    assert (texts[-1]["code"], code) == ("source_lost", 4503)
+    assert "secret" not in json.dumps(texts)
