@@ -3,10 +3,11 @@
 const KEY = "e3d-theme";
 const SYSTEM = matchMedia("(prefers-color-scheme: dark)");
 
-export const theme = () => localStorage.getItem(KEY) ?? (SYSTEM.matches ? "dark" : "light");
+export const theme = () => document.documentElement.dataset.theme;
 
+// Nothing but this reads SYSTEM.matches: Chromium reports no change that a script has already read.
 const apply = () => {
-  document.documentElement.dataset.theme = theme();
+  document.documentElement.dataset.theme = localStorage.getItem(KEY) ?? (SYSTEM.matches ? "dark" : "light");
 };
 
 export function toggleTheme() {
