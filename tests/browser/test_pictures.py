@@ -112,6 +112,12 @@ def test_keyboard(live: Page, downloads: Path) -> None:
     live.wait_for_state("Paused")
     live.press(" ")
     live.wait_for_state("Live")
+    live.find("horizon").send_keys(" ")  # of which the slider makes nothing
+    live.wait_for_state("Paused")
+    live.find("pause").send_keys(" ")
+    live.wait_for_state("Live")
+    live.find("pause").send_keys(Keys.ARROW_LEFT)
+    live.wait(lambda: live.text("forecast-text").startswith("2 frames ahead"))
 
     root = live.driver.find_element(By.TAG_NAME, "html")
     before = root.get_attribute("data-theme")

@@ -44,7 +44,8 @@ const connection = new Connection({
 
 /** Ask for the model before each opening, as the server may have another one after a restart; return whether to open. */
 async function prepare() {
-  const model = (monitor.model = await fetchModel());
+  const model = await fetchModel();
+  monitor.take(model);
   const refusal = webcamRefusal(model.channels);
   const offers = model.sources.map(({ id, name }) => ({ id: `file:${id}`, name }));
   const known = source === "" || source === "webcam" || [...offers, ...clips].some(({ id }) => id === source);
@@ -130,6 +131,7 @@ function repaint() {
 }
 
 async function upload(file) {
+  if (!monitor.model) return notify("The server has not answered yet");
   const limit = monitor.model.limits.upload_bytes;
   if (file.size > limit) {
     return notify(`${file.name} has ${number(file.size / 1e6)} MB; the server takes at most ${number(limit / 1e6)} MB`);
@@ -176,8 +178,9 @@ const KEYS = {
 function press(event) {
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   // Controls keep their own keys: space presses a button, arrows move the slider, letters choose in a list.
-  const own = event.key.length > 1 || event.key === " " ? "button, input, select" : "select, input:not([type=range])";
-  if (!action || event.ctrlKey || event.metaKey || event.altKey || event.target.closest(own) || $("help").open) return;
+  const own = { " ": "button, select, input:not([type=range])", ArrowLeft: "select, input", ArrowRight: "select, input" };
+  const taken = event.target.closest(own[event.key] ?? "select, input:not([type=range])");
+  if (!action || taken || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   event.preventDefault();
   action();
 }

@@ -18,8 +18,15 @@ export class Monitor {
   #novelty = new Chart($("novelty-chart"), { series: [{ colour: "--accent" }], level: 1, least: 2 });
 
   constructor() {
-    this.model = null; // answer of /v1/model
+    this.model = null; // answer of /v1/model, set before all else
     this.cameAt = 0; // performance.now() of the last picture
+  }
+
+  /** Take the answer of /v1/model; pictures of another size are forgotten. */
+  take(model) {
+    const { image_size: size, channels } = this.model ?? {};
+    this.model = model;
+    if (String([size, channels]) !== String([model.image_size, model.channels])) this.forget();
   }
 
   /** Note a picture and draw it at the next chance. */
@@ -44,7 +51,7 @@ export class Monitor {
   forget() {
     this.#newest = this.#drawn = null;
     this.#forgetCharts();
-    if (this.model) for (const id of ["now", "forecast", "difference"]) clear($(id), this.model.image_size);
+    for (const id of ["now", "forecast", "difference"]) clear($(id), this.model.image_size);
     for (const id of ["now-text", "forecast-text", "error-now", "copy-now", "novelty-now"]) say(id, "");
     say("age", "–");
     $("difference-wait").hidden = true;
