@@ -17,7 +17,7 @@ return (a + 0.05) / (b + 0.05);
 OVERFLOW = "const root = document.documentElement; return root.scrollWidth - root.clientWidth"
 UNNAMED = """
 return [...document.querySelectorAll("button, input, select, [role=img], dialog")].filter((element) => !(
-  element.labels?.length || element.ariaLabel || element.textContent.trim() && element.tagName === "BUTTON"
+  element.labels?.length || element.ariaLabel || element.tagName === "BUTTON" && /[a-z]/i.test(element.textContent)
   || document.getElementById(element.getAttribute("aria-labelledby")))).map((element) => element.outerHTML);
 """
 
