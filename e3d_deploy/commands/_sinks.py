@@ -124,12 +124,13 @@ def open_sinks(
     found: list[Sinks] = []
     for number, (name, feed) in enumerate(zip(_file_names(addresses), feeds, strict=True)):
         rate = feed.frames_per_second or DEFAULT_RATE
-        one = Sinks(puts=[*shared], video=None, push=None)
+        one = Sinks(puts=[], video=None, push=None)
         if outputs.video is not None:
             one = _with_video(one, outputs, None if folder is None else folder / name, form, rate)
         if outputs.push:
             one = _with_push(one, outputs, outputs.push[number], form, rate, stack)
-        found.append(one)
+        # A reader who had enough ends the source; its video has the last picture too.
+        found.append(replace(one, puts=[*one.puts, *shared]))
     return found
 
 

@@ -91,18 +91,23 @@ def state(station: "Station") -> str:
 
 def show_summary(summary: "Summary", *, err: bool) -> None:
     """Show a summary as a table, and what it means below it."""
-    click.echo(f"{summary.backend}, renewal {summary.renewal}, {summary.horizon} frames ahead", err=err)
+    click.echo(f"{summary.backend}, renewal {summary.renewal}, {counted(summary.horizon)} ahead", err=err)
     table(SUMMARY_COLUMNS, [_row(one) for one in summary.sources], err=err)
     rates = {one.source_frames_per_second for one in summary.sources if one.source_frames_per_second is not None}
     total = _number(summary.frames_per_second, ".1f")
     told = f", the source has {rates.pop():.1f}" if len(rates) == len(summary.sources) == 1 else ""
-    click.echo(f"{summary.frames} frames, {total} frames/s{told}", err=err)
+    click.echo(f"{counted(summary.frames)}, {total} frames/s{told}", err=err)
     for one in summary.sources:
         if one.verdict is not None:
             click.echo(f"{one.source}: {one.verdict}", err=err)
         if one.not_pushed:
             click.echo(f"{one.source}: {one.not_pushed} of {one.not_pushed + (one.pushed or 0)} pictures "
                        "were not pushed, as the peer did not take them", err=err)  # fmt: skip
+
+
+def counted(frames: int) -> str:
+    """Return a number of frames in words."""
+    return "1 frame" if frames == 1 else f"{frames} frames"
 
 
 def _row(one: "SourceSummary") -> tuple[object, ...]:

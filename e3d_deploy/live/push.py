@@ -132,9 +132,10 @@ class Push:
             self.lost = error
         except Exception as error:
             if self.lost is None:
-                self._lose(f"is gone ({getattr(error, 'strerror', None) or type(error).__name__})")
+                was = "is gone" if self._connected.is_set() else "does not accept it"
+                self._lose(f"{was} ({getattr(error, 'strerror', None) or type(error).__name__})")
                 if self._connected.is_set():
-                    self._remark(f"{self.lost}; the rest goes on without it")
+                    self._remark(f"push to {self.name}: the peer is gone; the rest goes on without it")
         finally:
             self._connected.set()
 

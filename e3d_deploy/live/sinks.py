@@ -3,12 +3,13 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.write import writing
+from e3d_deploy.files import naming
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.seen import Seen, beside
 
@@ -38,7 +39,7 @@ class Output:
     """
 
     def __init__(self, target: Path | BinaryIO) -> None:
-        self._target = target
+        self._target, self._failed = target, False
         self._stream = None if isinstance(target, Path) else target
         self._lock = threading.Lock()
 
@@ -47,20 +48,25 @@ class Output:
 
         Raises:
             BrokenPipeError: the reader is gone.
-            OSError: they cannot be written.
+            OSError: they cannot be written, with the name of the output.
         """
-        with self._lock:
-            if self._stream is None:
-                assert isinstance(self._target, Path)
-                self._stream = self._target.open("wb")
-            self._stream.write(content)
-            self._stream.flush()
+        name = self._target if isinstance(self._target, Path) else Path("stdout")
+        with self._lock, naming(name):
+            try:
+                if self._stream is None:
+                    self._stream = name.open("wb")
+                self._stream.write(content)
+                self._stream.flush()
+            except OSError:
+                self._failed = True
+                raise
 
     def close(self) -> None:
         """Close the file if one was opened."""
         with self._lock:
             if isinstance(self._target, Path) and self._stream is not None:
-                self._stream.close()
+                with suppress(OSError) if self._failed else naming(self._target):  # closing fails for what writing did
+                    self._stream.close()
 
 
 def put_line(output: Output, seen: Seen) -> None:
