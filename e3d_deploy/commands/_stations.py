@@ -14,13 +14,17 @@ from e3d_deploy.progress import is_animated
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from e3d_deploy.live.counts import Percentiles
+    from e3d_deploy.live.counts import Percentiles, Standing
     from e3d_deploy.live.station import Station
     from e3d_deploy.live.summary import SourceSummary, Summary
 
 SILENT_S = 2.0
 """Time without a picture from which a source is shown as silent (s)."""
-COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE", "copying", "novelty")
+COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE/copying", "novelty")
+LEAST_IMPORTANT = ("age", "p50", "frames")
+"""Columns that a narrow terminal does without, in this order."""
+LEAST_SOURCE = 20
+"""Characters that the name of a source gets at least."""
 SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "dropped", "MSE", "copying")
 
 
@@ -39,7 +43,7 @@ def showing(stations: "Sequence[Station]") -> Iterator[Callable[[], None]]:
 
     console = Console(stderr=True, force_terminal=True, no_color=not is_coloured(sys.stderr))
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda: live.update(_live_table(stations), refresh=True)
+        yield lambda: live.update(_live_table(stations, console.width), refresh=True)
 
 
 def _line(stations: "Sequence[Station]") -> str:
@@ -50,38 +54,53 @@ def _line(stations: "Sequence[Station]") -> str:
     return f"frame {frames}, {rate:.1f} frames/s, {dropped} dropped"
 
 
-def _live_table(stations: "Sequence[Station]") -> "RenderableType":
+def _live_table(stations: "Sequence[Station]", width: int) -> "RenderableType":
+    """Return the table of stations, without the least important columns where the terminal is narrow."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    shown, verdicts = Table(box=None, pad_edge=False), []
-    for number, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="left" if number < 2 else "right", no_wrap=True)
-    for station in stations:
-        standing = station.counts.standing()
-        cells = (
-            station.label,
-            state(station),
-            standing.frames,
-            _number(standing.frames_per_second, ".1f"),
-            _ms(standing.latency_ms, "p50"),
-            _ms(standing.latency_ms, "p99"),
-            station.feed.dropped,
-            _number(standing.age, "d"),
-            _number(standing.mse, ".1f"),
-            _number(standing.copy_mse, ".1f"),
-            _number(standing.novelty, ".2f"),
-        )
-        shown.add_row(*(Text(str(cell)) for cell in cells))
-        if standing.verdict is not None:
-            verdicts.append(Text(f"{station.label}: {standing.verdict}"))
-    return Group(shown, *verdicts)
+    standings = [station.counts.standing() for station in stations]
+    cells = list(zip(*map(_live_row, stations, standings), strict=True))
+    columns = {name: list(column) for name, column in zip(COLUMNS, cells, strict=True)}
+    for name in (*LEAST_IMPORTANT, None):
+        widths = [max(map(len, (title, *column))) for title, column in columns.items()]
+        room = width - sum(widths[1:]) - len(widths)
+        if room >= LEAST_SOURCE or name is None:
+            break
+        del columns[name]
+    columns["source"] = [_ending(label, max(room, LEAST_SOURCE)) for label in columns["source"]]
+    shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in columns:
+        shown.add_column(title, justify="left" if title in ("source", "state") else "right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        shown.add_row(*map(Text, row))
+    pairs = zip(stations, standings, strict=True)
+    return Group(shown, *(Text(f"{one.label}: {found.verdict}") for one, found in pairs if found.verdict is not None))
 
 
-def state(station: "Station") -> str:
+def _live_row(station: "Station", standing: "Standing") -> tuple[str, ...]:
+    return (
+        station.label,
+        state(station, standing),
+        str(standing.frames),
+        _number(standing.frames_per_second, ".1f"),
+        _ms(standing.latency_ms, "p50"),
+        _ms(standing.latency_ms, "p99"),
+        str(station.feed.dropped),
+        _number(standing.age, "d"),
+        f"{_number(standing.mse, '.1f')}/{_number(standing.copy_mse, '.1f')}",
+        _number(standing.novelty, ".2f"),
+    )
+
+
+def _ending(text: str, length: int) -> str:
+    """Return the end of a text that is too long, as names differ there."""
+    return text if len(text) <= length else f"…{text[1 - length :]}"
+
+
+def state(station: "Station", standing: "Standing") -> str:
     """Return what a station does, in words."""
-    standing = station.counts.standing()
     if station.has_ended:
         return "ended" if station.error is None else "lost"
     if standing.silent_s is None:

@@ -25,7 +25,7 @@ from e3d_deploy.commands._options import (
 )
 from e3d_deploy.commands._output import as_json
 from e3d_deploy.commands._process import stoppable
-from e3d_deploy.commands._sinks import Outputs, open_sinks
+from e3d_deploy.commands._sinks import Outputs, open_sinks, remark
 from e3d_deploy.commands._sources import check_horizon, check_options, open_feeds
 from e3d_deploy.commands._stations import show_summary, showing
 
@@ -148,6 +148,8 @@ def stream(
         with Stations(stations) as running, showing(stations) as show:
             for _ in stop.each(running.ticks()):
                 show()
+            if stop.number is not None:
+                remark("ending after the picture at hand; once more to end at once")
         errors = [*(station.error for station in stations), *(one.push.lost for one in sinks if one.push)]
         failures = [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
         if not any(station.counts.has_begun for station in stations):

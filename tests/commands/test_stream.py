@@ -172,6 +172,17 @@ def test_a_reader_that_had_enough_ends_it_in_order(
     assert all(frames_in(path) for path in (tmp_path / "beside").iterdir())
 
 
+def test_a_full_disk_ends_it_with_its_name_and_the_video_so_far(
+    bundle: Path, films: list[Path], tmp_path: Path
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full, which Linux has")
+    result = e3d("stream", bundle, films[0], *QUICK, "--jsonl", "/dev/full", "-o", tmp_path / "a.mp4", code=7)
+    assert result.stderr.splitlines()[-1].startswith("Error: /dev/full: No space left on device; make room")
+    assert "model p50" in result.stdout
+    assert frames_in(tmp_path / "a.mp4") == 1
+
+
 def test_raw_frames_come_through_a_pipe_whose_other_end_may_close(bundle: Path, tmp_path: Path) -> None:
     """Two processes and a shell, as `head` closes a real pipe."""
     frames = np.random.default_rng(0).integers(0, 256, (COUNT, *SIZE), np.uint8)

@@ -1,11 +1,13 @@
 """`e3d stream` between peers on the network: cameras that are lost, and pushes that nobody takes."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +100,7 @@ def test_a_peer_gets_what_the_video_shows(
 
 
 def test_a_peer_that_leaves_stops_nothing_and_is_told(exported: Path, tmp_path: Path) -> None:
-    film = write_video(tmp_path / "film.mp4", gray_levels(SIZE, [2 * step for step in range(100)]))
+    film = write_video(tmp_path / "film.mp4", gray_levels(SIZE, [2 * step for step in range(100)]), rate=50)
     with listener(most=1) as (url, _):
         options = ["--push", url, "-o", tmp_path / "a.mp4", "--realtime", "--json"]
         result = e3d("stream", exported / "tiny.e3d", film, *QUICK, *options, code=6)
@@ -135,15 +137,26 @@ def test_a_source_that_is_refused_ends_it_before_any_work(
     assert [one.name for one in tmp_path.iterdir()] == ["film.mp4"]
 
 
-def test_a_terminal_shows_a_table_that_changes(exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [200, 80])
+def test_a_terminal_shows_a_table_that_changes(
+    width: int, exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A narrow terminal gets the end of a long name, where names differ, and the most important columns."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(_stations, "is_animated", lambda _: True)
     said = e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr
-    shown = [line for line in said.splitlines() if line.startswith(str(film))]
-    assert all(column in said for column in _stations.COLUMNS)
-    assert shown
-    assert " running " in said or " ended " in said
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\r", "\n", re.sub(r"\x1b\[[0-9;]*m", "", said))
+    least = _stations.LEAST_IMPORTANT
+    left_out = [set(least[:count]) for count in (range(1, len(least) + 1) if width == 80 else [0])]
+    titles = [[column for column in _stations.COLUMNS if column not in gone] for gone in left_out]
+    rows = [after for before, after in pairwise(said.splitlines()) if before.split() in titles]
+    assert rows
+    for row in rows:
+        name, state = row.split()[:2]
+        assert name == str(film) if width == 200 else str(film).endswith(name.removeprefix("…"))
+        assert state in ("running", "ended")
+        assert len(row) <= width
 
 
 def test_a_log_gets_a_line_now_and_then(exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
