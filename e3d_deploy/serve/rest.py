@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
-from starlette.responses import FileResponse, PlainTextResponse
+from starlette.responses import FileResponse
 
 from e3d_deploy.serve.answers import Problem, answers
 from e3d_deploy.serve.metrics import CONTENT_TYPE
@@ -95,7 +95,7 @@ def api_routes(service: Service) -> APIRouter:
     @router.get(
         "/metrics",
         summary="Metrics of Prometheus",
-        response_class=PlainTextResponse,
+        response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     def metrics() -> Response:

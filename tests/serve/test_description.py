@@ -57,6 +57,14 @@ CASES = [(*one, GenerationMode.POSITIVE) for one in OPERATIONS] + [
 ]
 
 
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_errors_are_described_as_json(api: schemathesis.BaseSchema, method: str, path: str) -> None:
+    described = api[path][method].definition.raw["responses"]
+    for status in {"401", "403", "422", "429", "503"} & described.keys():
+        assert list(described[status]["content"]) == ["application/json"]
+    assert ("401" in described) == path.startswith(("/v1", "/metrics"))
+
+
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_every_answer_is_described(api: schemathesis.BaseSchema, method: str, path: str, mode: GenerationMode) -> None:
     operation = api[path][method]
