@@ -1,7 +1,9 @@
 """One-shot predictions: a clip in, its future out."""
 
 import tempfile
+import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,6 +23,8 @@ from e3d_deploy.serve.uploads import ARRAYS, PICTURES, Upload, names_for
 
 MOST_FRAMES = 10_000
 """Most frames of a video; those of the context are its last."""
+DECODING_S = 60.0
+"""Longest time that decoding a video may take (s)."""
 MEDIA_TYPES = {"npz": "application/x-npz", "mp4": "video/mp4"}
 
 
@@ -68,13 +72,27 @@ def _context(service: Service, uploads: list[Upload], folder: Path) -> tuple[NDA
         last = clips.clips[0][max(0, length - wanted) : length]
     else:
         video = play(uploads[0].path, form, remarks=remarks)
-        kept: deque[NDArray[np.uint8]] = deque(maxlen=wanted)
-        length = 0
-        for length, picture in enumerate(video.pictures, 1):
-            if length > MOST_FRAMES:
-                raise Problem(422, "length", f"{uploads[0].name}: has more than {MOST_FRAMES:,} frames; send its end")
-            kept.append(picture)
-        last, rate = np.stack(kept), video.frames_per_second
+        last, length = _last_pictures(video.pictures, wanted, uploads[0].name)
+        rate = video.frames_per_second
     if length < wanted:
         raise Problem(422, "length", f"{uploads[0].name}: has {length} frames, expected {wanted} or more")
     return last, rate
+
+
+def _last_pictures(pictures: Iterator[NDArray[np.uint8]], wanted: int, name: str) -> tuple[NDArray[np.uint8], int]:
+    """Return the last pictures of a video [T, H, W, C], and the number of all.
+
+    Raises:
+        Problem: it is too long.
+    """
+    kept: deque[NDArray[np.uint8]] = deque(maxlen=wanted)
+    length, until_s = 0, time.monotonic() + DECODING_S
+    for length, picture in enumerate(pictures, 1):
+        if length > MOST_FRAMES:
+            raise Problem(422, "length", f"{name}: has more than {MOST_FRAMES:,} frames; send its end")
+        if time.monotonic() > until_s:
+            raise Problem(
+                422, "length", f"{name}: takes more than {DECODING_S:g} s to decode; send its end, or smaller"
+            )
+        kept.append(picture)
+    return np.stack(kept), length

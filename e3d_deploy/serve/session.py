@@ -105,7 +105,10 @@ class Session:
                 follower.horizon = self._horizon
                 self._meters.opened.labels(self._kind).inc()
                 self._greet(source)
-                self._play(source, follower)
+                try:
+                    self._play(source, follower)
+                finally:
+                    self._count_drops(source)
         except Ended:
             self.stop(protocol.END, text_message("end", reason="the source has ended"))
         except Refused as refusal:
@@ -207,7 +210,7 @@ class Session:
         now_s = time.monotonic()
         if now_s - self._said_s < STATS_S:
             return
-        self._meters.drops.labels("source").inc(source.dropped - self._dropped)
+        self._count_drops(source)
         found = self._quality.at(self._horizon)
         p50_ms, p99_ms = np.percentile(self._latencies_ms, [50, 99]).tolist() if self._latencies_ms else (None, None)
         self.outbox.put(
@@ -223,7 +226,13 @@ class Session:
                 verdict=self._quality.verdict(self._horizon),
             )
         )
-        self._said_s, self._frames, self._dropped = now_s, 0, source.dropped
+        self._said_s, self._frames = now_s, 0
+
+    def _count_drops(self, source: Source) -> None:
+        """Add the source's drops since the last call to the metrics."""
+        dropped = source.dropped
+        self._meters.drops.labels("source").inc(dropped - self._dropped)
+        self._dropped = dropped
 
 
 def refusal_of(error: Exception, names: Mapping[str, str]) -> Refused:

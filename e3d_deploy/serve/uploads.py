@@ -108,6 +108,9 @@ async def form_of(request: Request, most_bytes: int, *, most_files: int) -> Asyn
 class _Parser(MultiPartParser):
     """Parser of forms that can be closed with its files, also with one whose end is missing."""
 
+    spool_max_size = 16_384
+    """Size up to which a file is kept in memory (bytes)."""
+
     def close(self) -> None:
         """Delete the files."""
         for file in self._files_to_close_on_error:

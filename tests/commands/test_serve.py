@@ -1,6 +1,10 @@
 """`e3d serve` as a user runs it."""
 
+import json
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 from click.testing import CliRunner
+from websockets.sync.client import connect
 
 from e3d_deploy.cli import main
+from e3d_deploy.serve.protocol import SUBPROTOCOL
+from tests.serve.conftest import TOKEN, WAIT_S
 
 CLIP = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 
@@ -46,6 +53,38 @@ def test_a_signal_ends_the_server_in_an_orderly_way(exported: Path, tmp_path: Pa
     assert "Traceback" not in stderr
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_others_are_served_over_tls(exported: Path, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+        *subject,
+    ]
+    subprocess.run(make, check=True, capture_output=True)
+    options = ("--host", "0.0.0.0", "--token", TOKEN, "--tls-cert", str(cert), "--tls-key", str(key))
+    trusted = ssl.create_default_context(cafile=str(cert))
+    with serving(exported / "tiny.e3d", *options) as (process, address):
+        assert address.startswith("https://0.0.0.0:")
+        page = address.partition("#")[0].replace("0.0.0.0", "127.0.0.1")
+        assert httpx.get(f"{page}readyz", verify=trusted).status_code == 200
+        assert httpx.get(f"{page}v1/model", verify=trusted).status_code == 401
+        with connect(f"wss{page[5:]}v1/live", subprotocols=[SUBPROTOCOL], ssl=trusted) as viewer:
+            viewer.send(json.dumps({"type": "open", "source": "webcam", "horizon": 1, "token": TOKEN}))
+            assert json.loads(viewer.recv(timeout=WAIT_S))["type"] == "ready"
+        process.terminate()
+        process.communicate(timeout=60)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -68,8 +107,6 @@ def test_what_cannot_work_is_refused_with_exit_code_2(exported: Path, options: l
 
 
 def test_a_port_that_is_taken_is_told(exported: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(
@@ -86,3 +123,13 @@ def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(exported: Path)
     )
     assert done.exit_code == 7
     assert "memory_limit_bytes" in done.output
+
+
+def test_a_missing_library_is_told_with_the_extra_that_brings_it(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "e3d_deploy.serve.run", raising=False)
+    done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d")])
+    assert done.exit_code == 4
+    assert "uvicorn is not installed; pip install 'e3d_deploy[serve]'" in done.output

@@ -193,6 +193,13 @@ def test_a_video_that_is_too_long_is_refused(
     assert problem(post(client, video.read_bytes())) == (422, "length")
 
 
+def test_a_video_that_takes_too_long_to_decode_is_refused(
+    client: httpx.Client, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e3d_deploy.serve.predict.DECODING_S", -1.0)
+    assert problem(post(client, video.read_bytes())) == (422, "length")
+
+
 def test_a_video_of_absurd_size_is_refused(client: httpx.Client, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads, "MOST_PIXELS", 31)
     assert problem(post(client, video.read_bytes())) == (422, "pixels")
