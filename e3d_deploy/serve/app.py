@@ -12,7 +12,8 @@ from e3d_deploy import __version__
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import answers
 from e3d_deploy.serve.live import Connection
-from e3d_deploy.serve.rest import api_routes, health_routes, page_routes
+from e3d_deploy.serve.posts import clip_routes, predict_routes
+from e3d_deploy.serve.rest import health_routes, model_routes, page_routes
 from e3d_deploy.serve.security import Guard
 from e3d_deploy.serve.service import Service
 from e3d_deploy.serve.settings import Settings
@@ -49,7 +50,8 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     # `Guard` refuses before a body is read; this tells OpenAPI of it.
     secured = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
     refusals = answers.answers(401, 403) if settings.token is not None else answers.answers(403)
-    app.include_router(api_routes(service), dependencies=secured, responses=refusals)
+    for routes in (model_routes, clip_routes, predict_routes):
+        app.include_router(routes(service), dependencies=secured, responses=refusals)
 
     @app.websocket("/v1/live")
     async def live(websocket: WebSocket) -> None:

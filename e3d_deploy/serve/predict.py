@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,8 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.write import write_clips
 from e3d_deploy.errors import E3DError
 from e3d_deploy.serve.answers import Problem, problem_of
+from e3d_deploy.serve.checks import ARRAYS, PICTURES, Upload, names_for
 from e3d_deploy.serve.service import Service
-from e3d_deploy.serve.uploads import ARRAYS, PICTURES, Upload, names_for
 
 MOST_FRAMES = 10_000
 """Most frames of a video; those of the context are its last."""
@@ -33,7 +32,8 @@ class Wish:
     """Forecast that a client asks for."""
 
     horizon: int
-    format: Literal["npz", "mp4"]
+    format: str
+    """Key of `MEDIA_TYPES`."""
 
 
 def predict(service: Service, uploads: list[Upload], folder: Path, wish: Wish) -> bytes:

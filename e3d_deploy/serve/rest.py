@@ -1,22 +1,15 @@
-"""REST endpoints."""
+"""Endpoints of the page, the health of the server, the model and its metrics."""
 
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
 from e3d_deploy.serve.answers import Problem, answers
 from e3d_deploy.serve.metrics import CONTENT_TYPE
 from e3d_deploy.serve.page_files import PAGE_TYPES, page_files
-from e3d_deploy.serve.predict import MEDIA_TYPES, Wish, predict
 from e3d_deploy.serve.service import Service
-from e3d_deploy.serve.uploads import ARRAYS, MOST_PICTURES, check_fields, files_of, form_of, save
-
-BUSY = answers(400, 408, 413, 415, 422, 429, 500, 503)
 
 
 class SourceAnswer(BaseModel):
@@ -48,11 +41,6 @@ class ModelAnswer(BaseModel):
 
 class HealthAnswer(BaseModel):
     status: str
-
-
-class ClipAnswer(BaseModel):
-    source: str
-    """Name of the clip for `open` on the WebSocket."""
 
 
 def page_routes() -> APIRouter:
@@ -87,8 +75,8 @@ def health_routes(service: Service) -> APIRouter:
     return router
 
 
-def api_routes(service: Service) -> APIRouter:
-    """Return the routes of the API."""
+def model_routes(service: Service) -> APIRouter:
+    """Return the routes that tell what is served, and how it goes."""
     router = APIRouter()
     settings, predictor = service.settings, service.predictor
 
@@ -122,87 +110,4 @@ def api_routes(service: Service) -> APIRouter:
             ),
         )
 
-    @router.post(
-        "/v1/clips",
-        status_code=201,
-        summary="Upload a clip, to be played in a live session",
-        responses=BUSY,
-        openapi_extra=form_description({}, most_files=1),
-    )
-    async def clips(request: Request) -> ClipAnswer:
-        with service.working():
-            async with form_of(request, settings.max_upload_bytes, most_files=1) as form:
-                check_fields(form, ())
-                uploaded = files_of(form)
-
-                def keep() -> str:
-                    with tempfile.TemporaryDirectory(prefix="e3d-upload-") as folder:
-                        [upload] = save(uploaded, Path(folder), settings.max_upload_bytes)
-                        if upload.path.suffix in ARRAYS:
-                            raise Problem(422, "unreadable", f"{upload.name}: an array does not play; send a video")
-                        return service.clips.keep(upload.path, upload.name).id
-
-                return ClipAnswer(source=f"clip:{await service.compute(keep)}")
-
-    @router.post(
-        "/v1/predict",
-        summary="Predict the frames that follow a clip",
-        response_class=Response,
-        responses={
-            200: {
-                "description": "The forecast: array `frames` [1, horizon, H, W, C], or a video",
-                "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
-            },
-            **BUSY,
-        },
-        openapi_extra=form_description(
-            {
-                "horizon": {"type": "integer", "minimum": 1, "maximum": settings.horizon},
-                "format": {"type": "string", "enum": list(MEDIA_TYPES)},
-            },
-            most_files=MOST_PICTURES,
-        ),
-    )
-    async def predictions(request: Request) -> Response:
-        with service.working():
-            async with form_of(request, settings.max_upload_bytes, most_files=MOST_PICTURES) as form:
-                wish = _wish(check_fields(form, ("horizon", "format")), settings.horizon)
-                uploaded = files_of(form)
-
-                def work() -> bytes:
-                    folder = Path(tempfile.mkdtemp(prefix="e3d-upload-"))
-                    try:
-                        uploads = save(uploaded, folder, settings.max_upload_bytes)
-                        return predict(service, uploads, folder, wish)
-                    finally:
-                        shutil.rmtree(folder, ignore_errors=True)
-
-                content = await service.compute(work)
-        service.meters.predictions.inc()
-        name = f'attachment; filename="forecast.{wish.format}"'
-        return Response(content, media_type=MEDIA_TYPES[wish.format], headers={"Content-Disposition": name})
-
     return router
-
-
-def _wish(fields: Any, most: int) -> Wish:
-    horizon, format_ = fields.get("horizon", str(most)), fields.get("format", "npz")
-    if not (horizon.isascii() and horizon.isdigit() and 1 <= int(horizon) <= most):
-        raise Problem(422, "horizon", f"horizon: expected a whole number from 1 to {most}")
-    if format_ not in MEDIA_TYPES:
-        raise Problem(422, "format", f"format: expected one of {', '.join(MEDIA_TYPES)}")
-    return Wish(horizon=int(horizon), format=format_)
-
-
-def form_description(fields: dict[str, Any], *, most_files: int) -> dict[str, Any]:
-    """Return the description of a form for OpenAPI: the files of `clip`, and fields."""
-    clip: dict[str, Any] = {"type": "string", "format": "binary"}
-    if most_files > 1:
-        clip = {"type": "array", "items": clip, "minItems": 1, "maxItems": most_files}
-    schema = {
-        "type": "object",
-        "properties": {"clip": clip, **fields},
-        "required": ["clip"],
-        "additionalProperties": False,
-    }
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3d_deploy.serve import security, uploads
+from e3d_deploy.serve import checks, security
 from tests.serve.conftest import Serve, Viewer
 
 
@@ -201,7 +201,7 @@ def test_a_video_that_takes_too_long_to_decode_is_refused(
 
 
 def test_a_video_of_absurd_size_is_refused(client: httpx.Client, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_PIXELS", 31)
+    monkeypatch.setattr(checks, "MOST_PIXELS", 31)
     assert problem(post(client, video.read_bytes())) == (422, "pixels")
     assert problem(post(client, video.read_bytes(), path="/v1/clips")) == (422, "pixels")
 

@@ -1,0 +1,154 @@
+"""Files that clients sent, checked by their headers before anything is decoded."""
+
+import math
+import os
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.datastructures import UploadFile
+
+from e3d_deploy.serve.answers import Problem
+
+MOST_PIXELS = 50_000_000
+"""Most pixels of a picture, or of a frame of a video."""
+MOST_DIRECTORY_BYTES = 65_536
+"""Largest table of contents of a .npz file."""
+UNPACKED = 4
+"""Times the largest upload that the arrays in a .npz file may take."""
+
+KINDS = (
+    (0, b"PK\x03\x04", ".npz"),
+    (0, b"\x93NUMPY", ".npy"),
+    (0, b"\x89PNG\r\n\x1a\n", ".png"),
+    (0, b"\xff\xd8\xff", ".jpg"),
+    (0, b"GIF8", ".gif"),
+    (0, b"BM", ".bmp"),
+    (0, b"II*\x00", ".tif"),
+    (0, b"MM\x00*", ".tif"),
+    (8, b"WEBP", ".webp"),
+    (8, b"AVI ", ".avi"),
+    (4, b"ftyp", ".mp4"),
+    (4, b"moov", ".mov"),
+    (4, b"mdat", ".mov"),
+    (4, b"wide", ".mov"),
+    (0, b"\x1a\x45\xdf\xa3", ".mkv"),
+    (0, b"OggS", ".ogv"),
+    (0, b"FLV", ".flv"),
+    (0, b"\x00\x00\x01\xba", ".mpg"),
+    (0, b"YUV4MPEG2", ".y4m"),
+)
+"""Position, bytes there and suffix of each kind of file that is taken; what a client calls it does not matter."""
+ARRAYS = (".npz", ".npy")
+PICTURES = (".png", ".jpg", ".bmp", ".tif", ".webp")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a client sent."""
+
+    path: Path
+    name: str
+    """Name that the client gave it, without folders."""
+
+
+def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]:
+    """Write files into a folder, each under a name of ours with the suffix of its kind, and check them.
+
+    Raises:
+        Problem: a kind that is not taken, or a size that is absurd.
+    """
+    saved = []
+    for number, file in enumerate(files):
+        name = shown_name(file.filename)
+        path = folder / f"frame_{number:04d}{_kind(file, name)}"
+        with path.open("wb") as target:
+            shutil.copyfileobj(file.file, target)
+        _check(path, name, most_bytes)
+        saved.append(Upload(path, name))
+    return saved
+
+
+def shown_name(name: str | None) -> str:
+    """Return a client's name of a file as far as it can be shown."""
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    return "".join(letter for letter in last if letter.isprintable())[:80] or "clip"
+
+
+def _kind(file: UploadFile, name: str) -> str:
+    begin = file.file.read(512)
+    file.file.seek(0)
+    for position, signature, suffix in KINDS:
+        if begin.startswith(signature, position):
+            return suffix
+    if begin[:1] == b"G" and begin[188:189] == b"G":
+        return ".ts"
+    raise Problem(422, "unreadable", f"{name}: no kind of file that is read; send .npz, .npy, a video or pictures")
+
+
+def _check(path: Path, name: str, most_bytes: int) -> None:
+    if path.suffix == ".npz":
+        _check_archive(path, name, UNPACKED * most_bytes)
+    elif path.suffix in PICTURES:
+        _check_pixels(name, *_picture_size(path, name))
+    elif path.suffix != ".npy":
+        for size in _video_sizes(path, name):
+            _check_pixels(name, *size)
+
+
+def _check_archive(path: Path, name: str, most_bytes: int) -> None:
+    """Refuse a zip bomb by its table of contents; readers stop where that lies, and compare checksums."""
+    damaged = Problem(422, "unreadable", f"{name}: not a NumPy file, or damaged; write it again")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 65_557))
+        tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) - end < 22 or tail[max(0, end - 20) : end].startswith(b"PK\x06\x07"):
+        raise damaged  # a 64-bit table is for archives larger than any upload
+    if int.from_bytes(tail[end + 12 : end + 16], "little") > MOST_DIRECTORY_BYTES:
+        raise Problem(422, "bomb", f"{name}: holds too many arrays; write the frames alone")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise damaged from error
+    if unpacked > most_bytes:
+        raise Problem(422, "bomb", f"{name}: unpacks to {unpacked:,} bytes, expected {most_bytes:,} at most")
+
+
+def _check_pixels(name: str, width: int, height: int) -> None:
+    if math.prod((width, height)) > MOST_PIXELS:
+        raise Problem(422, "pixels", f"{name}: is {width} × {height} pixels, expected {MOST_PIXELS:,} in all at most")
+
+
+def _picture_size(path: Path, name: str) -> tuple[int, int]:
+    """Return width and height of a picture by its header."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Problem(422, "pixels", f"{name}: has too many pixels, expected {MOST_PIXELS:,} at most") from error
+    except Exception as error:  # its readers raise nearly anything
+        raise Problem(422, "unreadable", f"{name}: not a picture that is read, or damaged") from error
+
+
+def _video_sizes(path: Path, name: str) -> list[tuple[int, int]]:
+    """Return width and height of each video stream by the headers."""
+    import av
+
+    from e3d_deploy.data.videos import Single
+
+    try:
+        with av.open(Single(path), options={"protocol_whitelist": "none"}) as container:
+            return [(stream.width, stream.height) for stream in container.streams.video]
+    except (OSError, ValueError, av.FFmpegError) as error:
+        raise Problem(422, "unreadable", f"{name}: not a video that is read, or damaged") from error
+
+
+def names_for(uploads: list[Upload], folder: Path) -> dict[str, str]:
+    """Return the names to show instead of the paths of uploads."""
+    return {str(folder): "clip", **{str(one.path): one.name for one in uploads}, os.fspath(folder) + os.sep: ""}

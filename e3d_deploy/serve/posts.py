@@ -1,0 +1,118 @@
+"""Endpoints that take files: clips to be played, and clips to be predicted."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from e3d_deploy.serve.answers import Problem, answers
+from e3d_deploy.serve.checks import ARRAYS, save
+from e3d_deploy.serve.predict import MEDIA_TYPES, Wish, predict
+from e3d_deploy.serve.service import Service
+from e3d_deploy.serve.uploads import MOST_PICTURES, check_fields, files_of, form_of
+
+REFUSALS = answers(400, 408, 413, 415, 422, 429, 500, 503)
+"""Description of the errors of a request with files for OpenAPI."""
+FORECAST: dict[str, Any] = {
+    "description": "The forecast: array `frames` [1, horizon, H, W, C], or a video",
+    "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
+}
+"""Description of a forecast for OpenAPI."""
+
+
+class ClipAnswer(BaseModel):
+    source: str
+    """Name of the clip for `open` on the WebSocket."""
+
+
+def clip_routes(service: Service) -> APIRouter:
+    """Return the route that takes a clip for a live session."""
+    router = APIRouter()
+    most_bytes = service.settings.max_upload_bytes
+
+    @router.post(
+        "/v1/clips",
+        status_code=201,
+        summary="Upload a clip, to be played in a live session",
+        responses=REFUSALS,
+        openapi_extra=form_description({}, most_files=1),
+    )
+    async def clips(request: Request) -> ClipAnswer:
+        with service.working():
+            async with form_of(request, most_bytes, most_files=1) as form:
+                check_fields(form, ())
+                files = files_of(form)
+
+                def keep() -> str:
+                    with tempfile.TemporaryDirectory(prefix="e3d-upload-") as folder:
+                        [upload] = save(files, Path(folder), most_bytes)
+                        if upload.path.suffix in ARRAYS:
+                            raise Problem(422, "unreadable", f"{upload.name}: an array does not play; send a video")
+                        return service.clips.keep(upload.path, upload.name).id
+
+                return ClipAnswer(source=f"clip:{await service.compute(keep)}")
+
+    return router
+
+
+def predict_routes(service: Service) -> APIRouter:
+    """Return the route that predicts what follows a clip."""
+    router = APIRouter()
+    most_bytes, most = service.settings.max_upload_bytes, service.settings.horizon
+
+    @router.post(
+        "/v1/predict",
+        summary="Predict the frames that follow a clip",
+        response_class=Response,
+        responses={200: FORECAST, **REFUSALS},
+        openapi_extra=form_description(
+            {
+                "horizon": {"type": "integer", "minimum": 1, "maximum": most},
+                "format": {"type": "string", "enum": list(MEDIA_TYPES)},
+            },
+            most_files=MOST_PICTURES,
+        ),
+    )
+    async def predictions(request: Request) -> Response:
+        with service.working():
+            async with form_of(request, most_bytes, most_files=MOST_PICTURES) as form:
+                wish = _wish(check_fields(form, ("horizon", "format")), most)
+                files = files_of(form)
+
+                def work() -> bytes:
+                    with tempfile.TemporaryDirectory(prefix="e3d-upload-") as folder:
+                        uploads = save(files, Path(folder), most_bytes)
+                        return predict(service, uploads, Path(folder), wish)
+
+                content = await service.compute(work)
+        service.meters.predictions.inc()
+        name = f'attachment; filename="forecast.{wish.format}"'
+        return Response(content, media_type=MEDIA_TYPES[wish.format], headers={"Content-Disposition": name})
+
+    return router
+
+
+def _wish(fields: Mapping[str, str], most: int) -> Wish:
+    horizon, format_ = fields.get("horizon", str(most)), fields.get("format", "npz")
+    if not (horizon.isascii() and horizon.isdigit() and 1 <= int(horizon) <= most):
+        raise Problem(422, "horizon", f"horizon: expected a whole number from 1 to {most}")
+    if format_ not in MEDIA_TYPES:
+        raise Problem(422, "format", f"format: expected one of {', '.join(MEDIA_TYPES)}")
+    return Wish(horizon=int(horizon), format=format_)
+
+
+def form_description(fields: dict[str, Any], *, most_files: int) -> dict[str, Any]:
+    """Return the description of a form for OpenAPI: the files of `clip`, and fields."""
+    clip: dict[str, Any] = {"type": "string", "format": "binary"}
+    if most_files > 1:
+        clip = {"type": "array", "items": clip, "minItems": 1, "maxItems": most_files}
+    schema = {
+        "type": "object",
+        "properties": {"clip": clip, **fields},
+        "required": ["clip"],
+        "additionalProperties": False,
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
