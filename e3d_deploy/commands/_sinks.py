@@ -115,7 +115,7 @@ def open_sinks(
     shared: list[AbstractContextManager[Put]] = []
     for path, write in ((outputs.lines, put_line), (outputs.raw, put_raw)):
         if path is not None:
-            output = Output(binary_stdout() if path == STDOUT else path)
+            output = Output(stack.enter_context(binary_stdout()) if path == STDOUT else path)
             stack.callback(output.close)
             shared.append(nullcontext(partial(write, output)))
     folder = None

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from io import TextIOWrapper
+from io import RawIOBase, TextIOWrapper
 from typing import BinaryIO, TextIO, cast
 
 from e3d_deploy.lasting import LastingStream
@@ -112,11 +112,21 @@ def _put_back(name: str, out: Output, before: TextIO | None) -> None:
         setattr(sys, name, before)
 
 
-def binary_stdout() -> BinaryIO:
-    """Return standard output for bytes, which, unlike that for text, raises an error when its reader is gone."""
+@contextmanager
+def binary_stdout() -> "Iterator[BinaryIO | RawIOBase]":
+    """Give standard output for bytes, which, unlike that for text, raises an error when its reader is gone.
+
+    It has no buffer: Python could not end while a thread holds the lock of one, because a reader does not read.
+    """
     sys.stdout.flush()
     out = sys.stdout.wrapped if isinstance(sys.stdout, Output) else sys.stdout
-    return cast(BinaryIO, out.buffer)
+    try:
+        descriptor = out.fileno()
+    except OSError:  # a program has put something without a descriptor in its place
+        yield cast(BinaryIO, out.buffer)
+        return
+    with open(os.dup(descriptor), "wb", buffering=0) as raw:
+        yield raw
 
 
 def _fill_descriptors() -> None:

@@ -3,7 +3,8 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,9 +39,10 @@ class Output:
         target: path of a file, or an open stream, which stays open.
     """
 
-    def __init__(self, target: Path | BinaryIO) -> None:
-        self._target, self._failed = target, False
+    def __init__(self, target: Path | BinaryIO | RawIOBase) -> None:
+        self._name = target if isinstance(target, Path) else Path("stdout")
         self._stream = None if isinstance(target, Path) else target
+        self._closing = ExitStack()
         self._lock = threading.Lock()
 
     def write(self, content: bytes) -> None:
@@ -50,23 +52,17 @@ class Output:
             BrokenPipeError: the reader is gone.
             OSError: they cannot be written, with the name of the output.
         """
-        name = self._target if isinstance(self._target, Path) else Path("stdout")
-        with self._lock, naming(name):
-            try:
-                if self._stream is None:
-                    self._stream = name.open("wb")
-                self._stream.write(content)
-                self._stream.flush()
-            except OSError:
-                self._failed = True
-                raise
+        with self._lock, naming(self._name):
+            if self._stream is None:
+                # Without a buffer nothing is left for the end, where the error of a write would come again.
+                self._stream = self._closing.enter_context(self._name.open("wb", buffering=0))
+            left = memoryview(content)
+            while left:
+                left = left[self._stream.write(left) or 0 :]
 
     def close(self) -> None:
         """Close the file if one was opened."""
-        with self._lock:
-            if isinstance(self._target, Path) and self._stream is not None:
-                with suppress(OSError) if self._failed else naming(self._target):  # closing fails for what writing did
-                    self._stream.close()
+        self._closing.close()
 
 
 def put_line(output: Output, seen: Seen) -> None:

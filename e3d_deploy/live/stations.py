@@ -15,7 +15,7 @@ from e3d_deploy.runtime.streams.streams import Streams
 
 TICK_S = 0.25
 """Time between two looks at the stations (s)."""
-ABANDON_S = 5.0
+ABANDON_S = 2.0
 """Time that abandoned stations get to remove what is half-written; one that hangs in a pipe is left behind (s)."""
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def test_a_reader_that_had_enough_ends_it_in_order(
             return super().write(content)
 
     out = Closing()
-    monkeypatch.setattr(_sinks, "binary_stdout", lambda: out)
+    monkeypatch.setattr(_sinks, "binary_stdout", lambda: nullcontext(out))
     result = e3d("stream", bundle, *films, *QUICK, "--jsonl", "-", "-o", tmp_path / "beside")
     assert len(out.getvalue().splitlines()) == 1
     assert "Error" not in result.stderr
