@@ -5,6 +5,7 @@ import queue
 import secrets
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -98,27 +99,33 @@ class Session:
 
     def _run(self) -> None:
         try:
-            with self._streams.open() as self._stream, closing(self._open_source()) as source:
-                renewal = self._predictor.renewal(self._settings.renewal)
-                config, most = self._predictor.config, self._settings.horizon
-                follower = Follower(self._stream, config, horizon=most, renewal=renewal)
-                follower.horizon = self._horizon
-                self._meters.opened.labels(self._kind).inc()
-                self._greet(source)
-                try:
-                    self._play(source, follower)
-                finally:
-                    self._count_drops(source)
+            self._follow()
         except Ended:
             self.stop(protocol.END, text_message("end", reason="the source has ended"))
         except Refused as refusal:
             self._refuse(refusal)
         except Exception as error:
+            # The runtime keeps an error with the forecast that failed, which would keep the source and its decoder.
+            traceback.clear_frames(error.__traceback__)
             if not self._stopping.is_set():  # else the streams were closed under it
                 self._refuse(refusal_of(error, self._names))
         finally:
             self.outbox.close(protocol.END)
             self._on_end(self)
+
+    def _follow(self) -> None:
+        """Play the source to its end."""
+        with self._streams.open() as self._stream, closing(self._open_source()) as source:
+            renewal = self._predictor.renewal(self._settings.renewal)
+            config, most = self._predictor.config, self._settings.horizon
+            follower = Follower(self._stream, config, horizon=most, renewal=renewal)
+            follower.horizon = self._horizon
+            self._meters.opened.labels(self._kind).inc()
+            self._greet(source)
+            try:
+                self._play(source, follower)
+            finally:
+                self._count_drops(source)
 
     def _refuse(self, refusal: Refused) -> None:
         self._meters.errors.labels(refusal.code).inc()

@@ -1,11 +1,14 @@
 """Sessions over a real WebSocket on loopback."""
 
+import gc
 import json
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
+from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.serve import live, run
 from e3d_deploy.serve.protocol import MOST_TEXT
 from e3d_deploy.serve.run import Running
+from tests.data.live.peers import wait_until
 from tests.fake_backend import FakeBackend, alone
 from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered
 
@@ -438,6 +443,37 @@ def test_a_viewer_that_leaves_gives_its_stream_back(serve: Serve) -> None:
         assert served.service.streams.stats()["streams"] == 1
     while served.service.streams.stats()["streams"]:
         threading.Event().wait(0.01)
+
+
+def test_a_viewer_that_leaves_in_a_forecast_leaves_no_decoder_behind(
+    serve: Serve, video: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    class Watched(Feed):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            opened.append(weakref.ref(self))
+
+    monkeypatch.setattr("e3d_deploy.serve.service.Feed", Watched)
+    served = serve(**offered(video))
+    gc.disable()  # a cycle would wait for it, with the decoder's threads
+    try:
+        with Viewer(served) as viewer:
+            viewer.open("file:1")
+            viewer.pictures()
+            [session] = served.service._sessions.values()
+            backend.entered.clear()
+            backend.gate.clear()
+            assert backend.entered.wait(WAIT_S)
+        session._stopping.wait(WAIT_S)
+        backend.gate.set()
+        assert session.join(WAIT_S)
+        [feed] = opened
+        wait_until(lambda: feed() is None)
+    finally:
+        backend.gate.set()
+        gc.enable()
 
 
 def test_a_server_that_stops_says_so_to_each_viewer(serve: Serve) -> None:
