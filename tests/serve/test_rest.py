@@ -14,6 +14,7 @@ from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import service as service_module
+from tests.data.live.peers import wait_until
 from tests.fake_backend import FakeBackend, alone
 from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered
 from tests.serve.test_uploads import npz, post, problem
@@ -213,8 +214,7 @@ def test_a_prediction_that_runs_is_finished_when_the_server_stops(serve: Serve, 
     backend.entered.wait(30)
     stopping = threading.Thread(target=served.stop)
     stopping.start()
-    while not served.service.stopping:
-        threading.Event().wait(0.01)
+    wait_until(lambda: served.service.stopping)
     backend.gate.set()
     stopping.join(30)
     asking.join(30)
