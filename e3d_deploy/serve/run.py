@@ -23,9 +23,6 @@ from e3d_deploy.serve.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 4
-"""Connections that are taken for each session that may be open, before others get 503."""
-LEAST_CONNECTIONS = 64
 SEND_BUFFER_BYTES = 256 * 1024
 """Bytes that the system may hold for a viewer, who would see old pictures if it were more."""
 GRACE_S = 5
@@ -137,7 +134,7 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing depends on who asks
-        limit_concurrency=max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions),
+        limit_concurrency=service.most_connections,  # WebSockets are not among them; `live` counts those
         timeout_graceful_shutdown=GRACE_S,
         **tls,
     )

@@ -30,6 +30,8 @@ WORKERS = 2
 """Predictions that are computed at a time."""
 MOST_REQUESTS = 8
 """Uploads and predictions that are on their way at a time; others are asked to come again."""
+CONNECTIONS, LEAST_CONNECTIONS = 4, 64
+"""Connections that are taken for each session that may be open, and at least."""
 DRAIN_S = 10.0
 """Time that running predictions and sessions have to end when the server stops (s)."""
 
@@ -56,6 +58,8 @@ class Service:
         """The server takes nothing new."""
         self._offers = {offer.id: offer for offer in settings.offers}
         self._sessions: dict[str, Session] = {}
+        self.most_connections = max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions)
+        """Connections of any kind that are taken at a time."""
         self.connections = 0
         """WebSockets that are open, counted on the event loop."""
         self._lock = threading.Lock()

@@ -318,6 +318,16 @@ def test_one_session_too_many_closes_with_4429_and_a_place_becomes_free(serve: S
         assert third.open()["type"] == "ready"
 
 
+def test_connections_that_open_nothing_are_bounded_too(serve: Serve) -> None:
+    served = serve()
+    served.service.most_connections = 2
+    with Viewer(served), Viewer(served):
+        wait_until(lambda: served.service.connections == 2)
+        with Viewer(served) as third:
+            texts, code = third.end()
+    assert (texts[-1]["code"], code) == ("full", 4429)
+
+
 def test_a_memory_limit_refuses_what_does_not_fit(serve: Serve) -> None:
     served = serve(memory_limit_bytes=5000)
     assert served.service.streams.most_bytes(1) < 5000 < served.service.streams.most_bytes(20)

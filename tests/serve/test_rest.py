@@ -1,6 +1,7 @@
 """REST endpoints: the model, predictions, health and metrics."""
 
 import io
+import re
 import socket
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import service as service_module
+from e3d_deploy.serve.page_files import PAGE_TYPES, page_files
 from tests.data.live.peers import wait_until
 from tests.fake_backend import FakeBackend, alone
 from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered
@@ -258,6 +260,29 @@ def test_metrics_count_what_was_served(serve: Serve, predictor: Predictor) -> No
     ):
         assert line in lines
     assert any(line.startswith("e3d_build_info{") and 'model="fake"' in line for line in lines)
+
+
+def test_the_page_needs_no_token_and_may_load_its_own_files_alone(serve: Serve) -> None:
+    served = serve(token=TOKEN)
+    with httpx.Client(base_url=served.address.partition("#")[0]) as client:
+        for path, file in page_files().items():
+            answer = client.get(path)
+            assert (answer.status_code, answer.content) == (200, file.read_bytes())
+            assert answer.headers["content-type"].partition(";")[0] == PAGE_TYPES[file.suffix]
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["x-content-type-options"] == "nosniff"
+        page = client.get("/").text
+    assert "/" in page_files()
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\bon\w+=|https?://", page)
+
+
+def test_a_page_of_another_origin_cannot_post(client: httpx.Client) -> None:
+    for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}):
+        answer = client.post("/v1/predict", files={"clip": ("a.npz", npz(frames=FRAMES))}, headers=headers)
+        assert problem(answer) == (403, "origin")
+    assert problem(client.get("/v1/model", headers={"Host": "rebound.example"})) == (403, "host")
 
 
 def test_a_token_is_asked_for_everywhere_but_at_the_page_and_its_health(serve: Serve) -> None:
