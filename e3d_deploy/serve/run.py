@@ -27,6 +27,8 @@ SEND_BUFFER_BYTES = 256 * 1024
 """Bytes that the system may hold for a viewer, who would see old pictures if it were more."""
 GRACE_S = 5
 """Time that connections have to end after the sessions have (s)."""
+CUT_S = 1.0
+"""Time after which a WebSocket that is still open then is cut (s)."""
 
 
 class Running:
@@ -85,6 +87,11 @@ class AbortingProtocol(WebSocketsSansIOProtocol):
         """Stop counting: the peer reads."""
         super().resume_writing()
         self._calm()
+
+    def shutdown(self) -> None:
+        """Close the connection as the server stops, and cut it where the peer does not hear of that."""
+        super().shutdown()
+        self.loop.call_later(CUT_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop counting: the connection is gone."""

@@ -404,6 +404,23 @@ def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
         assert other.pictures()[0]["dropped"] == 0
 
 
+def test_a_viewer_that_never_reads_does_not_keep_the_server_from_stopping(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("e3d_deploy.serve.service.DRAIN_S", 0.2)
+    monkeypatch.setattr(run, "SEND_BUFFER_BYTES", 4096)
+    served = serve()
+    with shaking_hands(served) as deaf:
+        assert b" 101 " in deaf.recv(64)
+        deaf.sendall(frame_of(1, json.dumps({"type": "open", "source": "webcam", "horizon": 1}).encode()))
+        drops = served.service.meters.registry.get_sample_value
+        while not drops("e3d_drops_total", {"reason": "viewer"}):
+            deaf.sendall(frame_of(2, bytes(32)))
+            threading.Event().wait(0.002)
+        served.stop()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("e3d s")]
+
+
 def frame_of(opcode: int, content: bytes) -> bytes:
     """Return a WebSocket frame of a client, masked with zeros."""
     length = bytes([0x80 | len(content)]) if len(content) < 126 else b"\xfe" + len(content).to_bytes(2, "big")
