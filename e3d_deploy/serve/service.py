@@ -43,13 +43,13 @@ class Service:
         self.predictor, self.settings = predictor, settings
         self.form = Form.of(predictor.config, predictor.card)
         self.meters = Meters(name=settings.name, backend=predictor.backend.name, precision=settings.precision)
-        self.clips = Clips(most_bytes=MOST_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
-        self.meters.clips.set_function(lambda: len(self.clips))
         self.streams = predictor.streams(
             renewal=settings.renewal,
             max_streams=settings.max_sessions,
             memory_limit_bytes=settings.memory_limit_bytes,
         )
+        self.clips = Clips(most_bytes=MOST_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
+        self.meters.clips.set_function(lambda: len(self.clips))
         self.picture_bytes = math.prod(self.form.shape)
         """Size of a picture of a webcam."""
         self.message_bytes = max(self.picture_bytes, 4 * protocol.MOST_TEXT)

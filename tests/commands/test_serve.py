@@ -116,13 +116,17 @@ def test_a_port_that_is_taken_is_told(exported: Path) -> None:
     assert f"--port {port}: Address already in use" in done.output
 
 
-def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(exported: Path) -> None:
+def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     done = CliRunner().invoke(
         main,
         ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", "0", "--memory-limit", "0.001"],
     )
     assert done.exit_code == 7
     assert "memory_limit_bytes" in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_library_is_told_with_the_extra_that_brings_it(
