@@ -8,6 +8,8 @@ from e3d_deploy.errors import ConfigError
 
 LAYOUTS = ("THW", "THWC", "TCHW", "NTHW", "TNHW", "NTHWC", "NTCHW", "TNHWC", "TNCHW")
 """Orders of axes that arrays are read in: N clips, T frames, C colours, H and W pixels."""
+MOST_PIXELS = 8192**2
+"""Largest frame of a video that is decoded (pixels); its memory is taken before anything else can be checked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Videos, decoded picture by picture. Needs no PyTorch; PyAV when one is opened."""
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.container_end import joined, missing_end
 from e3d_deploy.data.display import Bringer
-from e3d_deploy.data.form import Form
+from e3d_deploy.data.form import MOST_PIXELS, Form
 from e3d_deploy.data.gif import source_of
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import MOST_RATE, TOLERANCE, select_by_time
@@ -32,6 +33,8 @@ OPTIONS = {"mjpeg": {"err_detect": "explode"}, "h264": {"strict": "strict"}}
 
 The latter concerns H.264 that does not tell by how much frames are reordered.
 """
+BOUND = {"max_pixels": str(MOST_PIXELS)}
+"""Option of decoders to refuse larger frames before they take memory, also where the size changes in mid-stream."""
 COUNTED = {"av1": 0, "h264": 3, "hevc": 3, "mpeg2video": 3, "vvc": 3}
 """Codecs whose decoders pass over frames without a word, and how many of them are not missed.
 
@@ -79,9 +82,10 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
     try:
         source = source_of(path)
         # No protocol is allowed: playlists and the like cannot open other files or addresses.
-        container = av.open(Single(path) if isinstance(source, str) else source, options={"protocol_whitelist": "none"})
+        options = {"protocol_whitelist": "none", **BOUND}
+        container = av.open(Single(path) if isinstance(source, str) else source, options=options)
     except (OSError, av.FFmpegError) as error:
-        raise unreadable(path, _kind(path) or error.strerror) from error
+        raise unreadable(path, _kind(path) or _reason(error)) from error
     # FFmpeg shows any text as a film of a terminal ("tty").
     stream = None if container.format.name == "tty" else _shown_stream(path, container, remarks)
     if stream is None:
@@ -94,6 +98,10 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
     if stream.codec_context is None:
         container.close()
         raise unreadable(path, "no decoder for it")
+    height, width = _shape(stream)
+    if height * width > MOST_PIXELS:
+        container.close()
+        raise ClipError(f"{path}: has frames of {height}×{width}, expected at most {MOST_PIXELS:,} pixels; scale it")
     interval = 1 / rate if (rate := _rate(stream)) else None
     # AVI tells no times; FFmpeg gives those of decoding.
     tells_times = container.format.name != "avi"
@@ -188,6 +196,11 @@ def _rate(stream: Any) -> Fraction | None:
 def _shape(stream: Any) -> tuple[int, int]:
     codec = stream.codec_context
     return (0, 0) if codec is None else (codec.height, codec.width)
+
+
+def _reason(error: "OSError | av.FFmpegError") -> str | None:
+    """Return the words for an error of FFmpeg, which has one for damage and for a frame beyond `BOUND`."""
+    return f"damaged, or frames above {MOST_PIXELS:,} pixels" if error.errno == errno.EINVAL else error.strerror
 
 
 def unreadable(path: Path, reason: str | None) -> ClipError:
@@ -327,7 +340,7 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
             number += 1
         reason = missing_end(path) or times.missing(container, stream)
     except (OSError, av.FFmpegError, _Damage) as error:
-        reason = missing_end(path) or (str(error) if isinstance(error, _Damage) else error.strerror)
+        reason = missing_end(path) or (str(error) if isinstance(error, _Damage) else _reason(error))
     lost = awaited.lost if reason is None else 0
     if reason is None and not lost:
         return
@@ -393,11 +406,11 @@ def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
     tags = {tag.lower(): value for tag, value in stream.metadata.items()}  # ALPHA_MODE, if the writer was told so
     if tags.get("alpha_mode") == "1" and name in ALPHA_DECODERS:
         decoder: Any = av.CodecContext.create(ALPHA_DECODERS[name], "r")
+        decoder.options = BOUND
     else:
         decoder = stream
         stream.thread_type = "AUTO"
-        if name in OPTIONS:
-            stream.codec_context.options = OPTIONS[name]
+        stream.codec_context.options = OPTIONS.get(name, {}) | BOUND
     decode: Callable[[Any], list[av.VideoFrame]] = decoder.decode
     return decode
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from starlette.datastructures import UploadFile
 
+from e3d_deploy.data.form import MOST_PIXELS
 from e3d_deploy.serve.answers import Problem
 
-MOST_PIXELS = 50_000_000
-"""Most pixels of a picture, or of a frame of a video."""
 MOST_DIRECTORY_BYTES = 65_536
 """Largest table of contents of a .npz file."""
 UNPACKED = 4

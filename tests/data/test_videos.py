@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import Thread
@@ -16,6 +17,7 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from e3d_deploy.config import Fit
 from e3d_deploy.data import videos
@@ -873,3 +875,47 @@ def test_a_repeated_tick_takes_the_frame_again() -> None:
     timed = [(Fraction(0), "a"), (Fraction(1), "b")]
     found = list(select_by_time(timed, 4, interval=Fraction(1)))
     assert found == ["a", "a", "b", "b", "b", "b"]
+
+
+def motion_jpeg(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """Write black pictures of several sizes as a video whose header has the size of the first."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.height, stream.width = sizes[0]
+        stream.pix_fmt = "yuvj420p"
+        for number, (height, width) in enumerate(sizes):
+            content = BytesIO()
+            Image.fromarray(np.zeros((height, width), np.uint8)).save(content, "JPEG")
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 10)
+            container.mux(packet)
+    return path
+
+
+def test_frames_that_grow_beyond_the_bound_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = motion_jpeg(tmp_path / "grows.mkv", [(64, 64)] * 3 + [(512, 512)] * 3)
+    assert len(list(play(path, form()).pictures)) == 6
+    monkeypatch.setattr(videos, "BOUND", {"max_pixels": str(256 * 256)})
+    pictures = play(path, form()).pictures
+    with pytest.raises(SourceLost, match=r"broke off after 3 of about 6 frames \(damaged, or frames above"):
+        list(pictures)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mp4"])
+def test_a_video_of_frames_beyond_the_bound_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(videos, "BOUND", {"max_pixels": str(256 * 256)})
+    with pytest.raises(ClipError, match="frames above 67,108,864 pixels"):
+        list(play(motion_jpeg(tmp_path / f"large{suffix}", [(512, 512)] * 3), form()).pictures)
+
+
+def test_a_header_of_frames_beyond_the_bound_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with av.open(str(tmp_path / "large.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for packet in (*stream.encode(av.VideoFrame(96, 64, "yuv420p")), *stream.encode(None)):
+            container.mux(packet)
+    monkeypatch.setattr(videos, "MOST_PIXELS", 1000)
+    with pytest.raises(ClipError, match="has frames of 64×96, expected at most 1,000 pixels; scale it"):
+        play(tmp_path / "large.mkv", form())
