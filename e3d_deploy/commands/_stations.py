@@ -89,7 +89,7 @@ def _live_row(station: "Station", standing: "Standing") -> tuple[str, ...]:
         _ms(standing.latency_ms, "p99"),
         str(station.feed.dropped),
         _number(standing.age, "d"),
-        f"{_number(standing.mse, '.1f')}/{_number(standing.copy_mse, '.1f')}",
+        "–" if (recent := standing.recent) is None else f"{recent.mse:.1f}/{recent.copy_mse:.1f}",
         _number(standing.novelty, ".2f"),
     )
 

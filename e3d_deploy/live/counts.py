@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e3d_deploy.live.quality import Quality
+from e3d_deploy.live.quality import Comparison, Quality
 from e3d_deploy.live.seen import Seen
 
 RECENT = 100
@@ -50,6 +50,8 @@ class Standing:
     """Squared error at the horizon, summed over the frame, mean of all pictures."""
     copy_mse: float | None
     """The same of copying the last picture."""
+    recent: Comparison | None
+    """Both means over the recent pictures, which the verdict is of; None where no truth came."""
     verdict: str | None
     """Sentence if the model does not beat copying the last picture over the recent pictures."""
 
@@ -126,6 +128,7 @@ class Counts:
                 novelty=last.judged.novelty[-1] if last is not None and known else None,
                 mse=self._error / self._judged if self._judged else None,
                 copy_mse=self._copy_error / self._judged if self._judged else None,
+                recent=self._quality.at(self.horizon),
                 verdict=self._quality.verdict(self.horizon),
             )
 

@@ -96,6 +96,7 @@ class Follower:
         self._novelty = Novelty(horizon, renewal)
         self._made: deque[_Made] = deque(maxlen=horizon)
         self._seen = 0
+        self._was_reset = False
 
     def see(self, picture: NDArray[np.uint8], *, begins: bool = False) -> Judged:
         """Push a picture [H, W, C], forecast the `horizon` pictures after it, and judge earlier forecasts of it.
@@ -110,11 +111,10 @@ class Follower:
         """
         started = time.perf_counter()
         frame = frames.to_frames(picture, image_size=self.config.image_size, channels=self.config.channels)
-        is_cut = self._cuts is not None and self._cuts.is_cut(frame)
-        cut = (is_cut or begins) and self._seen > 0
-        if cut:
-            self.stream.reset()
-            self._made.clear()
+        if begins and self._seen > 0:
+            self.reset()
+        if self._cuts is not None and self._cuts.is_cut(frame):
+            self._forget()
         try:
             self.stream.push(picture)
             forecast = self.stream.forecast(self.horizon).clip(0, 1)
@@ -128,7 +128,7 @@ class Follower:
         judged = Judged(
             index=self._seen,
             age=self.stream.age,
-            cut=cut,
+            cut=self._was_reset,
             picture=picture,
             forecast=forecast,
             expected=expected,
@@ -138,7 +138,7 @@ class Follower:
             latency_ms=latency_ms,
         )
         self._made.append(_Made(frames=forecast, after=frame, age=judged.age))
-        self._seen += 1
+        self._seen, self._was_reset = self._seen + 1, False
         return judged
 
     def _reaching(self) -> list[_Made]:
@@ -152,7 +152,11 @@ class Follower:
 
     def reset(self) -> None:
         """Forget the video. The medians of the novelty stay, as the camera and its scene do."""
-        self.stream.reset()
-        self._made.clear()
+        self._forget()
         if self._cuts is not None:
             self._cuts.reset()
+
+    def _forget(self) -> None:
+        self.stream.reset()
+        self._made.clear()
+        self._was_reset = self._seen > 0

@@ -76,7 +76,8 @@ def test_reset_forgets_what_was_forecast() -> None:
     follower.see(gray(0))
     follower.reset()
     judged = follower.see(gray(1))
-    assert (judged.index, judged.age, judged.errors) == (1, 1, ())
+    assert (judged.index, judged.age, judged.errors, judged.cut) == (1, 1, (), True)
+    assert not follower.see(gray(2)).cut
 
 
 def test_horizon_can_change_between_pictures() -> None:
