@@ -104,9 +104,7 @@ class Service:
             address, names = parse_address(str(clip.path)), {str(clip.path): clip.name}
         else:
             raise Refused(protocol.FORBIDDEN, "source", "no such source; ask /v1/model for those there are")
-        options = FeedOptions(
-            policy="block" if address.kind == "file" else "drop-oldest", queue_length=1, realtime=True
-        )
+        options = FeedOptions(queue_length=1, realtime=True)
         return lambda: Feed(address, self.form, options, remarks=Remarks(silent=True)), names
 
     def _forget(self, session: Session) -> None:

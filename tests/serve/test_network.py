@@ -1,12 +1,13 @@
 """Sessions of sources in the network."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from e3d_deploy.serve.offers import offers_of
 from tests.data.live.conftest import Start
-from tests.data.live.peers import RATE, mjpeg, picture, rtsp
+from tests.data.live.peers import RATE, answering, mjpeg, mp4, picture, rtsp
 from tests.serve.conftest import Serve, Viewer
 
 
@@ -37,6 +38,22 @@ def test_a_paused_camera_goes_on_with_a_new_state(serve: Serve, start: Start) ->
         viewer.text("resumed")
         header, _ = viewer.pictures()
         assert (header["age"], header["cut"]) == (1, True)
+
+
+def test_a_paused_file_over_http_waits(serve: Serve, start: Start, tmp_path: Path) -> None:
+    content = mp4(tmp_path / "film.mp4", 100)
+    address = f"http://127.0.0.1:{start(answering('200 OK', {'Content-Type': 'video/mp4'}, content)).port}/film.mp4"
+    with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
+        viewer.open("file:1")
+        viewer.pictures()
+        viewer.say("pause")
+        viewer.text("paused")
+        for _ in range(2):
+            viewer.text("stats")  # by then a player that goes on has dropped pictures
+        viewer.say("resume")
+        viewer.text("resumed")
+        header, _ = viewer.pictures()
+    assert (header["cut"], header["dropped"]) == (False, 0)
 
 
 @pytest.mark.parametrize("refuse", ["401 Unauthorized", "404 Not Found"])
