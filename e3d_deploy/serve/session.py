@@ -7,8 +7,8 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 
 import numpy as np
 
@@ -149,14 +149,14 @@ class Session:
     def _play(self, source: Source, follower: Follower) -> None:
         while not self._stopping.is_set():
             waits = self._paused and not source.is_live
-            self._obey(follower, POLL_S if waits else 0)
+            for order in self._orders_within(POLL_S if waits else 0):
+                self._obey(order, follower, source)
             self._check_idle()
             self._say_stats(source)
             if self._paused and not source.is_live:
                 continue
             arrival = source.take(POLL_S)
             if arrival is None or self._paused:
-                self._skipped |= arrival is not None
                 continue
             # A recording waits for the network, so its pictures come when they are taken.
             came_s = arrival.came_s if source.is_live else time.perf_counter()
@@ -164,12 +164,15 @@ class Session:
             self._active_s, self._skipped = time.monotonic(), False
             self._show(judged, arrival, source, time.perf_counter() - came_s)
 
-    def _obey(self, follower: Follower, wait_s: float) -> None:
+    def _orders_within(self, wait_s: float) -> Iterator[SetHorizon | Order]:
+        """Yield the orders that wait; wait for the first of them."""
+        with suppress(queue.Empty):
+            yield self._orders.get(timeout=wait_s)
+            while True:
+                yield self._orders.get_nowait()
+
+    def _obey(self, order: SetHorizon | Order, follower: Follower, source: Source) -> None:
         """Do what the viewer asked for."""
-        try:
-            order = self._orders.get(timeout=wait_s) if wait_s else self._orders.get_nowait()
-        except queue.Empty:
-            return
         if isinstance(order, SetHorizon):
             self._horizon = follower.horizon = min(order.value, self._settings.horizon)
         elif order.type == "reset":
@@ -179,6 +182,8 @@ class Session:
             self.stop(protocol.END, text_message("end", reason="the viewer closed the session"))
         else:
             self._paused = order.type == "pause"
+            # A live source goes on meanwhile, even if nobody sends its pictures.
+            self._skipped |= self._paused and source.is_live
             self.outbox.put(text_message("paused" if self._paused else "resumed"))
 
     def _check_idle(self) -> None:

@@ -100,6 +100,35 @@ def test_a_paused_webcam_begins_anew_when_it_goes_on(serve: Serve) -> None:
     assert (header["index"], header["age"], header["cut"]) == (2, 1, True)
 
 
+def test_a_webcam_that_sends_nothing_while_paused_begins_anew_too(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open()
+        viewer.show(5)
+        viewer.pictures()
+        for wish, answer in (("pause", "paused"), ("resume", "resumed")):
+            viewer.say(wish)
+            viewer.text(answer)
+        viewer.show(7)
+        header, _ = viewer.pictures()
+    assert (header["index"], header["age"], header["cut"]) == (1, 1, True)
+
+
+def test_all_wishes_that_wait_are_obeyed_before_the_next_picture(serve: Serve, backend: FakeBackend) -> None:
+    served = serve()
+    with Viewer(served) as viewer:
+        viewer.open(horizon=2)
+        [session] = served.service._sessions.values()
+        backend.gate.clear()
+        viewer.show(1)
+        assert backend.entered.wait(WAIT_S)
+        for value in (1, 3):
+            viewer.say("horizon", value=value)
+        viewer.show(2)
+        wait_until(lambda: session._orders.qsize() == 2)
+        backend.gate.set()
+        assert [viewer.pictures()[0]["horizon"] for _ in range(2)] == [2, 3]
+
+
 def test_a_file_plays_to_its_end_in_order(serve: Serve, video: Path) -> None:
     with Viewer(serve(**offered(video))) as viewer:
         assert viewer.open("file:1")["frames_per_second"] == 20
