@@ -17,7 +17,7 @@ LENGTH = struct.Struct("<I")
 """Length of the header of a binary message (bytes)."""
 
 END, STOPS, BAD_MESSAGE, BAD_TOKEN, FORBIDDEN, IDLE = 1000, 1001, 4400, 4401, 4403, 4408
-TOO_LARGE, TOO_MANY, LOST, FAILED = 4413, 4429, 4503, 1011
+TOO_LARGE, TOO_MANY, UNREADABLE, LOST, FAILED = 4413, 4429, 4404, 4503, 1011
 """Close codes."""
 
 

@@ -22,7 +22,8 @@ from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Open, Refused, text_message
 from e3d_deploy.serve.session import Session
 from e3d_deploy.serve.settings import Settings
-from e3d_deploy.serve.webcam import Source, Webcam
+from e3d_deploy.serve.source import Chosen
+from e3d_deploy.serve.webcam import Webcam
 
 T = TypeVar("T")
 
@@ -73,18 +74,14 @@ class Service:
         Raises:
             Refused: the source is not allowed, or too many sessions are open.
         """
-        kind, _, name = message.source.partition(":")
         webcam = Webcam() if message.source == "webcam" else None
-        open_source, names = ((lambda: webcam), {}) if webcam is not None else self._opener(kind, name)
         session = Session(
             self.predictor,
             self.streams,
             self.settings,
             self.meters,
             outbox,
-            open_source=open_source,
-            kind=kind,
-            names=names,
+            chosen=self._chosen(message.source) if webcam is None else Chosen(open=lambda: webcam, kind="webcam"),
             horizon=min(message.horizon, self.settings.horizon),
             on_end=self._forget,
         )
@@ -96,16 +93,27 @@ class Service:
             self._sessions[session.id] = session
         return session, webcam
 
-    def _opener(self, kind: str, name: str) -> tuple[Callable[[], Source], dict[str, str]]:
-        """Return what opens an allowed source, and the name to show instead of its path."""
+    def _chosen(self, source: str) -> Chosen:
+        """Return an offered source or an uploaded clip by its name.
+
+        Raises:
+            Refused: there is no such source.
+        """
+        kind, _, name = source.partition(":")
         if kind == "file" and (offer := self._offers.get(name)) is not None:
-            address, names = offer.address, {offer.address.text: offer.name}
+            address, names, clip_id = offer.address, {offer.address.text: offer.name}, None
         elif kind == "clip" and (clip := self.clips.find(name)) is not None:
-            address, names = parse_address(str(clip.path)), {str(clip.path): clip.name}
+            address, names, clip_id = parse_address(str(clip.path)), {str(clip.path): clip.name}, clip.id
         else:
             raise Refused(protocol.FORBIDDEN, "source", "no such source; ask /v1/model for those there are")
         options = FeedOptions(queue_length=1, realtime=True)
-        return lambda: Feed(address, self.form, options, remarks=Remarks(silent=True)), names
+        return Chosen(
+            open=lambda: Feed(address, self.form, options, remarks=Remarks(silent=True)),
+            kind=kind,
+            names=names,
+            is_file=address.kind == "file",
+            clip=clip_id,
+        )
 
     def _forget(self, session: Session) -> None:
         with self._lock:
@@ -138,7 +146,15 @@ class Service:
         """Delete clips that nobody uses any more, until cancelled."""
         while True:
             await asyncio.sleep(min(10.0, self.settings.idle_timeout_s / 4))
-            await asyncio.to_thread(self.clips.expire)
+            await asyncio.to_thread(self.expire_clips)
+
+    def expire_clips(self) -> None:
+        """Delete the clips that no session has played for a while."""
+        with self._lock:
+            playing = [session.chosen.clip for session in self._sessions.values() if session.chosen.clip is not None]
+        for clip in playing:
+            self.clips.find(clip)
+        self.clips.expire()
 
     def stop_sessions(self) -> None:
         """Take nothing new, and end all sessions with a word to their viewers."""

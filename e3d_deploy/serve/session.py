@@ -7,13 +7,13 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import numpy as np
 
 from e3d_deploy.data.live.feed import Arrival, Ended
-from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, SourceLost
+from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, ShapeError, SourceLost
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.follower import Follower, Judged
 from e3d_deploy.live.quality import Quality
@@ -24,7 +24,7 @@ from e3d_deploy.serve.metrics import Meters
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Order, Refused, SetHorizon, picture_message, text_message
 from e3d_deploy.serve.settings import Settings
-from e3d_deploy.serve.webcam import Source
+from e3d_deploy.serve.source import Chosen, Source
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ class Session:
     """Forecasts of one source for one viewer, made in a thread of their own.
 
     Args:
-        open_source: opens the source, in the session's thread.
-        kind: kind of the source, for metrics.
-        names: names that viewers read instead of paths of the server.
+        chosen: source.
         horizon: frames to look ahead, at first.
         on_end: called in the session's thread when it has ended.
     """
@@ -55,16 +53,13 @@ class Session:
         meters: Meters,
         outbox: Outbox,
         *,
-        open_source: Callable[[], Source],
-        kind: str,
-        names: Mapping[str, str],
+        chosen: Chosen,
         horizon: int,
         on_end: Callable[["Session"], None],
     ) -> None:
         self.id = secrets.token_hex(8)
-        self.outbox = outbox
+        self.outbox, self.chosen = outbox, chosen
         self._predictor, self._streams, self._settings, self._meters = predictor, streams, settings, meters
-        self._open_source, self._kind, self._names = open_source, kind, names
         self._horizon, self._on_end = horizon, on_end
         self._orders: queue.SimpleQueue[SetHorizon | Order] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -108,19 +103,19 @@ class Session:
             # The runtime keeps an error with the forecast that failed, which would keep the source and its decoder.
             traceback.clear_frames(error.__traceback__)
             if not self._stopping.is_set():  # else the streams were closed under it
-                self._refuse(refusal_of(error, self._names))
+                self._refuse(refusal_of(error, self.chosen))
         finally:
             self.outbox.close(protocol.END)
             self._on_end(self)
 
     def _follow(self) -> None:
         """Play the source to its end."""
-        with self._streams.open() as self._stream, closing(self._open_source()) as source:
+        with self._streams.open() as self._stream, closing(self.chosen.open()) as source:
             renewal = self._predictor.renewal(self._settings.renewal)
             config, most = self._predictor.config, self._settings.horizon
             follower = Follower(self._stream, config, horizon=most, renewal=renewal)
             follower.horizon = self._horizon
-            self._meters.opened.labels(self._kind).inc()
+            self._meters.opened.labels(self.chosen.kind).inc()
             self._greet(source)
             try:
                 self._play(source, follower)
@@ -247,12 +242,14 @@ class Session:
         self._dropped = dropped
 
 
-def refusal_of(error: Exception, names: Mapping[str, str]) -> Refused:
+def refusal_of(error: Exception, chosen: Chosen) -> Refused:
     """Return the reason to end a session for an exception of its thread."""
-    problem = problem_of(error, names)
+    problem = problem_of(error, chosen.names)
     if isinstance(error, ResourceLimit):
         return Refused(protocol.TOO_MANY, "full", problem.message)
-    if isinstance(error, SourceLost | ClipError):
+    if isinstance(error, SourceLost) and not chosen.is_file:
         return Refused(protocol.LOST, "source_lost", problem.message)
+    if isinstance(error, SourceLost | ClipError | ShapeError):
+        return Refused(protocol.UNREADABLE, "unreadable", problem.message)
     known = isinstance(error, E3DError)
     return Refused(protocol.FAILED, problem.code, problem.message if known else "the session failed")

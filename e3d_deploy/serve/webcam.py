@@ -2,29 +2,11 @@
 
 import threading
 import time
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.live.feed import Arrival
-
-
-class Source(Protocol):
-    """Pictures of a session, as a `Feed` gives them."""
-
-    @property
-    def dropped(self) -> int: ...
-
-    @property
-    def frames_per_second(self) -> float | None: ...
-
-    @property
-    def is_live(self) -> bool: ...
-
-    def take(self, timeout_s: float | None = None) -> Arrival | None: ...
-
-    def close(self) -> None: ...
 
 
 class Webcam:

@@ -380,13 +380,13 @@ def test_a_viewer_that_says_nothing_is_closed(serve: Serve, monkeypatch: pytest.
         assert viewer.end()[1] == 4408
 
 
-def test_a_source_that_breaks_off_closes_with_4503_and_names_no_path(serve: Serve, video: Path) -> None:
+def test_a_file_that_breaks_off_closes_with_4404_and_names_no_path(serve: Serve, video: Path) -> None:
     served = serve(**offered(video))
     video.write_bytes(video.read_bytes()[:600])
     with Viewer(served) as viewer:
         viewer.say("open", source="file:1", horizon=1)
         texts, code = viewer.end()
-    assert (texts[-1]["code"], code) == ("source_lost", 4503)
+    assert (texts[-1]["code"], code) == ("unreadable", 4404)
     assert "walk.mp4" in texts[-1]["message"]
     assert str(video.parent) not in texts[-1]["message"]
 

@@ -1,10 +1,13 @@
 """Sessions of sources in the network."""
 
 import json
+import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from e3d_deploy.data.live.feed import FeedOptions
 from e3d_deploy.serve.offers import offers_of
 from tests.data.live.conftest import Start
 from tests.data.live.peers import RATE, answering, mjpeg, mp4, picture, rtsp
@@ -57,10 +60,35 @@ def test_a_paused_file_over_http_waits(serve: Serve, start: Start, tmp_path: Pat
 
 
 @pytest.mark.parametrize("refuse", ["401 Unauthorized", "404 Not Found"])
-def test_a_camera_that_refuses_closes_with_4503_and_tells_no_password(serve: Serve, start: Start, refuse: str) -> None:
+def test_a_camera_that_refuses_closes_with_4404_and_tells_no_password(serve: Serve, start: Start, refuse: str) -> None:
     address = f"rtsp://user:secret@127.0.0.1:{start(rtsp(None, refuse=refuse)).port}/door"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
         viewer.say("open", source="file:1", horizon=1)
         texts, code = viewer.end()
-    assert (texts[-1]["code"], code) == ("source_lost", 4503)
+    assert (texts[-1]["code"], code) == ("unreadable", 4404)
     assert "secret" not in json.dumps(texts)
+
+
+def test_a_camera_that_cannot_be_reached_closes_with_4503(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"rtsp://user:secret@127.0.0.1:{taken.getsockname()[1]}/door"
+    with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
+        viewer.say("open", source="file:1", horizon=1)
+        texts, code = viewer.end()
+    assert (texts[-1]["code"], code) == ("source_lost", 4503)
+    assert "refused the connection" in texts[-1]["message"]
+    assert "secret" not in json.dumps(texts)
+
+
+def test_a_camera_that_falls_silent_closes_with_4503(
+    serve: Serve, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = partial(FeedOptions, silence_s=2.0, attempts=0)
+    monkeypatch.setattr("e3d_deploy.serve.service.FeedOptions", impatient)
+    peer = start(mjpeg([picture(number) for number in range(60)], then_silent=True, pause_s=0.02))
+    with Viewer(serve(offers=offers_of([f"http://127.0.0.1:{peer.port}/"], lambda _: None))) as viewer:
+        viewer.open("file:1")
+        assert viewer.pictures()[0]["age"] >= 1
+        texts, code = viewer.end()
+    assert (texts[-1]["code"], code) == ("source_lost", 4503)
+    assert "no picture came for 2 s" in texts[-1]["message"]

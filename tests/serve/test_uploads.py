@@ -121,6 +121,17 @@ def test_clips_expire_and_end_with_the_server(
     assert not clips.folder.exists()
 
 
+def test_a_clip_that_is_played_does_not_expire(serve: Serve, video: Path) -> None:
+    served = serve()
+    with httpx.Client(base_url=served.address) as client:
+        source = post(client, video.read_bytes(), path="/v1/clips").json()["source"]
+    with Viewer(served) as viewer:
+        viewer.open(source)
+        served.service.clips._used_s[source.removeprefix("clip:")] -= 1000
+        served.service.expire_clips()
+        assert len(served.service.clips) == 1
+
+
 def test_clips_that_fill_their_room_are_refused(serve: Serve, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
     served.service.clips._most_bytes = 3 * video.stat().st_size // 2

@@ -25,6 +25,7 @@ const REASONS = {
   1011: "The server failed",
   4400: "The server did not understand this page; reload it",
   4403: "The server does not allow this source",
+  4404: "The source cannot be read",
   4408: "The session was idle for too long",
   4413: "A message was too large for the server",
   4429: "The server has as many sessions as it allows",
