@@ -7,6 +7,7 @@ from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from e3d_deploy.serve import protocol
+from e3d_deploy.serve.answers import problem_of
 from e3d_deploy.serve.outbox import Closing, Outbox
 from e3d_deploy.serve.protocol import Open, Refused, parse, text_message
 from e3d_deploy.serve.security import Rate, origin_allowed, token_matches
@@ -74,18 +75,23 @@ class Connection:
             if not offered:
                 raise Refused(protocol.BAD_MESSAGE, "protocol", f"expected the subprotocol {protocol.SUBPROTOCOL}")
             session, webcam = self.service.open_session(await self._first(), self.outbox)
-            session.start()
             while True:
                 await self._take_message(session, webcam)
         except WebSocketDisconnect:
             self.outbox.close(protocol.END)
         except Refused as refusal:
-            self.service.meters.errors.labels(refusal.code).inc()
-            self.outbox.close(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
+            self._refuse(refusal)
+        except Exception as error:
+            problem = problem_of(error)
+            self._refuse(Refused(protocol.FAILED, problem.code, problem.message))
         finally:
             if session is not None:
                 session.stop()
                 await asyncio.shield(asyncio.to_thread(session.join, JOIN_S))
+
+    def _refuse(self, refusal: Refused) -> None:
+        self.service.meters.errors.labels(refusal.code).inc()
+        self.outbox.close(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
 
     async def _first(self) -> Open:
         """Return the first message, once its sender has proved that it may speak.

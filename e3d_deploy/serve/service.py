@@ -69,7 +69,7 @@ class Service:
         self.meters.sessions.set_function(lambda: len(self._sessions))
 
     def open_session(self, message: Open, outbox: Outbox) -> tuple[Session, Webcam | None]:
-        """Return a new session, not yet started, and the queue for the viewer's pictures if it takes them.
+        """Start a session, and return it with the queue for the viewer's pictures if it takes them.
 
         Raises:
             Refused: the source is not allowed, or too many sessions are open.
@@ -89,8 +89,13 @@ class Service:
             if self.stopping:
                 raise Refused(protocol.STOPS, "stopping", "the server stops")
             if len(self._sessions) >= self.settings.max_sessions:
-                raise Refused(protocol.TOO_MANY, "full", f"{len(self._sessions)} sessions are open, which is the most")
+                raise Refused(protocol.TOO_MANY, "full", f"all {len(self._sessions)} sessions are in use")
             self._sessions[session.id] = session
+        try:
+            session.start()
+        except RuntimeError as error:
+            self._forget(session)
+            raise Refused(protocol.TOO_MANY, "full", "the system has no thread for one more session") from error
         return session, webcam
 
     def _chosen(self, source: str) -> Chosen:

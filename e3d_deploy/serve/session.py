@@ -72,7 +72,11 @@ class Session:
         self._thread = threading.Thread(target=self._run, name=f"e3d session {self.id}", daemon=True)
 
     def start(self) -> None:
-        """Begin to play."""
+        """Begin to play.
+
+        Raises:
+            RuntimeError: the system has no thread for it.
+        """
         self._thread.start()
 
     def order(self, message: SetHorizon | Order) -> None:

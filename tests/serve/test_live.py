@@ -406,6 +406,38 @@ def test_a_network_that_fails_ends_its_session_without_a_traceback(serve: Serve,
     assert "secret" not in json.dumps(texts)
 
 
+def test_an_error_of_the_server_is_told_and_closes_with_1011(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+
+    def fail(*_: object) -> None:
+        raise ValueError("secret /srv/path")
+
+    monkeypatch.setattr(served.service, "open_session", fail)
+    with Viewer(served) as viewer:
+        assert viewer.open()["code"] == "internal"
+        texts, code = viewer.end()
+    assert code == 1011
+    assert "secret" not in json.dumps(texts)
+    assert served.service.meters.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) == 1
+
+
+def test_a_session_without_a_thread_is_refused_and_gives_its_place_back(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = serve(max_sessions=1)
+
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("e3d_deploy.serve.session.Session.start", fail)
+        with Viewer(served) as viewer:
+            assert viewer.open()["code"] == "full"
+            assert viewer.end() == ([], 4429)
+    with Viewer(served) as viewer:
+        assert viewer.open()["type"] == "ready"
+
+
 def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
