@@ -70,6 +70,8 @@ def serve(
     e3d serve film.e3d --source clips/ --source rtsp://camera.local/stream
     e3d serve film.e3d --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
     """
+    from e3d_deploy.live.station import needed_bytes
+    from e3d_deploy.memory import check_memory
     from e3d_deploy.serve.offers import offers_of
     from e3d_deploy.serve.run import running
     from e3d_deploy.serve.settings import Settings
@@ -95,6 +97,11 @@ def serve(
     )
     with ExitStack() as stack:
         predictor = stack.enter_context(open_predictor(bundle, backend, threads))
+        check_memory(
+            f"--horizon {settings.horizon} --max-sessions {max_sessions}",
+            max_sessions * needed_bytes(predictor.config, settings.horizon),
+            "give smaller ones",
+        )
         served = stack.enter_context(running(predictor, settings))
         click.echo(served.address)
         click.echo(f"serving {settings.name} on {predictor.backend.name}; Ctrl-C ends it", err=True)

@@ -41,6 +41,8 @@ class Running:
     def __init__(self, server: uvicorn.Server, listener: socket.socket, service: Service, address: str) -> None:
         self.service, self.address = service, address
         self._server, self._listener = server, listener
+        self._stopped = False
+        self._error: Exception | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="e3d serve", daemon=True)
 
@@ -54,18 +56,28 @@ class Running:
         while not self._server.started and self._thread.is_alive():
             self._thread.join(0.01)
         if not self._server.started:
-            raise E3DError("serve: the server did not start; `e3d --debug serve …` shows why")
+            raise E3DError("serve: the server did not start; `e3d --debug serve …` shows why") from self._error
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._server.serve(sockets=[self._listener]))
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._server.serve(sockets=[self._listener]))
+        except Exception as error:
+            self._error = error
 
     def wait(self) -> None:
-        """Wait until the server has ended."""
+        """Wait until the server has ended.
+
+        Raises:
+            E3DError: nobody had stopped it.
+        """
         self._thread.join()
+        if not self._stopped:
+            raise E3DError("serve: the server ended by itself; `e3d --debug serve …` shows why") from self._error
 
     def stop(self) -> None:
         """Take nothing new, let what runs end, and close all connections; bounded in time."""
+        self._stopped = True
         if self._thread.is_alive():
             with suppress(TimeoutError, RuntimeError, CancelledError):  # it takes too long, or has ended meanwhile
                 asyncio.run_coroutine_threadsafe(self.service.drain(), self._loop).result(DRAIN_S + GRACE_S)

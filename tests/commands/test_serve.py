@@ -129,6 +129,23 @@ def test_a_memory_limit_without_room_for_a_stream_is_exit_code_7(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_horizon_that_fits_into_no_memory_is_exit_code_7(exported: Path) -> None:
+    options = ["--backend", "onnxruntime", "--port", "0", "--horizon", "10000", "--max-sessions", "1024"]
+    done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), *options])
+    assert done.exit_code == 7, done.output
+    assert "--horizon 10000 --max-sessions 1024" in done.output
+
+
+def test_a_server_that_ends_by_itself_is_an_error(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise OSError("the socket is gone")
+
+    monkeypatch.setattr("uvicorn.Server.main_loop", fail)
+    done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", "0"])
+    assert done.exit_code == 1
+    assert "the server ended by itself" in done.output
+
+
 def test_a_missing_library_is_told_with_the_extra_that_brings_it(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
