@@ -48,9 +48,14 @@ class Problem(Exception):
         self.status, self.code, self.message, self.retry = status, code, message, retry
 
 
-def error_response(status: int, code: str, message: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return an answer that is an error."""
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers=dict(headers or {}))
+def response_of(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return a problem as an answer."""
+    found = dict(headers or {})
+    if problem.retry:
+        found["Retry-After"] = str(RETRY_AFTER_S)
+    if problem.status == 401:
+        found["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": {"code": problem.code, "message": problem.message}}, problem.status, headers=found)
 
 
 def problem_of(error: Exception, names: Mapping[str, str] | None = None) -> Problem:
@@ -83,23 +88,24 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Answer every exception of an application in one form."""
 
-    async def on_error(_: Request, error: Exception) -> JSONResponse:
-        problem = problem_of(error)
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if problem.retry else {}
+    def counted(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
         app.state.service.meters.errors.labels(problem.code).inc()
-        return error_response(problem.status, problem.code, problem.message, headers=headers)
+        return response_of(problem, headers)
+
+    async def on_error(_: Request, error: Exception) -> JSONResponse:
+        return counted(problem_of(error))
 
     async def on_http(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_")
-        return error_response(error.status_code, code, str(error.detail), headers=error.headers)
+        return counted(Problem(error.status_code, code, str(error.detail)), error.headers)
 
     async def on_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         found = error.errors()[0]
         place = ".".join(str(part) for part in found["loc"])
-        return error_response(422, "invalid", f"{place}: {found['msg']}")
+        return counted(Problem(422, "invalid", f"{place}: {found['msg']}"))
 
     for kind in (Problem, E3DError):
         app.add_exception_handler(kind, on_error)

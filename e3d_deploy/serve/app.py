@@ -44,7 +44,6 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     app = FastAPI(title="e3d serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     answers.install(app)
-    app.add_middleware(Guard, settings=settings)
     app.include_router(page_routes())
     app.include_router(health_routes(service))
     # `Guard` refuses before a body is read; this tells OpenAPI of it.
@@ -57,4 +56,6 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     async def live(websocket: WebSocket) -> None:
         await Connection(websocket, service).run()
 
+    # Outside of the middleware that answers unexpected errors, so that these answers carry the headers too.
+    app.middleware_stack = Guard(app.build_middleware_stack(), settings, service.meters)
     return app

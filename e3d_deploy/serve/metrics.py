@@ -33,7 +33,9 @@ class Meters:
         self.drops = Counter("e3d_drops", "Pictures dropped.", ["reason"], registry=registry)
         self.predictions = Counter("e3d_predictions", "Requests to /v1/predict answered.", registry=registry)
         self.clips = Gauge("e3d_clips", "Uploaded clips that are kept.", registry=registry)
-        self.errors = Counter("e3d_errors", "Requests and sessions that failed.", ["code"], registry=registry)
+        self.errors = Counter(
+            "e3d_errors", "Requests and sessions that failed or were refused.", ["code"], registry=registry
+        )
         for reason in ("source", "viewer"):
             self.drops.labels(reason)
         for kind in ("file", "clip", "webcam"):

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from e3d_deploy.serve.answers import error_response
+from e3d_deploy.serve.answers import Problem, response_of
+from e3d_deploy.serve.metrics import Meters
 from e3d_deploy.serve.page_files import page_files
 from e3d_deploy.serve.settings import Settings, is_loopback
 
@@ -99,8 +100,8 @@ class Guard:
     the origin, which it can then name.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: ASGIApp, settings: Settings, meters: Meters) -> None:
+        self.app, self.settings, self.meters = app, settings, meters
         self._open_paths = HEALTH | page_files().keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,6 +113,7 @@ class Guard:
             if host_allowed(headers, self.settings):
                 await self.app(scope, receive, send)
             else:
+                self.meters.errors.labels("host").inc()
                 await send({"type": "websocket.close", "code": 1008})  # before it is accepted: HTTP 403
             return
 
@@ -133,22 +135,23 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope, headers)
-        await (refusal or self.app)(scope, body.receive, send_guarded)
+        if refusal is None:
+            await self.app(scope, body.receive, send_guarded)
+            return
+        self.meters.errors.labels(refusal.code).inc()
+        await response_of(refusal)(scope, body.receive, send_guarded)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         if not host_allowed(headers, self.settings):
-            return error_response(403, "host", "this server answers to names of this machine alone")
+            return Problem(403, "host", "this server answers to names of this machine alone")
         if not origin_allowed(headers, self.settings):
-            return error_response(403, "origin", "pages of other origins may not use this server")
+            return Problem(403, "origin", "pages of other origins may not use this server")
         if scope["path"] in self._open_paths:
             return None
         kind, _, given = headers.get("authorization", "").partition(" ")
         if token_matches(self.settings.token, given if kind.lower() == "bearer" else None):
             return None
-        return error_response(
-            401, "token", "the token is missing or wrong; send `Authorization: Bearer TOKEN`",
-            headers={"WWW-Authenticate": "Bearer"},
-        )  # fmt: skip
+        return Problem(401, "token", "the token is missing or wrong; send `Authorization: Bearer TOKEN`")
 
 
 class Rate:

@@ -278,6 +278,41 @@ def test_the_page_needs_no_token_and_may_load_its_own_files_alone(serve: Serve) 
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bon\w+=|https?://", page)
 
 
+def test_every_answer_carries_the_headers_of_security(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("e3d_deploy.serve.posts.predict", fail)
+    served = serve(token=TOKEN)
+    known = {"Authorization": f"Bearer {TOKEN}"}
+    with httpx.Client(base_url=served.address) as client:
+        answers = [
+            client.get("/v1/model", headers=known),
+            client.get("/v1/model"),
+            client.get("/v1/model", headers={"Origin": "http://evil.example"}),
+            client.get("/v1/none", headers=known),
+            client.delete("/v1/model", headers=known),
+            client.post("/v1/predict", headers=known),
+            client.post("/v1/predict", headers=known, files={"clip": ("a.npz", npz(frames=FRAMES))}),
+        ]
+        page = client.get("/")
+        metrics = client.get("/metrics", headers=known).text.splitlines()
+    assert [answer.status_code for answer in answers] == [200, 401, 403, 404, 405, 415, 500]
+    for answer in (page, *answers):
+        policy = answer.headers["content-security-policy"]
+        for part in ("default-src 'none'", "script-src 'self'", "frame-ancestors 'none'", "base-uri 'none'"):
+            assert part in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["cross-origin-opener-policy"] == "same-origin"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["permissions-policy"] == "camera=(self), microphone=(), geolocation=()"
+        assert answer.headers["cache-control"] == ("no-cache" if answer is page else "no-store")
+    for code in ("token", "origin", "not_found", "method_not_allowed", "form", "internal"):
+        assert f'e3d_errors_total{{code="{code}"}} 1.0' in metrics
+
+
 def test_a_page_of_another_origin_cannot_post(client: httpx.Client) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}):
         answer = client.post("/v1/predict", files={"clip": ("a.npz", npz(frames=FRAMES))}, headers=headers)
