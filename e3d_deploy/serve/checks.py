@@ -12,6 +12,8 @@ from starlette.datastructures import UploadFile
 from e3d_deploy.data.form import MOST_PIXELS
 from e3d_deploy.serve.answers import Problem
 
+MOST_PIXELS_IN_ALL = 500_000_000
+"""Most pixels of all pictures of a request, which small files may unpack to."""
 MOST_DIRECTORY_BYTES = 65_536
 """Largest table of contents of a .npz file."""
 UNPACKED = 4
@@ -58,13 +60,17 @@ def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]
     Raises:
         Problem: a kind that is not taken, or a size that is absurd.
     """
-    saved = []
+    saved, pixels = [], 0
     for number, file in enumerate(files):
         name = shown_name(file.filename)
         path = folder / f"frame_{number:04d}{_kind(file, name)}"
         with path.open("wb") as target:
             shutil.copyfileobj(file.file, target)
-        _check(path, name, most_bytes)
+        pixels += _check(path, name, most_bytes)
+        if pixels > MOST_PIXELS_IN_ALL:
+            raise Problem(
+                422, "pixels", f"{name}: brings the pictures above {MOST_PIXELS_IN_ALL:,} pixels; shrink them"
+            )
         saved.append(Upload(path, name))
     return saved
 
@@ -83,17 +89,21 @@ def _kind(file: UploadFile, name: str) -> str:
             return suffix
     if begin[:1] == b"G" and begin[188:189] == b"G":
         return ".ts"
-    raise Problem(422, "unreadable", f"{name}: no kind of file that is read; send .npz, .npy, a video or pictures")
+    raise Problem(422, "unreadable", f"{name}: unsupported file type; send .npz, .npy, a video or pictures")
 
 
-def _check(path: Path, name: str, most_bytes: int) -> None:
+def _check(path: Path, name: str, most_bytes: int) -> int:
+    """Check a file, and return its pixels if it is a picture."""
     if path.suffix == ".npz":
         _check_archive(path, name, UNPACKED * most_bytes)
     elif path.suffix in PICTURES:
-        _check_pixels(name, *_picture_size(path, name))
+        size = _picture_size(path, name)
+        _check_pixels(name, *size)
+        return math.prod(size)
     elif path.suffix != ".npy":
         for size in _video_sizes(path, name):
             _check_pixels(name, *size)
+    return 0
 
 
 def _check_archive(path: Path, name: str, most_bytes: int) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -44,19 +44,17 @@ async def form_of(request: Request, most_bytes: int, *, most_files: int) -> Asyn
         return message
 
     stream = Request(request.scope, receive_counted).stream()
-    parser = _Parser(request.headers, stream, max_files=most_files, max_fields=16, max_part_size=1024)
-    try:
-        async with asyncio.timeout(UPLOAD_S):
-            form = await parser.parse()
+    with closing(_Parser(request.headers, stream, max_files=most_files, max_fields=16, max_part_size=1024)) as parser:
+        try:
+            async with asyncio.timeout(UPLOAD_S):
+                form = await parser.parse()
+        except TimeoutError:
+            raise Problem(408, "slow", f"an upload takes at most {UPLOAD_S:g} s") from None
+        except MultiPartException as error:
+            raise Problem(400, "form", f"not a form: {error.message}") from error
+        except ClientDisconnect as error:
+            raise Problem(400, "form", "the form broke off") from error
         yield form
-    except TimeoutError:
-        raise Problem(408, "slow", f"an upload takes at most {UPLOAD_S:g} s") from None
-    except MultiPartException as error:
-        raise Problem(400, "form", f"not a form: {error.message}") from error
-    except ClientDisconnect as error:
-        raise Problem(400, "form", "the form broke off") from error
-    finally:
-        parser.close()
 
 
 class _Parser(MultiPartParser):

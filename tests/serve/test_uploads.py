@@ -192,6 +192,24 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(client: httpx.Cli
         assert problem(post(client, png(*size), "a.png")) == (422, "pixels")
 
 
+def test_pictures_of_too_many_pixels_in_all_are_refused(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MOST_PIXELS_IN_ALL", 199)
+    files = [("clip", (f"{number}.png", png(10, 10))) for number in range(2)]
+    answer = client.post("/v1/predict", files=files)
+    assert problem(answer) == (422, "pixels")
+    assert answer.json()["error"]["message"].startswith("1.png: ")
+
+
+def test_a_timeout_after_the_upload_is_none_of_the_upload(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("e3d_deploy.serve.posts.predict", fail)
+    assert problem(post(client, npz(frames=np.zeros((12, 4, 8, 1), np.uint8)), "a.npz")) == (500, "internal")
+
+
 def test_a_gif_of_too_many_pixels_is_refused(client: httpx.Client) -> None:
     content = b"GIF89a" + (60_000).to_bytes(2, "little") * 2 + b"\0\0\0;"
     assert problem(post(client, content, "a.gif"))[0] == 422
