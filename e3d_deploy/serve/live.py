@@ -82,8 +82,7 @@ class Connection:
         except Refused as refusal:
             self._refuse(refusal)
         except Exception as error:
-            problem = problem_of(error)
-            self._refuse(Refused(protocol.FAILED, problem.code, problem.message))
+            self._refuse(Refused(protocol.FAILED, "internal", problem_of(error).message))
         finally:
             if session is not None:
                 session.stop()

@@ -72,7 +72,7 @@ def parse(text: str) -> Open | SetHorizon | Order:
 def _first(error: ValidationError | UnicodeEncodeError) -> str:
     """Return the first thing that is wrong, without the message itself."""
     if isinstance(error, UnicodeEncodeError):
-        return "characters that are none"
+        return "invalid Unicode"
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     place = ".".join(str(part) for part in found["loc"])
     return f"{place}: {found['msg']}" if place else str(found["msg"])

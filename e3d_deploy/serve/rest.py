@@ -62,14 +62,14 @@ def health_routes(service: Service) -> APIRouter:
     """Return the routes that tell how the server is."""
     router = APIRouter()
 
-    @router.get("/healthz", summary="Whether the process answers")
+    @router.get("/healthz", summary="Health of the process")
     async def healthz() -> HealthAnswer:
         return HealthAnswer(status="ok")
 
-    @router.get("/readyz", summary="Whether new sessions are taken", responses=answers(503))
+    @router.get("/readyz", summary="Readiness: 503 only while the server is shutting down", responses=answers(503))
     async def readyz() -> HealthAnswer:
         if service.stopping:
-            raise Problem(503, "stopping", "the server stops", retry=True)
+            raise Problem(503, "stopping", "the server is shutting down", retry=True)
         return HealthAnswer(status="ready")
 
     return router

@@ -87,7 +87,7 @@ class Service:
         )
         with self._lock:
             if self.stopping:
-                raise Refused(protocol.STOPS, "stopping", "the server stops")
+                raise Refused(protocol.STOPS, "stopping", "the server is shutting down")
             if len(self._sessions) >= self.settings.max_sessions:
                 raise Refused(protocol.TOO_MANY, "full", f"all {len(self._sessions)} sessions are in use")
             self._sessions[session.id] = session
@@ -129,11 +129,11 @@ class Service:
         """Count an upload or prediction while it is on its way.
 
         Raises:
-            Problem: too many are, or the server stops.
+            Problem: too many are, or the server is shutting down.
         """
         with self._lock:
             if self.stopping:
-                raise Problem(503, "stopping", "the server stops", retry=True)
+                raise Problem(503, "stopping", "the server is shutting down", retry=True)
             if self._requests >= MOST_REQUESTS:
                 raise Problem(429, "busy", f"{self._requests} requests are on their way; ask again later", retry=True)
             self._requests += 1
@@ -167,7 +167,7 @@ class Service:
             self.stopping = True
             sessions = list(self._sessions.values())
         for session in sessions:
-            session.stop(protocol.STOPS, text_message("end", reason="the server stops"))
+            session.stop(protocol.STOPS, text_message("end", reason="the server is shutting down"))
 
     async def drain(self) -> None:
         """End all sessions, and wait for what runs and until their viewers know, `DRAIN_S` at most."""

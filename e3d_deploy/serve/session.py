@@ -157,7 +157,7 @@ class Session:
             arrival = source.take(POLL_S)
             if arrival is None or self._paused:
                 continue
-            # A recording waits for the network, so its pictures come when they are taken.
+            # A recording waits for the model, so its pictures come when they are taken.
             came_s = arrival.came_s if source.is_live else time.perf_counter()
             judged = follower.see(arrival.picture, begins=arrival.begins or self._skipped)
             self._active_s, self._skipped = time.monotonic(), False
@@ -256,4 +256,4 @@ def refusal_of(error: Exception, chosen: Chosen) -> Refused:
     if isinstance(error, SourceLost | ClipError | ShapeError):
         return Refused(protocol.UNREADABLE, "unreadable", problem.message)
     known = isinstance(error, E3DError)
-    return Refused(protocol.FAILED, problem.code, problem.message if known else "the session failed")
+    return Refused(protocol.FAILED, "internal", problem.message if known else "the session failed")

@@ -55,6 +55,18 @@ def test_what_is_not_known_yet_is_null_and_its_picture_absent(serve: Serve) -> N
     assert header["error"] is header["copy_error"] is header["novelty"] is None
 
 
+def test_the_novelty_is_told_once_its_usual_error_is_known(serve: Serve) -> None:
+    with Viewer(serve()) as viewer:
+        viewer.open(horizon=1)
+        novelty = []
+        for number in range(40):
+            viewer.show(20 * (number % 2))
+            novelty.append(viewer.pictures()[0]["novelty"])
+    assert novelty[0] is None
+    assert novelty[-1] is not None
+    assert novelty[-1] >= 0
+
+
 def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve, backend: FakeBackend) -> None:
     with Viewer(serve()) as viewer:
         assert viewer.open(horizon=99)["horizon"] == 3
@@ -569,6 +581,6 @@ def test_a_server_that_stops_says_so_to_each_viewer(serve: Serve) -> None:
         served.stop()
         for viewer in (one, two):
             texts, code = viewer.end()
-            assert texts[-1] == {"type": "end", "reason": "the server stops"}
+            assert texts[-1] == {"type": "end", "reason": "the server is shutting down"}
             assert code == 1001
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("e3d s")]
