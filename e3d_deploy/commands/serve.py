@@ -5,11 +5,22 @@ from pathlib import Path
 
 import click
 
+from e3d_deploy.commands._help import GroupedCommand
 from e3d_deploy.commands._open import open_bundle, open_predictor
 from e3d_deploy.commands._options import BACKEND, BUNDLE, MOST_FRAMES, PATH, THREADS, Count, Finite
 
+GROUPS = {
+    "Address and security": ("host", "port", "token", "token_file", "tls_cert", "tls_key", "behind_proxy", "origins"),
+    "Forecast": ("sources", "horizon", "renewal", "backend", "threads"),
+    "Limits": ("max_sessions", "memory_limit", "idle_timeout", "max_upload"),
+}
+EXAMPLES = (
+    "e3d serve film.e3d --source clips/ --source rtsp://camera.local/stream",
+    "e3d serve film.e3d --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem",
+)
 
-@click.command()
+
+@click.command(cls=GroupedCommand, groups=GROUPS, examples=EXAMPLES)
 @BUNDLE
 @click.option("--host", default="127.0.0.1", help="Address to listen on; another than this machine's needs a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port; 0 takes a free one.")
@@ -65,10 +76,6 @@ def serve(
     """Show live forecasts in the browser, and answer REST and WebSocket clients.
 
     Prints the address of the page, and runs until Ctrl-C.
-
-    \b
-    e3d serve film.e3d --source clips/ --source rtsp://camera.local/stream
-    e3d serve film.e3d --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
     """
     from e3d_deploy.live.station import needed_bytes
     from e3d_deploy.memory import check_memory

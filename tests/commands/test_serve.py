@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 
 from e3d_deploy.cli import main
 from e3d_deploy.serve.protocol import SUBPROTOCOL
+from e3d_deploy.serve.settings import Settings
 from tests.serve.conftest import TOKEN, WAIT_S
 
 CLIP = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
@@ -134,6 +135,29 @@ def test_a_horizon_that_fits_into_no_memory_is_exit_code_7(exported: Path) -> No
     done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), *options])
     assert done.exit_code == 7, done.output
     assert "--horizon 10000 --max-sessions 1024" in done.output
+
+
+def test_options_reach_the_settings(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Settings] = []
+
+    @contextmanager
+    def caught(_: object, settings: Settings) -> Iterator[None]:
+        taken.append(settings)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("e3d_deploy.serve.run.running", caught)
+    command = ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime"]
+    options = "--idle-timeout 7 --max-upload 2.5 --max-sessions 3 --memory-limit 40 --horizon 4 --renewal refresh:5"
+    others = "--behind-proxy --token x --origin https://a.example/ --origin https://b.example --host 0.0.0.0 --port 1"
+    CliRunner().invoke(main, [*command, *options.split(), *others.split()])
+    CliRunner().invoke(main, command)
+    given, default = taken
+    assert (given.idle_timeout_s, given.max_upload_bytes, given.max_sessions) == (7, 2_500_000, 3)
+    assert (given.memory_limit_bytes, given.horizon, given.renewal) == (40_000_000, 4, "refresh:5")
+    assert (given.behind_proxy, given.token, given.host, given.port) == (True, "x", "0.0.0.0", 1)
+    assert given.origins == ("https://a.example", "https://b.example")
+    assert default == Settings(name="tiny", precision="fp32", horizon=3)  # that of the bundle
 
 
 def test_a_server_that_ends_by_itself_is_an_error(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
