@@ -38,7 +38,7 @@ class Meters:
         )
         for reason in ("source", "viewer"):
             self.drops.labels(reason)
-        for kind in ("file", "clip", "webcam"):
+        for kind in ("offer", "clip", "webcam"):
             self.opened.labels(kind)
         build = Info("e3d_build", "Version, model and backend.", registry=registry)
         build.info({"version": __version__, "model": name, "backend": backend, "precision": precision})

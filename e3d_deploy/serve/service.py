@@ -105,7 +105,7 @@ class Service:
             Refused: there is no such source.
         """
         kind, _, name = source.partition(":")
-        if kind == "file" and (offer := self._offers.get(name)) is not None:
+        if kind == "offer" and (offer := self._offers.get(name)) is not None:
             address, names, clip_id = offer.address, {offer.address.text: offer.name}, None
         elif kind == "clip" and (clip := self.clips.find(name)) is not None:
             address, names, clip_id = parse_address(str(clip.path)), {str(clip.path): clip.name}, clip.id

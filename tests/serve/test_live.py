@@ -143,7 +143,7 @@ def test_all_wishes_that_wait_are_obeyed_before_the_next_picture(serve: Serve, b
 
 def test_a_file_plays_to_its_end_in_order(serve: Serve, video: Path) -> None:
     with Viewer(serve(**offered(video))) as viewer:
-        assert viewer.open("file:1")["frames_per_second"] == 20
+        assert viewer.open("offer:1")["frames_per_second"] == 20
         headers = [viewer.pictures()[0] for _ in range(5)]
         texts, code = viewer.end()
     assert [header["index"] for header in headers] == [0, 1, 2, 3, 4]
@@ -153,7 +153,7 @@ def test_a_file_plays_to_its_end_in_order(serve: Serve, video: Path) -> None:
 
 def test_a_paused_file_waits(serve: Serve, video: Path) -> None:
     with Viewer(serve(**offered(video))) as viewer:
-        viewer.open("file:1")
+        viewer.open("offer:1")
         viewer.say("pause")
         viewer.text("paused")
         viewer.text("stats")
@@ -209,7 +209,7 @@ def test_the_right_token_opens(serve: Serve) -> None:
         assert viewer.open(token=TOKEN)["type"] == "ready"
 
 
-@pytest.mark.parametrize("source", ["file:2", "file:", "file:/etc/passwd", "clip:../1", "clip:x", "rtsp://a/b", ""])
+@pytest.mark.parametrize("source", ["offer:2", "offer:", "offer:/etc/passwd", "clip:../1", "clip:x", "rtsp://a/b", ""])
 def test_a_source_that_is_not_offered_closes_with_4403(serve: Serve, video: Path, source: str) -> None:
     with Viewer(serve(**offered(video))) as viewer:
         assert viewer.open(source)["code"] == "source"
@@ -271,7 +271,7 @@ def test_a_bad_message_closes_its_own_session_alone(serve: Serve, text: str) -> 
 def test_no_sequence_of_messages_harms_another_session(serve: Serve) -> None:
     served = serve()
     known = ["open", "horizon", "pause", "resume", "reset", "close"]
-    values = st.none() | st.integers() | st.sampled_from(["webcam", "file:1", *known]) | st.text()
+    values = st.none() | st.integers() | st.sampled_from(["webcam", "offer:1", *known]) | st.text()
     texts = st.dictionaries(st.sampled_from(["type", "value", "source", "horizon", "token"]), values).map(json.dumps)
     orders = st.sampled_from(known).map(lambda kind: json.dumps({"type": kind, "value": 1}))
     messages = st.lists(orders | texts | st.text() | st.binary() | st.just(b"\x07" * 32), max_size=12)
@@ -331,7 +331,7 @@ def test_a_picture_of_another_size_closes_with_4400(serve: Serve, length: int) -
 
 def test_a_picture_for_a_file_is_refused(serve: Serve, video: Path) -> None:
     with Viewer(serve(**offered(video))) as viewer:
-        viewer.open("file:1")
+        viewer.open("offer:1")
         viewer.show(1)
         assert viewer.end()[1] == 4400
 
@@ -396,7 +396,7 @@ def test_a_file_that_breaks_off_closes_with_4404_and_names_no_path(serve: Serve,
     served = serve(**offered(video))
     video.write_bytes(video.read_bytes()[:600])
     with Viewer(served) as viewer:
-        viewer.say("open", source="file:1", horizon=1)
+        viewer.say("open", source="offer:1", horizon=1)
         texts, code = viewer.end()
     assert (texts[-1]["code"], code) == ("unreadable", 4404)
     assert "walk.mp4" in texts[-1]["message"]
@@ -557,7 +557,7 @@ def test_a_viewer_that_leaves_in_a_forecast_leaves_no_decoder_behind(
     gc.disable()  # a cycle would wait for it, with the decoder's threads
     try:
         with Viewer(served) as viewer:
-            viewer.open("file:1")
+            viewer.open("offer:1")
             viewer.pictures()
             [session] = served.service._sessions.values()
             backend.entered.clear()

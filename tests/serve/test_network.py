@@ -19,7 +19,7 @@ def test_two_viewers_watch_an_rtsp_camera(serve: Serve, start: Start) -> None:
     served = serve(offers=offers_of([address], lambda _: None))
     with Viewer(served) as one, Viewer(served) as two:
         for viewer in (one, two):
-            assert viewer.open("file:1", horizon=1)["frames_per_second"] == RATE
+            assert viewer.open("offer:1", horizon=1)["frames_per_second"] == RATE
         for viewer in (one, two):
             headers = [viewer.pictures()[0] for _ in range(5)]
             ages = [header["age"] for header in headers]
@@ -31,7 +31,7 @@ def test_two_viewers_watch_an_rtsp_camera(serve: Serve, start: Start) -> None:
 def test_a_paused_camera_goes_on_with_a_new_state(serve: Serve, start: Start) -> None:
     address = f"http://127.0.0.1:{start(mjpeg([picture(number % 20) for number in range(500)], pause_s=0.02)).port}/"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
-        viewer.open("file:1")
+        viewer.open("offer:1")
         while viewer.pictures()[0]["age"] < 3:
             pass
         viewer.say("pause")
@@ -47,7 +47,7 @@ def test_a_paused_file_over_http_waits(serve: Serve, start: Start, tmp_path: Pat
     content = mp4(tmp_path / "film.mp4", 100)
     address = f"http://127.0.0.1:{start(answering('200 OK', {'Content-Type': 'video/mp4'}, content)).port}/film.mp4"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
-        viewer.open("file:1")
+        viewer.open("offer:1")
         viewer.pictures()
         viewer.say("pause")
         viewer.text("paused")
@@ -63,7 +63,7 @@ def test_a_paused_file_over_http_waits(serve: Serve, start: Start, tmp_path: Pat
 def test_a_camera_that_refuses_closes_with_4404_and_tells_no_password(serve: Serve, start: Start, refuse: str) -> None:
     address = f"rtsp://user:secret@127.0.0.1:{start(rtsp(None, refuse=refuse)).port}/door"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
-        viewer.say("open", source="file:1", horizon=1)
+        viewer.say("open", source="offer:1", horizon=1)
         texts, code = viewer.end()
     assert (texts[-1]["code"], code) == ("unreadable", 4404)
     assert "secret" not in json.dumps(texts)
@@ -73,7 +73,7 @@ def test_a_camera_that_cannot_be_reached_closes_with_4503(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"rtsp://user:secret@127.0.0.1:{taken.getsockname()[1]}/door"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
-        viewer.say("open", source="file:1", horizon=1)
+        viewer.say("open", source="offer:1", horizon=1)
         texts, code = viewer.end()
     assert (texts[-1]["code"], code) == ("source_lost", 4503)
     assert "refused the connection" in texts[-1]["message"]
@@ -87,7 +87,7 @@ def test_a_camera_that_falls_silent_closes_with_4503(
     monkeypatch.setattr("e3d_deploy.serve.service.FeedOptions", impatient)
     peer = start(mjpeg([picture(number) for number in range(60)], then_silent=True, pause_s=0.02))
     with Viewer(serve(offers=offers_of([f"http://127.0.0.1:{peer.port}/"], lambda _: None))) as viewer:
-        viewer.open("file:1")
+        viewer.open("offer:1")
         assert viewer.pictures()[0]["age"] >= 1
         texts, code = viewer.end()
     assert (texts[-1]["code"], code) == ("source_lost", 4503)

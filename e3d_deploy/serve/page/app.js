@@ -47,7 +47,7 @@ async function prepare() {
   const model = await fetchModel();
   monitor.take(model);
   const refusal = webcamRefusal(model.channels);
-  const offers = model.sources.map(({ id, name }) => ({ id: `file:${id}`, name }));
+  const offers = model.sources.map(({ id, name }) => ({ id: `offer:${id}`, name }));
   const known = source === "" || source === "webcam" || [...offers, ...clips].some(({ id }) => id === source);
   if (!known) source = offers[0]?.id ?? "";
   document.documentElement.style.setProperty("--aspect", String(model.image_size[1] / model.image_size[0]));
