@@ -89,7 +89,7 @@ class Service:
             if self.stopping:
                 raise Refused(protocol.STOPS, "stopping", "the server is shutting down")
             if len(self._sessions) >= self.settings.max_sessions:
-                raise Refused(protocol.TOO_MANY, "full", f"all {len(self._sessions)} sessions are in use")
+                raise Refused(protocol.TOO_MANY, "full", "all sessions of the server are in use")
             self._sessions[session.id] = session
         try:
             session.start()

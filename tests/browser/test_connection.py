@@ -57,7 +57,7 @@ def test_full_server_is_named_and_tried_again(host: Host, page: Page, film: Path
     second = page.new_window()
     second.open(server.address)
     second.wait_for_state("Reconnecting in ")
-    assert "sessions are open" in second.text("notice-text")
+    assert "sessions of the server are in use" in second.text("notice-text")
     first = page.driver.window_handles[0]
     last = page.driver.current_window_handle
     page.driver.switch_to.window(first)
