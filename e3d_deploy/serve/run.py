@@ -12,12 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from e3d_deploy.errors import ConfigError, E3DError
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve.app import create_app
-from e3d_deploy.serve.live import STUCK_S
+from e3d_deploy.serve.connections import HttpProtocol, WebSocketProtocol
 from e3d_deploy.serve.service import DRAIN_S, Service
 from e3d_deploy.serve.settings import Settings
 
@@ -27,8 +26,6 @@ SEND_BUFFER_BYTES = 256 * 1024
 """Bytes that the system may hold for a viewer, who would see old pictures if it were more."""
 GRACE_S = 5
 """Time that connections have to end after the sessions have (s)."""
-CUT_S = 1.0
-"""Time after which a WebSocket that is still open then is cut (s)."""
 
 
 class Running:
@@ -85,37 +82,6 @@ class Running:
         self._thread.join(DRAIN_S + GRACE_S)
 
 
-class AbortingProtocol(WebSocketsSansIOProtocol):
-    """Protocol that cuts the connection of a peer who reads nothing, which an orderly close would wait for."""
-
-    _stuck: asyncio.TimerHandle | None = None
-
-    def pause_writing(self) -> None:
-        """Begin to count: the peer's buffers are full."""
-        super().pause_writing()
-        self._stuck = self.loop.call_later(STUCK_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Stop counting: the peer reads."""
-        super().resume_writing()
-        self._calm()
-
-    def shutdown(self) -> None:
-        """Close the connection as the server stops, and cut it where the peer does not hear of that."""
-        super().shutdown()
-        self.loop.call_later(CUT_S, self.transport.abort)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop counting: the connection is gone."""
-        self._calm()
-        super().connection_lost(exc)
-
-    def _calm(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
-            self._stuck = None
-
-
 @contextmanager
 def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
     """Serve a model while the block runs; the port is open when it begins.
@@ -145,7 +111,8 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
         tls = {"ssl_certfile": str(settings.certificate), "ssl_keyfile": str(settings.key)}
     config = uvicorn.Config(
         app,
-        ws=AbortingProtocol,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
         ws_max_size=service.message_bytes,
         ws_per_message_deflate=False,  # pictures do not shrink, and a small message could unpack to a large one
         log_config=None,

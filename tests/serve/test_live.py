@@ -19,7 +19,7 @@ from websockets.typing import Origin
 
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.serve import live, run
+from e3d_deploy.serve import connections, live, run
 from e3d_deploy.serve.protocol import MOST_TEXT
 from e3d_deploy.serve.run import Running
 from tests.data.live.peers import wait_until
@@ -453,7 +453,7 @@ def test_a_session_without_a_thread_is_refused_and_gives_its_place_back(
 def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "STUCK_S", 2.0)
+    monkeypatch.setattr(connections, "STUCK_S", 2.0)
     monkeypatch.setattr(run, "SEND_BUFFER_BYTES", 4096)
     served = serve()
     sessions, wait = served.service.meters.registry.get_sample_value, threading.Event().wait
