@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from e3d_deploy.data.live.address import Address
     from e3d_deploy.data.live.feed import Feed
     from e3d_deploy.live.push import Push
-    from e3d_deploy.live.sinks import Put
+    from e3d_deploy.live.sinks import Output, Put
 
 STDOUT = Path("-")
 """Path that stands for standard output."""
@@ -98,6 +98,8 @@ class Sinks:
     video: Path | None
     """Video that is written, where it will stand."""
     push: "Push | None"
+    shared: "Sequence[Output]"
+    """Outputs that all sources write to."""
 
 
 def open_sinks(
@@ -112,25 +114,27 @@ def open_sinks(
     from e3d_deploy.files import new_folder
     from e3d_deploy.live.sinks import Output, put_line, put_raw
 
-    shared: list[AbstractContextManager[Put]] = []
+    shared: list[Output] = []
+    puts: list[AbstractContextManager[Put]] = []
     for path, write in ((outputs.lines, put_line), (outputs.raw, put_raw)):
         if path is not None:
             output = Output(stack.enter_context(binary_stdout()) if path == STDOUT else path)
             stack.callback(output.close)
-            shared.append(nullcontext(partial(write, output)))
+            shared.append(output)
+            puts.append(nullcontext(partial(write, output)))
     folder = None
     if outputs.video is not None and len(addresses) > 1:
         folder = stack.enter_context(new_folder(outputs.video))
     found: list[Sinks] = []
     for number, (name, feed) in enumerate(zip(_file_names(addresses), feeds, strict=True)):
         rate = feed.frames_per_second or DEFAULT_RATE
-        one = Sinks(puts=[], video=None, push=None)
+        one = Sinks(puts=[], video=None, push=None, shared=shared)
         if outputs.video is not None:
             one = _with_video(one, outputs, None if folder is None else folder / name, form, rate)
         if outputs.push:
             one = _with_push(one, outputs, outputs.push[number], form, rate, stack)
         # A reader who had enough ends the source; its video has the last picture too.
-        found.append(replace(one, puts=[*one.puts, *shared]))
+        found.append(replace(one, puts=[*one.puts, *puts]))
     return found
 
 

@@ -145,7 +145,7 @@ def stream(
         streams = stack.enter_context(predictor.streams(renewal=renewal, max_streams=len(feeds)))
         puts = [one.puts for one in sinks]
         stations = open_stations(predictor, streams, feeds, puts, horizon=horizon, reset_on_cut=reset_on is not None)
-        with Stations(stations) as running, showing(stations) as show:
+        with Stations(stations, sinks[0].shared) as running, showing(stations) as show:
             for _ in stop.each(running.ticks()):
                 show()
             if stop.number is not None:

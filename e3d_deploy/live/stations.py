@@ -8,7 +8,7 @@ from typing import Self
 
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.sinks import Put
+from e3d_deploy.live.sinks import Output, Put
 from e3d_deploy.live.station import Station
 from e3d_deploy.runtime.predictor import Predictor
 from e3d_deploy.runtime.streams.streams import Streams
@@ -49,10 +49,11 @@ class Stations:
 
     Args:
         stations: the stations, not yet started.
+        outputs: outputs that they share, whose readers may stall; abandoned with them.
     """
 
-    def __init__(self, stations: Sequence[Station]) -> None:
-        self._stations = stations
+    def __init__(self, stations: Sequence[Station], outputs: Sequence[Output] = ()) -> None:
+        self._stations, self._outputs = stations, outputs
         self._ended: SimpleQueue[Station] = SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -84,6 +85,8 @@ class Stations:
         """Abandon the stations that still run."""
         for station in self._running():
             station.abandon()
+        for output in self._outputs:
+            output.abandon()
         deadline = time.monotonic() + ABANDON_S
         while self._running() and (left_s := deadline - time.monotonic()) > 0:
             self._wait(left_s)
