@@ -231,6 +231,11 @@ def _opened(path: Path) -> BinaryIO:
     return path.open("wb")
 
 
+def is_stdout(path: Path) -> bool:
+    """Return True for a path that names standard output, such as `/dev/stdout`, or a link to it."""
+    return _descriptor(path) == 1
+
+
 def _descriptor(path: Path) -> int | None:
     """Return the number of the open file that a path such as `/dev/stdout`, or a link to it, names; None for others."""
     text = str(path)

@@ -25,6 +25,16 @@ STDOUT = Path("-")
 """Path that stands for standard output."""
 
 
+def or_stdout(path: Path | None) -> Path | None:
+    """Return the path of an output, `STDOUT` for every path that names it.
+
+    Opened by such a path, a file that stdout leads to would be written over by what is printed.
+    """
+    from e3d_deploy.files import is_stdout
+
+    return STDOUT if path is not None and is_stdout(path) else path
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
     """Outputs as the options name them."""

@@ -25,7 +25,7 @@ from e3d_deploy.commands._options import (
 )
 from e3d_deploy.commands._output import as_json
 from e3d_deploy.commands._process import stoppable
-from e3d_deploy.commands._sinks import Outputs, open_sinks, remark
+from e3d_deploy.commands._sinks import Outputs, open_sinks, or_stdout, remark
 from e3d_deploy.commands._sources import check_horizon, check_options, open_feeds
 from e3d_deploy.commands._stations import show_summary, showing
 
@@ -129,7 +129,7 @@ def stream(
     selection = Selection(every=every, resample=resample)
     addresses = [parse_address(text, raw=raw) for text in sources]
     check_options(addresses)
-    outputs = Outputs(video=output, push=push, raw=raw_output, lines=jsonl, zoom=zoom)
+    outputs = Outputs(video=output, push=push, raw=or_stdout(raw_output), lines=or_stdout(jsonl), zoom=zoom)
     outputs.check(model, addresses, json=json_)
     options = FeedOptions(
         policy=policy, queue_length=queue_length, silence_s=silence_s, attempts=attempts, realtime=realtime

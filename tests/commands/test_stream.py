@@ -112,6 +112,8 @@ def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list
     ("options", "error"),
     [
         (["--jsonl", "-", "--raw-output", "-"], "both take stdout"),
+        (["--jsonl", "/dev/stdout", "--json"], "--json prints on stdout, which another output takes"),
+        (["--jsonl", "/dev/fd/1", "--raw-output", "-"], "both take stdout"),
         (["--jsonl", "-", "--json"], "--json prints on stdout, which another output takes"),
         (["FILM", "--raw-output", "raw"], "--raw-output: got 2 sources, expected one"),
         (["FILM", "--push", "rtsp://127.0.0.1:1/a"], "--push: got 1 for 2 sources, expected one for each"),
