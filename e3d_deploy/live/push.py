@@ -22,7 +22,7 @@ from e3d_deploy.progress import Notify, silent
 FORMATS = {"rtsp": "rtsp", "rtsps": "rtsp", "rtmp": "flv", "rtmps": "flv", "udp": "mpegts", "tcp": "mpegts"}
 """Container formats by the scheme of the address."""
 CONNECT_S = 10.0
-"""Longest time until a peer has to accept a video (s)."""
+"""Longest time until a peer has to accept a video, and that it may take nothing of it (s)."""
 CLOSE_S = 2.0
 """Time in which a peer has to take what still waits at the end (s)."""
 QUEUE = 8
@@ -126,12 +126,15 @@ class Push:
         self.lost = SourceLost(f"push to {self.name}: the peer {reason}; check that it runs and takes H.264")
 
     def _run(self, url: str) -> None:
+        began_s = time.monotonic()
         try:
             self._send(url)
         except BackendUnavailable as error:
             self.lost = error
         except Exception as error:
-            if self.lost is None:
+            if not self._connected.is_set() and time.monotonic() - began_s >= CONNECT_S:
+                self._lose(f"did not accept it within {CONNECT_S:g} s")
+            elif self.lost is None:
                 was = "is gone" if self._connected.is_set() else "does not accept it"
                 self._lose(f"{was} ({getattr(error, 'strerror', None) or type(error).__name__})")
                 if self._connected.is_set():
@@ -145,8 +148,8 @@ class Push:
         except ImportError as error:
             raise BackendUnavailable(NEEDS_VIDEO) from error
         scheme, (height, width) = urlsplit(url).scheme, self._size
-        options = {"rtsp_transport": "tcp"} if scheme.startswith("rtsp") else {}
-        with av.open(url, "w", format=FORMATS[scheme], options=options) as container:
+        address, options = _patient(url)
+        with av.open(address, "w", format=FORMATS[scheme], options=options) as container:
             stream = container.add_stream("libx264", rate=exact_rate(self._rate))
             # Browsers and phones want even sides.
             stream.height, stream.width = (side * self._zoom + side * self._zoom % 2 for side in (height, width))
@@ -166,6 +169,19 @@ class Push:
                 container.mux(stream.encode(frame))
                 self.sent += 1
             container.mux(stream.encode())
+
+
+def _patient(url: str) -> tuple[str, dict[str, str]]:
+    """Return an address and options with which FFmpeg gives a silent peer up after `CONNECT_S`.
+
+    PyAV lets no other thread run while a connection is opened and closed. RTMP has no such limit.
+    """
+    scheme, patience = urlsplit(url).scheme, str(round(CONNECT_S * 1e6))  # µs
+    if scheme.startswith("rtsp"):
+        return url, {"rtsp_transport": "tcp", "timeout": patience}
+    if scheme == "tcp":
+        return f"{url}{'&' if '?' in url else '?'}timeout={patience}", {}
+    return url, {}
 
 
 @contextmanager

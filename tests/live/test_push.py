@@ -1,6 +1,8 @@
 """Video that is pushed to peers, some of which are gone, or never read."""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +91,25 @@ def test_a_peer_that_refuses_is_told_without_secrets() -> None:
     with pytest.raises(SourceLost, match=r"^push to rtsp://127.0.0.1:\d+: the peer .*refused.*; check that") as caught:
         Push(f"rtsp://user:secret@127.0.0.1:{free_port()}/key", SIZE, frames_per_second=10)
     assert not any(word in str(caught.value) for word in ("user", "secret", "key"))
+
+
+SILENT = """
+import socket
+from e3d_deploy.errors import SourceLost
+from e3d_deploy.live import push
+push.CONNECT_S = 0.5
+with socket.create_server(("127.0.0.1", 0)) as server:
+    try:
+        push.Push(f"rtsp://127.0.0.1:{server.getsockname()[1]}/a", (64, 128), frames_per_second=10)
+    except SourceLost as error:
+        print(error)
+"""
+
+
+def test_a_peer_that_never_answers_is_given_up() -> None:
+    """A process of its own, as PyAV would hold the lock of the interpreter for as long as it waits."""
+    done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=True, timeout=60)
+    assert "the peer did not accept it within 0.5 s; check that" in done.stdout
 
 
 def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
