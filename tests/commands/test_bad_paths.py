@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from e3d_deploy import checkpoint
-from e3d_deploy.cli import explain, system_error
+from e3d_deploy.commands._failures import explain, system_error
 from e3d_deploy.errors import BundleError, BundleMissing, CheckpointError, CheckpointMissing
 from e3d_deploy.files import scratch_folder
 from e3d_deploy.measure.profile import profile
