@@ -157,7 +157,7 @@ def _with_video(one: Sinks, outputs: Outputs, place: Path | None, form: "Form", 
     H, W = form.image_size
     path = place or outputs.video
     check_size(path, (H, 2 * W), form.channels, frames_per_second=rate, zoom=outputs.zoom)
-    sink = video(path, form, frames_per_second=rate, zoom=outputs.zoom)
+    sink = video(path, form, frames_per_second=rate, zoom=outputs.zoom, output=outputs.video)
     shown = outputs.video if place is None else outputs.video / place.name
     return replace(one, puts=[*one.puts, sink], video=shown)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from e3d_deploy.commands._failures import explain
 from e3d_deploy.commands._help import GroupedCommand
 from e3d_deploy.commands._open import open_predictor
 from e3d_deploy.commands._options import (
@@ -155,7 +156,7 @@ def stream(
         if not any(station.counts.has_begun for station in stations):
             raise_first(failures)  # before an empty folder becomes the output
     summary = summarise(stations, [(one.video, one.push) for one in sinks], predictor.backend.name)
-    if output is not None:
+    if any(one.output is not None for one in summary.sources):
         click.echo(output, err=json_ or outputs.take_stdout)
     if json_:
         as_json(summary.to_json())
@@ -168,6 +169,6 @@ def stream(
 def raise_first(failures: "Sequence[Exception]") -> None:
     """Print all errors but the first, and raise that."""
     for error in failures[1:]:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {explain(error)[0]}", err=True)
     if failures:
         raise failures[0]

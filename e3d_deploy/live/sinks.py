@@ -25,15 +25,26 @@ LOOK_S = 0.1
 
 
 @contextmanager
-def video(path: Path, form: Form, *, frames_per_second: float, zoom: int) -> Iterator[Put]:
+def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output: Path) -> Iterator[Put]:
     """Give what writes each picture beside what had been forecast for it, to a video, GIF, folder or array.
+
+    Args:
+        output: output that the user named, for errors.
 
     Raises:
         ConfigError, BackendUnavailable: as `writing`.
     """
     height, width = form.image_size
-    with writing(path, (height, 2 * width), form.channels, frames_per_second=frames_per_second, zoom=zoom) as put:
-        yield lambda seen: put(beside(seen.judged))
+    with (
+        naming(output),
+        writing(path, (height, 2 * width), form.channels, frames_per_second=frames_per_second, zoom=zoom) as put,
+    ):
+
+        def put_beside(seen: Seen) -> None:
+            with naming(output):  # the error of a picture ends its source, and does not pass through here
+                put(beside(seen.judged))
+
+        yield put_beside
 
 
 class Output:

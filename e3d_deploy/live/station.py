@@ -57,6 +57,8 @@ class Station:
         self.error: Exception | None = None
         """Error that ended it; BrokenPipeError where the reader of an output had enough."""
         self.has_ended = False
+        self.is_kept = False
+        """True once its outputs are whole."""
         self._sinks = sinks
         self._stopping, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow {label}", daemon=True)
@@ -103,6 +105,7 @@ class Station:
                 arrival = self._take()
             if self._abandoned.is_set():
                 raise Abandoned
+        self.is_kept = True
 
     def _take(self) -> Arrival | None:
         """Return the next picture; None at the end, whatever it is."""

@@ -103,7 +103,7 @@ def _source(station: Station, output: Path | None, push: Push | None) -> SourceS
         mse=standing.mse,
         copy_mse=standing.copy_mse,
         verdict=standing.verdict,
-        output=output if standing.frames else None,
+        output=output if station.is_kept else None,
         pushed=None if push is None else push.sent,
         not_pushed=None if push is None else push.not_sent,
         error=None if error is None or isinstance(error, BrokenPipeError) else str(error),

@@ -1,5 +1,6 @@
 """`e3d stream`: sources, outputs, and how it ends."""
 
+import errno
 import json
 import math
 import os
@@ -7,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from e3d_deploy.commands import _sinks
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
-from e3d_deploy.live import stations
+from e3d_deploy.live import sinks, stations
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.station import Station
 from tests.commands.test_broken_source import broken
@@ -184,6 +186,26 @@ def test_a_full_disk_ends_it_with_its_name_and_the_video_so_far(
     assert result.stderr.splitlines()[-1].startswith("Error: /dev/full: No space left on device; make room")
     assert "model p50" in result.stdout
     assert frames_in(tmp_path / "a.mp4") == 1
+
+
+def test_videos_that_cannot_be_written_are_named_and_not_listed(
+    bundle: Path, films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def failing(*_: Any, **__: Any) -> Iterator[Any]:
+        def fail(_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        yield fail
+        fail(None)
+
+    monkeypatch.setattr(sinks, "writing", failing)
+    output = tmp_path / "views"
+    result = e3d("stream", bundle, *films, *QUICK, "-o", output, "--json", code=7)
+    said = result.stderr.splitlines()
+    assert [line.partition("; ")[0] for line in said[-2:]] == [f"Error: {output}: No space left on device"] * 2
+    assert str(output) not in said
+    assert [one["output"] for one in json.loads(result.stdout)["sources"]] == [None, None]
 
 
 def test_raw_frames_come_through_a_pipe_whose_other_end_may_close(bundle: Path, tmp_path: Path) -> None:
