@@ -208,6 +208,10 @@ def _ignored_interrupts() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+SAME_S = 0.2
+"""Time in which a signal that comes again counts as the one before: `timeout` sends each to the command twice (s)."""
+
+
 class Stop:
     """Request to end a loop after the item at hand: the first Ctrl-C, SIGTERM or SIGHUP. The second ends it at once.
 
@@ -217,6 +221,7 @@ class Stop:
     def __init__(self) -> None:
         self.number: int | None = None
         """Signal that came; None before."""
+        self._came_s = 0.0
         self._at_once = True
         """Nothing is lost if a signal ends the loop at once: it has not begun, or waits for the source."""
 
@@ -244,7 +249,10 @@ class Stop:
         if _is_indivisible(frame):
             _interrupt(number, frame)
             return
-        again, self.number = self.number is not None, number
+        now_s = time.monotonic()
+        if number == self.number and now_s - self._came_s < SAME_S:
+            return
+        again, self.number, self._came_s = self.number is not None, number, now_s
         if again or self._at_once:
             _interrupt(number, None)
         with suppress(RuntimeError):  # the signal came in the middle of printing something else

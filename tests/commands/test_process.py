@@ -23,6 +23,7 @@ import pytest
 
 from e3d_deploy import files, tensorrt_library
 from e3d_deploy.cli import main
+from e3d_deploy.commands import _process
 from e3d_deploy.commands._process import Stop, Terminated, as_guest, exit_code, stoppable, terminable
 from e3d_deploy.commands._streams import lasting
 from e3d_deploy.data.clips import read_clips
@@ -354,7 +355,17 @@ def test_a_signal_ends_the_wait_for_the_next_item() -> None:
     assert stop.number == signal.SIGINT
 
 
-def test_a_signal_before_the_first_item_and_a_second_one_end_at_once() -> None:
+def test_a_signal_that_is_sent_twice_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_process, "SAME_S", 600.0)
+    with stoppable() as stop:
+        for _ in stop.each(range(3)):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+    assert stop.number == signal.SIGTERM
+
+
+def test_a_signal_before_the_first_item_and_a_second_one_end_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_process, "SAME_S", 0.0)
     with stoppable(), pytest.raises(Terminated):
         signal.raise_signal(signal.SIGTERM)
     with stoppable() as stop:

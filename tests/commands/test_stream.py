@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e3d_deploy.commands import _sinks
+from e3d_deploy.commands import _process, _sinks
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.live import sinks, stations
@@ -261,6 +261,7 @@ def test_a_second_signal_leaves_no_video(
     monkeypatch.setattr(Station, "stop", stopping)
     monkeypatch.setattr(Station, "abandon", abandoning)
     monkeypatch.setattr(stations, "ABANDON_S", 60.0)
+    monkeypatch.setattr(_process, "SAME_S", 0.0)
     result = e3d("stream", bundle, films[0], *QUICK, "-o", tmp_path / "a.mp4", code=130)
     assert result.stdout == ""
     assert {one.name for one in tmp_path.iterdir()} == {"a", "b"}
