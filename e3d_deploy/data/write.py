@@ -267,7 +267,12 @@ def _writing_folder(path: Path) -> Iterator[Put]:
 
     def put(picture: NDArray[Any]) -> None:
         nonlocal written
-        image_of(picture).save(name(written, DIGITS))
+        file = name(written, DIGITS)
+        try:
+            image_of(picture).save(file)
+        except OSError:  # a stream keeps what was written before
+            file.unlink(missing_ok=True)
+            raise
         written += 1
 
     yield put

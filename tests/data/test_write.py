@@ -1,5 +1,7 @@
 """Files of clips: every frame and its time are in them, and what a kind of file cannot hold is refused first."""
 
+import errno
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -216,3 +218,20 @@ def test_a_suffix_alone_is_no_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no name of a file or folder; give one, such as forecast"):
         write_clips(tmp_path / name, np.zeros((1, 1, 1, 8, 8), np.float32))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_a_full_disk_ends_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures before it stay, as `e3d stream` keeps them."""
+
+    class Full:
+        def save(self, path: Path) -> None:
+            path.touch()
+            if path.name != "frame_0000.png":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(write, "_image_maker", lambda: lambda _: Full())
+    with writing(tmp_path / "views", (8, 8), 1) as put:
+        put(np.zeros((1, 8, 8), np.float32))
+        with pytest.raises(OSError, match="No space left"):
+            put(np.zeros((1, 8, 8), np.float32))
+    assert [file.name for file in (tmp_path / "views").iterdir()] == ["frame_0000.png"]
