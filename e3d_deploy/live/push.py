@@ -148,7 +148,7 @@ class Push:
         except ImportError as error:
             raise BackendUnavailable(NEEDS_VIDEO) from error
         scheme, (height, width) = urlsplit(url).scheme, self._size
-        address, options = _patient(url)
+        address, options = _patient(scheme + url[len(scheme) :])  # FFmpeg knows schemes in lower case alone
         with av.open(address, "w", format=FORMATS[scheme], options=options) as container:
             stream = container.add_stream("libx264", rate=exact_rate(self._rate))
             # Browsers and phones want even sides.

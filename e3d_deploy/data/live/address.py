@@ -24,7 +24,7 @@ class Address:
     """Source of pictures, as a user named it."""
 
     text: str
-    """Text as it was typed; it may hold a password."""
+    """Text as it was typed, with the scheme in lower case; it may hold a password."""
     kind: Kind
     """Reader of the source."""
     raw: tuple[int, int, int] | None = None
@@ -39,8 +39,8 @@ class Address:
 
     @property
     def scheme(self) -> str:
-        """Scheme of a network address, in lower case; empty for every other kind."""
-        return self.text.partition("://")[0].lower() if self.kind == "network" else ""
+        """Scheme of a network address; empty for every other kind."""
+        return self.text.partition("://")[0] if self.kind == "network" else ""
 
     @property
     def is_live(self) -> bool:
@@ -65,7 +65,9 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
         return Address(text=text, kind="camera")
     if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)) is None:
         return Address(text=text, kind="file")
-    scheme, address = found[1].lower(), Address(text=text, kind="network")
+    scheme = found[1].lower()
+    text = scheme + text[len(scheme) :]  # FFmpeg knows schemes in lower case alone
+    address = Address(text=text, kind="network")
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
         remedy = "give its path alone" if scheme == "file" else "give one of these, a path, /dev/videoN or -"
@@ -74,7 +76,7 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
         # Its name is not shown: what looks like a port may be a password.
         raise ConfigError(
             f"{scheme}://…: not an address with a host, expected {scheme}://HOST[:PORT]/PATH; write /, ?, # and @ "
-            "in a user name or password as %2F, %3F, %23 and %40"
+            "in a user name or password as %2F, %3F, %23 and %40, and spaces as %20"
         )
     return address
 
