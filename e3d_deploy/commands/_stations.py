@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 SILENT_S = 2.0
 """Time without a picture from which a source is shown as silent (s)."""
 COLUMNS = ("source", "state", "frames", "frames/s", "p50", "p99", "dropped", "age", "MSE/copying", "novelty")
-LEAST_IMPORTANT = ("age", "p50", "frames")
+LEAST_IMPORTANT = ("age", "p50", "frames", "novelty", "dropped", "p99", "frames/s")
 """Columns that a narrow terminal does without, in this order."""
 LEAST_SOURCE = 20
-"""Characters that the name of a source gets at least."""
+"""Cells of the terminal that the name of a source gets at least."""
 SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "dropped", "MSE", "copying")
 
 
@@ -56,6 +56,7 @@ def _line(stations: "Sequence[Station]") -> str:
 
 def _live_table(stations: "Sequence[Station]", width: int) -> "RenderableType":
     """Return the table of stations, without the least important columns where the terminal is narrow."""
+    from rich.cells import cell_len
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -64,7 +65,7 @@ def _live_table(stations: "Sequence[Station]", width: int) -> "RenderableType":
     cells = list(zip(*map(_live_row, stations, standings), strict=True))
     columns = {name: list(column) for name, column in zip(COLUMNS, cells, strict=True)}
     for name in (*LEAST_IMPORTANT, None):
-        widths = [max(map(len, (title, *column))) for title, column in columns.items()]
+        widths = [max(map(cell_len, (title, *column))) for title, column in columns.items()]
         room = width - sum(widths[1:]) - len(widths)
         if room >= LEAST_SOURCE or name is None:
             break
@@ -94,9 +95,15 @@ def _live_row(station: "Station", standing: "Standing") -> tuple[str, ...]:
     )
 
 
-def _ending(text: str, length: int) -> str:
-    """Return the end of a text that is too long, as names differ there."""
-    return text if len(text) <= length else f"…{text[1 - length :]}"
+def _ending(text: str, cells: int) -> str:
+    """Return the end of a text that takes too many cells of a terminal, as names differ there."""
+    from rich.cells import cell_len
+
+    if cell_len(text) <= cells:
+        return text
+    while cell_len(text) >= cells:
+        text = text[1:]
+    return f"…{text}"
 
 
 def state(station: "Station", standing: "Standing") -> str:

@@ -137,7 +137,7 @@ def test_a_source_that_is_refused_ends_it_before_any_work(
     assert [one.name for one in tmp_path.iterdir()] == ["film.mp4"]
 
 
-@pytest.mark.parametrize("width", [200, 80])
+@pytest.mark.parametrize("width", [200, 80, 40])
 def test_a_terminal_shows_a_table_that_changes(
     width: int, exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +148,7 @@ def test_a_terminal_shows_a_table_that_changes(
     said = e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\r", "\n", re.sub(r"\x1b\[[0-9;]*m", "", said))
     least = _stations.LEAST_IMPORTANT
-    left_out = [set(least[:count]) for count in (range(1, len(least) + 1) if width == 80 else [0])]
+    left_out = [set(least[:count]) for count in ([0] if width == 200 else range(1, len(least) + 1))]
     titles = [[column for column in _stations.COLUMNS if column not in gone] for gone in left_out]
     rows = [after for before, after in pairwise(said.splitlines()) if before.split() in titles]
     assert rows
@@ -164,3 +164,8 @@ def test_a_log_gets_a_line_now_and_then(exported: Path, film: Path, monkeypatch:
     said = e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr.splitlines()
     assert f"streaming {film}" in said
     assert any(line.startswith(f"streaming {film}: frame ") and line.endswith(" 0 dropped") for line in said)
+
+
+def test_a_name_of_wide_characters_is_cut_by_the_cells_that_it_takes() -> None:
+    assert _stations._ending("前カメラ.mp4", 12) == "前カメラ.mp4"
+    assert _stations._ending("前カメラ.mp4", 11) == "…カメラ.mp4"
