@@ -207,7 +207,9 @@ def unreadable(path: Path, reason: str | None) -> ClipError:
     """Return the error of a file that is no video."""
     end = missing_end(path)
     end = None if end == reason else end
-    return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); check the file")
+    # An index of MP4 can be read from a file alone.
+    remedy = "send Matroska or MPEG-TS through a pipe" if path.is_fifo() else "check the file"
+    return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); {remedy}")
 
 
 def check_rest(path: Path, frames: Iterator[object]) -> None:

@@ -3,10 +3,12 @@
 import base64
 import io
 import logging
+import os
 import socket
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from tests.data.live.peers import (
     rtsp,
     wait_until,
 )
+from tests.data.test_data import gray_levels, write_video
 
 FORM = Form(image_size=(24, 32), channels=1)
 PATIENT = FeedOptions(silence_s=600, attempts=1, policy="block")
@@ -272,3 +275,31 @@ def test_what_is_done_to_the_pictures_of_a_camera_is_remarked_without_its_passwo
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(options))}: got"):
         FeedOptions(**options)
+
+
+def piped(content: bytes, pipe: Path) -> list[Arrival]:
+    """Return what comes of a film that is sent through a named pipe."""
+    os.mkfifo(pipe)
+
+    def send() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(content)
+
+    writer = threading.Thread(target=send)
+    writer.start()
+    try:
+        with feed(str(pipe)) as taken:
+            return list(taken)
+    finally:
+        writer.join(60)
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "film.ts"])
+def test_a_film_comes_through_a_named_pipe(name: str, tmp_path: Path) -> None:
+    film = write_video(tmp_path / name, gray_levels((24, 32), [20 * step for step in range(12)]))
+    assert len(piped(film.read_bytes(), tmp_path / "pipe")) == 12
+
+
+def test_what_a_pipe_cannot_give_tells_what_it_can(tmp_path: Path) -> None:
+    with pytest.raises(ClipError, match="send Matroska or MPEG-TS through a pipe"):
+        piped(bytes(10_000), tmp_path / "pipe")
