@@ -22,8 +22,9 @@ def test_pictures_forecast_and_difference_move(live: Page) -> None:
     for canvas in ("now", "forecast", "difference"):
         live.wait_until_moving(canvas)
     live.wait(lambda: live.number("error-now") is not None and live.number("copy-now") is not None)
+    live.wait(lambda: live.number("novelty-now") is not None)
     for chart in ("error-chart", "novelty-chart"):
-        assert live.picture(chart).any()
+        live.wait_until_moving(chart)
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
@@ -136,6 +137,22 @@ def test_keyboard(live: Page, downloads: Path) -> None:
         assert image.width > 3 * 24 * 20
         assert len(image.getcolors(1 << 20) or []) > 10
     path.unlink()
+
+
+def test_held_key_acts_once_except_for_the_slider(live: Page) -> None:
+    hold = """
+    for (let count = 0; count <= arguments[1]; count++) {
+      const options = { key: arguments[0], repeat: count > 0, bubbles: true, cancelable: true };
+      document.body.dispatchEvent(new KeyboardEvent("keydown", options));
+    }
+    """
+    live.driver.execute_script(hold, " ", 501)
+    live.wait_for_state("Paused")
+    assert live.text("pause") == "Resume"
+    live.driver.execute_script(hold, "ArrowLeft", 1)
+    live.wait(lambda: live.text("horizon-text").startswith("1 frame ahead"))
+    live.press(" ")
+    live.wait_for_state("Live")
 
 
 def test_letters_typed_into_a_control_are_no_shortcuts(live: Page) -> None:

@@ -182,7 +182,8 @@ function press(event) {
   const taken = event.target.closest(own[event.key] ?? "select, input:not([type=range])");
   if (!action || taken || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   event.preventDefault();
-  action();
+  // A key that is held would send 30 messages a second; only the slider follows it.
+  if (!event.repeat || event.key.startsWith("Arrow")) action();
 }
 
 takeToken();
