@@ -1,6 +1,7 @@
 // Requests to the REST side of the server, and the token for them.
 
 const KEY = "e3d-token";
+const MODEL_DEADLINE_MS = 10_000;
 
 /** Take the token from the address, where it would stay in the history, and keep it for this tab alone. */
 export function takeToken() {
@@ -25,13 +26,27 @@ function reason(body, status) {
   return `The server answered ${status}`;
 }
 
+/** Return the object in an answer; a proxy may answer a page of its own with status 200. */
+function parse(body) {
+  try {
+    return JSON.parse(body);
+  } catch {
+    throw { action: "retry", why: "Something else than e3d serve answered; check the proxy between" };
+  }
+}
+
 /** Return the description of the model; throws { action, why } as a connection takes it. */
 export async function fetchModel() {
-  const answer = await fetch("/v1/model", { headers: headers(), cache: "no-store" }).catch(() => {
-    throw { action: "retry", why: "The server cannot be reached" };
-  });
-  if (answer.ok) return answer.json();
-  const why = reason(await answer.text(), answer.status);
+  const signal = AbortSignal.timeout(MODEL_DEADLINE_MS);
+  let answer, body;
+  try {
+    answer = await fetch("/v1/model", { headers: headers(), cache: "no-store", signal });
+    body = await answer.text();
+  } catch {
+    throw { action: "retry", why: signal.aborted ? "The server does not answer" : "The server cannot be reached" };
+  }
+  if (answer.ok) return parse(body);
+  const why = reason(body, answer.status);
   if (answer.status === 401) throw { action: "token", why };
   throw { action: answer.status === 429 || answer.status >= 500 ? "retry" : "refuse", why };
 }
