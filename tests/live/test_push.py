@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from e3d_deploy.live import push as module
 from e3d_deploy.live.follower import Judged
 from e3d_deploy.live.push import Push, check_push, shown
 from e3d_deploy.live.seen import Seen
+from tests.data.live.peers import wait_until
 
 SIZE = (64, 64)
 
@@ -119,10 +121,14 @@ def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
         peer, _ = server.accept()
         peer.close()
         number = 0
-        while push.lost is None:
+
+        def is_lost() -> bool:
+            nonlocal number
             push.put(seen(number))
             number += 1
-            threading.Event().wait(0.01)
+            return push.lost is not None
+
+        wait_until(is_lost)
         push.put(seen(number))
         push.close()
     assert push.not_sent >= 1
@@ -140,13 +146,16 @@ def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) 
         push = connected(f"tcp://127.0.0.1:{server.getsockname()[1]}", large)
         peer, _ = server.accept()
         with peer:
-            number, stalled = 0, 0
-            while stalled < 40:  # two seconds, in which it takes none of the pictures that wait
-                stalled = 0 if push.not_sent == 0 else stalled + 1
-                if stalled == 0:
+            number, stalled_s = 0, 0.0
+
+            def has_stalled() -> bool:
+                nonlocal number, stalled_s
+                if push.not_sent == 0:
                     push.put(seen(number, large))
-                    number += 1
-                threading.Event().wait(0.05 if stalled else 0)
+                    number, stalled_s = number + 1, time.monotonic()
+                return time.monotonic() - stalled_s > 2  # in which it takes none of the pictures that wait
+
+            wait_until(has_stalled)
             for _ in range(2 * module.QUEUE):
                 push.put(seen(number, large))
             assert push.not_sent > module.QUEUE

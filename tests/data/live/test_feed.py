@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.live import feed as module
 from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Arrival, Ended, Feed, FeedOptions
 from e3d_deploy.data.live.schedule import Schedule
@@ -232,11 +233,30 @@ def test_a_timeout_gives_none_and_the_feed_goes_on(start: Start) -> None:
         assert source.take() is not None
 
 
-def test_a_recording_that_plays_at_its_rate_gives_each_picture_when_it_is_due(tmp_path: Path) -> None:
+def test_a_recording_that_plays_at_its_rate_gives_each_picture_when_it_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on while the reading thread waits, and only then."""
+
+    class Clock(threading.Event):
+        now_s = 100.0
+
+        def wait(self, timeout: float | None = None) -> bool:
+            Clock.now_s += timeout or 0.0
+            return self.is_set()
+
+        @staticmethod
+        def monotonic() -> float:
+            return Clock.now_s
+
+        perf_counter = monotonic
+
+    monkeypatch.setattr(module, "time", Clock)
+    monkeypatch.setattr(module, "Event", Clock)
     mp4(tmp_path / "a.mp4", 3)
     with feed(str(tmp_path / "a.mp4"), FeedOptions(realtime=True)) as source:
         came_s = [arrival.came_s for arrival in source]
-    assert came_s[1] - came_s[0] > 0.5 / RATE  # it is decoded at once, and waits
+    assert came_s == pytest.approx([100.0, 100.0 + 1 / RATE, 100.0 + 2 / RATE])
 
 
 def test_a_schedule_makes_up_for_a_short_delay_and_for_no_pause() -> None:

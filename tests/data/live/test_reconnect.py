@@ -13,7 +13,7 @@ from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import SourceLost
 from tests.data.live.conftest import Start
-from tests.data.live.peers import SIZE, Peer, mjpeg, number_of, picture, request, respond, rtsp
+from tests.data.live.peers import SIZE, Peer, mjpeg, number_of, picture, request, respond, rtsp, wait_until
 
 FORM = Form(image_size=(24, 32), channels=1)
 EIGHT = [picture(number) for number in range(8)]
@@ -95,12 +95,17 @@ def test_a_server_that_was_away_is_found_again(start: Start) -> None:
     with feed(peer, told, attempts=12) as source:
         first(source, 4)
         peer.close()
-        while len(told) < 2:  # the second notice follows a refused connection
-            source.take(0.01)
+        taken: list[Arrival | None] = []
+
+        def take() -> Arrival | None:
+            taken.append(source.take(0.01))
+            return taken[-1]
+
+        wait_until(lambda: take() is None and len(told) >= 2)  # the second notice follows a refused connection
         start(mjpeg(EIGHT), port=peer.port)
-        while not (arrival := source.take()) or not arrival.begins:
-            pass
-        assert number_of(arrival.picture) == 0
+        wait_until(lambda: (arrival := take()) is not None and arrival.begins)
+        assert taken[-1] is not None
+        assert number_of(taken[-1].picture) == 0
     assert any("refused the connection" in text for text in told)
 
 
@@ -162,8 +167,7 @@ def test_closing_ends_the_wait_for_the_next_attempt(start: Start, monkeypatch: p
     told: list[str] = []
     source = feed(start(mjpeg(EIGHT)), told)
     first(source, 8)
-    while not told:
-        source.take(0.01)
+    wait_until(lambda: source.take(0.01) is None and bool(told))
     source.close()
     with pytest.raises(Ended):
         source.take()
