@@ -30,13 +30,15 @@ def check_options(addresses: "Sequence[Address]") -> None:
     if kinds.count("stdin") > 1:
         raise click.UsageError("-: got it twice, expected once, as there is one stdin; leave one out")
     if is_given("raw") and "stdin" not in kinds:
-        raise click.UsageError("--raw is of raw frames on stdin; leave it out, or give - as a SOURCE")
+        raise click.UsageError("--raw applies only to raw frames on stdin; leave it out, or give - as a SOURCE")
     if is_given("realtime") and not {"file", "network"} & set(kinds):
-        raise click.UsageError("--realtime is of files, and no SOURCE is one; leave it out")
+        raise click.UsageError("--realtime applies only to files and addresses, and no SOURCE is one; leave it out")
     for name in ("silence_s", "attempts"):
         if is_given(name) and not {"camera", "network"} & set(kinds):
             option = f"--{name.removesuffix('_s')}"
-            raise click.UsageError(f"{option} is of cameras and addresses, and no SOURCE is one; leave it out")
+            raise click.UsageError(
+                f"{option} applies only to cameras and addresses, and no SOURCE is one; leave it out"
+            )
 
 
 def check_horizon(predictor: "Predictor", horizon: int, sources: int) -> None:

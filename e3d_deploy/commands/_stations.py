@@ -30,7 +30,7 @@ SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "d
 
 @contextmanager
 def showing(stations: "Sequence[Station]") -> Iterator[Callable[[], None]]:
-    """Give a function that shows on stderr how far stations are: a table that changes, or a line now and then."""
+    """Yield a function that shows on stderr how far stations are: a table that changes, or a line now and then."""
     text = f"streaming {stations[0].label if len(stations) == 1 else f'{len(stations)} sources'}"
     if not is_animated(sys.stderr):
         click.echo(text, err=True)

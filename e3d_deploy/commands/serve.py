@@ -31,8 +31,8 @@ EXAMPLES = (
     metavar="SOURCE",
     help="Video, folder of videos, camera or address that viewers may choose; several times.",
 )
-@click.option("--horizon", type=Count(MOST_FRAMES), help="Most frames to look ahead; else those of the bundle.")
-@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
+@click.option("--horizon", type=Count(MOST_FRAMES), help="Most frames to look ahead; default: those of the bundle.")
+@click.option("--renewal", help="none, refresh:M or replay; default: chosen from the model's measured decay.")
 @BACKEND
 @THREADS
 @click.option("--max-sessions", type=Count(1024), default=32, help="Most live sessions at a time.")

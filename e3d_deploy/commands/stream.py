@@ -59,10 +59,14 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
 @click.option(
     "--policy",
     type=click.Choice(["block", "drop-oldest"]),
-    help="What becomes of a picture when the queue is full; else block for files, drop-oldest for live sources.",
+    help="What to do when the queue is full; default: block for files, drop-oldest for live sources.",
 )
 @click.option(
-    "--queue", "queue_length", metavar="N", type=Count(1000), help="Pictures that may wait; else 4, of live sources 1."
+    "--queue",
+    "queue_length",
+    metavar="N",
+    type=Count(1000),
+    help="Pictures that may wait; default: 4, for live sources 1.",
 )
 @click.option(
     "--silence",
@@ -76,8 +80,8 @@ def shape(context: click.Context, parameter: click.Parameter, text: str | None) 
     "--attempts", type=click.IntRange(min=0), default=5, help="Reconnects without a picture before a source is lost."
 )
 @click.option("--horizon", type=Count(MOST_FRAMES), default=10, help="Frames to look ahead.")
-@click.option("--renewal", help="none, refresh:M or replay; else as the measured decay of the model asks for.")
-@click.option("--reset-on", type=click.Choice(["cut"]), help="Begin anew where the scene changes.")
+@click.option("--renewal", help="none, refresh:M or replay; default: chosen from the model's measured decay.")
+@click.option("--reset-on", type=click.Choice(["cut"]), help="Reset the state where the scene changes.")
 @BACKEND
 @THREADS
 @click.option(

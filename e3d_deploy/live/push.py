@@ -186,7 +186,7 @@ def _patient(url: str) -> tuple[str, dict[str, str]]:
 
 @contextmanager
 def pushing(push: Push) -> Iterator[Put]:
-    """Give what lets pictures be sent to a peer, and end the video after them."""
+    """Yield a function that sends each picture to a peer, and end the video after them."""
     try:
         yield push.put
     finally:

@@ -60,8 +60,8 @@ class Quality:
             return None
         ahead = "1 frame ahead" if horizon == 1 else f"{horizon} frames ahead"
         if found.mse == found.copy_mse:
-            return f"{ahead}, the forecast is no better than a copy of the last picture (MSE {found.mse:.4g} both)"
+            return f"{ahead}, the forecast is no better than copying the last picture (MSE {found.mse:.4g} both)"
         return (
-            f"{ahead}, a copy of the last picture is better than the forecast (MSE {found.copy_mse:.4g} against "
+            f"{ahead}, copying the last picture is better than the forecast (MSE {found.copy_mse:.4g} against "
             f"{found.mse:.4g} over {found.frames} pictures)"
         )

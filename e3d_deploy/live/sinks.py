@@ -26,7 +26,7 @@ LOOK_S = 0.1
 
 @contextmanager
 def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output: Path) -> Iterator[Put]:
-    """Give what writes each picture beside what had been forecast for it, to a video, GIF, folder or array.
+    """Yield a function that writes each picture beside what had been forecast for it, to a video, GIF, folder or array.
 
     Args:
         output: output that the user named, for errors.

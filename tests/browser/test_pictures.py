@@ -79,7 +79,7 @@ def test_reset_makes_the_state_young(live: Page) -> None:
 
 def test_page_says_that_the_model_does_not_beat_copying(live: Page) -> None:
     """The tiny model is untrained."""
-    live.wait(lambda: "a copy of the last picture is better" in live.text("verdict"))
+    live.wait(lambda: "copying the last picture is better" in live.text("verdict"))
 
 
 def test_numbers_have_units(live: Page) -> None:

@@ -124,12 +124,12 @@ def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list
             "--push: got srt://127.0.0.1:1, expected an address such as rtsp://host/path",
         ),
         (["FILM", "-o", "a.mp4"], "a.mp4: got 2 sources, whose videos go into a folder"),
-        (["--raw", "4x4x1"], "--raw is of raw frames on stdin"),
+        (["--raw", "4x4x1"], "--raw applies only to raw frames on stdin"),
         (["-", "--raw", "4x4"], "'4x4' is not HEIGHTxWIDTHxCOLOURS"),
         (["-", "-", "--raw", "4x4x1"], "-: got it twice"),
         (["-"], "give it with --raw HxWxC"),
-        (["--silence", "3"], "--silence is of cameras and addresses"),
-        (["--attempts", "3"], "--attempts is of cameras and addresses"),
+        (["--silence", "3"], "--silence applies only to cameras and addresses"),
+        (["--attempts", "3"], "--attempts applies only to cameras and addresses"),
         (["ftp://a/b"], "ftp:// is not read"),
         (["--jsonl", "FILM"], "is what is read, and would be replaced"),
         (["--jsonl", "same", "--raw-output", "same"], "same: got it for two outputs"),
@@ -228,9 +228,9 @@ def test_raw_frames_come_through_a_pipe_whose_other_end_may_close(bundle: Path, 
 def test_where_copying_is_better_it_says_so(bundle: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "still.mkv", gray_levels(SIZE, [100] * 40))
     shown = e3d("stream", bundle, tmp_path / "still.mkv", *QUICK)
-    assert f"{tmp_path / 'still.mkv'}: 2 frames ahead, a copy of the last picture is better" in shown.stdout
+    assert f"{tmp_path / 'still.mkv'}: 2 frames ahead, copying the last picture is better" in shown.stdout
     (source,) = json.loads(e3d("stream", bundle, tmp_path / "still.mkv", *QUICK, "--json").stdout)["sources"]
-    assert source["verdict"].startswith("2 frames ahead, a copy of the last picture is better")
+    assert source["verdict"].startswith("2 frames ahead, copying the last picture is better")
 
 
 def test_a_second_signal_leaves_no_video(

@@ -137,7 +137,7 @@ def test_verdict_names_a_model_that_does_not_beat_copying() -> None:
         better.add(one)
     verdict = worse.verdict(1)
     assert verdict is not None
-    assert "1 frame ahead, a copy of the last picture is better" in verdict
+    assert "1 frame ahead, copying the last picture is better" in verdict
     assert better.verdict(1) is None
 
 

@@ -185,7 +185,7 @@ def test_a_model_that_does_not_beat_copying_is_told_in_words(serve: Serve) -> No
             viewer.pictures()
         while (stats := viewer.text("stats"))["verdict"] is None:
             pass
-    assert stats["verdict"].startswith("1 frame ahead, a copy of the last picture is better than the forecast")
+    assert stats["verdict"].startswith("1 frame ahead, copying the last picture is better than the forecast")
 
 
 def test_a_viewer_closes_its_session(serve: Serve) -> None:

@@ -62,7 +62,7 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
         raise Trouble("holds no video", "give another address", is_final=True)
     codec = stream.codec_context
     if codec is None:
-        raise Trouble("holds a video that no decoder is there for", "let it send H.264 or MJPEG", is_final=True)
+        raise Trouble("no decoder for its codec", "let it send H.264 or MJPEG", is_final=True)
     if codec.width * codec.height > MOST_PIXELS:
         size = f"{codec.height}×{codec.width}"
         raise Trouble(f"has pictures of {size}, expected at most {MOST}", "make them smaller", is_final=True)

@@ -86,7 +86,7 @@ export class Monitor {
       [
         `${this.model.name} · ${sourceName} · picture ${header.index} · ${backend} · ${new Date().toLocaleString()}`,
         `Difference: now − its forecast; blue is darker, orange brighter than forecast, full colour at ±${FULL_COLOUR} of 255`,
-        `Error ${fixed(header.error, 1)} · copying the last frame ${fixed(header.copy_error, 1)} · novelty ${fixed(header.novelty, 2)}`,
+        `Error ${fixed(header.error, 1)} · copying the last picture ${fixed(header.copy_error, 1)} · novelty ${fixed(header.novelty, 2)}`,
       ],
       `${this.model.name}-${header.index}.png`,
     );
