@@ -20,8 +20,10 @@ import pytest
 from e3d_deploy.commands import _process, _sinks
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
+from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.live import sinks, stations
 from e3d_deploy.live.follower import Follower
+from e3d_deploy.live.novelty import LEAST
 from e3d_deploy.live.station import Station
 from tests.commands.test_broken_source import broken
 from tests.data.test_data import gray_levels, write_video
@@ -93,6 +95,47 @@ def test_lines_on_stdout_hold_what_is_known_of_each_picture(bundle: Path, films:
     assert all(math.isfinite(error) for one in seen[2:] for error in (*one["errors"], *one["copy_errors"]))
     assert [one["age"] for one in seen[:3]] == [1, 2, 3]
     assert seen[1]["time_s"] > seen[0]["time_s"]
+
+
+def test_novelty_becomes_a_number_once_enough_errors_are_known(bundle: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    film = write_video(tmp_path / "film.mkv", rng.integers(0, 256, (40, *SIZE), np.uint8))
+    seen = lines(e3d("stream", bundle, film, *QUICK, "--renewal", "none", "--jsonl", "-").stdout)
+    assert seen[LEAST]["novelty"] == [None, None]
+    assert all(0 < novelty < 10 for novelty in seen[-1]["novelty"])
+
+
+def test_a_cut_resets_the_state_where_it_is_asked_for(bundle: Path, tmp_path: Path) -> None:
+    film = write_video(tmp_path / "film.mkv", gray_levels(SIZE, [20] * 8 + [220] * 8))
+    for options, cuts in (([], []), (["--reset-on", "cut"], [8])):
+        seen = lines(e3d("stream", bundle, film, *QUICK, "--renewal", "none", *options, "--jsonl", "-").stdout)
+        assert [one["index"] for one in seen if one["cut"]] == cuts
+        assert seen[8]["age"] == (1 if cuts else 9)
+
+
+def test_pictures_that_do_not_fit_into_the_queue_are_dropped_where_it_is_asked_for(
+    bundle: Path, films: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first picture waits until the whole film was read."""
+    see, sources = Follower.see, list[Feed]()
+    opened = Feed.__init__
+
+    def noted(self: Feed, *arguments: Any, **options: Any) -> None:
+        opened(self, *arguments, **options)
+        sources.append(self)
+
+    def late(self: Follower, picture: Any, **options: Any) -> Any:
+        sources[0]._thread.join(60)
+        return see(self, picture, **options)
+
+    monkeypatch.setattr(Feed, "__init__", noted)
+    monkeypatch.setattr(Follower, "see", late)
+    options = ["--policy", "drop-oldest", "--queue", 3, "--jsonl", "-"]
+    seen = lines(e3d("stream", bundle, films[0], *QUICK, *options).stdout)
+    indices = [one["index"] for one in seen]
+    assert indices[-3:] == [COUNT - 3, COUNT - 2, COUNT - 1]
+    assert len(seen) <= 4
+    assert seen[-1]["dropped"] == COUNT - len(seen)
 
 
 def test_the_page_describes_the_keys_of_a_line() -> None:
