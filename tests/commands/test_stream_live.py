@@ -137,6 +137,30 @@ def test_a_source_that_is_refused_ends_it_before_any_work(
     assert [one.name for one in tmp_path.iterdir()] == ["film.mp4"]
 
 
+def test_the_live_table_ends_with_the_values_of_the_lines_and_the_verdict(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(_stations, "is_animated", lambda _: True)
+    film = write_video(tmp_path / "film.mp4", gray_levels(SIZE, [2 * step for step in range(60)]))
+    options = ["--renewal", "none", "--jsonl", tmp_path / "lines"]
+    said = without_terminal(e3d("stream", exported / "tiny.e3d", film, *QUICK, *options).stderr).splitlines()
+    last = max(number for number, line in enumerate(said) if line.startswith(str(film)) and " ended " in line)
+    row = dict(zip(_stations.COLUMNS, re.sub(r" ms\b", "", said[last]).split(), strict=True))
+    seen = lines((tmp_path / "lines").read_text())
+    assert (row["frames"], row["dropped"], row["age"]) == ("60", "0", "60")
+    mse, copy_mse = (np.mean([one[key][-1] for one in seen[2:]]) for key in ("errors", "copy_errors"))
+    assert row["MSE/copying"] == f"{mse:.1f}/{copy_mse:.1f}"
+    assert row["novelty"] == f"{seen[-1]['novelty'][-1]:.2f}"
+    assert said[last + 1].startswith(f"{film}: 2 frames ahead, copying the last picture is better than the forecast")
+
+
+def without_terminal(text: str) -> str:
+    """Return what a terminal was sent, without colours, and with a line for each movement of its cursor."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\r", "\n", re.sub(r"\x1b\[[0-9;]*m", "", text))
+
+
 @pytest.mark.parametrize("width", [200, 80, 40])
 def test_a_terminal_shows_a_table_that_changes(
     width: int, exported: Path, film: Path, monkeypatch: pytest.MonkeyPatch
@@ -145,8 +169,7 @@ def test_a_terminal_shows_a_table_that_changes(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr(_stations, "is_animated", lambda _: True)
-    said = e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr
-    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-ln-z]|\r", "\n", re.sub(r"\x1b\[[0-9;]*m", "", said))
+    said = without_terminal(e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr)
     least = _stations.LEAST_IMPORTANT
     left_out = [set(least[:count]) for count in ([0] if width == 200 else range(1, len(least) + 1))]
     titles = [[column for column in _stations.COLUMNS if column not in gone] for gone in left_out]
