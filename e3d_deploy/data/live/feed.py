@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address
-from e3d_deploy.data.live.came import Came, Source
 from e3d_deploy.data.live.raw import RawFrames
 from e3d_deploy.data.live.reconnect import Reconnecting
 from e3d_deploy.data.live.recorded import Recorded
 from e3d_deploy.data.live.schedule import Schedule
+from e3d_deploy.data.live.source import DecodedPicture, Source
 from e3d_deploy.data.live.waiting import Ended, Waiting
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection
@@ -123,7 +123,7 @@ class Feed:
         """Selected pictures per second; None where the source tells no rate."""
         policy = options.policy or ("drop-oldest" if self.is_live else "block")
         length = options.queue_length or (1 if self.is_live else 4)
-        self._waiting: Waiting[tuple[int, Came]] = Waiting(length, drop_oldest=policy == "drop-oldest")
+        self._waiting: Waiting[tuple[int, DecodedPicture]] = Waiting(length, drop_oldest=policy == "drop-oldest")
         self._closed, self._section = Event(), -1
         self._thread = Thread(target=self._read, name=f"feed {address.name}", daemon=True)
         self._thread.start()
@@ -148,10 +148,12 @@ class Feed:
         taken = self._waiting.take(timeout_s)
         if taken is None:
             return None
-        index, came = taken
+        index, decoded = taken
         # Compared with the picture that was taken last, as the first one of a section may have been dropped.
-        begins, self._section = came.section != self._section, came.section
-        return Arrival(picture=came.picture, index=index, time_s=came.time_s, came_s=came.came_s, begins=begins)
+        begins, self._section = decoded.section != self._section, decoded.section
+        return Arrival(
+            picture=decoded.picture, index=index, time_s=decoded.time_s, came_s=decoded.came_s, begins=begins
+        )
 
     def __iter__(self) -> Iterator[Arrival]:
         """Yield the pictures until the source ends.
@@ -184,12 +186,12 @@ class Feed:
         paced = self.options.realtime and not self.is_live and self.address.kind != "stdin"
         rate, schedule = self.frames_per_second or DEFAULT_RATE, Schedule()
         try:
-            for index, came in enumerate(self._source.pictures()):
+            for index, decoded in enumerate(self._source.pictures()):
                 if paced:
-                    time_s = index / rate if came.time_s is None else came.time_s
+                    time_s = index / rate if decoded.time_s is None else decoded.time_s
                     self._closed.wait(schedule.wait_s(time_s, time.monotonic()))
-                    came = replace(came, came_s=time.perf_counter())
-                if not self._waiting.put((index, came)):
+                    decoded = replace(decoded, came_s=time.perf_counter())
+                if not self._waiting.put((index, decoded)):
                     break
         except Exception as error:  # whatever it is, whoever takes pictures has to know
             self._waiting.finish(error)

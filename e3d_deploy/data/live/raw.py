@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.live.came import Came
+from e3d_deploy.data.live.source import DecodedPicture
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.remarks import Remarks
@@ -48,7 +48,7 @@ class RawFrames:
         self._bring = None if shape == form.shape else _bringer(form, remarks)
         self._closed = Event()
 
-    def pictures(self) -> Iterator[Came]:
+    def pictures(self) -> Iterator[DecodedPicture]:
         """Yield the pictures.
 
         Raises:
@@ -68,7 +68,7 @@ class RawFrames:
             if number % self.stride == 0:
                 came_s = time.perf_counter()
                 picture = self._brought(np.frombuffer(content, np.uint8).reshape(self.shape))
-                yield Came(picture=picture, time_s=None, came_s=came_s, section=0)
+                yield DecodedPicture(picture=picture, time_s=None, came_s=came_s, section=0)
             number += 1
         if number == 0 and not self._closed.is_set():
             raise ClipError("stdin: empty, expected raw frames; check the program that writes them")

@@ -8,9 +8,9 @@ from threading import Event
 from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address
-from e3d_deploy.data.live.came import Came
 from e3d_deploy.data.live.connection import Connection
 from e3d_deploy.data.live.decoding import Decoded
+from e3d_deploy.data.live.source import DecodedPicture
 from e3d_deploy.data.live.trouble import Trouble
 from e3d_deploy.data.live.waiting import Ended
 from e3d_deploy.data.rate import Selection, select_by_time
@@ -61,7 +61,7 @@ class Reconnecting:
             raise trouble.error(address.name) from None
         self.is_live, self.rate = self._facts.is_live, selection.rate(self._facts.rate)
 
-    def pictures(self) -> Iterator[Came]:
+    def pictures(self) -> Iterator[DecodedPicture]:
         """Yield the pictures, over reconnects.
 
         Raises:
@@ -84,7 +84,7 @@ class Reconnecting:
         self._closed.set()
         self._connection.close()
 
-    def _brought(self) -> Iterator[Came]:
+    def _brought(self) -> Iterator[DecodedPicture]:
         """Yield the selected pictures of the connection, in the form of the model."""
         bring = Bringer(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
         size: tuple[int, int] | None = None
@@ -93,7 +93,7 @@ class Reconnecting:
                 self._section += 1
             picture = bring(decoded.frame)
             self._failures = 0
-            yield Came(picture=picture, time_s=decoded.time_s, came_s=decoded.came_s, section=self._section)
+            yield DecodedPicture(picture=picture, time_s=decoded.time_s, came_s=decoded.came_s, section=self._section)
 
     def _selected(self, frames: Iterator[Decoded]) -> Iterator[Decoded]:
         if self.selection.resample is not None:

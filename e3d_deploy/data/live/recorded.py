@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
-from e3d_deploy.data.live.came import Came
+from e3d_deploy.data.live.source import DecodedPicture
 from e3d_deploy.data.play import play
 from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.remarks import Remarks
@@ -31,7 +31,7 @@ class Recorded:
         self.rate, self.resample = self.video.rate, selection.resample
         self._closed = Event()
 
-    def pictures(self) -> Iterator[Came]:
+    def pictures(self) -> Iterator[DecodedPicture]:
         """Yield the pictures.
 
         Raises:
@@ -41,7 +41,7 @@ class Recorded:
             for number, picture in enumerate(pictures):
                 # Ticks have even times, whichever frames they take.
                 time_s = self.video.time_s() if self.resample is None else number / self.resample
-                yield Came(picture=picture, time_s=time_s, came_s=time.perf_counter(), section=0)
+                yield DecodedPicture(picture=picture, time_s=time_s, came_s=time.perf_counter(), section=0)
                 if self._closed.is_set():
                     return
 

@@ -1,4 +1,4 @@
-"""Pictures of a source on their way into the queue."""
+"""Sources that are open, and the pictures that they give."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Came:
+class DecodedPicture:
     """Picture that a source gave."""
 
     picture: NDArray[np.uint8]
@@ -37,7 +37,7 @@ class Source(Protocol):
     def reconnects(self) -> int:
         """Number of times it was opened again."""
 
-    def pictures(self) -> Iterator[Came]:
+    def pictures(self) -> Iterator[DecodedPicture]:
         """Yield the pictures until the source ends or is closed.
 
         Raises:
