@@ -6,7 +6,7 @@ from threading import Thread
 from e3d_deploy.data.live.address import Address
 from e3d_deploy.data.live.decoding import MOST, Decoded, Facts, decode, facts_of
 from e3d_deploy.data.live.network import open_container
-from e3d_deploy.data.live.trouble import REACH, Trouble, trouble_of
+from e3d_deploy.data.live.source_problem import REACH, SourceProblem, problem_of
 from e3d_deploy.data.live.waiting import Ended, Waiting
 
 
@@ -32,20 +32,20 @@ class Connection:
         """Wait until the source is open, and return its properties.
 
         Raises:
-            Trouble: it cannot be opened in time.
+            SourceProblem: it cannot be opened in time.
             Ended: the connection is closed.
         """
         facts = self._facts.take(self.silence_s)
         if facts is None:
             reason = f"gave no picture that can be decoded within {self.silence_s:g} s"
-            raise Trouble(reason, f"{REACH}; a picture may be {MOST} at most")
+            raise SourceProblem(reason, f"{REACH}; a picture may be {MOST} at most")
         return facts
 
     def frames(self) -> Iterator[Decoded]:
         """Yield the frames until the source ends.
 
         Raises:
-            Trouble: the source broke off, or no frame came in time.
+            SourceProblem: the source broke off, or no frame came in time.
         """
         while True:
             try:
@@ -54,7 +54,7 @@ class Connection:
                 return
             if decoded is None:
                 remedy = "check the source and the network, or allow a longer silence"
-                raise Trouble(f"no picture came for {self.silence_s:g} s", remedy)
+                raise SourceProblem(f"no picture came for {self.silence_s:g} s", remedy)
             yield decoded
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Connection:
         try:
             self._pass_on()
         except (OSError, ValueError, av.FFmpegError) as failure:
-            error = trouble_of(failure, self.address)
+            error = problem_of(failure, self.address)
         except Exception as other:  # whoever waits has to know
             error = other
         # Facts that wait come first, so that an error after them is the one of the frames.

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from e3d_deploy.data.live.address import LARGEST, MOST_PIXELS, Address
-from e3d_deploy.data.live.trouble import Trouble
+from e3d_deploy.data.live.source_problem import SourceProblem
 from e3d_deploy.data.rate import MOST_RATE
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
     """Return the video stream of an open source, ready to be decoded, and its properties.
 
     Raises:
-        Trouble: it holds no video that can be decoded, or too large pictures.
+        SourceProblem: it holds no video that can be decoded, or too large pictures.
     """
     stream = container.streams.best("video")
     if stream is None:
-        raise Trouble("holds no video", "give another address", is_final=True)
+        raise SourceProblem("holds no video", "give another address", is_final=True)
     codec = stream.codec_context
     if codec is None:
-        raise Trouble("no decoder for its codec", "let it send H.264 or MJPEG", is_final=True)
+        raise SourceProblem("no decoder for its codec", "let it send H.264 or MJPEG", is_final=True)
     if codec.width * codec.height > MOST_PIXELS:
         size = f"{codec.height}×{codec.width}"
-        raise Trouble(f"has pictures of {size}, expected at most {MOST}", "make them smaller", is_final=True)
+        raise SourceProblem(f"has pictures of {size}, expected at most {MOST}", "make them smaller", is_final=True)
     if not codec.width:
         raise _undecodable()
     codec.options = {"max_pixels": str(MOST_PIXELS)}
@@ -93,7 +93,7 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
         is_wanted: asked before each packet; no more frames come once it returns False.
 
     Raises:
-        Trouble: the source is lost, a file is damaged or ends early, or nothing of a live source can be decoded.
+        SourceProblem: the source is lost, a file is damaged or ends early, or nothing of a live source can be decoded.
     """
     number, damaged = 0, 0
     for packet, reason in _packets(container, stream):
@@ -112,7 +112,7 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
         if reason is None and not facts.is_live:
             reason = failure
         if reason is not None and number == 0 and not facts.is_live:
-            raise Trouble(f"gave none of its frames ({reason})", INDEX_FIRST, is_final=True)
+            raise SourceProblem(f"gave none of its frames ({reason})", INDEX_FIRST, is_final=True)
         # A server that tells no length closes the connection in the same way at the end as before it.
         is_whole = 0 < stream.frames <= number
         if reason is not None and not is_whole:
@@ -144,14 +144,14 @@ def _frames(stream: Any, packet: Any) -> tuple[list["av.VideoFrame"], str | None
         return [], error.strerror
 
 
-def _undecodable() -> Trouble:
-    return Trouble(
+def _undecodable() -> SourceProblem:
+    return SourceProblem(
         f"sends pictures that cannot be decoded, or that are larger than {MOST}",
         "check its codec, or make its pictures smaller",
         is_final=True,
     )
 
 
-def _broken(number: int, stream: Any, reason: str | None) -> Trouble:
+def _broken(number: int, stream: Any, reason: str | None) -> SourceProblem:
     total = f" of {stream.frames}" if stream.frames else ""
-    return Trouble(f"broke off after {number}{total} frames ({reason})", "check the source and the network")
+    return SourceProblem(f"broke off after {number}{total} frames ({reason})", "check the source and the network")

@@ -11,7 +11,7 @@ from e3d_deploy.data.live.address import Address
 from e3d_deploy.data.live.connection import Connection
 from e3d_deploy.data.live.decoding import Decoded
 from e3d_deploy.data.live.source import DecodedPicture
-from e3d_deploy.data.live.trouble import Trouble
+from e3d_deploy.data.live.source_problem import SourceProblem
 from e3d_deploy.data.live.waiting import Ended
 from e3d_deploy.data.rate import Selection, select_by_time
 from e3d_deploy.data.remarks import Remarks
@@ -56,9 +56,9 @@ class Reconnecting:
         self._connection = Connection(address, silence_s)
         try:
             self._facts = self._connection.facts()
-        except Trouble as trouble:
+        except SourceProblem as problem:
             self._connection.close()
-            raise trouble.error(address.name) from None
+            raise problem.error(address.name) from None
         self.is_live, self.rate = self._facts.is_live, selection.rate(self._facts.rate)
 
     def pictures(self) -> Iterator[DecodedPicture]:
@@ -68,16 +68,16 @@ class Reconnecting:
             SourceLost: the source broke off for good.
         """
         while not self._closed.is_set():
-            trouble = Trouble("the stream ended", "check the source")
+            problem = SourceProblem("the stream ended", "check the source")
             try:
                 yield from self._brought()
                 if not self.is_live:
                     return
-            except Trouble as found:
-                trouble = found
+            except SourceProblem as found:
+                problem = found
             finally:
                 self._connection.close()
-            self._connect_again(trouble)
+            self._connect_again(problem)
 
     def close(self) -> None:
         """Let `pictures` end, also while it waits for a picture or for the next connection."""
@@ -115,7 +115,7 @@ class Reconnecting:
             last = time_s
             yield clock, decoded
 
-    def _connect_again(self, trouble: Trouble) -> None:
+    def _connect_again(self, problem: SourceProblem) -> None:
         """Wait, and open the source again, until it is open or closed.
 
         Raises:
@@ -124,14 +124,14 @@ class Reconnecting:
         name = self.address.name
         while not self._closed.is_set():
             if not self.is_live:
-                raise trouble.error(name)
+                raise problem.error(name)
             if self._failures >= self.attempts:
                 tried = f" after {self._failures} reconnects without a picture" if self._failures else ""
-                raise SourceLost(f"{name}: {trouble.reason}{tried}; {trouble.remedy}")
+                raise SourceLost(f"{name}: {problem.reason}{tried}; {problem.remedy}")
             delay_s = min(FIRST_DELAY_S * 2**self._failures, LONGEST_DELAY_S)
             self._failures += 1
             counted = f"attempt {self._failures} of {self.attempts}"
-            self.notify(f"{name}: {trouble.reason}; connecting again in {delay_s:g} s ({counted})")
+            self.notify(f"{name}: {problem.reason}; connecting again in {delay_s:g} s ({counted})")
             if self._closed.wait(delay_s):
                 return
             self._connection = Connection(self.address, self.silence_s)
@@ -139,8 +139,8 @@ class Reconnecting:
                 self._connection.close()
             try:
                 self._facts = self._connection.facts()
-            except Trouble as found:
-                trouble = found
+            except SourceProblem as found:
+                problem = found
                 self._connection.close()
             except Ended:
                 return

@@ -8,7 +8,7 @@ from e3d_deploy.data.live.address import Address
 from e3d_deploy.errors import ClipError, E3DError, SourceLost
 
 
-class Trouble(Exception):
+class SourceProblem(Exception):
     """Reason for which a source gives no picture.
 
     Args:
@@ -31,53 +31,53 @@ REACH = "check that it is switched on, and its address and port"
 CAMERAS = "list the cameras with `ls /dev/video*`"
 
 
-def trouble_of(error: Exception, address: Address) -> Trouble:
+def problem_of(error: Exception, address: Address) -> SourceProblem:
     """Return the reason behind an error of FFmpeg, whose own text may hold a password."""
     return _of_camera(error) if address.kind == "camera" else _of_network(error, address)
 
 
-def _of_camera(error: Exception) -> Trouble:
+def _of_camera(error: Exception) -> SourceProblem:
     number = getattr(error, "errno", None)
     if number == errno.ENOENT:
-        return Trouble("no such camera", f"connect it, or {CAMERAS}", is_final=True)
+        return SourceProblem("no such camera", f"connect it, or {CAMERAS}", is_final=True)
     if number in (errno.EACCES, errno.EPERM):
-        return Trouble("no permission to open the camera", "add your user to the group `video`", is_final=True)
+        return SourceProblem("no permission to open the camera", "add your user to the group `video`", is_final=True)
     if number == errno.EBUSY:
-        return Trouble("the camera is used by another program", "close that program")
+        return SourceProblem("the camera is used by another program", "close that program")
     if number in (errno.ENOTTY, errno.EINVAL):
-        return Trouble("not a device that captures video", CAMERAS, is_final=True)
-    return Trouble(f"the camera cannot be read ({_words(error)})", "check that it is connected")
+        return SourceProblem("not a device that captures video", CAMERAS, is_final=True)
+    return SourceProblem(f"the camera cannot be read ({_words(error)})", "check that it is connected")
 
 
-def _of_network(error: Exception, address: Address) -> Trouble:
+def _of_network(error: Exception, address: Address) -> SourceProblem:
     import av
 
     number = getattr(error, "errno", None)
     if isinstance(error, av.HTTPUnauthorizedError):
         remedy = f"give them as {address.scheme}://USER:PASSWORD@HOST/…"
-        return Trouble("got 401, it wants a user name and password, or other ones", remedy, is_final=True)
+        return SourceProblem("got 401, it wants a user name and password, or other ones", remedy, is_final=True)
     if isinstance(error, av.HTTPForbiddenError):
-        return Trouble("got 403, access is forbidden", "check the rights of the user", is_final=True)
+        return SourceProblem("got 403, access is forbidden", "check the rights of the user", is_final=True)
     if isinstance(error, av.HTTPNotFoundError):
-        return Trouble("got 404, there is nothing at this path", "check the path of the address", is_final=True)
+        return SourceProblem("got 404, there is nothing at this path", "check the path of the address", is_final=True)
     if isinstance(error, av.HTTPClientError):
-        return Trouble("the server refused the request (4xx)", "check the address", is_final=True)
+        return SourceProblem("the server refused the request (4xx)", "check the address", is_final=True)
     if isinstance(error, av.HTTPServerError):
-        return Trouble("the server failed (5xx)", "try again, or look into the log of the server")
+        return SourceProblem("the server failed (5xx)", "try again, or look into the log of the server")
     if number == errno.ECONNREFUSED:
-        return Trouble("refused the connection", REACH)
+        return SourceProblem("refused the connection", REACH)
     if isinstance(error, av.ExitError) or number == errno.ETIMEDOUT:
-        return Trouble("does not answer", REACH)
+        return SourceProblem("does not answer", REACH)
     if isinstance(error, av.InvalidDataError) and address.is_live:
-        return Trouble("does not answer as an RTSP server does", REACH)
+        return SourceProblem("does not answer as an RTSP server does", REACH)
     if isinstance(error, (av.InvalidDataError, ValueError)):
         remedy = "give a video file, MJPEG or RTSP; a page or a playlist is not read"
-        return Trouble("not a video that can be read", remedy, is_final=True)
+        return SourceProblem("not a video that can be read", remedy, is_final=True)
     if isinstance(error, EOFError):
-        return Trouble("closed the connection without a picture", REACH)
+        return SourceProblem("closed the connection without a picture", REACH)
     if number == errno.EIO and not _is_known(address):
-        return Trouble("the name of its host is not known", "check the address, or the network of this machine")
-    return Trouble(f"cannot be read ({_words(error)})", REACH)
+        return SourceProblem("the name of its host is not known", "check the address, or the network of this machine")
+    return SourceProblem(f"cannot be read ({_words(error)})", REACH)
 
 
 def _is_known(address: Address) -> bool:
