@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from threading import Thread
 
 from e3d_deploy.data.live.address import Address
+from e3d_deploy.data.live.bounded_queue import BoundedQueue, Ended
 from e3d_deploy.data.live.decoding import MOST, Decoded, Facts, decode, facts_of
 from e3d_deploy.data.live.network import open_container
 from e3d_deploy.data.live.source_problem import REACH, SourceProblem, problem_of
-from e3d_deploy.data.live.waiting import Ended, Waiting
 
 
 class Connection:
@@ -23,8 +23,8 @@ class Connection:
 
     def __init__(self, address: Address, silence_s: float) -> None:
         self.address, self.silence_s = address, silence_s
-        self._facts: Waiting[Facts] = Waiting(1, drop_oldest=False)
-        self._frames: Waiting[Decoded] = Waiting(1, drop_oldest=False)
+        self._facts: BoundedQueue[Facts] = BoundedQueue(1, drop_oldest=False)
+        self._frames: BoundedQueue[Decoded] = BoundedQueue(1, drop_oldest=False)
         self.thread = Thread(target=self._read, name=f"read {address.name}", daemon=True)
         self.thread.start()
 

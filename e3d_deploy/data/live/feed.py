@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address
+from e3d_deploy.data.live.bounded_queue import BoundedQueue, Ended
 from e3d_deploy.data.live.raw import RawFrames
 from e3d_deploy.data.live.reconnect import Reconnecting
 from e3d_deploy.data.live.recorded import Recorded
 from e3d_deploy.data.live.schedule import Schedule
 from e3d_deploy.data.live.source import DecodedPicture, Source
-from e3d_deploy.data.live.waiting import Ended, Waiting
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.rate import ALL, DEFAULT_RATE, Selection
 from e3d_deploy.data.remarks import Remarks
@@ -123,7 +123,9 @@ class Feed:
         """Selected pictures per second; None where the source tells no rate."""
         policy = options.policy or ("drop-oldest" if self.is_live else "block")
         length = options.queue_length or (1 if self.is_live else 4)
-        self._waiting: Waiting[tuple[int, DecodedPicture]] = Waiting(length, drop_oldest=policy == "drop-oldest")
+        self._waiting: BoundedQueue[tuple[int, DecodedPicture]] = BoundedQueue(
+            length, drop_oldest=policy == "drop-oldest"
+        )
         self._closed, self._section = Event(), -1
         self._thread = Thread(target=self._read, name=f"feed {address.name}", daemon=True)
         self._thread.start()

@@ -8,11 +8,11 @@ from threading import Event
 from e3d_deploy.data.display import Bringer
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address
+from e3d_deploy.data.live.bounded_queue import Ended
 from e3d_deploy.data.live.connection import Connection
 from e3d_deploy.data.live.decoding import Decoded
 from e3d_deploy.data.live.source import DecodedPicture
 from e3d_deploy.data.live.source_problem import SourceProblem
-from e3d_deploy.data.live.waiting import Ended
 from e3d_deploy.data.rate import Selection, select_by_time
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import SourceLost

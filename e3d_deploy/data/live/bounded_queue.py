@@ -12,7 +12,7 @@ class Ended(Exception):
     """End of a source; there is no next picture."""
 
 
-class Waiting(Generic[T]):
+class BoundedQueue(Generic[T]):
     """Items that wait to be taken, in order.
 
     Args:
