@@ -1,16 +1,16 @@
 """Video that is sent to a peer over the network while it is made."""
 
-import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fractions import Fraction
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.live.bounded_queue import BoundedQueue
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.write import exact_rate, video_frame
 from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, SourceLost
@@ -81,7 +81,7 @@ class Push:
         self.name, self.sent, self._given = shown(url), 0, 0
         self.lost: E3DError | None = None
         self._size, self._rate, self._zoom, self._remark = size, frames_per_second, zoom, remark
-        self._waiting: queue.Queue[tuple[float, NDArray[np.uint8]] | None] = queue.Queue(QUEUE)
+        self._waiting: BoundedQueue[tuple[float, NDArray[np.uint8]]] = BoundedQueue(QUEUE, drop_oldest=True)
         self._connected = threading.Event()
         self._thread = threading.Thread(target=self._run, args=[url], name=f"push to {self.name}", daemon=True)
         self._thread.start()
@@ -96,7 +96,7 @@ class Push:
         if self.lost is not None:
             return
         picture = to_pictures(beside(seen.judged)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
-        self._enter((time.monotonic(), picture))
+        self._waiting.put((time.monotonic(), picture))
 
     @property
     def not_sent(self) -> int:
@@ -107,20 +107,10 @@ class Push:
         """End the video; a peer that does not take the rest in time has lost it. It can be closed twice."""
         if not self._thread.is_alive():
             return
-        self._enter(None)
+        self._waiting.finish()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive() and self.lost is None:
             self._lose("does not read")
-
-    def _enter(self, item: tuple[float, NDArray[np.uint8]] | None) -> None:
-        while True:
-            try:
-                self._waiting.put_nowait(item)
-            except queue.Full:
-                with suppress(queue.Empty):
-                    self._waiting.get_nowait()
-            else:
-                return
 
     def _lose(self, reason: str) -> None:
         self.lost = SourceLost(f"push to {self.name}: the peer {reason}; check that it runs and takes H.264")
@@ -160,8 +150,7 @@ class Push:
             container.start_encoding()
             self._connected.set()
             started, last = None, -1
-            while (item := self._waiting.get()) is not None:
-                came_s, picture = item
+            for came_s, picture in self._waiting:
                 started = came_s if started is None else started
                 last = max(last + 1, round((came_s - started) * CLOCK))
                 frame = video_frame(picture)

@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from threading import Condition
 from typing import Generic, TypeVar
 
@@ -74,6 +75,20 @@ class BoundedQueue(Generic[T]):
             item = self._items.popleft()
             self._changed.notify_all()
             return item
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield the items until there is none any more.
+
+        Raises:
+            Exception: error that the queue was finished with.
+        """
+        while True:
+            try:
+                item = self.take()
+            except Ended:
+                return
+            if item is not None:
+                yield item
 
     def close(self) -> None:
         """Drop what waits, and wake whoever puts or takes."""
