@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from e3d_deploy.data.live.address import has_host, public
 from e3d_deploy.data.live.bounded_queue import BoundedQueue
 from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.write import exact_rate, video_frame
@@ -39,25 +40,14 @@ def check_push(url: str) -> None:
     Raises:
         ConfigError: an unknown scheme, or no host.
     """
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in FORMATS and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # the port is no number
-        usable = False
-    if not usable:
+    if not has_host(url) or urlsplit(url).scheme not in FORMATS:
         expected = ", ".join(f"{scheme}://" for scheme in FORMATS)
         raise ConfigError(f"--push: got {shown(url)}, expected an address such as rtsp://host/path ({expected})")
 
 
 def shown(url: str) -> str:
-    """Return an address for messages, without what may be secret: user, password, path, query."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return f"{url.partition('://')[0]}://…"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
-    return f"{parts.scheme}://{host}{port}"
+    """Return an address for messages, also without its path, which is the key of a stream by RTMP."""
+    return public(url, with_path=False)
 
 
 class Push:

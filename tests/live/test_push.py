@@ -165,12 +165,25 @@ def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) 
         push._thread.join(60)  # the connection is closed, so that FFmpeg returns
 
 
-@pytest.mark.parametrize("url", ["file:///tmp/a", "rtsp:///a", "a.mp4", "srt://a:1", "rtsp://u:p@h:x/a"])
+@pytest.mark.parametrize(
+    "url", ["file:///tmp/a", "rtsp:///a", "a.mp4", "srt://a:1", "rtsp://u:p@h:x/a", "rtsp://[u:p@h/a"]
+)
 def test_addresses_that_no_video_is_sent_to_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="expected an address such as rtsp://host/path") as caught:
         check_push(url)
     assert "u:p" not in str(caught.value)
 
 
-def test_secrets_of_an_address_are_not_shown() -> None:
-    assert shown("rtmp://user:pass@[::1]:1935/app/streamkey?token=a") == "rtmp://[::1]:1935"
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("rtmp://user:pass@[::1]:1935/app/streamkey?token=a", "rtmp://[::1]:1935"),
+        ("rtmp://host/app/key@1", "rtmp://host"),
+        ("rtsp://user:pa/ss@host/a", "rtsp://…"),
+        ("rtsp://user:pass@:554/a", "rtsp://…"),
+        ("rtsp://[pass@host/a", "rtsp://…"),
+        ("user:pass@host/key", "…"),
+    ],
+)
+def test_secrets_of_an_address_are_not_shown(url: str, expected: str) -> None:
+    assert shown(url) == expected

@@ -35,7 +35,7 @@ class Address:
         """Name for tables, logs and messages: without user, password and query, which may hold a token."""
         if self.kind == "stdin":
             return "stdin"
-        return _public(self.text) if self.kind == "network" else self.text
+        return public(self.text) if self.kind == "network" else self.text
 
     @property
     def scheme(self) -> str:
@@ -72,7 +72,7 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
         known = ", ".join(f"{one}://" for one in SCHEMES)
         remedy = "give its path alone" if scheme == "file" else "give one of these, a path, /dev/videoN or -"
         raise ConfigError(f"{address.name}: {scheme}:// is not read, expected {known}; {remedy}")
-    if not _has_host(text):
+    if not has_host(text):
         # Its name is not shown: what looks like a port may be a password.
         raise ConfigError(
             f"{scheme}://…: not an address with a host, expected {scheme}://HOST[:PORT]/PATH; write /, ?, # and @ "
@@ -81,7 +81,8 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
     return address
 
 
-def _has_host(text: str) -> bool:
+def has_host(text: str) -> bool:
+    """Return True if a text is an address of a host, with a port or without, that a library can take."""
     try:
         parts = urlsplit(text)
         return (
@@ -91,9 +92,15 @@ def _has_host(text: str) -> bool:
         return False
 
 
-def _public(text: str) -> str:
-    scheme, _, rest = text.partition("://")
+def public(text: str, *, with_path: bool = True) -> str:
+    """Return an address for messages, without user, password and query; without its path where that is a secret too."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return "…"
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if not with_path:
+        # Where the host cannot be told from a password, neither is shown.
+        return f"{scheme}://{authority.rpartition('@')[2] if has_host(text) else '…'}"
     # A password may hold an unescaped "/": all that stands before the last "@" may be a part of it.
     is_unclear = "@" in rest[len(authority) :]
     shown = ("…@" if is_unclear else "") + rest.rpartition("@")[2]
