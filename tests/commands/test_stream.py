@@ -191,6 +191,11 @@ def test_what_cannot_work_is_refused_before_any_work(
     assert {one.name for one in tmp_path.iterdir()} == {"a", "b"}
 
 
+def test_a_camera_does_not_play_at_its_rate(bundle: Path) -> None:
+    result = e3d("stream", bundle, "/dev/video0", *QUICK, "--realtime", code=2)
+    assert "--realtime applies only to files and addresses, and no SOURCE is one" in result.stderr
+
+
 def test_a_source_that_breaks_off_stops_no_other(bundle: Path, films: list[Path], tmp_path: Path) -> None:
     cut, output = broken(tmp_path / "cut.mkv"), tmp_path / "beside"
     result = e3d("stream", bundle, cut, films[0], *QUICK, "-o", output, "--json", code=6)
