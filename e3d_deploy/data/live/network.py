@@ -1,5 +1,7 @@
 """Cameras and network addresses, opened by FFmpeg."""
 
+import os
+import ssl
 from typing import Any
 
 from e3d_deploy.data.live.address import MOST_PIXELS, Address
@@ -11,6 +13,8 @@ FORMATS = {
     "http": "mpegts,mov,matroska,avi,ogg,gif,ivf,yuv4mpegpipe,h264,hevc,mjpeg,mpjpeg,jpeg_pipe",
 }
 """Readers that a source may use, by how it is opened. Playlists are not among them, as they name other addresses."""
+DEBIAN = "/etc/ssl/certs/ca-certificates.crt"
+"""Trusted certificates of Debian and Ubuntu, whose OpenSSL is told a folder alone."""
 LATER_S = 1.0
 """Time by which FFmpeg gives up later than its caller (s), so that the caller's error is the one that is seen."""
 
@@ -19,8 +23,8 @@ def open_container(address: Address, silence_s: float) -> Any:
     """Open a camera or a network address with PyAV.
 
     No camera was at hand: of V4L2, only the call below and its errors are tested. H.264 over RTSP comes one picture
-    late, as FFmpeg's parser ends a picture where the next one begins. The certificates of rtsps:// and https:// are not
-    checked, as cameras sign their own.
+    late, as FFmpeg's parser ends a picture where the next one begins. The certificate of https:// is verified by the
+    system's trusted ones; that of rtsps:// is not, as cameras sign their own.
 
     Args:
         silence_s: longest time that FFmpeg may wait for the peer (s), a little later than its caller.
@@ -48,7 +52,9 @@ def open_container(address: Address, silence_s: float) -> Any:
 def _network_options(address: Address, patience_s: float) -> dict[str, str]:
     patience = str(round(patience_s * 1e6))  # µs
     if not address.is_live:
-        return {"protocol_whitelist": PROTOCOLS, "format_whitelist": FORMATS["http"], "rw_timeout": patience}
+        options = {"protocol_whitelist": PROTOCOLS, "format_whitelist": FORMATS["http"], "rw_timeout": patience}
+        # FFmpeg verifies nothing unless it is asked to, and PyAV's knows no file of trusted certificates.
+        return options | ({"tls_verify": "1", "ca_file": _trusted()} if address.scheme == "https" else {})
     return {
         "protocol_whitelist": PROTOCOLS,
         "format_whitelist": FORMATS["rtsp"],
@@ -57,3 +63,11 @@ def _network_options(address: Address, patience_s: float) -> dict[str, str]:
         "allowed_media_types": "video",
         "fpsprobesize": "5",  # FFmpeg would wait for 20 frames to find the rate, which a slow camera takes seconds for
     }
+
+
+def _trusted() -> str:
+    """Return the file of trusted certificates; where there is none, every certificate is refused."""
+    paths = ssl.get_default_verify_paths()
+    if paths.openssl_cafile_env in os.environ:
+        return os.environ[paths.openssl_cafile_env]
+    return paths.cafile or DEBIAN

@@ -77,6 +77,9 @@ def _of_network(error: Exception, address: Address) -> SourceProblem:
         return SourceProblem("closed the connection without a picture", REACH)
     if number == errno.EIO and not _is_known(address):
         return SourceProblem("the name of its host is not known", "check the address, or the network of this machine")
+    if number == errno.EIO and address.scheme == "https":
+        remedy = "check the address, or set SSL_CERT_FILE to the certificate of the camera or its signer (PEM)"
+        return SourceProblem("cannot be connected, or its certificate is not trusted", remedy)
     return SourceProblem(f"cannot be read ({_words(error)})", REACH)
 
 
