@@ -70,6 +70,8 @@ def _of_network(error: Exception, address: Address) -> SourceProblem:
         return SourceProblem("does not answer", REACH)
     if isinstance(error, av.InvalidDataError) and address.is_live:
         return SourceProblem("does not answer as an RTSP server does", REACH)
+    if isinstance(error, ValueError) and address.is_live:
+        return SourceProblem("offers no video", "give the address of a stream that has one", is_final=True)
     if isinstance(error, (av.InvalidDataError, ValueError)):
         remedy = "give a video file, MJPEG or RTSP; a page or a playlist is not read"
         return SourceProblem("not a video that can be read", remedy, is_final=True)

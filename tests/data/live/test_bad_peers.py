@@ -14,6 +14,7 @@ from e3d_deploy.data.live.address import parse_address
 from e3d_deploy.data.live.feed import Feed, FeedOptions
 from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ClipError, E3DError, SourceLost
+from tests.data.live import peers
 from tests.data.live.conftest import Start
 from tests.data.live.peers import (
     MULTIPART,
@@ -236,3 +237,9 @@ def test_damaged_pictures_of_a_camera_are_passed_over(start: Start) -> None:
         remarks=Remarks(silent=True),
     ) as source:
         assert [arrival.index for _, arrival in zip(range(11), source, strict=False)] == list(range(11))
+
+
+def test_a_camera_without_video_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SDP", peers.SDP.replace("m=video 0 RTP/AVP 96", "m=audio 0 RTP/AVP 0"))
+    with pytest.raises(ClipError, match="offers no video; give the address of a stream that has one"):
+        read(f"rtsp://127.0.0.1:{start(peers.rtsp(1)).port}/a")
