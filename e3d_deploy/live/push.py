@@ -38,11 +38,14 @@ def check_push(url: str) -> None:
     """Check that a video can be sent to an address, before any work is done.
 
     Raises:
-        ConfigError: an unknown scheme, or no host.
+        ConfigError: an unknown scheme, no host, or no port where none is usual.
     """
-    if not has_host(url) or urlsplit(url).scheme not in FORMATS:
+    parts = urlsplit(url) if has_host(url) else None
+    if parts is None or parts.scheme not in FORMATS:
         expected = ", ".join(f"{scheme}://" for scheme in FORMATS)
         raise ConfigError(f"--push: got {shown(url)}, expected an address such as rtsp://host/path ({expected})")
+    if parts.scheme in ("tcp", "udp") and parts.port is None:
+        raise ConfigError(f"--push: got {shown(url)}, expected {parts.scheme}://HOST:PORT; add the port")
 
 
 def shown(url: str) -> str:

@@ -174,6 +174,12 @@ def test_addresses_that_no_video_is_sent_to_are_refused(url: str) -> None:
     assert "u:p" not in str(caught.value)
 
 
+@pytest.mark.parametrize("scheme", ["tcp", "udp"])
+def test_an_address_without_a_port_is_refused_where_none_is_usual(scheme: str) -> None:
+    with pytest.raises(ConfigError, match=f"expected {scheme}://HOST:PORT; add the port"):
+        check_push(f"{scheme}://host")
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
