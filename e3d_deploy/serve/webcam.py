@@ -1,12 +1,13 @@
 """Pictures that a viewer sends: the same interface as a `Feed`."""
 
-import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.live.feed import Arrival
+from e3d_deploy.data.live.waiting import Waiting
 
 
 class Webcam:
@@ -16,31 +17,33 @@ class Webcam:
     is_live = True
 
     def __init__(self) -> None:
-        self.dropped = 0
-        self._came, self._taken = 0, False
-        self._waiting: Arrival | None = None
-        self._filled = threading.Condition()
+        self._waiting: Waiting[Arrival] = Waiting(1, drop_oldest=True)
+        self._came, self._begins = 0, True
+
+    @property
+    def dropped(self) -> int:
+        """Number of pictures that gave way."""
+        return self._waiting.dropped
 
     def put(self, picture: NDArray[np.uint8]) -> None:
         """Add a picture [H, W, C]."""
-        with self._filled:
-            self.dropped += self._waiting is not None
-            # A picture that is the first to be seen begins the video, whichever were dropped before it.
-            self._waiting = Arrival(
-                picture=picture, index=self._came, time_s=None, came_s=time.perf_counter(), begins=not self._taken
-            )
-            self._came += 1
-            self._filled.notify()
+        came_s = time.perf_counter()
+        self._waiting.put(Arrival(picture=picture, index=self._came, time_s=None, came_s=came_s, begins=False))
+        self._came += 1
 
     def take(self, timeout_s: float | None = None) -> Arrival | None:
-        """Return the next picture; None if none comes in time."""
-        with self._filled:
-            self._filled.wait_for(lambda: self._waiting is not None, timeout_s)
-            arrival, self._waiting = self._waiting, None
-            self._taken |= arrival is not None
-            return arrival
+        """Return the next picture; None if none comes in time.
+
+        Raises:
+            Ended: the webcam is closed.
+        """
+        arrival = self._waiting.take(timeout_s)
+        if arrival is None:
+            return None
+        # The picture that is seen first begins the video, whichever were dropped before it.
+        begins, self._begins = self._begins, False
+        return replace(arrival, begins=begins)
 
     def close(self) -> None:
-        """Forget what waits."""
-        with self._filled:
-            self._waiting = None
+        """Drop what waits, and take nothing more."""
+        self._waiting.close()
