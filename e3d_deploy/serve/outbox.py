@@ -33,21 +33,18 @@ class Outbox:
         self._filled = asyncio.Event()
         self._closed = False
 
-    def put(self, message: str | bytes) -> int:
-        """Add a message; return the number of pictures dropped for it, 0 or 1. Nothing follows a `close`."""
-        dropped = 0
+    def put(self, message: str | bytes) -> None:
+        """Add a message. Nothing follows a `close`."""
         with self._lock:
             if self._closed:
-                return 0
+                return
             if isinstance(message, bytes):
                 waiting = [number for number, one in enumerate(self._messages) if isinstance(one, bytes)]
                 if len(waiting) >= self._length:
                     del self._messages[waiting[0]]
-                    dropped = 1
+                    self.dropped += 1
             self._messages.append(message)
-            self.dropped += dropped
         self._wake()
-        return dropped
 
     def close(self, code: int, *messages: str) -> None:
         """Send what waits, then these messages, and close the connection. Only the first call counts."""

@@ -1,39 +1,29 @@
 """One viewer's session: a stream, its source, and the thread that moves both."""
 
-import logging
 import queue
 import secrets
 import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-
-import numpy as np
 
 from e3d_deploy.data.live.feed import Arrival, Ended
 from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, ShapeError, SourceLost
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.follower import Follower, Judged
-from e3d_deploy.live.quality import Quality
 from e3d_deploy.runtime import Predictor, SlotStream, Streams
 from e3d_deploy.serve import protocol
 from e3d_deploy.serve.answers import problem_of
+from e3d_deploy.serve.figures import Figures
 from e3d_deploy.serve.metrics import Meters
 from e3d_deploy.serve.outbox import Outbox
 from e3d_deploy.serve.protocol import Order, Refused, SetHorizon, picture_message, text_message
 from e3d_deploy.serve.settings import Settings
 from e3d_deploy.serve.source import Chosen, Source
 
-log = logging.getLogger(__name__)
-
 POLL_S = 0.05
 """Longest time before a viewer's wish is obeyed while no picture comes (s)."""
-STATS_S = 1.0
-"""Time between two `stats` messages (s)."""
-RECENT = 300
-"""Recent pictures that the latencies in `stats` cover."""
 
 
 class Session:
@@ -66,9 +56,7 @@ class Session:
         self._active_s = time.monotonic()
         self._paused = self._skipped = False
         self._stream: SlotStream | None = None
-        self._quality = Quality(settings.horizon)
-        self._latencies_ms: deque[float] = deque(maxlen=RECENT)
-        self._said_s, self._frames, self._dropped = time.monotonic(), 0, 0
+        self._figures = Figures(meters, settings.horizon)
         self._thread = threading.Thread(target=self._run, name=f"e3d session {self.id}", daemon=True)
 
     def start(self) -> None:
@@ -124,7 +112,7 @@ class Session:
             try:
                 self._play(source, follower)
             finally:
-                self._count_drops(source)
+                self._figures.count_drops(source.dropped, self.outbox.dropped)
 
     def _refuse(self, refusal: Refused) -> None:
         self._meters.errors.labels(refusal.code).inc()
@@ -151,7 +139,9 @@ class Session:
             for order in self._orders_within(POLL_S if waits else 0):
                 self._obey(order, follower, source)
             self._check_idle()
-            self._say_stats(source)
+            if self._figures.is_due:
+                self._figures.count_drops(source.dropped, self.outbox.dropped)
+                self.outbox.put(self._figures.message(self._horizon))
             if self._paused and not source.is_live:
                 continue
             arrival = source.take(POLL_S)
@@ -209,41 +199,8 @@ class Session:
             "latency_ms": 1000 * latency_s,
             "dropped": source.dropped + self.outbox.dropped,
         }
-        self._meters.drops.labels("viewer").inc(self.outbox.put(picture_message(header, pictures)))
-        self._quality.add(judged)
-        self._latencies_ms.append(1000 * latency_s)
-        self._meters.frames.inc()
-        self._meters.forecasts.inc()
-        self._meters.latency.observe(latency_s)
-        self._frames += 1
-
-    def _say_stats(self, source: Source) -> None:
-        now_s = time.monotonic()
-        if now_s - self._said_s < STATS_S:
-            return
-        self._count_drops(source)
-        found = self._quality.at(self._horizon)
-        p50_ms, p99_ms = np.percentile(self._latencies_ms, [50, 99]).tolist() if self._latencies_ms else (None, None)
-        self.outbox.put(
-            text_message(
-                "stats",
-                frames_per_second=self._frames / (now_s - self._said_s),
-                p50_ms=p50_ms,
-                p99_ms=p99_ms,
-                dropped_source=source.dropped,
-                dropped_viewer=self.outbox.dropped,
-                mse=found and found.mse,
-                copy_mse=found and found.copy_mse,
-                verdict=self._quality.verdict(self._horizon),
-            )
-        )
-        self._said_s, self._frames = now_s, 0
-
-    def _count_drops(self, source: Source) -> None:
-        """Add the source's drops since the last call to the metrics."""
-        dropped = source.dropped
-        self._meters.drops.labels("source").inc(dropped - self._dropped)
-        self._dropped = dropped
+        self.outbox.put(picture_message(header, pictures))
+        self._figures.add(judged, latency_s)
 
 
 def refusal_of(error: Exception, chosen: Chosen) -> Refused:

@@ -1,0 +1,72 @@
+"""Figures of one session: rate, latencies, errors and drops."""
+
+import time
+from collections import deque
+
+import numpy as np
+
+from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.quality import Quality
+from e3d_deploy.serve.metrics import Meters
+from e3d_deploy.serve.protocol import text_message
+
+STATS_S = 1.0
+"""Time between two `stats` messages (s)."""
+RECENT = 300
+"""Recent pictures that the latencies in `stats` cover."""
+
+
+class Figures:
+    """Figures of one session, told to its viewer once a second and added to the metrics of the server.
+
+    Args:
+        horizon: most frames to look ahead.
+    """
+
+    def __init__(self, meters: Meters, horizon: int) -> None:
+        self._meters, self._quality = meters, Quality(horizon)
+        self._latencies_ms: deque[float] = deque(maxlen=RECENT)
+        self._said_s, self._frames = time.monotonic(), 0
+        self._dropped_source = self._dropped_viewer = 0
+
+    def add(self, judged: Judged, latency_s: float) -> None:
+        """Count a picture and its forecast."""
+        self._quality.add(judged)
+        self._latencies_ms.append(1000 * latency_s)
+        self._frames += 1
+        self._meters.frames.inc()
+        self._meters.forecasts.inc()
+        self._meters.latency.observe(latency_s)
+
+    def count_drops(self, source: int, viewer: int) -> None:
+        """Add the drops since the last call to the metrics.
+
+        Args:
+            source: pictures that the source has dropped so far.
+            viewer: pictures that were dropped for the viewer so far.
+        """
+        self._meters.drops.labels("source").inc(source - self._dropped_source)
+        self._meters.drops.labels("viewer").inc(viewer - self._dropped_viewer)
+        self._dropped_source, self._dropped_viewer = source, viewer
+
+    @property
+    def is_due(self) -> bool:
+        """True if the last `stats` message is long enough ago."""
+        return time.monotonic() - self._said_s >= STATS_S
+
+    def message(self, horizon: int) -> str:
+        """Return a `stats` message for a horizon, and begin to count the next second."""
+        now_s, found = time.monotonic(), self._quality.at(horizon)
+        p50_ms, p99_ms = np.percentile(self._latencies_ms, [50, 99]).tolist() if self._latencies_ms else (None, None)
+        rate, self._said_s, self._frames = self._frames / (now_s - self._said_s), now_s, 0
+        return text_message(
+            "stats",
+            frames_per_second=rate,
+            p50_ms=p50_ms,
+            p99_ms=p99_ms,
+            dropped_source=self._dropped_source,
+            dropped_viewer=self._dropped_viewer,
+            mse=found and found.mse,
+            copy_mse=found and found.copy_mse,
+            verdict=self._quality.verdict(horizon),
+        )
