@@ -1,6 +1,7 @@
 """Servers of a backend that can be followed by hand, in this process."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,14 @@ WAIT_S = 30.0
 TOKEN = "correct horse"
 
 Serve = Callable[..., Running]
+
+
+def patiently() -> Iterator[None]:
+    """Repeat a loop until its end; fail when it has taken far too long."""
+    until_s = time.monotonic() + 2 * WAIT_S
+    while time.monotonic() < until_s:
+        yield
+    raise AssertionError("did not happen")
 
 
 def settings_of(**changes: Any) -> Settings:
@@ -95,17 +104,22 @@ class Viewer:
 
     def text(self, kind: str | None = None) -> dict[str, Any]:
         """Return the next text message, or the next of a kind."""
-        while True:
+        found: dict[str, Any] = {}
+        for _ in patiently():
             message = self.next()
             if isinstance(message, str):
-                found: dict[str, Any] = json.loads(message)
+                found = json.loads(message)
                 if kind in (None, found["type"]):
-                    return found
+                    break
+        return found
 
     def pictures(self) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
         """Return the header of the next binary message, and its pictures by name."""
-        while isinstance(message := self.next(), str):
-            pass
+        message: str | bytes = ""
+        for _ in patiently():
+            if not isinstance(message := self.next(), str):
+                break
+        assert isinstance(message, bytes)
         header, payload = split_message(message)
         arrays = np.frombuffer(payload, np.uint8).reshape(len(header["pictures"]), 4, 8, 1)
         return header, dict(zip(header["pictures"], arrays, strict=True))
@@ -114,7 +128,7 @@ class Viewer:
         """Return the text messages up to the end, and the close code."""
         texts = []
         try:
-            while True:
+            for _ in patiently():
                 message = self.next()
                 if isinstance(message, str):
                     texts.append(json.loads(message))

@@ -24,7 +24,7 @@ from e3d_deploy.serve.protocol import MOST_TEXT
 from e3d_deploy.serve.run import Running
 from tests.data.live.peers import wait_until
 from tests.fake_backend import FakeBackend, alone
-from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered
+from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered, patiently
 
 
 def test_a_webcam_gets_the_forecast_of_a_stream_of_its_own(serve: Serve) -> None:
@@ -71,13 +71,13 @@ def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve, backend
     with Viewer(serve()) as viewer:
         assert viewer.open(horizon=99)["horizon"] == 3
         viewer.say("horizon", value=1)
-        header = {"horizon": 0}
-        while header["horizon"] != 1:
+        for _ in patiently():
             viewer.show(7)
-            header, _ = viewer.pictures()
+            if viewer.pictures()[0]["horizon"] == 1:
+                break
         before = len(backend.calls)
         viewer.show(7)
-        header, pictures = viewer.pictures()
+        _, pictures = viewer.pictures()
     assert len(backend.calls) == before + 1  # a forecast of one frame comes with the push
     assert list(pictures) == ["now", "forecast", "expected"]
 
@@ -183,8 +183,9 @@ def test_a_model_that_does_not_beat_copying_is_told_in_words(serve: Serve) -> No
         for _ in range(40):  # a still scene: nothing beats copying
             viewer.show(200)
             viewer.pictures()
-        while (stats := viewer.text("stats"))["verdict"] is None:
-            pass
+        for _ in patiently():
+            if (stats := viewer.text("stats"))["verdict"] is not None:
+                break
     assert stats["verdict"].startswith("1 frame ahead, copying the last picture is better than the forecast")
 
 
@@ -463,14 +464,14 @@ def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
         text = json.dumps({"type": "open", "source": "webcam", "horizon": 1})
         deaf.sendall(frame_of(1, text.encode()))
         wait_until(lambda: sessions("e3d_sessions") == 2)
-        number = 0
-        while sessions("e3d_sessions") == 2:  # its pictures fill all buffers on the way, then its own queue
+        for number, _ in enumerate(patiently()):  # its pictures fill all buffers on the way, then its own queue
+            if sessions("e3d_sessions") != 2:
+                break
             with suppress(OSError):
                 deaf.sendall(frame_of(2, bytes([number % 256]) * 32))
             if number % 50 == 0:
                 other.show(number % 256)
                 other.pictures()
-            number += 1
             wait(0.002)
         assert sessions("e3d_drops_total", {"reason": "viewer"}) > 0
         other.show(1)
@@ -487,7 +488,9 @@ def test_a_viewer_that_never_reads_does_not_keep_the_server_from_stopping(
         assert b" 101 " in deaf.recv(64)
         deaf.sendall(frame_of(1, json.dumps({"type": "open", "source": "webcam", "horizon": 1}).encode()))
         drops = served.service.meters.registry.get_sample_value
-        while not drops("e3d_drops_total", {"reason": "viewer"}):
+        for _ in patiently():
+            if drops("e3d_drops_total", {"reason": "viewer"}):
+                break
             deaf.sendall(frame_of(2, bytes(32)))
             threading.Event().wait(0.002)
         served.stop()

@@ -11,7 +11,7 @@ from e3d_deploy.data.live.feed import FeedOptions
 from e3d_deploy.serve.offers import offers_of
 from tests.data.live.conftest import Start
 from tests.data.live.peers import RATE, answering, mjpeg, mp4, picture, rtsp
-from tests.serve.conftest import Serve, Viewer
+from tests.serve.conftest import Serve, Viewer, patiently
 
 
 def test_two_viewers_watch_an_rtsp_camera(serve: Serve, start: Start) -> None:
@@ -32,8 +32,9 @@ def test_a_paused_camera_goes_on_with_a_new_state(serve: Serve, start: Start) ->
     address = f"http://127.0.0.1:{start(mjpeg([picture(number % 20) for number in range(500)], pause_s=0.02)).port}/"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
         viewer.open("offer:1")
-        while viewer.pictures()[0]["age"] < 3:
-            pass
+        for _ in patiently():
+            if viewer.pictures()[0]["age"] >= 3:
+                break
         viewer.say("pause")
         viewer.text("paused")
         viewer.text("stats")  # some pictures have come meanwhile
@@ -85,7 +86,7 @@ def test_a_camera_that_falls_silent_closes_with_4503(
 ) -> None:
     impatient = partial(FeedOptions, silence_s=2.0, attempts=0)
     monkeypatch.setattr("e3d_deploy.serve.service.FeedOptions", impatient)
-    peer = start(mjpeg([picture(number) for number in range(60)], then_silent=True, pause_s=0.02))
+    peer = start(mjpeg([picture(number) for number in range(30)], then_silent=True, pause_s=0.02))
     with Viewer(serve(offers=offers_of([f"http://127.0.0.1:{peer.port}/"], lambda _: None))) as viewer:
         viewer.open("offer:1")
         assert viewer.pictures()[0]["age"] >= 1
