@@ -4,7 +4,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from e3d_deploy.serve.run import Running
-from tests.browser.conftest import Host
+from tests.browser.conftest import Host, square_film
 from tests.browser.page import FOREIGN_HOST, Page
 
 
@@ -91,6 +91,15 @@ def test_page_without_sources_asks_for_one(host: Host, page: Page) -> None:
     page.open(host.start().address)
     page.wait_for_state("Choose a source")
     assert not page.find("notice").is_displayed()
+
+
+def test_source_that_cannot_be_read_is_named_and_not_tried_again(host: Host, page: Page, tmp_path: Path) -> None:
+    film = square_film(tmp_path / "torn.mp4", 20)
+    server = host.start(film)
+    film.write_bytes(film.read_bytes()[:600])
+    page.open(server.address)
+    page.wait_for_state("Refused")
+    assert page.text("notice-text").startswith("torn.mp4: not a video that can be read")
 
 
 def test_clip_is_uploaded_and_plays(host: Host, page: Page, film: Path) -> None:

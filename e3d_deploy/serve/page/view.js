@@ -53,7 +53,9 @@ export function notify(text) {
 }
 
 const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
-const upper = (text) => text[0].toUpperCase() + text.slice(1);
+
+/** Begin a sentence with a capital, unless it begins with the name of a file or an address. */
+const upper = (text) => text.replace(/^\p{Ll}(?=\p{L}*[ ,])/u, (letter) => letter.toUpperCase());
 
 /** Fill the list of sources and keep the choice. */
 export function listSources(sources, clips, refusal, chosen) {
