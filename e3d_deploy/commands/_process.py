@@ -267,7 +267,7 @@ class Stop:
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """Give the request to stop, which signals make while the block runs."""
+    """Yield the request to stop, which signals make while the block runs."""
     stop = Stop()
     handlers: Handlers = dict.fromkeys((signal.SIGINT, *ENDING), stop.handle)
     with _handling(handlers, (*DEFAULT, _interrupt)):

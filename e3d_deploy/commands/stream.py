@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -25,10 +25,14 @@ from e3d_deploy.commands._options import (
     numbers,
 )
 from e3d_deploy.commands._output import as_json
-from e3d_deploy.commands._process import stoppable
-from e3d_deploy.commands._sinks import Outputs, open_sinks, or_stdout, remark
+from e3d_deploy.commands._process import Stop, stoppable
+from e3d_deploy.commands._sinks import Outputs, Sinks, open_sinks, or_stdout, remark
 from e3d_deploy.commands._sources import check_horizon, check_options, open_feeds
 from e3d_deploy.commands._stations import show_summary, showing
+
+if TYPE_CHECKING:
+    from e3d_deploy.live.station import Station
+    from e3d_deploy.live.summary import Summary
 
 GROUPS = {
     "Sources": ("raw", "realtime", "every", "resample", "policy", "queue_length", "silence_s", "attempts"),
@@ -127,7 +131,7 @@ def stream(
     from e3d_deploy.data.live.address import parse_address
     from e3d_deploy.data.live.feed import FeedOptions
     from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.live.stations import Stations, open_stations
+    from e3d_deploy.live.stations import open_stations
     from e3d_deploy.live.summary import summarise
 
     stop = click.get_current_context().with_resource(stoppable())
@@ -150,27 +154,44 @@ def stream(
         streams = stack.enter_context(predictor.streams(renewal=renewal, max_streams=len(feeds)))
         puts = [one.puts for one in sinks]
         stations = open_stations(predictor, streams, feeds, puts, horizon=horizon, reset_on_cut=reset_on is not None)
-        with Stations(stations, sinks[0].shared) as running, showing(stations) as show:
-            for _ in stop.each(running.ticks()):
-                show()
-            if stop.number is not None:
-                remark("ending after the picture at hand; once more to end at once")
-        errors = [*(station.error for station in stations), *(one.push.lost for one in sinks if one.push)]
-        failures = [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
+        follow(stations, sinks, stop)
+        failures = failures_of(stations, sinks)
         if not any(station.counts.has_begun for station in stations):
             raise_first(failures)  # before an empty folder becomes the output
     summary = summarise(stations, [(one.video, one.push) for one in sinks], predictor.backend.name)
-    if any(one.output is not None for one in summary.sources):
-        click.echo(output, err=json_ or outputs.take_stdout)
-    if json_:
-        as_json(summary.to_json())
-    else:
-        show_summary(summary, err=outputs.take_stdout)
+    tell(summary, outputs, json=json_)
     raise_first(failures)
     stop.finish()
 
 
-def raise_first(failures: "Sequence[Exception]") -> None:
+def follow(stations: "Sequence[Station]", sinks: Sequence[Sinks], stop: Stop) -> None:
+    """Run the stations until all have ended or a signal has come, and show how far they are."""
+    from e3d_deploy.live.stations import Stations
+
+    with Stations(stations, sinks[0].shared) as running, showing(stations) as show:
+        for _ in stop.each(running.ticks()):
+            show()
+        if stop.number is not None:
+            remark("ending after the picture at hand; once more to end at once")
+
+
+def failures_of(stations: "Sequence[Station]", sinks: Sequence[Sinks]) -> list[Exception]:
+    """Return the errors of sources and peers; a reader of an output who had enough is none."""
+    errors = [*(station.error for station in stations), *(one.push.lost for one in sinks if one.push)]
+    return [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
+
+
+def tell(summary: "Summary", outputs: Outputs, *, json: bool) -> None:
+    """Print the place of the videos, and the summary."""
+    if any(one.output is not None for one in summary.sources):
+        click.echo(outputs.video, err=json or outputs.take_stdout)
+    if json:
+        as_json(summary.to_json())
+    else:
+        show_summary(summary, err=outputs.take_stdout)
+
+
+def raise_first(failures: Sequence[Exception]) -> None:
     """Print all errors but the first, and raise that."""
     for error in failures[1:]:
         click.echo(f"Error: {explain(error)[0]}", err=True)
