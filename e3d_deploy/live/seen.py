@@ -33,7 +33,7 @@ class Seen:
     """Pictures of the source that were dropped so far."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is known of the picture as JSON values; `docs/stream.md` describes the keys."""
+        """Return what is known of the picture as JSON values; `docs/live.md` describes the keys."""
         judged = self.judged
         unknown = [None] * (len(judged.forecast) - len(judged.errors))
         return json_object(

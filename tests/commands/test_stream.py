@@ -139,7 +139,7 @@ def test_pictures_that_do_not_fit_into_the_queue_are_dropped_where_it_is_asked_f
 
 
 def test_the_page_describes_the_keys_of_a_line() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "stream.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "live.md").read_text()
     described = [
         line.split("`")[1] for line in page.partition("## JSON lines")[2].splitlines() if line.startswith("| `")
     ]
