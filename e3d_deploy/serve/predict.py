@@ -72,24 +72,28 @@ def _context(service: Service, uploads: list[Upload], folder: Path) -> tuple[NDA
         last = clips.clips[0][max(0, length - wanted) : length]
     else:
         video = play(uploads[0].path, form, remarks=remarks)
-        last, length = _last_pictures(video.pictures, wanted, uploads[0].name)
+        last, length = _last_pictures(service, video.pictures, wanted, uploads[0].name)
         rate = video.frames_per_second
     if length < wanted:
         raise Problem(422, "length", f"{uploads[0].name}: has {length} frames, expected {wanted} or more")
     return last, rate
 
 
-def _last_pictures(pictures: Iterator[NDArray[np.uint8]], wanted: int, name: str) -> tuple[NDArray[np.uint8], int]:
+def _last_pictures(
+    service: Service, pictures: Iterator[NDArray[np.uint8]], wanted: int, name: str
+) -> tuple[NDArray[np.uint8], int]:
     """Return the last pictures of a video [T, H, W, C], and the number of all.
 
     Raises:
-        Problem: it is too long.
+        Problem: it is too long, or the server has stopped.
     """
     kept: deque[NDArray[np.uint8]] = deque(maxlen=wanted)
     length, until_s = 0, time.monotonic() + DECODING_S
     for length, picture in enumerate(pictures, 1):
         if length > MOST_FRAMES:
             raise Problem(422, "length", f"{name}: has more than {MOST_FRAMES:,} frames; send its end")
+        if service.closed:  # the process would wait for this thread
+            raise Problem(503, "stopping", "the server stops", retry=True)
         if time.monotonic() > until_s:
             raise Problem(
                 422, "length", f"{name}: takes more than {DECODING_S:g} s to decode; send its end, or smaller"

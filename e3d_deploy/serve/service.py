@@ -57,6 +57,9 @@ class Service:
         """Largest message of a viewer (bytes); a character has at most four."""
         self.stopping = False
         """The server takes nothing new."""
+        self.closed = False
+        """Nothing is finished any more."""
+        self._drained_s: float | None = None
         self._offers = {offer.id: offer for offer in settings.offers}
         self._sessions: dict[str, Session] = {}
         self.most_connections = max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions)
@@ -170,15 +173,16 @@ class Service:
             session.stop(protocol.STOPS, text_message("end", reason="the server is shutting down"))
 
     async def drain(self) -> None:
-        """End all sessions, and wait for what runs and until their viewers know, `DRAIN_S` at most."""
+        """End all sessions, and wait for what runs and until their viewers know, `DRAIN_S` at most in all calls."""
         self.stop_sessions()
-        until_s = time.monotonic() + DRAIN_S
-        while (self._requests or self._sessions or self.connections) and time.monotonic() < until_s:
+        self._drained_s = self._drained_s or time.monotonic() + DRAIN_S
+        while (self._requests or self._sessions or self.connections) and time.monotonic() < self._drained_s:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
         """Free the scheduler, the pool and the clips; what still runs fails."""
         self.stop_sessions()
+        self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.streams.close()
         self.clips.close()

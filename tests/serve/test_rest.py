@@ -1,10 +1,14 @@
 """REST endpoints: the model, predictions, health and metrics."""
 
+import asyncio
 import io
 import re
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -14,6 +18,8 @@ from PIL import Image
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.runtime import Predictor
+from e3d_deploy.serve import predict as predict_module
+from e3d_deploy.serve import run
 from e3d_deploy.serve import service as service_module
 from e3d_deploy.serve.page_files import PAGE_TYPES, page_files
 from tests.data.live.peers import wait_until
@@ -221,6 +227,46 @@ def test_a_prediction_that_runs_is_finished_when_the_server_stops(serve: Serve, 
     stopping.join(30)
     asking.join(30)
     assert frames_of(answers[0]).shape == (1, 3, 4, 8, 1)
+
+
+def test_a_clip_that_is_decoded_for_too_long_is_given_up_when_the_server_stops(
+    serve: Serve, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "DRAIN_S", 0.1)
+    monkeypatch.setattr(run, "GRACE_S", 1)
+    decoded = threading.Event()
+
+    def endless() -> Iterator[np.ndarray]:
+        while True:
+            decoded.wait(0.01)
+            decoded.set()
+            yield FRAMES[0]
+
+    monkeypatch.setattr(predict_module, "MOST_FRAMES", 10**12)
+    monkeypatch.setattr(
+        predict_module, "play", lambda *_, **__: SimpleNamespace(pictures=endless(), frames_per_second=10)
+    )
+
+    def ask(address: str) -> None:
+        with suppress(httpx.HTTPError), httpx.Client(base_url=address, timeout=WAIT_S) as client:
+            post(client, video.read_bytes())
+
+    served = serve()
+    asking = threading.Thread(target=ask, args=(served.address,))
+    asking.start()
+    assert decoded.wait(WAIT_S)
+    served.stop()
+    asking.join(WAIT_S)
+    wait_until(lambda: not any(thread.name.startswith("e3d predict") for thread in threading.enumerate()))
+
+
+def test_a_server_drains_for_its_time_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "DRAIN_S", 0.01)
+    service = serve().service
+    with service.working():
+        asyncio.run(service.drain())
+        monkeypatch.setattr(service_module, "DRAIN_S", 3600.0)
+        asyncio.run(asyncio.wait_for(service.drain(), WAIT_S))
 
 
 def test_a_server_that_stops_is_alive_and_not_ready(serve: Serve) -> None:
