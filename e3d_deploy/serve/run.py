@@ -41,6 +41,8 @@ class Running:
         self._stopped = False
         self._error: Exception | None = None
         self._loop = asyncio.new_event_loop()
+        # Python 3.11 takes a thread for ended once a signal interrupts its `join`, and would not wait for it again.
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="e3d serve", daemon=True)
 
     def start(self) -> None:
@@ -50,8 +52,8 @@ class Running:
             E3DError: the server ended at once.
         """
         self._thread.start()
-        while not self._server.started and self._thread.is_alive():
-            self._thread.join(0.01)
+        while not self._server.started and not self._ended.wait(0.01):
+            pass
         if not self._server.started:
             raise E3DError("serve: the server did not start; `e3d --debug serve …` shows why") from self._error
 
@@ -61,6 +63,8 @@ class Running:
                 runner.run(self._server.serve(sockets=[self._listener]))
         except Exception as error:
             self._error = error
+        finally:
+            self._ended.set()
 
     def wait(self) -> None:
         """Wait until the server has ended.
@@ -68,14 +72,14 @@ class Running:
         Raises:
             E3DError: nobody had stopped it.
         """
-        self._thread.join()
+        self._ended.wait()
         if not self._stopped:
             raise E3DError("serve: the server ended by itself; `e3d --debug serve …` shows why") from self._error
 
     def stop(self) -> None:
         """Take nothing new, let what runs end, and close all connections; bounded in time."""
         self._stopped = True
-        if self._thread.is_alive():
+        if not self._ended.is_set():
             with suppress(TimeoutError, RuntimeError, CancelledError):  # it takes too long, or has ended meanwhile
                 asyncio.run_coroutine_threadsafe(self.service.drain(), self._loop).result(DRAIN_S + GRACE_S)
         self._server.should_exit = True

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -258,6 +259,17 @@ def test_a_clip_that_is_decoded_for_too_long_is_given_up_when_the_server_stops(
     served.stop()
     asking.join(WAIT_S)
     wait_until(lambda: not any(thread.name.startswith("e3d predict") for thread in threading.enumerate()))
+
+
+def test_a_server_is_stopped_after_a_signal_interrupts_the_wait_for_it(serve: Serve) -> None:
+    served = serve()
+    timer = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        served.wait()
+    served.stop()
+    assert not any(thread.name == "e3d serve" for thread in threading.enumerate())
+    timer.join()
 
 
 def test_a_server_drains_for_its_time_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
