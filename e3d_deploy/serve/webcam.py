@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3d_deploy.data.live.feed import Arrival
-from e3d_deploy.data.live.waiting import Waiting
+from e3d_deploy.data.live.bounded_queue import BoundedQueue
 
 
 class Webcam:
@@ -17,7 +17,7 @@ class Webcam:
     is_live = True
 
     def __init__(self) -> None:
-        self._waiting: Waiting[Arrival] = Waiting(1, drop_oldest=True)
+        self._waiting: BoundedQueue[Arrival] = BoundedQueue(1, drop_oldest=True)
         self._came, self._begins = 0, True
 
     @property
