@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.data.live.bounded_queue import BoundedQueue
+from e3d_deploy.data.live.feed import Arrival
 
 
 class Webcam:
