@@ -37,10 +37,11 @@ Pictures = NDArray[np.uint8]
 
 
 @contextmanager
-def serving(bundle: Path, backend: str) -> Iterator[tuple[str, int]]:
+def serving(bundle: Path, backend: str, *options: str) -> Iterator[tuple[str, int]]:
     """Serve a bundle in another process; give its WebSocket address and process id."""
     command = [sys.executable, "-m", "e3d_deploy", "serve", str(bundle), "--port", "0", "--max-sessions", "40"]
-    server = subprocess.Popen([*command, "--backend", backend, "--threads", "1"], stdout=subprocess.PIPE, text=True)
+    command += ["--backend", backend, "--threads", "1", *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         address = next(word for line in server.stdout for word in line.split() if word.startswith("http://"))

@@ -6,7 +6,7 @@ import click
 
 from e3d_deploy.commands._benchmark_tables import benchmark_table
 from e3d_deploy.commands._options import PATH
-from e3d_deploy.commands._output import table, verdict, working
+from e3d_deploy.commands._output import next_command, table, verdict, working
 
 
 @click.command()
@@ -31,3 +31,6 @@ def demo(output: Path, full: bool) -> None:
         verdict(False, f"{names}: drifts from PyTorch beyond its budget", remedy="see the report")
     else:
         verdict(True, "the exported graphs compute what PyTorch computes")
+    if result.live is not None:
+        bundle, film = result.live
+        next_command("serve", bundle, "--source", film, how=", then open the address that it prints")

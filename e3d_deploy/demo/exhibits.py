@@ -48,6 +48,8 @@ class Exhibit:
     """Test clips, each uint8 [CONTEXT + HORIZON, H, W, C]."""
     video: Callable[[Form], Clips]
     """A longer clip to stream."""
+    film: Traversable | None = None
+    """Video file of that clip, which the live page can play; None where there is none."""
     engines: bool = False
     """The tour builds engines of it."""
 
@@ -102,6 +104,7 @@ FILM = Exhibit(
     tested_on="overlapping windows of 15 seconds of the same camera that training never saw",
     examples=_film_examples,
     video=_film,
+    film=PEDESTRIANS,
 )
 FULL = replace(
     DIGITS,

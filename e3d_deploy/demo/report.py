@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from e3d_deploy import checkpoint, plots
-from e3d_deploy.demo.exhibits import HORIZON, Exhibit
+from e3d_deploy.demo.exhibits import HERE, HORIZON, Exhibit
 from e3d_deploy.shipped import extracted
 
+LIVE_PAGE = HERE / "live_page.mp4"
+"""Recording of the live page, made by benchmarks/page_film.py."""
 SHOWN = ("forecast", "copy last")
 """Columns of the tables of quality."""
 
@@ -42,7 +44,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .2rem .7rem; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child, .words :last-child { text-align: left }
-img { max-width: 100% }
+img, video { max-width: 100% }
 h2 { margin-top: 3rem }
 h3 { margin-top: 2.2rem; font-size: 1.1rem }
 .PASS { color: #176b2c }
@@ -91,12 +93,18 @@ def _section(section: Section) -> str:
         for title, content in {**section.pictures, **card_pictures(section.exhibit)}.items()
     )
     return f"""
-<h2>{escape(section.exhibit.title)}</h2>
+<h2>{escape(section.exhibit.title)}</h2>{_live() if section.exhibit.film else ""}
 <h3>Above the truth, below what the model was given and then, framed, what it forecast</h3>
 <img src="{_data(section.gif.read_bytes(), "gif")}" alt="forecast">{images}
 <h3>Quality of the model</h3><p>On {card["quality"]["sequences"]} {escape(section.exhibit.tested_on)},
 measured by <code>{section.exhibit.measured_by}</code> and not by this run. MSE and MAE are summed over
 the pixels of a frame.</p>{quality}"""
+
+
+def _live() -> str:
+    return f"""
+<h3>The live page of <code>e3d serve</code>: what the camera sees, the forecast, and by how much it missed</h3>
+<video src="{_data(LIVE_PAGE.read_bytes(), "mp4", of="video")}" controls muted loop autoplay playsinline></video>"""
 
 
 def card_pictures(exhibit: Exhibit) -> dict[str, bytes]:
@@ -122,5 +130,5 @@ def _table(columns: list[str], rows: list[list[str]], *, kind: str = "numbers") 
     return f"<table class='{kind}'><tr>{head}</tr>{body}</table>"
 
 
-def _data(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{b64encode(content).decode()}"
+def _data(content: bytes, kind: str, *, of: str = "image") -> str:
+    return f"data:{of}/{kind};base64,{b64encode(content).decode()}"

@@ -52,6 +52,8 @@ class Result:
     benchmark: BenchmarkResult
     report: Path
     gifs: list[Path]
+    live: tuple[Path, Path] | None
+    """Bundle that `e3d serve` shows, and a film for it; None where no exhibit has a film."""
 
 
 class _Log:
@@ -90,7 +92,18 @@ def tour(output: Path, exhibits: Sequence[Exhibit] = SHIPPED, *, progress: Notif
     sections[0].pictures["Time of a step"] = measured.latency(speed)
     drifting = [bundle.path.name for bundle, report in zip(bundles, reports, strict=True) if not report.passed]
     path = write_report(output / "report.html", log.stages, sections, speed.environment, passed=not drifting)
-    return Result(log.stages, drifting, speed, path, [section.gif for section in sections])
+    films = ((bundle, _copied(exhibit, output)) for exhibit, bundle in zip(exhibits, bundles, strict=True))
+    live = next(((bundle.path, film) for bundle, film in films if film is not None), None)
+    return Result(log.stages, drifting, speed, path, [section.gif for section in sections], live)
+
+
+def _copied(exhibit: Exhibit, output: Path) -> Path | None:
+    """Copy the film of an exhibit, so that it has a short path; return the copy."""
+    if exhibit.film is None:
+        return None
+    copy = output / exhibit.film.name
+    copy.write_bytes(exhibit.film.read_bytes())
+    return copy
 
 
 def _show(exhibit: Exhibit, output: Path, log: _Log) -> tuple[Bundle, Report, Section]:

@@ -93,7 +93,11 @@ def run(output: Path, *options: str) -> None:
     assert report.count("data:image/png;base64,") == 1 + 7 * len(names)
     assert report.count("data:image/gif;base64,") == len(names)
     assert "src='http" not in report
-    assert sorted(film.stem for film in output.glob("*.mp4")) == names
+    live = [] if "--full" in options else ["pedestrians"]
+    assert sorted(film.stem for film in output.glob("*.mp4")) == [*names, *live]
+    assert report.count("data:video/mp4;base64,") == len(live)
+    next_ = f"next: e3d serve {output}/film.e3d --source {output}/pedestrians.mp4, then open the address"
+    assert (next_ in result.stderr) == bool(live)
     for name in names:
         assert read_clips(output / f"{name}.mp4", Form(image_size=(256, 512), channels=1)).frames.shape[1] >= 60
         assert (output / f"{name}.gif").stat().st_size > 10_000

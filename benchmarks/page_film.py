@@ -1,0 +1,101 @@
+"""Record a short film of the live page, which the demo's report shows.
+
+    python -m benchmarks.page_film [-o e3d_deploy/demo/live_page.mp4]
+
+The film's model is served, a headless Chromium opens the page, the horizon is moved from 5 to 10 and to 1 frames, and
+screenshots become a video. Needs Debian's chromium and chromium-driver.
+"""
+
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import click
+import numpy as np
+from PIL import Image
+
+from benchmarks.serve import serving
+from e3d_deploy.data.clips import PEDESTRIANS
+from e3d_deploy.demo.exhibits import FILM
+from e3d_deploy.export.bundle import export
+from e3d_deploy.shipped import extracted
+
+RATE, SECONDS = 10, 10
+WIDTH, HEIGHT = 1200, 800
+WARM_UP_S = 3.0
+"""Time before the recording, in which the charts begin (s); the film has 15 s."""
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+HORIZONS = {50: 10, 80: 1}
+"""Settings of the slider by the number of the picture; the page begins with 5."""
+
+
+def browser(profile: str) -> Any:
+    """Open a headless Chromium that contacts nobody."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    switches = (
+        "headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "hide-scrollbars", f"user-data-dir={profile}",
+    )  # fmt: skip
+    for switch in switches:
+        options.add_argument(f"--{switch}")
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    metrics = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    return driver
+
+
+def pictures(driver: Any) -> list[bytes]:
+    """Return PNG screenshots of the page, `RATE` a second, while the slider moves."""
+    shots = []
+    began, count = time.monotonic(), RATE * SECONDS
+    for number in range(count):
+        if number in HORIZONS:
+            move = "let s = document.querySelector('input[type=range]'); s.value = arguments[0];"
+            driver.execute_script(move + "s.dispatchEvent(new Event('input', {bubbles: true}));", HORIZONS[number])
+        time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+        shots.append(driver.get_screenshot_as_png())
+    print(f"{count} pictures in {time.monotonic() - began:.1f} s, at best {SECONDS} s")
+    return shots
+
+
+def write(path: Path, shots: list[bytes]) -> None:
+    """Write screenshots as a video that browsers play."""
+    from io import BytesIO
+
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", Fraction(RATE), options={"crf": "25", "preset": "veryslow"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for shot in shots:
+            frame = np.asarray(Image.open(BytesIO(shot)).convert("RGB"))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("e3d_deploy/demo/live_page.mp4"))
+@click.option("--backend", default="onnxruntime")
+def main(output: Path, backend: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, extracted(FILM.model) as model, extracted(PEDESTRIANS) as film:
+        bundle = Path(folder) / "film.e3d"
+        export(model, bundle, context_length=10, horizon=10)
+        with serving(bundle, backend, "--source", str(film)) as (address, _):
+            driver = browser(f"{folder}/profile")
+            try:
+                driver.get(address.replace("ws://", "http://").removesuffix("/v1/live"))
+                time.sleep(WARM_UP_S)
+                shots = pictures(driver)
+            finally:
+                driver.quit()
+    write(output, shots)
+    print(f"{output}: {output.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
