@@ -11,12 +11,12 @@ from starlette.websockets import WebSocket
 from e3d_deploy import __version__
 from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import answers
-from e3d_deploy.serve.live import Connection
 from e3d_deploy.serve.posts import clip_routes, predict_routes
 from e3d_deploy.serve.rest import health_routes, model_routes, page_routes
 from e3d_deploy.serve.security import Guard
 from e3d_deploy.serve.service import Service
 from e3d_deploy.serve.settings import Settings
+from e3d_deploy.serve.websocket import Connection
 
 
 def create_app(predictor: Predictor, settings: Settings) -> FastAPI:

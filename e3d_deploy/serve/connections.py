@@ -8,8 +8,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from e3d_deploy.serve.live import STUCK_S
 from e3d_deploy.serve.security import Rate
+from e3d_deploy.serve.websocket import STUCK_S
 
 HEAD_S = 10.0
 """Time in which a client has to send the head of a request (s)."""

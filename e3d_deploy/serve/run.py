@@ -124,7 +124,7 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing depends on who asks
-        limit_concurrency=service.most_connections,  # WebSockets are not among them; `live` counts those
+        limit_concurrency=service.most_connections,  # WebSockets are not among them; `websocket` counts those
         timeout_graceful_shutdown=GRACE_S,
         **tls,
     )

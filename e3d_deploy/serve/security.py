@@ -96,8 +96,8 @@ class _Body:
 class Guard:
     """Refuses requests of other hosts and origins and without the token, and adds headers to every answer.
 
-    A WebSocket brings its token in its first message, as browsers cannot send a header with it; `live` checks it, and
-    the origin, which it can then name.
+    A WebSocket brings its token in its first message, as browsers cannot send a header with it; `websocket` checks it,
+    and the origin, which it can then name.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, meters: Meters) -> None:

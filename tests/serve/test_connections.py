@@ -11,7 +11,7 @@ import pytest
 from e3d_deploy.serve import connections
 from e3d_deploy.serve.run import Running
 from tests.serve.conftest import WAIT_S, Serve, Viewer
-from tests.serve.test_live import frame_of, shaking_hands
+from tests.serve.test_websocket import frame_of, shaking_hands
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from websockets.typing import Origin
 
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.serve import connections, live, run
+from e3d_deploy.serve import connections, run, websocket
 from e3d_deploy.serve.protocol import MOST_TEXT
 from e3d_deploy.serve.run import Running
 from tests.data.live.peers import wait_until
@@ -338,8 +338,8 @@ def test_a_picture_for_a_file_is_refused(serve: Serve, video: Path) -> None:
 
 
 def test_messages_without_end_close_with_4429(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "TEXTS_PER_SECOND", 0.001)
-    monkeypatch.setattr(live, "BURST_S", 5000)
+    monkeypatch.setattr(websocket, "TEXTS_PER_SECOND", 0.001)
+    monkeypatch.setattr(websocket, "BURST_S", 5000)
     with Viewer(serve()) as viewer:
         viewer.open()
         for _ in range(10):
@@ -388,7 +388,7 @@ def test_an_idle_session_ends_with_4408(serve: Serve) -> None:
 
 
 def test_a_viewer_that_says_nothing_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "OPEN_S", 0.1)
+    monkeypatch.setattr(websocket, "OPEN_S", 0.1)
     with Viewer(serve()) as viewer:
         assert viewer.end()[1] == 4408
 
