@@ -92,7 +92,7 @@ def test_others_are_served_over_tls(exported: Path, tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], "--token or --token-file, and either --tls-cert with --tls-key or --behind-proxy"),
         (["--host", "0.0.0.0", "--token", "x"], "either --tls-cert with --tls-key or --behind-proxy"),
         (["--host", "no such host"], "--token or --token-file"),
-        (["--host", "203.0.113.7", "--token", "x", "--behind-proxy"], "--host 203.0.113.7 --port 8000: "),
+        (["--host", "203.0.113.7", "--token", "x", "--behind-proxy"], "--host 203.0.113.7 --port 0: "),
         (["--source", "none.mp4"], "none.mp4: no such file or folder"),
         (["--source", "-"], "standard input cannot be served"),
         (["--tls-cert", "cert.pem"], "only one of --tls-cert and --tls-key"),
@@ -102,7 +102,8 @@ def test_others_are_served_over_tls(exported: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_refused_with_exit_code_2(exported: Path, options: list[str], said: str) -> None:
-    done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", *options])
+    command = ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", "0"]
+    done = CliRunner().invoke(main, [*command, *options])
     assert done.exit_code == 2, done.output
     assert said in done.output.replace("\n", " ")
 
