@@ -72,6 +72,8 @@ def health_routes(service: Service) -> APIRouter:
             raise Problem(503, "stopping", "the server is shutting down", retry=True)
         return HealthAnswer(status="ready")
 
+    for path, health in (("/healthz", healthz), ("/readyz", readyz)):  # as some monitors ask
+        router.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
     return router
 
 

@@ -159,6 +159,7 @@ def test_missing_webcam_is_explained_on_plain_http_of_another_host(host: Host, p
     assert "plain http" in note
     assert "--tls-cert" in note
     assert not page.driver.find_element("css selector", "option[value=webcam]").is_enabled()
+    assert page.complaints() == []
 
 
 def test_refused_webcam_is_explained(host: Host, page: Page) -> None:

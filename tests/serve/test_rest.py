@@ -286,9 +286,11 @@ def test_a_server_that_stops_is_alive_and_not_ready(serve: Serve) -> None:
     with httpx.Client(base_url=served.address) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
         assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.head("/healthz").status_code == client.head("/readyz").status_code == 200
         served.service.stop_sessions()
         assert client.get("/healthz").status_code == 200
         assert problem(client.get("/readyz")) == (503, "stopping")
+        assert client.head("/readyz").status_code == 503
         assert problem(post(client, npz(frames=FRAMES))) == (503, "stopping")
     with Viewer(served) as viewer:
         assert viewer.open()["code"] == "stopping"
@@ -363,7 +365,6 @@ def test_every_answer_carries_the_headers_of_security(serve: Serve, monkeypatch:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["x-frame-options"] == "DENY"
         assert answer.headers["referrer-policy"] == "no-referrer"
-        assert answer.headers["cross-origin-opener-policy"] == "same-origin"
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
         assert answer.headers["permissions-policy"] == "camera=(self), microphone=(), geolocation=()"
         assert answer.headers["cache-control"] == ("no-cache" if answer is page else "no-store")
