@@ -20,7 +20,9 @@ def demo(output: Path, full: bool) -> None:
     with working("demo") as progress:
         result = tour(output, (FULL,) if full else SHIPPED, progress=progress)
     table(
-        ["stage", "seconds", "result"], [(stage.name, f"{stage.seconds:.1f}", stage.result) for stage in result.stages]
+        ["stage", "result", "seconds"],
+        [(stage.name, stage.result, f"{stage.seconds:.1f}") for stage in result.stages],
+        left=2,
     )
     benchmark_table(result.benchmark)
     click.echo(result.report)
@@ -33,4 +35,4 @@ def demo(output: Path, full: bool) -> None:
         verdict(True, "the exported graphs compute what PyTorch computes")
     if result.live is not None:
         bundle, film = result.live
-        next_command("serve", bundle, "--source", film, how=", then open the address that it prints")
+        next_command("serve", bundle, "--source", film)

@@ -67,13 +67,14 @@ def write_report(
         [[stage.name, f"{stage.seconds:.1f}", stage.result] for stage in stages],
         kind="words",
     )
+    live = _live() if any(section.exhibit.film for section in sections) else ""
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     path.write_text(
         f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>e3d demo</title>
 <style>{STYLE}</style>
 <h1>e3d demo: <span class="{verdict}">{verdict}</span></h1>
 <p>Measured on {escape(environment["cpu"])}, {environment["cores"]} cores, {escape(environment["date"])};
-versions {escape(versions)}.</p>{table}{"".join(map(_section, sections))}</html>
+versions {escape(versions)}.</p>{live}{table}{"".join(map(_section, sections))}</html>
 """,
         encoding="utf-8",
     )
@@ -93,7 +94,7 @@ def _section(section: Section) -> str:
         for title, content in {**section.pictures, **card_pictures(section.exhibit)}.items()
     )
     return f"""
-<h2>{escape(section.exhibit.title)}</h2>{_live() if section.exhibit.film else ""}
+<h2>{escape(section.exhibit.title)}</h2>
 <h3>Above the truth, below what the model was given and then, framed, what it forecast</h3>
 <img src="{_data(section.gif.read_bytes(), "gif")}" alt="forecast">{images}
 <h3>Quality of the model</h3><p>On {card["quality"]["sequences"]} {escape(section.exhibit.tested_on)},

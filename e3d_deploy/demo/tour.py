@@ -137,7 +137,11 @@ def _show(exhibit: Exhibit, output: Path, log: _Log) -> tuple[Bundle, Report, Se
 def _export(exhibit: Exhibit, path: Path) -> tuple[Bundle, str]:
     with extracted(exhibit.model) as model:
         bundle = Bundle.open(export(model, path, context_length=CONTEXT, horizon=HORIZON, overwrite=True))
-    return bundle, ", ".join(f"{graph.file} {graph.nodes} nodes" for graph in bundle.manifest.graphs)
+    graphs = bundle.manifest.graphs
+    return (
+        bundle,
+        f"{len(graphs)} graphs of {min(one.nodes for one in graphs)} to {max(one.nodes for one in graphs)} nodes",
+    )
 
 
 def _build(bundle: Bundle, progress: Notify) -> tuple[None, str]:

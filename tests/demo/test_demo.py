@@ -96,7 +96,7 @@ def run(output: Path, *options: str) -> None:
     live = [] if "--full" in options else ["pedestrians"]
     assert sorted(film.stem for film in output.glob("*.mp4")) == [*names, *live]
     assert report.count("data:video/mp4;base64,") == len(live)
-    next_ = f"next: e3d serve {output}/film.e3d --source {output}/pedestrians.mp4, then open the address"
+    next_ = f"next: e3d serve {output}/film.e3d --source {output}/pedestrians.mp4\n"
     assert (next_ in result.stderr) == bool(live)
     for name in names:
         assert read_clips(output / f"{name}.mp4", Form(image_size=(256, 512), channels=1)).frames.shape[1] >= 60
