@@ -178,13 +178,24 @@ def warn_of_interval(
     """
     interval_ms = None if window is None else window.interval_ms
     known = [rate for rate in rates if rate is not None]
-    if interval_ms is None or not known:
-        return
-    furthest = max(known, key=lambda rate: abs(1000 / rate - interval_ms))
+    if (other := other_interval(known, window)) is not None and interval_ms is not None:
+        log.warning("%s: %s; give %s", name, other, remedy(known, interval_ms, selection))
+
+
+def other_interval(rates: Sequence[float], window: Window | None) -> str | None:
+    """Return a clause that says how the time between two frames differs from that of training; None if it does not.
+
+    Args:
+        rates: frames per second; the one that differs most is named.
+        window: window of training; None if it is not known.
+    """
+    interval_ms = None if window is None else window.interval_ms
+    if interval_ms is None or not rates:
+        return None
+    furthest = max(rates, key=lambda rate: abs(1000 / rate - interval_ms))
     if abs(1000 / furthest - interval_ms) <= TOLERANCE * interval_ms:
-        return
-    log.warning("%s: has a frame every %.4g ms, the model was trained with one every %.4g ms; give %s",
-                name, 1000 / furthest, interval_ms, remedy(known, interval_ms, selection))  # fmt: skip
+        return None
+    return f"has a frame every {1000 / furthest:.4g} ms, the model was trained with one every {interval_ms:.4g} ms"
 
 
 def remedy(rates: Sequence[float], interval_ms: float, selection: Selection) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 from e3d_deploy.data.live.feed import Arrival, Ended
+from e3d_deploy.data.rate import other_interval
 from e3d_deploy.errors import ClipError, E3DError, ResourceLimit, ShapeError, SourceLost
 from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.follower import Follower, Judged
@@ -119,7 +120,8 @@ class Session:
         self.stop(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
 
     def _greet(self, source: Source) -> None:
-        config = self._predictor.config
+        config, rate = self._predictor.config, source.frames_per_second
+        other = other_interval([] if rate is None else [rate], self._predictor.card.window)
         self.outbox.put(
             text_message(
                 "ready",
@@ -127,9 +129,10 @@ class Session:
                 image_size=list(config.image_size),
                 channels=config.channels,
                 horizon=self._horizon,
-                frames_per_second=source.frames_per_second,
+                frames_per_second=rate,
                 backend=self._predictor.backend.name,
                 precision=self._settings.precision,
+                remark=None if other is None else f"this source {other}",
             )
         )
 

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin
 
+from e3d_deploy.card import Card, Window
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.frames import to_pictures
+from e3d_deploy.runtime import Predictor
 from e3d_deploy.serve import connections, run, websocket
 from e3d_deploy.serve.protocol import MOST_TEXT
 from e3d_deploy.serve.run import Running
@@ -149,6 +151,17 @@ def test_a_file_plays_to_its_end_in_order(serve: Serve, video: Path) -> None:
     assert [header["index"] for header in headers] == [0, 1, 2, 3, 4]
     assert texts[-1] == {"type": "end", "reason": "the source has ended"}
     assert code == 1000
+
+
+def test_a_source_of_another_frame_rate_than_training_is_told(serve: Serve, predictor: Predictor, video: Path) -> None:
+    remarks = []
+    for rate in (20.0, 10.0):
+        predictor.card = Card(window=Window.of_rates(4, 3, [rate]))
+        with Viewer(serve(**offered(video))) as viewer:
+            remarks.append(viewer.open("offer:1")["remark"])
+        with Viewer(serve()) as viewer:
+            assert viewer.open("webcam")["remark"] is None
+    assert remarks == [None, "this source has a frame every 50 ms, the model was trained with one every 100 ms"]
 
 
 def test_a_paused_file_waits(serve: Serve, video: Path) -> None:

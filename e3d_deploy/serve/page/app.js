@@ -28,6 +28,8 @@ const connection = new Connection({
   ready(message) {
     say("backend", message.backend);
     say("precision", message.precision);
+    monitor.begin(message);
+    say("horizon-text", ahead(horizon(), monitor.rate));
     monitor.cameAt = performance.now();
     if (paused) connection.send({ type: "pause" });
     if (source === "webcam") webcam.start(monitor.model, (bytes) => paused || connection.sendPicture(bytes));
@@ -36,7 +38,7 @@ const connection = new Connection({
   },
   picture: (header, pictures) => monitor.show(header, pictures),
   message({ type, ...message }) {
-    if (type === "stats") showStats(message);
+    if (type === "stats") showStats(message, monitor.remark);
     if (type === "paused" || type === "resumed") setState(type === "paused" ? "paused" : "live");
     if (type === "was_reset") say("announce", "The video so far is forgotten");
   },
@@ -54,7 +56,7 @@ async function prepare() {
   document.title = `${model.name} – e3d live`;
   say("model", model.name);
   $("horizon").max = String(model.horizon);
-  say("horizon-text", ahead(horizon(), model));
+  say("horizon-text", ahead(horizon(), monitor.rate));
   listSources(offers, clips, refusal, source);
   monitor.repaint();
   if (source === "webcam") {
@@ -102,7 +104,7 @@ function togglePause() {
 
 let resting = 0;
 function changeHorizon() {
-  say("horizon-text", ahead(horizon(), monitor.model));
+  say("horizon-text", ahead(horizon(), monitor.rate));
   clearTimeout(resting);
   resting = setTimeout(() => connection.send({ type: "horizon", value: horizon() }), HORIZON_REST_MS);
 }

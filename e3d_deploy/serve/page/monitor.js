@@ -20,13 +20,23 @@ export class Monitor {
   constructor() {
     this.model = null; // answer of /v1/model, set before all else
     this.cameAt = 0; // performance.now() of the last picture
+    this.rate = null; // frames per second of the source, else of the model, where it is known
+    this.remark = null; // sentence about the source
   }
 
   /** Take the answer of /v1/model; pictures of another size are forgotten. */
   take(model) {
     const { image_size: size, channels } = this.model ?? {};
     this.model = model;
+    this.rate = model.frames_per_second;
+    this.remark = null;
     if (String([size, channels]) !== String([model.image_size, model.channels])) this.forget();
+  }
+
+  /** Take the message `ready`. */
+  begin({ frames_per_second: rate, remark }) {
+    this.rate = rate ?? this.model.frames_per_second;
+    this.remark = remark;
   }
 
   /** Note a picture and draw it at the next chance. */
@@ -80,7 +90,7 @@ export class Monitor {
     download(
       [
         { title: "Now", canvas: $("now") },
-        { title: `Forecast, ${ahead(header.horizon, this.model)}`, canvas: $("forecast") },
+        { title: `Forecast, ${ahead(header.horizon, this.rate)}`, canvas: $("forecast") },
         { title: "Difference", canvas: $("difference") },
       ],
       [
@@ -113,7 +123,7 @@ export class Monitor {
     $("difference-wait").hidden = Boolean(pictures.expected);
     say("difference-wait", `The first forecast can be compared ${count(header.horizon, "picture", "pictures")} after a start.`);
     say("now-text", `picture ${header.index}`);
-    say("forecast-text", ahead(header.horizon, this.model));
+    say("forecast-text", ahead(header.horizon, this.rate));
     say("age", count(header.age, "picture", "pictures"));
     say("error-now", fixed(header.error, 1, ""));
     say("copy-now", fixed(header.copy_error, 1, ""));

@@ -16,9 +16,8 @@ export const milliseconds = (value) => (value == null ? "–" : `${value < 10 ? 
 
 export const count = (value, one, many) => `${value} ${value === 1 ? one : many}`;
 
-/** Return a horizon in words, with its time where the model knows its frame rate. */
-export function ahead(horizon, model) {
-  const rate = model?.frames_per_second;
+/** Return a horizon in words, with its time where the frames per second are known. */
+export function ahead(horizon, rate) {
   return `${count(horizon, "frame", "frames")} ahead${rate ? ` · ${number(horizon / rate)} s` : ""}`;
 }
 
@@ -79,7 +78,7 @@ export function listSources(sources, clips, refusal, chosen) {
 }
 
 /** Show the message `stats`; without its fields, show that nothing is known. */
-export function showStats(stats) {
+export function showStats(stats, remark) {
   const pictures = (value) => (value == null ? "–" : count(value, "picture", "pictures"));
   say("rate", stats.frames_per_second == null ? "–" : `${stats.frames_per_second.toFixed(1)} /s`);
   say("p50", milliseconds(stats.p50_ms));
@@ -88,7 +87,7 @@ export function showStats(stats) {
   say("copy-mse", fixed(stats.copy_mse, 1));
   say("dropped-source", pictures(stats.dropped_source));
   say("dropped-viewer", pictures(stats.dropped_viewer));
-  const verdict = stats.verdict ? upper(sentence(stats.verdict)) : "";
+  const verdict = [remark, stats.verdict].filter(Boolean).map((text) => upper(sentence(text))).join(" ");
   if (verdict && !$("verdict").textContent) say("announce", verdict); // once, as its numbers change every second
   say("verdict", verdict);
 }
