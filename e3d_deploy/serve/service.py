@@ -1,6 +1,7 @@
 """State of one server: the scheduler that all sessions share, the sessions, and the uploaded clips."""
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -26,6 +27,8 @@ from e3d_deploy.serve.source import Chosen
 from e3d_deploy.serve.webcam import Webcam
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 WORKERS = 2
 """Predictions that are computed at a time."""
@@ -116,7 +119,9 @@ class Service:
             raise Refused(protocol.FORBIDDEN, "source", "no such source; ask /v1/model for those there are")
         options = FeedOptions(queue_length=1, realtime=True)
         return Chosen(
-            open=lambda: Feed(address, self.form, options, remarks=Remarks(silent=True)),
+            open=lambda: Feed(
+                address, self.form, options, remarks=Remarks(silent=True), notify=lambda text: log.warning("%s", text)
+            ),
             kind=kind,
             names=names,
             is_file=address.kind == "file",

@@ -177,7 +177,7 @@ def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list
         (["--jsonl", "FILM"], "is what is read, and would be replaced"),
         (["--jsonl", "same", "--raw-output", "same"], "same: got it for two outputs"),
         (["--queue", "0"], "got 0, expected a whole number from 1 to 1,000"),
-        (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such video"),
+        (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such file; give a video, a folder"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(

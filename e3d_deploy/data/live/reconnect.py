@@ -92,6 +92,8 @@ class Reconnecting:
             if size != (size := (decoded.frame.height, decoded.frame.width)):
                 self._section += 1
             picture = bring(decoded.frame)
+            if self._failures:
+                self.notify(f"{self.address.name}: connected again; the state is reset")
             self._failures = 0
             yield DecodedPicture(picture=picture, time_s=decoded.time_s, came_s=decoded.came_s, section=self._section)
 

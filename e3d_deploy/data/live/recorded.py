@@ -15,6 +15,7 @@ from e3d_deploy.data.live.source import DecodedPicture
 from e3d_deploy.data.play import play
 from e3d_deploy.data.rate import Selection
 from e3d_deploy.data.remarks import Remarks
+from e3d_deploy.errors import ClipError
 
 
 class Recorded:
@@ -27,6 +28,10 @@ class Recorded:
     is_live, reconnects = False, 0
 
     def __init__(self, path: Path, form: Form, selection: Selection, *, remarks: Remarks) -> None:
+        if not path.exists():
+            raise ClipError(
+                f"{path}: no such file; give a video, a folder of pictures, a camera such as /dev/video0, or an address"
+            )
         self.video = play(path, form, remarks=remarks, selection=selection)
         self.rate, self.resample = self.video.rate, selection.resample
         self._closed = Event()

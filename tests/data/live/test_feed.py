@@ -271,7 +271,7 @@ def test_a_schedule_makes_up_for_a_short_delay_and_for_no_pause() -> None:
 
 
 def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match="no such video"):
+    with pytest.raises(ClipError, match="no such file"):
         feed(str(tmp_path / "none.mp4"))
 
 

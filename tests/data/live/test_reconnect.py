@@ -51,7 +51,9 @@ def test_a_live_source_that_ends_begins_again(scheme: str, serve: object, start:
     assert [arrival.index for arrival in arrivals] == list(range(20))
     assert [arrival.begins for arrival in arrivals] == [number % 8 == 0 for number in range(20)]
     assert len(told) >= 2
-    assert all("connecting again in 0.01 s (attempt 1 of 3)" in text for text in told)
+    lost, found = told[::2], told[1::2]
+    assert all("connecting again in 0.01 s (attempt 1 of 3)" in text for text in lost)
+    assert all(text.endswith(": connected again; the state is reset") for text in found)
     assert "hunter2" not in str(told)
 
 
