@@ -111,6 +111,8 @@ def serve(
         )
         served = stack.enter_context(running(predictor, settings))
         click.echo(served.address)
+        if host in ("0.0.0.0", "::"):
+            click.echo(f"others open it with the name or address of this machine in the place of {host}", err=True)
         click.echo(f"serving {settings.name} on {predictor.backend.name}; Ctrl-C ends it", err=True)
         served.wait()
 

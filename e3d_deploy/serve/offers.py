@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e3d_deploy.data.folders import ARRAYS, find_clips
+from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.address import Address, parse_address
+from e3d_deploy.data.play import play
+from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify
 
 MOST_OFFERS = 1000
 """Most sources that the page lists."""
+ANY = Form(image_size=(16, 16), channels=1)
+"""Some form; every video can be brought to each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +33,7 @@ def offers_of(texts: Sequence[str], remark: Notify) -> tuple[Offer, ...]:
     """Return the sources that an operator allows; a folder stands for the videos in it and below it.
 
     Raises:
-        ClipError: a path that is not there, or a folder without a video.
+        ClipError: a path that is not there, a file that does not play, or a folder without a video.
         ConfigError: an address of an unknown kind, standard input, or too many sources.
     """
     found = [pair for text in texts for pair in _offered(text, remark)]
@@ -48,6 +53,7 @@ def _offered(text: str, remark: Notify) -> Iterator[tuple[str, Address]]:
     if not path.exists():
         raise ClipError(f"{text}: no such file or folder; give --source a video, a folder of videos or an address")
     if not path.is_dir():
+        play(path, ANY, remarks=Remarks(silent=True))  # so that what plays nowhere is refused now
         yield path.name, address
         return
     root = path.resolve()

@@ -50,7 +50,9 @@ def clip_routes(service: Service) -> APIRouter:
                     with tempfile.TemporaryDirectory(prefix="e3d-upload-") as folder:
                         [upload] = save(files, Path(folder), most_bytes)
                         if upload.path.suffix in ARRAYS:
-                            raise Problem(422, "unreadable", f"{upload.name}: an array does not play; send a video")
+                            raise Problem(
+                                422, "unreadable", f"{upload.name}: an array is for /v1/predict; send a video or GIF"
+                            )
                         return service.clips.keep(upload.path, upload.name).id
 
                 return ClipAnswer(source=f"clip:{await service.compute(keep)}")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from e3d_deploy.errors import ClipError, ConfigError
@@ -63,6 +64,11 @@ def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     for text, kind in [("none.mp4", ClipError), ("empty", ClipError)]:
         with pytest.raises(kind, match=text):
             offers_of([str(tmp_path / text)], lambda _: None)
+    (tmp_path / "notes.md").write_text("no video")
+    np.save(tmp_path / "clip.npy", np.zeros((4, 8, 8, 1), np.uint8))
+    for name in ("notes.md", "clip.npy"):
+        with pytest.raises(ClipError, match=name):
+            offers_of([str(tmp_path / name)], lambda _: None)
     with pytest.raises(ConfigError, match="standard input cannot be served"):
         offers_of(["-"], lambda _: None)
     with pytest.raises(ConfigError, match="ftp"):
