@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.gpu.borrowed import Machine, canonical
 from benchmarks.gpu.fatbin import Pruned, prune
+from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.files import sha256
 
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
@@ -119,10 +120,16 @@ def distributions(file: Path) -> set[str]:
 
 
 def unpack(packed: Sequence[Path], folder: Path) -> list[Path]:
-    """Unpack the archives in packed folders, each into a folder of the same name; return these."""
+    """Unpack the archives in packed folders, each into a folder of the same name; return these.
+
+    Raises:
+        BackendUnavailable: a Python before 3.11.4, which cannot keep a file in its folder.
+    """
     made = []
     for piece in packed:
         for file in sorted(piece.glob("*.tar.xz")):
+            if not hasattr(tarfile, "data_filter"):
+                raise BackendUnavailable("this Python cannot unpack archives safely; take Python 3.11.4 or later")
             with tarfile.open(file) as tar:
                 tar.extractall(folder / piece.name, filter="data")
         made.append(folder / piece.name)

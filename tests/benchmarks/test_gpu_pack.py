@@ -101,6 +101,7 @@ def test_a_library_without_code_for_the_chip_is_refused() -> None:
 # Archives
 
 
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely takes Python 3.11.4 or later")
 def test_an_archive_has_the_same_bytes_and_equal_files_once(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     content = os.urandom(100_000)
@@ -120,6 +121,7 @@ def test_an_archive_has_the_same_bytes_and_equal_files_once(tmp_path: Path) -> N
     assert (made / "one" / "weights").read_bytes() == (made / "two" / "weights").read_bytes() == content
 
 
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="unpacking safely takes Python 3.11.4 or later")
 def test_an_archive_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     with tarfile.open(tmp_path / "p" / "p.tar.xz", "w:xz") as tar:
