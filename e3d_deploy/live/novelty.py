@@ -28,9 +28,9 @@ class Novelty:
     """
 
     def __init__(self, horizon: int, renewal: Renewal) -> None:
-        self.renewal = renewal
+        self._oldest = renewal.warm_up if renewal.kind == "refresh" else renewal.context_length
         length = max(LEAST, WINDOW // renewal.cycle)
-        self._errors = np.full((self._phase(10**9) + 1, horizon, length), np.nan)
+        self._errors = np.full((self._oldest + 1, horizon, length), np.nan)
         self._counts = np.zeros(self._errors.shape[:2], np.int64)
 
     def score(self, errors: NDArray[np.float64], ages: NDArray[np.int64]) -> tuple[float | None, ...]:
@@ -41,7 +41,7 @@ class Novelty:
             ages: pictures that the state had seen when it made each, [known].
         """
         horizons = np.arange(len(errors))
-        phases = np.array([self._phase(age) for age in ages.tolist()], np.int64)
+        phases = np.minimum(ages, self._oldest)
         counts = self._counts[phases, horizons]
         length = self._errors.shape[2]
         known = np.minimum(counts, length)
@@ -54,8 +54,3 @@ class Novelty:
         return tuple(
             float(ratio) if count >= LEAST else None for ratio, count in zip(ratios, known.tolist(), strict=True)
         )
-
-    def _phase(self, age: int) -> int:
-        """Return the number of the ages that are compared with this one."""
-        longest = self.renewal.warm_up if self.renewal.kind == "refresh" else self.renewal.context_length
-        return min(age, longest)
