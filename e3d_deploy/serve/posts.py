@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from e3d_deploy.serve.answers import Problem, answers
 from e3d_deploy.serve.checks import ARRAYS, save
-from e3d_deploy.serve.predict import MEDIA_TYPES, Wish, predict
+from e3d_deploy.serve.predict import MEDIA_TYPES, PredictOptions, predict
 from e3d_deploy.serve.service import Service
 from e3d_deploy.serve.uploads import MOST_PICTURES, check_fields, files_of, form_of
 
@@ -81,29 +81,29 @@ def predict_routes(service: Service) -> APIRouter:
     async def predictions(request: Request) -> Response:
         with service.working():
             async with form_of(request, most_bytes, most_files=MOST_PICTURES) as form:
-                wish = _wish(check_fields(form, ("horizon", "format")), most)
+                options = _options_of(check_fields(form, ("horizon", "format")), most)
                 files = files_of(form)
 
                 def work() -> bytes:
                     with tempfile.TemporaryDirectory(prefix="e3d-upload-") as folder:
                         uploads = save(files, Path(folder), most_bytes)
-                        return predict(service, uploads, Path(folder), wish)
+                        return predict(service, uploads, Path(folder), options)
 
                 content = await service.compute(work)
         service.meters.predictions.inc()
-        name = f'attachment; filename="forecast.{wish.format}"'
-        return Response(content, media_type=MEDIA_TYPES[wish.format], headers={"Content-Disposition": name})
+        name = f'attachment; filename="forecast.{options.format}"'
+        return Response(content, media_type=MEDIA_TYPES[options.format], headers={"Content-Disposition": name})
 
     return router
 
 
-def _wish(fields: Mapping[str, str], most: int) -> Wish:
+def _options_of(fields: Mapping[str, str], most: int) -> PredictOptions:
     horizon, format_ = fields.get("horizon", str(most)), fields.get("format", "npz")
     if not (horizon.isascii() and horizon.isdigit() and 1 <= int(horizon) <= most):
         raise Problem(422, "horizon", f"horizon: expected a whole number from 1 to {most}")
     if format_ not in MEDIA_TYPES:
         raise Problem(422, "format", f"format: expected one of {', '.join(MEDIA_TYPES)}")
-    return Wish(horizon=int(horizon), format=format_)
+    return PredictOptions(horizon=int(horizon), format=format_)
 
 
 def form_description(fields: dict[str, Any], *, most_files: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ MEDIA_TYPES = {"npz": "application/x-npz", "mp4": "video/mp4"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
+class PredictOptions:
     """Forecast that a client asks for."""
 
     horizon: int
@@ -36,7 +36,7 @@ class Wish:
     """Key of `MEDIA_TYPES`."""
 
 
-def predict(service: Service, uploads: list[Upload], folder: Path, wish: Wish) -> bytes:
+def predict(service: Service, uploads: list[Upload], folder: Path, options: PredictOptions) -> bytes:
     """Return the file with the forecast of what follows a clip.
 
     Raises:
@@ -47,10 +47,10 @@ def predict(service: Service, uploads: list[Upload], folder: Path, wish: Wish) -
         with service.streams.open() as stream:
             for picture in context:
                 stream.push(picture)
-            frames = stream.forecast(wish.horizon)
+            frames = stream.forecast(options.horizon)
         service.meters.forecasts.inc()
         with tempfile.TemporaryDirectory(prefix="e3d-predict-") as place:
-            target = Path(place) / f"forecast.{wish.format}"
+            target = Path(place) / f"forecast.{options.format}"
             write_clips(target, frames[None], frames_per_second=rate)
             return target.read_bytes()
     except E3DError as error:

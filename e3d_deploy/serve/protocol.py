@@ -39,7 +39,7 @@ class Open(BaseModel, strict=True):
 
 
 class SetHorizon(BaseModel, strict=True):
-    """Wish for forecasts at another horizon."""
+    """Request for forecasts at another horizon."""
 
     type: Literal["horizon"]
     value: int = Field(ge=1)

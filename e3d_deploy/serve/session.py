@@ -24,7 +24,7 @@ from e3d_deploy.serve.settings import Settings
 from e3d_deploy.serve.source import Chosen, Source
 
 POLL_S = 0.05
-"""Longest time before a viewer's wish is obeyed while no picture comes (s)."""
+"""Longest time before a viewer's order is carried out while no picture comes (s)."""
 
 
 class Session:
@@ -69,7 +69,7 @@ class Session:
         self._thread.start()
 
     def order(self, message: SetHorizon | Order) -> None:
-        """Take a wish of the viewer."""
+        """Take an order of the viewer."""
         self._active_s = time.monotonic()
         self._orders.put(message)
 
