@@ -27,8 +27,8 @@ from e3d_deploy.config import EngineConfig, ModelConfig
 from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph
-from e3d_deploy.export.graph.recipes import RECIPES, Recipe, expand
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.graph.variants import VARIANTS, Variant, expand
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.tensorrt_library import library
@@ -54,8 +54,8 @@ def naive_export(model: E3DLSTM, context: Tensor, path: Path) -> None:
         torch.onnx.export(Unrolled(model).eval(), (context,), str(path), opset_version=20, dynamo=True, verbose=False)
 
 
-def our_export(model: E3DLSTM, path: Path, recipe: Recipe, *, states: bool) -> None:
-    core = expand(export_core(model, 1), recipe)
+def our_export(model: E3DLSTM, path: Path, variant: Variant, *, states: bool) -> None:
+    core = expand(export_core(model, 1), variant)
     graph = clip_graph(core, model.config, 1, context_length=CONTEXT, horizon=HORIZON)
     if not states:
         del graph.graph.output[1:]
@@ -71,8 +71,8 @@ def make(name: str, model: E3DLSTM, context: Tensor, folder: Path) -> tuple[Path
         if name == "naive":
             naive_export(model, context, path)
         else:
-            recipe = RECIPES["tensorrt" if "for gpu" in name else "plain" if "for all" in name else "onnxruntime"]
-            our_export(model, path, recipe, states="forecast alone" not in name)
+            variant = VARIANTS["tensorrt" if "for gpu" in name else "plain" if "for all" in name else "onnxruntime"]
+            our_export(model, path, variant, states="forecast alone" not in name)
         seconds = round(time.perf_counter() - started, 1)
         nodes = len(onnx.load(path, load_external_data=False).graph.node)
         about.write_text(json.dumps({"seconds": seconds, "nodes": nodes}))

@@ -28,8 +28,8 @@ from e3d_deploy.config import ModelConfig, TrainConfig
 from e3d_deploy.data.form import Form
 from e3d_deploy.demo.exhibits import CONTEXT, HORIZON, MODEL
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
 from e3d_deploy.export.plan import reference_clip
 from e3d_deploy.export.precision import types
 from e3d_deploy.export.precision.choose import Chooser
@@ -184,7 +184,7 @@ def main(size: str, threads: int, rounds: int) -> None:
         model = trained_briefly()
     else:
         model = checkpoint.load(MODEL) if size == "demo" else E3DLSTM(ModelConfig()).eval()
-    core = expand(export_core(model, 1), RECIPES[PLAIN])
+    core = expand(export_core(model, 1), VARIANTS[PLAIN])
     result: dict[str, Any] = {"size": size}
     if size != "full":
         found, graphs = drifts(model, core, threads)

@@ -371,9 +371,9 @@ def _first(found: dict[str, Any]) -> str:
 
 
 def rewrites() -> str:
-    """Gain of each recipe in each engine, as Markdown, by kind of processor."""
+    """Gain of each variant in each engine, as Markdown, by kind of processor."""
     lines = [
-        "A step with a full ring, one thread, in turn: how often as fast each recipe is as `plain` in the same "
+        "A step with a full ring, one thread, in turn: how often as fast each variant is as `plain` in the same "
         "library, median and range over the rounds. Of TensorRT-RTX what the plan holds and how long it takes to "
         "build; no GPU ran it."
     ]
@@ -384,23 +384,23 @@ def rewrites() -> str:
             "",
             f"{peer_tables.machine(kind, found[0])}:",
             "",
-            f"| recipe | | {' | '.join(libraries)} | nodes |{' RTX plan | RTX build |' if plans else ''}",
+            f"| variant | | {' | '.join(libraries)} | nodes |{' RTX plan | RTX build |' if plans else ''}",
             f"|---|---|{'---|' * (len(libraries) + 1 + 2 * plans)}",
         ]
         for run in found:
-            for recipe, graph in run["graphs"].items():
-                cells = [_gain(run["sides"].get(library, {}).get(recipe)) for library in libraries]
+            for variant, graph in run["graphs"].items():
+                cells = [_gain(run["sides"].get(library, {}).get(variant)) for library in libraries]
                 cells.append(f"{graph['nodes']:,}")
                 if plans:
-                    plan = run.get("plans", {}).get(recipe)
+                    plan = run.get("plans", {}).get(variant)
                     cells.append(f"{plan['plan_bytes'] / 1e6:.1f} MB" if plan else "–")
                     cells.append(f"{np.median(plan['seconds']):.0f} s" if plan else "–")
-                lines.append(f"| {recipe} | {peer_tables.title(run)} | {' | '.join(cells)} |")
+                lines.append(f"| {variant} | {peer_tables.title(run)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _gain(side: dict[str, Any] | None) -> str:
-    """Time of `plain`, and of another recipe how often as fast it is."""
+    """Time of `plain`, and of another variant how often as fast it is."""
     if side is None:
         return "–"
     if "range" not in side:

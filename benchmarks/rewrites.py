@@ -1,8 +1,8 @@
-"""One step in the form of each recipe, in each engine: what a graph of its own gains an engine.
+"""One step in the form of each variant, in each engine: what a graph of its own gains an engine.
 
     python -m benchmarks.rewrites [--size full|demo] [--semantics paper|google] [--threads 1]
 
-All recipes of `recipes.RECIPES` in turn in one process, a step with a full ring; `plain` is what the others are
+All variants of `variants.VARIANTS` in turn in one process, a step with a full ring; `plain` is what the others are
 compared with. In OpenVINO also with the hint for bfloat16 where the processor has it, as the backend gives it and with
 attention as one kernel all the same. Where TensorRT-RTX is installed, what its plan of each takes to build and holds.
 Of a network whose memory stays zero, also `plain` with that memory's convolution. Writes
@@ -35,8 +35,8 @@ from e3d_deploy.demo.exhibits import MODEL
 from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.onnxruntime_library import onnxruntime
 from e3d_deploy.runtime.backends.protocol import initial_arrays
@@ -80,7 +80,7 @@ def engines(threads: int) -> dict[str, Callable[[Path], Run]]:
 
 
 def plans(paths: Mapping[str, Path], rounds: int = 3) -> dict[str, Any]:
-    """Seconds, in turn, and bytes of the TensorRT-RTX plans of `plain` and of TensorRT's own recipe."""
+    """Seconds, in turn, and bytes of the TensorRT-RTX plans of `plain` and of TensorRT's own variant."""
     trt = library("tensorrt-rtx")
     found: dict[str, Any] = {name: {"seconds": [], "plan_bytes": 0} for name in (PLAIN, "tensorrt")}
     for _ in range(rounds):
@@ -95,9 +95,9 @@ def plans(paths: Mapping[str, Path], rounds: int = 3) -> dict[str, Any]:
 def cores(model: E3DLSTM, semantics: str) -> dict[str, GraphProto]:
     """The step in each form."""
     exported = export_core(model, 1)
-    found = {name: expand(exported, recipe) for name, recipe in RECIPES.items()}
+    found = {name: expand(exported, variant) for name, variant in VARIANTS.items()}
     if semantics != "paper":
-        found["unfolded"] = expand(export_core(model, 1, fold=False), RECIPES[PLAIN])
+        found["unfolded"] = expand(export_core(model, 1, fold=False), VARIANTS[PLAIN])
     return found
 
 

@@ -1,7 +1,7 @@
 """The trained model as one step on plain tensors, and rewrites of its modules for PyTorch's own backends.
 
 model.py knows nothing of them: what runs faster is put in the place of its modules here, each with a test that both
-compute the same. export/graph/recipes.py has the graphs for other engines.
+compute the same. export/graph/variants.py has the graphs for other engines.
 """
 
 import copy

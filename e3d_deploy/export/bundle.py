@@ -35,8 +35,8 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.contrast import why_unfit_to_verify
 from e3d_deploy.errors import ConfigError, ExportError
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand, uses_winograd
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, Variant, expand, uses_winograd
 from e3d_deploy.export.plan import Plan, plan_export
 from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import place_of, sha256
@@ -190,18 +190,18 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
     rounding = recorded.rounding
     progress("exporting one step")
     exported = export_core(plan.model, plan.batch)
-    plain = expand(exported, RECIPES[PLAIN])
+    plain = expand(exported, VARIANTS[PLAIN])
     core, chosen, precision = _in_precision(plan, plain, rounding, clips, progress)
     low = [core] if precision.policy in LOW else []
     graphs = list(_graphs(plan, core, "", progress))
-    for recipe, specs in _own_recipes(plan, precision.policy).items():
+    for variant, specs in _own_variants(plan, precision.policy).items():
         hinted = all(precision.policy in spec.hinted for spec in specs)
         if hinted and precision.exclude:
             continue  # a hint is for all layers
         names = ", ".join(spec.name for spec in specs)
         progress(f"composing the step for {names}")
-        form = _form(plan, exported, RECIPES[recipe], recorded)
-        if form == RECIPES[PLAIN]:
+        form = _form(plan, exported, VARIANTS[variant], recorded)
+        if form == VARIANTS[PLAIN]:
             continue  # it is the graph for all
         own, drift = expand(exported, form), None
         if chosen is not None:
@@ -218,7 +218,7 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
         graphs += _graphs(
             plan,
             own,
-            f".{recipe}",
+            f".{variant}",
             progress,
             backends=tuple(spec.name for spec in specs),
             by="hint" if hinted else "types",
@@ -252,23 +252,23 @@ def _graphs(
         yield Graph(model=model, name=name, file=file, backends=backends, by=by, drift=drift)
 
 
-def _form(plan: Plan, exported: GraphProto, recipe: Recipe, recorded: "Recorded") -> Recipe:
-    """Return a recipe, without Winograd's convolutions unless they suit the network and the reference proves them."""
-    core = expand(exported, recipe)
+def _form(plan: Plan, exported: GraphProto, variant: Variant, recorded: "Recorded") -> Variant:
+    """Return a variant, without Winograd's convolutions unless they suit the network and the reference proves them."""
+    core = expand(exported, variant)
     proved = uses_winograd(core) and recorded.agrees(step_graph(core, plan.model.config, plan.batch))
-    return recipe if proved else recipe.without_winograd
+    return variant if proved else variant.without_winograd
 
 
-def _own_recipes(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
-    """Return the names of the recipes of graphs that some backends have for themselves, and these backends."""
+def _own_variants(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
+    """Return the names of the variants of graphs that some backends have for themselves, and these backends."""
     found: dict[str, list[BackendSpec]] = {}
     for spec in map(find, export_targets()):
-        recipe = (spec.recipes or {}).get(policy)
-        if recipe is not None and policy in spec.policies:
-            found.setdefault(recipe, []).append(spec)
+        variant = (spec.variants or {}).get(policy)
+        if variant is not None and policy in spec.policies:
+            found.setdefault(variant, []).append(spec)
     if plan.target is None:
         return found
-    return {recipe: specs for recipe, specs in found.items() if find(plan.target) in specs}
+    return {variant: specs for variant, specs in found.items() if find(plan.target) in specs}
 
 
 def _in_precision(

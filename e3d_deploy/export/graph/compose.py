@@ -20,7 +20,7 @@ ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> ModelProto:
     """One frame and the states in, the prediction and the next states out; any number of streams if `batch` is None.
 
-    `core` is `step.Step` as a graph, from `recipes.expand`. Around it stands the ring: entries are read where they
+    `core` is `step.Step` as a graph, from `variants.expand`. Around it stands the ring: entries are read where they
     lie, empty slots are hidden by a bias on the scores, and the new entry takes the place of the oldest.
     """
     graph = _Graph(core, batch)

@@ -1,6 +1,6 @@
 """Operations of the step that each engine wants in another form, as one node each in the exported graph.
 
-PyTorch exports them as nodes of the domain `e3d_deploy`, which no engine knows; `recipes.expand` puts standard nodes
+PyTorch exports them as nodes of the domain `e3d_deploy`, which no engine knows; `variants.expand` puts standard nodes
 in their place.
 """
 

@@ -23,7 +23,7 @@ FOLDING = "onnxscript.optimizer._constant_folding"
 
 
 def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> GraphProto:
-    """Export `Step` as a graph, with the operations that `recipes.expand` writes for an engine as one node each.
+    """Export `Step` as a graph, with the operations that `variants.expand` writes for an engine as one node each.
 
     Its initializers are named as the model's parameters.
 

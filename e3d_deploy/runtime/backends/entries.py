@@ -98,7 +98,7 @@ def _emulated() -> Opener:
 
 
 ALL_POLICIES = frozenset(POLICIES)
-TENSORRT_RECIPES = dict.fromkeys(POLICIES, "tensorrt")
+TENSORRT_VARIANTS = dict.fromkeys(POLICIES, "tensorrt")
 NO_IPROFILER = (
     "time per layer comes from its IProfiler, which needs an NVIDIA GPU and is not attached in this version; "
     "`trtexec --dumpProfile` prints it"
@@ -113,7 +113,7 @@ ENTRIES = (
         hardware=GPU,
         device="gpu",
         policies=ALL_POLICIES - {"fp8"},
-        recipes=TENSORRT_RECIPES,
+        variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
         summary="engines that `e3d build --target tensorrt` made on that GPU, for TensorRT 10 or 11",
         ran="never",
@@ -127,7 +127,7 @@ ENTRIES = (
         device="gpu",
         policies=ALL_POLICIES,  # fp8 from compute capability 8.9 on
         refusal=inventory.rtx_refusal,
-        recipes=TENSORRT_RECIPES,
+        variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
         summary="engines that `e3d build --target tensorrt-rtx` made anywhere",
         ran="never",
@@ -142,7 +142,7 @@ ENTRIES = (
         # From ONNX Runtime's table of kernels, docs/OperatorKernels.md there; int8 is computed in float32.
         policies=ALL_POLICIES - {"fp8"},
         distributions=("onnxruntime-gpu",),  # the module has the same name without CUDA
-        recipes={},  # it has no convolution with pads on one side alone (microsoft/onnxruntime#26274)
+        variants={},  # it has no convolution with pads on one side alone (microsoft/onnxruntime#26274)
         summary="the ONNX graphs as they are; `onnxruntime` must be uninstalled",
         ran="yes, an H200",
     ),
@@ -166,7 +166,7 @@ ENTRIES = (
         install=pip_install("cpu"),
         device="cpu",
         policies=frozenset({"int8", "fp16", "tf32", "fp32"}),
-        recipes={"fp32": "onnxruntime", "tf32": "onnxruntime"},
+        variants={"fp32": "onnxruntime", "tf32": "onnxruntime"},
         profiler=_onnxruntime_profiler,
         explained_by="session",
         summary="the ONNX graphs as they are",
@@ -179,7 +179,7 @@ ENTRIES = (
         install=pip_install("openvino"),
         device="cpu",
         policies=ALL_POLICIES - {"fp8"},
-        recipes=dict.fromkeys(("fp32", "tf32"), "openvino") | dict.fromkeys(("bf16", "int8"), "openvino-direct"),
+        variants=dict.fromkeys(("fp32", "tf32"), "openvino") | dict.fromkeys(("bf16", "int8"), "openvino-direct"),
         hinted=frozenset({"bf16"}),  # casts in the graph cost it a sixth of a step
         computed=_openvino_computed,
         profiler=_openvino_profiler,

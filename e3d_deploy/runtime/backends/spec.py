@@ -47,8 +47,8 @@ class BackendSpec:
     """Return why its library does not support the GPU of this machine; None if it does, or if either is missing."""
     runs_graphs: bool = True
     """Runs the ONNX graphs of the bundle or engines built from them; False for the PyTorch model."""
-    recipes: Mapping[str, str] | None = None
-    """Recipe of its own graphs by precision policy, of `recipes.RECIPES`; it takes the graphs for all where it has
+    variants: Mapping[str, str] | None = None
+    """Variant of its own graphs by precision policy, of `variants.VARIANTS`; it takes the graphs for all where it has
     none. None if bundles are not exported for it by name."""
     hinted: frozenset[str] = frozenset()
     """Policies that it computes by a hint to its library, on graphs of its own in float32."""

@@ -72,7 +72,7 @@ def candidates() -> list[str]:
 
 def export_targets() -> list[str]:
     """Return the names of the backends that a bundle can be exported for."""
-    return [spec.name for spec in BACKENDS.values() if spec.recipes is not None]
+    return [spec.name for spec in BACKENDS.values() if spec.variants is not None]
 
 
 def profiled() -> str:

@@ -28,8 +28,8 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.plan import build_plan
 from e3d_deploy.export.graph.compose import clip_graph, rollout_graph, step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
 from e3d_deploy.export.graph.to_onnx import export_core
+from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
 from e3d_deploy.export.precision.drift import Drift
 from e3d_deploy.export.precision.quantize import calibrate
 from e3d_deploy.export.precision.types import LOW, NUMPY, evaluate, fixed_values, products, stamp, typed
@@ -80,7 +80,7 @@ class Case:
         self.config = SEMANTICS[semantics]
         self.model = network(self.config)
         self.exported = steps(self.model, 1)
-        self.core = expand(self.exported, RECIPES[PLAIN])
+        self.core = expand(self.exported, VARIANTS[PLAIN])
         self.clips = clips(self.config)
         self.ranges = calibrate(self.core, self.config, 1, self.clips, context_length=CONTEXT, threads=1)
 
@@ -371,7 +371,7 @@ def test_ranges_and_weights_are_those_of_onnxruntimes_quantiser(paper: Case, tmp
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
 def test_typed_graphs_take_any_number_of_streams(exported: Path, paper: Case, steps: KeptSteps, policy: str) -> None:
     """The network is that of the shared bundle, whose step for any number of streams is there already."""
-    core = expand(steps(checkpoint.load(exported / "tiny.safetensors"), None), RECIPES[PLAIN])
+    core = expand(steps(checkpoint.load(exported / "tiny.safetensors"), None), VARIANTS[PLAIN])
     ranges = calibrate(core, paper.config, None, paper.clips, context_length=CONTEXT, threads=1)
     graph = stamp(step_graph(typed(core, policy, ranges=ranges), paper.config, None), policy)
     onnx.checker.check_model(graph, full_check=True)
@@ -388,7 +388,7 @@ def test_convolutions_in_3d_are_typed_too(policy: str) -> None:
     """The window has three frames here."""
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, window_length=3, history_length=3)
     model = network(config)
-    core = expand(export_core(model, 1), RECIPES["openvino"])
+    core = expand(export_core(model, 1), VARIANTS["openvino"])
     ranges = calibrate(core, config, 1, clips(config), context_length=CONTEXT, threads=1)
     graph = stamp(step_graph(typed(core, policy, ranges=ranges), config, 1), policy)
     onnx.checker.check_model(graph, full_check=True)

@@ -20,7 +20,7 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph.compose import step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, expand
+from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, expand
 from e3d_deploy.export.precision.types import products, stamp, typed
 from e3d_deploy.export.precision.why import _chunks, explain
 from e3d_deploy.files import sha256
@@ -49,7 +49,7 @@ class Made:
         frames = np.random.default_rng(0).integers(0, 256, (16, 24, 1), np.uint8)
         np.save(folder / "clip.npy", np.stack([np.roll(frames, t, axis=1) for t in range(6)]))
         self.exported = steps(model, 1)
-        self.core = expand(self.exported, RECIPES[PLAIN])
+        self.core = expand(self.exported, VARIANTS[PLAIN])
 
     def bundle(self, policy: str, **options: Any) -> Bundle:
         clip = self.folder / "clip.npy"

@@ -1,4 +1,4 @@
-"""Every recipe computes what PyTorch does, and is what its engine runs best."""
+"""Every variant computes what PyTorch does, and is what its engine runs best."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from e3d_deploy.export import bundle as bundle_module
 from e3d_deploy.export.bundle import export
 from e3d_deploy.export.graph import winograd
 from e3d_deploy.export.graph.compose import clip_graph, step_graph
-from e3d_deploy.export.graph.recipes import PLAIN, RECIPES, Recipe, expand, uses_winograd
+from e3d_deploy.export.graph.variants import PLAIN, VARIANTS, Variant, expand, uses_winograd
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.runtime.backends.emulated import Steps, session
 from e3d_deploy.runtime.backends.registry import open_backend
@@ -28,8 +28,8 @@ from tests.kept_steps import KeptSteps
 CLOSE = 3e-5
 """Largest difference seen: 6.7e-6 with Winograd's convolutions, 4.2e-6 without."""
 FORMS = {
-    **RECIPES,
-    **{f"{name}, direct": recipe.without_winograd for name, recipe in RECIPES.items()},
+    **VARIANTS,
+    **{f"{name}, direct": variant.without_winograd for name, variant in VARIANTS.items()},
 }
 CONFIGS = {
     "paper": ModelConfig(image_size=(32, 16), hidden=(4, 6), kernel_size=5, history_length=3),
@@ -61,8 +61,8 @@ def test_each_form_is_the_model_from_the_first_frame_to_a_ring_written_twice(
     expected = [
         np.stack([found for found, _ in rollout(yardstick, one[None].astype(np.float32), len(one))]) for one in clip
     ]
-    for name, recipe in FORMS.items():
-        graph = step_graph(expand(core, recipe), config, None)
+    for name, variant in FORMS.items():
+        graph = step_graph(expand(core, variant), config, None)
         one, two = (Steps(session(graph, threads=1), config, batch) for batch in (1, 2))
         older, found = one.initial_state(), [[], []]
         frames = clip.astype(np.float32)
@@ -80,27 +80,27 @@ def test_each_form_is_the_model_from_the_first_frame_to_a_ring_written_twice(
             )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_the_graphs_of_a_recipe_are_valid(name: str, steps: KeptSteps) -> None:
-    config, recipe = CONFIGS["paper"], RECIPES[name]
-    core = expand(steps(network(config), None), recipe)
+    config, variant = CONFIGS["paper"], VARIANTS[name]
+    core = expand(steps(network(config), None), variant)
     for graph in (step_graph(core, config, None), clip_graph(core, config, None, context_length=2, horizon=2)):
         onnx.checker.check_model(graph, full_check=True)
         assert {node.domain for node in graph.graph.node} == {""}
 
 
 def test_only_winograd_recipes_transform_kernels_and_only_of_five(steps: KeptSteps) -> None:
-    def transformed(config: ModelConfig, recipe: Recipe) -> int:
-        core = expand(steps(network(config), None), recipe)
+    def transformed(config: ModelConfig, variant: Variant) -> int:
+        core = expand(steps(network(config), None), variant)
         return sum("/winograd/points" in output for node in core.node for output in node.output)
 
     convolutions = 2 * 5  # of each cell; the one to the frame and the merges are 1×1
-    assert transformed(CONFIGS["paper"], RECIPES["onnxruntime"]) == convolutions
-    assert transformed(CONFIGS["paper"], RECIPES["openvino"]) == convolutions
-    assert transformed(CONFIGS["paper"], RECIPES["openvino"].without_winograd) == 0
-    assert transformed(CONFIGS["paper"], RECIPES[PLAIN]) == 0
+    assert transformed(CONFIGS["paper"], VARIANTS["onnxruntime"]) == convolutions
+    assert transformed(CONFIGS["paper"], VARIANTS["openvino"]) == convolutions
+    assert transformed(CONFIGS["paper"], VARIANTS["openvino"].without_winograd) == 0
+    assert transformed(CONFIGS["paper"], VARIANTS[PLAIN]) == 0
     for uncovered in ("a grid that tiles do not cover", "openstl"):
-        assert transformed(CONFIGS[uncovered], RECIPES["openvino"]) == 0
+        assert transformed(CONFIGS[uncovered], VARIANTS["openvino"]) == 0
 
 
 def correlation(tile: NDArray[Any], kernel: NDArray[Any]) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """The exported step in the form that an engine runs best.
 
-A recipe says how each operation of the domain `e3d_deploy` is written in standard operators: docs/graphs.md has the
+A variant says how each operation of the domain `e3d_deploy` is written in standard operators: docs/graphs.md has the
 gains. All forms compute the same, which tests hold against PyTorch.
 """
 
@@ -23,7 +23,7 @@ from e3d_deploy.export.graph.recall import KEY_BIAS, products, products_4d
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Variant:
     """Form of each operation of the step."""
 
     convolutions: Literal["2d", "3d", "winograd-grouped", "winograd-products"]
@@ -42,25 +42,25 @@ class Recipe:
     plugin makes one kernel of."""
 
     @property
-    def without_winograd(self) -> "Recipe":
-        """The recipe with the convolutions that it has where Winograd's do not suit."""
+    def without_winograd(self) -> "Variant":
+        """The variant with the convolutions that it has where Winograd's do not suit."""
         forms: dict[str, Literal["2d", "3d"]] = {"winograd-grouped": "2d", "winograd-products": "3d"}
         return self if self.convolutions not in forms else replace(self, convolutions=forms[self.convolutions])
 
 
-RECIPES = {
-    "plain": Recipe(convolutions="2d", norms="split", recall="products"),
-    "onnxruntime": Recipe(convolutions="winograd-grouped", norms="split", recall="products"),
-    "openvino": Recipe(convolutions="winograd-products", norms="split", recall="products-4d"),
-    "openvino-direct": Recipe(convolutions="3d", norms="split", recall="products-4d"),
-    "tensorrt": Recipe(convolutions="3d", norms="whole", recall="products"),
+VARIANTS = {
+    "plain": Variant(convolutions="2d", norms="split", recall="products"),
+    "onnxruntime": Variant(convolutions="winograd-grouped", norms="split", recall="products"),
+    "openvino": Variant(convolutions="winograd-products", norms="split", recall="products-4d"),
+    "openvino-direct": Variant(convolutions="3d", norms="split", recall="products-4d"),
+    "tensorrt": Variant(convolutions="3d", norms="whole", recall="products"),
 }
-"""Recipes by name. `plain` is that of the graphs that every reader of ONNX takes, the proofs of this project among
+"""Variants by name. `plain` is that of the graphs that every reader of ONNX takes, the proofs of this project among
 them."""
 PLAIN = "plain"
 
 
-def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
+def expand(core: GraphProto, variant: Variant) -> GraphProto:
     """Return an exported step in standard operators.
 
     Args:
@@ -72,9 +72,9 @@ def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
             "3d": convolution_3d,
             "winograd-grouped": winograd_grouped,
             "winograd-products": winograd_products,
-        }[recipe.convolutions],
-        NORM: split_norm if recipe.norms == "split" else whole_norm,
-        RECALL: products if recipe.recall == "products" else products_4d,
+        }[variant.convolutions],
+        NORM: split_norm if variant.norms == "split" else whole_norm,
+        RECALL: products if variant.recall == "products" else products_4d,
     }
     graph = GraphProto()
     graph.CopyFrom(core)
@@ -86,7 +86,7 @@ def expand(core: GraphProto, recipe: Recipe) -> GraphProto:
         else:
             graph.node.append(node)
     for value in graph.input:
-        if value.name == KEY_BIAS and recipe.recall == "products-4d":
+        if value.name == KEY_BIAS and variant.recall == "products-4d":
             B, *_, S = value.type.tensor_type.shape.dim
             value.CopyFrom(helper.make_tensor_value_info(KEY_BIAS, TensorProto.FLOAT, [_side(B), 1, 1, _side(S)]))
     return graph
