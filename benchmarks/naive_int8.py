@@ -56,7 +56,7 @@ class Samples:
                 frame = clip[t : t + 1] if t < CONTEXT else prediction
 
 
-def quantize_for_onnxruntime(source: Path, target: Path, samples: Samples) -> None:
+def quantize_for_onnxruntime(source: Path, output: Path, samples: Samples) -> None:
     """Quantise convolutions and products with ONNX Runtime's static quantiser: QDQ, per channel, minimum and maximum.
 
     By its default it quantises every operator it can, which is slower and ruins the forecast (of SSIM 0.60 is lost).
@@ -74,10 +74,10 @@ def quantize_for_onnxruntime(source: Path, target: Path, samples: Samples) -> No
 
     with tempfile.NamedTemporaryFile(suffix=".onnx") as prepared:
         quant_pre_process(source, prepared.name)
-        quantize_static(prepared.name, target, Reader(), per_channel=True, op_types_to_quantize=["Conv", "MatMul"])
+        quantize_static(prepared.name, output, Reader(), per_channel=True, op_types_to_quantize=["Conv", "MatMul"])
 
 
-def quantize_for_openvino(source: Path, target: Path, samples: Samples) -> None:
+def quantize_for_openvino(source: Path, output: Path, samples: Samples) -> None:
     """Quantise with NNCF after training, by its defaults; write OpenVINO's XML.
 
     Raises:
@@ -90,4 +90,4 @@ def quantize_for_openvino(source: Path, target: Path, samples: Samples) -> None:
         raise BackendUnavailable(f"nncf is not installed; install it with: {NNCF}") from error
     model = openvino.Core().read_model(source)
     quantized = nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples))
-    openvino.save_model(quantized, target, compress_to_fp16=False)
+    openvino.save_model(quantized, output, compress_to_fp16=False)

@@ -70,7 +70,7 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
-    """Error of a model's forecasts by the age of the state, measured on the same target frames for every age.
+    """Error of a model's forecasts by the age of the state, measured on the same frames for every age.
 
     Raises:
         ConfigError: the error at age C is missing, an age or a number of windows is none that can be, or an error is

@@ -33,7 +33,7 @@ RETIRED = ".old"
 ABANDONED_S = 24 * 60 * 60
 """Age from which a workspace that nobody can be seen to hold counts as left behind (seconds)."""
 MOST_NAME = 200
-"""Bytes of the name of a target that the name of its workspace takes; systems allow 255 for all of a name."""
+"""Bytes of the name of an output path that the name of its workspace takes; systems allow 255 for all of a name."""
 MOST_LINKS = 40
 """Links in a row that Linux follows."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -208,8 +208,8 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _is_within_workspace(path: Path, target: Path) -> bool:
-    return any(part.startswith(_prefix(target)) and part.endswith(PARTIAL) for part in path.parts)
+def _is_within_workspace(path: Path, output_path: Path) -> bool:
+    return any(part.startswith(_prefix(output_path)) and part.endswith(PARTIAL) for part in path.parts)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -264,19 +264,19 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def workspace(target: Path) -> Iterator[Path]:
-    """Give an empty folder beside `target`, gone at the end unless it was renamed.
+def workspace(output_path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `output_path`, gone at the end unless it was renamed.
 
     Its name is random, and it is locked until the block ends. What killed runs left of theirs goes first, once it is
     certain that they have ended, or after a day without a change.
 
     Raises:
-        OSError: it cannot be made, or the block raised an error of a file in it; with the name `target`.
+        OSError: it cannot be made, or the block raised an error of a file in it; with the name `output_path`.
     """
-    target = target.absolute()
-    _remove_left(target)
-    with naming(target):
-        folder, descriptor = _locked_folder(target)
+    output_path = output_path.absolute()
+    _remove_left(output_path)
+    with naming(output_path):
+        folder, descriptor = _locked_folder(output_path)
         try:
             yield folder
         finally:
@@ -286,12 +286,12 @@ def workspace(target: Path) -> Iterator[Path]:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """Give an empty folder in TMPDIR, gone at the end; as `workspace` does otherwise."""
-    target = Path(tempfile.gettempdir()) / "e3d_deploy"
+    output_path = Path(tempfile.gettempdir()) / "e3d_deploy"
     try:
-        with workspace(target) as folder:
+        with workspace(output_path) as folder:
             yield folder
     except OSError as error:
-        if error.filename != str(target) or error.errno in (errno.EFBIG, errno.EIO):  # with another folder too
+        if error.filename != str(output_path) or error.errno in (errno.EFBIG, errno.EIO):  # with another folder too
             raise
         raise OSError(error.errno, f"{error.strerror}; set TMPDIR to a folder with room", error.filename) from error
 
@@ -306,15 +306,15 @@ def remove_left(folder: Path, names: str) -> None:
         _remove_if_left(left)
 
 
-def _remove_left(target: Path) -> None:
-    """Remove the workspaces of a target whose makers have ended.
+def _remove_left(output_path: Path) -> None:
+    """Remove the workspaces of an output path whose makers have ended.
 
     What `swap` put aside stays as long as it may be the only copy.
     """
-    prefix = glob.escape(_prefix(target))
-    lefts = list(target.parent.glob(f"{prefix}*{PARTIAL}"))
-    if os.path.isdir(target):
-        lefts += target.parent.glob(f"{prefix}*{RETIRED}")
+    prefix = glob.escape(_prefix(output_path))
+    lefts = list(output_path.parent.glob(f"{prefix}*{PARTIAL}"))
+    if os.path.isdir(output_path):
+        lefts += output_path.parent.glob(f"{prefix}*{RETIRED}")
     for left in lefts:
         _remove_if_left(left)
 
@@ -366,16 +366,16 @@ def _system() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8] + "."
 
 
-def _prefix(target: Path) -> str:
-    """Return what the names of the workspaces of a target begin with, which must not be longer than names may be."""
-    return f".{os.fsdecode(os.fsencode(target.name)[:MOST_NAME])}."
+def _prefix(output_path: Path) -> str:
+    """Return the prefix of the workspaces of an output path, cut so that their names fit the file system."""
+    return f".{os.fsdecode(os.fsencode(output_path.name)[:MOST_NAME])}."
 
 
-def _locked_folder(target: Path) -> tuple[Path, int | None]:
+def _locked_folder(output_path: Path) -> tuple[Path, int | None]:
     """Make the folder of a workspace; return it with the descriptor that holds its lock, if the system has locks."""
     while True:
-        prefix = _prefix(target) + _system()
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=target.parent))
+        prefix = _prefix(output_path) + _system()
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=output_path.parent))
         # Until it was locked, another process could take it for one that was left, and remove it.
         with suppress(FileNotFoundError):
             return folder, _lock(folder, lambda: None, folder=True)
@@ -387,16 +387,16 @@ def _remove_workspace(folder: Path, descriptor: int | None) -> None:
         os.close(descriptor)
 
 
-def swap(folder: Path, target: Path) -> None:
+def swap(folder: Path, output_path: Path) -> None:
     """Let two folders change places: in one instant on Linux, elsewhere by way of a third name, `.NAME.….old`."""
-    if _exchange(folder, target):
+    if _exchange(folder, output_path):
         return
     retired = folder.with_suffix(RETIRED)
-    target.replace(retired)
+    output_path.replace(retired)
     try:
-        folder.replace(target)
+        folder.replace(output_path)
     except OSError:
-        retired.replace(target)
+        retired.replace(output_path)
         raise
     retired.replace(folder)
 
@@ -404,10 +404,10 @@ def swap(folder: Path, target: Path) -> None:
 INDIVISIBLE.update(function.__code__ for function in (_locked_folder, _remove_workspace, swap))
 
 
-def is_swapping(target: Path) -> bool:
+def is_swapping(output_path: Path) -> bool:
     """Return True if a folder that was absent is there by now, or `swap` is about to put one there."""
-    target = target.resolve()
-    return any(target.parent.glob(f"{glob.escape(_prefix(target))}*{RETIRED}")) or os.path.isdir(target)
+    output_path = output_path.resolve()
+    return any(output_path.parent.glob(f"{glob.escape(_prefix(output_path))}*{RETIRED}")) or os.path.isdir(output_path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

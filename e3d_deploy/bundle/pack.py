@@ -136,8 +136,8 @@ def _source(bundle: Bundle, name: str) -> IO[bytes]:
 
 def _add(archive: zipfile.ZipFile, name: str, size: int, source: IO[bytes], progress: Notify) -> str:
     """Put a file into an archive; return its SHA-256."""
-    with archive.open(entry(name, size), "w") as target:
-        return _copy(source, target, size, lambda done: progress(f"{name}{done}"))
+    with archive.open(entry(name, size), "w") as destination:
+        return _copy(source, destination, size, lambda done: progress(f"{name}{done}"))
 
 
 def _extract(
@@ -166,20 +166,20 @@ def _extract(
     for name in manifest.files:
         size = entries[name].file_size
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(name) as source, (folder / name).open("xb") as target:
-            _copy(source, target, size, lambda done, name=name: progress(f"{name}{done}"))  # type: ignore[misc]
+        with archive.open(name) as source, (folder / name).open("xb") as destination:
+            _copy(source, destination, size, lambda done, name=name: progress(f"{name}{done}"))  # type: ignore[misc]
         sync(folder / name)
     write_manifest(folder, manifest)
     return sorted(set(packed.engines) - set(manifest.engines))
 
 
-def _copy(source: IO[bytes], target: IO[bytes], size: int, progress: Notify) -> str:
+def _copy(source: IO[bytes], destination: IO[bytes], size: int, progress: Notify) -> str:
     """Copy a file; return its SHA-256."""
     digest, done = hashlib.sha256(), 0
     progress("")
     while block := source.read(BLOCK):
         digest.update(block)
-        target.write(block)
+        destination.write(block)
         done += len(block)
         if size > BLOCK:
             progress(f", {done / size:.0%}")

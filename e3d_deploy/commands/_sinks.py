@@ -58,7 +58,7 @@ class Outputs:
             ConfigError, OSError: a place that cannot be written.
         """
         from e3d_deploy.commands._places import check_apart
-        from e3d_deploy.data.write import check_target
+        from e3d_deploy.data.write import check_output_path
         from e3d_deploy.errors import ConfigError
         from e3d_deploy.files import check_place
         from e3d_deploy.live.push import check_push
@@ -80,7 +80,7 @@ class Outputs:
                     f"{self.video}: got {len(addresses)} sources, whose videos go into a folder; give a name without "
                     f"{self.video.suffix}"
                 )
-            check_target(self.video)
+            check_output_path(self.video)
         for url in self.push:
             check_push(url)
 

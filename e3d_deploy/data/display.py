@@ -65,7 +65,7 @@ class Bringer:
     def __init__(self, name: str, form: Form, *, aspect: Fraction | None, remarks: Remarks) -> None:
         self.name, self.form, self.remarks = name, form, remarks
         self.aspect = float(aspect) if aspect else 1.0
-        self.target = "gray" if form.channels == 1 else "rgb24"
+        self.pixel_format = "gray" if form.channels == 1 else "rgb24"
         self.kind: tuple[object, ...] | None = None
         self.stored = (0, 0)
         self.turn, self.placement = UPRIGHT, Placement(scaled=form.image_size, frame=form.image_size)
@@ -85,7 +85,7 @@ class Bringer:
         if self.has_alpha:
             frame = self._over_black(frame)
         h, w = self.placement.scaled[::-1] if self.turn.transposed else self.placement.scaled
-        picture = self.scaler.reformat(frame, w, h, self.target, interpolation="AREA").to_ndarray()
+        picture = self.scaler.reformat(frame, w, h, self.pixel_format, interpolation="AREA").to_ndarray()
         picture = picture.reshape(h, w, self.form.channels).astype(np.uint8, copy=False)
         if self.is_limited_gray:
             picture = EXPANDED[picture]
@@ -113,7 +113,7 @@ class Bringer:
         self.is_hd = is_untold and (frame.height > HD[0] or frame.width >= HD[1])
         # swscale takes gray for the full range, whatever the frame tells.
         self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
-        say_change(self.name, (h, w), shown, (kind.name, self.target), self.form, self.remarks)
+        say_change(self.name, (h, w), shown, (kind.name, self.pixel_format), self.form, self.remarks)
         if frame.interlaced_frame:
             self.remarks.say("interlaced", "%s: interlaced; both fields are taken as one picture, so what moves has "
                              "combed edges; deinterlace it before", self.name)  # fmt: skip

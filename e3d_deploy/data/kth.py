@@ -175,11 +175,11 @@ def resize_bilinear(picture: NDArray[np.float32], size: tuple[int, int]) -> NDAr
 
 
 @cache
-def _taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """The two neighbours of each target pixel on an axis, and the weight of the second."""
-    places = ((np.arange(target) + 0.5) * (source / target) - 0.5).astype(np.float32).clip(0, source - 1)
+def _taps(size: int, new_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """The two neighbours of each new pixel on an axis, and the weight of the second."""
+    places = ((np.arange(new_size) + 0.5) * (size / new_size) - 0.5).astype(np.float32).clip(0, size - 1)
     first = np.floor(places).astype(np.intp)
-    return first, (first + 1).clip(max=source - 1), (places - first).astype(np.float32)
+    return first, (first + 1).clip(max=size - 1), (places - first).astype(np.float32)
 
 
 def _person(folder: Path) -> int | None:

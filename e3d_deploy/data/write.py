@@ -44,7 +44,7 @@ DIGITS = 4
 """Digits in the names of pictures; more where there are more pictures."""
 
 
-def check_target(path: Path) -> None:
+def check_output_path(path: Path) -> None:
     """Check that `write_clips` can write to a path, before any work is done.
 
     Raises:
@@ -103,10 +103,10 @@ def write_clips(
         zoom: pixels of the picture per pixel of a frame, not for `.npz`.
 
     Raises:
-        ConfigError: as `check_target` and `check_size`.
+        ConfigError: as `check_output_path` and `check_size`.
         BackendUnavailable: pictures or a video without the extra `video`.
     """
-    check_target(path)
+    check_output_path(path)
     if _kind(path) == ".npz":
         arrays = {FRAMES: frames} if truth is None else {FRAMES: frames, "truth": truth}
         with new_file(path) as partial:
@@ -130,7 +130,7 @@ def writing(
     Raises:
         ConfigError, BackendUnavailable: as `write_clips`.
     """
-    check_target(path)
+    check_output_path(path)
     check_size(path, size, channels, frames_per_second=frames_per_second, zoom=zoom)
     kind = _kind(path)
     with new_file(path) if kind else new_folder(path) as partial:

@@ -53,12 +53,12 @@ class Output:
     A file is opened with the first piece, so that nothing is replaced where nothing comes.
 
     Args:
-        target: path of a file, or an open stream, which stays open.
+        output: path of a file, or an open stream, which stays open.
     """
 
-    def __init__(self, target: Path | BinaryIO | RawIOBase) -> None:
-        self._name = target if isinstance(target, Path) else Path("stdout")
-        self._stream = None if isinstance(target, Path) else target
+    def __init__(self, output: Path | BinaryIO | RawIOBase) -> None:
+        self._name = output if isinstance(output, Path) else Path("stdout")
+        self._stream = None if isinstance(output, Path) else output
         self._closing = ExitStack()
         self._lock, self._abandoned = threading.Lock(), threading.Event()
 

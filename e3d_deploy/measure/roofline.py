@@ -68,8 +68,8 @@ def _matrix_product() -> float:
 
 
 def _copy(threads: int) -> float:
-    source, target = np.ones(COPIED // 4, np.float32), np.zeros(COPIED // 4, np.float32)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    source, copy = np.ones(COPIED // 4, np.float32), np.zeros(COPIED // 4, np.float32)
+    parts = list(zip(np.array_split(copy, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:  # NumPy lets other threads run while it copies
         seconds = _least(lambda: list(pool.map(lambda pair: np.copyto(*pair), parts)))
     return 2 * COPIED / seconds / 1e9

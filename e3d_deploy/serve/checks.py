@@ -64,8 +64,8 @@ def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]
     for number, file in enumerate(files):
         name = shown_name(file.filename)
         path = folder / f"frame_{number:04d}{_kind(file, name)}"
-        with path.open("wb") as target:
-            shutil.copyfileobj(file.file, target)
+        with path.open("wb") as copy:
+            shutil.copyfileobj(file.file, copy)
         pixels += _check(path, name, most_bytes)
         if pixels > MOST_PIXELS_IN_ALL:
             raise Problem(

@@ -50,9 +50,9 @@ def predict(service: Service, uploads: list[Upload], folder: Path, options: Pred
             frames = stream.forecast(options.horizon)
         service.meters.forecasts.inc()
         with tempfile.TemporaryDirectory(prefix="e3d-predict-") as place:
-            target = Path(place) / f"forecast.{options.format}"
-            write_clips(target, frames[None], frames_per_second=rate)
-            return target.read_bytes()
+            output = Path(place) / f"forecast.{options.format}"
+            write_clips(output, frames[None], frames_per_second=rate)
+            return output.read_bytes()
     except E3DError as error:
         raise problem_of(error, names_for(uploads, folder)) from error
 
