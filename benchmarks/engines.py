@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines [PRECISION...]
 
-The graphs are those of `e3d export --target tensorrt-rtx`.
+The graphs are those of `e3d export --backend tensorrt-rtx`.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def main(precisions: Sequence[str]) -> None:
             for precision in precisions:
                 # Of random weights nothing is expected, so nothing is judged.
                 budget = None if precision == "fp32" else Budget(difference=1e9)
-                options: dict[str, Any] = {"precision": precision, "target": "tensorrt-rtx", "budget": budget}
+                options: dict[str, Any] = {"precision": precision, "backend": "tensorrt-rtx", "budget": budget}
                 if graphs == ["step"]:  # which is the same however long a clip is
                     options |= {"context_length": 2, "horizon": 2}
                 path = export(model, folder / "bundle.e3d", overwrite=True, **options)

@@ -39,6 +39,7 @@ from e3d_deploy.commands import (
 )
 from e3d_deploy.commands._failures import explain, system_error
 from e3d_deploy.commands._process import as_guest, exit_code, terminable
+from e3d_deploy.commands._renamed import present_names
 from e3d_deploy.commands._streams import lasting
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
@@ -66,9 +67,9 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Let `train` take the command line of google/e3d_lstm."""
-        if args[:1] == ["train"]:
-            args, remarks = released_flags.translate(args[1:])
+        """Translate former names of options, and for `train` the command line of google/e3d_lstm."""
+        if args:
+            args, remarks = released_flags.translate(args[1:]) if args[0] == "train" else present_names(args)
             for remark in remarks:
                 click.echo(remark, err=True)
         return super().resolve_command(ctx, args)

@@ -51,7 +51,7 @@ MOST_ROUNDING = 0.1
 """Most that predictions may be given so, a tenth of the range of a picture: above it, agreement proves nothing."""
 
 
-def budget_for(policy: str, rounding: float) -> Budget:
+def default_budget(policy: str, rounding: float) -> Budget:
     """Return the budget of a policy for a network whose float32 differs from its float64 by `rounding`."""
     budget = BUDGETS[policy]
     if budget.difference is None:

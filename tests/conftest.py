@@ -131,7 +131,7 @@ def shared(exported: Path, steps: KeptSteps) -> Path:
         return export(
             exported / "tiny.safetensors",
             exported / "shared.e3d",
-            target="onnxruntime-cuda",  # which has none
+            backend="onnxruntime-cuda",  # which has none
             reference=exported / "clip.npy",
             **lengths,
         )

@@ -416,7 +416,7 @@ def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
         (["evaluate", "B", "--patch-size", "99", "--image-size", "1x1"], "--patch-size, --image-size: for a"),
         (["evaluate", "M", "--channels", "7"], "--channels: for a checkpoint of others"),
         (["doctor", "--again"], "--again is of --bundle"),
-        (["benchmark", "B", "--fps", "3"], "--fps is of the streams of --target-p99"),
+        (["benchmark", "B", "--fps", "3"], "--fps is of the streams of --latency-goal"),
         (["benchmark", "B", "--tolerance", "0"], "--tolerance is of --baseline"),
         (["benchmark", "B", "--seconds", "nan"], "nan is no finite number"),
         (["benchmark", "B", "--seconds", "inf"], "inf is not in the range"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.steppers import Eager, NaiveCompiled, Rings, Stepper, rings_of
-from e3d_deploy.policies import budget_for
+from e3d_deploy.policies import default_budget
 from e3d_deploy.tf32 import arithmetic
 
 JUDGED_STREAMS = 2
@@ -63,7 +63,7 @@ class Yardstick:
 
     def budget(self) -> float:
         """Return how far float32 products may be off."""
-        difference = budget_for("fp32", self.rounding).difference
+        difference = default_budget("fp32", self.rounding).difference
         assert difference is not None
         return difference
 

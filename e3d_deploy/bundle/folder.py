@@ -186,7 +186,7 @@ class Bundle:
         there = sorted({one for graph in self.manifest.graphs for one in graph.backends or () if graph.name == name})
         raise BundleError(
             f"{self.path}: has no graph {name!r} for {backend}, only for {', '.join(there)}; export it again: "
-            f"`e3d export MODEL -o {self.path} --target {backend} --overwrite`"
+            f"`e3d export MODEL -o {self.path} --backend {backend} --overwrite`"
         )
 
     def graph(self, name: str, backend: str | None = None) -> Path:

@@ -68,7 +68,7 @@ def accuracy(row: "Row") -> str:
 
 
 def streams_table(streams: "StreamCurves | None") -> None:
-    """The curve of streams, and the answer to a target."""
+    """The curve of streams, and the answer to a latency goal."""
     if streams is None:
         return
     click.echo()
@@ -100,9 +100,9 @@ def in_words(sizes: tuple[int, ...]) -> str:
     return " + ".join(f"{sizes.count(size)} × {size}" if sizes.count(size) > 1 else str(size) for size in different)
 
 
-def answer_line(answer: "Answer", target_ms: float, fps: float) -> str:
+def answer_line(answer: "Answer", goal_ms: float, fps: float) -> str:
     """Return the number of streams that meet a latency goal, in words."""
-    asked = f"{answer.backend}: streams at {fps:g} frames/s with p99 ≤ {target_ms:g} ms:"
+    asked = f"{answer.backend}: streams at {fps:g} frames/s with p99 ≤ {goal_ms:g} ms:"
     if answer.at is None:
         best = answer.best
         return (

@@ -37,7 +37,7 @@ FPS, TOLERANCE = 30.0, 0.1
 )
 @click.option("--repeats", type=Count(1000, least=5), default=5, help="Blocks of each backend, in turn.")
 @click.option("--streams", callback=counts(1024), help="Numbers of streams such as 1,2,4: the time of a round of each.")
-@click.option("--target-p99", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
+@click.option("--latency-goal", callback=milliseconds, help="Such as 33ms: how many streams stay below it.")
 @click.option(
     "--fps",
     type=Finite(min=0, max=100_000, min_open=True),
@@ -60,7 +60,7 @@ def benchmark(
     seconds: float,
     repeats: int,
     streams: tuple[int, ...] | None,
-    target_p99: float | None,
+    latency_goal: float | None,
     fps: float | None,
     memory: bool,
     baseline: Path | None,
@@ -74,28 +74,28 @@ def benchmark(
 
     from e3d_deploy.measure.baseline import compare, read_baseline, regressions
     from e3d_deploy.measure.benchmark import benchmark as run
-    from e3d_deploy.measure.stream_curve import Target, stream_curve
+    from e3d_deploy.measure.stream_curve import LatencyGoal, stream_curve
     from e3d_deploy.measure.tasks import check_what
     from e3d_deploy.runtime.backends.registry import open_backend
 
-    if fps is not None and target_p99 is None:
-        raise click.UsageError("--fps is of the streams of --target-p99: give both, or neither.")
+    if fps is not None and latency_goal is None:
+        raise click.UsageError("--fps is of the streams of --latency-goal: give both, or neither.")
     if tolerance is not None and baseline is None:
         raise click.UsageError("--tolerance is of --baseline: give both, or neither.")
-    if renewal is not None and not ("stream" in what or streams or target_p99):
-        raise click.UsageError("--renewal is for streams; give --what stream, --streams or --target-p99 with it.")
+    if renewal is not None and not ("stream" in what or streams or latency_goal):
+        raise click.UsageError("--renewal is for streams; give --what stream, --streams or --latency-goal with it.")
     check_picture(picture, bundle, baseline)
     check_what(what)
     before = None if baseline is None else read_baseline(baseline)
-    target = None if target_p99 is None else Target(target_p99, fps or FPS)
+    goal = None if latency_goal is None else LatencyGoal(latency_goal, fps or FPS)
     opened = open_bundle(bundle)
     play = real_clip(opened.config) if "end-to-end" in what else None
     with ExitStack() as stack, working(f"benchmarking {bundle}") as progress:
         sides = [stack.enter_context(open_backend(opened, name, threads=threads)) for name in backends]
         timing: dict[str, Any] = {"seconds": seconds, "repeats": repeats, "progress": progress}
         result = run(opened, sides, what, threads=threads, play=play, renewal=renewal, memory=memory, **timing)
-        if streams or target:
-            curves = stream_curve(opened, sides, streams or (), target=target, renewal=renewal, **timing)
+        if streams or goal:
+            curves = stream_curve(opened, sides, streams or (), goal=goal, renewal=renewal, **timing)
             result = replace(result, streams=curves)
     if before is not None:
         compared = compare(result.to_json(), before, TOLERANCE if tolerance is None else tolerance)

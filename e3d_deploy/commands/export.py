@@ -11,7 +11,7 @@ from e3d_deploy.commands._options import BUNDLE_OUTPUT, LAYOUT, MOST_FRAMES, PAT
 from e3d_deploy.commands._output import megabytes, next_command, table, working
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.policies import POLICIES, parse_budget
-from e3d_deploy.runtime.backends.specs import RECOMMENDED, export_targets, find
+from e3d_deploy.runtime.backends.specs import RECOMMENDED, export_backends, find
 
 if TYPE_CHECKING:
     from e3d_deploy.bundle.manifest import Tried
@@ -63,8 +63,8 @@ def streams(_: click.Context, __: click.Parameter, text: str) -> int | None:
 )
 @click.option("--exclude", multiple=True, metavar="LAYER", help="Stays in float32; may be given several times.")
 @click.option(
-    "--target",
-    type=click.Choice(export_targets()),
+    "--backend",
+    type=click.Choice(export_backends()),
     help="Backend that must run it; only it gets graphs of its own.",
 )
 @click.option("--calibration", type=PATH, help="Clips to learn ranges from and to measure the drift on.")

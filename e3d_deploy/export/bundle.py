@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -42,11 +43,11 @@ from e3d_deploy.export.precision.types import LOW, stamp
 from e3d_deploy.files import place_of, sha256
 from e3d_deploy.json_values import json_values
 from e3d_deploy.model import E3DLSTM
-from e3d_deploy.policies import EXACT, EXACT_DIFFERENCE, ROUNDING, Budget, budget_for
+from e3d_deploy.policies import EXACT, EXACT_DIFFERENCE, ROUNDING, Budget, default_budget
 from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.backends.spec import BackendSpec
-from e3d_deploy.runtime.backends.specs import export_targets, find, shared_policies
+from e3d_deploy.runtime.backends.specs import export_backends, find, shared_policies
 from e3d_deploy.runtime.backends.torch_eager import TorchBackend
 from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 from e3d_deploy.tensors import header_bytes, read_header
@@ -80,12 +81,13 @@ def export(
     precision: str = "fp32",
     budget: Budget | None = None,
     exclude: Sequence[str] = (),
-    target: str | None = None,
+    backend: str | None = None,
     calibration: Path | None = None,
     reference: Path | None = None,
     layout: str | None = None,
     overwrite: bool = False,
     progress: Notify = silent,
+    target: str | None = None,
 ) -> Path:
     """Export the model in `model_path` as the bundle `output`; return its path.
 
@@ -98,7 +100,7 @@ def export(
         precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
         budget: in the place of what each policy may cost.
         exclude: layers that stay in float32, by their names in `types.products`; more do where the budget wants it.
-        target: backend that has to run it, of `specs.export_targets`; only it, and those that share its form, get
+        backend: backend that has to run it, of `specs.export_backends`; only it, and those that share its form, get
             graphs of their own beside those for all. Without it all do, and `auto` takes what runs everywhere.
         calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
         reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
@@ -106,15 +108,19 @@ def export(
         layout: axes of arrays in both, one of `form.LAYOUTS`; else found out by their shapes.
         overwrite: replace a bundle that is there.
         progress: called with the name of each phase.
+        target: former name of `backend`; deprecated, to be removed with version 0.2.
 
     Raises:
         CheckpointError: `model_path` is not a model.
-        ConfigError: a length below 1, `output` is there already, or a policy, layer or target that is not known.
-        BackendUnavailable: the target does not run the policy.
+        ConfigError: a length below 1, `output` is there already, or a policy, layer or backend that is not known.
+        BackendUnavailable: the backend does not run the policy.
         QualityError: no policy keeps its budget.
         ClipError, ShapeError: the reference clip cannot be used.
         ExportError: PyTorch could not export the model, or the model answers with NaN.
     """
+    if target is not None:
+        warnings.warn("export(target=…) is now export(backend=…)", DeprecationWarning, stacklevel=2)
+        backend = backend or target
     with OwnSettings():
         plan = plan_export(
             model_path,
@@ -125,7 +131,7 @@ def export(
             precision=precision,
             budget=budget,
             exclude=exclude,
-            target=target,
+            backend=backend,
             calibration=calibration,
             reference=reference,
             layout=layout,
@@ -262,13 +268,13 @@ def _form(plan: Plan, exported: GraphProto, variant: Variant, recorded: "Recorde
 def _own_variants(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
     """Return the names of the variants of graphs that some backends have for themselves, and these backends."""
     found: dict[str, list[BackendSpec]] = {}
-    for spec in map(find, export_targets()):
+    for spec in map(find, export_backends()):
         variant = (spec.variants or {}).get(policy)
         if variant is not None and policy in spec.policies:
             found.setdefault(variant, []).append(spec)
-    if plan.target is None:
+    if plan.backend is None:
         return found
-    return {variant: specs for variant, specs in found.items() if find(plan.target) in specs}
+    return {variant: specs for variant, specs in found.items() if find(plan.backend) in specs}
 
 
 def _in_precision(
@@ -282,13 +288,13 @@ def _in_precision(
         return plain, None, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
     from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
 
-    targets = export_targets() if plan.target is None else [plan.target]
-    policies = shared_policies(targets) if plan.precision == "auto" else [plan.precision]
+    backends = export_backends() if plan.backend is None else [plan.backend]
+    policies = shared_policies(backends) if plan.precision == "auto" else [plan.precision]
     chosen = choose_precision(
         plan.model,
         plain,
         clips,
-        budgets={policy: plan.budget or budget_for(policy, rounding.predictions) for policy in policies},
+        budgets={policy: plan.budget or default_budget(policy, rounding.predictions) for policy in policies},
         batch=plan.batch,
         context_length=plan.context_length,
         exclude=plan.exclude,

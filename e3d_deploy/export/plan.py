@@ -18,7 +18,7 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.model import E3DLSTM
 from e3d_deploy.policies import POLICIES, Budget
-from e3d_deploy.runtime.backends.specs import check_runs, export_targets
+from e3d_deploy.runtime.backends.specs import check_runs, export_backends
 from e3d_deploy.shipped import extracted
 
 
@@ -48,7 +48,7 @@ class Plan:
     """Allowed loss of quality; None for that of the policy."""
     exclude: tuple[str, ...]
     """Layers that stay in float32."""
-    target: str | None
+    backend: str | None
     """Backend that has to run it, the only one with graphs of its own; None for all."""
     calibration: Path | None
     """Clips to learn ranges from; None for some of the package's."""
@@ -64,7 +64,7 @@ def plan_export(
     precision: str,
     budget: Budget | None,
     exclude: Sequence[str],
-    target: str | None,
+    backend: str | None,
     calibration: Path | None,
     reference: Path | None,
     layout: str | None = None,
@@ -73,10 +73,10 @@ def plan_export(
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}: got {value}, expected 1 or more")
-    targets = export_targets()
-    if target is not None and target not in targets:
-        raise ConfigError(f"target: got {target!r}, expected one of {', '.join(targets)}")
-    _check_precision(precision, exclude, target)
+    backends = export_backends()
+    if backend is not None and backend not in backends:
+        raise ConfigError(f"backend: got {backend!r}, expected one of {', '.join(backends)}")
+    _check_precision(precision, exclude, backend)
     model, card = checkpoint.load(model_path), checkpoint.read_card(model_path)
     known_context, known_horizon = card.lengths()
     form = Form.of(model.config, card, layout)
@@ -93,19 +93,19 @@ def plan_export(
         precision=precision,
         budget=budget,
         exclude=tuple(exclude),
-        target=target,
+        backend=backend,
         calibration=calibration,
     )
 
 
-def _check_precision(precision: str, exclude: Sequence[str], target: str | None) -> None:
-    """Raise unless a policy is known and the target runs it."""
+def _check_precision(precision: str, exclude: Sequence[str], backend: str | None) -> None:
+    """Raise unless a policy is known and the backend runs it."""
     if precision != "auto" and precision not in POLICIES:
         raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
     if exclude and precision in ("fp32", "tf32"):
         raise ConfigError(f"exclude: {precision} has no low type that a layer could be kept from")
-    if target is not None and precision != "auto":
-        check_runs(precision, target)
+    if backend is not None and precision != "auto":
+        check_runs(precision, backend)
 
 
 def reference_clip(form: Form, length: int, path: Path | None) -> NDArray[np.float32]:

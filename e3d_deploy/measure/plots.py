@@ -101,7 +101,7 @@ def _stream_curve(rate: Any, wait: Any, streams: StreamCurves) -> None:
     wait.plot([], [], "-", color=GRAY, label="p50")
     wait.plot([], [], "--", color=GRAY, label="p99")
     if streams.target_p99_ms is not None:
-        label = f"target {streams.target_p99_ms:g} ms"
+        label = f"latency goal {streams.target_p99_ms:g} ms"
         wait.axhline(streams.target_p99_ms, color=RED, lw=1, ls=":", label=label)
     rate.set_title("streams: all together", fontsize=10, loc="left")
     rate.set_ylabel("frames/s", fontsize=8)

@@ -29,7 +29,7 @@ MOST = 256
 
 
 @dataclass(frozen=True)
-class Target:
+class LatencyGoal:
     """Latency and frame rate that streams must keep."""
 
     p99_ms: float
@@ -39,7 +39,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if not (self.p99_ms > 0 and self.fps > 0):
-            raise ConfigError(f"target: got p99 {self.p99_ms:g} ms at {self.fps:g} frames/s, expected more than 0")
+            raise ConfigError(
+                f"latency goal: got p99 {self.p99_ms:g} ms at {self.fps:g} frames/s, expected more than 0"
+            )
 
     def held(self, point: Point) -> bool:
         """Return True if so many streams keep it."""
@@ -60,26 +62,26 @@ def stream_curve(
     backends: Sequence[Backend],
     counts: Sequence[int],
     *,
-    target: Target | None = None,
+    goal: LatencyGoal | None = None,
     renewal: str | None = None,
     seconds: float = 1.0,
     repeats: int = REPEATS,
     progress: Notify = silent,
     clock: Clock = time.perf_counter,
 ) -> StreamCurves:
-    """The time of a round for numbers of streams, and how many of them keep a target.
+    """The time of a round for numbers of streams, and how many of them keep a latency goal.
 
     Args:
         counts: numbers of streams to measure, each from 1 on.
-        target: look for the most streams that keep it; this measures more numbers.
+        goal: look for the most streams that keep it; this measures more numbers.
         renewal: renewal of the streams; None for the default of the bundle, or `none` where its graphs step a fixed
             number of streams.
 
     Raises:
-        ConfigError: neither a number of streams nor a target, a number below 1, or no such renewal.
+        ConfigError: neither a number of streams nor a latency goal, a number below 1, or no such renewal.
     """
-    if any(count < 1 for count in counts) or not (counts or target):
-        raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a target")
+    if any(count < 1 for count in counts) or not (counts or goal):
+        raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a latency goal")
 
     if bundle.batch != 1 and renewal not in (None, "none"):
         raise ConfigError(
@@ -103,14 +105,14 @@ def stream_curve(
         for known, point in zip(points, measure(streams, backends), strict=True):
             known[streams] = point
 
-    def answer(backend: Backend, known: dict[int, Point], target: Target) -> Answer:
-        return most_that_hold(backend.name, lambda streams: measure(streams, [backend])[0], target, known)
+    def answer(backend: Backend, known: dict[int, Point], goal: LatencyGoal) -> Answer:
+        return most_that_hold(backend.name, lambda streams: measure(streams, [backend])[0], goal, known)
 
-    answers = [answer(*pair, target) for pair in zip(backends, points, strict=True)] if target else []
+    answers = [answer(*pair, goal) for pair in zip(backends, points, strict=True)] if goal else []
     return StreamCurves(
         how=HOW,
-        target_p99_ms=target.p99_ms if target else None,
-        fps=target.fps if target else None,
+        target_p99_ms=goal.p99_ms if goal else None,
+        fps=goal.fps if goal else None,
         renewal=str(own),
         curves=tuple(
             Curve(backend=backend.name, points=tuple(known[streams] for streams in sorted(known)))
@@ -120,8 +122,8 @@ def stream_curve(
     )
 
 
-def most_that_hold(backend: str, measure: Callable[[int], Point], target: Target, known: dict[int, Point]) -> Answer:
-    """Find the most streams that keep a target: doubled until they do not, then halved in between.
+def most_that_hold(backend: str, measure: Callable[[int], Point], goal: LatencyGoal, known: dict[int, Point]) -> Answer:
+    """Find the most streams that keep a latency goal: doubled until they do not, then halved in between.
 
     Args:
         known: what was measured already; what is measured is added.
@@ -130,7 +132,7 @@ def most_that_hold(backend: str, measure: Callable[[int], Point], target: Target
     def holds(streams: int) -> bool:
         if streams not in known:
             known[streams] = measure(streams)
-        return target.held(known[streams])
+        return goal.held(known[streams])
 
     low = max((streams for streams in known if holds(streams)), default=0)
     above = [streams for streams in known if streams > low]

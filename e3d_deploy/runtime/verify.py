@@ -156,7 +156,7 @@ def verify(
             f"steps: got {steps}, the bundle's rollout has {judged}; give as many, or more with a yardstick "
             "(--against torch)"
         )
-    allowed = budget_of(bundle)
+    allowed = recorded_budget(bundle)
     truth = clip[bundle.context_length : bundle.context_length + bundle.horizon]
     if allowed.difference is None and len(truth) < bundle.horizon:
         raise ShapeError(
@@ -188,7 +188,7 @@ def verify(
     clip_forecast, clip_state = backend.clip(context)
     rolled, rolled_state = backend.rollout(found[bundle.context_length - 1], kept[bundle.context_length])
     lost = [quality_lost(forecast[0], one[0], truth) for one in (stepped, clip_forecast, rolled)]
-    budget, state_budget = budgets(bundle)
+    budget, state_budget = allowed_differences(bundle)
     return Report(
         backend=backend.name,
         yardstick="reference.npz" if yardstick is None else yardstick.name,
@@ -253,7 +253,7 @@ def _most(losses: Iterable[float | None]) -> float | None:
     return None if None in found else max(loss for loss in found if loss is not None)
 
 
-def budget_of(bundle: Bundle) -> Budget:
+def recorded_budget(bundle: Bundle) -> Budget:
     """Return the loss that a bundle was exported to keep within.
 
     Raises:
@@ -267,13 +267,13 @@ def budget_of(bundle: Bundle) -> Budget:
         ) from error
 
 
-def budgets(bundle: Bundle) -> tuple[float, float]:
+def allowed_differences(bundle: Bundle) -> tuple[float, float]:
     """The differences that a bundle allows, of predictions and of states, infinite where they are not judged;
     `ROUNDING` says why it may be more than its budget.
 
     A budget is of predictions, as export measures them. States are judged in fp32 alone: by what it stands for.
     """
-    budget, rounding = budget_of(bundle).difference, bundle.manifest.rounding
+    budget, rounding = recorded_budget(bundle).difference, bundle.manifest.rounding
     if budget is None:
         return math.inf, math.inf
     exact = max(EXACT_DIFFERENCE, ROUNDING * rounding.states)
@@ -285,7 +285,7 @@ def agrees(bundle: Bundle, backend: Backend, steps: int = 3) -> bool:
     reference = bundle.reference()
     steps = min(steps, bundle.context_length)
     context = np.repeat(reference["frames"][None, :steps], bundle.batch, axis=0)
-    budget, _ = budgets(bundle)
+    budget, _ = allowed_differences(bundle)
     if math.isinf(budget):  # then what was measured when it was exported, on this clip among others
         budget = min(ROUNDING * _drift(bundle, backend.name), PICTURE_RANGE)
     return all(

@@ -235,7 +235,7 @@ def test_a_backend_takes_its_own_graph_before_the_one_for_all(shared_path: Path)
     alone = changed(bundle, graphs=(own, *bundle.manifest.graphs[1:]))
     with pytest.raises(
         BundleError,
-        match=r"no graph 'step' for onnxruntime, only for openvino, tensorrt; .*`e3d export MODEL -o .* --target",
+        match=r"no graph 'step' for onnxruntime, only for openvino, tensorrt; .*`e3d export MODEL -o .* --backend",
     ):
         OnnxRuntimeBackend(alone)
     with pytest.raises(BundleError, match="has no graph 'other', only step, rollout, clip; export the model again"):
@@ -279,7 +279,7 @@ def test_a_graph_of_another_backend_changes_nothing(shared_path: Path) -> None:
 @pytest.mark.usefixtures("kept_steps")
 def test_snapshots_outlive_an_export_with_other_graphs(exported: Path, any_batch: Path, tmp_path: Path) -> None:
     lengths = {"context_length": 4, "horizon": 2, "batch": 1, "reference": exported / "clip.npy"}
-    gpu = export(exported / "tiny.safetensors", tmp_path / "gpu.e3d", target="tensorrt", **lengths)
+    gpu = export(exported / "tiny.safetensors", tmp_path / "gpu.e3d", backend="tensorrt", **lengths)
     first, *others = (Bundle.open(path) for path in (exported / "tiny.e3d", any_batch, gpu))
     pictures = np.load(exported / "clip.npy")
     with runtime.load(first.path, "onnxruntime", threads=1) as predictor:

@@ -20,7 +20,7 @@ from tests.tools import e3d
 SHORT = "--threads 1 --seconds 0.001 --repeats 5 --no-memory"
 EXAMPLES = {
     "benchmark": [
-        f"{{bundle}} --backends onnxruntime --streams 1 --target-p99 60s --picture {{new}}/times.png {SHORT}"
+        f"{{bundle}} --backends onnxruntime --streams 1 --latency-goal 60s --picture {{new}}/times.png {SHORT}"
     ],
     "cache ls": ["--cache {cache}"],
     "data inspect": ["{clips} --image-size 16x24 --length 7 --picture {new}/sheet.png"],

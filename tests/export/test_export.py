@@ -372,12 +372,12 @@ def test_a_model_that_answers_with_nan_is_refused(tmp_path: Path, tiny_model: E3
 def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM) -> None:
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
     np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (4, 16, 24, 1), np.uint8))
-    target = tmp_path / "o.e3d"
+    output = tmp_path / "o.e3d"
 
     def again(*, overwrite: bool) -> None:
         export(
             tmp_path / "m.safetensors",
-            target,
+            output,
             context_length=2,
             horizon=2,
             batch=1,
@@ -388,29 +388,29 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM
     again(overwrite=False)
     with pytest.raises(ConfigError, match="is there already; give --overwrite"):
         again(overwrite=False)
-    (target / "engines").mkdir()
+    (output / "engines").mkdir()
     again(overwrite=True)
-    assert not (target / "engines").exists()
+    assert not (output / "engines").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"clip.npy", "m.safetensors", "o.e3d"}
-    (target / "manifest.json").unlink()  # now it is some folder, and not ours to remove
+    (output / "manifest.json").unlink()  # now it is some folder, and not ours to remove
     with pytest.raises(ConfigError, match="is there already and no bundle"):
         again(overwrite=True)
-    assert (target / "step.onnx").exists()
+    assert (output / "step.onnx").exists()
 
 
 @pytest.mark.usefixtures("kept_steps")
 def test_a_link_to_a_bundle_stays_and_killed_exports_leave_nothing(exported: Path, tmp_path: Path) -> None:
-    target, link = tmp_path / "o.e3d", tmp_path / "link.e3d"
+    output, link = tmp_path / "o.e3d", tmp_path / "link.e3d"
     left = tmp_path / f".o.e3d.{_system()}abcd1234.partial"
     left.mkdir()
     options: dict[str, Any] = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
-    export(exported / "tiny.safetensors", target, **options)
+    export(exported / "tiny.safetensors", output, **options)
     assert not left.exists()
     link.symlink_to("o.e3d")
-    (target / "extra").touch()
+    (output / "extra").touch()
     assert export(exported / "tiny.safetensors", link, overwrite=True, **options) == link
     assert link.is_symlink()
-    assert not (target / "extra").exists()
+    assert not (output / "extra").exists()
     assert Bundle.open(link).manifest.name == "o"
     assert {path.name for path in tmp_path.iterdir()} == {"o.e3d", "link.e3d"}
 
@@ -533,9 +533,9 @@ def test_each_rewrite_computes_the_same(semantics: Semantics, window_length: int
 
 
 @pytest.mark.usefixtures("kept_steps")
-def test_a_target_alone_has_graphs_of_its_own(exported: Path, tmp_path: Path) -> None:
+def test_a_backend_alone_has_graphs_of_its_own(exported: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"context_length": 3, "horizon": 2, "batch": 1}
-    bundle = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "t.e3d", target="tensorrt-rtx", **options))
+    bundle = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "t.e3d", backend="tensorrt-rtx", **options))
     assert [one.file for one in bundle.manifest.graphs if one.backends] == [
         "step.tensorrt.onnx",
         "rollout.tensorrt.onnx",
@@ -543,7 +543,7 @@ def test_a_target_alone_has_graphs_of_its_own(exported: Path, tmp_path: Path) ->
     ]
     assert {one.backends for one in bundle.manifest.graphs} == {None, ("tensorrt", "tensorrt-rtx")}  # the same for both
     assert bundle.graph("step", "openvino") == bundle.graph("step")
-    cuda = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "c.e3d", target="onnxruntime-cuda", **options))
+    cuda = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "c.e3d", backend="onnxruntime-cuda", **options))
     assert {one.backends for one in cuda.manifest.graphs} == {None}
 
 

@@ -25,7 +25,7 @@ from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.environment import PACKAGES
 from e3d_deploy.measure.memory import peak_alone
 from e3d_deploy.measure.results import Answer, Point
-from e3d_deploy.measure.stream_curve import MOST, Target, most_that_hold, portions, stream_curve
+from e3d_deploy.measure.stream_curve import MOST, LatencyGoal, most_that_hold, portions, stream_curve
 from e3d_deploy.measure.tasks import Task, make_task
 from e3d_deploy.measure.timing import PATIENCE, Block, Runner, blocks_in_turn, median_interval, summary
 from e3d_deploy.runtime import Bundle
@@ -274,18 +274,18 @@ def point_of(streams: int, ms: float) -> Point:
 
 
 @pytest.mark.parametrize(
-    ("ms", "target", "expected"),
+    ("ms", "goal", "expected"),
     [
-        (4.0, Target(33, 30), (8, False)),
-        (4.0, Target(1000, 30), (8, False)),  # a round must not last longer than a frame
-        (4.0, Target(10, 30), (2, False)),
-        (40.0, Target(33, 30), (0, False)),
-        (0.01, Target(33, 30), (MOST, True)),
+        (4.0, LatencyGoal(33, 30), (8, False)),
+        (4.0, LatencyGoal(1000, 30), (8, False)),  # a round must not last longer than a frame
+        (4.0, LatencyGoal(10, 30), (2, False)),
+        (40.0, LatencyGoal(33, 30), (0, False)),
+        (0.01, LatencyGoal(33, 30), (MOST, True)),
     ],
 )
-def test_the_most_streams_that_hold_are_found(ms: float, target: Target, expected: tuple[int, bool]) -> None:
+def test_the_most_streams_that_hold_are_found(ms: float, goal: LatencyGoal, expected: tuple[int, bool]) -> None:
     known: dict[int, Point] = {}
-    answer = most_that_hold("a", lambda streams: point_of(streams, ms * streams), target, known)
+    answer = most_that_hold("a", lambda streams: point_of(streams, ms * streams), goal, known)
     assert (answer.streams, answer.at_least) == expected
     assert answer.at == known.get(expected[0])
     assert answer.beyond == (None if expected[1] else known[expected[0] + 1])
@@ -299,15 +299,15 @@ def test_what_was_measured_is_not_measured_again() -> None:
         asked.append(streams)
         return point_of(streams, 4.0 * streams)
 
-    assert most_that_hold("a", measure, Target(33, 30), known).streams == 8
+    assert most_that_hold("a", measure, LatencyGoal(33, 30), known).streams == 8
     assert asked == [10, 7, 8, 9]
 
 
-def test_a_curve_tells_rate_and_wait_and_answers_a_target(bundle: Bundle) -> None:
+def test_a_curve_tells_rate_and_wait_and_answers_a_latency_goal(bundle: Bundle) -> None:
     clock = Clock()
     batching = Paced(bundle, clock, lambda size: 8 + 2 * size, name="batching", sizes=(1, 2, 4))
     single = Paced(bundle, clock, lambda _: 40, name="single")
-    options: dict[str, Any] = {"target": Target(33, 30), "renewal": "none", "seconds": 0.02, "clock": clock}
+    options: dict[str, Any] = {"goal": LatencyGoal(33, 30), "renewal": "none", "seconds": 0.02, "clock": clock}
     found = stream_curve(bundle, [batching, single], [2, 1], **options)  # type: ignore[list-item]
     curve = {point.streams: point for point in found.curves[0].points}
     assert curve[2].p50_ms == pytest.approx(12)
@@ -588,7 +588,7 @@ QUICK = ("--backends", "onnxruntime", "--threads", 1, "--seconds", 0.001, "--no-
 
 
 def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp_path: Path) -> None:
-    everything = ["--what", "step,rollout,clip,end-to-end", "--streams", "1,2", "--target-p99", "0.0001ms"]
+    everything = ["--what", "step,rollout,clip,end-to-end", "--streams", "1,2", "--latency-goal", "0.0001ms"]
     command = ["benchmark", exported / "tiny.e3d", *QUICK, *everything, "--json"]
     before = tmp_path / "before.json"
     before.write_text(e3d(*command).stdout)
@@ -632,7 +632,15 @@ def test_every_field_is_documented() -> None:
 
 def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
     none = e3d(
-        "benchmark", exported / "tiny.e3d", *QUICK, "--streams", "1,3", "--target-p99", "0.0001ms", "--renewal", "none"
+        "benchmark",
+        exported / "tiny.e3d",
+        *QUICK,
+        "--streams",
+        "1,3",
+        "--latency-goal",
+        "0.0001ms",
+        "--renewal",
+        "none",
     ).stdout
     assert "3 × 1" in none
     assert "onnxruntime: streams at 30 frames/s with p99 ≤ 0.0001 ms: 0; the best is" in none
@@ -653,10 +661,10 @@ def test_the_table_shows_streams_and_the_answer(exported: Path) -> None:
         (["--streams", "0,1"], "holds a number below 1"),
         (["--streams", ""], "is not a list of integers"),
         (["--streams", "two"], "is not a list of integers"),
-        (["--target-p99", "33"], "is no time above 0 with its unit"),
-        (["--target-p99", "0ms"], "is no time above 0 with its unit"),
-        (["--target-p99", "soons"], "is no time above 0 with its unit"),
-        (["--target-p99", "nanms"], "is no time above 0 with its unit"),
+        (["--latency-goal", "33"], "is no time above 0 with its unit"),
+        (["--latency-goal", "0ms"], "is no time above 0 with its unit"),
+        (["--latency-goal", "soons"], "is no time above 0 with its unit"),
+        (["--latency-goal", "nanms"], "is no time above 0 with its unit"),
         (["--fps", "0"], "0.0 is not in the range"),
         (["--repeats", "4"], "got 4, expected a whole number from 5 to 1,000"),
         (["--seconds", "0"], "0.0 is not in the range"),

@@ -158,7 +158,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         if REFUSED_CONVOLUTION.search(words):
             advice = (
                 "; if an earlier version exported it for TensorRT, its convolutions pad one side alone, which cuDNN "
-                f"refuses: export the model again with `--target {self.name}`"
+                f"refuses: export the model again with `--backend {self.name}`"
             )
         return EngineError(failed + advice)
 

@@ -70,7 +70,7 @@ def candidates() -> list[str]:
     return [name for name in installed() if BACKENDS[name].in_auto]
 
 
-def export_targets() -> list[str]:
+def export_backends() -> list[str]:
     """Return the names of the backends that a bundle can be exported for."""
     return [spec.name for spec in BACKENDS.values() if spec.variants is not None]
 
@@ -96,7 +96,7 @@ def check_runs(policy: str, name: str) -> None:
     spec = find(name)
     if policy in spec.policies:
         return
-    others = [one for one in export_targets() if policy in BACKENDS[one].policies]
+    others = [one for one in export_backends() if policy in BACKENDS[one].policies]
     raise BackendUnavailable(
         f"{name} does not run {policy}, only {', '.join(spec.ordered_policies)}; "
         f"use {' or '.join(others) or 'another backend'}, or export the model again with a precision that it runs"

@@ -40,7 +40,7 @@ from e3d_deploy.runtime import Bundle, load
 from e3d_deploy.runtime.backends.emulated import Steps, emulated, session
 from e3d_deploy.runtime.backends.protocol import initial_arrays
 from e3d_deploy.runtime.backends.registry import open_backend
-from e3d_deploy.runtime.backends.specs import check_runs, export_targets, shared_policies
+from e3d_deploy.runtime.backends.specs import check_runs, export_backends, shared_policies
 from e3d_deploy.runtime.verify import verify
 from tests.kept_steps import KeptSteps
 from tests.manifests import changed, with_graph
@@ -586,7 +586,7 @@ def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case
     assert tried == [("int8", False), ("fp16", True)]
     assert auto.precision == "fp16"
     assert all(one.step_ms is not None and one.step_ms > 0 for one in auto.manifest.precision.tried)
-    other = make(folder, paper.exported, "bf16only.e3d", precision="auto", target="openvino", budget=WIDE)
+    other = make(folder, paper.exported, "bf16only.e3d", precision="auto", backend="openvino", budget=WIDE)
     assert other.precision == "int8"
 
 
@@ -601,15 +601,15 @@ def test_a_budget_that_nothing_keeps_names_the_nearest_and_writes_nothing(folder
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_policy_that_the_target_does_not_run_is_refused_before_the_work(folder: Path) -> None:
+def test_a_policy_that_the_backend_does_not_run_is_refused_before_the_work(folder: Path) -> None:
     with pytest.raises(
         BackendUnavailable,
         match=r"onnxruntime does not run bf16, only .*; use tensorrt or tensorrt-rtx or .*openvino, or export",
     ):
-        export(folder / "no.safetensors", folder / "o.e3d", precision="bf16", target="onnxruntime")
+        export(folder / "no.safetensors", folder / "o.e3d", precision="bf16", backend="onnxruntime")
     for options, words in (
         ({"precision": "fp12"}, "got 'fp12', expected auto or one of int8, fp8"),
-        ({"target": "abacus"}, "got 'abacus', expected one of tensorrt, .*openvino"),
+        ({"backend": "abacus"}, "got 'abacus', expected one of tensorrt, .*openvino"),
         ({"precision": "tf32", "exclude": ["x"]}, "tf32 has no low type"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -647,11 +647,11 @@ def test_a_budget_of_differences_is_of_predictions(bundles: dict[str, Bundle], p
         assert report.furthest.startswith("state ")
 
 
-def test_the_table_of_targets_is_whole() -> None:
-    assert shared_policies(export_targets()) == ["int8", "fp16", "tf32", "fp32"]
+def test_the_backends_of_an_export_are_known() -> None:
+    assert shared_policies(export_backends()) == ["int8", "fp16", "tf32", "fp32"]
     assert shared_policies(["tensorrt-rtx"]) == list(POLICIES)
-    assert export_targets() == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino"]
-    check_runs("bf16", "torch")  # the yardstick is no target
+    assert export_backends() == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino"]
+    check_runs("bf16", "torch")  # no bundle is exported for the yardstick
     with pytest.raises(BackendUnavailable, match=r"tensorrt does not run fp8, only int8, .*; use tensorrt-rtx, or"):
         check_runs("fp8", "tensorrt")
 

@@ -185,7 +185,7 @@ def test_a_graph_that_the_gpu_does_not_run_is_refused_when_it_is_opened(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing_runs(monkeypatch, REFUSED_PADS, numbers={1, 2, -1})
-    with pytest.raises(EngineError, match=r"engine configs for ConvFwd_\); .*--target onnxruntime-cuda") as caught:
+    with pytest.raises(EngineError, match=r"engine configs for ConvFwd_\); .*--backend onnxruntime-cuda") as caught:
         OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
     assert "pre_padding" not in str(caught.value)
     assert "\n" not in str(caught.value)

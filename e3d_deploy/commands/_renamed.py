@@ -1,0 +1,28 @@
+"""Former names of options, which stay for one version."""
+
+from collections.abc import Sequence
+
+RENAMED = {
+    "benchmark": {"--target-p99": "--latency-goal"},
+    "export": {"--target": "--backend"},
+}
+"""Present names of options by command and former name; to be removed with version 0.2."""
+
+
+def present_names(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replace the former names of options in a command line.
+
+    Args:
+        args: name of the command and its arguments.
+
+    Returns:
+        The same with present names, and a warning about each former one.
+    """
+    known, present, remarks = RENAMED.get(args[0], {}), [args[0]], []
+    for arg in args[1:]:
+        former, equals, value = arg.partition("=")
+        name = known.get(former, former)
+        if name != former:
+            remarks.append(f"Warning: {former} is now {name}; the former name will be removed in version 0.2")
+        present.append(f"{name}{equals}{value}")
+    return present, remarks
