@@ -1,0 +1,66 @@
+"""Form of the docs: lines that fit, first paragraphs that say what a page is for, errors by their text."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "models/README.md", ROOT / "e3d_deploy/data/README.md"]
+    + list((ROOT / "docs").glob("*.md"))
+)
+TASKS = [page for page in PAGES if page.parent.name == "docs"]
+COLUMNS = 120
+PLACEHOLDER = "…"
+"""Mark for the changing part of a message, in the docs and in `messages`."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_fit(page: Path) -> None:
+    long = [number for number, line in enumerate(page.read_text().splitlines(), 1) if len(line) > COLUMNS]
+    assert long == []
+
+
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.name)
+def test_a_page_begins_with_what_its_reader_can_do_after_it(page: Path) -> None:
+    title, first = page.read_text().split("\n\n", 2)[:2]
+    assert title.startswith("# ")
+    assert re.search(r"^After (reading )?this page,? you (can|know) ", first), first
+
+
+@cache
+def messages() -> tuple[str, ...]:
+    """Return the texts of the package with each formatted value as `…`."""
+    found = []
+    for file in (ROOT / "e3d_deploy").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(one.value) if isinstance(one, ast.Constant) else "…" for one in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value.replace("{}", PLACEHOLDER))
+    return tuple(found)
+
+
+def is_said(text: str) -> bool:
+    """Return True if a message of the package reads like this, with anything in the place of each `…`."""
+    pattern = ".*".join(map(re.escape, text.split(PLACEHOLDER)))
+    return any(re.search(pattern, message, re.DOTALL) for message in messages())
+
+
+def listed_errors() -> list[str]:
+    """Return the messages that docs/errors.md explains: its headings of the third level."""
+    return re.findall(r"^### `(.+)`$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+
+
+def test_errors_are_listed_by_the_text_that_users_see() -> None:
+    texts = listed_errors()
+    assert len(texts) >= 30
+    assert [text for text in texts if not is_said(text)] == []
+
+
+def test_a_text_that_no_message_has_is_found_out() -> None:
+    assert is_said("expected 1 or more")
+    assert not is_said("expected 1 or … fewer than none")
