@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "models/README.md", ROOT / "e3d_deploy/data/README.md"]
-    + list((ROOT / "docs").glob("*.md"))
-)
+OTHERS = ("README.md", "CHANGELOG.md", "models/README.md", "e3d_deploy/data/README.md")
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / page for page in OTHERS)])
 TASKS = [page for page in PAGES if page.parent.name == "docs"]
 COLUMNS = 120
 PLACEHOLDER = "…"

@@ -56,8 +56,7 @@ def decoded(file: Path) -> list[str]:
 
 
 def files() -> list[Path]:
-    code = [file for file in (ROOT / "e3d_deploy").rglob("*.py")]
-    return sorted([*code, *(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+    return sorted([*(ROOT / "e3d_deploy").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
 
 
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(ROOT)))
