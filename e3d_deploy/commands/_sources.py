@@ -49,7 +49,7 @@ def check_horizon(predictor: "Predictor", horizon: int, sources: int) -> None:
     """
     import numpy as np
 
-    from e3d_deploy.live.station import needed_bytes
+    from e3d_deploy.live.worker import needed_bytes
     from e3d_deploy.memory import check_memory
 
     check_memory(f"--horizon {horizon}", sources * needed_bytes(predictor.config, horizon), "give a smaller --horizon")

@@ -77,7 +77,7 @@ def serve(
 
     Prints the address of the page, and runs until Ctrl-C.
     """
-    from e3d_deploy.live.station import needed_bytes
+    from e3d_deploy.live.worker import needed_bytes
     from e3d_deploy.memory import check_memory
     from e3d_deploy.serve.offers import offers_of
     from e3d_deploy.serve.run import running

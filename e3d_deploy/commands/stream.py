@@ -28,11 +28,11 @@ from e3d_deploy.commands._output import as_json
 from e3d_deploy.commands._process import Stop, stoppable
 from e3d_deploy.commands._sinks import Outputs, Sinks, open_sinks, or_stdout, remark
 from e3d_deploy.commands._sources import check_horizon, check_options, open_feeds
-from e3d_deploy.commands._stations import show_summary, showing
+from e3d_deploy.commands._stream_tables import show_summary, showing
 
 if TYPE_CHECKING:
-    from e3d_deploy.live.station import Station
     from e3d_deploy.live.summary import Summary
+    from e3d_deploy.live.worker import Station
 
 GROUPS = {
     "Sources": ("raw", "realtime", "every", "resample", "policy", "queue_length", "silence_s", "attempts"),
@@ -131,8 +131,8 @@ def stream(
     from e3d_deploy.data.live.address import parse_address
     from e3d_deploy.data.live.feed import FeedOptions
     from e3d_deploy.data.rate import Selection, warn_of_interval
-    from e3d_deploy.live.stations import open_stations
     from e3d_deploy.live.summary import summarise
+    from e3d_deploy.live.workers import open_stations
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
@@ -166,7 +166,7 @@ def stream(
 
 def follow(stations: "Sequence[Station]", sinks: Sequence[Sinks], stop: Stop) -> None:
     """Run the stations until all have ended or a signal has come, and show how far they are."""
-    from e3d_deploy.live.stations import Stations
+    from e3d_deploy.live.workers import Stations
 
     with Stations(stations, sinks[0].shared) as running, showing(stations) as show:
         for _ in stop.each(running.ticks()):

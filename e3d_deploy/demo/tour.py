@@ -23,7 +23,7 @@ from e3d_deploy.export.bundle import export
 from e3d_deploy.export.engines.build import build
 from e3d_deploy.frames import Frames
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.seen import beside
+from e3d_deploy.live.observation import beside
 from e3d_deploy.measure import plots as measured
 from e3d_deploy.measure.benchmark import benchmark
 from e3d_deploy.measure.results import BenchmarkResult

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from e3d_deploy.live.observation import Seen
 from e3d_deploy.live.quality import Comparison, Quality
-from e3d_deploy.live.seen import Seen
 
 RECENT = 100
 """Pictures whose times make the frames per second of the moment."""

@@ -16,7 +16,7 @@ from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.write import exact_rate, video_frame
 from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, SourceLost
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.seen import Seen, beside
+from e3d_deploy.live.observation import Seen, beside
 from e3d_deploy.live.sinks import Put
 from e3d_deploy.progress import Notify, silent
 

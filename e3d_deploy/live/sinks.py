@@ -16,7 +16,7 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.write import writing
 from e3d_deploy.files import naming
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.seen import Seen, beside
+from e3d_deploy.live.observation import Seen, beside
 
 Put = Callable[[Seen], None]
 """Takes the next picture of a source."""

@@ -8,7 +8,7 @@ from typing import Any
 from e3d_deploy.json_values import json_object
 from e3d_deploy.live.counts import Percentiles
 from e3d_deploy.live.push import Push
-from e3d_deploy.live.station import Station
+from e3d_deploy.live.worker import Station
 
 
 @dataclass(frozen=True, kw_only=True)

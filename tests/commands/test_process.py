@@ -30,7 +30,7 @@ from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.files import new_file, new_folder, swap, write_file
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.station import Station
+from e3d_deploy.live.worker import Station
 from tests.settings import changed, settings
 from tests.tools import Broken, e3d
 

@@ -21,10 +21,10 @@ from e3d_deploy.commands import _process, _sinks
 from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.data.live.feed import Feed
-from e3d_deploy.live import sinks, stations
+from e3d_deploy.live import sinks, workers
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.novelty import LEAST
-from e3d_deploy.live.station import Station
+from e3d_deploy.live.worker import Station
 from tests.commands.test_broken_source import broken
 from tests.data.test_data import gray_levels, write_video
 from tests.tools import e3d
@@ -308,7 +308,7 @@ def test_a_second_signal_leaves_no_video(
     monkeypatch.setattr(Follower, "see", interrupted)
     monkeypatch.setattr(Station, "stop", stopping)
     monkeypatch.setattr(Station, "abandon", abandoning)
-    monkeypatch.setattr(stations, "ABANDON_S", 60.0)
+    monkeypatch.setattr(workers, "ABANDON_S", 60.0)
     monkeypatch.setattr(_process, "SAME_S", 0.0)
     result = e3d("stream", bundle, films[0], *QUICK, "-o", tmp_path / "a.mp4", code=130)
     assert result.stdout == ""

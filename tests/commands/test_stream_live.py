@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from e3d_deploy.commands import _stations
+from e3d_deploy.commands import _stream_tables
 from e3d_deploy.data.live import reconnect
 from e3d_deploy.live import push
 from tests.commands.test_stream import COUNT, QUICK, SIZE, frames_in, lines
@@ -142,12 +142,12 @@ def test_the_live_table_ends_with_the_values_of_the_lines_and_the_verdict(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr(_stations, "is_animated", lambda _: True)
+    monkeypatch.setattr(_stream_tables, "is_animated", lambda _: True)
     film = write_video(tmp_path / "film.mp4", gray_levels(SIZE, [2 * step for step in range(60)]))
     options = ["--renewal", "none", "--jsonl", tmp_path / "lines"]
     said = without_terminal(e3d("stream", exported / "tiny.e3d", film, *QUICK, *options).stderr).splitlines()
     last = max(number for number, line in enumerate(said) if line.startswith(str(film)) and " ended " in line)
-    row = dict(zip(_stations.COLUMNS, re.sub(r" ms\b", "", said[last]).split(), strict=True))
+    row = dict(zip(_stream_tables.COLUMNS, re.sub(r" ms\b", "", said[last]).split(), strict=True))
     seen = lines((tmp_path / "lines").read_text())
     assert (row["frames"], row["dropped"], row["age"]) == ("60", "0", "60")
     mse, copy_mse = (np.mean([one[key][-1] for one in seen[2:]]) for key in ("errors", "copy_errors"))
@@ -168,11 +168,11 @@ def test_a_terminal_shows_a_table_that_changes(
     """A narrow terminal gets the end of a long name, where names differ, and the most important columns."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(_stations, "is_animated", lambda _: True)
+    monkeypatch.setattr(_stream_tables, "is_animated", lambda _: True)
     said = without_terminal(e3d("stream", exported / "tiny.e3d", film, *QUICK).stderr)
-    least = _stations.LEAST_IMPORTANT
+    least = _stream_tables.LEAST_IMPORTANT
     left_out = [set(least[:count]) for count in ([0] if width == 200 else range(1, len(least) + 1))]
-    titles = [[column for column in _stations.COLUMNS if column not in gone] for gone in left_out]
+    titles = [[column for column in _stream_tables.COLUMNS if column not in gone] for gone in left_out]
     rows = [after for before, after in pairwise(said.splitlines()) if before.split() in titles]
     assert rows
     for row in rows:
@@ -190,5 +190,5 @@ def test_a_log_gets_a_line_now_and_then(exported: Path, film: Path, monkeypatch:
 
 
 def test_a_name_of_wide_characters_is_cut_by_the_cells_that_it_takes() -> None:
-    assert _stations._ending("前カメラ.mp4", 12) == "前カメラ.mp4"
-    assert _stations._ending("前カメラ.mp4", 11) == "…カメラ.mp4"
+    assert _stream_tables._ending("前カメラ.mp4", 12) == "前カメラ.mp4"
+    assert _stream_tables._ending("前カメラ.mp4", 11) == "…カメラ.mp4"

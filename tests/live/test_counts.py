@@ -6,8 +6,8 @@ import pytest
 from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.live.counts import Counts
 from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.observation import Seen
 from e3d_deploy.live.quality import WINDOW
-from e3d_deploy.live.seen import Seen
 
 
 def seen(index: int, error: float, copy_error: float) -> Seen:

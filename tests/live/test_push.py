@@ -17,8 +17,8 @@ from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.errors import ConfigError, SourceLost
 from e3d_deploy.live import push as module
 from e3d_deploy.live.follower import Judged
+from e3d_deploy.live.observation import Seen
 from e3d_deploy.live.push import Push, check_push, shown
-from e3d_deploy.live.seen import Seen
 from tests.data.live.peers import wait_until
 
 SIZE = (64, 64)

@@ -9,7 +9,7 @@ from typing import Self
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.sinks import Output, Put
-from e3d_deploy.live.station import Station
+from e3d_deploy.live.worker import Station
 from e3d_deploy.runtime.predictor import Predictor
 from e3d_deploy.runtime.streams.streams import Streams
 

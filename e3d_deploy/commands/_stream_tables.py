@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from e3d_deploy.live.counts import Percentiles, Standing
-    from e3d_deploy.live.station import Station
     from e3d_deploy.live.summary import SourceSummary, Summary
+    from e3d_deploy.live.worker import Station
 
 SILENT_S = 2.0
 """Time without a picture from which a source is shown as silent (s)."""

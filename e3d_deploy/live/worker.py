@@ -15,7 +15,7 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import E3DError
 from e3d_deploy.live.counts import Counts
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.seen import Seen
+from e3d_deploy.live.observation import Seen
 from e3d_deploy.live.sinks import Put
 from e3d_deploy.runtime.streams.streams import SlotStream
 
