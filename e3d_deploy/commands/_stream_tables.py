@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from e3d_deploy.live.counts import Percentiles, Standing
     from e3d_deploy.live.summary import SourceSummary, Summary
-    from e3d_deploy.live.worker import Station
+    from e3d_deploy.live.worker import SourceWorker
 
 SILENT_S = 2.0
 """Time without a picture from which a source is shown as silent (s)."""
@@ -29,13 +29,13 @@ SUMMARY_COLUMNS = ("source", "frames", "frames/s", "p50", "p99", "model p50", "d
 
 
 @contextmanager
-def showing(stations: "Sequence[Station]") -> Iterator[Callable[[], None]]:
-    """Yield a function that shows on stderr how far stations are: a table that changes, or a line now and then."""
-    text = f"streaming {stations[0].label if len(stations) == 1 else f'{len(stations)} sources'}"
+def showing(workers: "Sequence[SourceWorker]") -> Iterator[Callable[[], None]]:
+    """Yield a function that shows on stderr how far workers are: a table that changes, or a line now and then."""
+    text = f"streaming {workers[0].label if len(workers) == 1 else f'{len(workers)} sources'}"
     if not is_animated(sys.stderr):
         click.echo(text, err=True)
         say = now_and_then(text)
-        yield lambda: say(_line(stations))
+        yield lambda: say(_line(workers))
         return
     with randomness_kept():
         from rich.console import Console
@@ -43,26 +43,26 @@ def showing(stations: "Sequence[Station]") -> Iterator[Callable[[], None]]:
 
     console = Console(stderr=True, force_terminal=True, no_color=not is_coloured(sys.stderr))
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda: live.update(_live_table(stations, console.width), refresh=True)
+        yield lambda: live.update(_live_table(workers, console.width), refresh=True)
 
 
-def _line(stations: "Sequence[Station]") -> str:
-    standings = [station.counts.standing() for station in stations]
+def _line(workers: "Sequence[SourceWorker]") -> str:
+    standings = [worker.counts.standing() for worker in workers]
     frames = sum(one.frames for one in standings)
     rate = sum(one.frames_per_second or 0.0 for one in standings)
-    dropped = sum(station.feed.dropped for station in stations)
+    dropped = sum(worker.feed.dropped for worker in workers)
     return f"frame {frames}, {rate:.1f} frames/s, {dropped} dropped"
 
 
-def _live_table(stations: "Sequence[Station]", width: int) -> "RenderableType":
-    """Return the table of stations, without the least important columns where the terminal is narrow."""
+def _live_table(workers: "Sequence[SourceWorker]", width: int) -> "RenderableType":
+    """Return the table of workers, without the least important columns where the terminal is narrow."""
     from rich.cells import cell_len
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    standings = [station.counts.standing() for station in stations]
-    cells = list(zip(*map(_live_row, stations, standings), strict=True))
+    standings = [worker.counts.standing() for worker in workers]
+    cells = list(zip(*map(_live_row, workers, standings), strict=True))
     columns = {name: list(column) for name, column in zip(COLUMNS, cells, strict=True)}
     for name in (*LEAST_IMPORTANT, None):
         widths = [max(map(cell_len, (title, *column))) for title, column in columns.items()]
@@ -76,19 +76,19 @@ def _live_table(stations: "Sequence[Station]", width: int) -> "RenderableType":
         shown.add_column(title, justify="left" if title in ("source", "state") else "right", no_wrap=True)
     for row in zip(*columns.values(), strict=True):
         shown.add_row(*map(Text, row))
-    pairs = zip(stations, standings, strict=True)
+    pairs = zip(workers, standings, strict=True)
     return Group(shown, *(Text(f"{one.label}: {found.verdict}") for one, found in pairs if found.verdict is not None))
 
 
-def _live_row(station: "Station", standing: "Standing") -> tuple[str, ...]:
+def _live_row(worker: "SourceWorker", standing: "Standing") -> tuple[str, ...]:
     return (
-        station.label,
-        state(station, standing),
+        worker.label,
+        state(worker, standing),
         str(standing.frames),
         _number(standing.frames_per_second, ".1f"),
         _ms(standing.latency_ms, "p50"),
         _ms(standing.latency_ms, "p99"),
-        str(station.feed.dropped),
+        str(worker.feed.dropped),
         _number(standing.age, "d"),
         "–" if (recent := standing.recent) is None else f"{recent.mse:.1f}/{recent.copy_mse:.1f}",
         _number(standing.novelty, ".2f"),
@@ -106,10 +106,10 @@ def _ending(text: str, cells: int) -> str:
     return f"…{text}"
 
 
-def state(station: "Station", standing: "Standing") -> str:
-    """Return what a station does, in words."""
-    if station.has_ended:
-        return "ended" if station.error is None else "lost"
+def state(worker: "SourceWorker", standing: "Standing") -> str:
+    """Return what a worker does, in words."""
+    if worker.has_ended:
+        return "ended" if worker.error is None else "lost"
     if standing.silent_s is None:
         return "waiting"
     return f"silent {standing.silent_s:.0f} s" if standing.silent_s > SILENT_S else "running"

@@ -32,7 +32,7 @@ from e3d_deploy.commands._stream_tables import show_summary, showing
 
 if TYPE_CHECKING:
     from e3d_deploy.live.summary import Summary
-    from e3d_deploy.live.worker import Station
+    from e3d_deploy.live.worker import SourceWorker
 
 GROUPS = {
     "Sources": ("raw", "realtime", "every", "resample", "policy", "queue_length", "silence_s", "attempts"),
@@ -132,7 +132,7 @@ def stream(
     from e3d_deploy.data.live.feed import FeedOptions
     from e3d_deploy.data.rate import Selection, warn_of_interval
     from e3d_deploy.live.summary import summarise
-    from e3d_deploy.live.workers import open_stations
+    from e3d_deploy.live.workers import open_workers
 
     stop = click.get_current_context().with_resource(stoppable())
     selection = Selection(every=every, resample=resample)
@@ -153,31 +153,31 @@ def stream(
         sinks = open_sinks(outputs, addresses, list(feeds.values()), form, stack)
         streams = stack.enter_context(predictor.streams(renewal=renewal, max_streams=len(feeds)))
         puts = [one.puts for one in sinks]
-        stations = open_stations(predictor, streams, feeds, puts, horizon=horizon, reset_on_cut=reset_on is not None)
-        follow(stations, sinks, stop)
-        failures = failures_of(stations, sinks)
-        if not any(station.counts.has_begun for station in stations):
+        workers = open_workers(predictor, streams, feeds, puts, horizon=horizon, reset_on_cut=reset_on is not None)
+        follow(workers, sinks, stop)
+        failures = failures_of(workers, sinks)
+        if not any(worker.counts.has_begun for worker in workers):
             raise_first(failures)  # before an empty folder becomes the output
-    summary = summarise(stations, [(one.video, one.push) for one in sinks], predictor.backend.name)
+    summary = summarise(workers, [(one.video, one.push) for one in sinks], predictor.backend.name)
     tell(summary, outputs, json=json_)
     raise_first(failures)
     stop.finish()
 
 
-def follow(stations: "Sequence[Station]", sinks: Sequence[Sinks], stop: Stop) -> None:
-    """Run the stations until all have ended or a signal has come, and show how far they are."""
-    from e3d_deploy.live.workers import Stations
+def follow(workers: "Sequence[SourceWorker]", sinks: Sequence[Sinks], stop: Stop) -> None:
+    """Run the workers until all have ended or a signal has come, and show how far they are."""
+    from e3d_deploy.live.workers import SourceWorkers
 
-    with Stations(stations, sinks[0].shared) as running, showing(stations) as show:
+    with SourceWorkers(workers, sinks[0].shared) as running, showing(workers) as show:
         for _ in stop.each(running.ticks()):
             show()
         if stop.number is not None:
             remark("ending after the picture at hand; once more to end at once")
 
 
-def failures_of(stations: "Sequence[Station]", sinks: Sequence[Sinks]) -> list[Exception]:
+def failures_of(workers: "Sequence[SourceWorker]", sinks: Sequence[Sinks]) -> list[Exception]:
     """Return the errors of sources and peers; a reader of an output who had enough is none."""
-    errors = [*(station.error for station in stations), *(one.push.lost for one in sinks if one.push)]
+    errors = [*(worker.error for worker in workers), *(one.push.lost for one in sinks if one.push)]
     return [error for error in errors if error is not None and not isinstance(error, BrokenPipeError)]
 
 

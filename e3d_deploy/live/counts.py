@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from e3d_deploy.live.observation import Seen
+from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.quality import Comparison, Quality
 
 RECENT = 100
@@ -72,7 +72,7 @@ class Counts:
         self._times: deque[float] = deque(maxlen=RECENT)
         self._frames, self._cuts, self._judged = 0, 0, 0
         self._error, self._copy_error = 0.0, 0.0
-        self._last: Seen | None = None
+        self._last: Observation | None = None
         self.began_s = time.perf_counter()
         self._end_s: float | None = None
 
@@ -94,17 +94,17 @@ class Counts:
         """True once a picture was seen."""
         return self._frames > 0
 
-    def add(self, seen: Seen) -> None:
+    def add(self, observation: Observation) -> None:
         """Count a picture."""
-        judged = seen.judged
+        judged = observation.judged
         with self._lock:
             self._frames += 1
             self._cuts += judged.cut
             self._quality.add(judged)
-            self._latency_ms.append(seen.latency_ms)
+            self._latency_ms.append(observation.latency_ms)
             self._model_ms.append(judged.latency_ms)
             self._times.append(time.perf_counter())
-            self._last = seen
+            self._last = observation
             if len(judged.errors) == self.horizon:
                 self._judged += 1
                 self._error += judged.errors[-1]

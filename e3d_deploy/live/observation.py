@@ -21,7 +21,7 @@ def beside(judged: Judged) -> Frame:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
+class Observation:
     """Picture of a source, with the forecast after it and the forecasts that had been made of it."""
 
     source: str

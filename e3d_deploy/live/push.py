@@ -16,7 +16,7 @@ from e3d_deploy.data.pictures import NEEDS_VIDEO
 from e3d_deploy.data.write import exact_rate, video_frame
 from e3d_deploy.errors import BackendUnavailable, ConfigError, E3DError, SourceLost
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.observation import Seen, beside
+from e3d_deploy.live.observation import Observation, beside
 from e3d_deploy.live.sinks import Put
 from e3d_deploy.progress import Notify, silent
 
@@ -83,12 +83,12 @@ class Push:
         if self.lost is not None:
             raise self.lost
 
-    def put(self, seen: Seen) -> None:
+    def put(self, observation: Observation) -> None:
         """Let a picture be sent; where the peer is too slow, the oldest that waits is dropped."""
         self._given += 1
         if self.lost is not None:
             return
-        picture = to_pictures(beside(seen.judged)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
+        picture = to_pictures(beside(observation.judged)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
         self._waiting.put((time.monotonic(), picture))
 
     @property

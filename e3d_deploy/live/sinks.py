@@ -16,9 +16,9 @@ from e3d_deploy.data.form import Form
 from e3d_deploy.data.write import writing
 from e3d_deploy.files import naming
 from e3d_deploy.frames import to_pictures
-from e3d_deploy.live.observation import Seen, beside
+from e3d_deploy.live.observation import Observation, beside
 
-Put = Callable[[Seen], None]
+Put = Callable[[Observation], None]
 """Takes the next picture of a source."""
 LOOK_S = 0.1
 """Time between two looks at whether a reader that is waited for still matters (s)."""
@@ -40,9 +40,9 @@ def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output
         writing(path, (height, 2 * width), form.channels, frames_per_second=frames_per_second, zoom=zoom) as put,
     ):
 
-        def put_beside(seen: Seen) -> None:
+        def put_beside(observation: Observation) -> None:
             with naming(output):  # the error of a picture ends its source, and does not pass through here
-                put(beside(seen.judged))
+                put(beside(observation.judged))
 
         yield put_beside
 
@@ -126,11 +126,11 @@ def _waiting(stream: BinaryIO | RawIOBase) -> int | None:
     return None if stat.S_ISREG(os.fstat(descriptor).st_mode) else descriptor
 
 
-def put_line(output: Output, seen: Seen) -> None:
+def put_line(output: Output, observation: Observation) -> None:
     """Write all that is known of a picture as one line of JSON."""
-    output.write(json.dumps(seen.to_json(), allow_nan=False).encode() + b"\n")
+    output.write(json.dumps(observation.to_json(), allow_nan=False).encode() + b"\n")
 
 
-def put_raw(output: Output, seen: Seen) -> None:
+def put_raw(output: Output, observation: Observation) -> None:
     """Write the last frame of the forecast after a picture, uint8 [H, W, C]."""
-    output.write(to_pictures(seen.judged.forecast[-1]).tobytes())
+    output.write(to_pictures(observation.judged.forecast[-1]).tobytes())

@@ -8,7 +8,7 @@ from typing import Any
 from e3d_deploy.json_values import json_object
 from e3d_deploy.live.counts import Percentiles
 from e3d_deploy.live.push import Push
-from e3d_deploy.live.worker import Station
+from e3d_deploy.live.worker import SourceWorker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +67,21 @@ class Summary:
         return json_object(self)
 
 
-def summarise(stations: Sequence[Station], outputs: Sequence[tuple[Path | None, Push | None]], backend: str) -> Summary:
-    """Return the summary of stations that have ended.
+def summarise(
+    workers: Sequence[SourceWorker], outputs: Sequence[tuple[Path | None, Push | None]], backend: str
+) -> Summary:
+    """Return the summary of workers that have ended.
 
     Args:
-        outputs: video and peer of each station; None where it has none.
+        outputs: video and peer of each worker; None where it has none.
     """
-    sources = [_source(station, video, push) for station, (video, push) in zip(stations, outputs, strict=True)]
-    seconds = max(station.counts.ended_s for station in stations) - min(station.counts.began_s for station in stations)
+    sources = [_source(worker, video, push) for worker, (video, push) in zip(workers, outputs, strict=True)]
+    seconds = max(worker.counts.ended_s for worker in workers) - min(worker.counts.began_s for worker in workers)
     frames = sum(one.frames for one in sources)
     return Summary(
         backend=backend,
-        horizon=stations[0].follower.horizon,
-        renewal=stations[0].slot.renewal,
+        horizon=workers[0].follower.horizon,
+        renewal=workers[0].slot.renewal,
         frames=frames,
         frames_per_second=frames / seconds if frames else None,
         dropped=sum(one.dropped for one in sources),
@@ -87,10 +89,10 @@ def summarise(stations: Sequence[Station], outputs: Sequence[tuple[Path | None, 
     )
 
 
-def _source(station: Station, output: Path | None, push: Push | None) -> SourceSummary:
-    standing, feed, error = station.counts.standing(), station.feed, station.error
+def _source(worker: SourceWorker, output: Path | None, push: Push | None) -> SourceSummary:
+    standing, feed, error = worker.counts.standing(), worker.feed, worker.error
     return SourceSummary(
-        source=station.label,
+        source=worker.label,
         frames=standing.frames,
         frames_per_second=standing.mean_frames_per_second,
         source_frames_per_second=feed.frames_per_second,
@@ -103,7 +105,7 @@ def _source(station: Station, output: Path | None, push: Push | None) -> SourceS
         mse=standing.mse,
         copy_mse=standing.copy_mse,
         verdict=standing.verdict,
-        output=output if station.is_kept else None,
+        output=output if worker.is_kept else None,
         pushed=None if push is None else push.sent,
         not_pushed=None if push is None else push.not_sent,
         error=None if error is None or isinstance(error, BrokenPipeError) else str(error),

@@ -15,12 +15,12 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.errors import E3DError
 from e3d_deploy.live.counts import Counts
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.observation import Seen
+from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.sinks import Put
 from e3d_deploy.runtime.streams.streams import SlotStream
 
 WAIT_S = 0.1
-"""Longest time after which a station that waits for a picture sees that it shall end (s)."""
+"""Longest time after which a worker that waits for a picture sees that it shall end (s)."""
 
 
 def needed_bytes(config: ModelConfig, horizon: int) -> int:
@@ -30,11 +30,11 @@ def needed_bytes(config: ModelConfig, horizon: int) -> int:
 
 
 class Abandoned(Exception):
-    """The station shall end at once, and keep nothing."""
+    """The worker shall end at once, and keep nothing."""
 
 
-class Station:
-    """Follows one source until it ends, breaks off, or the station is stopped.
+class SourceWorker:
+    """Follows one source until it ends, breaks off, or the worker is stopped.
 
     Args:
         label: name of the source, not that of another one.
@@ -62,10 +62,10 @@ class Station:
         self._sinks = sinks
         self._stopping, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow {label}", daemon=True)
-        self._ended: SimpleQueue[Station] = SimpleQueue()
+        self._ended: SimpleQueue[SourceWorker] = SimpleQueue()
 
-    def start(self, ended: "SimpleQueue[Station]") -> None:
-        """Start; the station puts itself into a queue when it has ended."""
+    def start(self, ended: "SimpleQueue[SourceWorker]") -> None:
+        """Start; the worker puts itself into a queue when it has ended."""
         self._ended = ended
         self._thread.start()
 
@@ -122,22 +122,22 @@ class Station:
         return None
 
     def _see(self, arrival: Arrival, puts: Sequence[Put]) -> bool:
-        """Follow one picture; return False where an error ends the station, so that its outputs are closed whole."""
+        """Follow one picture; return False where an error ends the worker, so that its outputs are closed whole."""
         try:
             if not self._range.is_wide:
                 self._range.add(arrival.picture)
             judged = self.follower.see(arrival.picture, begins=arrival.begins)
             latency_ms = 1000 * (time.perf_counter() - arrival.came_s)
-            seen = Seen(
+            observation = Observation(
                 source=self.label,
                 arrival=arrival,
                 judged=judged,
                 latency_ms=latency_ms,
                 dropped=self.feed.dropped,
             )
-            self.counts.add(seen)
+            self.counts.add(observation)
             for put in puts:
-                put(seen)
+                put(observation)
         except Exception as error:
             self.error = error
             return False

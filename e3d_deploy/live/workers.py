@@ -1,4 +1,4 @@
-"""Several stations that run at the same time."""
+"""Several workers that run at the same time."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,17 +9,17 @@ from typing import Self
 from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.sinks import Output, Put
-from e3d_deploy.live.worker import Station
+from e3d_deploy.live.worker import SourceWorker
 from e3d_deploy.runtime.predictor import Predictor
 from e3d_deploy.runtime.streams.streams import Streams
 
 TICK_S = 0.25
-"""Time between two looks at the stations (s)."""
+"""Time between two looks at the workers (s)."""
 ABANDON_S = 2.0
-"""Time that abandoned stations get to remove what is half-written; one that hangs in a pipe is left behind (s)."""
+"""Time that abandoned workers get to remove what is half-written; one that hangs in a pipe is left behind (s)."""
 
 
-def open_stations(
+def open_workers(
     predictor: Predictor,
     streams: Streams,
     feeds: Mapping[str, Feed],
@@ -27,8 +27,8 @@ def open_stations(
     *,
     horizon: int,
     reset_on_cut: bool = False,
-) -> list[Station]:
-    """Return a station for each source, each with a stream of its own.
+) -> list[SourceWorker]:
+    """Return a worker for each source, each with a stream of its own.
 
     Args:
         feeds: sources by label.
@@ -38,63 +38,63 @@ def open_stations(
     for (label, feed), puts in zip(feeds.items(), sinks, strict=True):
         slot = streams.open()
         follower = Follower(slot, predictor.config, horizon=horizon, renewal=streams.renewal, reset_on_cut=reset_on_cut)
-        found.append(Station(label, feed, slot, follower, puts))
+        found.append(SourceWorker(label, feed, slot, follower, puts))
     return found
 
 
-class Stations:
-    """Runs stations while its `with` block runs, and ends those that still run with whole outputs.
+class SourceWorkers:
+    """Runs workers while its `with` block runs, and ends those that still run with whole outputs.
 
-    Where the block, or this end, is interrupted by an error or a signal, the stations are abandoned and keep nothing.
+    Where the block, or this end, is interrupted by an error or a signal, the workers are abandoned and keep nothing.
 
     Args:
-        stations: the stations, not yet started.
+        workers: the workers, not yet started.
         outputs: outputs that they share, whose readers may stall; abandoned with them.
     """
 
-    def __init__(self, stations: Sequence[Station], outputs: Sequence[Output] = ()) -> None:
-        self._stations, self._outputs = stations, outputs
-        self._ended: SimpleQueue[Station] = SimpleQueue()
+    def __init__(self, workers: Sequence[SourceWorker], outputs: Sequence[Output] = ()) -> None:
+        self._workers, self._outputs = workers, outputs
+        self._ended: SimpleQueue[SourceWorker] = SimpleQueue()
 
     def __enter__(self) -> Self:
-        for station in self._stations:
-            station.start(self._ended)
+        for worker in self._workers:
+            worker.start(self._ended)
         return self
 
     def ticks(self) -> Iterator[None]:
-        """Yield now and then from the first picture of any station on, until all have ended.
+        """Yield now and then from the first picture of any worker on, until all have ended.
 
         A reader of an output who had enough ends them all.
         """
-        while self._running() and not any(isinstance(one.error, BrokenPipeError) for one in self._stations):
+        while self._running() and not any(isinstance(one.error, BrokenPipeError) for one in self._workers):
             self._wait(TICK_S)
-            if any(station.counts.has_begun for station in self._stations):
+            if any(worker.counts.has_begun for worker in self._workers):
                 yield
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:
-                for station in self._stations:
-                    station.stop()
+                for worker in self._workers:
+                    worker.stop()
                 while self._running():
                     self._wait(TICK_S)
         finally:
             self._abandon()
 
     def _abandon(self) -> None:
-        """Abandon the stations that still run."""
-        for station in self._running():
-            station.abandon()
+        """Abandon the workers that still run."""
+        for worker in self._running():
+            worker.abandon()
         for output in self._outputs:
             output.abandon()
         deadline = time.monotonic() + ABANDON_S
         while self._running() and (left_s := deadline - time.monotonic()) > 0:
             self._wait(left_s)
 
-    def _running(self) -> list[Station]:
-        return [station for station in self._stations if not station.has_ended]
+    def _running(self) -> list[SourceWorker]:
+        return [worker for worker in self._workers if not worker.has_ended]
 
     def _wait(self, timeout_s: float) -> None:
-        """Wait until a station ends; `Thread.join` takes a thread for ended once a signal has interrupted it."""
+        """Wait until a worker ends; `Thread.join` takes a thread for ended once a signal has interrupted it."""
         with suppress(Empty):
             self._ended.get(timeout=timeout_s)

@@ -30,7 +30,7 @@ from e3d_deploy.data.clips import read_clips
 from e3d_deploy.data.form import Form
 from e3d_deploy.files import new_file, new_folder, swap, write_file
 from e3d_deploy.live.follower import Follower
-from e3d_deploy.live.worker import Station
+from e3d_deploy.live.worker import SourceWorker
 from tests.settings import changed, settings
 from tests.tools import Broken, e3d
 
@@ -403,7 +403,7 @@ def test_an_interrupted_stream_ends_with_what_it_has(
     output: str | None, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     see, seen, stopped = Follower.see, [], threading.Event()
-    stop = Station.stop
+    stop = SourceWorker.stop
 
     def interrupted(self: Follower, picture: Any, **options: Any) -> Any:
         seen.append(picture)
@@ -412,12 +412,12 @@ def test_an_interrupted_stream_ends_with_what_it_has(
             assert stopped.wait(60)
         return see(self, picture, **options)
 
-    def stopping(self: Station) -> None:
+    def stopping(self: SourceWorker) -> None:
         stop(self)
         stopped.set()
 
     monkeypatch.setattr(Follower, "see", interrupted)
-    monkeypatch.setattr(Station, "stop", stopping)
+    monkeypatch.setattr(SourceWorker, "stop", stopping)
     clip = Path(__file__).parents[2] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
     written = [] if output is None else ["-o", tmp_path / output]
     taken = ["--backend", "onnxruntime", "--horizon", 2]

@@ -24,7 +24,7 @@ from e3d_deploy.data.live.feed import Feed
 from e3d_deploy.live import sinks, workers
 from e3d_deploy.live.follower import Follower
 from e3d_deploy.live.novelty import LEAST
-from e3d_deploy.live.worker import Station
+from e3d_deploy.live.worker import SourceWorker
 from tests.commands.test_broken_source import broken
 from tests.data.test_data import gray_levels, write_video
 from tests.tools import e3d
@@ -286,7 +286,7 @@ def test_a_second_signal_leaves_no_video(
 ) -> None:
     see, seen = Follower.see, []
     stopped, abandoned = threading.Event(), threading.Event()
-    stop, abandon = Station.stop, Station.abandon
+    stop, abandon = SourceWorker.stop, SourceWorker.abandon
 
     def interrupted(self: Follower, picture: Any, **options: Any) -> Any:
         seen.append(picture)
@@ -297,17 +297,17 @@ def test_a_second_signal_leaves_no_video(
             assert abandoned.wait(60)
         return see(self, picture, **options)
 
-    def stopping(self: Station) -> None:
+    def stopping(self: SourceWorker) -> None:
         stop(self)
         stopped.set()
 
-    def abandoning(self: Station) -> None:
+    def abandoning(self: SourceWorker) -> None:
         abandon(self)
         abandoned.set()
 
     monkeypatch.setattr(Follower, "see", interrupted)
-    monkeypatch.setattr(Station, "stop", stopping)
-    monkeypatch.setattr(Station, "abandon", abandoning)
+    monkeypatch.setattr(SourceWorker, "stop", stopping)
+    monkeypatch.setattr(SourceWorker, "abandon", abandoning)
     monkeypatch.setattr(workers, "ABANDON_S", 60.0)
     monkeypatch.setattr(_process, "SAME_S", 0.0)
     result = e3d("stream", bundle, films[0], *QUICK, "-o", tmp_path / "a.mp4", code=130)

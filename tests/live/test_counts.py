@@ -6,27 +6,27 @@ import pytest
 from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.live.counts import Counts
 from e3d_deploy.live.follower import Judged
-from e3d_deploy.live.observation import Seen
+from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.quality import WINDOW
 
 
-def seen(index: int, error: float, copy_error: float) -> Seen:
+def observation(index: int, error: float, copy_error: float) -> Observation:
     picture, frame = np.zeros((1, 1, 1), np.uint8), np.zeros((1, 1, 1), np.float32)
     arrival = Arrival(picture=picture, index=index, time_s=None, came_s=0.0, begins=index == 0)
     judged = Judged(
         index=index, age=index, cut=False, picture=picture, forecast=frame[None], expected=(frame,),
         errors=(error,), copy_errors=(copy_error,), novelty=(None,), latency_ms=1.0,
     )  # fmt: skip
-    return Seen(source="a", arrival=arrival, judged=judged, latency_ms=2.0, dropped=0)
+    return Observation(source="a", arrival=arrival, judged=judged, latency_ms=2.0, dropped=0)
 
 
 def test_recent_errors_and_the_verdict_are_of_the_same_pictures() -> None:
     counts = Counts(1)
     assert counts.standing().recent is None
     for index in range(1000):
-        counts.add(seen(index, 1.0, 5.0))
+        counts.add(observation(index, 1.0, 5.0))
     for index in range(1000, 1000 + WINDOW):
-        counts.add(seen(index, 4.0, 3.0))
+        counts.add(observation(index, 4.0, 3.0))
     standing = counts.standing()
     assert standing.recent is not None
     assert (standing.recent.mse, standing.recent.copy_mse, standing.recent.frames) == (4, 3, WINDOW)

@@ -17,14 +17,14 @@ from e3d_deploy.data.live.feed import Arrival
 from e3d_deploy.errors import ConfigError, SourceLost
 from e3d_deploy.live import push as module
 from e3d_deploy.live.follower import Judged
-from e3d_deploy.live.observation import Seen
+from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.push import Push, check_push, shown
 from tests.data.live.peers import wait_until
 
 SIZE = (64, 64)
 
 
-def seen(number: int, size: tuple[int, int] = SIZE) -> Seen:
+def observation(number: int, size: tuple[int, int] = SIZE) -> Observation:
     """Return a picture of noise, which takes many bytes."""
     picture = np.random.default_rng(number).integers(0, 256, (*size, 1), np.uint8)
     judged = Judged(
@@ -40,7 +40,7 @@ def seen(number: int, size: tuple[int, int] = SIZE) -> Seen:
         latency_ms=1.0,
     )
     arrival = Arrival(picture=picture, index=number, time_s=None, came_s=0.0, begins=number == 0)
-    return Seen(source="a", arrival=arrival, judged=judged, latency_ms=1.0, dropped=0)
+    return Observation(source="a", arrival=arrival, judged=judged, latency_ms=1.0, dropped=0)
 
 
 def free_port() -> int:
@@ -83,7 +83,7 @@ def test_a_peer_gets_every_picture_by_rtsp(monkeypatch: pytest.MonkeyPatch) -> N
     with rtsp_listener() as (url, frames):
         push = connected(url, zoom=2)
         for number in range(20):
-            push.put(seen(number))
+            push.put(observation(number))
         push.close()
     assert frames == [(128, 256)] * 20
     assert (push.sent, push.not_sent, push.lost) == (20, 0, None)
@@ -124,12 +124,12 @@ def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
 
         def is_lost() -> bool:
             nonlocal number
-            push.put(seen(number))
+            push.put(observation(number))
             number += 1
             return push.lost is not None
 
         wait_until(is_lost)
-        push.put(seen(number))
+        push.put(observation(number))
         push.close()
     assert push.not_sent >= 1
     assert push.sent + push.not_sent == number + 1
@@ -151,13 +151,13 @@ def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) 
             def has_stalled() -> bool:
                 nonlocal number, stalled_s
                 if push.not_sent == 0:
-                    push.put(seen(number, large))
+                    push.put(observation(number, large))
                     number, stalled_s = number + 1, time.monotonic()
                 return time.monotonic() - stalled_s > 2  # in which it takes none of the pictures that wait
 
             wait_until(has_stalled)
             for _ in range(2 * module.QUEUE):
-                push.put(seen(number, large))
+                push.put(observation(number, large))
             assert push.not_sent > module.QUEUE
             push.close()
             assert isinstance(push.lost, SourceLost)
