@@ -1,1 +1,1 @@
-"""Live sources: cameras, network addresses and pipes, read in threads of their own."""
+"""Sources of pictures that are read in threads of their own: cameras, network addresses, pipes and files."""

@@ -1,4 +1,4 @@
-"""Addresses of sources, as a user types them."""
+"""Parse and check the addresses of sources that users type."""
 
 import re
 import stat
@@ -10,41 +10,42 @@ from urllib.parse import urlsplit
 from e3d_deploy.errors import ConfigError
 
 SCHEMES = ("rtsp", "rtsps", "http", "https")
-"""Schemes of network addresses that are read."""
+"""URL schemes of the network addresses that can be read."""
 CAMERA = re.compile(r"/dev/video\d+")
 LARGEST = (4320, 8192)
-"""Height and width of the largest picture that a live source may have (pixels); others may have as many pixels."""
+"""Height and width of the largest picture of a live source (pixels). Other shapes of as many pixels are allowed."""
 MOST_PIXELS = LARGEST[0] * LARGEST[1]
+"""Maximum number of pixels in a picture of a live source."""
 
 Kind = Literal["file", "camera", "network", "stdin"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Source of pictures, as a user named it."""
+    """Address of a source of pictures, as a user typed it."""
 
     text: str
-    """Text as it was typed, with the scheme in lower case; it may hold a password."""
+    """Typed text, with the scheme in lower case. It may contain a password."""
     kind: Kind
-    """Reader of the source."""
+    """Kind of source, which decides how it is read."""
     raw: tuple[int, int, int] | None = None
-    """Shape [H, W, C] of raw frames on stdin; None for every other kind."""
+    """Shape [H, W, C] of the raw frames on standard input; None for every other kind."""
 
     @property
     def name(self) -> str:
-        """Name for tables, logs and messages: without user, password and query, which may hold a token."""
+        """Name for tables, logs and messages, without user, password and query, which may contain a token."""
         if self.kind == "stdin":
             return "stdin"
         return public(self.text) if self.kind == "network" else self.text
 
     @property
     def scheme(self) -> str:
-        """Scheme of a network address; empty for every other kind."""
+        """Scheme of a network address; an empty text for every other kind."""
         return self.text.partition("://")[0] if self.kind == "network" else ""
 
     @property
     def is_live(self) -> bool:
-        """True for a camera and RTSP, which wait for nobody; of HTTP, `Feed.is_live` tells it once it is open."""
+        """True for a camera and RTSP. Whether HTTP is live is known once it is open, from `Feed.is_live`."""
         return self.kind == "camera" or self.scheme in ("rtsp", "rtsps")
 
 
@@ -52,12 +53,14 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
     """Return the address that a text names.
 
     Args:
-        text: `-` for raw frames on stdin, `/dev/videoN` or another character device for a camera, an address that
-            begins with rtsp://, rtsps://, http:// or https://, else the path of a video or a folder of pictures.
-        raw: shape [H, W, C] of raw frames; used for `-` alone.
+        text: `-` for raw frames on standard input; `/dev/videoN` or another character device for a camera; an address
+            that begins with rtsp://, rtsps://, http:// or https://; any other text is the path of a video or of a
+            folder of pictures.
+        raw: shape [H, W, C] of raw frames, used only for `-`.
 
     Raises:
-        ConfigError: another scheme, an address without a host, or `-` without a possible shape.
+        ConfigError: the scheme is not supported, the address has no host, or the text is `-` and `raw` is missing or
+            invalid.
     """
     if text == "-":
         return Address(text=text, kind="stdin", raw=_checked(raw))
@@ -66,23 +69,23 @@ def parse_address(text: str, *, raw: tuple[int, int, int] | None = None) -> Addr
     if (found := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)) is None:
         return Address(text=text, kind="file")
     scheme = found[1].lower()
-    text = scheme + text[len(scheme) :]  # FFmpeg knows schemes in lower case alone
+    text = scheme + text[len(scheme) :]  # FFmpeg accepts only lower-case schemes
     address = Address(text=text, kind="network")
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
-        remedy = "give its path alone" if scheme == "file" else "give one of these, a path, /dev/videoN or -"
-        raise ConfigError(f"{address.name}: {scheme}:// is not read, expected {known}; {remedy}")
+        remedy = "give only its path" if scheme == "file" else "give one of these, a path, /dev/videoN or -"
+        raise ConfigError(f"{address.name}: got the scheme {scheme}://, expected {known}; {remedy}")
     if not has_host(text):
-        # Its name is not shown: what looks like a port may be a password.
+        # The message leaves out the address: the text after a colon may be a password, not a port.
         raise ConfigError(
-            f"{scheme}://…: not an address with a host, expected {scheme}://HOST[:PORT]/PATH; write /, ?, # and @ "
+            f"{scheme}://…: the address has no valid host, expected {scheme}://HOST[:PORT]/PATH; write /, ?, # and @ "
             "in a user name or password as %2F, %3F, %23 and %40, and spaces as %20"
         )
     return address
 
 
 def has_host(text: str) -> bool:
-    """Return True if a text is an address of a host, with a port or without, that a library can take."""
+    """Return True if a text is an address with a valid host, an optional valid port, and printable characters only."""
     try:
         parts = urlsplit(text)
         return (
@@ -93,15 +96,19 @@ def has_host(text: str) -> bool:
 
 
 def public(text: str, *, with_path: bool = True) -> str:
-    """Return an address for messages, without user, password and query; without its path where that is a secret too."""
+    """Return an address for messages, without user, password and query.
+
+    Args:
+        with_path: include the path; False if the path is secret too.
+    """
     scheme, separator, rest = text.partition("://")
     if not separator:
         return "…"
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if not with_path:
-        # Where the host cannot be told from a password, neither is shown.
+        # Without a valid host, the text may be a password, so it is not shown.
         return f"{scheme}://{authority.rpartition('@')[2] if has_host(text) else '…'}"
-    # A password may hold an unescaped "/": all that stands before the last "@" may be a part of it.
+    # A password may contain an unescaped "/", so everything before the last "@" may belong to it.
     is_unclear = "@" in rest[len(authority) :]
     shown = ("…@" if is_unclear else "") + rest.rpartition("@")[2]
     return f"{scheme}://{re.split(r'[?#]', shown, maxsplit=1)[0]}"
@@ -116,7 +123,10 @@ def _is_character_device(text: str) -> bool:
 
 def _checked(raw: tuple[int, int, int] | None) -> tuple[int, int, int]:
     if raw is None:
-        raise ConfigError("-: raw frames on stdin tell no size; give it with --raw HxWxC, such as --raw 480x640x3")
+        raise ConfigError(
+            "-: raw frames on standard input do not include their size; give it with --raw HxWxC, such as "
+            "--raw 480x640x3"
+        )
     H, W, C = raw
     if C not in (1, 3):
         raise ConfigError(f"raw: got {C} channels, expected 1 (gray) or 3 (RGB); convert the frames")

@@ -1,4 +1,4 @@
-"""Bounded queue between the thread that reads a source and whoever takes its pictures."""
+"""Bounded queue between the thread that reads a source and the thread that takes its pictures."""
 
 import time
 from collections import deque
@@ -10,15 +10,15 @@ T = TypeVar("T")
 
 
 class Ended(Exception):
-    """End of a source; there is no next picture."""
+    """Raised when a source has ended and has no next picture."""
 
 
 class BoundedQueue(Generic[T]):
-    """Items that wait to be taken, in order.
+    """Bounded first-in, first-out queue that can drop old items, report an error and be closed.
 
     Args:
-        length: number of items that may wait.
-        drop_oldest: drop the item that has waited longest instead of blocking where the queue is full.
+        length: maximum number of items in the queue.
+        drop_oldest: when the queue is full, drop its oldest item instead of blocking.
     """
 
     def __init__(self, length: int, *, drop_oldest: bool) -> None:
@@ -31,11 +31,14 @@ class BoundedQueue(Generic[T]):
 
     @property
     def is_closed(self) -> bool:
-        """True if nobody takes items any more."""
+        """True once `close` was called."""
         return self._closed
 
     def put(self, item: T) -> bool:
-        """Add an item, which blocks while the queue is full unless it drops; return False once it is closed."""
+        """Add an item, and return True; return False if the queue is closed.
+
+        A full queue blocks the call until an item is taken, or drops its oldest item if `drop_oldest` is set.
+        """
         with self._changed:
             if self.drop_oldest and len(self._items) == self.length:
                 self._items.popleft()
@@ -48,17 +51,20 @@ class BoundedQueue(Generic[T]):
             return True
 
     def finish(self, error: Exception | None = None) -> None:
-        """Let `take` end, or raise an error, after the items that wait."""
+        """Mark the end of the items: after the queued items, `take` raises the error, or `Ended` without one."""
         with self._changed:
             self._finished, self._error = True, error
             self._changed.notify_all()
 
     def take(self, timeout_s: float | None = None) -> T | None:
-        """Return the next item; None if none has come after the timeout.
+        """Remove and return the next item; return None if no item arrives before the timeout.
+
+        Args:
+            timeout_s: maximum time to wait (s); None waits without limit.
 
         Raises:
-            Ended: there is none any more, or the queue is closed.
-            Exception: error that the queue was finished with.
+            Ended: the queue is closed, or it was finished without an error and no items are left.
+            Exception: the queue was finished with this error and no items are left.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
@@ -66,7 +72,7 @@ class BoundedQueue(Generic[T]):
                 if self._closed:
                     raise Ended
                 if self._finished:
-                    # Without the traceback of the time before, which would grow with each call.
+                    # Each raise appends to the traceback of an error, so a repeated call would make it grow.
                     raise Ended if self._error is None else self._error.with_traceback(None)
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
@@ -77,10 +83,10 @@ class BoundedQueue(Generic[T]):
             return item
 
     def __iter__(self) -> Iterator[T]:
-        """Yield the items until there is none any more.
+        """Yield the items until the queue is closed, or finished and empty.
 
         Raises:
-            Exception: error that the queue was finished with.
+            Exception: the queue was finished with this error.
         """
         while True:
             try:
@@ -91,7 +97,7 @@ class BoundedQueue(Generic[T]):
                 yield item
 
     def close(self) -> None:
-        """Drop what waits, and wake whoever puts or takes."""
+        """Drop all items, and wake the threads that wait in `put` or `take`."""
         with self._changed:
             self._closed = True
             self._items.clear()

@@ -1,4 +1,4 @@
-"""Connection to a camera or a network address, read in a thread that may be left behind."""
+"""Connection to a camera or a network address, read in a thread that is abandoned if FFmpeg blocks."""
 
 from collections.abc import Iterator
 from threading import Thread
@@ -11,14 +11,14 @@ from e3d_deploy.data.live.source_problem import REACH, SourceProblem, problem_of
 
 
 class Connection:
-    """Frames of a source that was opened once.
+    """One connection to a camera or a network address, opened and read in a daemon thread.
 
-    FFmpeg may block for longer than the time limits that it was given. So all calls of it are made in a daemon thread,
-    and whoever waits for that thread gives up at a deadline. A thread that is left behind closes its connection when
+    FFmpeg may block for longer than the time limits given to it. Therefore only the daemon thread calls FFmpeg, and
+    `facts` and `frames` stop waiting for that thread at a deadline. An abandoned thread closes its connection when
     FFmpeg returns.
 
     Args:
-        silence_s: longest time without an answer or a frame (s).
+        silence_s: maximum time to wait for the source to open, and for each frame (s).
     """
 
     def __init__(self, address: Address, silence_s: float) -> None:
@@ -32,20 +32,20 @@ class Connection:
         """Wait until the source is open, and return its properties.
 
         Raises:
-            SourceProblem: it cannot be opened in time.
+            SourceProblem: the source cannot be opened, or does not open within `silence_s`.
             Ended: the connection is closed.
         """
         facts = self._facts.take(self.silence_s)
         if facts is None:
-            reason = f"gave no picture that can be decoded within {self.silence_s:g} s"
-            raise SourceProblem(reason, f"{REACH}; a picture may be {MOST} at most")
+            reason = f"sent no picture that can be decoded within {self.silence_s:g} s"
+            raise SourceProblem(reason, f"{REACH}; pictures may have at most {MOST} pixels")
         return facts
 
     def frames(self) -> Iterator[Decoded]:
         """Yield the frames until the source ends.
 
         Raises:
-            SourceProblem: the source broke off, or no frame came in time.
+            SourceProblem: the source broke off, or no frame arrived within `silence_s`.
         """
         while True:
             try:
@@ -54,11 +54,11 @@ class Connection:
                 return
             if decoded is None:
                 remedy = "check the source and the network, or allow a longer silence"
-                raise SourceProblem(f"no picture came for {self.silence_s:g} s", remedy)
+                raise SourceProblem(f"no picture arrived for {self.silence_s:g} s", remedy)
             yield decoded
 
     def close(self) -> None:
-        """Wake whoever waits for frames, and let the thread close the source as soon as FFmpeg returns."""
+        """Wake the threads that wait for this connection; its own thread closes the source when FFmpeg returns."""
         self._facts.close()
         self._frames.close()
 
@@ -70,9 +70,9 @@ class Connection:
             self._pass_on()
         except (OSError, ValueError, av.FFmpegError) as failure:
             error = problem_of(failure, self.address)
-        except Exception as other:  # whoever waits has to know
+        except Exception as other:  # passed on to the waiting thread, which would wait until its deadline otherwise
             error = other
-        # Facts that wait come first, so that an error after them is the one of the frames.
+        # If the facts are queued already, `facts` returns them, and `frames` raises the error.
         self._facts.finish(error)
         self._frames.finish(error)
 

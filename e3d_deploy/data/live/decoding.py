@@ -1,4 +1,4 @@
-"""Frames of cameras and network addresses, decoded by FFmpeg."""
+"""Decode the frames of cameras and network addresses with FFmpeg."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,63 +14,64 @@ if TYPE_CHECKING:
     import av
 
 MOST = "×".join(map(str, LARGEST))
-"""Height and width of the largest picture, in words."""
+"""Height and width of the largest picture, as text for messages."""
 UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
-"""Readers that make up times and rates, as their streams tell none."""
+"""FFmpeg demuxers that invent timestamps and frame rates, because their formats have none."""
 MOST_DAMAGED = 250
-"""Packets in a row without a picture after which a live source is given up."""
+"""Maximum number of consecutive packets without a picture before reading of a live source fails."""
 INDEX_FIRST = (
-    "let its server answer requests for a range of bytes, or put its index first with "
+    "make its server support range requests, or move its index to the start with "
     "`ffmpeg -i VIDEO -c copy -movflags faststart NEW`"
 )
-"""Remedy for a file whose index cannot be reached, or that has other frames than its index tells."""
+"""Remedy for a file whose index cannot be reached, or whose frames do not match its index."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Properties of a source that is open."""
+    """Properties of an open source."""
 
     rate: float | None
-    """Frames per second; None where it tells none."""
+    """Frames per second; None if the source does not state a rate."""
     tells_times: bool
-    """True if its frames have times of their own, though single ones may lack theirs."""
+    """True if the source provides timestamps; single frames may still have none."""
     is_live: bool
-    """True if it has no end of its own."""
+    """True for a camera, RTSP, or a network address without a known duration and size."""
     aspect: Fraction | None
-    """Width of a pixel by its height; None where it is not told."""
+    """Width of a pixel divided by its height; None if the source does not state it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decoded:
-    """Frame of a source, as it was decoded."""
+    """Decoded frame and its times."""
 
     frame: "av.VideoFrame"
     time_s: float | None
-    """Time by the source's own clock (s); None where it tells none."""
+    """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
     came_s: float
-    """Value of `time.perf_counter()` when it was decoded."""
+    """Value of `time.perf_counter()` when the frame was decoded (s)."""
 
 
 def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
-    """Return the video stream of an open source, ready to be decoded, and its properties.
+    """Return the video stream of an open source, configured for decoding, and its properties.
 
     Raises:
-        SourceProblem: it holds no video that can be decoded, or too large pictures.
+        SourceProblem: the source contains no video, its codec is unsupported, or its pictures are too large.
     """
     stream = container.streams.best("video")
     if stream is None:
-        raise SourceProblem("holds no video", "give another address", is_final=True)
+        raise SourceProblem("contains no video", "give the address of a video", is_final=True)
     codec = stream.codec_context
     if codec is None:
-        raise SourceProblem("no decoder for its codec", "let it send H.264 or MJPEG", is_final=True)
+        raise SourceProblem("its codec is not supported", "make it send H.264 or MJPEG", is_final=True)
     if codec.width * codec.height > MOST_PIXELS:
         size = f"{codec.height}×{codec.width}"
-        raise SourceProblem(f"has pictures of {size}, expected at most {MOST}", "make them smaller", is_final=True)
+        reason = f"has pictures of {size} pixels, expected at most {MOST}"
+        raise SourceProblem(reason, "lower its resolution", is_final=True)
     if not codec.width:
         raise _undecodable()
     codec.options = {"max_pixels": str(MOST_PIXELS)}
     is_live = address.is_live or (container.duration is None and container.size <= 0)
-    # Threads by frames would hold back as many frames as there are threads.
+    # Decoding frames in parallel threads delays the output by one frame per thread.
     stream.thread_type = "SLICE" if is_live else "AUTO"
     tells_times = container.format.name not in UNTIMED
     return stream, Facts(
@@ -87,13 +88,14 @@ def _rate(stream: Any) -> float | None:
 
 
 def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bool]) -> Iterator[Decoded]:
-    """Yield the frames of a source. Damaged ones of a live source are passed over, those of a file end it.
+    """Yield the frames of a source. Damaged frames of a live source are skipped; a damaged frame of a file is an error.
 
     Args:
-        is_wanted: asked before each packet; no more frames come once it returns False.
+        is_wanted: called before each packet; decoding stops when it returns False.
 
     Raises:
-        SourceProblem: the source is lost, a file is damaged or ends early, or nothing of a live source can be decoded.
+        SourceProblem: the source is lost; a file is damaged or ends early; or `MOST_DAMAGED` packets in a row of a live
+            source give no picture.
     """
     number, damaged = 0, 0
     for packet, reason in _packets(container, stream):
@@ -112,8 +114,9 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
         if reason is None and not facts.is_live:
             reason = failure
         if reason is not None and number == 0 and not facts.is_live:
-            raise SourceProblem(f"gave none of its frames ({reason})", INDEX_FIRST, is_final=True)
-        # A server that tells no length closes the connection in the same way at the end as before it.
+            raise SourceProblem(f"none of its frames can be read ({reason})", INDEX_FIRST, is_final=True)
+        # A server that sends no length closes the connection at the end in the same way as when it breaks off, so an
+        # error after the last frame that the index lists is the regular end.
         is_whole = 0 < stream.frames <= number
         if reason is not None and not is_whole:
             raise _broken(number, stream, reason)
@@ -124,7 +127,10 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
 
 
 def _packets(container: Any, stream: Any) -> Iterator[tuple[Any, str | None]]:
-    """Yield the packets of a stream; after an error, None, for the frames that the decoder holds, and the reason."""
+    """Yield the packets of a stream, each with None.
+
+    After an error, yield None, which flushes the decoder, with the reason of the error.
+    """
     import av
 
     try:
@@ -135,7 +141,7 @@ def _packets(container: Any, stream: Any) -> Iterator[tuple[Any, str | None]]:
 
 
 def _frames(stream: Any, packet: Any) -> tuple[list["av.VideoFrame"], str | None]:
-    """Return the frames that a packet completes, or none and the reason where it is damaged or too large."""
+    """Return the frames that a packet completes, and None; for a damaged packet, an empty list and the reason."""
     import av
 
     try:
@@ -146,8 +152,8 @@ def _frames(stream: Any, packet: Any) -> tuple[list["av.VideoFrame"], str | None
 
 def _undecodable() -> SourceProblem:
     return SourceProblem(
-        f"sends pictures that cannot be decoded, or that are larger than {MOST}",
-        "check its codec, or make its pictures smaller",
+        f"sends pictures that cannot be decoded, or that are larger than {MOST} pixels",
+        "check its codec, or lower its resolution",
         is_final=True,
     )
 

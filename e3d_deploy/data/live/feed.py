@@ -1,4 +1,4 @@
-"""Pictures of any source, read in a thread of its own into a bounded queue."""
+"""Read the pictures of any source in a thread of its own, through a bounded queue."""
 
 import time
 from collections.abc import Iterator
@@ -27,47 +27,50 @@ from e3d_deploy.progress import Notify, silent
 __all__ = ["Arrival", "Ended", "Feed", "FeedOptions"]
 
 CLOSING_S = 0.5
-"""Time that closing waits for the reading thread (s); it goes on alone where a library blocks it."""
+"""Maximum time that `close` waits for the reading thread (s). A thread that a library blocks is then abandoned."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arrival:
-    """Picture of a source, as it came."""
+    """Picture of a source, with its index and its times."""
 
     picture: NDArray[np.uint8]
-    """[H, W, C], as the model takes it."""
+    """Picture in the size and channels of the model, [H, W, C]."""
     index: int
-    """Number among the selected pictures since the source was opened, from 0; dropped ones count."""
+    """Index among the selected pictures since the source was opened, from 0; dropped pictures count."""
     time_s: float | None
-    """Time by the source's own clock (s); None where it tells none."""
+    """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
     came_s: float
-    """Value of `time.perf_counter()` when it was decoded; of a recording that plays at its rate, when it was due."""
+    """Value of `time.perf_counter()` when the picture was decoded, or was due if a recording plays in real time (s)."""
     begins: bool
-    """True for the first picture, and the first after a reconnect or a change of size: nothing leads to it."""
+    """True for a picture that does not continue the previous one: the first picture, and the first after a reconnect or
+    a change of size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeedOptions:
-    """Way in which a source is read.
+    """Queue, time limits and reconnects of a source.
 
     Raises:
-        ConfigError: a value that cannot work.
+        ConfigError: a field is out of its range.
     """
 
     policy: Literal["block", "drop-oldest"] | None = None
-    """Way in which a full queue takes the next picture; None: `drop-oldest` for a live source, else `block`."""
+    """Policy of a full queue: block the source, or drop the oldest picture. None selects `drop-oldest` for a live
+    source and `block` for a recording."""
     queue_length: int | None = None
-    """Number of pictures that may wait; None: 1 for a live source, else 4."""
+    """Maximum number of pictures in the queue; None selects 1 for a live source and 4 for a recording."""
     silence_s: float = 10.0
-    """Longest time without a picture from a camera or the network (s), after which the source counts as lost."""
+    """Maximum time without a picture before a camera or a network source counts as lost (s)."""
     attempts: int = 5
-    """Reconnects in a row without a picture before SourceLost; 0 never reconnects."""
+    """Maximum number of consecutive reconnects without a picture; 0 never reconnects."""
     realtime: bool = False
-    """Play what is not live at its own frame rate, else at 10 frames per second."""
+    """Play recordings at their own frame rate, or at 10 frames per second if it is unknown. Ignored for live sources
+    and standard input."""
 
     def __post_init__(self) -> None:
         if self.policy not in (None, "block", "drop-oldest"):
-            raise ConfigError(f"policy: got {self.policy!r}, expected block or drop-oldest; give one of them")
+            raise ConfigError(f"policy: got {self.policy!r}, expected block or drop-oldest")
         if self.queue_length is not None and self.queue_length < 1:
             raise ConfigError(f"queue_length: got {self.queue_length}, expected 1 or more; 1 keeps the newest picture")
         if not 0 < self.silence_s <= 3600:
@@ -77,25 +80,27 @@ class FeedOptions:
 
 
 class Feed:
-    """Pictures of a source, in the order in which they come.
+    """Pictures of a source, in the order of their arrival.
 
-    The source is opened at once, and that is not tried again: a camera that is not up yet is an error. Attempts count
-    for a source that was open.
+    The constructor opens the source once and does not retry: a camera that is switched off is an error. Reconnects
+    apply only to a source that was open before.
 
     Args:
-        address: source.
-        form: form of the pictures.
+        address: address of the source.
+        form: size and channels that pictures are converted to.
         options: queue, time limits and reconnects.
-        selection: pictures that are taken; a live source is resampled by its own times, else by those of arrival.
-        remarks: takes what is done to the pictures; None: remarks of its own, which are logged.
-        notify: told of each reconnect, in a sentence, from the reading thread.
-        stdin: stream of raw frames; None for the process's own stdin.
+        selection: pictures that are selected. A live source is resampled by its timestamps, or by the times of arrival
+            if it provides no timestamps.
+        remarks: collects remarks on how pictures are converted; None logs each remark.
+        notify: called from the reading thread with a sentence about each reconnect.
+        stdin: stream of raw frames; None reads standard input.
 
     Raises:
-        ClipError: nothing there that can be read, or access is refused.
+        ClipError: the source does not exist, is not a video that can be read, or refuses access.
         SourceLost: the source cannot be reached, or does not answer.
-        ConfigError: a selection that the source does not allow.
-        BackendUnavailable: without the extra `video`.
+        ShapeError: the model has neither 1 nor 3 channels, and the source is a camera or a network address.
+        ConfigError: the source does not support the selection.
+        BackendUnavailable: the extra `video` is needed and not installed.
     """
 
     def __init__(
@@ -118,9 +123,9 @@ class Feed:
         else:
             self._source = _connected(address, form, selection, options, remarks, notify)
         self.is_live = self._source.is_live
-        """True if the source waits for nobody: a camera, RTSP, and HTTP without an end."""
+        """True if the source does not wait for its reader: a camera, RTSP, and HTTP without an end."""
         self.frames_per_second = self._source.rate
-        """Selected pictures per second; None where the source tells no rate."""
+        """Selected pictures per second; None if the source states no rate."""
         policy = options.policy or ("drop-oldest" if self.is_live else "block")
         length = options.queue_length or (1 if self.is_live else 4)
         self._waiting: BoundedQueue[tuple[int, DecodedPicture]] = BoundedQueue(
@@ -137,21 +142,27 @@ class Feed:
 
     @property
     def reconnects(self) -> int:
-        """Number of times that the source was opened again."""
+        """Number of successful reconnects."""
         return self._source.reconnects
 
     def take(self, timeout_s: float | None = None) -> Arrival | None:
-        """Return the next picture; None if none has come after the timeout. For one thread at a time.
+        """Return the next picture; return None if no picture arrives before the timeout.
+
+        Only one thread at a time may call it.
+
+        Args:
+            timeout_s: maximum time to wait (s); None waits without limit.
 
         Raises:
-            Ended: there is none any more, or the feed is closed.
-            SourceLost, ClipError: the source broke off for good, after the pictures that came before.
+            Ended: the source has ended, or the feed is closed.
+            SourceLost, ClipError: the source failed, and all pictures before the failure were taken.
         """
         taken = self._waiting.take(timeout_s)
         if taken is None:
             return None
         index, decoded = taken
-        # Compared with the picture that was taken last, as the first one of a section may have been dropped.
+        # The queue may have dropped the first picture of a section, so the section is compared with that of the
+        # picture taken before.
         begins, self._section = decoded.section != self._section, decoded.section
         return Arrival(
             picture=decoded.picture, index=index, time_s=decoded.time_s, came_s=decoded.came_s, begins=begins
@@ -161,7 +172,7 @@ class Feed:
         """Yield the pictures until the source ends.
 
         Raises:
-            SourceLost, ClipError: as `take`.
+            SourceLost, ClipError: see `take`.
         """
         while True:
             try:
@@ -172,7 +183,7 @@ class Feed:
                 yield arrival
 
     def close(self) -> None:
-        """Stop reading; from any thread, more than once, and without waiting for a library that blocks."""
+        """Stop reading. It may be called repeatedly and from any thread, and waits at most `CLOSING_S`."""
         self._closed.set()
         self._source.close()
         self._waiting.close()
@@ -195,7 +206,7 @@ class Feed:
                     decoded = replace(decoded, came_s=time.perf_counter())
                 if not self._waiting.put((index, decoded)):
                     break
-        except Exception as error:  # whatever it is, whoever takes pictures has to know
+        except Exception as error:  # `take` raises it in the thread that takes pictures
             self._waiting.finish(error)
         else:
             self._waiting.finish()
@@ -209,7 +220,9 @@ def _connected(
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     if form.channels not in (1, 3):
-        raise ShapeError(f"{address.name}: pictures have 1 or 3 colours, the model takes {form.channels}; give .npz")
+        raise ShapeError(
+            f"{address.name}: pictures have 1 or 3 channels, the model takes {form.channels}; give arrays as .npz"
+        )
     return Reconnecting(
         address,
         form,

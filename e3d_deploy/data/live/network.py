@@ -1,4 +1,4 @@
-"""Cameras and network addresses, opened by FFmpeg."""
+"""Open cameras and network addresses with FFmpeg."""
 
 import os
 import ssl
@@ -7,37 +7,39 @@ from typing import Any
 from e3d_deploy.data.live.address import MOST_PIXELS, Address
 
 PROTOCOLS = "rtsp,rtp,udp,tcp,tls,http,https,crypto,httpproxy"
-"""Protocols that a source may use, also by a redirect; `file` is not among them."""
+"""Protocols that a source may use, also after a redirect. `file` is excluded: a server must not open local files."""
 FORMATS = {
     "rtsp": "rtsp",
     "http": "mpegts,mov,matroska,avi,ogg,gif,ivf,yuv4mpegpipe,h264,hevc,mjpeg,mpjpeg,jpeg_pipe",
 }
-"""Readers that a source may use, by how it is opened. Playlists are not among them, as they name other addresses."""
+"""FFmpeg demuxers that a source may use, by kind of address. Playlists are excluded, because they open other
+addresses."""
 DEBIAN = "/etc/ssl/certs/ca-certificates.crt"
-"""Trusted certificates of Debian and Ubuntu, whose OpenSSL is told a folder alone."""
+"""File of trusted certificates of Debian and Ubuntu, whose OpenSSL is configured with only a folder."""
 LATER_S = 1.0
-"""Time by which FFmpeg gives up later than its caller (s), so that the caller's error is the one that is seen."""
+"""Time that is added to FFmpeg's time limits (s), so that the caller's deadline passes first and gives the error."""
 
 
 def open_container(address: Address, silence_s: float) -> Any:
     """Open a camera or a network address with PyAV.
 
-    No camera was at hand: of V4L2, only the call below and its errors are tested. H.264 over RTSP comes one picture
-    late, as FFmpeg's parser ends a picture where the next one begins. The certificate of https:// is verified by the
-    system's trusted ones; that of rtsps:// is not, as cameras sign their own.
+    The tests use no real camera: for V4L2, they check only the call below and its errors. H.264 over RTSP arrives one
+    picture late, because FFmpeg's parser ends a picture where the next one begins. The certificate of https:// is
+    verified against the trusted certificates of the system; the certificate of rtsps:// is not verified, because
+    cameras sign their own.
 
     Args:
-        silence_s: longest time that FFmpeg may wait for the peer (s), a little later than its caller.
+        silence_s: maximum time that the caller waits for the source (s); FFmpeg waits `LATER_S` longer.
 
     Raises:
-        Exception: FFmpeg's error, whose text may hold a password.
+        Exception: FFmpeg cannot open the source; the text of its error may contain a password.
     """
     import av
 
     patience_s = silence_s + LATER_S
     is_camera = address.kind == "camera"
-    # A set of options, though an empty one, makes PyAV refuse readers that find their streams late, which would
-    # ignore `max_pixels`. PyAV's annotation tells another type than its documentation.
+    # Demuxers that discover streams only while reading would ignore `max_pixels`. PyAV refuses such demuxers if it is
+    # given options for streams, even empty options. `Any`: PyAV's annotation contradicts its documentation.
     of_streams: Any = [{}]
     return av.open(
         address.text,
@@ -53,7 +55,7 @@ def _network_options(address: Address, patience_s: float) -> dict[str, str]:
     patience = str(round(patience_s * 1e6))  # µs
     if not address.is_live:
         options = {"protocol_whitelist": PROTOCOLS, "format_whitelist": FORMATS["http"], "rw_timeout": patience}
-        # FFmpeg verifies nothing unless it is asked to, and PyAV's knows no file of trusted certificates.
+        # FFmpeg verifies certificates only on request, and PyAV's FFmpeg has no default file of trusted certificates.
         return options | ({"tls_verify": "1", "ca_file": _trusted()} if address.scheme == "https" else {})
     return {
         "protocol_whitelist": PROTOCOLS,
@@ -61,12 +63,12 @@ def _network_options(address: Address, patience_s: float) -> dict[str, str]:
         "timeout": patience,
         "rtsp_transport": "tcp",  # UDP loses packets on busy networks and is often blocked
         "allowed_media_types": "video",
-        "fpsprobesize": "5",  # FFmpeg would wait for 20 frames to find the rate, which a slow camera takes seconds for
+        "fpsprobesize": "5",  # frames; FFmpeg's default of 20 takes seconds with a slow camera
     }
 
 
 def _trusted() -> str:
-    """Return the file of trusted certificates; where there is none, every certificate is refused."""
+    """Return the path of the trusted certificates; if the file does not exist, every certificate is refused."""
     paths = ssl.get_default_verify_paths()
     if paths.openssl_cafile_env in os.environ:
         return os.environ[paths.openssl_cafile_env]

@@ -1,4 +1,4 @@
-"""Raw frames from a pipe as a source."""
+"""Read raw frames from a pipe."""
 
 import io
 import sys
@@ -20,15 +20,18 @@ from e3d_deploy.errors import BackendUnavailable, ClipError, ConfigError, Source
 
 
 class RawFrames:
-    """Pictures of raw frames, uint8 row by row, without anything between them.
+    """Pictures from a stream of raw frames: uint8 [H, W, C] in row-major order, without separators.
 
     Args:
-        shape: height, width and colours of a frame.
-        stream: stream that they are read from; None for stdin.
+        shape: height, width and channels of a frame.
+        form: size and channels that pictures are converted to.
+        selection: frames that are selected; raw frames cannot be resampled, because they have no times.
+        remarks: collects remarks on how pictures are converted.
+        stream: stream to read; None reads standard input.
 
     Raises:
-        ConfigError: frames are to be resampled, though they tell no rate, or there is no stdin.
-        BackendUnavailable: frames of another form than the model's, without the extra `video`.
+        ConfigError: `selection` resamples, or the process has no standard input.
+        BackendUnavailable: frames have to be converted, and the extra `video` is not installed.
     """
 
     is_live, reconnects, rate = False, 0, None
@@ -52,8 +55,8 @@ class RawFrames:
         """Yield the pictures.
 
         Raises:
-            ClipError: there is not one byte.
-            SourceLost: the last frame is not whole.
+            ClipError: the stream is empty.
+            SourceLost: the stream ended within a frame.
         """
         number, size = 0, int(np.prod(self.shape))
         while not self._closed.is_set():
@@ -63,7 +66,7 @@ class RawFrames:
             if count < size:
                 raise SourceLost(
                     f"stdin: broke off in frame {number}, got {count} bytes, expected {size}; check that the frames "
-                    f"are {'x'.join(map(str, self.shape))} as --raw says"
+                    f"have the size {'x'.join(map(str, self.shape))} given with --raw"
                 )
             if number % self.stride == 0:
                 came_s = time.perf_counter()
@@ -74,7 +77,7 @@ class RawFrames:
             raise ClipError("stdin: empty, expected raw frames; check the program that writes them")
 
     def close(self) -> None:
-        """Let `pictures` end after the frame that is being read."""
+        """Make `pictures` end after the frame that it reads."""
         self._closed.set()
 
     def _brought(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -97,7 +100,7 @@ def _fill(stream: Any, content: bytearray) -> int:
 def _stdin() -> Any:
     if sys.stdin is None:
         raise ConfigError("-: this process has no stdin; give a file or an address")
-    # Unbuffered: a thread that holds the lock of a buffer while Python ends would abort the process.
+    # Unbuffered: Python aborts the process at exit if a thread holds the lock of a buffer of standard input.
     return io.FileIO(sys.stdin.fileno(), closefd=False)
 
 

@@ -1,4 +1,4 @@
-"""Cameras and network addresses that are opened again when they are lost."""
+"""Read cameras and network addresses, and reconnect when a connection is lost."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,19 +19,22 @@ from e3d_deploy.errors import SourceLost
 from e3d_deploy.progress import Notify
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 15.0
-"""Wait before the first reconnect, which doubles with each that gives no picture, and the longest one (s)."""
+"""Delay before the first reconnect, which doubles after each failed reconnect, and the maximum of that delay (s)."""
 
 
 class Reconnecting:
-    """Pictures of a camera or a network address.
+    """Pictures of a camera or a network address, across reconnects.
 
-    The first connection is made at once and not tried again. One that is lost after it is made again if the source is
-    live: a file behind HTTP would begin again from its start.
+    The constructor opens the first connection and does not retry. A connection that is lost later is reopened only for
+    a live source: a file served over HTTP would start from its beginning again.
 
     Args:
-        silence_s: longest time without a picture (s).
-        attempts: connections in a row without a picture before the source counts as lost.
-        notify: told of each reconnect.
+        form: size and channels that pictures are converted to.
+        selection: pictures that are selected.
+        silence_s: maximum time without a picture (s).
+        attempts: maximum number of consecutive reconnects without a picture.
+        remarks: collects remarks on how pictures are converted.
+        notify: called with a sentence about each reconnect.
 
     Raises:
         ClipError, SourceLost: the source cannot be opened.
@@ -62,10 +65,10 @@ class Reconnecting:
         self.is_live, self.rate = self._facts.is_live, selection.rate(self._facts.rate)
 
     def pictures(self) -> Iterator[DecodedPicture]:
-        """Yield the pictures, over reconnects.
+        """Yield the pictures until the source ends or is closed.
 
         Raises:
-            SourceLost: the source broke off for good.
+            ClipError, SourceLost: a source that is not live broke off, or all reconnects of a live source failed.
         """
         while not self._closed.is_set():
             problem = SourceProblem("the stream ended", "check the source")
@@ -80,12 +83,12 @@ class Reconnecting:
             self._connect_again(problem)
 
     def close(self) -> None:
-        """Let `pictures` end, also while it waits for a picture or for the next connection."""
+        """Make `pictures` end, also while it waits for a picture or before a reconnect."""
         self._closed.set()
         self._connection.close()
 
     def _brought(self) -> Iterator[DecodedPicture]:
-        """Yield the selected pictures of the connection, in the form of the model."""
+        """Yield the selected pictures of the current connection, in the size and channels of the model."""
         bring = Bringer(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
         size: tuple[int, int] | None = None
         for decoded in self._selected(self._connection.frames()):
@@ -93,7 +96,7 @@ class Reconnecting:
                 self._section += 1
             picture = bring(decoded.frame)
             if self._failures:
-                self.notify(f"{self.address.name}: connected again; the state is reset")
+                self.notify(f"{self.address.name}: reconnected; the state is reset")
             self._failures = 0
             yield DecodedPicture(picture=picture, time_s=decoded.time_s, came_s=decoded.came_s, section=self._section)
 
@@ -104,9 +107,10 @@ class Reconnecting:
         return islice(frames, 0, None, self.selection.every or 1)
 
     def _timed(self, frames: Iterator[Decoded]) -> Iterator[tuple[Fraction, Decoded]]:
-        """Yield frames with times that only ascend, and by no more than the longest silence.
+        """Yield frames with times that never decrease, and increase by at most `silence_s` per frame.
 
-        A clock that jumps, as that of a camera that is set, would have one frame repeated for all of the jump.
+        A larger step, such as that of a camera whose clock is adjusted, counts as one usual interval. Otherwise
+        resampling would repeat one frame for the whole step.
         """
         usual = Fraction(1 / self._facts.rate) if self._facts.rate else Fraction(0)
         clock, last = Fraction(0), None
@@ -118,10 +122,13 @@ class Reconnecting:
             yield clock, decoded
 
     def _connect_again(self, problem: SourceProblem) -> None:
-        """Wait, and open the source again, until it is open or closed.
+        """Retry after growing delays, until a connection is open or `close` is called.
+
+        Args:
+            problem: reason why the previous connection ended.
 
         Raises:
-            SourceLost: all attempts failed.
+            ClipError, SourceLost: the source is not live, or all attempts failed.
         """
         name = self.address.name
         while not self._closed.is_set():
@@ -133,11 +140,11 @@ class Reconnecting:
             delay_s = min(FIRST_DELAY_S * 2**self._failures, LONGEST_DELAY_S)
             self._failures += 1
             counted = f"attempt {self._failures} of {self.attempts}"
-            self.notify(f"{name}: {problem.reason}; connecting again in {delay_s:g} s ({counted})")
+            self.notify(f"{name}: {problem.reason}; reconnecting in {delay_s:g} s ({counted})")
             if self._closed.wait(delay_s):
                 return
             self._connection = Connection(self.address, self.silence_s)
-            if self._closed.is_set():  # it was closed before it knew of this connection
+            if self._closed.is_set():  # `close` may have run before the new connection was assigned
                 self._connection.close()
             try:
                 self._facts = self._connection.facts()

@@ -1,4 +1,4 @@
-"""Files and folders as sources."""
+"""Read video files and folders of pictures as sources."""
 
 import time
 from collections.abc import Generator, Iterator
@@ -22,7 +22,8 @@ class Recorded:
     """Pictures of a video file or of a folder of pictures.
 
     Raises:
-        ClipError, ConfigError, BackendUnavailable: as `data.play.play`.
+        ClipError: the path does not exist.
+        ClipError, ConfigError, BackendUnavailable: see `data.play.play`.
     """
 
     is_live, reconnects = False, 0
@@ -30,7 +31,8 @@ class Recorded:
     def __init__(self, path: Path, form: Form, selection: Selection, *, remarks: Remarks) -> None:
         if not path.exists():
             raise ClipError(
-                f"{path}: no such file; give a video, a folder of pictures, a camera such as /dev/video0, or an address"
+                f"{path}: no such file or folder; give a video, a folder of pictures, a camera such as /dev/video0, or "
+                "an address"
             )
         self.video = play(path, form, remarks=remarks, selection=selection)
         self.rate, self.resample = self.video.rate, selection.resample
@@ -40,16 +42,16 @@ class Recorded:
         """Yield the pictures.
 
         Raises:
-            ClipError, SourceLost: as `data.play.Video.pictures`.
+            ClipError, SourceLost: see `data.play.Video.pictures`.
         """
         with closing(cast(Generator[NDArray[np.uint8]], self.video.pictures)) as pictures:
             for number, picture in enumerate(pictures):
-                # Ticks have even times, whichever frames they take.
+                # Resampled pictures are evenly spaced in time, whichever frames were selected for them.
                 time_s = self.video.time_s() if self.resample is None else number / self.resample
                 yield DecodedPicture(picture=picture, time_s=time_s, came_s=time.perf_counter(), section=0)
                 if self._closed.is_set():
                     return
 
     def close(self) -> None:
-        """Let `pictures` end after the next picture."""
+        """Make `pictures` end after the next picture."""
         self._closed.set()

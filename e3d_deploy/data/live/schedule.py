@@ -1,24 +1,25 @@
-"""Times at which the pictures of a recording are due."""
+"""Schedule of the pictures of a recording that plays in real time."""
 
 HURRY_S = 0.5
-"""Longest delay that is made up for by pictures in quick succession (s)."""
+"""Maximum delay that is made up for by playing faster (s)."""
 
 
 class Schedule:
-    """Times at which the pictures of a recording are due when it plays at its own rate.
+    """Computes when the pictures of a recording are due if it plays at its own rate.
 
-    After a longer delay than `HURRY_S`, as of a viewer who paused, it goes on at the rate.
+    After a delay above `HURRY_S`, such as a pause by the viewer, the recording does not catch up: it continues at its
+    rate from the current picture.
     """
 
     def __init__(self) -> None:
         self._began_s: float | None = None
 
     def wait_s(self, time_s: float, now_s: float) -> float:
-        """Return the time to wait before a picture is given (s), 0 where it is late.
+        """Return the time until a picture is due (s); 0 if the picture is late.
 
         Args:
-            time_s: time of the picture by the recording's own clock (s).
-            now_s: time by a clock that never goes back (s).
+            time_s: time of the picture in the recording (s).
+            now_s: current time by a monotonic clock (s).
         """
         if self._began_s is None or now_s - (self._began_s + time_s) > HURRY_S:
             self._began_s = now_s - time_s

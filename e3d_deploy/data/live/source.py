@@ -1,4 +1,4 @@
-"""Sources that are open, and the pictures that they give."""
+"""Interface of an open source, and the pictures that it yields."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,39 +10,40 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodedPicture:
-    """Picture that a source gave."""
+    """Decoded picture of a source, and its times."""
 
     picture: NDArray[np.uint8]
-    """[H, W, C], as the model takes it."""
+    """Picture in the size and channels of the model, [H, W, C]."""
     time_s: float | None
-    """Time by the source's own clock (s); None where it tells none."""
+    """Timestamp by the clock of the source (s); None if the source provides no timestamp."""
     came_s: float
-    """Value of `time.perf_counter()` when it was decoded."""
+    """Value of `time.perf_counter()` when the picture was decoded (s)."""
     section: int
-    """Number of the section; a new one begins with each connection and each size, and nothing leads to its first."""
+    """Number of the section, from 0. Each connection and each change of size begins a new section, whose first picture
+    does not continue the previous one."""
 
 
 class Source(Protocol):
-    """Source that is open."""
+    """Interface of an open source."""
 
     @property
     def rate(self) -> float | None:
-        """Pictures per second; None where it tells none."""
+        """Selected pictures per second; None if the source states no rate."""
 
     @property
     def is_live(self) -> bool:
-        """True if it waits for nobody."""
+        """True if the source does not wait for its reader."""
 
     @property
     def reconnects(self) -> int:
-        """Number of times it was opened again."""
+        """Number of successful reconnects."""
 
     def pictures(self) -> Iterator[DecodedPicture]:
         """Yield the pictures until the source ends or is closed.
 
         Raises:
-            E3DError: it cannot be read any further.
+            E3DError: the source failed.
         """
 
     def close(self) -> None:
-        """Let `pictures` end soon, from another thread."""
+        """Make `pictures` end soon. It may be called from any thread."""

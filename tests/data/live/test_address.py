@@ -52,14 +52,14 @@ def test_a_name_holds_no_password(text: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rtmp://host/x", "rtmp:// is not read, expected rtsp://, rtsps://, http://, https://"),
-        ("file:///etc/passwd", "give its path alone"),
-        ("rtsp:///cam", "not an address with a host"),
-        ("rtsp://host:0/cam", "not an address with a host"),
+        ("rtmp://host/x", "got the scheme rtmp://, expected rtsp://, rtsps://, http://, https://"),
+        ("file:///etc/passwd", "give only its path"),
+        ("rtsp:///cam", "the address has no valid host"),
+        ("rtsp://host:0/cam", "the address has no valid host"),
         ("http://host/a b", "and spaces as %20"),
-        ("http://host/a\r\nX: 1", "not an address with a host"),
+        ("http://host/a\r\nX: 1", "the address has no valid host"),
         ("rtsp://user:hunter2/x@host/cam", "write /, ?, # and @ in a user name or password as %2F"),
-        ("rtsp://user:hunter2#x", "not an address with a host"),
+        ("rtsp://user:hunter2#x", "the address has no valid host"),
         ("-", "give it with --raw HxWxC"),
     ],
 )

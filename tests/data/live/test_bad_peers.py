@@ -1,4 +1,4 @@
-"""Peers that cannot be read end with a clear error, in time, and without more memory than a picture may take."""
+"""Peers that cannot be read give a clear error, in time, without more memory than the largest picture needs."""
 
 import socket
 from collections.abc import Callable
@@ -33,12 +33,13 @@ from tests.data.live.peers import (
 
 FORM = Form(image_size=(24, 32), channels=1)
 SHORT_S, LONG_S = 0.5, 600.0
-"""Longest silence: where it is the matter of a test, and where it must not be, on a slow machine either."""
+"""Maximum silence of tests that wait for it, and of tests that must not reach it, even on a slow machine (s)."""
 CLIP = Path(__file__).parents[3] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 PLAYLIST = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{CLIP}\n#EXT-X-ENDLIST\n"
 NOT_READ = "not a video that can be read"
-
-
+SWITCHED_ON = "check that the source is switched on"
+UNAUTHORIZED = "got 401, the user name or password is missing or wrong"
+LOG_IN = "give a valid user name and password as http://USER:PASSWORD@HOST"
 PATIENT = FeedOptions(silence_s=LONG_S, attempts=0, policy="block")
 
 
@@ -51,7 +52,7 @@ def closing(_: Peer, __: socket.socket, ___: int) -> None:
 
 
 def read(text: str, silence_s: float = LONG_S) -> list[int]:
-    """Read a source to its end; return the numbers of its pictures."""
+    """Read a source to its end, and return the indices of its pictures."""
     options = FeedOptions(silence_s=silence_s, attempts=0, policy="block")
     with Feed(parse_address(text), FORM, options, remarks=Remarks(silent=True)) as source:
         return [arrival.index for arrival in source]
@@ -60,14 +61,14 @@ def read(text: str, silence_s: float = LONG_S) -> list[int]:
 @pytest.mark.parametrize(
     ("scheme", "serve", "kind", "message"),
     [
-        ("rtsp", silent, SourceLost, "gave no picture that can be decoded within 0.5 s; check that it is switched on"),
-        ("http", silent, SourceLost, "gave no picture that can be decoded within 0.5 s"),
-        ("rtsp", rtsp(0, then_silent=True), SourceLost, "gave no picture that can be decoded within 0.5 s"),
-        ("rtsp", closing, SourceLost, "check that it is switched on"),
-        ("http", closing, SourceLost, "check that it is switched on"),
-        ("rtsp", rtsp(0, refuse="401 Unauthorized"), ClipError, "got 401, it wants a user name and password"),
-        ("rtsp", rtsp(0, refuse="404 Not Found"), ClipError, "got 404, there is nothing at this path"),
-        ("http", answering("401 Unauthorized"), ClipError, "give them as http://USER:PASSWORD@HOST"),
+        ("rtsp", silent, SourceLost, f"sent no picture that can be decoded within 0.5 s; {SWITCHED_ON}"),
+        ("http", silent, SourceLost, "sent no picture that can be decoded within 0.5 s"),
+        ("rtsp", rtsp(0, then_silent=True), SourceLost, "sent no picture that can be decoded within 0.5 s"),
+        ("rtsp", closing, SourceLost, SWITCHED_ON),
+        ("http", closing, SourceLost, SWITCHED_ON),
+        ("rtsp", rtsp(0, refuse="401 Unauthorized"), ClipError, UNAUTHORIZED),
+        ("rtsp", rtsp(0, refuse="404 Not Found"), ClipError, "got 404, nothing was found at this path"),
+        ("http", answering("401 Unauthorized"), ClipError, LOG_IN),
         ("http", answering("403 Forbidden"), ClipError, "got 403, access is forbidden"),
         ("http", answering("404 Not Found"), ClipError, "got 404"),
         ("http", answering("418 I am a teapot"), ClipError, "refused the request"),
@@ -102,13 +103,13 @@ def test_a_peer_that_cannot_be_read_is_an_error_at_once(
 def test_a_port_where_nobody_listens_refuses_the_connection(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    with pytest.raises(SourceLost, match="refused the connection; check that it is switched on"):
+    with pytest.raises(SourceLost, match=f"refused the connection; {SWITCHED_ON}"):
         read(f"{scheme}://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
 def test_a_host_that_no_name_server_knows_is_named(scheme: str) -> None:
-    with pytest.raises(SourceLost, match="the name of its host is not known"):
+    with pytest.raises(SourceLost, match="its host name cannot be resolved"):
         read(f"{scheme}://no-such-host.invalid/cam")
 
 
@@ -140,7 +141,7 @@ def test_a_file_over_http_that_stalls_is_lost_at_the_deadline(start: Start, tmp_
         respond(connection, "200 OK", {"Content-Length": str(len(content))}, content[:-500])
         peer.stopped.wait()
 
-    with pytest.raises(SourceLost, match="no picture came for 2 s; check the source and the network"):
+    with pytest.raises(SourceLost, match="no picture arrived for 2 s; check the source and the network"):
         read(f"http://127.0.0.1:{start(serve).port}/", 2.0)
 
 
@@ -170,7 +171,7 @@ def test_pictures_over_the_limit_of_size_are_refused_before_they_are_decoded(end
         if not ends:
             peer.stopped.wait()
 
-    message = "larger than 4320×8192" if ends else "a picture may be 4320×8192 at most"
+    message = "larger than 4320×8192" if ends else "pictures may have at most 4320×8192 pixels"
     with pytest.raises(E3DError, match=message):
         read(f"http://127.0.0.1:{start(serve).port}/", LONG_S if ends else SHORT_S)
 
@@ -241,5 +242,5 @@ def test_damaged_pictures_of_a_camera_are_passed_over(start: Start) -> None:
 
 def test_a_camera_without_video_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SDP", peers.SDP.replace("m=video 0 RTP/AVP 96", "m=audio 0 RTP/AVP 0"))
-    with pytest.raises(ClipError, match="offers no video; give the address of a stream that has one"):
+    with pytest.raises(ClipError, match="contains no video; give the address of a stream with video"):
         read(f"rtsp://127.0.0.1:{start(peers.rtsp(1)).port}/a")

@@ -17,12 +17,13 @@ CLIP = Path(__file__).parents[3] / "e3d_deploy" / "data" / "clips" / "pedestrian
 
 
 def test_a_camera_that_is_not_there_is_named() -> None:
-    with pytest.raises(ClipError, match=r"^/dev/video99: no such camera; connect it, or list the cameras with `ls"):
+    message = r"^/dev/video99: no such camera; connect the camera, or list the cameras with `ls"
+    with pytest.raises(ClipError, match=message):
         Feed(parse_address("/dev/video99"), FORM, FeedOptions())
 
 
 def test_a_device_that_captures_nothing_is_named() -> None:
-    with pytest.raises(ClipError, match=r"^/dev/null: not a device that captures video; list the cameras"):
+    with pytest.raises(ClipError, match=r"^/dev/null: this device does not capture video; list the cameras"):
         Feed(parse_address("/dev/null"), FORM, FeedOptions())
 
 

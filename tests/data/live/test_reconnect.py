@@ -52,8 +52,8 @@ def test_a_live_source_that_ends_begins_again(scheme: str, serve: object, start:
     assert [arrival.begins for arrival in arrivals] == [number % 8 == 0 for number in range(20)]
     assert len(told) >= 2
     lost, found = told[::2], told[1::2]
-    assert all("connecting again in 0.01 s (attempt 1 of 3)" in text for text in lost)
-    assert all(text.endswith(": connected again; the state is reset") for text in found)
+    assert all("reconnecting in 0.01 s (attempt 1 of 3)" in text for text in lost)
+    assert all(text.endswith(": reconnected; the state is reset") for text in found)
     assert "hunter2" not in str(told)
 
 
@@ -62,7 +62,7 @@ def test_a_live_source_that_falls_silent_is_connected_again(start: Start) -> Non
     peer = start(mjpeg(EIGHT, then_silent=True))
     with feed(peer, told, silence_s=1) as source:
         first(source, 20)
-    assert "no picture came for 1 s; connecting again" in told[0]
+    assert "no picture arrived for 1 s; reconnecting" in told[0]
 
 
 def test_a_source_that_does_not_come_back_is_lost_after_all_attempts(start: Start) -> None:
