@@ -1,1 +1,1 @@
-"""Follow live streams: forecast after each picture, and measure each forecast once the truth has come."""
+"""Follow live streams: forecast after each picture, and compare each forecast with the pictures that arrive later."""

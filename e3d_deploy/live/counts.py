@@ -1,4 +1,4 @@
-"""Counts and times of one live source, while it runs and at its end."""
+"""Statistics of one live source, while it runs and after its end."""
 
 import threading
 import time
@@ -11,9 +11,9 @@ from e3d_deploy.live.observation import Observation
 from e3d_deploy.live.quality import Comparison, Quality
 
 RECENT = 100
-"""Pictures whose times make the frames per second of the moment."""
+"""Number of recent pictures from which the current frame rate is computed."""
 LAST = 10_000
-"""Pictures whose times the percentiles cover."""
+"""Number of recent pictures that the percentiles cover."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,41 +26,41 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Counts of a source at one moment."""
+    """Snapshot of the statistics of a source."""
 
     frames: int
-    """Pictures that were seen."""
+    """Number of pictures that were followed."""
     frames_per_second: float | None
-    """Rate over the last `RECENT` pictures; None before the second."""
+    """Frame rate over the last `RECENT` pictures; None before the second picture."""
     mean_frames_per_second: float | None
-    """Rate from the start to the last picture."""
+    """Frame rate from the start to the last picture; None before the first picture."""
     silent_s: float | None
-    """Time since the last picture (s); None before the first."""
+    """Time since the last picture (s); None before the first picture."""
     latency_ms: Percentiles | None
-    """Times from the decoded picture to the whole forecast, of the last `LAST` pictures."""
+    """Times from a decoded picture to its complete forecast, over the last `LAST` pictures (ms)."""
     model_ms: Percentiles | None
-    """Times of push and forecast alone."""
+    """Times of pushing a picture into the stream and forecasting, over the last `LAST` pictures (ms)."""
     age: int | None
-    """Age of the state, in pictures."""
+    """Age of the state (pictures); None before the first picture."""
     cuts: int
-    """Pictures before which the state was reset."""
+    """Number of resets of the state by cuts, reconnects and changes of size."""
     novelty: float | None
-    """Novelty of the last picture at the horizon."""
+    """Novelty of the last picture at the horizon; None until it is known."""
     mse: float | None
-    """Squared error at the horizon, summed over the frame, mean of all pictures."""
+    """Squared error of the forecasts at the horizon, summed over the frame, mean over all pictures."""
     copy_mse: float | None
-    """The same of copying the last picture."""
+    """Squared error of copying the last picture, summed over the frame, mean over all pictures."""
     recent: Comparison | None
-    """Both means over the recent pictures, which the verdict is of; None where no truth came."""
+    """Mean errors over the recent pictures, on which the verdict is based; None before the first truth."""
     verdict: str | None
-    """Sentence if the model does not beat copying the last picture over the recent pictures."""
+    """Sentence that says that the model does not beat copying the last picture; None if it does, or too early."""
 
 
 class Counts:
-    """Counts of one source, which one thread adds to and others read.
+    """Statistics of one source. One thread adds pictures; any thread may read.
 
     Args:
-        horizon: frames that are forecast.
+        horizon: number of frames that are forecast after each picture.
     """
 
     def __init__(self, horizon: int) -> None:
@@ -77,25 +77,25 @@ class Counts:
         self._end_s: float | None = None
 
     def begin(self) -> None:
-        """Note that the source begins now."""
+        """Record the start of the source."""
         self.began_s = time.perf_counter()
 
     def end(self) -> None:
-        """Note that the source has ended."""
+        """Record the end of the source."""
         self._end_s = time.perf_counter()
 
     @property
     def ended_s(self) -> float:
-        """Time at which the source ended, or now while it runs (s)."""
+        """Value of `time.perf_counter()` when the source ended, or now if it still runs (s)."""
         return time.perf_counter() if self._end_s is None else self._end_s
 
     @property
     def has_begun(self) -> bool:
-        """True once a picture was seen."""
+        """True once a picture was added."""
         return self._frames > 0
 
     def add(self, observation: Observation) -> None:
-        """Count a picture."""
+        """Add the counts, times and errors of a picture."""
         judged = observation.judged
         with self._lock:
             self._frames += 1
@@ -111,7 +111,7 @@ class Counts:
                 self._copy_error += judged.copy_errors[-1]
 
     def standing(self) -> Standing:
-        """Return the counts as they are now."""
+        """Return the current statistics."""
         with self._lock:
             last, times = self._last, self._times
             now = self.ended_s

@@ -1,4 +1,4 @@
-"""Cuts: pictures that do not continue the one before."""
+"""Detect cuts: pictures that begin another scene than the previous picture."""
 
 from collections import deque
 
@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST_CHANGE = 0.08
-"""Mean absolute difference of two pictures in [0, 1] below which there is no cut."""
+"""Mean absolute difference of two frames in [0, 1] that a cut exceeds."""
 FACTOR = 4.0
-"""Times the usual difference that a cut exceeds."""
+"""Multiple of the usual difference that a cut exceeds."""
 USUAL, KNOWN = 30, 3
-"""Differences whose median is the usual one, and those it needs at least."""
+"""Maximum and minimum number of recent differences whose median is the usual difference."""
 
 
 class CutDetector:
-    """Tells cuts by one formula: d > max(LEAST_CHANGE, FACTOR · median of the last `USUAL` differences).
+    """Detects cuts by one rule: d > max(LEAST_CHANGE, FACTOR · median of the last `USUAL` differences).
 
-    d is the mean absolute difference of a picture and the one before, in [0, 1]. The first `KNOWN` pictures after a
-    cut are not judged.
+    d is the mean absolute difference between a frame and the previous frame, in [0, 1]. After a start or a cut, the
+    first `KNOWN` differences only fill the median and are never cuts.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,11 @@ class CutDetector:
         self._changes: deque[float] = deque(maxlen=USUAL)
 
     def is_cut(self, frame: NDArray[np.float32]) -> bool:
-        """Return True if a frame [C, H, W] begins another scene than the frames before."""
+        """Return True if a frame begins another scene than the previous frames, and remember the frame.
+
+        Args:
+            frame: next frame of the video, [C, H, W] in [0, 1].
+        """
         before, self._before = self._before, frame
         if before is None:
             return False
@@ -37,6 +41,6 @@ class CutDetector:
         return False
 
     def reset(self) -> None:
-        """Forget the pictures before."""
+        """Forget all previous frames."""
         self._before = None
         self._changes.clear()

@@ -1,4 +1,4 @@
-"""Follow one stream: forecast after each picture, and measure each forecast once the truth has come."""
+"""Follow one stream: forecast after each picture, and compare earlier forecasts with each picture that arrives."""
 
 import time
 from collections import deque
@@ -16,11 +16,11 @@ from e3d_deploy.live.novelty import Novelty
 from e3d_deploy.runtime.renewal import Renewal
 
 Frame = NDArray[np.float32]
-"""Frame or frames in [0, 1], channels first."""
+"""One or several frames in [0, 1], float32 [..., C, H, W]."""
 
 
 class Forecasting(Protocol):
-    """Part of a stream that is followed; `runtime.Stream` and `runtime.SlotStream` have it."""
+    """Interface of the streams that a `Follower` accepts, such as `runtime.Stream` and `runtime.SlotStream`."""
 
     @property
     def age(self) -> int: ...
@@ -34,49 +34,56 @@ class Forecasting(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judged:
-    """Picture that was seen, with the forecast after it and the forecasts that had been made of it."""
+    """Picture that was followed, with the forecast of the next pictures and the errors of earlier forecasts.
+
+    Entry i of `expected`, `errors`, `copy_errors` and `novelty` belongs to horizon i + 1: to the forecast made i + 1
+    pictures earlier. After a start or a reset, the entries are fewer than the horizon.
+    """
 
     index: int
-    """Number of the picture among those that were seen, from 0."""
+    """Index among the pictures that were followed, from 0."""
     age: int
-    """Pictures that the state which forecasts has seen, this one included."""
+    """Age of the state that made the forecast (pictures, including this one)."""
     cut: bool
-    """True if the state was reset before this picture."""
+    """True if the state was reset between the previous picture and this one."""
     picture: NDArray[np.uint8]
-    """[H, W, C]."""
+    """Picture, [H, W, C]."""
     forecast: Frame
     """Forecast of the pictures after this one, [horizon, C, H, W], clipped to [0, 1]."""
     expected: tuple[Frame, ...]
-    """Forecasts of this picture made 1, 2, … pictures before, [C, H, W] each; fewer than the horizon at first."""
+    """Earlier forecasts of this picture, [C, H, W] each."""
     errors: tuple[float, ...]
-    """Squared error of each of them, summed over the frame."""
+    """Squared error of each earlier forecast, summed over the frame."""
     copy_errors: tuple[float, ...]
-    """Squared error of the picture that was the last one then, summed over the frame."""
+    """Squared error of copying the picture after which the forecast was made, summed over the frame."""
     novelty: tuple[float | None, ...]
-    """Novelty at each of these horizons; None until enough is known (see `Novelty`)."""
+    """Novelty at each horizon; None until enough errors are known (see `Novelty`)."""
     latency_ms: float
-    """Time from the picture to the whole forecast (ms)."""
+    """Time from the call with the picture to the complete forecast (ms)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Made:
-    """Forecast whose truth has yet to come."""
+    """Forecast that waits for its true pictures."""
 
     frames: Frame
+    """Forecast frames, [horizon, C, H, W]."""
     after: Frame
-    """Picture after which it was made, [C, H, W]."""
+    """Frame after which the forecast was made, [C, H, W]."""
     age: int
+    """Age of the state that made the forecast (pictures)."""
 
 
 class Follower:
-    """Pushes pictures into a stream, forecasts after each, and measures what was forecast once the truth has come.
+    """Pushes pictures into a stream, forecasts after each picture, and measures the errors of earlier forecasts.
 
-    One thread at a time may use it. After an error of the stream nothing that was forecast before is judged.
+    Only one thread at a time may use it. After an error of the stream, earlier forecasts are discarded.
 
     Args:
-        stream: the stream, which nobody else pushes into.
-        config: its network.
-        horizon: frames to forecast after each picture. The attribute can be set to fewer, and back, between pictures.
+        stream: the stream; nothing else may push into it.
+        config: configuration of the network.
+        horizon: number of frames to forecast after each picture. Between pictures, the attribute may be set to a
+            smaller value, and back up to this value.
         renewal: renewal of the stream, as `Predictor.renewal` returns it.
         reset_on_cut: reset the state before a picture that begins another scene (see `CutDetector`).
     """
@@ -99,15 +106,16 @@ class Follower:
         self._was_reset = False
 
     def see(self, picture: NDArray[np.uint8], *, begins: bool = False) -> Judged:
-        """Push a picture [H, W, C], forecast the `horizon` pictures after it, and judge earlier forecasts of it.
+        """Push a picture, forecast the next pictures, and measure the errors of earlier forecasts of this picture.
 
         Args:
-            begins: the picture does not continue those before, so that the state is reset first.
+            picture: uint8 [H, W, C].
+            begins: True if the picture does not continue the previous one; the state is then reset first.
 
         Raises:
-            ShapeError: a picture of another size or type.
-            StreamError: the stream failed, or the network's answer is not finite.
-            ResourceLimit: out of memory.
+            ShapeError: the picture has another shape or type than the network takes.
+            StreamError: the stream failed, or the output of the network is not finite.
+            ResourceLimit: memory is exhausted.
         """
         started = time.perf_counter()
         frame = frames.to_frames(picture, image_size=self.config.image_size, channels=self.config.channels)
@@ -119,7 +127,8 @@ class Follower:
             self.stream.push(picture)
             forecast = self.stream.forecast(self.horizon).clip(0, 1)
         except BaseException:
-            self._made.clear()  # the picture may be in the state or not, so earlier forecasts have lost count
+            # The state may have seen this picture or not, so the next picture cannot be matched to earlier forecasts.
+            self._made.clear()
             raise
         latency_ms = 1000 * (time.perf_counter() - started)
         made = self._reaching()
@@ -142,7 +151,9 @@ class Follower:
         return judged
 
     def _reaching(self) -> list[_Made]:
-        """Return the forecasts made 1, 2, … pictures before, up to one that did not reach this picture."""
+        """Return the forecasts made 1, 2, … pictures earlier, up to the first whose horizon is too short to cover this
+        picture.
+        """
         found: list[_Made] = []
         for ahead, made in enumerate(islice(reversed(self._made), self.horizon), 1):
             if len(made.frames) < ahead:
@@ -151,7 +162,7 @@ class Follower:
         return found
 
     def reset(self) -> None:
-        """Forget the video. The medians of the novelty stay, as the camera and its scene do."""
+        """Reset the state and discard earlier forecasts. The novelty keeps its medians: the scene is the same."""
         self._forget()
         if self._cuts is not None:
             self._cuts.reset()

@@ -1,4 +1,4 @@
-"""Novelty score: how much worse than usual a forecast missed the picture that came."""
+"""Novelty score: the error of a forecast divided by its usual error."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,24 +6,25 @@ from numpy.typing import NDArray
 from e3d_deploy.runtime.renewal import Renewal
 
 WINDOW = 300
-"""Recent pictures that the running medians cover."""
+"""Number of recent pictures that the running medians cover."""
 LEAST = 8
-"""Errors that a median needs; before, the novelty is unknown."""
+"""Minimum number of errors for a median; with fewer errors, the novelty is unknown."""
 FLOOR = 1 / (12 * 255**2)
-"""Squared error a pixel that rounding to 8 bits causes; a smaller median would turn rounding into novelty."""
+"""Mean squared error per pixel of rounding to 8 bits. Smaller medians are raised to it, because rounding errors would
+count as novelty otherwise."""
 
 
 class Novelty:
-    """Running medians of forecast errors, one for each horizon and each age of the state that forecast.
+    """Running medians of forecast errors, one for each horizon and each age of the state at the time of the forecast.
 
-    The novelty of a picture at horizon h is e / max(m, FLOOR): e is the squared error a pixel of the forecast made h
-    pictures before, m the median of such errors among the last `WINDOW` pictures. 1 is as usual. Errors depend on how
-    many pictures the state had seen, so only errors of the same age are compared: a renewal of the state, which
-    changes its age in a cycle, does not show in a still scene. Ages above the context of training are taken as one
-    unless the renewal is `refresh`, whose ages are bounded.
+    The novelty of a picture at horizon h is e / max(m, FLOOR). e is the squared error per pixel of the forecast made h
+    pictures earlier; m is the median of these errors over the last `WINDOW` pictures. A novelty of 1 is usual. Errors
+    depend on the age of the state, so only errors at the same age are compared. Therefore a renewal, which changes the
+    age in a cycle, does not change the novelty of a still scene. All ages above the context of training share one
+    median, except with `refresh`, whose ages are bounded.
 
     Args:
-        horizon: frames that are forecast.
+        horizon: number of frames that are forecast after each picture.
         renewal: renewal of the stream.
     """
 
@@ -34,18 +35,21 @@ class Novelty:
         self._counts = np.zeros(self._errors.shape[:2], np.int64)
 
     def score(self, errors: NDArray[np.float64], ages: NDArray[np.int64]) -> tuple[float | None, ...]:
-        """Return the novelty of a picture at each horizon, None where too few errors are known, and note its errors.
+        """Return the novelty of a picture at each horizon, and add its errors to the medians.
 
         Args:
-            errors: squared error a pixel of the forecasts made 1, 2, … pictures before, [known].
-            ages: pictures that the state had seen when it made each, [known].
+            errors: squared error per pixel of the forecasts made 1, 2, … pictures earlier, [number of forecasts].
+            ages: age of the state when it made each forecast (pictures), [number of forecasts].
+
+        Returns:
+            The novelty at horizons 1, 2, …; None at horizons with fewer than `LEAST` errors.
         """
         horizons = np.arange(len(errors))
         phases = np.minimum(ages, self._oldest)
         counts = self._counts[phases, horizons]
         length = self._errors.shape[2]
         known = np.minimum(counts, length)
-        ordered = np.sort(self._errors[phases, horizons], axis=1)  # what is not known yet comes last
+        ordered = np.sort(self._errors[phases, horizons], axis=1)  # NaN, which marks unfilled entries, sorts last
         low, high = np.maximum(known - 1, 0) // 2, known // 2
         medians = (ordered[horizons, low] + ordered[horizons, np.minimum(high, length - 1)]) / 2
         ratios = errors / np.maximum(medians, FLOOR)

@@ -1,4 +1,4 @@
-"""One picture of a live source, with all that is known of it, as sinks get it."""
+"""Record of one picture of a live source, as passed to sinks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,9 @@ from e3d_deploy.live.follower import Frame, Judged
 
 
 def beside(judged: Judged) -> Frame:
-    """Return a picture beside the last frame of the forecast that was made for it, [C, H, 2W].
+    """Return a picture side by side with its forecast at the full horizon, [C, H, 2W].
 
-    The right half is black where there was no such forecast yet.
+    The right half is black until that forecast exists.
     """
     now = np.moveaxis(judged.picture, -1, 0).astype(np.float32) / np.float32(255)
     known = len(judged.expected) == len(judged.forecast)
@@ -22,18 +22,21 @@ def beside(judged: Judged) -> Frame:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Observation:
-    """Picture of a source, with the forecast after it and the forecasts that had been made of it."""
+    """Picture of a source, with its forecast, its errors and its latency."""
 
     source: str
+    """Label of the source."""
     arrival: Arrival
+    """Picture with its index and times, as the source delivered it."""
     judged: Judged
+    """Forecast after the picture, and errors of earlier forecasts of the picture."""
     latency_ms: float
-    """Time from the decoded picture to the whole forecast, with the wait in the queue (ms)."""
+    """Time from the decoded picture to the complete forecast, including the wait in the queue (ms)."""
     dropped: int
-    """Pictures of the source that were dropped so far."""
+    """Number of pictures that the source has dropped so far."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is known of the picture as JSON values; `docs/live.md` describes the keys."""
+        """Return all fields except pictures as JSON values; `docs/live.md` describes the keys."""
         judged = self.judged
         unknown = [None] * (len(judged.forecast) - len(judged.errors))
         return json_object(

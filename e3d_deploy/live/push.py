@@ -1,4 +1,4 @@
-"""Video that is sent to a peer over the network while it is made."""
+"""Send a video to a peer over the network, picture by picture."""
 
 import threading
 import time
@@ -21,24 +21,24 @@ from e3d_deploy.live.sinks import Put
 from e3d_deploy.progress import Notify, silent
 
 FORMATS = {"rtsp": "rtsp", "rtsps": "rtsp", "rtmp": "flv", "rtmps": "flv", "udp": "mpegts", "tcp": "mpegts"}
-"""Container formats by the scheme of the address."""
+"""Container formats by URL scheme."""
 CONNECT_S = 10.0
-"""Longest time until a peer has to accept a video, and that it may take nothing of it (s)."""
+"""Maximum time for a peer to accept the video, and maximum time that a peer may stall (s)."""
 CLOSE_S = 2.0
-"""Time in which a peer has to take what still waits at the end (s)."""
+"""Maximum time to send the queued pictures at the end (s)."""
 QUEUE = 8
-"""Pictures that wait for a slow peer at most; then the oldest is dropped."""
+"""Maximum number of pictures queued for a slow peer; if the queue is full, the oldest picture is dropped."""
 KEY_INTERVAL_S = 2.0
-"""Time between two key frames, after which a new viewer of the stream sees it (s)."""
+"""Time between two key frames (s). A new viewer of the video waits at most this long for a picture."""
 CLOCK = 90_000
-"""Ticks of the time base a second, as RTP counts them."""
+"""Ticks of the time base per second, as in RTP."""
 
 
 def check_push(url: str) -> None:
-    """Check that a video can be sent to an address, before any work is done.
+    """Check the form of an address that a video is to be sent to.
 
     Raises:
-        ConfigError: an unknown scheme, no host, or no port where none is usual.
+        ConfigError: the scheme is not supported, the host is missing, or the port of `tcp://` or `udp://` is missing.
     """
     parts = urlsplit(url) if has_host(url) else None
     if parts is None or parts.scheme not in FORMATS:
@@ -49,23 +49,25 @@ def check_push(url: str) -> None:
 
 
 def shown(url: str) -> str:
-    """Return an address for messages, also without its path, which is the key of a stream by RTMP."""
+    """Return an address for messages, without user, password, query and path, which in RTMP is a secret stream key."""
     return public(url, with_path=False)
 
 
 class Push:
-    """Sends each picture beside what had been forecast for it to a peer, as H.264, from a thread of its own.
+    """Sends a video to a peer as H.264, from a thread of its own: each picture side by side with its forecast.
 
-    A peer that is gone or does not read stops nobody: what it does not take is counted.
+    A lost or slow peer never blocks `put`: pictures that cannot be sent are dropped and counted.
 
     Args:
         url: address that `check_push` accepts.
-        size: height and width of the frames, which `zoom` enlarges.
-        remark: told once that the peer is gone.
+        size: height and width of the frames before `zoom` (pixels).
+        frames_per_second: nominal frame rate of the video; pictures get the times of their arrival.
+        zoom: whole factor by which pictures are enlarged.
+        remark: called once with a sentence if the peer is lost.
 
     Raises:
         SourceLost: the peer does not accept the video.
-        BackendUnavailable: without PyAV.
+        BackendUnavailable: PyAV is not installed.
     """
 
     def __init__(
@@ -79,12 +81,12 @@ class Push:
         self._thread = threading.Thread(target=self._run, args=[url], name=f"push to {self.name}", daemon=True)
         self._thread.start()
         if not self._connected.wait(CONNECT_S):
-            self._lose(f"did not accept it within {CONNECT_S:g} s")
+            self._lose(f"did not accept the video within {CONNECT_S:g} s")
         if self.lost is not None:
             raise self.lost
 
     def put(self, observation: Observation) -> None:
-        """Let a picture be sent; where the peer is too slow, the oldest that waits is dropped."""
+        """Queue a picture for sending; if the queue is full, its oldest picture is dropped."""
         self._given += 1
         if self.lost is not None:
             return
@@ -93,20 +95,20 @@ class Push:
 
     @property
     def not_sent(self) -> int:
-        """Pictures that were not sent, or not yet."""
+        """Number of pictures that were dropped or still wait."""
         return self._given - self.sent
 
     def close(self) -> None:
-        """End the video; a peer that does not take the rest in time has lost it. It can be closed twice."""
+        """Send the queued pictures, for at most `CLOSE_S`, and end the video. A second call does nothing."""
         if not self._thread.is_alive():
             return
         self._waiting.finish()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive() and self.lost is None:
-            self._lose("does not read")
+            self._lose("does not receive the video")
 
     def _lose(self, reason: str) -> None:
-        self.lost = SourceLost(f"push to {self.name}: the peer {reason}; check that it runs and takes H.264")
+        self.lost = SourceLost(f"push to {self.name}: the peer {reason}; check that it runs and accepts H.264")
 
     def _run(self, url: str) -> None:
         began_s = time.monotonic()
@@ -116,12 +118,12 @@ class Push:
             self.lost = error
         except Exception as error:
             if not self._connected.is_set() and time.monotonic() - began_s >= CONNECT_S:
-                self._lose(f"did not accept it within {CONNECT_S:g} s")
+                self._lose(f"did not accept the video within {CONNECT_S:g} s")
             elif self.lost is None:
-                was = "is gone" if self._connected.is_set() else "does not accept it"
+                was = "was lost" if self._connected.is_set() else "does not accept the video"
                 self._lose(f"{was} ({getattr(error, 'strerror', None) or type(error).__name__})")
                 if self._connected.is_set():
-                    self._remark(f"push to {self.name}: the peer is gone; the rest goes on without it")
+                    self._remark(f"push to {self.name}: the peer was lost; streaming continues without it")
         finally:
             self._connected.set()
 
@@ -131,10 +133,10 @@ class Push:
         except ImportError as error:
             raise BackendUnavailable(NEEDS_VIDEO) from error
         scheme, (height, width) = urlsplit(url).scheme, self._size
-        address, options = _patient(scheme + url[len(scheme) :])  # FFmpeg knows schemes in lower case alone
+        address, options = _patient(scheme + url[len(scheme) :])  # FFmpeg accepts only lower-case schemes
         with av.open(address, "w", format=FORMATS[scheme], options=options) as container:
             stream = container.add_stream("libx264", rate=exact_rate(self._rate))
-            # Browsers and phones want even sides.
+            # Browsers and phones play only videos with an even width and height.
             stream.height, stream.width = (side * self._zoom + side * self._zoom % 2 for side in (height, width))
             stream.pix_fmt, stream.time_base = "yuv420p", Fraction(1, CLOCK)
             stream.codec_context.time_base = stream.time_base
@@ -154,9 +156,10 @@ class Push:
 
 
 def _patient(url: str) -> tuple[str, dict[str, str]]:
-    """Return an address and options with which FFmpeg gives a silent peer up after `CONNECT_S`.
+    """Return an address and options that make FFmpeg give up on a silent peer after `CONNECT_S`.
 
-    PyAV lets no other thread run while a connection is opened and closed. RTMP has no such limit.
+    PyAV blocks all other threads while it opens or closes a connection, so a silent peer would block them too. FFmpeg
+    has no such option for RTMP.
     """
     scheme, patience = urlsplit(url).scheme, str(round(CONNECT_S * 1e6))  # µs
     if scheme.startswith("rtsp"):
@@ -168,7 +171,7 @@ def _patient(url: str) -> tuple[str, dict[str, str]]:
 
 @contextmanager
 def pushing(push: Push) -> Iterator[Put]:
-    """Yield a function that sends each picture to a peer, and end the video after them."""
+    """Yield the function that queues a picture for a peer, and end the video when the block ends."""
     try:
         yield push.put
     finally:

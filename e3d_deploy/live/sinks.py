@@ -1,4 +1,4 @@
-"""Files, pipes and standard output that get what was seen and forecast, picture by picture."""
+"""Write pictures and forecasts of live sources to videos, files, pipes and standard output."""
 
 import errno
 import json
@@ -19,20 +19,23 @@ from e3d_deploy.frames import to_pictures
 from e3d_deploy.live.observation import Observation, beside
 
 Put = Callable[[Observation], None]
-"""Takes the next picture of a source."""
+"""Function that accepts the next picture of a source."""
 LOOK_S = 0.1
-"""Time between two looks at whether a reader that is waited for still matters (s)."""
+"""Polling interval while waiting for the reader of a pipe (s); after each interval, `Output.abandon` is noticed."""
 
 
 @contextmanager
 def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output: Path) -> Iterator[Put]:
-    """Yield a function that writes each picture beside what had been forecast for it, to a video, GIF, folder or array.
+    """Yield a function that writes each picture side by side with its forecast, to a video, GIF, folder or array.
 
     Args:
-        output: output that the user named, for errors.
+        path: path to write; its suffix decides the format.
+        form: size and channels of the pictures.
+        zoom: whole factor by which pictures are enlarged.
+        output: output path to name in errors.
 
     Raises:
-        ConfigError, BackendUnavailable: as `writing`.
+        ConfigError, BackendUnavailable: see `writing`.
     """
     height, width = form.image_size
     with (
@@ -41,19 +44,20 @@ def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output
     ):
 
         def put_beside(observation: Observation) -> None:
-            with naming(output):  # the error of a picture ends its source, and does not pass through here
+            # The worker catches an error of one picture, so it never reaches the outer `naming`.
+            with naming(output):
                 put(beside(observation.judged))
 
         yield put_beside
 
 
 class Output:
-    """File, pipe or standard output that several threads write to, each piece at once and whole.
+    """File, pipe or standard output that several threads may write to. Each write is unbuffered and never interleaved.
 
-    A file is opened with the first piece, so that nothing is replaced where nothing comes.
+    A path is opened at the first write, so an existing file is kept if nothing is written.
 
     Args:
-        output: path of a file, or an open stream, which stays open.
+        output: path of a file or a named pipe, or an open stream, which is not closed.
     """
 
     def __init__(self, output: Path | BinaryIO | RawIOBase) -> None:
@@ -63,11 +67,11 @@ class Output:
         self._lock, self._abandoned = threading.Lock(), threading.Event()
 
     def write(self, content: bytes) -> None:
-        """Write bytes that a reader gets now; waits for the reader of a pipe.
+        """Write bytes without buffering, and wait while the reader of a pipe is not ready.
 
         Raises:
-            BrokenPipeError: the reader is gone, or the output was abandoned while it waited.
-            OSError: they cannot be written, with the name of the output.
+            BrokenPipeError: the reader closed the pipe, or `abandon` was called while waiting.
+            OSError: the write failed; the error names the output.
         """
         with self._lock, naming(self._name):
             if self._stream is None:
@@ -78,17 +82,17 @@ class Output:
                 left = left[stream.write(left if descriptor is None else self._taken(descriptor, left)) or 0 :]
 
     def abandon(self) -> None:
-        """End a write that waits for a reader; from any thread."""
+        """Make a write that waits for a reader fail. It may be called from any thread."""
         self._abandoned.set()
 
     def close(self) -> None:
-        """Close the file if one was opened."""
+        """Close the file if `write` opened it."""
         self._closing.close()
 
     def _opened(self, path: Path) -> BinaryIO | RawIOBase:
-        """Open a file; a named pipe once somebody reads it.
+        """Open a file, or wait for the reader of a named pipe and open the pipe.
 
-        Without a buffer nothing is left for the end, where the error of a write would come again.
+        The file is unbuffered: closing a buffered file would repeat the error of a failed write.
         """
         while path.is_fifo():
             try:
@@ -103,7 +107,10 @@ class Output:
         return path.open("wb", buffering=0)
 
     def _taken(self, descriptor: int, left: memoryview) -> memoryview:
-        """Return as much as a pipe or terminal takes at once, once it takes any: a blocked call cannot be ended."""
+        """Wait until a pipe or terminal is writable, and return a part that can be written without blocking.
+
+        A write that blocks could not be interrupted by `abandon`.
+        """
         room = select.poll()
         room.register(descriptor, select.POLLOUT)
         while not room.poll(1000 * LOOK_S):
@@ -116,7 +123,7 @@ class Output:
 
 
 def _waiting(stream: BinaryIO | RawIOBase) -> int | None:
-    """Return the descriptor of a stream whose reader can make it wait; None for a file, or without `poll`."""
+    """Return the descriptor of a stream that can block, such as a pipe; None for a regular file, or without `poll`."""
     if not hasattr(select, "poll"):  # Windows
         return None
     try:
@@ -127,10 +134,10 @@ def _waiting(stream: BinaryIO | RawIOBase) -> int | None:
 
 
 def put_line(output: Output, observation: Observation) -> None:
-    """Write all that is known of a picture as one line of JSON."""
+    """Write the JSON values of a picture as one line."""
     output.write(json.dumps(observation.to_json(), allow_nan=False).encode() + b"\n")
 
 
 def put_raw(output: Output, observation: Observation) -> None:
-    """Write the last frame of the forecast after a picture, uint8 [H, W, C]."""
+    """Write the last frame of the forecast after a picture, as raw uint8 [H, W, C]."""
     output.write(to_pictures(observation.judged.forecast[-1]).tobytes())

@@ -1,4 +1,4 @@
-"""Summary of sources that were followed."""
+"""Summarise the sources that were followed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,36 +17,37 @@ class SourceSummary:
 
     source: str
     frames: int
-    """Pictures that were seen."""
+    """Number of pictures that were followed."""
     frames_per_second: float | None
-    """Pictures a second, with reading and outputs; None without a picture."""
+    """Pictures per second, including the time for reading and writing; None without a picture."""
     source_frames_per_second: float | None
-    """Rate that the source tells."""
+    """Frame rate that the source states; None if it states no rate."""
     latency_ms: Percentiles | None
-    """Times from the decoded picture to the whole forecast, with the wait in the queue, of the last 10,000 pictures."""
+    """Times from a decoded picture to its complete forecast, including the wait in the queue, over the last 10,000
+    pictures (ms)."""
     model_ms: Percentiles | None
-    """Times of push and forecast alone."""
+    """Times of pushing a picture into the stream and forecasting, over the last 10,000 pictures (ms)."""
     dropped: int
-    """Pictures that were dropped because a newer one had come."""
+    """Number of pictures that were dropped because the queue was full."""
     reconnects: int
     cuts: int
-    """Pictures before which the state was reset."""
+    """Number of resets of the state by cuts, reconnects and changes of size."""
     age: int | None
-    """Age of the state at the end, in pictures."""
+    """Age of the state at the end (pictures)."""
     mse: float | None
-    """Squared error at the horizon, summed over the frame; None where no truth came."""
+    """Mean squared error of the forecasts at the horizon, summed over the frame; None if no forecast was compared."""
     copy_mse: float | None
-    """The same of copying the last picture."""
+    """Mean squared error of copying the last picture, summed over the frame; None if no forecast was compared."""
     verdict: str | None
-    """Sentence if the model did not beat copying the last picture over the last 300 pictures."""
+    """Sentence that says that the model did not beat copying the last picture over the last 300 pictures, or None."""
     output: Path | None
-    """Video that was written."""
+    """Path of the video that was written; None if there is none."""
     pushed: int | None
-    """Pictures that were sent to `--push`; None without it."""
+    """Number of pictures that were sent to the peer of `--push`; None without `--push`."""
     not_pushed: int | None
-    """Pictures that its peer did not take."""
+    """Number of pictures that were not sent to the peer of `--push`; None without `--push`."""
     error: str | None
-    """Error that ended the source."""
+    """Error that ended the source; None if the source ended or was stopped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Summary:
     renewal: str
     frames: int
     frames_per_second: float | None
-    """Pictures a second of all sources together."""
+    """Pictures per second of all sources together; None without a picture."""
     dropped: int
     sources: Sequence[SourceSummary]
 
@@ -73,7 +74,8 @@ def summarise(
     """Return the summary of workers that have ended.
 
     Args:
-        outputs: video and peer of each worker; None where it has none.
+        outputs: path of the video and the `Push` of each worker; None if it has no such output.
+        backend: name of the backend.
     """
     sources = [_source(worker, video, push) for worker, (video, push) in zip(workers, outputs, strict=True)]
     seconds = max(worker.counts.ended_s for worker in workers) - min(worker.counts.began_s for worker in workers)

@@ -1,4 +1,4 @@
-"""One source of a live stream: its pictures through a follower into sinks, in a thread of its own."""
+"""Thread of one live source, which passes its pictures through a follower to sinks."""
 
 import threading
 import time
@@ -20,28 +20,28 @@ from e3d_deploy.live.sinks import Put
 from e3d_deploy.runtime.streams.streams import SlotStream
 
 WAIT_S = 0.1
-"""Longest time after which a worker that waits for a picture sees that it shall end (s)."""
+"""Interval at which a worker that waits for a picture checks whether to stop (s)."""
 
 
 def needed_bytes(config: ModelConfig, horizon: int) -> int:
-    """Return the memory that the forecasts of one source take until all their truth has come (bytes)."""
+    """Return the maximum memory of the forecasts of one source that wait for their true pictures (bytes)."""
     height, width = config.image_size
     return horizon**2 * config.channels * height * width * np.dtype(np.float32).itemsize
 
 
 class Abandoned(Exception):
-    """The worker shall end at once, and keep nothing."""
+    """Raised in a worker to end it and discard its outputs."""
 
 
 class SourceWorker:
-    """Follows one source until it ends, breaks off, or the worker is stopped.
+    """Follows one source in a thread of its own, until the source ends or fails, or the worker is stopped.
 
     Args:
-        label: name of the source, not that of another one.
-        feed: its pictures; closed at the end.
-        slot: its stream; closed at the end.
-        follower: follower of that stream.
-        sinks: opened with the first picture, and closed at the end, whole.
+        label: unique name of the source.
+        feed: pictures of the source; closed at the end.
+        slot: stream of the source; closed at the end.
+        follower: follower of the stream.
+        sinks: outputs; opened before the first picture, and completed and closed at the end.
     """
 
     def __init__(
@@ -55,26 +55,30 @@ class SourceWorker:
         self.label, self.feed, self.slot, self.follower = label, feed, slot, follower
         self.counts, self._range = Counts(follower.horizon), Range()
         self.error: Exception | None = None
-        """Error that ended it; BrokenPipeError where the reader of an output had enough."""
+        """Error that ended the worker; BrokenPipeError if the reader of an output closed the pipe."""
         self.has_ended = False
         self.is_kept = False
-        """True once its outputs are whole."""
+        """True once the outputs are complete."""
         self._sinks = sinks
         self._stopping, self._abandoned = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"follow {label}", daemon=True)
         self._ended: SimpleQueue[SourceWorker] = SimpleQueue()
 
     def start(self, ended: "SimpleQueue[SourceWorker]") -> None:
-        """Start; the worker puts itself into a queue when it has ended."""
+        """Start the thread.
+
+        Args:
+            ended: queue that the worker puts itself into when it has ended.
+        """
         self._ended = ended
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the picture at hand, with whole outputs."""
+        """Make the worker end after the current picture, and complete its outputs."""
         self._stopping.set()
 
     def abandon(self) -> None:
-        """End at once, and leave no output."""
+        """Make the worker end as soon as possible, and discard its outputs."""
         self._abandoned.set()
         self._stopping.set()
         self.slot.close()
@@ -108,7 +112,7 @@ class SourceWorker:
         self.is_kept = True
 
     def _take(self) -> Arrival | None:
-        """Return the next picture; None at the end, whatever it is."""
+        """Return the next picture; None if the source ended or failed, or the worker was stopped."""
         while not self._stopping.is_set():
             try:
                 arrival = self.feed.take(WAIT_S)
@@ -122,7 +126,10 @@ class SourceWorker:
         return None
 
     def _see(self, arrival: Arrival, puts: Sequence[Put]) -> bool:
-        """Follow one picture; return False where an error ends the worker, so that its outputs are closed whole."""
+        """Follow one picture, and return True; store an error and return False.
+
+        The error is not raised, so that the outputs of earlier pictures are completed.
+        """
         try:
             if not self._range.is_wide:
                 self._range.add(arrival.picture)

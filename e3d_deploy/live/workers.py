@@ -1,4 +1,4 @@
-"""Several workers that run at the same time."""
+"""Run the workers of several sources at the same time."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +14,9 @@ from e3d_deploy.runtime.predictor import Predictor
 from e3d_deploy.runtime.streams.streams import Streams
 
 TICK_S = 0.25
-"""Time between two looks at the workers (s)."""
+"""Interval at which the state of the workers is checked (s)."""
 ABANDON_S = 2.0
-"""Time that abandoned workers get to remove what is half-written; one that hangs in a pipe is left behind (s)."""
+"""Maximum time for abandoned workers to remove incomplete outputs (s). A worker that still blocks is left running."""
 
 
 def open_workers(
@@ -28,11 +28,17 @@ def open_workers(
     horizon: int,
     reset_on_cut: bool = False,
 ) -> list[SourceWorker]:
-    """Return a worker for each source, each with a stream of its own.
+    """Return a worker with its own stream for each source.
 
     Args:
+        streams: scheduler in which a stream is opened for each source.
         feeds: sources by label.
-        sinks: outputs of each source.
+        sinks: outputs of each source, in the order of `feeds`.
+        horizon: number of frames to forecast after each picture.
+        reset_on_cut: reset the state before a picture that begins another scene.
+
+    Raises:
+        ResourceLimit: the limit of streams or of their memory is reached.
     """
     found = []
     for (label, feed), puts in zip(feeds.items(), sinks, strict=True):
@@ -43,13 +49,14 @@ def open_workers(
 
 
 class SourceWorkers:
-    """Runs workers while its `with` block runs, and ends those that still run with whole outputs.
+    """Context manager that starts workers, and stops the workers that still run when the `with` block ends.
 
-    Where the block, or this end, is interrupted by an error or a signal, the workers are abandoned and keep nothing.
+    A stopped worker completes its outputs. If the block or the shutdown is interrupted by an error or a signal, the
+    workers are abandoned, and incomplete outputs are removed.
 
     Args:
         workers: the workers, not yet started.
-        outputs: outputs that they share, whose readers may stall; abandoned with them.
+        outputs: outputs that the workers share and whose readers may stall; abandoned at the end.
     """
 
     def __init__(self, workers: Sequence[SourceWorker], outputs: Sequence[Output] = ()) -> None:
@@ -62,9 +69,9 @@ class SourceWorkers:
         return self
 
     def ticks(self) -> Iterator[None]:
-        """Yield now and then from the first picture of any worker on, until all have ended.
+        """Yield periodically after the first picture of any worker, until all workers have ended.
 
-        A reader of an output who had enough ends them all.
+        Return also if the reader of any output has closed its pipe.
         """
         while self._running() and not any(isinstance(one.error, BrokenPipeError) for one in self._workers):
             self._wait(TICK_S)
@@ -95,6 +102,9 @@ class SourceWorkers:
         return [worker for worker in self._workers if not worker.has_ended]
 
     def _wait(self, timeout_s: float) -> None:
-        """Wait until a worker ends; `Thread.join` takes a thread for ended once a signal has interrupted it."""
+        """Wait until a worker ends, or for `timeout_s`.
+
+        A queue is used because `Thread.join` can regard a running thread as ended after a signal interrupted `join`.
+        """
         with suppress(Empty):
             self._ended.get(timeout=timeout_s)

@@ -173,11 +173,11 @@ def test_raw_output_is_the_last_frame_of_each_forecast(bundle: Path, films: list
         (["-"], "give it with --raw HxWxC"),
         (["--silence", "3"], "--silence applies only to cameras and addresses"),
         (["--attempts", "3"], "--attempts applies only to cameras and addresses"),
-        (["ftp://a/b"], "ftp:// is not read"),
+        (["ftp://a/b"], "got the scheme ftp://"),
         (["--jsonl", "FILM"], "is what is read, and would be replaced"),
         (["--jsonl", "same", "--raw-output", "same"], "same: got it for two outputs"),
         (["--queue", "0"], "got 0, expected a whole number from 1 to 1,000"),
-        (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such file; give a video, a folder"),
+        (["absent.mp4", "--jsonl", "new"], "absent.mp4: no such file or folder; give a video, a folder"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(

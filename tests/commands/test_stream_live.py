@@ -109,8 +109,8 @@ def test_a_peer_that_leaves_stops_nothing_and_is_told(exported: Path, tmp_path: 
     assert source["not_pushed"] > 0
     assert source["pushed"] + source["not_pushed"] == 100
     said = result.stderr.splitlines()
-    assert f"push to {url}: the peer is gone; the rest goes on without it" in said
-    assert said[-1].startswith(f"Error: push to {url}: the peer is gone (")
+    assert f"push to {url}: the peer was lost; streaming continues without it" in said
+    assert said[-1].startswith(f"Error: push to {url}: the peer was lost (")
 
 
 def test_a_peer_that_refuses_ends_it_before_any_work(exported: Path, film: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_peer_that_refuses_ends_it_before_any_work(exported: Path, film: Path,
         options = ["--push", url, "-o", tmp_path / "a.mp4", "--json"]
         result = e3d("stream", exported / "tiny.e3d", film, *QUICK, *options, code=6)
     assert result.stdout == ""
-    assert "the peer does not accept it (Connection refused)" in result.stderr
+    assert "the peer does not accept the video (Connection refused)" in result.stderr
     assert [one.name for one in tmp_path.iterdir()] == ["film.mp4"]
 
 

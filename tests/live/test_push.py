@@ -111,7 +111,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 def test_a_peer_that_never_answers_is_given_up() -> None:
     """A process of its own, as PyAV would hold the lock of the interpreter for as long as it waits."""
     done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=True, timeout=60)
-    assert "the peer did not accept it within 0.5 s; check that" in done.stdout
+    assert "the peer did not accept the video within 0.5 s; check that" in done.stdout
 
 
 def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
@@ -134,7 +134,7 @@ def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
     assert push.not_sent >= 1
     assert push.sent + push.not_sent == number + 1
     (line,) = said
-    assert "the peer is gone" in line
+    assert "the peer was lost" in line
     assert isinstance(push.lost, SourceLost)
 
 
@@ -161,7 +161,7 @@ def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) 
             assert push.not_sent > module.QUEUE
             push.close()
             assert isinstance(push.lost, SourceLost)
-            assert "does not read" in str(push.lost)
+            assert "does not receive the video" in str(push.lost)
         push._thread.join(60)  # the connection is closed, so that FFmpeg returns
 
 

@@ -92,4 +92,4 @@ def test_a_camera_that_falls_silent_closes_with_4503(
         assert viewer.pictures()[0]["age"] >= 1
         texts, code = viewer.end()
     assert (texts[-1]["code"], code) == ("source_lost", 4503)
-    assert "no picture came for 2 s" in texts[-1]["message"]
+    assert "no picture arrived for 2 s" in texts[-1]["message"]

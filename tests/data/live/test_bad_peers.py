@@ -198,7 +198,7 @@ def test_a_video_of_an_absurd_size_is_refused_before_it_is_decoded(start: Start,
         container.mux(stream.encode(av.VideoFrame(9000, 4096, "yuv420p")))
         container.mux(stream.encode(None))
     peer = start(answering("200 OK", body=(tmp_path / "a.mkv").read_bytes()))
-    with pytest.raises(ClipError, match="has pictures of 4096×9000, expected at most 4320×8192"):
+    with pytest.raises(ClipError, match="has pictures of 4096×9000 pixels, expected at most 4320×8192"):
         read(f"http://127.0.0.1:{peer.port}/")
 
 
