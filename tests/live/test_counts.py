@@ -1,4 +1,4 @@
-"""Counts of a source: means of all pictures for the summary, of the recent ones for the live table."""
+"""Statistics of a source: means of all pictures for the summary, and of recent pictures for the live table."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def observation(index: int, error: float, copy_error: float) -> Observation:
     return Observation(source="a", arrival=arrival, judged=judged, latency_ms=2.0, dropped=0)
 
 
-def test_recent_errors_and_the_verdict_are_of_the_same_pictures() -> None:
+def test_recent_errors_and_the_verdict_cover_the_same_pictures() -> None:
     counts = Counts(1)
     assert counts.standing().recent is None
     for index in range(1000):

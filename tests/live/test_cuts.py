@@ -1,4 +1,4 @@
-"""Cuts are told from motion."""
+"""Cuts are distinguished from motion."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def cuts(frames: list[NDArray[np.float32]]) -> list[int]:
     return [number for number, frame in enumerate(frames) if detector.is_cut(frame)]
 
 
-def test_motion_of_a_real_film_is_no_cut() -> None:
+def test_motion_in_a_real_film_is_not_a_cut() -> None:
     frames = film()
     assert cuts(frames) == []
     assert cuts(frames[::10]) == [], "ten times faster motion"
@@ -34,7 +34,7 @@ def test_jump_to_another_scene_is_one_cut() -> None:
     assert cuts([*frames[:40], *(1 - frame for frame in frames[40:80])]) == [40]
 
 
-def test_fast_motion_raises_the_bar() -> None:
+def test_fast_motion_raises_the_threshold_of_a_cut() -> None:
     rng = np.random.default_rng(0)
     frames = [np.float32(rng.random((1, 8, 8))) for _ in range(40)]
     assert cuts(frames) == []

@@ -1,4 +1,4 @@
-"""A follower judges each forecast by the picture that came, and beside copying the last picture."""
+"""A follower compares each forecast, and copying the last picture, with the picture that arrives."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ CONFIG = ModelConfig(image_size=(4, 4), patch_size=2, hidden=(1,), kernel_size=3
 
 
 class Repeating:
-    """Stream whose forecast is its last picture, plus the number of frames ahead in 255ths."""
+    """Stream that forecasts its last picture plus h gray levels at horizon h."""
 
     def __init__(self) -> None:
         self.age = 0
@@ -47,10 +47,10 @@ def follow(levels: list[int], *, horizon: int = 3, **options: bool) -> list[Judg
     return [follower.see(gray(level)) for level in levels]
 
 
-def test_forecasts_are_judged_when_their_picture_comes() -> None:
+def test_forecasts_are_compared_when_their_picture_arrives() -> None:
     judged = follow([10, 11, 12, 20])
     assert [len(one.errors) for one in judged] == [0, 1, 2, 3]
-    # Each picture but the last is one level above the one before, which is what was forecast.
+    # Each picture except the last is one gray level above the previous picture, as forecast.
     np.testing.assert_allclose(judged[2].errors, 0, atol=1e-9)
     levels = np.array([13 - 20, 13 - 20, 13 - 20]) / 255
     np.testing.assert_allclose(judged[3].errors, 16 * levels**2, rtol=1e-4)
@@ -59,11 +59,11 @@ def test_forecasts_are_judged_when_their_picture_comes() -> None:
     assert [float(one.mean()) for one in judged[3].expected] == pytest.approx([13 / 255] * 3)
 
 
-def test_forecasts_are_clipped_as_they_are_shown() -> None:
+def test_forecasts_are_clipped_to_the_range_of_pictures() -> None:
     assert follow([255])[0].forecast.max() == 1
 
 
-def test_what_does_not_continue_begins_with_a_new_state() -> None:
+def test_a_picture_that_begins_a_video_resets_the_state() -> None:
     follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
     assert not follower.see(gray(0), begins=True).cut, "nothing was there to reset"
     follower.see(gray(1))
@@ -71,7 +71,7 @@ def test_what_does_not_continue_begins_with_a_new_state() -> None:
     assert (judged.cut, judged.age, judged.errors) == (True, 1, ())
 
 
-def test_reset_forgets_what_was_forecast() -> None:
+def test_reset_discards_earlier_forecasts() -> None:
     follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
     follower.see(gray(0))
     follower.reset()
@@ -90,17 +90,17 @@ def test_horizon_can_change_between_pictures() -> None:
         known.append(len(judged.errors))
         forecast.append(len(judged.forecast))
     assert forecast == [4, 4, 4, 4, 2, 2, 4, 4, 4, 4, 4]
-    # Pictures 4 and 5 were forecast from 2 frames before at most, so pictures 7 to 9 are judged at fewer horizons.
+    # After pictures 4 and 5 only 2 frames were forecast, so pictures 7 to 9 are compared at fewer horizons.
     assert known == [0, 1, 2, 3, 2, 2, 4, 2, 2, 3, 4]
 
 
-def test_cut_resets_only_where_it_is_asked_for() -> None:
+def test_a_cut_resets_only_with_reset_on_cut() -> None:
     levels = [10, 11, 12, 13, 14, 200, 201]
     assert [one.cut for one in follow(levels, reset_on_cut=True)] == [False] * 5 + [True, False]
     assert not any(one.cut for one in follow(levels))
 
 
-def test_after_an_error_nothing_is_judged_at_the_wrong_distance() -> None:
+def test_after_an_error_no_forecast_is_compared_at_the_wrong_horizon() -> None:
     stream = Repeating()
     follower = Follower(stream, CONFIG, horizon=2, renewal=NONE)
     follower.see(gray(0))
@@ -141,7 +141,7 @@ def test_verdict_names_a_model_that_does_not_beat_copying() -> None:
     assert better.verdict(1) is None
 
 
-def test_nothing_is_said_about_a_model_too_early() -> None:
+def test_there_is_no_verdict_before_enough_pictures() -> None:
     quality = Quality(1)
     assert quality.at(1) is None
     for one in follow([10] * ENOUGH, horizon=1):

@@ -1,4 +1,4 @@
-"""The novelty score: usual errors give 1, whatever the age of the state; unusual ones stand out."""
+"""The novelty score: usual errors score 1 at every age of the state, and unusual errors score their ratio."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from e3d_deploy.live.novelty import FLOOR, LEAST, Novelty
 from e3d_deploy.runtime.renewal import Renewal
 
 DRIFT = 0.1
-"""Largest distance from 1 in a still scene, where a state without renewal drifts (measured: 0.026)."""
+"""Maximum distance from 1 in a still scene, where a state without renewal drifts (measured: 0.026)."""
 REFRESH = Renewal("refresh", context_length=4, states=2)
 
 
@@ -28,7 +28,7 @@ def test_usual_errors_score_one_and_unusual_ones_their_ratio() -> None:
     assert scores(novelty, [0.05], [9]) == [5.0]
 
 
-def test_median_is_that_of_the_errors_before() -> None:
+def test_median_covers_only_earlier_errors() -> None:
     rng = np.random.default_rng(0)
     errors = 0.01 + 0.001 * rng.random(1000)
     novelty = Novelty(1, Renewal("none", context_length=1))
@@ -37,13 +37,13 @@ def test_median_is_that_of_the_errors_before() -> None:
     assert abs(last - errors[-1] / np.median(errors[-301:-1])) < 1e-6
 
 
-def test_rounding_of_a_perfect_forecast_is_no_novelty() -> None:
+def test_rounding_of_a_perfect_forecast_is_not_novelty() -> None:
     novelty = Novelty(1, Renewal("none", context_length=1))
     scores(novelty, [0.0] * 20, [9] * 20)
     assert scores(novelty, [FLOOR], [9]) == [1.0]
 
 
-def test_ages_of_a_refresh_are_compared_apart() -> None:
+def test_ages_of_a_refresh_have_separate_medians() -> None:
     ages = [REFRESH.age(pushed) for pushed in range(1, 200)]
     errors = [0.01 * age for age in ages]
     found = [one for one in scores(Novelty(1, REFRESH), errors, ages) if one is not None]
@@ -59,8 +59,8 @@ def test_each_horizon_has_its_own_median() -> None:
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_still_scene_shows_no_period_of_the_renewal(horizon: int, exported: Path) -> None:
-    """The errors of a refreshed stream swing with the age of its state; its novelty does not."""
+def test_novelty_of_a_still_scene_does_not_vary_with_the_renewal(horizon: int, exported: Path) -> None:
+    """The errors of a refreshed stream vary with the age of its state; its novelty does not."""
     rng = np.random.default_rng(1)
     scene = rng.integers(0, 256, (16, 24, 1), np.uint8)
     errors, novelty, phases = [], [], []
@@ -81,7 +81,7 @@ def test_still_scene_shows_no_period_of_the_renewal(horizon: int, exported: Path
 
 
 @pytest.mark.parametrize("renewal", ["none", "replay"])
-def test_still_scene_scores_one_where_the_age_of_the_state_does_not_swing(renewal: str, exported: Path) -> None:
+def test_still_scene_scores_one_if_the_age_of_the_state_does_not_vary(renewal: str, exported: Path) -> None:
     scene = np.random.default_rng(1).integers(0, 256, (16, 24, 1), np.uint8)
     with runtime.load(exported / "tiny.e3d", "onnxruntime") as predictor:
         found = predictor.renewal(renewal)
@@ -91,6 +91,6 @@ def test_still_scene_scores_one_where_the_age_of_the_state_does_not_swing(renewa
 
 
 def _swing(values: list[float], phases: list[int]) -> float:
-    """Return the spread of the mean values of the phases, relative to the mean."""
+    """Return the spread of the mean values per phase of the renewal, relative to the overall mean."""
     means = [np.mean([v for v, p in zip(values, phases, strict=True) if p == phase]) for phase in set(phases)]
     return float((max(means) - min(means)) / np.mean(values))

@@ -1,4 +1,4 @@
-"""Video that is pushed to peers, some of which are gone, or never read."""
+"""Push a video to peers, including peers that disconnect or never read."""
 
 import socket
 import subprocess
@@ -25,7 +25,7 @@ SIZE = (64, 64)
 
 
 def observation(number: int, size: tuple[int, int] = SIZE) -> Observation:
-    """Return a picture of noise, which takes many bytes."""
+    """Return an observation of a picture of noise, which needs many bytes as a video."""
     picture = np.random.default_rng(number).integers(0, 256, (*size, 1), np.uint8)
     judged = Judged(
         index=number,
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 @contextmanager
 def rtsp_listener() -> Iterator[tuple[str, list[Any]]]:
-    """Give the address of a peer that takes one video by RTSP, and the frames that it gets."""
+    """Yield the address of a peer that accepts one video over RTSP, and the list of frames that it receives."""
     url, frames = f"rtsp://127.0.0.1:{free_port()}/live", list[Any]()
 
     def listen() -> None:
@@ -68,7 +68,7 @@ def rtsp_listener() -> Iterator[tuple[str, list[Any]]]:
 
 
 def connected(url: str, size: tuple[int, int] = SIZE, **options: Any) -> Push:
-    """Return a push to a peer that may still be about to listen."""
+    """Return a push to a peer; retry while the peer does not listen yet."""
     for _ in range(200):
         try:
             return Push(url, (size[0], 2 * size[1]), frames_per_second=10, **options)
@@ -89,7 +89,7 @@ def test_a_peer_gets_every_picture_by_rtsp(monkeypatch: pytest.MonkeyPatch) -> N
     assert (push.sent, push.not_sent, push.lost) == (20, 0, None)
 
 
-def test_a_peer_that_refuses_is_told_without_secrets() -> None:
+def test_the_error_of_a_peer_that_refuses_shows_no_secrets() -> None:
     with pytest.raises(SourceLost, match=r"^push to rtsp://127.0.0.1:\d+: the peer .*refused.*; check that") as caught:
         Push(f"rtsp://user:secret@127.0.0.1:{free_port()}/key", SIZE, frames_per_second=10)
     assert not any(word in str(caught.value) for word in ("user", "secret", "key"))
@@ -108,13 +108,13 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 """
 
 
-def test_a_peer_that_never_answers_is_given_up() -> None:
-    """A process of its own, as PyAV would hold the lock of the interpreter for as long as it waits."""
+def test_a_peer_that_never_answers_is_an_error() -> None:
+    """The test uses a process of its own, because PyAV holds the lock of the interpreter while it waits."""
     done = subprocess.run([sys.executable, "-c", SILENT], capture_output=True, text=True, check=True, timeout=60)
     assert "the peer did not accept the video within 0.5 s; check that" in done.stdout
 
 
-def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
+def test_a_peer_that_disconnects_is_reported_once_and_unsent_pictures_are_counted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         said: list[str] = []
         push = connected(f"tcp://127.0.0.1:{server.getsockname()[1]}", remark=said.append)
@@ -138,7 +138,7 @@ def test_a_peer_that_leaves_is_told_once_and_counted() -> None:
     assert isinstance(push.lost, SourceLost)
 
 
-def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_never_reads_does_not_block_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
     large = (512, 512)
     monkeypatch.setattr(module, "CLOSE_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -153,7 +153,7 @@ def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) 
                 if push.not_sent == 0:
                     push.put(observation(number, large))
                     number, stalled_s = number + 1, time.monotonic()
-                return time.monotonic() - stalled_s > 2  # in which it takes none of the pictures that wait
+                return time.monotonic() - stalled_s > 2  # for 2 s, the peer takes none of the queued pictures
 
             wait_until(has_stalled)
             for _ in range(2 * module.QUEUE):
@@ -162,20 +162,20 @@ def test_a_peer_that_never_reads_blocks_nobody(monkeypatch: pytest.MonkeyPatch) 
             push.close()
             assert isinstance(push.lost, SourceLost)
             assert "does not receive the video" in str(push.lost)
-        push._thread.join(60)  # the connection is closed, so that FFmpeg returns
+        push._thread.join(60)  # the peer closed the connection, so FFmpeg returns
 
 
 @pytest.mark.parametrize(
     "url", ["file:///tmp/a", "rtsp:///a", "a.mp4", "srt://a:1", "rtsp://u:p@h:x/a", "rtsp://[u:p@h/a"]
 )
-def test_addresses_that_no_video_is_sent_to_are_refused(url: str) -> None:
+def test_unsupported_addresses_are_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="expected an address such as rtsp://host/path") as caught:
         check_push(url)
     assert "u:p" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "udp"])
-def test_an_address_without_a_port_is_refused_where_none_is_usual(scheme: str) -> None:
+def test_an_address_without_a_port_is_refused_if_its_scheme_has_no_default_port(scheme: str) -> None:
     with pytest.raises(ConfigError, match=f"expected {scheme}://HOST:PORT; add the port"):
         check_push(f"{scheme}://host")
 

@@ -1,4 +1,4 @@
-"""Outputs that get bytes as pictures come: pipes whose reader stalls, or is yet to come."""
+"""Outputs to pipes whose reader stalls, is slow or has not opened the pipe."""
 
 import os
 import threading
@@ -9,11 +9,11 @@ import pytest
 from e3d_deploy.live.sinks import Output
 
 LARGE = bytes(range(256)) * 4096
-"""More bytes than a pipe holds."""
+"""More bytes than the buffer of a pipe holds."""
 
 
 def abandoned(output: Output) -> list[BaseException]:
-    """Write more than a pipe holds in a thread, abandon the output, and return the errors of the write."""
+    """Write more bytes than a pipe holds in a thread, abandon the output, and return the errors of the write."""
     errors: list[BaseException] = []
 
     def write() -> None:
@@ -31,14 +31,14 @@ def abandoned(output: Output) -> list[BaseException]:
     return errors
 
 
-def test_a_reader_that_stalls_is_left() -> None:
+def test_a_write_to_a_stalled_reader_can_be_abandoned() -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "wb", buffering=0) as stream:
         (error,) = abandoned(Output(stream))
     assert isinstance(error, BrokenPipeError)
 
 
-def test_a_named_pipe_that_nobody_reads_is_left(tmp_path: Path) -> None:
+def test_a_write_to_a_named_pipe_without_a_reader_can_be_abandoned(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (error,) = abandoned(Output(tmp_path / "pipe"))
     assert isinstance(error, BrokenPipeError)

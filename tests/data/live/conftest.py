@@ -1,4 +1,4 @@
-"""Fixtures for tests of live sources: peers that are closed, and no proxy between."""
+"""Fixtures for tests of live sources: peers that are closed after the test, and connections without a proxy."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ Start = Callable[..., Peer]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a peer, which is closed after the test."""
+    """Return a function that starts peers, which are closed after the test."""
     peers = []
 
     def started(serve: Callable[..., None], **options: Any) -> Peer:
@@ -26,6 +26,6 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reach the peers directly, though FFmpeg would obey these variables."""
+    """Remove the proxy variables, which FFmpeg would obey, so that it reaches the peers directly."""
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)

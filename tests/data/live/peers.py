@@ -1,4 +1,4 @@
-"""Servers for tests of live sources: HTTP and RTSP, in threads, well-behaved or not."""
+"""HTTP and RTSP servers for tests of live sources, correct and faulty, in threads."""
 
 import socket
 import struct
@@ -20,17 +20,17 @@ RATE = 25
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
-    """A colour picture of one gray level, which tells its number."""
+    """Return a colour picture of one gray level, which encodes its number."""
     return np.full((*size, 3), 20 + 10 * (number % 20), np.uint8)
 
 
 def number_of(taken: NDArray[np.uint8]) -> int:
-    """The number of a picture, modulo 20, from what came out of it."""
+    """Return the number of a picture, modulo 20, from its decoded gray level."""
     return round((float(taken.mean()) - 20) / 10)
 
 
 def encoded(pictures: Sequence[NDArray[np.uint8]], codec: str) -> list[bytes]:
-    """Packets of pictures, one each, in order; those of H.264 can each be joined."""
+    """Return one packet for each picture, in order; with H.264, decoding can begin at each packet."""
     context = av.CodecContext.create(codec, "w")
     height, width = pictures[0].shape[:2]
     context.height, context.width, context.time_base, context.framerate = (
@@ -50,7 +50,7 @@ def encoded(pictures: Sequence[NDArray[np.uint8]], codec: str) -> list[bytes]:
 
 
 def mp4(path: Path, count: int, size: tuple[int, int] = SIZE) -> bytes:
-    """An MP4 of numbered pictures, whose index comes first, written to a path too."""
+    """Write an MP4 of numbered pictures, whose index comes first, to a path, and return its bytes."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "1"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
@@ -61,11 +61,12 @@ def mp4(path: Path, count: int, size: tuple[int, int] = SIZE) -> bytes:
 
 
 class Peer:
-    """Server on a port of its own; `serve` speaks to each connection in a thread.
+    """Server on a port of its own, which serves each connection in a thread.
 
     Args:
-        serve: called with the connection and its number, from 0; the connection is closed after it.
-        port: 0 for any, or the one of a server that is gone.
+        serve: called with this peer, a connection and the number of the connection, from 0; the connection is closed
+            when it returns.
+        port: port to listen on; 0 selects a free port.
     """
 
     def __init__(self, serve: Callable[["Peer", socket.socket, int], None], port: int = 0) -> None:
@@ -106,7 +107,10 @@ class Peer:
 
 
 def request(connection: socket.socket) -> tuple[str, dict[str, str]]:
-    """Read a request of HTTP or RTSP: its first line, and its headers in lower case; data between them is dropped."""
+    """Read an HTTP or RTSP request, and return its first line and its headers with lower-case names.
+
+    RTP data between requests is dropped.
+    """
     text = b""
     while b"\r\n\r\n" not in text:
         if not (more := connection.recv(4096)):
@@ -119,13 +123,13 @@ def request(connection: socket.socket) -> tuple[str, dict[str, str]]:
 
 
 def respond(connection: socket.socket, status: str, headers: dict[str, str], body: bytes = b"") -> None:
-    """Send a response of HTTP."""
+    """Send an HTTP response."""
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers.items()), "Connection: close"]
     connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
 
 def answering(status: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Callable[..., None]:
-    """A server of HTTP that has one answer."""
+    """Return an HTTP server that sends the same response to every request."""
 
     def serve(_: Peer, connection: socket.socket, __: int) -> None:
         request(connection)
@@ -135,17 +139,19 @@ def answering(status: str, headers: dict[str, str] | None = None, body: bytes = 
 
 
 def part(jpeg: bytes) -> bytes:
-    """A part of MJPEG over HTTP."""
+    """Return a part of MJPEG over HTTP with one picture."""
     return b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n" % (len(jpeg), jpeg)
 
 
 def mjpeg(
     pictures: Sequence[NDArray[np.uint8]], *, then_silent: bool = False, pause_s: float = 0.0, before: bytes = b""
 ) -> Callable[..., None]:
-    """A server of MJPEG over HTTP, which ends after the pictures or falls silent.
+    """Return a server of MJPEG over HTTP.
 
     Args:
-        before: sent before each part.
+        then_silent: send nothing after the pictures, instead of closing the connection.
+        pause_s: pause after each picture (s).
+        before: bytes that are sent before each part.
     """
     content = [before + part(jpeg) for pixels in pictures for jpeg in encoded([pixels], "mjpeg")]
 
@@ -170,12 +176,12 @@ SDP = (
 def rtsp(
     count: int | None, *, then_silent: bool = False, refuse: str | None = None, pause_s: float = 1 / RATE
 ) -> Callable[..., None]:
-    """A server of RTSP that sends H.264 in the connection.
+    """Return an RTSP server that sends H.264 interleaved in the connection.
 
     Args:
-        count: number of pictures; None without an end.
-        then_silent: fall silent after them instead of closing.
-        refuse: status that DESCRIBE is answered with.
+        count: number of pictures; None sends pictures without end.
+        then_silent: send nothing after the pictures, instead of closing the connection.
+        refuse: status of the response to DESCRIBE.
     """
     packets = encoded([picture(number) for number in range(20)], "libx264")
 
@@ -210,7 +216,7 @@ def rtsp(
 
 
 def rtp(packet: bytes, number: int) -> bytes:
-    """A picture of H.264 as RTP packets, one for each of its units, in a connection of RTSP."""
+    """Return a picture of H.264 as interleaved RTP packets, one for each of its units."""
     units = [unit.rstrip(b"\0") for unit in packet.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1") if unit]
     data = b""
     for place, unit in enumerate(units):
@@ -222,7 +228,7 @@ def rtp(packet: bytes, number: int) -> bytes:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait for a condition, generously."""
+    """Wait until a condition is true; fail after the given time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "did not happen"

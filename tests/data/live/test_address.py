@@ -1,4 +1,4 @@
-"""Addresses of sources: kinds, names without passwords, and those that are refused."""
+"""Addresses of sources: their kinds, their names without passwords, and invalid addresses."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from e3d_deploy.errors import ConfigError
 def test_the_kind_of_a_source_follows_from_its_address(text: str, kind: Kind, live: bool) -> None:
     address = parse_address(text, raw=(2, 2, 1))
     assert (address.kind, address.is_live, address.raw) == (kind, live, None)
-    assert address.text == text.replace("RTSPS", "rtsps")  # FFmpeg knows no other
+    assert address.text == text.replace("RTSPS", "rtsps")  # FFmpeg accepts only lower-case schemes
 
 
 def test_stdin_has_the_shape_of_its_frames() -> None:

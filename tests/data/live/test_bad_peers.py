@@ -100,7 +100,7 @@ def test_a_peer_that_cannot_be_read_is_an_error_at_once(
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
-def test_a_port_where_nobody_listens_refuses_the_connection(scheme: str) -> None:
+def test_a_closed_port_refuses_the_connection(scheme: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(SourceLost, match=f"refused the connection; {SWITCHED_ON}"):
@@ -108,7 +108,7 @@ def test_a_port_where_nobody_listens_refuses_the_connection(scheme: str) -> None
 
 
 @pytest.mark.parametrize("scheme", ["rtsp", "http"])
-def test_a_host_that_no_name_server_knows_is_named(scheme: str) -> None:
+def test_an_unknown_host_name_is_an_error(scheme: str) -> None:
     with pytest.raises(SourceLost, match="its host name cannot be resolved"):
         read(f"{scheme}://no-such-host.invalid/cam")
 
@@ -145,7 +145,7 @@ def test_a_file_over_http_that_stalls_is_lost_at_the_deadline(start: Start, tmp_
         read(f"http://127.0.0.1:{start(serve).port}/", 2.0)
 
 
-def test_a_file_whose_index_cannot_be_reached_tells_how_to_move_it(start: Start, tmp_path: Path) -> None:
+def test_the_error_of_a_file_with_an_unreachable_index_says_how_to_move_the_index(start: Start, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (3, 480, 640, 3), np.uint8)
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "1", "preset": "ultrafast"})
@@ -159,7 +159,7 @@ def test_a_file_whose_index_cannot_be_reached_tells_how_to_move_it(start: Start,
 
 
 LARGE = part(encoded([picture(0, (6000, 6000))], "mjpeg")[0])
-"""A picture that is larger than the limit, and smaller than one that a machine cannot hold."""
+"""Height and width of a picture that exceeds the limit but still fits into memory."""
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -176,7 +176,7 @@ def test_pictures_over_the_limit_of_size_are_refused_before_they_are_decoded(end
         read(f"http://127.0.0.1:{start(serve).port}/", LONG_S if ends else SHORT_S)
 
 
-def test_a_picture_over_the_limit_is_passed_over_between_others(start: Start) -> None:
+def test_a_picture_over_the_limit_is_skipped(start: Start) -> None:
     def serve(peer: Peer, connection: socket.socket, _: int) -> None:
         request(connection)
         respond(connection, "200 OK", MULTIPART)
@@ -202,7 +202,7 @@ def test_a_video_of_an_absurd_size_is_refused_before_it_is_decoded(start: Start,
         read(f"http://127.0.0.1:{peer.port}/")
 
 
-def test_a_reader_that_would_ignore_the_limit_of_size_is_refused(
+def test_a_demuxer_that_would_ignore_the_limit_of_size_is_refused(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with av.open(str(tmp_path / "a.flv"), "w", format="flv") as container:
@@ -217,7 +217,7 @@ def test_a_reader_that_would_ignore_the_limit_of_size_is_refused(
         read(f"http://127.0.0.1:{peer.port}/")
 
 
-def test_damaged_pictures_of_a_camera_are_passed_over(start: Start) -> None:
+def test_damaged_pictures_of_a_camera_are_skipped(start: Start) -> None:
     (jpeg,) = encoded([picture(0)], "mjpeg")
     content = [picture(number) for number in range(8)]
     good = mjpeg(content)
@@ -240,7 +240,7 @@ def test_damaged_pictures_of_a_camera_are_passed_over(start: Start) -> None:
         assert [arrival.index for _, arrival in zip(range(11), source, strict=False)] == list(range(11))
 
 
-def test_a_camera_without_video_is_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_without_video_is_an_error(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SDP", peers.SDP.replace("m=video 0 RTP/AVP 96", "m=audio 0 RTP/AVP 0"))
     with pytest.raises(ClipError, match="contains no video; give the address of a stream with video"):
         read(f"rtsp://127.0.0.1:{start(peers.rtsp(1)).port}/a")

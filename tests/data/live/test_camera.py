@@ -1,4 +1,4 @@
-"""V4L2 cameras, without one: the call that opens them, and the errors of what is not a camera."""
+"""V4L2 cameras, tested without a camera: the call that opens them, and errors of other devices."""
 
 import errno
 from pathlib import Path
@@ -16,13 +16,13 @@ FORM = Form(image_size=(24, 32), channels=1)
 CLIP = Path(__file__).parents[3] / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"
 
 
-def test_a_camera_that_is_not_there_is_named() -> None:
+def test_a_missing_camera_is_an_error() -> None:
     message = r"^/dev/video99: no such camera; connect the camera, or list the cameras with `ls"
     with pytest.raises(ClipError, match=message):
         Feed(parse_address("/dev/video99"), FORM, FeedOptions())
 
 
-def test_a_device_that_captures_nothing_is_named() -> None:
+def test_a_device_that_does_not_capture_video_is_an_error() -> None:
     with pytest.raises(ClipError, match=r"^/dev/null: this device does not capture video; list the cameras"):
         Feed(parse_address("/dev/null"), FORM, FeedOptions())
 
@@ -47,7 +47,7 @@ def test_errors_of_a_camera_say_what_to_do(
     assert message in str(caught.value)
 
 
-def test_a_camera_is_opened_by_the_reader_of_v4l2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_is_opened_with_v4l2(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, real = [], av.open
 
     def fake(file: str, **options: Any) -> Any:
@@ -59,7 +59,7 @@ def test_a_camera_is_opened_by_the_reader_of_v4l2(monkeypatch: pytest.MonkeyPatc
         arrival = source.take()
     ((file, options),) = calls
     assert (file, options["format"], options["timeout"]) == ("/dev/video0", "v4l2", (600, 600))
-    assert "protocol_whitelist" not in options["options"]  # the reader opens the device without a protocol
+    assert "protocol_whitelist" not in options["options"]  # V4L2 opens the device without a protocol
     assert source.is_live
     assert arrival is not None
     assert (arrival.index, arrival.begins, arrival.picture.shape) == (0, True, FORM.shape)

@@ -1,4 +1,4 @@
-"""A feed closes at once, from any thread, and leaves nothing behind."""
+"""A feed closes immediately, from any thread, and leaves no thread, connection or file open."""
 
 import io
 import os
@@ -41,7 +41,7 @@ def feed(text: str, options: FeedOptions = BLOCK, **more: Any) -> Feed:
 
 
 def threads(text: str) -> list[str]:
-    """Threads that read a source."""
+    """Return the threads that read a source."""
     return [one.name for one in threading.enumerate() if one.name.endswith(f" {text}")]
 
 
@@ -75,7 +75,7 @@ def test_a_feed_that_ffmpeg_blocks_is_closed_from_another_thread(
     source.close()
 
 
-def test_a_reader_that_waits_for_room_is_closed() -> None:
+def test_a_thread_that_waits_for_a_full_queue_is_closed() -> None:
     source = feed("-", FeedOptions(queue_length=1), stdin=io.BytesIO(bytes(10 * 24 * 32)))
     wait_until(lambda: len(source._waiting._items) == 1)
     source.close()
@@ -83,7 +83,9 @@ def test_a_reader_that_waits_for_room_is_closed() -> None:
     assert not source._thread.is_alive()
 
 
-def test_a_camera_that_sends_only_damage_is_left_after_a_packet(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_camera_that_sends_only_damaged_pictures_is_closed_after_a_packet(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decoding, "MOST_DAMAGED", 1_000_000_000)
     good = mjpeg([picture(0)] * 20)
 
@@ -98,7 +100,7 @@ def test_a_camera_that_sends_only_damage_is_left_after_a_packet(start: Start, mo
     wait_until(lambda: not threads(text))
 
 
-def test_a_pipe_that_nobody_writes_to_is_closed() -> None:
+def test_a_pipe_without_a_writer_is_closed() -> None:
     reading, writing = os.pipe()
     with open(reading, "rb", buffering=0) as stdin:
         source = feed("-", stdin=stdin)
@@ -135,13 +137,13 @@ def test_nothing_is_left_of_many_feeds(kind: str, start: Start, tmp_path: Path) 
     for _ in range(50):
         use()
     wait_until(lambda: not threads(text))
-    # The peer closes its ends a little later.
+    # The peer closes its side of the connections a little later.
     wait_until(lambda: open_files() <= before)
 
 
 @pytest.mark.parametrize("kind", ["rtsp", "mjpeg", "stdin", "file"])
-def test_a_program_that_closes_nothing_ends_all_the_same(kind: str, start: Start, tmp_path: Path) -> None:
-    """Python ends while a thread is inside FFmpeg, or reads stdin, and does not abort."""
+def test_a_program_that_closes_no_feed_still_ends(kind: str, start: Start, tmp_path: Path) -> None:
+    """Python exits while a thread is inside FFmpeg or reads standard input, and does not abort."""
     mp4(tmp_path / "a.mp4", 12)
     serve = {"rtsp": rtsp(20, then_silent=True), "mjpeg": mjpeg([picture(0)] * 20, then_silent=True)}.get(kind)
     scheme = "rtsp" if kind == "rtsp" else "http"
@@ -154,7 +156,7 @@ def test_a_program_that_closes_nothing_ends_all_the_same(kind: str, start: Start
     assert (done.returncode, "Fatal" in done.stderr) == (0, False), done.stderr
 
 
-def test_a_file_plays_at_its_own_pace_when_asked_to_and_closes_in_between(tmp_path: Path) -> None:
+def test_a_file_that_plays_in_real_time_can_be_closed_between_two_pictures(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=1, options={"tune": "zerolatency"})
         stream.height, stream.width, stream.pix_fmt = *FORM.image_size, "yuv420p"

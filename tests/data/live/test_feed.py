@@ -1,4 +1,4 @@
-"""A feed gives the pictures of any source in order, through a bounded queue."""
+"""A feed yields the pictures of any source in order, through a bounded queue."""
 
 import base64
 import io
@@ -52,7 +52,7 @@ def numbers(arrivals: Sequence[Arrival]) -> list[int]:
     return [number_of(arrival.picture) for arrival in arrivals]
 
 
-def test_a_file_gives_the_pictures_that_play_gives_with_their_times(tmp_path: Path) -> None:
+def test_a_file_yields_the_same_pictures_as_play_with_their_times(tmp_path: Path) -> None:
     mp4(tmp_path / "a.mp4", 12)
     with feed(str(tmp_path / "a.mp4")) as source:
         arrivals = list(source)
@@ -92,7 +92,7 @@ def test_a_file_over_http_ends_as_a_file_does(tmp_path: Path, start: Start) -> N
     assert not source.is_live
 
 
-def test_a_file_over_http_whose_server_tells_no_length_is_whole_too(tmp_path: Path, start: Start) -> None:
+def test_a_file_over_http_without_a_content_length_is_complete(tmp_path: Path, start: Start) -> None:
     content = mp4(tmp_path / "a.mp4", 12)
 
     def serve(_: Peer, connection: socket.socket, __: int) -> None:
@@ -104,7 +104,7 @@ def test_a_file_over_http_whose_server_tells_no_length_is_whole_too(tmp_path: Pa
     assert not source.is_live
 
 
-def test_mjpeg_over_http_is_live_and_tells_no_times(start: Start) -> None:
+def test_mjpeg_over_http_is_live_and_has_no_times(start: Start) -> None:
     peer = start(mjpeg([picture(number) for number in range(12)], then_silent=True))
     with feed(f"http://127.0.0.1:{peer.port}/") as source:
         arrivals = [source.take() for _ in range(12)]
@@ -114,7 +114,7 @@ def test_mjpeg_over_http_is_live_and_tells_no_times(start: Start) -> None:
 
 
 def test_mjpeg_of_cameras_that_begin_with_a_blank_line_is_read(start: Start) -> None:
-    """ESP32 cameras do, and FFmpeg takes another reader for them."""
+    """ESP32 cameras send such a line, for which FFmpeg selects another demuxer."""
     peer = start(mjpeg([picture(number) for number in range(200)], then_silent=True, before=b"\r\n"))
     with feed(f"http://127.0.0.1:{peer.port}/") as source:
         arrivals = [arrival for _, arrival in zip(range(12), source, strict=False)]
@@ -122,7 +122,7 @@ def test_mjpeg_of_cameras_that_begin_with_a_blank_line_is_read(start: Start) -> 
     assert (source.is_live, source.frames_per_second) == (True, None)
 
 
-def test_a_live_source_keeps_the_newest_picture_unless_told_otherwise(start: Start) -> None:
+def test_a_live_source_keeps_only_the_newest_picture_by_default(start: Start) -> None:
     peer = start(mjpeg([picture(number) for number in range(20)], then_silent=True))
     with feed(f"http://127.0.0.1:{peer.port}/", FeedOptions(silence_s=600)) as source:
         wait_until(lambda: source.dropped == 19)
@@ -131,7 +131,7 @@ def test_a_live_source_keeps_the_newest_picture_unless_told_otherwise(start: Sta
     assert (number_of(arrival.picture), arrival.index, arrival.begins) == (19, 19, True)
 
 
-def test_user_and_password_are_given_to_a_server_that_asks(start: Start, tmp_path: Path) -> None:
+def test_user_and_password_are_sent_to_a_server_that_requires_them(start: Start, tmp_path: Path) -> None:
     content = mp4(tmp_path / "a.mp4", 3)
 
     def serve(_: Peer, connection: socket.socket, __: int) -> None:
@@ -158,7 +158,7 @@ def test_raw_frames_of_the_form_of_the_model_need_no_pyav(monkeypatch: pytest.Mo
         assert len(list(source)) == 1
 
 
-def test_rtsp_gives_every_picture_that_the_camera_sends(start: Start) -> None:
+def test_rtsp_yields_every_picture_that_the_camera_sends(start: Start) -> None:
     with feed(f"rtsp://127.0.0.1:{start(rtsp(None)).port}/cam") as source:
         arrivals = [arrival for _, arrival in zip(range(30), source, strict=False)]
     assert numbers(arrivals) == [number % 20 for number in range(30)]
@@ -168,7 +168,7 @@ def test_rtsp_gives_every_picture_that_the_camera_sends(start: Start) -> None:
 
 
 @pytest.mark.parametrize("raw", [(24, 32, 1), (24, 32, 3), (48, 64, 1), (48, 64, 3)])
-def test_raw_frames_are_brought_to_the_form_of_the_model(raw: tuple[int, int, int]) -> None:
+def test_raw_frames_are_converted_to_the_form_of_the_model(raw: tuple[int, int, int]) -> None:
     frames = [np.full(raw, 20 + 10 * number, np.uint8) for number in range(5)]
     stdin = io.BytesIO(b"".join(frame.tobytes() for frame in frames))
     with Feed(parse_address("-", raw=raw), FORM, PATIENT, stdin=stdin) as source:
@@ -178,7 +178,7 @@ def test_raw_frames_are_brought_to_the_form_of_the_model(raw: tuple[int, int, in
     assert (source.is_live, source.frames_per_second) == (False, None)
 
 
-def test_a_raw_frame_that_is_not_whole_ends_the_feed_with_its_byte_counts() -> None:
+def test_an_incomplete_raw_frame_ends_the_feed_with_its_byte_counts() -> None:
     stdin = io.BytesIO(bytes(2 * 24 * 32 + 100))
     with Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, stdin=stdin) as source:
         assert len([source.take(), source.take()]) == 2
@@ -194,12 +194,12 @@ def test_an_empty_stdin_is_an_error() -> None:
         source.take()
 
 
-def test_raw_frames_are_not_resampled_as_they_tell_no_rate() -> None:
+def test_raw_frames_are_not_resampled_as_they_have_no_rate() -> None:
     with pytest.raises(ConfigError, match="tells no frames per second"):
         Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, selection=Selection(resample=5), stdin=io.BytesIO())
 
 
-def test_a_full_queue_drops_the_oldest_and_counts_them() -> None:
+def test_a_full_queue_drops_the_oldest_pictures_and_counts_them() -> None:
     stdin = io.BytesIO(b"".join(np.full(FORM.shape, 20 + 10 * number, np.uint8).tobytes() for number in range(12)))
     options = FeedOptions(policy="drop-oldest", queue_length=3)
     with Feed(parse_address("-", raw=FORM.shape), FORM, options, stdin=stdin) as source:
@@ -218,7 +218,7 @@ def test_a_full_queue_blocks_the_reader_and_drops_none() -> None:
         assert (len(list(source)), source.dropped) == (12, 0)
 
 
-def test_a_timeout_gives_none_and_the_feed_goes_on(start: Start) -> None:
+def test_a_timeout_returns_none_and_the_feed_continues(start: Start) -> None:
     gate = threading.Event()
 
     class Pipe(io.BytesIO):
@@ -233,10 +233,10 @@ def test_a_timeout_gives_none_and_the_feed_goes_on(start: Start) -> None:
         assert source.take() is not None
 
 
-def test_a_recording_that_plays_at_its_rate_gives_each_picture_when_it_is_due(
+def test_a_recording_in_real_time_yields_each_picture_when_it_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that goes on while the reading thread waits, and only then."""
+    """The clock is a fake that advances only while the reading thread waits."""
 
     class Clock(threading.Event):
         now_s = 100.0
@@ -259,7 +259,7 @@ def test_a_recording_that_plays_at_its_rate_gives_each_picture_when_it_is_due(
     assert came_s == pytest.approx([100.0, 100.0 + 1 / RATE, 100.0 + 2 / RATE])
 
 
-def test_a_schedule_makes_up_for_a_short_delay_and_for_no_pause() -> None:
+def test_a_schedule_makes_up_for_a_short_delay_but_not_for_a_pause() -> None:
     schedule = Schedule()
     assert schedule.wait_s(5.0, 100.0) == 0
     assert schedule.wait_s(5.1, 100.02) == pytest.approx(0.08)
@@ -275,9 +275,7 @@ def test_a_missing_file_is_an_error_at_once(tmp_path: Path) -> None:
         feed(str(tmp_path / "none.mp4"))
 
 
-def test_what_is_done_to_the_pictures_of_a_camera_is_remarked_without_its_password(
-    start: Start, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_remarks_on_the_pictures_of_a_camera_hide_its_password(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     peer = start(mjpeg([picture(0)] * 20, then_silent=True))
     with (
         caplog.at_level(logging.DEBUG),
@@ -298,7 +296,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
 
 
 def piped(content: bytes, pipe: Path) -> list[Arrival]:
-    """Return what comes of a film that is sent through a named pipe."""
+    """Send a film through a named pipe, and return the pictures that a feed yields."""
     os.mkfifo(pipe)
 
     def send() -> None:
@@ -315,11 +313,11 @@ def piped(content: bytes, pipe: Path) -> list[Arrival]:
 
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.ts"])
-def test_a_film_comes_through_a_named_pipe(name: str, tmp_path: Path) -> None:
+def test_a_film_is_read_through_a_named_pipe(name: str, tmp_path: Path) -> None:
     film = write_video(tmp_path / name, gray_levels((24, 32), [20 * step for step in range(12)]))
     assert len(piped(film.read_bytes(), tmp_path / "pipe")) == 12
 
 
-def test_what_a_pipe_cannot_give_tells_what_it_can(tmp_path: Path) -> None:
+def test_a_format_that_cannot_be_read_from_a_pipe_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="send Matroska or MPEG-TS through a pipe"):
         piped(bytes(10_000), tmp_path / "pipe")

@@ -31,7 +31,7 @@ assert Gst.ElementFactory.find("x264enc") and Gst.ElementFactory.find("rtph264pa
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    """The port of a server that shows a moving ball at 15 frames per second to a user who gives a password."""
+    """Start a server that shows a moving ball at 15 frames per second and requires a password; yield its port."""
     if sys.platform != "linux" or not Path(PYTHON).exists():
         pytest.skip(f"needs GStreamer's RTSP server: {INSTALL}")
     if subprocess.run([PYTHON, "-c", HAS_SERVER], check=False, capture_output=True, timeout=120).returncode:

@@ -1,4 +1,4 @@
-"""A camera that is lost is connected again, with growing waits, until too many attempts fail."""
+"""A lost camera is reconnected after growing delays, until too many attempts fail."""
 
 import socket
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def first(source: Feed, count: int) -> list[Arrival]:
 @pytest.mark.parametrize(
     ("scheme", "serve"), [("http", mjpeg(EIGHT)), ("rtsp", rtsp(8, pause_s=0))], ids=["mjpeg", "rtsp"]
 )
-def test_a_live_source_that_ends_begins_again(scheme: str, serve: object, start: Start) -> None:
+def test_a_live_source_that_ends_is_reconnected(scheme: str, serve: object, start: Start) -> None:
     told: list[str] = []
     with feed(start(serve), told, scheme) as source:
         arrivals = first(source, 20)
@@ -57,7 +57,7 @@ def test_a_live_source_that_ends_begins_again(scheme: str, serve: object, start:
     assert "hunter2" not in str(told)
 
 
-def test_a_live_source_that_falls_silent_is_connected_again(start: Start) -> None:
+def test_a_live_source_that_falls_silent_is_reconnected(start: Start) -> None:
     told: list[str] = []
     peer = start(mjpeg(EIGHT, then_silent=True))
     with feed(peer, told, silence_s=1) as source:
@@ -65,7 +65,7 @@ def test_a_live_source_that_falls_silent_is_connected_again(start: Start) -> Non
     assert "no picture arrived for 1 s; reconnecting" in told[0]
 
 
-def test_a_source_that_does_not_come_back_is_lost_after_all_attempts(start: Start) -> None:
+def test_a_source_is_lost_after_all_attempts_failed(start: Start) -> None:
     told: list[str] = []
 
     def serve(peer: Peer, connection: socket.socket, number: int) -> None:
@@ -81,7 +81,7 @@ def test_a_source_that_does_not_come_back_is_lost_after_all_attempts(start: Star
         with pytest.raises(SourceLost, match=r"got 404.* after 3 reconnects without a picture; check the path") as lost:
             source.take()
         assert lost.value.exit_code == 6
-        with pytest.raises(SourceLost):  # again, and not a wait for ever
+        with pytest.raises(SourceLost):  # a second call also raises, instead of waiting without end
             source.take()
     assert [text.rpartition("in ")[2] for text in told] == [
         "0.01 s (attempt 1 of 3)",
@@ -91,7 +91,7 @@ def test_a_source_that_does_not_come_back_is_lost_after_all_attempts(start: Star
     assert (peer.connections, source.reconnects) == (4, 0)
 
 
-def test_a_server_that_was_away_is_found_again(start: Start) -> None:
+def test_a_server_that_was_down_is_reconnected(start: Start) -> None:
     told: list[str] = []
     peer = start(mjpeg(EIGHT))
     with feed(peer, told, attempts=12) as source:
@@ -111,7 +111,7 @@ def test_a_server_that_was_away_is_found_again(start: Start) -> None:
     assert any("refused the connection" in text for text in told)
 
 
-def test_no_attempts_never_reconnect(start: Start) -> None:
+def test_zero_attempts_never_reconnect(start: Start) -> None:
     told: list[str] = []
     with feed(start(mjpeg(EIGHT)), told, attempts=0) as source:
         first(source, 8)
@@ -120,7 +120,7 @@ def test_no_attempts_never_reconnect(start: Start) -> None:
     assert not told
 
 
-def test_a_change_of_size_begins_anew(start: Start) -> None:
+def test_a_change_of_size_begins_a_new_section(start: Start) -> None:
     sizes = [SIZE, SIZE, (96, 80), (96, 80), SIZE, SIZE]
     pictures = [picture(number, size) for number, size in enumerate(sizes)] + [picture(6)] * 8
     told: list[str] = []
@@ -131,8 +131,8 @@ def test_a_change_of_size_begins_anew(start: Start) -> None:
     assert [number_of(arrival.picture) for arrival in arrivals] == list(range(6))
 
 
-def test_the_first_picture_that_is_not_dropped_tells_of_the_reconnect(start: Start) -> None:
-    """The first picture of a connection may be dropped, and nothing leads to the next one all the same."""
+def test_the_first_picture_that_is_not_dropped_begins_the_connection(start: Start) -> None:
+    """If the first picture of a connection is dropped, the next picture is marked as the beginning."""
     told: list[str] = []
     with feed(start(mjpeg(EIGHT)), told, policy="drop-oldest", queue_length=1) as source:
         begun = {}
@@ -148,7 +148,7 @@ def test_the_first_picture_that_is_not_dropped_tells_of_the_reconnect(start: Sta
     ("selection", "expected"),
     [(Selection(every=3), [0, 3, 6, 0, 3, 6]), (Selection(resample=12.5), [0, 2, 4, 6, 0, 2, 4, 6])],
 )
-def test_pictures_of_a_camera_are_selected_anew_after_a_reconnect(
+def test_the_selection_of_pictures_restarts_after_a_reconnect(
     selection: Selection, expected: list[int], start: Start
 ) -> None:
     peer = start(rtsp(8, pause_s=0))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl
 
 
 def encrypted(serve: Callable[[Peer, socket.socket, int], None], folder: Path, name: str) -> Callable[..., None]:
-    """Let a server speak TLS with a certificate for a name, written to `cert.pem` in a folder."""
+    """Wrap a server in TLS with a certificate for a name, and write the certificate to `cert.pem` in a folder."""
     cert, key = folder / "cert.pem", folder / "key.pem"
     subject = ["-subj", "/CN=camera", "-addext", f"subjectAltName={name}", "-days", "2"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, *subject]
@@ -35,7 +35,7 @@ def encrypted(serve: Callable[[Peer, socket.socket, int], None], folder: Path, n
 
 @pytest.fixture
 def film(tmp_path: Path) -> Callable[..., None]:
-    """Server of a video over HTTP."""
+    """Return an HTTP server of a video."""
     return answering("200 OK", {"Content-Type": "video/mp4"}, mp4(tmp_path / "film.mp4", 5))
 
 
