@@ -63,7 +63,7 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Made:
+class _PendingForecast:
     """Forecast that waits for its true pictures."""
 
     frames: Frame
@@ -101,7 +101,7 @@ class Follower:
         self._pixels = config.channels * config.image_size[0] * config.image_size[1]
         self._cuts = CutDetector() if reset_on_cut else None
         self._novelty = Novelty(horizon, renewal)
-        self._made: deque[_Made] = deque(maxlen=horizon)
+        self._pending: deque[_PendingForecast] = deque(maxlen=horizon)
         self._seen = 0
         self._was_reset = False
 
@@ -128,10 +128,10 @@ class Follower:
             forecast = self.stream.forecast(self.horizon).clip(0, 1)
         except BaseException:
             # The state may have seen this picture or not, so the next picture cannot be matched to earlier forecasts.
-            self._made.clear()
+            self._pending.clear()
             raise
         latency_ms = 1000 * (time.perf_counter() - started)
-        made = self._reaching()
+        made = self._forecasts_of_this_picture()
         expected = tuple(one.frames[number] for number, one in enumerate(made))
         errors = [float(metrics.mse(one, frame)) for one in expected]
         judged = Judged(
@@ -146,16 +146,16 @@ class Follower:
             novelty=self._novelty.score(np.array(errors) / self._pixels, np.array([one.age for one in made], np.int64)),
             latency_ms=latency_ms,
         )
-        self._made.append(_Made(frames=forecast, after=frame, age=judged.age))
+        self._pending.append(_PendingForecast(frames=forecast, after=frame, age=judged.age))
         self._seen, self._was_reset = self._seen + 1, False
         return judged
 
-    def _reaching(self) -> list[_Made]:
+    def _forecasts_of_this_picture(self) -> list[_PendingForecast]:
         """Return the forecasts made 1, 2, … pictures earlier, up to the first whose horizon is too short to cover this
         picture.
         """
-        found: list[_Made] = []
-        for ahead, made in enumerate(islice(reversed(self._made), self.horizon), 1):
+        found: list[_PendingForecast] = []
+        for ahead, made in enumerate(islice(reversed(self._pending), self.horizon), 1):
             if len(made.frames) < ahead:
                 break
             found.append(made)
@@ -169,5 +169,5 @@ class Follower:
 
     def _forget(self) -> None:
         self.stream.reset()
-        self._made.clear()
+        self._pending.clear()
         self._was_reset = self._seen > 0

@@ -73,7 +73,7 @@ class Push:
     def __init__(
         self, url: str, size: tuple[int, int], *, frames_per_second: float, zoom: int = 1, remark: Notify = silent
     ) -> None:
-        self.name, self.sent, self._given = shown(url), 0, 0
+        self.name, self.sent, self._received = shown(url), 0, 0
         self.lost: E3DError | None = None
         self._size, self._rate, self._zoom, self._remark = size, frames_per_second, zoom, remark
         self._waiting: BoundedQueue[tuple[float, NDArray[np.uint8]]] = BoundedQueue(QUEUE, drop_oldest=True)
@@ -87,7 +87,7 @@ class Push:
 
     def put(self, observation: Observation) -> None:
         """Queue a picture for sending; if the queue is full, its oldest picture is dropped."""
-        self._given += 1
+        self._received += 1
         if self.lost is not None:
             return
         picture = to_pictures(beside(observation.judged)).repeat(self._zoom, axis=0).repeat(self._zoom, axis=1)
@@ -96,7 +96,7 @@ class Push:
     @property
     def not_sent(self) -> int:
         """Number of pictures that were dropped or still wait."""
-        return self._given - self.sent
+        return self._received - self.sent
 
     def close(self) -> None:
         """Send the queued pictures, for at most `CLOSE_S`, and end the video. A second call does nothing."""
@@ -133,7 +133,7 @@ class Push:
         except ImportError as error:
             raise BackendUnavailable(NEEDS_VIDEO) from error
         scheme, (height, width) = urlsplit(url).scheme, self._size
-        address, options = _patient(scheme + url[len(scheme) :])  # FFmpeg accepts only lower-case schemes
+        address, options = _with_timeout(scheme + url[len(scheme) :])  # FFmpeg accepts only lower-case schemes
         with av.open(address, "w", format=FORMATS[scheme], options=options) as container:
             stream = container.add_stream("libx264", rate=exact_rate(self._rate))
             # Browsers and phones play only videos with an even width and height.
@@ -155,7 +155,7 @@ class Push:
             container.mux(stream.encode())
 
 
-def _patient(url: str) -> tuple[str, dict[str, str]]:
+def _with_timeout(url: str) -> tuple[str, dict[str, str]]:
     """Return an address and options that make FFmpeg give up on a silent peer after `CONNECT_S`.
 
     PyAV blocks all other threads while it opens or closes a connection, so a silent peer would block them too. FFmpeg

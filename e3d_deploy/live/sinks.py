@@ -77,9 +77,9 @@ class Output:
             if self._stream is None:
                 self._stream = self._opened(self._name)
                 self._closing.callback(self._stream.close)
-            stream, descriptor, left = self._stream, _waiting(self._stream), memoryview(content)
+            stream, descriptor, left = self._stream, _blocking_descriptor(self._stream), memoryview(content)
             while left:
-                left = left[stream.write(left if descriptor is None else self._taken(descriptor, left)) or 0 :]
+                left = left[stream.write(left if descriptor is None else self._writable_part(descriptor, left)) or 0 :]
 
     def abandon(self) -> None:
         """Make a write that waits for a reader fail. It may be called from any thread."""
@@ -106,7 +106,7 @@ class Output:
                 return os.fdopen(descriptor, "wb", buffering=0)
         return path.open("wb", buffering=0)
 
-    def _taken(self, descriptor: int, left: memoryview) -> memoryview:
+    def _writable_part(self, descriptor: int, left: memoryview) -> memoryview:
         """Wait until a pipe or terminal is writable, and return a part that can be written without blocking.
 
         A write that blocks could not be interrupted by `abandon`.
@@ -122,7 +122,7 @@ class Output:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-def _waiting(stream: BinaryIO | RawIOBase) -> int | None:
+def _blocking_descriptor(stream: BinaryIO | RawIOBase) -> int | None:
     """Return the descriptor of a stream that can block, such as a pipe; None for a regular file, or without `poll`."""
     if not hasattr(select, "poll"):  # Windows
         return None

@@ -105,7 +105,7 @@ class SourceWorker:
             return
         with ExitStack() as stack:
             puts = [stack.enter_context(sink) for sink in self._sinks]
-            while arrival is not None and self._see(arrival, puts):
+            while arrival is not None and self._follow_picture(arrival, puts):
                 arrival = self._take()
             if self._abandoned.is_set():
                 raise Abandoned
@@ -125,7 +125,7 @@ class SourceWorker:
                 return arrival
         return None
 
-    def _see(self, arrival: Arrival, puts: Sequence[Put]) -> bool:
+    def _follow_picture(self, arrival: Arrival, puts: Sequence[Put]) -> bool:
         """Follow one picture, and return True; store an error and return False.
 
         The error is not raised, so that the outputs of earlier pictures are completed.

@@ -1,1 +1,1 @@
-"""The live page, REST and WebSocket server."""
+"""Server of the live page, the REST API and the WebSocket."""

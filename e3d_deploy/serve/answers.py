@@ -1,4 +1,4 @@
-"""Errors as answers: one place that turns exceptions into a status, a code and a sentence."""
+"""Turn exceptions into error responses: a status, a code and a sentence."""
 
 import logging
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from e3d_deploy.errors import ClipError, ConfigError, E3DError, ResourceLimit, S
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 5
-"""Time after which a client may ask again when the server is full (s)."""
+"""Value of the header Retry-After: time after which a client may retry (s)."""
 STATUSES: dict[type[E3DError], tuple[int, str]] = {
     ConfigError: (422, "invalid"),
     ShapeError: (422, "shape"),
@@ -24,24 +24,31 @@ STATUSES: dict[type[E3DError], tuple[int, str]] = {
     SourceLost: (422, "damaged"),
     ResourceLimit: (503, "full"),
 }
-"""Status and code by class of error; others are failures of the server."""
+"""HTTP status and code by class of error; every other class becomes status 500."""
 
 
 class ErrorDetail(BaseModel):
     code: str
-    """Reason in one word, for programs."""
+    """Machine-readable reason, one word."""
     message: str
-    """Reason in a sentence, for people."""
+    """Reason as a sentence for people."""
 
 
 class ErrorAnswer(BaseModel):
-    """Body of every answer that is an error."""
+    """Body of every error response."""
 
     error: ErrorDetail
 
 
 class Problem(Exception):
-    """Answer that ends a request."""
+    """Exception that becomes an error response.
+
+    Args:
+        status: HTTP status.
+        code: machine-readable reason, one word.
+        message: reason as a sentence for people.
+        retry: True if the same request may succeed later; adds the header Retry-After.
+    """
 
     def __init__(self, status: int, code: str, message: str, *, retry: bool = False) -> None:
         super().__init__(message)
@@ -49,7 +56,7 @@ class Problem(Exception):
 
 
 def response_of(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return a problem as an answer."""
+    """Return the error response for a problem."""
     found = dict(headers or {})
     if problem.retry:
         found["Retry-After"] = str(RETRY_AFTER_S)
@@ -59,10 +66,10 @@ def response_of(problem: Problem, headers: Mapping[str, str] | None = None) -> J
 
 
 def problem_of(error: Exception, names: Mapping[str, str] | None = None) -> Problem:
-    """Return the answer for an exception.
+    """Return the problem that describes an exception to clients; log unexpected exceptions.
 
     Args:
-        names: names to show instead of paths of the server that a message may hold.
+        names: names that replace paths of the server in the message.
     """
     if isinstance(error, Problem):
         return error
@@ -71,7 +78,7 @@ def problem_of(error: Exception, names: Mapping[str, str] | None = None) -> Prob
             if isinstance(error, kind):
                 return Problem(status, code, _named(str(error), names), retry=status == 503)
     log.error("%s: %s", type(error).__name__, error, exc_info=log.isEnabledFor(logging.DEBUG))
-    return Problem(500, "internal", "the server failed; its log says why")
+    return Problem(500, "internal", "the server failed; see its log")
 
 
 def _named(message: str, names: Mapping[str, str] | None) -> str:
@@ -81,12 +88,12 @@ def _named(message: str, names: Mapping[str, str] | None) -> str:
 
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the description of error answers for OpenAPI."""
+    """Return the OpenAPI description of error responses."""
     return {status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase} for status in statuses}
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of an application in one form."""
+    """Make an application turn every exception into an error response."""
 
     def counted(problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
         app.state.service.meters.errors.labels(problem.code).inc()

@@ -1,4 +1,4 @@
-"""The application: page, REST, WebSocket and metrics of one model."""
+"""FastAPI application that serves the page, REST, WebSocket and metrics of one model."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,11 +20,13 @@ from e3d_deploy.serve.websocket import Connection
 
 
 def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
-    """Return the application; `app.state.service` is what its endpoints share, and ends with the application.
+    """Return the application of one model.
+
+    `app.state.service` is the state that its endpoints share; it is closed when the application shuts down.
 
     Raises:
-        ConfigError: an unknown renewal or an invalid limit.
-        ResourceLimit: the memory limit has no room for a stream.
+        ConfigError: the renewal is unknown, or a limit is invalid.
+        ResourceLimit: the memory limit is too small for one stream.
     """
     service = Service(predictor, settings)
 
@@ -40,13 +42,13 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
             await service.drain()
             await asyncio.to_thread(service.close)
 
-    # The documentation pages of FastAPI load scripts of a foreign host.
+    # The documentation pages of FastAPI are switched off: they load scripts from another host.
     app = FastAPI(title="e3d serve", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     answers.install(app)
     app.include_router(page_routes())
     app.include_router(health_routes(service))
-    # `Guard` refuses before a body is read; this tells OpenAPI of it.
+    # `Guard` checks the token before a body is read; these dependencies only describe the check in OpenAPI.
     secured = [Depends(HTTPBearer(auto_error=False))] if settings.token is not None else []
     refusals = answers.answers(401, 403) if settings.token is not None else answers.answers(403)
     for routes in (model_routes, clip_routes, predict_routes):
@@ -56,6 +58,6 @@ def create_app(predictor: Predictor, settings: Settings) -> FastAPI:
     async def live(websocket: WebSocket) -> None:
         await Connection(websocket, service).run()
 
-    # Outside of the middleware that answers unexpected errors, so that these answers carry the headers too.
+    # `Guard` wraps the middleware that answers unexpected errors, so that those responses also get its headers.
     app.middleware_stack = Guard(app.build_middleware_stack(), settings, service.meters)
     return app

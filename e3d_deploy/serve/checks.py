@@ -1,4 +1,4 @@
-"""Files that clients sent, checked by their headers before anything is decoded."""
+"""Check uploaded files by their headers, before they are decoded."""
 
 import math
 import os
@@ -13,11 +13,11 @@ from e3d_deploy.data.form import MOST_PIXELS
 from e3d_deploy.serve.answers import Problem
 
 MOST_PIXELS_IN_ALL = 500_000_000
-"""Most pixels of all pictures of a request, which small files may unpack to."""
+"""Maximum total number of pixels in the pictures of one request; small files may decode to huge pictures."""
 MOST_DIRECTORY_BYTES = 65_536
-"""Largest table of contents of a .npz file."""
+"""Maximum size of the central directory of a .npz file (bytes)."""
 UNPACKED = 4
-"""Times the largest upload that the arrays in a .npz file may take."""
+"""Maximum total size of the arrays in a .npz file, as a multiple of the upload limit."""
 
 KINDS = (
     (0, b"PK\x03\x04", ".npz"),
@@ -40,25 +40,29 @@ KINDS = (
     (0, b"\x00\x00\x01\xba", ".mpg"),
     (0, b"YUV4MPEG2", ".y4m"),
 )
-"""Position, bytes there and suffix of each kind of file that is taken; what a client calls it does not matter."""
+"""Offset, signature at that offset, and suffix of each supported file type. The client's file name is not used."""
 ARRAYS = (".npz", ".npy")
 PICTURES = (".png", ".jpg", ".bmp", ".tif", ".webp")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that a client sent."""
+    """Uploaded file."""
 
     path: Path
+    """Path of the copy on the server."""
     name: str
-    """Name that the client gave it, without folders."""
+    """File name that the client gave, without folders, for messages."""
 
 
 def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]:
-    """Write files into a folder, each under a name of ours with the suffix of its kind, and check them.
+    """Copy uploaded files into a folder, under generated names with the suffix of their type, and check each file.
+
+    Args:
+        most_bytes: upload limit (bytes), from which the limit of unpacked arrays follows.
 
     Raises:
-        Problem: a kind that is not taken, or a size that is absurd.
+        Problem: a file has an unsupported type or is damaged, or its pictures or arrays are too large.
     """
     saved, pixels = [], 0
     for number, file in enumerate(files):
@@ -69,14 +73,16 @@ def save(files: list[UploadFile], folder: Path, most_bytes: int) -> list[Upload]
         pixels += _check(path, name, most_bytes)
         if pixels > MOST_PIXELS_IN_ALL:
             raise Problem(
-                422, "pixels", f"{name}: brings the pictures above {MOST_PIXELS_IN_ALL:,} pixels; shrink them"
+                422,
+                "pixels",
+                f"{name}: the pictures have more than {MOST_PIXELS_IN_ALL:,} pixels in total; send smaller pictures",
             )
         saved.append(Upload(path, name))
     return saved
 
 
 def shown_name(name: str | None) -> str:
-    """Return a client's name of a file as far as it can be shown."""
+    """Return the file name that a client gave, without folders and unprintable characters, for messages."""
     last = (name or "").replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in last if letter.isprintable())[:80] or "clip"
 
@@ -93,7 +99,7 @@ def _kind(file: UploadFile, name: str) -> str:
 
 
 def _check(path: Path, name: str, most_bytes: int) -> int:
-    """Check a file, and return its pixels if it is a picture."""
+    """Check a file, and return its number of pixels if it is a picture; 0 for every other type."""
     if path.suffix == ".npz":
         _check_archive(path, name, UNPACKED * most_bytes)
     elif path.suffix in PICTURES:
@@ -107,46 +113,51 @@ def _check(path: Path, name: str, most_bytes: int) -> int:
 
 
 def _check_archive(path: Path, name: str, most_bytes: int) -> None:
-    """Refuse a zip bomb by its table of contents; readers stop where that lies, and compare checksums."""
-    damaged = Problem(422, "unreadable", f"{name}: not a NumPy file, or damaged; write it again")
+    """Refuse a zip bomb by the sizes in its central directory.
+
+    If the directory states wrong sizes, reading fails later: readers stop at these sizes and compare checksums.
+    """
+    damaged = Problem(422, "unreadable", f"{name}: not a NumPy file, or damaged; save it again")
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(max(0, size - 65_557))
         tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) - end < 22 or tail[max(0, end - 20) : end].startswith(b"PK\x06\x07"):
-        raise damaged  # a 64-bit table is for archives larger than any upload
+        raise damaged  # a 64-bit directory is needed only for archives larger than any upload
     if int.from_bytes(tail[end + 12 : end + 16], "little") > MOST_DIRECTORY_BYTES:
-        raise Problem(422, "bomb", f"{name}: holds too many arrays; write the frames alone")
+        raise Problem(422, "bomb", f"{name}: contains too many arrays; save only the frames")
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
         raise damaged from error
     if unpacked > most_bytes:
-        raise Problem(422, "bomb", f"{name}: unpacks to {unpacked:,} bytes, expected {most_bytes:,} at most")
+        raise Problem(422, "bomb", f"{name}: unpacks to {unpacked:,} bytes, expected at most {most_bytes:,}")
 
 
 def _check_pixels(name: str, width: int, height: int) -> None:
     if math.prod((width, height)) > MOST_PIXELS:
-        raise Problem(422, "pixels", f"{name}: is {width} × {height} pixels, expected {MOST_PIXELS:,} in all at most")
+        raise Problem(
+            422, "pixels", f"{name}: has {width} × {height} pixels, expected at most {MOST_PIXELS:,} in total"
+        )
 
 
 def _picture_size(path: Path, name: str) -> tuple[int, int]:
-    """Return width and height of a picture by its header."""
+    """Return the width and height in the header of a picture."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             return image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Problem(422, "pixels", f"{name}: has too many pixels, expected {MOST_PIXELS:,} at most") from error
-    except Exception as error:  # its readers raise nearly anything
-        raise Problem(422, "unreadable", f"{name}: not a picture that is read, or damaged") from error
+        raise Problem(422, "pixels", f"{name}: has too many pixels, expected at most {MOST_PIXELS:,}") from error
+    except Exception as error:  # Pillow's readers raise many types of exceptions
+        raise Problem(422, "unreadable", f"{name}: unsupported or damaged picture") from error
 
 
 def _video_sizes(path: Path, name: str) -> list[tuple[int, int]]:
-    """Return width and height of each video stream by the headers."""
+    """Return the width and height in the header of each video stream."""
     import av
 
     from e3d_deploy.data.videos import Single
@@ -155,9 +166,9 @@ def _video_sizes(path: Path, name: str) -> list[tuple[int, int]]:
         with av.open(Single(path), options={"protocol_whitelist": "none"}) as container:
             return [(stream.width, stream.height) for stream in container.streams.video]
     except (OSError, ValueError, av.FFmpegError) as error:
-        raise Problem(422, "unreadable", f"{name}: not a video that is read, or damaged") from error
+        raise Problem(422, "unreadable", f"{name}: unsupported or damaged video") from error
 
 
 def names_for(uploads: list[Upload], folder: Path) -> dict[str, str]:
-    """Return the names to show instead of the paths of uploads."""
+    """Return the names that replace the paths of uploads in messages."""
     return {str(folder): "clip", **{str(one.path): one.name for one in uploads}, os.fspath(folder) + os.sep: ""}

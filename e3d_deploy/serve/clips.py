@@ -1,4 +1,4 @@
-"""Uploaded clips, kept on disk for a while."""
+"""Uploaded clips, stored on disk until nobody has used them for some time."""
 
 import secrets
 import shutil
@@ -13,22 +13,22 @@ from e3d_deploy.serve.answers import Problem
 
 @dataclass(frozen=True)
 class StoredClip:
-    """An uploaded clip."""
+    """Uploaded clip on disk."""
 
     id: str
     path: Path
     name: str
-    """Name of the file, as the viewer sent it."""
+    """File name that the viewer gave."""
     size: int
-    """Bytes on disk."""
+    """Size on disk (bytes)."""
 
 
 class Clips:
-    """Uploaded clips in a folder of their own, each deleted when nobody has used it for a while.
+    """Uploaded clips in a folder of their own. A clip is deleted when it has not been used for its lifetime.
 
     Args:
-        most_bytes: most bytes of all clips together.
-        lifetime_s: time after the last use before a clip is deleted (s).
+        most_bytes: maximum total size of all clips (bytes).
+        lifetime_s: time after its last use before a clip is deleted (s).
     """
 
     def __init__(self, *, most_bytes: int, lifetime_s: float) -> None:
@@ -45,7 +45,7 @@ class Clips:
         """Move a file into the folder, and return the clip.
 
         Raises:
-            Problem: there is no room.
+            Problem: the clips together would exceed `most_bytes`.
         """
         self.expire()
         size, found = path.stat().st_size, secrets.token_urlsafe(12)
@@ -53,20 +53,20 @@ class Clips:
         with self._lock:
             held = sum(one.size for one in self._clips.values())
             if held + size > self._most_bytes:
-                raise Problem(429, "full", "too many clips are kept; upload this one again later", retry=True)
+                raise Problem(429, "full", "the server stores too many clips; upload this clip later", retry=True)
             shutil.move(path, clip.path)
             self._clips[found], self._used_s[found] = clip, time.monotonic()
         return clip
 
     def find(self, id_: str) -> StoredClip | None:
-        """Return a clip, which counts as its use; None if there is none."""
+        """Return a clip and renew its lifetime; return None if there is no such clip."""
         with self._lock:
             if id_ in self._clips:
                 self._used_s[id_] = time.monotonic()
             return self._clips.get(id_)
 
     def expire(self) -> None:
-        """Delete the clips whose time is over. A session that plays one keeps the file open until it ends."""
+        """Delete the clips whose lifetime is over. A session that plays a clip keeps its file open and continues."""
         with self._lock:
             now_s = time.monotonic()
             for found in [id_ for id_, used_s in self._used_s.items() if now_s - used_s > self._lifetime_s]:

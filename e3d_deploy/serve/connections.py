@@ -1,4 +1,4 @@
-"""Connections of uvicorn that are cut when their peer stalls or floods them."""
+"""Protocols for uvicorn that abort connections whose client stalls or floods the server."""
 
 import asyncio
 from typing import cast
@@ -12,30 +12,30 @@ from e3d_deploy.serve.security import Rate
 from e3d_deploy.serve.websocket import STUCK_S
 
 HEAD_S = 10.0
-"""Time in which a client has to send the head of a request (s)."""
+"""Maximum time for a client to send the head of a request (s)."""
 PIECE_BYTES = 16 * 1024
-"""Bytes that are parsed at a time, so that a flood of tiny frames is noticed early."""
+"""Number of bytes parsed at a time; small pieces reveal a flood of tiny frames early."""
 CUT_S = 1.0
-"""Time that a WebSocket has to close once the server stops (s)."""
+"""Maximum time for a WebSocket to close when the server stops (s)."""
 FRAMES_PER_SECOND, BURST_FRAMES = 1000, 2000
-"""Pings, pongs and continued frames of a WebSocket that are taken, on average and at once."""
+"""Maximum rate and maximum burst of pings, pongs and continuation frames of a WebSocket."""
 
 
 class Deadline:
-    """Cuts a connection whose peer reads nothing for `STUCK_S`, which an orderly close would wait for."""
+    """Aborts a connection whose client reads nothing for `STUCK_S`. A regular close would block on such a client."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to count: the peer's buffers are full."""
+        """Start the timer, because the write buffer is full."""
         self.stop()
         left = self._transport.get_write_buffer_size()
         self._timer = asyncio.get_running_loop().call_later(STUCK_S, self._check, left)
 
     def stop(self) -> None:
-        """Stop counting: the peer reads, or is gone."""
+        """Stop the timer, because the client reads again or the connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -48,98 +48,100 @@ class Deadline:
 
 
 class HttpProtocol(H11Protocol):
-    """HTTP connection that is cut when its client takes longer than `HEAD_S` to ask, or does not read the answer."""
+    """HTTP connection that is aborted if its client takes longer than `HEAD_S` to send the head of a request, or does
+    not read the response.
+    """
 
-    _asking: asyncio.TimerHandle | None = None
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
-        self._reading = Deadline(transport)
+        self._read_deadline = Deadline(transport)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of a request."""
+        """Parse a part of a request, and start or stop the timer for its head."""
         super().data_received(data)
         self._await_head()
 
     def pause_writing(self) -> None:
-        """Wait until the client reads."""
+        """Stop writing, and start the timer for the client to read."""
         super().pause_writing()
-        self._reading.start()
+        self._read_deadline.start()
 
     def resume_writing(self) -> None:
-        """Go on: the client reads."""
+        """Continue writing, and stop the timer."""
         super().resume_writing()
-        self._reading.stop()
+        self._read_deadline.stop()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
-        self._stop_asking()
-        self._reading.stop()
+        """Stop all timers."""
+        self._stop_head_timer()
+        self._read_deadline.stop()
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        # uvicorn itself limits the time between two requests alone.
+        # uvicorn limits only the idle time between two requests.
         if self.conn.their_state is not h11.IDLE:
-            self._stop_asking()
-        elif self._asking is None:
-            self._asking = self.loop.call_later(HEAD_S, self.transport.abort)
+            self._stop_head_timer()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)
 
-    def _stop_asking(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-            self._asking = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """WebSocket that is cut when its viewer reads nothing, or floods it with frames that are no messages."""
+    """WebSocket that is aborted if its client reads nothing, or floods it with control and continuation frames."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take over a connection."""
+        """Prepare the limits of a new connection."""
         super().connection_made(transport)
-        self._reading = Deadline(cast(asyncio.Transport, transport))
+        self._read_deadline = Deadline(cast(asyncio.Transport, transport))
         self._frames = Rate(FRAMES_PER_SECOND, BURST_FRAMES)
 
     def data_received(self, data: bytes) -> None:
-        """Take frames, a piece at a time."""
+        """Parse frames in pieces of `PIECE_BYTES`."""
         for start in range(0, len(data), PIECE_BYTES):
             if not self.transport.is_closing():
                 super().data_received(data[start : start + PIECE_BYTES])
 
     def handle_ping(self) -> None:
-        """Answer a ping."""
+        """Count and answer a ping."""
         self._count_frame()
         super().handle_ping()
 
     def handle_pong(self, event: Frame) -> None:
-        """Take an answer to a ping, or one to none."""
+        """Count and handle a pong, solicited or not."""
         self._count_frame()
         super().handle_pong(event)
 
     def handle_cont(self, event: Frame) -> None:
-        """Take a further part of a message."""
+        """Count and handle a continuation frame."""
         self._count_frame()
         super().handle_cont(event)
 
     def pause_writing(self) -> None:
-        """Wait until the viewer reads."""
+        """Stop writing, and start the timer for the client to read."""
         super().pause_writing()
-        self._reading.start()
+        self._read_deadline.start()
 
     def resume_writing(self) -> None:
-        """Go on: the viewer reads."""
+        """Continue writing, and stop the timer."""
         super().resume_writing()
-        self._reading.stop()
+        self._read_deadline.stop()
 
     def shutdown(self) -> None:
-        """Close the connection as the server stops, and cut it where the peer does not hear of that."""
+        """Close the connection because the server stops, and abort it if the client does not close within `CUT_S`."""
         super().shutdown()
         self.loop.call_later(CUT_S, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
-        self._reading.stop()
+        """Stop all timers."""
+        self._read_deadline.stop()
         super().connection_lost(exc)
 
     def _count_frame(self) -> None:

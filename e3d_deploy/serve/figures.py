@@ -1,4 +1,4 @@
-"""Figures of one session: rate, latencies, errors and drops."""
+"""Statistics of one session: frame rate, latencies, errors and dropped pictures."""
 
 import time
 from collections import deque
@@ -13,24 +13,29 @@ from e3d_deploy.serve.protocol import text_message
 STATS_S = 1.0
 """Time between two `stats` messages (s)."""
 RECENT = 300
-"""Recent pictures that the latencies in `stats` cover."""
+"""Number of recent pictures that the latencies in `stats` cover."""
 
 
 class Figures:
-    """Figures of one session, told to its viewer once a second and added to the metrics of the server.
+    """Statistics of one session, sent to its viewer every `STATS_S` and added to the metrics of the server.
 
     Args:
-        horizon: most frames to look ahead.
+        meters: metrics of the server.
+        horizon: maximum horizon of the session (frames).
     """
 
     def __init__(self, meters: Meters, horizon: int) -> None:
         self._meters, self._quality = meters, Quality(horizon)
         self._latencies_ms: deque[float] = deque(maxlen=RECENT)
-        self._said_s, self._frames = time.monotonic(), 0
+        self._sent_s, self._frames = time.monotonic(), 0
         self._dropped_source = self._dropped_viewer = 0
 
     def add(self, judged: Judged, latency_s: float) -> None:
-        """Count a picture and its forecast."""
+        """Add the errors and the latency of a picture.
+
+        Args:
+            latency_s: time from the arrival of the picture to its forecast (s).
+        """
         self._quality.add(judged)
         self._latencies_ms.append(1000 * latency_s)
         self._frames += 1
@@ -39,11 +44,11 @@ class Figures:
         self._meters.latency.observe(latency_s)
 
     def count_drops(self, source: int, viewer: int) -> None:
-        """Add the drops since the last call to the metrics.
+        """Add the pictures dropped since the last call to the metrics.
 
         Args:
-            source: pictures that the source has dropped so far.
-            viewer: pictures that were dropped for the viewer so far.
+            source: total number of pictures dropped at the source.
+            viewer: total number of pictures dropped because the viewer reads too slowly.
         """
         self._meters.drops.labels("source").inc(source - self._dropped_source)
         self._meters.drops.labels("viewer").inc(viewer - self._dropped_viewer)
@@ -51,14 +56,14 @@ class Figures:
 
     @property
     def is_due(self) -> bool:
-        """True if the last `stats` message is long enough ago."""
-        return time.monotonic() - self._said_s >= STATS_S
+        """True if `STATS_S` have passed since the last `stats` message."""
+        return time.monotonic() - self._sent_s >= STATS_S
 
     def message(self, horizon: int) -> str:
-        """Return a `stats` message for a horizon, and begin to count the next second."""
+        """Return a `stats` message for a horizon, and restart the measurement of the frame rate."""
         now_s, found = time.monotonic(), self._quality.at(horizon)
         p50_ms, p99_ms = np.percentile(self._latencies_ms, [50, 99]).tolist() if self._latencies_ms else (None, None)
-        rate, self._said_s, self._frames = self._frames / (now_s - self._said_s), now_s, 0
+        rate, self._sent_s, self._frames = self._frames / (now_s - self._sent_s), now_s, 0
         return text_message(
             "stats",
             frames_per_second=rate,

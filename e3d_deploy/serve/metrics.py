@@ -10,29 +10,29 @@ LATENCIES_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Meters:
-    """Metrics of one server, in a registry of its own: a process may run several.
+    """Prometheus metrics of one server, in a registry of its own, because a process may run several servers.
 
     Args:
         name: name of the model.
-        backend: name of the backend that runs it.
-        precision: precision of the model.
+        backend: name of the backend that runs the model.
+        precision: precision policy of the model.
     """
 
     def __init__(self, *, name: str, backend: str, precision: str) -> None:
         self.registry = registry = CollectorRegistry()
-        self.frames = Counter("e3d_frames", "Pictures that sessions have seen.", registry=registry)
+        self.frames = Counter("e3d_frames", "Pictures processed by sessions.", registry=registry)
         self.forecasts = Counter("e3d_forecasts", "Forecasts made, live and by /v1/predict.", registry=registry)
         self.latency = Histogram(
             "e3d_latency_seconds",
-            "Time from a decoded picture to the forecast that is ready to be sent.",
+            "Time from a decoded picture to its forecast, ready to be sent.",
             buckets=LATENCIES_S,
             registry=registry,
         )
-        self.sessions = Gauge("e3d_sessions", "Live sessions that are open.", registry=registry)
+        self.sessions = Gauge("e3d_sessions", "Open live sessions.", registry=registry)
         self.opened = Counter("e3d_sessions_opened", "Live sessions opened.", ["source"], registry=registry)
         self.drops = Counter("e3d_drops", "Pictures dropped.", ["reason"], registry=registry)
         self.predictions = Counter("e3d_predictions", "Requests to /v1/predict answered.", registry=registry)
-        self.clips = Gauge("e3d_clips", "Uploaded clips that are kept.", registry=registry)
+        self.clips = Gauge("e3d_clips", "Uploaded clips stored on the server.", registry=registry)
         self.errors = Counter(
             "e3d_errors", "Requests and sessions that failed or were refused.", ["code"], registry=registry
         )
@@ -44,5 +44,5 @@ class Meters:
         build.info({"version": __version__, "model": name, "backend": backend, "precision": precision})
 
     def text(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Sources that viewers may choose: an allow-list of the operator."""
+"""Sources that viewers may choose, as listed by the operator."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,32 +13,36 @@ from e3d_deploy.errors import ClipError, ConfigError
 from e3d_deploy.progress import Notify
 
 MOST_OFFERS = 1000
-"""Most sources that the page lists."""
+"""Maximum number of sources that the page lists."""
 ANY = Form(image_size=(16, 16), channels=1)
-"""Some form; every video can be brought to each."""
+"""Arbitrary form for a test that a file plays; every video can be converted to every form."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A source that viewers may choose."""
+    """Source that viewers may choose."""
 
     id: str
-    """Name in requests, which tells nothing of the source."""
+    """Identifier in requests, which reveals nothing about the source."""
     name: str
-    """Name that viewers read: no folder of the server and no credentials."""
+    """Name that viewers see, without folders of the server and without credentials."""
     address: Address
 
 
 def offers_of(texts: Sequence[str], remark: Notify) -> tuple[Offer, ...]:
-    """Return the sources that an operator allows; a folder stands for the videos in it and below it.
+    """Return the sources that an operator allows.
+
+    Args:
+        texts: paths and addresses; a folder stands for all videos in it and in its subfolders.
+        remark: called with each remark on the content of a folder.
 
     Raises:
-        ClipError: a path that is not there, a file that does not play, or a folder without a video.
-        ConfigError: an address of an unknown kind, standard input, or too many sources.
+        ClipError: a path does not exist, a file does not play, or a folder contains no video.
+        ConfigError: an address is invalid, a text is `-`, or there are more than `MOST_OFFERS` sources.
     """
     found = [pair for text in texts for pair in _offered(text, remark)]
     if len(found) > MOST_OFFERS:
-        raise ConfigError(f"--source: got {len(found)} sources, expected {MOST_OFFERS} at most; give fewer folders")
+        raise ConfigError(f"--source: got {len(found)} sources, expected at most {MOST_OFFERS}; give fewer folders")
     return tuple(Offer(id=str(number), name=name, address=address) for number, (name, address) in enumerate(found, 1))
 
 
@@ -53,15 +57,15 @@ def _offered(text: str, remark: Notify) -> Iterator[tuple[str, Address]]:
     if not path.exists():
         raise ClipError(f"{text}: no such file or folder; give --source a video, a folder of videos or an address")
     if not path.is_dir():
-        play(path, ANY, remarks=Remarks(silent=True))  # so that what plays nowhere is refused now
+        play(path, ANY, remarks=Remarks(silent=True))  # an unplayable file is an error at the start, not in a session
         yield path.name, address
         return
     root = path.resolve()
     clips = [clip for clip in find_clips(path, remark) if clip.suffix.lower() not in ARRAYS]
-    # A link that leads elsewhere would offer what the operator did not name.
+    # A link to a place outside the folder would offer a file that the operator did not name.
     inside = [clip for clip in clips if clip.resolve().is_relative_to(root)]
     if not inside:
-        raise ClipError(f"{text}: holds no video; give --source a folder with videos or pictures in it")
+        raise ClipError(f"{text}: contains no video; give --source a folder with videos or pictures")
     for clip in inside:
         name = root.name if clip == path else clip.relative_to(path).as_posix()
         yield name, parse_address(str(clip))

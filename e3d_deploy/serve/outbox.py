@@ -1,4 +1,4 @@
-"""Messages on their way to one viewer."""
+"""Queue of the messages to one viewer."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Closing:
-    """End of the connection, behind all messages."""
+    """Marker after the last message: close the connection with this code."""
 
     code: int
 
@@ -17,16 +17,17 @@ class Closing:
 class Outbox:
     """Bounded queue of the messages to one viewer, filled by any thread and emptied on the event loop.
 
-    Of pictures at most `length` wait: the oldest gives way to the next, so that a viewer who reads slowly, or never,
-    holds up nobody. Text messages are never dropped; their number is bounded by the rate of those that ask for them.
+    When `length` pictures are queued, a new picture replaces the oldest one, so a slow viewer never blocks a session.
+    Text messages are never dropped; their number is bounded by the rate limit of the requests that cause them.
 
     Args:
         loop: event loop of the connection.
+        length: maximum number of queued pictures.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, length: int = 2) -> None:
         self.dropped = 0
-        """Pictures that gave way."""
+        """Number of pictures that were dropped."""
         self._loop, self._length = loop, length
         self._messages: deque[str | bytes | Closing] = deque()
         self._lock = threading.Lock()
@@ -34,7 +35,7 @@ class Outbox:
         self._closed = False
 
     def put(self, message: str | bytes) -> None:
-        """Add a message. Nothing follows a `close`."""
+        """Add a message; after `close`, do nothing."""
         with self._lock:
             if self._closed:
                 return
@@ -47,7 +48,12 @@ class Outbox:
         self._wake()
 
     def close(self, code: int, *messages: str) -> None:
-        """Send what waits, then these messages, and close the connection. Only the first call counts."""
+        """Queue final messages and the end of the connection. Later calls do nothing.
+
+        Args:
+            code: close code of the WebSocket.
+            messages: text messages to send before the connection is closed.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -56,11 +62,11 @@ class Outbox:
         self._wake()
 
     def _wake(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed, and with it the connection
+        with suppress(RuntimeError):  # the event loop is closed, so the connection is closed too
             self._loop.call_soon_threadsafe(self._filled.set)
 
     async def take(self) -> str | bytes | Closing:
-        """Wait for the next message, and return it."""
+        """Wait for the next message; remove and return it."""
         while True:
             with self._lock:
                 if self._messages:

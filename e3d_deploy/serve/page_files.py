@@ -1,14 +1,15 @@
-"""Files of the page, and the paths that they are served at."""
+"""Files of the live page, and the URL paths at which they are served."""
 
 from importlib.resources import files
 from pathlib import Path
 
 PAGE = Path(str(files("e3d_deploy.serve") / "page"))
+"""Folder of the files of the page."""
 PAGE_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 """Media types of the page's files by suffix."""
 
 
 def page_files() -> dict[str, Path]:
-    """Return the files by path: `index.html` at `/`, the others below `/page/`."""
+    """Return the files of the page by URL path: `index.html` at `/`, the other files below `/page/`."""
     found = {file.name: file for file in sorted(PAGE.glob("*")) if file.suffix in PAGE_TYPES}
     return {"/" if name == "index.html" else f"/page/{name}": file for name, file in found.items()}

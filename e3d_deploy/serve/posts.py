@@ -1,4 +1,4 @@
-"""Endpoints that take files: clips to be played, and clips to be predicted."""
+"""Endpoints that accept files: clips to play, and clips to predict."""
 
 import tempfile
 from collections.abc import Mapping
@@ -15,28 +15,28 @@ from e3d_deploy.serve.service import Service
 from e3d_deploy.serve.uploads import MOST_PICTURES, check_fields, files_of, form_of
 
 REFUSALS = answers(400, 408, 413, 415, 422, 429, 500, 503)
-"""Description of the errors of a request with files for OpenAPI."""
+"""OpenAPI description of the error responses to a request with files."""
 FORECAST: dict[str, Any] = {
-    "description": "The forecast: array `frames` [1, horizon, H, W, C], or a video",
+    "description": "The forecast: the array `frames` [1, horizon, H, W, C], or a video",
     "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
 }
-"""Description of a forecast for OpenAPI."""
+"""OpenAPI description of the response with a forecast."""
 
 
 class ClipAnswer(BaseModel):
     source: str
-    """Name of the clip for `open` on the WebSocket."""
+    """Name of the clip for the message `open` on the WebSocket."""
 
 
 def clip_routes(service: Service) -> APIRouter:
-    """Return the route that takes a clip for a live session."""
+    """Return the route that stores a clip for a live session."""
     router = APIRouter()
     most_bytes = service.settings.max_upload_bytes
 
     @router.post(
         "/v1/clips",
         status_code=201,
-        summary="Upload a clip, to be played in a live session",
+        summary="Upload a clip to play in a live session",
         responses=REFUSALS,
         openapi_extra=form_description({}, most_files=1),
     )
@@ -51,7 +51,9 @@ def clip_routes(service: Service) -> APIRouter:
                         [upload] = save(files, Path(folder), most_bytes)
                         if upload.path.suffix in ARRAYS:
                             raise Problem(
-                                422, "unreadable", f"{upload.name}: an array is for /v1/predict; send a video or GIF"
+                                422,
+                                "unreadable",
+                                f"{upload.name}: got an array, expected a video or GIF; send arrays to /v1/predict",
                             )
                         return service.clips.keep(upload.path, upload.name).id
 
@@ -100,14 +102,19 @@ def predict_routes(service: Service) -> APIRouter:
 def _options_of(fields: Mapping[str, str], most: int) -> PredictOptions:
     horizon, format_ = fields.get("horizon", str(most)), fields.get("format", "npz")
     if not (horizon.isascii() and horizon.isdigit() and 1 <= int(horizon) <= most):
-        raise Problem(422, "horizon", f"horizon: expected a whole number from 1 to {most}")
+        raise Problem(422, "horizon", f"horizon: got {horizon[:40]!r}, expected a whole number from 1 to {most}")
     if format_ not in MEDIA_TYPES:
-        raise Problem(422, "format", f"format: expected one of {', '.join(MEDIA_TYPES)}")
+        raise Problem(422, "format", f"format: got {format_[:40]!r}, expected one of {', '.join(MEDIA_TYPES)}")
     return PredictOptions(horizon=int(horizon), format=format_)
 
 
 def form_description(fields: dict[str, Any], *, most_files: int) -> dict[str, Any]:
-    """Return the description of a form for OpenAPI: the files of `clip`, and fields."""
+    """Return the OpenAPI description of a form.
+
+    Args:
+        fields: schemas of the text fields by name.
+        most_files: maximum number of files in the field `clip`.
+    """
     clip: dict[str, Any] = {"type": "string", "format": "binary"}
     if most_files > 1:
         clip = {"type": "array", "items": clip, "minItems": 1, "maxItems": most_files}

@@ -1,4 +1,4 @@
-"""One-shot predictions: a clip in, its future out."""
+"""Predict the frames that follow an uploaded clip."""
 
 import tempfile
 import time
@@ -21,26 +21,31 @@ from e3d_deploy.serve.checks import ARRAYS, PICTURES, Upload, names_for
 from e3d_deploy.serve.service import Service
 
 MOST_FRAMES = 10_000
-"""Most frames of a video; those of the context are its last."""
+"""Maximum number of frames in a video; its last frames are the context."""
 DECODING_S = 60.0
-"""Longest time that decoding a video may take (s)."""
+"""Maximum time for decoding a video (s)."""
 MEDIA_TYPES = {"npz": "application/x-npz", "mp4": "video/mp4"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Forecast that a client asks for."""
+    """Horizon and file format that a client requested."""
 
     horizon: int
+    """Number of frames to predict."""
     format: str
-    """Key of `MEDIA_TYPES`."""
+    """File format, a key of `MEDIA_TYPES`."""
 
 
 def predict(service: Service, uploads: list[Upload], folder: Path, options: PredictOptions) -> bytes:
-    """Return the file with the forecast of what follows a clip.
+    """Return the content of a file with the frames that follow an uploaded clip.
+
+    Args:
+        uploads: one array or video, or the pictures of one clip in order.
+        folder: folder that contains the uploads.
 
     Raises:
-        Problem: the clip cannot be read, or there is no room for one more stream.
+        Problem: the clip cannot be read or is too short, or the limit of streams or memory is reached.
     """
     try:
         context, rate = _context(service, uploads, folder)
@@ -58,16 +63,19 @@ def predict(service: Service, uploads: list[Upload], folder: Path, options: Pred
 
 
 def _context(service: Service, uploads: list[Upload], folder: Path) -> tuple[NDArray[np.generic], float]:
-    """Return the last pictures of a clip [T, H, W, C], as many as the model looks at, and its rate."""
+    """Return the last pictures of a clip, [context length, H, W, C], and its frames per second."""
     wanted, form, remarks = service.predictor.context_length, service.form, Remarks(silent=True)
     suffixes = {one.path.suffix for one in uploads}
     if len(uploads) > 1 and not suffixes <= set(PICTURES):
-        raise Problem(422, "field", "several files are frames of one clip, so each is a picture; send one other file")
+        raise Problem(
+            422, "field", "several files must all be pictures of one clip; send pictures, or a single array or video"
+        )
     rate = DEFAULT_RATE
     if suffixes <= {*PICTURES, *ARRAYS}:
         clips = read_clips(uploads[0].path if suffixes <= set(ARRAYS) else folder, form, remarks=remarks)
         if len(clips.clips) != 1:
-            raise Problem(422, "shape", f"{uploads[0].name}: holds {len(clips.clips)} clips, expected one; send each")
+            problem = f"{uploads[0].name}: contains {len(clips.clips)} clips, expected 1; send each clip separately"
+            raise Problem(422, "shape", problem)
         length = len(clips.clips[0])
         last = clips.clips[0][max(0, length - wanted) : length]
     else:
@@ -82,21 +90,20 @@ def _context(service: Service, uploads: list[Upload], folder: Path) -> tuple[NDA
 def _last_pictures(
     service: Service, pictures: Iterator[NDArray[np.uint8]], wanted: int, name: str
 ) -> tuple[NDArray[np.uint8], int]:
-    """Return the last pictures of a video [T, H, W, C], and the number of all.
+    """Return the last pictures of a video, [at most wanted, H, W, C], and the total number of its pictures.
 
     Raises:
-        Problem: it is too long, or the server has stopped.
+        Problem: the video has too many frames or takes too long to decode, or the server has stopped.
     """
     kept: deque[NDArray[np.uint8]] = deque(maxlen=wanted)
     length, until_s = 0, time.monotonic() + DECODING_S
     for length, picture in enumerate(pictures, 1):
         if length > MOST_FRAMES:
-            raise Problem(422, "length", f"{name}: has more than {MOST_FRAMES:,} frames; send its end")
-        if service.closed:  # the process would wait for this thread
-            raise Problem(503, "stopping", "the server stops", retry=True)
+            raise Problem(422, "length", f"{name}: has more than {MOST_FRAMES:,} frames; send only its end")
+        if service.closed:  # otherwise the exit of the process would wait for this thread
+            raise Problem(503, "stopping", "the server is shutting down", retry=True)
         if time.monotonic() > until_s:
-            raise Problem(
-                422, "length", f"{name}: takes more than {DECODING_S:g} s to decode; send its end, or smaller"
-            )
+            problem = f"{name}: takes more than {DECODING_S:g} s to decode; send only its end, or a smaller video"
+            raise Problem(422, "length", problem)
         kept.append(picture)
     return np.stack(kept), length

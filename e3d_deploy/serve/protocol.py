@@ -1,4 +1,4 @@
-"""Messages of the WebSocket: text as JSON objects, and pictures with a header. docs/serve.md describes them."""
+"""Messages of the WebSocket: JSON objects as text, and pictures with a header as bytes; see docs/serve.md."""
 
 import json
 import struct
@@ -10,19 +10,25 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 SUBPROTOCOL = "e3d.v1"
-"""Name and version of the protocol, as WebSocket clients ask for it."""
+"""WebSocket subprotocol that clients request: the name and version of this protocol."""
 MOST_TEXT = 4096
-"""Longest text message of a client (characters)."""
+"""Maximum length of a text message of a client (characters)."""
 LENGTH = struct.Struct("<I")
-"""Length of the header of a binary message (bytes)."""
+"""Format of the first field of a binary message: the length of its header (bytes)."""
 
 END, STOPS, BAD_MESSAGE, BAD_TOKEN, FORBIDDEN, IDLE = 1000, 1001, 4400, 4401, 4403, 4408
 TOO_LARGE, TOO_MANY, UNREADABLE, LOST, FAILED = 4413, 4429, 4404, 4503, 1011
-"""Close codes."""
+"""Close codes of the WebSocket."""
 
 
 class Refused(Exception):
-    """Reason to end a session: the close code, and what the viewer is told."""
+    """Raised to end a session.
+
+    Args:
+        close_code: close code of the WebSocket.
+        code: machine-readable reason, one word.
+        message: reason as a sentence for the viewer.
+    """
 
     def __init__(self, close_code: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -46,7 +52,7 @@ class SetHorizon(BaseModel, strict=True):
 
 
 class Order(BaseModel, strict=True):
-    """Message without values."""
+    """Command without arguments."""
 
     type: Literal["pause", "resume", "reset", "close"]
 
@@ -56,13 +62,13 @@ _MESSAGES: TypeAdapter[Open | SetHorizon | Order] = TypeAdapter(Message)
 
 
 def parse(text: str) -> Open | SetHorizon | Order:
-    """Return a text message of a client. Fields that this version does not know are ignored.
+    """Return the message in a text of a client; unknown fields are ignored.
 
     Raises:
-        Refused: it is too long, or no such message.
+        Refused: the text is too long, or is not a valid message.
     """
     if len(text) > MOST_TEXT:
-        raise Refused(TOO_LARGE, "too_large", f"a text message has at most {MOST_TEXT} characters, got {len(text)}")
+        raise Refused(TOO_LARGE, "too_large", f"got a message of {len(text)} characters, expected at most {MOST_TEXT}")
     try:
         return _MESSAGES.validate_json(text)
     except (ValidationError, UnicodeEncodeError) as error:
@@ -70,7 +76,7 @@ def parse(text: str) -> Open | SetHorizon | Order:
 
 
 def _first(error: ValidationError | UnicodeEncodeError) -> str:
-    """Return the first thing that is wrong, without the message itself."""
+    """Return the first error in a message, without the content of the message."""
     if isinstance(error, UnicodeEncodeError):
         return "invalid Unicode"
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -84,13 +90,13 @@ def text_message(kind: str, **fields: Any) -> str:
 
 
 def picture_message(header: dict[str, Any], pictures: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Return a binary message: length of the header, the header as JSON, then pictures [H, W, C] one after another."""
+    """Return a binary message: the length of the header, the header as JSON, then the pictures [H, W, C] in order."""
     text = json.dumps(header, allow_nan=False).encode()
     return b"".join([LENGTH.pack(len(text)), text, *(picture.tobytes() for picture in pictures)])
 
 
 def split_message(message: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the header of a binary message, and the bytes of its pictures."""
+    """Split a binary message into its header and the bytes of its pictures."""
     (length,) = LENGTH.unpack_from(message)
     header: dict[str, Any] = json.loads(message[LENGTH.size : LENGTH.size + length])
     return header, message[LENGTH.size + length :]

@@ -1,4 +1,4 @@
-"""Endpoints of the page, the health of the server, the model and its metrics."""
+"""Endpoints of the page, health checks, metrics and the description of the model."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class LimitsAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """Model that is served, and its limits."""
+    """Description of the served model, its sources and the limits of the server."""
 
     name: str
     backend: str
@@ -44,7 +44,7 @@ class HealthAnswer(BaseModel):
 
 
 def page_routes() -> APIRouter:
-    """Return the routes of the page, which is no part of the API."""
+    """Return the routes of the page, which are not part of the API."""
     router = APIRouter(include_in_schema=False)
 
     def add(path: str, file: Path) -> None:
@@ -59,7 +59,7 @@ def page_routes() -> APIRouter:
 
 
 def health_routes(service: Service) -> APIRouter:
-    """Return the routes that tell how the server is."""
+    """Return the routes of health checks."""
     router = APIRouter()
 
     @router.get("/healthz", summary="Health of the process")
@@ -72,19 +72,19 @@ def health_routes(service: Service) -> APIRouter:
             raise Problem(503, "stopping", "the server is shutting down", retry=True)
         return HealthAnswer(status="ready")
 
-    for path, health in (("/healthz", healthz), ("/readyz", readyz)):  # as some monitors ask
+    for path, health in (("/healthz", healthz), ("/readyz", readyz)):  # some monitors send HEAD requests
         router.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
     return router
 
 
 def model_routes(service: Service) -> APIRouter:
-    """Return the routes that tell what is served, and how it goes."""
+    """Return the routes of the metrics and of the description of the model."""
     router = APIRouter()
     settings, predictor = service.settings, service.predictor
 
     @router.get(
         "/metrics",
-        summary="Metrics of Prometheus",
+        summary="Prometheus metrics",
         response_class=Response,
         responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )

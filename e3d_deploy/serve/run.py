@@ -1,4 +1,4 @@
-"""Run the application in uvicorn, in a thread, until it is told to stop."""
+"""Run the application with uvicorn in a thread."""
 
 import asyncio
 import logging
@@ -23,16 +23,19 @@ from e3d_deploy.serve.settings import Settings
 log = logging.getLogger(__name__)
 
 SEND_BUFFER_BYTES = 256 * 1024
-"""Bytes that the system may hold for a viewer, who would see old pictures if it were more."""
+"""Size of the send buffer of a connection (bytes); with a larger buffer, a slow viewer would see older pictures."""
 GRACE_S = 5
-"""Time that connections have to end after the sessions have (s)."""
+"""Maximum time for connections to close after all sessions have ended (s)."""
 
 
 class Running:
-    """A server that answers, in a thread of its own.
+    """Server that runs in a thread of its own.
 
     Args:
-        address: address of the page, with the token in its fragment, which browsers do not send.
+        server: configured uvicorn server.
+        listener: open socket on which the server listens.
+        service: state that the endpoints share.
+        address: address of the page, with the token in its fragment, which browsers do not send to servers.
     """
 
     def __init__(self, server: uvicorn.Server, listener: socket.socket, service: Service, address: str) -> None:
@@ -41,15 +44,15 @@ class Running:
         self._stopped = False
         self._error: Exception | None = None
         self._loop = asyncio.new_event_loop()
-        # Python 3.11 takes a thread for ended once a signal interrupts its `join`, and would not wait for it again.
+        # In Python 3.11, `Thread.join` regards a thread as ended after a signal interrupted an earlier `join`.
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="e3d serve", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer.
+        """Start the server, and wait until it accepts requests.
 
         Raises:
-            E3DError: the server ended at once.
+            E3DError: the server ended before it accepted requests.
         """
         self._thread.start()
         while not self._server.started and not self._ended.wait(0.01):
@@ -70,17 +73,21 @@ class Running:
         """Wait until the server has ended.
 
         Raises:
-            E3DError: nobody had stopped it.
+            E3DError: the server ended without a call of `stop`.
         """
         self._ended.wait()
         if not self._stopped:
             raise E3DError("serve: the server ended by itself; `e3d --debug serve …` shows why") from self._error
 
     def stop(self) -> None:
-        """Take nothing new, let what runs end, and close all connections; bounded in time."""
+        """Refuse new work, wait for running work, and close all connections.
+
+        Each of its waits takes at most `DRAIN_S + GRACE_S`.
+        """
         self._stopped = True
         if not self._ended.is_set():
-            with suppress(TimeoutError, RuntimeError, CancelledError):  # it takes too long, or has ended meanwhile
+            # Draining may take too long, or the server may have ended.
+            with suppress(TimeoutError, RuntimeError, CancelledError):
                 asyncio.run_coroutine_threadsafe(self.service.drain(), self._loop).result(DRAIN_S + GRACE_S)
         self._server.should_exit = True
         self._thread.join(DRAIN_S + GRACE_S)
@@ -88,11 +95,11 @@ class Running:
 
 @contextmanager
 def running(predictor: Predictor, settings: Settings) -> Iterator[Running]:
-    """Serve a model while the block runs; the port is open when it begins.
+    """Serve a model while the `with` block runs; the server accepts requests when the block begins.
 
     Raises:
-        ConfigError: an address that cannot be had, or a certificate that cannot be read.
-        ResourceLimit: the memory limit has no room for a stream.
+        ConfigError: the address cannot be bound, or the certificate or its key cannot be read.
+        ResourceLimit: the memory limit is too small for one stream.
     """
     with listening(settings) as listener:
         app = create_app(predictor, settings)
@@ -118,13 +125,13 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=service.message_bytes,
-        ws_per_message_deflate=False,  # pictures do not shrink, and a small message could unpack to a large one
+        ws_per_message_deflate=False,  # pictures hardly compress, and a small message could unpack to a large one
         log_config=None,
-        log_level="critical",  # what a client sends is no reason for a traceback
+        log_level="critical",  # uvicorn would log tracebacks for invalid input of clients
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing depends on who asks
-        limit_concurrency=service.most_connections,  # WebSockets are not among them; `websocket` counts those
+        proxy_headers=False,  # the address of a client is not used
+        limit_concurrency=service.most_connections,  # does not include WebSockets, which `websocket` limits
         timeout_graceful_shutdown=GRACE_S,
         **tls,
     )
@@ -133,17 +140,17 @@ def _config(app: Any, settings: Settings, service: Service) -> uvicorn.Config:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"--tls-cert {settings.certificate}, --tls-key {settings.key}: {error.strerror or error}; give a "
-            "certificate and its key as PEM, without a password"
+            "certificate and its key as PEM files without a password"
         ) from error
     return config
 
 
 @contextmanager
 def listening(settings: Settings) -> Iterator[socket.socket]:
-    """Open the port.
+    """Yield a socket that listens on the host and port of the settings, and close it after the block.
 
     Raises:
-        ConfigError: no such host, or the port is taken.
+        ConfigError: the host is unknown or not of this machine, or the port is in use or not permitted.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -153,7 +160,8 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(
-            f"--host {settings.host} --port {settings.port}: {reason}; give others, or --port 0 for a free one"
+            f"--host {settings.host} --port {settings.port}: {reason}; give another host or port, or --port 0 for any "
+            "free port"
         ) from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # connections inherit it
@@ -161,7 +169,7 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def address_of(settings: Settings, port: int) -> str:
-    """Return the address of the page."""
+    """Return the address of the page, with the token in its fragment."""
     scheme = "http" if settings.certificate is None else "https"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     token = "" if settings.token is None else f"#token={quote(settings.token, safe='')}"

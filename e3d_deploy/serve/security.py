@@ -1,4 +1,4 @@
-"""Token, Host, Origin and headers of every request, before anything of its body is read."""
+"""Check the token, Host and Origin of every request before its body is read, and add security headers to responses."""
 
 import asyncio
 import hmac
@@ -15,7 +15,7 @@ from e3d_deploy.serve.page_files import page_files
 from e3d_deploy.serve.settings import Settings, is_loopback
 
 HEALTH = frozenset({"/healthz", "/readyz"})
-"""Paths beside the page that need no token."""
+"""Paths, in addition to those of the page, that need no token."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -27,41 +27,51 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+"""Security headers of every response."""
 LINGER_S = 2.0
-"""Time for which an upload that was refused is still read, so that its sender hears why (s)."""
+"""Maximum time for reading the rest of a refused upload (s), so that the client receives the response."""
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def token_matches(token: str | None, given: str | None) -> bool:
-    """Compare a token with the one that is asked for, in a time that tells nothing of either."""
+    """Compare a given token with the required token in constant time.
+
+    Args:
+        token: required token; None accepts every request.
+        given: token that the client sent, if any.
+    """
     return token is None or hmac.compare_digest(token.encode(), (given or "").encode("utf-8", "surrogatepass"))
 
 
 def origin_allowed(headers: Headers, settings: Settings) -> bool:
-    """Return True if a request comes from the server's own page, from an allowed one, or from no page at all."""
+    """Return True if a request comes from the server's own page, from an allowed origin, or not from a page."""
     origin = headers.get("origin")
     if origin is None:
         return True
-    place = _place(origin)
-    own = _place(f"{origin.partition(':')[0]}://{headers.get('host', '')}")
+    place = _host_and_port(origin)
+    own = _host_and_port(f"{origin.partition(':')[0]}://{headers.get('host', '')}")
     return origin in settings.origins or (place is not None and place == own)
 
 
 def host_allowed(headers: Headers, settings: Settings) -> bool:
-    """Return True unless a page of another name reaches a server of this machine, as DNS rebinding makes it."""
+    """Return False if the server listens only on this machine and the header Host names neither this machine nor an
+    allowed origin.
+
+    This blocks DNS rebinding: a page of another host whose name is made to resolve to this machine.
+    """
     if not settings.is_loopback:
         return True
-    host = _place(f"http://{headers.get('host', '')}")
+    host = _host_and_port(f"http://{headers.get('host', '')}")
     return host is not None and (is_loopback(host[0]) or host[0] in {_name(origin) for origin in settings.origins})
 
 
 def _name(address: str) -> str | None:
-    place = _place(address)
+    place = _host_and_port(address)
     return place and place[0]
 
 
-def _place(address: str) -> tuple[str, int | None] | None:
-    """Return host and port of an address; None if it has none."""
+def _host_and_port(address: str) -> tuple[str, int | None] | None:
+    """Return the host and port of an address; None if the address is invalid, or has no host or a user."""
     try:
         parts = urlsplit(address)
         port = parts.port or DEFAULT_PORTS.get(parts.scheme)
@@ -71,21 +81,21 @@ def _place(address: str) -> tuple[str, int | None] | None:
 
 
 class _Body:
-    """Body of a request, and the part of it that nobody has read."""
+    """Body of a request, which counts as read or unread."""
 
     def __init__(self, headers: Headers, receive: Receive) -> None:
         self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-        """Nothing is left to read."""
+        """True once the body is read completely."""
         self._receive = receive
 
     async def receive(self) -> Message:
-        """Return the next message of the client."""
+        """Return the next message of the request."""
         message = await self._receive()
         self.whole |= not message.get("more_body", False)
         return message
 
     async def drain(self) -> None:
-        """Read and forget the rest, for `LINGER_S` at most."""
+        """Read and discard the rest of the body, for at most `LINGER_S`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while not self.whole:
@@ -93,10 +103,10 @@ class _Body:
 
 
 class Guard:
-    """Refuses requests of other hosts and origins and without the token, and adds headers to every answer.
+    """Middleware that refuses requests with a foreign Host or Origin or without the token, and adds security headers.
 
-    A WebSocket brings its token in its first message, as browsers cannot send a header with it; `websocket` checks it,
-    and the origin, which it can then name.
+    For a WebSocket, it checks only Host. The endpoint in `websocket` checks the token, which arrives in the first
+    message because browsers cannot send headers with a WebSocket, and the origin, so that the client gets the reason.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, meters: Meters) -> None:
@@ -127,7 +137,8 @@ class Guard:
                 if not body.whole:
                     answer["Connection"] = "close"
             elif not body.whole and not message.get("more_body", False):
-                # The client hears the answer while it still sends; without this, it would see a broken connection.
+                # The client gets the response while it still sends its body. If the connection were closed now, many
+                # clients would report a broken connection instead.
                 await send({**message, "more_body": True})
                 await body.drain()
                 message = {"type": "http.response.body", "body": b""}
@@ -142,7 +153,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         if not host_allowed(headers, self.settings):
-            return Problem(403, "host", "this server answers to names of this machine alone")
+            return Problem(403, "host", "this server accepts only host names of this machine, such as localhost")
         if not origin_allowed(headers, self.settings):
             return Problem(403, "origin", "pages of other origins may not use this server")
         if scope["path"] in self._open_paths:
@@ -154,11 +165,11 @@ class Guard:
 
 
 class Rate:
-    """Token bucket: `per_second` on average, and `burst` at once.
+    """Rate limit by a token bucket.
 
     Args:
-        per_second: messages that may come in a second.
-        burst: messages that may come at once after a pause.
+        per_second: maximum average rate (messages per second).
+        burst: maximum number of messages in a burst after a pause.
     """
 
     def __init__(self, per_second: float, burst: float) -> None:
@@ -166,7 +177,7 @@ class Rate:
         self._left, self._at = burst, time.monotonic()
 
     def allows(self) -> bool:
-        """Count a message; return False if it is one too many."""
+        """Count a message, and return True if it is within the limit."""
         now = time.monotonic()
         self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
         self._at = now

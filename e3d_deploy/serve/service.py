@@ -1,4 +1,4 @@
-"""State of one server: the scheduler that all sessions share, the sessions, and the uploaded clips."""
+"""State that the endpoints of one server share: the scheduler, the sessions and the uploaded clips."""
 
 import asyncio
 import logging
@@ -31,17 +31,22 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 WORKERS = 2
-"""Predictions that are computed at a time."""
+"""Number of threads that store uploads and compute predictions."""
 MOST_REQUESTS = 8
-"""Uploads and predictions that are on their way at a time; others are asked to come again."""
+"""Maximum number of concurrent uploads and predictions; further requests get status 429."""
 CONNECTIONS, LEAST_CONNECTIONS = 4, 64
-"""Connections that are taken for each session that may be open, and at least."""
+"""Allowed connections per allowed session, and the minimum of their total."""
 DRAIN_S = 10.0
-"""Time that running predictions and sessions have to end when the server stops (s)."""
+"""Maximum time for running predictions and sessions to end when the server stops (s)."""
 
 
 class Service:
-    """Shared state of the endpoints of one server."""
+    """State that the endpoints of one server share.
+
+    Raises:
+        ConfigError: the renewal is unknown, or a limit is invalid.
+        ResourceLimit: the memory limit is too small for one stream.
+    """
 
     def __init__(self, predictor: Predictor, settings: Settings) -> None:
         self.predictor, self.settings = predictor, settings
@@ -55,30 +60,34 @@ class Service:
         self.clips = Clips(most_bytes=MOST_REQUESTS * settings.max_upload_bytes, lifetime_s=settings.idle_timeout_s)
         self.meters.clips.set_function(lambda: len(self.clips))
         self.picture_bytes = math.prod(self.form.shape)
-        """Size of a picture of a webcam."""
+        """Size of a webcam picture (bytes)."""
         self.message_bytes = max(self.picture_bytes, 4 * protocol.MOST_TEXT)
-        """Largest message of a viewer (bytes); a character has at most four."""
+        """Maximum size of a message of a viewer (bytes); a character has at most four bytes."""
         self.stopping = False
-        """The server takes nothing new."""
+        """True once the server refuses new work."""
         self.closed = False
-        """Nothing is finished any more."""
+        """True once running work is aborted."""
         self._drained_s: float | None = None
         self._offers = {offer.id: offer for offer in settings.offers}
         self._sessions: dict[str, Session] = {}
         self.most_connections = max(LEAST_CONNECTIONS, CONNECTIONS * settings.max_sessions)
-        """Connections of any kind that are taken at a time."""
+        """Maximum number of HTTP connections, and of WebSockets."""
         self.connections = 0
-        """WebSockets that are open, counted on the event loop."""
+        """Number of open WebSockets; changed only on the event loop."""
         self._lock = threading.Lock()
         self._requests = 0
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="e3d predict")
         self.meters.sessions.set_function(lambda: len(self._sessions))
 
     def open_session(self, message: Open, outbox: Outbox) -> tuple[Session, Webcam | None]:
-        """Start a session, and return it with the queue for the viewer's pictures if it takes them.
+        """Start a session, and return it; if its source is the webcam, also return the queue for its pictures.
+
+        Args:
+            message: first message of the viewer.
+            outbox: queue of the messages to the viewer.
 
         Raises:
-            Refused: the source is not allowed, or too many sessions are open.
+            Refused: the source is not allowed, too many sessions are open, or the server is shutting down.
         """
         webcam = Webcam() if message.source == "webcam" else None
         session = Session(
@@ -105,10 +114,10 @@ class Service:
         return session, webcam
 
     def _chosen(self, source: str) -> Chosen:
-        """Return an offered source or an uploaded clip by its name.
+        """Return an offered source or an uploaded clip by its name in `open`.
 
         Raises:
-            Refused: there is no such source.
+            Refused: there is no offer or clip of this name.
         """
         kind, _, name = source.partition(":")
         if kind == "offer" and (offer := self._offers.get(name)) is not None:
@@ -116,7 +125,7 @@ class Service:
         elif kind == "clip" and (clip := self.clips.find(name)) is not None:
             address, names, clip_id = parse_address(str(clip.path)), {str(clip.path): clip.name}, clip.id
         else:
-            raise Refused(protocol.FORBIDDEN, "source", "no such source; ask /v1/model for those there are")
+            raise Refused(protocol.FORBIDDEN, "source", "no such source; GET /v1/model lists the sources")
         options = FeedOptions(queue_length=1, realtime=True)
         return Chosen(
             open=lambda: Feed(
@@ -134,16 +143,16 @@ class Service:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Count an upload or prediction while it is on its way.
+        """Count an upload or prediction as running while the block runs.
 
         Raises:
-            Problem: too many are, or the server is shutting down.
+            Problem: `MOST_REQUESTS` are running, or the server is shutting down.
         """
         with self._lock:
             if self.stopping:
                 raise Problem(503, "stopping", "the server is shutting down", retry=True)
             if self._requests >= MOST_REQUESTS:
-                raise Problem(429, "busy", f"{self._requests} requests are on their way; ask again later", retry=True)
+                raise Problem(429, "busy", f"{self._requests} requests are in progress; retry later", retry=True)
             self._requests += 1
         try:
             yield
@@ -152,17 +161,17 @@ class Service:
                 self._requests -= 1
 
     async def compute(self, work: Callable[[], T]) -> T:
-        """Run blocking work in the pool."""
+        """Run blocking work in the thread pool, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     async def expire(self) -> None:
-        """Delete clips that nobody uses any more, until cancelled."""
+        """Delete expired clips periodically, until cancelled."""
         while True:
             await asyncio.sleep(min(10.0, self.settings.idle_timeout_s / 4))
             await asyncio.to_thread(self.expire_clips)
 
     def expire_clips(self) -> None:
-        """Delete the clips that no session has played for a while."""
+        """Renew the lifetime of the clips that sessions play, and delete expired clips."""
         with self._lock:
             playing = [session.chosen.clip for session in self._sessions.values() if session.chosen.clip is not None]
         for clip in playing:
@@ -170,7 +179,7 @@ class Service:
         self.clips.expire()
 
     def stop_sessions(self) -> None:
-        """Take nothing new, and end all sessions with a word to their viewers."""
+        """Refuse new work, end all sessions, and notify their viewers."""
         with self._lock:
             self.stopping = True
             sessions = list(self._sessions.values())
@@ -178,14 +187,17 @@ class Service:
             session.stop(protocol.STOPS, text_message("end", reason="the server is shutting down"))
 
     async def drain(self) -> None:
-        """End all sessions, and wait for what runs and until their viewers know, `DRAIN_S` at most in all calls."""
+        """End all sessions, and wait until all requests, sessions and WebSockets have ended.
+
+        The wait ends at the latest `DRAIN_S` after the first call.
+        """
         self.stop_sessions()
         self._drained_s = self._drained_s or time.monotonic() + DRAIN_S
         while (self._requests or self._sessions or self.connections) and time.monotonic() < self._drained_s:
             await asyncio.sleep(0.02)
 
     def close(self) -> None:
-        """Free the scheduler, the pool and the clips; what still runs fails."""
+        """Close the scheduler, the thread pool and the clips; work that still runs fails."""
         self.stop_sessions()
         self.closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""One viewer's session: a stream, its source, and the thread that moves both."""
+"""Session of one viewer: a thread that reads a source, forecasts and sends pictures."""
 
 import queue
 import secrets
@@ -24,16 +24,21 @@ from e3d_deploy.serve.settings import Settings
 from e3d_deploy.serve.source import Chosen, Source
 
 POLL_S = 0.05
-"""Longest time before a viewer's order is carried out while no picture comes (s)."""
+"""Interval at which a session that waits for a picture checks for commands of its viewer (s)."""
 
 
 class Session:
-    """Forecasts of one source for one viewer, made in a thread of their own.
+    """Forecasts of one source for one viewer, computed in a thread of its own.
 
     Args:
-        chosen: source.
-        horizon: frames to look ahead, at first.
-        on_end: called in the session's thread when it has ended.
+        predictor: model.
+        streams: scheduler in which the session opens its stream.
+        settings: settings of the server.
+        meters: metrics of the server.
+        outbox: queue of the messages to the viewer.
+        chosen: source that the viewer chose.
+        horizon: initial horizon (frames); the viewer may change it.
+        on_end: called in the thread of the session when the session has ended.
     """
 
     def __init__(
@@ -61,27 +66,32 @@ class Session:
         self._thread = threading.Thread(target=self._run, name=f"e3d session {self.id}", daemon=True)
 
     def start(self) -> None:
-        """Begin to play.
+        """Start the thread.
 
         Raises:
-            RuntimeError: the system has no thread for it.
+            RuntimeError: the system cannot create another thread.
         """
         self._thread.start()
 
     def order(self, message: SetHorizon | Order) -> None:
-        """Take an order of the viewer."""
+        """Queue a command of the viewer."""
         self._active_s = time.monotonic()
         self._orders.put(message)
 
     def stop(self, code: int = protocol.END, *messages: str) -> None:
-        """End the session: say so, and give its stream back, which ends a forecast after the step at hand."""
+        """Notify the viewer, and end the session. Closing the stream ends a running forecast after the current step.
+
+        Args:
+            code: close code of the WebSocket.
+            messages: text messages to send before the connection is closed.
+        """
         self.outbox.close(code, *messages)
         self._stopping.set()
         if self._stream is not None:
             self._stream.close()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait until the thread has ended; return False if it has not in time."""
+        """Wait until the thread has ended; return False if it still runs after the timeout."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -93,23 +103,24 @@ class Session:
         except Refused as refusal:
             self._refuse(refusal)
         except Exception as error:
-            # The runtime keeps an error with the forecast that failed, which would keep the source and its decoder.
+            # The runtime stores the error of a failed forecast. The frames of its traceback refer to the source and
+            # would keep its decoder alive.
             traceback.clear_frames(error.__traceback__)
-            if not self._stopping.is_set():  # else the streams were closed under it
+            if not self._stopping.is_set():  # after `stop`, the error only means that the stream was closed
                 self._refuse(refusal_of(error, self.chosen))
         finally:
             self.outbox.close(protocol.END)
             self._on_end(self)
 
     def _follow(self) -> None:
-        """Play the source to its end."""
+        """Open the stream and the source, and play the source to its end."""
         with self._streams.open() as self._stream, closing(self.chosen.open()) as source:
             renewal = self._predictor.renewal(self._settings.renewal)
             config, most = self._predictor.config, self._settings.horizon
             follower = Follower(self._stream, config, horizon=most, renewal=renewal)
             follower.horizon = self._horizon
             self._meters.opened.labels(self.chosen.kind).inc()
-            self._greet(source)
+            self._send_ready(source)
             try:
                 self._play(source, follower)
             finally:
@@ -119,7 +130,7 @@ class Session:
         self._meters.errors.labels(refusal.code).inc()
         self.stop(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
 
-    def _greet(self, source: Source) -> None:
+    def _send_ready(self, source: Source) -> None:
         config, rate = self._predictor.config, source.frames_per_second
         other = other_interval([] if rate is None else [rate], self._predictor.card.window)
         self.outbox.put(
@@ -139,8 +150,8 @@ class Session:
     def _play(self, source: Source, follower: Follower) -> None:
         while not self._stopping.is_set():
             waits = self._paused and not source.is_live
-            for order in self._orders_within(POLL_S if waits else 0):
-                self._obey(order, follower, source)
+            for order in self._queued_orders(POLL_S if waits else 0):
+                self._carry_out(order, follower, source)
             self._check_idle()
             if self._figures.is_due:
                 self._figures.count_drops(source.dropped, self.outbox.dropped)
@@ -150,21 +161,21 @@ class Session:
             arrival = source.take(POLL_S)
             if arrival is None or self._paused:
                 continue
-            # A recording waits for the model, so its pictures come when they are taken.
+            # A recording waits for the model, so its latency starts when the picture is taken from the queue.
             came_s = arrival.came_s if source.is_live else time.perf_counter()
             judged = follower.see(arrival.picture, begins=arrival.begins or self._skipped)
             self._active_s, self._skipped = time.monotonic(), False
             self._show(judged, arrival, source, time.perf_counter() - came_s)
 
-    def _orders_within(self, wait_s: float) -> Iterator[SetHorizon | Order]:
-        """Yield the orders that wait; wait for the first of them."""
+    def _queued_orders(self, wait_s: float) -> Iterator[SetHorizon | Order]:
+        """Yield the queued commands; wait up to `wait_s` for the first command."""
         with suppress(queue.Empty):
             yield self._orders.get(timeout=wait_s)
             while True:
                 yield self._orders.get_nowait()
 
-    def _obey(self, order: SetHorizon | Order, follower: Follower, source: Source) -> None:
-        """Do what the viewer asked for."""
+    def _carry_out(self, order: SetHorizon | Order, follower: Follower, source: Source) -> None:
+        """Carry out a command of the viewer."""
         if isinstance(order, SetHorizon):
             self._horizon = follower.horizon = min(order.value, self._settings.horizon)
         elif order.type == "reset":
@@ -174,16 +185,16 @@ class Session:
             self.stop(protocol.END, text_message("end", reason="the viewer closed the session"))
         else:
             self._paused = order.type == "pause"
-            # A live source goes on meanwhile, even if nobody sends its pictures.
+            # A live source continues during a pause, so the next picture does not continue the last one.
             self._skipped |= self._paused and source.is_live
             self.outbox.put(text_message("paused" if self._paused else "resumed"))
 
     def _check_idle(self) -> None:
         if time.monotonic() - self._active_s > self._settings.idle_timeout_s:
-            raise Refused(protocol.IDLE, "idle", f"nothing happened for {self._settings.idle_timeout_s:g} s")
+            raise Refused(protocol.IDLE, "idle", f"no picture and no message for {self._settings.idle_timeout_s:g} s")
 
     def _show(self, judged: Judged, arrival: Arrival, source: Source, latency_s: float) -> None:
-        """Send a picture with its forecast, and what had been expected of it."""
+        """Send a picture with its forecast and, if there is one, the earlier forecast of this picture."""
         ahead = self._horizon - 1
         known = len(judged.errors) > ahead
         pictures = [judged.picture, to_pictures(judged.forecast[ahead])]
@@ -207,7 +218,7 @@ class Session:
 
 
 def refusal_of(error: Exception, chosen: Chosen) -> Refused:
-    """Return the reason to end a session for an exception of its thread."""
+    """Return the refusal that describes an exception of a session to its viewer."""
     problem = problem_of(error, chosen.names)
     if isinstance(error, ResourceLimit):
         return Refused(protocol.TOO_MANY, "full", problem.message)

@@ -1,4 +1,4 @@
-"""Settings of the server, checked once."""
+"""Settings of the server."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -15,50 +15,55 @@ class Settings:
     """Settings of the server.
 
     Raises:
-        ConfigError: a host that others can reach without a token and encryption, or half a certificate.
+        ConfigError: other machines can reach the host, but the token or the encryption is missing; only one of
+            certificate and key is given; or the token is not printable ASCII.
     """
 
     name: str
-    """Name of the model, as the page shows it."""
+    """Name of the model, shown on the page."""
     precision: str
-    """Precision of the model, such as `fp32`."""
+    """Precision policy of the model, such as `fp32`."""
     host: str = "127.0.0.1"
+    """Host name or IP address on which the server listens."""
     port: int = 8000
-    """Port; 0 takes a free one."""
+    """TCP port; 0 selects a free port."""
     token: str | None = None
-    """Secret that every request but those for the page and its health has to know."""
+    """Secret that every request needs, except requests for the page and health checks; None for no token."""
     certificate: Path | None = None
     """Certificate chain of TLS (PEM)."""
     key: Path | None = None
     """Private key of the certificate (PEM)."""
     behind_proxy: bool = False
-    """A reverse proxy in front encrypts the connections."""
+    """True if a reverse proxy in front of the server encrypts the connections."""
     origins: tuple[str, ...] = ()
-    """Origins beside the server's own whose pages may use it, such as `https://cameras.example`."""
+    """Additional origins whose pages may use the server, such as `https://cameras.example`."""
     offers: tuple[Offer, ...] = ()
     """Sources that viewers may choose."""
     horizon: int = 10
-    """Most frames to look ahead."""
+    """Maximum horizon (frames)."""
     renewal: str | None = None
     """Renewal of the streams; None for the default of the model."""
     max_sessions: int = 32
-    """Most live sessions and predictions at a time."""
+    """Maximum number of concurrent live sessions, and of streams of sessions and predictions together."""
     memory_limit_bytes: int | None = None
-    """Most memory of the states of all streams (bytes); None for no limit."""
+    """Maximum memory of the states of all streams (bytes); None for no limit."""
     idle_timeout_s: float = 300.0
-    """Time after which a session without pictures, and a clip that nobody plays, expire (s)."""
+    """Time after which a session without pictures and messages, or an unused clip, expires (s)."""
     max_upload_bytes: int = 100_000_000
-    """Largest body of a request (bytes)."""
+    """Maximum size of an upload (bytes)."""
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("TLS: got only one of --tls-cert and --tls-key; give both")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.split()):
-            raise ConfigError("token: expected printable ASCII characters; take another, such as 32 hexadecimal digits")
+            raise ConfigError(
+                "token: expected printable ASCII characters; choose another token, such as 32 hexadecimal digits"
+            )
         if not self.is_loopback and (self.token is None or not (self.certificate or self.behind_proxy)):
             raise ConfigError(
-                f"--host {self.host}: others can reach it, so it needs --token or --token-file, and either --tls-cert "
-                "with --tls-key or --behind-proxy; give both, or leave --host out"
+                f"--host {self.host}: other machines can reach this host, so the server needs a token and encryption; "
+                "give --token or --token-file, and either --tls-cert with --tls-key or --behind-proxy; or leave --host "
+                "out"
             )
 
     @property
@@ -68,7 +73,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for a name or address of this machine that others cannot reach."""
+    """Return True if a host name or address can be reached only from this machine."""
     if host.lower() == LOCALHOST:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Sources of sessions."""
+"""Interface of the sources of sessions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from e3d_deploy.data.live.feed import Arrival
 
 
 class Source(Protocol):
-    """Pictures of a session, as a `Feed` gives them."""
+    """Interface of the sources of a session, implemented by `Feed` and `Webcam`."""
 
     @property
     def dropped(self) -> int: ...
@@ -26,15 +26,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """Source that a viewer chose and may have."""
+    """Allowed source that a viewer chose."""
 
     open: Callable[[], Source]
-    """Open it; called in the thread of the session."""
+    """Function that opens the source; called in the thread of the session."""
     kind: str
-    """First word of its name in `open`, for metrics."""
+    """Kind of source for metrics: `offer`, `clip` or `webcam`."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names that viewers read instead of paths of the server."""
+    """Names that replace paths of the server in messages to viewers."""
     is_file: bool = False
-    """True for a file on the server, which breaks off at the same place whenever it is opened."""
+    """True for a file on the server. If it breaks off, it will do so again, so clients need not reconnect."""
     clip: str | None = None
-    """Id of the uploaded clip; None for every other source."""
+    """Identifier of the uploaded clip; None for every other source."""

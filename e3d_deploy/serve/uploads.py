@@ -1,4 +1,4 @@
-"""Forms with files, read within bounds while they arrive."""
+"""Read multipart forms with files, with limits on size and time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -12,24 +12,28 @@ from starlette.types import Message
 from e3d_deploy.serve.answers import Problem
 
 UPLOAD_S = 120.0
-"""Time that an upload may take (s)."""
+"""Maximum time of an upload (s)."""
 MOST_PICTURES = 256
-"""Most pictures in one request."""
+"""Maximum number of pictures in one request."""
 FORM_OVERHEAD_BYTES = 65_536
-"""Bytes of a request beside its files: names, fields and boundaries."""
+"""Allowance for the parts of a request other than its files: names, fields and boundaries (bytes)."""
 
 
 @asynccontextmanager
 async def form_of(request: Request, most_bytes: int, *, most_files: int) -> AsyncIterator[FormData]:
-    """Read a multipart form, no more of it than is allowed and no longer than `UPLOAD_S`.
+    """Read a multipart form, and yield it until its files are deleted at the end of the block.
+
+    Args:
+        most_bytes: maximum size of the files (bytes).
+        most_files: maximum number of files.
 
     Raises:
-        Problem: it is too large or too slow, or no such form.
+        Problem: the request is not a multipart form, is too large or incomplete, or takes longer than `UPLOAD_S`.
     """
     limit = most_bytes + FORM_OVERHEAD_BYTES
-    too_large = Problem(413, "too_large", f"an upload has at most {most_bytes:,} bytes")
+    too_large = Problem(413, "too_large", f"the upload is too large, expected at most {most_bytes:,} bytes")
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise Problem(415, "form", "expected a form, multipart/form-data")
+        raise Problem(415, "form", "unsupported content type, expected multipart/form-data")
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise too_large
@@ -49,22 +53,22 @@ async def form_of(request: Request, most_bytes: int, *, most_files: int) -> Asyn
             async with asyncio.timeout(UPLOAD_S):
                 form = await parser.parse()
         except TimeoutError:
-            raise Problem(408, "slow", f"an upload takes at most {UPLOAD_S:g} s") from None
+            raise Problem(408, "slow", f"the upload took longer than {UPLOAD_S:g} s; send smaller files") from None
         except MultiPartException as error:
-            raise Problem(400, "form", f"not a form: {error.message}") from error
+            raise Problem(400, "form", f"invalid form: {error.message}") from error
         except ClientDisconnect as error:
-            raise Problem(400, "form", "the form broke off") from error
+            raise Problem(400, "form", "the form is incomplete: the client disconnected") from error
         yield form
 
 
 class _Parser(MultiPartParser):
-    """Parser of forms that can be closed with its files, also with one whose end is missing."""
+    """Parser of multipart forms whose temporary files can be deleted, even if an upload was truncated."""
 
     spool_max_size = 16_384
-    """Size up to which a file is kept in memory (bytes)."""
+    """Maximum size of a file that is kept in memory instead of on disk (bytes)."""
 
     def close(self) -> None:
-        """Delete the files."""
+        """Delete the temporary files."""
         for file in self._files_to_close_on_error:
             file.close()
 
@@ -72,8 +76,11 @@ class _Parser(MultiPartParser):
 def check_fields(form: FormData, allowed: tuple[str, ...]) -> Mapping[str, str]:
     """Return the text fields of a form.
 
+    Args:
+        allowed: names of the fields that are allowed in addition to the files in `clip`.
+
     Raises:
-        Problem: an unknown field, a field twice, or a file where a text belongs.
+        Problem: a field is unknown, occurs twice, or contains a file instead of text.
     """
     found: dict[str, str] = {}
     for name, value in form.multi_items():
@@ -81,7 +88,9 @@ def check_fields(form: FormData, allowed: tuple[str, ...]) -> Mapping[str, str]:
             continue
         if name not in allowed or name in found or not isinstance(value, str):
             known = ", ".join(("clip", *allowed))
-            raise Problem(422, "field", f"unexpected field {name[:40]!r}; a form has {known}, each text once")
+            raise Problem(
+                422, "field", f"got the field {name[:40]!r}, expected {known}, with each text field only once"
+            )
         found[name] = value
     return found
 
@@ -90,9 +99,9 @@ def files_of(form: FormData) -> list[UploadFile]:
     """Return the files of the field `clip`.
 
     Raises:
-        Problem: there is none, or a text.
+        Problem: the field is missing, or contains text instead of a file.
     """
     files = [value for value in form.getlist("clip") if isinstance(value, UploadFile)]
     if not files or len(files) < len(form.getlist("clip")):
-        raise Problem(422, "field", "the field `clip` takes files; send one with a file name")
+        raise Problem(422, "field", "the field `clip` must contain at least one file; send each file with a file name")
     return files

@@ -1,4 +1,4 @@
-"""Pictures that a viewer sends: the same interface as a `Feed`."""
+"""Source of the webcam pictures that a viewer sends."""
 
 import time
 from dataclasses import replace
@@ -11,7 +11,7 @@ from e3d_deploy.data.live.feed import Arrival
 
 
 class Webcam:
-    """Pictures that a viewer sends over the WebSocket; one may wait, and gives way to the next."""
+    """Pictures that a viewer sends over the WebSocket. Only the newest picture is queued; older ones are dropped."""
 
     frames_per_second: float | None = None
     is_live = True
@@ -22,7 +22,7 @@ class Webcam:
 
     @property
     def dropped(self) -> int:
-        """Number of pictures that gave way."""
+        """Number of pictures that were dropped."""
         return self._waiting.dropped
 
     def put(self, picture: NDArray[np.uint8]) -> None:
@@ -32,7 +32,7 @@ class Webcam:
         self._came += 1
 
     def take(self, timeout_s: float | None = None) -> Arrival | None:
-        """Return the next picture; None if none comes in time.
+        """Return the next picture; return None if no picture arrives before the timeout.
 
         Raises:
             Ended: the webcam is closed.
@@ -40,10 +40,10 @@ class Webcam:
         arrival = self._waiting.take(timeout_s)
         if arrival is None:
             return None
-        # The picture that is seen first begins the video, whichever were dropped before it.
+        # The first picture that is taken begins the video, even if earlier pictures were dropped.
         begins, self._begins = self._begins, False
         return replace(arrival, begins=begins)
 
     def close(self) -> None:
-        """Drop what waits, and take nothing more."""
+        """Drop the queued picture, and ignore further pictures."""
         self._waiting.close()

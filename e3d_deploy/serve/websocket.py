@@ -1,4 +1,4 @@
-"""WebSocket endpoint: one session a connection."""
+"""WebSocket endpoint: one session per connection."""
 
 import asyncio
 
@@ -16,18 +16,19 @@ from e3d_deploy.serve.session import Session
 from e3d_deploy.serve.webcam import Webcam
 
 OPEN_S = 5.0
-"""Time in which the first message has to come (s)."""
+"""Maximum time for the first message to arrive (s)."""
 STUCK_S = 20.0
-"""Time that a viewer may read nothing while messages wait (s)."""
+"""Maximum time that a viewer may read nothing while messages wait (s)."""
 JOIN_S = 10.0
-"""Time that a session's thread has to end after its viewer has gone (s)."""
+"""Maximum time for the thread of a session to end after its viewer disconnected (s)."""
 TEXTS_PER_SECOND, PICTURES_PER_SECOND = 20, 500
+"""Maximum average rates of text messages and pictures of a viewer."""
 BURST_S = 2
-"""Seconds of messages that may come at once."""
+"""Maximum burst, in seconds of messages at the maximum average rate."""
 
 
 class Connection:
-    """One WebSocket: reads what the viewer asks for, and sends what the session has."""
+    """WebSocket of one viewer: receives the messages of the viewer, and sends the messages of the session."""
 
     def __init__(self, websocket: WebSocket, service: Service) -> None:
         self.websocket, self.service = websocket, service
@@ -36,7 +37,7 @@ class Connection:
         self._pictures = Rate(PICTURES_PER_SECOND, BURST_S * PICTURES_PER_SECOND)
 
     async def run(self) -> None:
-        """Serve the connection to its end."""
+        """Serve the connection until it is closed."""
         offered = protocol.SUBPROTOCOL in self.websocket.scope.get("subprotocols", ())
         await self.websocket.accept(subprotocol=protocol.SUBPROTOCOL if offered else None)
         self.service.connections += 1
@@ -66,10 +67,10 @@ class Connection:
                     else:
                         await self.websocket.send_text(message)
         except (TimeoutError, WebSocketDisconnect, RuntimeError):
-            return  # gone, or as good as that
+            return  # the viewer disconnected or stalled
 
     async def _receive_all(self, *, offered: bool) -> None:
-        """Take the messages of the viewer until it goes, or asks for what it may not have."""
+        """Handle the messages of the viewer until it disconnects or is refused."""
         session = None
         try:
             if not offered:
@@ -93,10 +94,11 @@ class Connection:
         self.outbox.close(refusal.close_code, text_message("error", code=refusal.code, message=refusal.message))
 
     async def _first(self) -> Open:
-        """Return the first message, once its sender has proved that it may speak.
+        """Return the first message, and check the origin and the token.
 
         Raises:
-            Refused: it has not, or nothing came in time.
+            Refused: the origin or the token is not accepted, too many connections are open, the message is invalid, or
+                no message arrived within `OPEN_S`.
         """
         if not origin_allowed(HTTPConnection(self.websocket.scope).headers, self.service.settings):
             raise Refused(protocol.FORBIDDEN, "origin", "pages of other origins may not use this server")
@@ -106,10 +108,10 @@ class Connection:
             async with asyncio.timeout(OPEN_S):
                 text, _ = await self._receive()
         except TimeoutError:
-            raise Refused(protocol.IDLE, "idle", f"no `open` came within {OPEN_S:g} s") from None
+            raise Refused(protocol.IDLE, "idle", f"no message `open` arrived within {OPEN_S:g} s") from None
         message = None if text is None else parse(text)
         if not isinstance(message, Open):
-            raise Refused(protocol.BAD_MESSAGE, "bad_message", "the first message is `open`")
+            raise Refused(protocol.BAD_MESSAGE, "bad_message", "the first message must be `open`")
         if not token_matches(self.service.settings.token, message.token):
             raise Refused(protocol.BAD_TOKEN, "token", "the token is missing or wrong")
         return message
@@ -118,15 +120,15 @@ class Connection:
         """Return the next message as text or as bytes.
 
         Raises:
-            Refused: too many came.
-            WebSocketDisconnect: the viewer has gone.
+            Refused: the viewer exceeds the rate limit.
+            WebSocketDisconnect: the viewer disconnected.
         """
         message = await self.websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", protocol.END))
         text, content = message.get("text"), message.get("bytes")
         if not (self._pictures if text is None else self._texts).allows():
-            raise Refused(protocol.TOO_MANY, "rate", "too many messages; send fewer a second")
+            raise Refused(protocol.TOO_MANY, "rate", "too many messages; send fewer per second")
         return text, content
 
     async def _take_message(self, session: Session, webcam: Webcam | None) -> None:
@@ -134,16 +136,15 @@ class Connection:
         if text is not None:
             message = parse(text)
             if isinstance(message, Open):
-                raise Refused(protocol.BAD_MESSAGE, "bad_message", "the session is open already")
+                raise Refused(protocol.BAD_MESSAGE, "bad_message", "the session is already open")
             session.order(message)
         elif webcam is None:
-            raise Refused(protocol.BAD_MESSAGE, "bad_message", "pictures are taken with the source `webcam` alone")
+            raise Refused(protocol.BAD_MESSAGE, "bad_message", "pictures are accepted only with the source `webcam`")
         else:
             shape, content = self.service.form.shape, content or b""
             if len(content) != self.service.picture_bytes:
+                expected = f"{self.service.picture_bytes} bytes, uint8 {list(shape)}"
                 raise Refused(
-                    protocol.BAD_MESSAGE,
-                    "bad_picture",
-                    f"a picture has {self.service.picture_bytes} bytes, uint8 {list(shape)}; got {len(content)}",
+                    protocol.BAD_MESSAGE, "bad_picture", f"picture: got {len(content)} bytes, expected {expected}"
                 )
             webcam.put(np.frombuffer(content, np.uint8).reshape(shape))

@@ -1,4 +1,4 @@
-"""Headless Chromium and servers in this process for tests of the live page."""
+"""Fixtures for tests of the live page: a headless Chromium, and servers in this process."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ FLAGS = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+@pytest.hookimpl(tryfirst=True)  # so that the marks are set before pytest selects by marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     missing = [path for path in (CHROMIUM, DRIVER) if not Path(path).exists()]
@@ -57,14 +57,14 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[Chrome]:
-    """A browser that all tests share, as each start takes a second."""
+    """Yield a browser that all tests share, because each start takes a second."""
     profile = tmp_path_factory.mktemp("profile")
     options = ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # Selenium looks for nothing elsewhere when the driver is given; this forbids it.
+    # Selenium downloads nothing if it is given a driver; these variables also forbid it.
     environment = {**os.environ, "HOME": str(profile), "SE_OFFLINE": "true", "SE_AVOID_STATS": "true"}
     with Chrome(options=options, service=Service(DRIVER, env=environment)) as chrome:
         chrome.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(downloads)})
@@ -80,7 +80,7 @@ def predictor(exported: Path) -> Iterator[Predictor]:
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video of 30 seconds, 20 pictures a second, in which a bright square moves."""
+    """Write a video of 30 s at 20 pictures per second, in which a bright square moves, and return its path."""
     return square_film(tmp_path_factory.mktemp("films") / "square.mp4", 600)
 
 
@@ -94,13 +94,13 @@ def square_film(path: Path, length: int) -> Path:
 
 
 class Host:
-    """Servers of one test, all ended with it."""
+    """Starts the servers of one test, which are stopped after the test."""
 
     def __init__(self, predictor: Predictor, stack: ExitStack) -> None:
         self._predictor, self._stack = predictor, stack
 
     def start(self, *films: Path, port: int = 0, **changes: object) -> Running:
-        """Start a server that offers films; port 0 takes a free one."""
+        """Start a server that offers films; port 0 selects a free port."""
         offers = offers_of([str(film) for film in films], lambda _: None)
         plain = {"name": "tiny", "precision": "fp32", "horizon": 3, "renewal": "none"}
         settings = Settings(**{**plain, "port": port, "offers": offers, **changes})  # type: ignore[arg-type]
@@ -115,8 +115,8 @@ def host(predictor: Predictor) -> Iterator[Host]:
 
 @pytest.fixture
 def page(driver: Chrome) -> Iterator[Page]:
-    """The page in the browser, not yet opened; leaves the browser with one empty window."""
-    driver.get_log("browser")  # forgets those of the test before
+    """Yield a page that is not opened yet; after the test, close all windows of the browser except an empty one."""
+    driver.get_log("browser")  # discards the entries of earlier tests
     driver.get_log("performance")
     yield Page(driver)
     first, *others = driver.window_handles
@@ -129,7 +129,7 @@ def page(driver: Chrome) -> Iterator[Page]:
 
 @pytest.fixture
 def live(host: Host, page: Page, film: Path) -> Page:
-    """The page while it plays a film."""
+    """Return a page that plays a film."""
     page.open(host.start(film).address)
     page.wait_for_state("Live")
     page.wait_until_moving("now")

@@ -1,4 +1,4 @@
-"""The live page as a test sees it."""
+"""Controls and contents of the live page in a browser, for tests."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 DEADLINE_S = 30
 FOREIGN_HOST = "cameras.example.test"
-"""Name that the browser resolves to this machine and takes for another."""
+"""Host name that the browser resolves to this machine, but does not treat as localhost."""
 
 READ = """
 const canvas = document.getElementById(arguments[0]);
@@ -30,13 +30,13 @@ return [canvas.height, canvas.width, btoa(text)];
 
 
 class Page:
-    """The live page in one window of the browser."""
+    """Live page in one window of the browser."""
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
 
     def open(self, address: str) -> None:
-        """Open the page afresh, also where only the fragment differs."""
+        """Load the page again, even if only the fragment of the address differs."""
         self.driver.get("about:blank")
         self.driver.get(address)
 
@@ -47,7 +47,7 @@ class Page:
         return str(self.driver.execute_script("return document.getElementById(arguments[0]).textContent", name))
 
     def number(self, name: str) -> float | None:
-        """Return the number that a text begins with, or ends with after `picture`; None for `–`."""
+        """Return the number at the beginning of a text, without the word `picture`; None for `–`."""
         words = self.text(name).removeprefix("picture ").split()
         return float(words[0]) if words and words[0] != "–" else None
 
@@ -61,18 +61,18 @@ class Page:
         self.wait(lambda: self.text("state-text").startswith(begin))
 
     def picture(self, name: str) -> NDArray[np.uint8]:
-        """Return what a canvas shows, [H, W, RGBA]."""
+        """Return the pixels of a canvas, [H, W, RGBA]."""
         H, W, content = self.driver.execute_script(READ, name)
         return np.frombuffer(base64.b64decode(content), np.uint8).reshape(H, W, 4)
 
     def wait_until_moving(self, name: str) -> None:
-        """Wait until a canvas shows two pictures, one after the other."""
+        """Wait until a canvas has shown two different pictures."""
         self.wait(lambda: bool(self.picture(name)[..., 3].any()))
         before = self.picture(name)
         self.wait(lambda: not np.array_equal(before, self.picture(name)))
 
     def settled_index(self) -> int:
-        """Return the number of the picture that is shown, once pictures on their way have come."""
+        """Return the index of the picture on the page, once no further picture arrives."""
         seen: list[str] = []
 
         def rests() -> bool:
@@ -84,7 +84,7 @@ class Page:
         return int(seen[-1].removeprefix("picture "))
 
     def press(self, key: str) -> None:
-        """Press a key where no control has the focus."""
+        """Press a key while no control has the focus."""
         self.driver.execute_script("document.activeElement.blur()")
         self.driver.find_element(By.TAG_NAME, "body").send_keys(key)
 
@@ -105,11 +105,11 @@ class Page:
         )
 
     def complaints(self) -> list[str]:
-        """Return what the browser's console holds since the last call."""
+        """Return the messages in the console of the browser since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def requested(self) -> set[str]:
-        """Return the addresses of all requests and sockets since the last call."""
+        """Return the addresses of all requests and WebSockets since the last call."""
         events: list[dict[str, Any]] = [
             json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
         ]

@@ -1,4 +1,4 @@
-"""The live page before servers that do not answer as `e3d serve` does."""
+"""The live page in front of servers that do not respond like `e3d serve`."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,11 @@ from tests.browser.page import DEADLINE_S, Page
 
 @contextmanager
 def serving(model: bytes | None) -> Iterator[str]:
-    """Serve the page, with an answer to the request for the model or none; give the address."""
+    """Serve the page, and yield its address.
+
+    Args:
+        model: response to the request for the model; None sends no response.
+    """
     over = threading.Event()
     files = page_files()
 
@@ -41,7 +45,7 @@ def serving(model: bytes | None) -> Iterator[str]:
         thread.join()
 
 
-def test_server_that_says_nothing_is_tried_again(page: Page) -> None:
+def test_page_retries_if_the_server_does_not_answer(page: Page) -> None:
     shorter = "const timeout = AbortSignal.timeout; AbortSignal.timeout = () => timeout.call(AbortSignal, 100);"
     added = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": shorter})
     try:
@@ -53,7 +57,7 @@ def test_server_that_says_nothing_is_tried_again(page: Page) -> None:
         page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
-def test_page_of_a_proxy_in_place_of_the_model_is_named_and_tried_again(page: Page) -> None:
+def test_page_reports_a_response_of_a_proxy_and_retries(page: Page) -> None:
     with serving(b"<!doctype html><title>Sign in</title>") as address:
         page.open(address)
         page.wait_for_state("Reconnecting in ")

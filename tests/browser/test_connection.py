@@ -9,7 +9,7 @@ from tests.browser.page import FOREIGN_HOST, Page
 
 
 def sessions(server: Running) -> int:
-    """Return the number of open sessions, as a scraper of the metrics sees it."""
+    """Return the number of open sessions, read from the metrics of the server."""
     text = server.service.meters.text()
     line = next(line for line in text.decode().splitlines() if line.startswith("e3d_sessions "))
     return int(float(line.split()[1]))
@@ -21,7 +21,7 @@ def port_of(server: Running) -> int:
     return port
 
 
-def test_two_viewers_watch_at_once_and_one_that_leaves_leaves_no_session(host: Host, page: Page, film: Path) -> None:
+def test_two_viewers_can_watch_at_once_and_closing_a_page_ends_its_session(host: Host, page: Page, film: Path) -> None:
     server = host.start(film)
     page.open(server.address)
     page.wait_until_moving("now")
@@ -50,7 +50,7 @@ def test_page_reconnects_when_the_server_is_back_on_its_port(host: Host, page: P
     assert sessions(again) == 1
 
 
-def test_full_server_is_named_and_tried_again(host: Host, page: Page, film: Path) -> None:
+def test_page_reports_a_full_server_and_retries(host: Host, page: Page, film: Path) -> None:
     server = host.start(film, max_sessions=1)
     page.open(server.address)
     page.wait_until_moving("now")
@@ -66,7 +66,7 @@ def test_full_server_is_named_and_tried_again(host: Host, page: Page, film: Path
     second.wait_for_state("Live")
 
 
-def test_wrong_token_is_refused_and_the_right_one_taken(host: Host, page: Page, film: Path) -> None:
+def test_wrong_token_is_refused_and_the_right_token_accepted(host: Host, page: Page, film: Path) -> None:
     server = host.start(film, token="correct horse")
     address = server.address.partition("#")[0]
     page.open(f"{address}#token=wrong")
@@ -76,10 +76,10 @@ def test_wrong_token_is_refused_and_the_right_one_taken(host: Host, page: Page, 
     page.wait_for_state("Live")
     page.wait_until_moving("now")
     page.driver.refresh()
-    page.wait_for_state("Live")  # kept for this tab
+    page.wait_for_state("Live")  # the token is stored for this tab
 
 
-def test_token_in_the_address_is_taken_and_removed(host: Host, page: Page, film: Path) -> None:
+def test_token_in_the_address_is_stored_and_removed(host: Host, page: Page, film: Path) -> None:
     server = host.start(film, token="correct horse")
     assert "#token=" in server.address
     page.open(server.address)
@@ -93,7 +93,7 @@ def test_page_without_sources_asks_for_one(host: Host, page: Page) -> None:
     assert not page.find("notice").is_displayed()
 
 
-def test_source_that_cannot_be_read_is_named_and_not_tried_again(host: Host, page: Page, tmp_path: Path) -> None:
+def test_source_that_cannot_be_read_is_reported_without_a_retry(host: Host, page: Page, tmp_path: Path) -> None:
     film = square_film(tmp_path / "torn.mp4", 20)
     server = host.start(film)
     film.write_bytes(film.read_bytes()[:600])
@@ -112,7 +112,7 @@ def test_clip_is_uploaded_and_plays(host: Host, page: Page, film: Path) -> None:
     assert chosen == film.name
 
 
-def test_upload_that_is_refused_says_why_and_disturbs_nothing(live: Page, tmp_path: Path) -> None:
+def test_refused_upload_is_explained_and_the_session_continues(live: Page, tmp_path: Path) -> None:
     bad = tmp_path / "notes.mp4"
     bad.write_bytes(b"no film")
     live.find("clip").send_keys(str(bad))
@@ -129,7 +129,7 @@ def test_too_large_upload_is_refused_before_it_is_sent(host: Host, page: Page, f
     large = tmp_path / "large.mp4"
     large.write_bytes(bytes(60_000))
     page.find("clip").send_keys(str(large))
-    page.wait(lambda: "the server takes at most 0.05 MB" in page.text("notice-text"))
+    page.wait(lambda: "the server accepts at most 0.05 MB" in page.text("notice-text"))
     assert not any(address.endswith("/v1/clips") for address in page.requested())
 
 
@@ -173,7 +173,7 @@ def test_refused_webcam_is_explained(host: Host, page: Page) -> None:
     assert "not allowed to use the webcam" in page.text("notice-text")
 
 
-def test_page_complains_of_nothing_and_asks_no_other_host(live: Page, film: Path) -> None:
+def test_page_logs_no_errors_and_requests_no_other_host(live: Page, film: Path) -> None:
     live.press("s")
     live.press("d")
     live.press("?")

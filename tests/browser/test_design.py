@@ -1,4 +1,4 @@
-"""Form of the live page: widths, names of controls and contrast."""
+"""Layout and accessibility of the live page: widths, names of controls and contrast."""
 
 import pytest
 from selenium.webdriver.common.by import By
@@ -13,7 +13,7 @@ const luminance = (name) => channels(name).map(linear).reduce((sum, v, i) => sum
 const [a, b] = [...arguments].map(luminance).sort((x, y) => y - x);
 return (a + 0.05) / (b + 0.05);
 """
-"""Ratio of WCAG 2 between two colours of the style sheet."""
+"""Script that returns the contrast ratio of WCAG 2 between two colours of the style sheet."""
 OVERFLOW = "const root = document.documentElement; return root.scrollWidth - root.clientWidth"
 UNNAMED = """
 return [...document.querySelectorAll("button, input, select, [role=img], dialog")].filter((element) => !(

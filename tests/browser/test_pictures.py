@@ -15,7 +15,7 @@ from tests.browser.conftest import Host, square_film
 from tests.browser.page import Page
 
 ROUNDING = 1
-"""Largest difference of a batched stream from a single one (gray levels)."""
+"""Maximum difference between a batched stream and a single stream (gray levels)."""
 
 
 def test_pictures_forecast_and_difference_move(live: Page) -> None:
@@ -60,7 +60,7 @@ def test_slider_changes_the_forecast_while_it_plays(live: Page) -> None:
     live.wait(lambda: live.text("forecast-text").startswith("2 frames ahead"))
 
 
-def test_pause_stops_the_pictures_and_resume_goes_on(live: Page) -> None:
+def test_pause_stops_the_pictures_and_resume_continues(live: Page) -> None:
     live.click("pause")
     live.wait_for_state("Paused")
     assert live.text("pause") == "Resume"
@@ -70,15 +70,15 @@ def test_pause_stops_the_pictures_and_resume_goes_on(live: Page) -> None:
     live.wait(lambda: (live.number("now-text") or 0) > index)
 
 
-def test_reset_makes_the_state_young(live: Page) -> None:
+def test_reset_lowers_the_age_of_the_state(live: Page) -> None:
     live.wait(lambda: (live.number("age") or 0) > 15)
     live.click("reset")
     live.wait(lambda: (live.number("age") or 99) < 15)
-    assert (live.number("now-text") or 0) > 10, "the film began anew"
+    assert (live.number("now-text") or 0) > 10, "the film restarted"
 
 
 def test_page_says_that_the_model_does_not_beat_copying(live: Page) -> None:
-    """The tiny model is untrained."""
+    """The tiny model is untrained, so it is worse than copying."""
     live.wait(lambda: "copying the last picture is better" in live.text("verdict"))
 
 
@@ -91,7 +91,7 @@ def test_numbers_have_units(live: Page) -> None:
     assert live.text("precision") == "fp32"
 
 
-def test_end_of_a_film_is_said_and_it_starts_again(host: Host, page: Page, tmp_path: Path) -> None:
+def test_end_of_a_film_is_reported_and_the_film_can_start_again(host: Host, page: Page, tmp_path: Path) -> None:
     page.open(host.start(square_film(tmp_path / "short.mp4", 5)).address)
     page.wait_for_state("Ended")
     assert "ended" in page.text("notice-text")
@@ -113,7 +113,7 @@ def test_keyboard(live: Page, downloads: Path) -> None:
     live.wait_for_state("Paused")
     live.press(" ")
     live.wait_for_state("Live")
-    live.find("horizon").send_keys(" ")  # of which the slider makes nothing
+    live.find("horizon").send_keys(" ")  # the slider does not use the space key
     live.wait_for_state("Paused")
     live.find("pause").send_keys(" ")
     live.wait_for_state("Live")
@@ -155,7 +155,7 @@ def test_held_key_acts_once_except_for_the_slider(live: Page) -> None:
     live.wait_for_state("Live")
 
 
-def test_letters_typed_into_a_control_are_no_shortcuts(live: Page) -> None:
+def test_letters_typed_into_a_control_are_not_shortcuts(live: Page) -> None:
     live.find("source").send_keys("d")
     live.click("theme")
     theme = live.driver.find_element(By.TAG_NAME, "html").get_attribute("data-theme")

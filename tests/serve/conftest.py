@@ -1,4 +1,4 @@
-"""Servers of a backend that can be followed by hand, in this process."""
+"""Servers in this process with a fake backend, and their clients."""
 
 import json
 import time
@@ -22,14 +22,14 @@ from e3d_deploy.serve.settings import Settings
 from tests.data.live.conftest import _no_proxy, start  # noqa: F401 (fixtures)
 
 WAIT_S = 30.0
-"""Time that a test waits for a message before it fails (s)."""
+"""Maximum time that a test waits for a message before it fails (s)."""
 TOKEN = "correct horse"
 
 Serve = Callable[..., Running]
 
 
 def patiently() -> Iterator[None]:
-    """Repeat a loop until its end; fail when it has taken far too long."""
+    """Yield until the loop is left; fail after twice `WAIT_S`."""
     until_s = time.monotonic() + 2 * WAIT_S
     while time.monotonic() < until_s:
         yield
@@ -37,13 +37,13 @@ def patiently() -> Iterator[None]:
 
 
 def settings_of(**changes: Any) -> Settings:
-    """Return settings of a small server; port 0 takes a free one."""
+    """Return the settings of a small server on a free port, with changes."""
     return Settings(**{"name": "fake", "precision": "fp32", "port": 0, "horizon": 3, **changes})
 
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """A video of 40 pictures of 8×4 pixels, 20 a second."""
+    """Write a video of 40 pictures of 8×4 pixels at 20 pictures per second, and return its path."""
     path = tmp_path / "film" / "walk.mp4"
     path.parent.mkdir()
     frames = np.linspace(0, 1, 40, dtype=np.float32)[None, :, None, None, None] * np.ones((1, 40, 1, 4, 8), np.float32)
@@ -53,20 +53,20 @@ def video(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(predictor: Predictor) -> Iterator[Serve]:
-    """Start a server on a free port, which ends with the test."""
+    """Yield a function that starts a server on a free port; the servers are stopped after the test."""
     with ExitStack() as stack:
         yield lambda **changes: stack.enter_context(running(predictor, settings_of(**changes)))
 
 
 @pytest.fixture
 def client(serve: Serve) -> Iterator[httpx.Client]:
-    """HTTP client of a server with the defaults."""
+    """Yield an HTTP client of a server with default settings."""
     with httpx.Client(base_url=serve().address, timeout=WAIT_S) as client:
         yield client
 
 
 def offered(*paths: Path) -> dict[str, Any]:
-    """Return the setting that offers files."""
+    """Return the setting that offers files as sources."""
     return {"offers": offers_of([str(path) for path in paths], lambda _: None)}
 
 
@@ -90,12 +90,12 @@ class Viewer:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
     def open(self, source: str = "webcam", horizon: int = 2, token: str | None = None) -> dict[str, Any]:
-        """Open a session, and return what the server says to it."""
+        """Open a session, and return the first text message of the server."""
         self.say("open", source=source, horizon=horizon, token=token)
         return self.text()
 
     def show(self, value: int) -> None:
-        """Send a picture of one gray."""
+        """Send a picture of one gray level."""
         self.socket.send(bytes([value]) * 32)
 
     def next(self) -> str | bytes:
@@ -103,7 +103,7 @@ class Viewer:
         return self.socket.recv(timeout=WAIT_S)
 
     def text(self, kind: str | None = None) -> dict[str, Any]:
-        """Return the next text message, or the next of a kind."""
+        """Return the next text message, or the next text message of a type."""
         found: dict[str, Any] = {}
         for _ in patiently():
             message = self.next()

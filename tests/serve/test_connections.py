@@ -1,4 +1,4 @@
-"""Connections that stall, or that are flooded with what costs their sender nothing."""
+"""Connections that stall, and connections that flood the server with frames."""
 
 import json
 import socket
@@ -16,14 +16,14 @@ from tests.serve.test_websocket import frame_of, shaking_hands
 
 @contextmanager
 def connected(served: Running) -> Iterator[socket.socket]:
-    """Connect to a server by hand."""
+    """Yield a TCP connection to a server."""
     name, _, port = served.address.removeprefix("http://").rstrip("/").partition(":")
     with socket.create_connection((name, int(port)), timeout=WAIT_S) as found:
         yield found
 
 
 def send_until_cut_off(socket_: socket.socket, data: bytes) -> None:
-    """Send the same again and again; fail if the server takes nothing for a long time, and stays connected."""
+    """Send data repeatedly until the server closes the connection; fail if sending blocks for `WAIT_S`."""
     with suppress(ConnectionResetError, BrokenPipeError):
         while True:
             socket_.sendall(data)
@@ -41,23 +41,23 @@ def test_a_client_that_never_ends_its_request_is_cut_off(
                 pass
 
 
-def test_a_client_that_takes_its_time_between_requests_is_served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_waits_between_requests_is_served(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_S", WAIT_S)
     with httpx.Client(base_url=serve().address) as client:
         assert [client.get("/healthz").status_code for _ in range(3)] == [200] * 3
 
 
-def test_a_client_that_does_not_read_its_answer_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_its_response_is_cut_off(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "STUCK_S", 0.2)
     request = b"GET /page/app.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
     with connected(serve()) as deaf:
-        send_until_cut_off(deaf, request)  # answers fill all buffers on the way, and then none is made any more
+        send_until_cut_off(deaf, request)  # the responses fill all buffers, and the server stops writing
 
 
 @pytest.mark.parametrize(
     "frame", [frame_of(9, b"x"), frame_of(10, b""), bytes([0, 0x80, 0, 0, 0, 0])], ids=["ping", "pong", "part"]
 )
-def test_a_flood_of_frames_that_are_no_messages_is_cut_off(serve: Serve, frame: bytes) -> None:
+def test_a_flood_of_frames_that_are_not_messages_is_cut_off(serve: Serve, frame: bytes) -> None:
     served = serve()
     with Viewer(served) as other, shaking_hands(served) as flooding:
         other.open()
@@ -68,7 +68,7 @@ def test_a_flood_of_frames_that_are_no_messages_is_cut_off(serve: Serve, frame: 
         assert other.pictures()[0]["index"] == 0
 
 
-def test_a_message_in_parts_and_pings_between_them_are_taken(serve: Serve) -> None:
+def test_a_message_in_parts_and_a_ping_are_accepted(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         text = json.dumps({"type": "open", "source": "webcam", "horizon": 1})
         viewer.socket.ping()

@@ -1,4 +1,4 @@
-"""The OpenAPI description says what the server does: schemathesis makes good and bad requests of it."""
+"""The OpenAPI description matches the server: schemathesis generates valid and invalid requests from it."""
 
 import io
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def gif(value: int) -> bytes:
-    """Return a clip of 12 pictures, whose first is of one gray."""
+    """Return a GIF of 12 pictures of one gray level each; `value` is the gray level of the first picture."""
     file = io.BytesIO()
     first, *others = [Image.new("L", (8, 4), (value + 20 * number) % 256) for number in range(12)]
     first.save(file, "gif", save_all=True, append_images=others, duration=100)
     return file.getvalue()
 
 
-# A description can say that a clip is a file; these are such files, which random bytes are not.
+# OpenAPI describes a clip only as binary data, and random bytes are not a clip, so these GIFs are generated instead.
 schemathesis.openapi.format("binary", strategies.integers(0, 255).map(gif))
 
 
@@ -53,7 +53,7 @@ def test_every_operation_is_described(api: schemathesis.BaseSchema) -> None:
 CASES = [(*one, GenerationMode.POSITIVE) for one in OPERATIONS] + [
     (*one, GenerationMode.NEGATIVE)
     for one in OPERATIONS
-    if one[0] == "POST"  # the others take no values
+    if one[0] == "POST"  # the other operations have no parameters
 ]
 
 
@@ -66,14 +66,16 @@ def test_errors_are_described_as_json(api: schemathesis.BaseSchema, method: str,
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
-def test_every_answer_is_described(api: schemathesis.BaseSchema, method: str, path: str, mode: GenerationMode) -> None:
+def test_every_response_is_described(
+    api: schemathesis.BaseSchema, method: str, path: str, mode: GenerationMode
+) -> None:
     operation = api[path][method]
 
     @settings(max_examples=15, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(case=operation.as_strategy(generation_mode=mode))
     def answers(case: schemathesis.Case) -> None:
         if mode is GenerationMode.POSITIVE and path == "/v1/predict":
-            del case.body["clip"][1:]  # no schema can say that of several files each is a picture
+            del case.body["clip"][1:]  # a schema cannot state that several files must all be pictures
         case.call_and_validate(headers=HEADERS)
 
     answers()

@@ -1,4 +1,4 @@
-"""Tables of docs/serve.md against the code."""
+"""Compare the tables of docs/serve.md with the code."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ HIDDEN = {"type"}
 
 
 def table(title: str) -> list[list[str]]:
-    """Return the rows of the table whose header begins with a title, as cells."""
+    """Return the cells of each row of the table whose first column has a title."""
     lines = PAGE.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(f"| {title} |"))
     rows = []
@@ -35,12 +35,12 @@ def table(title: str) -> list[list[str]]:
 
 
 def words(cell: str) -> set[str]:
-    """Return what a cell has in code quotes."""
+    """Return the words that a cell has in code quotes."""
     return set(re.findall(r"`([^`]+)`", cell))
 
 
 def calls(name: str) -> Iterator[ast.Call]:
-    """Yield the calls of a function or class in the server."""
+    """Yield the calls of a function or class in the code of the server."""
     for path in sorted((ROOT / "e3d_deploy" / "serve").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == name:
@@ -48,7 +48,7 @@ def calls(name: str) -> Iterator[ast.Call]:
 
 
 def texts(node: ast.expr) -> set[str]:
-    """Return the texts that an expression may be."""
+    """Return the string values that an expression may have."""
     if isinstance(node, ast.IfExp):
         return texts(node.body) | texts(node.orelse)
     return {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()

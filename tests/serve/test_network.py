@@ -1,4 +1,4 @@
-"""Sessions of sources in the network."""
+"""Sessions of network sources."""
 
 import json
 import socket
@@ -23,12 +23,12 @@ def test_two_viewers_watch_an_rtsp_camera(serve: Serve, start: Start) -> None:
         for viewer in (one, two):
             headers = [viewer.pictures()[0] for _ in range(5)]
             ages = [header["age"] for header in headers]
-            assert sorted(set(ages)) == ages  # some may have been dropped, as a camera waits for nobody
-            assert headers[4]["time_s"] > headers[1]["time_s"]  # the first picture of RTSP tells no time
+            assert sorted(set(ages)) == ages  # some pictures may have been dropped, because a camera does not wait
+            assert headers[4]["time_s"] > headers[1]["time_s"]  # the first picture of RTSP has no time
             assert headers[4]["error"] is not None
 
 
-def test_a_paused_camera_goes_on_with_a_new_state(serve: Serve, start: Start) -> None:
+def test_a_camera_continues_with_a_new_state_after_a_pause(serve: Serve, start: Start) -> None:
     address = f"http://127.0.0.1:{start(mjpeg([picture(number % 20) for number in range(500)], pause_s=0.02)).port}/"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
         viewer.open("offer:1")
@@ -37,7 +37,7 @@ def test_a_paused_camera_goes_on_with_a_new_state(serve: Serve, start: Start) ->
                 break
         viewer.say("pause")
         viewer.text("paused")
-        viewer.text("stats")  # some pictures have come meanwhile
+        viewer.text("stats")  # some pictures have arrived in the meantime
         viewer.say("resume")
         viewer.text("resumed")
         header, _ = viewer.pictures()
@@ -53,7 +53,7 @@ def test_a_paused_file_over_http_waits(serve: Serve, start: Start, tmp_path: Pat
         viewer.say("pause")
         viewer.text("paused")
         for _ in range(2):
-            viewer.text("stats")  # by then a player that goes on has dropped pictures
+            viewer.text("stats")  # a player that did not wait would have dropped pictures by now
         viewer.say("resume")
         viewer.text("resumed")
         header, _ = viewer.pictures()
@@ -61,7 +61,9 @@ def test_a_paused_file_over_http_waits(serve: Serve, start: Start, tmp_path: Pat
 
 
 @pytest.mark.parametrize("refuse", ["401 Unauthorized", "404 Not Found"])
-def test_a_camera_that_refuses_closes_with_4404_and_tells_no_password(serve: Serve, start: Start, refuse: str) -> None:
+def test_a_camera_that_refuses_closes_with_4404_without_showing_a_password(
+    serve: Serve, start: Start, refuse: str
+) -> None:
     address = f"rtsp://user:secret@127.0.0.1:{start(rtsp(None, refuse=refuse)).port}/door"
     with Viewer(serve(offers=offers_of([address], lambda _: None))) as viewer:
         viewer.say("open", source="offer:1", horizon=1)

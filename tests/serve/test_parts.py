@@ -1,4 +1,4 @@
-"""Protocol, queue of messages, rates and checks of hosts, each by itself."""
+"""Unit tests of the protocol, the queue of messages, rate limits, checks of hosts and origins, and errors."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ def test_a_slow_viewer_loses_the_oldest_pictures_and_no_text() -> None:
         for message in (b"1", "a", b"2", b"3", "b", b"4"):
             outbox.put(message)
         outbox.close(1000, "end")
-        outbox.put(b"5")  # nothing follows the end
+        outbox.put(b"5")  # ignored after `close`
         outbox.close(1001)
         found = [await outbox.take() for _ in range(6)]
         assert found == ["a", b"3", "b", b"4", "end", Closing(1000)]
@@ -68,7 +68,7 @@ def test_a_slow_viewer_loses_the_oldest_pictures_and_no_text() -> None:
     asyncio.run(run())
 
 
-def test_messages_of_another_thread_wake_who_waits() -> None:
+def test_messages_of_another_thread_wake_the_event_loop() -> None:
     async def run() -> None:
         outbox = Outbox(asyncio.get_running_loop())
         waiting = asyncio.create_task(outbox.take())
@@ -79,14 +79,14 @@ def test_messages_of_another_thread_wake_who_waits() -> None:
     asyncio.run(run())
 
 
-def test_a_message_after_the_connection_is_forgotten() -> None:
+def test_a_message_after_the_event_loop_is_closed_is_ignored() -> None:
     async def make() -> Outbox:
         return Outbox(asyncio.get_running_loop())
 
     asyncio.run(make()).put(b"1")
 
 
-def test_a_webcam_keeps_its_newest_picture_and_counts_the_others() -> None:
+def test_a_webcam_keeps_its_newest_picture_and_counts_dropped_ones() -> None:
     webcam = Webcam()
     assert webcam.take(0) is None
     found = []
@@ -112,7 +112,7 @@ def test_a_rate_allows_a_burst_and_then_its_average(monkeypatch: pytest.MonkeyPa
     assert [rate.allows() for _ in range(4)] == [True, True, True, False]
 
 
-def test_tokens_are_compared_whole() -> None:
+def test_tokens_must_match_completely() -> None:
     assert token_matches(None, None)
     assert token_matches("abc", "abc")
     for given_token in (None, "", "ab", "abcd", "ABC", "\ud800"):
@@ -137,7 +137,7 @@ def test_tokens_are_compared_whole() -> None:
         ("", "http://", False),
     ],
 )
-def test_an_origin_is_that_of_the_host_or_an_allowed_one(host: str, origin: str | None, allowed: bool) -> None:
+def test_only_the_own_origin_and_allowed_origins_are_accepted(host: str, origin: str | None, allowed: bool) -> None:
     headers = Headers({"host": host} | ({} if origin is None else {"origin": origin}))
     assert origin_allowed(headers, settings_of(origins=("https://page.example",))) is allowed
 
@@ -157,7 +157,7 @@ def test_an_origin_is_that_of_the_host_or_an_allowed_one(host: str, origin: str 
         ("[", False),
     ],
 )
-def test_a_server_of_this_machine_answers_to_its_names_alone(host: str, allowed: bool) -> None:
+def test_a_loopback_server_accepts_only_host_names_of_this_machine(host: str, allowed: bool) -> None:
     assert host_allowed(Headers({"host": host}), settings_of(origins=("https://page.example",))) is allowed
 
 

@@ -45,7 +45,7 @@ def expected(horizon: int) -> np.ndarray:
     return np.moveaxis(alone(VALUES[-10:], horizon), -3, -1)[None]
 
 
-def test_the_model_and_its_limits_are_told(serve: Serve, video: Path) -> None:
+def test_the_model_and_its_limits_are_described(serve: Serve, video: Path) -> None:
     answer = httpx.get(serve(max_sessions=5, **offered(video)).address + "v1/model").json()
     assert answer == {
         "name": "fake",
@@ -62,7 +62,7 @@ def test_the_model_and_its_limits_are_told(serve: Serve, video: Path) -> None:
     }
 
 
-def test_a_clip_gets_the_forecast_of_what_follows_it(client: httpx.Client) -> None:
+def test_a_clip_gets_its_forecast(client: httpx.Client) -> None:
     answer = post(client, npz(frames=FRAMES), "a.npz")
     assert answer.headers["content-type"] == "application/x-npz"
     found = frames_of(answer)
@@ -81,7 +81,7 @@ def test_an_array_without_a_name_is_read_too(client: httpx.Client) -> None:
     np.testing.assert_array_equal(frames_of(post(client, file.getvalue(), "a.npy")), expected(3))
 
 
-def test_pictures_are_the_frames_of_a_clip_in_their_order(client: httpx.Client) -> None:
+def test_several_pictures_are_one_clip_in_their_order(client: httpx.Client) -> None:
     files = []
     for number, picture in enumerate(FRAMES):
         content = io.BytesIO()
@@ -90,7 +90,7 @@ def test_pictures_are_the_frames_of_a_clip_in_their_order(client: httpx.Client) 
     np.testing.assert_array_equal(frames_of(client.post("/v1/predict", files=files)), expected(3))
 
 
-def test_a_video_gives_its_last_pictures(client: httpx.Client, video: Path) -> None:
+def test_the_last_pictures_of_a_video_are_the_context(client: httpx.Client, video: Path) -> None:
     last = read_clips(video, FORM).clips[0][-10:]
     found = frames_of(post(client, video.read_bytes()))
     np.testing.assert_array_equal(found, frames_of(post(client, npz(frames=last), "a.npz")))
@@ -103,7 +103,7 @@ def test_a_gif_is_read(client: httpx.Client) -> None:
     assert frames_of(post(client, content.getvalue(), "a.gif")).shape == (1, 3, 4, 8, 1)
 
 
-def test_a_video_comes_back_at_the_rate_of_the_clip(client: httpx.Client, video: Path, tmp_path: Path) -> None:
+def test_a_video_forecast_has_the_frame_rate_of_the_clip(client: httpx.Client, video: Path, tmp_path: Path) -> None:
     answer = client.post("/v1/predict", files={"clip": ("a.mp4", video.read_bytes())}, data={"format": "mp4"})
     assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
     (tmp_path / "forecast.mp4").write_bytes(answer.content)
@@ -126,7 +126,7 @@ def test_a_video_comes_back_at_the_rate_of_the_clip(client: httpx.Client, video:
         {"path": "/etc/passwd"},
     ],
 )
-def test_a_field_that_cannot_be_is_refused(client: httpx.Client, data: dict[str, str]) -> None:
+def test_an_invalid_field_is_refused(client: httpx.Client, data: dict[str, str]) -> None:
     answer = client.post("/v1/predict", files={"clip": ("a.npz", npz(frames=FRAMES))}, data=data)
     assert problem(answer)[0] == 422
 
@@ -149,12 +149,12 @@ def test_several_clips_are_refused(client: httpx.Client) -> None:
     assert problem(post(client, npz(frames=np.stack([FRAMES, FRAMES])), "a.npz")) == (422, "shape")
 
 
-def test_several_files_that_are_no_pictures_are_refused(client: httpx.Client) -> None:
+def test_several_files_that_are_not_pictures_are_refused(client: httpx.Client) -> None:
     files = [("clip", ("a.npz", npz(frames=FRAMES)))] * 2
     assert problem(client.post("/v1/predict", files=files)) == (422, "field")
 
 
-def test_a_request_that_is_no_form_is_refused(client: httpx.Client) -> None:
+def test_a_request_that_is_not_a_form_is_refused(client: httpx.Client) -> None:
     assert problem(client.post("/v1/predict", json={"clip": "a"})) == (415, "form")
     assert problem(client.post("/v1/predict")) == (415, "form")
     headers = {"Content-Type": "multipart/form-data"}
@@ -172,7 +172,7 @@ def test_unknown_paths_and_methods_are_errors_of_the_same_form(client: httpx.Cli
     assert answer.headers["allow"] == "GET"
 
 
-def test_a_failing_network_is_a_500_that_tells_nothing(client: httpx.Client, backend: FakeBackend) -> None:
+def test_a_failing_network_gives_status_500_without_details(client: httpx.Client, backend: FakeBackend) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
@@ -191,9 +191,7 @@ def test_predictions_count_as_sessions(serve: Serve) -> None:
     assert answer.headers["Retry-After"]
 
 
-def test_one_request_too_many_is_asked_to_come_again(
-    serve: Serve, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_requests_get_status_429(serve: Serve, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "MOST_REQUESTS", 1)
     served = serve()
     backend.gate.clear()
@@ -210,7 +208,7 @@ def test_one_request_too_many_is_asked_to_come_again(
     assert answers[0].status_code == 200
 
 
-def test_a_prediction_that_runs_is_finished_when_the_server_stops(serve: Serve, backend: FakeBackend) -> None:
+def test_a_running_prediction_is_completed_when_the_server_stops(serve: Serve, backend: FakeBackend) -> None:
     served = serve()
     backend.gate.clear()
     answers: list[httpx.Response] = []
@@ -230,7 +228,7 @@ def test_a_prediction_that_runs_is_finished_when_the_server_stops(serve: Serve, 
     assert frames_of(answers[0]).shape == (1, 3, 4, 8, 1)
 
 
-def test_a_clip_that_is_decoded_for_too_long_is_given_up_when_the_server_stops(
+def test_decoding_a_long_clip_is_aborted_when_the_server_stops(
     serve: Serve, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service_module, "DRAIN_S", 0.1)
@@ -261,7 +259,7 @@ def test_a_clip_that_is_decoded_for_too_long_is_given_up_when_the_server_stops(
     wait_until(lambda: not any(thread.name.startswith("e3d predict") for thread in threading.enumerate()))
 
 
-def test_a_server_is_stopped_after_a_signal_interrupts_the_wait_for_it(serve: Serve) -> None:
+def test_a_server_can_be_stopped_after_a_signal_interrupted_its_wait(serve: Serve) -> None:
     served = serve()
     timer = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.start()
@@ -272,7 +270,7 @@ def test_a_server_is_stopped_after_a_signal_interrupts_the_wait_for_it(serve: Se
     timer.join()
 
 
-def test_a_server_drains_for_its_time_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_twice_does_not_take_twice_the_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "DRAIN_S", 0.01)
     service = serve().service
     with service.working():
@@ -281,7 +279,7 @@ def test_a_server_drains_for_its_time_once(serve: Serve, monkeypatch: pytest.Mon
         asyncio.run(asyncio.wait_for(service.drain(), WAIT_S))
 
 
-def test_a_server_that_stops_is_alive_and_not_ready(serve: Serve) -> None:
+def test_a_server_that_stops_is_healthy_but_not_ready(serve: Serve) -> None:
     served = serve()
     with httpx.Client(base_url=served.address) as client:
         assert client.get("/healthz").json() == {"status": "ok"}
@@ -322,7 +320,7 @@ def test_metrics_count_what_was_served(serve: Serve, predictor: Predictor) -> No
     assert any(line.startswith("e3d_build_info{") and 'model="fake"' in line for line in lines)
 
 
-def test_the_page_needs_no_token_and_may_load_its_own_files_alone(serve: Serve) -> None:
+def test_the_page_needs_no_token_and_may_load_only_its_own_files(serve: Serve) -> None:
     served = serve(token=TOKEN)
     with httpx.Client(base_url=served.address.partition("#")[0]) as client:
         for path, file in page_files().items():
@@ -338,7 +336,7 @@ def test_the_page_needs_no_token_and_may_load_its_own_files_alone(serve: Serve) 
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bon\w+=|https?://", page)
 
 
-def test_every_answer_carries_the_headers_of_security(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_response_has_the_security_headers(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("secret")
 
@@ -379,7 +377,7 @@ def test_a_page_of_another_origin_cannot_post(client: httpx.Client) -> None:
     assert problem(client.get("/v1/model", headers={"Host": "rebound.example"})) == (403, "host")
 
 
-def test_a_token_is_asked_for_everywhere_but_at_the_page_and_its_health(serve: Serve) -> None:
+def test_a_token_is_required_everywhere_except_for_the_page_and_health_checks(serve: Serve) -> None:
     with httpx.Client(base_url=serve(token=TOKEN).address) as client:
         for path in ("/healthz", "/readyz"):
             assert client.get(path).status_code == 200
@@ -394,7 +392,7 @@ def test_a_token_is_asked_for_everywhere_but_at_the_page_and_its_health(serve: S
         assert client.get("/v1/model", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-def test_an_upload_without_the_token_is_refused_before_its_body_comes(serve: Serve) -> None:
+def test_an_upload_without_the_token_is_refused_before_its_body_is_read(serve: Serve) -> None:
     place = serve(token=TOKEN).address.removeprefix("http://").partition("/")[0]
     host, _, port = place.partition(":")
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:

@@ -1,4 +1,4 @@
-"""Settings, offered sources and what the command line makes of them."""
+"""Settings of the server, and its offered sources."""
 
 from pathlib import Path
 
@@ -12,15 +12,17 @@ from tests.serve.conftest import TOKEN, settings_of
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "[::1]", "localhost", "LOCALHOST"])
-def test_a_server_of_this_machine_alone_needs_no_token(host: str) -> None:
+def test_a_server_on_loopback_needs_no_token(host: str) -> None:
     assert is_loopback(host)
     settings_of(host=host)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "localhost.example", "example", ""])
-def test_a_server_for_others_needs_a_token_and_encryption(host: str, tmp_path: Path) -> None:
+def test_a_server_that_other_machines_can_reach_needs_a_token_and_encryption(host: str, tmp_path: Path) -> None:
     for given in ({}, {"token": TOKEN}, {"behind_proxy": True}):
-        with pytest.raises(ConfigError, match="needs --token or --token-file, and either --tls-cert"):
+        with pytest.raises(
+            ConfigError, match="needs a token and encryption; give --token or --token-file, and either --tls-cert"
+        ):
             settings_of(host=host, **given)
     settings_of(host=host, token=TOKEN, behind_proxy=True)
     settings_of(host=host, token=TOKEN, certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
@@ -32,12 +34,12 @@ def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
         settings_of(token=token)
 
 
-def test_half_a_certificate_is_refused(tmp_path: Path) -> None:
+def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only one of --tls-cert and --tls-key"):
         settings_of(certificate=tmp_path / "cert.pem")
 
 
-def test_a_folder_offers_the_videos_below_it_by_names_without_folders_of_the_server(video: Path) -> None:
+def test_a_folder_offers_its_videos_by_names_relative_to_the_folder(video: Path) -> None:
     below = video.parent / "night" / "run.mp4"
     below.parent.mkdir()
     below.write_bytes(video.read_bytes())
@@ -59,7 +61,7 @@ def test_addresses_are_offered_without_their_password(video: Path) -> None:
     assert [offer.name for offer in offers] == ["walk.mp4", "rtsp://camera.example/door"]
 
 
-def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for text, kind in [("none.mp4", ClipError), ("empty", ClipError)]:
         with pytest.raises(kind, match=text):

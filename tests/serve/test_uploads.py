@@ -1,4 +1,4 @@
-"""Uploads are bounded while they arrive, and checked before they are decoded."""
+"""Uploads are limited while they arrive, and checked before they are decoded."""
 
 import io
 import zipfile
@@ -22,7 +22,7 @@ def post(client: httpx.Client, content: bytes, name: str = "walk.mp4", path: str
 
 
 def problem(answer: httpx.Response) -> tuple[int, str]:
-    """Return the status and code of an error, whose message names no path and no code of ours."""
+    """Return the status and code of an error, and check that its message shows no path and no code of the server."""
     error = answer.json()["error"]
     assert set(error) == {"code", "message"}
     assert not any(word in answer.text for word in ("/tmp", "Traceback", ".py", "e3d-upload", "frame_0000"))
@@ -36,7 +36,7 @@ def npz(**arrays: Any) -> bytes:
 
 
 def png(width: int, height: int) -> bytes:
-    """Return a PNG whose header tells a size, and whose pixels are few."""
+    """Return a PNG whose header states a size, and whose data contains only a few pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
@@ -49,7 +49,7 @@ def png(width: int, height: int) -> bytes:
 
 @pytest.fixture
 def small(serve: Serve) -> Iterator[httpx.Client]:
-    """Client of a server that takes 100 kB."""
+    """Yield a client of a server whose upload limit is 100 kB."""
     with httpx.Client(base_url=serve(max_upload_bytes=100_000).address, timeout=30) as client:
         yield client
 
@@ -68,15 +68,15 @@ def test_an_upload_without_a_length_is_cut_off_while_it_arrives(
         yield b'--x\r\nContent-Disposition: form-data; name="clip"; filename="a"\r\n\r\n'
         for _ in range(100_000):
             yield bytes(10_000)
-        raise AssertionError("a gigabyte was taken")
+        raise AssertionError("the server read a gigabyte")
 
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
-    with suppress(httpx.TransportError):  # the server closed before the client had sent all
+    with suppress(httpx.TransportError):  # the server may close the connection while the client sends
         assert problem(small.post("/v1/predict", content=endless(), headers=headers)) == (413, "too_large")
 
 
-def test_a_length_that_lies_changes_nothing(serve: Serve) -> None:
-    """uvicorn reads no more than the length tells, and a form that breaks off is none."""
+def test_a_form_that_is_longer_than_its_content_length_is_incomplete(serve: Serve) -> None:
+    """uvicorn reads only as many bytes as the header states, so the form is truncated and refused."""
     with httpx.Client(base_url=serve().address) as client:
         request = client.build_request("POST", "/v1/predict", files={"clip": ("a", bytes(1000))})
         request.headers["Content-Length"] = "300"
@@ -86,9 +86,7 @@ def test_a_length_that_lies_changes_nothing(serve: Serve) -> None:
     problem(answer)
 
 
-def test_nothing_is_left_of_an_upload_that_failed(
-    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_upload_leaves_no_files(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with httpx.Client(base_url=serve(max_upload_bytes=10_000_000).address) as client:
         kept = set(tmp_path.rglob("*"))
@@ -132,7 +130,9 @@ def test_a_clip_that_is_played_does_not_expire(serve: Serve, video: Path) -> Non
         assert len(served.service.clips) == 1
 
 
-def test_clips_that_fill_their_room_are_refused(serve: Serve, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_above_the_limit_of_stored_clips_are_refused(
+    serve: Serve, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     served = serve()
     served.service.clips._most_bytes = 3 * video.stat().st_size // 2
     with httpx.Client(base_url=served.address) as client:
@@ -142,12 +142,12 @@ def test_clips_that_fill_their_room_are_refused(serve: Serve, video: Path, monke
     assert answer.headers["Retry-After"]
 
 
-def test_an_array_is_no_clip_to_play(client: httpx.Client) -> None:
+def test_an_array_cannot_be_played(client: httpx.Client) -> None:
     content = npz(frames=np.zeros((12, 4, 8, 1), np.uint8))
     assert problem(post(client, content, "a.npz", "/v1/clips")) == (422, "unreadable")
 
 
-def test_a_zip_bomb_is_refused_by_what_it_declares(client: httpx.Client) -> None:
+def test_a_zip_bomb_is_refused_by_its_declared_size(client: httpx.Client) -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("frames.npy", "w") as member:
         for _ in range(500):
@@ -156,7 +156,7 @@ def test_a_zip_bomb_is_refused_by_what_it_declares(client: httpx.Client) -> None
     assert problem(post(client, file.getvalue(), "a.npz")) == (422, "bomb")
 
 
-def test_a_zip_that_declares_less_than_it_holds_is_damaged(client: httpx.Client) -> None:
+def test_a_zip_that_declares_too_small_a_size_is_damaged(client: httpx.Client) -> None:
     content = bytearray(npz(frames=np.zeros((100, 4, 8, 1), np.uint8)))
     directory = content.rindex(b"PK\x01\x02")
     content[directory + 24 : directory + 28] = (200).to_bytes(4, "little")
@@ -164,7 +164,7 @@ def test_a_zip_that_declares_less_than_it_holds_is_damaged(client: httpx.Client)
 
 
 @pytest.mark.parametrize("shape", [b"(10000000, 4, 8, 1), }", b"(12, 4, 8, 1, }       ", b"(1e9, 4, 8, 1), }     "])
-def test_an_array_whose_header_lies_is_damaged(client: httpx.Client, shape: bytes) -> None:
+def test_an_array_with_a_wrong_header_is_damaged(client: httpx.Client, shape: bytes) -> None:
     file = io.BytesIO()
     np.save(file, np.zeros((12, 4, 8, 1), np.uint8))
     content = file.getvalue().replace(b"(12, 4, 8, 1), }      ", shape)
@@ -188,11 +188,13 @@ def test_pickles_are_not_loaded(client: httpx.Client) -> None:
 @pytest.mark.parametrize("size", [(20_000, 10_000), (8_200, 8_200), (2**31 - 1, 2**31 - 1)])
 def test_a_picture_of_too_many_pixels_is_refused_by_its_header(client: httpx.Client, size: tuple[int, int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**20)  # our own limit, not Pillow's
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**20)  # so that the limit of the server applies, not that of Pillow
         assert problem(post(client, png(*size), "a.png")) == (422, "pixels")
 
 
-def test_pictures_of_too_many_pixels_in_all_are_refused(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_with_too_many_pixels_in_total_are_refused(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checks, "MOST_PIXELS_IN_ALL", 199)
     files = [("clip", (f"{number}.png", png(10, 10))) for number in range(2)]
     answer = client.post("/v1/predict", files=files)
@@ -200,7 +202,7 @@ def test_pictures_of_too_many_pixels_in_all_are_refused(client: httpx.Client, mo
     assert answer.json()["error"]["message"].startswith("1.png: ")
 
 
-def test_a_timeout_after_the_upload_is_none_of_the_upload(
+def test_a_timeout_after_the_upload_is_not_reported_as_a_slow_upload(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -253,11 +255,11 @@ def test_a_video_of_absurd_size_is_refused(client: httpx.Client, video: Path, mo
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/predict", "/v1/clips"])
-def test_what_cannot_be_read_is_refused(client: httpx.Client, content: bytes, path: str) -> None:
+def test_files_that_cannot_be_read_are_refused(client: httpx.Client, content: bytes, path: str) -> None:
     assert problem(post(client, content, path=path)) == (422, "unreadable")
 
 
-def test_names_of_files_are_shown_without_folders_and_controls(client: httpx.Client) -> None:
+def test_file_names_are_shown_without_folders_and_control_characters(client: httpx.Client) -> None:
     answer = post(client, b"text", "../../etc/a\x1b[31m.mp4")
     assert answer.json()["error"]["message"].startswith("a")
     assert "etc" not in answer.text

@@ -29,7 +29,7 @@ from tests.fake_backend import FakeBackend, alone
 from tests.serve.conftest import TOKEN, WAIT_S, Serve, Viewer, offered, patiently
 
 
-def test_a_webcam_gets_the_forecast_of_a_stream_of_its_own(serve: Serve) -> None:
+def test_each_webcam_has_a_stream_of_its_own(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         ready = viewer.open(horizon=2)
         assert ready["type"] == "ready"
@@ -48,7 +48,7 @@ def test_a_webcam_gets_the_forecast_of_a_stream_of_its_own(serve: Serve) -> None
         assert header["copy_error"] == pytest.approx(32 * (100 / 255) ** 2, rel=1e-4)
 
 
-def test_what_is_not_known_yet_is_null_and_its_picture_absent(serve: Serve) -> None:
+def test_unknown_values_are_null_and_their_picture_is_absent(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open(horizon=2)
         viewer.show(1)
@@ -57,7 +57,7 @@ def test_what_is_not_known_yet_is_null_and_its_picture_absent(serve: Serve) -> N
     assert header["error"] is header["copy_error"] is header["novelty"] is None
 
 
-def test_the_novelty_is_told_once_its_usual_error_is_known(serve: Serve) -> None:
+def test_the_novelty_is_sent_once_the_usual_error_is_known(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open(horizon=1)
         novelty = []
@@ -80,11 +80,11 @@ def test_the_horizon_changes_while_it_plays_and_is_bounded(serve: Serve, backend
         before = len(backend.calls)
         viewer.show(7)
         _, pictures = viewer.pictures()
-    assert len(backend.calls) == before + 1  # a forecast of one frame comes with the push
+    assert len(backend.calls) == before + 1  # a forecast of one frame needs no step in addition to that of the push
     assert list(pictures) == ["now", "forecast", "expected"]
 
 
-def test_a_reset_forgets_the_video(serve: Serve) -> None:
+def test_a_reset_begins_a_new_state(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open()
         for value in (5, 6, 7):
@@ -98,15 +98,15 @@ def test_a_reset_forgets_the_video(serve: Serve) -> None:
     np.testing.assert_array_equal(pictures["forecast"], to_pictures(alone([8], 3))[1])
 
 
-def test_a_paused_webcam_begins_anew_when_it_goes_on(serve: Serve) -> None:
+def test_a_webcam_continues_with_a_new_state_after_a_pause(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open()
         viewer.show(5)
         viewer.pictures()
         viewer.say("pause")
         viewer.text("paused")
-        viewer.show(6)  # nobody sees it
-        viewer.text("stats")  # by then it was taken
+        viewer.show(6)  # discarded during the pause
+        viewer.text("stats")  # by now, the session has taken the picture
         viewer.say("resume")
         viewer.text("resumed")
         viewer.show(7)
@@ -114,7 +114,7 @@ def test_a_paused_webcam_begins_anew_when_it_goes_on(serve: Serve) -> None:
     assert (header["index"], header["age"], header["cut"]) == (2, 1, True)
 
 
-def test_a_webcam_that_sends_nothing_while_paused_begins_anew_too(serve: Serve) -> None:
+def test_a_webcam_that_sends_nothing_during_a_pause_also_gets_a_new_state(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open()
         viewer.show(5)
@@ -127,7 +127,7 @@ def test_a_webcam_that_sends_nothing_while_paused_begins_anew_too(serve: Serve) 
     assert (header["index"], header["age"], header["cut"]) == (1, 1, True)
 
 
-def test_all_wishes_that_wait_are_obeyed_before_the_next_picture(serve: Serve, backend: FakeBackend) -> None:
+def test_all_queued_commands_are_carried_out_before_the_next_picture(serve: Serve, backend: FakeBackend) -> None:
     served = serve()
     with Viewer(served) as viewer:
         viewer.open(horizon=2)
@@ -153,7 +153,9 @@ def test_a_file_plays_to_its_end_in_order(serve: Serve, video: Path) -> None:
     assert code == 1000
 
 
-def test_a_source_of_another_frame_rate_than_training_is_told(serve: Serve, predictor: Predictor, video: Path) -> None:
+def test_a_source_with_another_frame_rate_than_training_gets_a_remark(
+    serve: Serve, predictor: Predictor, video: Path
+) -> None:
     remarks = []
     for rate in (20.0, 10.0):
         predictor.card = Card(window=Window.of_rates(4, 3, [rate]))
@@ -177,7 +179,7 @@ def test_a_paused_file_waits(serve: Serve, video: Path) -> None:
         assert viewer.pictures()[0]["cut"] is False
 
 
-def test_stats_come_once_a_second(serve: Serve) -> None:
+def test_stats_are_sent_every_second(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open(horizon=1)
         for value in range(4):
@@ -190,7 +192,7 @@ def test_stats_come_once_a_second(serve: Serve) -> None:
     assert (stats["dropped_source"], stats["dropped_viewer"], stats["verdict"]) == (0, 0, None)
 
 
-def test_a_model_that_does_not_beat_copying_is_told_in_words(serve: Serve) -> None:
+def test_a_model_that_does_not_beat_copying_gets_a_verdict(serve: Serve) -> None:
     with Viewer(serve()) as viewer:
         viewer.open(horizon=1)
         for _ in range(40):  # a still scene: nothing beats copying
@@ -270,7 +272,7 @@ BAD_TEXTS = [
 
 
 @pytest.mark.parametrize("text", BAD_TEXTS)
-def test_a_bad_message_closes_its_own_session_alone(serve: Serve, text: str) -> None:
+def test_a_bad_message_closes_only_its_own_session(serve: Serve, text: str) -> None:
     served = serve()
     with Viewer(served) as other, Viewer(served) as viewer:
         other.open()
@@ -350,7 +352,7 @@ def test_a_picture_for_a_file_is_refused(serve: Serve, video: Path) -> None:
         assert viewer.end()[1] == 4400
 
 
-def test_messages_without_end_close_with_4429(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_messages_close_with_4429(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "TEXTS_PER_SECOND", 0.001)
     monkeypatch.setattr(websocket, "BURST_S", 5000)
     with Viewer(serve()) as viewer:
@@ -361,7 +363,7 @@ def test_messages_without_end_close_with_4429(serve: Serve, monkeypatch: pytest.
     assert (texts[-1]["code"], code) == ("rate", 4429)
 
 
-def test_one_session_too_many_closes_with_4429_and_a_place_becomes_free(serve: Serve) -> None:
+def test_a_session_above_the_limit_closes_with_4429_until_another_one_ends(serve: Serve) -> None:
     served = serve(max_sessions=1)
     with Viewer(served) as first:
         first.open()
@@ -373,7 +375,7 @@ def test_one_session_too_many_closes_with_4429_and_a_place_becomes_free(serve: S
         assert third.open()["type"] == "ready"
 
 
-def test_connections_that_open_nothing_are_bounded_too(serve: Serve) -> None:
+def test_connections_without_a_session_are_limited(serve: Serve) -> None:
     served = serve()
     served.service.most_connections = 2
     with Viewer(served), Viewer(served):
@@ -383,7 +385,7 @@ def test_connections_that_open_nothing_are_bounded_too(serve: Serve) -> None:
     assert (texts[-1]["code"], code) == ("full", 4429)
 
 
-def test_a_memory_limit_refuses_what_does_not_fit(serve: Serve) -> None:
+def test_a_session_above_the_memory_limit_is_refused(serve: Serve) -> None:
     served = serve(memory_limit_bytes=5000)
     assert served.service.streams.most_bytes(1) < 5000 < served.service.streams.most_bytes(20)
     with ExitStack() as stack:
@@ -400,7 +402,7 @@ def test_an_idle_session_ends_with_4408(serve: Serve) -> None:
     assert (texts[-1]["code"], code) == ("idle", 4408)
 
 
-def test_a_viewer_that_says_nothing_is_closed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_viewer_that_sends_no_first_message_is_disconnected(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "OPEN_S", 0.1)
     with Viewer(serve()) as viewer:
         assert viewer.end()[1] == 4408
@@ -432,7 +434,7 @@ def test_a_network_that_fails_ends_its_session_without_a_traceback(serve: Serve,
     assert "secret" not in json.dumps(texts)
 
 
-def test_an_error_of_the_server_is_told_and_closes_with_1011(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_server_is_reported_and_closes_with_1011(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
 
     def fail(*_: object) -> None:
@@ -447,7 +449,7 @@ def test_an_error_of_the_server_is_told_and_closes_with_1011(serve: Serve, monke
     assert served.service.meters.registry.get_sample_value("e3d_errors_total", {"code": "internal"}) == 1
 
 
-def test_a_session_without_a_thread_is_refused_and_gives_its_place_back(
+def test_a_session_whose_thread_cannot_start_is_refused_and_not_counted(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = serve(max_sessions=1)
@@ -464,7 +466,7 @@ def test_a_session_without_a_thread_is_refused_and_gives_its_place_back(
         assert viewer.open()["type"] == "ready"
 
 
-def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
+def test_a_viewer_that_never_reads_loses_only_pictures_and_is_cut_off(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "STUCK_S", 2.0)
@@ -477,7 +479,7 @@ def test_a_viewer_that_never_reads_loses_pictures_alone_and_is_cut_off(
         text = json.dumps({"type": "open", "source": "webcam", "horizon": 1})
         deaf.sendall(frame_of(1, text.encode()))
         wait_until(lambda: sessions("e3d_sessions") == 2)
-        for number, _ in enumerate(patiently()):  # its pictures fill all buffers on the way, then its own queue
+        for number, _ in enumerate(patiently()):  # the pictures fill all buffers, then the queue of the viewer
             if sessions("e3d_sessions") != 2:
                 break
             with suppress(OSError):
@@ -511,14 +513,14 @@ def test_a_viewer_that_never_reads_does_not_keep_the_server_from_stopping(
 
 
 def frame_of(opcode: int, content: bytes) -> bytes:
-    """Return a WebSocket frame of a client, masked with zeros."""
+    """Return a WebSocket frame as clients send it, masked with zeros."""
     length = bytes([0x80 | len(content)]) if len(content) < 126 else b"\xfe" + len(content).to_bytes(2, "big")
     return bytes([0x80 | opcode]) + length + bytes(4) + content
 
 
 @contextmanager
 def shaking_hands(served: Running, *, host: str | None = None) -> Iterator[socket.socket]:
-    """Connect a viewer by hand, which has yet to read the answer."""
+    """Yield a socket that has sent the WebSocket handshake and has not read the response."""
     place = served.address.removeprefix("http://").rstrip("/")
     name, _, port = place.partition(":")
     with socket.socket() as connected:
@@ -548,7 +550,7 @@ def test_32_viewers_at_once_each_get_their_own_forecasts(serve: Serve) -> None:
                 np.testing.assert_array_equal(pictures["forecast"], expected)
 
 
-def test_a_viewer_that_leaves_gives_its_stream_back(serve: Serve) -> None:
+def test_the_stream_of_a_viewer_that_disconnects_is_closed(serve: Serve) -> None:
     served = serve()
     with Viewer(served) as viewer:
         viewer.open()
@@ -558,7 +560,7 @@ def test_a_viewer_that_leaves_gives_its_stream_back(serve: Serve) -> None:
     wait_until(lambda: not served.service.streams.stats()["streams"])
 
 
-def test_a_viewer_that_leaves_in_a_forecast_leaves_no_decoder_behind(
+def test_the_decoder_of_a_viewer_that_disconnects_during_a_forecast_is_freed(
     serve: Serve, video: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
@@ -570,7 +572,7 @@ def test_a_viewer_that_leaves_in_a_forecast_leaves_no_decoder_behind(
 
     monkeypatch.setattr("e3d_deploy.serve.service.Feed", Watched)
     served = serve(**offered(video))
-    gc.disable()  # a cycle would wait for it, with the decoder's threads
+    gc.disable()  # the source, with its decoder threads, must be freed without a run of the garbage collector
     try:
         with Viewer(served) as viewer:
             viewer.open("offer:1")
@@ -589,7 +591,7 @@ def test_a_viewer_that_leaves_in_a_forecast_leaves_no_decoder_behind(
         gc.enable()
 
 
-def test_a_server_that_stops_says_so_to_each_viewer(serve: Serve) -> None:
+def test_a_server_that_stops_notifies_each_viewer(serve: Serve) -> None:
     served = serve()
     with Viewer(served) as one, Viewer(served) as two:
         for viewer in (one, two):

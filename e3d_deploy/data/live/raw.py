@@ -48,7 +48,7 @@ class RawFrames:
         self.shape, self.form = shape, form
         self.stride = round(selection.stride(None, name="stdin"))
         self.stream: Any = _stdin() if stream is None else stream
-        self._bring = None if shape == form.shape else _bringer(form, remarks)
+        self._convert = None if shape == form.shape else _converter(form, remarks)
         self._closed = Event()
 
     def pictures(self) -> Iterator[DecodedPicture]:
@@ -70,7 +70,7 @@ class RawFrames:
                 )
             if number % self.stride == 0:
                 came_s = time.perf_counter()
-                picture = self._brought(np.frombuffer(content, np.uint8).reshape(self.shape))
+                picture = self._converted(np.frombuffer(content, np.uint8).reshape(self.shape))
                 yield DecodedPicture(picture=picture, time_s=None, came_s=came_s, section=0)
             number += 1
         if number == 0 and not self._closed.is_set():
@@ -80,13 +80,13 @@ class RawFrames:
         """Make `pictures` end after the frame that it reads."""
         self._closed.set()
 
-    def _brought(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self._bring is None:
+    def _converted(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self._convert is None:
             return picture
         import av
 
         kind, pixels = ("gray", picture[..., 0]) if picture.shape[2] == 1 else ("rgb24", picture)
-        return self._bring(av.VideoFrame.from_ndarray(pixels, kind))
+        return self._convert(av.VideoFrame.from_ndarray(pixels, kind))
 
 
 def _fill(stream: Any, content: bytearray) -> int:
@@ -99,12 +99,12 @@ def _fill(stream: Any, content: bytearray) -> int:
 
 def _stdin() -> Any:
     if sys.stdin is None:
-        raise ConfigError("-: this process has no stdin; give a file or an address")
+        raise ConfigError("-: this process has no standard input; give a file or an address")
     # Unbuffered: Python aborts the process at exit if a thread holds the lock of a buffer of standard input.
     return io.FileIO(sys.stdin.fileno(), closefd=False)
 
 
-def _bringer(form: Form, remarks: Remarks) -> Bringer:
+def _converter(form: Form, remarks: Remarks) -> Bringer:
     try:
         import av  # noqa: F401
     except ImportError as error:

@@ -73,7 +73,7 @@ class Reconnecting:
         while not self._closed.is_set():
             problem = SourceProblem("the stream ended", "check the source")
             try:
-                yield from self._brought()
+                yield from self._connection_pictures()
                 if not self.is_live:
                     return
             except SourceProblem as found:
@@ -87,14 +87,14 @@ class Reconnecting:
         self._closed.set()
         self._connection.close()
 
-    def _brought(self) -> Iterator[DecodedPicture]:
+    def _connection_pictures(self) -> Iterator[DecodedPicture]:
         """Yield the selected pictures of the current connection, in the size and channels of the model."""
-        bring = Bringer(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
+        convert = Bringer(self.address.name, self.form, aspect=self._facts.aspect, remarks=self.remarks)
         size: tuple[int, int] | None = None
         for decoded in self._selected(self._connection.frames()):
             if size != (size := (decoded.frame.height, decoded.frame.width)):
                 self._section += 1
-            picture = bring(decoded.frame)
+            picture = convert(decoded.frame)
             if self._failures:
                 self.notify(f"{self.address.name}: reconnected; the state is reset")
             self._failures = 0

@@ -1,9 +1,9 @@
-// Requests to the REST side of the server, and the token for them.
+// Requests to the REST API of the server, and the token that they need.
 
 const KEY = "e3d-token";
 const MODEL_DEADLINE_MS = 10_000;
 
-/** Take the token from the address, where it would stay in the history, and keep it for this tab alone. */
+/** Move the token from the address, where it would stay in the history, to the session storage of this tab. */
 export function takeToken() {
   const token = new URLSearchParams(location.hash.slice(1)).get("token");
   if (!token) return;
@@ -16,26 +16,26 @@ export const setToken = (value) => sessionStorage.setItem(KEY, value);
 
 const headers = () => (token() ? { Authorization: `Bearer ${token()}` } : {});
 
-/** Return the reason in an answer of the server, or its status. */
+/** Return the message in an error response, or a sentence with its status. */
 function reason(body, status) {
   try {
     return JSON.parse(body).error.message;
   } catch {
-    // An answer of a proxy.
+    // The response came from a proxy, not from the server.
   }
-  return `The server answered ${status}`;
+  return `The server answered with status ${status}`;
 }
 
-/** Return the object in an answer; a proxy may answer a page of its own with status 200. */
+/** Parse a response as JSON. A proxy may send a page of its own with status 200; then throw { action, why }. */
 function parse(body) {
   try {
     return JSON.parse(body);
   } catch {
-    throw { action: "retry", why: "Something else than e3d serve answered; check the proxy between" };
+    throw { action: "retry", why: "The response did not come from e3d serve; check the proxy in front of the server" };
   }
 }
 
-/** Return the description of the model; throws { action, why } as a connection takes it. */
+/** Return the description of the model; throw { action, why } as `Connection` expects. */
 export async function fetchModel() {
   const signal = AbortSignal.timeout(MODEL_DEADLINE_MS);
   let answer, body;
@@ -51,11 +51,11 @@ export async function fetchModel() {
   throw { action: answer.status === 429 || answer.status >= 500 ? "retry" : "refuse", why };
 }
 
-/** Upload a clip and return its source; `progress` is told the part sent, in [0, 1]. */
+/** Upload a clip and return its source; call `progress` with the fraction sent, in [0, 1]. */
 export function uploadClip(file, progress) {
   const form = new FormData();
   form.append("clip", file);
-  const request = new XMLHttpRequest(); // fetch does not tell how much was sent
+  const request = new XMLHttpRequest(); // fetch does not report the progress of uploads
   request.open("POST", "/v1/clips");
   for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
   return new Promise((resolve, reject) => {
@@ -69,7 +69,7 @@ export function uploadClip(file, progress) {
   });
 }
 
-/** Return the time of a request that the server answers at once (ms); throws when it does not answer. */
+/** Return the time of a health check (ms); throw if the server does not answer. */
 export async function roundTrip() {
   const began = performance.now();
   await fetch("/healthz", { cache: "no-store", signal: AbortSignal.timeout(5000) });

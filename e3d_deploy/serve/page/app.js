@@ -1,4 +1,4 @@
-// The live page: chooses a source, keeps the connection, and passes what the viewer does to the server.
+// The live page: chooses a source, maintains the connection, and sends the viewer's commands to the server.
 
 import { fetchModel, roundTrip, setToken, takeToken, token, uploadClip } from "./api.js";
 import { Connection } from "./connection.js";
@@ -8,9 +8,9 @@ import { $, ahead, listSources, milliseconds, notify, number, say, showState, sh
 import { Webcam, webcamRefusal } from "./webcam.js";
 
 const SOURCE = "e3d-source";
-const HORIZON_REST_MS = 80; // a dragged slider sends where it rests, not every step
-const PROBE_MS = 5000; // between two measurements of the network
-const SILENCE_MS = 3000; // without a picture, then the page says so
+const HORIZON_REST_MS = 80; // a dragged slider sends its value only after this time without a change
+const PROBE_MS = 5000; // interval of the measurements of the network round trip
+const SILENCE_MS = 3000; // maximum time without a picture before the page reports the silence
 
 const clips = []; // uploaded by this page: { id, name }
 const monitor = new Monitor();
@@ -40,11 +40,14 @@ const connection = new Connection({
   message({ type, ...message }) {
     if (type === "stats") showStats(message, monitor.remark);
     if (type === "paused" || type === "resumed") setState(type === "paused" ? "paused" : "live");
-    if (type === "was_reset") say("announce", "The video so far is forgotten");
+    if (type === "was_reset") say("announce", "The state of the model was reset");
   },
 });
 
-/** Ask for the model before each opening, as the server may have another one after a restart; return whether to open. */
+/**
+ * Request the description of the model, which may change when the server restarts, and prepare the source. Called
+ * before each connection; return whether to connect.
+ */
 async function prepare() {
   const model = await fetchModel();
   monitor.take(model);
@@ -73,13 +76,13 @@ function setState(name, detail) {
   showState(name, detail);
   const running = name === "live" || name === "paused";
   if (name !== "live") monitor.interrupt();
-  if (name === "ended" || name === "refused") paused = false; // "Start again" means it
+  if (name === "ended" || name === "refused") paused = false; // "Start again" also ends a pause
   $("pause").disabled = $("reset").disabled = !running;
   say("pause", paused ? "Resume" : "Pause");
   $("token-form").hidden = name !== "token";
   $("live").hidden = name === "token";
   if (name === "token") {
-    if (token()) say("token-note", "The server refused this token. Check it and enter it again.");
+    if (token()) say("token-note", "The server refused this token. Check the token and enter it again.");
     $("token").focus();
   }
   if (!running) webcam.stop();
@@ -87,7 +90,7 @@ function setState(name, detail) {
 
 function choose(id) {
   source = id;
-  if (!id.startsWith("clip:")) sessionStorage.setItem(SOURCE, id); // a clip does not outlive the page
+  if (!id.startsWith("clip:")) sessionStorage.setItem(SOURCE, id); // an uploaded clip is known only to this page
   $("source").value = id;
   paused = false;
   monitor.forget();
@@ -133,10 +136,10 @@ function repaint() {
 }
 
 async function upload(file) {
-  if (!monitor.model) return notify("The server has not answered yet");
+  if (!monitor.model) return notify("The server has not answered yet; upload the clip later");
   const limit = monitor.model.limits.upload_bytes;
   if (file.size > limit) {
-    return notify(`${file.name} has ${number(file.size / 1e6)} MB; the server takes at most ${number(limit / 1e6)} MB`);
+    return notify(`${file.name} has ${number(file.size / 1e6)} MB; the server accepts at most ${number(limit / 1e6)} MB`);
   }
   try {
     const id = await uploadClip(file, (part) => say("clip-label", `Uploading, ${Math.round(part * 100)} %`));
@@ -146,15 +149,15 @@ async function upload(file) {
     notify(error.message);
   } finally {
     say("clip-label", "Upload a clip…");
-    $("clip").value = ""; // so that the same file can be chosen again
+    $("clip").value = ""; // allows the same file to be chosen again
   }
 }
 
-/** Say how long no picture came; numbers alone would look alive. */
+/** Show how long no picture has arrived; without it, the last numbers would look current. */
 function watch() {
   monitor.measure();
   const silence = performance.now() - monitor.cameAt;
-  if (state === "live") say("state-text", silence > SILENCE_MS ? `Live, no picture for ${Math.floor(silence / 1000)} s` : "Live");
+  if (state === "live") say("state-text", silence > SILENCE_MS ? `Live, no pictures for ${Math.floor(silence / 1000)} s` : "Live");
 }
 
 async function probe() {
@@ -163,7 +166,7 @@ async function probe() {
   try {
     say("network", milliseconds(await roundTrip()));
   } catch {
-    if (connection.heard === heard) connection.drop(); // neither way answers
+    if (connection.heard === heard) connection.drop(); // neither HTTP nor the WebSocket answers
   }
 }
 
@@ -179,12 +182,12 @@ const KEYS = {
 
 function press(event) {
   const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  // Controls keep their own keys: space presses a button, arrows move the slider, letters choose in a list.
+  // Controls handle their own keys: space presses a button, arrows move the slider, letters choose in a list.
   const own = { " ": "button, select, input:not([type=range])", ArrowLeft: "select, input", ArrowRight: "select, input" };
   const taken = event.target.closest(own[event.key] ?? "select, input:not([type=range])");
   if (!action || taken || event.ctrlKey || event.metaKey || event.altKey || $("help").open) return;
   event.preventDefault();
-  // A key that is held would send 30 messages a second; only the slider follows it.
+  // A held key repeats about 30 times per second; only the slider follows the repeats.
   if (!event.repeat || event.key.startsWith("Arrow")) action();
 }
 
@@ -209,7 +212,7 @@ $("token-form").addEventListener("submit", (event) => {
   $("token").value = "";
   connection.open();
 });
-// A page that is left may live on in the browser's cache and would hold its session.
+// A page that the viewer has left may stay in the browser's cache, where it would keep its session open.
 window.addEventListener("pagehide", () => {
   connection.close();
   webcam.close();

@@ -1,10 +1,10 @@
-// A line chart of the last minute on a canvas. The right end is the last picture, so a pause holds the chart still.
+// A line chart of the last minute on a canvas. Its right end is the latest picture, so it does not move during a pause.
 
 const WINDOW_S = 60;
-const GAP_S = 5; // a longer silence breaks the line
+const GAP_S = 5; // a longer time without a picture breaks the line
 const PAD = { left: 40, right: 10, top: 10, bottom: 20 }; // CSS pixels
 
-/** Return the smallest round number that is not below the value. */
+/** Return the smallest round number that is at least the value. */
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 1.5, 2, 3, 4, 6, 8, 10].map((step) => step * power).find((step) => step >= value);
@@ -15,7 +15,10 @@ const short = (value) => String(Number(value.toPrecision(3)));
 export class Chart {
   #points = []; // { time, values, cut }
 
-  /** series: [{ colour: CSS variable, dashed }]; level: value of a dashed line across; least: smallest top of the axis. */
+  /**
+   * series: [{ colour: CSS variable, dashed }]; level: value of a dashed horizontal line; least: minimum of the top of
+   * the axis.
+   */
   constructor(canvas, { series, level = null, least = 1 }) {
     Object.assign(this, { canvas, series, level, least });
   }
@@ -95,7 +98,7 @@ export class Chart {
     }
   }
 
-  /** Return the stretches in which series i is known without a gap. */
+  /** Return the runs of points in which series i is known without a gap. */
   #runs(i) {
     const runs = [];
     let before = null;

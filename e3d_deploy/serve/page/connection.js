@@ -1,4 +1,4 @@
-// One WebSocket to the server, opened again with growing delays when it is lost.
+// One WebSocket to the server, which is reopened with growing delays when it is lost.
 
 import { SUBPROTOCOL, closing, decode } from "./protocol.js";
 
@@ -10,11 +10,11 @@ export class Connection {
   #socket = null;
   #attempt = 0;
   #timer = 0;
-  #run = 0; // counts openings, so that an older one that answers late is ignored
+  #run = 0; // number of the current attempt; late events of earlier attempts are ignored
 
   /**
-   * handlers: prepare() returns whether to open, or throws { action, why }; opening() returns what to ask for;
-   * state(name, detail); ready(message); picture(header, pictures); message(message).
+   * handlers: prepare() returns whether to connect, or throws { action, why }; opening() returns the fields of the
+   * message `open`; state(name, detail); ready(message); picture(header, pictures); message(message).
    */
   constructor(handlers) {
     this.handlers = handlers;
@@ -22,7 +22,7 @@ export class Connection {
     this.heard = 0; // performance.now() of the last message
   }
 
-  /** Open a connection in place of the one there is. */
+  /** Close the current connection, if any, and open a new one. */
   open() {
     this.close();
     this.#attempt = 0;
@@ -40,7 +40,7 @@ export class Connection {
     socket.close();
   }
 
-  /** Give up a connection on which nothing comes any more. */
+  /** Treat the current connection as lost, and reconnect. */
   drop() {
     if (this.#socket) this.#closed(this.#run, 1006, "", "");
   }
@@ -49,7 +49,7 @@ export class Connection {
     if (this.ready) this.#socket.send(JSON.stringify(message));
   }
 
-  /** Send a picture unless earlier ones still wait in the browser. */
+  /** Send a picture unless earlier pictures still wait in the send buffer of the browser. */
   sendPicture(bytes) {
     if (this.ready && this.#socket.bufferedAmount < bytes.length / 2) this.#socket.send(bytes);
   }
@@ -61,7 +61,7 @@ export class Connection {
       const wanted = await this.handlers.prepare();
       if (wanted && run === this.#run) this.#dial(run);
     } catch (error) {
-      if (!error.action) throw error; // a mistake of this page
+      if (!error.action) throw error; // a bug of this page
       if (run === this.#run) this.#settle(error);
     }
   }
@@ -95,7 +95,7 @@ export class Connection {
   }
 
   #picture(buffer) {
-    this.#attempt = 0; // only a picture proves that the source works again
+    this.#attempt = 0; // only a picture shows that the source works again
     const { header, pictures } = decode(buffer, this.ready.image_size, this.ready.channels);
     this.handlers.picture(header, pictures);
   }

@@ -1,4 +1,4 @@
-// What is drawn: pictures, charts and the numbers of the last picture. The newest picture wins.
+// Draws the pictures, the charts and the numbers of the latest picture. Pictures that arrive faster are not drawn.
 
 import { Chart } from "./charts.js";
 import { FULL_COLOUR, clear, paint, paintDifference, paintLegend } from "./pictures.js";
@@ -6,7 +6,7 @@ import { download } from "./snapshot.js";
 import { theme } from "./theme.js";
 import { $, ahead, count, fixed, milliseconds, say } from "./view.js";
 
-const DRAWINGS = 100; // of which the median is shown
+const DRAWINGS = 100; // number of recent drawings whose median time is shown
 
 export class Monitor {
   #newest = null; // picture not drawn yet
@@ -18,13 +18,13 @@ export class Monitor {
   #novelty = new Chart($("novelty-chart"), { series: [{ colour: "--accent" }], level: 1, least: 2 });
 
   constructor() {
-    this.model = null; // answer of /v1/model, set before all else
+    this.model = null; // response of /v1/model, set before any other method is called
     this.cameAt = 0; // performance.now() of the last picture
-    this.rate = null; // frames per second of the source, else of the model, where it is known
-    this.remark = null; // sentence about the source
+    this.rate = null; // frames per second of the source, or of the model if the source states no rate; null if unknown
+    this.remark = null; // sentence about the source, or null
   }
 
-  /** Take the answer of /v1/model; pictures of another size are forgotten. */
+  /** Store the response of /v1/model; if the size of pictures changed, clear all pictures. */
   take(model) {
     const { image_size: size, channels } = this.model ?? {};
     this.model = model;
@@ -33,16 +33,17 @@ export class Monitor {
     if (String([size, channels]) !== String([model.image_size, model.channels])) this.forget();
   }
 
-  /** Take the message `ready`. */
+  /** Store the rate and the remark of the message `ready`. */
   begin({ frames_per_second: rate, remark }) {
     this.rate = rate ?? this.model.frames_per_second;
     this.remark = remark;
   }
 
-  /** Note a picture and draw it at the next chance. */
+  /** Store a picture, and draw it in the next animation frame. */
   show(header, pictures) {
     const before = this.#newest ?? this.#drawn;
-    if (before && before.header.horizon !== header.horizon) this.#forgetCharts(); // such errors do not compare
+    // Errors at two horizons cannot be compared.
+    if (before && before.header.horizon !== header.horizon) this.#forgetCharts();
     this.cameAt = performance.now();
     const seconds = this.cameAt / 1000;
     this.#errors.add(seconds, [header.copy_error, header.error], header.cut);
@@ -51,13 +52,13 @@ export class Monitor {
     this.#newest = { header, pictures };
   }
 
-  /** Break the lines: what comes next does not follow what came last. */
+  /** Break the lines of the charts, because the next picture does not continue the last one. */
   interrupt() {
     this.#errors.interrupt();
     this.#novelty.interrupt();
   }
 
-  /** Empty all that belongs to one source. */
+  /** Clear the pictures, charts and numbers of a source. */
   forget() {
     this.#newest = this.#drawn = null;
     this.#forgetCharts();
@@ -69,7 +70,7 @@ export class Monitor {
     this.#drawCharts();
   }
 
-  /** Draw again in the colours of the theme. */
+  /** Draw everything again in the colours of the theme. */
   repaint() {
     paintLegend($("legend"), theme());
     say("legend-low", `−${FULL_COLOUR} darker`);
@@ -78,7 +79,7 @@ export class Monitor {
     this.#drawCharts();
   }
 
-  /** Say how long drawing takes, which the server's latency leaves out. */
+  /** Show the median time of drawing, which the latency of the server does not include. */
   measure() {
     const sorted = [...this.#drawings].sort((a, b) => a - b);
     say("drawing", milliseconds(sorted[sorted.length >> 1]));
@@ -95,7 +96,7 @@ export class Monitor {
       ],
       [
         `${this.model.name} · ${sourceName} · picture ${header.index} · ${backend} · ${new Date().toLocaleString()}`,
-        `Difference: now − its forecast; blue is darker, orange brighter than forecast, full colour at ±${FULL_COLOUR} of 255`,
+        `Difference: now − its earlier forecast; blue is darker, orange is brighter; full colour at ±${FULL_COLOUR} of 255`,
         `Error ${fixed(header.error, 1)} · copying the last picture ${fixed(header.copy_error, 1)} · novelty ${fixed(header.novelty, 2)}`,
       ],
       `${this.model.name}-${header.index}.png`,
@@ -103,7 +104,7 @@ export class Monitor {
   }
 
   #draw() {
-    if (!this.#newest) return; // forgotten meanwhile
+    if (!this.#newest) return; // `forget` was called in the meantime
     const began = performance.now();
     this.#drawn = this.#newest;
     this.#newest = null;
@@ -121,7 +122,7 @@ export class Monitor {
     if (pictures.expected) paintDifference($("difference"), pictures.now, pictures.expected, size, C, theme());
     else clear($("difference"), size);
     $("difference-wait").hidden = Boolean(pictures.expected);
-    say("difference-wait", `The first forecast can be compared ${count(header.horizon, "picture", "pictures")} after a start.`);
+    say("difference-wait", `The difference appears ${count(header.horizon, "picture", "pictures")} after a start or reset.`);
     say("now-text", `picture ${header.index}`);
     say("forecast-text", ahead(header.horizon, this.rate));
     say("age", count(header.age, "picture", "pictures"));

@@ -1,6 +1,6 @@
-// Paints pictures of the model on canvases of the model's size; CSS enlarges them without smoothing.
+// Paints pictures of the model on canvases of the same size; CSS enlarges the canvases without smoothing.
 
-export const FULL_COLOUR = 64; // difference (gray levels of 255) that takes the full colour
+export const FULL_COLOUR = 64; // smallest difference with the full colour (gray levels of 255)
 
 const SCALES = {
   light: { darker: [20, 90, 190], equal: [246, 246, 244], brighter: [205, 85, 0] },
@@ -10,10 +10,10 @@ const SCALES = {
 /** Return the luma of RGB by BT.601. */
 export const luma = (r, g, b) => 0.299 * r + 0.587 * g + 0.114 * b;
 
-/** Return a pixel as the bytes r, g, b, 255 in memory (little endian, as every machine with a browser). */
+/** Return a pixel as the bytes r, g, b, 255 in memory, in little-endian order like all machines with a browser. */
 const pixel = (r, g, b) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
 
-/** Return the pixels of the differences −255 … 255. */
+/** Return the colours of the differences −255 … 255, as pixels. */
 function diverging({ darker, equal, brighter }) {
   return Array.from({ length: 511 }, (_, i) => {
     const part = Math.min(Math.abs(i - 255) / FULL_COLOUR, 1);
@@ -24,7 +24,7 @@ function diverging({ darker, equal, brighter }) {
 
 const COLOURS = { light: diverging(SCALES.light), dark: diverging(SCALES.dark) };
 
-/** Fill a canvas; `at(i)` gives pixel i. */
+/** Fill a canvas; `at(i)` returns pixel i. */
 function fill(canvas, H, W, at) {
   if (canvas.width !== W || canvas.height !== H) Object.assign(canvas, { width: W, height: H });
   const context = canvas.getContext("2d");
@@ -34,7 +34,7 @@ function fill(canvas, H, W, at) {
   context.putImageData(image, 0, 0);
 }
 
-/** Paint bytes [H, W, C]: RGB of three channels or more, else the first as gray. */
+/** Paint bytes [H, W, C]: the first three channels as RGB, or with fewer channels the first one as gray. */
 export function paint(canvas, bytes, [H, W], C) {
   if (C < 3) fill(canvas, H, W, (i) => pixel(bytes[i * C], bytes[i * C], bytes[i * C]));
   else fill(canvas, H, W, (i) => pixel(bytes[i * C], bytes[i * C + 1], bytes[i * C + 2]));
@@ -53,7 +53,7 @@ export function paintLegend(canvas, theme) {
   fill(canvas, 1, width, (i) => COLOURS[theme][255 - FULL_COLOUR + i]);
 }
 
-/** Empty a canvas but keep its shape, so that the page does not jump. */
+/** Clear a canvas but keep its shape, so that the layout of the page does not change. */
 export function clear(canvas, [H, W]) {
   Object.assign(canvas, { width: W, height: H });
 }

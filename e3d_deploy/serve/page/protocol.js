@@ -1,10 +1,10 @@
-// Protocol e3d.v1: what the server sends, and what its close codes mean.
+// Protocol e3d.v1: binary messages and close codes of the server.
 
 export const SUBPROTOCOL = "e3d.v1";
 
 const TEXT = new TextDecoder();
 
-/** Decode a binary message: length of the header, header as JSON, then the pictures one after another. */
+/** Decode a binary message: the length of the header, the header as JSON, then the pictures in order. */
 export function decode(buffer, [H, W], C) {
   const length = new DataView(buffer).getUint32(0, true);
   const header = JSON.parse(TEXT.decode(new Uint8Array(buffer, 4, length)));
@@ -15,7 +15,7 @@ export function decode(buffer, [H, W], C) {
   return { header, pictures };
 }
 
-/** Close codes after which the same request may succeed a little later. */
+/** Close codes after which a later retry may succeed. */
 const PASSING = new Set([1001, 1005, 1006, 1011, 1012, 1013, 4429, 4503]);
 
 const REASONS = {
@@ -28,11 +28,11 @@ const REASONS = {
   4404: "The source cannot be read",
   4408: "The session was idle for too long",
   4413: "A message was too large for the server",
-  4429: "The server has as many sessions as it allows",
+  4429: "All sessions of the server are in use",
   4503: "The source was lost",
 };
 
-/** Return what is to be done after a close: "end", "token", "retry" or "refuse", and why, in words. */
+/** Return the action after a close, "end", "token", "retry" or "refuse", and the reason in words. */
 export function closing(code, reason, error) {
   const why = error || reason || REASONS[code] || `The server closed the connection (code ${code})`;
   if (code === 1000 || code === 4408) return { action: "end", why };

@@ -1,6 +1,6 @@
-// The three pictures with a caption, as one PNG.
+// Downloads the three pictures with a caption as one PNG.
 
-const WIDTH = 480; // of one picture (pixels), reached by a whole factor
+const WIDTH = 480; // approximate width of one picture (pixels); pictures are enlarged by a whole factor
 const PAD = 24;
 
 /** Download the pictures; figures: [{ title, canvas }], caption: lines of text. */
@@ -33,6 +33,6 @@ export function download(figures, caption, name) {
     link.href = URL.createObjectURL(blob);
     link.download = name;
     link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10_000); // the download reads it after the click
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000); // the browser reads the URL only after the click
   });
 }

@@ -1,11 +1,11 @@
-// Light or dark: the system's choice until the viewer makes one.
+// Light or dark theme: the choice of the system until the viewer chooses.
 
 const KEY = "e3d-theme";
 const SYSTEM = matchMedia("(prefers-color-scheme: dark)");
 
 export const theme = () => document.documentElement.dataset.theme;
 
-// Nothing but this reads SYSTEM.matches: Chromium reports no change that a script has already read.
+// Only this function reads SYSTEM.matches: Chromium sends no event for a change whose value a script has already read.
 const apply = () => {
   document.documentElement.dataset.theme = localStorage.getItem(KEY) ?? (SYSTEM.matches ? "dark" : "light");
 };
@@ -15,7 +15,7 @@ export function toggleTheme() {
   apply();
 }
 
-/** Call `repaint` now and whenever the system changes. */
+/** Apply the theme and call `repaint`, now and whenever the system changes its theme. */
 export function followTheme(repaint) {
   const follow = () => {
     apply();

@@ -1,4 +1,4 @@
-// What the page says in words and numbers.
+// Texts and numbers of the page.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -9,14 +9,14 @@ export const say = (id, text) => {
 
 export const number = (value) => (value == null ? "–" : String(Number(value.toPrecision(3))));
 
-/** A number that changes all the time, with so many decimals that it keeps its width. */
+/** Format a number that changes constantly with a fixed number of decimals, so that its width hardly changes. */
 export const fixed = (value, decimals, unknown = "–") => (value == null ? unknown : value.toFixed(value < 100 ? decimals : 0));
 
 export const milliseconds = (value) => (value == null ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
 
 export const count = (value, one, many) => `${value} ${value === 1 ? one : many}`;
 
-/** Return a horizon in words, with its time where the frames per second are known. */
+/** Return a horizon in words, with its time if the frames per second are known. */
 export function ahead(horizon, rate) {
   return `${count(horizon, "frame", "frames")} ahead${rate ? ` · ${number(horizon / rate)} s` : ""}`;
 }
@@ -31,7 +31,7 @@ const STATES = {
   token: "Token needed",
 };
 
-/** Show the state of the connection; the countdown is not announced, or a screen reader would never rest. */
+/** Show the state of the connection. The countdown is not announced, because a screen reader would read each second. */
 export function showState(name, detail) {
   const waiting = name === "reconnecting";
   document.body.dataset.state = name;
@@ -44,7 +44,7 @@ export function showState(name, detail) {
   say("again", { ended: "Start again", reconnecting: "Try now" }[name] ?? "Try again");
 }
 
-/** Show a message that concerns no connection, such as a refused upload. */
+/** Show a message that does not concern the connection, such as a refused upload. */
 export function notify(text) {
   $("notice").hidden = false;
   say("again", "Close");
@@ -53,10 +53,10 @@ export function notify(text) {
 
 const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
 
-/** Begin a sentence with a capital, unless it begins with the name of a file or an address. */
+/** Begin a sentence with a capital letter, unless it begins with a file name or an address. */
 const upper = (text) => text.replace(/^\p{Ll}(?=\p{L}*[ ,])/u, (letter) => letter.toUpperCase());
 
-/** Fill the list of sources and keep the choice. */
+/** Fill the list of sources, and keep the chosen source. */
 export function listSources(sources, clips, refusal, chosen) {
   const option = (value, text, disabled = false) => {
     const element = new Option(text, value, false, value === chosen);
@@ -77,7 +77,7 @@ export function listSources(sources, clips, refusal, chosen) {
   say("webcam-note", refusal ?? "");
 }
 
-/** Show the message `stats`; without its fields, show that nothing is known. */
+/** Show the message `stats`; missing fields are shown as "–". */
 export function showStats(stats, remark) {
   const pictures = (value) => (value == null ? "–" : count(value, "picture", "pictures"));
   say("rate", stats.frames_per_second == null ? "–" : `${stats.frames_per_second.toFixed(1)} /s`);
@@ -88,6 +88,7 @@ export function showStats(stats, remark) {
   say("dropped-source", pictures(stats.dropped_source));
   say("dropped-viewer", pictures(stats.dropped_viewer));
   const verdict = [remark, stats.verdict].filter(Boolean).map((text) => upper(sentence(text))).join(" ");
-  if (verdict && !$("verdict").textContent) say("announce", verdict); // once, as its numbers change every second
+  // The verdict is announced only once, because its numbers change every second.
+  if (verdict && !$("verdict").textContent) say("announce", verdict);
   say("verdict", verdict);
 }

@@ -1,23 +1,23 @@
-// The viewer's webcam as raw pictures of the model's size.
+// The webcam of the viewer, as raw pictures in the size of the model.
 
 import { luma } from "./pictures.js";
 
-const DEFAULT_RATE = 10; // frames per second where the model tells none
+const DEFAULT_RATE = 10; // frames per second if the model states no rate
 
-/** Return why this page cannot have a webcam, in words, or null. */
+/** Return why this page cannot use a webcam, in words; null if it can. */
 export function webcamRefusal(channels) {
   if (!window.isSecureContext) {
-    return `The webcam is off: this page came over plain http from ${location.hostname}, and browsers give the webcam ` +
-      "only to https pages and to localhost. Start the server with --tls-cert and --tls-key, or open the page on the " +
-      "server’s own machine.";
+    return `The webcam is off: this page was loaded over plain http from ${location.hostname}, and browsers allow the ` +
+      "webcam only on https pages and on localhost. Start the server with --tls-cert and --tls-key, or open the page " +
+      "on the machine of the server.";
   }
-  if (!navigator.mediaDevices?.getUserMedia) return "The webcam is off: this browser has no access to cameras.";
-  if (channels !== 1 && channels !== 3) return `The webcam is off: the model takes ${channels} channels, a webcam has 1 or 3.`;
+  if (!navigator.mediaDevices?.getUserMedia) return "The webcam is off: this browser does not support cameras.";
+  if (channels !== 1 && channels !== 3) return `The webcam is off: the model takes ${channels} channels, but a webcam has 1 or 3.`;
   return null;
 }
 
 const REASONS = {
-  NotAllowedError: "The browser was not allowed to use the webcam. Allow it beside the address, then choose it again.",
+  NotAllowedError: "The browser is not allowed to use the webcam. Allow the webcam in the address bar, then choose the webcam again.",
   NotFoundError: "This device has no webcam.",
   NotReadableError: "The webcam is in use by another program. Close that program, then choose the webcam again.",
 };
@@ -28,7 +28,7 @@ export class Webcam {
   #video = document.createElement("video");
   #canvas = document.createElement("canvas");
 
-  /** Open the camera; throws { action, why } as a connection takes it. `lost` is called when the camera goes away. */
+  /** Open the camera; throw { action, why } as `Connection` expects. `lost` is called when the camera is lost. */
   async open(lost) {
     if (this.#stream) return;
     try {
@@ -41,7 +41,7 @@ export class Webcam {
     await this.#video.play();
   }
 
-  /** Hand pictures [H, W, C] to `send` at the frame rate of a model. */
+  /** Call `send` with pictures [H, W, C] at the frame rate of a model. */
   start({ image_size: [H, W], channels, frames_per_second: rate }, send) {
     clearInterval(this.#timer);
     Object.assign(this.#canvas, { width: W, height: H });
@@ -58,7 +58,7 @@ export class Webcam {
     this.#stream = null;
   }
 
-  /** Return the centre of the camera's picture that has the model's shape, scaled to its size. */
+  /** Return the picture of the camera, cropped around its centre to the aspect ratio of the model and scaled to its size. */
   #picture(H, W, channels) {
     const { videoWidth, videoHeight } = this.#video;
     const scale = Math.max(W / videoWidth, H / videoHeight);
