@@ -151,9 +151,7 @@ class Follower:
         return judged
 
     def _forecasts_of_this_picture(self) -> list[_PendingForecast]:
-        """Return the forecasts made 1, 2, … pictures earlier, up to the first whose horizon is too short to cover this
-        picture.
-        """
+        """Return the forecasts made 1, 2, … pictures earlier, until one whose horizon does not reach this picture."""
         found: list[_PendingForecast] = []
         for ahead, made in enumerate(islice(reversed(self._pending), self.horizon), 1):
             if len(made.frames) < ahead:

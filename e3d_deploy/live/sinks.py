@@ -52,7 +52,7 @@ def video(path: Path, form: Form, *, frames_per_second: float, zoom: int, output
 
 
 class Output:
-    """File, pipe or standard output that several threads may write to. Each write is unbuffered and never interleaved.
+    """File, pipe or standard output that several threads may write to. Writes are unbuffered and never interleave.
 
     A path is opened at the first write, so an existing file is kept if nothing is written.
 

@@ -48,8 +48,9 @@ class Deadline:
 
 
 class HttpProtocol(H11Protocol):
-    """HTTP connection that is aborted if its client takes longer than `HEAD_S` to send the head of a request, or does
-    not read the response.
+    """HTTP connection that is aborted if its client is too slow.
+
+    A client has `HEAD_S` to send the head of a request, and may not stop reading a response for `STUCK_S`.
     """
 
     _head_timer: asyncio.TimerHandle | None = None

@@ -63,7 +63,7 @@ def clip_routes(service: Service) -> APIRouter:
 
 
 def predict_routes(service: Service) -> APIRouter:
-    """Return the route that predicts what follows a clip."""
+    """Return the route that predicts the frames after a clip."""
     router = APIRouter()
     most_bytes, most = service.settings.max_upload_bytes, service.settings.horizon
 

@@ -77,7 +77,7 @@ class Running:
         """
         self._ended.wait()
         if not self._stopped:
-            raise E3DError("serve: the server ended by itself; `e3d --debug serve …` shows why") from self._error
+            raise E3DError("serve: the server ended unexpectedly; `e3d --debug serve …` shows why") from self._error
 
     def stop(self) -> None:
         """Refuse new work, wait for running work, and close all connections.

@@ -54,10 +54,10 @@ def origin_allowed(headers: Headers, settings: Settings) -> bool:
 
 
 def host_allowed(headers: Headers, settings: Settings) -> bool:
-    """Return False if the server listens only on this machine and the header Host names neither this machine nor an
-    allowed origin.
+    """Return True if the server accepts the header Host of a request.
 
-    This blocks DNS rebinding: a page of another host whose name is made to resolve to this machine.
+    A server on loopback accepts only names of this machine and hosts of allowed origins. This blocks DNS rebinding, by
+    which a page of another host makes its host name resolve to this machine. Other servers accept every Host.
     """
     if not settings.is_loopback:
         return True
@@ -81,7 +81,7 @@ def _host_and_port(address: str) -> tuple[str, int | None] | None:
 
 
 class _Body:
-    """Body of a request, which counts as read or unread."""
+    """Body of a request, with a record of whether it is read completely."""
 
     def __init__(self, headers: Headers, receive: Receive) -> None:
         self.whole = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers

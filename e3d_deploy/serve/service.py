@@ -110,7 +110,7 @@ class Service:
             session.start()
         except RuntimeError as error:
             self._forget(session)
-            raise Refused(protocol.TOO_MANY, "full", "the system has no thread for one more session") from error
+            raise Refused(protocol.TOO_MANY, "full", "the system cannot start a thread for another session") from error
         return session, webcam
 
     def _chosen(self, source: str) -> Chosen:

@@ -103,8 +103,8 @@ class Session:
         except Refused as refusal:
             self._refuse(refusal)
         except Exception as error:
-            # The runtime stores the error of a failed forecast. The frames of its traceback refer to the source and
-            # would keep its decoder alive.
+            # The runtime stores the error of a failed forecast. The stack frames of its traceback refer to the source
+            # and would keep its decoder alive.
             traceback.clear_frames(error.__traceback__)
             if not self._stopping.is_set():  # after `stop`, the error only means that the stream was closed
                 self._refuse(refusal_of(error, self.chosen))

@@ -168,7 +168,7 @@ def test_a_server_that_ends_by_itself_is_an_error(exported: Path, monkeypatch: p
     monkeypatch.setattr("uvicorn.Server.main_loop", fail)
     done = CliRunner().invoke(main, ["serve", str(exported / "tiny.e3d"), "--backend", "onnxruntime", "--port", "0"])
     assert done.exit_code == 1
-    assert "the server ended by itself" in done.output
+    assert "the server ended unexpectedly" in done.output
 
 
 def test_a_missing_library_is_told_with_the_extra_that_brings_it(

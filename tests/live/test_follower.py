@@ -65,7 +65,7 @@ def test_forecasts_are_clipped_to_the_range_of_pictures() -> None:
 
 def test_a_picture_that_begins_a_video_resets_the_state() -> None:
     follower = Follower(Repeating(), CONFIG, horizon=2, renewal=NONE)
-    assert not follower.see(gray(0), begins=True).cut, "nothing was there to reset"
+    assert not follower.see(gray(0), begins=True).cut, "the first picture has no earlier state to reset"
     follower.see(gray(1))
     judged = follower.see(gray(2), begins=True)
     assert (judged.cut, judged.age, judged.errors) == (True, 1, ())

@@ -76,8 +76,8 @@ def test_novelty_of_a_still_scene_does_not_vary_with_the_renewal(horizon: int, e
                 novelty.append(judged.novelty[-1])
                 phases.append(number % renewal.cycle)
     assert len(novelty) > 4 * renewal.cycle
-    assert _swing(errors, phases) > 0.005, "the raw error has no period to remove, so this test shows nothing"
-    assert _swing(novelty, phases) < 1e-4
+    assert _spread(errors, phases) > 0.005, "the errors do not vary with the renewal, so this test checks nothing"
+    assert _spread(novelty, phases) < 1e-4
 
 
 @pytest.mark.parametrize("renewal", ["none", "replay"])
@@ -90,7 +90,7 @@ def test_still_scene_scores_one_if_the_age_of_the_state_does_not_vary(renewal: s
     assert last.novelty == pytest.approx((1.0, 1.0, 1.0), abs=DRIFT)
 
 
-def _swing(values: list[float], phases: list[int]) -> float:
+def _spread(values: list[float], phases: list[int]) -> float:
     """Return the spread of the mean values per phase of the renewal, relative to the overall mean."""
     means = [np.mean([v for v, p in zip(values, phases, strict=True) if p == phase]) for phase in set(phases)]
     return float((max(means) - min(means)) / np.mean(values))

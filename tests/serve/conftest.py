@@ -33,7 +33,7 @@ def patiently() -> Iterator[None]:
     until_s = time.monotonic() + 2 * WAIT_S
     while time.monotonic() < until_s:
         yield
-    raise AssertionError("did not happen")
+    raise AssertionError("the loop did not end in time")
 
 
 def settings_of(**changes: Any) -> Settings:

@@ -32,7 +32,7 @@ class Facts:
 
     rate: float | None
     """Frames per second; None if the source does not state a rate."""
-    tells_times: bool
+    has_times: bool
     """True if the source provides timestamps; single frames may still have none."""
     is_live: bool
     """True for a camera, RTSP, or a network address without a known duration and size."""
@@ -73,10 +73,10 @@ def facts_of(container: Any, address: Address) -> tuple[Any, Facts]:
     is_live = address.is_live or (container.duration is None and container.size <= 0)
     # Decoding frames in parallel threads delays the output by one frame per thread.
     stream.thread_type = "SLICE" if is_live else "AUTO"
-    tells_times = container.format.name not in UNTIMED
+    has_times = container.format.name not in UNTIMED
     return stream, Facts(
-        rate=_rate(stream) if tells_times else None,
-        tells_times=tells_times,
+        rate=_rate(stream) if has_times else None,
+        has_times=has_times,
         is_live=is_live,
         aspect=stream.sample_aspect_ratio,
     )
@@ -108,7 +108,7 @@ def decode(container: Any, stream: Any, facts: Facts, is_wanted: Callable[[], bo
                 continue
             if frame.is_corrupt:
                 raise _broken(number, stream, "a damaged frame")
-            time_s = frame.time if facts.tells_times else None
+            time_s = frame.time if facts.has_times else None
             yield Decoded(frame=frame, time_s=time_s, came_s=time.perf_counter())
             number, damaged = number + 1, 0
         if reason is None and not facts.is_live:

@@ -115,7 +115,7 @@ class Reconnecting:
         usual = Fraction(1 / self._facts.rate) if self._facts.rate else Fraction(0)
         clock, last = Fraction(0), None
         for decoded in frames:
-            time_s = decoded.time_s if self._facts.tells_times else decoded.came_s
+            time_s = decoded.time_s if self._facts.has_times else decoded.came_s
             step = None if last is None or time_s is None else Fraction(time_s) - Fraction(last)
             clock += step if step is not None and 0 <= step <= self.silence_s else usual
             last = time_s

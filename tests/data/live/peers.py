@@ -231,5 +231,5 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until a condition is true; fail after the given time."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "did not happen"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
