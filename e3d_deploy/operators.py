@@ -1,16 +1,16 @@
-"""Operators of ONNX that rewrites of a graph look for, and copies of a node."""
+"""ONNX operators that rewrites of a graph look for, and a function that copies a node."""
 
 from collections.abc import Sequence
 
 from onnx import NodeProto
 
 MOVES = {"Reshape", "Transpose", "Gather", "Slice", "Concat", "Split", "Squeeze", "Unsqueeze", "Expand", "Identity"}
-"""Operators that compute nothing."""
+"""Operators that move or copy values without arithmetic."""
 PRODUCTS = ("Conv", "MatMul")
 
 
 def on(node: NodeProto, inputs: Sequence[str], output: str) -> NodeProto:
-    """Copy a node onto other values."""
+    """Return a copy of a node that reads `inputs`, writes `output` and is named after it."""
     copy = NodeProto()
     copy.CopyFrom(node)
     copy.name, copy.input[:], copy.output[:] = output, inputs, [output]

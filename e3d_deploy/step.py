@@ -1,7 +1,7 @@
 """The trained model as one step on plain tensors, and rewrites of its modules for PyTorch's own backends.
 
-model.py knows nothing of them: what runs faster is put in the place of its modules here, each with a test that both
-compute the same. export/graph/variants.py has the graphs for other engines.
+model.py stays close to the paper. The rewrites replace its modules by faster ones, and tests check that every
+replacement computes the same. export/graph/variants.py writes the graphs for other engines.
 """
 
 import copy
@@ -19,12 +19,12 @@ from e3d_deploy.model import E3DLSTM, Convolution, OpenSTLConvolution, State, fr
 
 
 class FlatConvolution(nn.Module):
-    """A (2, k, k) convolution over a window as 2D convolutions, one per frame of the window, same weights.
+    """Convolution (2, k, k) over a window, computed as D 2D convolutions with the same weights.
 
-    With zeros behind the window, each slot sees two frames and the last slot itself alone: one 2D convolution
-    over the channels of both, and for the last slot one over its own. Engines have fast kernels for 2D, and the
-    products with zeros are gone. Nor is there a pad on one side alone, which cuDNN has no kernel for
-    (microsoft/onnxruntime#26274). docs/graphs.md has the gain.
+    Output d depends on frames d and d + 1 of the window and is a 2D convolution over the channels of both. Only zeros
+    follow the window, so the last output is a 2D convolution over the channels of the last frame. Engines have fast
+    kernels for 2D convolutions, and nothing is multiplied by the zeros. No padding is on one side only, for which
+    cuDNN has no kernel (microsoft/onnxruntime#26274). docs/graphs.md reports the gain.
     """
 
     def __init__(self, convolution: Convolution) -> None:
@@ -44,9 +44,10 @@ class FlatConvolution(nn.Module):
 
 
 class FlatOpenSTLConvolution(nn.Module):
-    """OpenSTL's (2, k, k) convolution as one 2D convolution over the channels of both frames, same weights.
+    """OpenSTL's (2, k, k) convolution over a window, computed as one 2D convolution with the same weights.
 
-    Its one result is brought to the size of the grid in 2D and then stands in both slots.
+    The 2D convolution runs over the channels of both frames. Its result is resized to the grid by nearest neighbour
+    and repeated for both frames of the window.
     """
 
     def __init__(self, convolution: OpenSTLConvolution) -> None:
@@ -62,10 +63,10 @@ class FlatOpenSTLConvolution(nn.Module):
 
 
 class PlainRecall(nn.Module):
-    """`Recall` as matrix products, on entries already joined and with a bias that hides empty slots.
+    """`Recall` as matrix products, on joined entries and with a bias on the scores that hides empty slots.
 
-    No shape in it depends on the number of entries, so one exported step serves histories of any length.
-    TensorRT-RTX has no fused attention for float32.
+    No shape in the module depends on the number of entries, so one exported step serves histories of any length.
+    Fused attention would not help TensorRT-RTX, which has none for float32.
     """
 
     def __init__(self, semantics: Semantics) -> None:
@@ -80,10 +81,10 @@ class PlainRecall(nn.Module):
 
 
 class PlainNorm(nn.Module):
-    """The norm as sums over the window and grid first, then over channels.
+    """Norm computed from means over window and grid first, then over channels.
 
-    ONNX Runtime's InstanceNormalization and LayerNormalization add up 200,000 numbers in one go and lose a
-    digit to it: on a full-size layer 2e-5 from the exact result, where this is at 2.5e-6 and PyTorch at 1e-6.
+    ONNX Runtime's InstanceNormalization and LayerNormalization sum 200,000 numbers in one pass and lose a digit. On a
+    full-size layer they are off by 2e-5 from the exact result, this module by 2.5e-6, and PyTorch's norm by 1e-6.
     """
 
     def __init__(self, norm: nn.GroupNorm | nn.LayerNorm) -> None:
@@ -93,8 +94,8 @@ class PlainNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - self._mean(x)
-        # √(variance + ε) with ε taken out: the exporter's optimiser takes x + 1e-12 for x, and at the first step,
-        # where the variance is 0, that is a division by 0. Held by test_first_step_of_zero_states.
+        # √(variance + ε) with √ε factored out. The exporter's optimizer replaces x + 1e-12 by x, which would divide
+        # by 0 at the first step, where the variance is 0. test_first_step_of_zero_states checks this.
         deviation = self.eps**0.5 * torch.sqrt(self._mean(centred * centred) / self.eps + 1.0)
         scale: Tensor = self.weight.view(self.affine_shape) / deviation
         return centred * scale + self.bias.view(self.affine_shape)
@@ -105,7 +106,7 @@ class PlainNorm(nn.Module):
 
 
 class Constant(nn.Module):
-    """Gives the same, whatever comes in."""
+    """Module that returns the same tensor for any input."""
 
     value: Tensor
 
@@ -118,24 +119,28 @@ class Constant(nn.Module):
 
 
 Rewrite = Callable[[Any, ModelConfig], None]
-"""Puts modules that compute the same in the place of a cell's own."""
+"""Function that replaces modules of a cell by modules that compute the same."""
 
 
 @torch.no_grad()
 def fold_frozen_memory(cell: Any, config: ModelConfig) -> None:
-    """Put the gates of a memory that stays zero, which never change, in the place of its convolution and norm."""
+    """Replace the convolution and norm of a memory that stays zero by the gates that they compute, a constant.
+
+    With `paper` semantics the memory changes, and the cell is left as it is.
+    """
     if config.semantics == "paper":
         return
     convolution, norm = cell.memory_conv, cell.memory_norm
     zeros = convolution.weight.new_zeros(1, convolution.in_channels, config.window_length, *config.grid_size)
     gates = norm(convolution(zeros))  # [1, 4N, D, h, w]
-    if not isinstance(norm, nn.LayerNorm):  # OpenSTL's alone tells positions apart; one stands for all
+    # Only OpenSTL's LayerNorm has weights per position; with other norms all positions have the same gates.
+    if not isinstance(norm, nn.LayerNorm):
         gates = gates[:, :, :1, :1, :1].clone()
     cell.memory_conv, cell.memory_norm = Constant(gates), nn.Identity()
 
 
 def flatten_convolutions(cell: Any, _: ModelConfig) -> None:
-    """Put 2D convolutions in the place of those over a window."""
+    """Replace convolutions over a window by 2D convolutions."""
     for name, module in list(cell.named_children()):
         if isinstance(module, OpenSTLConvolution):
             setattr(cell, name, FlatOpenSTLConvolution(module))
@@ -144,7 +149,7 @@ def flatten_convolutions(cell: Any, _: ModelConfig) -> None:
 
 
 def split_norms(cell: Any, _: ModelConfig) -> None:
-    """Put norms that sum in two stages in the place of those that sum in one."""
+    """Replace norms by norms that compute their means in two stages."""
     for name, module in list(cell.named_children()):
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             setattr(cell, name, PlainNorm(module))
@@ -155,18 +160,18 @@ REWRITES: dict[str, Rewrite] = {
     "conv2d": flatten_convolutions,
     "norms": split_norms,
 }
-"""In the order in which they are made."""
+"""Rewrites by name, in the order in which they are applied."""
 
 
 class Step(nn.Module):
     """One step of the network on named tensors.
 
-    Takes `frame`, `key_bias` and the tensors of `inputs`, gives `prediction` and those of `outputs`.
-    The history of a layer comes in as `keys.l` [B, S·D·h·w, N] and what is to be added to it goes out
-    as `entry.l` [B, D·h·w, N]; how they are kept is the composer's matter.
+    The inputs are `frame`, `key_bias` and the tensors named in `inputs`; the outputs are `prediction` and the tensors
+    named in `outputs`. `keys.l` [B, S·D·h·w, N] is the history of layer l, with S entries. `entry.l` [B, D·h·w, N] is
+    the entry that this step adds to it; the graph or the backend around the step stores it.
 
     Args:
-        rewrites: names in `REWRITES`.
+        rewrites: names of the `REWRITES` to apply to each cell.
     """
 
     def __init__(self, model: E3DLSTM, rewrites: Collection[str] = tuple(REWRITES)) -> None:
@@ -197,8 +202,8 @@ class Step(nn.Module):
 
 
 def example(config: ModelConfig, batch: int) -> tuple[Tensor, ...]:
-    """Tensors of the shapes that `Step` takes, with a full history."""
-    zeros = partial(torch.zeros, dtype=torch.float32)  # whichever default the program has set
+    """Return zeros in the shapes that `Step` takes, with a full history."""
+    zeros = partial(torch.zeros, dtype=torch.float32)  # a program may have set another default type
     state = {tensor.name: zeros(tensor.shape) for tensor in contract.states(config, batch)}
     layers = range(len(config.hidden))
     return (

@@ -1,1 +1,1 @@
-"""ONNX graphs of a model: the step as PyTorch exports it, what is composed from it, and its cost."""
+"""ONNX graphs of a model: the step as PyTorch exports it, the graphs composed from it, and their cost."""

@@ -1,4 +1,4 @@
-"""Graphs put together from one exported step: step and rollout with their ring of past cells, and the unrolled clip."""
+"""Composition of graphs from one exported step: step and rollout with rings of past cells, and the unrolled clip."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,10 +18,14 @@ ELEMENT = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
 
 def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> ModelProto:
-    """One frame and the states in, the prediction and the next states out; any number of streams if `batch` is None.
+    """Return the graph of one step: it takes a frame and the states, and returns the prediction and the next states.
 
-    `core` is `step.Step` as a graph, from `variants.expand`. Around it stands the ring: entries are read where they
-    lie, empty slots are hidden by a bias on the scores, and the new entry takes the place of the oldest.
+    The graph adds a ring of past cells to each layer. Its entries are read in the order of their slots, a bias on the
+    scores hides empty slots, and the new entry replaces the oldest one.
+
+    Args:
+        core: `step.Step` in standard operators, from `variants.expand`.
+        batch: number of streams in one call; None for any number.
     """
     graph = _Graph(core, batch)
     states = contract.states(config, graph.batch)
@@ -36,9 +40,10 @@ def step_graph(core: GraphProto, config: ModelConfig, batch: int | None) -> Mode
 
 
 def rollout_graph(core: GraphProto, config: ModelConfig, batch: int | None, *, horizon: int) -> ModelProto:
-    """The last prediction of the step graph and its states in, the forecast and the states after it out.
+    """Return the graph of a rollout: it takes the outputs of the step graph, and returns the forecast and the states.
 
-    The first frame of the forecast is that prediction; each step sees the frame before its own.
+    The first frame of the forecast is the prediction of the step graph. Each of the `horizon` − 1 steps reads the
+    previous frame of the forecast; the states returned are those after the last step.
     """
     graph = _Graph(core, batch)
     states = contract.states(config, graph.batch)
@@ -59,14 +64,14 @@ def rollout_graph(core: GraphProto, config: ModelConfig, batch: int | None, *, h
 def _ring_step(
     graph: "_Graph", core: GraphProto, config: ModelConfig, frame: str, state: Mapping[str, str], *, prefix: str
 ) -> tuple[str, dict[str, str]]:
-    """A step on values of a graph, rings and all; the names of its prediction and of the next states."""
+    """Add one step with its rings to a graph; return the names of its prediction and of the next states."""
     K, Q = config.history_length, config.positions
     slots = graph.constant(np.arange(K, dtype=np.int32)[None])  # [1, K]
     written = graph.op("Unsqueeze", state["written"], graph.integers(1))  # [B, 1]
     empty = graph.op("GreaterOrEqual", slots, written)  # [B, K]
     hidden_by = graph.op("Where", empty, graph.constant(np.float32(contract.EMPTY_BIAS)), graph.constant(np.float32(0)))
     spread = graph.op("Expand", graph.op("Unsqueeze", hidden_by, graph.integers(2)), graph.integers(1, K, Q))
-    # One axis for all queries, and one for heads where the core has it.
+    # Axes of size 1: one for the queries and, if the core has an axis for heads, one for them.
     ones = next([1] * (len(one.type.tensor_type.shape.dim) - 2) for one in core.input if one.name == KEY_BIAS)
     bindings = {contract.FRAME: frame, KEY_BIAS: graph.op("Reshape", spread, graph.integers(0, *ones, K * Q))}
     bindings |= {name: value for name, value in state.items() if not name.startswith(("history", "written"))}
@@ -89,10 +94,11 @@ def _ring_step(
 def clip_graph(
     core: GraphProto, config: ModelConfig, batch: int | None, *, context_length: int, horizon: int
 ) -> ModelProto:
-    """The context in, the forecast and the states after its last step out.
+    """Return the graph of a clip: it takes the context, and returns the forecast and the states after the last step.
 
-    Unrolled: the first L steps see the context, the others the prediction before them. A history is as
-    long as there are entries, so nothing is hidden and nothing is copied into rings.
+    The steps are unrolled: the first `context_length` steps read the context, each later step the previous prediction.
+    The history of a step has exactly as many entries as were written, at most K. So there are no empty slots to hide,
+    and entries are copied into rings only after the last step.
     """
     graph = _Graph(core, batch)
     layers = range(len(config.hidden))
@@ -136,7 +142,7 @@ def clip_graph(
 
 
 def _ring(entries: list[str], config: ModelConfig) -> list[str]:
-    """The last K entries in the order of their slots."""
+    """Return the last K entries in the order of their slots in a ring."""
     kept = entries[-config.history_length :]
     slots = contract.slots(len(entries), config.history_length)
     return [entry for _, entry in sorted(zip(slots, kept, strict=True))]
@@ -147,10 +153,10 @@ def _following(states: Sequence[contract.Tensor]) -> list[contract.Tensor]:
 
 
 class _Graph:
-    """A graph under construction that shares the weights of a core.
+    """Graph under construction that shares the weights of a core.
 
     Args:
-        batch: streams that it runs at once; None for a named axis, any number.
+        batch: number of streams in one call; None for a named axis of any size.
     """
 
     def __init__(self, core: GraphProto, batch: int | None) -> None:
@@ -160,7 +166,7 @@ class _Graph:
         self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.count = 0
         self.counted: str | None = None
-        # What depends on weights alone is computed once, not once a step.
+        # Nodes that depend on weights only are added once here; `inline` adds the others for each step.
         self.fixed = {initializer.name for initializer in core.initializer}
         self.moving = []
         for node in core.node:
@@ -187,14 +193,14 @@ class _Graph:
         return self.constants[key]
 
     def integers(self, *values: int) -> str:
-        """A list of integers, as axes and shapes are given."""
+        """Return the name of a constant list of integers, such as axes or a shape."""
         return self.constant(np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
         return self.constant(np.int64(value))
 
     def streams(self, like: str) -> str:
-        """Return the name of a one-element list that holds the number of streams, which is that of `like`."""
+        """Return the name of a one-element list with the number of streams, the size of the first axis of `like`."""
         if not self.dynamic:
             return self.integers(self.batch)
         if self.counted is None:
@@ -202,7 +208,7 @@ class _Graph:
         return self.counted
 
     def zeros(self, shape: tuple[int, ...], *, like: str) -> str:
-        """Zeros of a shape for each stream."""
+        """Add zeros of `shape` for each stream of `like`; return their name."""
         if not self.dynamic:
             return self.op("ConstantOfShape", self.integers(self.batch, *shape))
         return self.op("ConstantOfShape", self.op("Concat", self.streams(like), self.integers(*shape), axis=0))
@@ -211,19 +217,19 @@ class _Graph:
         return names[0] if len(names) == 1 else self.op("Concat", *names, axis=axis)
 
     def inline(self, core: GraphProto, bindings: Mapping[str, str], *, prefix: str) -> dict[str, str]:
-        """Add the nodes of a core; return the names of its outputs.
+        """Add the nodes of a core that depend on its inputs; return the name of each of its outputs in this graph.
 
         Args:
-            bindings: names for its inputs. One that is not bound is a bias that hides nothing, and its
-                addition is left out.
-            prefix: before the name of every value inside.
+            bindings: names of the values that replace the inputs of the core. An input may be left out if it is a
+                bias that hides nothing; the Add node that reads it is then left out too.
+            prefix: text before the name of each node and value that is added.
         """
         inputs = {value.name for value in core.input}
         names = {name: name for name in self.fixed} | dict(bindings)
         for node in self.moving:
             unbound = [name for name in node.input if name in inputs and name not in names]
             if unbound:
-                assert node.op_type == "Add", f"{unbound[0]} may be left out of an Add alone"
+                assert node.op_type == "Add", f"{unbound[0]}: only an input of an Add may be left out"
                 (other,) = (name for name in node.input if name not in unbound)
                 names[node.output[0]] = names[other]
                 continue
@@ -237,7 +243,7 @@ class _Graph:
         return {value.name: names[value.name] for value in core.output}
 
     def give(self, values: Mapping[str, str]) -> None:
-        """Hand values out of the graph under other names."""
+        """Return values from the graph, under the names of its outputs."""
         for name, value in values.items():
             self.op("Identity", value, output=name)
 

@@ -1,4 +1,4 @@
-"""Forms of the convolution over the window."""
+"""Convolutions over the window in standard operators: 3D, 2D, and two forms of Winograd's minimal filtering."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,14 +10,17 @@ from e3d_deploy.export.graph import winograd
 from e3d_deploy.export.graph.expansion import Expansion
 
 WINOGRAD = "/winograd/"
-"""Part of the names of values that only Winograd's convolutions have."""
+"""Text that only the names of values of Winograd convolutions contain."""
 MOST_SIDE = 32
-"""Longest side of a grid for Winograd's convolutions: the transforms are products with matrices as long as a side, so
-that they cost more with each. Measured at 16."""
+"""Maximum side of a grid for Winograd convolutions (patches). Their transforms multiply by matrices as long as a side,
+so the cost per patch grows with the side; it was measured at a side of 16 only."""
 
 
 def convolution_3d(at: Expansion) -> None:
-    """One 3D convolution over the window; the one slot that OpenSTL's gives is brought to the grid and repeated."""
+    """Write one 3D convolution over the window.
+
+    OpenSTL's convolution has one result for both frames, which is resized to the grid and repeated.
+    """
     around, stride, repeated = at.attributes["padding"], at.attributes["stride"], bool(at.attributes["repeated"])
     after = 0 if repeated else 1
     settings: dict[str, Any] = {
@@ -33,7 +36,10 @@ def convolution_3d(at: Expansion) -> None:
 
 
 def convolutions_2d(at: Expansion) -> None:
-    """2D convolutions, of the channels of both frames that a slot sees, and of those of the last slot alone."""
+    """Write one 2D convolution for each frame of the window, as `step.FlatConvolution` computes them.
+
+    OpenSTL's convolution becomes a single one, as in `step.FlatOpenSTLConvolution`.
+    """
     window, weight, *bias = at.inputs
     M, N, _, *kernel = at.weight
     D, grid, around, stride = (at.attributes[name] for name in ("window", "grid", "padding", "stride"))
@@ -61,7 +67,10 @@ def convolutions_2d(at: Expansion) -> None:
 
 
 def winograd_grouped(at: Expansion) -> None:
-    """One convolution with a group for each point of the tiles: its height is the window, its width the tiles."""
+    """Write a Winograd convolution as one grouped convolution, or `convolutions_2d` if Winograd does not suit it.
+
+    Each point of the transformed tiles is a group; the height of the convolution is the window, its width the tiles.
+    """
     if not _suits_winograd(at):
         convolutions_2d(at)
         return
@@ -73,7 +82,7 @@ def winograd_grouped(at: Expansion) -> None:
     grouped = at.once("Reshape", [moved, at.integers(-1, points * N, D, tiles)], f"{window}/winograd/groups")
     spread = at.once("Transpose", [_kernel_points(at, weight)], f"{weight}/winograd/grouped", perm=[3, 0, 1, 2])
     kernels = at.once("Reshape", [spread, at.integers(points * M, N, 2, 1)], f"{weight}/winograd/groups")
-    settings = {"group": points, "kernel_shape": [2, 1], "pads": [0, 0, 1, 0]}  # zeros behind the window
+    settings = {"group": points, "kernel_shape": [2, 1], "pads": [0, 0, 1, 0]}  # zeros after the window
     products = at.add("Conv", [grouped, kernels], "points", **settings)
     flat = at.add("Reshape", [products, at.integers(-1, points, M * D * tiles)], "points/flat")
     outputs = at.add("MatMul", [at.constant(_both_axes(winograd.matrices()[2]), "winograd/output"), flat], "tiles")
@@ -84,7 +93,10 @@ def winograd_grouped(at: Expansion) -> None:
 
 
 def winograd_products(at: Expansion) -> None:
-    """A matrix product for each point of the tiles and each frame that a slot sees."""
+    """Write a Winograd convolution as matrix products, or `convolution_3d` if Winograd does not suit it.
+
+    There is one batched product for each of the two slices of the kernels; its batch is the points of the tiles.
+    """
     if not _suits_winograd(at):
         convolution_3d(at)
         return
@@ -98,7 +110,7 @@ def winograd_products(at: Expansion) -> None:
     to_tiles = at.constant(_both_axes(winograd.matrices()[2]), "winograd/output")
 
     def tiles_of(frames: str, count: int, kernel: int) -> str:
-        """The products of some frames of the window with one slice of the kernel, as outputs of tiles."""
+        """Multiply `count` frames by one slice of the kernels; return the products, transformed to tiles of outputs."""
         factor = at.once("Gather", [kernels, at.integer(kernel)], f"{weight}/winograd/kernel_{kernel}", axis=0)
         rows = at.once("Reshape", [frames, at.integers(points, -1, N)], f"{frames}/rows")
         flat = at.add(
@@ -144,7 +156,7 @@ def _tiles(at: Expansion) -> int:
 
 
 def _tile_points(at: Expansion, window: str) -> str:
-    """Transform the tiles of a window: [B, N, D, points, tiles, points, tiles], rows before columns."""
+    """Transform the tiles of a window; return [B, N, D, points, tiles, points, tiles], rows before columns."""
     _, N, *_ = at.weight
     D, (h, w) = at.attributes["window"], at.attributes["grid"]
     rows, columns = (winograd.of_tiles(side) for side in (h, w))
@@ -157,7 +169,7 @@ def _tile_points(at: Expansion, window: str) -> str:
 
 
 def _kernel_points(at: Expansion, weight: str) -> str:
-    """Transform the kernels, [M, N, 2, points]; it depends on weights alone, so that engines compute it once."""
+    """Transform the kernels; return [M, N, 2, points]. Only weights are read, so engines compute the result once."""
     M, N, *_ = at.weight
     flat = at.once("Reshape", [weight, at.integers(M * N * 2, winograd.KERNEL**2)], f"{weight}/winograd/flat")
     spread = at.constant(_both_axes(winograd.matrices()[1]).T, "winograd/kernel")
@@ -166,12 +178,12 @@ def _kernel_points(at: Expansion, weight: str) -> str:
 
 
 def _both_axes(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the matrix of both axes of a tile, rows before columns."""
+    """Return the matrix that transforms both axes of a flattened tile at once, rows before columns."""
     return np.asarray(np.kron(matrix, matrix), np.float64)
 
 
 def _to_grid(at: Expansion, value: str, first: int) -> str:
-    """Bring a coarser grid, which begins at axis `first`, to the size of the grid: each position takes the nearest."""
+    """Resize the result of a strided convolution to the grid by nearest neighbour; axis `first` is the rows."""
     stride = at.attributes["stride"]
     for axis, side in enumerate(at.attributes["grid"]):
         coarse = -(-side // stride)

@@ -1,4 +1,4 @@
-"""Standard nodes in the place of an operation of the step, in the graph that they are added to."""
+"""Replacement of one operation of the step by standard ONNX nodes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ WINDOW_CONVOLUTION, NORM, RECALL = "WindowConvolution", "Norm", "Recall"
 
 
 class Expansion:
-    """Standard nodes in the place of one node, in the graph that they are added to.
+    """Builder of the standard nodes that replace one operation in a graph.
 
-    Values are named after the output of that node, and nodes after the layer of the network.
+    New values are named after the output of the operation, and new nodes after its layer of the network.
     """
 
     def __init__(self, graph: GraphProto, node: NodeProto, weights: Mapping[str, tuple[int, ...]]) -> None:
@@ -26,14 +26,14 @@ class Expansion:
         self.constants = {one.name for one in graph.initializer}
 
     def add(self, kind: str, inputs: Sequence[str], label: str | None = None, **attributes: Any) -> str:
-        """Add a node; return the name of its output, which is that of the operation if it has no label."""
+        """Add a node and return the name of its output; without `label` it is the output of the whole operation."""
         output = f"{self.output}/{label}" if label else self.output
         name = f"{self.layer}/node_{kind}_{output.replace('/', '_')}"
         self.graph.node.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
         return output
 
     def once(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node that depends on weights alone, unless it is there; return the name of its output."""
+        """Add a node unless the graph has its output already, from another operation; return the output's name."""
         if all(output not in node.output for node in self.graph.node):
             name = f"{self.layer}/node_{kind}_{output}"
             self.graph.node.append(helper.make_node(kind, inputs, [output], name=name, **attributes))

@@ -9,13 +9,15 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
 
 FAR = 12
-"""Nodes from here to one whose layer is known, at most; beyond, "near" would mean nothing."""
+"""Maximum distance at which a node is reported as near a layer (nodes); beyond it, "near" would be meaningless."""
 
 
 def locate(graph_file: Path, words: str) -> str:
     """Describe the nodes that a message of TensorRT names, such as `; node … is a Conv of cells.2.memory_conv`.
 
-    Empty where it names none, or where there is no onnx to look.
+    Returns:
+        At most three descriptions; empty if the message names no node, the graph cannot be read, or the package onnx
+        is not installed.
     """
     try:
         import onnx
@@ -26,7 +28,7 @@ def locate(graph_file: Path, words: str) -> str:
         graph = onnx.load(graph_file, load_external_data=False).graph
     except (OSError, DecodeError):
         return ""
-    # Names hold no spaces or quotes; around them stand 'node', (node), node: and the like.
+    # Node names contain no spaces or quotes; messages write them as 'node', (node), node: and the like.
     for character in "'\"()[]:;,{}":
         words = words.replace(character, " ")
     named = set(words.split()) | {word.rstrip(".") for word in words.split()}
@@ -42,15 +44,16 @@ def _place(graph: "GraphProto", node: "NodeProto") -> str:
 
 
 def layer_of(graph: "GraphProto", node: "NodeProto") -> tuple[str | None, int]:
-    """The module that a node was exported from, as `cells.2.memory_conv`; else that of the nearest that is known.
+    """Return the module that a node was exported from, such as `cells.2.memory_conv`, or the nearest known module.
 
-    Known is what a node's name says, or the name of the weight that it reads.
+    The module of a node is known from the name of the node or of a weight that it reads.
 
     Returns:
-        The module's path in the model, None if there is none near; and how many nodes away it is.
+        The path of the module in the model, or None if no module is known within `FAR` nodes; and the distance to it
+        (nodes).
     """
     weights = {tensor.name for tensor in graph.initializer}
-    beside = defaultdict(list)  # nodes by the values that they read or give
+    beside = defaultdict(list)  # nodes by the values that they read or write
     for index, other in enumerate(graph.node):
         for name in {*other.input, *other.output} - weights - {""}:
             beside[name].append(index)
@@ -72,7 +75,7 @@ def layer_of(graph: "GraphProto", node: "NodeProto") -> tuple[str | None, int]:
 
 
 def _module(node: "NodeProto") -> str | None:
-    # to_onnx.py names it MODULE/node_…, compose.py puts the step before.
+    # to_onnx.py names nodes MODULE/node_…, and compose.py adds a prefix for the step.
     if named := re.search(r"(?:^|/)([a-z_]+(?:\.\w+)*)/node_", node.name):
         return str(named[1])
     for name in node.input:  # a weight in a low type is cells.2.merge.weight/fp16

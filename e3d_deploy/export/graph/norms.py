@@ -1,4 +1,4 @@
-"""Forms of the norm over channels, window and grid."""
+"""Norms over channels, window and grid in standard operators."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from e3d_deploy.export.graph.expansion import Expansion
 
 
 def split_norm(at: Expansion) -> None:
-    """Sums over window and grid first, then over channels."""
+    """Write a norm whose means are taken over window and grid first, then over channels."""
     x, weight, bias = at.inputs
     eps = at.attributes["epsilon"]
 
@@ -16,8 +16,8 @@ def split_norm(at: Expansion) -> None:
 
     centred = at.add("Sub", [x, mean(x, "mean")], "centred")
     variance = mean(at.add("Mul", [centred, centred], "squares"), "variance")
-    # √(variance + ε) with ε taken out: an optimiser may take x + 1e-12 for x, and at the first step, where the
-    # variance is 0, that is a division by 0. Held by test_first_step_of_zero_states.
+    # √(variance + ε) with √ε factored out. An optimizer may replace x + 1e-12 by x, which would divide by 0 at the
+    # first step, where the variance is 0. test_first_step_of_zero_states checks this.
     share = at.add("Add", [at.add("Div", [variance, at.number(eps)], "in_epsilon"), at.number(1.0)], "above")
     deviation = at.add("Mul", [at.add("Sqrt", [share], "root"), at.number(eps**0.5)], "deviation")
     scale = at.add("Div", [_per_channel(at, weight), deviation], "scale")
@@ -25,7 +25,7 @@ def split_norm(at: Expansion) -> None:
 
 
 def whole_norm(at: Expansion) -> None:
-    """`LayerNormalization` where the weights tell positions apart, else `InstanceNormalization` of one channel."""
+    """Write `LayerNormalization` if each element has a weight, otherwise `InstanceNormalization` of one channel."""
     x, weight, bias = at.inputs
     eps = at.attributes["epsilon"]
     if len(at.weight) > 1:
@@ -39,7 +39,7 @@ def whole_norm(at: Expansion) -> None:
 
 
 def _per_channel(at: Expansion, weight: str) -> str:
-    """Return a weight of a norm in a shape that is broadcast over window and grid."""
+    """Return the name of a weight of a norm in a shape that broadcasts over window and grid."""
     if len(at.weight) > 1:
         return weight
     return at.once("Reshape", [weight, at.integers(-1, 1, 1, 1)], f"{weight}/per_channel")

@@ -1,7 +1,7 @@
-"""Operations of the step that each engine wants in another form, as one node each in the exported graph.
+"""Modules that PyTorch exports as one node: the operations that each engine runs best in its own form.
 
-PyTorch exports them as nodes of the domain `e3d_deploy`, which no engine knows; `variants.expand` puts standard nodes
-in their place.
+The nodes belong to the domain `e3d_deploy`, which no engine supports; `variants.expand` replaces them by standard
+nodes.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from e3d_deploy.step import PlainRecall
 
 
 class _WindowConvolution(nn.Module):
-    """Convolution over the window, `model.Convolution` or `model.OpenSTLConvolution`."""
+    """Convolution over the window: a `model.Convolution` or a `model.OpenSTLConvolution`."""
 
     def __init__(self, convolution: Convolution | OpenSTLConvolution) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _WindowConvolution(nn.Module):
 
 
 class _Norm(nn.Module):
-    """Norm over channels, window and grid; weights per channel [N], or per element [N, D, h, w] of a LayerNorm."""
+    """Norm over channels, window and grid, with weights per channel [N] or, for LayerNorm, per element [N, D, h, w]."""
 
     def __init__(self, norm: nn.GroupNorm | nn.LayerNorm) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Norm(nn.Module):
 
 
 class _Recall(nn.Module):
-    """`step.PlainRecall`."""
+    """Recall on joined entries with a bias on the scores, as in `step.PlainRecall`."""
 
     def __init__(self, semantics: Semantics) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Recall(nn.Module):
 
 
 def name_operations(cell: Any) -> None:
-    """Put modules that are exported as one node in the place of the modules of a cell."""
+    """Replace the convolutions, norms and recall of a cell by modules that PyTorch exports as one node."""
     for name, module in list(cell.named_children()):
         if isinstance(module, Convolution | OpenSTLConvolution):
             setattr(cell, name, _WindowConvolution(module))

@@ -1,14 +1,14 @@
-"""Forms of the recall of past cells."""
+"""Recall of past cells in standard operators."""
 
 from e3d_deploy.export.graph.expansion import Expansion
 
 KEY_BIAS = "key_bias"
-"""Input of a step, a bias on the scores that hides the keys of empty slots: float32 [B, 1, S·D·h·w] or, with an axis
-for heads, [B, 1, 1, S·D·h·w]."""
+"""Name of the input of a step that hides the keys of empty slots by a bias on their scores: float32 [B, 1, S·D·h·w] or,
+with an axis for heads, [B, 1, 1, S·D·h·w]."""
 
 
 def products(at: Expansion) -> None:
-    """Matrix products and a softmax."""
+    """Write the recall as matrix products and a softmax."""
     queries, keys, key_bias = at.inputs
     transposed = at.add("Transpose", [keys], "transposed", perm=[0, 2, 1])
     scores = at.add("MatMul", [queries, transposed], "scores")
@@ -17,7 +17,7 @@ def products(at: Expansion) -> None:
 
 
 def products_4d(at: Expansion) -> None:
-    """Matrix products and a softmax, with an axis for heads."""
+    """Write the recall as matrix products and a softmax with an axis for heads."""
     queries, keys, key_bias = at.inputs
     head = at.integers(1)
     states = at.add("Unsqueeze", [keys, head], "states")

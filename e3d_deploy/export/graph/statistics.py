@@ -1,4 +1,4 @@
-"""Cost of a graph, from its shapes alone: nodes, weights, FLOP, bytes moved. Needs onnx, not PyTorch."""
+"""Cost of a graph, computed from its shapes: nodes, weights, FLOP, bytes moved. Needs onnx, not PyTorch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from e3d_deploy.bundle.manifest import GraphEntry
 from e3d_deploy.errors import BundleError
 
 HOW = (
-    "FLOP: 2 a multiply-add of Conv, MatMul and Gemm. Bytes: each node reads what it takes and writes what it gives, "
-    "nothing fused; views are free, what depends on weights alone is computed once and not counted"
+    "FLOP: 2 for each multiply-add of Conv, MatMul and Gemm. Bytes: each node reads its inputs and writes its outputs, "
+    "without fusion; views are free, and values that depend on weights only are computed once and not counted"
 )
 VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Shape"}
 PARTS = {"Slice", "Gather", "Split"}
-"""They read no more than they give."""
+"""Operators that read only the part of their input that they return."""
 BYTES = {
     TensorProto.FLOAT: 4,
     TensorProto.DOUBLE: 8,
@@ -35,28 +35,28 @@ BYTES = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """Cost of one call of a graph, with one stream if it takes any number."""
+    """Cost of one call of a graph; a graph for any number of streams is counted with one stream."""
 
     operators: dict[str, int]
-    """Nodes by type, the most frequent first."""
+    """Number of nodes by type, most frequent first."""
     weights: int
-    """Numbers in the graph's initializers, its few constants among them."""
+    """Number of elements in the initializers, including a few constants."""
     weight_bytes: int
     flop: int
     input_bytes: int
-    """Read from the graph's inputs."""
+    """Bytes read from the inputs of the graph."""
     output_bytes: int
-    """Written to the graph's outputs."""
+    """Bytes written to the outputs of the graph."""
     read_weight_bytes: int
-    """Weights, and what depends on them alone, read at each use."""
+    """Bytes read from weights and from values that depend on weights only, counted at each use."""
     intermediate_bytes: int
-    """Written and read between nodes."""
+    """Bytes written and read between nodes."""
     unknown: tuple[str, ...]
-    """Nodes left out, as shape inference does not know their shapes."""
+    """Names of the nodes that are not counted, because shape inference cannot find their shapes."""
 
     @property
     def bytes_moved(self) -> int:
-        """Return the total read and written in a call, counted as `HOW` says (bytes)."""
+        """Total read and written in one call, counted as described in `HOW` (bytes)."""
         return self.input_bytes + self.output_bytes + self.read_weight_bytes + self.intermediate_bytes
 
 
@@ -67,16 +67,16 @@ class NodeCost:
     name: str
     kind: str
     outputs: tuple[str, ...]
-    """Names of what it gives; engines call nodes by these too."""
+    """Names of the outputs; engines use them as names of nodes too."""
     flop: int
     bytes_moved: int
 
 
 def node_costs(graph: bytes, entry: GraphEntry) -> list[NodeCost]:
-    """Return the cost of each node of a graph, except those that depend on weights alone or have unknown shapes.
+    """Return the cost of each node of a graph, except nodes that depend on weights only or have unknown shapes.
 
     Raises:
-        BundleError: as `statistics`.
+        BundleError: the graph is invalid, as in `statistics`.
     """
     model = _load(graph, entry)
     shapes, sizes = _shapes(model)
@@ -91,10 +91,15 @@ def node_costs(graph: bytes, entry: GraphEntry) -> list[NodeCost]:
 
 
 def statistics(graph: bytes, entry: GraphEntry) -> Statistics:
-    """Return the cost of a graph; `entry` describes it in the manifest.
+    """Return the cost of a graph.
+
+    Args:
+        graph: content of the ONNX file.
+        entry: description of the graph in the manifest.
 
     Raises:
-        BundleError: no ONNX file, or another graph than the manifest speaks of.
+        BundleError: the content is not an ONNX file, its inputs or outputs differ from the manifest, or its shapes
+            are inconsistent.
     """
     model = _load(graph, entry)
     shapes, sizes = _shapes(model)
@@ -133,11 +138,11 @@ def statistics(graph: bytes, entry: GraphEntry) -> Statistics:
 
 
 def _load(graph: bytes, entry: GraphEntry) -> ModelProto:
-    """A graph without its weights and with every shape that can be inferred."""
+    """Return a graph without its weights and with every shape that can be inferred."""
     try:
         model = onnx.load_from_string(graph)
     except DecodeError as error:
-        raise BundleError(f"{entry.file}: no ONNX file; export the model again") from error
+        raise BundleError(f"{entry.file}: not an ONNX file; export the model again") from error
     for what, values, listed in (
         ("inputs", model.graph.input, entry.inputs),
         ("outputs", model.graph.output, entry.outputs),
@@ -145,7 +150,7 @@ def _load(graph: bytes, entry: GraphEntry) -> ModelProto:
         found, expected = {value.name for value in values}, {tensor.name for tensor in listed}
         if found != expected:
             odd = ", ".join(sorted(found ^ expected)[:3])
-            raise BundleError(f"{entry.file}: its {what} are not those of the manifest ({odd}); export the model again")
+            raise BundleError(f"{entry.file}: its {what} differ from the manifest ({odd}); export the model again")
     for value in model.graph.input:
         for side in value.type.tensor_type.shape.dim:
             if side.dim_param:  # any number of streams
@@ -154,11 +159,11 @@ def _load(graph: bytes, entry: GraphEntry) -> ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
-        raise BundleError(f"{entry.file}: its shapes do not fit ({error}); export the model again") from error
+        raise BundleError(f"{entry.file}: its shapes are inconsistent ({error}); export the model again") from error
 
 
 def _moving(model: ModelProto) -> tuple[list[NodeProto], set[str]]:
-    """The nodes that depend on more than weights, and the values that do not."""
+    """Return the nodes that depend on inputs of the graph, and the names of the values that depend on weights only."""
     fixed = {initializer.name for initializer in model.graph.initializer}
     moving = []
     for node in model.graph.node:
@@ -170,7 +175,7 @@ def _moving(model: ModelProto) -> tuple[list[NodeProto], set[str]]:
 
 
 def _shapes(model: ModelProto) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """Shapes and sizes in bytes of all values that are known."""
+    """Return the known shapes of values by name, and their sizes by name (bytes)."""
     graph = model.graph
     types = {initializer.name: (tuple(initializer.dims), initializer.data_type) for initializer in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
@@ -194,7 +199,7 @@ def _flop(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _reads(node: NodeProto, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Names and bytes of what a node reads."""
+    """Return the names of the values that a node reads, each with the size read (bytes)."""
     if node.op_type in VIEWS:
         return []
     if node.op_type in PARTS:
@@ -203,5 +208,5 @@ def _reads(node: NodeProto, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _writes(node: NodeProto, sizes: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Names and bytes of what a node writes."""
+    """Return the names of the values that a node writes, each with its size (bytes)."""
     return [] if node.op_type in VIEWS else [(name, sizes[name]) for name in node.output if name]

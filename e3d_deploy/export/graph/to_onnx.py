@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: one step, exported once."""
+"""Export of one step from PyTorch to ONNX."""
 
 import ast
 import warnings
@@ -17,27 +17,27 @@ from e3d_deploy.quiet import quiet
 from e3d_deploy.step import Step, example
 
 REGISTRATION = "torch.onnx._internal.exporter._registration"
-"""Logger that warns of the missing torchvision, which nothing here uses."""
+"""Logger that warns about the missing torchvision, which the export does not need."""
 FOLDING = "onnxscript.optimizer._constant_folding"
-"""Logger that warns of each operator with several outputs, which it leaves as it is."""
+"""Logger that warns about each operator with several outputs, which constant folding leaves unchanged."""
 
 
 def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> GraphProto:
-    """Export `Step` as a graph, with the operations that `variants.expand` writes for an engine as one node each.
+    """Export `Step` as a graph in which each operation of the domain `e3d_deploy` is one node.
 
-    Its initializers are named as the model's parameters.
+    `variants.expand` replaces these operations. The initializers are named like the parameters of the model.
 
     Args:
-        batch: streams that it runs at once; None for a named axis, any number.
-        fold: leave out the convolution of a memory that stays zero.
+        batch: number of streams in one call; None for a named axis of any size.
+        fold: with `google` and `openstl` semantics, whose memory stays zero, replace its convolution by a constant.
 
     Raises:
-        ExportError: PyTorch could not export it.
+        ExportError: PyTorch cannot export the step.
     """
     step = Step(model, ("frozen-memory",) if fold else ()).eval()
     for cell in step.model.cells:
         name_operations(cell)
-    inputs = example(model.config, batch or 2)  # of an axis of 1 PyTorch takes for granted that it is 1
+    inputs = example(model.config, batch or 2)  # PyTorch would export an axis of size 1 as a fixed size
     any_number = {0: contract.ANY}
     dynamic = (any_number, any_number, (any_number,) * (len(inputs) - 2))
     try:
@@ -61,7 +61,7 @@ def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> Grap
     for node in graph.node:
         if node.domain == DOMAIN or node.op_type in PRODUCTS:  # `types.products` names them by their layers
             node.name = f"{_module(node)}/{node.name}"
-        # Where in the Python source it came from: ten times the size of the node.
+        # The metadata give the Python source of the node and take ten times the space of the node itself.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
         node.input[:] = [name.removeprefix("model.") for name in node.input]
@@ -69,13 +69,14 @@ def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> Grap
 
 
 def _module(node: NodeProto) -> str:
-    """The module that a node was exported from, such as cells.0.hidden_conv."""
+    """Return the path of the module that a node was exported from, such as `cells.0.hidden_conv`."""
     scopes = next(entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes")
     path: str = ast.literal_eval(scopes)[-2]
     return path.removeprefix("model.")
 
 
 def _ignore() -> None:
-    """Ignore the exporter's remarks on itself."""
+    """Ignore the exporter's deprecation warnings about its own code, and a warning about a repeated axis name."""
     warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
-    warnings.filterwarnings("ignore", "# The axis name: batch will not be used")  # one name is enough
+    # All inputs share one name for the batch axis, and the exporter uses it once.
+    warnings.filterwarnings("ignore", "# The axis name: batch will not be used")

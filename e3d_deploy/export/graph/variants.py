@@ -1,7 +1,7 @@
-"""The exported step in the form that an engine runs best.
+"""Variants of the exported step, each in the standard operators that one engine runs fastest.
 
-A variant says how each operation of the domain `e3d_deploy` is written in standard operators: docs/graphs.md has the
-gains. All forms compute the same, which tests hold against PyTorch.
+A variant selects the operators for each operation of the domain `e3d_deploy`. All variants compute the same, which
+tests check against PyTorch; docs/graphs.md reports the gains.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,26 +24,30 @@ from e3d_deploy.export.graph.recall import KEY_BIAS, products, products_4d
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """Form of each operation of the step."""
+    """Operators of each operation of the step."""
 
     convolutions: Literal["2d", "3d", "winograd-grouped", "winograd-products"]
-    """`2d`: 2D convolutions, one for each frame of the window, with no products by the zeros behind it and pads that
-    are the same on both sides; ONNX Runtime has blocked kernels for these alone, and on CUDA no others. `3d`: one 3D
-    convolution. The others compute 5×5 kernels by Winograd's minimal filtering, F(4×4, 5×5), with 6.25 times fewer
-    products: `winograd-grouped` as one convolution with a group for each of the 64 points, which suits ONNX Runtime,
-    else `2d`; `winograd-products` as matrix products, which suits OpenVINO, else `3d`. Grids that 4×4 tiles do not
-    cover, other kernels and OpenSTL's convolutions are left to the form after `else`."""
+    """Operators of the convolutions over the window.
+
+    `2d` writes one 2D convolution for each frame of the window. It multiplies nothing by the zeros after the window,
+    and its padding is the same on both sides; ONNX Runtime has blocked kernels only for such convolutions, and on CUDA
+    no other kernels at all. `3d` writes one 3D convolution.
+
+    The Winograd forms compute 5×5 kernels by minimal filtering, F(4×4, 5×5), with 6.25 times fewer products.
+    `winograd-grouped` writes one convolution with a group for each of the 64 points, which suits ONNX Runtime, and
+    falls back to `2d`. `winograd-products` writes matrix products, which suit OpenVINO, and falls back to `3d`. The
+    fallback is used for grids that 4×4 tiles do not cover or with a side above `MOST_SIDE`, for other kernel sizes
+    and for OpenSTL's convolutions."""
     norms: Literal["split", "whole"]
-    """`split`: sums over window and grid first, then over channels, from standard arithmetic. ONNX Runtime's own norms
-    add up 200,000 numbers in one go and lose a digit to it: on a full-size layer 2e-5 from the exact result, where
-    this is at 2.5e-6 and PyTorch at 1e-6. `whole`: the norms of ONNX."""
+    """Operators of the norms. `split` takes means over window and grid first, then over channels, which keeps a digit
+    that ONNX Runtime's own norms lose (see `step.PlainNorm`). `whole` uses the norms of ONNX."""
     recall: Literal["products", "products-4d"]
-    """`products`: matrix products and a softmax. `products-4d`: the same with an axis for heads, which OpenVINO's CPU
-    plugin makes one kernel of."""
+    """Operators of the recall. `products` writes matrix products and a softmax; `products-4d` adds an axis for heads,
+    so that OpenVINO's CPU plugin fuses them into one kernel."""
 
     @property
     def without_winograd(self) -> "Variant":
-        """The variant with the convolutions that it has where Winograd's do not suit."""
+        """Variant in which the fallbacks replace all Winograd convolutions."""
         forms: dict[str, Literal["2d", "3d"]] = {"winograd-grouped": "2d", "winograd-products": "3d"}
         return self if self.convolutions not in forms else replace(self, convolutions=forms[self.convolutions])
 
@@ -55,16 +59,15 @@ VARIANTS = {
     "openvino-direct": Variant(convolutions="3d", norms="split", recall="products-4d"),
     "tensorrt": Variant(convolutions="3d", norms="whole", recall="products"),
 }
-"""Variants by name. `plain` is that of the graphs that every reader of ONNX takes, the proofs of this project among
-them."""
+"""Variants by name. Every backend can run graphs of the variant `plain`; most checks of this project run them too."""
 PLAIN = "plain"
 
 
 def expand(core: GraphProto, variant: Variant) -> GraphProto:
-    """Return an exported step in standard operators.
+    """Return a core in which the operators of a variant replace the operations of the domain `e3d_deploy`.
 
     Args:
-        core: from `to_onnx.export_core`.
+        core: graph from `to_onnx.export_core`.
     """
     forms: Mapping[str, Callable[[Expansion], None]] = {
         WINDOW_CONVOLUTION: {
@@ -93,7 +96,7 @@ def expand(core: GraphProto, variant: Variant) -> GraphProto:
 
 
 def uses_winograd(core: GraphProto) -> bool:
-    """Return True if a step in standard operators has Winograd's convolutions."""
+    """Return True if a core in standard operators has Winograd convolutions."""
     return any(WINOGRAD in name for node in core.node for name in node.output)
 
 

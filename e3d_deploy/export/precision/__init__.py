@@ -1,1 +1,1 @@
-"""Low types: written into the step, measured, chosen and explained."""
+"""Precision of a bundle: rewrite of the step in a low type, calibration, drift, choice of a policy, diagnosis."""

@@ -1,4 +1,4 @@
-"""Choice of a precision policy and of the layers it leaves in float32, both by measured drift."""
+"""Choice of a precision policy, and of the layers that it leaves in float32, by measured drift."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,25 +23,26 @@ from e3d_deploy.progress import Notify
 
 @dataclass(frozen=True)
 class Fit:
-    """A policy on a network, and what it costs."""
+    """A policy applied to a network, with its drift, size and speed."""
 
     policy: str
     core: GraphProto
+    """Core in the low type of the policy."""
     exclude: list[str]
-    """Layers that stay in float32, those first that were excluded first."""
+    """Layers that stay in float32, in the order in which they were excluded."""
     drift: Drift
     budget: Budget
     bytes: int
-    """Weights and nodes of the step graph."""
+    """Size of the step graph with its weights (bytes)."""
     step_ms: float | None
-    """On ONNX Runtime on this machine; None where it does not run the policy."""
+    """Time of a step on ONNX Runtime on this machine (ms); None if not measured or if it does not run the policy."""
 
     @property
     def fits(self) -> bool:
         return self.drift.share_of(self.budget) <= 1
 
     def known(self) -> dict[str, Any]:
-        """Return the fields of its entries in the manifest."""
+        """Return the fields that the manifest's entries `Precision` and `Tried` have in common."""
         return {
             "policy": self.policy,
             "exclude": tuple(self.exclude),
@@ -55,24 +56,24 @@ class Fit:
 
 @dataclass(frozen=True)
 class Chooser:
-    """Search for the fewest float32 layers that keep a policy within its budget."""
+    """Search for the fewest float32 layers with which a policy stays within its budget."""
 
     core: GraphProto
     batch: int | None
     gauge: Gauge
     ranges: Callable[[], Mapping[str, float]]
-    """From `quantize.calibrate`; called by policies that need them."""
+    """Function that returns the ranges from `quantize.calibrate`; called only for policies that need ranges."""
     progress: Notify
 
     def fit(self, policy: str, budget: Budget, exclude: Collection[str] = ()) -> Fit:
-        """A policy with as few layers in float32 as its budget allows.
+        """Apply a policy with as few layers in float32 as its budget allows.
 
-        Where it is over the budget, every layer is measured alone, all others in float32; then those that drift
-        most are excluded, as many as it takes. At least `MIN_SHARE` of all products stay in the low type; a policy
-        that is over the budget even so does not fit.
+        If the policy exceeds the budget, the drift of each layer is measured with all other layers in float32. Then
+        the layers with the largest drift are excluded, as few of them as the budget needs. At least `MIN_SHARE` of all
+        products stay in the low type. If the policy exceeds the budget even then, the result does not fit.
 
         Raises:
-            ConfigError: `exclude` alone leaves fewer.
+            ConfigError: `exclude` leaves less than `MIN_SHARE` of all products in the low type.
         """
         excluded = list(exclude)
         every = {label: len(nodes) for label, nodes in products(self.core).items()}
@@ -80,15 +81,15 @@ class Chooser:
         left = sum(count for label, count in every.items() if label not in excluded)
         if policy in LOW and left < MIN_SHARE * total:
             raise ConfigError(
-                f"exclude: leaves {left} of {total} convolutions and matrix products in {policy}, at least "
-                f"{MIN_SHARE:.0%} of them stay in it; exclude fewer layers, or give --precision fp32"
+                f"exclude: leaves {left} of {total} convolutions and matrix products in {policy}, expected at least "
+                f"{MIN_SHARE:.0%} of them; exclude fewer layers, or give --precision fp32"
             )
         found = self._measure(policy, budget, excluded)
         if found.fits or policy not in LOW:
             return found
         alone = {}
         for number, label in enumerate(sorted(set(every) - set(excluded)), 1):
-            self.progress(f"{policy}: layer {number} of {len(every) - len(excluded)}, {label}")
+            self.progress(f"{policy}: measuring layer {number} of {len(every) - len(excluded)}, {label}")
             others = [name for name in every if name != label]
             alone[label] = self.gauge.distance(self._graph(policy, others)[1], policy)
         order = sorted(alone, key=lambda label: -np.nan_to_num(alone[label], nan=np.inf))
@@ -96,7 +97,7 @@ class Chooser:
         while most < len(order) and left - every[order[most]] >= MIN_SHARE * total:
             left -= every[order[most]]
             most += 1
-        few, fewest = 0, most  # the least count that fits lies in (few, fewest], if any does
+        few, fewest = 0, most  # the smallest count that fits is in (few, fewest], if there is one
         best = self._measure(policy, budget, excluded + order[:most])
         while best.fits and fewest - few > 1:
             middle = (few + fewest) // 2
@@ -109,13 +110,13 @@ class Chooser:
         return core, stamp(step_graph(core, self.gauge.config, self.batch), policy)
 
     def _measure(self, policy: str, budget: Budget, exclude: list[str]) -> Fit:
-        self.progress(f"{policy}: the drift with {len(exclude)} layers in float32")
+        self.progress(f"{policy}: measuring the drift with {len(exclude)} layers in float32")
         core, graph = self._graph(policy, exclude)
         size = len(graph.SerializeToString())
         return Fit(policy, core, exclude, self.gauge.drift(graph, policy), budget, size, None)
 
     def timed(self, tried: Sequence[Fit]) -> list[Fit]:
-        """Some policies, with the times of their steps."""
+        """Return the fits with the measured times of their steps."""
         self.progress("timing a step")
         graphs = {fit.policy: step_graph(fit.core, self.gauge.config, self.batch) for fit in tried}
         times = self.gauge.step_ms({policy: stamp(graph, policy) for policy, graph in graphs.items()})
@@ -123,10 +124,14 @@ class Chooser:
 
 
 def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[str] = ()) -> tuple[Fit, list[Fit]]:
-    """The first of some policies, the cheapest first, that keeps within its budget; and all that were tried.
+    """Return the first policy of `budgets` that stays within its budget, and all policies that were tried.
+
+    Args:
+        budgets: budgets by policy, in the order in which policies are tried.
+        exclude: layers that stay in float32 in any case.
 
     Raises:
-        QualityError: none does; it names the nearest.
+        QualityError: no policy stays within its budget; the message names the policy that comes nearest.
     """
     tried: list[Fit] = []
     for policy, budget in budgets.items():
@@ -137,33 +142,41 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
     nearest = min(tried, key=lambda one: one.drift.share_of(one.budget))
     found = asdict(nearest.drift)
     limits = {"difference": PICTURE_RANGE, **nearest.budget.to_dict()}
-    words = ", ".join(f"{name} {found[name]:.2g} of {allowed:g}" for name, allowed in limits.items())
+    words = ", ".join(f"{name} {found[name]:.2g} of at most {allowed:g}" for name, allowed in limits.items())
     kept = f" with {len(nearest.exclude)} layers in float32" if nearest.exclude else ""
-    larger = ", or a larger --budget" if nearest.drift.difference <= PICTURE_RANGE else "; no --budget allows that"
+    if nearest.drift.difference <= PICTURE_RANGE:
+        larger = ", or a larger --budget"
+    else:
+        larger = "; no --budget allows such a difference"
     raise QualityError(
-        f"precision: none of {', '.join(budgets)} keeps its budget; the nearest is {nearest.policy}{kept}: {words}; "
-        f"nothing is written; give another --precision, or other clips to --calibration{larger}"
+        f"precision: none of {', '.join(budgets)} stays within its budget, and nothing was written; the nearest is "
+        f"{nearest.policy}{kept}: {words}; give another --precision, or other clips to --calibration{larger}"
     )
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Policy that keeps its budget, and how it was brought onto a network."""
+    """Policy that stays within its budget, and the means to apply it to other variants of the core."""
 
     core: GraphProto
+    """Core in the low type of the policy."""
     precision: Precision
     """Entry in the manifest."""
     budget: Budget
     chooser: Chooser
     learn: Callable[[GraphProto], Mapping[str, float]]
-    """Learn the ranges of another form of the core."""
+    """Function that returns the ranges of a core from the calibration clips."""
 
     def on(self, core: GraphProto, policy: str, *, hinted: bool) -> tuple[GraphProto, Drift]:
-        """Bring another form of the core to a policy, with the same layers in float32; measure its drift.
+        """Apply a policy to another variant of the core, with the same layers in float32.
 
         Args:
-            policy: the chosen one, or fp32 where libraries compute that in its place.
-            hinted: the library is told, and the graph stays in float32.
+            core: float32 core in the other variant.
+            policy: the chosen policy, or fp32 if libraries compute in float32 in its place.
+            hinted: leave the graph in float32; the library is told to compute in the type of the policy.
+
+        Returns:
+            The core and its drift.
         """
         gauge = self.chooser.gauge
         if not hinted:
@@ -184,11 +197,12 @@ def choose_precision(
     exclude: Sequence[str],
     progress: Notify,
 ) -> Chosen:
-    """Bring a core into the first of some policies that keeps its budget.
+    """Apply to a core the first policy of `budgets` that stays within its budget.
 
     Raises:
-        QualityError: none does.
-        ConfigError: on the clips to learn from a layer has no range.
+        QualityError: no policy stays within its budget.
+        ConfigError: `exclude` names too many layers or an unknown layer, or a layer has no range on the calibration
+            clips.
     """
 
     def learn(form: GraphProto) -> Mapping[str, float]:

@@ -33,29 +33,29 @@ from e3d_deploy.turns import block, in_turn
 log = logging.getLogger(__name__)
 
 Clip = NDArray[np.float32]
-"""[T, C, H, W] in [0, 1]."""
+"""Frames of one clip, [T, C, H, W] in [0, 1]."""
 MOST_WINDOWS = 16
-"""Taken from what a user gives."""
+"""Maximum number of windows taken from one source."""
 SEED = 5
 
 
 @dataclass(frozen=True)
 class RealClips:
-    """Clips of the length of a rollout: some to learn ranges from, others to measure with."""
+    """Clips as long as a rollout: some for calibration, others to measure the drift on."""
 
     source: str
-    """Origin of the clips that ranges are learnt from."""
+    """Origin of the calibration clips."""
     measured: str
-    """Origin of the others; the reference clip is not named."""
+    """Origin of the clips that the drift is measured on, except the reference clip."""
     calibrate: list[Clip]
     measure: list[Clip]
 
     def describe_calibration(self) -> dict[str, Any]:
-        """Return the clips that ranges are learnt from as JSON values, with their hash."""
+        """Return the source, number, frames and hash of the calibration clips, for the manifest."""
         return _described(self.source, self.calibrate)
 
     def describe_measured(self) -> dict[str, Any]:
-        """Return the clips that are measured as JSON values, with their hash."""
+        """Return the source, number, frames and hash of the clips that the drift is measured on, for the manifest."""
         return _described(self.measured, self.measure)
 
 
@@ -65,22 +65,25 @@ def _described(source: str, clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def real_clips(form: Form, context_length: int, source: Path | None, reference: Clip) -> RealClips:
-    """Windows as long as the reference clip, in turn to calibrate and to measure; that clip is measured too.
+    """Cut clips into windows as long as the reference clip, for calibration and for measuring the drift.
 
-    Without a source, Moving MNIST where it fits, and the package's video. With one, clips of these are measured too:
-    on nothing but clips like those that ranges were learnt from, a bad choice of them would not show.
+    Windows are used for calibration and for measuring alternately; the drift is also measured on the reference clip.
+    Without a source, the windows come from the package's video and, if it fits the frames, from Moving MNIST. With a
+    source, the drift is also measured on one clip of each of these. A poor choice of calibration clips would not show
+    if the drift were measured on similar clips only.
 
     Raises:
-        ClipError, ShapeError, ConfigError: what is in `source` cannot be used, is too short, or has too little in it.
-        BackendUnavailable: a video without the extra `video`.
+        ClipError, ShapeError, ConfigError: `source` cannot be used, its clips are too short, or they have too little
+            contrast or too few distinct frames.
+        BackendUnavailable: the clips are a video and the extra `video` is not installed.
     """
     length = len(reference)
     if source is not None:
         windows = _windows(form, length, source, Remarks())
         if lacking := why_unfit_to_calibrate(windows[::2], context_length):
             raise ConfigError(
-                f"calibration: {source} {lacking}: other clips would leave the ranges of its layers at once; give "
-                "clips of what the model is for, or leave --calibration out to learn from the package's"
+                f"calibration: {source} {lacking}, or other clips would exceed the ranges learnt from it; give "
+                "clips of what the model is for, or omit --calibration to learn from the clips of the package"
             )
         own, name = _own(form, length)
         measured = f"{source.name}, {name}" if own else source.name
@@ -96,7 +99,7 @@ def real_clips(form: Form, context_length: int, source: Path | None, reference: 
 
 
 def _own(form: Form, length: int) -> tuple[list[Clip], str]:
-    """Return a clip of the package's video, and one of Moving MNIST where it fits, with their names."""
+    """Return a clip of the package's video and, if it fits the frames, one of Moving MNIST; and the names of both."""
     clips: dict[str, Clip] = {}
     if suits(form.image_size, form.channels):
         clips["Moving MNIST"] = _moving_mnist(form.image_size, length, "test", 1)[0]
@@ -104,12 +107,12 @@ def _own(form: Form, length: int) -> tuple[list[Clip], str]:
         with extracted(PEDESTRIANS) as path:
             clips[PEDESTRIANS.name] = _windows(form, length, path, Remarks(silent=True))[0]
     except (BackendUnavailable, ConfigError, ShapeError) as error:
-        log.warning("the drift is not measured on the package's own video (%s)", error)
+        log.warning("the drift is not measured on the video of the package (%s)", error)
     return list(clips.values()), ", ".join(clips)
 
 
 def _windows(form: Form, length: int, source: Path, remarks: Remarks) -> list[Clip]:
-    """Return windows of a source, in turn from each of its clips, so that a folder is seen in its breadth."""
+    """Return at most `MOST_WINDOWS` windows of a source, about the same number from each of its clips."""
     size: dict[str, Any] = {"image_size": form.image_size, "channels": form.channels}
     frames_needed = MOST_WINDOWS * length
     clips = read_clips(source, form, most=frames_needed, least=length, count=MOST_WINDOWS, remarks=remarks).clips
@@ -135,15 +138,16 @@ class Drift:
     difference: float
     """Largest absolute difference of predictions at any step."""
     dssim: float
-    """SSIM against the truth that is lost, mean over the forecast."""
+    """Loss of SSIM against the truth, mean over the forecast; NaN if unknown."""
     dpsnr: float
-    """PSNR against the truth that is lost, dB, likewise."""
+    """Loss of PSNR against the truth, mean over the forecast (dB); NaN if unknown."""
 
     def share_of(self, budget: Budget) -> float:
-        """Return the share of a budget that the drift uses, 1 being all; infinite if a value is not a finite number.
+        """Return the share of a budget that the drift uses; 1 is the whole budget.
 
-        It is infinite too if predictions are off by more than the range of a picture, whatever SSIM says. What is lost
-        is not known below 7 pixels, and is judged only where the budget names it.
+        The share is infinite if a value that the budget limits is not finite, or if predictions differ by more than
+        the range of a picture, even if the budget limits SSIM only. SSIM is undefined for frames with a side below 7
+        pixels; a loss that is unknown counts only if the budget limits it.
         """
         found, allowed = asdict(self), budget.to_dict()
         if not self.difference <= PICTURE_RANGE or np.isnan([found[name] for name in allowed]).any():
@@ -158,7 +162,7 @@ def _share(found: float, allowed: float) -> float:
 
 
 class Gauge:
-    """PyTorch's rollouts on some clips, and graphs held against them."""
+    """Comparison of graphs with PyTorch's rollouts on the same clips."""
 
     def __init__(
         self,
@@ -180,14 +184,14 @@ class Gauge:
             self.expected.append(np.concatenate([prediction for prediction, _ in steps]))
 
     def drift(self, graph: ModelProto, policy: str) -> Drift:
-        """Measure the drift of a step graph, emulated so that the result is the same on every machine."""
+        """Measure the drift of a step graph; its types are emulated, so the result is the same on every machine."""
         return self._drift(self._emulated(graph, policy))
 
     def hinted_drift(self, graph: ModelProto, policy: str) -> Drift:
-        """Measure the drift of a step graph in float32 that OpenVINO is told to compute in the type of a policy.
+        """Measure the drift of a float32 step graph that OpenVINO is told to compute in the type of a policy.
 
-        By OpenVINO, if it is installed and the processor has the type: how it rounds, no emulation tells. Elsewhere
-        the emulation is an estimate.
+        OpenVINO runs the graph if it is installed and the processor supports the type, because no emulation rounds
+        exactly like it. Otherwise the graph is emulated, and the result is an estimate.
         """
         try:
             from e3d_deploy.export.precision.hinted import HintedSteps
@@ -198,7 +202,7 @@ class Gauge:
         return self._drift(steps)
 
     def distance(self, graph: ModelProto, policy: str) -> float:
-        """Root mean square difference of the predictions for the first clip: one number to compare layers by."""
+        """Return the root mean square difference of the predictions for the first clip, by which layers are ranked."""
         ((_, mine, theirs),) = self._pairs(self._emulated(graph, policy), self.clips[:1])
         return float(np.sqrt(np.square(mine - theirs).mean()))
 
@@ -222,7 +226,7 @@ class Gauge:
         return float(np.abs(theirs - mine).max()), float(dssim or 0.0), float(dpsnr or 0.0)
 
     def step_ms(self, graphs: Mapping[str, ModelProto], *, rounds: int = 5, steps: int = 3) -> dict[str, float]:
-        """Median time of a step on ONNX Runtime here, ms, of the policies that it runs, in turn, A B A B …"""
+        """Return the median time of a step for each policy that ONNX Runtime runs, measured in turn (ms)."""
         running = {
             policy: Steps(session(graph, threads=self.threads, integers=True), self.config, self.batch)
             for policy, graph in graphs.items()
@@ -239,7 +243,7 @@ class Gauge:
 
             return block(step, fewest=steps)
 
-        blocks = in_turn([partial(measure, one) for one in running.values()], rounds + 1)  # the first warms up
+        blocks = in_turn([partial(measure, one) for one in running.values()], rounds + 1)  # the first round warms up
         return {
             policy: 1000 * float(np.median(np.concatenate(times[1:])))
             for policy, times in zip(running, blocks, strict=True)

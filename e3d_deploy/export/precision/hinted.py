@@ -1,4 +1,4 @@
-"""A float32 step graph in OpenVINO that is told to compute in bfloat16."""
+"""Steps of a float32 graph in OpenVINO, which is told to compute in bfloat16."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ from e3d_deploy.runtime.backends.protocol import Frame, State
 
 
 class HintedSteps(Steps):
-    """The step of a graph as OpenVINO computes it with the settings of its backend.
+    """Steps of a graph, computed by OpenVINO with the settings of the backend `openvino`.
 
     Raises:
-        BackendUnavailable: the processor has no bfloat16.
+        BackendUnavailable: the processor does not support bfloat16.
     """
 
     def __init__(self, graph: ModelProto, config: ModelConfig, batch: int, *, threads: int | None = None) -> None:

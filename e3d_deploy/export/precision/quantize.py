@@ -1,4 +1,4 @@
-"""Largest magnitudes of the values that int8 and fp8 round, measured with all states on rollouts of real clips."""
+"""Calibration for int8 and fp8: the range of a value is its largest magnitude over rollouts of real clips."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -27,10 +27,13 @@ def calibrate(
     context_length: int,
     threads: int | None = None,
 ) -> dict[str, float]:
-    """The largest absolute value of each factor of `products`, and of each convolution before its bias is added.
+    """Measure the ranges of the factors of `products`, and of the result of each convolution before its bias is added.
 
-    The float32 step runs over the clips [T, C, H, W] as it will be used: `context_length` true frames, then its own
-    predictions, with all states as they come. Nothing is kept but the maxima.
+    The float32 step runs over the clips [T, C, H, W] as in a rollout: it reads `context_length` true frames, then its
+    own predictions, and carries its states from step to step. Only the maxima are kept.
+
+    Returns:
+        The largest absolute value by the name of the value in the core.
     """
     names = _values(core)
     model = step_graph(_watched(core, names), config, batch)
@@ -44,26 +47,27 @@ def calibrate(
 
 
 def check_ranges(core: GraphProto, largest: Mapping[str, float], usual: Mapping[str, float], source: str) -> None:
-    """Check that calibration gave each layer a range.
+    """Check that calibration found a range for each layer.
 
     Args:
-        largest: from `calibrate`, on clips of `source`.
-        usual: likewise on other clips; what is 0 there as well is so in the network, such as a memory that stays zero.
+        largest: ranges from `calibrate`, on clips of `source`.
+        usual: ranges from `calibrate`, on other clips. A value whose range is 0 on both is always 0, such as a memory
+            that stays zero.
 
     Raises:
-        ConfigError: a range is 0 or not finite.
+        ConfigError: a range is not finite, or it is 0 and the same range in `usual` is not.
     """
     for label, nodes in products(core).items():
         for name in (name for node in nodes for name in (*node.input[:2], node.output[0]) if name in largest):
             if not np.isfinite(largest[name]) or (largest[name] == 0 and usual[name] > 0):
                 raise ConfigError(
                     f"calibration: on {source} the values of {label} have the range {largest[name]:g}, expected a "
-                    f"finite one above 0; give other clips, or keep the layer in float32 by --exclude {label}"
+                    f"finite range above 0; give other clips, or keep the layer in float32 with --exclude {label}"
                 )
 
 
 class _Watching(Steps):
-    """Steps that keep the largest value of each output that is watched."""
+    """Steps that record the largest value of each watched output."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, config: ModelConfig, batch: int, names: Sequence[str]
@@ -74,7 +78,7 @@ class _Watching(Steps):
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
         found = self.run(frame, state)
         for name, before in self.largest.items():
-            self.largest[name] = float(np.maximum(before, found[f"t0/{MARK}{name}"]))  # NaN stays
+            self.largest[name] = float(np.maximum(before, found[f"t0/{MARK}{name}"]))  # keeps NaN
         return self.split(found)
 
 
@@ -86,14 +90,14 @@ def _values(core: GraphProto) -> list[str]:
 
 
 def _watched(core: GraphProto, names: Sequence[str]) -> GraphProto:
-    """A core that computes the maxima beside what it gives."""
+    """Return a copy of a core that also computes the largest absolute value of each named value."""
     graph = GraphProto()
     graph.CopyFrom(core)
     biased = {node.output[0]: node for node in core.node if node.op_type == "Conv" and len(node.input) > 2}
     for name in names:
         value, watch = name, MARK + name
         if name in biased:
-            # Computed again: its output less its bias has lost what the bias is larger by.
+            # The convolution is computed again without its bias: subtracting a large bias would lose digits.
             value = f"{watch}/unbiased"
             graph.node.append(on(biased[name], biased[name].input[:2], value))
         graph.node.append(helper.make_node("Abs", [value], [f"{watch}/all"], name=f"{watch}/all"))

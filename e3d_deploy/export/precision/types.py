@@ -1,8 +1,8 @@
-"""Types into the graph: convolutions and matrix products in a low type, all else in float32.
+"""Rewrite of a core so that its products, which are convolutions and matrix products, are computed in a low type.
 
-The rewrite works on the exported step, before anything is composed from it, so that step, rollout and clip
-share it. What goes in and out stays float32, and so do states, norms, softmax, the bias of a convolution and
-the convolution that the prediction comes from. Why each is so, with numbers: docs/precision.md.
+The core is rewritten before graphs are composed from it, so step, rollout and clip have the same types. Inputs and
+outputs stay float32, and so do states, norms, softmax, the biases of convolutions and the convolution that computes
+the prediction. docs/precision.md gives the reasons and the measurements.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ LOW = {
     "int8": TensorProto.INT8,
     "fp8": TensorProto.FLOAT8E4M3FN,
 }
-"""The low type of each policy that has one; tf32 is a flag to the engine's builder, and its graph that of fp32."""
+"""Low type of each policy that has one. tf32 has the graph of fp32 and is a setting of TensorRT's builder."""
 NUMPY: dict[str, Any] = {
     "fp16": np.float16,
     "bf16": ml_dtypes.bfloat16,
@@ -35,19 +35,20 @@ NUMPY: dict[str, Any] = {
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 """Largest magnitude of a quantised value, for each policy that needs ranges."""
 LARGEST_WEIGHT = {"int8": 64.0, "fp8": 448.0}
-"""Seven bits of eight, as the reduced range of ONNX Runtime's quantiser: processors without VNNI add two products in
-16 bits, which then never overflow."""
+"""Largest magnitude of a quantised weight. int8 weights use 7 of 8 bits, as with the option `reduce_range` of ONNX
+Runtime's quantiser: processors without VNNI add two products in 16 bits, and these sums then cannot overflow."""
 RECALL_LAYER = ".recall"
-"""Ending of the names of the layers whose products are scores and values."""
+"""Ending of the names of recall layers, whose matrix products compute scores and values."""
 OPSETS = {"bf16": 22}
-"""Convolutions take bfloat16 from this opset on; for the others compose.OPSET."""
+"""Opset of the policies that need a later one than `compose.OPSET`; convolutions accept bfloat16 from opset 22 on."""
 
 
 def products(core: GraphProto) -> dict[str, list[NodeProto]]:
-    """Return the convolutions and recall products that a policy may put into its low type, by layer name.
+    """Return the convolutions and matrix products that a policy may compute in its low type, by layer name.
 
-    A convolution that is written as two, with the same weights, is one entry. Left out are what depends on weights
-    alone, and what an output comes from without any further arithmetic, which is the convolution to the frame.
+    All nodes that compute one layer, such as two 2D convolutions with the same weights, are one entry. Products that
+    depend on weights only are left out. The convolution to the frame is left out too; it is the only product whose
+    result reaches an output without further arithmetic.
     """
     fixed, makers = fixed_values(core), makers_of(core)
     last = {origin for output in core.output for origin in _origins(output.name, makers)}
@@ -59,9 +60,9 @@ def products(core: GraphProto) -> dict[str, list[NodeProto]]:
 
 
 def label_of(node: NodeProto, makers: Mapping[str, NodeProto]) -> str:
-    """The name of a product in `products`, also where it stands in a composed graph."""
-    layer = node.name.split("/")[-2]  # as `to_onnx.export_core` names them
-    if not layer.endswith(RECALL_LAYER):  # a convolution, perhaps written as products
+    """Return the name that `products` uses for a product of a core or of a composed graph."""
+    layer = node.name.split("/")[-2]  # `to_onnx.export_core` puts the layer before the name of a node
+    if not layer.endswith(RECALL_LAYER):  # a convolution, which may be written as matrix products
         return layer
     first = makers.get(node.input[0])
     return f"{layer}.values" if first is not None and first.op_type == "Softmax" else f"{layer}.scores"
@@ -70,16 +71,16 @@ def label_of(node: NodeProto, makers: Mapping[str, NodeProto]) -> str:
 def typed(
     core: GraphProto, policy: str, *, exclude: Collection[str] = (), ranges: Mapping[str, float] | None = None
 ) -> GraphProto:
-    """A core whose convolutions and matrix products are in the low type of a policy.
+    """Return a core whose products are computed in the low type of a policy, if the policy has one.
 
-    Values keep their names, so that two graphs can be compared value by value.
+    Values keep their names, so two graphs can be compared value by value.
 
     Args:
         exclude: names of `products` that stay in float32.
-        ranges: for int8 and fp8, from `quantize.calibrate`.
+        ranges: ranges from `quantize.calibrate`, required for int8 and fp8.
 
     Raises:
-        ConfigError: a name that no product has.
+        ConfigError: `exclude` contains a name that is not in `products`.
     """
     if policy not in LOW:
         return core
@@ -97,7 +98,7 @@ def typed(
 
 
 class _Rewrite:
-    """A core that is being rewritten."""
+    """Core under rewriting, with the nodes and constants of the new graph."""
 
     def __init__(self, core: GraphProto, policy: str, ranges: Mapping[str, float]) -> None:
         self.core, self.policy, self.ranges = core, policy, ranges
@@ -108,7 +109,7 @@ class _Rewrite:
         self.made: set[str] = set()
 
     def product(self, node: NodeProto) -> None:
-        """Add a product in the low type, and what brings its inputs there and its output back."""
+        """Add a product in the low type, and the nodes that convert its factors and its result."""
         name, bias = node.output[0], node.input[2] if len(node.input) > 2 else None
         factors = [self.low(value, node) for value in node.input[:2]]
         result = f"{name}/unbiased" if bias else name
@@ -116,7 +117,7 @@ class _Rewrite:
             low = self.copy(node, factors, f"{name}/{self.policy}")
             self.add("Cast", [low], result, to=TensorProto.FLOAT)
         elif node.op_type == "Conv":
-            # With a pair behind it as well, ONNX Runtime computes a convolution in integers, and not without.
+            # ONNX Runtime computes a convolution in integers only if QuantizeLinear and DequantizeLinear follow it.
             low = self.copy(node, factors, f"{name}/{self.policy}")
             parameters = self.parameters(name)
             quantised = self.add("QuantizeLinear", [low, *parameters], f"{low}/quantised")
@@ -124,34 +125,39 @@ class _Rewrite:
         else:
             self.copy(node, factors, result)
         if bias:
-            # In float32: at the first step, where states are zero, a norm sees the bias alone.
+            # The bias is added in float32: at the first step, where states are zero, norms see only biases.
             sides = sides_of(node)
             axes = self.constant(f"axes/{sides}", np.arange(1, sides + 1))
             self.add("Add", [result, self.add("Unsqueeze", [bias, axes], f"{bias}/{sides}")], name)
 
     def low(self, value: str, node: NodeProto) -> str:
-        """A factor in the low type, or what stands for it there."""
+        """Return the name of a factor that is cast to the low type or, for int8 and fp8, dequantised from it."""
         if value in self.fixed:
             return self.quantised_weight(value) if self.policy in LARGEST else self.cast_weight(value)
         if self.policy not in LARGEST:
             return self.add("Cast", [value], f"{value}/{self.policy}", to=LOW[self.policy])
         parameters, maker = self.parameters(value), self.makers.get(value)
         if self.policy == "int8" and maker is not None and maker.op_type == "Concat":
-            # Behind one, a pair of int8 gives wrong results in OpenVINO 2026.4; float8 cannot be joined.
+            # OpenVINO 2026.4 gives wrong results if the output of a Concat is quantised to int8, so its inputs are
+            # quantised. In fp8 the output is quantised, because Concat does not accept float8.
             ends = f"{self.policy}/of/{value}"
             parts = [self.add("QuantizeLinear", [part, *parameters], f"{part}/{ends}") for part in maker.input]
             low = self.copy(maker, parts, f"{value}/{self.policy}")
         else:
             low = self.add("QuantizeLinear", [value, *parameters], f"{value}/{self.policy}")
-        # One for each product: a pair that several share is not always seen as belonging to them.
+        # Each product has its own DequantizeLinear; libraries do not always fuse one that several products share.
         return self.add("DequantizeLinear", [low, *parameters], f"{value}/{self.policy}/{node.name}")
 
     def cast_weight(self, value: str) -> str:
-        """A weight in float16 or bfloat16. What only moves it, as a cut or a reshape, is kept: it is on disk once."""
+        """Return the name of a weight in float16 or bfloat16.
+
+        Nodes that only move elements of the weight, such as Slice and Reshape, are copied to read the cast weight, so
+        that the bundle stores it once.
+        """
         name = f"{value}/{self.policy}"
         if value in self.weights:
             array = numpy_helper.to_array(self.weights[value])
-            with np.errstate(over="ignore"):  # infinite then, which the drift shows
+            with np.errstate(over="ignore"):  # too large weights become infinite, which the drift reveals
                 return self.constant(name, array.astype(NUMPY[self.policy]), LOW[self.policy])
         maker = self.makers[value]
         if maker.op_type not in MOVES or len(maker.output) > 1:
@@ -161,7 +167,10 @@ class _Rewrite:
         return self.copy(maker, inputs, name)
 
     def quantised_weight(self, value: str) -> str:
-        """In int8 each output channel by its own scale, in fp8 all by one; moved before, as scales are by channel."""
+        """Return the name of a weight that is dequantised from int8, one scale per output channel, or fp8, one scale.
+
+        Nodes that only move elements of the weight are evaluated first, because they may move output channels.
+        """
         name, kind, largest = f"{value}/{self.policy}", NUMPY[self.policy], LARGEST_WEIGHT[self.policy]
         array = evaluate(self.core, value)
         per_channel = self.policy == "int8"
@@ -178,7 +187,7 @@ class _Rewrite:
         return self.add("DequantizeLinear", [weights, *parameters], f"{name}/float", **axis)
 
     def parameters(self, value: str) -> list[str]:
-        """Scale and zero point of a value; symmetric, as TensorRT wants it."""
+        """Return the names of the scale and zero point of a value; the zero point is 0, as TensorRT requires."""
         scale = np.float32((self.ranges[value] or 1.0) / LARGEST[self.policy])
         return [
             self.constant(f"{value}/{self.policy}/scale", np.asarray(scale)),
@@ -186,14 +195,14 @@ class _Rewrite:
         ]
 
     def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Add a node, unless what it makes is there; the name of its output."""
+        """Add a node unless its output exists already; return the name of the output."""
         if output not in self.made:
             self.made.add(output)
             self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def copy(self, node: NodeProto, inputs: Sequence[str], output: str) -> str:
-        """Add a node like another on other values, unless it is there; the name of its output."""
+        """Add a copy of a node with other inputs, unless its output exists already; return the name of the output."""
         if output not in self.made:
             self.made.add(output)
             self.nodes.append(on(node, inputs, output))
@@ -206,7 +215,7 @@ class _Rewrite:
         return name
 
     def graph(self) -> GraphProto:
-        """The core with what was added, without what nothing reads any more."""
+        """Return the rewritten core without unused nodes and weights."""
         needed = {value.name for value in self.core.output}
         nodes = []
         for node in reversed(self.nodes):
@@ -222,18 +231,18 @@ class _Rewrite:
 
 
 def stamp(model: ModelProto, policy: str) -> ModelProto:
-    """The model, with the opset that the types of its policy need."""
+    """Set the opset of a model that the types of its policy need; return the model."""
     model.opset_import[0].version = OPSETS.get(policy, OPSET)
     return model
 
 
 def sides_of(convolution: NodeProto) -> int:
-    """2 for a 2D convolution, 3 for a 3D one."""
+    """Return the number of axes that a convolution runs over: 2 or 3."""
     return len(helper.get_node_attr_value(convolution, "kernel_shape"))
 
 
 def fixed_values(core: GraphProto) -> set[str]:
-    """Names of the values that depend on weights alone."""
+    """Return the names of the values that depend on weights only."""
     fixed = {one.name for one in core.initializer}
     for node in core.node:
         if all(name in fixed for name in node.input if name):
@@ -242,12 +251,12 @@ def fixed_values(core: GraphProto) -> set[str]:
 
 
 def makers_of(core: GraphProto) -> dict[str, NodeProto]:
-    """The node that each value comes from."""
+    """Return the node that computes each value, by the name of the value."""
     return {output: node for node in core.node for output in node.output}
 
 
 def _origins(value: str, makers: Mapping[str, NodeProto]) -> list[str]:
-    """The values that this one holds, past nodes that compute nothing."""
+    """Return the values whose elements a value contains, traced back through nodes without arithmetic."""
     maker = makers.get(value)
     if maker is None or maker.op_type not in MOVES:
         return [value]
@@ -256,7 +265,7 @@ def _origins(value: str, makers: Mapping[str, NodeProto]) -> list[str]:
 
 
 def evaluate(core: GraphProto, value: str) -> NDArray[Any]:
-    """A value that depends on weights alone."""
+    """Compute a value that depends on weights only."""
     initializers = {one.name: one for one in core.initializer}
     if value in initializers:
         return numpy_helper.to_array(initializers[value])
@@ -270,7 +279,10 @@ def evaluate(core: GraphProto, value: str) -> NDArray[Any]:
 
 
 def _behind(value: str, makers: Mapping[str, NodeProto]) -> Iterator[NodeProto]:
-    """The nodes that make a value, each after those that it needs; of weights, where no two paths meet."""
+    """Yield the nodes that compute a value from weights, each after the nodes that it depends on.
+
+    A node that is reached on two paths would be yielded twice; the values of weights have one path to each node.
+    """
     if value in makers:
         for one in makers[value].input:
             yield from _behind(one, makers)

@@ -1,7 +1,7 @@
-"""Why a graph drifts: the first values of a step that are off, what did it, and what would mend it.
+"""Diagnosis of drift: the first inaccurate values of a step, their cause and a remedy.
 
-The step graph runs beside its float32 twin from the same state, and values of the same name are compared in the
-order in which they are computed, as many at a time as memory allows.
+The step graph and the float32 step graph run from the same state. Values of the same name are compared in the order in
+which they are computed, as many at once as memory allows.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,32 +26,35 @@ from e3d_deploy.runtime.backends.rollout import rollout
 
 Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
 LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}
-"""Error of a value, root mean square over its own, that the rounding of one step explains: about four times the
-largest that the former demo model shows, behind the softmax with all but tf32."""
-EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32", "fp32": "fp32"}
-"""The next policy that rounds less."""
+"""Largest error that the rounding of one step explains, as the root mean square of the error of a value over that of
+the value. Each limit is about four times the largest error that was measured with the former demo model; with all
+policies but tf32, the largest error was in a value after the softmax."""
+MORE_EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32", "fp32": "fp32"}
+"""More exact policy that is advised for each policy."""
 NORM = ("ReduceMean", "Sub", "Sqrt", "Div")
+"""Operators of a norm that is written out."""
 MOST_BYTES = 64_000_000
-"""Memory for the values that are compared at a time (bytes)."""
+"""Maximum memory for the values that are compared at once (bytes)."""
 MOST_FINDINGS = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A value that is off although what it is made of is not."""
+    """An inaccurate value whose inputs are accurate."""
 
     node: str
     """Name of the node that computes the value, as in step.onnx."""
     layer: str
-    """The product that it is, or comes from: a name for --exclude."""
+    """Layer of the product that computes the value, or of the nearest product before it, as named for --exclude."""
     cause: Cause
     step: int
     """Step of the rollout on the reference clip, counted from 1."""
     error: float
-    """Root mean square over that of the value in float32; infinite for what is not a number."""
+    """Root mean square error over the root mean square of the value in float32; infinite if it is not finite."""
     largest: float
-    """The value's largest element in float32."""
+    """Largest magnitude of the value in float32."""
     advice: str
+    """Options of `e3d export` that should avoid the error."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as JSON values, with None for an infinite error."""
@@ -66,28 +69,30 @@ def explain(
     threads: int | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> list[Finding]:
-    """Find the first values of the step graph that are off, on the reference clip.
+    """Find the first inaccurate values of the step graph on the reference clip.
 
     Args:
-        backend: whose graph is looked at; None for that for all.
-        native: as ONNX Runtime computes it, and not as its types say; the two differ where it has no such type.
-        most_bytes: of the values that are held at a time.
+        backend: backend whose step graph is examined; None for the shared graph.
+        native: run the graph as it is on ONNX Runtime instead of emulating its types. The results differ if ONNX
+            Runtime lacks a type.
+        most_bytes: maximum memory for the values that are compared at once.
 
     Returns:
-        At most three, the first first. One of the cause `state` where no value is off in a single step, so that
-        small errors add up over the steps. None where the graph agrees with its twin.
+        At most `MOST_FINDINGS` findings, in the order of computation. If no value is inaccurate in a single step, one
+        finding with the cause `state`: small errors add up over the steps. An empty list if the graph agrees with the
+        float32 step graph.
     """
     policy = bundle.precision
     file, plain = bundle.entry("step", backend).file, bundle.entry("step").file
     exact = FLOAT32_STEP if FLOAT32_STEP in bundle.manifest.files else plain
     graph = with_weights(bundle, file)
-    twin = graph if file == exact else with_weights(bundle, exact)  # values have the same names in both
+    twin = graph if file == exact else with_weights(bundle, exact)  # the float32 graph; its values have the same names
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
     theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
-    step, frame, state = _where(bundle, mine.steps([]), theirs.steps([]))
+    step, frame, state = _worst_step(bundle, mine.steps([]), theirs.steps([]))
     if step is None:
         return []
-    comparison = _Comparison(twin.graph, _inputs(graph.graph), policy)
+    comparison = _Comparison(twin.graph, _scales(graph.graph), policy)
     for names in _chunks(twin, graph, most_bytes):
         found = mine.steps(names).run(frame, state), theirs.steps(names).run(frame, state)
         for name in names:
@@ -98,7 +103,7 @@ def explain(
 
 
 class _Watched:
-    """A step graph that can show any of its values."""
+    """Step graph that can return any of its values."""
 
     def __init__(
         self, model: ModelProto, bundle: Bundle, threads: int | None, *, integers: bool = False, optimise: bool = True
@@ -123,8 +128,12 @@ class _Watched:
         return Steps(opened, self.bundle.config, self.bundle.batch)
 
 
-def _where(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDArray[np.float32], State]:
-    """The first step whose results are no numbers, else the one that is furthest off; and what went into it."""
+def _worst_step(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDArray[np.float32], State]:
+    """Return the first step with results that are not finite, or else the step with the largest difference.
+
+    Returns:
+        The number of the step, counted from 1, or None if no step differs; and the frame and state that it reads.
+    """
     clip = np.repeat(bundle.reference()["frames"][None], bundle.batch, axis=0)  # [B, T, C, H, W]
     context, T = clip[:, : bundle.context_length], clip.shape[1]
     frame, before = clip[:, 0], mine.initial_state()
@@ -140,14 +149,17 @@ def _where(bundle: Bundle, mine: Steps, theirs: Steps) -> tuple[int | None, NDAr
     return worst[1:]
 
 
-def _inputs(graph: GraphProto) -> dict[str, float]:
+def _scales(graph: GraphProto) -> dict[str, float]:
     """Return the scalar quantisation scales of an int8 or fp8 graph, keyed by `VALUE/POLICY`."""
     scales = {one.name: one for one in graph.initializer if one.name.endswith("/scale") and not one.dims}
     return {name.removesuffix("/scale"): float(numpy_helper.to_array(one)) for name, one in scales.items()}
 
 
 def _chunks(twin: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator[list[str]]:
-    """Names of the values that both compute, in order, as many as fit into half the bytes: there are two of each."""
+    """Yield the names of the float32 values that both graphs compute, in order, in chunks that fit into memory.
+
+    Each value is stored twice, so the values of a chunk take at most half of `most_bytes`.
+    """
     inferred = onnx.shape_inference.infer_shapes(twin).graph
     types = {one.name: one.type.tensor_type for one in (*inferred.value_info, *inferred.output)}
     there = set(makers_of(graph.graph))
@@ -170,7 +182,7 @@ def _chunks(twin: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator[li
 
 
 class _Comparison:
-    """Values of a graph and its twin, compared one after the other; their errors are kept, they are not."""
+    """Errors of the values of a graph against the float32 graph; the values themselves are not kept."""
 
     def __init__(self, twin: GraphProto, scales: Mapping[str, float], policy: str) -> None:
         self.policy, self.scales, self.limit = policy, scales, LIMITS[policy]
@@ -180,13 +192,15 @@ class _Comparison:
         self.largest: dict[str, float] = {}
 
     def add(self, name: str, found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-        # Scores of empty slots are their bias in both, −∞ in graphs of older versions, and say nothing of the others.
+        # Scores of empty slots equal the bias in both graphs (−∞ in bundles of older versions); they are left out of
+        # the size of the value.
         differ = found != expected
         finite = np.isfinite(expected) & (expected != np.float32(contract.EMPTY_BIAS))
         difference = np.subtract(found, expected, where=differ, out=np.zeros_like(expected))
         size = float(np.sqrt(np.square(expected[finite], dtype=np.float64).mean())) if finite.any() else 0.0
         maker = self.makers[name]
-        if maker.op_type == "ReduceMean":  # of what was brought to 0 before, so that its own size says nothing
+        if maker.op_type == "ReduceMean":
+            # A mean may cancel to nearly 0, so its error is compared with the size of the values it is taken of.
             size = max(size, self.sizes.get(maker.input[0], 0.0))
         self.sizes[name] = size
         error = float(np.sqrt(np.square(difference, dtype=np.float64).mean())) / (size or 1.0)
@@ -194,13 +208,13 @@ class _Comparison:
         self.largest[name] = float(np.abs(expected[finite]).max(initial=0.0))
 
     def findings(self, names: Collection[str], step: int) -> list[Finding]:
-        """Those of the values that are off although none of their inputs is."""
+        """Return a finding for each inaccurate value whose inputs are all accurate."""
         off = [name for name in names if self.errors[name] > self.limit]
         first = [name for name in off if not any(self._off(one) for one in self.makers[name].input)]
         return [self._finding(name, step, self._cause(name)) for name in first]
 
     def summed_up(self, step: int) -> Finding:
-        """Return the finding for errors that add up while no single value is off: the layer with the largest error."""
+        """Return the finding for errors that add up although no value is inaccurate: the product with the largest."""
         layers = [name for name in self.errors if self.makers[name].op_type in PRODUCTS]
         return self._finding(max(layers, key=lambda name: self.errors[name]), step, "state")
 
@@ -231,7 +245,7 @@ class _Comparison:
         exclude = f"--exclude {layer}"
         advice = exclude
         if cause == "state":
-            advice = f"--precision {EXACT[self.policy]}"
+            advice = f"--precision {MORE_EXACT[self.policy]}"
         elif cause == "overflow" and self.policy in LARGEST:
             advice = f"--calibration with clips like these, or {exclude}"
         elif cause == "overflow":
@@ -240,7 +254,7 @@ class _Comparison:
         return Finding(node, layer, cause, step, self.errors[name], self.largest[name], advice)
 
     def _layer(self, name: str) -> str:
-        """The product that a value is, or the nearest that it comes from."""
+        """Return the layer of the product that computes a value, or of the nearest product before it."""
         queue, seen = [name], {name}
         for value in queue:
             node = self.makers.get(value)

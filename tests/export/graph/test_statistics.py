@@ -1,4 +1,4 @@
-"""Costs of graphs, counted from shapes and compared with arithmetic done by hand."""
+"""Costs of graphs, counted from shapes and compared with sums written out by hand."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ from e3d_deploy.inspect import inspect, inspect_bundle
 
 
 def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: dict[str, tuple[int, ...]]) -> Statistics:
-    """Return the statistics of a graph with float32 tensors of these shapes."""
+    """Return the statistics of a graph of `nodes` with float32 tensors of the given shapes."""
 
     def values(shapes: dict[str, Any]) -> list[onnx.ValueInfoProto]:
         return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
@@ -37,7 +37,7 @@ def counted(path: Path, nodes: list[Any], inputs: Any, outputs: Any, weights: di
 
 @pytest.mark.parametrize("streams", [1, "batch"])
 def test_a_convolution(tmp_path: Path, streams: int | str) -> None:
-    """[1, 4, 5, 6] by 8 kernels of 2×3×3 in two groups, then a view, then a sum."""
+    """A [1, 4, 5, 6] tensor is convolved with 8 kernels of 2×3×3 in two groups, then viewed, then added to itself."""
     found = counted(
         tmp_path / "g.onnx",
         [
@@ -62,7 +62,7 @@ def test_a_convolution(tmp_path: Path, streams: int | str) -> None:
 
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_matrix_products(tmp_path: Path, transposed: int) -> None:
-    """[2, 3, 5]·[5, 7] and, with Gemm, [4, 6]·[6, 8] and its transposes."""
+    """MatMul multiplies [2, 3, 5] by [5, 7]; Gemm multiplies [4, 6] by [6, 8], plain or transposed."""
     found = counted(
         tmp_path / "g.onnx",
         [
@@ -76,8 +76,8 @@ def test_matrix_products(tmp_path: Path, transposed: int) -> None:
     assert found.flop == 2 * (2 * 3 * 7 * 5) + 2 * (4 * 8 * 6)
 
 
-def test_what_depends_on_weights_alone_is_not_counted(tmp_path: Path) -> None:
-    """w·w is computed when the graph is opened."""
+def test_nodes_that_depend_on_weights_only_are_not_counted(tmp_path: Path) -> None:
+    """The product w·w is computed once, when the graph is opened."""
     found = counted(
         tmp_path / "g.onnx",
         [helper.make_node("MatMul", ["w", "w"], ["v"]), helper.make_node("MatMul", ["x", "v"], ["y"])],
@@ -90,7 +90,7 @@ def test_what_depends_on_weights_alone_is_not_counted(tmp_path: Path) -> None:
     assert found.intermediate_bytes == 0
 
 
-def test_a_part_reads_what_it_gives_and_an_output_by_another_name_counts_once(tmp_path: Path) -> None:
+def test_a_gather_reads_only_what_it_returns_and_a_renamed_output_counts_once(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Constant", [], ["i"], value=numpy_helper.from_array(np.int64(3))),
         helper.make_node("Gather", ["x", "i"], ["y"], axis=0),
@@ -110,10 +110,10 @@ def test_nodes_of_unknown_shape_are_named(tmp_path: Path) -> None:
 
 
 def flop_by_hand(config: ModelConfig, entries: int, *, slots_times_depth: int = 3) -> int:
-    """Return the cost of a step with so many entries in the history, from the paper's equations alone (FLOP).
+    """Return the cost of a step with the given number of history entries, from the paper's equations (FLOP).
 
-    A convolution of depth 2 over a window of two frames has 2·2 products of slot and frame; one of them is with
-    zeros, and ours leaves it out.
+    A convolution of depth 2 over a window of two frames multiplies 2·2 pairs of a kernel slice and a frame. In one
+    pair the frame is zeros, and our convolutions leave that pair out.
     """
     (h, w), k, D = config.grid_size, config.kernel_size, config.window_length
     grid, flop = h * w, 0
@@ -133,22 +133,22 @@ def test_a_step_costs_what_the_paper_says(exported: Path) -> None:
     assert found.flop == flop_by_hand(bundle.config, bundle.config.history_length)
     assert found.unknown == ()
     state = sum(4 * prod(map(int, tensor.shape)) for tensor in entry.inputs)
-    assert found.input_bytes >= state  # each is read, some twice
+    assert found.input_bytes >= state  # every input is read, some of them twice
 
 
-def test_the_rollout_is_so_many_steps_and_the_clip_begins_with_fewer_entries(exported: Path) -> None:
+def test_a_rollout_costs_its_steps_and_a_clip_less_while_its_history_grows(exported: Path) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
     found = {name: statistics(bundle.onnx(name), bundle.entry(name)) for name in bundle.graphs}
     assert found["rollout"].flop == (bundle.horizon - 1) * found["step"].flop
     steps = bundle.context_length + bundle.horizon - 1
     by_hand = sum(flop_by_hand(bundle.config, min(t + 1, bundle.config.history_length)) for t in range(steps))
-    # At the first step hidden and memory are zero, and their convolutions are computed when the graph is opened.
+    # At the first step hidden states and memory are zero, so their convolutions are computed when a graph is opened.
     assert 0 < by_hand - found["clip"].flop < flop_by_hand(bundle.config, 1)
     assert all(one.unknown == () for one in found.values())
 
 
 def test_the_original_at_full_size_is_302_gflop() -> None:
-    """The number that is published for 10 → 10; it counts products with zeros."""
+    """The published number for 10 context frames and a horizon of 10 counts products with zeros."""
     original = sum(flop_by_hand(ModelConfig(), t + 1, slots_times_depth=4) for t in range(19))
     assert original == pytest.approx(302e9, rel=0.005)
     assert sum(flop_by_hand(ModelConfig(), t + 1) for t in range(19)) == pytest.approx(239e9, rel=0.005)
@@ -164,7 +164,7 @@ def test_graphs_for_any_number_of_streams_are_counted_for_one(exported: Path, an
 
 
 def replaced(bundle: Path, content: bytes) -> Path:
-    """A bundle with another step graph, and the hash of it."""
+    """Replace the step graph of a bundle and its hash in the manifest; return the bundle."""
     manifest = Bundle.open(bundle).manifest
     (bundle / "step.onnx").write_bytes(content)
     files = {**manifest.files, "step.onnx": sha256(bundle / "step.onnx")}
@@ -181,24 +181,24 @@ def test_a_graph_that_is_not_ours_is_refused(bundle_path: Path, exported: Path, 
         inspect(bundle_path / "step.onnx")
     clip = (exported / "tiny.e3d" / "clip.onnx").read_bytes()
     for content in (foreign, clip, b""):
-        with pytest.raises(BundleError, match=r"step\.onnx: its inputs are not those of the manifest"):
+        with pytest.raises(BundleError, match=r"step\.onnx: its inputs differ from the manifest"):
             inspect(replaced(bundle_path, content))
-    with pytest.raises(BundleError, match=r"step\.onnx: no ONNX file"):
+    with pytest.raises(BundleError, match=r"step\.onnx: not an ONNX file"):
         inspect(replaced(bundle_path, b"text"))
     (bundle_path / "step.onnx").write_bytes(foreign)
     with pytest.raises(BundleError, match=r"step\.onnx: altered or truncated"):
         inspect(bundle_path)
 
 
-def test_a_graph_whose_shapes_do_not_fit_is_refused(bundle_path: Path) -> None:
+def test_a_graph_with_inconsistent_shapes_is_refused(bundle_path: Path) -> None:
     model = onnx.load(bundle_path / "step.onnx", load_external_data=False)
     convolution = next(node for node in model.graph.node if node.op_type == "MatMul")
     convolution.input[1] = convolution.input[0]
-    with pytest.raises(BundleError, match="its shapes do not fit"):
+    with pytest.raises(BundleError, match="its shapes are inconsistent"):
         inspect(replaced(bundle_path, model.SerializeToString()))
 
 
-def test_inspect_works_where_onnx_is_not(exported: Path) -> None:
+def test_inspect_works_without_onnx(exported: Path) -> None:
     code = f"""
 import json, sys
 for name in ("torch", "onnx", "onnxruntime", "safetensors", "google"):
@@ -232,4 +232,4 @@ def test_values_in_fp8_have_a_size(tmp_path: Path) -> None:
         (tmp_path / "g.onnx").read_bytes(), describe(Graph(model=model, name="step", file="step.onnx"), "fp32")
     )
     assert found.unknown == ()
-    assert found.intermediate_bytes == 2 * 100  # a byte each, written and read
+    assert found.intermediate_bytes == 2 * 100  # 100 values of one byte, each written and read

@@ -1,4 +1,4 @@
-"""Every variant computes what PyTorch does, and is what its engine runs best."""
+"""Every variant computes the same as PyTorch and has the operators that its engine runs fastest."""
 
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from e3d_deploy.runtime.verify import verify
 from tests.kept_steps import KeptSteps
 
 CLOSE = 3e-5
-"""Largest difference seen: 6.7e-6 with Winograd's convolutions, 4.2e-6 without."""
-FORMS = {
+"""Tolerance of predictions. Largest difference measured: 6.7e-6 with Winograd convolutions, 4.2e-6 without."""
+ALL_VARIANTS = {
     **VARIANTS,
     **{f"{name}, direct": variant.without_winograd for name, variant in VARIANTS.items()},
 }
@@ -45,23 +45,23 @@ def network(config: ModelConfig) -> E3DLSTM:
     torch.manual_seed(3)
     model = E3DLSTM(config).eval().requires_grad_(False)
     for weight in model.parameters():
-        weight += 0.1 * torch.randn_like(weight)  # biases and norms that do something
+        weight += 0.1 * torch.randn_like(weight)  # biases start at 0 and norms at 1, which would hide errors
     return model
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_each_form_is_the_model_from_the_first_frame_to_a_ring_written_twice(
+def test_each_variant_matches_the_model_from_the_first_frame_to_a_ring_written_twice(
     config: ModelConfig, steps: KeptSteps
 ) -> None:
-    """Two streams, one of which is two frames older, so that they have different numbers of keys."""
+    """One of the two streams is two frames older, so the streams have different numbers of keys."""
     model = network(config)
     core = steps(model, None)
     clip = np.random.default_rng(0).random((2, 2 * config.history_length + 3, *contract.frame(config).shape[1:]))
-    yardstick = TorchBackend(model, batch=1)
+    in_pytorch = TorchBackend(model, batch=1)
     expected = [
-        np.stack([found for found, _ in rollout(yardstick, one[None].astype(np.float32), len(one))]) for one in clip
+        np.stack([found for found, _ in rollout(in_pytorch, one[None].astype(np.float32), len(one))]) for one in clip
     ]
-    for name, variant in FORMS.items():
+    for name, variant in ALL_VARIANTS.items():
         graph = step_graph(expand(core, variant), config, None)
         one, two = (Steps(session(graph, threads=1), config, batch) for batch in (1, 2))
         older, found = one.initial_state(), [[], []]
@@ -81,7 +81,7 @@ def test_each_form_is_the_model_from_the_first_frame_to_a_ring_written_twice(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_graphs_of_a_recipe_are_valid(name: str, steps: KeptSteps) -> None:
+def test_the_graphs_of_a_variant_are_valid(name: str, steps: KeptSteps) -> None:
     config, variant = CONFIGS["paper"], VARIANTS[name]
     core = expand(steps(network(config), None), variant)
     for graph in (step_graph(core, config, None), clip_graph(core, config, None, context_length=2, horizon=2)):
@@ -89,12 +89,12 @@ def test_the_graphs_of_a_recipe_are_valid(name: str, steps: KeptSteps) -> None:
         assert {node.domain for node in graph.graph.node} == {""}
 
 
-def test_only_winograd_recipes_transform_kernels_and_only_of_five(steps: KeptSteps) -> None:
+def test_only_winograd_variants_transform_kernels_and_only_5x5_kernels(steps: KeptSteps) -> None:
     def transformed(config: ModelConfig, variant: Variant) -> int:
         core = expand(steps(network(config), None), variant)
         return sum("/winograd/points" in output for node in core.node for output in node.output)
 
-    convolutions = 2 * 5  # of each cell; the one to the frame and the merges are 1×1
+    convolutions = 2 * 5  # five in each of two cells; the merges and the convolution to the frame are 1×1
     assert transformed(CONFIGS["paper"], VARIANTS["onnxruntime"]) == convolutions
     assert transformed(CONFIGS["paper"], VARIANTS["openvino"]) == convolutions
     assert transformed(CONFIGS["paper"], VARIANTS["openvino"].without_winograd) == 0
@@ -133,7 +133,7 @@ def exported(model: E3DLSTM, folder: Path, seed: int = 0) -> Bundle:
 
 
 @pytest.mark.parametrize(("share", "used"), [(0.0, False), (1e9, True)])
-def test_winograd_is_taken_where_the_rollout_keeps_its_share_of_the_budget(
+def test_winograd_is_used_if_the_rollout_stays_within_its_share_of_the_budget(
     tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch, share: float, used: bool
 ) -> None:
     monkeypatch.setattr(bundle_module, "export_core", steps)
@@ -148,7 +148,7 @@ def test_winograd_is_taken_where_the_rollout_keeps_its_share_of_the_budget(
 def test_a_network_that_amplifies_rounding_keeps_direct_convolutions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: KeptSteps, seed: int
 ) -> None:
-    """States were off by 7.3e-5 to 2.0e-4 with Winograd's, by at most 1.8e-5 with direct ones; the limit is 1e-4."""
+    """States were off by 7.3e-5 to 2.0e-4 with Winograd, and by at most 1.8e-5 without it; the limit is 1e-4."""
     monkeypatch.setattr(bundle_module, "export_core", steps)
     torch.manual_seed(seed)
     config = ModelConfig(
@@ -162,7 +162,7 @@ def test_a_network_that_amplifies_rounding_keeps_direct_convolutions(
             assert verify(bundle, opened).passed
 
 
-def test_openvino_makes_one_kernel_of_attention(
+def test_openvino_fuses_attention_into_one_kernel(
     tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
