@@ -142,12 +142,9 @@ def choose(chooser: Chooser, budgets: Mapping[str, Budget], exclude: Collection[
     nearest = min(tried, key=lambda one: one.drift.share_of(one.budget))
     found = asdict(nearest.drift)
     limits = {"difference": PICTURE_RANGE, **nearest.budget.to_dict()}
-    words = ", ".join(f"{name} {found[name]:.2g} of at most {allowed:g}" for name, allowed in limits.items())
+    words = ", ".join(f"{name} {found[name]:.2g} (limit {allowed:g})" for name, allowed in limits.items())
     kept = f" with {len(nearest.exclude)} layers in float32" if nearest.exclude else ""
-    if nearest.drift.difference <= PICTURE_RANGE:
-        larger = ", or a larger --budget"
-    else:
-        larger = "; no --budget allows such a difference"
+    larger = ", or a larger --budget" if nearest.drift.difference <= PICTURE_RANGE else "; no --budget allows that"
     raise QualityError(
         f"precision: none of {', '.join(budgets)} stays within its budget, and nothing was written; the nearest is "
         f"{nearest.policy}{kept}: {words}; give another --precision, or other clips to --calibration{larger}"

@@ -1,4 +1,4 @@
-"""Calibration that cannot be right is refused, and shows in the drift where it is not."""
+"""Unsuitable calibration clips are refused, or show in the drift."""
 
 import logging
 import math
@@ -41,26 +41,26 @@ def saved(tmp_path: Path, pictures: Any) -> Path:
         (np.tile(PICTURES[:3], (8, 1, 1, 1)), r"has 3 distinct frames \(by 6 pixels or more\), at least 6 are needed"),
     ],
 )
-def test_clips_without_contrast_or_motion_teach_no_ranges(pictures: Any, message: str, tmp_path: Path) -> None:
+def test_clips_without_contrast_or_motion_are_refused(pictures: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         real_clips(FORM, LENGTH, saved(tmp_path, pictures), REFERENCE)
 
 
-def test_clips_shorter_than_a_rollout_teach_no_ranges(tmp_path: Path) -> None:
+def test_clips_shorter_than_a_rollout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="has 5 frames, expected 6 or more"):
         real_clips(FORM, LENGTH, saved(tmp_path, PICTURES[:5]), REFERENCE)
 
 
-def test_export_refuses_a_black_clip_to_calibrate_on(exported: Path, tmp_path: Path) -> None:
+def test_export_refuses_to_calibrate_on_a_black_clip(exported: Path, tmp_path: Path) -> None:
     black = saved(tmp_path, np.zeros((12, 16, 24, 1), np.uint8))
     options = ["--context", 4, "--horizon", 3, "--batch", 1, "--precision", "int8", "--calibration", black]
     line = e3d("export", exported / "tiny.safetensors", "-o", tmp_path / "x.e3d", *options, code=2).stderr
     assert f"calibration: {black} has no frame with a contrast above 0" in line
-    assert "leave --calibration out to learn from the package's" in line
+    assert "omit --calibration to learn from the clips of the package" in line
     assert not (tmp_path / "x.e3d").exists()
 
 
-def test_the_drift_is_measured_on_the_packages_own_clips_too(tmp_path: Path) -> None:
+def test_the_drift_is_also_measured_on_the_clips_of_the_package(tmp_path: Path) -> None:
     found = real_clips(FORM, LENGTH, saved(tmp_path, PICTURES), REFERENCE)
     assert (found.source, found.measured) == ("clips.npy", "clips.npy, Moving MNIST, pedestrians.mp4")
     assert len(found.calibrate) == 2
@@ -84,11 +84,11 @@ def test_without_the_packages_video_the_drift_is_measured_on_the_rest(
     monkeypatch.setattr(drift, "_windows", without_video)
     with caplog.at_level(logging.WARNING):
         assert real_clips(FORM, LENGTH, source, REFERENCE).measured == "clips.npy, Moving MNIST"
-    assert "not measured on the package's own video (av is not installed)" in caplog.text
+    assert "not measured on the video of the package (av is not installed)" in caplog.text
 
 
 def core() -> GraphProto:
-    """A convolution, and a factor of it that is computed."""
+    """Return a core with one convolution, one of whose factors is computed."""
     weights = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight")
     nodes = [
         helper.make_node("Relu", ["frame"], ["x"], name="net/relu/Relu"),
@@ -120,7 +120,7 @@ def test_a_layer_without_a_range_is_refused(
         check_ranges(core(), largest, usual, "clips.npy")
 
 
-def test_a_range_that_is_no_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_range_stays_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = _Watching.__new__(_Watching)
     steps.largest = {"x": 1.0}
     monkeypatch.setattr(Steps, "run", lambda *_: {f"t0/{MARK}x": np.float32(np.nan)})
@@ -130,7 +130,7 @@ def test_a_range_that_is_no_number_is_kept(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("policy", ["int8", "fp8", "fp16", "bf16", "tf32"])
-def test_every_policy_of_a_low_type_has_a_budget_of_ssim_and_psnr(policy: str) -> None:
+def test_every_policy_but_fp32_limits_the_loss_of_ssim_and_psnr(policy: str) -> None:
     small = Drift(difference=0.1, dssim=0.0, dpsnr=0.0)
     assert small.share_of(BUDGETS[policy]) == 0
     assert replace(small, dpsnr=1.0).share_of(BUDGETS[policy]) > 1
@@ -146,7 +146,7 @@ def test_no_budget_allows_more_than_the_range_of_a_picture(budget: Budget) -> No
 @pytest.mark.parametrize(
     ("difference", "remedy"), [(0.5, ", or a larger --budget"), (1.2, "; no --budget allows that")]
 )
-def test_a_larger_budget_is_advised_where_it_helps(difference: float, remedy: str) -> None:
+def test_a_larger_budget_is_advised_only_if_it_helps(difference: float, remedy: str) -> None:
     drifted = Drift(difference=difference, dssim=0.1, dpsnr=0.1)
     fit = Fit("int8", GraphProto(), [], drifted, BUDGETS["int8"], 0, None)
 

@@ -1,4 +1,4 @@
-"""Typed graphs: the types are where they should be, every graph computes the same, and the cost is measured."""
+"""Typed graphs: the right values have low types, all graphs compute the same, and the drift is measured."""
 
 import json
 import math
@@ -52,9 +52,9 @@ SEMANTICS = {
     "openstl": ModelConfig(image_size=(16, 16), hidden=(4, 4), kernel_size=3, history_length=4, semantics="openstl"),
 }
 NATIVE = ("fp16", "int8")
-"""Policies that ONNX Runtime runs as they are."""
+"""Policies that ONNX Runtime runs without emulation."""
 SUMMED = 1e-5
-"""Error of a product that is summed up in float32, of the sum of absolute values; measured 7e-7."""
+"""Largest error of a product that is summed in float32, as a share of the sum of absolute values; measured 7e-7."""
 
 
 def network(config: ModelConfig) -> E3DLSTM:
@@ -62,19 +62,19 @@ def network(config: ModelConfig) -> E3DLSTM:
     model = E3DLSTM(config)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)  # biases and norms that do something
+            weight += 0.1 * torch.randn_like(weight)  # biases start at 0 and norms at 1, which would hide errors
     return model.eval().requires_grad_(False)
 
 
 def clips(config: ModelConfig, count: int = 2) -> list[NDArray[np.float32]]:
-    """Something that moves: noise that drifts to the right."""
+    """Return clips of noise that moves to the right."""
     rng = np.random.default_rng(0)
     start = rng.random((count, config.channels, *config.image_size), np.float32)
     return [np.stack([np.roll(one, t, axis=-1) for t in range(CONTEXT + HORIZON)]) for one in start]
 
 
 class Case:
-    """A network, its exported step, and the ranges of its values."""
+    """Network with its exported step and the ranges of its values."""
 
     def __init__(self, semantics: str, steps: KeptSteps) -> None:
         self.config = SEMANTICS[semantics]
@@ -144,29 +144,31 @@ def test_graphs_are_valid_and_typed_where_they_should_be(case: Case, policy: str
 
 
 SAME = {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.15, "fp8": 0.3}
-"""Largest difference of predictions where one typed step is computed in two ways.
+"""Tolerance of predictions when the same typed step is computed in two ways.
 
-Measured on one processor: 6e-7 for what is cast and 3e-8 for what is quantised, as both ways used the same kernels.
-Where they do not, a value may fall to the other side of a rounding to the low type. With a random 1e-7 of each float32
-result added, predictions moved by up to 1.1e-3, 6.1e-3, 4.1e-2 and 1e-4 over a rollout; one float8 more or less is
-larger, and seldom. No bound here tells typed from untyped steps: over a rollout that noise moved even the median by up
-to 0.8 of the difference that the types make. That the graphs have the same types is a test of its own, and that they
+Measured on one processor: 6e-7 with casts and 3e-8 with quantisation, where both ways use the same kernels. With
+different kernels, a value may be rounded to the other neighbour in the low type. Noise of 1e-7 of each float32 result,
+added to imitate this, moved predictions by up to 1.1e-3, 6.1e-3, 4.1e-2 and 1e-4 over a rollout; one unit of float8 is
+larger, but rarely flips. These bounds cannot distinguish typed from untyped steps: over a rollout the noise moved even
+the median by up to 0.8 of the difference between them. Other tests check that the graphs have the same types and
 compute the same in float32.
 """
 EMULATION = {"fp16": 5e-3, "bf16": 3e-2, "int8": 0.15, "fp8": 0.3}
-"""Largest difference of a step from ONNX's reference; measured 2e-6, and 1e-4 in float8. With a random 1e-7 of each
-float32 result added: 1.1e-3, 7.0e-3, 3.4e-2, and 1e-4 again."""
+"""Tolerance of an emulated step against ONNX's reference; measured 2e-6, and 1e-4 in float8. With noise of 1e-7 of each
+float32 result: 1.1e-3, 7.0e-3, 3.4e-2 and 1e-4."""
 UNEXPLAINED = 0.1
-"""Largest share of the difference that the types make to a step that the emulation may leave, in the upper quartile of
-all values, which a few flipped roundings hardly move. Measured 1e-4 in fp16, 2e-5 in bf16, below 1e-6 in int8 and fp8;
-with a random 1e-7 of each float32 result added, 0.024, 0.022, 3e-6 and 3e-6, the largest of 25 draws. 1 untyped."""
+"""Largest error of the emulation, as a share of the difference between typed and untyped step; both are taken at the
+upper quartile of all values, which a few flipped roundings hardly move. Measured 1e-4 in fp16, 2e-5 in bf16, and below
+1e-6 in int8 and fp8. With noise of 1e-7 of each float32 result, the largest of 25 draws was 0.024, 0.022, 3e-6 and
+3e-6. An emulation that ignored the types would have a share of 1."""
 FIRST_STEP = {"fp16": 2e-3, "bf16": 2e-2, "int8": 0.1, "fp8": 0.3}
-"""Difference that each type makes at the first step; measured 6e-4, 6e-3, 3e-2 and 9e-2, the largest of three
+"""Tolerance of the first step in each type against float32; measured at most 6e-4, 6e-3, 3e-2 and 9e-2 on three
 networks."""
 OPENVINO = {"fp16": 2e-3, "bf16": 5e-2, "int8": 0.15}
-"""Largest difference of OpenVINO's first step from the emulation; measured 4.3e-4, 2.6e-3 and 2.4e-7 on a processor
-that computes all but int8 in float32. Where bfloat16 is native, OpenVINO keeps every value of the step in it: rounding
-all of them in the emulation moved predictions by 1.2e-2. In int8 a pair behind a concatenation made it 0.2."""
+"""Tolerance of OpenVINO's first step against the emulation; measured 4.3e-4, 2.6e-3 and 2.4e-7 on a processor that
+computes all but int8 in float32. On processors with native bfloat16, OpenVINO keeps every value of the step in
+bfloat16; an emulation that rounded all values moved predictions by 1.2e-2. In int8, quantising the output of a
+concatenation led to a difference of 0.2."""
 
 
 @pytest.mark.parametrize("policy", LOW)
@@ -198,8 +200,8 @@ def test_step_rollout_and_clip_compute_the_same(case: Case, policy: str) -> None
 
 
 @pytest.mark.parametrize("policy", LOW)
-def test_first_step_of_zero_states_keeps_to_pytorch(case: Case, policy: str) -> None:
-    """The norm sees the bias alone, and in a low type would amplify what the bias lost."""
+def test_first_step_of_zero_states_matches_float32(case: Case, policy: str) -> None:
+    """The norms see only biases, and would amplify the rounding errors of biases in a low type."""
     graph = case.graphs(policy)["step"]
     steps = Steps(session(emulated(graph, policy), threads=1), case.config, 1)
     exact = Steps(session(step_graph(case.core, case.config, 1), threads=1), case.config, 1)
@@ -209,7 +211,7 @@ def test_first_step_of_zero_states_keeps_to_pytorch(case: Case, policy: str) -> 
 
 
 def step_feed(case: Case) -> dict[str, Any]:
-    """A frame, and states of noise that have seen four."""
+    """Return a frame, and states of noise with four entries in each history."""
     rng = np.random.default_rng(3)
     feed: dict[str, Any] = {contract.FRAME: case.clips[0][:1]}
     for name, value in initial_arrays(case.config, 1).items():
@@ -219,7 +221,7 @@ def step_feed(case: Case) -> dict[str, Any]:
 
 @pytest.mark.parametrize("policy", LOW)
 def test_emulation_is_what_the_types_say(paper: Case, policy: str) -> None:
-    """ONNX's own reference knows the types."""
+    """ONNX's reference evaluator computes with the types themselves."""
     graph, feed = paper.graphs(policy)["step"], step_feed(paper)
     names = [output.name for output in graph.graph.output]
     with np.errstate(all="ignore"):
@@ -240,7 +242,7 @@ def test_emulation_is_what_the_types_say(paper: Case, policy: str) -> None:
 
 @pytest.mark.parametrize(("policy", "half_unit"), [("fp16", 2.0**-11), ("bf16", 2.0**-8)])
 def test_emulated_products_are_rounded_once(paper: Case, policy: str, half_unit: float) -> None:
-    """Each product is computed again from its own factors, so that no earlier rounding counts."""
+    """Each product is computed again from the factors it read, so that earlier roundings do not matter."""
     model = emulated(paper.graphs(policy)["step"], policy)
     nodes = [node for node in model.graph.node if node.op_type in PRODUCTS and node.output[0].endswith("/wide")]
     assert len(nodes) == sum(map(len, products(paper.core).values()))
@@ -261,7 +263,7 @@ def test_emulated_products_are_rounded_once(paper: Case, policy: str, half_unit:
 
 
 def product(node: NodeProto, one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """A matrix product or a convolution in float64."""
+    """Compute a matrix product or a convolution in float64."""
     if node.op_type == "MatMul":
         return np.matmul(one, other, dtype=np.float64)
     x, kernel = torch.from_numpy(one).double(), torch.from_numpy(other).double()
@@ -291,7 +293,7 @@ def test_tf32_is_emulated_to_the_bit() -> None:
 
 
 def test_ranges_and_weights_are_those_of_onnxruntimes_quantiser(paper: Case, tmp_path: Path) -> None:
-    """`quantize_static` with the settings that TensorRT accepts, on a core with its weights folded."""
+    """`quantize_static` runs with the settings that TensorRT accepts, on a core with folded weights."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     core = GraphProto()
@@ -306,7 +308,7 @@ def test_ranges_and_weights_are_those_of_onnxruntimes_quantiser(paper: Case, tmp
     model = helper.make_model(core, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
     class Reader:
-        """The inputs of the core over the same rollouts."""
+        """Inputs of the core over the same rollouts."""
 
         def __init__(self) -> None:
             self.feeds = self.read()
@@ -370,7 +372,7 @@ def test_ranges_and_weights_are_those_of_onnxruntimes_quantiser(paper: Case, tmp
 @pytest.mark.usefixtures("any_batch")
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
 def test_typed_graphs_take_any_number_of_streams(exported: Path, paper: Case, steps: KeptSteps, policy: str) -> None:
-    """The network is that of the shared bundle, whose step for any number of streams is there already."""
+    """The network is that of the shared bundle, whose step for any number of streams is exported already."""
     core = expand(steps(checkpoint.load(exported / "tiny.safetensors"), None), VARIANTS[PLAIN])
     ranges = calibrate(core, paper.config, None, paper.clips, context_length=CONTEXT, threads=1)
     graph = stamp(step_graph(typed(core, policy, ranges=ranges), paper.config, None), policy)
@@ -385,7 +387,7 @@ def test_typed_graphs_take_any_number_of_streams(exported: Path, paper: Case, st
 
 @pytest.mark.parametrize("policy", ["bf16", "int8"])
 def test_convolutions_in_3d_are_typed_too(policy: str) -> None:
-    """The window has three frames here."""
+    """The window of this network has three frames."""
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, window_length=3, history_length=3)
     model = network(config)
     core = expand(export_core(model, 1), VARIANTS["openvino"])
@@ -399,8 +401,8 @@ def test_convolutions_in_3d_are_typed_too(policy: str) -> None:
     assert 0 < np.abs(np.stack(found) - np.stack(expected)).max() < {"bf16": 0.03, "int8": 0.2}[policy]
 
 
-def test_ranges_are_learnt_with_the_states(paper: Case) -> None:
-    """At the first step hidden and memory are zero: a range from single frames would be."""
+def test_ranges_are_learnt_over_rollouts(paper: Case) -> None:
+    """At the first step hidden states and memory are zero, and so would be ranges learnt from single frames."""
     first = [clip[:2] for clip in paper.clips]
     single = calibrate(paper.core, paper.config, 1, first, context_length=1, threads=1)
     hidden = next(name for node in paper.core.node if "hidden.0" in node.input for name in node.output)
@@ -413,7 +415,7 @@ def test_products_are_named_by_their_layers(case: Case) -> None:
     assert {"cells.0.hidden_conv", "cells.1.input_conv", "cells.0.recall.scores", "cells.1.recall.values"} <= names
     assert not any("to_patch" in name for name in names)
     memory = {name for name in names if name.endswith("memory_conv")}
-    assert len(memory) == (2 if case.config.semantics == "paper" else 0)  # else it is folded away
+    assert len(memory) == (2 if case.config.semantics == "paper" else 0)  # a memory that stays zero is folded
 
 
 def test_excluded_layers_stay_in_float32(paper: Case) -> None:
@@ -427,7 +429,7 @@ def test_excluded_layers_stay_in_float32(paper: Case) -> None:
         typed(paper.core, "bf16", exclude=["cells.7.x"])
 
 
-# Bundles: the exported step is shared by all of them.
+# Tests of bundles. All bundles share the exported step.
 
 
 @pytest.fixture(scope="module")
@@ -444,7 +446,7 @@ def make(folder: Path, core: GraphProto, name: str, **options: Any) -> Bundle:
         arguments: dict[str, Any] = {
             "context_length": CONTEXT,
             "horizon": HORIZON,
-            "batch": 1,  # as the core has
+            "batch": 1,  # like the core
             "reference": folder / "clips.npy",
             "calibration": folder / "clips.npy",
             **options,
@@ -453,7 +455,7 @@ def make(folder: Path, core: GraphProto, name: str, **options: Any) -> Bundle:
 
 
 WIDE = Budget(dssim=0.5, dpsnr=20)
-"""A network with random weights is no judge of what its predictions lose."""
+"""Budget for networks with random weights, whose predictions are too poor to judge a loss by."""
 
 
 @pytest.fixture(scope="module")
@@ -474,7 +476,7 @@ def measured(bundle: Bundle) -> float:
 
 
 @pytest.mark.parametrize("policy", LOW)
-def test_weights_of_a_low_type_are_on_disk_once(bundles: dict[str, Bundle], policy: str) -> None:
+def test_weights_of_a_low_type_are_stored_once(bundles: dict[str, Bundle], policy: str) -> None:
     bundle = bundles[policy]
     for entry in bundle.manifest.graphs:
         file = bundle.path / entry.file
@@ -493,7 +495,7 @@ def test_weights_of_a_low_type_are_on_disk_once(bundles: dict[str, Bundle], poli
     assert (bundle.path / "weights.safetensors").stat().st_size < 0.75 * wide
 
 
-def test_tf32_is_the_graph_of_fp32_and_a_word_in_the_manifest(bundles: dict[str, Bundle]) -> None:
+def test_tf32_has_the_graph_of_fp32_and_an_entry_in_the_manifest(bundles: dict[str, Bundle]) -> None:
     bundle = bundles["tf32"]
     assert bundle.precision == "tf32"
     assert not (bundle.path / "weights.safetensors").exists()
@@ -501,7 +503,7 @@ def test_tf32_is_the_graph_of_fp32_and_a_word_in_the_manifest(bundles: dict[str,
     assert verify(bundle, open_backend(bundle, "onnxruntime", threads=1)).worst < 1e-5
 
 
-def test_the_manifest_says_what_was_measured_and_on_what(bundles: dict[str, Bundle]) -> None:
+def test_the_manifest_records_the_drift_and_the_clips(bundles: dict[str, Bundle]) -> None:
     entry = bundles["int8"].manifest.precision
     assert (entry.policy, entry.exclude, entry.fits) == ("int8", (), True)
     assert entry.budget == {"dssim": 0.5, "dpsnr": 20}
@@ -510,7 +512,8 @@ def test_the_manifest_says_what_was_measured_and_on_what(bundles: dict[str, Bund
     assert entry.drift is not None
     assert {**entry.calibration} | {"sha256": ""} == {"source": "clips.npy", "clips": 2, "frames": 12, "sha256": ""}
     assert len(entry.calibration["sha256"]) == 64
-    assert entry.measured["clips"] == 4  # the reference, two that ranges were not learnt from, and the package's video
+    # The reference clip, two clips that are not used for calibration, and one of the package's video.
+    assert entry.measured["clips"] == 4
     assert all(value is not None and math.isfinite(value) for value in entry.drift.values())
     assert bundles["bf16"].manifest.precision.calibration is None
 
@@ -523,27 +526,27 @@ def test_verify_judges_by_the_policy(bundles: dict[str, Bundle], policy: str) ->
     assert math.isinf(report.budget)
     assert (report.dssim_budget, report.dpsnr_budget) == (0.5, 20)
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["budget"] is None
-    # What was measured when it was exported, on this clip among others and with as many threads, comes out again.
+    # The export measured the same clip among others, with the same number of threads.
     assert max(report.predictions) <= 1.01 * measured(bundle)
     strict = changed(bundle, precision=replace(bundle.manifest.precision, budget={"dssim": 0.0}))
     assert report.dssim is not None
     assert verify(strict, open_backend(bundle, "emulated")).passed == (report.dssim <= 0)
 
 
-def test_a_clip_without_what_came_next_cannot_judge_a_low_precision(bundles: dict[str, Bundle]) -> None:
+def test_a_clip_without_the_true_future_cannot_judge_a_low_precision(bundles: dict[str, Bundle]) -> None:
     bundle = bundles["fp16"]
     with pytest.raises(ShapeError, match="fp16 is judged by what it loses against the truth, which takes 6"):
         verify(bundle, open_backend(bundle, "torch"), open_backend(bundle, "torch"), clips(bundle.config)[0][:4])
 
 
 @pytest.mark.parametrize("policy", ["bf16", "fp8"])
-def test_onnxruntime_refuses_what_it_does_not_run(bundles: dict[str, Bundle], policy: str) -> None:
+def test_onnxruntime_refuses_policies_that_it_does_not_run(bundles: dict[str, Bundle], policy: str) -> None:
     result = CliRunner().invoke(main, ["verify", str(bundles[policy].path), "--backend", "onnxruntime"])
     assert result.exit_code == 4
     assert f"onnxruntime does not run {policy}, only int8, fp16, tf32, fp32; use tensorrt" in result.stderr
 
 
-def test_auto_says_when_it_takes_float32_in_the_place_of_bfloat16(
+def test_auto_logs_when_it_computes_in_float32_instead_of_bfloat16(
     bundles: dict[str, Bundle], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: ["onnxruntime", "torch"])
@@ -559,7 +562,7 @@ def test_auto_says_when_it_takes_float32_in_the_place_of_bfloat16(
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> tuple[Path, GraphProto]:
-    """A network with a convolution that is beyond float16. In float32 the norm after it makes it small again."""
+    """Network with a convolution whose results exceed float16; in float32 the next norm scales them back."""
     folder = tmp_path_factory.mktemp("overflow")
     model = network(SEMANTICS["paper"])
     model.cells[1].hidden_conv.weight.mul_(5e4)
@@ -576,10 +579,10 @@ def test_a_layer_that_overflows_is_found_and_excluded(overflowing: tuple[Path, G
     assert verify(bundle, open_backend(bundle, "emulated", threads=1)).passed
 
 
-def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case, bundles: dict[str, Bundle]) -> None:
-    """No dearer one is measured."""
+def test_auto_takes_the_cheapest_policy_within_budget(folder: Path, paper: Case, bundles: dict[str, Bundle]) -> None:
+    """More expensive policies are not measured."""
     fp16, int8 = (measured(bundles[policy]) for policy in ("fp16", "int8"))
-    assert 10 * fp16 < int8, "so that the order is none of rounding"
+    assert 10 * fp16 < int8, "the policies must differ by more than rounding errors"
     budget = Budget(difference=2 * fp16)
     auto = make(folder, paper.exported, "auto.e3d", precision="auto", budget=budget)
     tried = [(one.policy, one.fits) for one in auto.manifest.precision.tried]
@@ -590,13 +593,14 @@ def test_auto_takes_the_cheapest_that_keeps_the_budget(folder: Path, paper: Case
     assert other.precision == "int8"
 
 
-def test_a_budget_that_nothing_keeps_names_the_nearest_and_writes_nothing(folder: Path, paper: Case) -> None:
+def test_if_no_policy_stays_within_budget_the_nearest_is_named_and_nothing_written(folder: Path, paper: Case) -> None:
     before = sorted(folder.iterdir())
     with pytest.raises(
-        QualityError, match=r"none of int8, fp16, tf32, fp32 keeps its budget; the nearest is fp32: dif"
+        QualityError,
+        match=r"none of int8, fp16, tf32, fp32 stays within its budget, and nothing was written; the nearest is fp32",
     ):
         make(folder, paper.exported, "none.e3d", precision="auto", budget=Budget(difference=1e-12))
-    with pytest.raises(QualityError, match=r"none of int8 keeps its budget; the nearest is int8 with \d+ layers"):
+    with pytest.raises(QualityError, match=r"none of int8 stays within its budget.* is int8 with \d+ layers"):
         make(folder, paper.exported, "none.e3d", precision="int8", budget=Budget(difference=1e-12))
     assert sorted(folder.iterdir()) == before
 
@@ -617,25 +621,25 @@ def test_a_policy_that_the_backend_does_not_run_is_refused_before_the_work(folde
 
 
 @pytest.mark.parametrize("precision", ["fp16", "auto"])
-def test_what_is_excluded_leaves_at_least_half(folder: Path, paper: Case, precision: str) -> None:
-    with pytest.raises(ConfigError, match=r"exclude: leaves 0 of \d+ .*at least 50% of them stay in it"):
+def test_excluding_more_than_half_of_the_products_is_refused(folder: Path, paper: Case, precision: str) -> None:
+    with pytest.raises(ConfigError, match=r"exclude: leaves 0 of \d+ .*expected at least 50% of them"):
         make(folder, paper.exported, "all.e3d", precision=precision, budget=WIDE, exclude=list(products(paper.core)))
 
 
-def test_below_7_pixels_differences_are_judged_and_what_is_lost_is_not() -> None:
+def test_below_7_pixels_only_differences_are_judged() -> None:
     small = Drift(difference=1e-6, dssim=math.nan, dpsnr=math.nan)
     assert small.share_of(Budget(difference=1e-5)) == pytest.approx(0.1)
     assert math.isinf(small.share_of(Budget(dssim=0.1)))
     assert math.isinf(Drift(difference=math.nan, dssim=0.0, dpsnr=0.0).share_of(Budget(dssim=0.1)))
-    perfect = Drift(difference=1e-6, dssim=0.0, dpsnr=-math.inf)  # where PyTorch is not
+    perfect = Drift(difference=1e-6, dssim=0.0, dpsnr=-math.inf)  # perfect frames, unlike PyTorch's
     assert perfect.share_of(Budget(dssim=0.1, dpsnr=0.1)) == 0
 
 
 @pytest.mark.parametrize("policy", ["int8", "fp32"])
-def test_a_budget_of_differences_is_of_predictions(bundles: dict[str, Bundle], policy: str) -> None:
-    """Export measures those alone. In fp32 states are judged by what it stands for."""
+def test_a_budget_of_differences_limits_predictions_only(bundles: dict[str, Bundle], policy: str) -> None:
+    """Export measures predictions only. In fp32 final states are judged too, by a limit of their own."""
     bundle = bundles["int8"]
-    # The rollout and the clip graph may round other values to other sides than the steps that export measured.
+    # Export measured steps; the rollout and the clip graph may round some values to the other neighbour.
     entry = replace(bundle.manifest.precision, policy=policy, budget={"difference": 2 * measured(bundle)})
     judged = changed(with_graph(bundle, "step", precision=policy), precision=entry)
     report = verify(judged, open_backend(bundle, "emulated", threads=1))
@@ -651,13 +655,13 @@ def test_the_backends_of_an_export_are_known() -> None:
     assert shared_policies(export_backends()) == ["int8", "fp16", "tf32", "fp32"]
     assert shared_policies(["tensorrt-rtx"]) == list(POLICIES)
     assert export_backends() == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime", "openvino"]
-    check_runs("bf16", "torch")  # no bundle is exported for the yardstick
+    check_runs("bf16", "torch")  # the reference backend runs a bundle of any policy
     with pytest.raises(BackendUnavailable, match=r"tensorrt does not run fp8, only int8, .*; use tensorrt-rtx, or"):
         check_runs("fp8", "tensorrt")
 
 
 @pytest.mark.parametrize("text", ["dssim", "dssim=x", "ssim=0.1", "dssim=-1", "dssim=nan", "dpsnr=inf", ""])
-def test_a_budget_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_budget_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected NAME=NUMBER with a name of difference, dssim, dpsnr"):
         parse_budget(text)
 
@@ -689,7 +693,7 @@ def test_export_auto_prints_the_table(folder: Path, paper: Case, monkeypatch: py
 
 @pytest.mark.parametrize("policy", ["fp16", "bf16", "int8"])
 def test_openvino_reads_the_same_file(bundles: dict[str, Bundle], policy: str) -> None:
-    """A processor without the type computes in float32 from weights of it, so that it may be more exact."""
+    """A processor without the type computes in float32 from weights of the type, and may be more exact."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed (extra `openvino`)")
     bundle = bundles[policy]
     frame = bundle.reference()["frames"][:1]

@@ -1,4 +1,4 @@
-"""Explanations of a failed verification: the first layer that is off, the cause and the remedy."""
+"""Explanations of a failed verification: the first inaccurate layer, the cause and the remedy."""
 
 import json
 from dataclasses import replace
@@ -72,14 +72,14 @@ class Made:
 
 
 def replace_step(bundle: Bundle, core: GraphProto) -> Bundle:
-    """The bundle, with another step graph."""
+    """Replace the step graph of a bundle; return the bundle opened again."""
     for backend in (None, "onnxruntime"):
         onnx.save(stamp(step_graph(core, bundle.config, 1), bundle.precision), bundle.graph("step", backend))
     return listed(bundle)
 
 
 def listed(bundle: Bundle) -> Bundle:
-    """The bundle, with its step graph in the manifest as it now is."""
+    """Update the hash of the step graph in the manifest; return the bundle opened again."""
     files = {**bundle.manifest.files, "step.onnx": sha256(bundle.graph("step"))}
     write_manifest(bundle.path, replace(bundle.manifest, files=files))
     return Bundle.open(bundle.path)
@@ -92,7 +92,7 @@ def sane(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Made:
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Bundle:
-    """One layer is forced into float16 although what it computes is beyond it."""
+    """Bundle in which one layer is computed in float16 although its results exceed the range of float16."""
     made = Made(tmp_path_factory.mktemp("overflow"), steps, large=5e4)
     bundle = made.bundle("fp16")
     assert bundle.manifest.precision.exclude == ("cells.1.hidden_conv",)
@@ -106,7 +106,7 @@ def test_a_planted_overflow_is_found(overflowing: Bundle, most_bytes: int) -> No
     first = explain(overflowing, native=False, threads=1, most_bytes=most_bytes)[0]
     assert (first.layer, first.cause) == ("cells.1.hidden_conv", "overflow")
     assert "hidden_conv" in first.node
-    assert first.step > 1  # hidden states are zero at first
+    assert first.step > 1  # at the first step hidden states are zero
     assert first.largest > 65504
     assert first.advice == "--precision bf16, or --exclude cells.1.hidden_conv"
 
@@ -116,19 +116,19 @@ def test_a_float32_graph_that_the_manifest_does_not_list_is_not_read(bundle_path
     assert explain(Bundle.open(bundle_path), native=False, threads=1) == []
 
 
-def test_verify_names_it_and_what_mends_it(overflowing: Bundle) -> None:
+def test_verify_names_the_overflow_and_the_remedy(overflowing: Bundle) -> None:
     arguments = ["verify", str(overflowing.path), "--backend", "emulated", "--threads", "1", "--against", "reference"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 3
     last = result.stderr.splitlines()[-1]
     assert "first off is cells.1.hidden_conv (overflow); export again with --precision bf16, or --exclude" in last
     assert "overflow" in result.stdout
-    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
-    assert told["why"][0]["layer"] == "cells.1.hidden_conv"
-    assert told["why"][0]["error"] is None  # no number
+    printed = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert printed["why"][0]["layer"] == "cells.1.hidden_conv"
+    assert printed["why"][0]["error"] is None  # infinite
 
 
-def test_wrong_weights_of_one_layer_are_a_convolution(sane: Made) -> None:
+def test_wrong_weights_of_one_layer_have_the_cause_convolution(sane: Made) -> None:
     bundle = sane.bundle("bf16")
     core = typed(sane.core, "bf16")
     weight = next(one for one in core.initializer if one.name == "cells.0.cell_to_output.weight/bf16")
@@ -140,7 +140,7 @@ def test_wrong_weights_of_one_layer_are_a_convolution(sane: Made) -> None:
     assert first.advice == "--exclude cells.0.cell_to_output"
 
 
-def test_values_beyond_what_was_seen_are_cut_off(sane: Made) -> None:
+def test_values_beyond_the_calibrated_range_have_the_cause_overflow(sane: Made) -> None:
     bundle = sane.bundle("int8")
     model = onnx.load(bundle.graph("step"))
     (node, _) = products(sane.core)["cells.0.input_conv"]
@@ -152,7 +152,7 @@ def test_values_beyond_what_was_seen_are_cut_off(sane: Made) -> None:
     assert first.advice == "--calibration with clips like these, or --exclude cells.0.input_conv"
 
 
-def test_errors_that_add_up_are_the_states(sane: Made) -> None:
+def test_errors_that_add_up_over_steps_have_the_cause_state(sane: Made) -> None:
     (only,) = explain(sane.bundle("bf16"), native=False, threads=1)
     assert only.cause == "state"
     assert only.advice == "--precision fp16"
@@ -163,7 +163,7 @@ def test_a_graph_that_agrees_with_itself_has_nothing_to_explain(sane: Made) -> N
     assert explain(sane.bundle("fp32"), native=True, threads=1) == []
 
 
-def test_values_are_compared_within_the_memory_that_is_given(sane: Made) -> None:
+def test_values_are_compared_within_the_given_memory(sane: Made) -> None:
     graph = step_graph(typed(sane.core, "bf16"), CONFIG, 1)
     twin = step_graph(sane.core, CONFIG, 1)
     together, apart = list(_chunks(twin, graph, 64_000_000)), list(_chunks(twin, graph, 20_000))
@@ -172,17 +172,17 @@ def test_values_are_compared_within_the_memory_that_is_given(sane: Made) -> None
     assert [name for names in apart for name in names] == together[0]
 
 
-def test_verify_goes_on_for_as_many_steps_as_it_is_told(sane: Made, tmp_path: Path) -> None:
+def test_verify_continues_for_the_given_number_of_steps(sane: Made, tmp_path: Path) -> None:
     bundle = sane.bundle("fp16")
-    backend, yardstick = open_backend(bundle, "onnxruntime", threads=1), open_backend(bundle, "torch")
-    report = verify(bundle, backend, yardstick, steps=40)
+    backend, in_pytorch = open_backend(bundle, "onnxruntime", threads=1), open_backend(bundle, "torch")
+    report = verify(bundle, backend, in_pytorch, steps=40)
     assert (report.steps, len(report.predictions), len(report.states)) == (5, 40, 40)
-    usual = verify(bundle, backend, yardstick)
+    usual = verify(bundle, backend, in_pytorch)
     assert report.predictions[:5] == usual.predictions
     assert report.final_states == usual.final_states
     assert (report.worst, report.dssim) == (usual.worst, usual.dssim)
     with pytest.raises(ConfigError, match="steps: got 4, the bundle's rollout has 5"):
-        verify(bundle, backend, yardstick, steps=4)
+        verify(bundle, backend, in_pytorch, steps=4)
     with pytest.raises(ConfigError, match="give as many, or more with a yardstick"):
         verify(bundle, backend, steps=6)
     picture = tmp_path / "growth.png"
@@ -193,7 +193,7 @@ def test_verify_goes_on_for_as_many_steps_as_it_is_told(sane: Made, tmp_path: Pa
     assert picture.stat().st_size > 1000
 
 
-def test_a_number_that_is_lost_after_the_rollout_fails(sane: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_after_the_rollout_fails(sane: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = sane.bundle("fp16")
     backend = open_backend(bundle, "onnxruntime", threads=1)
     step, count = backend.step, []
