@@ -1,1 +1,1 @@
-"""TensorRT engines of a bundle: built, proved, kept and put into it."""
+"""TensorRT engines of a bundle: building, checking, caching, refitting and installing them."""

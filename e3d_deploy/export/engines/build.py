@@ -1,4 +1,4 @@
-"""Building of TensorRT engines from the graphs of a bundle, by TensorRT 10 or 11 or TensorRT-RTX."""
+"""Building of TensorRT engines from the graphs of a bundle, with TensorRT 10, TensorRT 11 or TensorRT-RTX."""
 
 import dataclasses
 import hashlib
@@ -24,8 +24,8 @@ from e3d_deploy.runtime.backends.specs import check_runs
 from e3d_deploy.tensorrt_library import Target, library, refusal
 
 RECIPE = "2"
-"""Version of the settings that plan.py gives the builder besides the options. Raise it when they change, so that the
-cache returns no older plan."""
+"""Version of the builder settings in plan.py that are not options. Raise it when these settings change, so that the
+cache returns no outdated plan."""
 
 
 def build(
@@ -40,28 +40,30 @@ def build(
 ) -> dict[str, EngineSidecar]:
     """Build an engine of each graph of a bundle into its folder `engines/`, or take it from the cache.
 
-    Each plan gets a sidecar (`.json`), and its hash goes into the manifest: a plan is native code and
-    is loaded from nowhere else. The bundle stays as it is until all are built.
+    Each plan gets a sidecar (`.json`), and its hash is recorded in the manifest: a plan is native code, and only plans
+    with a recorded hash are loaded. The bundle does not change until all engines are built.
 
     Args:
-        graphs: graphs to build; empty: all. Engines of the others stay where they run together with the new
-            ones.
+        config: options of the builder; None for the defaults.
+        graphs: graphs to build; empty for all. Engines of other graphs are kept if they can run together with the new
+            engines.
+        cache: cache to take engines from and to store them in; None for no cache.
 
     Returns:
         The sidecar of each graph.
 
     Raises:
-        BackendUnavailable: the library is not installed, needs a GPU for this, or does not run the precision.
-        BundleError: the bundle changed meanwhile.
-        ConfigError: an option that the library, or a graph that the bundle does not have.
-        EngineError: the library cannot read or build a graph, with the node and the library's message; or an
-            engine does not compute at its precision.
+        BackendUnavailable: the library is not installed, needs a GPU, or does not run the precision of a graph.
+        BundleError: the bundle changed during the build.
+        ConfigError: the library does not support an option, or the bundle lacks a graph.
+        EngineError: the library cannot read or build a graph, and the message names the node; or an engine does not
+            compute in its precision.
     """
     trt = library(target)
     config = _suited(trt, config or EngineConfig(), target, remark)
     capability = _capability(target, config)
     if capability is None and cache is not None:
-        remark("nothing is cached: the GPU cannot be asked what it is; pip install cuda-core")
+        remark("nothing is cached: the GPU cannot be identified; pip install cuda-core")
         cache = None
     sidecars = {}
     wanted = check_graphs(bundle, graphs)
@@ -77,7 +79,7 @@ def build(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One engine, to be built or taken from the cache."""
+    """Task to build one engine, or to take it from the cache."""
 
     trt: Any
     bundle: Bundle
@@ -87,11 +89,11 @@ class _Job:
     destination: Path
 
     def run(self, cache: EngineCache | None, progress: Notify, remark: Notify) -> EngineSidecar:
-        """Put the plan at its destination; return its sidecar."""
+        """Write the plan to its destination; return its sidecar."""
         if cache is None:
             return self.build(None, progress, remark)
         key = key_of(self.parts)
-        with cache.lock(key, lambda: remark(f"{self.graph}: another process builds the same; waiting for it")):
+        with cache.lock(key, lambda: remark(f"{self.graph}: another process builds this engine; waiting for it")):
             if sidecar := cache.take(self.parts, self.destination, remark):
                 remark(f"{self.graph}: taken from the cache")
                 return dataclasses.replace(sidecar, cached=True)
@@ -101,12 +103,12 @@ class _Job:
                 cache.put(sidecar, self.destination)
                 cache.remember(self.kind, sidecar.build_seconds)
             except OSError as error:
-                remark(f"{self.graph}: not kept in the cache ({error.strerror}: {cache.folder})")
+                remark(f"{self.graph}: not stored in the cache ({error.strerror}: {cache.folder})")
         return sidecar
 
     @property
     def kind(self) -> str:
-        """Kind of build, as a key for durations: builds of one kind take about as long."""
+        """Kind of build, a key for durations: builds of one kind take about the same time."""
         entry = self.bundle.entry(self.graph, self.parts["target"])
         return f"{self.graph} {self.parts['target']} {entry.precision} {entry.nodes} nodes"
 
@@ -147,7 +149,7 @@ class _Job:
 def _parts(
     bundle: Bundle, graph: str, target: Target, builder: str, capability: str | None, config: EngineConfig
 ) -> dict[str, str]:
-    """Return the parts that determine an engine, by name; a timing cache is not one of them."""
+    """Return the inputs that determine an engine, by name; a timing cache is not among them."""
     entry = bundle.entry(graph, target)
     options = {name: value for name, value in config.to_dict().items() if name != "timing_cache"}
     options.pop("compute_capabilities")
@@ -166,11 +168,11 @@ def _parts(
 
 
 def _suited(trt: Any, config: EngineConfig, target: Target, remark: Notify) -> EngineConfig:
-    """Return the options that a library has; a timing cache that it cannot use is left out.
+    """Check that a library supports the options; return them, without a timing cache that it cannot use.
 
     Raises:
-        ConfigError: it lacks an option that would change the engine.
-        BackendUnavailable: it has an option only where there is an NVIDIA driver.
+        ConfigError: the library does not support an option that would change the engine.
+        BackendUnavailable: the library supports an option only with an NVIDIA driver, and none is installed.
     """
     if target == "tensorrt":
         if config.compute_capabilities:
@@ -180,11 +182,11 @@ def _suited(trt: Any, config: EngineConfig, target: Target, remark: Notify) -> E
             )
         return config
     if config.version_compatible:
-        raise ConfigError("version_compatible: TensorRT-RTX does not have it; build again when the library changes")
+        raise ConfigError("version_compatible: TensorRT-RTX does not support it; build again when the library changes")
     if config.hardware_compatibility != "none":
         raise ConfigError(
-            "hardware_compatibility: TensorRT-RTX does not have it, its engines are portable; --compute-capability "
-            "names the GPUs that one is for"
+            "hardware_compatibility: TensorRT-RTX does not support it, because its engines are portable; name the GPUs "
+            "that an engine is for with --compute-capability"
         )
     for capability in config.compute_capabilities:
         if words := refusal(trt, capability):
@@ -193,17 +195,17 @@ def _suited(trt: Any, config: EngineConfig, target: Target, remark: Notify) -> E
         remark(f"the engines are for other machines: {words}")
     if config.refittable and not machine()["nvidia_driver"]:
         raise BackendUnavailable(
-            "refittable: TensorRT-RTX builds such engines only where there is an NVIDIA driver, and here is none; "
-            "leave --refit out, or build on the device"
+            "refittable: TensorRT-RTX builds such engines only with an NVIDIA driver, and none is installed here; "
+            "omit --refit, or build on the device"
         )
     if config.timing_cache is not None:
-        remark("the timing cache is left alone: TensorRT-RTX times no kernels when it builds")
+        remark("the timing cache is not used: TensorRT-RTX times no kernels when it builds")
         return dataclasses.replace(config, timing_cache=None)
     return config
 
 
 def _capability(target: Target, config: EngineConfig) -> str | None:
-    """Return what an engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`; None if the GPU cannot be queried."""
+    """Return the GPUs that an engine is for: `portable`, `8.6,8.9` or `9.0 NVIDIA H200`; None if unknown."""
     if target == "tensorrt-rtx":
         return ",".join(config.compute_capabilities) or "portable"
     try:

@@ -1,7 +1,8 @@
-"""Plans kept for the next build of the same: found by what they were made of, whole or not there, the oldest go first.
+"""Cache of TensorRT plans, which later builds from the same inputs reuse.
 
-An entry is a folder named by its key, with the plan and its sidecar; what has other names in the folder is none of the
-cache's. Nothing here is a reason to trust a plan: a bundle takes one over together with its hash.
+An entry is a folder that contains a plan and its sidecar. The name of the folder is the key, a hash of the inputs of
+the build. Entries appear atomically, and the least recently used ones are removed first. Other files in the cache
+folder are left alone. The cache does not make plans safe to load: a bundle records the hash of each plan that it takes.
 """
 
 import hashlib
@@ -23,39 +24,41 @@ from e3d_deploy.progress import Notify, silent
 
 PLAN, SIDECAR, DURATIONS = "engine.plan", "engine.json", "durations.json"
 LIMIT_BYTES = 10_000_000_000
+"""Default limit for the size of all plans together (bytes)."""
 KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def key_of(parts: Mapping[str, str]) -> str:
-    """The key of what was made of these parts."""
+    """Return the cache key of an engine built from `parts`, the inputs of the build by name."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class CachedEngine:
-    """An engine in the cache."""
+    """Entry of the cache."""
 
     key: str
     sidecar: EngineSidecar
     nbytes: int
     used: datetime
-    """When it was last built or taken."""
+    """Time when the engine was last built or taken."""
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """Parts that its key is made of."""
+        """Inputs of the build by name, from which the key is computed."""
         return self.sidecar.parts or {}
 
 
 class EngineCache:
-    """Engines in a folder that only its owner can write to.
+    """Cache of engines in a folder that only its owner can write to.
 
     Args:
-        limit_bytes: of all plans together; beyond, those that nobody used for longest are removed.
-        create: make the folder where there is none, and remove what killed builds left in it.
+        limit_bytes: limit for the size of all plans together; beyond it, the least recently used plans are removed.
+        create: create the folder if it does not exist, and remove leftovers of killed builds.
 
     Raises:
-        ConfigError: others could put plans into the folder, and a plan is native code; or there is none.
+        ConfigError: other users can write to the folder, so they could place native code there; or `create` is False
+            and the folder does not exist.
     """
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES, create: bool = True) -> None:
@@ -63,32 +66,32 @@ class EngineCache:
         if create:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         elif (file := file_above(self.folder / "key")) is not None:
-            raise ConfigError(f"{self.folder}: {file} is no folder; name another one with --cache, or remove it")
+            raise ConfigError(f"{self.folder}: {file} is not a folder; give another one with --cache, or remove it")
         elif not self.folder.is_dir():
-            raise ConfigError(f"{self.folder}: no such folder; `e3d build` makes it, or name another with --cache")
+            raise ConfigError(f"{self.folder}: no such folder; `e3d build` creates it, or give another with --cache")
         status = self.folder.stat()
         if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
             raise ConfigError(
-                f"{self.folder}: others can write there, and engines are native code; `chmod go-w` it, or name "
-                "another folder with --cache"
+                f"{self.folder}: other users can write to it, and engines are native code; run `chmod go-w` on it, or "
+                "give another folder with --cache"
             )
         if create:
             self._tidy()
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Be the only one that builds an engine; `waiting` is called if another process does."""
+        """Hold the lock for building the engine of a key; `waiting` is called if another process holds the lock."""
         with locked(self.folder / f"{key}.lock", waiting):
             yield
 
     def take(self, parts: Mapping[str, str], destination: Path, remark: Notify = silent) -> EngineSidecar | None:
-        """Put the plan that was made of `parts` at `destination`, where no file is; None if there is none.
+        """Place the plan that was built from `parts` at `destination`, a path without a file.
 
-        The file is shared with the cache where the file system can do that. It is hashed unless size and time of
-        its last change are those with which it was written. A damaged entry is removed.
+        The plan is a hard link to the file in the cache, or a copy if the file system does not support links. It is
+        hashed unless its size and modification time are those recorded when it was cached. A damaged entry is removed.
 
         Returns:
-            Its sidecar.
+            The sidecar of the plan, or None if the cache has no such plan.
         """
         key = key_of(parts)
         try:
@@ -105,13 +108,13 @@ class EngineCache:
                 return None
         except ValueError:
             pass
-        remark(f"cache entry {key[:12]} is damaged and not used; building anew")
+        remark(f"cache entry {key[:12]} is damaged and was removed; building again")
         destination.unlink(missing_ok=True)
         self.remove(key)
         return None
 
     def put(self, sidecar: EngineSidecar, plan: Path) -> None:
-        """Keep a plan, and remove others to make room; one that is larger than the limit is not kept."""
+        """Store a plan, and remove others to make room; a plan that is larger than the limit is not stored."""
         if plan.stat().st_size > self.limit_bytes:
             return
         key = key_of(sidecar.parts or {})
@@ -125,7 +128,7 @@ class EngineCache:
         self._trim(keep=key)
 
     def difference(self, parts: Mapping[str, str], graph: str) -> str:
-        """Return the parts that differ from the most similar entry of a graph, such as `builder 1.7.1 → 1.8.0`."""
+        """Describe how `parts` differ from the most similar entry of a graph, such as `builder 1.7.1 → 1.8.0`."""
 
         def changed(other: Mapping[str, str]) -> list[str]:
             return [name for name in {**parts, **other} if parts.get(name) != other.get(name)]
@@ -137,7 +140,7 @@ class EngineCache:
         return ", ".join(f"{name} {_short(nearest.get(name))} → {_short(parts.get(name))}" for name in changed(nearest))
 
     def entries(self) -> list[CachedEngine]:
-        """Return the readable entries, the most recently used last."""
+        """Return the readable entries, most recently used last."""
         found = []
         for key in self.keys():
             with suppress(OSError, ValueError):
@@ -147,7 +150,7 @@ class EngineCache:
         return sorted(found, key=lambda one: one.used)
 
     def damaged(self) -> dict[str, str]:
-        """Return the fault of each damaged entry, by its key; every plan is hashed."""
+        """Hash every plan; return the fault of each damaged entry by its key."""
         found = {}
         for key in self.keys():
             folder = self.folder / key
@@ -155,26 +158,28 @@ class EngineCache:
                 if self._sidecar(key).sha256 != sha256(folder / PLAN):
                     found[key] = "the plan is not the one that was built"
             except OSError as error:
-                if folder.exists():  # else it was removed meanwhile
+                if folder.exists():  # otherwise the entry was removed meanwhile
                     found[key] = f"{Path(error.filename).name} cannot be read ({error.strerror})"
             except ValueError as error:
-                found[key] = f"its sidecar is none ({error})"
+                found[key] = f"its sidecar is invalid ({error})"
         return found
 
     def remove(self, key: str) -> None:
-        """Remove an entry, if it is there."""
+        """Remove an entry if it exists."""
         with workspace(self.folder / "entry") as folder, suppress(FileNotFoundError):
-            (self.folder / key).rename(folder / key)  # at once; its files go with the workspace
+            (self.folder / key).rename(folder / key)  # atomic; the workspace is deleted with it
 
     def matching(self, prefix: str) -> str:
-        """The one key that begins so.
+        """Return the only key that begins with `prefix`.
 
         Raises:
-            ConfigError: none does, or several.
+            ConfigError: no key begins with `prefix`, or more than one key does.
         """
         keys = [key for key in self.keys() if key.startswith(prefix)]
         if len(keys) != 1:
-            raise ConfigError(f"{prefix!r}: begins {len(keys) or 'no'} keys of {self.folder}; see `e3d cache ls`")
+            raise ConfigError(
+                f"{prefix!r}: matches {len(keys) or 'no'} keys in {self.folder}, expected one; see `e3d cache ls`"
+            )
         return keys[0]
 
     def keys(self) -> list[str]:
@@ -182,16 +187,17 @@ class EngineCache:
         return sorted(file.name for file in self.folder.iterdir() if file.is_dir() and KEY.fullmatch(file.name))
 
     def duration(self, kind: str) -> float | None:
-        """Seconds that the last build of a kind took."""
+        """Return the time of the last build of a kind (s); None if unknown."""
         value = self._durations().get(kind)
         return float(value) if isinstance(value, int | float) else None
 
     def remember(self, kind: str, seconds: float) -> None:
+        """Record the time of a build, for `duration`."""
         text = json.dumps({**self._durations(), kind: seconds}, indent=2) + "\n"
         write_file(self.folder / DURATIONS, text.encode())
 
     def _tidy(self) -> None:
-        """Remove what killed builds left."""
+        """Remove leftovers of killed builds."""
         for name in ("entry", DURATIONS):
             with workspace(self.folder / name):
                 pass
@@ -204,7 +210,8 @@ class EngineCache:
         """Return the sidecar of a plan.
 
         Raises:
-            OSError, ValueError: nothing.
+            OSError: the sidecar cannot be read.
+            ValueError: the sidecar is invalid or belongs to another key.
         """
         sidecar = EngineSidecar.from_json(json.loads((self.folder / key / SIDECAR).read_text()))
         if key_of(sidecar.parts or {}) != key:
@@ -227,7 +234,7 @@ class EngineCache:
 
 
 def place(source: Path, destination: Path) -> None:
-    """The same file under a second name, or a copy where that cannot be."""
+    """Hard-link a file to another path, or copy it if a link is not possible."""
     try:
         os.link(source, destination)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Choices of a build that the user leaves open, and what it will cost."""
+"""Defaults of a build, and an estimate of its time and size."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -10,34 +10,36 @@ from e3d_deploy.progress import duration
 from e3d_deploy.tensorrt_library import MODULES, Target, remedy
 
 STEP_NODES, STEP_SECONDS, GROWTH = 176, 0.8, 1.27
-"""Build of a float32 step of 2×40 (nodes, s), and the power of the number of nodes that the time grows by."""
+"""Measured build of a float32 step with two layers of 40 channels: its number of nodes, its time (s), and the exponent
+with which the time grows with the number of nodes."""
 WEIGHTS_SHARE, NODE_BYTES = 1.3, 6500
-"""Size of a plan with one profile: bytes per byte of weights, and per node; within 40 % of those of docs/engines.md."""
+"""Size of a plan with one profile: bytes per byte of weights, and bytes per node. Estimates are within 40 % of the
+sizes in docs/engines.md."""
 
 
 def default_target() -> Target:
-    """Return the TensorRT library of this machine.
+    """Return the TensorRT library that is installed on this machine and can build here.
 
     Raises:
-        ConfigError: there are two, so the user has to say which.
-        BackendUnavailable: there is none.
+        ConfigError: two libraries can build here, so the user has to choose one.
+        BackendUnavailable: no library can build here.
     """
     found = [target for target in get_args(Target) if has_library(MODULES[target][0])]
     if "tensorrt" in found and not has_nvidia_driver():
-        found.remove("tensorrt")  # it builds on the GPU alone
+        found.remove("tensorrt")  # it builds on a GPU only
     if len(found) > 1:
-        raise ConfigError(f"--target: {' and '.join(found)} are both installed here; say which with --target")
+        raise ConfigError(f"--target: {' and '.join(found)} are both installed here; choose one with --target")
     if not found:
-        raise BackendUnavailable(f"--target: no library that builds engines here; {remedy('tensorrt-rtx')}")
+        raise BackendUnavailable(f"--target: no library here can build engines; {remedy('tensorrt-rtx')}")
     target: Target = found[0]
     return target
 
 
 def check_graphs(bundle: Bundle, graphs: Sequence[str]) -> tuple[str, ...]:
-    """Return the graphs that were asked for; all of a bundle if none were.
+    """Return the requested graphs, or all graphs of the bundle if `graphs` is empty.
 
     Raises:
-        ConfigError: the bundle does not have one.
+        ConfigError: the bundle lacks a requested graph.
     """
     for graph in graphs:
         if graph not in bundle.graphs:
@@ -46,20 +48,20 @@ def check_graphs(bundle: Bundle, graphs: Sequence[str]) -> tuple[str, ...]:
 
 
 def cost(bundle: Bundle, graphs: Sequence[str], target: Target) -> str:
-    """Return in words about how long the builds of graphs take, and how large their plans are together."""
+    """Describe how long the builds of graphs take, and how large their plans are together."""
     seconds, nbytes = (sum(one) for one in zip(*(estimate(bundle, graph, target) for graph in graphs), strict=True))
     return f"{', '.join(graphs)}: about {duration(seconds)} on an idle machine, and {nbytes / 1e6:.0f} MB"
 
 
 def estimate(bundle: Bundle, graph: str, target: Target) -> tuple[float, float]:
-    """Return about how long the build of a graph takes (s, on 2 idle cores) and how large its plan is (bytes)."""
+    """Estimate the time of the build of a graph on two idle cores (s), and the size of its plan (bytes)."""
     nodes = bundle.entry(graph, target).nodes
     weights = _weights_bytes(bundle, graph, target)
     return STEP_SECONDS * (nodes / STEP_NODES) ** GROWTH, WEIGHTS_SHARE * weights + NODE_BYTES * nodes
 
 
 def _weights_bytes(bundle: Bundle, graph: str, target: Target) -> int:
-    """Return the size of the weights that a graph reads; its files hold others too, such as those in float32."""
+    """Return the size of the weights that a graph reads (bytes); its weight files may contain others too."""
     import onnx
 
     weights = onnx.load_from_string(bundle.onnx(graph, target)).graph.initializer

@@ -1,4 +1,4 @@
-"""Engines on their way into a bundle: made beside it, then moved in together with the manifest's word for them."""
+"""Installation of engines: plans are staged in a workspace of the bundle, then moved in with their manifest entries."""
 
 import json
 import logging
@@ -20,20 +20,23 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def staging(bundle: Bundle) -> Iterator[Path]:
-    """A folder for plans within the bundle, gone at the end; what killed builds left of theirs goes first."""
+    """Yield a temporary folder for plans within the bundle; leftovers of killed builds are removed first."""
     with workspace(bundle.path / ENGINES) as folder:
         yield folder
 
 
 def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, EngineSidecar]) -> None:
-    """Make the plans `GRAPH.TARGET.plan` in a stage the bundle's engines of these graphs for a target.
+    """Install the plans `GRAPH.TARGET.plan` of the folder `stage` as engines of the bundle.
 
-    Everything is on the disk before the bundle changes. Older engines of the same leave the manifest first, so that
-    at no moment it speaks of files that are gone: a build killed in between leaves a bundle without engines. Engines
-    of other graphs that would fail beside the new ones, when they are first run, leave too, and the log names them.
+    All files are on disk before the bundle changes. The manifest first drops the engines that are replaced, so that it
+    never lists a missing file; if the process is killed at that point, the bundle lacks these engines. Engines of other
+    graphs that cannot be run together with the new ones are removed too, and a warning names them.
+
+    Args:
+        sidecars: sidecars of the new engines by graph.
 
     Raises:
-        BundleError: the bundle was exported anew since they were made.
+        BundleError: the bundle was exported again after the engines were built.
     """
     sheets = {f"{graph}.{target}": sidecar for graph, sidecar in sidecars.items()}
     added = {}
@@ -46,7 +49,7 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         now = replace(bundle, manifest=manifest)
         for graph, sidecar in sidecars.items():
             if any(getattr(sidecar, name) != digest for name, digest in sources(now, graph, target).items()):
-                raise BundleError(f"{bundle.path}: exported anew while its engines were made; build again")
+                raise BundleError(f"{bundle.path}: exported again while its engines were built; build them again")
         odd = _unfit(manifest, target, sidecars)
         gone = {*added, *(f"{ENGINES}{name}{suffix}" for name in odd for suffix in (".plan", ".json"))}
         files = {name: digest for name, digest in manifest.files.items() if name not in gone}
@@ -70,15 +73,15 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         (stage / "manifest.1").replace(bundle.path / MANIFEST)
     for name in odd:
         log.warning(
-            "%s: its engine %s is removed, as it was built by another version of the library, for other GPUs or for "
-            "other numbers of streams than the new ones; build it again in the same way",
+            "%s: its engine %s was removed, because it was built by another version of the library, for other GPUs or "
+            "for other numbers of streams than the new engines; build it again with the same options",
             bundle.path,
             name,
         )
 
 
 def _unfit(manifest: Manifest, target: str, sidecars: Mapping[str, EngineSidecar]) -> list[str]:
-    """Return the names of older engines of a target that cannot be run together with new ones."""
+    """Return the names of the older engines of a target that cannot be run together with the new ones."""
     return [
         name
         for name, older in manifest.engines.items()
@@ -88,17 +91,18 @@ def _unfit(manifest: Manifest, target: str, sidecars: Mapping[str, EngineSidecar
 
 
 def _fit_together(one: EngineSidecar, other: EngineSidecar) -> bool:
-    """Return True if whoever runs one engine can run the other, on the same streams."""
+    """Return True if one process can run both engines, with the same numbers of streams."""
     first, second = (
         (each.builder, each.compute_capability, each.options.version_compatible, each.options.hardware_compatibility)
         for each in (one, other)
     )
-    streams = {_streams(each) for each in (one, other)} - {None}  # a refitted engine does not say
+    streams = {_streams(each) for each in (one, other)} - {None}  # None: a refitted engine
     return first == second and len(streams) <= 1
 
 
 def _streams(sidecar: EngineSidecar) -> str | None:
-    """Return the numbers of streams that an engine was built for; those of any default are the same."""
+    """Return the profile that an engine was built for, or None if unknown; all default profiles count as equal."""
     built = None if sidecar.parts is None else sidecar.parts.get("profile")
-    # The default step has a profile more than the other graphs, for streams that are renewed, which forecast alone.
+    # By default the step has a profile for two streams, which the other graphs lack: renewal steps two states in one
+    # call, but forecasts of one stream only.
     return profile(default_buckets("rollout")) if built == profile(default_buckets(sidecar.graph)) else built

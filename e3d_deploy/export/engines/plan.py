@@ -1,4 +1,7 @@
-"""One graph to one TensorRT plan: every call of the builder, for TensorRT 10, 11 and TensorRT-RTX."""
+"""Build of one graph into a TensorRT plan; contains every call of the builder of TensorRT 10, 11 and TensorRT-RTX.
+
+A *bucket* is the fewest, usual and most streams for which an engine has one optimization profile.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +16,9 @@ from e3d_deploy.progress import Notify, silent
 from e3d_deploy.tensorrt_library import make_logger
 
 BATCH = "batch"
-"""Name of the one axis of a graph that may be open."""
+"""Name of the only axis of a graph that may be dynamic."""
 ONE_STREAM, TWO_STREAMS = (1, 1, 1), (2, 2, 2)
+"""Buckets of exactly one and two streams."""
 ADVICE = (
     ("Turing", "leave 7.5 out of --compute-capability: TensorRT-RTX has no float32 products for it"),
     ("HW-specific datatypes", "bfloat16 runs on 8.0 and later, FP8 on 8.9; leave others out of --compute-capability"),
@@ -22,7 +26,7 @@ ADVICE = (
     ("libnvinfer_lean", "install tensorrt-lean, or leave --version-compatible out"),
     ("CUDA driver version", "this needs an NVIDIA GPU and its driver"),
 )
-"""Words of the builder, and what to do about them."""
+"""Words in messages of the builder, each with advice to the user."""
 
 
 def build_plan(
@@ -35,27 +39,28 @@ def build_plan(
     progress: Notify = silent,
     remark: Notify = silent,
 ) -> bytes:
-    """The engine of one graph, serialised.
+    """Build the engine of one graph; return its plan.
 
     Args:
-        trt: the library's module.
-        tf32: let float32 products be computed in TF32.
-        expected: seconds that the last such build took, to be shown with the progress.
+        trt: module of the library.
+        tf32: allow float32 products to be computed in TF32.
+        expected: time of the last build of this kind, shown with the progress (s).
 
     Raises:
-        ConfigError: an option that this version of the library does not know.
-        BackendUnavailable: the library finds no GPU and needs one.
-        EngineError: the graph cannot be read or built; KeyboardInterrupt ends the build.
+        ConfigError: this version of the library does not support an option.
+        BackendUnavailable: the library needs a GPU and finds none.
+        EngineError: the graph cannot be read or built.
+        KeyboardInterrupt: Ctrl-C was pressed, and the build was cancelled.
     """
     logger = make_logger(trt)
     try:
         builder = trt.Builder(logger)
-    except TypeError as error:  # how the bindings say that there is no builder
+    except TypeError as error:  # the bindings raise it if the library returns no builder
         raise BackendUnavailable(
-            f"TensorRT {trt.__version__}: cannot begin to build ({logger.reason}); it builds on the GPU that the "
-            "engine is for, and needs its driver; TensorRT-RTX builds without"
+            f"TensorRT {trt.__version__}: cannot create a builder ({logger.reason}); TensorRT builds on the GPU that "
+            "the engine is for, and needs its driver; TensorRT-RTX builds without a GPU"
         ) from error
-    # TensorRT 10 must be told that the types are in the graph; 11 and RTX know nothing else.
+    # TensorRT 10 takes the types from the graph only with this flag; TensorRT 11 and TensorRT-RTX always do.
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if flag is None else 1 << int(flag))
     parser = trt.OnnxParser(network, logger)
@@ -84,16 +89,17 @@ def build_plan(
 
 
 def default_buckets(graph: str) -> tuple[tuple[int, int, int], ...]:
-    """Return the buckets of a graph with an open batch when none are named.
+    """Return the default buckets of a graph whose batch is dynamic.
 
-    One stream, and for the step two: a stream that is renewed steps two states together. Nothing forecasts two streams
-    in one call by default, and the larger graphs would take twice the time and space.
+    Each graph has a bucket of one stream. The step has a bucket of two streams too, because a stream with renewal
+    steps two states in one call. The other graphs do not need it by default: no two streams are forecast in one call,
+    and a second bucket would double the time and space of these larger graphs.
     """
     return (ONE_STREAM, TWO_STREAMS) if graph == "step" else (ONE_STREAM,)
 
 
 def profile(buckets: Iterable[tuple[int, int, int]]) -> str:
-    """Return buckets as the parts of a cache key name them, such as `1 1 1, 2 2 2`."""
+    """Format buckets for the cache key, such as `1 1 1, 2 2 2`."""
     return ", ".join(" ".join(map(str, bucket)) for bucket in buckets)
 
 
@@ -109,20 +115,20 @@ def _not_built(trt: Any, graph: Path, reason: str) -> str:
 
 def _set_options(trt: Any, settings: Any, config: EngineConfig, tf32: bool) -> None:
     settings.builder_optimization_level = config.optimization_level
-    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the inspector
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets the inspector list types
     settings.max_aux_streams = 0
     if not tf32:
-        settings.clear_flag(trt.BuilderFlag.TF32)  # set unless it is cleared, although the graph says float32
+        settings.clear_flag(trt.BuilderFlag.TF32)  # the builder sets this flag by default
     if config.workspace_bytes is not None:
         settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, config.workspace_bytes)
     if config.version_compatible:
         settings.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        # Else the plan carries code for the host, which the runtime never lets run.
+        # Without this flag the plan contains code for the host, which the TensorRT backend never allows to run.
         settings.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if config.refittable:
         settings.set_flag(trt.BuilderFlag.REFIT)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # Memory is the runtime's own, and a step that allocated some could not be captured.
+        # The TensorRT backend allocates all memory; a step that allocates could not be captured in a CUDA graph.
         settings.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if config.hardware_compatibility != "none":
         name = config.hardware_compatibility.upper().replace("-", "_")
@@ -139,21 +145,21 @@ def _member(trt: Any, enum: str, name: str, what: str) -> Any:
     values = getattr(trt, enum, None)
     if not hasattr(values, name):
         known = ", ".join(member for member in dir(values) if member.isupper())
-        raise ConfigError(f"{what}: TensorRT {trt.__version__} does not know it, only {known or 'none'}")
+        raise ConfigError(f"{what}: TensorRT {trt.__version__} does not support it, only {known or 'none'}")
     return getattr(values, name)
 
 
 def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfig, graph: Path, remark: Notify) -> None:
-    """A profile for each bucket, where the graph's batch is open."""
+    """Add an optimization profile for each bucket, if the batch of the graph is dynamic."""
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     open_axes = [(one, axis) for one in inputs for axis, size in enumerate(one.shape) if size == -1]
     for one, axis in open_axes:
         if one.get_dimension_name(axis) != BATCH:
             name = one.get_dimension_name(axis) or f"number {axis}"
-            raise EngineError(f"{graph}: axis {name} of {one.name} is open, and only one named {BATCH} may be")
+            raise EngineError(f"{graph}: axis {name} of {one.name} is dynamic, and only an axis named {BATCH} may be")
     if not open_axes:
         if config.batches:
-            remark(f"{graph.name}: runs a fixed number of streams, so the batch buckets say nothing to it")
+            remark(f"{graph.name}: runs a fixed number of streams, so the batch buckets are ignored")
         return
     for bucket in config.batches or default_buckets(graph.stem):
         profile = builder.create_optimization_profile()
@@ -162,7 +168,7 @@ def _add_profiles(builder: Any, settings: Any, network: Any, config: EngineConfi
             if -1 in one.shape:
                 profile.set_shape(one.name, *shapes)
         if settings.add_optimization_profile(profile) == -1:
-            raise EngineError(f"{graph}: the builder takes no profile for {' to '.join(map(str, bucket))} streams")
+            raise EngineError(f"{graph}: the builder refuses a profile for {', '.join(map(str, bucket))} streams")
 
 
 def _load_timing(settings: Any, file: Path, remark: Notify) -> None:
@@ -170,11 +176,11 @@ def _load_timing(settings: Any, file: Path, remark: Notify) -> None:
         cache = settings.create_timing_cache(content)
         if cache is not None and settings.set_timing_cache(cache, False):
             return
-        remark(f"{file}: is of another GPU or version of TensorRT, so it begins anew")
+        remark(f"{file}: belongs to another GPU or version of TensorRT, and is replaced")
 
 
 def _save_timing(settings: Any, file: Path, remark: Notify) -> None:
     try:
         write_file(file, bytes(settings.get_timing_cache().serialize()))
     except OSError as error:
-        remark(f"{file}: not written ({error.strerror}); the engine is none the worse")
+        remark(f"{file}: not written ({error.strerror}); the engine is not affected")

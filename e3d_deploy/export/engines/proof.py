@@ -1,4 +1,8 @@
-"""At which precision an engine computes: asked of the engine where a GPU can load it, else of its typed graph."""
+"""Check of the precision in which an engine computes its products, which are convolutions and matrix products.
+
+TensorRT's engine inspector lists the precisions if a GPU can load the engine. Otherwise they are taken from the types
+in the ONNX graph.
+"""
 
 import json
 from collections import Counter
@@ -11,7 +15,7 @@ from e3d_deploy.policies import MIN_SHARE
 from e3d_deploy.tensorrt_library import make_logger
 
 WIDTH = {"fp32": 32, "tf32": 19, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4, "fp4": 4}
-"""Precisions that a graph can ask for or an engine can have, bits."""
+"""Width of each precision that a graph may request or an engine may have (bits)."""
 NAMES = {
     "bf16": ("bfloat16", "bf16"),
     "fp16": ("float16", "half", "fp16"),
@@ -21,18 +25,21 @@ NAMES = {
     "int8": ("int8",),
     "int4": ("int4",),
 }
-"""Inspector's words for each precision, alone or as in "Row major linear FP16 format"; the first match counts."""
+"""Words for each precision in the inspector's output, alone or in texts such as "Row major linear FP16 format"; the
+first precision with a match counts."""
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum")
+"""Operators that are counted as products in an ONNX graph."""
 
 
 def prove(trt: Any, plan: bytes, graph: bytes, requested: str) -> Proof:
-    """Return the precision that was asked of a plan and the one that it computes in.
+    """Check that a plan computes in the precision that was requested.
 
     Returns:
-        The proof. TF32 is a permission that the graph does not show: it proves "tf32 allowed".
+        The requested precision, the precision found and the counts behind it. TF32 is only a permission, which a graph
+        does not show; if no product is seen to use it, the precision found is "tf32 allowed".
 
     Raises:
-        EngineError: it does not do what was asked.
+        EngineError: the plan does not compute in the requested precision.
     """
     layers, by = inspected(trt, plan), "inspector"
     if not layers:
@@ -41,10 +48,14 @@ def prove(trt: Any, plan: bytes, graph: bytes, requested: str) -> Proof:
 
 
 def judge(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:
-    """Return the precision that the convolutions and matrix products prove, "tf32 allowed" if TF32 is not seen in use.
+    """Return the requested precision if the counts confirm it, or "tf32 allowed" if TF32 is not seen in use.
+
+    Args:
+        layers: number of products by precision.
+        by: origin of the counts, for the error.
 
     Raises:
-        EngineError: too few of them have it, or some have a narrower one.
+        EngineError: `requested` is unknown, too few products have it, or a product has a narrower precision.
     """
     if requested not in WIDTH:
         raise EngineError(f"precision: got {requested!r}, expected one of {', '.join(WIDTH)}; export the model again")
@@ -55,16 +66,16 @@ def judge(requested: str, layers: Mapping[str, int], by: str = "graph") -> str:
     narrower = [name for name in layers if WIDTH.get(name, 32) < WIDTH[requested]]
     if not total or having < MIN_SHARE * total or narrower:
         raise EngineError(
-            f"precision: {requested} was asked for, and the {by} shows of the convolutions and matrix products "
+            f"precision: {requested} was requested, but the {by} shows these convolutions and matrix products: "
             f"{found}; export the model again at the precision that you want"
         )
     return "tf32 allowed" if requested == "tf32" and not layers.get("tf32") else requested
 
 
 def inspected(trt: Any, plan: bytes) -> Counter[str] | None:
-    """The same counts from the engine itself; None where no GPU can load it.
+    """Count the products of an engine by precision; return None if no GPU can load it or it lists no types.
 
-    The plan must be one that was built just now: it is native code.
+    The plan must come from a build of this process: it is native code, and loading it runs it.
     """
     logger = make_logger(trt)
     runtime = trt.Runtime(logger)
@@ -74,7 +85,8 @@ def inspected(trt: Any, plan: bytes) -> Counter[str] | None:
     inspector = engine.create_engine_inspector()
     context = engine.create_execution_context()
     if context is not None:
-        inspector.execution_context = _shaped(trt, engine, context)  # else open shapes hide the types
+        # The inspector lists no types for layers with dynamic shapes, so the inputs get shapes first.
+        inspector.execution_context = _shaped(trt, engine, context)
     return in_engine(json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)))
 
 
@@ -87,13 +99,13 @@ def _shaped(trt: Any, engine: Any, context: Any) -> Any:
 
 
 def in_engine(information: Mapping[str, Any]) -> Counter[str] | None:
-    """Counts from the inspector's JSON, of TensorRT 10 and 11; None if it has no types.
+    """Count products by precision in the inspector's JSON of TensorRT 10 or 11; return None if it lists no types.
 
-    A layer computes in the type of its first input that is a number; what it writes may be wider.
+    A product computes in the precision of its first input that has one; its output may be wider.
     """
     counts: Counter[str] = Counter()
     for layer in information.get("Layers", ()):
-        if not isinstance(layer, dict):  # names alone: the plan was built without details
+        if not isinstance(layer, dict):  # only a name: the plan was built without details
             continue
         if not _multiplies(str(layer.get("LayerType", "")).lower(), str(layer.get("Name", "")).lower()):
             continue
@@ -108,13 +120,13 @@ def _multiplies(kind: str, name: str) -> bool:
 
 
 def _precision(tensor: Mapping[str, Any]) -> str | None:
-    """The precision of an input: `Format/Datatype` in TensorRT 10, `Datatype` beside `Format` in 11."""
+    """Return the precision of an input, from `Format/Datatype` in TensorRT 10 or `Datatype` in TensorRT 11."""
     text = str(tensor.get("Format/Datatype") or tensor.get("Datatype") or tensor.get("DataType") or "").lower()
     return next((name for name, words in NAMES.items() if any(word in text for word in words)), None)
 
 
 def in_graph(content: bytes) -> Counter[str]:
-    """Counts from the types in an ONNX graph, which a strongly typed network keeps."""
+    """Count products by precision in an ONNX graph, whose types a strongly typed network keeps."""
     import onnx
     from onnx import TensorProto
 

@@ -1,4 +1,4 @@
-"""Engines with other weights, without building them again: those of one bundle for another of the same form."""
+"""Refit of engines: give the engines of one bundle the weights of another, without building them again."""
 
 import hashlib
 from dataclasses import replace
@@ -22,27 +22,28 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, EngineSidecar]:
-    """Give a bundle the engines of another, with its own weights.
+    """Give a bundle the engines of another bundle, refitted with its own weights.
 
-    All weights that an engine lets be replaced are, or it is refused. What it computes then has to be verified on
-    the GPU, as after a build.
+    Every replaceable weight of an engine is replaced, or the refit is refused. The refitted engines have to be
+    verified on the GPU, as after a build.
 
     Args:
-        source: a bundle with engines that were built to be refitted, of graphs that differ in weights alone.
+        source: bundle with refittable engines, whose graphs differ from those of `bundle` in weights only.
 
     Returns:
-        The sidecar of each graph; `refitted_from` names the plan that it comes from.
+        The sidecar of each graph; its `refitted_from` is the hash of the plan of `source`.
 
     Raises:
-        BackendUnavailable: the library is not installed, or no GPU can load an engine here.
-        BundleError: a plan of the source that may not be loaded, or the bundle was exported anew meanwhile.
-        EngineError: engines that cannot be refitted, graphs of another form, or a weight that is missing.
+        BackendUnavailable: the library is not installed, or no GPU here can load an engine.
+        BundleError: a plan of `source` must not be loaded, or `bundle` was exported again meanwhile.
+        EngineError: `source` has no engines or they are not refittable, the graphs differ in more than weights, a
+            weight is missing, or the refit fails.
     """
     trt = library(target)
     names = [name for name in bundle.graphs if f"{name}.{target}" in source.manifest.engines]
     if not names:
         raise EngineError(
-            f"{source.path}: has no engine of {target}; `e3d build {source.path} --target {target} --refit` makes them"
+            f"{source.path}: has no engine for {target}; run `e3d build {source.path} --target {target} --refit`"
         )
     sidecars = {}
     with staging(bundle) as stage:
@@ -50,16 +51,22 @@ def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = 
             sidecar = source.manifest.engines[f"{name}.{target}"]
             if not sidecar.options.refittable:
                 raise EngineError(
-                    f"{source.path}: its {name}.{target} was built without --refit; build it again with it"
+                    f"{source.path}: its engine {name}.{target} was built without --refit; build it again with it"
                 )
             if found := difference(source.onnx(name, target), bundle.onnx(name, target)):
-                raise EngineError(f"{name}: {bundle.path} differs from {source.path} in more than weights: {found}")
+                raise EngineError(
+                    f"{name}: {bundle.path} differs from {source.path} in more than weights: {found}; build the engine "
+                    "with `e3d build`"
+                )
             progress(f"{name}: refitting")
             old = load_plan(source, name, target=target, version=trt.__version__)
             plan = _refitted(trt, old, bundle.graph(name, target))
             check_sources(bundle, name, target)
             if plan == old and weights_sha256(bundle) != weights_sha256(source):
-                raise EngineError(f"{name}: the weights differ and the refitted engine does not; build it anew")
+                raise EngineError(
+                    f"{name}: the refitted engine equals the old one although the weights differ; build the engine "
+                    "with `e3d build`"
+                )
             (stage / f"{name}.{target}.plan").write_bytes(plan)
             made_from = sources(bundle, name, target)
             sidecars[name] = replace(
@@ -85,8 +92,8 @@ def _refitted(trt: Any, plan: bytes, graph: Path) -> bytes:
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendUnavailable(
-            f"TensorRT {trt.__version__}: cannot load the engine, which refitting needs ({logger.reason}); do it on a "
-            "machine with the GPU that the engine is for, or build anew with `e3d build`"
+            f"TensorRT {trt.__version__}: cannot load the engine to refit it ({logger.reason}); refit it on a machine "
+            "with the GPU that the engine is for, or build a new engine with `e3d build`"
         )
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
@@ -98,18 +105,23 @@ def _refitted(trt: Any, plan: bytes, graph: Path) -> bytes:
         listed = ", ".join(sorted(unknown)) or "unnamed"
         words = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors)) or logger.reason
         raise EngineError(
-            f"{graph}: not every weight of the engine can be replaced; missing: {listed} ({words}); build it anew"
+            f"{graph}: not every weight of the engine can be replaced; missing: {listed} ({words}); build the engine "
+            "with `e3d build`"
         )
     if not refitter.refit_cuda_engine():
         raise EngineError(f"{graph}: TensorRT {trt.__version__} could not refit the engine ({logger.reason})")
     settings = engine.create_serialization_config()
     if (flag := getattr(trt.SerializationFlag, "INCLUDE_REFIT", None)) is not None:
-        settings.set_flag(flag)  # so that it can be refitted again
+        settings.set_flag(flag)  # keeps the engine refittable
     return bytes(engine.serialize_with_config(settings))
 
 
 def difference(one: bytes, other: bytes) -> str | None:
-    """Return the first names that differ between two graphs, ignoring the values of weights; None if none do."""
+    """Return the first names whose tensors or nodes differ between two graphs, except in the values of weights.
+
+    Returns:
+        At most three names in one text; None if the graphs differ in weights only.
+    """
     first, second = (onnx.load_from_string(content).graph for content in (one, other))
     for what in (_tensors, _nodes, _constants):
         here, there = what(first), what(second)
@@ -129,7 +141,7 @@ def _nodes(graph: GraphProto) -> dict[str, object]:
 
 
 def _constants(graph: GraphProto) -> dict[str, object]:
-    """Shapes, axes and indices, which cannot be refitted."""
+    """Return the constants of a graph that cannot be refitted: shapes, axes and indices."""
     return {
         tensor.name: numpy_helper.to_array(tensor).tobytes()
         for tensor in graph.initializer

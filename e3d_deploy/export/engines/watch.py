@@ -1,4 +1,4 @@
-"""A running build: what the builder says, how far it is, and Ctrl-C."""
+"""A TensorRT build in a thread of its own: progress, and cancellation with Ctrl-C."""
 
 import threading
 import time
@@ -9,16 +9,20 @@ from typing import Any
 from e3d_deploy.progress import Notify
 
 PATIENCE_S = 1.0
-"""Longest wait for the builder after Ctrl-C (s); the process then ends within two seconds in all."""
+"""Maximum wait for the builder after Ctrl-C (s); the process then ends within two seconds in total."""
 BUILDING = "e3d build"
-"""Name of the thread of a builder. While there is one, the interpreter cannot be taken down without a crash."""
+"""Name of the thread of a builder. An interpreter that shuts down while such a thread runs crashes."""
 
 
 def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
-    """Run `work` where Ctrl-C does not reach it, and cancel it by its monitor when Ctrl-C comes.
+    """Run `work` in a thread that Ctrl-C does not interrupt; cancel it through its monitor on Ctrl-C.
 
-    The builder asks its monitor between steps alone, and a step may take half a minute: what has not ended
-    soon goes on in its thread, and its result is thrown away. So `work` must hold all that the builder reads.
+    The builder checks its monitor only between steps, and a step may take half a minute. A builder that does not stop
+    within `PATIENCE_S` continues in its thread, and its result is discarded. So `work` must hold references to all
+    objects that the builder reads.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
     """
     future: Future[Any] = Future()
 
@@ -40,7 +44,11 @@ def in_thread(work: Callable[[], Any], monitor: Any) -> Any:
 
 
 def make_monitor(trt: Any, progress: Notify, expected: float | None) -> Any:
-    """Return a progress monitor for a builder; setting its `cancelled` stops the build after the current step."""
+    """Return a progress monitor for a builder; the build stops after the current step if `cancelled` is set.
+
+    Args:
+        expected: expected time of the build, shown with the progress (s).
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -48,13 +56,13 @@ def make_monitor(trt: Any, progress: Notify, expected: float | None) -> Any:
             self.cancelled, self.started = False, time.monotonic()
 
         def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self.tell(phase)
+            self.report(phase)
 
         def step_complete(self, phase: str, step: int) -> bool:
-            self.tell(phase)
+            self.report(phase)
             return not self.cancelled
 
-        def tell(self, phase: str) -> None:
+        def report(self, phase: str) -> None:
             whole = "" if expected is None else f" of about {expected:.0f}"
             progress(f"{phase}, {time.monotonic() - self.started:.0f} s{whole}")
 

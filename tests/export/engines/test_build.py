@@ -1,4 +1,4 @@
-"""Engines: real ones by TensorRT-RTX, which builds without a GPU, and the builder's logic on a fake."""
+"""Building of engines: with TensorRT-RTX, which needs no GPU, and with a fake that checks the calls of the builder."""
 
 import inspect
 import json
@@ -39,7 +39,7 @@ DYNAMIC = {"frame": (-1, 1, 16, 24), "history.0": (-1, 4, 48, 4), "shape": (3,)}
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the smallest model there is, and a clip for it."""
+    """Folder with a very small model and a clip for it."""
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(0)
     config = ModelConfig(image_size=(8, 8), patch_size=4, hidden=(4,), kernel_size=3, history_length=2)
@@ -55,7 +55,7 @@ def exported_at(small: Path, output: Path, **options: Any) -> Bundle:
 
 @pytest.fixture(scope="module")
 def small_bundle(small: Path) -> Bundle:
-    """Its bundle in float32, not to be changed."""
+    """Bundle of the small model in float32, which tests must not change."""
     return exported_at(small, small / "small.e3d")
 
 
@@ -75,7 +75,7 @@ def test_rtx_builds_every_graph_at_every_precision(precision: str, rtx: Any, sma
 
 
 def build_with_rtx(rtx: Any, bundle: Bundle, precision: str) -> None:
-    """Build for real, and check all that can be without a GPU."""
+    """Build engines with TensorRT-RTX, and check everything that can be checked without a GPU."""
     phases: list[str] = []
     sidecars = build(bundle, "tensorrt-rtx", progress=phases.append)
     opened = Bundle.open(bundle.path)
@@ -84,12 +84,12 @@ def build_with_rtx(rtx: Any, bundle: Bundle, precision: str) -> None:
         plan = bundle.path / "engines" / f"{graph}.tensorrt-rtx.plan"
         assert sidecar.sha256 == sha256(plan) == opened.manifest.files[f"engines/{plan.name}"]
         assert sidecar.builder == rtx.__version__
-        # No GPU, no inspector: the types of the graph are what proves it.
+        # Without a GPU there is no inspector, so the precision is taken from the types of the graph.
         proved = "tf32 allowed" if precision == "tf32" else precision
         found = sidecar.precision
         assert (found.requested, found.proved, found.by) == (precision, proved, "graph")
         assert json.loads(plan.with_suffix(".json").read_text()) == sidecar.to_json()
-        # 0: nothing wrong but that there is no GPU; what is no engine says malformed.
+        # Without a GPU no engine is valid, but only other content is reported as malformed.
         runtime = rtx.Runtime(rtx.Logger(rtx.Logger.INTERNAL_ERROR))
         malformed = int(rtx.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
         assert not int(runtime.get_engine_validity(plan.read_bytes())[1]) & malformed
@@ -105,21 +105,21 @@ def test_rtx_makes_a_profile_of_each_bucket(rtx: Any, small: Path, tmp_path: Pat
         build_plan(rtx, bundle.graph("step"), EngineConfig(batches=batches))
         for batches in (((1, 1, 1),), ((1, 1, 1), (2, 4, 8)))
     )
-    assert len(two) > 1.5 * len(one)  # 2.0 was seen: each bucket has kernels of its own
+    assert len(two) > 1.5 * len(one)  # measured 2.0: each bucket has kernels of its own
 
 
-def test_rtx_builds_for_the_gpus_that_are_named(rtx: Any, small_bundle: Bundle) -> None:
+def test_rtx_builds_for_the_given_gpus(rtx: Any, small_bundle: Bundle) -> None:
     graph = small_bundle.graph("step")
     assert build_plan(rtx, graph, EngineConfig(compute_capabilities=("8.6", "8.9", "12.0")))
     with pytest.raises(EngineError, match=r"node t0/\S+ is a MatMul.*; leave 7\.5 out of --compute-capability"):
         build_plan(rtx, graph, EngineConfig(compute_capabilities=("7.5", "8.6")))
-    with pytest.raises(ConfigError, match=r"compute capability 9\.0: TensorRT 1\..* does not know it, only .*SM89"):
+    with pytest.raises(ConfigError, match=r"compute capability 9\.0: TensorRT 1\..* does not support it, only .*SM89"):
         build_plan(rtx, graph, EngineConfig(compute_capabilities=("9.0",)))
     with pytest.raises(EngineError, match="raise --workspace-mb"):
         build_plan(rtx, graph, EngineConfig(workspace_bytes=100))
 
 
-def test_rtx_names_node_and_layer_of_what_it_cannot_read(rtx: Any, tmp_path: Path) -> None:
+def test_rtx_names_node_and_layer_of_an_unreadable_graph(rtx: Any, tmp_path: Path) -> None:
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["x", "cells.2.memory_conv.weight"], ["t3/y"], name="t3/node_conv2d_5"),
@@ -145,7 +145,7 @@ def test_rtx_names_node_and_layer_of_what_it_cannot_read(rtx: Any, tmp_path: Pat
         ("t3/cells.2.memory_conv/node_Conv_5", "view_3"),
     ],
 )
-def test_a_node_is_of_the_layer_that_its_name_or_its_weight_says(name: str, weight: str, tmp_path: Path) -> None:
+def test_the_layer_of_a_node_is_known_from_its_name_or_its_weight(name: str, weight: str, tmp_path: Path) -> None:
     node = helper.make_node("Conv", ["x", weight], ["y"], name=name)
     values = numpy_helper.from_array(np.ones(1, np.float32), weight)
     onnx.save(helper.make_model(helper.make_graph([node], "g", [], [], [values])), tmp_path / "g.onnx")
@@ -179,7 +179,7 @@ def test_types_of_the_graph_are_kept_on_every_version(strongly_typed: int | None
     assert trt.calls == called
 
 
-def test_tf32_is_allowed_where_the_bundle_asks_for_it() -> None:
+def test_tf32_is_allowed_if_it_is_requested() -> None:
     trt = FakeTensorRT()
     plan_of(trt, tf32=True)
     assert "cleared" not in trt.calls
@@ -194,39 +194,39 @@ def test_options_reach_the_builder() -> None:
         compute_capabilities=("8.6", "8.9"),
     )
     plan_of(trt, config)
-    assert trt.calls["flags"] == ["version", "no lean", "refit"]  # no code for the host within a plan
+    assert trt.calls["flags"] == ["version", "no lean", "refit"]  # a plan contains no code for the host
     assert trt.calls["compatibility"] == "same compute capability"
     assert trt.calls["capabilities"] == {0: "86", 1: "89"}
 
 
-def test_memory_is_the_runtimes_own_where_the_library_can_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT-RTX can be told, and TensorRT cannot."""
+def test_the_engine_allocates_no_memory_if_the_library_has_that_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX has the option, TensorRT does not."""
     monkeypatch.setattr(FakeTensorRT.BuilderFlag, "REQUIRE_USER_ALLOCATION", "user allocation", raising=False)
     trt = FakeTensorRT()
     plan_of(trt, EngineConfig())
     assert trt.calls["flags"] == ["user allocation"]
 
 
-def test_a_version_that_lacks_an_option_says_so() -> None:
+def test_an_option_that_a_version_lacks_is_refused() -> None:
     trt = FakeTensorRT()
     trt.HardwareCompatibilityLevel = type("Levels", (), {"NONE": "none"})  # type: ignore[assignment]
-    with pytest.raises(ConfigError, match=r"SAME_COMPUTE_CAPABILITY: TensorRT 10\.7\.0 does not know it, only NONE"):
+    with pytest.raises(ConfigError, match=r"SAME_COMPUTE_CAPABILITY: TensorRT 10\.7\.0 does not support it, only NONE"):
         plan_of(trt, EngineConfig(hardware_compatibility="same-compute-capability"))
 
 
-def test_an_open_batch_gets_a_profile_of_each_bucket() -> None:
+def test_a_dynamic_batch_gets_a_profile_for_each_bucket() -> None:
     trt = FakeTensorRT()
     trt.inputs = DYNAMIC
     plan_of(trt, EngineConfig(batches=((1, 1, 1), (2, 4, 8))))
     first, second = trt.calls["profiles"]
     assert first == {"frame": ((1, 1, 16, 24),) * 3, "history.0": ((1, 4, 48, 4),) * 3}
     assert second["frame"] == ((2, 1, 16, 24), (4, 1, 16, 24), (8, 1, 16, 24))
-    plan_of(trt)  # one stream, and for the step two, if no bucket is named
+    plan_of(trt)  # by default one stream, and for the step also two
     assert trt.calls["profiles"][2] == first
     assert trt.calls["profiles"][3]["frame"] == ((2, 1, 16, 24),) * 3
 
 
-def test_only_the_step_is_built_for_two_streams_unless_told_to() -> None:
+def test_by_default_only_the_step_is_built_for_two_streams() -> None:
     assert {graph: default_buckets(graph) for graph in ("step", "rollout", "clip")} == {
         "step": ((1, 1, 1), (2, 2, 2)),
         "rollout": ((1, 1, 1),),
@@ -238,24 +238,24 @@ def test_a_fixed_batch_gets_no_profile_and_a_remark() -> None:
     trt, remarks = FakeTensorRT(), []
     plan_of(trt, EngineConfig(batches=((1, 2, 3),)), remark=remarks.append)
     assert "profiles" not in trt.calls
-    assert remarks == ["step.onnx: runs a fixed number of streams, so the batch buckets say nothing to it"]
+    assert remarks == ["step.onnx: runs a fixed number of streams, so the batch buckets are ignored"]
 
 
-def test_no_axis_but_the_batch_may_be_open() -> None:
+def test_only_the_batch_axis_may_be_dynamic() -> None:
     trt = FakeTensorRT()
     trt.inputs, trt.axis = DYNAMIC, "time"
-    with pytest.raises(EngineError, match="axis time of frame is open, and only one named batch may be"):
+    with pytest.raises(EngineError, match="axis time of frame is dynamic, and only an axis named batch may be"):
         plan_of(trt)
 
 
 def test_a_profile_that_is_refused_is_an_error() -> None:
     trt = FakeTensorRT()
     trt.inputs, trt.refuses_profiles = DYNAMIC, True
-    with pytest.raises(EngineError, match="takes no profile for 2 to 4 to 8 streams"):
+    with pytest.raises(EngineError, match="refuses a profile for 2, 4, 8 streams"):
         plan_of(trt, EngineConfig(batches=((2, 4, 8),)))
 
 
-def test_a_timing_cache_grows_and_one_of_another_gpu_begins_anew(tmp_path: Path) -> None:
+def test_a_timing_cache_grows_and_one_of_another_gpu_is_replaced(tmp_path: Path) -> None:
     file, remarks = tmp_path / "timing", []
     config = EngineConfig(timing_cache=str(file))
     for expected in (b"timed ", b"timed timed "):
@@ -268,7 +268,7 @@ def test_a_timing_cache_grows_and_one_of_another_gpu_begins_anew(tmp_path: Path)
     assert "another GPU or version" in remarks[0]
 
 
-def test_a_timing_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path) -> None:
+def test_a_timing_cache_that_cannot_be_written_does_not_affect_the_engine(tmp_path: Path) -> None:
     remarks: list[str] = []
     config = EngineConfig(timing_cache=str(tmp_path / "no folder" / "timing"))
     assert plan_of(FakeTensorRT(), config, remark=remarks.append) == b"plan"
@@ -284,19 +284,19 @@ def test_a_graph_that_cannot_be_read_names_the_node() -> None:
         plan_of(trt)
 
 
-def test_a_graph_that_cannot_be_built_gives_the_first_error() -> None:
+def test_a_graph_that_cannot_be_built_reports_the_first_error() -> None:
     with pytest.raises(EngineError, match="could not build it \\(no tactic for Conv_3\\)"):
         plan_of(FakeTensorRT(plan=None))
 
 
-def test_a_builder_that_finds_no_gpu_says_what_builds_without() -> None:
+def test_without_a_gpu_the_error_names_the_library_that_builds_without_one() -> None:
     trt = FakeTensorRT()
     trt.no_gpu = True
     with pytest.raises(BackendUnavailable, match="needs its driver; TensorRT-RTX builds without"):
         plan_of(trt)
 
 
-def test_progress_tells_what_the_last_build_took() -> None:
+def test_progress_shows_the_time_of_the_last_build() -> None:
     seen: list[str] = []
     plan_of(FakeTensorRT(), expected=13, progress=seen.append)
     assert seen == ["tactics, 0 s of about 13"] * 2
@@ -324,14 +324,15 @@ def test_ctrl_c_cancels_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ctrl_c_ends_a_real_build_and_leaves_nothing(rtx: Any, bundle_path: Path, tmp_path: Path) -> None:
     before = {file.name for file in bundle_path.iterdir()}
     command = ["build", str(bundle_path), "--target", "tensorrt-rtx", "--cache", str(tmp_path / "cache")]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it, as would a child
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     building = subprocess.Popen([sys.executable, "-m", "e3d_deploy", *command], stderr=subprocess.PIPE, text=True)
     assert building.stderr is not None
-    assert any(line.startswith("clip: not cached") for line in building.stderr)  # waits for it, or until it has died
+    assert any(line.startswith("clip: not cached") for line in building.stderr)  # reads until the line or the end
     time.sleep(0.5)
     building.send_signal(signal.SIGINT)
-    # Taken down in order, the interpreter crashed under the builder's thread. 1.1 s were seen, and on a machine that is
-    # idle 2 are promised.
+    # An orderly shutdown of the interpreter crashed because of the builder's thread. The process ends within 2 s on an
+    # idle machine, measured 1.1 s; a loaded machine may take longer.
     assert building.wait(60) == 130
     assert building.stderr.read().endswith("interrupted\n")
     building.stderr.close()
@@ -339,14 +340,14 @@ def test_ctrl_c_ends_a_real_build_and_leaves_nothing(rtx: Any, bundle_path: Path
     assert not [file for file in (tmp_path / "cache").iterdir() if file.name.startswith(".")]
 
 
-def test_what_the_library_raises_comes_out_of_its_thread() -> None:
+def test_an_error_in_the_thread_of_the_builder_is_raised() -> None:
     trt = FakeTensorRT()
     trt.plan = property()  # type: ignore[assignment]  # bytes() of it is a TypeError
     with pytest.raises(TypeError):
         plan_of(trt)
 
 
-def test_tensorrt_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorrt_is_an_error_that_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tensorrt_library.MODULES, "tensorrt", ("no_such_tensorrt",))
     with pytest.raises(BackendUnavailable, match="\\[gpu\\]', on a machine with an NVIDIA GPU") as caught:
         library("tensorrt")
@@ -357,7 +358,7 @@ def test_tensorrt_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Monke
     ("target", "options", "words"),
     [
         ("tensorrt", {"compute_capabilities": ("8.6",)}, "TensorRT builds for the GPU of this machine"),
-        ("tensorrt-rtx", {"version_compatible": True}, "TensorRT-RTX does not have it"),
+        ("tensorrt-rtx", {"version_compatible": True}, "TensorRT-RTX does not support it"),
         ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "its engines are portable"),
         (
             "tensorrt-rtx",
@@ -376,7 +377,7 @@ def test_an_option_that_a_library_lacks_is_refused(
     assert trt.built == 0
 
 
-def test_rtx_says_when_what_it_builds_is_for_other_machines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rtx_remarks_that_engines_are_for_other_machines(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     monkeypatch.setattr(build_module, "rtx_refusal", lambda: "TensorRT-RTX 1.7.1 neither builds for …")
     remarks: list[str] = []
@@ -384,7 +385,7 @@ def test_rtx_says_when_what_it_builds_is_for_other_machines(bundle_path: Path, m
     assert remarks[0] == "the engines are for other machines: TensorRT-RTX 1.7.1 neither builds for …"
 
 
-def test_the_builder_of_rtx_takes_the_compute_capabilities_that_its_enum_names_and_no_others(rtx: Any) -> None:
+def test_the_builder_of_rtx_accepts_only_the_compute_capabilities_of_its_enum(rtx: Any) -> None:
     settings = rtx.Builder(make_logger(rtx)).create_builder_config()
     settings.num_compute_capabilities = 1
     tried = ("7.0", "7.2", "7.5", "8.0", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "11.0", "12.0", "12.1")
@@ -394,32 +395,30 @@ def test_the_builder_of_rtx_takes_the_compute_capabilities_that_its_enum_names_a
     assert "9.0" not in taken
 
 
-def test_rtx_builds_refittable_engines_only_where_there_is_a_driver(
-    bundle_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rtx_builds_refittable_engines_only_with_a_driver(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = FakeTensorRT()
     monkeypatch.setattr(build_module, "library", lambda _: trt)
     monkeypatch.setattr(build_module, "machine", lambda: {"nvidia_driver": False})
-    with pytest.raises(BackendUnavailable, match="leave --refit out, or build on the device"):
+    with pytest.raises(BackendUnavailable, match="omit --refit, or build on the device"):
         build(Bundle.open(bundle_path), "tensorrt-rtx", EngineConfig(refittable=True))
     monkeypatch.setattr(build_module, "machine", lambda: {"nvidia_driver": True})
     build(Bundle.open(bundle_path), "tensorrt-rtx", EngineConfig(refittable=True))
     assert set(trt.calls["flags"]) == {"refit"}
 
 
-def test_rtx_leaves_the_timing_cache_alone(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_rtx_does_not_use_the_timing_cache(bundle_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     remarks: list[str] = []
     config = EngineConfig(timing_cache=str(tmp_path / "timing"))
     build(Bundle.open(bundle_path), "tensorrt-rtx", config, remark=remarks.append)
-    assert remarks == ["the timing cache is left alone: TensorRT-RTX times no kernels when it builds"]
+    assert remarks == ["the timing cache is not used: TensorRT-RTX times no kernels when it builds"]
     assert not (tmp_path / "timing").exists()
 
 
-def test_a_precision_that_did_not_come_true_writes_nothing(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_another_precision_is_not_written(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     bundle = with_graph(Bundle.open(bundle_path), "clip", precision="fp16")
-    with pytest.raises(EngineError, match=r"fp16 was asked for, and the graph shows .* \d+ in fp32"):
+    with pytest.raises(EngineError, match=r"fp16 was requested, but the graph shows .* \d+ in fp32"):
         build(bundle, "tensorrt")
     assert Bundle.open(bundle_path).manifest.engines == {}
     assert not (bundle_path / "engines").exists()
@@ -445,7 +444,7 @@ def test_engines_of_another_target_stay(bundle_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(build_module, "library", lambda _: FakeTensorRT())
     opened = Bundle.open(bundle_path)
     build(opened, "tensorrt")
-    build(opened, "tensorrt-rtx")  # with a manifest that was read before the first
+    build(opened, "tensorrt-rtx")  # with the manifest that was read before the first build
     targets = {name.partition(".")[2] for name in Bundle.open(bundle_path).manifest.engines}
     assert targets == {"tensorrt", "tensorrt-rtx"}
 
@@ -461,6 +460,6 @@ def test_engines_of_another_target_stay(bundle_path: Path, monkeypatch: pytest.M
         ({"hardware_compatibility": "all"}, "expected one of none, ampere-plus"),
     ],
 )
-def test_a_config_that_no_engine_has_is_refused(fields: dict[str, Any], words: str) -> None:
+def test_an_invalid_config_is_refused(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         EngineConfig(**fields)

@@ -1,4 +1,4 @@
-"""Defaults of a build, and the cost that is told before it begins."""
+"""Defaults of a build, and the estimate that is shown before it begins."""
 
 import re
 from pathlib import Path
@@ -40,17 +40,19 @@ def test_the_library_of_this_machine_is_the_target(
     assert default_target() == target
 
 
-def test_a_target_is_asked_for_where_there_are_two_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_libraries_or_none_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(choose, "has_library", lambda _: True)
-    with pytest.raises(ConfigError, match="tensorrt and tensorrt-rtx are both installed here; say which with --target"):
+    with pytest.raises(
+        ConfigError, match="tensorrt and tensorrt-rtx are both installed here; choose one with --target"
+    ):
         default_target()
     monkeypatch.setattr(choose, "has_library", lambda _: False)
-    with pytest.raises(BackendUnavailable, match=r"no library that builds engines here; pip install .*rtx"):
+    with pytest.raises(BackendUnavailable, match=r"no library here can build engines; pip install .*rtx"):
         default_target()
 
 
-def test_the_step_alone_is_built_and_the_engines_of_other_graphs_stay(trt: FakeTensorRT, bundle_path: Path) -> None:
+def test_only_the_step_is_built_and_the_engines_of_other_graphs_stay(trt: FakeTensorRT, bundle_path: Path) -> None:
     assert set(build(Bundle.open(bundle_path), "tensorrt-rtx", graphs=("step",))) == {"step"}
     assert trt.built == 1
     assert set(Bundle.open(bundle_path).manifest.engines) == {"step.tensorrt-rtx"}
@@ -69,7 +71,7 @@ def test_a_graph_that_a_bundle_lacks_is_refused(trt: FakeTensorRT, bundle_path: 
     assert trt.built == 0
 
 
-def test_time_and_size_are_said_before_the_build(
+def test_time_and_size_are_shown_before_the_build(
     trt: FakeTensorRT, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choose, "has_library", {"tensorrt_rtx"}.__contains__)

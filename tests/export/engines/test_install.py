@@ -1,4 +1,4 @@
-"""Engines of one target in a bundle can be run together."""
+"""Installation keeps the engines of one target runnable together."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.manifests import sidecar
 
 
 def install(path: Path, graph: str, **fields: Any) -> Bundle:
-    """Give a bundle an engine of a graph, with these fields of its sidecar."""
+    """Install an engine of a graph with the given fields of its sidecar; return the bundle opened again."""
     bundle, target = Bundle.open(path), fields.get("target", "tensorrt")
     with staging(bundle) as stage:
         (stage / f"{graph}.{target}.plan").write_bytes(b"plan")
@@ -33,7 +33,7 @@ def install(path: Path, graph: str, **fields: Any) -> Bundle:
         {"options": EngineOptions(version_compatible=True, hardware_compatibility="none", refittable=False)},
     ],
 )
-def test_an_engine_that_would_fail_beside_a_new_one_leaves(
+def test_an_engine_that_cannot_run_together_with_a_new_one_is_removed(
     fields: dict[str, Any], bundle_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(bundle_path, "rollout")
@@ -42,7 +42,7 @@ def test_an_engine_that_would_fail_beside_a_new_one_leaves(
         bundle = install(bundle_path, "step", **fields)
     assert set(bundle.manifest.engines) == {"step.tensorrt", "rollout.tensorrt-rtx"}
     assert {path.stem for path in (bundle_path / "engines").iterdir()} == {"step.tensorrt", "rollout.tensorrt-rtx"}
-    assert "its engine rollout.tensorrt is removed" in caplog.text
+    assert "its engine rollout.tensorrt was removed" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_an_engine_that_would_fail_beside_a_new_one_leaves(
         {"options": EngineOptions(version_compatible=False, hardware_compatibility="none", refittable=True)},
     ],
 )
-def test_an_engine_that_runs_beside_a_new_one_stays(
+def test_an_engine_that_runs_together_with_a_new_one_stays(
     fields: dict[str, Any], bundle_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(bundle_path, "rollout")

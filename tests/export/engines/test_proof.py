@@ -1,4 +1,4 @@
-"""The proof of an engine's precision, from what inspectors say and from typed graphs."""
+"""Check of the precision of an engine, from the output of inspectors and from typed graphs."""
 
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,16 @@ TENSORRT_11 = {
         }
     ],
 }
-NAMES_ALONE = {"Layers": ["t0/node_conv2d_3", "t0/node_matmul"], "Bindings": ["frame"]}
+WITHOUT_TYPES = {"Layers": ["t0/node_conv2d_3", "t0/node_matmul"], "Bindings": ["frame"]}
 
 
 @pytest.mark.parametrize("information", [TENSORRT_10, TENSORRT_11], ids=["10", "11"])
-def test_an_inspector_counts_what_multiplies(information: dict[str, Any]) -> None:
+def test_products_are_counted_in_the_output_of_an_inspector(information: dict[str, Any]) -> None:
     assert in_engine(information) == {"fp16": 2, "fp32": 1}
 
 
-def test_names_alone_prove_nothing() -> None:
-    assert in_engine(NAMES_ALONE) is None
+def test_an_output_without_types_gives_no_counts() -> None:
+    assert in_engine(WITHOUT_TYPES) is None
     assert in_engine({"Layers": [{"Name": "c", "LayerType": "Convolution", "Inputs": [tensor("x", "N/A")]}]}) is None
 
 
@@ -128,11 +128,11 @@ def test_the_words_of_the_inspector_are_known(text: str, precision: str) -> None
         ("fp16", {"fp16": 4, "unknown": 5}, False),
     ],
 )
-def test_a_request_came_true_or_is_an_error(requested: str, layers: dict[str, int], kept: bool) -> None:
+def test_a_precision_that_was_not_reached_is_an_error(requested: str, layers: dict[str, int], kept: bool) -> None:
     if kept:
         assert judge(requested, layers) == requested
     else:
-        with pytest.raises(EngineError, match=f"precision: {requested} was asked for, and the graph shows"):
+        with pytest.raises(EngineError, match=f"precision: {requested} was requested, but the graph shows"):
             judge(requested, layers)
 
 
@@ -141,11 +141,11 @@ def test_tf32_is_a_permission() -> None:
     layer = {**LAYERS[4], "TacticName": "sm80_xmma_fprop_implicit_gemm_indexed_tf32f32_tf32f32_f32"}
     assert in_engine({"Layers": [layer]}) == {"tf32": 1}
     assert judge("tf32", {"tf32": 8, "fp32": 9}, "inspector") == "tf32"
-    with pytest.raises(EngineError, match="tf32 was asked for"):
+    with pytest.raises(EngineError, match="tf32 was requested"):
         judge("tf32", {"fp32": 8, "fp16": 1})
 
 
-def test_a_precision_that_nobody_knows_is_an_error() -> None:
+def test_an_unknown_precision_is_an_error() -> None:
     with pytest.raises(EngineError, match="got 'fp12', expected one of fp32, tf32, fp16"):
         judge("fp12", {"fp12": 1})
 
@@ -156,12 +156,12 @@ def test_an_engine_that_loads_is_inspected_with_its_shapes(exported: Path) -> No
     found = prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp16")
     assert found == Proof(requested="fp16", proved="fp16", by="inspector", layers={"fp16": 2, "fp32": 1})
     assert trt.calls["inspected with"].shapes == {"frame": (4, 1, 16, 24)}  # the usual batch of the profile
-    with pytest.raises(EngineError, match="fp32 was asked for, and the inspector shows"):
+    with pytest.raises(EngineError, match="fp32 was requested, but the inspector shows"):
         prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
 
 
-@pytest.mark.parametrize("information", [None, NAMES_ALONE])
-def test_else_the_graph_is_what_proves(information: dict[str, Any] | None, exported: Path) -> None:
+@pytest.mark.parametrize("information", [None, WITHOUT_TYPES])
+def test_without_types_from_the_inspector_the_graph_decides(information: dict[str, Any] | None, exported: Path) -> None:
     trt = FakeTensorRT()
     trt.loads, trt.information = information is not None, information or {}
     found = prove(trt, b"plan", (exported / "tiny.e3d" / "step.onnx").read_bytes(), "fp32")
@@ -191,7 +191,7 @@ def test_a_quantised_graph_counts_what_was_dequantised(tmp_path: Path) -> None:
         helper.make_node("DequantizeLinear", ["x_8", "scale", "zero"], ["x_"]),
         helper.make_node("DequantizeLinear", ["w_8", "scale", "zero"], ["w_"]),
         helper.make_node("Conv", ["x_", "w_"], ["y"]),
-        helper.make_node("Conv", ["x_", "w"], ["z"]),  # one factor alone makes no int8 product
+        helper.make_node("Conv", ["x_", "w"], ["z"]),  # a product with one int8 factor is not an int8 product
     ]
     assert in_graph(saved(nodes, tmp_path).read_bytes()) == {"int8": 1, "fp32": 1}
 

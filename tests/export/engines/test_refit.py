@@ -1,4 +1,4 @@
-"""Engines that get other weights, on a fake: refitting loads an engine, which needs the GPU that it is for."""
+"""Refitting of engines with a fake library: the real one needs the GPU that an engine is for."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from tests.fake_tensorrt import FakeTensorRT
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles of two models of one form, and of one with another history; not to be changed."""
+    """Bundles of two models with one architecture, and of one with a longer history; tests must not change them."""
     folder = tmp_path_factory.mktemp("refit")
     np.save(folder / "clip.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))
     for name, seed, history_length in (("old", 0, 2), ("new", 1, 2), ("other", 0, 3)):
@@ -36,7 +36,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = ModelConfig(image_size=(8, 8), patch_size=4, hidden=(4,), kernel_size=3, history_length=history_length)
         model = E3DLSTM(config)
         with torch.no_grad():
-            for parameter in model.parameters():  # trained: nothing is exactly 0 or 1
+            for parameter in model.parameters():  # as in a trained model, no weight is exactly 0 or 1
                 parameter.add_(0.01 * torch.randn_like(parameter))
         checkpoint.save(model, folder / f"{name}.safetensors")
         export(
@@ -60,7 +60,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 @pytest.fixture
 def bundles(exports: Path, tmp_path: Path, trt: FakeTensorRT) -> tuple[Bundle, Bundle]:
-    """One with engines to refit, and one without, of other weights."""
+    """Bundle with refittable engines, and a bundle with other weights and without engines."""
     for name in ("old", "new"):
         shutil.copytree(exports / f"{name}.e3d", tmp_path / f"{name}.e3d")
     build_module.build(Bundle.open(tmp_path / "old.e3d"), "tensorrt", EngineConfig(refittable=True))
@@ -81,18 +81,18 @@ def test_a_bundle_gets_the_engines_of_another_with_its_own_weights(
         assert sidecar.weights_sha256 == sha256(new.path / "model.safetensors") != before.weights_sha256
         assert sidecar.graph_sha256 == sha256(new.graph(graph, "tensorrt"))
         plan = load_plan(opened, graph, target="tensorrt", version="10.7.0")
-        assert plan == b"plan with other weights refitted again"  # it stays refittable
+        assert plan == b"plan with other weights refitted again"  # the engine stays refittable
     assert trt.calls["refitted from"] == str(new.graph(list(sidecars)[-1], "tensorrt"))
     assert Bundle.open(old.path).manifest == old.manifest
 
 
 @pytest.mark.parametrize(("missing", "unmatched"), [(["cells.0.bias"], []), ([], ["ONNXTRT_scale"])])
-def test_a_weight_that_is_missing_is_named_and_nothing_written(
+def test_a_missing_weight_is_named_and_nothing_is_written(
     missing: list[str], unmatched: list[str], bundles: tuple[Bundle, Bundle], trt: FakeTensorRT
 ) -> None:
     old, new = bundles
     trt.missing, trt.unmatched = missing, unmatched
-    with pytest.raises(EngineError, match=f"not every weight .* missing: {(missing + unmatched)[0]}.*build it anew"):
+    with pytest.raises(EngineError, match=f"not every weight .* missing: {(missing + unmatched)[0]}.*build the engine"):
         refit(new, old, "tensorrt")
     assert Bundle.open(new.path).manifest.engines == {}
     assert sorted(file.name for file in new.path.iterdir()) == sorted([*new.manifest.files, "manifest.json"])
@@ -101,7 +101,7 @@ def test_a_weight_that_is_missing_is_named_and_nothing_written(
 def test_without_its_gpu_an_engine_is_not_refitted(bundles: tuple[Bundle, Bundle], trt: FakeTensorRT) -> None:
     old, new = bundles
     trt.loads = False
-    with pytest.raises(BackendUnavailable, match=r"cannot load the engine, which refitting needs .*or build anew"):
+    with pytest.raises(BackendUnavailable, match=r"cannot load the engine to refit it .*or build a new engine"):
         refit(new, old, "tensorrt")
 
 
@@ -115,7 +115,7 @@ def test_a_refit_that_fails_is_an_error(bundles: tuple[Bundle, Bundle], trt: Fak
 def test_a_bundle_that_changes_while_it_is_refitted_gets_no_engine(
     bundles: tuple[Bundle, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT reads graph and weights by their paths."""
+    """TensorRT reads graph and weights from their paths, where another process may replace them."""
     old, new = bundles
     before = (new.path / "manifest.json").read_bytes()
 
@@ -137,17 +137,17 @@ def test_a_refit_that_changed_nothing_is_an_error(
 ) -> None:
     old, new = bundles
     monkeypatch.setattr(refit_module, "_refitted", lambda _trt, plan, _graph: plan)
-    with pytest.raises(EngineError, match="the weights differ and the refitted engine does not"):
+    with pytest.raises(EngineError, match="the refitted engine equals the old one although the weights differ"):
         refit(new, old, "tensorrt")
 
 
 def test_engines_built_without_refit_are_refused(bundles: tuple[Bundle, Bundle]) -> None:
     old, new = bundles
     build_module.build(old, "tensorrt")
-    with pytest.raises(EngineError, match=r"its step\.tensorrt was built without --refit"):
+    with pytest.raises(EngineError, match=r"its engine step\.tensorrt was built without --refit"):
         refit(new, Bundle.open(old.path), "tensorrt")
     with pytest.raises(
-        EngineError, match=r"has no engine of tensorrt-rtx; `e3d build .* --target tensorrt-rtx --refit`"
+        EngineError, match=r"has no engine for tensorrt-rtx; run `e3d build .* --target tensorrt-rtx --refit`"
     ):
         refit(new, old, "tensorrt-rtx")
 
@@ -159,7 +159,7 @@ def test_an_altered_engine_is_not_loaded(bundles: tuple[Bundle, Bundle]) -> None
         refit(new, old, "tensorrt")
 
 
-def test_graphs_may_differ_in_weights_alone(exports: Path, tmp_path: Path) -> None:
+def test_graphs_may_differ_in_weights_only(exports: Path, tmp_path: Path) -> None:
     old, new, other = (exports / f"{name}.e3d" for name in ("old", "new", "other"))
     for graph in Bundle.open(old).graphs:
         assert difference((old / f"{graph}.onnx").read_bytes(), (new / f"{graph}.onnx").read_bytes()) is None
