@@ -1,4 +1,7 @@
-"""Write a bundle: graphs that share the weights of the model file, a reference clip, a manifest."""
+"""Export of a model to a bundle: graphs that share the weights of the model file, a reference clip and a manifest.
+
+A *core* is the exported step in standard operators, from which the graphs are composed.
+"""
 
 import copy
 import json
@@ -59,8 +62,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WINOGRAD_SHARE = 0.5
-"""Share of the budget of float32 that a graph with Winograd's convolutions may use when it is exported. The rest is for
-other engines: of one network OpenVINO's graph was off by 2.0e-4 where ONNX Runtime's was by 1.5e-4."""
+"""Share of the float32 budget that a graph with Winograd convolutions may use at export, where ONNX Runtime runs it.
+The rest is a margin for other engines: on one network, OpenVINO was off by 2.0e-4 and ONNX Runtime by 1.5e-4."""
 KINDS = {
     "F32": TensorProto.FLOAT,
     "F16": TensorProto.FLOAT16,
@@ -68,7 +71,7 @@ KINDS = {
     "I8": TensorProto.INT8,
     "F8_E4M3": TensorProto.FLOAT8E4M3FN,
 }
-"""ONNX types of weights, by their names in safetensors."""
+"""ONNX types of weights by the name of the type in safetensors."""
 
 
 def export(
@@ -91,32 +94,35 @@ def export(
 ) -> Path:
     """Export the model in `model_path` as the bundle `output`; return its path.
 
-    The folder appears when it is whole, not before.
+    The folder appears only when the bundle is complete.
 
     Args:
-        context_length, horizon: frames that the clip graph takes and gives; the rollout graph gives as many. None:
-            those of training where the model's card has them, else 10.
-        batch: streams that the graphs run at once; None for any number.
-        precision: of `policies.POLICIES`, or `auto` for the cheapest that keeps its budget.
-        budget: in the place of what each policy may cost.
-        exclude: layers that stay in float32, by their names in `types.products`; more do where the budget wants it.
-        backend: backend that has to run it, of `specs.export_backends`; only it, and those that share its form, get
-            graphs of their own beside those for all. Without it all do, and `auto` takes what runs everywhere.
-        calibration: clips to learn ranges from and to measure the drift on; else some of the package's.
-        reference: a clip to record PyTorch's answer to; else one of Moving MNIST or, where that does
-            not fit the model, one of the package's videos.
-        layout: axes of arrays in both, one of `form.LAYOUTS`; else found out by their shapes.
-        overwrite: replace a bundle that is there.
+        context_length, horizon: number of frames that the clip graph takes and returns; the rollout graph returns
+            `horizon` frames too. None for the lengths in the card of the model, or 10 if the card has none.
+        batch: number of streams in one call of a graph; None for any number.
+        precision: one of `policies.POLICIES`, or `auto` for the cheapest policy that stays within its budget.
+        budget: allowed loss of quality; None for the default budget of each policy.
+        exclude: layers that stay in float32, by their names in `types.products`. More layers stay in float32 if the
+            budget requires it.
+        backend: backend that has to run the bundle, one of `specs.export_backends`. Only this backend, and backends
+            with the same variant, get graphs of their own in addition to the shared graphs. None: all backends get
+            them, and `auto` considers only policies that run everywhere.
+        calibration: clips to learn ranges from and to measure the drift on; None for clips of the package.
+        reference: clip for which PyTorch's outputs are recorded; None for a clip of Moving MNIST or, if that does not
+            fit the model, of the package's video.
+        layout: axes of arrays in `calibration` and `reference`, one of `form.LAYOUTS`; None to infer them from shapes.
+        overwrite: replace an existing bundle.
         progress: called with the name of each phase.
-        target: former name of `backend`; deprecated, to be removed with version 0.2.
+        target: old name of `backend`; deprecated, will be removed in version 0.2.
 
     Raises:
         CheckpointError: `model_path` is not a model.
-        ConfigError: a length below 1, `output` is there already, or a policy, layer or backend that is not known.
-        BackendUnavailable: the backend does not run the policy.
-        QualityError: no policy keeps its budget.
-        ClipError, ShapeError: the reference clip cannot be used.
-        ExportError: PyTorch could not export the model, or the model answers with NaN.
+        ConfigError: a length is below 1, `output` exists, a policy, layer or backend is unknown, `exclude` leaves too
+            few layers, or the clips are not suited to calibrate on or to distinguish networks.
+        BackendUnavailable: `backend` does not run the policy, or a library is missing.
+        QualityError: no policy stays within its budget.
+        ClipError, ShapeError: a clip cannot be read, is too short or does not fit the model.
+        ExportError: PyTorch cannot export the model, or the model predicts NaN or infinity.
     """
     if target is not None:
         warnings.warn("export(target=…) is now export(backend=…)", DeprecationWarning, stacklevel=2)
@@ -137,12 +143,12 @@ def export(
             layout=layout,
         )
     if reference is not None and (lacking := why_unfit_to_verify(plan.clip, plan.context_length)):
-        raise ConfigError(f"reference: {reference} {lacking} to tell one network from another; give another clip")
+        raise ConfigError(f"reference: {reference} {lacking} to distinguish networks; give another clip")
     place_of(output, make=True)
     with OwnSettings(), new_bundle(output, overwrite=overwrite) as folder:
-        clips = _clips_of(plan)  # checked before the work
-        checkpoint.save(plan.model, folder / MODEL)  # float32, which the graphs share; the file may hold float16
-        progress("recording what PyTorch computes")
+        clips = _clips_of(plan)  # checks the clips before the long work begins
+        checkpoint.save(plan.model, folder / MODEL)  # graphs read float32; the original file may be float16
+        progress("recording PyTorch's predictions")
         recorded = record(plan.model, plan.clip, plan.context_length, plan.batch or 1)
         np.savez(folder / REFERENCE, **recorded.arrays)  # type: ignore[arg-type]
         composed = compose(plan, recorded, clips, progress)
@@ -159,40 +165,40 @@ class Graph:
     name: str
     """Name: `step`, `rollout` or `clip`."""
     file: str
-    """Name of its file."""
+    """Name of the file in the bundle."""
     backends: tuple[str, ...] | None = None
-    """Backends that it is for; None for all that have no graph of their own."""
+    """Backends that run this graph; None for all backends that have no graph of their own."""
     by: str = "types"
-    """Way to the precision, as in `GraphEntry`."""
+    """Means to reach the precision: `types` in the graph, or a `hint` to the library on a float32 graph."""
     drift: Mapping[str, float | None] | None = None
-    """Measured loss of a backend's own graph, by measure."""
+    """Measured drift of an own graph by measure; None for shared graphs and for fp32 without a budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """Graphs of an export, in memory."""
+    """All graphs of an export, in memory."""
 
     graphs: Sequence[Graph]
-    """Graphs for all backends first."""
+    """Graphs of the bundle; the shared graphs come first."""
     precision: Precision
-    """Policy of the graphs, and its measured cost."""
+    """Precision policy of the graphs, with its measured drift."""
     low: Sequence[GraphProto]
-    """Cores whose weights have a low type; empty where none has."""
-    yardstick: ModelProto | None
-    """Step graph in float32; None where the step graph is that."""
+    """Cores whose weights have a low type; empty if the weights of all graphs are float32."""
+    float32_step: ModelProto | None
+    """Step graph in float32, which graphs with a low type are compared with; None if no graph has a low type."""
 
 
 def _clips_of(plan: Plan) -> "RealClips | None":
-    """Return the clips that the precision of a plan is measured on; None for plain fp32, which is not measured."""
+    """Return the clips to calibrate and to measure the drift on; None for fp32 without a budget, which needs none."""
     if plan.precision == "fp32" and plan.budget is None:
         return None
-    from e3d_deploy.export.precision.drift import real_clips  # it needs ONNX Runtime
+    from e3d_deploy.export.precision.drift import real_clips  # needs ONNX Runtime
 
     return real_clips(plan.form, plan.context_length, plan.calibration, plan.clip)
 
 
 def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progress: Notify) -> Composed:
-    """Export one step of the model, in the precision that keeps its budget, and put the graphs together from it."""
+    """Export one step of the model, apply a precision that stays within its budget, and compose the graphs."""
     rounding = recorded.rounding
     progress("exporting one step")
     exported = export_core(plan.model, plan.batch)
@@ -203,21 +209,25 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
     for variant, specs in _own_variants(plan, precision.policy).items():
         hinted = all(precision.policy in spec.hinted for spec in specs)
         if hinted and precision.exclude:
-            continue  # a hint is for all layers
+            continue  # a hint applies to all layers, and cannot exclude any
         names = ", ".join(spec.name for spec in specs)
         progress(f"composing the step for {names}")
-        form = _form(plan, exported, VARIANTS[variant], recorded)
-        if form == VARIANTS[PLAIN]:
-            continue  # it is the graph for all
-        own, drift = expand(exported, form), None
+        checked = _checked_variant(plan, exported, VARIANTS[variant], recorded)
+        if checked == VARIANTS[PLAIN]:
+            continue  # the own graph would equal the shared graph
+        own, drift = expand(exported, checked), None
         if chosen is not None:
-            # Processors have no tf32: libraries compute such graphs in float32 there.
+            # CPUs have no TF32, so libraries compute tf32 graphs in float32 there.
             exact = precision.policy == "tf32" and all(spec.device == "cpu" for spec in specs)
-            progress(f"{precision.policy}: the drift of the graphs for {names}")
+            progress(f"{precision.policy}: measuring the drift of the graphs for {names}")
             own, found = chosen.on(own, "fp32" if exact else precision.policy, hinted=hinted)
             drift = json_values(asdict(found))
             if found.share_of(chosen.budget) > 1:
-                log.warning("%s: takes the graphs for all, its own lose too much; a larger --budget keeps them", names)
+                log.warning(
+                    "%s: own graphs exceed the budget, so the shared graphs are used; give a larger --budget to keep "
+                    "the own graphs",
+                    names,
+                )
                 continue
         if precision.policy in LOW and not hinted:
             low.append(own)
@@ -230,8 +240,8 @@ def compose(plan: Plan, recorded: "Recorded", clips: "RealClips | None", progres
             by="hint" if hinted else "types",
             drift=drift,
         )
-    yardstick = step_graph(plain, plan.model.config, plan.batch) if low else None
-    return Composed(graphs=graphs, precision=precision, low=low, yardstick=yardstick)
+    float32_step = step_graph(plain, plan.model.config, plan.batch) if low else None
+    return Composed(graphs=graphs, precision=precision, low=low, float32_step=float32_step)
 
 
 def _graphs(
@@ -244,7 +254,7 @@ def _graphs(
     by: str = "types",
     drift: Mapping[str, float | None] | None = None,
 ) -> Iterator[Graph]:
-    """Yield step, rollout and clip of a core; `suffix` ends the names of their files."""
+    """Yield the step, rollout and clip graphs composed from a core; `suffix` is added to the names of their files."""
     config, batch = plan.model.config, plan.batch
     makers: dict[str, Callable[..., ModelProto]] = {
         "step": step_graph,
@@ -258,15 +268,15 @@ def _graphs(
         yield Graph(model=model, name=name, file=file, backends=backends, by=by, drift=drift)
 
 
-def _form(plan: Plan, exported: GraphProto, variant: Variant, recorded: "Recorded") -> Variant:
-    """Return a variant, without Winograd's convolutions unless they suit the network and the reference proves them."""
+def _checked_variant(plan: Plan, exported: GraphProto, variant: Variant, recorded: "Recorded") -> Variant:
+    """Return a variant, without Winograd convolutions unless they suit the network and pass on the reference clip."""
     core = expand(exported, variant)
-    proved = uses_winograd(core) and recorded.agrees(step_graph(core, plan.model.config, plan.batch))
-    return variant if proved else variant.without_winograd
+    passed = uses_winograd(core) and recorded.agrees(step_graph(core, plan.model.config, plan.batch))
+    return variant if passed else variant.without_winograd
 
 
 def _own_variants(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
-    """Return the names of the variants of graphs that some backends have for themselves, and these backends."""
+    """Return the backends that get graphs of their own, by the name of the variant of these graphs."""
     found: dict[str, list[BackendSpec]] = {}
     for spec in map(find, export_backends()):
         variant = (spec.variants or {}).get(policy)
@@ -280,13 +290,15 @@ def _own_variants(plan: Plan, policy: str) -> dict[str, list[BackendSpec]]:
 def _in_precision(
     plan: Plan, plain: GraphProto, rounding: Rounding, clips: "RealClips | None", progress: Notify
 ) -> tuple[GraphProto, "Chosen | None", Precision]:
-    """Return a core in the policy of a plan, measured on some clips, and how others are brought there.
+    """Apply the precision of a plan to a float32 core.
 
-    Plain fp32 is not measured.
+    Returns:
+        The core in that precision; the choice, which can be applied to other cores; and the entry in the manifest.
+        Without clips the core stays in fp32, nothing is measured, and the choice is None.
     """
     if clips is None:
         return plain, None, Precision(policy="fp32", exclude=(), budget=EXACT.to_dict())
-    from e3d_deploy.export.precision.choose import choose_precision  # it needs ONNX Runtime
+    from e3d_deploy.export.precision.choose import choose_precision  # needs ONNX Runtime
 
     backends = export_backends() if plan.backend is None else [plan.backend]
     policies = shared_policies(backends) if plan.precision == "auto" else [plan.precision]
@@ -304,12 +316,12 @@ def _in_precision(
 
 
 def write_graphs(composed: Composed, folder: Path) -> None:
-    """Write graphs, and weights of low types, beside the model that they share."""
+    """Write the graphs, and the weights of low types, to the folder of the model file."""
     weights, aliases = [MODEL], {}
-    if composed.yardstick is not None:
+    if composed.float32_step is not None:
         aliases = write_weights(composed.low, folder / WEIGHTS)
-        share_weights(composed.yardstick, folder / MODEL)
-        onnx.save(composed.yardstick, folder / FLOAT32_STEP)
+        share_weights(composed.float32_step, folder / MODEL)
+        onnx.save(composed.float32_step, folder / FLOAT32_STEP)
         weights.append(WEIGHTS)
     for graph in composed.graphs:
         stamp(graph.model, "fp32" if graph.by == "hint" else composed.precision.policy)
@@ -319,7 +331,7 @@ def write_graphs(composed: Composed, folder: Path) -> None:
 
 
 def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path) -> Manifest:
-    """Return the manifest of the files in a folder."""
+    """Return the manifest of a bundle whose other files are complete in `folder`."""
     config = plan.model.config
     K = config.history_length
     return Manifest(
@@ -351,20 +363,20 @@ def manifest_of(plan: Plan, rounding: Rounding, composed: Composed, folder: Path
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """PyTorch's answer to the reference clip."""
+    """PyTorch's outputs for the reference clip."""
 
     arrays: Mapping[str, NDArray[Any]]
-    """Arrays of reference.npz (docs/bundle.md)."""
+    """Arrays of reference.npz, as docs/bundle.md lists them."""
     rounding: Rounding
-    """Largest differences of its float32 from its float64."""
+    """Largest differences between PyTorch's outputs in float32 and in float64."""
     context_length: int
     batch: int
     config: ModelConfig
 
     def agrees(self, graph: ModelProto) -> bool:
-        """Return True if a step graph in float32 keeps a share of the budget over the rollout, on ONNX Runtime.
+        """Return True if a float32 step graph uses at most `WINOGRAD_SHARE` of the budget over the rollout.
 
-        False where ONNX Runtime is missing, as nothing is proved then.
+        ONNX Runtime runs the graph. Without ONNX Runtime the graph cannot be checked, and the result is False.
         """
         try:
             from e3d_deploy.runtime.backends.emulated import Steps, session
@@ -386,10 +398,14 @@ class Recorded:
 
 
 def record(model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int) -> Recorded:
-    """Record what PyTorch predicts for a clip, and how far its float32 is from its float64."""
+    """Record PyTorch's outputs for a clip, and the difference between float32 and float64.
+
+    Raises:
+        ExportError: a prediction is NaN or infinite.
+    """
     predictions, states = _rollout(model, clip, context_length, batch)
     if not np.isfinite(predictions).all():
-        raise ExportError("the model itself answers the reference clip with NaN or infinity; train it again")
+        raise ExportError("the model predicts NaN or infinity on the reference clip; train it again")
     exact_predictions, exact_states = _rollout(copy.deepcopy(model).double(), clip, context_length, batch)
     rounding = Rounding(
         predictions=float(np.abs(predictions - exact_predictions).max()),
@@ -408,7 +424,7 @@ def record(model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch
 def _rollout(
     model: E3DLSTM, clip: NDArray[np.float32], context_length: int, batch: int
 ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Predictions [T − 1, B, C, H, W] and the states after the last of them."""
+    """Return PyTorch's predictions [T − 1, B, C, H, W] for a clip, and the states after the last step."""
     backend = TorchBackend(model, batch=batch)
     context = np.repeat(clip[None, :context_length], batch, axis=0)
     predictions, state = [], None
@@ -418,7 +434,7 @@ def _rollout(
 
 
 def describe(graph: Graph, policy: str) -> GraphEntry:
-    """Return a graph's entry in the manifest."""
+    """Return the entry of a graph in the manifest."""
 
     def tensors(values: Any) -> tuple[TensorEntry, ...]:
         return tuple(
@@ -447,10 +463,10 @@ def describe(graph: Graph, policy: str) -> GraphEntry:
 
 
 def write_weights(cores: Sequence[GraphProto], path: Path) -> dict[str, str]:
-    """Write the weights of some cores that are in a low type as a safetensors file, the same bytes once.
+    """Write the weights of a low type in some cores to a safetensors file; equal bytes are stored once.
 
     Returns:
-        Name under which the bytes of a weight are in the file, if it is another, as for the same in another shape.
+        The name of the stored weight, by the name of each other weight with the same bytes, such as a reshaped copy.
     """
     kinds = {kind: name for name, kind in KINDS.items() if kind != TensorProto.FLOAT}
     initializers = {one.name: one for core in cores for one in core.initializer}
@@ -468,12 +484,12 @@ def write_weights(cores: Sequence[GraphProto], path: Path) -> dict[str, str]:
 
 
 def share_weights(graph: ModelProto, model_file: Path, aliases: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Let the graph read its weights from the model file, so that they are on disk once for all graphs.
+    """Replace the weights in a graph with references to the model file, which all graphs share.
 
-    After its header a safetensors file is plain little-endian arrays, which ONNX calls external data.
+    After its header a safetensors file consists of little-endian arrays, which ONNX can read as external data.
 
     Args:
-        aliases: from `write_weights`.
+        aliases: result of `write_weights`.
     """
     header, start = read_header(model_file)
     for initializer in graph.graph.initializer:

@@ -1,4 +1,4 @@
-"""Plan of an export: its settings, checked before anything is computed, with the model and a reference clip."""
+"""Settings of an export, checked before anything is computed, with the model and the reference clip."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,25 +33,25 @@ class Plan:
     card: Card
     """Facts about the model."""
     form: Form
-    """Form of the frames of clips that are read for it."""
+    """Size, channels and layout of the frames that are read for the model."""
     clip: NDArray[np.float32]
     """Reference clip, [T, C, H, W]."""
     context_length: int
-    """Frames that the clip graph takes."""
+    """Number of frames that the clip graph takes."""
     horizon: int
-    """Frames that the clip and rollout graphs give."""
+    """Number of frames that the clip and rollout graphs return."""
     batch: int | None
-    """Streams that the graphs run at once; None for any number."""
+    """Number of streams in one call of a graph; None for any number."""
     precision: str
-    """Policy, or `auto`."""
+    """Precision policy, or `auto`."""
     budget: Budget | None
-    """Allowed loss of quality; None for that of the policy."""
+    """Allowed loss of quality; None for the default budget of the policy."""
     exclude: tuple[str, ...]
     """Layers that stay in float32."""
     backend: str | None
-    """Backend that has to run it, the only one with graphs of its own; None for all."""
+    """Backend that has to run the bundle, and gets own graphs with backends of the same variant; None for all."""
     calibration: Path | None
-    """Clips to learn ranges from; None for some of the package's."""
+    """Clips to calibrate on; None for clips of the package."""
 
 
 def plan_export(
@@ -69,7 +69,10 @@ def plan_export(
     reference: Path | None,
     layout: str | None = None,
 ) -> Plan:
-    """Check the settings of an export, and read its model and reference clip; arguments and errors as of `export`."""
+    """Check the settings of an export, and read its model and reference clip.
+
+    Arguments and errors are those of `bundle.export`.
+    """
     for name, value in (("context", context_length), ("horizon", horizon), ("batch", batch)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}: got {value}, expected 1 or more")
@@ -99,23 +102,27 @@ def plan_export(
 
 
 def _check_precision(precision: str, exclude: Sequence[str], backend: str | None) -> None:
-    """Raise unless a policy is known and the backend runs it."""
+    """Check that a policy is known, has a low type if layers are excluded, and runs on the backend."""
     if precision != "auto" and precision not in POLICIES:
         raise ConfigError(f"precision: got {precision!r}, expected auto or one of {', '.join(POLICIES)}")
     if exclude and precision in ("fp32", "tf32"):
-        raise ConfigError(f"exclude: {precision} has no low type that a layer could be kept from")
+        raise ConfigError(f"exclude: {precision} has no low type; exclude no layers, or give another precision")
     if backend is not None and precision != "auto":
         check_runs(precision, backend)
 
 
 def reference_clip(form: Form, length: int, path: Path | None) -> NDArray[np.float32]:
-    """Return a real clip for a model: the first in `path` that is long enough, else one that suits it.
+    """Return a real clip for a model: the first in `path` with enough frames or, without a path, one of the package.
+
+    Args:
+        form: size, channels and layout of the frames of the model.
+        length: number of frames.
 
     Returns:
-        float32 [T, C, H, W].
+        Frames, float32 [T, C, H, W].
 
     Raises:
-        ClipError, ShapeError: no clip in `path` is long enough, or none fits.
+        ClipError, ShapeError: no clip in `path` has enough frames, or the pictures do not fit the model.
     """
     if path is None and suits(form.image_size, form.channels):
         rng = np.random.default_rng(0)

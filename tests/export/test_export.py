@@ -1,4 +1,4 @@
-"""Graphs against PyTorch: step by step, as a clip, with a ring that is empty, full and overfull."""
+"""Exported graphs compute the same as PyTorch: step, rollout and clip, with an empty, full and overwritten ring."""
 
 import json
 from pathlib import Path
@@ -36,13 +36,13 @@ from tests.kept_steps import KeptSteps
 from tests.runtime.test_young_ring import assert_empty_slots_are_zeros
 
 CLOSE = 3e-5
-"""Largest difference between two ways to compute a step, over as many as 12; measured 4.3e-6, where states reach 4."""
+"""Tolerance of two ways to compute up to 12 steps; measured 4.3e-6, with states up to 4."""
 LITTLE_VARIANCE = 5e-3
-"""Likewise of a norm whose input has a mean of 3 and a deviation of 0.001, so that float32 keeps four digits of it;
+"""Tolerance of a norm whose input has a mean of 3 and a deviation of 0.001, of which float32 keeps four digits;
 measured 5.3e-4."""
 
 CASES = {
-    # 8 steps: the ring of 4 is overfull, and `written` has gone back once.
+    # After 8 steps the ring of 4 was overwritten, and `written` was reduced once.
     "unequal layers, not square": ModelConfig(image_size=(16, 24), hidden=(4, 6), kernel_size=3, history_length=4),
     "google, colour, ring not full": ModelConfig(
         image_size=(16, 16), channels=3, hidden=(4, 4), kernel_size=5, semantics="google"
@@ -53,7 +53,7 @@ CASES = {
     "openstl, no gate norms, not square": ModelConfig(
         image_size=(16, 24), hidden=(4, 4), history_length=4, semantics="openstl", layer_norm=False
     ),
-    # A grid of 5×6 with a stride of 2: the sides of what is upsampled are 3 and 3.
+    # A grid of 5×6 with a stride of 2: the convolution gives a grid of 3×3, which is resized.
     "openstl, colour, stride 2 on an odd grid": ModelConfig(
         image_size=(20, 24), channels=3, hidden=(4, 4), kernel_size=3, semantics="openstl", stride=2
     ),
@@ -63,7 +63,7 @@ CASES = {
     "openstl, norms": ModelConfig(image_size=(16, 16), hidden=(4, 4), semantics="openstl"),
 }
 MANY = ("openstl, no gate norms, stride 2", "openstl, norms")
-"""Cases that are exported for any number of streams, which takes PyTorch more than twice as long."""
+"""Cases that are exported for any number of streams; they are few, as this takes PyTorch more than twice as long."""
 CONTEXT, HORIZON = 5, 4
 GRAPHS = ("step", "rollout", "clip")
 
@@ -75,7 +75,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = E3DLSTM(config)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.1 * torch.randn_like(weight)  # biases and norms that do something
+            weight += 0.1 * torch.randn_like(weight)  # biases start at 0 and norms at 1, which would hide errors
     folder = tmp_path_factory.mktemp("export")
     checkpoint.save(model, folder / "model.safetensors")
     rng = np.random.default_rng(0)
@@ -95,15 +95,15 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_step_graph_equals_pytorch_at_every_step(case: Bundle) -> None:
-    graph, yardstick = OnnxRuntimeBackend(case, threads=1), TorchBackend.of_bundle(case)
-    state, expected_state = graph.initial_state(), yardstick.initial_state()
+    graph, in_pytorch = OnnxRuntimeBackend(case, threads=1), TorchBackend.of_bundle(case)
+    state, expected_state = graph.initial_state(), in_pytorch.initial_state()
     rng = np.random.default_rng(2)
     for _ in range(12):
         frame = rng.random(contract.frame(case.config).shape, np.float32)
         prediction, state = graph.step(frame, state)
-        expected, expected_state = yardstick.step(frame, expected_state)
+        expected, expected_state = in_pytorch.step(frame, expected_state)
         np.testing.assert_allclose(prediction, expected, rtol=0, atol=CLOSE)
-        found, wanted = graph.to_arrays(state), yardstick.to_arrays(expected_state)
+        found, wanted = graph.to_arrays(state), in_pytorch.to_arrays(expected_state)
         assert set(found) == set(wanted) == {tensor.name for tensor in contract.states(case.config)}
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=0, atol=CLOSE, err_msg=name)
@@ -120,7 +120,7 @@ def test_a_float16_model_becomes_a_bundle_with_float32_weights_that_its_graphs_s
     assert {weight.dtype for weight in load_file(bundle.path / "model.safetensors").values()} == {np.dtype(np.float32)}
     for name in GRAPHS:
         assert bundle.entry(name).weights == ("model.safetensors",)
-        assert bundle.graph(name).stat().st_size == case.graph(name).stat().st_size  # no weights of its own
+        assert bundle.graph(name).stat().st_size == case.graph(name).stat().st_size  # the graph contains no weights
     assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1), TorchBackend.of_bundle(bundle)).passed
 
 
@@ -130,8 +130,8 @@ def test_every_case_passes_verification(case: Bundle) -> None:
     assert report.worst < CLOSE
 
 
-def test_no_convolution_pads_one_side_alone_even_after_onnxruntime_optimizes(case: Bundle, tmp_path: Path) -> None:
-    """ONNX Runtime on CUDA cannot run one that does."""
+def test_no_convolution_pads_one_side_only_even_after_onnxruntime_optimizes(case: Bundle, tmp_path: Path) -> None:
+    """ONNX Runtime on CUDA cannot run convolutions that pad one side only."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -162,7 +162,7 @@ def test_clip_graph_equals_step_loop_with_final_states(case: Bundle) -> None:
 
 @pytest.mark.parametrize("pushed", [1, 3, 4, 11], ids=lambda pushed: f"{pushed} pictures seen")
 def test_rollout_equals_steps_at_any_age(case: Bundle, pushed: int) -> None:
-    """The rings are one that is not full and one that was overwritten more than once."""
+    """The ages cover a ring that is not full and one that was overwritten more than once."""
     backend = OnnxRuntimeBackend(case, threads=1)
     state = backend.initial_state()
     shape = contract.frame(case.config).shape
@@ -189,7 +189,7 @@ def test_graphs_are_valid_and_share_the_weights_of_the_model_file(case: Bundle) 
         onnx.checker.check_model(case.graph(name), full_check=True)
         graph = onnx.load(case.graph(name), load_external_data=False).graph
         external = {one.name for one in graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL}
-        # What is inside the graph beside them: constants, and weights too small for the exporter to leave alone.
+        # The graph itself contains constants, and small weights that the exporter has folded.
         inside = sum(len(one.raw_data) for one in graph.initializer)
         assert external <= set(parameters)
         assert {name for name, weight in parameters.items() if weight.numel() > 9000} <= external
@@ -197,14 +197,14 @@ def test_graphs_are_valid_and_share_the_weights_of_the_model_file(case: Bundle) 
 
 
 def test_states_in_and_out_sort_alike(case: Bundle) -> None:
-    """Servers that pair them by order would swap them otherwise."""
+    """Servers pair states by order, and would otherwise swap them."""
     step = case.entry("step")
     ins = sorted(tensor.name for tensor in step.inputs if tensor.name != contract.FRAME)
     outs = sorted(tensor.name for tensor in step.outputs if tensor.name != contract.PREDICTION)
     assert [contract.NEXT + name for name in ins] == outs
 
 
-def test_reference_is_what_pytorch_computes(case: Bundle) -> None:
+def test_the_reference_has_pytorchs_predictions(case: Bundle) -> None:
     reference = case.reference()
     model = checkpoint.load(case.path / "model.safetensors")
     context = torch.from_numpy(reference["frames"][None, :CONTEXT])
@@ -243,7 +243,7 @@ def test_graphs_that_run_two_streams_at_once_keep_them_apart(exported: Path, two
 def test_first_step_of_zero_states(
     tmp_path: Path, norm_eps: float, semantics: Semantics, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Zero states and zero biases: the variance is 0, and the epsilon alone keeps the norm from dividing by it."""
+    """With zero states and zero biases the variance is 0, and only epsilon prevents a division by 0 in the norms."""
     config = ModelConfig(image_size=(16, 16), hidden=(4,), kernel_size=3, norm_eps=norm_eps, semantics=semantics)
     checkpoint.save(E3DLSTM(config), tmp_path / "m.safetensors")
     clip = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 1), np.uint8)
@@ -259,7 +259,7 @@ def test_first_step_of_zero_states(
     )
     bundle = Bundle.open(path)
     assert verify(bundle, OnnxRuntimeBackend(bundle, threads=1)).worst < CLOSE
-    assert "constant folding" not in caplog.text  # of the memory, which stays zero
+    assert "constant folding" not in caplog.text  # nothing is left to fold of a memory that stays zero
 
 
 @pytest.mark.parametrize("window_length", [1, 2, 3])
@@ -311,18 +311,17 @@ def test_plain_recall_equals_recall_and_hides_empty_slots(semantics: Semantics) 
 
 
 @pytest.mark.parametrize(("steps", "written"), [(0, 1), (6, 7), (7, 4), (8, 5), (11, 4)])
-def test_written_goes_back_to_the_ring_length(steps: int, written: int) -> None:
+def test_written_is_reduced_by_the_ring_length(steps: int, written: int) -> None:
     assert contract.written_after(steps, history_length=4) == written
 
 
-def test_manifest_says_what_was_exported(case: Bundle) -> None:
+def test_the_manifest_describes_the_export(case: Bundle) -> None:
     manifest = json.loads((case.path / "manifest.json").read_text())
     assert ModelConfig.from_dict(manifest["config"]) == case.config
     assert manifest["history"]["exact_for_steps"] == case.config.history_length
     own = {"tensorrt": ["tensorrt", "tensorrt-rtx"], "openvino": ["openvino"]}
-    if (
-        case.config.kernel_size == 5 and case.config.semantics != "openstl"
-    ):  # else its form is that of the graphs for all
+    # Without Winograd convolutions the variant of ONNX Runtime equals the shared graphs.
+    if case.config.kernel_size == 5 and case.config.semantics != "openstl":
         own["onnxruntime"] = ["onnxruntime"]
     listed = {f"{graph}.{name}.onnx": backends for name, backends in own.items() for graph in GRAPHS}
     listed |= {f"{graph}.onnx": None for graph in GRAPHS}
@@ -338,9 +337,7 @@ def test_lengths_below_one_are_refused(tmp_path: Path, option: str) -> None:
         export(tmp_path / "m.safetensors", tmp_path / "o.e3d", **{option: 0})
 
 
-def test_nothing_is_left_of_an_export_that_fails(
-    tmp_path: Path, tiny_model: E3DLSTM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_leaves_nothing(tmp_path: Path, tiny_model: E3DLSTM, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
 
     def fail(*_: object) -> None:
@@ -353,11 +350,11 @@ def test_nothing_is_left_of_an_export_that_fails(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["clip.npy", "m.safetensors"]
 
 
-def test_a_model_that_answers_with_nan_is_refused(tmp_path: Path, tiny_model: E3DLSTM) -> None:
+def test_a_model_that_predicts_nan_is_refused(tmp_path: Path, tiny_model: E3DLSTM) -> None:
     tiny_model.to_patch.weight.fill_(3e38)  # finite, but its products are not
     checkpoint.save(tiny_model, tmp_path / "m.safetensors")
     np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (4, 16, 24, 1), np.uint8))
-    with pytest.raises(ExportError, match="answers the reference clip with NaN"):
+    with pytest.raises(ExportError, match="predicts NaN or infinity on the reference clip"):
         export(
             tmp_path / "m.safetensors",
             tmp_path / "o.e3d",
@@ -392,7 +389,7 @@ def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, tiny_model: E3DLSTM
     again(overwrite=True)
     assert not (output / "engines").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"clip.npy", "m.safetensors", "o.e3d"}
-    (output / "manifest.json").unlink()  # now it is some folder, and not ours to remove
+    (output / "manifest.json").unlink()  # without it the folder is not a bundle, and must not be removed
     with pytest.raises(ConfigError, match="is there already and no bundle"):
         again(overwrite=True)
     assert (output / "step.onnx").exists()
@@ -438,7 +435,7 @@ def test_wrong_inputs_are_refused_before_anything_is_made(tmp_path: Path, tiny_m
 
 @pytest.mark.slow
 def test_the_full_size_model_exports_and_verifies(tmp_path: Path) -> None:
-    """With random weights it amplifies rounding errors, so that its budget is by PyTorch's own; docs/model.md."""
+    """A network with random weights amplifies rounding, so PyTorch's own errors set its budget (docs/model.md)."""
     torch.manual_seed(0)
     checkpoint.save(E3DLSTM(ModelConfig()), tmp_path / "full.safetensors")
     bundle = Bundle.open(export(tmp_path / "full.safetensors", tmp_path / "full.e3d"))
@@ -465,7 +462,7 @@ def test_graphs_of_other_semantics_take_any_number_of_streams(tmp_path: Path, se
 
 
 def assert_streams_stay_apart(alone: Path, together_path: Path) -> None:
-    """Compare a bundle for one stream with that of the same network for any number."""
+    """Compare a bundle for one stream with a bundle of the same network for any number of streams."""
     one, many = (OnnxRuntimeBackend(Bundle.open(path), threads=1) for path in (alone, together_path))
     assert verify(many.bundle, many).passed
     assert {tensor.shape[0] for tensor in many.bundle.entry("clip").outputs} == {"batch"}
@@ -489,8 +486,9 @@ def assert_streams_stay_apart(alone: Path, together_path: Path) -> None:
         np.testing.assert_allclose(value, expected, rtol=0, atol=CLOSE, err_msg=name)
 
 
-# Per layer: hidden, input, the two of the output gate and, where it moves, the memory; each twice, for the two
-# slots of the window, but for OpenSTL's; the one that merges; and once the one that makes the frame.
+# Each layer has convolutions of the hidden state, of the input, two of the output gate and, with `paper` semantics, one
+# of the memory. Each is two nodes, one per frame of the window, except OpenSTL's, which are one node. One convolution
+# per layer merges, and one in all makes the frame.
 @pytest.mark.parametrize(
     ("case", "convolutions"),
     [("unequal layers, not square", 23), ("google, colour, ring not full", 19), ("openstl, norms", 11)],
@@ -525,7 +523,7 @@ def test_each_rewrite_computes_the_same(semantics: Semantics, window_length: int
             weight += 0.1 * torch.randn_like(weight)
         inputs = [torch.randn_like(one) for one in example(config, 2)]
         if semantics != "paper":
-            inputs[-2].zero_()  # the memory, which stays zero there
+            inputs[-2].zero_()  # the memory, which stays zero with these semantics
         plain = Step(model, rewrites=())(*inputs)
         for name in REWRITES:
             for expected, found in zip(plain, Step(model, rewrites=(name,))(*inputs), strict=True):
@@ -533,7 +531,7 @@ def test_each_rewrite_computes_the_same(semantics: Semantics, window_length: int
 
 
 @pytest.mark.usefixtures("kept_steps")
-def test_a_backend_alone_has_graphs_of_its_own(exported: Path, tmp_path: Path) -> None:
+def test_an_export_for_one_backend_has_only_its_own_graphs(exported: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"context_length": 3, "horizon": 2, "batch": 1}
     bundle = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "t.e3d", backend="tensorrt-rtx", **options))
     assert [one.file for one in bundle.manifest.graphs if one.backends] == [
@@ -541,13 +539,13 @@ def test_a_backend_alone_has_graphs_of_its_own(exported: Path, tmp_path: Path) -
         "rollout.tensorrt.onnx",
         "clip.tensorrt.onnx",
     ]
-    assert {one.backends for one in bundle.manifest.graphs} == {None, ("tensorrt", "tensorrt-rtx")}  # the same for both
+    assert {one.backends for one in bundle.manifest.graphs} == {None, ("tensorrt", "tensorrt-rtx")}  # same graphs
     assert bundle.graph("step", "openvino") == bundle.graph("step")
     cuda = Bundle.open(export(exported / "tiny.safetensors", tmp_path / "c.e3d", backend="onnxruntime-cuda", **options))
     assert {one.backends for one in cuda.manifest.graphs} == {None}
 
 
-def test_what_a_program_has_set_in_pytorch_does_not_reach_a_bundle(exported: Path, tmp_path: Path) -> None:
+def test_settings_of_a_program_in_pytorch_do_not_affect_a_bundle(exported: Path, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
