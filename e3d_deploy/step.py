@@ -1,6 +1,6 @@
 """The trained model as one step on plain tensors, and rewrites of its modules for PyTorch's own backends.
 
-model.py stays close to the paper. The rewrites replace its modules by faster ones, and tests check that every
+model.py stays close to the paper. The rewrites replace its modules with faster ones, and tests check that every
 replacement computes the same. export/graph/variants.py writes the graphs for other engines.
 """
 
@@ -66,7 +66,7 @@ class PlainRecall(nn.Module):
     """`Recall` as matrix products, on joined entries and with a bias on the scores that hides empty slots.
 
     No shape in the module depends on the number of entries, so one exported step serves histories of any length.
-    Fused attention would not help TensorRT-RTX, which has none for float32.
+    Matrix products also run on TensorRT-RTX, which has no fused attention for float32.
     """
 
     def __init__(self, semantics: Semantics) -> None:
@@ -94,7 +94,7 @@ class PlainNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - self._mean(x)
-        # √(variance + ε) with √ε factored out. The exporter's optimizer replaces x + 1e-12 by x, which would divide
+        # √(variance + ε) with √ε factored out. The exporter's optimizer replaces x + 1e-12 with x, which would divide
         # by 0 at the first step, where the variance is 0. test_first_step_of_zero_states checks this.
         deviation = self.eps**0.5 * torch.sqrt(self._mean(centred * centred) / self.eps + 1.0)
         scale: Tensor = self.weight.view(self.affine_shape) / deviation
@@ -119,12 +119,12 @@ class Constant(nn.Module):
 
 
 Rewrite = Callable[[Any, ModelConfig], None]
-"""Function that replaces modules of a cell by modules that compute the same."""
+"""Function that replaces modules of a cell with modules that compute the same."""
 
 
 @torch.no_grad()
 def fold_frozen_memory(cell: Any, config: ModelConfig) -> None:
-    """Replace the convolution and norm of a memory that stays zero by the gates that they compute, a constant.
+    """Replace the convolution and norm of a memory that stays zero with the constant gates that they compute.
 
     With `paper` semantics the memory changes, and the cell is left as it is.
     """
@@ -140,7 +140,7 @@ def fold_frozen_memory(cell: Any, config: ModelConfig) -> None:
 
 
 def flatten_convolutions(cell: Any, _: ModelConfig) -> None:
-    """Replace convolutions over a window by 2D convolutions."""
+    """Replace convolutions over a window with 2D convolutions."""
     for name, module in list(cell.named_children()):
         if isinstance(module, OpenSTLConvolution):
             setattr(cell, name, FlatOpenSTLConvolution(module))
@@ -149,7 +149,7 @@ def flatten_convolutions(cell: Any, _: ModelConfig) -> None:
 
 
 def split_norms(cell: Any, _: ModelConfig) -> None:
-    """Replace norms by norms that compute their means in two stages."""
+    """Replace norms with norms that compute their means in two stages."""
     for name, module in list(cell.named_children()):
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):
             setattr(cell, name, PlainNorm(module))

@@ -2,7 +2,8 @@
 
 An entry is a folder that contains a plan and its sidecar. The name of the folder is the key, a hash of the inputs of
 the build. Entries appear atomically, and the least recently used ones are removed first. Other files in the cache
-folder are left alone. The cache does not make plans safe to load: a bundle records the hash of each plan that it takes.
+folder are left alone. A plan is not safe to load because it is in the cache: a bundle records the hashes of its plans,
+and only plans with these hashes are loaded.
 """
 
 import hashlib

@@ -50,10 +50,10 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         for graph, sidecar in sidecars.items():
             if any(getattr(sidecar, name) != digest for name, digest in sources(now, graph, target).items()):
                 raise BundleError(f"{bundle.path}: exported again while its engines were built; build them again")
-        odd = _unfit(manifest, target, sidecars)
-        gone = {*added, *(f"{ENGINES}{name}{suffix}" for name in odd for suffix in (".plan", ".json"))}
-        files = {name: digest for name, digest in manifest.files.items() if name not in gone}
-        engines = {name: sheet for name, sheet in manifest.engines.items() if name not in {*sheets, *odd}}
+        unfit = _unfit(manifest, target, sidecars)
+        dropped = {*added, *(f"{ENGINES}{name}{suffix}" for name in unfit for suffix in (".plan", ".json"))}
+        files = {name: digest for name, digest in manifest.files.items() if name not in dropped}
+        engines = {name: sheet for name, sheet in manifest.engines.items() if name not in {*sheets, *unfit}}
         steps = (
             replace(manifest, files=files, engines=engines),
             replace(manifest, files=files | added, engines=engines | sheets),
@@ -71,7 +71,7 @@ def move_in(bundle: Bundle, target: str, stage: Path, sidecars: Mapping[str, Eng
         for name in added:
             (stage / Path(name).name).replace(bundle.path / name)
         (stage / "manifest.1").replace(bundle.path / MANIFEST)
-    for name in odd:
+    for name in unfit:
         log.warning(
             "%s: its engine %s was removed, because it was built by another version of the library, for other GPUs or "
             "for other numbers of streams than the new engines; build it again with the same options",
@@ -103,6 +103,6 @@ def _fit_together(one: EngineSidecar, other: EngineSidecar) -> bool:
 def _streams(sidecar: EngineSidecar) -> str | None:
     """Return the profile that an engine was built for, or None if unknown; all default profiles count as equal."""
     built = None if sidecar.parts is None else sidecar.parts.get("profile")
-    # By default the step has a profile for two streams, which the other graphs lack: renewal steps two states in one
-    # call, but forecasts of one stream only.
+    # By default the step has a profile for two streams that other graphs lack: renewal steps two states in one call,
+    # but forecasts one stream per call.
     return profile(default_buckets("rollout")) if built == profile(default_buckets(sidecar.graph)) else built

@@ -101,7 +101,7 @@ def _shaped(trt: Any, engine: Any, context: Any) -> Any:
 def in_engine(information: Mapping[str, Any]) -> Counter[str] | None:
     """Count products by precision in the inspector's JSON of TensorRT 10 or 11; return None if it lists no types.
 
-    A product computes in the precision of its first input that has one; its output may be wider.
+    A product counts in the precision of its first input whose precision is known; its output may be wider.
     """
     counts: Counter[str] = Counter()
     for layer in information.get("Layers", ()):

@@ -1,4 +1,4 @@
-"""Refit of engines: give the engines of one bundle the weights of another, without building them again."""
+"""Refit of engines: reuse of the engines of one bundle for another with other weights, without a new build."""
 
 import hashlib
 from dataclasses import replace
@@ -22,7 +22,7 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def refit(bundle: Bundle, source: Bundle, target: Target, *, progress: Notify = silent) -> dict[str, EngineSidecar]:
-    """Give a bundle the engines of another bundle, refitted with its own weights.
+    """Refit the engines of another bundle with the weights of `bundle`, and install them there.
 
     Every replaceable weight of an engine is replaced, or the refit is refused. The refitted engines have to be
     verified on the GPU, as after a build.

@@ -69,7 +69,7 @@ def convolutions_2d(at: Expansion) -> None:
 def winograd_grouped(at: Expansion) -> None:
     """Write a Winograd convolution as one grouped convolution, or `convolutions_2d` if Winograd does not suit it.
 
-    Each point of the transformed tiles is a group; the height of the convolution is the window, its width the tiles.
+    The convolution has the window as height and the tiles as width; each point of the transformed tiles is a group.
     """
     if not _suits_winograd(at):
         convolutions_2d(at)
@@ -125,8 +125,8 @@ def winograd_products(at: Expansion) -> None:
     if D > 1:
         ends = [at.integers(1), at.integers(D), at.integers(1)]
         later = at.once("Slice", [slots, *ends], f"{window}/winograd/later")
-        behind = at.add("Pad", [tiles_of(later, D - 1, 1), at.integers(0, 0, 0, 0, 1, 0)], "tiles_1/padded")
-        tiled = at.add("Add", [tiled, behind], "tiles")
+        shifted = at.add("Pad", [tiles_of(later, D - 1, 1), at.integers(0, 0, 0, 0, 1, 0)], "tiles_1/padded")
+        tiled = at.add("Add", [tiled, shifted], "tiles")
     axes = at.add(
         "Reshape",
         [tiled, at.integers(winograd.TILE, winograd.TILE, D, -1, h // winograd.TILE, w // winograd.TILE, M)],

@@ -1,4 +1,4 @@
-"""Replacement of one operation of the step by standard ONNX nodes."""
+"""Replacement of one operation of the step with standard ONNX nodes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

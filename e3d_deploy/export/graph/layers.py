@@ -53,10 +53,10 @@ def layer_of(graph: "GraphProto", node: "NodeProto") -> tuple[str | None, int]:
         (nodes).
     """
     weights = {tensor.name for tensor in graph.initializer}
-    beside = defaultdict(list)  # nodes by the values that they read or write
+    neighbours = defaultdict(list)  # nodes by the values that they read or write
     for index, other in enumerate(graph.node):
         for name in {*other.input, *other.output} - weights - {""}:
-            beside[name].append(index)
+            neighbours[name].append(index)
     start = next(index for index, other in enumerate(graph.node) if other.name == node.name)
     seen, queue = {start}, deque([(start, 0)])
     while queue:
@@ -67,7 +67,7 @@ def layer_of(graph: "GraphProto", node: "NodeProto") -> tuple[str | None, int]:
         if distance == FAR:
             continue
         for name in (*here.input, *here.output):
-            for neighbour in beside[name]:
+            for neighbour in neighbours[name]:
                 if neighbour not in seen:
                     seen.add(neighbour)
                     queue.append((neighbour, distance + 1))

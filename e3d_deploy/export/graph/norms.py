@@ -16,7 +16,7 @@ def split_norm(at: Expansion) -> None:
 
     centred = at.add("Sub", [x, mean(x, "mean")], "centred")
     variance = mean(at.add("Mul", [centred, centred], "squares"), "variance")
-    # √(variance + ε) with √ε factored out. An optimizer may replace x + 1e-12 by x, which would divide by 0 at the
+    # √(variance + ε) with √ε factored out. An optimizer may replace x + 1e-12 with x, which would divide by 0 at the
     # first step, where the variance is 0. test_first_step_of_zero_states checks this.
     share = at.add("Add", [at.add("Div", [variance, at.number(eps)], "in_epsilon"), at.number(1.0)], "above")
     deviation = at.add("Mul", [at.add("Sqrt", [share], "root"), at.number(eps**0.5)], "deviation")

@@ -1,6 +1,6 @@
 """Modules that PyTorch exports as one node: the operations that each engine runs best in its own form.
 
-The nodes belong to the domain `e3d_deploy`, which no engine supports; `variants.expand` replaces them by standard
+The nodes belong to the domain `e3d_deploy`, which no engine supports; `variants.expand` replaces them with standard
 nodes.
 """
 
@@ -63,7 +63,7 @@ class _Recall(nn.Module):
 
 
 def name_operations(cell: Any) -> None:
-    """Replace the convolutions, norms and recall of a cell by modules that PyTorch exports as one node."""
+    """Replace the convolutions, norms and recall of a cell with modules that PyTorch exports as one node."""
     for name, module in list(cell.named_children()):
         if isinstance(module, Convolution | OpenSTLConvolution):
             setattr(cell, name, _WindowConvolution(module))

@@ -29,7 +29,7 @@ def export_core(model: E3DLSTM, batch: int | None, *, fold: bool = True) -> Grap
 
     Args:
         batch: number of streams in one call; None for a named axis of any size.
-        fold: with `google` and `openstl` semantics, whose memory stays zero, replace its convolution by a constant.
+        fold: with `google` and `openstl` semantics, whose memory stays zero, replace its convolution with a constant.
 
     Raises:
         ExportError: PyTorch cannot export the step.

@@ -30,8 +30,8 @@ class Variant:
     """Operators of the convolutions over the window.
 
     `2d` writes one 2D convolution for each frame of the window. It multiplies nothing by the zeros after the window,
-    and its padding is the same on both sides; ONNX Runtime has blocked kernels only for such convolutions, and on CUDA
-    no other kernels at all. `3d` writes one 3D convolution.
+    and its padding is the same on both sides. ONNX Runtime has blocked kernels only for 2D convolutions, and on CUDA
+    no kernels for padding on one side. `3d` writes one 3D convolution.
 
     The Winograd forms compute 5×5 kernels by minimal filtering, F(4×4, 5×5), with 6.25 times fewer products.
     `winograd-grouped` writes one convolution with a group for each of the 64 points, which suits ONNX Runtime, and
@@ -59,7 +59,7 @@ VARIANTS = {
     "openvino-direct": Variant(convolutions="3d", norms="split", recall="products-4d"),
     "tensorrt": Variant(convolutions="3d", norms="whole", recall="products"),
 }
-"""Variants by name. Every backend can run graphs of the variant `plain`; most checks of this project run them too."""
+"""Variants by name. The shared graphs of a bundle, which every backend can run, have the variant `plain`."""
 PLAIN = "plain"
 
 

@@ -87,22 +87,22 @@ class Chooser:
         found = self._measure(policy, budget, excluded)
         if found.fits or policy not in LOW:
             return found
-        alone = {}
+        drifts = {}
         for number, label in enumerate(sorted(set(every) - set(excluded)), 1):
             self.progress(f"{policy}: measuring layer {number} of {len(every) - len(excluded)}, {label}")
             others = [name for name in every if name != label]
-            alone[label] = self.gauge.distance(self._graph(policy, others)[1], policy)
-        order = sorted(alone, key=lambda label: -np.nan_to_num(alone[label], nan=np.inf))
+            drifts[label] = self.gauge.distance(self._graph(policy, others)[1], policy)
+        order = sorted(drifts, key=lambda label: -np.nan_to_num(drifts[label], nan=np.inf))
         most = 0
         while most < len(order) and left - every[order[most]] >= MIN_SHARE * total:
             left -= every[order[most]]
             most += 1
-        few, fewest = 0, most  # the smallest count that fits is in (few, fewest], if there is one
+        low, high = 0, most  # the smallest count that fits is in (low, high], if there is one
         best = self._measure(policy, budget, excluded + order[:most])
-        while best.fits and fewest - few > 1:
-            middle = (few + fewest) // 2
+        while best.fits and high - low > 1:
+            middle = (low + high) // 2
             tried = self._measure(policy, budget, excluded + order[:middle])
-            few, fewest, best = (few, middle, tried) if tried.fits else (middle, fewest, best)
+            low, high, best = (low, middle, tried) if tried.fits else (middle, high, best)
         return best
 
     def _graph(self, policy: str, exclude: Collection[str]) -> tuple[GraphProto, ModelProto]:
@@ -194,7 +194,7 @@ def choose_precision(
     exclude: Sequence[str],
     progress: Notify,
 ) -> Chosen:
-    """Apply to a core the first policy of `budgets` that stays within its budget.
+    """Choose the first policy of `budgets` that stays within its budget, and apply it to a core.
 
     Raises:
         QualityError: no policy stays within its budget.

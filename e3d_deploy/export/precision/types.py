@@ -157,7 +157,7 @@ class _Rewrite:
         name = f"{value}/{self.policy}"
         if value in self.weights:
             array = numpy_helper.to_array(self.weights[value])
-            with np.errstate(over="ignore"):  # too large weights become infinite, which the drift reveals
+            with np.errstate(over="ignore"):  # weights beyond the range become infinite, as the drift shows
                 return self.constant(name, array.astype(NUMPY[self.policy]), LOW[self.policy])
         maker = self.makers[value]
         if maker.op_type not in MOVES or len(maker.output) > 1:
@@ -167,9 +167,10 @@ class _Rewrite:
         return self.copy(maker, inputs, name)
 
     def quantised_weight(self, value: str) -> str:
-        """Return the name of a weight that is dequantised from int8, one scale per output channel, or fp8, one scale.
+        """Return the name of a weight that is dequantised from int8 or fp8.
 
-        Nodes that only move elements of the weight are evaluated first, because they may move output channels.
+        int8 has one scale per output channel, fp8 a single scale. Nodes that only move elements of the weight are
+        evaluated first, so that its first axis is the output channels.
         """
         name, kind, largest = f"{value}/{self.policy}", NUMPY[self.policy], LARGEST_WEIGHT[self.policy]
         array = evaluate(self.core, value)
@@ -269,7 +270,7 @@ def evaluate(core: GraphProto, value: str) -> NDArray[Any]:
     initializers = {one.name: one for one in core.initializer}
     if value in initializers:
         return numpy_helper.to_array(initializers[value])
-    nodes = list(_behind(value, makers_of(core)))
+    nodes = list(_nodes_of(value, makers_of(core)))
     read = {name for node in nodes for name in node.input}
     known = [one for name, one in initializers.items() if name in read]
     graph = helper.make_graph(nodes, "weights", [], [onnx.ValueInfoProto(name=value)], known)
@@ -278,12 +279,12 @@ def evaluate(core: GraphProto, value: str) -> NDArray[Any]:
     return np.asarray(result)
 
 
-def _behind(value: str, makers: Mapping[str, NodeProto]) -> Iterator[NodeProto]:
+def _nodes_of(value: str, makers: Mapping[str, NodeProto]) -> Iterator[NodeProto]:
     """Yield the nodes that compute a value from weights, each after the nodes that it depends on.
 
     A node that is reached on two paths would be yielded twice; the values of weights have one path to each node.
     """
     if value in makers:
         for one in makers[value].input:
-            yield from _behind(one, makers)
+            yield from _nodes_of(one, makers)
         yield makers[value]

@@ -25,10 +25,11 @@ from e3d_deploy.runtime.backends.protocol import State
 from e3d_deploy.runtime.backends.rollout import rollout
 
 Cause = Literal["overflow", "convolution", "softmax", "norm", "state", "other"]
+"""Kind of operation that makes a value inaccurate; `state` if small errors add up over the steps."""
 LIMITS = {"fp32": 1e-4, "tf32": 0.005, "fp16": 0.02, "bf16": 0.15, "int8": 0.3, "fp8": 0.45}
-"""Largest error that the rounding of one step explains, as the root mean square of the error of a value over that of
-the value. Each limit is about four times the largest error that was measured with the former demo model; with all
-policies but tf32, the largest error was in a value after the softmax."""
+"""Largest error of a value that the rounding of one step explains: the root mean square of the error over that of the
+value. Each limit is about four times the largest error measured with the former demo model, which was in a value after
+the softmax for all policies but tf32."""
 MORE_EXACT = {"int8": "fp16", "fp8": "fp16", "bf16": "fp16", "fp16": "fp32", "tf32": "fp32", "fp32": "fp32"}
 """More exact policy that is advised for each policy."""
 NORM = ("ReduceMean", "Sub", "Sqrt", "Div")
@@ -80,20 +81,21 @@ def explain(
     Returns:
         At most `MOST_FINDINGS` findings, in the order of computation. If no value is inaccurate in a single step, one
         finding with the cause `state`: small errors add up over the steps. An empty list if the graph agrees with the
-        float32 step graph.
+        float32 step graph, or if its small errors are those of fp32.
     """
     policy = bundle.precision
     file, plain = bundle.entry("step", backend).file, bundle.entry("step").file
     exact = FLOAT32_STEP if FLOAT32_STEP in bundle.manifest.files else plain
     graph = with_weights(bundle, file)
-    twin = graph if file == exact else with_weights(bundle, exact)  # the float32 graph; its values have the same names
+    float32 = graph if file == exact else with_weights(bundle, exact)  # its values have the same names as in `graph`
     mine = _Watched(graph if native else emulated(graph, policy), bundle, threads, integers=native)
-    theirs = _Watched(twin, bundle, threads, optimise=twin is not graph)
+    # A float32 graph is compared with itself, computed without the optimizations of ONNX Runtime.
+    theirs = _Watched(float32, bundle, threads, optimise=float32 is not graph)
     step, frame, state = _worst_step(bundle, mine.steps([]), theirs.steps([]))
     if step is None:
         return []
-    comparison = _Comparison(twin.graph, _scales(graph.graph), policy)
-    for names in _chunks(twin, graph, most_bytes):
+    comparison = _Comparison(float32.graph, _scales(graph.graph), policy)
+    for names in _chunks(float32, graph, most_bytes):
         found = mine.steps(names).run(frame, state), theirs.steps(names).run(frame, state)
         for name in names:
             comparison.add(name, found[0][name], found[1][name])
@@ -155,21 +157,21 @@ def _scales(graph: GraphProto) -> dict[str, float]:
     return {name.removesuffix("/scale"): float(numpy_helper.to_array(one)) for name, one in scales.items()}
 
 
-def _chunks(twin: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator[list[str]]:
+def _chunks(float32: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator[list[str]]:
     """Yield the names of the float32 values that both graphs compute, in order, in chunks that fit into memory.
 
     Each value is stored twice, so the values of a chunk take at most half of `most_bytes`.
     """
-    inferred = onnx.shape_inference.infer_shapes(twin).graph
+    inferred = onnx.shape_inference.infer_shapes(float32).graph
     types = {one.name: one.type.tensor_type for one in (*inferred.value_info, *inferred.output)}
-    there = set(makers_of(graph.graph))
-    fixed = fixed_values(twin.graph)
+    computed = set(makers_of(graph.graph))
+    fixed = fixed_values(float32.graph)
     names: list[str] = []
     size = 0
-    for node in twin.graph.node:
+    for node in float32.graph.node:
         for name in node.output:
             kind = types.get(name)
-            if name in fixed or name not in there or kind is None or kind.elem_type != TensorProto.FLOAT:
+            if name in fixed or name not in computed or kind is None or kind.elem_type != TensorProto.FLOAT:
                 continue
             bytes_ = 4 * prod(side.dim_value or 1 for side in kind.shape.dim)
             if names and 2 * (size + bytes_) > most_bytes:
@@ -184,9 +186,9 @@ def _chunks(twin: ModelProto, graph: ModelProto, most_bytes: int) -> Iterator[li
 class _Comparison:
     """Errors of the values of a graph against the float32 graph; the values themselves are not kept."""
 
-    def __init__(self, twin: GraphProto, scales: Mapping[str, float], policy: str) -> None:
+    def __init__(self, float32: GraphProto, scales: Mapping[str, float], policy: str) -> None:
         self.policy, self.scales, self.limit = policy, scales, LIMITS[policy]
-        self.makers, self.fixed = makers_of(twin), fixed_values(twin)
+        self.makers, self.fixed = makers_of(float32), fixed_values(float32)
         self.errors: dict[str, float] = {}
         self.sizes: dict[str, float] = {}
         self.largest: dict[str, float] = {}
@@ -214,7 +216,7 @@ class _Comparison:
         return [self._finding(name, step, self._cause(name)) for name in first]
 
     def summed_up(self, step: int) -> Finding:
-        """Return the finding for errors that add up although no value is inaccurate: the product with the largest."""
+        """Return the finding if no value is inaccurate but errors add up: the product with the largest error."""
         layers = [name for name in self.errors if self.makers[name].op_type in PRODUCTS]
         return self._finding(max(layers, key=lambda name: self.errors[name]), step, "state")
 
