@@ -5,6 +5,7 @@ python -m benchmarks.readme
 
 import json
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from e3d_deploy.runtime.backends.specs import BACKENDS
 from e3d_deploy.shipped import extracted
 
 README = Path(__file__).parents[1] / "README.md"
+COLUMNS = 120
+"""Width of the prose in the docs."""
 
 
 def result(name: str) -> dict[str, Any]:
@@ -477,7 +480,14 @@ PLACES = {
 
 
 def section(name: str, text: str) -> str:
-    return f"<!-- {name}: written by python -m benchmarks.readme -->\n{text}\n<!-- /{name} -->"
+    """Return a generated section between its two comments, with prose wrapped."""
+    lines = "\n".join(line if line.startswith("|") else _wrapped(line) for line in text.splitlines())
+    return f"<!-- {name}: written by python -m benchmarks.readme -->\n{lines}\n<!-- /{name} -->"
+
+
+def _wrapped(line: str) -> str:
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:
