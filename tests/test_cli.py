@@ -100,7 +100,7 @@ def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: lis
 
 def test_a_layout_without_arrays_is_not_passed_over(exported: Path, tmp_path: Path) -> None:
     result = e3d("predict", exported / "tiny.e3d", REAL_CLIP, "-o", tmp_path / "o.npz", "--layout", "nthwc")
-    assert "pedestrians.mp4: no array with such axes was read, so --layout NTHWC is of no use" in result.stderr
+    assert "pedestrians.mp4: no array with these axes was read, so --layout NTHWC has no effect" in result.stderr
     assert "--layout is of --clip" in failing("verify", exported / "tiny.e3d", "--layout", "NTHWC", code=2)
     arguments = ["export", exported / "tiny.safetensors", "-o", tmp_path / "n.e3d", "--layout", "NTHWC"]
     assert "--layout is of --calibration and --reference" in failing(*arguments, code=2)
@@ -194,7 +194,9 @@ def test_predict_refuses_wrong_input_and_leaves_nothing(exported: Path, tmp_path
 
 def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -> None:
     arguments = ["predict", exported / "tiny.e3d", exported / "clip.npy", "--context", 4]
-    assert "writes .npz, .mp4, .gif, or a folder" in failing(*arguments, "-o", tmp_path / "o.avi", code=2)
+    assert "got .avi, expected .npz, .mp4, .gif, or no suffix for a folder" in failing(
+        *arguments, "-o", tmp_path / "o.avi", code=2
+    )
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "folder.npz").mkdir()

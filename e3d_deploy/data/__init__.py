@@ -1,1 +1,1 @@
-"""Clips to learn from and to show: Moving MNIST made on the fly, and files."""
+"""Clips for training, measuring and display: files, folders, and Moving MNIST made on the fly."""

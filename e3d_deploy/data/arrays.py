@@ -1,4 +1,4 @@
-"""Arrays in .npy and .npz files, left where they are. Needs no PyTorch."""
+"""Arrays in .npy and .npz files, read from the file only as needed. Needs no PyTorch."""
 
 import io
 import math
@@ -23,21 +23,21 @@ from e3d_deploy.progress import Notify, silent
 
 CHUNK_BYTES = 1 << 20
 TOLD_BYTES = 256 * CHUNK_BYTES
-"""Bytes of an array between two signs of progress."""
+"""Size of the piece of an array that is read between two progress messages (bytes)."""
 LOCAL_HEADER_BYTES = 30
 """Size of the fixed part of a zip member's header, before the member's name (bytes)."""
 FRAMES = "frames"
 """Name of the array that holds the frames of a .npz file."""
 AXES = tuple(sorted({len(layout) for layout in LAYOUTS}))
-"""Numbers of axes that arrays of clips have."""
+"""Numbers of axes that an array of clips may have."""
 DAMAGES = (
     ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError,
     tokenize.TokenError,
 )  # fmt: skip
-"""Errors of NumPy and zipfile for a damaged file; the last is that of a header whose brackets do not match."""
+"""Errors that NumPy and zipfile raise for a damaged file; TokenError: the brackets of a header do not match."""
 DAMAGED = "not a NumPy file of plain numbers, or damaged; write it again"
 _compared: set[tuple[object, ...]] = set()
-"""Arrays in .npz files whose checksums match, by file, size, time of the last change (ns) and name."""
+"""Arrays of .npz files whose checksums were verified, by device, inode, size, modification time (ns) and name."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +52,37 @@ class StoredArray:
     dtype: np.dtype[Any]
 
     def bytes_of(self, *axes: int) -> int:
-        """Return the size of a piece with these axes (bytes)."""
+        """Return the size of an array with these axes and this data type (bytes)."""
         return math.prod(axes) * self.dtype.itemsize
 
 
 def open_npy(path: Path) -> StoredArray:
-    """The array of a .npy file.
+    """Return the array of a .npy file.
 
     Raises:
-        ClipError: it is none, or damaged.
+        ClipError: the file is damaged, or is not a .npy file of plain numbers.
     """
     with damaged(path), path.open("rb") as file:
         return _array(str(path), File(path), file, begin=0, size=path.stat().st_size)
 
 
 def members(path: Path) -> list[str]:
-    """Names of the arrays in a .npz file.
+    """Return the names of the arrays in a .npz file.
 
     Raises:
-        ClipError: it is none.
+        ClipError: the file is damaged, or is not a .npz file.
     """
     with damaged(path), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
 def find_frames(path: Path) -> tuple[str, str | None]:
-    """Return the name of the array in a .npz file that holds frames, and a remark unless it is called `frames`.
+    """Return the name of the array of frames in a .npz file, and a remark unless the name is `frames`.
 
-    It is then the only one with as many axes as clips have.
+    Without an array of that name, the only array with as many axes as clips have is chosen.
 
     Raises:
-        ClipError: there is none, or there are several.
+        ClipError: no array or several arrays have that many axes, or the file is damaged.
     """
     if FRAMES in (names := members(path)):
         return FRAMES, None
@@ -94,7 +94,7 @@ def find_frames(path: Path) -> tuple[str, str | None]:
     shown = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
     fitting = [name for name, shape in found.items() if len(shape) in AXES]
     if len(fitting) == 1:
-        return fitting[0], f"{path}: read its array {fitting[0]}, as it holds {shown}"
+        return fitting[0], f"{path}: read its array {fitting[0]}, the only one that fits; the file has {shown}"
     if not fitting:
         raise ClipError(
             f"{path}: holds {shown}, expected an array of {min(AXES)} to {max(AXES)} axes; write the frames with "
@@ -105,31 +105,34 @@ def find_frames(path: Path) -> tuple[str, str | None]:
 
 
 def load_member(path: Path, member: str) -> NDArray[Any]:
-    """A small array of a .npz file, whole.
+    """Load a small array of a .npz file into memory.
 
     Raises:
-        ClipError: it is damaged.
+        ClipError: the file is damaged.
     """
-    with path.open("rb") as file:  # by its name NumPy would leave a bad file open
+    with path.open("rb") as file:  # given a path, NumPy would leave a damaged file open
         try:
             with damaged(path), np.load(file, allow_pickle=False) as archive:
                 array: NDArray[Any] = archive[member]
-        except OSError as error:  # a damaged table of contents points anywhere
+        except OSError as error:  # a damaged table of contents may point outside the file
             raise ClipError(f"{path}: {DAMAGED}") from error
     return array
 
 
 def open_member(path: Path, member: str, scratch: Scratch, progress: Notify = silent) -> StoredArray:
-    """An array of a .npz file.
+    """Return an array of a .npz file.
 
-    A compressed one is unpacked into `scratch`; one as `np.savez` writes it stays in its file, and is read through
-    once in a process, as its checksum is compared too.
+    A compressed array is unpacked into `scratch`. An uncompressed one is read in place; once per process it is read in
+    full to verify its checksum.
 
     Args:
-        progress: is told how much of a large array was read.
+        path: the .npz file.
+        member: name of the array, without `.npy`.
+        scratch: file for the unpacked array.
+        progress: receives messages while a large array is read.
 
     Raises:
-        ClipError: it is damaged.
+        ClipError: the array is damaged.
         OSError: the disk for `scratch` is full.
     """
     name = f"{path}[{member}]"
@@ -139,7 +142,7 @@ def open_member(path: Path, member: str, scratch: Scratch, progress: Notify = si
             _compare_checksum(path, entry, progress)
             file.seek(entry.header_offset)
             local = file.read(LOCAL_HEADER_BYTES)
-            # The lengths of the name and of the extra field, which need not be that of the archive's table.
+            # The lengths of the name and of the extra field may differ from those in the archive's table.
             begin = entry.header_offset + len(local) + sum(np.frombuffer(local[26:30], "<u2").tolist())
             file.seek(begin)
             return _array(name, File(path), file, begin=begin, size=entry.file_size)
@@ -152,11 +155,11 @@ def open_member(path: Path, member: str, scratch: Scratch, progress: Notify = si
 
 
 def layout_of(array: StoredArray, form: Form) -> tuple[str, str | None]:
-    """Return the layout of an array, and a remark if its numbers decided, as `find_layout`.
+    """Return the layout of an array, and a remark if the layout was guessed from the values; see `find_layout`.
 
     Raises:
-        ShapeError: another rank, size, number of colours or type, or several layouts fit.
-        ClipError: it holds no frame.
+        ShapeError: the rank, size, colours or data type are not what the model takes, or several layouts fit.
+        ClipError: the array has no frame.
     """
     check_type(array.name, array.dtype)
     if 0 in array.shape:
@@ -165,7 +168,7 @@ def layout_of(array: StoredArray, form: Form) -> tuple[str, str | None]:
     def read(layout: str, clip: int, frame: int) -> NDArray[np.float64] | None:
         try:
             found = _clip(array, layout, clip)[frame : frame + 1]
-        except (ClipError, ShapeError, OSError):  # told when it is read for the model
+        except (ClipError, ShapeError, OSError):  # reported when the frame is read for the model
             return None
         frame_read: NDArray[np.float64] = found[0].astype(np.float64)
         return frame_read
@@ -174,7 +177,7 @@ def layout_of(array: StoredArray, form: Form) -> tuple[str, str | None]:
 
 
 def clips_of(array: StoredArray, layout: str) -> list[StoredClip]:
-    """Return the clips of an array in some layout."""
+    """Return the clips of an array in the given layout."""
     return [_clip(array, layout, number) for number in range(geometry(layout, array.shape).clips)]
 
 
@@ -196,16 +199,16 @@ def _clip(array: StoredArray, layout: str, number: int) -> StoredClip:
 
 
 def check_type(name: str, dtype: np.dtype[Any]) -> None:
-    """Check that numbers have a type whose range is known: uint8, float in [0, 1], or bool, whose True is white.
+    """Check that the values have a type of known range: uint8, float in [0, 1], or bool, whose True is white.
 
     Raises:
-        ShapeError: they have not.
+        ShapeError: `dtype` is another type.
     """
     if dtype in (np.uint8, np.bool_) or np.issubdtype(dtype, np.floating):
         return
-    remedy = "write it as uint8 if its values are 0 to 255, else as float32 divided by its white"
+    remedy = "write it as uint8 if its values are 0 to 255, otherwise as float32 divided by the value of white"
     if dtype.kind in "iu" and dtype.itemsize == 2:
-        remedy = "write it as float32 divided by its white: 65535 for 16 bits, 4095 for 12, 1023 for 10"
+        remedy = "write it as float32 divided by the value of white: 65535 for 16 bits, 4095 for 12, 1023 for 10"
     raise ShapeError(f"{name}: got {dtype}, expected uint8, or float in [0, 1], or bool; {remedy}")
 
 
@@ -219,7 +222,7 @@ def damaged(path: Path) -> Iterator[None]:
 
 
 def _compare_checksum(path: Path, entry: zipfile.ZipInfo, progress: Notify) -> None:
-    """Read a member through, unless this process has done so and the file is the same."""
+    """Read an array in full to verify its checksum, unless this process has verified the unchanged file before."""
     found = path.stat()
     key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, entry.filename)
     if key in _compared:
@@ -240,24 +243,28 @@ def _unpacked(path: Path, entry: zipfile.ZipInfo, progress: Notify) -> Iterator[
 
 
 def _array(name: str, store: Store, file: BinaryIO, *, begin: int, size: int) -> StoredArray:
-    """The array whose header stands where `file` is, and which has `size` bytes with its header, from `begin` on."""
+    """Read the array header at the position of `file`; header and data take `size` bytes of `store`, from `begin`."""
     at = file.tell()
     shape, by_columns, dtype = _header(file)
     header = file.tell() - at
     if by_columns and sum(side > 1 for side in shape) > 1:
-        raise ClipError(f"{name}: is stored column by column; write np.ascontiguousarray of it")
+        raise ClipError(f"{name}: is stored column by column; write np.ascontiguousarray(ARRAY) instead")
     array = StoredArray(name, store, begin + header, tuple(shape), dtype)
     if dtype.hasobject:
-        raise ClipError(f"{name}: holds objects, such as clips of several lengths; write each to a .npy of its own")
+        raise ClipError(
+            f"{name}: contains objects, such as clips of several lengths; write each clip to a .npy file of its own"
+        )
     if size - header < array.bytes_of(*shape):
         raise ValueError("too few bytes")
     if more := size - header - array.bytes_of(*shape):
-        raise ClipError(f"{name}: has {more} bytes behind its array; if they are a second one, give it its own file")
+        raise ClipError(
+            f"{name}: has {more} bytes after its array; if they are a second array, write it to a file of its own"
+        )
     return array
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the header of an array: its shape, if it is stored column by column, and its type."""
+    """Return the shape of an array, True if it is stored column by column, and its type, as read from its header."""
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(file)

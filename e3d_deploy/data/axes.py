@@ -1,7 +1,7 @@
-"""Frames that an array would have in some layout, and what their differences tell of its axes. Needs no PyTorch.
+"""Guess which axes of an array are time and clips, by comparing frames. Needs no PyTorch.
 
-Differences of neighbours alone tell little: still stripes on a slant and upright stripes that wander past have the same
-numbers in another order. So each answer asks for more than one sign, and is None or False where a sign is missing.
+The differences of neighbouring frames are not enough: static diagonal stripes and moving vertical stripes have the same
+numbers in another order. So each answer requires several kinds of evidence, and is None or False if one is missing.
 """
 
 from collections.abc import Callable
@@ -10,25 +10,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PAIRS, PLACES = 64, 16
-"""Places of an array at which neighbouring frames are compared, and ends of clips that are looked at."""
-MARGIN, AGREEING = 2.0, 0.9
-"""Ratio of the differences along two axes that tells them apart, and the share of places that agree."""
+PAIRS = 64
+"""Number of pairs of neighbouring frames that are compared."""
+PLACES = 16
+"""Number of pairs of successive clips whose joints are examined."""
+MARGIN = 2.0
+"""Ratio of the differences along two axes above which the axes are distinguishable."""
+AGREEING = 0.9
+"""Smallest share of the pairs that must agree on an answer."""
 ORDERED = 1.5
-"""Ratio of the differences of distant and neighbouring clips from which on clips have an order, as frames do."""
+"""Clips are ordered if distant clips differ at least this many times as much as neighbouring clips."""
 CELLS = 8
-"""Side of the grid that frames are averaged to before they are compared (cells): what moves a little stays near."""
-PARTS, LOCAL = 4, 0.75
-"""Side of the grid on which changes are looked for (cells), and the share of its top quarter where things move."""
+"""Side of the grid that frames are averaged to before a comparison (cells), so that small movements change little."""
+PARTS = 4
+"""Side of the grid on which changes are located (cells)."""
+LOCAL = 0.75
+"""Movement is local if more than this share of the change falls in the quarter of the cells that change most."""
 SLANTED = 0.5
-"""Agreement of the differences along rows and columns from which on frames may be stripes on a slant."""
+"""Correlation of the differences along rows and columns from which frames may be diagonal stripes."""
 Read = Callable[[str, int, int], NDArray[np.float64] | None]
-"""Gives a frame [H, W, C] of an array, by layout, clip and number; None where it cannot be read."""
+"""Return a frame [H, W, C] of an array, by layout, clip and number; None if the frame cannot be read."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Places of the frames of an array, counted in frames."""
+    """Positions of the frames in an array; strides are counted in frames."""
 
     clips: int
     length: int
@@ -38,10 +44,10 @@ class Geometry:
 
 
 def geometry(layout: str, shape: tuple[int, ...]) -> Geometry:
-    """Return the places of frames in an array of some layout."""
+    """Return the positions of the frames in an array of the given layout."""
     sizes = dict(zip(layout, shape, strict=True))
     N, T = sizes.get("N", 1), sizes["T"]
-    inside = layout.find("T") > layout.find("N")  # frames of a clip lie together; true without N
+    inside = layout.find("T") > layout.find("N")  # the frames of a clip are contiguous; true without N
     return Geometry(
         clips=N,
         length=T,
@@ -52,12 +58,12 @@ def geometry(layout: str, shape: tuple[int, ...]) -> Geometry:
 
 
 class _Unreadable(Exception):
-    """A frame that cannot be read."""
+    """A frame cannot be read."""
 
 
 @dataclass(frozen=True)
 class _Frames:
-    """Frames of an array in some layout."""
+    """Reads the frames of an array in a given layout."""
 
     layout: str
     places: Geometry
@@ -70,16 +76,19 @@ class _Frames:
         return found
 
     def distance(self, one: tuple[int, int], two: tuple[int, int]) -> float:
-        """Return the mean difference of two frames, each by clip and number, on a grid of cells."""
+        """Return the mean difference of two frames, each given by clip and number, on a grid of cells."""
         return float(np.abs(_averaged(self.at(*one), CELLS) - _averaged(self.at(*two), CELLS)).mean())
 
 
 def is_along_time(layout: str, shape: tuple[int, ...], read: Read) -> bool:
-    """Return True if an array's frames are surely those of a layout, and neither H nor W is time.
+    """Return True if axis T of the layout is certainly time, and neither H nor W is.
 
-    They differ clearly less than rows and columns, which differ about alike and independently, and they differ in a few
-    places alone, as where something moves before a background. Upright things that wander past have frames in H too
-    that differ little, but everywhere alike; or rows and columns that differ at the same places.
+    Two conditions hold for true frames. Neighbouring frames differ clearly less than neighbouring rows and columns,
+    whose differences are similar in size and uncorrelated. And frames differ only in a few places, for example where
+    something moves in front of a background.
+
+    If H is really time and vertical shapes move, neighbouring "frames" also differ little, but by the same amount
+    everywhere, or their rows and columns differ in the same places.
     """
     frames = _Frames(layout, geometry(layout, shape), read)
     try:
@@ -112,10 +121,11 @@ def _moves_before_background(frames: _Frames) -> bool:
 
 
 def is_time_beside_clips(layout: str, shape: tuple[int, ...], read: Read) -> bool:
-    """Return True if T of a layout with N is surely time and N clips, not the other way round.
+    """Return True if axis T of the layout is certainly time and axis N certainly clips, not the reverse.
 
-    Frames differ clearly less than clips, and clips have no order: distant ones differ about as neighbours do. Hours of
-    days have one, as have frames. Clips cut from one film have one as well, and may go on in the next clip instead.
+    Neighbouring frames differ clearly less than neighbouring clips, and clips are not ordered: distant clips differ
+    about as much as neighbouring clips. If N is ordered, it may be time instead, or days whose T is the hour. Clips
+    that were cut from one film are ordered too; for them it is enough that each clip continues the clip before it.
     """
     frames = _Frames(layout, geometry(layout, shape), read)
     try:
@@ -131,7 +141,7 @@ def _has_clips(frames: _Frames) -> bool:
     time = np.array([frames.distance((clip, frame), (clip, frame + 1)) for clip, frame in places])
     beside = np.array([frames.distance((clip, frame), (clip + 1, frame)) for clip, frame in places])
     if not time.any() or MARGIN * time.sum() >= beside.sum() or (time < beside).mean() < AGREEING:
-        return False  # copies tell nothing either
+        return False  # identical frames are no evidence of either
     if N < 3:
         return True
     steps = rng.integers(2, max(3, N - 1), size=PAIRS).tolist()
@@ -143,7 +153,7 @@ def _has_clips(frames: _Frames) -> bool:
 
 
 def _goes_on(frames: _Frames, near: float) -> bool:
-    """Return True if each clip begins near a later frame of the clip before it, the layout being the usual one."""
+    """Return True if the layout has N before T, and each clip begins like a late frame of the clip before it."""
     N, T = frames.places.clips, frames.places.length
     if frames.layout.startswith("TN") or T < 3:
         return False

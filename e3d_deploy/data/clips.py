@@ -1,4 +1,4 @@
-"""Clips of files and folders, for commands that take them whole. Needs no PyTorch."""
+"""Clips of files and folders, for commands that read complete clips. Needs no PyTorch."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ __all__ = ["PEDESTRIANS", "Clips", "Video", "play", "read_clips"]
 log = logging.getLogger(__name__)
 
 PEDESTRIANS = files("e3d_deploy.data") / "clips" / "pedestrians.mp4"
-"""The package's own video, for a network of any size; `shipped.extracted` makes it a file."""
+"""The package's own video, for networks of any size; `shipped.extracted` writes it to a file."""
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,26 @@ class Clips:
     """Clips of one source, which may be of different lengths."""
 
     clips: Sequence[Clip]
-    """Each [T, H, W, C], uint8 or float in [0, 1]; arrays and pictures are read when they are sliced."""
+    """Clips [T, H, W, C], uint8 or float in [0, 1]; arrays and pictures are read when they are sliced."""
     names: Sequence[str]
-    """Name of each clip."""
+    """Names of the clips, in their order."""
     rates: Sequence[float] = ()
-    """Frames per second of the videos that tell one."""
+    """Frame rates of the videos that state one (frames per second)."""
 
     @property
     def frames(self) -> NDArray[Any]:
-        """All clips, cut to the length of the shortest, [B, T, H, W, C]."""
+        """All clips as one array, cut to the length of the shortest, [B, T, H, W, C]."""
         shortest = min(map(len, self.clips))
         return np.stack([clip[:shortest] for clip in self.clips])
 
     @property
     def rate(self) -> float | None:
-        """Frames per second of the first video; None where the source tells none."""
+        """Frame rate of the first video that states one; None if no video does (frames per second)."""
         return self.rates[0] if self.rates else None
 
     @property
     def frames_per_second(self) -> float:
-        """Rate to show them at: their own, else 10."""
+        """Frame rate for display: `rate`, or 10 without one (frames per second)."""
         return self.rate or DEFAULT_RATE
 
 
@@ -69,26 +69,27 @@ def read_clips(
     remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> Clips:
-    """Return the clips in `path`, at the size and with the colours that a model wants.
+    """Return the clips in `path`, in the size and colours that a model takes.
 
-    Videos and pictures are scaled and converted, which is logged; arrays are taken as they are.
+    Videos and pictures are scaled and converted, which is logged; arrays have to fit as they are.
 
     Args:
-        path: whatever `open_source` reads: `.npz`, `.npy`, a video, a folder of pictures, or one of such clips.
-        form: form of the frames that the model takes.
-        most: decode and give no more frames of a clip than this.
-        least: leave out, and log, shorter clips.
-        count: stop after so many clips.
-        selection: frames that are taken; their rate is that of the clips.
-        remarks: takes what is done to the source; None: remarks of its own, which are logged.
-        progress: is told what is being read.
+        path: a `.npz` or `.npy` file, a video, a folder of pictures, or a folder of such clips.
+        form: size, colours and fit of the model's frames.
+        most: maximum number of frames read of each clip.
+        least: minimum length of a clip (frames); shorter clips are skipped, which is logged.
+        count: maximum number of clips.
+        selection: which frames of a video are read; the rates of the result are those of the selected frames.
+        remarks: collects remarks on conversions; None: the remarks are logged.
+        progress: receives messages while files are read.
 
     Raises:
-        ClipError: nothing there that can be read, or nothing in it, or no clip has `least` frames.
-        SourceLost: a video is damaged or its end is missing, behind the frames that are read too.
-        ConfigError: resampling of a source without a rate.
-        ShapeError: arrays of another size, number of colours or type, or whose axes are not clear.
-        BackendUnavailable: a video or pictures without the extra `video`.
+        ClipError: `path` does not exist, holds no clip, cannot be read, or has no clip of `least` frames.
+        SourceLost: a video is damaged, or its end is missing, even if after the frames that were read.
+        ConfigError: resampling was asked of a source without a rate.
+        ShapeError: an array has a rank, size, colours or data type that the model does not take, or its layout is
+            ambiguous.
+        BackendUnavailable: reading a video or pictures needs the extra `video`.
     """
     if not path.exists():
         raise ClipError(f"{path}: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips")
@@ -122,7 +123,7 @@ def _too_short(path: Path, short: dict[str, int], least: int) -> str:
 
 
 def _each(path: Path, reader: Reader) -> Iterator[tuple[str, Clip]]:
-    """Yield the clips of a file or folder with their names, opening each file when it is its turn."""
+    """Yield the clips of a file or folder with their names; each file is opened only when it is reached."""
     if path.is_dir() and is_kth(path):
         yield from reader.selected(kth_stretches(path, reader.form))
         return

@@ -1,51 +1,53 @@
-"""Damage in videos' containers that readers pass over, found part by part. Needs no PyTorch."""
+"""Find damage in video containers that FFmpeg's demuxers skip silently. Needs no PyTorch."""
 
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
 EBML, SEGMENT, CLUSTER, VOID, CHECKSUM = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0xEC, 0xBF
-"""Elements of Matroska and WebM."""
+"""IDs of elements of Matroska and WebM."""
 OGG_HEADER = 27
-"""Bytes of the header of an Ogg page before the lengths of its parts."""
+"""Size of the header of an Ogg page, before the table of segment lengths (bytes)."""
 OGG_CHECKSUM = slice(22, 26)
-"""Place of the checksum in it."""
+"""Bytes of the checksum in the header of an Ogg page."""
 START_CODE, PACK_HEADER, PROGRAM_END = b"\0\0\1", 0xBA, 0xB9
-"""Begin of a packet of an MPEG program stream, and the kinds of those that are no packets with a length."""
+"""Start code of an MPEG program stream, and the types of its packets that have no length field."""
 ASF_STREAM = bytes.fromhex("9107dcb7b7a9cf118ee600c00c205365")
-"""Begin of the objects in the header of an ASF that describe a stream."""
+"""Start of an object in the header of an ASF file that describes one stream."""
 ASF_VIDEO = bytes.fromhex("c0ef19bc4d5bcf11a8fd00805f5c442b")
-"""Kind of a stream of video."""
+"""Stream type of a video in an ASF file."""
 ASF_KIND_AT, ASF_STREAM_AT = 24, 72
-"""Places of the kind and of the number of the stream in it."""
+"""Offsets of the stream type and the stream number in the object that starts with `ASF_STREAM` (bytes)."""
 NUMBER_BYTES = (0, 1, 2, 4)
-"""Bytes of a number in a packet of ASF, by its kind."""
+"""Sizes of a number in an ASF packet, by its length code (bytes)."""
 MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-"""Bytes with their bits in the other order, which zlib's checksum needs for Ogg's."""
+"""Table that reverses the bits of a byte, to compute Ogg's CRC with zlib."""
 
 
 def damaged_at(place: int, found: bytes) -> str:
-    """Return the sign of damage for a place at which a part of a file should begin, by the bytes that are there."""
+    """Return a message that says a file is damaged at a byte, given the bytes found there."""
     if not any(found):
-        return f"it is filled with zeros at byte {place}, as a download that was not finished"
+        return f"it is filled with zeros from byte {place}, like an unfinished download"
     return f"it is damaged at byte {place}"
 
 
 def cut_after(size: int, end: int) -> str:
-    """Return the sign of a missing end."""
+    """Return a message that says how many bytes a cut file has, and how many it should have."""
     return f"it has {size} bytes of {max(end, size + 1)}"
 
 
 def damage_in_matroska(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
-    """Return the sign by which a Matroska or WebM is damaged or its end is missing; None without one.
+    """Describe the damage in a Matroska or WebM file, or its missing end; None if the file is complete.
 
-    Each element has to end within the one around it. The lengths of segments and clusters may be unknown, as those of
-    live recordings are. FFmpeg writes checksums of clusters into .mkv.
+    Each element has to end within the element around it. Live recordings may leave the lengths of segments and clusters
+    unknown. FFmpeg writes checksums of clusters into .mkv files.
 
     Args:
-        checksums: compare them too, which reads the whole file.
+        file: the open file.
+        size: size of the file (bytes).
+        checksums: also verify the checksums, which reads the whole file.
     """
-    place, ends = 0, [size]  # the latter of the elements around the place
+    place, ends = 0, [size]  # the ends of the elements around `place`
     while place < size:
         while place == ends[-1]:
             ends.pop()
@@ -56,7 +58,7 @@ def damage_in_matroska(file: BinaryIO, size: int, *, checksums: bool) -> str | N
         begin = place + id_length + length_length
         id_ = int.from_bytes(head[:id_length], "big")
         if len(ends) == 1 and id_ not in (EBML, SEGMENT, CLUSTER, VOID):
-            return None  # what lies behind the segment is no part of it
+            return None  # data after the segment does not belong to it
         if id_length > 4:
             return damaged_at(place, head[:4])
         if begin > size:
@@ -77,24 +79,26 @@ def damage_in_matroska(file: BinaryIO, size: int, *, checksums: bool) -> str | N
 
 
 def _number_length(first: int) -> int:
-    """Return the bytes of a number of EBML, by its first byte; 9 for zero, which begins none."""
+    """Return the size of an EBML number from its first byte (bytes); 9 if that byte is 0, which is invalid."""
     return 9 - first.bit_length()
 
 
 def _has_checksum(file: BinaryIO, begin: int, end: int) -> bool:
-    """Return True if the checksum at `begin` is that of what follows up to the end of the element around it."""
+    """Return True if the checksum at `begin` matches the data after it, up to `end`."""
     file.seek(begin)
     told = int.from_bytes(file.read(4), "little")
     return zlib.crc32(file.read(end - begin - 4)) == told
 
 
 def damage_in_ogg(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
-    """Return the sign by which an Ogg file is damaged or its end is missing; None without one.
+    """Describe the damage in an Ogg file, or its missing end; None if the file is complete.
 
-    Readers leave out a page whose checksum does not match.
+    Demuxers drop a page whose checksum does not match.
 
     Args:
-        checksums: compare them too, which reads the whole file.
+        file: the open file.
+        size: size of the file (bytes).
+        checksums: also verify the checksums, which reads the whole file.
     """
     place = 0
     while place < size:
@@ -118,25 +122,25 @@ def _page_has_checksum(head: bytes, rest: bytes) -> bool:
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """Return the CRC-32 that takes bits from the highest on and begins with zero, by that of zlib, which does not."""
+    """Return Ogg's CRC-32, which takes the highest bit first, computed with zlib's, which takes the lowest first."""
     mirrored = zlib.crc32(page.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
 def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
-    """Return the sign by which an MPEG program stream is damaged or its end is missing; None without one."""
+    """Describe the damage in an MPEG program stream, or its missing end; None if the file is complete."""
     place, may_be_padded = 0, False
     while place < size:
         file.seek(place)
         head = file.read(14)
         if head[:3] != START_CODE:
-            # Video CDs, which are MPEG-1, have zeros between packets too.
+            # Video CDs, which are MPEG-1, also have zeros between packets.
             return None if may_be_padded and not any(head[:4]) else damaged_at(place, head[:4])
         if len(head) < 6:
             return None if head[3:] == bytes([PROGRAM_END]) else cut_after(size, place + 6)
         if head[3] == PACK_HEADER:
             is_mpeg1 = may_be_padded = head[4] >> 4 == 0b0010
-            place += 12 if is_mpeg1 else 14 + (head[-1] & 7)  # and stuffing
+            place += 12 if is_mpeg1 else 14 + (head[-1] & 7)  # the low bits count stuffing bytes
         elif head[3] == PROGRAM_END:
             may_be_padded = True
             place += 4
@@ -146,19 +150,20 @@ def damage_in_program_stream(file: BinaryIO, size: int) -> str | None:
 
 
 def damage_in_asf(file: BinaryIO, first: int, length: int, count: int) -> str | None:
-    """Return the sign by which a packet of an ASF or WMV is damaged; None without one.
+    """Describe a damaged packet in an ASF or WMV file; None if all packets are intact.
 
-    A part has to end within its packet, and the parts of a frame of video have to follow one another. Readers leave
-    out frames of which they do not.
+    A part of a frame has to end within its packet, and the parts of a video frame have to follow one another. Demuxers
+    drop a frame whose parts do not.
 
     Args:
-        first: place of the first packet.
-        length: bytes of each packet.
+        file: the open file.
+        first: offset of the first packet (bytes).
+        length: size of each packet (bytes).
         count: number of packets.
     """
     file.seek(0)
     is_video = _asf_streams(file.read(first))
-    missing: dict[int, tuple[int, int, int]] = {}  # by stream: the frame, its bytes so far, and those that it lacks
+    missing: dict[int, tuple[int, int, int]] = {}  # by stream: frame number, bytes read so far, bytes still missing
     for place in range(first, first + count * length, length):
         file.seek(place)
         packet = file.read(length)
@@ -178,7 +183,7 @@ def damage_in_asf(file: BinaryIO, first: int, length: int, count: int) -> str | 
 
 
 def _asf_streams(header: bytes) -> dict[int, bool]:
-    """Return the numbers of the streams, and which are videos."""
+    """Return the stream numbers in the header of an ASF file; the value is True for a video."""
     streams, place = {}, -1
     while (place := header.find(ASF_STREAM, place + 1)) >= 0:
         kind = header[place + ASF_KIND_AT : place + ASF_KIND_AT + len(ASF_VIDEO)]
@@ -187,7 +192,7 @@ def _asf_streams(header: bytes) -> dict[int, bool]:
 
 
 def _asf_parts(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield the parts of a packet: the stream, the number of the frame, the place in it, the bytes, and the frame's.
+    """Yield the parts of a packet: stream, frame number, offset in the frame, size of the part, size of the frame.
 
     Raises:
         IndexError, ValueError: the packet is damaged.
@@ -199,14 +204,14 @@ def _asf_parts(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         place += NUMBER_BYTES[kind & 3]
         return int.from_bytes(packet[place - NUMBER_BYTES[kind & 3] : place], "little")
 
-    if packet[0] & 0x80:  # error correction
+    if packet[0] & 0x80:  # data for error correction come first
         place = 1 + (packet[0] & 0xF)
     lengths, kinds = packet[place], packet[place + 1]
     place += 2
     end = number(lengths >> 5) or len(packet)
     number(lengths >> 1)
     end -= number(lengths >> 3)
-    place += 6  # times
+    place += 6  # timestamps
     parts, kind = 1, 0
     if lengths & 1:
         parts, kind = packet[place] & 0x3F, packet[place] >> 6
@@ -221,5 +226,5 @@ def _asf_parts(packet: bytes) -> Iterator[tuple[int, int, int, int, int]]:
         place += size
         if size < 0 or place > end or end > len(packet):
             raise ValueError
-        if copied != 1:  # else whole frames
+        if copied != 1:  # 1: the part holds complete small frames
             yield stream, frame, offset, size, total

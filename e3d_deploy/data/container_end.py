@@ -1,8 +1,9 @@
-"""Evidence in a video's container that the end of the file is missing. Needs no PyTorch.
+"""Detect that the end of a video file is missing, from its container. Needs no PyTorch.
 
-The headers of a container's parts tell their lengths, and so what decoders do not: they take a file that is cut between
-two frames for a shorter one. MP4 and AVI take a few reads, Matroska, FLV, WMV and MPEG program streams one for each
-packet, Ogg one for each page; a GIF is read whole, as are, for their checksums, Ogg and the Matroska of FFmpeg.
+The parts of a container state their lengths in headers. These reveal what decoders miss: a file that is cut between
+two frames decodes like a shorter one. MP4 and AVI need a few reads; Matroska, FLV, WMV and MPEG program streams one
+read per packet; Ogg one per page. GIF files are read completely. To verify checksums, so are Ogg files and the
+Matroska files that FFmpeg writes.
 """
 
 import struct
@@ -24,40 +25,42 @@ from e3d_deploy.data.container_damage import (
 )
 
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
-"""Boxes that an MP4, MOV or 3GP begins with."""
+"""Types of the boxes that an MP4, MOV or 3GP file may begin with."""
 PACK = START_CODE + bytes([PACK_HEADER])
-"""Begin of an MPEG program stream."""
+"""First bytes of an MPEG program stream."""
 FLV_TAGS = (8, 9, 18)
-"""Kinds of FLV's tags: sound, pictures and data."""
+"""Types of the tags of an FLV file: sound, video and data."""
 FLV_SPARE_S = 0.25
-"""Seconds by which the last tag of a whole FLV may begin before the end that is told."""
+"""Maximum time from the last tag of a complete FLV to the end that its header states (s)."""
 SLACK = 8
-"""Bytes by which some programs count a RIFF too long, as they include its header."""
+"""Size of a RIFF header, which some programs include in the stated length (bytes)."""
 ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-"""Begin of the object of an ASF or WMV that tells the size of the file."""
+"""Start of the object of an ASF or WMV file that states the size of the file."""
 ASF_SIZE_AT = 40
-"""Place of the size in it (bytes)."""
+"""Offset of the file size in the object that starts with `ASF_FILE` (bytes)."""
 ASF_PACKETS_AT, ASF_PACKET_SIZE_AT = 56, 92
-"""Places of the number of data packets and of the size of each in it (bytes)."""
+"""Offsets of the number of packets and of their size in the object that starts with `ASF_FILE` (bytes)."""
 ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
-"""Begin of an ASF or WMV."""
+"""First bytes of an ASF or WMV file."""
 ASF_DATA = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
-"""Begin of the object that holds the packets of an ASF or WMV."""
+"""Start of the object of an ASF or WMV file that holds the packets."""
 ASF_DATA_HEADER = 50
-"""Bytes in it before the packets."""
+"""Size of the header of the object that starts with `ASF_DATA` (bytes)."""
 MOST_BYTES = 1 << 62
-"""Bytes that no file has."""
+"""Size that is larger than any file (bytes)."""
 INDEX_ENTRY = 16
-"""Bytes of an entry in the index of an AVI."""
+"""Size of an entry in the index of an AVI file (bytes)."""
 TS_PACKETS = ((188, 0), (192, 4), (204, 0))
-"""Sizes of the packets of a transport stream, and where their sync byte is."""
+"""Sizes of the packets of a transport stream, each with the offset of its sync byte (bytes)."""
 
 
 def missing_end(path: Path, *, checksums: bool = True) -> str | None:
-    """Return the sign by which the end of a video file is missing; None without one, and for other files.
+    """Describe how a video file shows that its end is missing; None if it is complete or of another kind.
 
     Args:
-        checksums: compare those of Matroska and Ogg, and look into the packets of WMV, which reads the whole file.
+        path: the file.
+        checksums: also verify the checksums of Matroska and Ogg and check the packets of WMV, which reads the whole
+            file.
     """
     if not path.is_file():
         return None
@@ -86,7 +89,7 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
                 return damaged_at(end, head[:4])
             last_ms = max((int.from_bytes(tag[7:] + tag[4:7], "big") for _, tag in tags), default=0)
             told_bytes, told_s = (_flv_number(begin, name) for name in (b"filesize", b"duration"))
-            # Either alone may be that of the film from which a part was taken.
+            # One of the two may be stale: it may describe the longer film that this file was cut from.
             if end == size < told_bytes and last_ms / 1000 < told_s - FLV_SPARE_S:
                 end = int(told_bytes)
         elif (place := begin.find(ASF_FILE)) >= 0:
@@ -99,7 +102,7 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
 
 
 def joined(path: Path) -> bool:
-    """Return True for two files of MP4, MOV, 3GP, FLV or WMV one after the other, of which readers take the first."""
+    """Return True if two MP4, MOV, 3GP, FLV or WMV files are concatenated; demuxers read only the first."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -115,7 +118,7 @@ def joined(path: Path) -> bool:
 
 
 def _flv_tags(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the place and the first 8 bytes of each tag, and of what follows the last one."""
+    """Yield the offset and the first 8 bytes of each tag, then those of the data after the last tag."""
     file.seek(5)
     place = int.from_bytes(file.read(4), "big") + 4
     while True:
@@ -128,29 +131,31 @@ def _flv_tags(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 
 def _flv_number(begin: bytes, name: bytes) -> float:
-    """Return a number that the header of an FLV tells; 0 if it does not."""
-    _, found, rest = begin.partition(name + b"\0")  # the kind of a number
+    """Return a number from the header of an FLV file; 0 if the header does not state it."""
+    _, found, rest = begin.partition(name + b"\0")  # 0 is the type code of a number
     return float(struct.unpack(">d", rest[:8])[0]) if found and len(rest) >= 8 else 0.0
 
 
 def _asf_objects(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the place, end and kind of each outer object of ASF."""
+    """Yield the offset, end and type of each outer object of an ASF file."""
     place = 0
     while True:
         file.seek(place)
         head = file.read(24)
         length = int.from_bytes(head[16:], "little")
-        if len(head) < 24 or not 24 <= length < MOST_BYTES:  # 0: a recording whose header was never finished
+        if len(head) < 24 or not 24 <= length < MOST_BYTES:  # a length of 0: the header was never finished
             return
         yield place, place + length, head[:16]
         place += length
 
 
 def _damage_in_asf(file: BinaryIO, properties: bytes, *, look_into: bool) -> str | None:
-    """Return the sign of a packet or a last object of zeros, or of a damaged packet; None without one.
+    """Describe a packet or a last object that is filled with zeros, or a damaged packet; None without damage.
 
     Args:
-        look_into: look into each packet too.
+        file: the open file.
+        properties: header from the object that starts with `ASF_FILE`.
+        look_into: also check the parts in each packet, which reads the whole file.
     """
     count = int.from_bytes(properties[ASF_PACKETS_AT : ASF_PACKETS_AT + 8], "little")
     length = int.from_bytes(properties[ASF_PACKET_SIZE_AT : ASF_PACKET_SIZE_AT + 4], "little")
@@ -170,7 +175,7 @@ def _damage_in_asf(file: BinaryIO, properties: bytes, *, look_into: bool) -> str
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-    """Yield the end and the kind of each outer box."""
+    """Yield the end and the type of each outer box."""
     place = 0
     while place + 8 <= size:
         file.seek(place)
@@ -178,7 +183,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:], "big")
-        if length == 0:  # up to the end of the file
+        if length == 0:  # the box extends to the end of the file
             yield size, kind
         if length < 8 or not kind.isascii():  # padding
             return
@@ -187,7 +192,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _empty_fragment(file: BinaryIO, size: int) -> int | None:
-    """Return the place of zeros behind the fragments of an MP4 whose index of them is not there; None without them."""
+    """Return where zeros follow the fragments of an MP4 without an index of fragments; None without zeros."""
     boxes = list(_boxes(file, size))
     kinds = [kind for _, kind in boxes]
     if b"moof" in kinds and b"mfra" not in kinds and kinds[-1] == bytes(4):
@@ -201,14 +206,14 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
         file.seek(place)
         head = file.read(8)
         length = int.from_bytes(head[4:], "little")
-        if head[:4] != b"RIFF" or length == 0:  # 0: a recording whose header was never finished
+        if head[:4] != b"RIFF" or length == 0:  # a length of 0: the header was never finished
             return place
         place += 8 + length + length % 2
     return place
 
 
 def _empty_chunk(file: BinaryIO, size: int) -> int | None:
-    """Return the place of zeros where a chunk of an AVI or the end of its index should be; None without them."""
+    """Return the offset of zeros in place of a chunk of an AVI or of the end of its index; None if there are none."""
     file.seek(4)
     place, end = 12, min(size, 8 + int.from_bytes(file.read(4), "little"))
     while place + 8 <= end:
@@ -217,7 +222,7 @@ def _empty_chunk(file: BinaryIO, size: int) -> int | None:
         if head == bytes(8):
             return place
         begin, length = place + 8, int.from_bytes(head[4:], "little")
-        if length == 0:  # a recording that was never finished
+        if length == 0:  # the recording was never finished
             return None
         place = begin + length + length % 2
         if head[:4] == b"idx1" and length >= INDEX_ENTRY:
@@ -240,7 +245,7 @@ def _gif_ends(content: bytes) -> bool:
                 place += 2
             elif kind == 0x2C:
                 place += 11 + palette(content[place + 9])
-            elif kind == 0:  # an empty block between others does no harm
+            elif kind == 0:  # an empty block between other blocks is harmless
                 place += 1
                 continue
             else:

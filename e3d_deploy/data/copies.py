@@ -1,4 +1,4 @@
-"""Copies of clips, told by their contents. Needs no PyTorch."""
+"""Find duplicate clips by their contents. Needs no PyTorch."""
 
 import hashlib
 import stat
@@ -10,16 +10,17 @@ from e3d_deploy.data.order import in_order
 from e3d_deploy.data.pictures import frames_of
 
 PLACES = 3
-"""Places of a file that are compared before the whole: its start, middle and end."""
+"""Number of blocks of a file that are compared before its whole content: at its start, middle and end."""
 BLOCK = 4096
-"""Size of such a place (bytes)."""
+"""Size of a block that is compared (bytes)."""
 
 
 def copies_among(clips: Iterable[Path]) -> dict[Path, Path]:
-    """Return the clips that are copies of clips before them, each with the first of these.
+    """Return the clips that duplicate an earlier clip, each mapped to the first clip with the same content.
 
-    Files are copies if their bytes are the same, and folders of pictures if all their frames are. A file is read only
-    if another one has its size, and a frame only if all frames of another folder have the sizes of those in its own.
+    Two files are copies if their bytes are equal, two folders of pictures if all their frames are. To save reading, a
+    file is compared only if another file has its size, and a frame only if another folder has frames of the same sizes
+    as its own folder.
 
     Args:
         clips: files and folders of pictures, none of which is a link to another.
@@ -31,12 +32,12 @@ def copies_among(clips: Iterable[Path]) -> dict[Path, Path]:
 
 
 def _alike(clips: Iterable[Path], feature: Callable[[Path], Hashable]) -> list[list[Path]]:
-    """Return the groups of two clips or more of which a feature is the same."""
+    """Return the groups of two or more clips for which `feature` is equal."""
     groups: dict[Hashable, list[Path]] = defaultdict(list)
     for clip in clips:
         try:
             found = feature(clip)
-        except OSError:  # told when it is opened
+        except OSError:  # reported when the clip is opened
             continue
         if found is not None:
             groups[found].append(clip)
@@ -44,7 +45,7 @@ def _alike(clips: Iterable[Path], feature: Callable[[Path], Hashable]) -> list[l
 
 
 def _extent(clip: Path) -> tuple[str, int] | None:
-    """Return the size of a file (bytes), or the number of frames in a folder; None if there is nothing to compare."""
+    """Return the size of a file (bytes), or the number of frames in a folder; None if it is empty."""
     found = clip.stat()
     is_folder = stat.S_ISDIR(found.st_mode)
     size = len(_frames(clip)) if is_folder else found.st_size
@@ -56,7 +57,7 @@ def _sizes(clip: Path) -> Hashable:
 
 
 def _sample(clip: Path) -> bytes:
-    """Return some bytes of a file, or of the middle frame in a folder."""
+    """Return a hash of three blocks of a file, or of the middle frame in a folder."""
     files = _files(clip)
     with files[len(files) // 2].open("rb") as file:
         last = max(0, file.seek(0, 2) - BLOCK)
@@ -76,7 +77,7 @@ def _digest(clip: Path) -> bytes:
 
 
 def _files(clip: Path) -> list[Path]:
-    """Return the file of a clip, or the frames in its folder in their order."""
+    """Return the file of a clip, or the frames in its folder in order."""
     return list(in_order(_frames(clip)).files) if clip.is_dir() else [clip]
 
 

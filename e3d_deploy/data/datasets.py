@@ -1,4 +1,4 @@
-"""Samples for training and evaluation, each fixed by its index alone."""
+"""Samples for training and evaluation; the index of a sample determines its content."""
 
 import logging
 import sys
@@ -27,20 +27,20 @@ from e3d_deploy.progress import Notify, silent
 log = logging.getLogger(__name__)
 
 GENERATED = "moving-mnist"
-"""The source that is made on the fly."""
+"""Name of the source that is made on the fly."""
 Key = int | tuple[int, int]
-"""Number of a sample, or with it the frames to be taken before it."""
+"""Index of a sample, or its index and the number of frames to return before it."""
 
 
 class Extendable(Dataset[Tensor]):
-    """Samples that can begin some frames earlier, as training with a burn-in asks for."""
+    """Samples that can be extended by the frames before them, for training with a burn-in."""
 
     rates: tuple[float, ...] = ()
-    """Frames per second of the videos that tell it."""
+    """Frame rates of the videos that state one (frames per second)."""
     skipped: tuple[str, ...] = ()
-    """Files that were left out, as they cannot be read."""
+    """Files that were skipped because they cannot be read."""
     remarks: Mapping[str, Remarks] = {}
-    """Remarks on the sources, by their names."""
+    """Remarks on the sources, by name of the source."""
 
     def __getitem__(self, key: Key) -> Tensor:
         index, before = key if isinstance(key, tuple) else (key, 0)
@@ -48,20 +48,26 @@ class Extendable(Dataset[Tensor]):
 
     @abstractmethod
     def take(self, index: int, before: int) -> Tensor:
-        """Return a sample with `before` frames before it, float32 [before + T, C, H, W]."""
+        """Return a sample and the `before` frames that precede it, float32 [before + T, C, H, W]."""
 
     @abstractmethod
     def spare(self, index: int) -> int:
-        """Return the most frames that there are before a sample."""
+        """Return the maximum number of frames that can precede a sample."""
 
 
 class MovingMNIST(Extendable):
     """Moving MNIST made on the fly; sample i is the same in every run with the same seed.
 
-    Samples are frames, float32 [T, 1, H, W] in [0, 1]. With frames before it a sample begins as it does without.
+    Samples are frames, float32 [T, 1, H, W] in [0, 1]. Frames that are asked for before a sample extend its end: the
+    result begins with the same frame as the sample itself.
 
     Args:
-        digits: in the place of those of the split, uint8 [N, 28, 28].
+        split: split whose digits are used.
+        length: frames of a sample.
+        image_size: height and width of a frame (pixels).
+        count: digits in a sample.
+        seed: seed of all samples.
+        digits: replaces the digits of the split, uint8 [N, 28, 28].
     """
 
     def __init__(
@@ -86,14 +92,15 @@ class MovingMNIST(Extendable):
 
 
 class Windows(Extendable):
-    """Windows cut anywhere out of longer clips; endless.
+    """Windows at random positions of longer clips; endless.
 
-    Samples are frames, float32 [T, C, H, W] in [0, 1]. One with fewer frames before it than asked for moves so far
-    towards the end of its clip that it has them.
+    Samples are frames, float32 [T, C, H, W] in [0, 1]. If a window has fewer frames before it than asked for, it is
+    moved towards the end of its clip until it has enough.
 
     Args:
-        clips: each [T, H, W, C], uint8 or float in [0, 1].
+        clips: clips [T, H, W, C], uint8 or float in [0, 1]; clips shorter than a window are not used.
         length: frames of a window.
+        seed: seed of all samples.
 
     Raises:
         ClipError: no clip is as long as a window.
@@ -116,21 +123,21 @@ class Windows(Extendable):
         return len(self._clip(index)[0]) - self.length
 
     def _clip(self, index: int) -> tuple[Clip, np.random.Generator]:
-        """Return the clip of a sample, and the generator that its place in it is drawn from."""
+        """Return the clip of a sample, and the generator that its position in the clip is drawn from."""
         rng = np.random.default_rng((self.seed, index))
         return self.clips[rng.choice(len(self.clips), p=self.shares)], rng
 
 
 class FixedWindows(Extendable):
-    """The windows of a source, in order: those its format fixes, else those that follow one another in its clips.
+    """The windows of a source, in order: those that its format fixes, or successive windows of its clips.
 
     Samples are frames, float32 [T, C, H, W] in [0, 1].
 
     Args:
-        source: opened for windows of this length.
+        source: a source that was opened for windows of this length.
         length: frames of a window.
-        most: take no more windows than this, evenly spread over all.
-        windows: clip and first frame of others, [n, 2].
+        most: maximum number of windows; more are thinned out evenly.
+        windows: clip and first frame of the windows, [n, 2]; None: the windows of the source.
     """
 
     def __init__(
@@ -154,9 +161,9 @@ class FixedWindows(Extendable):
 
 
 class Shuffled(Extendable):
-    """The windows of a source again and again, each time in another order; endless.
+    """The windows of a source, repeated endlessly, each time in another order.
 
-    Sample i is the (i mod n)-th of the permutation that is drawn from the seed and i // n.
+    Sample i is element i mod n of the permutation that is drawn from the seed and i // n.
     """
 
     def __init__(self, part: FixedWindows, seed: int) -> None:
@@ -174,7 +181,7 @@ class Shuffled(Extendable):
 
 
 class Mixture(Extendable):
-    """Several data sets as one: each sample comes from one of them, drawn by their shares."""
+    """Several data sets as one: each sample comes from a data set that is drawn in proportion to the shares."""
 
     def __init__(self, parts: Sequence[Extendable], shares: Sequence[float], seed: int = 0) -> None:
         self.parts, self.seed = parts, seed
@@ -187,26 +194,27 @@ class Mixture(Extendable):
         return self._part(index).spare(index)
 
     def _part(self, index: int) -> Extendable:
-        # Not the numbers that the part will draw from: it would see only those that chose it.
+        # A random stream of its own: with the stream of the part, a part would only see the draws that selected it.
         rng = np.random.default_rng((self.seed, index, 1))
         return self.parts[rng.choice(len(self.parts), p=self.shares)]
 
 
 def check_read(texts: Iterable[str], *, layout: str | None, skip_bad: bool) -> None:
-    """Check that options for reading files have some to apply to.
+    """Check that a source reads files if options for reading files are given.
 
     Args:
-        texts: all sources of a command, `moving-mnist` or as `open_source` takes them.
-        layout, skip_bad: as given for them.
+        texts: all sources of a command, `moving-mnist` or sources for `open_source`.
+        layout: layout of arrays; None: not given.
+        skip_bad: True if `--skip-bad` was given.
 
     Raises:
-        ConfigError: there is such an option, and all sources are generated.
+        ConfigError: such an option is given, and all sources are generated.
     """
     options = (("--layout", layout is not None), ("--skip-bad", skip_bad))
     given = [name for name, is_given in options if is_given]
     if given and all(text == GENERATED for text in texts):
         raise ConfigError(
-            f"{GENERATED}: is generated, so no file is read; leave {' and '.join(given)} out, or give --data SOURCE"
+            f"{GENERATED}: is generated, so no file is read; leave out {' and '.join(given)}, or give --data SOURCE"
         )
 
 
@@ -221,25 +229,31 @@ def training_data(
     skip_bad: bool = False,
     progress: Notify = silent,
 ) -> Extendable:
-    """The training split of one source or several, endless: windows in a new order each time round, or cut anywhere.
+    """Open the training split of one or more sources, as endless samples.
 
-    A sample of each source is read, so that data that cannot be learned from are refused here.
+    Windows that the format of a source fixes come in a new order each time; other clips are cut at random positions. A
+    sample of each source is read here, so that unreadable data are refused before training begins.
 
     Args:
-        data: sources, `moving-mnist` or as `open_source` takes them, and their shares of the samples.
-        digits: file to make Moving MNIST of, as `read_digits` takes it; else the package's.
-        burn_in: frames before the samples will be asked for; warn of a source that has none.
+        data: sources, `moving-mnist` or sources for `open_source`, and their shares of the samples.
+        form: size, colours and fit of the model's frames.
+        length: frames of a sample.
+        seed: seed of all samples.
+        digits: file of digits for Moving MNIST, see `read_digits`; None: the package's digits.
+        burn_in: True if frames before the samples will be asked for; warns of a source that has none.
+        skip_bad: skip files that cannot be read.
+        progress: receives messages while files are opened.
 
     Raises:
-        ConfigError: a share that is not above 0, Moving MNIST for a model that takes colours, digits without Moving
-            MNIST, or some that are held out.
-        ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
+        ConfigError: a share is not above 0, the model takes colours but a source is Moving MNIST, `digits` is given
+            without Moving MNIST, or `digits` contains held-out digits.
+        ClipError, ShapeError, BackendUnavailable, OSError: see `open_source`.
     """
     for text, share in data:
         if not share > 0:
             raise ConfigError(f"data: {text} has the share {share:g}, expected more than 0")
     if digits is not None and GENERATED not in [text for text, _ in data]:
-        raise ConfigError(f"digits: {digits} is for {GENERATED} alone; add --data {GENERATED}, or leave --digits out")
+        raise ConfigError(f"digits: {digits} is only for {GENERATED}; add --data {GENERATED}, or leave out --digits")
     pictures = None if digits is None else read_digits(digits)
     parts: list[Extendable] = []
     rates: list[float] = []
@@ -263,8 +277,8 @@ def training_data(
         part, spare = _of_source(source, length=length, seed=seed)
         part[0]
         if burn_in and spare == 0:
-            log.warning("%s: has no frame before its windows of %d, so steps with one of them train without a burn-in; "
-                        "give longer clips, or --burn-in 0", text, length)  # fmt: skip
+            log.warning("%s: has no frame before its windows of %d frames, so optimizer steps with one of its windows "
+                        "train without a burn-in; give longer clips, or --burn-in 0", text, length)  # fmt: skip
         parts.append(part)
     samples = parts[0] if len(parts) == 1 else Mixture(parts, [share for _, share in data], seed=seed)
     samples.rates, samples.skipped, samples.remarks = tuple(rates), tuple(skipped), remarks
@@ -284,19 +298,25 @@ def evaluation_data(
     remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> "FixedWindows | Subset[Tensor]":
-    """The windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
+    """Open the windows of a split, finite and the same each time; the first is read, so that bad data are refused here.
 
     Args:
-        text: `moving-mnist`, made of the split's digits, or as `open_source` takes it.
-        most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 1,000.
-        seed: of `moving-mnist`; far from those that one trains with.
-        selection: frames that are taken from each clip.
-        remarks: as `open_source` takes them.
+        text: `moving-mnist`, made of the split's digits, or a source for `open_source`.
+        form: size, colours and fit of the model's frames.
+        split: split to open.
+        length: frames of a window.
+        most: maximum number of windows; more are thinned out evenly. For `moving-mnist`, the number of windows that are
+            made; None: 1,000.
+        seed: seed of `moving-mnist`; the default is far from usual seeds of training.
+        skip_bad: skip files that cannot be read.
+        selection: which frames of each clip are used.
+        remarks: collects remarks, see `open_source`.
+        progress: receives messages while files are opened.
 
     Raises:
-        ConfigError: Moving MNIST for a model that takes colours, or a selection from it or another source that allows
-            none.
-        ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`.
+        ConfigError: the model takes colours but the source is Moving MNIST, or the source does not support the
+            selection.
+        ClipError, ShapeError, BackendUnavailable, OSError: see `open_source`.
     """
     if text == GENERATED:
         _check_takes_all(selection)
@@ -318,7 +338,7 @@ def evaluation_data(
 
 
 def warn_of_data(data: Dataset[Tensor], window: Window | None, selection: Selection = ALL) -> None:
-    """Log that the frames of `evaluation_data` are not as far apart as in training, as `rate.warn_of_interval`."""
+    """Log that the frames of `evaluation_data` are spaced differently than in training; see `rate.warn_of_interval`."""
     if isinstance(data, FixedWindows):
         warn_of_interval(data.source.name, data.source.frames_per_second, window, selection=selection)
 
@@ -337,19 +357,27 @@ def aging_data(
     selection: Selection = ALL,
     progress: Notify = silent,
 ) -> tuple["FixedWindows | Subset[Tensor]", tuple[int, ...]]:
-    """Open the windows on which the decay of a state is measured, and find the ages that they have room for.
+    """Open the windows on which the decay of a state is measured; return them, and the ages that fit in a window.
 
-    Windows overlap: each place of a clip is one.
+    Windows overlap: one begins at each frame of a clip.
 
     Args:
-        data: `moving-mnist`, made of the split's digits, one window a clip, or as `open_source` takes it, or a source
-            that was opened for windows of context_length + horizon.
-        ages: ages asked for, among them `context_length`.
-        most: take no more windows than this, evenly spread over all; of `moving-mnist` so many are made, None: 32.
-        selection: frames that are taken from each clip of a source that is opened here.
+        data: `moving-mnist`, made of the split's digits with one window per clip; a source for `open_source`; or a
+            source that was opened for windows of context_length + horizon.
+        ages: ages asked for, among them `context_length` (frames).
+        form: size, colours and fit of the model's frames.
+        split: split to open.
+        context_length: frames before a forecast.
+        horizon: frames of a forecast.
+        most: maximum number of windows; more are thinned out evenly. For `moving-mnist`, the number of windows that are
+            made; None: 32.
+        seed: seed of `moving-mnist`.
+        skip_bad: skip files that cannot be read.
+        selection: which frames of each clip are used; applies to a source that is opened here.
+        progress: receives messages while files are opened.
 
     Raises:
-        ConfigError, ClipError, ShapeError, BackendUnavailable, OSError: as `evaluation_data`.
+        ConfigError, ClipError, ShapeError, BackendUnavailable, OSError: see `evaluation_data`.
     """
     if data == GENERATED:
         _check_takes_all(selection)
@@ -367,17 +395,17 @@ def aging_data(
 
 
 def _check_takes_all(selection: Selection) -> None:
-    """Refuse a selection from what is generated.
+    """Check that all frames of a generated source are selected.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: `selection` leaves out or resamples frames.
     """
     if not selection.takes_all:
-        raise ConfigError(f"{GENERATED}: is generated, so it has no rate; leave --every and --resample out")
+        raise ConfigError(f"{GENERATED}: is generated, so it has no frame rate; leave out --every and --resample")
 
 
 def _of_source(source: Source, *, length: int, seed: int) -> tuple[Extendable, int]:
-    """Return the training samples of a source, and the most frames that any of them has before it."""
+    """Return the training samples of a source, and the maximum number of frames that can precede one of them."""
     if source.windows is None:
         return Windows(source.clips, length=length, seed=seed), max(map(len, source.clips)) - length
     windows = FixedWindows(source, length=length)

@@ -1,4 +1,4 @@
-"""Decoded frames of videos, as players show them. Needs no PyTorch."""
+"""Convert decoded video frames to the pictures that players show. Needs no PyTorch."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
 
 LIMITED = 1
-"""FFmpeg's number of the colour range 16 to 235."""
+"""FFmpeg's code of the colour range 16 to 235."""
 UNTOLD, BT_709 = 2, 1
-"""FFmpeg's numbers of colours that the file does not tell, and of those of HD."""
+"""FFmpeg's codes of an unspecified colour space, and of BT.709, the one of HD video."""
 HD = (576, 1280)
-"""Height above which and width from which on players take untold colours for those of HD."""
+"""Height above which, and width from which, players assume BT.709 if the colour space is unspecified (pixels)."""
 HDR = {16: "PQ", 18: "HLG"}
-"""Names of HDR's transfer curves, by FFmpeg's numbers."""
+"""Names of the transfer curves of HDR, by FFmpeg's codes."""
 EXPANDED = ((np.arange(256) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
-"""Gray levels of the full range, by those of the limited one."""
+"""Gray level of the full range for each gray level of the limited range."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Turn and flips by which a picture is shown: first transposed, then flipped."""
+    """Rotation and flips to show a picture upright: first the transposition, then the flips."""
 
     transposed: bool = False
     flip_rows: bool = False
@@ -38,14 +38,14 @@ class Turn:
 
     @classmethod
     def of(cls, matrix: NDArray[np.int32]) -> "Turn":
-        """Return the quarter turn nearest to a display matrix, [9]."""
+        """Return the turn by a multiple of 90° that is nearest to a display matrix, [9]."""
         a, b, _, c, d = matrix[:5].tolist()
         if abs(b) + abs(c) > abs(a) + abs(d):
             return cls(transposed=True, flip_rows=b < 0, flip_columns=c < 0)
         return cls(flip_rows=d < 0, flip_columns=a < 0)
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a picture [H, W, C] as it is shown."""
+        """Return a picture [H, W, C] turned upright."""
         turned = picture.transpose(1, 0, 2) if self.transposed else picture
         turned = turned[::-1] if self.flip_rows else turned
         return np.ascontiguousarray(turned[:, ::-1] if self.flip_columns else turned)
@@ -55,11 +55,13 @@ UPRIGHT = Turn()
 
 
 class Bringer:
-    """Brings decoded frames to a form, and remarks on what is done to them.
+    """Converts decoded frames to the size and colours of a model, and remarks on the conversions.
 
     Args:
-        name: source, for remarks.
-        aspect: width of a pixel by its height; None where it is not told.
+        name: name of the source, for remarks.
+        form: size, colours and fit of the model's frames.
+        aspect: pixel aspect ratio, width / height; None if the video does not state it.
+        remarks: collects remarks on conversions.
     """
 
     def __init__(self, name: str, form: Form, *, aspect: Fraction | None, remarks: Remarks) -> None:
@@ -73,7 +75,7 @@ class Bringer:
         self.has_alpha = self.is_limited_gray = self.is_hd = False
 
     def __call__(self, frame: "av.VideoFrame") -> NDArray[np.uint8]:
-        """Return a frame [H, W, C] upright, over black where it is transparent, fitted, scaled by averaging."""
+        """Return a picture [H, W, C]: upright, blended over black where transparent, scaled by averaging and fitted."""
         if frame.key_frame or self.stored != (frame.height, frame.width):
             colours = (frame.format.name, frame.colorspace, frame.color_range)
             kind = (frame.height, frame.width, *colours, frame.interlaced_frame)
@@ -94,12 +96,12 @@ class Bringer:
         return self.placement.place(picture)
 
     def _plan(self, frame: "av.VideoFrame") -> None:
-        """Settle what is done to frames like this one; it changes at key frames alone."""
+        """Choose the conversion for frames like this one; the format of a video changes only at key frames."""
         from av.video.reformatter import VideoReformatter
 
-        self.scaler = VideoReformatter()  # one for all frames that are alike, as each prepares its tables
+        self.scaler = VideoReformatter()  # reused for equal frames, because each one builds its own tables
         self.stored = (frame.height, frame.width)
-        # Read here alone, as it may take as long as decoding; the container's matrix is that of all frames.
+        # Read only here, because it may take as long as decoding; the container's matrix applies to all frames.
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         self.turn = UPRIGHT if matrix is None else Turn.of(np.frombuffer(matrix, np.int32))
         h, w = self.stored[::-1] if self.turn.transposed else self.stored
@@ -108,18 +110,18 @@ class Bringer:
         self.placement = fit_shape(shown, self.form.image_size, self.form.fit)
         kind = frame.format
         self.has_alpha = kind.has_palette or any(part.is_alpha for part in kind.components)
-        # Gray is the luma, which is the same in both.
+        # A gray picture is the luma, which is the same in BT.601 and BT.709.
         is_untold = frame.colorspace == UNTOLD and not kind.is_rgb and self.form.channels > 1
         self.is_hd = is_untold and (frame.height > HD[0] or frame.width >= HD[1])
-        # swscale takes gray for the full range, whatever the frame tells.
+        # swscale assumes the full range for gray, whatever the frame states.
         self.is_limited_gray = kind.name.startswith("gray") and frame.color_range == LIMITED
         say_change(self.name, (h, w), shown, (kind.name, self.pixel_format), self.form, self.remarks)
         if frame.interlaced_frame:
-            self.remarks.say("interlaced", "%s: interlaced; both fields are taken as one picture, so what moves has "
-                             "combed edges; deinterlace it before", self.name)  # fmt: skip
+            self.remarks.say("interlaced", "%s: interlaced; both fields are read as one picture, so edges of moving "
+                             "objects look combed; deinterlace the video first", self.name)  # fmt: skip
         if curve := HDR.get(frame.color_trc):
-            self.remarks.say("hdr", "%s: HDR (%s); its values are taken without tone mapping, so it looks paler than "
-                             "on a screen; convert it to SDR before", self.name, curve)  # fmt: skip
+            self.remarks.say("hdr", "%s: HDR (%s); its values are used without tone mapping, so it looks paler than "
+                             "on a screen; convert it to SDR first", self.name, curve)  # fmt: skip
 
     def _over_black(self, frame: "av.VideoFrame") -> "av.VideoFrame":
         import av

@@ -1,4 +1,4 @@
-"""Placement of a picture of another shape on a frame: stretched, cropped or with black bars. Needs no PyTorch."""
+"""Fit pictures of another shape to a frame: stretched, cropped, or with black bars. Needs no PyTorch."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from e3d_deploy.data.remarks import Remarks
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Size to which a picture is scaled, and the frame that its centre is placed on."""
+    """Size that a picture is scaled to, and the frame that the scaled picture is centred on."""
 
     scaled: tuple[int, int]
     """Height and width after scaling (pixels)."""
@@ -20,7 +20,7 @@ class Placement:
     """Height and width of the frame (pixels)."""
 
     def place(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a scaled picture [h, w, C] cut to the frame's size [H, W, C], or with black around it."""
+        """Return a scaled picture [h, w, C] cropped to the frame, or with black bars around it, [H, W, C]."""
         if self.scaled == self.frame:
             return picture
         (h, w), (H, W) = self.scaled, self.frame
@@ -33,11 +33,12 @@ class Placement:
 
 
 def fit_shape(shown: tuple[float, float], frame: tuple[int, int], fit: Fit) -> Placement:
-    """Return how a picture is placed on a frame.
+    """Return the placement of a picture on a frame.
 
     Args:
-        shown: height and width at which a viewer shows the picture, in units of any size.
+        shown: height and width at which a viewer shows the picture, in any unit; only their ratio matters.
         frame: height and width of the frame (pixels).
+        fit: `stretch`, `crop` or `pad`.
     """
     (h, w), (H, W) = shown, frame
     if fit == "stretch":
@@ -58,12 +59,15 @@ def say_change(
     form: Form,
     remarks: Remarks,
 ) -> None:
-    """Log that pictures are brought to another shape, or else scaled, or else converted.
+    """Log how pictures are changed: only the first of a change of shape, a change of size and a change of colours.
 
     Args:
+        name: name of the source.
         stored: height and width of a picture after it is turned upright (pixels).
-        shown: height and width at which a viewer shows it.
-        colours: format of the picture, and that of the frame.
+        shown: height and width at which a viewer shows the picture.
+        colours: pixel formats of the picture and of the frame.
+        form: size, colours and fit of the model's frames.
+        remarks: collects the remark.
     """
     before, after = colours
     is_gray = after in ("L", "gray")

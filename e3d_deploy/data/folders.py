@@ -1,4 +1,4 @@
-"""Clips in folders: files and folders that are opened by themselves, each once. Needs no PyTorch."""
+"""Find the clips in folders: files and folders that are opened one by one, each once. Needs no PyTorch."""
 
 import logging
 import os
@@ -25,22 +25,22 @@ FOREIGN_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"}
     | {"$RECYCLE.BIN", "System Volume Information", "lost+found"}
 )
-"""Folders that systems and network storage add, with thumbnails and deleted files."""
+"""Folders that operating systems and network storage add, with thumbnails and deleted files."""
 Key = tuple[int, int] | str
-"""Identity of a file: device and number, or the path of one that is not there."""
+"""Identity of a file: device and inode, or the path of a file that does not exist."""
 
 
 def find_clips(folder: Path, remark: Notify) -> list[Path]:
-    """Return the videos, arrays and folders of pictures in a folder and below it, each of which is opened by itself.
+    """Return the clips in a folder and below it: videos, arrays and folders of pictures.
 
-    Hidden files, ground truth, masks and what holds no clips are passed over, all but hidden ones with a remark. Masks
-    are clips where there are no others.
+    Hidden files, ground truth, masks, and files and folders without clips are skipped. A remark names the skipped ones,
+    except hidden files. If there is nothing else, masks are read as clips.
 
     Raises:
-        ClipError: pictures beside clips, which might be frames or not.
+        ClipError: a folder holds both pictures and other clips, so it is unclear if the pictures are frames.
     """
     said: list[str] = []
-    ignored: dict[str, list[Path]] = {"no clips": [], "ground truth": []}
+    ignored: dict[str, list[Path]] = {"files and folders without clips": [], "ground truth": []}
     found = _find(folder, said.append, ignored, set())
     if not found and frames_of(entries(folder)[1]):
         return [folder]
@@ -48,7 +48,7 @@ def find_clips(folder: Path, remark: Notify) -> list[Path]:
         return [clip for entry in in_order(masks).files for clip in _whole(entry, remark)]
     for reason, paths in ignored.items():
         if paths:
-            remark(f"{folder}: ignored, as {reason}: {some([str(path.relative_to(folder)) for path in paths])}")
+            remark(f"{folder}: skipped {reason}: {some([str(path.relative_to(folder)) for path in paths])}")
     for text in said:
         remark(text)
     return found
@@ -59,7 +59,7 @@ def _whole(entry: Path, remark: Notify) -> list[Path]:
 
 
 def _find(folder: Path, remark: Notify, ignored: Mapping[str, list[Path]], seen: set[Key]) -> list[Path]:
-    if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second one to the same
+    if (key := key_of(folder)) in seen:  # a link to a folder above it, or a second link to the same folder
         return []
     seen.add(key)
     inside, names = entries(folder)
@@ -81,22 +81,22 @@ def _find(folder: Path, remark: Notify, ignored: Mapping[str, list[Path]], seen:
         else:
             others.append(entry)
     if found or pictures:
-        ignored["no clips"] += others
+        ignored["files and folders without clips"] += others
     ignored["ground truth"] += [folder / name for name in sorted(masks)]
     if doubtful := [entry.name for entry in named if has_clips(entry)]:
         remark(
-            f"{folder}: read as clips, though named like ground truth: {some(sorted(doubtful))}; move them elsewhere "
-            "if they are none"
+            f"{folder}: read as clips, although named like ground truth: {some(sorted(doubtful))}; move them "
+            "elsewhere if they are not clips"
         )
     if found and pictures:
-        raise ClipError(f"{folder}: holds pictures ({min(pictures)}) beside {found[0].name}; give each its own folder")
+        raise ClipError(f"{folder}: holds pictures ({min(pictures)}) and {found[0].name}; give each its own folder")
     return [folder] if pictures else found
 
 
 def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
-    """Return what is in a folder and whether each is a folder, and the names of the pictures; without hidden ones.
+    """Return the entries of a folder, True for folders, and apart from them the names of its pictures; no hidden ones.
 
-    Only links cost a look at the disk each, and pictures are names alone: a folder may hold many thousands.
+    Only links need a call of `stat`, and pictures are returned as names, because a folder may hold many thousands.
     """
     others: dict[Path, bool] = {}
     pictures: list[str] = []
@@ -112,46 +112,47 @@ def entries(folder: Path) -> tuple[dict[Path, bool], list[str]]:
 
 
 def masks_in(inside: Mapping[Path, bool], pictures: Iterable[str]) -> tuple[set[Path], set[Path]]:
-    """Return the ground truth and masks among the `entries` of a folder, and what only is named like them."""
+    """Return the ground truth and masks among the `entries` of a folder, and entries that only have such names."""
     clips = {entry: is_folder for entry, is_folder in inside.items() if may_hold_clips(entry, is_folder)}
     return masks_among(clips, beside_pictures=any(map(is_frame, pictures)))
 
 
 def may_hold_clips(entry: Path, is_folder: bool) -> bool:
-    """Return True for what may be a clip, or a folder of some, by its name."""
+    """Return True if an entry, by its name, may be a clip or a folder of clips."""
     return entry.name not in FOREIGN_FOLDERS and (is_folder or entry.suffix.lower() in CLIPS)
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
+    """Return the first names of a list, and the number of the others."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def warn_of_short(name: object, short: Sequence[str], *, of: int, length: int) -> None:
-    """Log that some clips of a source have too few frames and are left out.
+    """Log that some clips of a source have too few frames and are skipped.
 
     Args:
-        short: names of these clips.
-        of: number of all clips.
-        length: frames that were needed.
+        name: name of the source.
+        short: names of the short clips.
+        of: number of all clips, with the short ones.
+        length: required length (frames).
     """
-    log.warning("%s: %d of %d clips have fewer than %d frames and are left out (%s)",
+    log.warning("%s: %d of %d clips have fewer than %d frames and are skipped (%s)",
                 name, len(short), of, length, some(short))  # fmt: skip
 
 
 def no_clips(folder: Path) -> ClipError:
-    """Return the error of a folder without clips."""
+    """Return the error for a folder without clips."""
     unread = sorted(name for _, _, names in os.walk(folder) for name in unread_pictures(names))
     if unread:
         return not_read(folder, unread)
     return ClipError(
-        f"{folder}: holds no videos, pictures or arrays, {NO_MASKS}; put some there, or give another folder"
+        f"{folder}: holds no videos, pictures or arrays, {NO_MASKS}; put such files there, or give another folder"
     )
 
 
 def has_clips(path: Path) -> bool:
-    """Return True for a file that may be a clip, and a folder with such a file or a picture in it or below it."""
+    """Return True for a file that may be a clip, and for a folder that has such a file or a picture at any depth."""
     if path.name in FOREIGN_FOLDERS:
         return False
     if not path.is_dir():
@@ -178,13 +179,13 @@ def key_of(path: Path) -> Key:
     """Return the identity of a file or folder, the same for all links to it."""
     try:
         found = path.stat()
-    except OSError:  # told when it is opened
+    except OSError:  # reported when the file is opened
         return str(path)
     return found.st_dev, found.st_ino
 
 
 def keys_of(path: Path) -> set[Key]:
-    """Return the identities of the file of a clip, or of the pictures in its folder that are its frames."""
+    """Return the identities of a clip's files: the file itself, or the pictures that are frames of its folder."""
     if not path.is_dir():
         return {key_of(path)}
     device = path.stat().st_dev
@@ -195,12 +196,12 @@ def keys_of(path: Path) -> set[Key]:
 
 
 def share_files(one: str, other: str) -> bool:
-    """Return True if two sources have a file in common, by whatever path or link, or one is a copy of the other."""
+    """Return True if two sources share a file, by any path or link, or one is a copy of the other."""
     return not _identities(one).isdisjoint(_identities(other)) or bool(copies_among([Path(one), Path(other)]))
 
 
 def _identities(source: str) -> set[Key]:
-    """Return the identities of the files that a source names, and of all that lies in its folders."""
+    """Return the identities of a source's files and folders, and of everything below the folders."""
     found: set[Key] = set()
     waiting = [Path(name) for name in ([source] if os.path.exists(source) else source.split(","))]
     while waiting:
@@ -213,25 +214,29 @@ def _identities(source: str) -> set[Key]:
 
 @dataclass(frozen=True)
 class Apart:
-    """Clips without those that are there already."""
+    """Result of leaving out clips that are links to other clips, or copies of them."""
 
     kept: list[Path]
+    """Clips that are neither links nor copies."""
     links: list[Path]
+    """Clips whose files belong to another clip."""
     copies: list[Path]
+    """Clips with the same content as another clip."""
 
 
 def each_once(files: Iterable[Path]) -> Apart:
-    """Return the clips with a file or picture that is in no clip before them, and that are copies of none of these."""
+    """Separate clips that link to an earlier clip or duplicate one from the others."""
     kept, links = _without_links(files)
     copies = copies_among(kept)
     return Apart([path for path in kept if path not in copies], links, [*copies])
 
 
 def apart_from(files: Iterable[Path], known: Iterable[Path]) -> Apart:
-    """Return the clips that share no file or picture with those known, and are copies of none of these.
+    """Separate clips that share a file or picture with a known clip, or duplicate one, from the others.
 
     Args:
-        files: each once.
+        files: clips without repetitions, as `each_once` keeps them.
+        known: clips to compare with.
     """
     known, _ = _without_links(known)
     seen = {key for path in known for key in keys_of(path)}
@@ -245,7 +250,7 @@ def apart_from(files: Iterable[Path], known: Iterable[Path]) -> Apart:
 
 
 def _without_links(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Return the clips with a file or picture that is in no clip before them, and those that are left out."""
+    """Return the clips with a file or picture that no earlier clip has, and the clips without one."""
     seen: set[Key] = set()
     kept: list[Path] = []
     left_out: list[Path] = []

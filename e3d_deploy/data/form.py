@@ -1,4 +1,4 @@
-"""Form in which readers give frames. Needs no PyTorch."""
+"""Size, colours and axes of the frames that readers return. Needs no PyTorch."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,27 @@ from e3d_deploy.config import Fit, ModelConfig
 from e3d_deploy.errors import ConfigError
 
 LAYOUTS = ("THW", "THWC", "TCHW", "NTHW", "TNHW", "NTHWC", "NTCHW", "TNHWC", "TNCHW")
-"""Orders of axes that arrays are read in: N clips, T frames, C colours, H and W pixels."""
+"""Supported orders of the axes of an array: N clips, T frames, C colours, H and W pixels."""
 MOST_PIXELS = 8192**2
-"""Largest frame of a video that is decoded (pixels); its memory is taken before anything else can be checked."""
+"""Maximum size of a video's frame (pixels); decoders allocate its memory before anything else can be checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Form of the frames that a model takes.
+    """Size, colours and fit of the frames that a model takes, and the layout of arrays.
 
     Raises:
-        ConfigError: a size that no picture has, or an unknown layout.
+        ConfigError: `image_size` is not two numbers of at least 1, or `layout` is unknown.
     """
 
     image_size: tuple[int, int]
-    """Height and width (pixels)."""
+    """Height and width of a frame (pixels)."""
     channels: int
-    """Colours: 1 for gray, 3 for RGB."""
+    """Number of colours: 1 for gray, 3 for RGB."""
     fit: Fit = "stretch"
-    """Way in which pictures of another shape are brought to the size."""
+    """Method that fits pictures of another shape to the frame: `stretch`, `crop` or `pad`."""
     layout: str | None = None
-    """Axes of arrays, one of LAYOUTS, B being N; None: found out by their shapes."""
+    """Axes of arrays, one of LAYOUTS; B is accepted for N. None: the layout is found from the shape of each array."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
@@ -41,7 +41,7 @@ class Form:
 
     @classmethod
     def of(cls, config: ModelConfig, card: Card, layout: str | None = None) -> "Form":
-        """Return the form of a model's frames, as it was trained on them, and the layout of arrays if it is given."""
+        """Return the form of the frames that a model was trained on, with the layout of arrays if one is given."""
         return cls(image_size=config.image_size, channels=config.channels, fit=card.fit, layout=layout)
 
     @property

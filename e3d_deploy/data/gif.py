@@ -1,31 +1,31 @@
-"""Makes the background of a GIF black, as no player shows its colour. Needs no PyTorch."""
+"""Make the background of a GIF black, as players show it. Needs no PyTorch."""
 
 from io import BytesIO
 from pathlib import Path
 
 HEADER = 13
-"""Bytes before the palette."""
+"""Size of a GIF's header, before the palette (bytes)."""
 HAS_PALETTE, INTERLACED, SIZE = 0x80, 0x40, 0x07
-"""Bits that tell of a palette: it is there, the image behind it is interlaced, and its size."""
+"""Bits of the flags of an image: a palette is present, the image is interlaced, and the size of the palette."""
 
 
 def source_of(path: Path) -> str | BytesIO:
-    """Return what FFmpeg opens for a video: its address, or a GIF whose background is made black.
+    """Return the address of a video for FFmpeg, or the content of a GIF with a black background.
 
-    FFmpeg fills places that no frame covers with the background colour, which no player heeds.
+    FFmpeg fills areas that no frame covers with the GIF's background colour, which all players ignore.
     """
-    address = f"file:{path}"  # else FFmpeg takes what stands before a colon for a protocol
+    address = f"file:{path}"  # without the prefix FFmpeg would take a colon in the path for the end of a protocol
     if path.suffix.lower() != ".gif" or not path.is_file():
         return address
     try:
         content = path.read_bytes()
-    except OSError:  # told when it is opened
+    except OSError:  # reported when the file is opened
         return address
     return BytesIO(with_black_background(content)) if content[:4] == b"GIF8" else address
 
 
 def with_black_background(content: bytes) -> bytes:
-    """Return a GIF with a black palette for all images, the former one being given to each image without its own."""
+    """Return a GIF with a black global palette; images that relied on it get a copy of the original palette."""
     palette = content[HEADER : HEADER + _palette_size(content[10:11])]
     background = 3 * content[11] if palette else 0
     if not any(palette[background : background + 3]):
@@ -51,9 +51,9 @@ def with_black_background(content: bytes) -> bytes:
                 place += 1
             elif kind != 0:
                 break
-    except IndexError:  # it is cut
+    except IndexError:  # the file is cut
         pass
-    if b"GIF8" in content[place:]:  # a second file, whose images FFmpeg shows with the palette of the first
+    if b"GIF8" in content[place:]:  # a second GIF follows, whose images FFmpeg shows with the palette of the first
         return content
     return b"".join([*parts, content[copied:]])
 

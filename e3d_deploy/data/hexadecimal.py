@@ -9,15 +9,16 @@ _NUMBER = re.compile(r"[0-9a-f]+")
 
 
 def common_start(stems: Sequence[str]) -> str:
-    """Return the letters that all names begin with."""
+    """Return the longest common prefix of the names."""
     return os.path.commonprefix(stems)  # noqa: RUF071 (letter by letter is meant)
 
 
 def hexadecimal_ends(stems: Sequence[str], digits: str = "") -> list[str] | None:
-    """Return what follows the common start of names; None unless it is a hexadecimal number in each.
+    """Return what follows the common start of the names; None unless that is a hexadecimal number in every name.
 
     Args:
-        digits: letters that belong to the numbers where the common start ends with them.
+        stems: names without suffixes.
+        digits: digits that belong to the numbers if the common start ends with them.
     """
     start = len(common_start(stems).rstrip(digits))
     ends = [stem[start:] for stem in stems]

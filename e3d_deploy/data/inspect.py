@@ -1,4 +1,4 @@
-"""Content of data, for `e3d data inspect`. Needs no PyTorch."""
+"""Summary of a data source, for `e3d data inspect`. Needs no PyTorch."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from e3d_deploy.progress import Notify
 from e3d_deploy.quiet import quiet
 
 SAMPLED = 16
-"""Windows whose values are looked at."""
+"""Maximum number of windows from which the range of values is computed."""
 SHOWN = 8
-"""Rows of a contact sheet."""
+"""Maximum number of windows in a contact sheet, one per row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameForm:
-    """Form of a frame."""
+    """Size, colours and data type of the frames in a source."""
 
     height: int
     width: int
@@ -36,7 +36,7 @@ class FrameForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """Values in some windows of a split, in [0, 1] as a model gets them."""
+    """Values in some windows of a split, in [0, 1] as a model receives them."""
 
     min: float
     max: float
@@ -56,49 +56,49 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitContents:
-    """Content of a split."""
+    """Clips and windows of one split, and the files that it does not use."""
 
     clips: int
     windows: int
-    """Windows that the format fixes, else those that do not overlap."""
+    """Number of windows that the format fixes, or of windows that do not overlap."""
     held_out: bool
-    """Apart from the data that a model learns from."""
+    """True if no file of the split is used in training; for the training split, if it shares none with the others."""
     lengths: Lengths
     skipped: tuple[str, ...]
-    """Files that cannot be read."""
+    """Files that were skipped because they cannot be read."""
     short: tuple[str, ...]
-    """Clips shorter than a window."""
+    """Clips that are skipped because they are shorter than a window."""
     folders: tuple[str, ...]
-    """Folders and files of the split, where their names say so."""
+    """Folders and files whose names assign them to the split; empty if names assign none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitError:
-    """Reason for which a split has no clip."""
+    """Reason why a split has no clip."""
 
     error: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataContents:
-    """Content of a source of data."""
+    """Splits, frames, values and remarks of a data source."""
 
     source: str
     kind: str
     frames_per_second: tuple[float, ...]
-    """Rates that occur."""
+    """Frame rates that occur (frames per second)."""
     frame: FrameForm
     values: Values
     length: int
-    """Frames of a window."""
+    """Frames in a window."""
     splits: Mapping[Split, SplitContents | SplitError]
     layouts: tuple[str, ...] = ()
     """Axes of the arrays, such as NTHWC."""
     remarks: tuple[str, ...] = ()
-    """Decisions that may not be what a user expects."""
+    """Decisions of the readers that a user may not expect."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content as JSON values."""
+        """Return the summary as JSON values."""
         return json_object(self)
 
 
@@ -111,12 +111,12 @@ def open_splits(
     skip_bad: bool,
     progress: Notify,
 ) -> dict[Split, Source | E3DError]:
-    """Return each split of a source, or why it has no clip.
+    """Return each split of a source, or the error why it has no clip.
 
-    What happens while `split` is opened is logged, all but remarks, which the sources keep.
+    Warnings are logged for `split` only. Remarks are not logged; the sources keep them.
 
     Raises:
-        ClipError, ShapeError, BackendUnavailable, OSError: as `open_source`, for `split`.
+        ClipError, ShapeError, BackendUnavailable, OSError: `split` cannot be opened; see `open_source`.
     """
     open_ = partial(
         open_source,
@@ -128,7 +128,7 @@ def open_splits(
         progress=progress,
     )
     opened: dict[Split, Source | E3DError] = {split: open_(split=split)}
-    with quiet(loggers=("e3d_deploy.data",)):  # the other splits of a file say the same again
+    with quiet(loggers=("e3d_deploy.data",)):  # the other splits of a file would repeat the same warnings
         for name in get_args(Split):
             if name != split:
                 try:
@@ -139,10 +139,10 @@ def open_splits(
 
 
 def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> DataContents:
-    """Describe the splits in numbers, and the values in some windows of one of them, in [0, 1] as a model gets them.
+    """Return a summary of the splits, with the range of values in some windows of one split.
 
     Raises:
-        ShapeError, ClipError: a window that cannot be read.
+        ShapeError, ClipError: a window cannot be read.
     """
     source = _of(opened, split)
     windows = [window for _, _, window in _some_windows(source, SAMPLED, length=length)]
@@ -169,11 +169,11 @@ def describe(opened: Mapping[Split, Source | E3DError], split: Split, *, length:
 
 
 def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, length: int) -> bytes:
-    """A PNG of some windows of a split, one above the other, each from left to right.
+    """Return a PNG of some windows of a split, one per row, with time from left to right.
 
     Raises:
-        ConfigError: frames that are neither gray nor RGB.
-        ShapeError, ClipError: a window that cannot be read.
+        ConfigError: the frames have neither 1 nor 3 colours.
+        ShapeError, ClipError: a window cannot be read.
     """
     from e3d_deploy import plots
 
@@ -181,7 +181,7 @@ def contact_sheet(opened: Mapping[Split, Source | E3DError], split: Split, *, le
     for clip, first, window in _some_windows(source, SHOWN, length=length):
         _, H, W, C = window.shape
         if C not in (1, 3):
-            raise ConfigError(f"picture: frames have {C} colours, 1 or 3 can be drawn; leave out --picture")
+            raise ConfigError(f"picture: frames have {C} colours, only 1 or 3 can be drawn; leave out --picture")
         rows[f"{clip}: {first}"] = to_frames(window, image_size=(H, W), channels=C, name=source.name)
     return plots.strips(rows, every=max(1, length // 10))
 
@@ -192,7 +192,7 @@ def _sources(opened: Mapping[Split, Source | E3DError]) -> list[Source]:
 
 def _of(opened: Mapping[Split, Source | E3DError], split: Split) -> Source:
     source = opened[split]
-    assert isinstance(source, Source)  # that a split was opened for which this is asked
+    assert isinstance(source, Source)  # callers pass a split that was opened
     return source
 
 
@@ -212,7 +212,7 @@ def _split(source: Source | E3DError, *, length: int) -> SplitContents | SplitEr
 
 
 def _some_windows(source: Source, count: int, *, length: int) -> Iterator[tuple[int, int, NDArray[Any]]]:
-    """Clip, first frame and pictures of some windows, spread over all."""
+    """Yield the clip, first frame and pictures of some windows, evenly spread over all windows."""
     windows = fixed_windows(source, length=length)
     for clip, first in windows[np.arange(min(count, len(windows))) * len(windows) // min(count, len(windows))].tolist():
         yield clip, first, source.clips[clip][first : first + length]

@@ -1,4 +1,4 @@
-"""The KTH action data as the original reads it: folders of pictures, split by person. Needs no PyTorch."""
+"""The KTH action data as google/e3d_lstm reads them: folders of pictures, split by person. Needs no PyTorch."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,15 @@ from e3d_deploy.data.storage import Clip, Part
 from e3d_deploy.errors import ClipError, ShapeError
 
 STRIDES = {"boxing": None, "handclapping": None, "handwaving": None, "walking": None, "jogging": 3, "running": 3}
-"""The categories in the original's order, and the frames between windows; None: as many as a window has."""
+"""Frames between the starts of windows, by category in the original's order; None: the length of a window."""
 PERSONS = {"train": range(1, 17), "valid": range(17, 26), "test": range(17, 26)}
-"""Persons of each split, as in the original, which validates on the test persons."""
+"""Persons of each split, as in the original, whose validation split is its test split."""
 _NUMBERED = re.compile(r"image_(\d{4})")
 
 
 @dataclass(frozen=True, slots=True)
 class KTHClip:
-    """Pictures of one person, their red channel, float32 [t, H, W, 1]; decoded when they are read."""
+    """Red channel of the pictures of one person, float32 [t, H, W, 1]; pictures are decoded when they are read."""
 
     files: Sequence[Path]
     image_size: tuple[int, int]
@@ -35,7 +35,7 @@ class KTHClip:
     def __getitem__(self, frames: slice, /) -> NDArray[np.float32]:
         """
         Raises:
-            ClipError: a file that is no picture, or damaged.
+            ClipError: a file is not a picture, or is damaged.
         """
         files = self.files[frames]
         clip = np.empty((len(files), *self.image_size, 1), np.float32)
@@ -46,9 +46,9 @@ class KTHClip:
 
 
 def is_kth(folder: Path) -> bool:
-    """Return True if a folder has one of KTH's categories with folders of persons in it, named as KTH names them.
+    """Return True if a folder holds one of KTH's categories, with folders of persons named or filled as in KTH.
 
-    These are called as its videos are, or their pictures are numbered as its pictures are.
+    Either the folders of persons are named like KTH's videos, or their pictures are numbered like image_0257.png.
     """
     there = [folder / category for category in STRIDES if (folder / category).is_dir()]
     persons = [entry for category in there for entry in category.iterdir() if _person(entry)]
@@ -63,22 +63,27 @@ def open_kth(
     length: int,
     is_good: Callable[[Path], bool],
 ) -> tuple[list[KTHClip], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the clips of a split's persons, the windows in the original's order, and the stretches without a gap.
-
-    Windows are [n, 2] (clip, first frame), stretches [n, 3] (clip, first frame, frames).
+    """Return the clips of a split's persons, their windows in the original's order, and their stretches without a gap.
 
     Args:
-        is_good: whether a picture is to be used. A window has no gap, so none reaches over one that is not.
+        folder: folder with the six categories.
+        form: size and colours of the model's frames.
+        split: split to open.
+        length: frames of a window.
+        is_good: returns True for a picture that is usable; no window spans an unusable one.
+
+    Returns:
+        The clips; the windows, [n, 2] (clip, first frame); the stretches, [n, 3] (clip, first frame, frames).
 
     Raises:
-        ClipError: a category is missing, no person of the split, a file whose name has no number.
-        ShapeError: a model that takes colours.
+        ClipError: a category is missing, there is no person of the split, or the name of a picture has no number.
+        ShapeError: the model takes colours.
 
     Source: google/e3d_lstm src/data_provider/kth_action.py, load_data, with folders in alphabetical order.
     """
     _check_gray(folder, form)
     if absent := [category for category in STRIDES if not (folder / category).is_dir()]:
-        raise ClipError(f"{folder}: KTH has six folders, {', '.join(absent)} is missing; add it, empty if need be")
+        raise ClipError(f"{folder}: lacks {', '.join(absent)} of KTH's six folders; add what is missing, even if empty")
     clips, numbers, strides = _clips_of(folder, form, PERSONS[split], length=length, is_good=is_good)
     if not clips:
         raise ClipError(no_person(folder, split))
@@ -104,11 +109,11 @@ def _clips_of(
 
 
 def kth_stretches(folder: Path, form: Form) -> Iterator[tuple[str, Clip]]:
-    """Yield each piece without a gap of all persons, with its name.
+    """Yield every stretch without a gap of all persons, with its name.
 
     Raises:
-        ShapeError: a model that takes colours.
-        ClipError: a file whose name has no number.
+        ShapeError: the model takes colours.
+        ClipError: the name of a picture has no number.
     """
     _check_gray(folder, form)
     clips, numbers, _ = _clips_of(folder, form, range(1, 26), length=1, is_good=lambda _: True)
@@ -118,24 +123,26 @@ def kth_stretches(folder: Path, form: Form) -> Iterator[tuple[str, Clip]]:
 
 
 def no_person(folder: Path, split: Literal["train", "valid", "test"]) -> str:
-    """Return the error of a folder that has no person of a split."""
+    """Return the text of the error for a folder without persons of a split."""
     first, last = PERSONS[split][0], PERSONS[split][-1]
     return f"{folder}: has no person{first:02}_… to person{last:02}_…, which are the {split} split of KTH"
 
 
 def person_of(video: Path) -> int | None:
-    """Return the person in a video named as KTH is published, such as person01_boxing_d1_uncomp.avi; else None."""
+    """Return the person in a video with a name as in KTH, such as person01_boxing_d1_uncomp.avi; otherwise None."""
     found = re.match(r"person(\d\d)_[a-z]+_d\d", video.name.casefold())
     return int(found[1]) if found else None
 
 
 def _check_gray(folder: Path, form: Form) -> None:
     if form.channels != 1:
-        raise ShapeError(f"{folder}: KTH is read in gray, the model takes {form.channels} colours; take one with 1")
+        raise ShapeError(
+            f"{folder}: KTH is read in gray, but the model takes {form.channels} colours; use a model with 1 colour"
+        )
 
 
 def find_stretches(numbers: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Return the longest pieces of clips whose frames have numbers that follow one another, [n, 3]."""
+    """Return the longest pieces of clips whose frame numbers have no gap, [n, 3] (clip, first frame, frames)."""
     found = []
     for clip, of_clip in enumerate(numbers):
         ends = [*(np.flatnonzero(np.diff(of_clip) != 1) + 1).tolist(), len(of_clip)] if len(of_clip) else []
@@ -144,14 +151,15 @@ def find_stretches(numbers: Sequence[Sequence[int]]) -> NDArray[np.int64]:
 
 
 def find_windows(numbers: Sequence[Sequence[int]], strides: Sequence[int], *, length: int) -> NDArray[np.int64]:
-    """Windows [n, 2] (clip, first frame) without a gap, sought from the last frame of the last clip backwards.
+    """Return the windows without a gap, [n, 2] (clip, first frame), searched backwards from the last frame.
 
-    After a hit the search goes on the clip's stride earlier, else one frame. All clips are one sequence to it, so
-    a stride above the length may skip the end of the clip before, as in the original.
+    After a window the search moves back by the clip's stride, otherwise by one frame. It runs over all clips as one
+    sequence, so a stride above the length may skip the end of the preceding clip, as in the original.
 
     Args:
-        numbers: those in the names of each clip's frames.
-        strides: of each clip, frames.
+        numbers: for each clip, the numbers in the names of its frames.
+        strides: for each clip, the frames between the ends of two windows.
+        length: frames of a window.
     """
     clip_of = np.repeat(np.arange(len(numbers)), [len(of_clip) for of_clip in numbers])
     starts = np.concatenate([[0], np.cumsum([len(of_clip) for of_clip in numbers])])
@@ -167,7 +175,7 @@ def find_windows(numbers: Sequence[Sequence[int]], strides: Sequence[int], *, le
 
 
 def resize_bilinear(picture: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A picture [H, W] at another size, as OpenCV's INTER_LINEAR has it: centres at half pixels, no averaging."""
+    """Scale a picture [H, W] like OpenCV's INTER_LINEAR: centres at half pixels, no averaging."""
     left, right, weight = _taps(picture.shape[1], size[1])
     rows = picture[:, left] * (1 - weight) + picture[:, right] * weight
     above, below, weight = _taps(picture.shape[0], size[0])
@@ -176,7 +184,7 @@ def resize_bilinear(picture: NDArray[np.float32], size: tuple[int, int]) -> NDAr
 
 @cache
 def _taps(size: int, new_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """The two neighbours of each new pixel on an axis, and the weight of the second."""
+    """Return the two neighbours of each new pixel along an axis, and the weight of the second neighbour."""
     places = ((np.arange(new_size) + 0.5) * (size / new_size) - 0.5).astype(np.float32).clip(0, size - 1)
     first = np.floor(places).astype(np.intp)
     return first, (first + 1).clip(max=size - 1), (places - first).astype(np.float32)
@@ -190,5 +198,5 @@ def _person(folder: Path) -> int | None:
 def _number(file: Path) -> int:
     found = _NUMBERED.match(file.name)
     if not found:
-        raise ClipError(f"{file}: expected a name such as image_0257.png, whose number tells where frames are missing")
+        raise ClipError(f"{file}: expected a name such as image_0257.png, whose number shows where frames are missing")
     return int(found[1])

@@ -1,6 +1,6 @@
-"""Meaning of the axes of an array. Needs no PyTorch.
+"""Find the layout of an array, the meaning of its axes. Needs no PyTorch.
 
-N is a clip, T a frame, C a colour; H and W are rows and columns.
+N counts clips, T frames and C colours; H and W are rows and columns.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,30 +11,32 @@ from e3d_deploy.data.form import LAYOUTS, Form
 from e3d_deploy.errors import ShapeError
 
 MOVED = ("CTHW", "NCTHW", "CNTHW", "HWT", "HWTC", "NHWT", "NHWTC", "HTW", "HTWC", "NHTW", "NHTWC")
-"""Layouts whose frames do not lie in one piece; they are named in errors."""
+"""Layouts whose frames are not contiguous; they are not supported, but errors name them."""
 UNUSUAL = "CNTHW"
-"""Layout of these that is no reason to doubt another one: three clips of colours would fit it too."""
+"""Layout in MOVED that never makes another layout ambiguous: otherwise every array of three clips would be."""
 SEVERAL = (2, 3, 4)
-"""Sizes of an axis that could be colours."""
+"""Numbers of colours that an axis of this size could hold."""
 PUBLISHED = "mnist_test_seq"
-"""Part of the name of a published file, whose clips are the second axis."""
+"""Part of the file name of the published Moving MNIST test set, whose clips are the second axis."""
 AXES_REMEDY = "reshape it, or resize its frames if they have another size"
 
 
 def is_published(name: str) -> bool:
-    """Return True if the file of an array is named as published, whatever its folders are called."""
+    """Return True if an array's file, apart from its folders, is named like the published test set."""
     return PUBLISHED in Path(name).name
 
 
 def find_layout(name: str, shape: tuple[int, ...], form: Form, read: Read) -> tuple[str, str | None]:
-    """Return the layout of an array that holds frames of a form, and a remark where its numbers decided.
+    """Return the layout of an array of frames, and a remark if the layout was guessed from the values.
 
     Args:
-        name: array, for errors; its file may be a published one.
-        read: gives a frame, by layout, clip and number, or None where it cannot be read.
+        name: name of the array, for errors; a file named like the published test set is recognized by it.
+        shape: shape of the array.
+        form: size and colours of the model's frames, and the layout if one is given.
+        read: returns a frame, by layout, clip and number, or None if the frame cannot be read.
 
     Raises:
-        ShapeError: no layout fits, or several do; it names them.
+        ShapeError: no layout fits, or several layouts fit; the error names them.
     """
     if form.layout is not None:
         _check_given(name, shape, form)
@@ -66,16 +68,16 @@ def find_layout(name: str, shape: tuple[int, ...], form: Form, read: Read) -> tu
 
 
 def _remark(layout: str, shape: tuple[int, ...]) -> str:
-    return f"read as {_words(layout, shape)}, as frames change less along T ({layout})"
+    return f"read as {_words(layout, shape)} ({layout}), because frames change less along T"
 
 
 def _rivals(shape: tuple[int, ...], form: Form) -> list[str]:
-    """Return the layouts that fit an array too, but whose frames do not lie in one piece."""
+    """Return the layouts that also fit an array, but whose frames are not contiguous."""
     return [
         layout
         for layout in MOVED
         if layout != UNUSUAL and _fits(layout, shape, form) and shape[layout.find("T")] > 1
-        # Without colours these are the same numbers in the same order as without C.
+        # With one colour, axis C does not change the order of the numbers.
         and (form.channels > 1 or layout.find("C") in (-1, len(layout) - 1))
     ]  # fmt: skip
 
@@ -87,12 +89,12 @@ def _check_time(
     moved: Sequence[str],
     read: Read,
 ) -> None:
-    """Check that the numbers of an array speak against the layouts that fit beside the one to be read.
+    """Check that the values of an array rule out the other layouts that fit its shape.
 
     Raises:
-        ShapeError: they do not.
+        ShapeError: another layout remains possible.
     """
-    # Colours of one frame may differ more or less than frames, so they tell nothing.
+    # The colours of one frame may differ more or less than successive frames do, so they are no evidence.
     over_colours = any("CT" in rival for rival in moved)
     if moved and (over_colours or not is_along_time(layout, shape, read)):
         raise ShapeError(_ambiguous(name, shape, [layout], moved))
@@ -104,8 +106,8 @@ def _check_given(name: str, shape: tuple[int, ...], form: Form) -> None:
     sizes = dict(zip(layout, shape, strict=False))
     if len(layout) != len(shape) or (sizes["H"], sizes["W"], sizes.get("C", 1)) != (H, W, C):
         raise ShapeError(
-            f"{name}: got {list(shape)}, expected {layout} with H {H}, W {W} and C {C}; give another --layout, or a "
-            "model for this size"
+            f"{name}: got {list(shape)}, expected {layout} with H {H}, W {W} and C {C}; give another --layout, or use "
+            "a model for this size"
         )
 
 
@@ -117,7 +119,7 @@ def _fits(layout: str, shape: tuple[int, ...], form: Form) -> bool:
 
 
 def _distinct(layouts: Iterable[str], shape: tuple[int, ...]) -> list[str]:
-    """Return layouts that read an array in different ways; clips of one frame count only if there are no others."""
+    """Return the layouts that read an array in different ways; clips of one frame count only without longer ones."""
     found: dict[tuple[int, ...], str] = {}
     places = {layout: geometry(layout, shape) for layout in layouts}
     longer = any(one.length > 1 for one in places.values())
@@ -129,14 +131,14 @@ def _distinct(layouts: Iterable[str], shape: tuple[int, ...]) -> list[str]:
 
 
 def _misfit(shape: tuple[int, ...], form: Form) -> str:
-    """Return an error of an array that fits no layout."""
+    """Return the text of the error for an array that fits no layout."""
     expected = list(form.shape)
     for layout in MOVED:
-        if layout == "NHWT" and shape[-1] in SEVERAL:  # rather colours
+        if layout == "NHWT" and shape[-1] in SEVERAL:  # the last axis is more likely to be colours
             continue
         if _fits(layout, shape, form) and shape[layout.find("T")] > 1:
             return (
-                f"got {list(shape)}, which fits {layout} alone, and frames have to lie in one piece; transpose it to "
+                f"got {list(shape)}, which fits only {layout}, where frames are not contiguous; transpose it to "
                 f"[T, H, W, C] or [B, T, H, W, C]"
             )
     frame = list(shape[-3:])
@@ -151,10 +153,10 @@ def _misfit(shape: tuple[int, ...], form: Form) -> str:
 
 
 def other_size(frame: Sequence[int], form: Form) -> str:
-    """Return an error of frames [H, W, C] that are not as a model takes them."""
+    """Return the text of the error for frames [H, W, C] that a model does not take."""
     H, W, C = frame
     size = f", with --image-size {H}x{W} --channels {C} when it is trained" if C in (1, 3, form.channels) else ""
-    return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or take a model for this size{size}"
+    return f"frames {list(frame)}, expected {list(form.shape)}; resize them, or use a model for this size{size}"
 
 
 def _ambiguous(name: str, shape: tuple[int, ...], layouts: Sequence[str], moved: Sequence[str] = ()) -> str:
@@ -174,7 +176,7 @@ def _words(layout: str, shape: tuple[int, ...]) -> str:
 
 
 def _decide(layouts: list[str], shape: tuple[int, ...], read: Read) -> str | None:
-    """Return the one of two layouts that differ in the order of T and N that the numbers speak for; None if neither."""
+    """Return the layout that the values support, if the two layouts differ only in the order of T and N; else None."""
     if len(layouts) != 2 or layouts[0].replace("NT", "TN") != layouts[1].replace("NT", "TN"):
         return None
     return next((layout for layout in layouts if is_time_beside_clips(layout, shape, read)), None)

@@ -1,4 +1,4 @@
-"""Range of the values in clips. Needs no PyTorch."""
+"""Check that the values of clips use enough of the range. Needs no PyTorch."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,19 +10,19 @@ from e3d_deploy.data.remarks import Remarks
 from e3d_deploy.data.storage import Clip
 
 SAMPLED = 16
-"""Frames that are looked at."""
+"""Number of frames whose range is examined."""
 LEAST = 0.1
-"""Share of the range that a source should use."""
+"""Smallest share of the range that a source should use."""
 
 
 class Range:
-    """Keeps the least and largest value in [0, 1] of the frames of a source."""
+    """Smallest and largest value in the frames of a source, in [0, 1]."""
 
     def __init__(self) -> None:
         self.least, self.most, self.frames = 1.0, 0.0, 0
 
     def add(self, frames: NDArray[Any]) -> None:
-        """Widen the range by the values of a frame, uint8 or float in [0, 1]."""
+        """Widen the range to the values of a frame, uint8 or float in [0, 1]."""
         white = 255 if frames.dtype == np.uint8 else 1
         self.frames += 1
         self.least = min(self.least, float(frames.min()) / white)
@@ -37,12 +37,12 @@ class Range:
         """Log that a source uses less than a tenth of the range."""
         if self.frames and not self.is_wide:
             remarks.say("range", "%s: values from %.3g to %.3g of 1 in %d frames, less than a tenth of the range; "
-                        "scale them, so that white is 255 in uint8 or 1 in float, if that is not what it shows",
+                        "unless the scene is this flat, scale them so that white is 255 in uint8 or 1 in float",
                         name, self.least, self.most, self.frames)  # fmt: skip
 
 
 def say_range(name: str, clips: Sequence[Clip], remarks: Remarks) -> None:
-    """Log that clips use less than a tenth of the range in some frames, spread over all of them."""
+    """Log that clips use less than a tenth of the range, judged by some frames that are spread over all clips."""
     found = Range()
     numbers = [(number, number * len(clips) // SAMPLED) for number in range(SAMPLED)]
     for clip, place in dict.fromkeys((one, (len(clips[one]) - 1) * number // (SAMPLED - 1)) for number, one in numbers):
@@ -51,7 +51,7 @@ def say_range(name: str, clips: Sequence[Clip], remarks: Remarks) -> None:
 
 
 def watch_range(name: str, pictures: Iterator[NDArray[Any]], remarks: Remarks) -> Iterator[NDArray[Any]]:
-    """Yield pictures, and log where they end, or the reader stops, if they use less than a tenth of the range."""
+    """Yield pictures; at their end, or when iteration stops, log if they use less than a tenth of the range."""
     found = Range()
     try:
         for picture in pictures:

@@ -1,4 +1,4 @@
-"""Names of ground truth and masks beside clips. Needs no PyTorch."""
+"""Recognize ground truth and masks that accompany clips, by their names. Needs no PyTorch."""
 
 import os
 import re
@@ -6,49 +6,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GROUND_TRUTH = "_gt"
-"""End of the names of ground truth beside clips, as the UCSD pedestrians have it."""
+"""End of the names of ground truth, as in the UCSD Pedestrian data set."""
 MASKS = (GROUND_TRUTH, "_mask", "_label", "_labels", "_seg")
-"""Ends of the names of files that are ground truth and masks."""
+"""Ends of the names of files that are ground truth or masks."""
 WORDS = frozenset(
     {"mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "seg", "segmentation"}
     | {"segmentations", "trimap", "trimaps", "matte", "mattes", "bbox", "bboxes", "disparity", "disparities"}
 )
-"""Words that name ground truth and masks: as a whole name of a folder, or in it beside what they belong to."""
+"""Words for ground truth and masks: the complete name of a folder, or a word of it next to the name of a clip."""
 COMPOUNDS = frozenset(
     {"ground truth", "disp occ", "disp noc", "optical flow", "flow viz", "flow occ", "flow noc", "obj map"}
     | {"gt fine", "gt coarse", "gt masks", "gt frames", "gt images"}
     | {f"{word} {of}" for word in ("mask", "label", "segmentation") for of in ("color", "colour", "class", "object")}
     | {f"{of} {word}" for word in ("masks", "labels") for of in ("binary", "instance", "pixel", "semantic", "object")}
 )
-"""Whole names of folders of ground truth that have two words."""
+"""Complete names of folders of ground truth that consist of two words."""
 GENERIC = frozenset(
     {"image", "images", "img", "imgs", "frame", "frames", "video", "videos", "clip", "clips", "picture", "pictures"}
     | {"rgb", "color", "colour", "jpeg", "jpegimages", "jpg", "png", "input", "inputs", "original", "raw", "data"}
 )
-"""Words of what masks belong to that say nothing about its content."""
+"""Generic words, which are ignored when the names of a mask and a clip are compared."""
 NO_MASKS = (
     f"not counting ground truth (files {', '.join(f'*{end}' for end in MASKS)}, folders such as masks and labels) and "
     "hidden files"
 )
-"""Words of the errors of folders without clips."""
+"""Part of the error for folders without clips."""
 _BOUNDARY = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=\d)(?=[^\W\d])|(?<=[^\W\d])(?=\d)")
 _HINT = re.compile("|".join(sorted(WORDS | {name.split()[0] for name in COMPOUNDS})))
 
 
 def is_ground_truth(name: str) -> bool:
-    """Return True for the name of a file that is ground truth or a mask by its end."""
+    """Return True if a file is ground truth or a mask by the end of its name."""
     return os.path.splitext(name)[0].casefold().endswith(MASKS)
 
 
 def masks_among(entries: Mapping[Path, bool], *, beside_pictures: bool) -> tuple[set[Path], set[Path]]:
-    """Return the ground truth and masks among what may hold clips in a folder, and what only is named like them.
+    """Return the ground truth and masks among the entries of a folder, and the entries that only have such names.
 
-    A first or last word such as `mask` counts where what the mask belongs to lies beside it: `a` or `a_frames` of
-    `a_mask`, or `frames` of any. `wearing_mask` beside `waving` is a clip, and so is `GT3`.
+    A first or last word such as `mask` marks a mask only if its clip is in the same folder: `a` or `a_frames` for
+    `a_mask`, and `frames` for any mask. Without such a neighbour it is a clip: `wearing_mask` next to `waving`, or
+    `GT3`.
 
     Args:
-        entries: each with True for a folder.
-        beside_pictures: pictures lie in the same folder, which these belong to.
+        entries: files and folders that may hold clips; True for a folder.
+        beside_pictures: True if the folder also holds pictures, which any mask may belong to.
     """
     masks: set[Path] = set()
     unsure: dict[Path, list[str]] = {}
@@ -66,7 +67,7 @@ def masks_among(entries: Mapping[Path, bool], *, beside_pictures: bool) -> tuple
     others = {_content(_words(*one)) for one in entries.items() if one[0] not in masks and one[0] not in unsure}
     owned = {entry for entry, words in unsure.items() if beside_pictures or () in others or _owners(words) & others}
     named = {entry: words for entry, words in unsure.items() if entry not in owned}
-    # `mask` is a clip beside `no_mask`.
+    # A folder `mask` holds clips if there is also a folder `no_mask`.
     named |= {entry: words for entry in masks if (words := _words(entry, True)) in [one[-1:] for one in named.values()]}
     return (masks | owned) - named.keys(), set(named)
 
@@ -76,7 +77,7 @@ def _ends_in_mask(letters: Sequence[str]) -> bool:
 
 
 def _owners(words: Sequence[str]) -> set[tuple[str, ...]]:
-    """Return the words that what a mask belongs to may have: those of the mask but `mask`, or those before it alone."""
+    """Return the possible names of a mask's clip, as words: those before `mask`, with and without those after it."""
     if not _ends_in_mask([word for word in words if not word.isdecimal()]):
         return {_content(words[1:])}
     end = max(place for place, word in enumerate(words) if not word.isdecimal())

@@ -1,4 +1,4 @@
-"""Moving MNIST in the .npz that the original reads. Needs no PyTorch."""
+"""Moving MNIST in the .npz format that google/e3d_lstm reads. Needs no PyTorch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,33 +14,40 @@ from e3d_deploy.errors import ClipError, ShapeError
 from e3d_deploy.progress import Notify, silent
 
 KEYS = ("clips", "dims", "input_raw_data")
-"""Arrays that every file in the original Moving MNIST format holds."""
+"""Arrays that every file in the format of google/e3d_lstm has."""
 
 
 def is_original(path: Path) -> bool:
-    """Return True if a .npz is in the original Moving MNIST format, even if some arrays are missing.
+    """Return True if a .npz file is in the format of google/e3d_lstm, even if some of its arrays are missing.
 
-    One with `clips` alone is an array of that name.
+    A file that has only `clips` is not: it is read as a file with one array of frames.
     """
     found = members(path)
     return FRAMES not in found and any(key in found for key in KEYS[1:])
 
 
 def original_clips(paths: Sequence[Path], form: Form, *, scratch: Scratch, progress: Notify = silent) -> list[Clip]:
-    """The clips of one or two .npz files of the original, input frames and output frames joined.
+    """Return the clips of one or two .npz files in the format of google/e3d_lstm; input and output frames are joined.
 
-    Arrays: `clips` [2, N, 2], for input and output the first frame and how many; `dims` [1 or 2, 3], C, H, W;
-    `input_raw_data` [frames, C, H, W], and with two rows of `dims`, `output_raw_data` for the second.
+    Each file has the arrays `clips` [2, N, 2], the first frame and the number of frames of each clip's input and
+    output; `dims` [1 or 2, 3], C, H, W; and `input_raw_data` [frames, C, H, W]. With two rows of `dims` it also has
+    `output_raw_data`, which the second row describes.
+
+    Args:
+        paths: the files.
+        form: size and colours of the model's frames.
+        scratch: file for unpacked arrays.
+        progress: receives messages while large arrays are read.
 
     Raises:
-        ClipError: an array is missing or damaged, or a clip reaches beyond the frames.
-        ShapeError: another rank, size, number of colours or type.
+        ClipError: an array is missing or damaged, a clip extends beyond the frames, or there is no clip.
+        ShapeError: an array has a rank, size, colours or data type that the format or the model does not have.
 
     Source: google/e3d_lstm src/data_provider/mnist.py, load and get_batch.
     """
     clips: list[Clip] = []
-    # A file's clips count its own frames. The original moves the starts of the second file by the first one's
-    # number of clips, not of frames, and does so to a copy that is thrown away; see
+    # Frame numbers of a file's clips refer to that file. The original adds an offset to those of the second file, but
+    # it is the first file's number of clips instead of frames, and it changes a copy that is discarded; see
     # test_the_second_file_counts_its_own_frames.
     for path in paths:
         clips += _clips_of_file(path, form, scratch, progress)
@@ -51,7 +58,8 @@ def _clips_of_file(path: Path, form: Form, scratch: Scratch, progress: Notify) -
     found = members(path)
     if missing := [key for key in KEYS if key not in found]:
         raise ClipError(
-            f"{path}: holds {found}, of Moving MNIST as google/e3d_lstm reads it {', '.join(missing)} is missing"
+            f"{path}: holds {found}, but lacks {', '.join(missing)} of Moving MNIST as google/e3d_lstm reads it; "
+            "write the file again"
         )
     places, dims = load_member(path, "clips"), load_member(path, "dims")
     if places.ndim != 3 or places.shape[0] != 2 or places.shape[2] != 2 or places.dtype.kind not in "iu":
@@ -67,7 +75,7 @@ def _clips_of_file(path: Path, form: Form, scratch: Scratch, progress: Notify) -
     for array, part in zip(raw, places, strict=True):
         _check_places(path, part, frames=array.shape[0])
     if places.shape[1] == 0:
-        raise ClipError(f"{path}: holds no clip")
+        raise ClipError(f"{path}: has no clip")
     return [
         Joined(tuple(_piece(array, *places[side, number].tolist()) for side, array in enumerate(raw)))
         for number in range(places.shape[1])
@@ -78,7 +86,9 @@ def _check_raw(array: StoredArray, dim: NDArray[np.int32], form: Form) -> None:
     if len(array.shape) != 4:
         raise ShapeError(f"{array.name}: got {list(array.shape)}, expected [frames, C, H, W]")
     if list(array.shape[1:]) != dim.tolist():
-        raise ShapeError(f"{array.name}: frames {list(array.shape[1:])}, but dims says {dim.tolist()}; correct one")
+        raise ShapeError(
+            f"{array.name}: frames {list(array.shape[1:])}, but dims says {dim.tolist()}; correct one of the two"
+        )
     _, C, H, W = array.shape
     if form.shape != (H, W, C):
         raise ShapeError(f"{array.name}: {other_size((H, W, C), form)}")
@@ -91,7 +101,7 @@ def _check_places(path: Path, places: NDArray[np.int32], *, frames: int) -> None
     if outside.any():
         number = int(outside.argmax())
         raise ClipError(
-            f"{path}: clip {number} is {lengths[number]} frames from {starts[number]} on, but there are {frames} frames"
+            f"{path}: clip {number} has {lengths[number]} frames from {starts[number]} on, but the file has {frames}"
         )
 
 

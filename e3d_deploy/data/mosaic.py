@@ -1,4 +1,4 @@
-"""Pictures that show several clips at once, or a forecast beside the truth."""
+"""Pictures that show several clips at once, or forecasts next to the truth."""
 
 import math
 from collections.abc import Iterator
@@ -9,32 +9,32 @@ import numpy as np
 from e3d_deploy.frames import Frames
 
 GAP = 1
-"""Gray line between two parts of a picture (pixels of a frame)."""
+"""Width of the gray line between two parts of a picture (pixels of a frame)."""
 GRAY = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mosaic:
-    """Places of clips in one picture: rows, filled from the left, with as many clips as make it about square.
+    """Positions of clips in one picture: in rows that are filled from the left, so that the picture is about square.
 
-    Where the truth is known, a clip is three frames wide: truth, forecast and their absolute difference.
+    With `compared`, a clip is three frames wide: truth, forecast and their absolute difference.
     """
 
     clips: int
     image_size: tuple[int, int]
     """Height and width of a frame (pixels)."""
     compared: bool = False
-    """Truth and difference are shown beside the forecast."""
+    """True if truth and difference are shown next to the forecast."""
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Height and width of what is shown of one clip (pixels of a frame)."""
+        """Height and width of the part that shows one clip (pixels of a frame)."""
         height, width = self.image_size
         return height, 3 * width + 2 * GAP if self.compared else width
 
     @property
     def columns(self) -> int:
-        """Clips in a row: the fewest with which the picture is not higher than wide."""
+        """Number of clips in a row: the smallest for which the picture is not higher than wide."""
         height, width = self.cell
         return min(self.clips, math.ceil(math.sqrt(self.clips * height / width)))
 
@@ -49,10 +49,11 @@ class Mosaic:
         return self.rows * (height + GAP) - GAP, self.columns * (width + GAP) - GAP
 
     def play(self, forecast: Frames, truth: Frames | None) -> Iterator[Frames]:
-        """Yield the pictures, [C, H, W] each, of clips [B, T, C, H, W].
+        """Yield one picture [C, H, W] for each frame of the clips.
 
         Args:
-            truth: frames in place of which the forecast was made, NaN where there is none; taken where `compared`.
+            forecast: the clips, [B, T, C, H, W].
+            truth: true frames at the times of the forecast, NaN if a frame is unknown; used only if `compared` is True.
         """
         height, width = self.cell
         for t in range(forecast.shape[1]):
@@ -68,6 +69,6 @@ class Mosaic:
 
 
 def _compared(forecast: Frames, truth: Frames) -> list[Frames]:
-    """Return truth, forecast and absolute difference with lines between them; gray where there is no truth."""
+    """Return truth, forecast and absolute difference, with lines between them; unknown truth is gray."""
     line = np.full((*forecast.shape[:2], GAP), GRAY, np.float32)
     return [np.nan_to_num(truth, nan=GRAY), line, forecast, line, np.nan_to_num(np.abs(forecast - truth), nan=GRAY)]

@@ -12,21 +12,21 @@ from e3d_deploy.errors import ClipError, ConfigError
 
 DIGIT_SIDE = 28
 STEP_LENGTH = 0.1
-"""Distance a digit moves per frame, as a share of the way it can go; the value of the published data set."""
+"""Distance that a digit moves per frame, as a share of its free way; the value of the published data set."""
 
 
 SPLITS = {"train": slice(0, 4500), "valid": slice(4500, 5000), "test": slice(5000, 6000)}
 
 
 def suits(image_size: tuple[int, int], channels: int) -> bool:
-    """Return True if Moving MNIST suits a network: digits are gray and need room. Else there is `clips.PEDESTRIANS`."""
+    """Return True if a network can forecast Moving MNIST, which is gray and needs frames of at least 28 pixels."""
     return channels == 1 and min(image_size) >= DIGIT_SIDE
 
 
 def load_digits(split: Literal["train", "valid", "test"]) -> NDArray[np.uint8]:
-    """Handwritten digits, uint8 [N, 28, 28], 0 background: 4,500 to train with, 500 to watch it, 1,000 to test.
+    """Return handwritten digits on background 0, uint8 [N, 28, 28]: 4,500 to train, 500 to validate, 1,000 to test.
 
-    Source: the first 6,000 of the MNIST training set; see data/README.md for origin and licence.
+    Source: the first 6,000 digits of the MNIST training set; see data/README.md for origin and licence.
     """
     with as_file(files("e3d_deploy.data") / "digits.npz") as path, np.load(path) as archive:
         digits: NDArray[np.uint8] = archive["images"]
@@ -34,17 +34,18 @@ def load_digits(split: Literal["train", "valid", "test"]) -> NDArray[np.uint8]:
 
 
 def held_out(digits: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Mark the digits that equal one to validate or test with, [N]."""
+    """Mark the digits that equal one of the digits for validation or tests, [N]."""
     ours = {digit.tobytes() for digit in (*load_digits("valid"), *load_digits("test"))}
     return np.array([digit.tobytes() in ours for digit in digits], bool)
 
 
 def read_digits(path: Path) -> NDArray[np.uint8]:
-    """Read digits to train with, `images` in an `.npz`, uint8 [N, 28, 28].
+    """Read digits for training from `images` in an `.npz` file, uint8 [N, 28, 28].
 
     Raises:
-        ClipError: no such file, or something else in it.
-        ConfigError: some of them are held out for validation or tests, so that these would measure nothing.
+        ClipError: the file does not exist, or has no such array.
+        ConfigError: some digits are held out for validation or tests, which would be meaningless after training on
+            them.
     """
     advice = "give an .npz with `images`, uint8 [N, 28, 28]"
     if not path.is_file():
@@ -59,8 +60,8 @@ def read_digits(path: Path) -> NDArray[np.uint8]:
     found = np.flatnonzero(held_out(digits))
     if len(found):
         raise ConfigError(
-            f"{path}: {len(found)} of its {len(digits)} digits, number {found[0]} first, are held out for validation "
-            "and tests; leave them out"
+            f"{path}: {len(found)} of its {len(digits)} digits are held out for validation and tests, the first is "
+            f"number {found[0]}; leave them out"
         )
     return digits
 
@@ -73,20 +74,23 @@ def moving_mnist(
     image_size: tuple[int, int] = (64, 64),
     count: int = 2,
 ) -> NDArray[np.uint8]:
-    """One clip of digits that move in straight lines and bounce off the border.
+    """Make one clip of digits that move in straight lines and bounce off the border.
 
     Args:
-        digits: to draw from, uint8 [N, 28, 28].
-        rng: decides the digits, where they start and where they go.
+        digits: digits to draw from, uint8 [N, 28, 28].
+        rng: generator for the choice of digits, their positions and their directions.
         length: frames T.
-        image_size: height and width, pixels; at least 28 each.
-        count: digits in the clip; they overlap by the brighter pixel.
+        image_size: height and width (pixels); at least 28 each.
+        count: digits in the clip; where they overlap, the brighter pixel is shown.
 
     Returns:
-        uint8 [T, H, W, 1].
+        The clip, uint8 [T, H, W, 1].
 
-    Source: the generator of the published data set: a position in the unit square, a direction drawn
-    evenly, 0.1 per frame, and at a wall the position is clamped and the speed turned round.
+    Raises:
+        ConfigError: `image_size` is too small for a digit.
+
+    Source: the generator of the published data set. Each digit has a position in the unit square and a random
+    direction, and moves by 0.1 per frame; at a border the position is clamped and the speed is reversed.
     """
     space = np.array(image_size) - DIGIT_SIDE
     if space.min() < 0:

@@ -1,7 +1,7 @@
-"""Order of files by the numbers in their names. Needs no PyTorch.
+"""Order files by the numbers in their names. Needs no PyTorch.
 
-Libraries that sort naturally take `frame-2` for minus two, `f1e3` for a thousand, or no decimals at all, so the order
-is decided here by all names of a folder together.
+Libraries for natural sorting read `frame-2` as minus two and `f1e3` as a thousand, or support no decimals. So the
+meaning of the numbers is decided here, from all names of a folder together.
 """
 
 import re
@@ -16,57 +16,59 @@ from e3d_deploy.data.hexadecimal import DECIMALS, DIGITS, common_start, hexadeci
 from e3d_deploy.data.stamps import DATED, seconds_of_day, sortable
 
 _NUMBERS = re.compile(r"((?<!\d)(?<!\d\.)\d+\.\d+(?!\.?\d)|\d+)")
-"""Numbers; one with a single point may be a decimal."""
+"""Pattern of a number; a number with a single point may be a decimal."""
 _SUFFIX = re.compile(r"\.(?=\w*[^\W\d])\w+$")
-"""Suffix of a file, which has a letter: `frame_1.25` has none."""
+"""Pattern of the suffix of a file, which contains a letter: `frame_1.25` has none."""
 ROLLING_DIGITS = 3
-"""Digits of the shortest counter that is taken to begin again behind its largest number."""
+"""Smallest number of digits of a counter that may wrap around."""
 END = 0.01
-"""Share of a counter's range at either end in which it has to have numbers for that."""
+"""A counter may have wrapped around only if it has numbers within this share of its range at both ends."""
 CAMERA_DIGITS = 4
-"""Digits that cameras count with, whatever zeros stand before them: DSC00001 follows DSC09999."""
-HASH_DIGITS, GAPS = 6, 1000
-"""Digits of the shortest hexadecimal names that may be hashes, and their mean gap from which on they are."""
+"""Number of digits of camera counters, even if they have more leading zeros: DSC00001 follows DSC09999."""
+HASH_DIGITS = 6
+"""Smallest number of digits of hexadecimal names that may be hashes."""
+GAPS = 1000
+"""Hexadecimal names may be hashes only if their mean distance is larger than this."""
 _LETTERS = re.compile(r"[^\W\d_]*")
 UNITS = frozenset({"ns", "us", "µs", "ms", "s", "sec", "min", "h", "mm", "cm", "m", "km", "kb", "mb", "hz", "khz"})
-"""Letters behind numbers that are units; names with several of them are out of order."""
+"""Units that may follow a number; names with different units are not in order."""
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}\.\d{3}")
 _AT_MOST_A_LETTER = re.compile(r"[a-z]?")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _DATE = re.compile(r"(?<!\d)(?:19|20)\d\d([-._]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?=(?:\d{4}|\d{6})?(?!\d))")
-"""Year, month and day; a time may follow."""
+"""Pattern of year, month and day; a time may follow."""
 GAP = 1.5
-"""Steps of a counter from which on numbers are missing; times that are rounded differ less."""
+"""A step of a counter that is this many times the usual step is a gap; steps of rounded times differ less."""
 
 
 @dataclass(frozen=True)
 class Ordered:
-    """Files in order."""
+    """Files in order, and a remark on the order."""
 
     files: tuple[Path, ...]
     remark: str | None
-    """Order that was taken, where another one could be meant; None where there is no doubt."""
+    """Description of the chosen order if another one is possible, and of gaps; None without doubt."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A name as texts and the numbers between them."""
+    """Name of a file, divided into numbers and the texts between them."""
 
     file: Path
     stem: str
     texts: tuple[str, ...]
     digits: tuple[str, ...]
     signs: tuple[str, ...]
-    """`-` or nothing for each number."""
+    """Sign of each number: `-` or nothing."""
 
 
 def in_order(files: Iterable[Path]) -> Ordered:
     """Return files in the order of their names.
 
-    Case is ignored and numbers count by value, `-` being a sign only where no word or number comes before it. Numbers
-    such as 1.25 are decimals, unless two names would be equal, as 1.1 and 1.10; longer runs, as in dates, are whole
-    numbers. Names of one length whose rest is hexadecimal are sorted plainly, and other hexadecimal ones by value if
-    they are evenly spaced. Times and dates are read by `stamps.py`.
+    Case is ignored, and numbers are ordered by value. `-` is a sign only if no word or number precedes it. Numbers such
+    as 1.25 are decimals, unless two names would be equal, as with 1.1 and 1.10; numbers with several points, as in
+    dates, are whole numbers. Names of equal length that end in hexadecimal numbers are sorted as text, other
+    hexadecimal names by value if they are evenly spaced. Times and dates are read by `stamps.py`.
     """
     files = list(files)
     stems = [_SUFFIX.sub("", file.name.casefold()) for file in files]
@@ -105,7 +107,7 @@ def _doubt_of_decimals(taken: Sequence[_Name], other: Sequence[_Name]) -> str | 
 
 
 def _by_thousands(names: Sequence[_Name]) -> list[_Name]:
-    """Return names by numbers whose points are before thousands, as 999, 1.000; none if they are clearly decimals."""
+    """Return names ordered with points as thousands separators, as in 999, 1.000; empty if they must be decimals."""
     numbers = [digits for name in names for digits in name.digits if "." in digits]
     if not all(map(_THOUSANDS.fullmatch, numbers)):
         return []
@@ -122,40 +124,40 @@ def _split(file: Path, stem: str) -> _Name:
 
 
 def _doubt_of_twins(files: Sequence[Path], stems: Sequence[str]) -> str | None:
-    """Return a remark on two files whose names differ in their suffix or case alone, and may be one picture twice."""
+    """Return a remark on two files whose names differ only in suffix or case, and which may be the same picture."""
     if len(set(stems)) == len(stems):
         return None
     first: dict[str, Path] = {}
     pairs = ((first.setdefault(stem, file), file) for stem, file in zip(stems, files, strict=True))
     one, two = next((one, two) for one, two in pairs if one is not two)
-    return f"{one.name} and {two.name} may be one picture twice, and both are frames, so remove one"
+    return f"{one.name} and {two.name} may be the same picture, and both are read as frames, so remove one"
 
 
 def _doubt_of_names(names: Sequence[_Name]) -> str | None:
-    """Return a remark on names that tell no order: without numbers, hashes, or with units or dates behind others."""
-    first = f"{names[0].file.name} is taken first" if names else ""
+    """Return a remark on names without a clear order: without numbers, hashes, with units, or dates out of order."""
+    first = f"{names[0].file.name} comes first" if names else ""
     ends = [name.digits[-1] if name.digits else "" for name in names]
     if _goes_back_in_date(names):
-        return f"dates behind other words or numbers do not come first: {first}"
+        return f"dates that follow other words or numbers do not decide the order: {first}"
     if len({name.texts for name in names}) == 1:
         has_years = all(map(_YEAR.fullmatch, ends)) and ends != sorted(ends)
-        return f"years behind other numbers do not come first: {first}" if has_years else None
+        return f"years that follow other numbers do not decide the order: {first}" if has_years else None
     if len({name.digits for name in names}) <= 1 and not (any(ends) and hexadecimal_ends(_stems(names), DIGITS)):
-        numbers = "whose numbers are alike" if any(ends) else "without numbers"
+        numbers = "with equal numbers" if any(ends) else "without numbers"
         is_alphabet = all(map(_AT_MOST_A_LETTER.fullmatch, _differences(_stems(names))))
-        return None if is_alphabet else f"names {numbers} are sorted as words: {first}"
+        return None if is_alphabet else f"names {numbers} are sorted as text: {first}"
     if _are_hashes(names):
-        return f"names are like hashes, which tell no order, and sorted as words: {first}"
+        return f"names look like hashes, which have no order, and are sorted as text: {first}"
     if _doubts_without_pattern(names):
-        return f"names follow no one pattern, and are sorted as words: {first}"
+        return f"names share no pattern and are sorted as text: {first}"
     units = {_LETTERS.match(name.texts[-1] if name.digits else "")[0] for name in names}  # type: ignore[index]
-    return f"units behind numbers are not read: {first}" if len(units) > 1 and units <= UNITS else None
+    return f"units after numbers are ignored: {first}" if len(units) > 1 and units <= UNITS else None
 
 
 def _goes_back_in_date(names: Sequence[_Name]) -> bool:
-    """Return True if every name has a date, and the first ones are out of order."""
+    """Return True if every name has a date, and the first dates in the names are out of order."""
     dates = []
-    for name in names:  # mostly the first one ends it
+    for name in names:  # in most folders the first name has no date and ends the loop
         if (date := _DATE.search(name.stem)) is None:
             return False
         dates.append(re.sub(r"[-._]", "", date[0]))
@@ -163,7 +165,7 @@ def _goes_back_in_date(names: Sequence[_Name]) -> bool:
 
 
 def _doubt_of_gaps(names: Sequence[_Name]) -> str | None:
-    """Return a remark on a counter most of whose steps are equal, but some larger; other numbers may follow it."""
+    """Return a remark if the first number that varies is a counter with gaps: most steps are equal, but some larger."""
     if len({name.texts for name in names}) != 1:
         return None
     signed = ([sign + digits for sign, digits in zip(name.signs, name.digits, strict=True)] for name in names)
@@ -174,11 +176,11 @@ def _doubt_of_gaps(names: Sequence[_Name]) -> str | None:
         return None
     one, two = names[gaps[0]].file.name, names[gaps[0] + 1].file.name
     found = f"{len(gaps)} gaps, the first" if len(gaps) > 1 else "a gap"
-    return f"the numbers have {found} between {one} and {two}, over which windows reach"
+    return f"the numbers have {found} between {one} and {two}, and windows ignore gaps"
 
 
 def _gaps(values: Sequence[Decimal]) -> list[int]:
-    """Return the places before steps that are larger than most, which are equal."""
+    """Return the positions before the steps that are larger than usual; empty if no step is usual."""
     steps = [two - one for one, two in pairwise(values)]
     stride, count = Counter(steps).most_common(1)[0] if steps else (0, 0)
     if 2 * count <= len(steps) or not stride:
@@ -195,7 +197,7 @@ def _are_hashes(names: Sequence[_Name]) -> bool:
 
 
 def _differences(stems: Sequence[str]) -> list[str]:
-    """Return names without what they have in common at the start, and at the end but for letters of a word."""
+    """Return names without their common start and end; letters at the beginning of the common end are kept."""
     start = len(common_start(stems))
     rests = [stem[start:] for stem in stems]
     end = len(_LETTERS.sub("", common_start([rest[::-1] for rest in rests])[::-1], count=1))
@@ -203,7 +205,7 @@ def _differences(stems: Sequence[str]) -> list[str]:
 
 
 def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
-    """Return True for names each of which has a pattern of its own, and none of whose numbers is a counter."""
+    """Return True if each name has a pattern of its own, and none of the numbers is a counter."""
     if len({name.texts for name in names}) < len(names) or len(names) <= 2:
         return False
     columns = zip_longest(*(map(float, name.digits) for name in names), fillvalue=-1.0)
@@ -212,9 +214,10 @@ def _doubts_without_pattern(names: Sequence[_Name]) -> bool:
 
 
 def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
-    """Return names whose counter began again at 0, as IMG_0001 after IMG_9999; None if it did not.
+    """Return names whose counter wrapped around to 0, as IMG_0001 after IMG_9999; None if it did not.
 
-    It fills both ends of its range, has all numbers in the same width, and misses half of the range or more.
+    The counter has to have numbers at both ends of its range, all of the same width, and a gap of half the range or
+    more.
     """
     widths = {len(name.digits[-1]) if name.digits else 0 for name in counted}
     if len({name.digits[:-1] for name in counted}) != 1 or len(widths) > 1 or min(widths) < ROLLING_DIGITS:
@@ -225,11 +228,11 @@ def _rolled_over(counted: Sequence[_Name]) -> Ordered | None:
     if 2 * gap < size or values[0] > size * END or values[-1] < size * (1 - END):
         return None
     rolled = [*counted[place + 1 :], *counted[: place + 1]]
-    return Ordered(_files(rolled), f"the counter is taken to begin again: {rolled[-1].file.name} is the last")
+    return Ordered(_files(rolled), f"the counter seems to start again at 0: {rolled[-1].file.name} comes last")
 
 
 def _signed(names: Sequence[_Name]) -> list[_Name]:
-    """Return names whose minus signs belong to the numbers: they follow no word, or are missing in other names."""
+    """Return names with minus signs moved to their numbers: signs that follow no word, or that other names lack."""
     if not any("-" in name.stem for name in names):
         return list(names)
     patterns = {name.texts for name in names}
@@ -258,7 +261,7 @@ def _by_values(name: _Name) -> tuple[object, ...]:
 
 
 def _by_counts(name: _Name) -> tuple[object, ...]:
-    """Return a key in which 1.10 comes after 1.9."""
+    """Return a sorting key by which 1.10 comes after 1.9."""
     counts = []
     for sign, digits in zip(name.signs, name.digits, strict=True):
         whole, _, part = digits.partition(".")
@@ -267,7 +270,7 @@ def _by_counts(name: _Name) -> tuple[object, ...]:
 
 
 def _doubt_of_run(names: Sequence[_Name]) -> str | None:
-    """Return a remark on numbers such as 12.30.5 whose last could be a fraction, if that would change the order."""
+    """Return a remark on numbers such as 12.30.5 if reading the last part as a fraction would change the order."""
     places = [place for place, text in enumerate(names[0].texts[1:-1], start=1) if text == "."] if names else []
     if not places:
         return None
@@ -294,14 +297,12 @@ def _without_pattern(names: Sequence[_Name]) -> Ordered:
         return Ordered(_files(plain), _doubt_of_words(natural))
     if len({len(name.stem) for name in names}) == 1 and hexadecimal_ends(_stems(names), DIGITS) is not None:
         return Ordered(_files(plain), None)
-    # Names that begin with different words, such as left_1 and right_1, are groups of their own.
+    # Names that begin with different words, such as left_1 and right_1, form separate groups.
     starts = sorted(texts[0] for texts in {name.texts for name in names})
     if all(not later.startswith(start) for start, later in pairwise(starts)):
         return Ordered(_files(natural), _doubt_of_words(natural))
     first, second = _first_difference(natural, plain)
-    return Ordered(
-        _files(natural), f"names follow no one pattern, numbers in them decide: {first} comes before {second}"
-    )
+    return Ordered(_files(natural), f"names share no pattern, so their numbers decide: {first} comes before {second}")
 
 
 def _stems(names: Sequence[_Name]) -> list[str]:
@@ -309,7 +310,7 @@ def _stems(names: Sequence[_Name]) -> list[str]:
 
 
 def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
-    """Return names such as 9, a, 10 by value; None if they are not hexadecimal and evenly spaced."""
+    """Return hexadecimal names such as 9, a, 10 by value; None if they are not hexadecimal and evenly spaced."""
     for digits in (DECIMALS, DIGITS):
         ends = hexadecimal_ends(_stems(names), digits)
         if ends is None or any(end[0] == "0" != end for end in ends):
@@ -322,17 +323,17 @@ def _hexadecimal(names: Sequence[_Name]) -> list[_Name] | None:
 
 
 def _doubt_of_words(natural: Sequence[_Name]) -> str | None:
-    """Return a remark on names of several words whose numbers, one in each, go back where another word begins."""
+    """Return a remark on names with one number each, if the numbers decrease where another word begins."""
     numbers = [value for name in natural for value in _values(name)]
     single = all(len(name.digits) == 1 for name in natural)
     if not single or numbers == sorted(numbers):
         return None
     place = next(place for place, (one, two) in enumerate(pairwise(numbers)) if one > two)
-    return f"words count before numbers: {natural[place].file.name} comes before {natural[place + 1].file.name}"
+    return f"words decide before numbers: {natural[place].file.name} comes before {natural[place + 1].file.name}"
 
 
 def _first_difference(taken: Sequence[_Name], other: Sequence[_Name]) -> tuple[str, str]:
-    """Return the first two neighbours of an order that another one has the other way round."""
+    """Return the first two neighbours of an order that the other order reverses."""
     places = {name: place for place, name in enumerate(other)}
     pairs = pairwise(taken)
     return next((one.file.name, two.file.name) for one, two in pairs if places[one] > places[two])

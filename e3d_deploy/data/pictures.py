@@ -1,4 +1,4 @@
-"""Pictures in files, and folders of them as clips. Needs no PyTorch; Pillow when a picture is read."""
+"""Read pictures in files, and folders of pictures as clips. Needs no PyTorch, and Pillow only for reading."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,82 +28,82 @@ PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp")
 UNREAD = (
     ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".ppm", ".pgm", ".exr", ".dng", ".cr2", ".cr3", ".nef", ".arw",
 )  # fmt: skip
-"""Ends of the names of pictures that are not read."""
+"""Suffixes of picture formats that are not supported."""
 NEEDS_VIDEO = f"reading videos and pictures needs the extra `video`: {pip_install('video')}"
 
 STRETCHED = {"L;2": 85, "L;4": 17}
-"""Factors from the gray values of a PNG to those of Pillow, by its names of the storage."""
+"""Factors by which Pillow scales the gray values of a PNG to 8 bits, by Pillow's raw mode."""
 BITS_PER_SAMPLE, PHOTOMETRIC, SUBFILE, SAMPLE_FORMAT, ORIENTATION = 258, 262, 254, 339, 274
-"""Tags of a TIFF, the last of EXIF too."""
+"""Tags of a TIFF; ORIENTATION is also a tag of EXIF."""
 TELLERS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
-"""Names in Pillow's `info` of what may tell the orientation."""
+"""Keys of Pillow's `info` whose values may state the orientation."""
 TURNED = (5, 6, 7, 8)
-"""Values of `ORIENTATION` that swap height and width."""
+"""Values of `ORIENTATION` for which height and width are swapped."""
 DESCRIPTION, SAMPLES = 270, 277
-"""Tags of a TIFF: text, and colours of a pixel."""
+"""Tags of a TIFF: a text, and the number of colours of a pixel."""
 WHOLE = (png.SIGNATURE, b"\xff\xd8\xff")
-"""Begins of files that are read whole: PNG and JPEG. Others may be stacks of pages, or anything."""
+"""First bytes of PNG and JPEG files, which are read completely; other files may be large stacks of pages."""
 SIGNED = 2
-"""Value of `SAMPLE_FORMAT` for integers with a sign."""
+"""Value of `SAMPLE_FORMAT` for signed integers."""
 NO_PAGE = 0b101
-"""Bits of `SUBFILE` that mark a smaller copy of another page, and a mask."""
+"""Bits of `SUBFILE` that mark a page as a mask or a smaller copy of another page."""
 
 
 def is_picture(name: str) -> bool:
-    """Return True for the name of a picture."""
+    """Return True for a file name of a picture in a supported format."""
     return os.path.splitext(name)[1].lower() in PICTURES
 
 
 def is_frame(name: str) -> bool:
-    """Return True for the name of a picture that is a frame of its folder: neither hidden nor ground truth."""
+    """Return True for a picture that is a frame of its folder, by its name: neither hidden nor ground truth."""
     return is_picture(name) and not name.startswith(".") and not is_ground_truth(name)
 
 
 def frames_of(names: Sequence[str]) -> list[str]:
-    """Return the names of frames in a folder; masks are frames where there is no other picture."""
+    """Return the names of the frames in a folder; masks are frames if there is no other picture."""
     visible = [name for name in names if is_picture(name) and not name.startswith(".")]
     frames = [name for name in visible if is_frame(name)]
     return frames or [name for name in visible if not os.path.splitext(name)[0].casefold().endswith(GROUND_TRUTH)]
 
 
 def unread_pictures(names: Sequence[str]) -> list[str]:
-    """Return the names of pictures that are not read."""
+    """Return the names of pictures in formats that are not supported."""
     return [name for name in names if name.lower().endswith(UNREAD) and not name.startswith(".")]
 
 
 def not_read(folder: Path, unread: Sequence[str]) -> ClipError:
-    """Return the error of a folder whose pictures are not read."""
+    """Return the error for a folder whose pictures are in formats that are not supported."""
     return ClipError(
-        f"{folder}: holds pictures of a format that is not read ({min(unread)}, {len(unread)} in all); convert them to "
-        "PNG or JPEG"
+        f"{folder}: holds pictures in a format that is not supported ({min(unread)}, {len(unread)} in all); convert "
+        "them to PNG or JPEG"
     )
 
 
 def ordered_pictures(folder: Path, remarks: Remarks) -> Sequence[Path]:
-    """Return the frames in a folder by the order of their names, and log if another order could be meant.
+    """Return the frames in a folder in the order of their names, and remark if another order is possible.
 
     Raises:
-        ClipError: frames of two series, such as colour and depth.
+        ClipError: the folder holds frames of two series, such as colour and depth.
     """
     names = os.listdir(folder)
     ordered = in_order(folder / name for name in frames_of(names))
     if ordered.files and (unread := unread_pictures(names)):
-        text = "%s: ignored, as pictures of a format that is not read: %d such as %s; convert them to PNG or JPEG"
+        text = "%s: skipped pictures in a format that is not supported, %d such as %s; convert them to PNG or JPEG"
         remarks.say(f"unread in {folder}", text, folder, len(unread), min(unread))
     if ordered.remark is not None:
-        text = "%s: %s; rename them if that is not meant"
+        text = "%s: %s; rename the files if this is not intended"
         remarks.say(f"order of {folder}", text, folder, ordered.remark)
     if (remark := check_one_series(folder, [file.name for file in ordered.files])) is not None:
-        remarks.say(f"series of {folder}", "%s: %s; remove what is not of it", folder, remark)
+        remarks.say(f"series of {folder}", "%s: %s; remove pictures of other series", folder, remark)
     return ordered.files
 
 
 def load_picture(file: Path) -> Any:
-    """Return a Pillow image as viewers show it: upright, 8 bits, gray or RGB, over black where it is transparent.
+    """Return a Pillow image as viewers show it: upright, 8 bits, gray or RGB, blended over black where transparent.
 
     Raises:
-        ClipError: not a picture, damaged, of several pages, or of values whose range is not known.
-        BackendUnavailable: without Pillow.
+        ClipError: the file is not a picture, is damaged, has several pages, or has values of unknown range.
+        BackendUnavailable: Pillow is not installed.
     """
     return _displayed(_load(file), file, None)
 
@@ -111,22 +111,24 @@ def load_picture(file: Path) -> Any:
 def read_picture(
     file: Path, form: Form, *, remarks: Remarks | None = None, source: Path | None = None
 ) -> NDArray[np.uint8]:
-    """Return a picture [H, W, C], scaled by averaging and converted as a model wants.
+    """Return a picture [H, W, C], scaled by averaging and converted as a model takes it.
 
     Args:
-        remarks: takes what is done to the picture; None: nothing is logged.
-        source: folder of the clip that the picture is in, for remarks; None: the picture is one by itself.
+        file: the picture.
+        form: size, colours and fit of the model's frames.
+        remarks: collects remarks on conversions; None: no remarks.
+        source: folder of the picture's clip, for remarks; None: the picture does not belong to a folder.
 
     Raises:
-        ClipError, BackendUnavailable: as `load_picture`.
+        ClipError, BackendUnavailable: see `load_picture`.
     """
     return _brought(_load(file), file, form, remarks, source or file)
 
 
 class _Errors:
-    """Makes whatever Pillow raises about a file an error of the clip, as its decoders raise nearly anything.
+    """Converts any exception that Pillow raises about a file to ClipError, because its decoders raise nearly any type.
 
-    Pillow alone is to be called within. A class, as `contextmanager` costs more than a checksum.
+    Only Pillow may be called within the block. This is a class because `contextmanager` takes longer than a checksum.
     """
 
     def __init__(self, file: Path) -> None:
@@ -141,16 +143,16 @@ class _Errors:
 
 
 def _opened(content: BinaryIO, file: Path) -> Any:
-    """Open the image in a file's content; to be closed."""
+    """Open the image in a file's content; the caller closes it."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
-        # Without a name it is not mapped into memory, which garbles TIFFs that are turned (Pillow 13.0).
+        # Pass no file name: with one, Pillow 13.0 maps the file into memory, which garbles rotated TIFFs.
         image = Image.open(content)
     except UnidentifiedImageError as error:
-        raise _unreadable(file, "no format that Pillow knows") from error
+        raise _unreadable(file, "not in a format that Pillow knows") from error
     _scale_transparent(image)
     return image
 
@@ -160,12 +162,12 @@ def _unreadable(file: Path, reason: str) -> ClipError:
 
 
 def _content(file: Path) -> BinaryIO:
-    """Open a file; one of a single picture is read whole, and the checksums of a PNG that Pillow skips are compared.
+    """Open a file. PNG and JPEG are read completely, and the checksums of a PNG that Pillow skips are verified.
 
     Raises:
-        ClipError: another checksum.
+        ClipError: a checksum does not match.
     """
-    stream = file.open("rb", buffering=0)  # what is read whole needs no buffer, whose calls of the system cost time
+    stream = file.open("rb", buffering=0)  # a file that is read in one call needs no buffer, which would slow it down
     head = stream.read(len(png.SIGNATURE))
     stream.seek(0)
     if not head.startswith(WHOLE):
@@ -178,7 +180,7 @@ def _content(file: Path) -> BinaryIO:
 
 
 def _scale_transparent(image: Any) -> None:
-    """Bring the transparent value of a PNG of 2, 4 or 16 bits to 8, as Pillow brings the pixels alone."""
+    """Scale the transparent value of a PNG of 2, 4 or 16 bits to 8 bits, because Pillow scales only the pixels."""
     clear = image.info.get("transparency")
     if image.format != "PNG" or clear is None or not image.tile:
         return
@@ -190,11 +192,11 @@ def _scale_transparent(image: Any) -> None:
 
 
 def _load(file: Path) -> Any:
-    """Return the only page of a file, decoded."""
+    """Decode the only page of a file."""
     with _Errors(file), _content(file) as content, _opened(content, file) as image:
         if (pages := len(_pages(image, file))) > 1:
             raise ClipError(
-                f"{file}: has {pages} pages, and a picture in a folder is one frame; give the file by itself, "
+                f"{file}: has {pages} pages, but a picture in a folder is one frame; give the file itself as a source, "
                 "or write each page to a file of its own"
             )
         return _decoded(image, 0)
@@ -203,32 +205,32 @@ def _load(file: Path) -> Any:
 def _decoded(image: Any, page: int) -> Any:
     image.seek(page)
     image.load()
-    _orientation(image)  # Pillow keeps its Exif; damage to it is found here
+    _orientation(image)  # Pillow caches the EXIF data; damage to them is found here
     return image
 
 
 def _orientation(image: Any) -> int:
-    """Return the orientation of a decoded image by its Exif, which comes out of `info` or the tags of a TIFF alone."""
+    """Return the orientation of a decoded image from its EXIF data, which are in `info` or the tags of a TIFF."""
     orientation: int = image.getexif().get(ORIENTATION, 1) if image.info or image.format == "TIFF" else 1
     return orientation
 
 
 def _load_pages(file: Path) -> Iterator[Any]:
-    """Yield the pages of a file, decoded."""
+    """Decode the pages of a file, one by one."""
     with _Errors(file), _content(file) as content, _opened(content, file) as image:
         for page in _pages(image, file):
             yield _decoded(image, page)
 
 
 def _pages(image: Any, file: Path) -> list[int]:
-    """Return the pages that are frames; smaller copies and masks in a TIFF are not, nor the previews in a JPEG.
+    """Return the pages that are frames: no smaller copies and masks in a TIFF, and no previews in a JPEG.
 
     Raises:
-        ClipError: a stack of channels, or one in a single page; a TIFF or BMP that Pillow misreads.
+        ClipError: a TIFF holds a stack of channels, in several pages or in one, or Pillow misreads the TIFF or BMP.
     """
     pages = range(getattr(image, "n_frames", 1))
     if image.format == "PNG":
-        return list(pages[image.default_image :])  # which players of the others do not show
+        return list(pages[image.default_image :])  # players of animated PNGs do not show the default image
     if image.format != "TIFF":
         if image.format == "BMP":
             _check_bmp(image, file)
@@ -253,20 +255,20 @@ def _pages(image: Any, file: Path) -> list[int]:
 
 
 def _check_bmp(image: Any, file: Path) -> None:
-    """Refuse a BMP of black and white in more than one bit, whose pixels Pillow (13.0) takes for single bits."""
+    """Check that a BMP of black and white has one bit per pixel; Pillow (13.0) reads other ones as if it had."""
     if image.mode == "1" and image.tile[0].codec_name == "raw":
-        image.fp.seek(14)  # begin of the second header, whose first kind has no palette of a size of its own
+        image.fp.seek(14)  # start of the second header; in its oldest version (12 bytes) the palette has a fixed size
         header = image.fp.read(16)
         if header[0] > 12 and header[14] != 1:
             raise ClipError(f"{file}: Pillow misreads its palette of black and white; save it as gray or as PNG")
 
 
 def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:
-    """Return a decoded image upright, in mode L or RGB, over black where it is transparent."""
+    """Return a decoded image upright, in mode L or RGB, blended over black where transparent."""
     tags = image.tag_v2 if image.format == "TIFF" else {}
     upright = image
     if _orientation(image) != 1:
-        from PIL import ImageOps  # imported where it is used, as each import takes as long as a check
+        from PIL import ImageOps  # imported only if needed, because an import takes as long as reading a small picture
 
         upright = ImageOps.exif_transpose(image)
     if SIGNED in tags.get(SAMPLE_FORMAT, ()):
@@ -277,7 +279,7 @@ def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:
         return Image.fromarray(_eight_bits(upright, tags, file))
     if upright.has_transparency_data:
         return _over_black(upright, file, remarks)
-    if upright.mode in ("L", "RGB"):  # converting would copy it
+    if upright.mode in ("L", "RGB"):  # `convert` would copy the image
         return upright
     try:
         return upright.convert("L" if upright.mode == "1" else "RGB")
@@ -286,10 +288,10 @@ def _displayed(image: Any, file: Path, remarks: Remarks | None) -> Any:
 
 
 def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
-    """Return gray values of more than 8 bits in 8, by the range that the file declares.
+    """Return gray values of more than 8 bits in 8 bits, scaled by the range that the file declares.
 
     Raises:
-        ClipError: integers of 32 bits or with a sign, which have no such range, or floats outside 0 to 1.
+        ClipError: the values are integers of 32 bits, which declare no range, or floats outside 0 to 1.
     """
     values = np.asarray(image)
     if image.mode == "I":
@@ -303,28 +305,28 @@ def _eight_bits(image: Any, tags: Any, file: Path) -> NDArray[np.uint8]:
         return 255 - shades if tags.get(PHOTOMETRIC) == 0 else shades
     largest = (1 << tags.get(BITS_PER_SAMPLE, (16,))[0]) - 1
     shades = (values.astype(np.float32) * (255 / largest)).round().clip(0, 255).astype(np.uint8)
-    if tags.get(PHOTOMETRIC) == 0:  # white is 0, which Pillow heeds with 8 bits alone
+    if tags.get(PHOTOMETRIC) == 0:  # white is 0, which Pillow handles only with 8 bits
         shades = 255 - shades
     clear = image.info.get("transparency")
     return shades if clear is None else np.where(values == clear, 0, shades).astype(np.uint8)
 
 
 def _unrounded(value: float) -> str:
-    """Return a number in three digits, or in so many that it is not taken for 0 or 1."""
+    """Format a number with three digits, or with enough digits that it does not look as if it were in [0, 1]."""
     texts = [f"{value:.{digits}g}" for digits in range(3, 18)]
     return next((text for text in texts if (float(text) < 0, float(text) > 1) == (value < 0, value > 1)), texts[-1])
 
 
 def _range_unknown(file: Path) -> ClipError:
     return ClipError(
-        f"{file}: got integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16 bits"
+        f"{file}: got integers of 32 bits or with a sign, whose range is unknown; save it with 8 or 16 bits"
     )
 
 
 def _over_black(image: Any, file: Path, remarks: Remarks | None) -> Any:
     from PIL import Image
 
-    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # from colours that are multiplied by alpha
+    straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)  # undo the multiplication of colours by alpha
     rgba = (image.convert(straight) if straight else image).convert("RGBA")
     if rgba.getextrema()[3][0] == 255:
         return rgba.convert("RGB")
@@ -334,7 +336,7 @@ def _over_black(image: Any, file: Path, remarks: Remarks | None) -> Any:
 
 
 def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, source: Path) -> NDArray[np.uint8]:
-    """Return a decoded image at the size and with the colours of a form."""
+    """Return a decoded image in the size and colours of a form, [H, W, C]."""
     mode, stored_mode = _mode(form), image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
@@ -342,11 +344,11 @@ def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, source
         _say_look(file, (shown, stored_mode), form, remarks, source)
     placement = fit_shape(shown, form.image_size, form.fit)
     scaled = picture if picture.mode == mode else picture.convert(mode)
-    if shown != placement.scaled:  # resizing to the same size would copy it
+    if shown != placement.scaled:  # `resize` would copy the image
         from PIL import Image
 
         scaled = scaled.resize(placement.scaled[::-1], Image.Resampling.BOX)
-    pixels = np.frombuffer(scaled.tobytes(), np.uint8)  # in half the time that np.asarray takes for a small picture
+    pixels = np.frombuffer(scaled.tobytes(), np.uint8)  # twice as fast as np.asarray for a small picture
     return placement.place(pixels.reshape(*placement.scaled, form.channels))
 
 
@@ -355,26 +357,26 @@ def _mode(form: Form) -> str:
 
 
 def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path) -> None:
-    """Log what is done to pictures that look like this, unless one of their clip did before."""
+    """Log how pictures of this look are converted, unless a picture of the same clip already had it."""
     if not remarks.is_new(clip := str(source), look):
         return
     name, (shown, stored_mode) = source.name, look
     say_change(name, shown, shown, (stored_mode, _mode(form)), form, remarks)
     if (first := remarks.first(clip)[0]) != shown:
-        remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is brought to the "
-                    "frame by itself", name, file.name, *shown, *first)  # fmt: skip
+        remarks.say("sizes", "%s: sizes differ, %s is %d×%d and the first %d×%d; each picture is fitted to the frame "
+                    "on its own", name, file.name, *shown, *first)  # fmt: skip
 
 
 def _will_turn(image: Any) -> bool:
-    """Return True if decoding swaps the height and width that Pillow tells by the header."""
-    if TELLERS.isdisjoint(image.info):  # else Pillow decodes a PNG to look for an orientation
+    """Return True if decoding will swap the height and width that Pillow read from the header."""
+    if TELLERS.isdisjoint(image.info):  # otherwise Pillow would decode a PNG in search of an orientation
         return False
     is_swapped = image.format == "TIFF" and ORIENTATION in image.tag_v2
     return not is_swapped and image.getexif().get(ORIENTATION, 1) in TURNED
 
 
 def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path) -> None:
-    """Log what will be done to pictures, by their headers; what cannot be read is told when it is decoded."""
+    """Log how pictures will be converted, by their headers; errors are reported when the pictures are decoded."""
     from PIL import Image
 
     first: dict[Look, Path] = {}
@@ -388,12 +390,12 @@ def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path)
 
 @dataclass(frozen=True, slots=True)
 class PictureClip:
-    """A clip of pictures in files, decoded when it is read."""
+    """A clip of pictures in files; a picture is decoded when it is sliced."""
 
     files: Sequence[Path]
     form: Form
     remarks: Remarks | None = field(default=None, compare=False)
-    """Takes what is done to the pictures when they are read; None: nothing is logged."""
+    """Collects remarks on conversions when pictures are read; None: no remarks."""
     source: Path | None = None
     """Folder of the clip, for remarks."""
 
@@ -403,7 +405,7 @@ class PictureClip:
     def __getitem__(self, frames: slice, /) -> NDArray[np.uint8]:
         """
         Raises:
-            ClipError: a file that is no picture, or damaged.
+            ClipError: a file is not a picture, or is damaged.
         """
         files = self.files[frames]
         clip = np.empty((len(files), *self.form.shape), np.uint8)
@@ -413,32 +415,32 @@ class PictureClip:
 
 
 def play_folder(folder: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
-    """Return the pictures in a folder one by one, and their rate, which a folder does not tell.
+    """Return the pictures in a folder one by one, and None for their rate, which a folder does not state.
 
     Raises:
-        ClipError: it holds none.
+        ClipError: the folder has no pictures.
     """
     files = ordered_pictures(folder, remarks)
     if not files and (unread := unread_pictures(os.listdir(folder))):
         raise not_read(folder, unread)
     if not files:
         raise ClipError(
-            f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put some there, or give another folder "
-            "or one video"
+            f"{folder}: holds no pictures ({', '.join(PICTURES)}), {NO_MASKS}; put such files there, or give another "
+            "folder or one video"
         )
     names = {file.name for file in files}
     others = [name for name in os.listdir(folder) if is_picture(name) and name[0] != "." and name not in names]
     if others:
-        text = "%s: ignored, as ground truth: %d pictures such as %s"
+        text = "%s: skipped ground truth, %d pictures such as %s"
         remarks.say(f"masks in {folder}", text, folder, len(others), min(others))
     return (read_picture(file, form, remarks=remarks, source=folder) for file in files), None
 
 
 def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[NDArray[np.uint8]], None]:
-    """Return the pages of a picture file one by one, and their rate, which such a file is not asked for."""
+    """Return the pages of a picture file one by one, and None for their rate, which is not read."""
 
     def pictures() -> Iterator[NDArray[np.uint8]]:
-        shown_ms: list[float] = []  # of the pages before, as the last one has none behind it
+        shown_ms: list[float] = []  # shortest and longest duration so far, without the last page: no page follows it
         for image in _load_pages(file):
             shown = image.info.get("duration", 0)
             yield _brought(image, file, form, remarks, file)
@@ -449,12 +451,12 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
 
 
 def _say_times(shown_ms: list[float], name: str, remarks: Remarks) -> None:
-    """Log that the pages before are shown for times that differ."""
+    """Log that pages are shown for different times; called for a page only when another page follows."""
     if shown_ms and max(shown_ms) - min(shown_ms) > TOLERANCE * max(shown_ms):
-        remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is taken as one frame, "
-                    "so make them even before", name, min(shown_ms), max(shown_ms))  # fmt: skip
+        remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is read as one frame, so make "
+                    "the times even first", name, min(shown_ms), max(shown_ms))  # fmt: skip
 
 
 def say_transparent(name: str, remarks: Remarks) -> None:
-    """Log what becomes of transparent pixels."""
+    """Log that transparent pixels are shown over black."""
     remarks.say("alpha", "%s: has transparent pixels, which are shown over black", name)

@@ -1,4 +1,4 @@
-"""Videos and folders of pictures that play picture by picture. Needs no PyTorch."""
+"""Videos and folders of pictures, read picture by picture. Needs no PyTorch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,39 +19,42 @@ from e3d_deploy.errors import ClipError, ShapeError, SourceLost
 
 @dataclass(frozen=True)
 class Video:
-    """A source that plays picture by picture."""
+    """A source that is read picture by picture."""
 
     pictures: Iterator[NDArray[np.uint8]]
-    """[H, W, C]; raises ClipError where the source cannot be read or holds nothing, SourceLost where it breaks off."""
+    """Pictures [H, W, C]; raises ClipError if the source cannot be read or is empty, SourceLost if it breaks off."""
     rate: float | None
-    """Frames per second; None where the source tells none."""
+    """Frame rate of the pictures (frames per second); None if the source states none."""
     rest: Iterator[object]
-    """Frames behind those that were taken, as they are stored, for a check of whether the source is whole."""
+    """Remaining frames, without conversion, to check that the rest of the source can be read."""
     time_s: Callable[[], float | None]
-    """Returns the time of the picture that came last, by the source's own clock (s); None where it tells none."""
+    """Returns the time of the last picture by the source's own clock (s); None if the source has none."""
 
     @property
     def frames_per_second(self) -> float:
-        """Rate to show it at: its own, else 10."""
+        """Frame rate for display: `rate`, or 10 without one (frames per second)."""
         return self.rate or DEFAULT_RATE
 
 
 def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: Selection = ALL) -> Video:
-    """Play a video, a folder of pictures or the pages of a picture, scaled and converted as a model wants.
+    """Play a video, a folder of pictures or the pages of a picture, scaled and converted as a model takes them.
 
     Args:
-        remarks: takes what is done to the pictures; None: remarks of its own, which are logged.
-        selection: frames that are taken; their rate is that of the video.
+        path: video, folder or picture.
+        form: size, colours and fit of the model's frames.
+        remarks: collects remarks on conversions; None: the remarks are logged.
+        selection: which frames are played; the rate of the result is that of the selected frames.
 
     Raises:
-        ClipError: nothing there that plays.
-        ConfigError: resampling of a source without a rate.
-        BackendUnavailable: without the extra `video`.
+        ClipError: `path` does not exist or cannot be played.
+        ShapeError: the model does not take 1 or 3 colours.
+        ConfigError: resampling was asked of a source without a rate.
+        BackendUnavailable: the extra `video` is not installed.
     """
     if not path.exists():
         raise ClipError(f"{path}: no such video; give a video file or a folder of pictures")
     if not path.is_dir() and path.suffix.lower() in ARRAYS:
-        raise ClipError(f"{path}: an array does not play; give a video file or a folder of pictures")
+        raise ClipError(f"{path}: arrays cannot be played; give a video file or a folder of pictures")
     if form.channels not in (1, 3):
         raise ShapeError(f"{path}: pictures have 1 or 3 colours, the model takes {form.channels}; give .npz or .npy")
     remarks = remarks or Remarks()
@@ -61,7 +64,7 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
     is_animated = path.is_file() and png.is_animated(path)
     if is_animated:
         _check_animation(path)
-    # FFmpeg, unlike Pillow, knows all ways in which a frame of an animated PNG is laid over those before.
+    # FFmpeg, unlike Pillow, supports all ways to blend a frame of an animated PNG with the frames before it.
     is_video = is_animated or not (path.is_dir() or path.suffix.lower() in PICTURES)
     if is_video:
         played = play_video(path, form, remarks=remarks, resample=selection.resample)
@@ -71,7 +74,7 @@ def play(path: Path, form: Form, *, remarks: Remarks | None = None, selection: S
         pictures, rate = open_(path, form, remarks=remarks)
         rest, time_s = pictures, lambda: None
     pictures = _not_empty(path, pictures)
-    # A video's frames are taken by their own times, which need not be even.
+    # The frames of a video are selected by their own times, which may be uneven.
     if not selection.takes_all and not (is_video and selection.resample is not None):
         pictures = select(pictures, selection.stride(rate, name=str(path)))
     return Video(pictures, selection.rate(rate), rest, time_s)
@@ -86,7 +89,7 @@ def _check_animation(path: Path) -> None:
 
 
 class UntilLost:
-    """Pictures of a source up to where it breaks off, so that what was made of them can be kept."""
+    """Pictures of a source until it breaks off; the error is kept, so that results up to that point can be saved."""
 
     def __init__(self, pictures: Iterator[NDArray[np.uint8]]) -> None:
         self.pictures = pictures
@@ -99,10 +102,10 @@ class UntilLost:
             self.error = error
 
     def finish(self) -> None:
-        """Raise the error of the source if it broke off.
+        """Raise the error of the source, if it broke off.
 
         Raises:
-            SourceLost: it did.
+            SourceLost: the source broke off.
         """
         if self.error is not None:
             raise self.error

@@ -1,4 +1,4 @@
-"""Parts of PNG files that Pillow does not look at. Needs no PyTorch."""
+"""Check parts of PNG files that Pillow ignores. Needs no PyTorch."""
 
 import struct
 import zlib
@@ -8,20 +8,20 @@ from pathlib import Path
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK = struct.Struct(">I4s")
-"""Begin of a chunk: the length of its data, and its kind."""
+"""Header of a chunk: the length of its data, and its type."""
 PIXELS = (b"IDAT", b"fdAT")
-"""Chunks whose checksums Pillow passes over."""
+"""Types of the chunks whose checksums Pillow does not verify."""
 HEADER = 18
-"""Bytes of the first chunk up to the depth and the kind of colours."""
+"""Size of the first chunk up to the bit depth and the colour type (bytes)."""
 GRAY, ONE_BIT_GRAY = 0, b"\1\0"
 ANIMATION, FRAME, END = b"acTL", b"fcTL", b"IEND"
-"""Chunks of an animated PNG: before its pixels, with the number of frames; before each frame; and the last one."""
+"""Types of chunks of an animated PNG: number of frames, before the pixels; start of a frame; end of the file."""
 TRANSPARENT = b"tRNS"
-"""Chunk of a transparent colour."""
+"""Type of the chunk with the transparent colour."""
 
 
 def has_damage(content: bytes) -> bool:
-    """Return True if the checksum of any pixels in a PNG is another, or missing."""
+    """Return True if the checksum of pixels in a PNG does not match, or is missing."""
     view, place = memoryview(content), len(SIGNATURE)
     while place + CHUNK.size <= len(content):
         length, kind = CHUNK.unpack_from(content, place)
@@ -33,7 +33,7 @@ def has_damage(content: bytes) -> bool:
 
 
 def why_misplayed(content: bytes) -> str | None:
-    """Return why FFmpeg would play an animated PNG in part or otherwise, and what to do; None if it plays it right."""
+    """Return why FFmpeg would play an animated PNG incompletely or wrongly, and a remedy; None if it would not."""
     found: Counter[bytes] = Counter()
     told, is_shifted, place = 0, False, len(SIGNATURE)
     while place + CHUNK.size <= len(content):
@@ -43,7 +43,7 @@ def why_misplayed(content: bytes) -> str | None:
         if kind == ANIMATION:
             told = int.from_bytes(data[:4], "big")
         elif kind == FRAME:
-            is_shifted = is_shifted or any(data[12:])  # its distance from the left
+            is_shifted = is_shifted or any(data[12:])  # bytes 12 to 15: the x offset of the frame
         place += CHUNK.size + length + 4
     if found[FRAME] < told:
         return f"broke off after {found[FRAME]} of {told} frames; copy or export it again"
@@ -51,16 +51,17 @@ def why_misplayed(content: bytes) -> str | None:
         return "its end mark is missing; copy or export it again"
     bits, colours = content[len(SIGNATURE) + HEADER - 2 : len(SIGNATURE) + HEADER]
     if bits < 8 and is_shifted:
-        return f"has {bits}-bit frames that do not begin at the left, which FFmpeg misplaces; save it with 8 bits"
+        return f"has {bits}-bit frames that do not begin at the left edge, which FFmpeg misplaces; save it with 8 bits"
     if bits < 8 and colours == GRAY and found[TRANSPARENT]:
-        return f"has a transparent {bits}-bit gray, which FFmpeg passes over; save it with 8 bits"
+        return f"has a transparent {bits}-bit gray, which FFmpeg ignores; save it with 8 bits"
     return None
 
 
 def is_animated(file: Path) -> bool:
     """Return True for an animated PNG that FFmpeg plays, whatever its name.
 
-    A file that cannot be opened is left to its reader, and one of one bit to Pillow.
+    False for a file that cannot be opened, so that its reader reports the error, and for 1-bit gray, which Pillow
+    reads.
     """
     with suppress(OSError), file.open("rb") as stream:
         if stream.read(len(SIGNATURE)) != SIGNATURE or stream.read(HEADER)[-2:] == ONE_BIT_GRAY:

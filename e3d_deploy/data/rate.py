@@ -1,4 +1,4 @@
-"""Frame rates: frames that are taken from a source, and sources that play at another rate than in training."""
+"""Frame rates: selection of frames from a source, and comparison of its rate with that of training."""
 
 import logging
 import math
@@ -19,33 +19,33 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEFAULT_RATE = 10.0
-"""Rate at which a source that tells none is shown (frames per second)."""
+"""Rate at which a source without a known rate is shown (frames per second)."""
 MOST_RATE = 1000.0
-"""Largest rate to resample to (frames per second); larger values are almost certainly a typo."""
+"""Maximum rate to resample to (frames per second); larger values are almost certainly a typo."""
 TOLERANCE = 0.2
-"""Share by which the interval of a source may differ from that of training without a word."""
+"""Share by which the frame interval of a source may differ from that of training without a warning."""
 NEAR_WHOLE = 0.05
-"""Share by which a ratio of intervals may differ from a whole number to be taken for it."""
+"""Share by which a ratio of intervals may differ from a whole number and still count as that number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Frames that are taken from a source; all of them by default.
+    """Selection of frames from a source; all frames by default.
 
     Raises:
-        ConfigError: both fields are given, or one that selects nothing.
+        ConfigError: both fields are given, `every` is below 1, or `resample` is not above 0 and up to 1,000.
     """
 
     every: int | None = None
-    """Take one frame of so many, beginning with the first."""
+    """Select every n-th frame, beginning with the first one."""
     resample: float | None = None
-    """Take the frame nearest in time to each tick of so many a second, which drops or repeats frames."""
+    """Select the frame nearest to each tick of this rate (ticks per second); frames may be dropped or repeated."""
 
     def __post_init__(self) -> None:
         if self.every is not None and self.resample is not None:
             raise ConfigError("every, resample: got both, expected at most one; leave one out")
         if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
-            raise ConfigError(f"every: got {self.every!r}, expected a whole number from 1 on; 1 takes all frames")
+            raise ConfigError(f"every: got {self.every!r}, expected a whole number of at least 1; 1 selects all frames")
         if self.resample is not None and not 0 < self.resample <= MOST_RATE:
             raise ConfigError(
                 f"resample: got {self.resample!r}, expected frames per second above 0 and up to {MOST_RATE:g}"
@@ -58,53 +58,53 @@ class Selection:
 
     @property
     def longer(self) -> str:
-        """Option that takes more frames of the same source, to follow other remedies; empty if all are taken."""
+        """End of a remedy, with the option that selects more frames of the same source; empty if all are selected."""
         if self.resample is not None:
             return ", or a higher --resample"
         return "" if self.takes_all else ", or a smaller --every"
 
     def stride(self, rate: float | None, *, name: str) -> float:
-        """Return the distance of two frames that are taken (frames of the source).
+        """Return the distance of two selected frames (frames of the source).
 
         Args:
-            rate: frames per second of the source; None if it tells none.
-            name: source, for the error.
+            rate: frame rate of the source (frames per second); None if it is not known.
+            name: name of the source, for the error.
 
         Raises:
-            ConfigError: resampling of a source without a rate.
+            ConfigError: resampling needs a rate, and `rate` is None.
         """
         if self.resample is None:
             return float(self.every or 1)
         if rate is None:
             raise ConfigError(
-                f"{name}: tells no frames per second, which --resample {self.resample:g} needs; give --every instead"
+                f"{name}: has no known frame rate, which --resample {self.resample:g} needs; give --every instead"
             )
         return rate / self.resample
 
     def rate(self, rate: float | None) -> float | None:
-        """Return the rate of what is taken from a source of this rate; None if that is not known."""
+        """Return the rate of the selected frames of a source with this rate (frames per second); None if unknown."""
         if self.resample is not None:
             return self.resample
         return None if rate is None else rate / (self.every or 1)
 
 
 ALL = Selection()
-"""Every frame, once."""
+"""Selection of every frame, once."""
 
 
 def place(number: int, stride: float) -> int:
-    """Return the source's frame that is nearest to frame `number` of what is taken; the later one of two."""
+    """Return the frame of the source that is nearest to selected frame `number`; on a tie, the later one."""
     return math.floor(number * stride + 0.5)
 
 
 def places(count: int, stride: float) -> list[int]:
-    """Return the frames that are taken from a source of `count` frames, in order."""
+    """Return the selected frames of a source of `count` frames, in order."""
     most = math.ceil(count / stride) + 1
     return [found for number in range(most) if (found := place(number, stride)) < count]
 
 
 def select(pictures: Iterable[NDArray[Any]], stride: float) -> Iterator[NDArray[Any]]:
-    """Yield the pictures that are taken from a source while it plays."""
+    """Yield the selected pictures of a source while it plays."""
     taken = 0
     for number, picture in enumerate(pictures):
         while place(taken, stride) == number:
@@ -113,14 +113,14 @@ def select(pictures: Iterable[NDArray[Any]], stride: float) -> Iterator[NDArray[
 
 
 def select_by_time(timed: Iterable[tuple[Fraction, T]], rate: float, *, interval: Fraction | None) -> Iterator[T]:
-    """Yield the item nearest in time to each tick of so many a second; the later one of two.
+    """Yield the item nearest in time to each tick of `rate`; on a tie, the later one.
 
-    With even times these are the frames that `select` takes.
+    With even times these are the frames that `select` selects.
 
     Args:
-        timed: times (seconds), ascending, with their items.
-        rate: ticks per second, the first at the first time.
-        interval: time for which the last item counts (seconds); None: until the next tick.
+        timed: times (s), ascending, with their items.
+        rate: ticks per second; the first tick is at the first time.
+        interval: duration of the last item (s); None: one tick.
     """
     tick, taken = 1 / Fraction(rate), 0
     first: Fraction | None = None
@@ -142,7 +142,7 @@ def select_by_time(timed: Iterable[tuple[Fraction, T]], rate: float, *, interval
 
 @dataclass(frozen=True, slots=True)
 class SelectedClip:
-    """Some frames of a clip, in order, as a clip; each is read when it is asked for."""
+    """Selected frames of a clip, in order; each is read only when it is sliced."""
 
     clip: Clip
     places: tuple[int, ...]
@@ -156,10 +156,10 @@ class SelectedClip:
 
 
 def select_clip(clip: Clip, selection: Selection, rate: float | None, *, name: str) -> Clip:
-    """Return the frames of a clip that are taken.
+    """Return the selected frames of a clip.
 
     Raises:
-        ConfigError: resampling of a clip without a rate.
+        ConfigError: resampling was asked of a clip without a rate.
     """
     if selection.takes_all:
         return clip
@@ -169,12 +169,13 @@ def select_clip(clip: Clip, selection: Selection, rate: float | None, *, name: s
 def warn_of_interval(
     name: str, rates: Sequence[float | None], window: Window | None, *, selection: Selection = ALL
 ) -> None:
-    """Log, once, that the time between two frames of a source is not that of training, and what to do.
+    """Log, in one line, that the frame interval of a source differs from that of training, with a remedy.
 
     Args:
-        rates: rates of the source's clips after the selection (frames per second); None where one is not known.
+        name: name of the source.
+        rates: rates of the source's clips after the selection (frames per second); None for an unknown rate.
         window: window of training; None if it is not known.
-        selection: frames that were taken.
+        selection: frames that were selected.
     """
     interval_ms = None if window is None else window.interval_ms
     known = [rate for rate in rates if rate is not None]
@@ -183,10 +184,10 @@ def warn_of_interval(
 
 
 def other_interval(rates: Sequence[float], window: Window | None) -> str | None:
-    """Return a clause that says how the time between two frames differs from that of training; None if it does not.
+    """Return a clause that says how the frame interval differs from that of training; None if it does not.
 
     Args:
-        rates: frames per second; the one that differs most is named.
+        rates: rates of the clips (frames per second); the clause names the rate that differs most.
         window: window of training; None if it is not known.
     """
     interval_ms = None if window is None else window.interval_ms
@@ -199,10 +200,12 @@ def other_interval(rates: Sequence[float], window: Window | None) -> str | None:
 
 
 def remedy(rates: Sequence[float], interval_ms: float, selection: Selection) -> str:
-    """Return the option that brings sources of these rates to an interval.
+    """Return the option that makes sources of these rates have the given frame interval.
 
     Args:
         rates: rates after the selection (frames per second).
+        interval_ms: interval of two frames (ms).
+        selection: frames that were selected.
     """
     if selection.resample is None and len(set(rates)) == 1:
         ratio = rates[0] * (selection.every or 1) * interval_ms / 1000

@@ -1,4 +1,4 @@
-"""Files and folders as clips: videos, pictures and arrays. Needs no PyTorch."""
+"""Open files and folders as clips: videos, pictures and arrays. Needs no PyTorch."""
 
 import logging
 import math
@@ -24,19 +24,22 @@ from e3d_deploy.progress import Notify
 log = logging.getLogger(__name__)
 
 SHOWN = 500
-"""Frames of a video between two signs of progress."""
+"""Number of frames of a video that are decoded between two progress messages."""
 
 
 class Reader:
-    """Opens files as clips of one size, and keeps account of what was left out.
+    """Opens files as clips of one size and colours, and records the files that it skips.
 
-    Videos are decoded once, at that size, into a temporary file in TMPDIR, and compressed arrays unpacked there, so
-    the disk needs room for them: frames · H · W · C bytes for videos. Nothing of it outlives the clips.
+    Videos are decoded once, in that size, into a temporary file in TMPDIR; compressed arrays are unpacked there. The
+    disk needs room for them: frames · H · W · C bytes for a video. The file is deleted with the last clip.
 
     Args:
-        selection: frames that are taken from each clip.
-        most: decode no more frames of a video than this.
-        remarks: takes what is done to the source; None: remarks of its own.
+        form: size, colours and fit of the model's frames.
+        skip_bad: skip files that cannot be read, instead of raising an error.
+        progress: receives messages while files are opened.
+        selection: which frames of each clip are used.
+        most: maximum number of frames decoded of a video.
+        remarks: collects remarks on conversions; None: a new object, which logs them.
     """
 
     def __init__(
@@ -58,14 +61,17 @@ class Reader:
         self.layouts: list[str] = []
 
     def open(self, path: Path) -> list[tuple[str, Clip]]:
-        """The clips of a video, a .npz, a .npy or a folder of pictures, with names; none where it is bad and skipped.
+        """Return the clips of a video, a .npz, a .npy or a folder of pictures, with their names.
+
+        With `skip_bad`, a file that cannot be read is skipped: the result is empty.
 
         Raises:
-            ClipError: it cannot be read, and `skip_bad` is off.
-            SourceLost: a video breaks off, likewise.
-            ShapeError: arrays of another size, number of colours or type, likewise.
-            ConfigError: resampling of a clip without a rate.
-            BackendUnavailable: videos or pictures without the extra `video`.
+            ClipError: the file cannot be read, and `skip_bad` is False.
+            SourceLost: a video breaks off, and `skip_bad` is False.
+            ShapeError: an array has a rank, size, colours or data type that the model does not take, and `skip_bad` is
+                False.
+            ConfigError: resampling was asked of a clip without a rate.
+            BackendUnavailable: reading a video or pictures needs the extra `video`.
             OSError: the disk is full.
         """
         before = self.scratch.size
@@ -86,17 +92,17 @@ class Reader:
             return []
 
     def selected(self, named: Iterable[tuple[str, Clip]]) -> list[tuple[str, Clip]]:
-        """Return what is taken from clips without a rate."""
+        """Apply the selection to clips without a rate."""
         return [(name, select_clip(clip, self.selection, None, name=name)) for name, clip in named]
 
     def skip(self, name: str, error: Exception) -> None:
-        """Note something that is left out, and log it, once."""
+        """Record that a file is skipped, and log the reason, once per name."""
         if name not in self.skipped:
             self.skipped[name] = None
-            log.warning("left out: %s", error)
+            log.warning("skipped: %s", error)
 
     def is_good(self, file: Path) -> bool:
-        """Return True if a picture is to be used; bad ones are detected, and skipped, only with `skip_bad`."""
+        """Return True if a picture is usable; unreadable pictures are detected, and skipped, only with `skip_bad`."""
         if not self.skip_bad:
             return True
         self.progress(f"checking {file.parent}")
@@ -108,16 +114,16 @@ class Reader:
         return True
 
     def remark(self, text: str) -> None:
-        """Note a decision that may not be what a user expects, and log it, once."""
+        """Record a decision that a user may not expect, and log it, once per text."""
         self.remarks.say(text, "%s", text)
 
     def check_layout(self, name: str) -> None:
-        """Note, once the files of a source were read, that the layout given for its arrays is of no use."""
+        """Remark that the given layout has no effect, if no array was read; call it after all files are opened."""
         if self.form.layout is not None and not self.layouts:
-            self.remark(f"{name}: no array with such axes was read, so --layout {self.form.layout} is of no use")
+            self.remark(f"{name}: no array with these axes was read, so --layout {self.form.layout} has no effect")
 
     def array_clips(self, array: StoredArray) -> list[StoredClip]:
-        """Return the clips of an array, and note its layout."""
+        """Return the clips of an array, and record its layout."""
         layout, remark = layout_of(array, self.form)
         if remark is not None:
             self.remark(f"{array.name}: {remark}")
@@ -142,12 +148,12 @@ class Reader:
         for file in files:
             if self.is_good(file):
                 runs[-1].append(file)
-            elif runs[-1]:  # no window shall reach over what is missing
+            elif runs[-1]:  # no window may span the missing picture
                 runs.append([])
         return [(str(folder), PictureClip(run, self.form, self.remarks, folder)) for run in runs if run]
 
     def _say(self, folder: Path, files: Sequence[Path]) -> None:
-        """Log what is done to pictures, by the pixels of a folder's first, middle and last and the headers of all."""
+        """Log the conversions of pictures; this decodes the first, middle and last one, and reads all headers."""
         if self.form.channels not in (1, 3):
             raise ShapeError(
                 f"{folder}: pictures have 1 or 3 colours, the model takes {self.form.channels}; give .npz or .npy"
@@ -155,7 +161,7 @@ class Reader:
         for number in sorted({0, len(files) // 2, len(files) - 1}):
             if self.is_good(files[number]):
                 read_picture(files[number], self.form, remarks=self.remarks, source=folder)
-        if self.most is None:  # else few of them may be read, in this process
+        if self.most is None:  # with a maximum, only a few pictures are read, and their remarks are made then
             say_looks(files, self.form, self.remarks, folder)
 
     def _video(self, path: Path) -> StoredClip:

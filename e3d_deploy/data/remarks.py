@@ -1,20 +1,20 @@
-"""Remarks about a source, each logged once. Needs no PyTorch."""
+"""Remarks on a source, each logged once. Needs no PyTorch."""
 
 import logging
 import os
 
 Look = tuple[tuple[int, int], str]
-"""Height and width (pixels) of a picture, and its format."""
+"""Height and width of a picture (pixels), and its pixel format."""
 log = logging.getLogger(__name__)
 
 
 class Remarks:
-    """Logs what is done to the frames of a source, each kind of remark once.
+    """Logs how the frames of a source are changed, one remark of each kind.
 
-    Copies in worker processes, each of which would say it again, log nothing.
+    Copies of this object in worker processes log nothing, because each would repeat the remarks.
 
     Args:
-        silent: keep remarks, and log nothing.
+        silent: collect remarks without logging them.
     """
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -25,7 +25,7 @@ class Remarks:
         self._looks: dict[str, dict[Look, None]] = {}
 
     def say(self, kind: str, text: str, *values: object) -> None:
-        """Log a remark unless one of its kind has been logged."""
+        """Record and log a remark, unless there is already one of its kind."""
         if kind in self._said:
             return
         self._said.add(kind)
@@ -34,7 +34,7 @@ class Remarks:
             log.warning(text, *values)
 
     def is_new(self, clip: str, look: Look) -> bool:
-        """Return True if no picture of a clip has had this look before."""
+        """Return True for the first picture of a clip with this look."""
         looks = self._looks.setdefault(clip, {})
         if look in looks:
             return False

@@ -1,4 +1,4 @@
-"""Series of frames that lie in one folder, such as colour and depth, told by their names. Needs no PyTorch."""
+"""Recognize series of frames in one folder, such as colour and depth, by their names. Needs no PyTorch."""
 
 import math
 import os.path
@@ -16,60 +16,61 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)*")
 _WORD_OF_DATE = re.compile(
     rf"(?<![^\W\d_])(?:{MONTH}|(mon|tue|wed|thu|fri|sat|sun|am|pm)(?:day|sday|nesday|rsday|urday)?)(?![^\W\d_])"
 )
-"""Month, day of the week, or half of a day, which counts like a number."""
+"""Pattern of a month, a day of the week, or AM and PM, each of which counts like a number."""
 CAMERAS = ("cam", "camera", "view", "sensor", "channel", "band", "mask")
-"""Words whose number is a name."""
+"""Words whose number names a camera or the like, and does not count frames."""
 NUMBERED = re.compile(rf"(?<![^\W\d_])(?:{'|'.join(CAMERAS)})[-_ ]?\d\d?(?!\d)")
-"""Word whose number is a name, as in cam0, if there is another number in the name of the file."""
+"""Pattern of such a word with its number, as in cam0; used only if the file's name has another number."""
 _TO_LETTERS = str.maketrans("0123456789", "abcdefghij")
 _SERIES = frozenset({
     "c", "ch", "chan", "channel", "z", "slice", "plane", "layer", "ev", "w", "s", "xy", "pos", "position", "cam",
     "camera", "view", "sensor", "band", "mask", "eye",
 })  # fmt: skip
-"""Words before a number that tells series apart, if another number counts frames."""
+"""Words for series: the number after such a word names a series, if another number counts frames."""
 _FRAMES = frozenset({"t", "tp", "time", "timepoint", "step", "timestep", "f", "fr", "frame", "i", "im", "img", "image"})
-"""Words before a number that counts frames."""
+"""Words for frames: the number after such a word counts frames."""
 _SECONDS = "s"
-"""Word of `_SERIES` that means seconds behind a number without a word."""
+"""Word of `_SERIES` that means seconds if it follows a number without a word."""
 _WORD = re.compile(r"([^\W\d_]*)[\W_]*$")
 _UNITS = frozenset({"d", "day", "h", "hr", "hour", "m", "min", "minute", "s", "sec", "ms", "us", "ns"})
-"""Words before a number that make it a part of a time, as in 1h30m05s and m01_s30."""
+"""Words that make a number a part of a time, as in 1h30m05s and m01_s30."""
 _LETTER = re.compile(r"[^\W\d_]")
 RATES = (25, 30, 50)
-"""Frames in a second."""
+"""Frame rates in which a name may count the frames of a second (frames per second)."""
 SAME_SUFFIXES = {".jpeg": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 FEWEST = 2
-"""Counters that two series have in common at least."""
+"""Smallest number of common counters for which two series are refused."""
 MOST = 26
-"""Patterns of names in a folder at most that are taken for series; random names follow more."""
+"""Maximum number of patterns of names that are treated as series; random names have more patterns."""
 MOST_NAMED = 3
-"""Series at most that a remark names, and pairs of frames that an error names."""
+"""Maximum number of series that a remark names, and of pairs of frames that an error names."""
 
 _Numbers = tuple[str, ...]
 _Pattern = tuple[str, str]
-"""Name without its numbers, and suffix."""
+"""Name without its numbers, and suffix of the file."""
 
 
 def check_one_series(folder: object, names: Sequence[str]) -> str | None:
-    """Check that the frames of a folder are one clip, not two whose counters are the same.
+    """Check that the frames of a folder are one clip, not two clips with the same counters.
 
-    Names are of one series if they and their suffixes are alike without the numbers. A number that is the same in all
-    names of a series is no counter.
+    Names belong to one series if they are equal, with their suffixes, apart from the numbers. Numbers that vary within
+    a series are its counters.
 
     Args:
-        names: in the order of the clip.
+        folder: folder of the frames, for errors.
+        names: names of the frames in the order of the clip.
 
     Returns:
-        A remark on a few series without the same counters, or on a number that begins again and may be a time; None if
-        there is one series, or no pattern.
+        A remark on a few series with different counters, or on a last number that starts again and may be part of a
+        time; None if there is one series, or no pattern.
 
     Raises:
-        ClipError: at least half of the counters of a series are those of another, as in 1_left.png and 1_right.png, or
-            the frames are those of several sequences, as in 1_1.png, 1_2.png, 2_1.png.
+        ClipError: at least half of the counters of one series are also counters of another, as in 1_left.png and
+            1_right.png, or the frames belong to several sequences, as in 1_1.png, 1_2.png, 2_1.png.
     """
     stems = {name: os.path.splitext(_named(name.casefold())) for name in names}
     patterns = {(_NUMBER.sub("\0", stem), suffix) for stem, suffix in stems.values()}
-    if len(patterns) == 1:  # most folders, so this saves time
+    if len(patterns) == 1:  # true of most folders, and faster
         numbers = {name: tuple(_NUMBER.findall(stem)) for name, (stem, _) in stems.items()}
         return _check_numbers(folder, patterns.pop()[0], numbers)
     series = _series(names) if names else {}
@@ -90,7 +91,7 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
 
 
 def _why_two(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
-    """Return the reason to refuse two series, by the names of their counters; a small one is taken for copies."""
+    """Return why two series, their names by counter, are not one clip; a much smaller series is called duplicates."""
     if len(one) < len(two):
         one, two = two, one
     pairs = [f"{name} and {two[counter]}" for counter, name in one.items() if counter in two]
@@ -98,22 +99,22 @@ def _why_two(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
         return f"holds frames of two series, such as {pairs[0]}; give each its own folder"
     more = f" and {len(pairs) - MOST_NAMED} more" if len(pairs) > MOST_NAMED else ""
     named = f"{', '.join(pairs[:MOST_NAMED])}{more}"
-    return f"holds frames that may be there twice, {named}; remove the copies, or move them to a folder of their own"
+    return f"holds frames that may be duplicates, {named}; remove the copies, or move them to a folder of their own"
 
 
 def _remark(series: Mapping[_Pattern, Mapping[str, _Numbers]]) -> str | None:
-    """Return a remark on a few series of different patterns, one of which has several frames."""
+    """Return a remark if there are a few series of different patterns, and one of them has several frames."""
     joined: dict[str, list[str]] = defaultdict(list)
     for (pattern, _), members in series.items():
         joined[pattern] += members
     if not 1 < len(joined) <= MOST_NAMED or max(map(len, joined.values())) == 1:
         return None
     parts = ", ".join(f"{len(members)} like {members[0]}" for members in joined.values())
-    return f"frames of {len(joined)} kinds of names are taken as one clip: {parts}"
+    return f"files with {len(joined)} kinds of names are read as one clip: {parts}"
 
 
 def _series(names: Sequence[str]) -> Mapping[_Pattern, Mapping[str, _Numbers]]:
-    """Return the numbers of each name, by the rest of the name and its suffix."""
+    """Return the numbers of each name, by series: by the name without numbers, and the suffix."""
     split = [os.path.splitext(name.casefold()) for name in names]
     is_hex = _counts_in_hex([stem for stem, _ in split])
     found: dict[_Pattern, dict[str, _Numbers]] = defaultdict(dict)
@@ -125,7 +126,7 @@ def _series(names: Sequence[str]) -> Mapping[_Pattern, Mapping[str, _Numbers]]:
 
 
 def _named(stem: str) -> str:
-    """Return a name in which numbers that are names are letters."""
+    """Return a name in which letters replace the digits of a camera's number."""
 
     def in_letters(found: re.Match[str]) -> str:
         others = stem[: found.start()] + stem[found.end() :]
@@ -135,47 +136,51 @@ def _named(stem: str) -> str:
 
 
 def _counters(members: Mapping[str, _Numbers]) -> Mapping[_Numbers, str]:
-    """Return the names of a series by their numbers without those that are the same in all."""
+    """Return the names of a series by their counters, the numbers that are not the same in all names."""
     varying = [place for place, values in enumerate(zip(*members.values(), strict=True)) if len(set(values)) > 1]
     return {tuple(numbers[place] for place in varying): name for name, numbers in members.items()}
 
 
 @dataclass(frozen=True)
 class _Field:
-    """Numbers at one place of the names of a series, in the order of the clip."""
+    """The numbers at one position of the names of a series, in the order of the clip."""
 
     word: str
-    """Letters before the numbers; empty if there are none behind the number before."""
+    """Letters before the number; empty if there are none between it and the preceding number."""
     texts: tuple[str, ...]
     has_time: bool
-    """True if a date is among the numbers around it."""
+    """True if a date is among the neighbouring numbers."""
 
     @property
     def is_counter(self) -> bool:
-        """True if no number is there twice, so that it tells the frames apart by itself."""
+        """True if no number occurs twice, so that these numbers alone identify the frames."""
         return len(set(self.texts)) == len(self.texts)
 
     @property
     def is_whole(self) -> bool:
-        """True for whole numbers."""
+        """True if all numbers are whole."""
         return all(text.lstrip("+-").isdecimal() for text in self.texts)
 
     @property
     def values(self) -> list[int]:
-        """Whole numbers; a dash before all of them is no sign."""
+        """The numbers as integers; a dash before each of them is a separator, not a sign."""
         values = [int(text) for text in self.texts]
         return values if max(values) > 0 else [-value for value in values]
 
     @property
     def widths(self) -> set[int]:
-        """Digits of the numbers."""
+        """Numbers of digits that occur."""
         return {len(text.lstrip("+-")) for text in self.texts}
 
 
 def _check_numbers(folder: object, pattern: str, members: Mapping[str, _Numbers]) -> str | None:
-    """Check that the names of one pattern are no series or sequences that numbers alone tell apart.
+    """Check that names of one pattern are not several series or sequences, which differ only in numbers.
 
-    Returns, raises: as `check_one_series`.
+    Returns:
+        A remark, see `check_one_series`.
+
+    Raises:
+        ClipError: there are several series or sequences.
     """
     names, fields = list(members), [field for field in _fields(pattern, members) if len(set(field.texts)) > 1]
     if len(fields) == 1:
@@ -188,7 +193,7 @@ def _check_numbers(folder: object, pattern: str, members: Mapping[str, _Numbers]
 
 
 def _fields(pattern: str, members: Mapping[str, _Numbers]) -> list[_Field]:
-    """Return the numbers of a series by their places."""
+    """Return the numbers of a series by their position in the names."""
     columns = [*zip(*members.values(), strict=True)]
     texts = pattern.split("\0")[: len(columns)]
     groups: list[list[int]] = []
@@ -203,7 +208,11 @@ def _fields(pattern: str, members: Mapping[str, _Numbers]) -> list[_Field]:
 
 
 def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -> None:
-    """Check that no two names have the same number, as 1 and 01."""
+    """Check that no two names have the same number in different spellings, as 1 and 01.
+
+    Raises:
+        ClipError: two names have.
+    """
     if not counter.is_whole:
         return
     one: dict[_Numbers, str] = {}
@@ -216,7 +225,11 @@ def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -
 
 
 def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> None:
-    """Check that no word before a number tells series apart, as in t0_c0, t0_c1, t1_c0."""
+    """Check that no word for series precedes a number that differs, as in t0_c0, t0_c1, t1_c0.
+
+    Raises:
+        ClipError: frames differ only in the number after such a word.
+    """
     for field in fields:
         others = [other for other in fields if other is not field]
         words = {other.word for other in others} & (_FRAMES if field.word == _SECONDS else {*_FRAMES, ""})
@@ -232,13 +245,13 @@ def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field])
 
 
 def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> str | None:
-    """Check that the last number does not begin again whenever one before it changes, unless it is a part of a time.
+    """Check that the last number does not start again whenever an earlier number changes, unless it is part of a time.
 
     Returns:
-        A remark where that is in doubt.
+        A remark if the last number may be part of a time.
 
     Raises:
-        ClipError: frames of several sequences, or of a grid, in which any of two numbers may be that of the frame.
+        ClipError: there are several sequences, or a grid of numbers, in which either number may count frames.
     """
     *before, last = fields
     rows = [*zip(*(field.values for field in fields), strict=True)]
@@ -256,7 +269,7 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
     if any(sure):
         return None
     if sure or in_time or _may_be_time(names, before[-1], last):
-        return f"the last number begins again at {names[turns[0]]}, and all are taken as one clip"
+        return f"the last number starts again at {names[turns[0]]}, but all frames are read as one clip"
     series = f"series, such as {names[0]} and {names[1]}, or of several " if is_grid and not last.word else ""
     raise ClipError(
         f"{folder}: holds frames of several {series}sequences, such as {names[0]} and {names[turns[0]]}; give each its "
@@ -265,7 +278,7 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
 
 
 def _begins_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: Mapping[int, int]) -> bool:
-    """Return True if the last number goes back at most turns, and most steps between them are one stride forwards."""
+    """Return True if the last number does not grow at the majority of turns, but mostly by one stride between them."""
     count = sum(steps.values())
     if 2 * count <= len(turns):
         return False
@@ -275,11 +288,14 @@ def _begins_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: 
 
 
 _Reading = tuple[Sequence[int], int, bool]
-"""Values of the last numbers, how many of them make one of the number before, and False if counters look the same."""
+"""Values of the last number; their radix, the number that makes one of the number before; True if it is certain.
+
+It is not certain if two independent counters would look the same.
+"""
 
 
 def _readings(before: _Field, last: _Field, stride: int) -> list[_Reading]:
-    """Return how the last two numbers may be read as one: with decimals, or as hours, minutes, seconds or frames."""
+    """Return how the last two numbers may be one number: with decimals, or as hours, minutes, seconds or frames."""
     if last.word:
         return []
     values, width, digits = last.values, max(last.widths), max(before.widths)
@@ -295,14 +311,14 @@ def _readings(before: _Field, last: _Field, stride: int) -> list[_Reading]:
 
 
 def _may_be_time(names: Sequence[str], before: _Field, last: _Field) -> bool:
-    """Return True for names that look like dates or times, or with a word whose number is not known to count frames."""
+    """Return True if names look like dates or times, or have a word that does not say if its number counts frames."""
     has_hours = seconds_of_day(last.texts) is not None and len({value // 100 for value in last.values}) > 1
     is_named = before.word in _UNITS or last.word not in {*_FRAMES, ""}
     return is_named or has_hours or all(map(MAY_BE_TIME.search, names))
 
 
 def _reads_on(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Sequence[int], radix: int) -> bool:
-    """Return True if the last two numbers, read as one with a radix, mostly go on at their turns as between them."""
+    """Return True if the last two numbers, read as one number with a radix, keep their usual step at the turns."""
     steps = Counter(values[place] - values[place - 1] for place in {*range(1, len(rows))}.difference(turns))
     pairs = [(turn, rows[turn - 1], rows[turn]) for turn in turns]
     carries = sorted(
@@ -314,7 +330,7 @@ def _reads_on(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Seq
 
 
 def _counts_in_hex(stems: Sequence[str]) -> bool:
-    """Return True for counters such as 09, 0a and 9, a, in which a letter is a digit, unlike in 1a and 1b."""
+    """Return True for counters such as 09, 0a or 9, a, in which a letter is a digit; False for 1a and 1b."""
     for digits in (DECIMALS, DIGITS):
         if (ends := hexadecimal_ends(stems, digits)) is None:
             continue

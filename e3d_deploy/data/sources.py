@@ -1,4 +1,4 @@
-"""Data named by a user: its kind, its clips, and those that belong to a split. Needs no PyTorch."""
+"""Open the data that a user names: find its kind, its clips, and the clips of a split. Needs no PyTorch."""
 
 import logging
 import os
@@ -30,42 +30,42 @@ from e3d_deploy.progress import Notify, silent
 __all__ = ["Clip", "Source", "aging_windows", "fixed_windows", "open_source"]
 
 LENGTH = 20
-"""Length of the clips of a published file, for which other files in its layout are taken for it too."""
+"""Length of the clips in mnist_test_seq.npy; other arrays with this layout and length are treated like it (frames)."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The clips of one split of what a user named."""
+    """The clips of one split of a source."""
 
     name: str
-    """Text that the user typed."""
+    """Name of the source as the user typed it."""
     kind: str
-    """`moving-mnist-npz`, `mnist_test_seq`, `kth`, or of `array`, `pictures` and `videos` those that are in it."""
+    """`moving-mnist-npz`, `mnist_test_seq`, `kth`, or kinds of files joined by +: `array`, `pictures`, `videos`."""
     clips: Sequence[Clip]
     windows: NDArray[np.int64] | None
-    """Clip and first frame, [n, 2], where the format fixes the windows; None: any window."""
+    """Clip and first frame of the windows that the format fixes, [n, 2]; None: windows may begin anywhere."""
     held_out: bool
-    """True if this split shares no file, clip or time with the training split; for that split, with the others.
+    """True if this split shares no file, clip or time with the training split; for `train`, with the other splits.
 
-    False too where names or lists tell of splits that are not used.
+    False if names or lists suggest a division into splits that was not used.
     """
     frames_per_second: tuple[float, ...] = ()
-    """Rates of the videos that tell one, ascending; those of the frames that are taken."""
+    """Frame rates of the videos that state one, ascending, after the selection (frames per second)."""
     skipped: tuple[str, ...] = ()
-    """Names of files that could not be read."""
+    """Names of files that were skipped because they cannot be read."""
     short: tuple[str, ...] = ()
-    """Clips with too few frames for a window."""
+    """Names of clips that are skipped because they are shorter than a window."""
     stretches: NDArray[np.int64] | None = None
-    """Clip, first frame and frames, [n, 3], of each piece without a gap; None: no clip has a gap."""
+    """Clip, first frame and frames of each stretch without a gap, [n, 3]; None: no clip has a gap."""
     folders: tuple[str, ...] = ()
-    """Folders and files of the split, where their names say so."""
+    """Folders and files whose names assign them to the split; empty if names assign none."""
     layouts: tuple[str, ...] = ()
     """Axes of the arrays, such as NTHWC."""
     remarks: tuple[str, ...] = ()
-    """Decisions that may not be what a user expects."""
+    """Decisions of the readers that a user may not expect."""
     is_in_doubt: bool = False
-    """Names tell of splits that are not used."""
+    """True if names or lists suggest a division into splits that was not used."""
 
 
 def open_source(
@@ -79,29 +79,34 @@ def open_source(
     remarks: Remarks | None = None,
     progress: Notify = silent,
 ) -> Source:
-    """The clips of a split.
+    """Open the clips of one split of a source.
 
-    KTH is split by person. Folders and files named like splits are the splits, as `split_folders.py` finds them; what
-    is held out and is a link to a file of the training split, or a copy of one, is left out. Else three files or more
-    are split by file, three clips or more by clip, fewer by time (`splits.py`), where files that are views of one
-    recording count as one. Moving MNIST in files of its own format is whole in each split: there the user names a file
-    for each.
+    The splits are found in this order:
+
+    - KTH is split by person.
+    - Folders and files named like splits are the splits; see `split_folders.py`. Held-out files that are links to
+      training files, or copies of them, are skipped.
+    - Three or more files are split by file, three or more clips by clip, fewer by time; see `splits.py`. Files that are
+      views of one recording count as one.
+    - Moving MNIST in files of its own format is not divided: give a different file for each split.
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
-        form: form of the frames that the model takes.
+        form: size, colours and fit of the model's frames.
+        split: split to open.
         length: frames of a window.
-        skip_bad: leave out, and log, what cannot be read. It is looked for then, so each picture is decoded once.
-        selection: frames that are taken from each clip, before it is split and cut.
-        remarks: takes what is done to the source; those of another split are not said again. None: its own.
-        progress: is told what is being done.
+        skip_bad: skip files that cannot be read, which is logged; to find bad pictures, all pictures are decoded once.
+        selection: which frames of each clip are used, before the clip is split and cut into windows.
+        remarks: collects remarks; kinds that it already has are not repeated. None: a new object, which logs them.
+        progress: receives messages while files are opened.
 
     Raises:
-        ConfigError: a selection from a format that fixes its windows, or resampling of a clip without a rate.
-        ClipError: nothing there that can be read, or no clip of the split is long enough.
+        ConfigError: frames of a format with fixed windows were selected, or a clip without a rate was resampled.
+        ClipError: there is nothing that can be read, or no clip of the split is long enough.
         SourceLost: a video breaks off.
-        ShapeError: arrays of another size, number of colours, rank or type, or whose axes are not clear.
-        BackendUnavailable: videos or pictures without the extra `video`.
+        ShapeError: an array has a rank, size, colours or data type that the model does not take, or its layout is
+            ambiguous.
+        BackendUnavailable: reading a video or pictures needs the extra `video`.
         OSError: TMPDIR has no room for decoded videos or unpacked arrays.
     """
     remarks = Remarks() if remarks is None else remarks
@@ -129,7 +134,7 @@ def open_source(
 
 
 def _pair(text: str) -> list[Path] | None:
-    """Return two .npz joined by a comma, preferably two that exist, as their names may have commas too."""
+    """Return two .npz files joined by a comma, preferably two that exist, because names may contain commas; or None."""
     commas = [position for position, letter in enumerate(text) if letter == ","]
     pairs = [[Path(text[:comma]), Path(text[comma + 1 :])] for comma in commas]
     pairs = [pair for pair in pairs if all(part.suffix.lower() == ".npz" for part in pair)]
@@ -137,7 +142,7 @@ def _pair(text: str) -> list[Path] | None:
 
 
 def fixed_windows(source: Source, *, length: int) -> NDArray[np.int64]:
-    """Clip and first frame, [n, 2]: the windows that the format fixes, or all that follow one another."""
+    """Return clip and first frame, [n, 2], of the windows that the format fixes, or of all windows without overlap."""
     if source.windows is not None:
         return source.windows
     places = [
@@ -158,31 +163,32 @@ def frames_before(source: Source, windows: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def _check_takes_all(text: str, kind: str, reader: Reader) -> None:
-    """Refuse a selection from clips whose windows are fixed.
+    """Check that all frames are selected, for clips whose windows are fixed.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: `reader.selection` leaves out or resamples frames.
     """
     if not reader.selection.takes_all:
-        raise ConfigError(f"{text}: {kind} fixes the frames of its windows; leave --every and --resample out")
+        raise ConfigError(f"{text}: {kind} fixes the frames of its windows; leave out --every and --resample")
 
 
 def aging_windows(source: Source, ages: Sequence[int], *, least: int, horizon: int) -> tuple[NDArray[np.int64], int]:
-    """Return all windows in which forecasts by states of several ages share their frames, and the largest age.
+    """Return windows in which states of several ages can forecast the same frames, and the largest such age.
 
-    It is the largest age that half of the pieces without a gap have room for, of those that have room for `least`.
-    Shorter pieces are left out.
+    The age is the largest candidate for which at least half of the stretches without a gap are long enough, not
+    counting those that are too short for `least`. A window begins at each frame of the stretches that are long enough.
 
     Args:
-        ages: candidates.
-        least: age that a piece must have room for.
-        horizon: frames that follow the age.
+        source: source whose clips are cut into windows.
+        ages: candidates for the largest age (frames).
+        least: age for which a stretch must be long enough (frames).
+        horizon: frames after the age.
 
     Returns:
         Clip and first frame, [n, 2], and the age; a window has age + horizon frames.
 
     Raises:
-        ClipError: no piece has room for `least`.
+        ClipError: no stretch has `least` + `horizon` frames.
     """
     whole = [(number, 0, len(clip)) for number, clip in enumerate(source.clips)]
     pieces = np.array(whole, np.int64).reshape(-1, 3) if source.stretches is None else source.stretches
@@ -202,13 +208,13 @@ def _original(text: str, paths: Sequence[Path], reader: Reader, *, split: Split,
     _check_takes_all(text, "moving-mnist-npz", reader)
     for path in paths:
         if not path.is_file():
-            raise ClipError(f"{path}: no such file; of two files joined by a comma, each has to be there")
+            raise ClipError(f"{path}: no such file; two files joined by a comma must both exist")
     clips = original_clips(paths, reader.form, scratch=reader.scratch, progress=reader.progress)
     return _whole(text, "moving-mnist-npz", clips, reader, split=split, length=length)
 
 
 def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
-    """Return the clips of an array in the layout of mnist_test_seq.npy; none of one in another layout."""
+    """Return the clips of an array in the layout of mnist_test_seq.npy; empty if the array has another layout."""
     array = open_npy(path)
     if len(array.shape) != 4 or reader.form.channels != 1:
         return []
@@ -226,13 +232,14 @@ def _published(text: str, clips: Sequence[Clip], reader: Reader, *, split: Split
 
 
 def _whole(text: str, kind: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
-    """A source that begins a window with each clip and is the same in each split, which is said."""
+    """Return a source with one window at the start of each clip, and the same clips in each split, which it remarks."""
     if split != "train":
-        reader.remark(f"{text}: is the same in each split; where it is trained on, give --valid-data another file")
+        reader.remark(f"{text}: has the same clips in each split; to train on it, give another file as --valid-data")
     shortest = min(len(clip) for clip in clips)
     if shortest < length:
         raise ClipError(
-            f"{text}: has clips of {shortest} frames, context and horizon are {length}; take fewer, or longer clips"
+            f"{text}: has clips of {shortest} frames, but context and horizon are {length}; make them shorter, or give "
+            "longer clips"
         )
     windows = np.stack([np.arange(len(clips)), np.zeros(len(clips), np.int64)], axis=1)
     return Source(text, kind, clips, windows, held_out=False)
@@ -248,7 +255,10 @@ def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         is_good=reader.is_good,
     )
     if len(windows) == 0:
-        raise ClipError(f"{text}: no clip of KTH's {split} split has {length} frames without a gap; take fewer")
+        raise ClipError(
+            f"{text}: no clip of KTH's {split} split has {length} frames without a gap; use a shorter context or "
+            "horizon"
+        )
     _say_skipped(text, reader)
     skipped = tuple(reader.skipped)
     return Source(text, "kth", clips, windows, held_out=True, skipped=skipped, stretches=stretches)
@@ -264,7 +274,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
         named += reader.open(file)
     _say_skipped(text, reader)
     if not named:
-        raise ClipError(f"{text}: no file of the {split} split can be read, all {len(files)} were left out")
+        raise ClipError(f"{text}: no file of the {split} split can be read, all {len(files)} were skipped")
     short = [name for name, clip in named if len(clip) < length]
     clips = [clip for _, clip in named if len(clip) >= length]
     if short and clips:
@@ -294,24 +304,24 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
 
 @dataclass(frozen=True)
 class _Files:
-    """Files of a split."""
+    """The files of one split."""
 
     files: list[Path]
     held_out: bool
-    """Apart from those of training."""
+    """True if the split shares no file with the training split."""
     folders: tuple[str, ...] = ()
-    """Folders and files of the split, where their names say so."""
+    """Folders and files whose names assign them to the split; empty if names assign none."""
     is_in_doubt: bool = False
-    """Names or lists tell of splits that are not used."""
+    """True if names or lists suggest a division into splits that was not used."""
     are_views: bool = False
-    """Some are views of one recording, so that they are not divided by clip."""
+    """True if some files are views of one recording, so that they may not be divided by clip."""
 
 
 def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
     """Return the files of a split.
 
     Raises:
-        ClipError: there are none.
+        ClipError: there are no such files.
     """
     if not path.is_dir():
         return _Files([path], held_out=False)
@@ -320,10 +330,10 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
     serving = splits.serving(split)
     if serving is None and split == "train":
         names = some([str(one) for paths in splits.of.values() for one in paths])
-        raise ClipError(f"{path}: has no folder to train on, only {names}; give that folder itself, or another source")
-    if serving is None or splits.serving("valid") is None:  # nothing beside what is to train on
+        raise ClipError(f"{path}: has no folder for training, only {names}; give that folder itself, or another source")
+    if serving is None or splits.serving("valid") is None:  # there is only a training split
         files = _once(path, _clips_in(splits, "train", reader), reader)
-        reader.remark(f"{path}: holds only {splits.of['train'][0].name}; a part of it is held out")
+        reader.remark(f"{path}: holds only {splits.of['train'][0].name}, so a part of it is held out")
         folders = tuple(str(one) for one in splits.of["train"])
         return replace(_members(path, files, split, reader), folders=folders)
     files = _once(path, _clips_in(splits, serving, reader), reader)
@@ -333,10 +343,10 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
 
 
 def _unnamed(path: Path, reader: Reader, split: Split) -> _Files:
-    """Return the files of a split of a folder in which none is named so.
+    """Return the files of a split of a folder without names of splits.
 
     Raises:
-        ClipError: there are none, or they are the same clips in several resolutions.
+        ClipError: there are no clips, or they are the same clips in several resolutions.
     """
     files = _once(path, find_clips(path, reader.remark), reader)
     if not files:
@@ -349,30 +359,31 @@ def _unnamed(path: Path, reader: Reader, split: Split) -> _Files:
     lists = [] if any(map(person_of, files)) else _lists(path)
     if lists:
         reader.remark(
-            f"{path}: divided by number, as lists of clips are not read ({some(lists)}), so nothing counts as held "
-            "out; move the clips into folders train, val and test as they say"
+            f"{path}: lists of clips are not read ({some(lists)}), so the division into splits ignores them and "
+            "nothing counts as held out; move the clips into folders train, val and test as the lists say"
         )
     if doubtful := doubtful_names(path, files):
         reader.remark(
-            f"{path}: divided by number, though some names are like those of splits, so nothing counts as held "
-            f"out: {some(doubtful)}; name them train, val and test with the same words beside, or give one alone"
+            f"{path}: some names look like splits but do not match, so the division into splits ignores them and "
+            f"nothing counts as held out: {some(doubtful)}; name them train, val and test with equal other words, or "
+            "give only one of them"
         )
     return replace(_members(path, files, split, reader), is_in_doubt=bool(doubtful or lists))
 
 
 def _lists(path: Path) -> list[str]:
-    """Return the names of lists of the clips of splits in a folder and below it."""
+    """Return the names of files, at any depth of a folder, that look like lists of the clips of splits."""
     names = (name for _, _, names in os.walk(path) for name in names if name.lower().endswith(LISTS))
     return sorted(name for name in names if is_list(Path(name)))
 
 
 def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Files:
-    """Return the files of a split where no folder is named so.
+    """Return the files of a split of a folder without names of splits.
 
-    Views of one recording fall into one split. Other clips beside more videos of KTH are passed over with a remark.
+    Views of one recording stay in one split. If most clips are KTH videos, the others are skipped with a remark.
 
     Raises:
-        ClipError: videos of KTH without a person of the split, or with as many other clips or more.
+        ClipError: no KTH video shows a person of the split, or at least half of the clips are not KTH videos.
     """
     persons = [person_of(file) for file in files]
     if any(persons):
@@ -381,7 +392,7 @@ def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Fi
             raise ClipError(f"{path}: holds videos of KTH, which are split by person, and other clips "
                             f"({some(others)}); give each kind its own folder")  # fmt: skip
         if others:
-            reader.remark(f"{path}: passed over, as no videos of KTH, which are split by person: {some(others)}")
+            reader.remark(f"{path}: skipped clips that are not KTH videos, which are split by person: {some(others)}")
         found = [file for file, person in zip(files, persons, strict=True) if person in PERSONS[split]]
         if not found:
             raise ClipError(no_person(path, split))
@@ -389,9 +400,9 @@ def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Fi
     groups = recordings(path, files)
     are_views = len(groups) < len(files)
     if are_views:
-        how = "by time" if len(groups) < 3 else f"by recording, of which there are {len(groups)}"
+        how = "by time" if len(groups) < 3 else f"by recording into {len(groups)} groups"
         names = some([str(file.relative_to(path)) for file in max(groups, key=len)])
-        reader.remark(f"{path}: divided {how}, as names tell views of one: {names}")
+        reader.remark(f"{path}: divided {how}, because names suggest views of one recording: {names}")
     if len(groups) < 3:
         return _Files(files, held_out=False, are_views=are_views)
     found, trained = (
@@ -401,18 +412,18 @@ def _members(path: Path, files: list[Path], split: Split, reader: Reader) -> _Fi
 
 
 def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, reader: Reader) -> list[Path]:
-    """Return the clips to hold out that share no file with those of training and are no copies of them.
+    """Return the held-out clips that share no file with the training clips and are not copies of them.
 
     Raises:
-        ClipError: there are none.
+        ClipError: there are no such files.
     """
     apart = apart_from(files, trained)
     if apart.links:
-        reader.remark(f"{path}: left out of {split}, as links to what is trained on: {_named(apart.links)}")
+        reader.remark(f"{path}: left out of {split}, because they link to training clips: {_named(apart.links)}")
     if apart.copies:
-        reader.remark(f"{path}: left out of {split}, as copies of what is trained on: {_named(apart.copies)}")
+        reader.remark(f"{path}: left out of {split}, because they are copies of training clips: {_named(apart.copies)}")
     if not apart.kept:
-        raise ClipError(f"{path}: all clips to hold out are links to those of training, or copies; give others")
+        raise ClipError(f"{path}: all clips to hold out are training clips too, as links or copies; give other clips")
     return apart.kept
 
 
@@ -420,7 +431,7 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
     """Return the clips in the folders of a split.
 
     Raises:
-        ClipError: a folder without any.
+        ClipError: a folder has no clips.
     """
     found: list[Path] = []
     for entry in splits.of[split]:
@@ -432,12 +443,12 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
 
 
 def _once(path: Path, files: list[Path], reader: Reader) -> list[Path]:
-    """Return files without those that are links to others, or copies of them."""
+    """Return the files that are neither links to other files nor copies of them."""
     apart = each_once(files)
     if apart.links:
-        reader.remark(f"{path}: left out, as links to other clips: {_named(apart.links)}")
+        reader.remark(f"{path}: skipped links to other clips: {_named(apart.links)}")
     if apart.copies:
-        reader.remark(f"{path}: left out, as copies of other clips: {_named(apart.copies)}")
+        reader.remark(f"{path}: skipped copies of other clips: {_named(apart.copies)}")
     return apart.kept
 
 
@@ -448,13 +459,13 @@ def _named(clips: Iterable[Path]) -> str:
 def _divided(
     text: str, split: Split, clips: list[Clip], reader: Reader, *, length: int, are_views: bool
 ) -> tuple[list[Clip], bool]:
-    """The clips of a split out of one or two files or recordings, and whether the splits are apart."""
+    """Divide the clips of one or two files or recordings; return a split's, and True if the splits share nothing."""
     if len(clips) >= 3 and not are_views:
         return [clips[number] for number in members_of(split, len(clips))], True
     if parts := by_time(split, clips, length=length):
         return parts, True
     if split != "train":
-        reader.remark(f"{text}: too short to hold anything out, {split} is measured on what is trained on")
+        reader.remark(f"{text}: too short to hold anything out, so {split} is measured on the training data")
     return clips, False
 
 
@@ -466,4 +477,4 @@ def _kind(file: Path) -> str:
 
 def _say_skipped(text: str, reader: Reader) -> None:
     if reader.skipped:
-        log.warning("%s: %d files left out, as they cannot be read", text, len(reader.skipped))
+        log.warning("%s: %d files skipped because they cannot be read", text, len(reader.skipped))

@@ -1,4 +1,4 @@
-"""Folders and files named like splits. Needs no PyTorch."""
+"""Find folders and files that are named like splits. Needs no PyTorch."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ PREFERRED: dict[Split, tuple[Split, ...]] = {
     "valid": ("valid", "test"),
     "test": ("test", "valid"),
 }
-"""Splits whose clips serve for one, the preferred first; valid and test can stand in for each other."""
+"""Splits that may be used for a requested split, best first; valid and test can replace each other."""
 
 
 @dataclass
@@ -27,20 +27,20 @@ class Folders:
     of: dict[Split, list[Path]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, other: "Folders") -> None:
-        """Add those of another folder."""
+        """Add the folders and files of another object."""
         for split, paths in other.of.items():
             self.of[split] += paths
 
     def serving(self, split: Split) -> Split | None:
-        """Return the split whose folders serve for one; None if there are none."""
+        """Return the split whose folders are used for the requested split; None if there are none."""
         return next((one for one in PREFERRED[split] if self.of.get(one)), None)
 
 
 def find_splits(folder: Path, remark: Notify) -> Folders | None:
-    """Return the folders and files named like splits in a folder, or in those below it; None if there are none.
+    """Return the folders and files named like splits, in a folder or in its folders; None if there are none.
 
     Raises:
-        ClipError: names of splits that contradict what lies beside them.
+        ClipError: the names of splits contradict each other, or clips outside the splits.
     """
     return _splits(folder, remark, set())
 
@@ -55,11 +55,11 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
     found = _of_names(named | paired)
     if found is not None:
         if paired:
-            remark(f"{folder}: read as splits, as their names differ in train and the like alone: "
+            remark(f"{folder}: read as splits, because their names differ only in words such as train and test: "
                    f"{some([entry.name for entry in paired])}")  # fmt: skip
         taken = {path for paths in found.of.values() for path in paths}
         if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
-            remark(f"{folder}: passed over, as in no folder of a split: {some(others)}")
+            remark(f"{folder}: skipped clips outside the folders of splits: {some(others)}")
         _say_ignored(folder, remark, taken)
         _check_nested(found)
         _check_folds(folder, taken)
@@ -75,7 +75,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
     if loose := [entry.name for entry in inside if not below.get(entry) and has_clips(entry)]:
         first = next(entry for entry, splits in below.items() if splits)
         raise ClipError(
-            f"{folder}: {first.name} holds folders of splits, {some(loose)} beside it does not; give {first} alone"
+            f"{folder}: {first.name} holds folders of splits, unlike {some(loose)} next to it; give only {first}"
         )
     _say_ignored(folder, remark, set())
     _check_folds(folder, [entry for entry, splits in below.items() if splits])
@@ -86,27 +86,27 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
 
 
 def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
-    """Name what holds no clips beside folders of splits; an empty one of these is an error of its own."""
+    """Remark on entries without clips and on ground truth next to splits; empty splits are errors elsewhere."""
     inside, pictures = entries(folder)
     visible, passed_over = in_order(inside).files, masks_in(inside, pictures)[0]
     masks = [entry.name for entry in visible if entry in passed_over and has_clips(entry)]
     others = [entry for entry in visible if entry not in splits and entry.name not in masks]
     empty = [entry.name for entry in others if not has_clips(entry)]
     if empty:
-        remark(f"{folder}: ignored, as no clips: {some(empty)}")
+        remark(f"{folder}: skipped files and folders without clips: {some(empty)}")
     if masks:
-        remark(f"{folder}: ignored, as ground truth: {some(masks)}")
+        remark(f"{folder}: skipped ground truth: {some(masks)}")
 
 
 def _candidates(folder: Path) -> dict[Path, bool]:
-    """Return what may hold clips in a folder, each with True for a folder; without masks."""
+    """Return the entries of a folder that may hold clips, True for folders; no masks."""
     inside, pictures = entries(folder)
     masks, _ = masks_in(inside, pictures)
     return {one: is_folder for one, is_folder in inside.items() if may_hold_clips(one, is_folder) and one not in masks}
 
 
 def _of_names(named: Mapping[Path, Name]) -> Folders | None:
-    """Return the splits of names with the same other words, of which one is for training and another is held out."""
+    """Group names whose words are equal apart from the split; use groups with a training and a held-out split."""
     groups: dict[tuple[str, str], Folders] = defaultdict(Folders)
     for entry, name in named.items():
         groups[name.prefix, name.suffix].of[name.split].append(entry)
@@ -114,7 +114,7 @@ def _of_names(named: Mapping[Path, Name]) -> Folders | None:
         if not suffix and group.serving("train"):
             _add_kinds(group, [name for name in named.items() if name[1].prefix == prefix])
     whole = [group for group in groups.values() if group.serving("train") and group.serving("valid")]
-    # Some data sets keep other files by split too, such as training_vol beside training_videos.
+    # Some data sets also divide other files by split, such as training_vol next to training_videos.
     holding = [group for group in whole if any(has_clips(path) for paths in group.of.values() for path in paths)]
     together = Folders()
     for group in holding or whole:
@@ -123,9 +123,9 @@ def _of_names(named: Mapping[Path, Name]) -> Folders | None:
 
 
 def _add_kinds(group: Folders, named: Sequence[tuple[Path, Name]]) -> None:
-    """Add folders such as test_easy and test_hard where there is a plain `train` and no plain `test`.
+    """Add folders such as test_easy and test_hard if there is a plain `train` but no plain `test`.
 
-    Not those of kinds that have their own to train on.
+    A folder such as test_easy is not added if there is a train_easy.
     """
     trained = {name.suffix for _, name in named if name.split == "train"}
     lacking = [split for split in ("valid", "test") if not group.of.get(split)]
@@ -135,10 +135,10 @@ def _add_kinds(group: Folders, named: Sequence[tuple[Path, Name]]) -> None:
 
 
 def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
-    """Check that no names of clips begin with the words of different splits, where they are not used as splits.
+    """Check that no names of clips, which are not used as splits, begin with the words of different splits.
 
     Raises:
-        ClipError: some do; dividing them at random would mix what somebody held out with what is trained on.
+        ClipError: some names do; dividing the clips at random could mix held-out clips with training clips.
     """
     first: dict[Split, Path] = {}
     for entry, name in named.items():
@@ -146,16 +146,16 @@ def _check_unpaired(folder: Path, named: Mapping[Path, Name]) -> None:
             first.setdefault(name.split, entry)
     if len(first) > 1:
         raise ClipError(
-            f"{folder}: {some([entry.name for entry in first.values()])} begin like the names of splits, but do not go "
-            "together; name them train, val and test, with the same words behind, or give one of them itself"
+            f"{folder}: {some([entry.name for entry in first.values()])} begin like the names of splits, but do not "
+            "match each other; name them train, val and test, followed by the same words, or give only one of them"
         )
 
 
 def _check_unread(folder: Path, entries: Iterable[Path]) -> None:
-    """Check that no names tell of splits in words that are not read as such.
+    """Check that no names look like splits in words that are not supported.
 
     Raises:
-        ClipError: one may be to train on and one to hold out; dividing them at random would mix the two.
+        ClipError: one name may be a training split and another a held-out one; a random division could mix the two.
     """
     first: dict[bool, Path] = {}
     for entry in entries:
@@ -163,16 +163,16 @@ def _check_unread(folder: Path, entries: Iterable[Path]) -> None:
             first.setdefault(split == "train", entry)
     if len(first) > 1:
         raise ClipError(
-            f"{folder}: {some([entry.name for entry in first.values()])} are named like splits, in words that are not "
-            "read; name them train, val and test, or give one of them itself"
+            f"{folder}: {some([entry.name for entry in first.values()])} look like splits, in words that are not "
+            "supported; name them train, val and test, or give only one of them"
         )
 
 
 def _check_nested(found: Folders) -> None:
-    """Check that no folder of a split has one of another split in it.
+    """Check that no folder of a split contains a folder of another split.
 
     Raises:
-        ClipError: one has.
+        ClipError: a folder does.
     """
     for split, paths in found.of.items():
         for path in paths:
@@ -180,16 +180,16 @@ def _check_nested(found: Folders) -> None:
                 name = split_name(inside)
                 if name is not None and name.is_bare and name.split != split and has_clips(inside):
                     raise ClipError(
-                        f"{inside}: is named like a split, but lies in {path.name}, another one; move it beside "
+                        f"{inside}: is named like a split, but is inside another split, {path.name}; move it next to "
                         f"{path.name}, or rename it"
                     )
 
 
 def _check_folds(folder: Path, entries: Iterable[Path]) -> None:
-    """Check that folders and files of splits are not those of several folds.
+    """Check that folders and files of splits belong to a single fold.
 
     Raises:
-        ClipError: they are; together, what one holds out another trains on.
+        ClipError: they belong to several folds, whose held-out clips may be training clips of another fold.
     """
     first: dict[str, Path] = {}
     for entry in entries:
@@ -197,8 +197,8 @@ def _check_folds(folder: Path, entries: Iterable[Path]) -> None:
             first.setdefault(fold, entry)
     if len(first) > 1:
         raise ClipError(
-            f"{folder}: holds several folds ({some([entry.name for entry in first.values()])}), and what one holds out "
-            "another may train on; give a folder with one of them"
+            f"{folder}: holds several folds ({some([entry.name for entry in first.values()])}), and clips that one "
+            "fold holds out may be training clips of another; give a folder with a single fold"
         )
 
 
@@ -213,18 +213,18 @@ def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:
 
 
 def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
-    """Return the folders of splits where there is none to train on, or none to hold out; None if they are empty.
+    """Return the folders of splits if none is for training or none is held out; None if there are no such folders.
 
     Raises:
-        ClipError: other clips beside them.
+        ClipError: there are other clips next to the folders.
     """
     if not named:
         return None
     first = next(iter(named))
     if others:
         raise ClipError(
-            f"{folder}: {first.name} is named like a split, but has none to go with it, and clips in {some(others)}; "
-            f"give {first} itself, or rename it"
+            f"{folder}: {first.name} is named like a split, but there is no matching split, only other clips "
+            f"({some(others)}); give {first} itself, or rename it"
         )
     found = Folders()
     for entry, name in named.items():

@@ -1,4 +1,4 @@
-"""Names of folders and files that hold a split. Needs no PyTorch."""
+"""Recognize names of folders and files that hold a split. Needs no PyTorch."""
 
 import re
 import unicodedata
@@ -16,13 +16,13 @@ SPLIT_NAMES: dict[str, Split] = {
     "evaluation": "valid",
     "test": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
-"""Names of folders and files that hold a split."""
+"""Words that name a split."""
 ABOUT = frozenset({"set", "data", "split", "videos", "video", "frames", "images", "clips", "sequences", "seq"})
-"""Words beside such a name that tell nothing."""
+"""Filler words that may accompany the name of a split."""
 ABBREVIATED: dict[str, Split] = {"tr": "train", "va": "valid", "te": "test"}
-"""Whole names of folders and files that hold a split where another one does too."""
+"""Abbreviations that name a split only if they are the complete name, and another entry names a matching split."""
 ORDINARY = frozenset({"evaluation"})
-"""Names of splits that clips have too, so that they count only beside one to train on."""
+"""Words for splits that are also usual names of clips, so that they count only with a matching training split."""
 UNREAD: dict[str, Split] = {
     "seen": "train", "unseen": "test",
     "entrenamiento": "train", "validacion": "valid", "evaluacion": "valid", "prueba": "test", "pruebas": "test",
@@ -31,23 +31,23 @@ UNREAD: dict[str, Split] = {
     "addestramento": "train", "validazione": "valid", "convalida": "valid", "valutazione": "valid", "prova": "test",
     "entrainement": "train", "apprentissage": "train", "evaluation": "valid",
 }  # fmt: skip
-"""English, Spanish, Portuguese, Italian and French words, without accents, that may name a split but are not read."""
+"""English, Spanish, Portuguese, Italian and French words, without accents, that may name a split; not supported."""
 UNREAD_STARTS: dict[str, Split] = {
     "обуч": "train", "трениров": "train", "валидац": "valid", "провер": "valid", "тест": "test",
     "训练": "train", "訓練": "train", "学習": "train", "验证": "valid", "驗證": "valid", "検証": "valid",
     "评估": "valid", "評価": "valid", "测试": "test", "測試": "test", "テスト": "test",
 }  # fmt: skip
-"""Starts of such words in Russian, Chinese and Japanese, which have endings or words such as `set` written behind."""
+"""Starts of such words in Russian, Chinese and Japanese; endings, or words such as `set`, follow without a space."""
 SHORT = 3
-"""Letters of a name of a split that many other words hold, such as `valley`."""
+"""Length up to which words for splits are not searched in longer words, as `val` in `valley` (letters)."""
 SIDES = ("start", "end")
 _ANY = re.compile("|".join(SPLIT_NAMES))
 LISTS = (".txt", ".csv", ".tsv", ".json", ".lst", ".list", ".pkl")
-"""Suffixes of lists of the clips of a split."""
+"""Suffixes of files that may be lists of the clips of a split."""
 DIVIDED = frozenset({"split", "splits", "fold", "folds", "partition", "partitions"})
-"""Words that name what divides clips into splits."""
+"""Words for a division into splits."""
 LISTED = DIVIDED | {"list", "lists", "id", "ids", "files", "names", "index"}
-"""Words at the ends of the names of such lists."""
+"""Words at the ends of the names of lists of clips."""
 _ABOUT_LISTS = re.compile(rf"({'|'.join(sorted(LISTED | ABOUT, key=len, reverse=True))})$")
 _FOLD = re.compile(r"(?<![a-z])(?:k?folds?|splits?|cv|crossval|xval)[-_. ]?(\d+|(?<=[-_. ])[a-z])(?![a-z0-9])")
 _RESOLUTION = re.compile(
@@ -55,35 +55,35 @@ _RESOLUTION = re.compile(
     r"|(?:full|half|quarter|low|high)[-_ ]?res(?:olution)?)(?![a-z0-9])"
 )
 _SIZE = re.compile(r"(?<![a-z0-9])\d{2,5}x\d{2,5}(?![a-z0-9])")
-"""Width and height, or the place of a tile."""
+"""Pattern of width and height, or of the position of a tile."""
 _SHARD = re.compile(r"[-_.]?\d+-of-\d+")
-"""Number of a piece in the name of a data set that is stored in several."""
+"""Pattern of the number of a shard, in the name of a data set that is stored in several files."""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 """Boundary of two words, as in TrainData."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """Name of a folder or file that could hold a split."""
+    """Name of a folder or file that may hold a split."""
 
     split: Split
     prefix: str
-    """Words before the split, which those of its other splits have too."""
+    """Words before the split, which the names of the other splits have to share."""
     suffix: str
-    """Words after the split, likewise."""
+    """Words after the split, which the names of the other splits have to share."""
     is_numbered: bool
-    """A number is in it too, so that it may be one clip of several."""
+    """True if the name contains a number, so that it may be one clip of several."""
     is_ordinary: bool = False
-    """It may as well be the name of a clip."""
+    """True if the name may also be that of a clip."""
 
     @property
     def is_bare(self) -> bool:
-        """True if it tells the split alone."""
+        """True if the name consists only of the split."""
         return not (self.prefix or self.suffix or self.is_numbered or self.is_ordinary)
 
 
 def split_name(path: Path) -> Name | None:
-    """Return the split that a folder or file is named after, in any case; None if it is named otherwise."""
+    """Return the split in the name of a folder or file, in any case; None if the name has none."""
     if not _could_be_split(path):
         return None
     if (split := ABBREVIATED.get((path.name if path.is_dir() else path.stem).casefold())) is not None:
@@ -98,7 +98,7 @@ def split_name(path: Path) -> Name | None:
 
 
 def unread_split(path: Path) -> Split | None:
-    """Return the split that a folder or file may be named after in words that are not read as names of splits."""
+    """Return the split that the name of a folder or file suggests in words that are not supported; otherwise None."""
     decomposed = unicodedata.normalize("NFKD", _CAMEL.sub(" ", path.name)).casefold()
     letters = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     for word in re.findall(r"[^\W\d_]+", letters):
@@ -110,9 +110,9 @@ def unread_split(path: Path) -> Split | None:
 
 
 def paired_names(entries: Sequence[Path]) -> dict[Path, Name]:
-    """Return names in which a split is written together with other letters, as in `traina` and `testa`.
+    """Return names in which a split is joined to other letters, as in `traina` and `testa`.
 
-    They count only where one to train on and one to hold out have the same other letters, so `latest` is none.
+    They count only if a training split and a held-out split have the same other letters, so `latest` is not a split.
     """
     groups: dict[tuple[str, str], dict[Path, Name]] = defaultdict(dict)
     for entry in entries:
@@ -128,7 +128,7 @@ def paired_names(entries: Sequence[Path]) -> dict[Path, Name]:
 
 
 def fold_of(path: Path) -> str | None:
-    """Return the number or letter of the fold that a folder or file is named after, such as cv0_train; else None."""
+    """Return the number or letter of the fold in the name of a folder or file, such as cv0_train; otherwise None."""
     name = path.name if path.is_dir() else path.stem
     text = f"{path.parent.name} {name}" if name.isdecimal() else name
     found = _FOLD.search(text.casefold())
@@ -147,9 +147,9 @@ def is_list(path: Path) -> bool:
 
 
 def resolutions(folder: Path, clips: Iterable[Path]) -> list[str]:
-    """Return two clips in a folder whose paths differ in a resolution alone, such as 480p; none if there are none.
+    """Return two clips in a folder whose paths differ only in a resolution, such as 480p; empty if there are none.
 
-    Sizes such as 640x480 count where several clips have the same ones; one clip of each may be a tile of a picture.
+    Sizes such as 640x480 count only if several clips share a size; a single clip of each size may be a tile.
     """
     seen: dict[str, str] = {}
     sized: dict[str, dict[str, str]] = defaultdict(dict)
@@ -169,10 +169,11 @@ def resolutions(folder: Path, clips: Iterable[Path]) -> list[str]:
 
 
 def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
-    """Return names like those of splits in the paths of clips that are divided without regard to them.
+    """Return names that look like splits, in the paths of clips that are divided without regard to them.
 
-    A folder or array that is named so counts where others beside it are not. Clips are called `test` or `trains`
-    too, so their names count only where some are like the training split and some like another one.
+    The name of a folder or array counts if other entries of its folder do not name the same split. Clips are also
+    called `test` or `trains`, so their names count only if some look like the training split and some like another
+    split.
     """
     clips = set(clips)
     beside: dict[Path, set[Path]] = defaultdict(set)
@@ -184,7 +185,7 @@ def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
     like: dict[tuple[str, bool], list[str]] = defaultdict(list)
     odd: list[str] = []
     for entries in beside.values():
-        candidates = sorted(filter(_could_be_split, entries))  # few, while there may be many thousand clips
+        candidates = sorted(filter(_could_be_split, entries))  # usually few of many thousand clips
         for entry in candidates:
             for one in _likeness(entry):
                 like[one].append(entry.name)
@@ -197,15 +198,15 @@ def doubtful_names(folder: Path, clips: Iterable[Path]) -> list[str]:
 
 
 def _could_be_split(path: Path) -> bool:
-    """Return False for a name that cannot hold that of a split, without a look at the disk."""
+    """Return False if a name cannot contain a split; this needs no access to the disk."""
     name = path.name.casefold()
     return _ANY.search(name) is not None or name.partition(".")[0] in ABBREVIATED
 
 
 def _likeness(path: Path) -> set[tuple[str, bool]]:
-    """Return the sides of words that are like the name of a split, each with True if it is one to train on.
+    """Return at which sides a word of the name looks like a split, each with True if it is the training split.
 
-    `traina` and `testb` begin alike, `mytrain` and `contest` end alike, `trains` and `latest` neither.
+    `traina` and `testb` look like splits at the start, `mytrain` and `contest` at the end.
     """
     if name := split_name(path):
         return {(side, name.split == "train") for side in SIDES}
@@ -219,9 +220,9 @@ def _likeness(path: Path) -> set[tuple[str, bool]]:
 
 
 def _words(path: Path) -> tuple[list[str], bool]:
-    """Return the words of a name without numbers and those that tell nothing at its end, and if there are numbers.
+    """Return the words of a name, without numbers and without filler words at the end, and True if it has numbers.
 
-    Returns no words for a name without the letters of a split, which saves time on many thousand clips.
+    The words are empty if no word contains a split, which saves time with many thousand clips.
     """
     if _ANY.search(path.name.casefold()) is None:
         return [], False
@@ -235,7 +236,7 @@ def _words(path: Path) -> tuple[list[str], bool]:
 
 
 def _glued(path: Path) -> Iterator[Name]:
-    """Yield the readings of a name in which a word begins or ends with that of a split."""
+    """Yield the possible meanings of a name in which a word begins or ends with a split."""
     words, is_numbered = _words(path)
     for place, word in enumerate(words):
         for text, split in SPLIT_NAMES.items():
@@ -246,7 +247,7 @@ def _glued(path: Path) -> Iterator[Name]:
 
 
 def _split_word(word: str) -> str:
-    """Return the word of a split without one that tells nothing and is written together with it, as in trainvideos."""
+    """Return a word without a filler word that is joined to the name of a split, as in trainvideos."""
     word = word.removesuffix("set") or word
     glued = (name for name in SPLIT_NAMES if word.startswith(name) and word[len(name) :] in ABOUT)
     return word if word in SPLIT_NAMES else next(glued, word)

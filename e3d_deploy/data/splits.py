@@ -1,4 +1,4 @@
-"""Division of clips into those for training, validation and testing. Needs no PyTorch."""
+"""Division of clips for training, validation and testing. Needs no PyTorch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,13 +9,14 @@ from e3d_deploy.data.storage import Clip, Part
 
 Split = Literal["train", "valid", "test"]
 SEED = 0
-"""Seed of the only shuffle; constant, so that every run holds out the same clips."""
+"""Seed of the only shuffle; a constant, so that every run holds out the same clips."""
 
 
 def members_of(split: Split, count: int) -> list[int]:
-    """Return the indices of a split among three or more files or clips: a tenth each, at least one, for valid and test.
+    """Return the indices of a split of three or more files or clips.
 
-    Fixed by the count alone: neither a run's seed nor its clips' length moves anything between the splits.
+    A tenth each, but at least one, is for `valid` and `test`. The result depends only on the count: neither the seed of
+    a run nor the length of clips moves anything between the splits.
     """
     order = np.random.default_rng(SEED).permutation(count)
     held_out = max(1, round(count / 10))
@@ -24,7 +25,10 @@ def members_of(split: Split, count: int) -> list[int]:
 
 
 def by_time(split: Split, clips: Sequence[Clip], *, length: int) -> list[Clip] | None:
-    """The first 80 % of each clip to train, the next 10 % valid, the rest test; None where a part is below `length`."""
+    """Return the first 80 % of each clip for train, the next 10 % for valid or the rest for test.
+
+    None if a part of any clip is shorter than `length` frames.
+    """
     parts: list[Clip] = []
     for clip in clips:
         T = len(clip)

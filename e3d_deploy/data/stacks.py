@@ -1,4 +1,4 @@
-"""Stacks in a TIFF whose pages are not the frames of a clip. Needs no PyTorch."""
+"""Recognize TIFF stacks whose pages are not the frames of a clip. Needs no PyTorch."""
 
 import json
 import re
@@ -14,12 +14,12 @@ REMEDY = "save one channel and slice as a file of its own"
 
 
 def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
-    """Return why the pages of a TIFF are not one clip by its description, and what to do; None if they may be.
+    """Return why the pages of a TIFF, by its description, are not one clip, and a remedy; None if they may be.
 
     Args:
-        description: text in the first page, in which ImageJ, OME and tifffile tell the axes.
-        pages: pages in the file.
-        samples: colours of a pixel.
+        description: text of the first page, where ImageJ, OME and tifffile describe the axes.
+        pages: number of pages in the file.
+        samples: number of colours of a pixel.
     """
     if not isinstance(description, str):
         return None
@@ -27,12 +27,15 @@ def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
         told = dict(line.split("=", 1) for line in description.splitlines() if "=" in line)
         sizes = {name: int(value) for name, value in told.items() if value.isdecimal()}
         if sizes.get("images", 0) > pages:
-            return f"ImageJ tells {sizes['images']} images, got a page for {pages}; save it as an image sequence"
+            return (
+                f"ImageJ states {sizes['images']} images, but the number of pages is {pages}; save it as an image "
+                "sequence"
+            )
         return _why_several({axis: sizes.get(axis, 1) for axis in AXES})
     if "<OME" in description:
         sizes = {_AXIS_OF_OME[axis]: int(size) for axis, size in reversed(_SIZE_IN_OME.findall(description))}
-        sizes["channels"] = sizes.get("channels", 1) // samples  # colours are channels too
-        return _why_several(sizes) if prod(sizes.values()) == pages else None  # else it is one file of several
+        sizes["channels"] = sizes.get("channels", 1) // samples  # OME counts the colours of a pixel as channels
+        return _why_several(sizes) if prod(sizes.values()) == pages else None  # otherwise the file is one of several
     return _by_tifffile(description, pages) if description.startswith('{"shape"') else None
 
 
@@ -41,7 +44,7 @@ def _why_several(sizes: Mapping[str, int]) -> str | None:
     if "channels" not in several and len(several) < 2:
         return None
     got = ", ".join(f"{several[axis]} {axis}" for axis in AXES if axis in several)
-    return f"got pages for {got}, expected frames alone; {REMEDY}"
+    return f"got pages for {got}, expected only frames; {REMEDY}"
 
 
 def _by_tifffile(description: str, pages: int) -> str | None:
@@ -51,8 +54,8 @@ def _by_tifffile(description: str, pages: int) -> str | None:
         return None
     shape = told["shape"] if isinstance(told["shape"], list) else []
     if told.get("truncated"):
-        return f"tifffile tells the shape {shape}, got {pages} page; write it without `truncate`"
+        return f"tifffile states the shape {shape}, but the number of pages is {pages}; write it without `truncate`"
     outer = next((shape[: n + 1] for n, size in enumerate(accumulate(shape, mul)) if size == pages), [])
     if sum(size > 1 for size in outer) < 2:
         return None
-    return f"got pages for axes of {' and '.join(map(str, outer))}, expected frames alone; {REMEDY}"
+    return f"got pages for axes of {' and '.join(map(str, outer))}, expected only frames; {REMEDY}"

@@ -1,6 +1,6 @@
-"""Times, dates and numbers in names, rewritten so that they sort by value. Needs no PyTorch.
+"""Rewrite times, dates and numbers in names so that the names sort by value. Needs no PyTorch.
 
-A rule is used only where all names of a folder have what it reads, and its numbers leave no other reading.
+A rule is used only if every name of a folder matches it, and the numbers allow no other interpretation.
 """
 
 import re
@@ -11,22 +11,22 @@ from itertools import pairwise
 
 _NO_LETTER = r"(?![^\W\d_])"
 _CLOCK = re.compile(rf"(?<!\d)(\d\d?)(?:([-.:_ ]?)(\d\d)(?:\2(\d\d)([.,]\d+)?)?)?[\W_]?([ap])\.?m{_NO_LETTER}")
-"""Time of 12 hours: `9.05.01 AM`, `12-59pm`."""
+"""Pattern of a 12-hour time: `9.05.01 AM`, `12-59pm`."""
 _DAY_BEFORE = re.compile(r"(?<!\d)(?:19|20)\d\d([-._ ]?)\d\d?\1\d\d?[-._ ]$")
 _MERIDIEM = re.compile(rf"\d[\W_]?([ap])\.?m{_NO_LETTER}")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 MONTH = rf"({'|'.join(_MONTHS)})(?:uary|ruary|ch|il|e|y|ust|t|tember|ober|ember)?"
-"""Pattern of the name of a month, its first three letters being a group."""
+"""Pattern of the name of a month; its group is the first three letters."""
 _MONTH = re.compile(rf"(?<![^\W\d_]){MONTH}{_NO_LETTER}")
 _DATE_IN_WORDS = re.compile(
     r"(?<!\d)(?:(\d\d?)[-._ ,]{0,2}\0(\d\d)|\0(\d\d)[-._ ,]{0,2}(\d\d?))[-._ ,]{0,2}((?:19|20)\d\d)(?!\d)"
 )
-"""`30-Apr-2024` and `Apr 30, 2024`, the month being a number behind a zero byte."""
+"""Pattern of `30-Apr-2024` or `Apr 30, 2024`, after the month is replaced by a zero byte and its number."""
 _DAY_AND_MONTH = re.compile(r"(?<!\d)(\d\d?)[-._ ]{0,2}\0(\d\d)(?![-._ ,]{0,2}\d)")
-"""`30 Apr` without a year."""
+"""Pattern of `30 Apr` without a year, after the same replacement."""
 _DATE = re.compile(r"(?<!\d)(?<!\d[-._ ])(\d\d?)([-._ ])(\d\d?)\2((?:19|20)\d\d)(?!\d)")
 _COMPACT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)((?:19|20)\d\d)(?=(?:\d{6})?(?!\d))")
-"""`31122023`, with or without a time behind it."""
+"""Pattern of `31122023`; a time may follow."""
 _SHORT_DATE = re.compile(r"(?<!\d)(?<!\d[-._ ])(\d\d)([-._ ])(\d\d)\2(\d\d)(?!\d|\2\d)")
 _YEAR_FIRST = re.compile(r"(?<!\d)(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?=(?:\d{6})?(?!\d))")
 _COMPACT_SHORT_DATE = re.compile(r"(?<!\d)(\d\d)()(\d\d)(\d\d)(?!\d)")
@@ -34,22 +34,22 @@ _TIME_WITH_ZONE = re.compile(
     r"(?<!\d)((?:19|20)\d\d)([-_.]?)(\d\d)\2(\d\d)t(\d\d)([-_.:]?)(\d\d)\6(\d\d)((?:[.,]\d+)?)"
     r"([-+])(0\d|1[0-4])[-_.:]?(00|15|30|45)(?!\d)"
 )
-"""`2024-10-27T02-30-00+0200`."""
+"""Pattern of `2024-10-27T02-30-00+0200`."""
 _TIME_ALONE = re.compile(
     r"\A((?:\D|(?<!\d)\d(?!\d))*)(?<!\d)([01]\d|2[0-3])([-.:_ h]?)([0-5]\d)(?:[-.:_ m]?([0-5]\d))?(?!\d)"
 )
-"""Time of day behind a text without a date."""
+"""Pattern of a time of day after a text without a date."""
 _POWER = re.compile(r"(?<![\d.])(\d+(?:\.\d+)?)e([-+]?)(\d\d?)(?![^\W_])")
-"""Number with a power of ten: `1.5e-03`."""
+"""Pattern of a number with a power of ten: `1.5e-03`."""
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _COMMA = re.compile(r"(?<!\d)(?<!\d,)(\d+),(\d+)(?!\d|,\d)")
 _PLUS = re.compile(r"\+(?=\d)")
 
 DAYS, MONTHS = 31, 12
 MINUTE, HOUR, DAY, HOURS = 60, 3600, 86400, 24
-"""Seconds of a minute, an hour and a day, and hours of a day."""
+"""Seconds in a minute, an hour and a day, and hours in a day."""
 PAUSE = 2 * HOUR
-"""Time without a frame (s) at least, for the frames of a day to be taken for those of a night."""
+"""Times without a date may run over midnight only if there is a pause longer than this (s)."""
 
 _MONTH_DAY = r"(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
 _DAY_MONTH = r"(?:0[1-9]|[12]\d|3[01])(?:0[1-9]|1[0-2])"
@@ -57,16 +57,24 @@ DATED = re.compile(
     r"[-+]?(?:(?:19|20)\d\d(?:0[1-9]|1[0-2]|[0-3]\d\d)?|[1-9]\d{8,}|"
     rf"(?:(?:19|20)?\d\d{_MONTH_DAY}|{_DAY_MONTH}\d\d)(?:\d{{4}}|\d{{6}})?)"
 )
-"""Year, with a month, the number of a day or neither, time since 1970, or date, with a time or not."""
+"""Pattern of a number that may be a date.
+
+It is a year, which its month or the day of the year may follow; the time since 1970; or year, month and day in either
+order, which a time may follow.
+"""
 MAY_BE_TIME = re.compile(
     rf"(?<!\d)(?:\d\d([-:._ ])\d\d\1\d\d|(?:0[1-9]|1\d|2[0-3])(?:[0-5]\d){{2}}|{_MONTH_DAY}(?=\D+\d))(?!\d)"
 )
-"""Three times two digits, time of day from 1 o'clock on, as counters begin at 0, or month and day before a number."""
+"""Pattern of digits that may be a time or a date.
+
+They are three groups of two digits; a time of day from 1 o'clock, because counters begin at 0; or a month and day
+before another number.
+"""
 _TIME_OF_DAY = re.compile(r"[-+]?([01]\d|2[0-3])([0-5]\d)([0-5]\d)?")
 
 
 def seconds_of_day(texts: Sequence[str]) -> list[int] | None:
-    """Return numbers such as 1230 and 123059 as times of day (s); None if not all can be."""
+    """Return numbers such as 1230 and 123059 as times of day (s); None if a number is not a time of day."""
     if not all(matches := [_TIME_OF_DAY.fullmatch(text) for text in texts]):
         return None
     parts = [map(int, match.groups("0")) for match in matches if match]
@@ -74,10 +82,13 @@ def seconds_of_day(texts: Sequence[str]) -> list[int] | None:
 
 
 def sortable(stems: Sequence[str]) -> tuple[list[str], str | None]:
-    """Return names, in lower case and without suffixes, in which numbers have the order that they mean.
+    """Rewrite names so that their numbers sort in the intended order.
+
+    Args:
+        stems: names in lower case, without suffixes.
 
     Returns:
-        The names, and a remark where another order could be meant.
+        The names, and a remark if another order is possible.
     """
     remarks: list[str] = []
     found = list(stems)
@@ -91,9 +102,9 @@ _Found = tuple[list[str], str | None]
 
 
 def _all(pattern: re.Pattern[str], stems: Sequence[str]) -> list[re.Match[str]]:
-    """Return the first match in each name; none if one lacks it."""
+    """Return the first match in each name; empty if a name has no match."""
     found = []
-    for stem in stems:  # mostly the first one ends it
+    for stem in stems:  # in most folders the first name has no match and ends the loop
         if (match := pattern.search(stem)) is None:
             return []
         found.append(match)
@@ -105,13 +116,13 @@ def _replaced(matches: Sequence[re.Match[str]], text: Callable[[re.Match[str]], 
 
 
 def _zones(stems: list[str]) -> _Found:
-    """Rewrite times with different offsets from UTC as UTC."""
+    """Convert times with different offsets from UTC to UTC."""
     matches = _all(_TIME_WITH_ZONE, stems)
     if len({match.group(10, 11, 12) for match in matches}) < 2:
         return stems, None
     try:
         return _replaced(matches, _in_utc), None
-    except ValueError:  # no date, such as the 31st of June
+    except ValueError:  # not a date, such as 31 June
         return stems, None
 
 
@@ -122,7 +133,7 @@ def _in_utc(match: re.Match[str]) -> str:
 
 
 def _midnight(stems: list[str]) -> _Found:
-    """Return a remark on times without a date that may run over midnight: early and late ones, and hours between."""
+    """Remark on times without a date that may run over midnight: some are early, some late, with hours between them."""
     matches = _all(_TIME_ALONE, stems)
     if len({match[1] for match in matches}) != 1:
         return stems, None
@@ -134,20 +145,22 @@ def _midnight(stems: list[str]) -> _Found:
     longest = max((two - one for (one, _), (two, _) in pairwise(times)), default=0)
     if first >= HOUR or last < DAY - HOUR or longest <= max(DAY - last + first, PAUSE):
         return stems, None
-    return stems, f"times without a date are taken as of one day: {earliest} comes before {latest}"
+    return stems, f"times without a date are read as times of one day: {earliest} comes before {latest}"
 
 
 def _clock(stems: list[str]) -> _Found:
-    """Rewrite times of 12 hours as of 24."""
+    """Convert 12-hour times to 24-hour times."""
     matches = _all(_CLOCK, stems)
     if matches and all(map(_is_time, matches)):
         return _replaced(matches, _of_24_hours), None
     marks = {match[1] for stem in stems for match in _MERIDIEM.finditer(stem)}
-    return stems, "AM and PM are not heeded, as not all names have a clear time before them" if len(marks) > 1 else None
+    return stems, "AM and PM are ignored, because not all names have a clear time before them" if len(
+        marks
+    ) > 1 else None
 
 
 def _is_time(match: re.Match[str]) -> bool:
-    """Return True for a time that does not go on from numbers other than a date, as in 05-01-09-05 AM."""
+    """Return True for a valid time that does not continue other numbers, as 05-01-09-05 AM does; a date is allowed."""
     before = match.string[: match.start()]
     follows_number = len(before) > 1 and before[-2].isdigit() and before[-1] in "-.:_ "
     goes_on = follows_number and match[2] in (None, "", before[-1]) and not _DAY_BEFORE.search(before)
@@ -160,7 +173,7 @@ def _of_24_hours(match: re.Match[str]) -> str:
 
 
 def _months(stems: list[str]) -> _Found:
-    """Rewrite names of months as numbers, and dates with them as year, month and day."""
+    """Replace names of months by numbers, and dates with them by year, month and day."""
     matches = _all(_MONTH, stems)
     if len({match[1] for match in matches}) < 2:
         return stems, None
@@ -174,7 +187,7 @@ def _months(stems: list[str]) -> _Found:
 
 
 def _dates(stems: list[str]) -> _Found:
-    """Rewrite dates that end with their year as year, month and day, the day being what is above 12 somewhere."""
+    """Replace dates that end with the year by year, month and day; the part above 12 in any name is the day."""
     matches = _all(_DATE, stems) or ([] if _all(_YEAR_FIRST, stems) else _all(_COMPACT_DATE, stems))
     firsts, seconds = ([int(match[place]) for match in matches] for place in (1, 3))
     if not matches:
@@ -189,11 +202,11 @@ def _dates(stems: list[str]) -> _Found:
         return by_month, None
     places = range(len(stems))
     agree = sorted(places, key=lambda place: by_day[place]) == sorted(places, key=lambda place: by_month[place])
-    return by_day, None if agree else f"dates are read day first, as {matches[0][0]} could be"
+    return by_day, None if agree else f"dates such as {matches[0][0]} are read day first"
 
 
 def _doubt_of_short_dates(stems: list[str]) -> str | None:
-    """Return a remark on numbers that could be day, month and year, as the last hardly differs, though first by day."""
+    """Remark on numbers that may be day, month and year, as the last hardly varies, but are sorted by the first."""
     matches = _all(_SHORT_DATE, stems) or _all(_COMPACT_SHORT_DATE, stems)
     days, months, years = ([int(match[place]) for match in matches] for place in (1, 3, 4))
     if not matches or len(set(months)) * len(set(days)) == 1 or max(years) - min(years) > 1 or min(years) == 0:
@@ -204,13 +217,13 @@ def _doubt_of_short_dates(stems: list[str]) -> str | None:
     places = range(len(stems))
     if sorted(places, key=[*by_day].__getitem__) == sorted(places, key=[*by_date].__getitem__):
         return None
-    return f"{matches[0][0]} and the like are not read as day, month and year"
+    return f"numbers such as {matches[0][0]} are not read as day, month and year"
 
 
 def _powers(stems: list[str]) -> _Found:
-    """Rewrite powers of ten as decimals, if a sign of one tells them from other letters.
+    """Replace powers of ten by decimals, if a signed exponent shows that `e` is not any letter.
 
-    Python writes 1e-05, but 0.0001, so names without a power may be among them if they look alike afterwards.
+    Python writes 1e-05, but 0.0001. So names without a power are allowed if all names have one pattern afterwards.
     """
     found = [_POWER.search(stem) for stem in stems] if any("e-" in stem or "e+" in stem for stem in stems) else []
     if any(match[2] for match in found if match):
@@ -220,7 +233,7 @@ def _powers(stems: list[str]) -> _Found:
             return written, None
     matches = _all(_POWER, stems)
     doubtful = all(len({match[place] for match in matches}) > 1 for place in (1, 3))
-    return stems, f"{matches[0][0]} and the like are not read as powers of ten" if doubtful else None
+    return stems, f"numbers such as {matches[0][0]} are not read as powers of ten" if doubtful else None
 
 
 def _decimal(match: re.Match[str]) -> str:
@@ -228,7 +241,7 @@ def _decimal(match: re.Match[str]) -> str:
 
 
 def _commas(stems: list[str]) -> _Found:
-    """Rewrite decimal commas as points, and drop those before three digits, which mean the same order as decimals."""
+    """Replace decimal commas by points; drop commas before three digits, where both meanings give the same order."""
     matches = [match for stem in stems for match in _COMMA.finditer(stem)]
     if not matches:
         return stems, None
@@ -237,7 +250,7 @@ def _commas(stems: list[str]) -> _Found:
 
 
 def _signs(stems: list[str]) -> _Found:
-    """Drop plus signs where other numbers have minus, of whichever kind."""
+    """Drop plus signs if there are minus signs too, whether ASCII or Unicode."""
     stems = [stem.replace("\N{MINUS SIGN}", "-") for stem in stems]
     if any("+" in stem for stem in stems) and any("-" in stem for stem in stems):
         return [_PLUS.sub("", stem) for stem in stems], None

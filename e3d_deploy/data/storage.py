@@ -1,7 +1,7 @@
 """Frames that stay on disk and are read window by window, so that data may be larger than memory. Needs no PyTorch.
 
-Reads are `preadv`, not `memmap`, whose touched pages count as the process's memory. A read keeps no position, so
-worker processes may share an open file.
+Data are read with `preadv` instead of `memmap`, whose touched pages count as memory of the process. A read does not
+move a file position, so worker processes may share an open file.
 """
 
 import os
@@ -21,9 +21,9 @@ from e3d_deploy.frames import check_values
 
 
 class Clip(Protocol):
-    """Frames of one clip; slicing reads no more than is asked for. A plain ndarray [T, H, W, C] is one.
+    """Frames of one clip; slicing reads only the requested frames. A plain ndarray [T, H, W, C] is a clip.
 
-    Slices go forward frame by frame and give [t, H, W, C], uint8 or float32 in [0, 1], at the model's size.
+    Slices have step 1. They return [t, H, W, C], uint8 or float32 in [0, 1], in the model's size.
     """
 
     def __len__(self) -> int: ...
@@ -34,13 +34,13 @@ class Store(Protocol):
     """Bytes on disk."""
 
     def read(self, buffer: memoryview, offset: int) -> bool:
-        """Fill `buffer` with what lies at `offset`; False where the bytes end too early."""
+        """Fill `buffer` with the bytes at `offset`; return False if there are too few bytes."""
         ...
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that is opened for each read, so that thousands of them hold no descriptor."""
+    """A file that is opened for each read, so that thousands of files need no open descriptors."""
 
     path: Path
 
@@ -53,9 +53,9 @@ class File:
 
 
 class Scratch:
-    """A temporary file without a name, in TMPDIR: it is gone when its last reader is, however that ends.
+    """A temporary file without a name, in TMPDIR; deleted when the last process that holds it exits, even on a crash.
 
-    It may travel to a worker process, forked or spawned.
+    It can be sent to a worker process, forked or spawned.
     """
 
     def __init__(self, descriptor: int | None = None, size: int = 0) -> None:
@@ -66,10 +66,10 @@ class Scratch:
         weakref.finalize(self, os.close, descriptor)
 
     def append(self, content: Any) -> None:
-        """Add the bytes of a buffer at the end.
+        """Append the bytes of a buffer.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the disk is full, or cannot be written.
         """
         rest = memoryview(content).cast("B")
         try:
@@ -82,7 +82,7 @@ class Scratch:
             raise OSError(error.errno, said, tempfile.gettempdir()) from error
 
     def cut(self, size: int) -> None:
-        """Forget what was added after the first `size` bytes."""
+        """Discard all bytes after the first `size`."""
         os.ftruncate(self.descriptor, size)
         self.size = size
 
@@ -108,19 +108,19 @@ def _read(descriptor: int, buffer: memoryview, offset: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
-    """A clip in a file, as plain numbers."""
+    """A clip in a file, stored as uncompressed numbers."""
 
     name: str
     store: Store
     offset: int
     """Position of the first frame in the store (bytes)."""
     length: int
-    """Frames."""
+    """Number of frames."""
     shape: tuple[int, int, int]
-    """Shape of a frame as it is stored: H, W, C, or C, H, W."""
+    """Shape of a stored frame: H, W, C, or C, H, W."""
     dtype: np.dtype[Any]
     stride: int
-    """From the begin of a frame to that of the next, bytes."""
+    """Distance from the start of a frame to the start of the next one (bytes)."""
     channels_first: bool = False
 
     def __len__(self) -> int:
@@ -129,18 +129,18 @@ class StoredClip:
     def __getitem__(self, frames: slice, /) -> NDArray[Any]:
         """
         Raises:
-            ShapeError: floats that are not finite or not in [0, 1].
+            ShapeError: a float is not finite, or not in [0, 1].
             ClipError: the file has become shorter since it was opened.
         """
         start, stop, step = frames.indices(self.length)
         assert step == 1
         stored = np.empty((max(stop - start, 0), *self.shape), self.dtype)
-        # Frames that follow one another are one read.
+        # Contiguous frames are read in one call.
         pieces = [stored] if self.stride * len(stored) == stored.nbytes else list(stored)
         for number, piece in enumerate(pieces):
             numbers: NDArray[Any] = piece.reshape(-1).view(np.uint8)
             if not self.store.read(numbers.data, self.offset + (start + number) * self.stride):
-                raise ClipError(f"{self.name}: ends too early; it was whole when it was opened, so write it again")
+                raise ClipError(f"{self.name}: ends too early; it was complete when it was opened, so write it again")
         if stored.dtype == np.bool_:
             stored = stored.view(np.uint8) * np.uint8(255)
         check_values(stored, name=f"{self.name}, frames {start} to {stop}")
@@ -150,7 +150,7 @@ class StoredClip:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Several clips, one after the other, as one."""
+    """Several clips, concatenated to one."""
 
     clips: tuple[Clip, ...]
 
@@ -168,7 +168,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some frames of a clip as a clip of its own."""
+    """Consecutive frames of a clip, as a clip of their own."""
 
     clip: Clip
     start: int

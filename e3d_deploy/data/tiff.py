@@ -1,4 +1,4 @@
-"""TIFF files that Pillow (13.0) reads wrongly without an error. Needs no PyTorch."""
+"""Recognize TIFF files that Pillow (13.0) misreads without an error. Needs no PyTorch."""
 
 import struct
 from collections.abc import Mapping
@@ -8,18 +8,20 @@ BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, PLANES = 258, 259, 262, 284
 PALETTE, EXTRA_SAMPLES, SUBSAMPLING = 320, 338, 530
 """Tags of a page."""
 RAW, SEPARATE, WHITE_IS_0, YCBCR = 1, 2, 0, 6
-"""Values of `COMPRESSION`, `PLANES` and `PHOTOMETRIC`."""
+"""Values of the tags `COMPRESSION`, `PLANES` and `PHOTOMETRIC`."""
 BIG = b"+"
-"""Byte in the head of a file whose offsets have 8 bytes."""
+"""Byte in the header of a BigTIFF, whose offsets have 8 bytes."""
 MOST_TAGS = 65535
-"""Largest number of tags in a file whose offsets have 4 bytes; a larger one is damage."""
+"""Maximum number of tags of a page in a classic TIFF; a larger number is damage, in a BigTIFF too."""
 
 
 def why_misread(tags: Mapping[int, Any], mode: str, *, is_big_endian: bool) -> str | None:
-    """Return what a page holds that Pillow decodes to other pixels, and what to do; None if it is decoded right.
+    """Return why Pillow decodes wrong pixels from a page, and a remedy; None if it decodes the page correctly.
 
     Args:
-        mode: the page's mode in Pillow.
+        tags: tags of the page.
+        mode: mode of the page in Pillow.
+        is_big_endian: True if the file stores the most significant byte first.
     """
     is_raw, is_separate = tags.get(COMPRESSION, RAW) == RAW, tags.get(PLANES) == SEPARATE
     if is_separate and _misreads_planes(tags, mode, is_raw=is_raw):
@@ -41,7 +43,7 @@ def _misreads_planes(tags: Mapping[int, Any], mode: str, *, is_raw: bool) -> boo
 
 
 def is_cut(stream: BinaryIO) -> bool:
-    """Return True if the tags of a page are cut off or end in zeros; Pillow shows what is before them."""
+    """Return True if the tags of a page are cut off or end in zeros; Pillow would silently show only earlier pages."""
     stream.seek(0)
     head = stream.read(4)
     order, is_big = "<" if head.startswith(b"II") else ">", BIG in head

@@ -1,4 +1,4 @@
-"""Videos, decoded picture by picture. Needs no PyTorch; PyAV when one is opened."""
+"""Decode videos picture by picture. Needs no PyTorch, and PyAV only when a video is opened."""
 
 import errno
 from collections import deque
@@ -25,55 +25,58 @@ if TYPE_CHECKING:
     import av
 
 CHECKED = 1000
-"""Frames behind those that are asked for that are decoded to see that the video is whole."""
+"""Number of frames that are decoded after the requested ones, to check that the video is complete."""
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-"""Decoders that keep the alpha of WebM, by the name of FFmpeg's own, which drop it."""
+"""Decoders that keep the alpha channel of WebM, by the name of FFmpeg's own decoder, which drops it."""
 OPTIONS = {"mjpeg": {"err_detect": "explode"}, "h264": {"strict": "strict"}}
-"""Options of decoders: to stop at damage that they would repair unmarked, and to wait for frames that come late.
+"""Options of decoders: stop at damage that would be concealed silently, and wait for reordered frames.
 
-The latter concerns H.264 that does not tell by how much frames are reordered.
+The latter is for H.264 streams that do not state how far frames are reordered.
 """
 BOUND = {"max_pixels": str(MOST_PIXELS)}
-"""Option of decoders to refuse larger frames before they take memory, also where the size changes in mid-stream."""
+"""Option of decoders to refuse larger frames before memory is allocated, even if the size changes in mid-stream."""
 COUNTED = {"av1": 0, "h264": 3, "hevc": 3, "mpeg2video": 3, "vvc": 3}
-"""Codecs whose decoders pass over frames without a word, and how many of them are not missed.
+"""Codecs whose decoders drop frames silently, with the maximum number of missing frames that is tolerated.
 
-Each of their packets holds a frame or a field. All but AV1 can tell a decoder to show frames later or never.
+Each packet of these codecs holds a frame or a field. Streams of all but AV1 may ask for frames to be shown later or
+never, which accounts for a few missing frames.
 """
 BEGIN_WHOLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
-"""Containers that begin with a key frame; others may hold a stream that was joined midway."""
+"""Containers that begin with a key frame; other containers may hold a recording that started in mid-stream."""
 AVIF = ("avif", "avis")
-"""Kinds of MP4 that are pictures, whose transparency and tiles are streams of their own."""
+"""Brands of animated AVIF files, whose transparency and tiles are separate streams."""
 PLAYLISTS = (b"#EXTM3U", b"ffconcat")
-"""Begins of texts that name videos: of HLS, and of FFmpeg's own kind."""
+"""First bytes of text files that list videos: of HLS, and of FFmpeg's own format."""
 LOST_INTERVALS = 3
-"""Longest intervals by which a video may end before its header says; frames, of AVI."""
+"""Tolerance when a video ends before the end in its header: longest frame intervals in Matroska, frames in AVI."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """A video that plays."""
+    """A video that is being decoded."""
 
     pictures: Iterator[NDArray[np.uint8]]
-    """[H, W, C]."""
+    """Pictures [H, W, C]."""
     rate: float | None
-    """Frames per second; None where the video tells none."""
+    """Frame rate (frames per second); None if the video states none."""
     rest: Iterator["av.VideoFrame"]
-    """Decoded frames that no picture was made of yet; they end with the pictures."""
+    """Decoded frames that are not yet converted to pictures; `pictures` consumes the same frames."""
     time_s: Callable[[], float | None]
-    """Returns the time of the frame that was decoded last (s); None where the video tells none."""
+    """Returns the time of the last decoded frame (s); None if the video has no times."""
 
 
 def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | None = None) -> "Played":
-    """Play a video picture by picture, as players show it.
+    """Decode a video picture by picture, as players show it.
 
     Args:
-        remarks: takes what is done to the pictures, once each.
-        resample: take the frame nearest in time to each tick of so many a second, by the frames' own times.
+        path: the video.
+        form: size, colours and fit of the model's frames.
+        remarks: collects remarks on conversions.
+        resample: select the frame nearest to each tick of this rate, by the times of the frames (ticks per second).
 
     Raises:
-        ClipError: it holds no video, or cannot be read.
-        BackendUnavailable: without PyAV.
+        ClipError: the file has no video, or cannot be read.
+        BackendUnavailable: PyAV is not installed.
     """
     try:
         import av
@@ -81,12 +84,12 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
         raise BackendUnavailable(NEEDS_VIDEO) from error
     try:
         source = source_of(path)
-        # No protocol is allowed: playlists and the like cannot open other files or addresses.
+        # Allow no protocol, so that playlists and the like cannot open other files or addresses.
         options = {"protocol_whitelist": "none", **BOUND}
         container = av.open(Single(path) if isinstance(source, str) else source, options=options)
     except (OSError, av.FFmpegError) as error:
         raise unreadable(path, _kind(path) or _reason(error)) from error
-    # FFmpeg shows any text as a film of a terminal ("tty").
+    # FFmpeg would show any text as a film of a terminal (format "tty").
     stream = None if container.format.name == "tty" else _shown_stream(path, container, remarks)
     if stream is None:
         container.close()
@@ -103,7 +106,7 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
         container.close()
         raise ClipError(f"{path}: has frames of {height}×{width}, expected at most {MOST_PIXELS:,} pixels; scale it")
     interval = 1 / rate if (rate := _rate(stream)) else None
-    # AVI tells no times; FFmpeg gives those of decoding.
+    # AVI stores no times; FFmpeg reports the times of decoding instead.
     tells_times = container.format.name != "avi"
     times, tick = Times(), stream.time_base
     decoded = _decoded(path, container, stream, times)
@@ -130,10 +133,10 @@ def play_video(path: Path, form: Form, *, remarks: Remarks, resample: float | No
 
 
 class Single:
-    """A file that FFmpeg reads through Python, and so opens no file itself. It is closed with the last reference."""
+    """A file that FFmpeg reads through Python, so that FFmpeg opens no files itself; closed with its last reference."""
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)  # the reader of some formats is chosen by it
+        self.name = str(path)  # FFmpeg chooses the demuxer of some formats by name
         self.file = path.open("rb", buffering=0)
         self.read, self.seek, self.tell, self.seekable = (
             self.file.read, self.file.seek, self.file.tell, self.file.seekable
@@ -145,7 +148,7 @@ class Single:
 
 
 def _kind(path: Path) -> str | None:
-    """Return the kind of a file that FFmpeg cannot open, if its error says nothing of it."""
+    """Return the kind of a file that FFmpeg cannot open, if FFmpeg's error does not say it; otherwise None."""
     if not path.is_file():
         return None
     with path.open("rb") as file:
@@ -154,20 +157,22 @@ def _kind(path: Path) -> str | None:
 
 
 def _shown_stream(path: Path, container: Any, remarks: Remarks) -> Any:
-    """Return the video stream that players show, and log if there are several; None if there is only a cover.
+    """Return the video stream that players show, and remark if there are several; None if there is only a cover.
 
     Raises:
-        ClipError: it is an AVIF of several streams.
+        ClipError: the file is an AVIF with several streams.
     """
     import av
 
     cover = av.stream.Disposition.attached_pic
     streams = [stream for stream in container.streams.video if not stream.disposition & cover]
-    streams = [stream for stream in streams if stream.frames != 1] or streams  # without the picture before an AVIF
+    streams = [stream for stream in streams if stream.frames != 1] or streams  # without the still of an animated AVIF
     if not streams:
         return None
     if len(streams) > 1 and container.metadata.get("major_brand") in AVIF:
-        raise ClipError(f"{path}: an AVIF with transparency or tiles, which are not read; convert it to animated PNG")
+        raise ClipError(
+            f"{path}: is an AVIF with transparency or tiles, which are not supported; convert it to animated PNG"
+        )
 
     def rank(stream: Any) -> tuple[bool, int]:
         is_default = bool(stream.disposition & av.stream.Disposition.default)
@@ -176,15 +181,15 @@ def _shown_stream(path: Path, container: Any, remarks: Remarks) -> Any:
 
     taken = max(streams, key=rank)
     if len(streams) > 1:
-        remarks.say("streams", "%s: has %d video streams; number %d of %d×%d is taken, the default or largest",
+        remarks.say("streams", "%s: has %d video streams; number %d of %d×%d is read, the default or largest",
                     path.name, len(streams), streams.index(taken) + 1, *_shape(taken))  # fmt: skip
     return taken
 
 
 def _rate(stream: Any) -> Fraction | None:
-    """Return the frames per second that a stream tells; None without any.
+    """Return the frame rate that a stream states (frames per second); None if it states none.
 
-    The average is that of the clock where the reader counts no frames, as that of raw DV.
+    If the demuxer does not count frames, as for raw DV, the average rate is that of the clock and is not used.
     """
     average: Fraction | None = stream.average_rate
     if average is None or average <= MOST_RATE:
@@ -199,27 +204,31 @@ def _shape(stream: Any) -> tuple[int, int]:
 
 
 def _reason(error: "OSError | av.FFmpegError") -> str | None:
-    """Return the words for an error of FFmpeg, which has one for damage and for a frame beyond `BOUND`."""
+    """Describe an error of FFmpeg, whose code for damage is also that for frames above `BOUND`."""
     return f"damaged, or frames above {MOST_PIXELS:,} pixels" if error.errno == errno.EINVAL else error.strerror
 
 
 def unreadable(path: Path, reason: str | None) -> ClipError:
-    """Return the error of a file that is no video."""
+    """Return the error for a file that is not a readable video."""
     end = missing_end(path)
     end = None if end == reason else end
-    # An index of MP4 can be read from a file alone.
+    # The index of an MP4 can only be read from a file, not from a pipe.
     remedy = "send Matroska or MPEG-TS through a pipe" if path.is_fifo() else "check the file"
     return ClipError(f"{path}: not a video that can be read ({reason}{f'; {end}' if end else ''}); {remedy}")
 
 
 def check_rest(path: Path, frames: Iterator[object]) -> None:
-    """Check that a video is whole beyond the frames that were asked for.
+    """Check that a video is complete after the frames that were asked for.
 
-    The next `CHECKED` frames are decoded, and the headers behind them are checked. Checksums are not, as they take
-    reading all of a file that may be much larger than what was asked for.
+    The next `CHECKED` frames are decoded, and the headers after them are checked. Checksums are not verified, because
+    that requires reading the whole file, which may be much larger than the requested part.
+
+    Args:
+        path: the video.
+        frames: its remaining frames.
 
     Raises:
-        SourceLost: the video is damaged there, or its end is missing.
+        SourceLost: the video is damaged after the requested frames, or its end is missing.
     """
     if not path.is_file():
         return
@@ -229,14 +238,14 @@ def check_rest(path: Path, frames: Iterator[object]) -> None:
 
 
 class Times:
-    """Keeps the intervals between frames (ticks of the stream's clock)."""
+    """Records the shortest and longest interval between frames (ticks of the stream's clock)."""
 
     def __init__(self) -> None:
         self.last: int | None = None
         self.shortest, self.longest = 0, 0
 
     def add(self, pts: int | None) -> None:
-        """Note the time of the next frame."""
+        """Record the time of the next frame."""
         if pts is None:
             return
         if self.last is not None and (interval := pts - self.last) > 0:
@@ -245,11 +254,11 @@ class Times:
         self.last = pts
 
     def last_s(self, tick: Fraction | None) -> float | None:
-        """Return the time of the last frame (s); None if it is not known."""
+        """Return the time of the last frame (s); None if it is unknown."""
         return None if self.last is None or not tick else float(self.last * tick)
 
     def say(self, name: str, tick: Fraction, remarks: Remarks) -> None:
-        """Log intervals that differ by more than rounding to ticks makes them differ."""
+        """Remark on intervals that differ by more than rounding to ticks explains."""
         apart = self.longest - self.shortest
         if apart > 1 and apart > TOLERANCE * self.longest:
             shortest_ms, longest_ms = float(1000 * self.shortest * tick), float(1000 * self.longest * tick)
@@ -258,18 +267,18 @@ class Times:
                         name, shortest_ms, longest_ms)  # fmt: skip
 
     def missing(self, container: Any, stream: Any) -> str | None:
-        """Return the sign by which a Matroska file lacks frames at its end; None without one."""
+        """Describe how a Matroska file shows that frames are missing at its end; None if it does not."""
         told_s = _told_seconds(container, stream)
         if told_s is None or self.last is None or not self.longest:
             return None
         last_s, longest_s = float(self.last * stream.time_base), float(self.longest * stream.time_base)
         if told_s - last_s <= LOST_INTERVALS * longest_s:
             return None
-        return f"the last one at {last_s:.4g} s of {told_s:.4g}"
+        return f"the last frame is at {last_s:.4g} s of {told_s:.4g}"
 
 
 def _told_seconds(container: Any, stream: Any) -> float | None:
-    """Return the length of a video as Matroska's header tells it (seconds); other readers estimate it."""
+    """Return the length of a video from the header of Matroska (s); None for others, whose demuxers estimate it."""
     if container.format.name != "matroska,webm":
         return None
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
@@ -282,10 +291,11 @@ def _told_seconds(container: Any, stream: Any) -> float | None:
 
 
 class Awaited:
-    """Packets of which no frame has come yet.
+    """Counts the packets of which no frame has come out of the decoder yet.
 
-    Not counted are those that an edit list hides, those before the first frame of a stream that was joined midway, and
-    those that follow a key frame but are shown before it: where a film is cut there, nothing can be made of them.
+    Not counted are packets that an edit list hides; packets before the first frame of a recording that started in
+    mid-stream; and packets that follow a key frame but are shown before it, because they cannot be decoded if the film
+    was cut there.
     """
 
     def __init__(self, container: Any, stream: Any) -> None:
@@ -298,7 +308,7 @@ class Awaited:
         self.times: set[int] = set()
 
     def sent(self, packet: Any) -> None:
-        """Note a packet that the decoder takes."""
+        """Record a packet that is sent to the decoder."""
         if packet.is_keyframe:
             self.may_begin_later |= self.packets == 0
             self.key = packet.pts
@@ -309,28 +319,30 @@ class Awaited:
             self.times.add(packet.pts)
 
     def came(self, frame: "av.VideoFrame") -> None:
-        """Note a frame that has come."""
+        """Record a frame that the decoder returned."""
         if frame.pts is None:
             self.counts = False
             return
         if self.frames == 0 and self.may_begin_later:
             self.times = {time for time in self.times if time >= frame.pts}
-        self.frames += 2 if frame.interlaced_frame else 1  # fields may be packets of their own
+        self.frames += 2 if frame.interlaced_frame else 1  # each field may have been a packet
         self.times.discard(frame.pts)
 
     @property
     def lost(self) -> int:
-        """Frames that have not come, both by their number and by their times; 0 if they are too few to tell."""
+        """Number of missing frames, the smaller of the counts by number and by time; 0 within the tolerance."""
         lost = min(self.packets - self.frames, len(self.times))
         return lost if self.counts and lost > self.slack else 0
 
 
 def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator["av.VideoFrame"]:
-    """Yield the good frames of a video up to its end.
+    """Yield the undamaged frames of a video up to its end.
+
+    FFmpeg would silently conceal or skip much of the damage.
 
     Raises:
-        ClipError: none is good.
-        SourceLost: it is damaged after good ones, or ends early. FFmpeg would repair or pass over much of it.
+        ClipError: no frame can be decoded.
+        SourceLost: the video is damaged after some frames, or its end is missing.
     """
     import av
 
@@ -349,8 +361,8 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
     if number == 0:
         raise unreadable(path, reason or "none of its frames can be decoded")
     if lost:
-        raise SourceLost(f"{path}: gives {number} of {number + lost} frames, the others are damaged or lack frames "
-                         "that they are made from; copy or export it again")  # fmt: skip
+        raise SourceLost(f"{path}: gives {number} of {number + lost} frames, the others are damaged or depend on "
+                         "missing frames; copy or export it again")  # fmt: skip
     told_s = _told_seconds(container, stream)
     about = round(told_s * rate) if told_s and (rate := _rate(stream)) else 0
     total = f" of {stream.frames}" if stream.frames else f" of about {about}" if about > number else ""
@@ -358,17 +370,17 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
 
 
 class _Damage(Exception):
-    """Damage that a decoder or reader marked and went on."""
+    """Damage that a decoder or demuxer reported without stopping."""
 
 
 def _whole_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> Iterator["av.VideoFrame"]:
     """Yield frames until a packet or frame is marked as damaged.
 
     Raises:
-        _Damage: one is, or the reader has passed over some.
+        _Damage: a packet or frame is damaged, or the demuxer has skipped frames.
     """
     decode, count, end, last = _decoder(stream), 0, 0, 0
-    indexed = sum(entry.size > 0 for entry in stream.index_entries)  # readers add what they find
+    indexed = sum(entry.size > 0 for entry in stream.index_entries)  # counted now: demuxers add entries while they read
     for packet in container.demux(stream):
         if packet.size and packet.is_corrupt:
             break
@@ -382,18 +394,18 @@ def _whole_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> 
             awaited.came(frame)
             yield frame
     else:
-        # Two readers pass over frames without a word: that of Y4M over a last one that is cut, that of AVI over
-        # chunks that are not where its index has them.
+        # Two demuxers drop frames silently: that of Y4M an incomplete last frame, that of AVI chunks that are not
+        # at their place in the index.
         if container.format.name == "yuv4mpegpipe" and path.is_file() and end < path.stat().st_size:
             raise _Damage("the last frame is cut")
         if container.format.name == "avi":
             if count < indexed:
-                raise _Damage("frames are missing that its index has")
-            # The header also counts empty chunks, of dropped frames; a whole index has the others alone.
+                raise _Damage("frames of its index are missing")
+            # The header also counts empty chunks, for dropped frames; a complete index lists only the other chunks.
             if count > indexed and max(count, last) < stream.frames - LOST_INTERVALS:
-                raise _Damage("its header tells more frames")
+                raise _Damage("its header declares more frames")
         return
-    for frame in decode(None):  # what the decoder still holds came before the damage
+    for frame in decode(None):  # frames still in the decoder precede the damage
         if frame.is_corrupt:
             break
         yield frame
@@ -401,11 +413,11 @@ def _whole_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> 
 
 
 def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
-    """Return the function that decodes a stream's packets, by a decoder that keeps its alpha."""
+    """Return a function that decodes the packets of a stream, with a decoder that keeps its alpha channel."""
     import av
 
     name = stream.codec_context.name
-    tags = {tag.lower(): value for tag, value in stream.metadata.items()}  # ALPHA_MODE, if the writer was told so
+    tags = {tag.lower(): value for tag, value in stream.metadata.items()}  # some writers spell it ALPHA_MODE
     if tags.get("alpha_mode") == "1" and name in ALPHA_DECODERS:
         decoder: Any = av.CodecContext.create(ALPHA_DECODERS[name], "r")
         decoder.options = BOUND
@@ -420,7 +432,7 @@ def _decoder(stream: Any) -> Callable[[Any], list["av.VideoFrame"]]:
 def _timed(
     frames: Iterator["av.VideoFrame"], interval: Fraction | None, *, tells_times: bool
 ) -> Iterator[tuple[Fraction, "av.VideoFrame"]]:
-    """Yield frames with their times (seconds); one that tells none comes an interval after the one before."""
+    """Yield frames with their times (s); the time of a frame without one is an interval after the preceding frame."""
     time = Fraction(0)
     for frame in frames:
         if tells_times and frame.pts is not None and frame.time_base is not None:

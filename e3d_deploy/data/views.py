@@ -1,4 +1,4 @@
-"""Clips that are views or parts of one recording, told by their names. Needs no PyTorch."""
+"""Recognize clips that are views or parts of one recording, by their names. Needs no PyTorch."""
 
 import re
 from collections import defaultdict
@@ -10,28 +10,28 @@ from e3d_deploy.data.masks import GENERIC
 from e3d_deploy.data.series import CAMERAS, NUMBERED
 
 MODALITIES = ("rgb", "color", "colour", "gray", "grey", "depth", "flow", "ir", "nir", "infrared", "thermal", "normals")
-"""Words for the kind of pictures that a view has."""
+"""Words for the kind of picture in a view."""
 SIDES = ("left", "right", "front", "back", "rear")
-"""Words for the place of a view, at the end or the start of the name of a clip."""
+"""Words for the position of a view, at the start or end of a clip's name."""
 PLACES = ("top", "bottom", "side", "center", "centre", "middle")
-"""Words for the place of a view, as the whole name of a folder or clip."""
+"""Words for the position of a view, as the complete name of a folder or clip."""
 _ANY = "|".join(sorted({*MODALITIES, *SIDES, *PLACES, *CAMERAS, *GENERIC}, key=len, reverse=True))
 _WHOLE = re.compile(rf"(?:(?:{_ANY})(?:[\W_]+|$))+|image[-_ ]?0?[0-3]")
-"""Name that is a view and nothing else; image_0 to image_3 are the cameras of KITTI."""
+"""Pattern of a name that only names a view; image_0 to image_3 are the cameras of KITTI."""
 _KINDS, _ENDS = "|".join(MODALITIES), "|".join((*MODALITIES, *SIDES))
 _KIND = re.compile(rf"[\W_]+(?:{_KINDS})$")
 _END = re.compile(rf"(?:[\W_]+(?:{_ENDS}|[lr]))+$|^(?:(?:{_ENDS})[\W_]+)+")
 _AXIS = re.compile(r"(?<![^\W\d_])flow[\W_]*[xyuv](?![^\W_])")
-"""Axis of a flow, which two clips hold."""
+"""Pattern of optical flow with an axis; the axes of one recording are separate clips."""
 _CHAPTER = re.compile(r"g([hxs])\d\d(\d{4})|g(?:opr|p\d\d)(\d{4})")
-"""Name of a chapter of GoPro: its number, and that of the recording."""
+"""Pattern of a chapter of a GoPro recording; group 2 or 3 is the number of the recording."""
 
 
 def recordings(folder: Path, clips: Iterable[Path]) -> list[list[Path]]:
-    """Return the clips in a folder by recording.
+    """Group the clips in a folder by recording.
 
-    Of one recording are clips whose paths are the same but for suffixes and words for views (`image_00`, `left`,
-    `rgb`, `flow_x`), and the chapters of GoPro.
+    Clips belong to one recording if their paths differ only in suffixes and words for views (`image_00`, `left`, `rgb`,
+    `flow_x`), or if they are chapters of one GoPro recording.
     """
     found: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for clip in clips:
@@ -40,7 +40,7 @@ def recordings(folder: Path, clips: Iterable[Path]) -> list[list[Path]]:
 
 
 def _recording(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the parts of a path without what tells a view."""
+    """Return the parts of a path, without words for views."""
     if not parts:
         return ()
     *above, name = parts
@@ -61,6 +61,6 @@ def _clip(name: str) -> str:
 
 
 def _without_cameras(name: str) -> str:
-    """Return a name in lower case without numbered cameras and axes of flow."""
+    """Return a name in lower case, without numbered cameras and without axes of optical flow."""
     name = _AXIS.sub("flow", name.casefold())
     return NUMBERED.sub("", name).strip("-_. ") if NUMBERED.search(name) else name

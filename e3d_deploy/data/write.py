@@ -1,4 +1,4 @@
-"""Clips to files: .npz, .mp4, .gif, or a folder of pictures."""
+"""Write clips to files: .npz, .mp4, .gif, or a folder of pictures."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -24,38 +24,40 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Put = Callable[[NDArray[Any]], None]
-"""Takes the next frame or picture of what is written."""
+"""Function that takes the next frame or picture to write."""
 
 SUFFIXES = (".npz", ".mp4", ".gif", "")
 MOST_SIDE = {".mp4": 16_384, ".gif": 65_535, "": 2**31 - 1}
-"""Longest side of a picture (pixels): of libx264, of GIF and of PNG."""
+"""Maximum side of a picture (pixels): of libx264, of GIF and of PNG."""
 MOST_PIXELS = {".mp4": 35_651_584, ".gif": 89_478_485, "": 89_478_485}
-"""Most pixels of a picture: of H.264's highest level, 6.2, and those above which Pillow warns when it reads one."""
+"""Maximum number of pixels of a picture: at level 6.2 of H.264, and before Pillow warns when it reads the picture."""
 KINDS = {".mp4": "H.264", ".gif": "a GIF", "": "a PNG"}
 LONGEST_S = {".mp4": 1000.0, ".gif": 655.35}
-"""Longest time of a frame (s): that FFmpeg writes, and that a GIF can name."""
+"""Maximum time of a frame (s): that FFmpeg writes, and that a GIF can store."""
 BT_601 = 6
-"""FFmpeg's number of the colours that it makes of RGB."""
+"""FFmpeg's code of the colour space to which it converts RGB."""
 BROWSERS_RATE = 50
-"""Rate up to which programs play a GIF as it says (frames per second); frames shorter than 2/100 s take 10/100 s."""
+"""Maximum rate at which programs play a GIF correctly (frames per second); they show shorter frames for 0.1 s."""
 MOST_GIF_RATE = 100
-"""Rate up to which each frame of a GIF takes time (frames per second)."""
+"""Maximum rate at which no frame of a GIF is dropped (frames per second)."""
 DIGITS = 4
-"""Digits in the names of pictures; more where there are more pictures."""
+"""Smallest number of digits in the names of pictures; more than 10,000 pictures need more."""
 
 
 def check_output_path(path: Path) -> None:
     """Check that `write_clips` can write to a path, before any work is done.
 
     Raises:
-        ConfigError: a suffix that stands for nothing, a folder with something in it, or no such parent.
+        ConfigError: the suffix is unknown, the path is a folder that is not empty, or its parent does not exist.
     """
     if _kind(path) not in SUFFIXES:
-        raise ConfigError(f"{path}: writes .npz, .mp4, .gif, or a folder (no suffix); got {path.suffix}")
+        raise ConfigError(f"{path}: got {path.suffix}, expected .npz, .mp4, .gif, or no suffix for a folder")
     if path.name and path.name.lower() in ("-", *SUFFIXES):
-        raise ConfigError(f"{path}: is no name of a file or folder; give one, such as forecast{path.name.strip('-')}")
+        raise ConfigError(
+            f"{path}: is not the name of a file or folder; give one, such as forecast{path.name.strip('-')}"
+        )
     if path.suffix == "" and path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
+        raise ConfigError(f"{path}: already exists and is not an empty folder; choose another path")
     check_place(path, folder=path.suffix == "")
 
 
@@ -65,10 +67,14 @@ def check_size(
     """Check that frames of a size can be written to a path, before any work is done.
 
     Args:
-        size: height and width of the frames, which `zoom` enlarges.
+        path: output path; its suffix decides the format.
+        size: height and width of the frames before `zoom` (pixels).
+        channels: colours of the frames.
+        frames_per_second: rate of the video.
+        zoom: pixels of the picture per pixel of a frame.
 
     Raises:
-        ConfigError: too large for the kind of file, colours that no picture has, or a rate that it cannot hold.
+        ConfigError: the picture is too large for the format, has neither 1 nor 3 colours, or the rate is too low.
     """
     kind = _kind(path)
     if kind == ".npz":
@@ -78,14 +84,14 @@ def check_size(
     height, width = (zoom * side for side in size)
     if max(height, width) > MOST_SIDE[kind] or height * width > MOST_PIXELS[kind]:
         raise ConfigError(
-            f"{path}: the picture is {width} pixels wide and {height} high, and {KINDS[kind]} holds at most "
-            f"{MOST_SIDE[kind]} a side and {MOST_PIXELS[kind]} in all; give a smaller --zoom or fewer clips, "
+            f"{path}: the picture is {width} pixels wide and {height} high, but {KINDS[kind]} holds at most "
+            f"{MOST_SIDE[kind]} per side and {MOST_PIXELS[kind]} in all; give a smaller --zoom or fewer clips, "
             "or write .npz"
         )
     longest_s = LONGEST_S.get(kind)
     if longest_s is not None and frames_per_second * longest_s < 1:
         raise ConfigError(
-            f"{path}: got {frames_per_second:g} frames a second, and {KINDS[kind]} shows each for at most "
+            f"{path}: got {frames_per_second:g} frames per second, but {KINDS[kind]} shows a frame for at most "
             f"{longest_s:g} s; write .npz, or a folder of pictures"
         )
 
@@ -93,18 +99,22 @@ def check_size(
 def write_clips(
     path: Path, frames: Frames, *, truth: Frames | None = None, frames_per_second: float = 10, zoom: int = 1
 ) -> None:
-    """Write clips [B, T, C, H, W] to `path`, whole or not at all, as its suffix says. A file there is replaced.
+    """Write clips [B, T, C, H, W] to `path`, in the format of its suffix; an existing file is replaced.
 
-    `.npz`: arrays `frames` and, if it is given, `truth`, float32 [B, T, H, W, C], as computed. `.mp4`, `.gif` and a
-    folder of PNG: clipped to [0, 1], laid out as `Mosaic` says.
+    The output appears only when it is complete. A `.npz` has the arrays `frames` and, if it is given, `truth`, float32
+    [B, T, H, W, C], not clipped. A `.mp4`, a `.gif` or a folder of PNG shows the frames clipped to [0, 1] and laid out
+    by `Mosaic`.
 
     Args:
-        truth: frames that came where `frames` were forecast, NaN where none did.
-        zoom: pixels of the picture per pixel of a frame, not for `.npz`.
+        path: output path.
+        frames: the clips.
+        truth: true frames at the times of the forecast, NaN if a frame is unknown.
+        frames_per_second: rate of the video.
+        zoom: pixels of the picture per pixel of a frame; not for `.npz`.
 
     Raises:
-        ConfigError: as `check_output_path` and `check_size`.
-        BackendUnavailable: pictures or a video without the extra `video`.
+        ConfigError: see `check_output_path` and `check_size`.
+        BackendUnavailable: writing pictures or a video needs the extra `video`.
     """
     check_output_path(path)
     if _kind(path) == ".npz":
@@ -123,12 +133,12 @@ def write_clips(
 def writing(
     path: Path, size: tuple[int, int], channels: int, *, frames_per_second: float = 10, zoom: int = 1
 ) -> Iterator[Put]:
-    """Give a function that takes one frame [C, H, W] after the other, of a clip that stands at `path` at the end.
+    """Yield a function that writes the next frame [C, H, W] of a clip; the file appears when the block ends.
 
     Only `.npz` keeps the frames in memory.
 
     Raises:
-        ConfigError, BackendUnavailable: as `write_clips`.
+        ConfigError, BackendUnavailable: see `write_clips`.
     """
     check_output_path(path)
     check_size(path, size, channels, frames_per_second=frames_per_second, zoom=zoom)
@@ -149,7 +159,7 @@ def _kind(path: Path) -> str:
 
 
 def _save(path: Path, arrays: dict[str, Any]) -> None:
-    with path.open("wb") as file:  # NumPy adds .npz to names that end otherwise, such as in .NPZ
+    with path.open("wb") as file:  # given a path, NumPy would append .npz to a name such as CLIP.NPZ
         np.savez_compressed(file, **arrays)
 
 
@@ -163,7 +173,7 @@ def _writer(kind: str, path: Path, size: tuple[int, int], frames_per_second: flo
 
 
 def exact_rate(frames_per_second: float) -> Fraction:
-    """Return a rate as a fraction: 30000/1001 for 29.97003, 1/60 for one frame a minute."""
+    """Return a rate as a fraction: 30000/1001 for 29.97003, 1/60 for one frame per minute."""
     if frames_per_second < 1:
         return 1 / Fraction(1 / frames_per_second).limit_denominator(1001)
     return Fraction(frames_per_second).limit_denominator(1001)
@@ -180,7 +190,7 @@ def _writing_mp4(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[
         stream = container.add_stream("libx264", rate=rate)
         stream.height, stream.width = height + height % 2, width + width % 2
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.colorspace = BT_601  # players take large videos for BT.709
+        stream.codec_context.colorspace = BT_601  # without it players assume BT.709 for large videos
         stream.options = {"crf": "18"}
 
         def put(picture: NDArray[Any]) -> None:
@@ -191,7 +201,7 @@ def _writing_mp4(path: Path, size: tuple[int, int], rate: Fraction) -> Iterator[
 
 
 def video_frame(picture: NDArray[np.uint8]) -> "av.VideoFrame":
-    """Return a picture [H, W, C], gray or RGB, for an encoder; its sides become even, as H.264 for browsers wants."""
+    """Return a picture [H, W, C], gray or RGB, for an encoder; odd sides are padded, because H.264 needs even ones."""
     import av
 
     height, width = picture.shape[:2]
@@ -202,7 +212,7 @@ def video_frame(picture: NDArray[np.uint8]) -> "av.VideoFrame":
 
 @contextmanager
 def _writing_gif(path: Path, frames_per_second: float) -> Iterator[Put]:
-    """Write a GIF that plays for ever, frame by frame: Pillow's own `save` makes one frame of equal ones in a row."""
+    """Write an endless GIF frame by frame, because Pillow's own `save` merges successive equal frames to one."""
     image_of = _image_maker()
     from PIL.GifImagePlugin import getdata, getheader
     from PIL.ImageChops import difference
@@ -232,24 +242,24 @@ def _writing_gif(path: Path, frames_per_second: float) -> Iterator[Put]:
 
 
 def _with_palette(image: Any) -> Any:
-    """Return a picture in colour with 256 of its own; a gray one has no more."""
+    """Return a colour picture with a palette of 256 colours; a gray picture needs none."""
     return image.quantize() if image.mode == "RGB" else image
 
 
 def _warn_of_rate(frames_per_second: float) -> None:
-    """Log, once, what programs make of a GIF that plays fast."""
+    """Log how programs will play a GIF with a high frame rate."""
     if frames_per_second > MOST_GIF_RATE:
-        log.warning("GIF: holds at most %d frames a second, so some of %.4g are left out; write .mp4 to keep them",
+        log.warning("GIF: holds at most %d frames per second, so some of %.4g are dropped; write .mp4 to keep them",
                     MOST_GIF_RATE, frames_per_second)  # fmt: skip
     elif frames_per_second > BROWSERS_RATE:
-        log.warning("GIF: keeps %.4g frames a second, but most programs play more than %d slower; write .mp4, or take "
+        log.warning("GIF: has %.4g frames per second, but most programs play more than %d slower; write .mp4, or use "
                     "fewer frames with --every", frames_per_second, BROWSERS_RATE)  # fmt: skip
 
 
 def gif_delays(frames_per_second: float) -> Iterator[int]:
-    """Yield the time of each frame in hundredths of a second, so that their sum is right after each.
+    """Yield the delay of each frame (1/100 s), rounded so that the sum of the delays is correct after each frame.
 
-    Above 100 frames a second some are 0: such frames are to be left out.
+    Above 100 frames per second some delays are 0; leave out such frames.
     """
     rate, shown = exact_rate(frames_per_second), 0
     for number in count(1):
@@ -270,20 +280,20 @@ def _writing_folder(path: Path) -> Iterator[Put]:
         file = name(written, DIGITS)
         try:
             image_of(picture).save(file)
-        except OSError:  # a stream keeps what was written before
+        except OSError:  # remove the incomplete picture: the earlier ones may be kept
             file.unlink(missing_ok=True)
             raise
         written += 1
 
     yield put
     digits = len(str(written - 1))
-    if digits > DIGITS:  # names of one length, so that every program has them in order
+    if digits > DIGITS:  # make all names equally long, so that every program sorts them correctly
         for number in range(10**DIGITS):
             name(number, DIGITS).rename(name(number, digits))
 
 
 def _image_maker() -> Callable[[NDArray[Any]], Any]:
-    """Return a function that makes a picture uint8 [H, W, C] one of Pillow's."""
+    """Return a function that converts a picture uint8 [H, W, C] to an image of Pillow."""
     try:
         from PIL import Image
     except ImportError as error:

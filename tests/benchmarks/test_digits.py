@@ -133,5 +133,7 @@ def test_digits_with_a_damaged_byte_are_refused(compressed: bool, tmp_path: Path
 
 def test_held_out_digits_in_a_file_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", images=ours())
-    with pytest.raises(ConfigError, match=r"1500 of its 6000 digits, number 4500 first, are held out"):
+    with pytest.raises(
+        ConfigError, match=r"1500 of its 6000 digits are held out for validation and tests, the first is number 4500"
+    ):
         read_digits(tmp_path / "digits.npz")

@@ -92,7 +92,7 @@ def test_clips_that_end_before_the_context_are_left_out(exported: Path, video: P
         np.save(folder / f"{name}.npy", np.load(video)[:length])
     arrays, said = predicted(exported, folder, tmp_path / "o.npz", "--start", 5, "--horizon", 1)
     assert len(arrays["frames"]) == 1
-    assert f"{folder}: 1 of 2 clips have fewer than 9 frames and are left out ({folder / 'short.npy'}" in said
+    assert f"{folder}: 1 of 2 clips have fewer than 9 frames and are skipped ({folder / 'short.npy'}" in said
     options = ["-o", tmp_path / "p.npz", "--context", 4, "--start", 7]
     said = e3d("predict", exported / "tiny.e3d", folder, *options, code=2).stderr
     assert "long.npy, clip 0: has 10 frames, the context of 4 begins at frame 7; give --start 6 or less" in said

@@ -253,14 +253,18 @@ def test_pedestrians_ship_with_the_package() -> None:
             None,
             "absent.npz: no such file or folder; give .npz, .npy, a video, or a folder of pictures or clips",
         ),
-        ("other.npz", {"dims": gray_clips(2)}, r"other.npz: holds \['dims'\], of Moving MNIST .* is missing"),
+        (
+            "other.npz",
+            {"dims": gray_clips(2)},
+            r"other.npz: holds \['dims'\], but lacks clips, input_raw_data of Moving MNIST",
+        ),
         ("empty.npz", {"frames": gray_clips(0)}, r"empty.npz\[frames\]: holds no frame, its shape is \[0, 32, 48, 1\]"),
         (
             "none.npz",
             {"frames": gray_clips(0, 5)},
             r"none.npz\[frames\]: holds no frame, its shape is \[0, 5, 32",
         ),
-        ("objects.npz", {"frames": np.array([{}])}, r"objects.npz\[frames\]: holds objects, such as clips"),
+        ("objects.npz", {"frames": np.array([{}])}, r"objects.npz\[frames\]: contains objects, such as clips"),
     ],
 )
 def test_npz_that_holds_no_clip_is_refused(
@@ -277,7 +281,7 @@ def test_npz_that_holds_no_clip_is_refused(
     [
         (
             (5, 32, 32, 1),
-            r"frames \[32, 32, 1\], expected \[32, 48, 1\]; resize them, or take .* --image-size 32x32 --channels 1 ",
+            r"frames \[32, 32, 1\], expected \[32, 48, 1\]; resize them, or use .* --image-size 32x32 --channels 1 ",
         ),
         ((5, 48, 32, 1), r"frames \[48, 32, 1\], expected \[32, 48, 1\]"),
         ((2, 5, 32, 48, 3), r"frames \[32, 48, 3\], expected \[32, 48, 1\]"),

@@ -76,7 +76,7 @@ def test_colours_may_come_first(tmp_path: Path) -> None:
         (np.zeros((9, 7, *SIZE), np.uint8), GRAY, "may be NTHW .*, or TNHW"),
         (np.zeros((9, 3, *SIZE), np.uint8), GRAY, r"give --layout .*, or convert it to gray if it has 3 colours$"),
         (np.zeros((3, 9, *SIZE), np.uint8), GRAY, r"TNHW .* convert it to gray if it has 3 colours$"),
-        (np.zeros((3, 9, *SIZE), np.uint8), RGB, r"fits CTHW alone, .* transpose it to \[T, H, W, C\]"),
+        (np.zeros((3, 9, *SIZE), np.uint8), RGB, r"fits only CTHW, .* transpose it to \[T, H, W, C\]"),
         (np.zeros((9, *SIZE, 3), np.uint8), GRAY, r"frames \[32, 32, 3\], expected \[32, 32, 1\]"),
     ],
 )  # fmt: skip
@@ -165,7 +165,7 @@ def test_time_in_front_of_a_cube_is_recognised_by_its_numbers(tmp_path: Path, or
     stored = {"THW": clip, "THWC": clip[..., None], "NTHW": np.stack([clip, clip.swapaxes(1, 2)])}[order]
     frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
     assert reader.layouts == [order]
-    assert re.search(r"read as .*32 frames, as frames change less along T", reader.remarks.texts[0])
+    assert re.search(r"read as .*32 frames \(.*\), because frames change less along T", reader.remarks.texts[0])
     np.testing.assert_array_equal(frames[0, ..., 0], clip)
 
 
@@ -263,7 +263,10 @@ def test_three_frames_beside_three_colours_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (np.uint16, "got uint16, .* write it as float32 divided by its white: 65535 for 16 bits, 4095 for 12, 1023"),
+        (
+            np.uint16,
+            "got uint16, .* write it as float32 divided by the value of white: 65535 for 16 bits, 4095 for 12, 1023",
+        ),
         (np.int64, "got int64, .* write it as uint8 if its values are 0 to 255"),
         (np.int8, "got int8"),
         (np.complex64, "got complex64"),

@@ -84,7 +84,7 @@ def test_clips_of_different_lengths_are_read_as_far_as_asked(tmp_path: Path, cap
     assert [len(clip) for clip in found.clips] == [5, 6]
     assert found.frames.shape == (2, 5, *SIZE, 1)
     assert [Path(name.split(",")[0]).name for name in found.names] == ["1.npy", "2.npy"]
-    assert "1 of 3 clips have fewer than 4 frames and are left out" in caplog.text
+    assert "1 of 3 clips have fewer than 4 frames and are skipped" in caplog.text
 
 
 def test_videos_are_decoded_no_further_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_other_clips_beside_kth_keep_its_persons_apart(tmp_path: Path) -> None:
     np.save(tmp_path / "demo.npy", frames_of(0))
     sources = [open_source(str(tmp_path), FORM, split=split, length=4) for split in get_args(Split)]
     assert [(len(source.clips), source.held_out) for source in sources] == [(2, True), (1, True), (1, True)]
-    said = f"{tmp_path}: passed over, as no videos of KTH, which are split by person: demo.npy"
+    said = f"{tmp_path}: skipped clips that are not KTH videos, which are split by person: demo.npy"
     assert said in sources[0].remarks
     for number in range(2):
         np.save(tmp_path / f"other{number}.npy", frames_of(3 + number))
@@ -190,7 +190,7 @@ def test_predict_takes_each_clip_of_a_folder(model: Path, tmp_path: Path) -> Non
         write_video(tmp_path / "videos" / f"{number}.mp4", frames_of(number, length))
     out = tmp_path / "out.npz"
     result = e3d("predict", model, tmp_path / "videos", "--context", 4, "--horizon", 1, "-o", out)
-    assert "1 of 3 clips have fewer than 4 frames and are left out" in result.stderr
+    assert "1 of 3 clips have fewer than 4 frames and are skipped" in result.stderr
     with np.load(out) as arrays:
         assert next(iter(arrays.values())).shape[:2] == (2, 1)
 
@@ -219,7 +219,7 @@ def test_a_path_that_does_not_exist_is_a_wrong_option(model: Path, command: list
 
 def test_an_array_does_not_play(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", frames_of(0)[..., None])
-    message = "an array does not play; give a video file or a folder of pictures"
+    message = "arrays cannot be played; give a video file or a folder of pictures"
     assert message in e3d("stream", model, tmp_path / "clip.npy", code=2).stderr
 
 
@@ -228,7 +228,7 @@ def test_kth_as_pictures_is_thinned(caplog: pytest.LogCaptureFixture) -> None:
 
     whole, half = (read_clips(KTH, FORM, selection=Selection(every=every)) for every in (None, 2))
     np.testing.assert_array_equal(half.clips[0][:], whole.clips[0][:][::2])
-    with pytest.raises(ConfigError, match="tells no frames per second, which --resample 5 needs; give --every"):
+    with pytest.raises(ConfigError, match="has no known frame rate, which --resample 5 needs; give --every"):
         read_clips(KTH, FORM, selection=Selection(resample=5))
 
 

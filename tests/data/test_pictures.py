@@ -250,7 +250,7 @@ def test_floats_of_0_to_1_keep_their_range(tmp_path: Path) -> None:
         (np.float32([[0, 1.0001]]), "got floats from 0 to 1.0001, expected 0 to 1"),
         (np.float32([[-1, 1]]), "got floats from -1 to 1"),
         (np.float32([[np.nan, 1]]), "got floats from nan"),
-        (np.int32([[0, 70000]]), "integers of 32 bits or with a sign, whose range is not known; save it with 8 or 16"),
+        (np.int32([[0, 70000]]), "integers of 32 bits or with a sign, whose range is unknown; save it with 8 or 16"),
     ],
 )
 def test_values_of_an_unknown_range_are_refused(tmp_path: Path, values: NDArray[Any], message: str) -> None:
@@ -304,7 +304,7 @@ def test_bytes_with_a_sign_are_refused(tmp_path: Path) -> None:
     content[start : start + 2] = struct.pack("<H", 10)
     content[-4:-4] = struct.pack("<HHII", 339, 3, 1, 2)
     (tmp_path / "1.tif").write_bytes(content)
-    with pytest.raises(ClipError, match="with a sign, whose range is not known"):
+    with pytest.raises(ClipError, match="with a sign, whose range is unknown"):
         read_picture(tmp_path / "1.tif", form())
 
 
@@ -386,7 +386,7 @@ def test_every_page_of_a_file_is_a_frame(tmp_path: Path, suffix: str) -> None:
     pages[0].save(tmp_path / f"stack{suffix}", save_all=True, append_images=pages[1:], **options)
     frames = np.stack(list(play(tmp_path / f"stack{suffix}", form()).pictures))
     assert frames[:, 0, 0, 0].tolist() == [0, 100, 200]
-    with pytest.raises(ClipError, match="has 3 pages, and a picture in a folder is one frame; give the file by itself"):
+    with pytest.raises(ClipError, match="has 3 pages, but a picture in a folder is one frame; give the file itself"):
         read_clips(tmp_path, form())
     with pytest.raises(ClipError, match="has 3 pages"):
         Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path)
@@ -409,12 +409,16 @@ def test_uneven_times_of_pages_are_said(
 @pytest.mark.parametrize(
     ("description", "pages", "reason"),
     [
-        ("ImageJ=1.53\nimages=6\nslices=6\nloop=false\n", 1, "tells 6 images, got a page for 1"),
+        (
+            "ImageJ=1.53\nimages=6\nslices=6\nloop=false\n",
+            1,
+            "ImageJ states 6 images, but the number of pages is 1; save",
+        ),
         ("ImageJ=1.53\nimages=4\nchannels=2\nframes=2\n", 4, "got pages for 2 channels, 2 frames"),
         ("ImageJ=1.53\nimages=4\nslices=2\nframes=2\n", 4, "got pages for 2 slices, 2 frames"),
         ('<OME><Pixels SizeC="2" SizeT="2" SizeZ="1"/></OME>', 4, "got pages for 2 channels, 2 frames"),
         ('{"shape": [2, 2, 6, 9]}', 4, "got pages for axes of 2 and 2"),
-        ('{"shape": [6, 6, 9], "truncated": true}', 1, "got 1 page; write it without `truncate`"),
+        ('{"shape": [6, 6, 9], "truncated": true}', 1, "but the number of pages is 1; write it without `truncate`"),
         ("ImageJ=1.53\nimages=4\nslices=4\n", 4, None),
         ('<OME><Pixels SizeC="1" SizeT="4" SizeZ="1"/></OME>', 4, None),
         ('<OME><Pixels SizeC="2" SizeT="40" SizeZ="1"/></OME>', 1, None),  # one file of 80
@@ -526,9 +530,9 @@ def test_an_animated_png_that_ends_between_its_parts_is_refused(
 @pytest.mark.parametrize(
     ("bits", "colours", "clear", "left", "reason"),
     [
-        (2, 0, b"\0\0", 0, "a transparent 2-bit gray, which FFmpeg passes over; save it with 8 bits"),
-        (4, 0, b"\0\0", 0, "a transparent 4-bit gray, which FFmpeg passes over"),
-        (2, 0, b"", 1, "2-bit frames that do not begin at the left, which FFmpeg misplaces; save it with 8 bits"),
+        (2, 0, b"\0\0", 0, "a transparent 2-bit gray, which FFmpeg ignores; save it with 8 bits"),
+        (4, 0, b"\0\0", 0, "a transparent 4-bit gray, which FFmpeg ignores"),
+        (2, 0, b"", 1, "2-bit frames that do not begin at the left edge, which FFmpeg misplaces; save it with 8 bits"),
         (1, 3, b"\0", 1, "1-bit frames that do not begin at the left"),
         (2, 0, b"", 0, None),
         (4, 3, b"\0", 0, None),
@@ -600,7 +604,9 @@ def test_whatever_a_decoder_raises_is_an_error_of_the_file(
 def test_every_reader_says_a_doubtful_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("f_1.25.png", "f_1.5.png"):
         Image.fromarray(ramp()).save(tmp_path / name)
-    text = f"{tmp_path}: numbers with a point are read as decimals: f_1.25.png comes before f_1.5.png; rename them if"
+    text = (
+        f"{tmp_path}: numbers with a point are read as decimals: f_1.25.png comes before f_1.5.png; rename the files if"
+    )
     for read in (lambda: list(play(tmp_path, form()).pictures), lambda: read_clips(tmp_path, form())):
         caplog.clear()
         read()
@@ -616,7 +622,7 @@ def test_a_folder_without_frames_is_refused_by_every_reader(tmp_path: Path, name
         lambda: open_source(str(tmp_path), form(), split="train", length=1),
         lambda: Reader(form=form(), skip_bad=False, progress=silent).open(tmp_path),
     ):
-        with pytest.raises(ClipError, match=r"holds no .*; put some there, or give another folder"):
+        with pytest.raises(ClipError, match=r"holds no .*; put such files there, or give another folder"):
             read()
 
 
@@ -624,7 +630,7 @@ def test_ground_truth_beside_frames_is_no_frame(tmp_path: Path, caplog: pytest.L
     for name in ("1.png", "2.png", "1_GT.png", "2_mask.png", ".2.png"):
         Image.fromarray(ramp()).save(tmp_path / name)
     assert len(list(play(tmp_path, form()).pictures)) == len(read_clips(tmp_path, form()).clips[0]) == 2
-    assert f"{tmp_path}: ignored, as ground truth: 2 pictures such as 1_GT.png" in messages(caplog)
+    assert f"{tmp_path}: skipped ground truth, 2 pictures such as 1_GT.png" in messages(caplog)
 
 
 def test_a_picture_of_another_size_is_said_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -695,7 +701,7 @@ def test_jfif_is_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["IMG_1.HEIC", "1.pgm"])
 def test_pictures_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     (tmp_path / name).touch()
-    text = rf"holds pictures of a format that is not read \({name}, 1 in all\); convert them to PNG or JPEG"
+    text = rf"holds pictures in a format that is not supported \({name}, 1 in all\); convert them to PNG or JPEG"
     for read in (
         lambda: play(tmp_path, form()),
         lambda: read_clips(tmp_path, form()),
@@ -705,7 +711,7 @@ def test_pictures_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.Log
             read()
     Image.fromarray(ramp()).save(tmp_path / "2.png")
     assert len(list(play(tmp_path, form()).pictures)) == 1
-    assert f"ignored, as pictures of a format that is not read: 1 such as {name}; convert them" in messages(caplog)
+    assert f"skipped pictures in a format that is not supported, 1 such as {name}; convert them" in messages(caplog)
 
 
 @pytest.mark.parametrize("foreign", ["@eaDir", "#recycle", "__MACOSX", "lost+found"])
@@ -716,4 +722,4 @@ def test_folders_that_systems_add_are_passed_over(
     Image.fromarray(ramp()).save(tmp_path / "walk" / foreign / "1.png" / "THUMB_M.png")
     Image.fromarray(ramp()).save(tmp_path / "walk" / "1.png")
     assert len(read_clips(tmp_path, form()).clips) == 1
-    assert f"ignored, as no clips: walk/{foreign}" in messages(caplog)
+    assert f"skipped files and folders without clips: walk/{foreign}" in messages(caplog)

@@ -122,9 +122,9 @@ def test_source_without_a_rate_is_not_resampled(video: Path, tmp_path: Path) -> 
     np.save(tmp_path / "clip.npy", np.zeros((3, *SIZE, 1), np.uint8))
     size: dict[str, Any] = {"form": Form(image_size=SIZE, channels=1), "selection": Selection(resample=5.0)}
     for path in (folder, tmp_path / "clip.npy"):
-        with pytest.raises(ConfigError, match="tells no frames per second, which --resample 5 needs; give --every"):
+        with pytest.raises(ConfigError, match="has no known frame rate, which --resample 5 needs; give --every"):
             read_clips(path, **size)
-        with pytest.raises(ConfigError, match="tells no frames per second"):
+        with pytest.raises(ConfigError, match="has no known frame rate"):
             open_source(str(path), split="train", length=2, skip_bad=True, **size)
 
 
@@ -138,9 +138,9 @@ def test_source_with_fixed_windows_takes_no_selection(tmp_path: Path) -> None:
     np.save(tmp_path / "mnist_test_seq.npy", np.zeros((20, 3, 64, 64), np.uint8))
     (tmp_path / "kth" / "boxing" / "person17_boxing_d1").mkdir(parents=True)
     for path in ("mnist_test_seq.npy", "kth"):
-        with pytest.raises(ConfigError, match="fixes the frames of its windows; leave --every"):
+        with pytest.raises(ConfigError, match="fixes the frames of its windows; leave out --every"):
             open_source(str(tmp_path / path), **size)
-    with pytest.raises(ConfigError, match="is generated, so it has no rate; leave --every"):
+    with pytest.raises(ConfigError, match="is generated, so it has no frame rate; leave out --every"):
         evaluation_data("moving-mnist", most=1, **size)
 
 

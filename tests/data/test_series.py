@@ -63,14 +63,14 @@ def test_two_series_with_the_same_counters_are_refused(kinds: tuple[str, ...]) -
 def test_copies_of_few_frames_are_named() -> None:
     frames = [f"IMG_{time}.JPG" for time in range(1000, 2000)]
     pairs = "IMG_1003.JPG and IMG_E1003.JPG, IMG_1007.JPG and IMG_E1007.JPG"
-    with pytest.raises(ClipError, match=rf"may be there twice, {pairs}; remove the copies, or move them to"):
+    with pytest.raises(ClipError, match=rf"may be duplicates, {pairs}; remove the copies, or move them to"):
         check_one_series("walk", ["IMG_E1003.JPG", "IMG_E1007.JPG", *frames])
     with pytest.raises(ClipError, match=r"3.png and 3b.png, 4.png and 4b.png, 5.png and 5b.png and 6 more;"):
         check_one_series("walk", [f"{time}.png" for time in range(99)] + [f"{time}b.png" for time in range(3, 12)])
 
 
 def test_a_number_written_twice_is_named() -> None:
-    with pytest.raises(ClipError, match=r"walk: holds frames that may be there twice, 01.png and 1.png; remove"):
+    with pytest.raises(ClipError, match=r"walk: holds frames that may be duplicates, 01.png and 1.png; remove"):
         check_one_series("walk", ["0.png", "01.png", "1.png", "2.png", "3.png"])
 
 
@@ -193,7 +193,7 @@ def test_sequences_and_grids_of_numbers_are_refused(names: list[str], reason: st
     ],
 )
 def test_numbers_that_begin_again_and_may_be_times_are_said(names: list[str], turn: str) -> None:
-    remark = f"the last number begins again at {turn}.png, and all are taken as one clip"
+    remark = f"the last number starts again at {turn}.png, but all frames are read as one clip"
     assert check_one_series("walk", names) == remark
 
 
@@ -208,7 +208,7 @@ def test_numbers_that_begin_again_and_may_be_times_are_said(names: list[str], tu
     ],
 )
 def test_other_names_among_frames_are_said(names: list[str], remark: str) -> None:
-    assert check_one_series("walk", names) == f"frames of 2 kinds of names are taken as one clip: {remark}"
+    assert check_one_series("walk", names) == f"files with 2 kinds of names are read as one clip: {remark}"
 
 
 def test_every_reader_refuses_two_series(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_files_that_are_the_same_in_each_split_say_so(form: str, split: str, tmp
     np.save(tmp_path / "mnist_test_seq.npy", np.random.default_rng(0).integers(0, 256, (20, 7, 16, 16), np.uint8))
     files = {"one": TINY, "two": f"{TINY},{tmp_path}/second.npz", "mnist_test_seq": tmp_path / "mnist_test_seq.npy"}
     text = str(files[form])
-    said = f"{text}: is the same in each split; where it is trained on, give --valid-data another file"
+    said = f"{text}: has the same clips in each split; to train on it, give another file as --valid-data"
     assert (said in mnist(text, split=split).remarks) == (split != "train")
 
 
@@ -158,14 +158,14 @@ PLACES = np.array([[[0, 3]], [[3, 3]]], np.int32)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"dims": None}, ClipError, "holds .*, of Moving MNIST as google/e3d_lstm reads it dims is missing"),
-        ({"clips": None, "input_raw_data": None}, ClipError, "clips, input_raw_data is missing"),
+        ({"dims": None}, ClipError, "holds .*, but lacks dims of Moving MNIST as google/e3d_lstm reads it"),
+        ({"clips": None, "input_raw_data": None}, ClipError, "but lacks clips, input_raw_data of Moving"),
         ({"clips": PLACES[0]}, ShapeError, r"\[clips\]: got \[1, 2\] int32, expected \[2, N, 2\] int32"),
         ({"clips": PLACES.astype(float)}, ShapeError, r"\[clips\]: got \[2, 1, 2\] float64"),
-        ({"clips": PLACES[:, :0]}, ClipError, "holds no clip"),
-        ({"clips": PLACES + 32}, ClipError, "clip 0 is 35 frames from 32 on, but there are 36 frames"),
-        ({"clips": PLACES - 4}, ClipError, "clip 0 is -1 frames from -4 on"),
-        ({"clips": PLACES // 2}, ClipError, "has clips of 2 frames, context and horizon are 6; take fewer"),
+        ({"clips": PLACES[:, :0]}, ClipError, "has no clip"),
+        ({"clips": PLACES + 32}, ClipError, "clip 0 has 35 frames from 32 on, but the file has 36"),
+        ({"clips": PLACES - 4}, ClipError, "clip 0 has -1 frames from -4 on"),
+        ({"clips": PLACES // 2}, ClipError, "has clips of 2 frames, but context and horizon are 6; make them shorter"),
         ({"dims": np.array([1, 16, 16])}, ShapeError, r"\[dims\]: got \[3\] int64, expected \[1, 3\] or \[2, 3\]"),
         ({"dims": np.array([[1, 16, 8]])}, ShapeError, r"frames \[1, 16, 16\], but dims says \[1, 16, 8\]"),
         ({"dims": np.array([[1, 16, 16]] * 2)}, ClipError, "two rows of dims but no output_raw_data"),
@@ -185,9 +185,9 @@ def test_moving_mnist_files_that_contradict_themselves_are_refused(
 def test_moving_mnist_of_another_size_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"frames \[16, 16, 1\], expected \[16, 24, 1\]"):
         mnist(TINY, image_size=SIZE)
-    with pytest.raises(ClipError, match="has clips of 6 frames, context and horizon are 7"):
+    with pytest.raises(ClipError, match="has clips of 6 frames, but context and horizon are 7"):
         mnist(TINY, length=7)
-    with pytest.raises(ClipError, match=r"absent\.npz: no such file; of two files joined by a comma"):
+    with pytest.raises(ClipError, match=r"absent\.npz: no such file; two files joined by a comma must both exist"):
         mnist(f"{TINY},absent.npz")
 
 
@@ -205,7 +205,7 @@ def test_mnist_test_seq_has_its_clips_on_the_second_axis(tmp_path: Path) -> None
         np.testing.assert_array_equal(clip[3:5], array[3:5, number, :, :, None])
     with pytest.raises(ShapeError, match=r"frames \[16, 24, 1\], expected \[64, 64, 1\]"):
         source_of(tmp_path / "mnist_test_seq.npy", image_size=(64, 64))
-    with pytest.raises(ClipError, match="has clips of 20 frames, context and horizon are 21"):
+    with pytest.raises(ClipError, match="has clips of 20 frames, but context and horizon are 21"):
         source_of(tmp_path / "mnist_test_seq.npy", length=21)
 
 
@@ -277,7 +277,7 @@ def test_kth_without_a_category_or_a_person_is_refused(tmp_path: Path) -> None:
     folder = kth_copy(tmp_path)
     (folder / "jogging" / ".gitkeep").unlink()
     (folder / "jogging").rmdir()
-    with pytest.raises(ClipError, match="KTH has six folders, jogging is missing"):
+    with pytest.raises(ClipError, match="lacks jogging of KTH's six folders"):
         source_of(folder)
     (folder / "jogging").mkdir()
     for person in folder.glob("*/person*"):
@@ -286,7 +286,7 @@ def test_kth_without_a_category_or_a_person_is_refused(tmp_path: Path) -> None:
     assert len(source_of(folder).clips) == 5
     with pytest.raises(ClipError, match=r"has no person17_… to person25_…, which are the test split of KTH"):
         source_of(folder, split="test")
-    with pytest.raises(ShapeError, match="KTH is read in gray, the model takes 3 colours"):
+    with pytest.raises(ShapeError, match="KTH is read in gray, but the model takes 3 colours"):
         source_of(folder, channels=3)
     with pytest.raises(ClipError, match="no clip of KTH's train split has 100 frames without a gap"):
         source_of(folder, length=100)
@@ -301,7 +301,7 @@ def test_windows_over_a_broken_picture_of_kth_are_dropped(tmp_path: Path, caplog
         [windows[index] for index in range(len(windows))]
     source = source_of(folder, skip_bad=True)
     assert source.skipped == (str(broken),)
-    assert warnings_of(caplog)[-1] == f"{folder}: 1 files left out, as they cannot be read"
+    assert warnings_of(caplog)[-1] == f"{folder}: 1 files skipped because they cannot be read"
     fewer = FixedWindows(source, length=4)
     assert len([fewer[index] for index in range(len(fewer))]) < len(windows)
     broken.rename(broken.with_name("image.png"))
@@ -363,7 +363,7 @@ def test_what_is_too_short_for_that_is_the_same_in_each_split(tmp_path: Path, ca
     assert [source.held_out for source in sources] == [False] * 3
     assert all(first_pixels(source) == [[*range(35)]] for source in sources)
     assert [message.split(": ")[1] for message in warnings_of(caplog)] == [
-        f"too short to hold anything out, {split} is measured on what is trained on" for split in ("valid", "test")
+        f"too short to hold anything out, so {split} is measured on the training data" for split in ("valid", "test")
     ]
     assert by_time("test", [np.zeros((40, 1, 1, 1))], length=4) is not None
 
@@ -422,7 +422,7 @@ def test_clips_may_lie_deeper_and_beside_other_files(tmp_path: Path, caplog: pyt
     (tmp_path / "notes.txt").write_text("nothing to see")
     np.save(tmp_path / "a" / "b" / "deep.npy", numbered(3, 4))
     assert len(source_of(tmp_path).clips) == 1
-    assert warnings_of(caplog)[0] == f"{tmp_path}: ignored, as no clips: notes.txt"
+    assert warnings_of(caplog)[0] == f"{tmp_path}: skipped files and folders without clips: notes.txt"
 
 
 def test_files_that_are_no_clips_are_told_once_for_all_folders(
@@ -433,8 +433,8 @@ def test_files_that_are_no_clips_are_told_once_for_all_folders(
         write_folder(tmp_path / day / "image", {f"{t}.png": np.full(SIZE, t, np.uint8) for t in range(12)})
         (tmp_path / day / "times.txt").write_text("0.0")
     source_of(tmp_path)
-    assert [text for text in warnings_of(caplog) if "ignored" in text] == [
-        f"{tmp_path}: ignored, as no clips: {Path('0926', 'times.txt')}, {Path('0927', 'times.txt')}"
+    assert [text for text in warnings_of(caplog) if "without clips" in text] == [
+        f"{tmp_path}: skipped files and folders without clips: {Path('0926', 'times.txt')}, {Path('0927', 'times.txt')}"
     ]
 
 
@@ -552,7 +552,7 @@ def test_short_clips_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCa
     source = source_of(tmp_path)
     assert [len(clip) for clip in source.clips] == [4, 5]
     assert source.short == (f"{tmp_path}/train/3.npy, clip 0",)
-    assert "1 of 3 clips have fewer than 4 frames and are left out" in warnings_of(caplog)[0]
+    assert "1 of 3 clips have fewer than 4 frames and are skipped" in warnings_of(caplog)[0]
     message = "no clip has 6 frames, the longest of 3 in the train split has 5; give longer clips"
     with pytest.raises(ClipError, match=message):
         source_of(tmp_path, length=6)
@@ -568,8 +568,8 @@ def test_bad_files_are_named_and_skipped_only_if_asked(tmp_path: Path, caplog: p
     source = source_of(tmp_path, skip_bad=True)
     assert source.skipped == (f"{tmp_path}/{bad}.mp4",)
     assert [round(pixels[0] / 10) for pixels in first_pixels(source)] == members_of("train", 4)[1:]
-    assert sum(f"left out: {tmp_path}/{bad}.mp4: not a video" in message for message in warnings_of(caplog)) == 1
-    assert f"{tmp_path}: 1 files left out, as they cannot be read" in warnings_of(caplog)
+    assert sum(f"skipped: {tmp_path}/{bad}.mp4: not a video" in message for message in warnings_of(caplog)) == 1
+    assert f"{tmp_path}: 1 files skipped because they cannot be read" in warnings_of(caplog)
 
 
 def test_no_window_reaches_over_a_skipped_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -585,7 +585,7 @@ def test_no_window_reaches_over_a_skipped_picture(tmp_path: Path, caplog: pytest
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"")
-    with pytest.raises(ClipError, match="no file of the train split can be read, all 1 were left out"):
+    with pytest.raises(ClipError, match="no file of the train split can be read, all 1 were skipped"):
         source_of(tmp_path, skip_bad=True)
 
 
@@ -610,7 +610,7 @@ def test_what_is_no_clip_is_refused(
 def test_pictures_beside_clips_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "walk", {"cover.png": np.zeros(SIZE, np.uint8)})
     np.save(tmp_path / "walk" / "clip.npy", numbered(1, 40))
-    with pytest.raises(ClipError, match=r"holds pictures \(cover\.png\) beside clip\.npy; give each its own folder"):
+    with pytest.raises(ClipError, match=r"holds pictures \(cover\.png\) and clip\.npy; give each its own folder"):
         source_of(tmp_path / "walk")
     (tmp_path / "walk" / "clip.npy").unlink()
     with pytest.raises(ShapeError, match="pictures have 1 or 3 colours, the model takes 2"):
@@ -625,7 +625,7 @@ def test_pictures_beside_clips_are_refused(tmp_path: Path) -> None:
         (np.zeros((4, *SIZE, 1), np.int64), ShapeError, "got int64, expected uint8, or float in"),
         (np.zeros((0, 4, *SIZE, 1), np.uint8), ClipError, r"holds no frame, its shape is \[0, 4, 16, 24, 1\]"),
         (np.zeros((2, 4, *SIZE, 1), np.uint8, order="F"), ClipError, "is stored column by column; write np.asconti"),
-        (np.array([{}]), ClipError, "holds objects, such as clips of several lengths; write each to a .npy"),
+        (np.array([{}]), ClipError, "contains objects, such as clips of several lengths; write each clip to a .npy"),
         (np.zeros((4, *SIZE, 2), np.uint8), ShapeError, r"frames \[16, 24, 2\], expected \[16, 24, 1\]"),
         (np.zeros((4, *SIZE, 1), np.complex64), ShapeError, "got complex64, expected uint8, or float"),
     ],
@@ -644,7 +644,9 @@ def test_a_second_array_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
     with (tmp_path / "a.npy").open("wb") as file:
         for _ in range(2):
             np.save(file, numbered(1, 4))
-    with pytest.raises(ClipError, match=r"a\.npy: has 1664 bytes behind its array; if they are a second one, give it"):
+    with pytest.raises(
+        ClipError, match=r"a\.npy: has 1664 bytes after its array; if they are a second array, write it"
+    ):
         source_of(tmp_path / "a.npy")
 
 
@@ -660,7 +662,10 @@ def test_the_only_array_of_an_npz_with_axes_of_clips_is_read(tmp_path: Path, nam
     np.savez(tmp_path / "a.npz", **{name: clips, "labels": np.arange(3), "names": np.array(["a"] * 3)})
     source = source_of(tmp_path / "a.npz", length=4)
     np.testing.assert_array_equal(source.clips[0][:], clips[members_of("train", 3)[0]])
-    expected = f"{tmp_path}/a.npz: read its array {name}, as it holds {name} [3, 4, 16, 24, 1], labels [3], names [3]"
+    expected = (
+        f"{tmp_path}/a.npz: read its array {name}, the only one that fits; the file has {name} [3, 4, 16, 24, 1], "
+        "labels [3], names [3]"
+    )
     assert source.remarks[0] == expected
 
 
@@ -731,7 +736,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path, name: str) -> None:
     source = source_of(path)
     if name == "plain.npy":
         spoil(path)
-        with pytest.raises(ClipError, match=r"plain\.npy, clip 1: ends too early; it was whole when it was opened"):
+        with pytest.raises(ClipError, match=r"plain\.npy, clip 1: ends too early; it was complete when it was opened"):
             source.clips[1][:]
 
 
@@ -886,7 +891,7 @@ def test_inspect_says_why_nothing_is_held_out(tmp_path: Path) -> None:
     remarks = json.loads(result.stdout)["remarks"]
     for split in ("valid", "test"):
         assert any(
-            f"too short to hold anything out, {split} is measured on what is trained on" in one for one in remarks
+            f"too short to hold anything out, so {split} is measured on the training data" in one for one in remarks
         )
 
 
@@ -960,5 +965,5 @@ def test_inspect_writes_nothing_unasked_and_fails_in_a_line(tmp_path: Path, monk
     assert "no such file or folder" in inspect("absent", code=2).stderr
     np.save("colours.npy", np.zeros((3, 4, *SIZE, 2), np.uint8))
     colours = ["colours.npy", "--image-size", "16x24", "--channels", 2, "--length", 4, "--picture", "sheet.png"]
-    assert "frames have 2 colours, 1 or 3 can be drawn; leave out --picture" in inspect(*colours, code=2).stderr
+    assert "frames have 2 colours, only 1 or 3 can be drawn; leave out --picture" in inspect(*colours, code=2).stderr
     assert not Path("sheet.png").exists()

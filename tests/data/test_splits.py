@@ -104,8 +104,10 @@ def test_ucsd_pedestrians_are_read_as_published(tmp_path: Path) -> None:
     assert values(tmp_path, "train") == [20, 21, 40, 41]
     test = opened(tmp_path, "test")
     assert values(tmp_path, "test") == [30, 31, 50, 51]
-    assert any("ignored, as ground truth: Test000_gt" in remark for remark in test.remarks)
-    assert any("ignored, as no clips: __MACOSX, labels, README.txt" in remark for remark in test.remarks)
+    assert any("skipped ground truth: Test000_gt" in remark for remark in test.remarks)
+    assert any(
+        "skipped files and folders without clips: __MACOSX, labels, README.txt" in remark for remark in test.remarks
+    )
     # One half alone is an ordinary folder of clips.
     assert len(opened(tmp_path / "UCSDped1" / "Train", "train").clips) == 2
 
@@ -172,7 +174,7 @@ def test_names_of_splits_that_do_not_go_together_are_refused(tmp_path: Path, nam
 def test_names_of_splits_that_are_not_read_are_refused(tmp_path: Path, train: str, held_out: str, clip: str) -> None:
     for number, name in enumerate((train, held_out, "more")):
         write_clip(tmp_path / clip.format(name), number)
-    with pytest.raises(ClipError, match="are named like splits, in words that are not read; name them train, val"):
+    with pytest.raises(ClipError, match="look like splits, in words that are not supported; name them train, val"):
         opened(tmp_path, "train")
 
 
@@ -189,8 +191,11 @@ def test_names_in_which_a_split_is_hidden_are_said(tmp_path: Path) -> None:
     for name in ("traina", "testa", "latest"):
         write_clip(tmp_path / name / "0.npy", 0)
     remarks = opened(tmp_path, "train").remarks
-    assert remarks[0] == f"{tmp_path}: read as splits, as their names differ in train and the like alone: testa, traina"
-    assert remarks[1] == f"{tmp_path}: passed over, as in no folder of a split: latest"
+    assert (
+        remarks[0]
+        == f"{tmp_path}: read as splits, because their names differ only in words such as train and test: testa, traina"
+    )
+    assert remarks[1] == f"{tmp_path}: skipped clips outside the folders of splits: latest"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,7 @@ def test_ordinary_names_are_no_splits(tmp_path: Path, names: tuple[str, ...]) ->
 def test_several_folds_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     for number, name in enumerate(names):
         write_clip(tmp_path / f"{name}.npy", number)
-    with pytest.raises(ClipError, match=r"holds several folds \(.*; give a folder with one of them"):
+    with pytest.raises(ClipError, match=r"holds several folds \(.*; give a folder with a single fold"):
         opened(tmp_path, "train")
     for path in sorted(tmp_path.rglob("*"), reverse=True):
         if path.is_file() and names.index(path.relative_to(tmp_path).as_posix().removesuffix(".npy")) > 1:
@@ -307,7 +312,9 @@ def test_lists_of_splits_are_said_not_to_be_read(tmp_path: Path, name: str) -> N
     (tmp_path / "lists" / name).touch()
     source = opened(tmp_path, "test")
     assert not source.held_out
-    assert any(f"lists of clips are not read ({Path(name).name}), so nothing" in remark for remark in source.remarks)
+    assert any(
+        f"lists of clips are not read ({Path(name).name}), so the division" in remark for remark in source.remarks
+    )
 
 
 @pytest.mark.parametrize(
@@ -320,7 +327,7 @@ def test_other_files_are_no_lists_of_splits(name: str) -> None:
 def test_a_split_within_another_is_refused(tmp_path: Path) -> None:
     for name in ("train/0", "train/val/1"):
         write_clip(tmp_path / f"{name}.npy", 0)
-    message = "val: is named like a split, but lies in train, another one; move it beside train"
+    message = "val: is named like a split, but is inside another split, train; move it next to train"
     with pytest.raises(ClipError, match=message):
         opened(tmp_path, "train")
     write_clip(tmp_path / "test" / "2.npy", 0)
@@ -342,22 +349,24 @@ def test_a_folder_to_train_on_alone_is_divided(tmp_path: Path) -> None:
     assert sorted(chain.from_iterable(found)) == [0, 1, 2, 3]
     source = opened(tmp_path, "valid")
     assert source.held_out
-    assert source.remarks[0] == f"{tmp_path}: holds only train; a part of it is held out"
+    assert source.remarks[0] == f"{tmp_path}: holds only train, so a part of it is held out"
 
 
 def test_names_of_splits_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     write_clip(tmp_path / "classes" / "train" / "0.npy", 0)
     write_clip(tmp_path / "classes" / "car" / "0.npy", 1)
-    with pytest.raises(ClipError, match="train is named like a split, but has none to go with it, and clips in car"):
+    with pytest.raises(
+        ClipError, match=r"train is named like a split, but there is no matching split, only other clips \(car"
+    ):
         opened(tmp_path / "classes", "train")
     write_clip(tmp_path / "tests" / "test" / "0.npy", 0)
-    with pytest.raises(ClipError, match=r"has no folder to train on, only .*test; give that folder itself"):
+    with pytest.raises(ClipError, match=r"has no folder for training, only .*test; give that folder itself"):
         opened(tmp_path / "tests", "train")
     assert values(tmp_path / "tests", "test") == [0]
     for split in ("train", "test"):
         write_clip(tmp_path / "mixed" / "walking" / split / "0.npy", 0)
     write_clip(tmp_path / "mixed" / "running" / "0.npy", 0)
-    with pytest.raises(ClipError, match="walking holds folders of splits, running beside it does not"):
+    with pytest.raises(ClipError, match="walking holds folders of splits, unlike running next to it"):
         opened(tmp_path / "mixed", "train")
     (tmp_path / "empty" / "val").mkdir(parents=True)
     write_clip(tmp_path / "empty" / "train" / "0.npy", 0)
@@ -370,7 +379,7 @@ def test_clips_beside_folders_of_splits_are_named(tmp_path: Path) -> None:
     for name in ("train", "test", "extra"):
         write_clip(tmp_path / name / "0.npy", 0)
     remarks = opened(tmp_path, "train").remarks
-    assert remarks[0] == f"{tmp_path}: passed over, as in no folder of a split: extra"
+    assert remarks[0] == f"{tmp_path}: skipped clips outside the folders of splits: extra"
 
 
 # Links and copies
@@ -383,9 +392,9 @@ def test_a_link_does_not_leak_from_training(tmp_path: Path, link: Any) -> None:
     link(file, tmp_path / "val" / "2.npy")
     source = opened(tmp_path, "valid")
     assert len(source.clips) == 1
-    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, as links to what is trained on")
+    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, because they link to training clips")
     (tmp_path / "val" / "1.npy").unlink()
-    with pytest.raises(ClipError, match="all clips to hold out are links to those of training"):
+    with pytest.raises(ClipError, match="all clips to hold out are training clips too, as links or copies"):
         opened(tmp_path, "valid")
 
 
@@ -410,7 +419,7 @@ def test_each_content_counts_once(tmp_path: Path, again: str) -> None:
     assert sorted(chain.from_iterable(found)) == [0, 1, 2, 3]
     first = tmp_path / f"{again.format(0)}.npy"
     others = [tmp_path / f"{again.format(number)}.npy" for number in range(1, 4)]
-    said = f"{tmp_path}: left out, as copies of other clips: {', '.join(map(str, [first, *others]))}"
+    said = f"{tmp_path}: skipped copies of other clips: {', '.join(map(str, [first, *others]))}"
     assert opened(tmp_path, "valid").remarks[0] == said
 
 
@@ -421,10 +430,12 @@ def test_a_copy_does_not_leak_from_training(tmp_path: Path) -> None:
     source = opened(tmp_path, "valid")
     assert (values(tmp_path, "train"), values(tmp_path, "valid")) == ([0], [1])
     assert source.remarks[0] == (
-        f"{tmp_path}: left out of valid, as copies of what is trained on: {tmp_path / 'val' / '2.npy'}"
+        f"{tmp_path}: left out of valid, because they are copies of training clips: {tmp_path / 'val' / '2.npy'}"
     )
     (tmp_path / "val" / "1.npy").unlink()
-    with pytest.raises(ClipError, match="all clips to hold out are links to those of training, or copies; give others"):
+    with pytest.raises(
+        ClipError, match="all clips to hold out are training clips too, as links or copies; give other clips"
+    ):
         opened(tmp_path, "valid")
 
 
@@ -446,10 +457,7 @@ def test_a_copied_folder_of_pictures_counts_once(tmp_path: Path) -> None:
         int(clip[:1].max()) for split in ("train", "valid", "test") for clip in opened(tmp_path, split, length=3).clips
     ]
     assert sorted(found) == [0, 0, 50, 100]
-    assert (
-        f"{tmp_path}: left out, as copies of other clips: {tmp_path / '4'}"
-        in opened(tmp_path, "train", length=3).remarks
-    )
+    assert f"{tmp_path}: skipped copies of other clips: {tmp_path / '4'}" in opened(tmp_path, "train", length=3).remarks
 
 
 def test_clips_of_different_sizes_are_not_read_to_find_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -522,7 +530,7 @@ def test_a_clip_of_links_alone_counts_once(tmp_path: Path) -> None:
     for number in range(3):
         os.symlink(first / f"{number}.png", tmp_path / "b" / f"{number}.png")
     source = opened(tmp_path, "train", length=2)
-    assert source.remarks[0] == f"{tmp_path}: left out, as links to other clips: {tmp_path / 'b'}"
+    assert source.remarks[0] == f"{tmp_path}: skipped links to other clips: {tmp_path / 'b'}"
 
 
 def test_clips_that_are_divided_share_no_frame_with_training(tmp_path: Path) -> None:
@@ -532,16 +540,18 @@ def test_clips_that_are_divided_share_no_frame_with_training(tmp_path: Path) -> 
     os.link(trained / "0.png", held_out[0] / "4.png")
     source = opened(tmp_path, "valid")
     assert len(source.clips) == len(held_out) - 1
-    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, as links to what is trained on")
+    assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, because they link to training clips")
 
 
 def test_an_empty_folder_of_a_split_is_an_error_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "train").mkdir()
     write_clip(tmp_path / "val" / "0.npy", 0)
     (tmp_path / "labels").mkdir()
-    with pytest.raises(ClipError, match=r"train: holds no videos, pictures or arrays, .*; put some there, or give ano"):
+    with pytest.raises(
+        ClipError, match=r"train: holds no videos, pictures or arrays, .*; put such files there, or give ano"
+    ):
         opened(tmp_path, "train")
-    assert caplog.messages == [f"{tmp_path}: ignored, as no clips: labels"]
+    assert caplog.messages == [f"{tmp_path}: skipped files and folders without clips: labels"]
 
 
 def test_other_files_kept_by_split_are_passed_over(tmp_path: Path) -> None:
@@ -550,7 +560,10 @@ def test_other_files_kept_by_split_are_passed_over(tmp_path: Path) -> None:
         (tmp_path / f"{name}_vol").mkdir()
         (tmp_path / f"{name}_vol" / "vol01.mat").touch()
     assert (values(tmp_path, "train"), values(tmp_path, "test")) == ([0], [1])
-    assert f"{tmp_path}: ignored, as no clips: testing_vol, training_vol" in opened(tmp_path, "train").remarks
+    assert (
+        f"{tmp_path}: skipped files and folders without clips: testing_vol, training_vol"
+        in opened(tmp_path, "train").remarks
+    )
 
 
 # Views of one recording
@@ -584,7 +597,7 @@ def test_views_of_a_recording_fall_into_one_split(tmp_path: Path, views: tuple[s
     assert sorted(chain.from_iterable(set(found) for found in numbers)) == [0, 1, 2, 3]
     assert [len(found) for found in numbers] == [2 * len(views), len(views), len(views)]
     assert all(source.held_out for source in sources)
-    said = f"{tmp_path}: divided by recording, of which there are 4, as names tell views of one: "
+    said = f"{tmp_path}: divided by recording into 4 groups, because names suggest views of one recording: "
     assert any(remark.startswith(said) for remark in sources[0].remarks)
 
 
@@ -601,7 +614,7 @@ def test_fewer_than_three_recordings_are_divided_by_time(tmp_path: Path) -> None
     assert [[len(clip) for clip in source.clips] for source in sources] == [[16] * 3, [2] * 3, [2] * 3]
     assert all(source.held_out for source in sources)
     assert sources[1].remarks[0] == (
-        f"{tmp_path}: divided by time, as names tell views of one: depth.npy, left.npy, right.npy"
+        f"{tmp_path}: divided by time, because names suggest views of one recording: depth.npy, left.npy, right.npy"
     )
     assert not opened(tmp_path, "valid", length=5).held_out  # too short to be divided
 
@@ -645,7 +658,7 @@ def test_masks_beside_frames_are_passed_over(tmp_path: Path) -> None:
             Image.new("L", SIZE, 255).save(folder / f"0_{end}.png")
     source = opened(tmp_path, "train")
     assert [len(clip) for clip in source.clips] == [4]
-    assert any("ignored, as ground truth: v0/0_GT.png, v0/0_label.png" in remark for remark in source.remarks)
+    assert any("skipped ground truth: v0/0_GT.png, v0/0_label.png" in remark for remark in source.remarks)
 
 
 @pytest.mark.parametrize(
@@ -663,7 +676,7 @@ def test_folders_of_masks_are_no_clips_unless_given(
     found = [value for split in ("train", "valid", "test") for value in values(tmp_path, split)]
     assert sorted(set(found)) == [10 * number for number in range(len(inside))]
     remarks = opened(tmp_path, "train").remarks
-    assert f"{tmp_path}: ignored, as ground truth: {masks.split('/', maxsplit=1)[0]}" in remarks
+    assert f"{tmp_path}: skipped ground truth: {masks.split('/', maxsplit=1)[0]}" in remarks
     assert values(tmp_path / masks.split("/", maxsplit=1)[0], "train") == [200]
 
 
@@ -693,7 +706,7 @@ def test_classes_that_are_named_like_masks_stay_clips(name: str, others: list[st
         write_clip(tmp_path / one / "clip.npy", number)
     remarks: list[str] = []
     assert len(find_clips(tmp_path, remarks.append)) == 1 + len(others)
-    assert f"{tmp_path}: read as clips, though named like ground truth: {name}; move them elsewhere" in remarks[0]
+    assert f"{tmp_path}: read as clips, although named like ground truth: {name}; move them elsewhere" in remarks[0]
 
 
 def test_a_mask_is_a_class_beside_one_that_is_named_after_it() -> None:

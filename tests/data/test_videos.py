@@ -251,8 +251,8 @@ def test_colours_that_a_video_does_not_tell_are_those_of_its_size(
 @pytest.mark.parametrize(
     ("codec", "settings", "message"),
     [
-        ("libx264", {"codec_options": {"x264-params": "interlaced=1"}}, "interlaced; both fields are taken as one"),
-        ("libx265", {"color_trc": 16, "pixels": "yuv420p10le"}, "HDR (PQ); its values are taken without tone mapping"),
+        ("libx264", {"codec_options": {"x264-params": "interlaced=1"}}, "interlaced; both fields are read as one"),
+        ("libx265", {"color_trc": 16, "pixels": "yuv420p10le"}, "HDR (PQ); its values are used without tone mapping"),
         ("libx265", {"color_trc": 18, "pixels": "yuv420p10le"}, "HDR (HLG)"),
     ],
 )
@@ -392,7 +392,7 @@ def test_a_tail_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes], nam
     content = good[name]
     kept = int(len(content) * 0.6) // 188 * 188 if name == "plain.ts" else int(len(content) * 0.6)
     (tmp_path / name).write_bytes(content[:kept].ljust(len(content), b"\0"))
-    with pytest.raises(SourceLost, match=r"filled with zeros at byte \d+|checksum|its header tells more frames"):
+    with pytest.raises(SourceLost, match=r"filled with zeros from byte \d+|checksum|its header declares more frames"):
         frames_of(tmp_path / name)
 
 
@@ -594,7 +594,7 @@ def test_each_frame_of_an_avif_is_played(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_an_avif_with_transparency_is_refused(tmp_path: Path) -> None:
     path = avif(tmp_path / "film.avif", [TRANSPARENT] * 3)
-    with pytest.raises(ClipError, match="an AVIF with transparency or tiles, which are not read"):
+    with pytest.raises(ClipError, match="an AVIF with transparency or tiles, which are not supported"):
         play(path, form())
 
 
@@ -715,7 +715,7 @@ def test_frames_that_lack_those_that_they_are_made_from_are_missed(
     """A recording of a camera that lost a packet on its way."""
     whole = write(tmp_path / f"whole_{name}", moving(COUNT, (64, 96)), **settings)
     path = copied(whole, tmp_path / name, lambda number, packet: None if number == lost else bytes(packet))
-    with pytest.raises(SourceLost, match=rf"gives {told} frames, the others are damaged or lack frames"):
+    with pytest.raises(SourceLost, match=rf"gives {told} frames, the others are damaged or depend on missing frames"):
         frames_of(path)
     with pytest.raises(SourceLost, match=told):
         read_clips(path, form(), most=2)

@@ -84,11 +84,11 @@ def test_a_gif_says_once_what_becomes_of_a_high_rate(tmp_path: Path, caplog: pyt
     assert caplog.messages == []
     write_clips(tmp_path / "x.gif", clip(), frames_per_second=60)
     assert sum(read_gif(tmp_path / "x.gif")[1]) == 170
-    assert [message[:32] for message in caplog.messages] == ["GIF: keeps 60 frames a second, b"]
+    assert [message[:32] for message in caplog.messages] == ["GIF: has 60 frames per second, b"]
     caplog.clear()
     write_clips(tmp_path / "x.gif", clip(), frames_per_second=200)
     assert read_gif(tmp_path / "x.gif")[1] == 5 * [10]
-    assert [message[:42] for message in caplog.messages] == ["GIF: holds at most 100 frames a second, so"]
+    assert [message[:44] for message in caplog.messages] == ["GIF: holds at most 100 frames per second, so"]
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_a_video_of_one_frame_has_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size", "zoom", "words"),
     [
-        ("x.mp4", (64, 64), 257, "16448 pixels wide and 16448 high, and H.264 holds at most 16384 a side"),
+        ("x.mp4", (64, 64), 257, "16448 pixels wide and 16448 high, but H.264 holds at most 16384 per side"),
         ("x.mp4", (6000, 6000), 1, "35651584 in all; give a smaller --zoom or fewer clips, or write .npz"),
-        ("x.gif", (8, 66000), 1, "a GIF holds at most 65535 a side"),
+        ("x.gif", (8, 66000), 1, "a GIF holds at most 65535 per side"),
         ("x.gif", (64, 64), 10**12, "a GIF holds"),
         ("pictures", (64, 64), 200, "a PNG holds at most"),
     ],
@@ -148,7 +148,7 @@ def test_a_picture_that_is_too_large_is_refused(
 
 @pytest.mark.parametrize(("name", "rate"), [("x.mp4", 0.0009), ("x.gif", 0.0015), ("x.gif", 0)])
 def test_a_rate_that_is_too_low_is_refused(name: str, rate: float, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"shows each for at most \S+ s; write \.npz, or a folder"):
+    with pytest.raises(ConfigError, match=r"shows a frame for at most \S+ s; write \.npz, or a folder"):
         check_size(tmp_path / name, (8, 8), 1, frames_per_second=rate)
 
 
@@ -215,7 +215,7 @@ def test_names_that_look_like_syntax_are_names(name: str, tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["-", ".gif", ".NPZ"])
 def test_a_suffix_alone_is_no_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no name of a file or folder; give one, such as forecast"):
+    with pytest.raises(ConfigError, match="is not the name of a file or folder; give one, such as forecast"):
         write_clips(tmp_path / name, np.zeros((1, 1, 1, 8, 8), np.float32))
     assert not list(tmp_path.iterdir())
 

@@ -340,7 +340,7 @@ def test_ages_are_counted_in_the_frames_that_were_taken(exported: Path, film: Pa
     found = measured(model, *options, "--every", 2)
     assert 24 in found["ages_left_out"]
     line = e3d("evaluate", model, "--streaming", "--data", "moving-mnist", "--every", 2, code=2).stderr
-    assert "is generated, so it has no rate" in line
+    assert "is generated, so it has no frame rate" in line
 
 
 @pytest.mark.parametrize("name", ["tiny.e3d", "tiny.safetensors"])

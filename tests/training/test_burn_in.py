@@ -235,8 +235,8 @@ def test_a_source_without_a_frame_to_spare_is_told(
         np.save(tmp_path / "train" / f"{number}.npy", film(length))
     training_data(tmp_path, burn_in=burn_in)
     message = (
-        f"{tmp_path}: has no frame before its windows of 5, so steps with one of them train without a burn-in; "
-        "give longer clips, or --burn-in 0"
+        f"{tmp_path}: has no frame before its windows of 5 frames, so optimizer steps with one of its windows "
+        "train without a burn-in; give longer clips, or --burn-in 0"
     )
     assert [text for text in caplog.messages if "burn-in" in text] == [message] * told
 

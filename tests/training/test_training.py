@@ -1222,7 +1222,10 @@ def test_clips_with_no_frame_to_spare_train_without_a_burn_in_and_are_told_once(
     train(MODEL, config, tmp_path / "run", data=[(source, 1.0)], machine=QUIET, callbacks=[recorder])
     assert {batch.shape[1] for batch in recorder.batches} == {TRAINING.clip_length}
     assert len(caplog.messages) == 1
-    assert "so steps with one of them train without a burn-in; give longer clips, or --burn-in 0" in caplog.messages[0]
+    assert (
+        "so optimizer steps with one of its windows train without a burn-in; give longer clips, or --burn-in 0"
+        in caplog.messages[0]
+    )
 
 
 def test_a_run_that_is_older_than_the_burn_in_goes_on_without(tmp_path: Path) -> None:
@@ -1802,12 +1805,14 @@ def test_digits_that_are_held_out_are_refused(tmp_path: Path, split: Any) -> Non
     options = ["train", "-o", str(run), "--digits", str(tmp_path / "digits.npz"), *OPTIONS]
     done = CliRunner().invoke(main, options)
     assert done.exit_code == 2
-    assert "1 of its 6 digits, number 5 first, are held out for validation and tests; leave them out" in done.stderr
+    assert (
+        "1 of its 6 digits are held out for validation and tests, the first is number 5; leave them out" in done.stderr
+    )
     assert not run.exists()
 
 
 def test_digits_without_moving_mnist_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", images=load_digits("train"))
     clips = write_clips(tmp_path / "clips.npz", noise(5, 8, 32, 32, 1))
-    with pytest.raises(ConfigError, match="is for moving-mnist alone"):
+    with pytest.raises(ConfigError, match="is only for moving-mnist"):
         train(MODEL, TRAINING, tmp_path / "run", data=[(clips, 1.0)], digits=tmp_path / "digits.npz", machine=QUIET)

@@ -195,7 +195,7 @@ def test_an_empty_stdin_is_an_error() -> None:
 
 
 def test_raw_frames_are_not_resampled_as_they_have_no_rate() -> None:
-    with pytest.raises(ConfigError, match="tells no frames per second"):
+    with pytest.raises(ConfigError, match="has no known frame rate"):
         Feed(parse_address("-", raw=(24, 32, 1)), FORM, PATIENT, selection=Selection(resample=5), stdin=io.BytesIO())
 
 
