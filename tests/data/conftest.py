@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Suggest a run without timing a training step, which takes seconds; tests/training/test_estimate.py times one."""
+    """Do not time a training step, which takes seconds, when a command suggests settings; test_estimate.py times it."""
     monkeypatch.setattr("e3d_deploy.commands.data.is_importable", lambda _: False)

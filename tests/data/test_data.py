@@ -23,15 +23,15 @@ from e3d_deploy.errors import ClipError, ConfigError, ShapeError, SourceLost
 from tests.tools import formed
 
 SIZE = (32, 48)
-"""Height and width of the clips in files here."""
-ROUNDED_PLACES = 1.5  # pixels; √2 where both axes are rounded down, measured 0.80
+"""Height and width of the clips in these files (pixels)."""
+ROUNDED_PLACES = 1.5  # pixels; up to √2, as both axes are rounded down; measured 0.80
 ROUNDED_TWICE = 1  # gray level; Pillow averages rows, then columns, measured 1
-CODED = 6  # gray levels between a picture and its video; measured 2, and swscale's SIMD rounds in other ways elsewhere
+CODED = 6  # gray levels between a picture and its video; measured 2, but swscale rounds differently on other CPUs
 
 # Moving MNIST
 
 SQUARE = np.full((1, DIGIT_SIDE, DIGIT_SIDE), 255, np.uint8)
-"""A digit whose place can be read off the frame."""
+"""One digit, a white square, whose position can be read from a frame."""
 
 
 def digits_clip(seed: int, **changes: Any) -> NDArray[np.uint8]:
@@ -39,12 +39,12 @@ def digits_clip(seed: int, **changes: Any) -> NDArray[np.uint8]:
 
 
 def corners(seed: int, *, length: int, side: int) -> NDArray[np.int64]:
-    """Top and left of a single moving square in each frame, [T, 2], pixels."""
+    """Return the top and left of the only moving square in each frame, [T, 2] (pixels)."""
     clip = moving_mnist(SQUARE, np.random.default_rng(seed), length=length, image_size=(side, side), count=1)
     return np.array([np.argwhere(frame[..., 0]).min(axis=0) for frame in clip])
 
 
-def test_moving_mnist_is_decided_by_its_seed() -> None:
+def test_the_seed_determines_moving_mnist() -> None:
     np.testing.assert_array_equal(digits_clip(seed=1), digits_clip(seed=1))
     assert (digits_clip(seed=1) != digits_clip(seed=2)).any()
 
@@ -59,8 +59,8 @@ def test_moving_mnist_comes_in_any_size_and_length(length: int, image_size: tupl
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_moving_mnist_draws_as_many_digits_as_asked(count: int) -> None:
-    """On a canvas this large no two of them touch with this seed."""
+def test_moving_mnist_draws_the_given_number_of_digits(count: int) -> None:
+    """The canvas is so large that no two digits touch with this seed."""
     dots = np.zeros((1, DIGIT_SIDE, DIGIT_SIDE), np.uint8)
     dots[0, 14, 14] = 255
     clip = moving_mnist(dots, np.random.default_rng(0), length=4, image_size=(400, 400), count=count)
@@ -87,11 +87,11 @@ def test_digits_move_in_straight_lines_between_bounces(seed: int) -> None:
         inside = (place > 0) & (place < side - DIGIT_SIDE)
         bend = np.diff(place, n=2)[inside[:-2] & inside[1:-1] & inside[2:]]
         assert len(bend) > 10
-        assert np.abs(bend).max() <= 1  # places are rounded down to pixels
+        assert np.abs(bend).max() <= 1  # positions are rounded down to pixels
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_digits_turn_round_at_the_border(seed: int) -> None:
+def test_digits_bounce_off_the_border(seed: int) -> None:
     side = 128
     places = corners(seed, length=60, side=side)
     bounces = 0
@@ -107,7 +107,7 @@ def test_digits_turn_round_at_the_border(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_digits_move_a_tenth_of_the_free_way_in_a_frame(seed: int) -> None:
-    """The published data set moves them so; two places are each rounded down by up to a pixel."""
+    """This is the speed of the published data set; each of two positions is rounded down by up to a pixel."""
     free = 500
     places = corners(seed, length=40, side=free + DIGIT_SIDE)
     inside = ((places > 0) & (places < free)).all(axis=1)
@@ -116,7 +116,7 @@ def test_digits_move_a_tenth_of_the_free_way_in_a_frame(seed: int) -> None:
     assert np.abs(steps - 0.1 * free).max() < ROUNDED_PLACES
 
 
-def test_digits_of_the_splits_are_apart() -> None:
+def test_splits_share_no_digit() -> None:
     taken = [set(range(6000)[split]) for split in SPLITS.values()]
     assert [len(numbers) for numbers in taken] == [4500, 500, 1000]
     assert len(set.union(*taken)) == 6000
@@ -165,7 +165,7 @@ def test_arrays_are_taken_as_they_are(tmp_path: Path, lead: tuple[int, ...], kin
 
 
 def write_folder(folder: Path, pictures: dict[str, NDArray[np.uint8]]) -> Path:
-    """Pictures [H, W] or [H, W, 3] as files of the given names."""
+    """Write pictures [H, W] or [H, W, 3] to files of the given names."""
     folder.mkdir()
     for name, picture in pictures.items():
         Image.fromarray(picture).save(folder / name)
@@ -198,12 +198,12 @@ def test_pictures_are_scaled_by_averaging(tmp_path: Path) -> None:
 
 
 def gray_levels(size: tuple[int, int], levels: Sequence[int]) -> NDArray[np.uint8]:
-    """Pictures [T, H, W] that are each of one gray level."""
+    """Return pictures [T, H, W], each of a single gray level."""
     return np.broadcast_to(np.array(levels, np.uint8)[:, None, None], (len(levels), *size))
 
 
 def write_video(path: Path, pictures: NDArray[np.uint8], *, rate: int = 25) -> Path:
-    """A colour video of gray pictures [T, H, W], `rate` in a second."""
+    """Write gray pictures [T, H, W] as a colour video of `rate` frames per second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "1"})
         stream.height, stream.width = pictures.shape[1:]
@@ -311,7 +311,7 @@ def test_truncated_array_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
-def test_an_array_whose_header_is_no_python_is_refused(tmp_path: Path) -> None:
+def test_an_array_with_an_invalid_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "clips.npy"
     np.save(path, gray_clips(5))
     path.write_bytes(path.read_bytes().replace(b"), }", b" , }"))
@@ -343,7 +343,7 @@ def test_truncated_video_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
-def test_sound_alone_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_only_sound_is_refused(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
         silence = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
@@ -383,7 +383,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
         ((*SIZE, 3), 1, "walk: RGB, converted to gray"),
     ],
 )
-def test_what_was_done_to_pictures_is_logged_once(
+def test_conversions_of_pictures_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, ...], channels: int, message: str
 ) -> None:
     picture = np.resize(np.arange(256, dtype=np.uint8), shape)
@@ -399,14 +399,14 @@ def test_what_was_done_to_pictures_is_logged_once(
         (SIZE, 1, "walk.mp4: yuv420p, converted to gray"),
     ],
 )
-def test_what_was_done_to_a_video_is_logged_once(
+def test_conversions_of_a_video_are_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: tuple[int, int], channels: int, message: str
 ) -> None:
     read(write_video(tmp_path / "walk.mp4", gray_levels(size, [0, 100, 200])), channels=channels)
     assert messages(caplog) == [(logging.WARNING, message)]
 
 
-def test_nothing_is_logged_where_nothing_was_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_without_a_conversion(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read(write_folder(tmp_path / "gray", {"1.png": gray_clips()[..., 0]}))
     ramp = np.resize(np.arange(256, dtype=np.uint8), (*SIZE, 3))
     read(write_folder(tmp_path / "colour", {"1.png": ramp}), channels=3)
@@ -428,7 +428,7 @@ def test_names_with_odd_digits_are_sorted(tmp_path: Path) -> None:
 # Data sets
 
 
-def test_moving_mnist_sample_is_fixed_by_its_index() -> None:
+def test_the_index_determines_a_sample_of_moving_mnist() -> None:
     data = MovingMNIST("train", length=6, image_size=(32, 40))
     sample = data[7]
     assert sample.shape == (6, 1, 32, 40)
@@ -442,16 +442,16 @@ def test_moving_mnist_sample_is_fixed_by_its_index() -> None:
 
 
 def numbered(clip: int, length: int) -> NDArray[np.uint8]:
-    """A clip [T, 1, 1, 2] whose pixels tell its own number and that of the frame."""
+    """Return a clip [T, 1, 1, 2] whose two pixels are the numbers of the clip and of the frame."""
     return np.array([[[[clip], [t]]] for t in range(length)], np.uint8)
 
 
 def places_of(samples: list[Tensor]) -> list[tuple[int, int]]:
-    """The clip and the first frame of each window cut from numbered clips."""
+    """Return the clip and the first frame of each window that was cut from numbered clips."""
     return [tuple(sample[0].mul(255).round().int().flatten().tolist()) for sample in samples]
 
 
-def test_windows_are_whole_pieces_of_one_clip() -> None:
+def test_windows_are_successive_frames_of_one_clip() -> None:
     data = Windows([numbered(clip=1, length=9), numbered(clip=2, length=4)], length=4)
     for index in range(30):
         sample = data[index]
@@ -462,16 +462,16 @@ def test_windows_are_whole_pieces_of_one_clip() -> None:
         assert sample[:, 0, 0, 1].mul(255).round().tolist() == list(range(start, start + 4))
 
 
-def test_windows_are_cut_everywhere_evenly() -> None:
+def test_windows_begin_at_every_frame_equally_often() -> None:
     data = Windows([numbered(clip=1, length=9), numbered(clip=2, length=4), numbered(clip=3, length=3)], length=4)
     places = places_of([data[index] for index in range(700)])
     assert set(places) == {(1, start) for start in range(6)} | {(2, 0)}  # clip 3 is too short
     counts = [places.count(place) for place in set(places)]
-    assert min(counts) > 70  # of 100 expected each; measured 86
+    assert min(counts) > 70  # 100 of each are expected; measured 86
     assert max(counts) < 130  # measured 111
 
 
-def test_windows_are_fixed_by_their_index() -> None:
+def test_the_index_determines_a_window() -> None:
     clips = [numbered(clip=1, length=200)]
     first, again, other = Windows(clips, length=4), Windows(clips, length=4), Windows(clips, length=4, seed=1)
     assert all(torch.equal(first[index], again[index]) for index in range(10))
@@ -484,7 +484,7 @@ def test_clips_shorter_than_a_window_are_refused() -> None:
 
 
 class Constant(Extendable):
-    """Samples that tell which data set they are from, and their index."""
+    """Samples whose values are the number of their data set and their index."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -506,7 +506,7 @@ def test_mixture_keeps_its_shares() -> None:
     assert all(torch.equal(data[index], sample) for index, sample in enumerate(samples[:10]))
 
 
-def test_each_sample_of_a_mixture_is_one_of_its_part() -> None:
+def test_each_sample_of_a_mixture_comes_from_its_part() -> None:
     parts = [MovingMNIST("train", length=2, image_size=(28, 28)), MovingMNIST("train", length=2, image_size=(32, 32))]
     data = Mixture(parts, [1, 1])
     samples = [data[index] for index in range(20)]
@@ -526,8 +526,8 @@ def test_mixture_shows_all_of_each_part() -> None:
     assert seen == set(range(10))
 
 
-def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first frames were good, unlike those of one that cannot be read at all."""
+def test_a_video_that_breaks_off_raises_source_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first frames are good, unlike those of a video that cannot be read at all."""
 
     class Breaking:
         def __init__(self, file: object, **options: Any) -> None:
@@ -535,7 +535,7 @@ def test_a_video_that_breaks_off_is_a_lost_source(monkeypatch: pytest.MonkeyPatc
             self.streams, self.format = self.whole.streams, self.whole.format
 
         def demux(self, stream: object) -> Iterator[av.Packet]:
-            # A flush, as the decoder holds back frames until more packets come.
+            # Flush the decoder, which holds frames back until more packets arrive.
             packets = self.whole.demux(stream)
             yield from islice(packets, 3)
             yield av.Packet()

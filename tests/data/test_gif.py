@@ -1,4 +1,4 @@
-"""Places of a GIF that no frame covers are black."""
+"""Areas of a GIF that no frame covers are black."""
 
 import struct
 from pathlib import Path
@@ -16,7 +16,7 @@ FORM = Form(image_size=(6, 9), channels=1)
 
 
 def image(left: int, colour: int, *, disposal: int = 0, palette: bytes = b"") -> bytes:
-    """An image of 3x3 pixels of one colour, whose codes are 3 bits wide as each pixel clears the table."""
+    """Return an image of 3×3 pixels of one colour; each pixel clears the code table, so codes stay 3 bits wide."""
     codes = [code for _ in range(9) for code in (4, colour)] + [5]
     data = sum(code << 3 * place for place, code in enumerate(codes)).to_bytes(-(-3 * len(codes) // 8), "little")
     control = b"!\xf9\x04" + bytes([disposal << 2, 10, 0, 0, 0])
@@ -25,7 +25,7 @@ def image(left: int, colour: int, *, disposal: int = 0, palette: bytes = b"") ->
 
 
 def gif(*images: bytes, background: int = 1) -> bytes:
-    """A GIF of 9x6 pixels, whose colours are black and white."""
+    """Return a GIF of 9×6 pixels with a palette of black and white."""
     return (
         b"GIF89a"
         + struct.pack("<HHBBB", 9, 6, 0x80, background, 0)
@@ -36,7 +36,7 @@ def gif(*images: bytes, background: int = 1) -> bytes:
 
 
 def shown(path: Path) -> list[list[bool]]:
-    """Return which thirds of the upper half are white in each frame."""
+    """Return for each frame if the left, middle and right third of its upper half are white."""
     return [(picture[1, 1::3, 0] > 127).tolist() for picture in play(path, FORM).pictures]
 
 
@@ -45,7 +45,7 @@ def test_the_background_colour_is_not_shown(tmp_path: Path) -> None:
     assert shown(tmp_path / "1.gif") == [[True, False, False], [True, True, False]]
 
 
-def test_a_frame_that_is_taken_back_leaves_black(tmp_path: Path) -> None:
+def test_a_frame_that_is_disposed_of_leaves_black(tmp_path: Path) -> None:
     (tmp_path / "1.gif").write_bytes(gif(image(0, 1, disposal=2), image(3, 1, disposal=2), image(6, 1)))
     assert shown(tmp_path / "1.gif") == [[True, False, False], [False, True, False], [False, False, True]]
 
@@ -57,12 +57,12 @@ def test_a_palette_of_an_image_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("background", [0, 255])
-def test_a_gif_with_another_background_is_left_as_it_is(background: int) -> None:
+def test_a_gif_with_a_black_or_missing_background_is_not_changed(background: int) -> None:
     content = gif(image(0, 1), background=background)
     assert with_black_background(content) == content
 
 
-def test_two_joined_gifs_are_left_as_they_are() -> None:
+def test_two_concatenated_gifs_are_not_changed() -> None:
     content = gif(image(0, 1)) * 2
     assert with_black_background(content) == content
 

@@ -24,7 +24,7 @@ RGB = Form(image_size=SIZE, channels=3)
 
 @pytest.fixture(scope="module")
 def clips() -> NDArray[np.uint8]:
-    """Moving digits, uint8 [N, T, H, W]."""
+    """Return clips of moving digits, uint8 [N, T, H, W]."""
     digits = load_digits("test")
     made = [moving_mnist(digits, np.random.default_rng(k), length=9, image_size=SIZE)[..., 0] for k in range(6)]
     found = np.stack(made)
@@ -32,7 +32,7 @@ def clips() -> NDArray[np.uint8]:
 
 
 def opened(path: Path, array: NDArray[Any], form: Form = GRAY) -> tuple[NDArray[Any], Reader]:
-    """Return the clips that are read of an array, and the reader."""
+    """Write an array; return the clips that are read from it, and the reader."""
     np.save(path, array)
     reader = Reader(form=form, skip_bad=False, progress=silent)
     return np.stack([clip[:] for _, clip in reader.open(path)]), reader
@@ -48,7 +48,7 @@ def test_axes_are_recognised(tmp_path: Path, clips: NDArray[np.uint8], order: st
     frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
     assert reader.layouts == [layout]
     np.testing.assert_array_equal(frames[..., 0], clips)
-    assert len(reader.remarks.texts) == (len(order) == 4)  # only where the numbers decided
+    assert len(reader.remarks.texts) == (len(order) == 4)  # only if the layout was guessed from the values
 
 
 @pytest.mark.parametrize(("shape", "layout"), [((9, 32, 32), "THW"), ((9, 1, 32, 32), "TCHW")])
@@ -80,7 +80,7 @@ def test_colours_may_come_first(tmp_path: Path) -> None:
         (np.zeros((9, *SIZE, 3), np.uint8), GRAY, r"frames \[32, 32, 3\], expected \[32, 32, 1\]"),
     ],
 )  # fmt: skip
-def test_axes_that_are_not_clear_are_refused_with_the_option(
+def test_ambiguous_axes_are_refused_with_the_option(
     tmp_path: Path, array: NDArray[Any], form: Form, message: str
 ) -> None:
     with pytest.raises(ShapeError, match=message):
@@ -95,7 +95,7 @@ def test_five_axes_that_look_transposed_are_refused(tmp_path: Path, clips: NDArr
     np.testing.assert_array_equal(frames[..., 0], clips)
 
 
-def test_a_layout_that_is_given_decides(tmp_path: Path) -> None:
+def test_a_given_layout_decides(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, *SIZE), np.uint8)
     as_clips, _ = opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout="bthw"))
     as_frames, _ = opened(tmp_path / "noise.npy", noise, Form(image_size=SIZE, channels=1, layout="TNHW"))
@@ -107,13 +107,13 @@ def test_a_layout_that_is_given_decides(tmp_path: Path) -> None:
         Form(image_size=SIZE, channels=1, layout="XY")
 
 
-def test_the_published_name_decides_where_numbers_do_not(tmp_path: Path) -> None:
+def test_the_published_name_decides_if_the_values_do_not(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (9, 3, *SIZE), np.uint8)
     frames, reader = opened(tmp_path / "mnist_test_seq.npy", noise)
     assert (reader.layouts, frames.shape) == (["TNHW"], (3, 9, *SIZE, 1))
 
 
-def test_the_published_name_is_that_of_the_file_alone(tmp_path: Path) -> None:
+def test_only_the_file_counts_for_the_published_name(tmp_path: Path) -> None:
     (folder := tmp_path / "mnist_test_seq_v2").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, *SIZE), np.uint8)
     with pytest.raises(ShapeError, match=r"may be NTHW .*, or TNHW"):
@@ -133,7 +133,7 @@ def test_a_layout_that_an_error_names_can_be_given(tmp_path: Path) -> None:
 
 
 def moving_square(frames: int, *, colours: int | None = None) -> NDArray[np.uint8]:
-    """A soft square that moves slowly over a still background, uint8 [T, H, W] or [T, H, W, C]."""
+    """Return a soft square that moves slowly over a static background, uint8 [T, H, W] or [T, H, W, C]."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     clip = np.stack([np.exp(-((x - 8 - 0.3 * t) ** 2 + (y - 12) ** 2) / 12) for t in range(frames)])
     stored = (255 * clip).astype(np.uint8)
@@ -160,7 +160,7 @@ def test_time_that_may_be_the_last_axis_is_refused(tmp_path: Path, order: str, f
 
 
 @pytest.mark.parametrize("order", ["THW", "THWC", "NTHW"])
-def test_time_in_front_of_a_cube_is_recognised_by_its_numbers(tmp_path: Path, order: str) -> None:
+def test_leading_time_of_a_cube_is_recognised_by_its_values(tmp_path: Path, order: str) -> None:
     clip = moving_square(32)
     stored = {"THW": clip, "THWC": clip[..., None], "NTHW": np.stack([clip, clip.swapaxes(1, 2)])}[order]
     frames, reader = opened(tmp_path / "clips.npy", np.ascontiguousarray(stored))
@@ -170,13 +170,13 @@ def test_time_in_front_of_a_cube_is_recognised_by_its_numbers(tmp_path: Path, or
 
 
 def upright(kind: str) -> NDArray[np.uint8]:
-    """A film of upright things that move sideways, uint8 [T, H, W]: its frames are alike from row to row."""
+    """Return vertical shapes that move sideways, uint8 [T, H, W]; all rows of a frame are similar."""
     rng = np.random.default_rng(0)
     time, across = np.mgrid[:32, :32]
     lines = rng.random((32, 32))  # [T, W]
     if kind.startswith("bars"):
         lines = 0.5 + 0.4 * np.sin((across - time) * 0.4)
-    elif kind == "poles":  # to the left and to the right
+    elif kind == "poles":  # poles move alternately left and right
         places = [(across - 4 * k - (-1) ** k * time + 16) % 32 - 16 for k in range(8)]
         lines = sum(0.4 * np.exp(-(place**2) / 2) for place in places)
     film = np.repeat(lines[:, None], 32, axis=1)
@@ -192,7 +192,7 @@ def upright(kind: str) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("order", ["HWT", "HTW", "NHWT"])
 @pytest.mark.parametrize("kind", ["bars", "poles", "bars before birds", "flicker", "noisy flicker"])
-def test_upright_things_that_move_sideways_are_not_read_along_h(tmp_path: Path, kind: str, order: str) -> None:
+def test_vertical_shapes_that_move_sideways_are_not_read_along_h(tmp_path: Path, kind: str, order: str) -> None:
     film = upright(kind)
     stored = np.einsum(f"THW->{order.strip('N')}", film)
     stored = np.stack([stored] * 5) if "N" in order else stored
@@ -208,14 +208,14 @@ def test_time_that_may_be_the_middle_axis_is_refused(tmp_path: Path) -> None:
 
 
 def orbit(frames: int) -> NDArray[np.uint8]:
-    """A soft spot on a long curve, uint8 [T, H, W]."""
+    """Return a soft spot that moves along a curve, uint8 [T, H, W]."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     places = ((16 + 10 * np.sin(t / 9), 16 + 10 * np.cos(t / 13)) for t in range(frames))
     return (255 * np.stack([np.exp(-((x - a) ** 2 + (y - b) ** 2) / 40) for a, b in places])).astype(np.uint8)
 
 
 def days() -> NDArray[np.uint8]:
-    """Days of hours, which differ more than the days do, uint8 [N, T, H, W]."""
+    """Return days of hourly pictures, where hours differ more than days, uint8 [N, T, H, W]."""
     _, x = np.mgrid[: SIZE[0], : SIZE[1]]
     day = np.stack([120 + 100 * np.sin(2 * np.pi * hour / 24 + x / 20) for hour in range(24)])
     return (day + np.random.default_rng(0).normal(0, 1, (30, *day.shape))).astype(np.uint8)
@@ -227,12 +227,12 @@ def every_fourth_frame() -> NDArray[np.uint8]:
 
 
 def flows() -> NDArray[np.uint8]:
-    """Two colours that are no RGB, colours first, uint8 [T, C, H, W]."""
+    """Return two colours that are not RGB, with the colours first, uint8 [T, C, H, W]."""
     return np.stack([moving_square(48), moving_square(48)[:, ::-1]], axis=1)
 
 
 @pytest.mark.parametrize("made", [days, every_fourth_frame, flows])
-def test_clips_that_differ_less_than_frames_are_not_taken_for_time(
+def test_clips_that_differ_less_than_frames_are_not_read_as_time(
     tmp_path: Path, made: Callable[[], NDArray[np.uint8]]
 ) -> None:
     with pytest.raises(ShapeError, match=r"may be NTHW .*, or TNHW"):
@@ -240,7 +240,7 @@ def test_clips_that_differ_less_than_frames_are_not_taken_for_time(
 
 
 @pytest.mark.parametrize("step", [4, 12])
-def test_windows_of_one_film_are_clips_though_they_have_an_order(tmp_path: Path, step: int) -> None:
+def test_ordered_windows_of_one_film_are_read_as_clips(tmp_path: Path, step: int) -> None:
     film = orbit(12 + 14 * step)
     windows = np.stack([film[start : start + 12] for start in range(0, len(film) - 11, step)])
     frames, reader = opened(tmp_path / "clips.npy", windows)
@@ -248,7 +248,7 @@ def test_windows_of_one_film_are_clips_though_they_have_an_order(tmp_path: Path,
     np.testing.assert_array_equal(frames[..., 0], windows)
 
 
-def test_three_frames_beside_three_colours_are_refused(tmp_path: Path) -> None:
+def test_three_frames_next_to_three_colours_are_refused(tmp_path: Path) -> None:
     clip = np.moveaxis(moving_square(3, colours=3), -1, 0)  # [C, T, H, W]
     for array, readings in ((clip, "TCHW .* or CTHW .* if it is CTHW"), (np.stack([clip] * 5), "NTCHW .* or NCTHW")):
         with pytest.raises(ShapeError, match=readings):
@@ -257,7 +257,7 @@ def test_three_frames_beside_three_colours_are_refused(tmp_path: Path) -> None:
     assert frames.shape == (1, 3, *SIZE, 3)
 
 
-# Numbers
+# Values
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_three_frames_beside_three_colours_are_refused(tmp_path: Path) -> None:
         (np.complex64, "got complex64"),
     ],
 )
-def test_numbers_without_a_known_white_are_refused(tmp_path: Path, kind: type, message: str) -> None:
+def test_values_without_a_known_white_are_refused(tmp_path: Path, kind: type, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
         opened(tmp_path / "clips.npy", np.zeros((9, *SIZE, 1), kind))
 

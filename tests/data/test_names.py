@@ -27,7 +27,7 @@ def test_a_video_of_any_name_is_opened_from_its_own_folder(
     assert next(video.pictures).shape == (16, 48, 1)
 
 
-def test_a_source_that_is_there_has_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_source_with_a_colon_has_no_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert source("clips:2") == ("clips", 2.0)
     assert source("12:30") == ("12", 30.0)
@@ -37,7 +37,7 @@ def test_a_source_that_is_there_has_no_share(tmp_path: Path, monkeypatch: pytest
         assert source(f"{name}:0.5") == (name, 0.5)
 
 
-def test_the_two_files_of_a_pair_may_have_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_names_of_a_pair_may_contain_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert _pair("a.npz,b.npz") == [Path("a.npz"), Path("b.npz")]
     assert _pair("a,b") is None

@@ -26,11 +26,11 @@ from tests.tools import e3d
 
 SIZE = (16, 16)
 FORM = Form(image_size=SIZE, channels=1)
-CODED = 20  # mean gray levels between a picture and its video of a weak codec; measured 8.7
+CODED = 20  # mean gray levels between a picture and its video in a lossy codec; measured 8.7
 
 
 def frames_of(number: int, length: int = 8) -> NDArray[np.uint8]:
-    """A bright square that moves over a dark ground, [T, H, W]."""
+    """Return a bright square that moves over a dark background, [T, H, W]."""
     frames = np.full((length, *SIZE), 20, np.uint8)
     for t in range(length):
         frames[t, t : t + 6, number : number + 6] = 230
@@ -77,7 +77,7 @@ def test_a_folder_of_videos_is_a_reference_and_calibrates(tmp_path: Path) -> Non
         reference_clip(FORM, 40, tmp_path)
 
 
-def test_clips_of_different_lengths_are_read_as_far_as_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clips_of_different_lengths_are_read_up_to_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number, length in enumerate((3, 5, 8)):
         np.save(tmp_path / f"{number}.npy", frames_of(number, length)[..., None])
     found = read_clips(tmp_path, FORM, most=6, least=4)
@@ -87,7 +87,7 @@ def test_clips_of_different_lengths_are_read_as_far_as_asked(tmp_path: Path, cap
     assert "1 of 3 clips have fewer than 4 frames and are skipped" in caplog.text
 
 
-def test_videos_are_decoded_no_further_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_videos_are_decoded_only_up_to_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from e3d_deploy.data import play as playing
 
     taken = []
@@ -115,7 +115,7 @@ def test_kth_is_read_as_published(tmp_path: Path, flat: bool) -> None:
     assert len(read_clips(tmp_path, FORM).clips) == 10
 
 
-def test_other_clips_beside_kth_keep_its_persons_apart(tmp_path: Path) -> None:
+def test_kth_next_to_other_clips_is_split_by_person(tmp_path: Path) -> None:
     for person in (1, 2, 17):
         name = f"person{person:02}_boxing_d1_uncomp.npy"
         np.save(tmp_path / name, frames_of(person % 9))
@@ -131,7 +131,7 @@ def test_other_clips_beside_kth_keep_its_persons_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("categories", [("walking", "boxing", "running"), tuple(STRIDES)])
-def test_persons_named_otherwise_are_not_kth(categories: tuple[str, ...], tmp_path: Path) -> None:
+def test_persons_with_other_names_are_not_kth(categories: tuple[str, ...], tmp_path: Path) -> None:
     for number, category in enumerate(categories):
         (tmp_path / category / f"person{number + 1:02}" / "x").mkdir(parents=True)
         np.save(tmp_path / category / f"person{number + 1:02}" / "x" / "0.npy", frames_of(number))
@@ -140,7 +140,7 @@ def test_persons_named_otherwise_are_not_kth(categories: tuple[str, ...], tmp_pa
     assert source.kind == "array"
 
 
-def test_kth_as_pictures_is_read_alike(tmp_path: Path) -> None:
+def test_kth_as_pictures_is_read_by_every_reader(tmp_path: Path) -> None:
     from e3d_deploy.data.storage import Clip
     from tests.data.test_sources import KTH
 
@@ -153,7 +153,7 @@ def test_kth_as_pictures_is_read_alike(tmp_path: Path) -> None:
     assert contents(sources) <= contents(read_clips(KTH, FORM).clips)
 
 
-def test_arrays_of_others_are_read_by_every_reader(tmp_path: Path) -> None:
+def test_arrays_in_other_layouts_are_read_by_every_reader(tmp_path: Path) -> None:
     clips = np.stack([frames_of(number) for number in range(5)])  # [N, T, H, W]
     np.save(tmp_path / "mnist_test_seq.npy", clips.swapaxes(0, 1))
     with (tmp_path / "CLIPS.NPY").open("wb") as file:
@@ -217,7 +217,7 @@ def test_a_path_that_does_not_exist_is_a_wrong_option(model: Path, command: list
     assert "absent: no such" in e3d(command[0], model, tmp_path / "absent", *command[1:], code=2).stderr
 
 
-def test_an_array_does_not_play(model: Path, tmp_path: Path) -> None:
+def test_an_array_cannot_be_played(model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", frames_of(0)[..., None])
     message = "arrays cannot be played; give a video file or a folder of pictures"
     assert message in e3d("stream", model, tmp_path / "clip.npy", code=2).stderr
@@ -232,8 +232,8 @@ def test_kth_as_pictures_is_thinned(caplog: pytest.LogCaptureFixture) -> None:
         read_clips(KTH, FORM, selection=Selection(resample=5))
 
 
-def test_the_packages_own_clip_is_read_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    """It is neither square nor gray."""
+def test_the_packages_own_clip_is_read_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """The clip is neither square nor gray."""
     form = Form(image_size=(16, 16), channels=3)
     reference_clip(form, 4, None)
     real_clips(form, 4, None, np.zeros((4, 3, 16, 16), np.float32))

@@ -68,7 +68,7 @@ def ordered(names: list[str]) -> list[str]:
         ["2024-10-27T12-00-00-0000.png", "2024-10-27T12-00-00-0001.png", "2024-10-27T12-00-01-0000.png"],
     ],
 )
-def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
+def test_files_are_in_the_intended_order_of_their_names(names: list[str]) -> None:
     assert ordered(names) == names
 
 
@@ -142,7 +142,7 @@ def test_files_are_in_the_order_that_their_names_mean(names: list[str]) -> None:
         ),
     ],
 )
-def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -> None:
+def test_an_ambiguous_order_is_remarked(names: list[str], remark: str) -> None:
     found = in_order(map(Path, names)).remark
     assert found is not None
     assert re.search(remark, found)
@@ -188,5 +188,5 @@ def test_an_order_that_could_be_another_is_said(names: list[str], remark: str) -
         [f"{minute}-{second:02}.png" for minute in range(3) for second in range(60)],
     ],
 )
-def test_an_order_without_doubt_is_not_remarked(names: list[str]) -> None:
+def test_a_clear_order_is_not_remarked(names: list[str]) -> None:
     assert in_order(map(Path, names)).remark is None

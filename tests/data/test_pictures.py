@@ -1,4 +1,4 @@
-"""Pictures are read as viewers show them, or refused by name."""
+"""Pictures are read as viewers show them, or refused with the name of the file."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ from e3d_deploy.errors import ClipError
 from e3d_deploy.progress import silent
 
 SIZE = (6, 9)
-"""Height and width of the pictures here."""
+"""Height and width of the pictures (pixels)."""
 JPEG_OFF = 4  # gray levels; measured 1.0
 ORIENTATIONS: dict[int, Any] = {
     1: lambda shown: shown,
@@ -38,7 +38,7 @@ ORIENTATIONS: dict[int, Any] = {
     7: lambda shown: np.rot90(shown, 2).transpose(1, 0),
     8: lambda shown: np.rot90(shown, -1),
 }
-"""Stored picture of each EXIF orientation, from the one that is shown."""
+"""Return the picture to store for each EXIF orientation, so that viewers show the given one."""
 
 
 def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") -> Form:
@@ -46,7 +46,7 @@ def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") 
 
 
 def ramp(size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
-    """A picture that no flip leaves as it is."""
+    """Return a picture that every flip changes."""
     return np.linspace(0, 255, size[0] * size[1]).reshape(size).round().astype(np.uint8)
 
 
@@ -73,7 +73,7 @@ def test_exif_orientation_is_applied_before_scaling(tmp_path: Path, suffix: str,
 
 
 @pytest.mark.parametrize("kind", ["XMP", "Exif behind the pixels"])
-def test_an_orientation_is_found_wherever_a_png_tells_it(tmp_path: Path, kind: str) -> None:
+def test_an_orientation_is_found_anywhere_in_a_png(tmp_path: Path, kind: str) -> None:
     told = PngInfo()
     if kind == "XMP":
         told.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="3"/>')
@@ -87,7 +87,7 @@ def test_an_orientation_is_found_wherever_a_png_tells_it(tmp_path: Path, kind: s
 
 
 @pytest.mark.parametrize("name", ["1.jpg", "1.webp", "1.png", "1.tif", "both.tif"])
-def test_an_orientation_in_xmp_alone_is_no_other_size(tmp_path: Path, name: str) -> None:
+def test_an_orientation_only_in_xmp_is_not_another_size(tmp_path: Path, name: str) -> None:
     text = '<x:xmpmeta tiff:Orientation="6"/>'
     options: dict[str, Any] = {"xmp": text.encode()}
     if name.endswith(".png"):
@@ -134,7 +134,7 @@ def test_kth_sees_pictures_upright(tmp_path: Path) -> None:
         ((16, 16), "crop", (16, 8), ""),
     ],
 )
-def test_fit_decides_what_becomes_of_another_shape(
+def test_fit_decides_how_another_shape_is_changed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, size: tuple[int, int], fit: Fit, bright: tuple[int, int],
     remark: str,
 ) -> None:  # fmt: skip
@@ -166,7 +166,7 @@ CLEAR[:, :3] = True
 
 
 def transparent(mode: str) -> Any:
-    """A picture of one gray, whose left third is transparent and white."""
+    """Return a picture of one gray whose left third is white and transparent."""
     gray = np.where(CLEAR, 255, 200).astype(np.uint8)
     alpha = np.where(CLEAR, 0, 255).astype(np.uint8)
     if mode == "P":
@@ -260,7 +260,7 @@ def test_values_of_an_unknown_range_are_refused(tmp_path: Path, values: NDArray[
 
 
 def tiff(values: bytes, size: tuple[int, int], *, bits: int, photometric: int, order: str = "<") -> bytes:
-    """An uncompressed TIFF of one gray channel."""
+    """Return an uncompressed TIFF of one gray channel."""
     tags = {256: size[1], 257: size[0], 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: size[0],
             279: len(values)}  # fmt: skip
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -282,13 +282,13 @@ def test_16_bits_of_both_byte_orders_are_divided(tmp_path: Path, order: str) -> 
     np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
 
 
-def test_white_as_0_is_heeded_with_16_bits(tmp_path: Path) -> None:
+def test_white_as_0_is_inverted_with_16_bits(tmp_path: Path) -> None:
     values = 65535 - ramp().astype("<u2") * 257
     (tmp_path / "1.tif").write_bytes(tiff(values.astype("<u2").tobytes(), SIZE, bits=16, photometric=0))
     np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
 
 
-def test_white_as_0_is_heeded_with_floats(tmp_path: Path) -> None:
+def test_white_as_0_is_inverted_with_floats(tmp_path: Path) -> None:
     values = np.float32(1) - ramp().astype(np.float32) / 255
     Image.fromarray(values).save(tmp_path / "1.tif")
     content = (tmp_path / "1.tif").read_bytes()
@@ -298,7 +298,7 @@ def test_white_as_0_is_heeded_with_floats(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "1.tif", form())[..., 0], ramp())
 
 
-def test_bytes_with_a_sign_are_refused(tmp_path: Path) -> None:
+def test_signed_bytes_are_refused(tmp_path: Path) -> None:
     content = bytearray(tiff(ramp().tobytes(), SIZE, bits=8, photometric=1))
     start = 8 + ramp().size
     content[start : start + 2] = struct.pack("<H", 10)
@@ -310,7 +310,7 @@ def test_bytes_with_a_sign_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_transparent_value_of_few_bits_is_black(tmp_path: Path, bits: int) -> None:
-    """Two pixels: a transparent gray and white."""
+    """The picture has two pixels, a transparent gray one and a white one."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -328,8 +328,8 @@ def test_a_transparent_value_of_few_bits_is_black(tmp_path: Path, bits: int) -> 
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
-def test_a_bmp_of_black_and_white_is_read_right_or_refused(tmp_path: Path, bits: int) -> None:
-    """Pillow takes the pixels for single bits, whatever the file tells."""
+def test_a_bmp_of_black_and_white_is_read_correctly_or_refused(tmp_path: Path, bits: int) -> None:
+    """Pillow reads the pixels as single bits, whatever depth the file declares."""
     mask = ramp((8, 16)) % 2
     rows = np.packbits((mask[..., None] >> np.arange(bits - 1, -1, -1) & 1).reshape(8, -1), axis=1)
     stored = b"".join(row.tobytes() + bytes(-len(row) % 4) for row in rows[::-1])
@@ -342,7 +342,7 @@ def test_a_bmp_of_black_and_white_is_read_right_or_refused(tmp_path: Path, bits:
         np.testing.assert_array_equal(np.asarray(load_picture(tmp_path / "1.bmp")), mask * 255)
 
 
-def test_12_bits_are_scaled_by_the_depth_that_the_file_tells(tmp_path: Path) -> None:
+def test_12_bits_are_scaled_by_the_declared_depth(tmp_path: Path) -> None:
     first, second = 4095, 2048
     packed = bytes([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
     (tmp_path / "1.tif").write_bytes(tiff(packed, (1, 2), bits=12, photometric=1))
@@ -396,10 +396,10 @@ def test_every_page_of_a_file_is_a_frame(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize(("durations", "said"), [([100, 400, 100], 1), ([100, 100, 400], 0)])
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
-def test_uneven_times_of_pages_are_said(
+def test_uneven_times_of_pages_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, durations: list[int], said: int
 ) -> None:
-    """The time of the last page is no step between two."""
+    """The time of the last page does not count, because no page follows it."""
     pages = [Image.fromarray(np.stack([np.full(SIZE, level, np.uint8)] * 3, -1)) for level in (0, 100, 200)]
     pages[0].save(tmp_path / f"film{suffix}", save_all=True, append_images=pages[1:], duration=durations)
     assert len(list(play(tmp_path / f"film{suffix}", form()).pictures)) == 3
@@ -421,12 +421,12 @@ def test_uneven_times_of_pages_are_said(
         ('{"shape": [6, 6, 9], "truncated": true}', 1, "but the number of pages is 1; write it without `truncate`"),
         ("ImageJ=1.53\nimages=4\nslices=4\n", 4, None),
         ('<OME><Pixels SizeC="1" SizeT="4" SizeZ="1"/></OME>', 4, None),
-        ('<OME><Pixels SizeC="2" SizeT="40" SizeZ="1"/></OME>', 1, None),  # one file of 80
+        ('<OME><Pixels SizeC="2" SizeT="40" SizeZ="1"/></OME>', 1, None),  # one of several files: each has 80 pages
         ('{"shape": [4, 6, 9]}', 4, None),
         ("walk", 4, None),
     ],
 )
-def test_pages_that_are_no_frames_of_one_clip_are_refused(
+def test_pages_that_are_not_frames_of_one_clip_are_refused(
     tmp_path: Path, description: str, pages: int, reason: str | None
 ) -> None:
     first, *others = [Image.fromarray(ramp()) for _ in range(pages)]
@@ -441,15 +441,15 @@ def test_pages_that_are_no_frames_of_one_clip_are_refused(
         read_picture(file, form())
 
 
-def test_the_default_image_of_an_animated_png_is_no_frame(tmp_path: Path) -> None:
+def test_the_default_image_of_an_animated_png_is_not_a_frame(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.stack([np.full(SIZE, level, np.uint8)] * 3, -1)) for level in (0, 100, 200)]
     pages[0].save(tmp_path / "film.png", save_all=True, append_images=pages[1:], default_image=True)
     frames = np.stack(list(play(tmp_path / "film.png", form()).pictures))
     assert frames[:, 0, 0, 0].tolist() == [100, 200]
 
 
-def test_an_animated_png_shows_each_frame_over_what_it_is_to_be_laid_on(tmp_path: Path) -> None:
-    """A white square moves over a background that each frame gives back."""
+def test_frames_of_an_animated_png_are_blended_over_earlier_ones(tmp_path: Path) -> None:
+    """A white square moves over a background, which each frame restores."""
     pages = [Image.new("RGBA", (9, 6), (0, 0, 0, 255))]
     for left in (0, 3, 6):
         page = Image.new("RGBA", (9, 6))
@@ -467,7 +467,7 @@ def test_an_animated_png_of_one_bit_is_played(tmp_path: Path) -> None:
     assert [picture.max() for picture in play(tmp_path / "film.png", form()).pictures] == [0, 255]
 
 
-def test_a_small_copy_in_a_file_is_no_page(tmp_path: Path) -> None:
+def test_a_reduced_copy_in_a_file_is_not_a_page(tmp_path: Path) -> None:
     copy = Image.fromarray(ramp((3, 4)))
     copy.encoderinfo = {"tiffinfo": {254: 1}}
     Image.fromarray(ramp()).save(tmp_path / "1.tif", save_all=True, append_images=[copy])
@@ -487,8 +487,8 @@ def test_a_picture_that_is_cut_is_refused(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
-def test_pixels_of_a_png_with_another_checksum_are_refused(tmp_path: Path, place: float) -> None:
-    """Pillow shows zeros in the compressed data as black, or as what was there before."""
+def test_pixels_of_a_png_with_a_wrong_checksum_are_refused(tmp_path: Path, place: float) -> None:
+    """Pillow shows zeros in the compressed data as black, or as the earlier content of its memory."""
     Image.fromarray(ramp((40, 60))).save(tmp_path / "1.png")
     content = bytearray((tmp_path / "1.png").read_bytes())
     begin, end = content.index(b"IDAT") + 4, content.index(b"IEND") - 8
@@ -499,7 +499,7 @@ def test_pixels_of_a_png_with_another_checksum_are_refused(tmp_path: Path, place
         read_picture(tmp_path / "1.png", form())
 
 
-def test_frames_of_an_animated_png_with_another_checksum_are_refused(tmp_path: Path) -> None:
+def test_frames_of_an_animated_png_with_a_wrong_checksum_are_refused(tmp_path: Path) -> None:
     pages = [Image.fromarray(np.roll(ramp((40, 60)), shift)) for shift in range(3)]
     for name in ("film.png", "film.apng"):
         pages[0].save(tmp_path / name, format="PNG", save_all=True, append_images=pages[1:])
@@ -540,10 +540,10 @@ def test_an_animated_png_that_ends_between_its_parts_is_refused(
         (8, 0, b"\0\0", 1, None),
     ],
 )
-def test_an_animated_png_is_played_right_or_refused(
+def test_an_animated_png_is_played_correctly_or_refused(
     tmp_path: Path, bits: int, colours: int, clear: bytes, left: int, reason: str | None
 ) -> None:
-    """Two white pixels, of which the second frame makes one black."""
+    """The first frame has two white pixels; the second makes one of them black."""
     white = (1 << bits) - 1
     row = np.packbits(np.uint8([white, white])[:, None] >> np.arange(bits - 1, -1, -1) & 1).tobytes()
     palette = bytes(3) + bytes([255] * 3 * white)
@@ -571,7 +571,7 @@ def test_an_animated_png_is_played_right_or_refused(
     assert second.ravel().tolist() == [0 if left == 0 else 255, 0 if left else 255]
 
 
-def test_what_follows_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None:
+def test_chunks_after_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None:
     Image.fromarray(ramp()).save(tmp_path / "1.png")
     content = (tmp_path / "1.png").read_bytes()
     (tmp_path / "1.png").write_bytes(content[:-12] + struct.pack(">I4s3sI", 3, b"tEXt", b"a\0b", 0) + content[-12:])
@@ -579,7 +579,7 @@ def test_what_follows_the_pixels_of_a_png_may_be_damaged(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [TypeError("missing"), struct.error("short"), KeyError(258), EOFError()])
-def test_whatever_a_decoder_raises_is_an_error_of_the_file(
+def test_any_exception_of_a_decoder_becomes_an_error_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(_: object) -> None:
@@ -601,7 +601,7 @@ def test_whatever_a_decoder_raises_is_an_error_of_the_file(
 # Folders
 
 
-def test_every_reader_says_a_doubtful_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_reader_remarks_on_an_ambiguous_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("f_1.25.png", "f_1.5.png"):
         Image.fromarray(ramp()).save(tmp_path / name)
     text = (
@@ -626,14 +626,14 @@ def test_a_folder_without_frames_is_refused_by_every_reader(tmp_path: Path, name
             read()
 
 
-def test_ground_truth_beside_frames_is_no_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ground_truth_next_to_frames_is_not_a_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("1.png", "2.png", "1_GT.png", "2_mask.png", ".2.png"):
         Image.fromarray(ramp()).save(tmp_path / name)
     assert len(list(play(tmp_path, form()).pictures)) == len(read_clips(tmp_path, form()).clips[0]) == 2
     assert f"{tmp_path}: skipped ground truth, 2 pictures such as 1_GT.png" in messages(caplog)
 
 
-def test_a_picture_of_another_size_is_said_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_picture_of_another_size_is_logged_at_any_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(7):
         size = (12, 6) if number == 2 else (6, 12)
         Image.fromarray(ramp(size)).save(tmp_path / f"{number}.png")
@@ -649,8 +649,8 @@ def test_a_picture_of_another_size_is_said_wherever_it_is(tmp_path: Path, caplog
         assert messages(caplog).count("12×6 L, squeezed to 6×12 L") == 1
 
 
-def test_a_picture_of_another_size_is_said_on_opening(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Workers of training, which read it, say nothing."""
+def test_a_picture_of_another_size_is_logged_on_opening(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The workers that read the picture in training log nothing."""
     for number in range(7):
         Image.fromarray(ramp((12, 6) if number == 2 else (6, 12))).save(tmp_path / f"{number}.png")
     Reader(form=form((6, 12)), skip_bad=False, progress=silent).open(tmp_path)
@@ -667,7 +667,7 @@ def test_copies_of_remarks_in_workers_are_silent(
     assert messages(caplog) == ""
 
 
-def test_clips_of_different_sizes_are_not_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clips_of_different_sizes_are_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for folder, size in (("a", (6, 12)), ("b", (12, 6))):
         (tmp_path / folder / "rgb").mkdir(parents=True)
         for number in range(2):
@@ -676,7 +676,7 @@ def test_clips_of_different_sizes_are_not_said(tmp_path: Path, caplog: pytest.Lo
     assert "sizes differ" not in messages(caplog)
 
 
-def test_one_transparent_picture_is_said_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_transparent_picture_is_logged_at_any_position(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for number in range(7):
         (transparent("LA") if number == 2 else Image.fromarray(ramp())).save(tmp_path / f"{number}.png")
     assert read_clips(tmp_path, form()).frames.shape[1] == 7
@@ -686,7 +686,7 @@ def test_one_transparent_picture_is_said_wherever_it_is(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     ("values", "got"), [([0.5, 1.0001], "0.5 to 1.0001"), ([-1e-9, 1], "-1e-09 to 1"), ([0, 255], "0 to 255")]
 )
-def test_the_range_of_floats_is_told_so_that_it_lies_outside(tmp_path: Path, values: list[float], got: str) -> None:
+def test_the_range_of_floats_is_not_rounded_into_the_allowed_one(tmp_path: Path, values: list[float], got: str) -> None:
     Image.fromarray(np.array([values], np.float32)).save(tmp_path / "1.tif")
     with pytest.raises(ClipError, match=f"got floats from {got}, expected 0 to 1"):
         load_picture(tmp_path / "1.tif")
@@ -699,7 +699,7 @@ def test_jfif_is_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["IMG_1.HEIC", "1.pgm"])
-def test_pictures_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+def test_pictures_in_unsupported_formats_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
     (tmp_path / name).touch()
     text = rf"holds pictures in a format that is not supported \({name}, 1 in all\); convert them to PNG or JPEG"
     for read in (
@@ -715,7 +715,7 @@ def test_pictures_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("foreign", ["@eaDir", "#recycle", "__MACOSX", "lost+found"])
-def test_folders_that_systems_add_are_passed_over(
+def test_folders_that_operating_systems_add_are_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, foreign: str
 ) -> None:
     (tmp_path / "walk" / foreign / "1.png").mkdir(parents=True)

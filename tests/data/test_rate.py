@@ -1,4 +1,4 @@
-"""Frames taken from a source, and sources that play at another rate than in training."""
+"""Selection of frames from a source, and warnings about another frame rate than in training."""
 
 import json
 import logging
@@ -22,20 +22,20 @@ from tests.tools import e3d
 
 SIZE = (16, 24)
 LEVELS = list(range(0, 240, 8))
-"""Gray levels of the 30 frames of the video."""
+"""Gray level of each of the 30 frames of the video."""
 CODED = 3
-"""Largest difference of a gray level after it was coded as H.264 (measured 1)."""
+"""Maximum change of a gray level by coding in H.264; measured 1."""
 
 
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
-    """A video of 30 frames at 25 a second, each of one gray level."""
+    """Write a video of 30 frames, each of one gray level, at 25 frames per second."""
     return write_video(tmp_path / "walk.mp4", gray_levels(SIZE, LEVELS))
 
 
 @pytest.fixture
 def model(exported: Path, tmp_path: Path) -> Path:
-    """A model trained with 4 frames given and 3 predicted, 10 frames a second."""
+    """Return a model whose card states a context of 4 frames, a horizon of 3 and 10 frames per second."""
     path = tmp_path / "tiny.safetensors"
     path.write_bytes((exported / "tiny.safetensors").read_bytes())
     checkpoint.write_card(path, Card(window=Window.of_rates(4, 3, [10.0])))
@@ -43,7 +43,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 
 
 def assert_levels(frames: Any, expected: list[int]) -> None:
-    """Compare the gray levels of frames [T, …] with those of these frames of the video."""
+    """Check that frames [T, …] have the gray levels of the expected frames of the video."""
     found = np.asarray(frames, np.float64).reshape(len(frames), -1).mean(axis=1)
     assert len(found) == len(expected)
     assert np.abs(found - np.array(LEVELS)[expected]).max() <= CODED
@@ -62,7 +62,7 @@ def assert_levels(frames: Any, expected: list[int]) -> None:
         (Selection(resample=0.001), 25.0, [0]),
     ],
 )
-def test_selection_takes_the_nearest_frames(selection: Selection, rate: float | None, expected: list[int]) -> None:
+def test_a_selection_has_the_nearest_frames(selection: Selection, rate: float | None, expected: list[int]) -> None:
     stride = selection.stride(rate, name="clip")
     assert places(6, stride) == expected
     playing = (np.full(1, number) for number in range(6))
@@ -83,12 +83,12 @@ def test_selection_takes_the_nearest_frames(selection: Selection, rate: float | 
         lambda: Selection(every=2, resample=5.0),
     ],
 )
-def test_selection_that_takes_nothing_is_refused(build: Callable[[], Selection]) -> None:
+def test_an_invalid_selection_is_refused(build: Callable[[], Selection]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         build()
 
 
-def test_rate_that_a_source_does_not_tell_is_not_known(video: Path, tmp_path: Path) -> None:
+def test_the_rate_of_a_source_that_states_none_is_unknown(video: Path, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pictures", {f"{n}.png": np.zeros(SIZE, np.uint8) for n in range(3)})
     np.save(tmp_path / "clip.npy", np.zeros((3, *SIZE, 1), np.uint8))
     size: dict[str, Any] = {"form": Form(image_size=SIZE, channels=1)}
@@ -128,7 +128,7 @@ def test_source_without_a_rate_is_not_resampled(video: Path, tmp_path: Path) -> 
             open_source(str(path), split="train", length=2, skip_bad=True, **size)
 
 
-def test_source_with_fixed_windows_takes_no_selection(tmp_path: Path) -> None:
+def test_a_source_with_fixed_windows_allows_no_selection(tmp_path: Path) -> None:
     size: dict[str, Any] = {
         "form": Form(image_size=(64, 64), channels=1),
         "length": 2,
@@ -176,11 +176,11 @@ def test_remedy_fits_the_ratio_of_the_intervals(
 
 
 def said(*arguments: object) -> list[str]:
-    """Run a command; return what it says of intervals."""
+    """Run a command; return the lines it prints about frame intervals."""
     return [line for line in e3d(*arguments).stderr.splitlines() if "has a frame every" in line]
 
 
-def test_commands_say_once_that_a_source_plays_at_another_rate(model: Path, video: Path, tmp_path: Path) -> None:
+def test_commands_warn_once_of_another_frame_rate(model: Path, video: Path, tmp_path: Path) -> None:
     e3d("export", model, "-o", tmp_path / "tiny.e3d", "--batch", 1)
     commands: list[list[object]] = [
         ["predict", model, video, "-o", tmp_path / "o.npz"],
@@ -202,7 +202,7 @@ def test_remedy_that_a_command_names_silences_it(model: Path, tmp_path: Path) ->
     assert said("stream", model, fast, "--horizon", 1, "--every", 2) == []
 
 
-def test_predict_continues_the_frames_that_were_taken(model: Path, video: Path, tmp_path: Path) -> None:
+def test_predict_continues_the_selected_frames(model: Path, video: Path, tmp_path: Path) -> None:
     frames = read_clips(video, Form(image_size=SIZE, channels=1)).frames[0]
     for option, number, taken, rate in (("--every", 3, [0, 3, 6, 9], 25 / 3), ("--resample", 10, [0, 3, 5, 8], 10)):
         np.save(tmp_path / "taken.npy", frames[taken])
@@ -215,7 +215,7 @@ def test_predict_continues_the_frames_that_were_taken(model: Path, video: Path, 
         assert read_clips(tmp_path / "film.mp4", Form(image_size=SIZE, channels=1)).rate == pytest.approx(rate)
 
 
-def test_stream_sees_the_frames_that_were_taken(model: Path, video: Path, tmp_path: Path) -> None:
+def test_stream_reads_the_selected_frames(model: Path, video: Path, tmp_path: Path) -> None:
     for option, number, count, rate in (
         ("--every", 4, 8, 6.25),
         ("--resample", 10, 12, 10),
@@ -229,7 +229,7 @@ def test_stream_sees_the_frames_that_were_taken(model: Path, video: Path, tmp_pa
         assert (written.frames.shape[1], written.rate) == (count, rate)
 
 
-def test_evaluate_cuts_windows_from_the_frames_that_were_taken(model: Path, video: Path, tmp_path: Path) -> None:
+def test_evaluate_cuts_windows_from_the_selected_frames(model: Path, video: Path, tmp_path: Path) -> None:
     frames = read_clips(video, Form(image_size=SIZE, channels=1)).frames[0]
     for option, number, selection in (
         ("--every", 3, Selection(every=3)),
@@ -258,7 +258,9 @@ def test_evaluate_cuts_windows_from_the_frames_that_were_taken(model: Path, vide
         ["--every", 2, "--resample", 10],
     ],
 )
-def test_selection_that_cannot_be_is_refused(options: list[object], model: Path, video: Path, tmp_path: Path) -> None:
+def test_options_with_an_invalid_selection_are_refused(
+    options: list[object], model: Path, video: Path, tmp_path: Path
+) -> None:
     for command in (
         ["predict", model, video, "-o", tmp_path / "o.npz"],
         ["stream", model, video],

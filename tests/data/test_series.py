@@ -1,4 +1,4 @@
-"""Frames of two series in one folder are refused, and names of real data are not."""
+"""Frames of two series in one folder are refused; names of real data sets are accepted."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from e3d_deploy.data.sources import open_source
 from e3d_deploy.errors import ClipError
 
 TIMES = range(8, 13)
-"""Counters of different widths."""
+"""Counters with different numbers of digits."""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_number_written_twice_is_named() -> None:
         check_one_series("walk", ["0.png", "01.png", "1.png", "2.png", "3.png"])
 
 
-def test_a_series_beside_half_of_the_frames_is_refused() -> None:
+def test_a_series_of_half_of_the_frames_is_refused() -> None:
     names = [f"{time:02}.png" for time in range(20)] + ["03_old.png", "07_old.png", "21_old.png"]
     with pytest.raises(ClipError, match=r"03.png and 03_old.png"):
         check_one_series("walk", names)
@@ -192,7 +192,7 @@ def test_sequences_and_grids_of_numbers_are_refused(names: list[str], reason: st
         ([f"20240101_1200{take}_frame{time}.png" for take in (10, 20) for time in range(5)], "20240101_120020_frame0"),
     ],
 )
-def test_numbers_that_begin_again_and_may_be_times_are_said(names: list[str], turn: str) -> None:
+def test_numbers_that_start_again_and_may_be_times_are_remarked(names: list[str], turn: str) -> None:
     remark = f"the last number starts again at {turn}.png, but all frames are read as one clip"
     assert check_one_series("walk", names) == remark
 
@@ -207,7 +207,7 @@ def test_numbers_that_begin_again_and_may_be_times_are_said(names: list[str], tu
         ([f"f{time}.png" for time in TIMES] + ["f9 (1).png"], "5 like f8.png, 1 like f9 (1).png"),
     ],
 )
-def test_other_names_among_frames_are_said(names: list[str], remark: str) -> None:
+def test_other_names_among_frames_are_remarked(names: list[str], remark: str) -> None:
     assert check_one_series("walk", names) == f"files with 2 kinds of names are read as one clip: {remark}"
 
 

@@ -1,4 +1,4 @@
-"""Data as users have them: formats, splits, windows, memory, and what is wrong with them."""
+"""Data as users have them: formats, splits, windows, memory and errors."""
 
 import errno
 import json
@@ -36,9 +36,9 @@ from tests.tools import formed
 
 SIZE = (16, 24)
 SPLITS = ("train", "valid", "test")
-KTH_FRAMES = 1e-6  # measured 0: every bit is OpenCV's
-READING_MB = 30  # that memory may grow by while 300 MB are read in windows; measured 5.8
-UNPACKING_MB = 30  # while 200 MB are unpacked and read; measured 6.6
+KTH_FRAMES = 1e-6  # measured 0: bit for bit equal to OpenCV
+READING_MB = 30  # maximum growth of memory while 300 MB are read in windows; measured 5.8
+UNPACKING_MB = 30  # maximum growth of memory while 200 MB are unpacked and read; measured 6.6
 CODED = 6  # gray levels between a picture and its video, as in test_data.py
 
 
@@ -48,7 +48,7 @@ def source_of(path: Path | str, **changes: Any) -> Source:
 
 
 def numbered(clips: int, length: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
-    """Clips [B, T, H, W, 1] whose pixels tell the clip, 10 to each, and the frame."""
+    """Return clips [B, T, H, W, 1] whose pixels are 10 times the number of the clip, plus that of the frame."""
     numbers = 10 * np.arange(clips)[:, None] + np.arange(length)
     return np.broadcast_to(numbers[..., None, None, None], (clips, length, *size, 1)).astype(np.uint8)
 
@@ -59,7 +59,7 @@ def first_pixels(source: Source) -> list[list[float]]:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return what was logged, but for the range of values, which is small in most of these clips."""
+    """Return the warnings, except about the range of values, which is small in most of these clips."""
     return [
         message
         for name, level, message in caplog.record_tuples
@@ -67,7 +67,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-# Moving MNIST of the original
+# Moving MNIST in the format of google/e3d_lstm
 
 TINY = GOLDEN / "mnist_tiny.npz"
 
@@ -81,7 +81,7 @@ def mnist(path: Path | str, **changes: Any) -> Source:
 
 
 def original_batches(count: int, size: int) -> int:
-    """Return how many batches the original makes of clips: it leaves out the last one.
+    """Return the number of batches that the original makes of clips; it leaves out the last one.
 
     Source: google/e3d_lstm src/data_provider/mnist.py and kth_action.py, no_batch_left.
     """
@@ -100,7 +100,7 @@ def test_batches_of_moving_mnist_are_those_of_the_original(size: int) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_moving_mnist_in_a_file_is_whole_in_each_split(split: str) -> None:
+def test_moving_mnist_in_a_file_is_not_divided(split: str) -> None:
     source = mnist(TINY, split=split)
     assert (source.kind, source.held_out, len(source.clips)) == ("moving-mnist-npz", False, 6)
     assert source.windows is not None
@@ -109,7 +109,7 @@ def test_moving_mnist_in_a_file_is_whole_in_each_split(split: str) -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("form", ["one", "two", "mnist_test_seq"])
-def test_files_that_are_the_same_in_each_split_say_so(form: str, split: str, tmp_path: Path) -> None:
+def test_undivided_files_are_remarked(form: str, split: str, tmp_path: Path) -> None:
     shutil.copy(TINY, tmp_path / "second.npz")
     np.save(tmp_path / "mnist_test_seq.npy", np.random.default_rng(0).integers(0, 256, (20, 7, 16, 16), np.uint8))
     files = {"one": TINY, "two": f"{TINY},{tmp_path}/second.npz", "mnist_test_seq": tmp_path / "mnist_test_seq.npy"}
@@ -141,7 +141,7 @@ def test_output_frames_may_be_an_array_of_their_own(tmp_path: Path, save: Callab
 
 
 def test_the_second_file_counts_its_own_frames(tmp_path: Path) -> None:
-    """google/e3d_lstm moves its starts by the first file's number of clips, and loses even that."""
+    """google/e3d_lstm adds the first file's number of clips to the starts, in a copy that it discards."""
     arrays = tiny()
     np.savez(tmp_path / "second.npz", **{**arrays, "input_raw_data": 1 - arrays["input_raw_data"]})
     both, first = mnist(f"{TINY},{tmp_path}/second.npz"), mnist(TINY)
@@ -240,7 +240,7 @@ def test_kth_is_read_as_the_original_reads_it(split: str, length: int) -> None:
         assert np.abs(difference).max() <= KTH_FRAMES
 
 
-def test_kth_watches_training_on_the_test_persons() -> None:
+def test_kth_validates_on_the_test_persons() -> None:
     train, valid, test = (kth(split=split) for split in SPLITS)
     assert first_pixels(valid) == first_pixels(test) != first_pixels(train)
     assert train.held_out
@@ -248,7 +248,7 @@ def test_kth_watches_training_on_the_test_persons() -> None:
 
 
 def test_a_long_stride_skips_the_end_of_the_clip_before() -> None:
-    """The original searches through all clips as one."""
+    """The original searches all clips as one sequence."""
     windows = find_windows([[1, 2, 3], [1, 2, 3]], strides=[3, 3], length=2)
     assert windows.tolist() == [[1, 1], [0, 1]]
     assert find_windows([[1, 2, 3], [1, 2]], strides=[3, 3], length=2).tolist() == [[1, 0], [0, 0]]
@@ -256,7 +256,7 @@ def test_a_long_stride_skips_the_end_of_the_clip_before() -> None:
 
 @pytest.mark.parametrize("size", [(3, 5), (15, 20), (40, 31), (1, 1)])
 def test_resizing_keeps_a_ramp_straight(size: tuple[int, int]) -> None:
-    """Half-pixel centres, clamped at the border."""
+    """Pixel centres are at half pixels, clamped at the border."""
     H, W = size
     x = ((np.arange(W) + 0.5) * 20 / W - 0.5).clip(0, 19)
     y = ((np.arange(H) + 0.5) * 15 / H - 0.5).clip(0, 14)
@@ -313,7 +313,7 @@ def test_windows_over_a_broken_picture_of_kth_are_dropped(tmp_path: Path, caplog
 
 
 @pytest.mark.parametrize("count", [3, 4, 10, 25, 1000])
-def test_splits_are_apart_and_together_all(count: int) -> None:
+def test_splits_are_disjoint_and_complete(count: int) -> None:
     parts = {split: members_of(split, count) for split in ("train", "valid", "test")}  # type: ignore[arg-type]
     assert sorted(number for part in parts.values() for number in part) == list(range(count))
     assert len(parts["valid"]) == len(parts["test"]) == max(1, round(count / 10))
@@ -357,7 +357,7 @@ def test_fewer_clips_are_split_by_time(tmp_path: Path) -> None:
     assert sources[1].clips[1][2:4][:, 0, 0, 0].tolist() == [60, 61]
 
 
-def test_what_is_too_short_for_that_is_the_same_in_each_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clips_too_short_to_divide_are_the_same_in_each_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     np.save(tmp_path / "clip.npy", numbered(1, 35))
     sources = [source_of(tmp_path / "clip.npy", split=split) for split in SPLITS]
     assert [source.held_out for source in sources] == [False] * 3
@@ -368,7 +368,7 @@ def test_what_is_too_short_for_that_is_the_same_in_each_split(tmp_path: Path, ca
     assert by_time("test", [np.zeros((40, 1, 1, 1))], length=4) is not None
 
 
-def test_folders_named_so_are_the_splits(tmp_path: Path) -> None:
+def test_folders_named_like_splits_are_the_splits(tmp_path: Path) -> None:
     for number, split in enumerate(SPLITS):
         (tmp_path / split).mkdir()
         np.save(tmp_path / split / "clip.npy", numbered(3, 4) + 50 * number)
@@ -390,7 +390,7 @@ def test_videos_are_decoded_once_to_the_models_size(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     assert (source.kind, source.held_out, source.frames_per_second) == ("videos", True, (25.0, 25.0))
     for path in tmp_path.iterdir():
-        path.unlink()  # what was decoded stays
+        path.unlink()  # the decoded frames remain
     trained = members_of("train", 4)
     for number, clip in zip(trained, source.clips, strict=True):
         assert len(clip) == 10
@@ -400,7 +400,7 @@ def test_videos_are_decoded_once_to_the_models_size(tmp_path: Path) -> None:
         assert np.abs(window[:, 5, 5, 0].astype(int) - expected).max() <= CODED
 
 
-def test_folders_of_pictures_are_clips_each(tmp_path: Path) -> None:
+def test_each_folder_of_pictures_is_a_clip(tmp_path: Path) -> None:
     for number in range(3):
         write_folder(
             tmp_path / f"clip_{number}", {f"{t}.png": np.full(SIZE, 20 * number + t, np.uint8) for t in range(12)}
@@ -416,7 +416,7 @@ def test_a_single_folder_of_pictures_is_one_clip(tmp_path: Path) -> None:
     assert [first_pixels(source_of(tmp_path / "walk", split=split))[0][0] for split in SPLITS] == [0, 32, 36]
 
 
-def test_clips_may_lie_deeper_and_beside_other_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clips_may_be_nested_and_next_to_other_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "notes.txt").write_text("nothing to see")
@@ -425,7 +425,7 @@ def test_clips_may_lie_deeper_and_beside_other_files(tmp_path: Path, caplog: pyt
     assert warnings_of(caplog)[0] == f"{tmp_path}: skipped files and folders without clips: notes.txt"
 
 
-def test_files_that_are_no_clips_are_told_once_for_all_folders(
+def test_files_that_are_not_clips_are_remarked_once_for_all_folders(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for day in ("0926", "0927"):
@@ -441,7 +441,7 @@ def test_files_that_are_no_clips_are_told_once_for_all_folders(
 # Windows
 
 
-def test_windows_of_a_source_follow_one_another(tmp_path: Path) -> None:
+def test_windows_of_a_source_are_consecutive(tmp_path: Path) -> None:
     np.save(tmp_path / "clip.npy", numbered(1, 35))
     windows = FixedWindows(source_of(tmp_path / "clip.npy"), length=4)
     assert len(windows) == 8
@@ -451,7 +451,7 @@ def test_windows_of_a_source_follow_one_another(tmp_path: Path) -> None:
     assert len(FixedWindows(source_of(tmp_path / "clip.npy"), length=4, most=100)) == 8
 
 
-def test_a_shuffle_goes_through_all_in_another_order_each_time() -> None:
+def test_a_shuffle_has_every_window_in_a_new_order_each_time() -> None:
     part = FixedWindows(mnist(TINY), length=6)
     data, again, other = Shuffled(part, seed=1), Shuffled(part, seed=1), Shuffled(part, seed=2)
     clips = [part[index] for index in range(6)]
@@ -544,7 +544,7 @@ def spoil(path: Path, share: float = 0.5) -> Path:
     return path
 
 
-def test_short_clips_are_named_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_short_clips_are_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     for length in (3, 4, 5):
@@ -572,7 +572,7 @@ def test_bad_files_are_named_and_skipped_only_if_asked(tmp_path: Path, caplog: p
     assert f"{tmp_path}: 1 files skipped because they cannot be read" in warnings_of(caplog)
 
 
-def test_no_window_reaches_over_a_skipped_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_window_spans_a_skipped_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_folder(tmp_path / "walk", {f"{t}.png": np.full(SIZE, t, np.uint8) for t in range(20)})
     spoil(folder / "6.png")
     source = source_of(folder, skip_bad=True)
@@ -583,7 +583,7 @@ def test_no_window_reaches_over_a_skipped_picture(tmp_path: Path, caplog: pytest
         source_of(folder).clips[0][:]
 
 
-def test_nothing_left_is_an_error(tmp_path: Path) -> None:
+def test_skipping_every_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"")
     with pytest.raises(ClipError, match="no file of the train split can be read, all 1 were skipped"):
         source_of(tmp_path, skip_bad=True)
@@ -599,7 +599,7 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         (lambda path: None, ClipError, "no such file or folder; give .npz, .npy, a video, or a folder"),
     ],
 )
-def test_what_is_no_clip_is_refused(
+def test_sources_without_clips_are_refused(
     tmp_path: Path, make: Callable[[Path], Any], error: type[E3DError], message: str
 ) -> None:
     make(tmp_path / "thing")
@@ -607,7 +607,7 @@ def test_what_is_no_clip_is_refused(
         source_of(tmp_path / "thing")
 
 
-def test_pictures_beside_clips_are_refused(tmp_path: Path) -> None:
+def test_pictures_next_to_clips_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "walk", {"cover.png": np.zeros(SIZE, np.uint8)})
     np.save(tmp_path / "walk" / "clip.npy", numbered(1, 40))
     with pytest.raises(ClipError, match=r"holds pictures \(cover\.png\) and clip\.npy; give each its own folder"):
@@ -631,7 +631,7 @@ def test_pictures_beside_clips_are_refused(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_arrays_of_another_form_are_refused(
+def test_arrays_in_unsupported_forms_are_refused(
     tmp_path: Path, array: NDArray[Any], error: type[E3DError], message: str, suffix: str
 ) -> None:
     path = tmp_path / f"clips{suffix}"
@@ -640,7 +640,7 @@ def test_arrays_of_another_form_are_refused(
         source_of(path)
 
 
-def test_a_second_array_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_second_array_in_a_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "a.npy").open("wb") as file:
         for _ in range(2):
             np.save(file, numbered(1, 4))
@@ -650,7 +650,7 @@ def test_a_second_array_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
         source_of(tmp_path / "a.npy")
 
 
-def test_an_npz_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_an_npz_without_frames_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "digits.npz", images=np.zeros(3))
     with pytest.raises(ClipError, match=r"holds images \[3\], expected an array of 3 to 5 axes; write"):
         source_of(tmp_path / "digits.npz")
@@ -669,7 +669,7 @@ def test_the_only_array_of_an_npz_with_axes_of_clips_is_read(tmp_path: Path, nam
     assert source.remarks[0] == expected
 
 
-def test_one_of_several_arrays_of_an_npz_has_to_be_taken_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_arrays_of_frames_in_an_npz_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = numbered(3, 4)
     monkeypatch.chdir(tmp_path)
     np.savez("a.npz", x_train=clips, x_test=clips[:1], y_train=np.arange(3))
@@ -682,7 +682,7 @@ def test_one_of_several_arrays_of_an_npz_has_to_be_taken_out(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_the_checksum_of_an_array_is_compared_once(
+def test_the_checksum_of_an_array_is_verified_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Callable[..., None]
 ) -> None:
     path = tmp_path / "a.npz"
@@ -707,7 +707,7 @@ def test_the_checksum_of_an_array_is_compared_once(
         read_clips(path, Form(image_size=SIZE, channels=1))
 
 
-def test_reading_a_large_array_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_large_array_reports_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("e3d_deploy.data.arrays.CHUNK_BYTES", 64)
     monkeypatch.setattr("e3d_deploy.data.arrays.TOLD_BYTES", 128)
     path = tmp_path / "a.npz"
@@ -774,7 +774,7 @@ print(opened - before, peak() - before)
 
 
 def growth_mb(folder: Path, name: str) -> tuple[float, float]:
-    """By how much opening a file, and then reading a thousand windows of it, lifts the most memory used."""
+    """Return how much opening a file and reading 1,000 windows of it raise the peak of memory, each (MB)."""
     np.savez_compressed(folder / "small.npz", frames=np.zeros((1, 40, 64, 64, 1), np.uint8))
     done = python(f"import sys; sys.argv[1:] = [{str(folder)!r}, {name!r}]" + GROWTH, TMPDIR=str(folder))
     assert done.returncode == 0, done.stderr
@@ -790,7 +790,7 @@ def write_header(file: Any, shape: tuple[int, ...]) -> int:
 def test_arrays_larger_than_memory_are_read_by_window(tmp_path: Path) -> None:
     with (tmp_path / "large.npy").open("wb") as file:
         size = write_header(file, (3, 25_000, 64, 64, 1))
-        file.truncate(file.tell() + size)  # 300 MB that take no disk
+        file.truncate(file.tell() + size)  # 300 MB as a sparse file, which takes no disk
     _, grown = growth_mb(tmp_path, "large.npy")
     assert grown < READING_MB
 
@@ -821,7 +821,7 @@ def test_a_full_disk_names_the_variable_that_chooses_another(monkeypatch: pytest
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    """A limit on the size of a file stands for a disk that is full, and has a remedy of its own."""
+    """A limit on the size of a file replaces a full disk; its error has a remedy of its own."""
     (tmp_path / "tmp").mkdir()
     np.savez_compressed(tmp_path / "clips.npz", frames=numbered(3, 4, size=(64, 64)))
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
@@ -838,7 +838,7 @@ def _sum_of(clip: Any, answers: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_what_was_unpacked_reaches_worker_processes(tmp_path: Path, method: str) -> None:
+def test_unpacked_arrays_reach_worker_processes(tmp_path: Path, method: str) -> None:
     np.savez_compressed(tmp_path / "clips.npz", frames=numbered(3, 4))
     clip = source_of(tmp_path / "clips.npz").clips[0]
     context = multiprocessing.get_context(method)
@@ -909,7 +909,7 @@ def test_inspect_suggests_no_training_that_cannot_begin(tmp_path: Path, bad: str
     assert "next: e3d train" not in result.stderr
 
 
-def test_inspect_says_what_is_there(tmp_path: Path) -> None:
+def test_inspect_describes_the_data_as_json(tmp_path: Path) -> None:
     (clips := tmp_path / "clips").mkdir()
     for number in range(10):
         write_video(clips / f"{number}.mp4", gray_levels(SIZE, range(100, 100 + 5 * (number + 1))))
@@ -937,7 +937,7 @@ def test_inspect_says_what_is_there(tmp_path: Path) -> None:
         assert image.width > image.height > 100
 
 
-def test_inspect_shows_it_as_tables(tmp_path: Path) -> None:
+def test_inspect_describes_the_data_as_tables(tmp_path: Path) -> None:
     for number in range(3):
         write_folder(tmp_path / f"{number}", {f"{t}.png": np.full(SIZE, t, np.uint8) for t in range(4)})
     train, valid = (*members_of("train", 3), *members_of("valid", 3))

@@ -24,7 +24,7 @@ SIZE = (8, 8)
 
 
 def write_clip(path: Path, value: int, *, length: int = 4) -> Path:
-    """A clip whose pixels tell its number."""
+    """Write a clip whose pixels are its number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     clip = np.full((length, *SIZE, 1), value, np.uint8)
     clip[:, 0] = 255
@@ -108,7 +108,7 @@ def test_ucsd_pedestrians_are_read_as_published(tmp_path: Path) -> None:
     assert any(
         "skipped files and folders without clips: __MACOSX, labels, README.txt" in remark for remark in test.remarks
     )
-    # One half alone is an ordinary folder of clips.
+    # Given directly, one split is an ordinary folder of clips.
     assert len(opened(tmp_path / "UCSDped1" / "Train", "train").clips) == 2
 
 
@@ -145,7 +145,7 @@ def test_kinds_of_test_folders_go_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("test_night", "train_day", "c"), ("test_1", "val_1", "test_2")])
-def test_names_of_splits_that_do_not_go_together_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_names_of_splits_that_do_not_match_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         write_clip(tmp_path / f"{name}.npy", 0)
     with pytest.raises(ClipError, match=f"{names[0]}.npy, {names[1]}.npy begin like the names of splits, but do not"):
@@ -171,7 +171,7 @@ def test_names_of_splits_that_do_not_go_together_are_refused(tmp_path: Path, nam
     ],
 )
 @pytest.mark.parametrize("clip", ["{}/0.npy", "{}.npy", "data/{}_1/0.npy"])
-def test_names_of_splits_that_are_not_read_are_refused(tmp_path: Path, train: str, held_out: str, clip: str) -> None:
+def test_names_of_splits_in_unsupported_words_are_refused(tmp_path: Path, train: str, held_out: str, clip: str) -> None:
     for number, name in enumerate((train, held_out, "more")):
         write_clip(tmp_path / clip.format(name), number)
     with pytest.raises(ClipError, match="look like splits, in words that are not supported; name them train, val"):
@@ -187,7 +187,7 @@ def test_such_words_without_a_counterpart_are_clips(tmp_path: Path, names: tuple
     assert opened(tmp_path, "train").clips
 
 
-def test_names_in_which_a_split_is_hidden_are_said(tmp_path: Path) -> None:
+def test_names_that_contain_a_split_are_remarked(tmp_path: Path) -> None:
     for name in ("traina", "testa", "latest"):
         write_clip(tmp_path / name / "0.npy", 0)
     remarks = opened(tmp_path, "train").remarks
@@ -210,7 +210,7 @@ def test_names_in_which_a_split_is_hidden_are_said(tmp_path: Path) -> None:
         (("x/a_train/0", "x/a_train/1", "y/b_test/2"), "a_train, b_test"),
     ],
 )
-def test_splits_that_cannot_be_told_are_not_held_out(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+def test_unclear_splits_are_not_held_out(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     for number, name in enumerate(names):
         write_clip(tmp_path / f"{name}.npy", number)
     sources = [opened(tmp_path, split) for split in ("train", "valid", "test")]
@@ -229,7 +229,7 @@ def test_splits_that_cannot_be_told_are_not_held_out(tmp_path: Path, names: tupl
         ("train_1/0", "train_1/1", "train_1/2"),
     ],
 )
-def test_ordinary_names_are_no_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_ordinary_names_are_not_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
     for number, name in enumerate(names):
         write_clip(tmp_path / f"{name}.npy", number)
     source = opened(tmp_path, "valid")
@@ -285,7 +285,7 @@ def test_numbers_like_resolutions_are_names_of_clips(names: tuple[str, ...], tmp
     assert [len(opened(tmp_path, "train").clips), len(opened(tmp_path, "valid").clips)] == [1, 1]
 
 
-def test_ordinary_names_cost_no_look_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ordinary_names_need_no_access_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [tmp_path / f"clip_{number}.mp4" for number in range(3)]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "is_dir", lambda *_: pytest.fail("a look at the disk"))
@@ -305,7 +305,7 @@ def test_abbreviated_names_of_splits_count_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["trainlist01.txt", "train.txt", "TestList.csv", "splits.json", "hair_test_split1.txt", "2017/val.txt"]
 )
-def test_lists_of_splits_are_said_not_to_be_read(tmp_path: Path, name: str) -> None:
+def test_unread_lists_of_splits_are_remarked(tmp_path: Path, name: str) -> None:
     for number in range(3):
         write_clip(tmp_path / "videos" / f"{number}.npy", number)
     (tmp_path / "lists" / name).parent.mkdir(parents=True)
@@ -320,7 +320,7 @@ def test_lists_of_splits_are_said_not_to_be_read(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize(
     "name", ["train_log.txt", "test_results.csv", "latest.txt", "list.txt", "train.log", "evaluation.json"]
 )
-def test_other_files_are_no_lists_of_splits(name: str) -> None:
+def test_other_files_are_not_lists_of_splits(name: str) -> None:
     assert not is_list(Path(name))
 
 
@@ -335,14 +335,14 @@ def test_a_split_within_another_is_refused(tmp_path: Path) -> None:
         opened(tmp_path, "train")
 
 
-def test_a_video_called_test_is_no_split(tmp_path: Path) -> None:
+def test_a_video_called_test_is_not_a_split(tmp_path: Path) -> None:
     for number in range(3):
         write_clip(tmp_path / f"test_{number}.npy", number)
     found = [values(tmp_path, split) for split in ("train", "valid", "test")]
     assert sorted(chain.from_iterable(found)) == [0, 1, 2]
 
 
-def test_a_folder_to_train_on_alone_is_divided(tmp_path: Path) -> None:
+def test_a_single_training_folder_is_divided(tmp_path: Path) -> None:
     for number in range(4):
         write_clip(tmp_path / "train" / f"{number}.npy", number)
     found = [values(tmp_path, split) for split in ("train", "valid", "test")]
@@ -375,7 +375,7 @@ def test_names_of_splits_that_cannot_be_used_are_refused(tmp_path: Path) -> None
         opened(tmp_path / "empty", "valid")
 
 
-def test_clips_beside_folders_of_splits_are_named(tmp_path: Path) -> None:
+def test_clips_outside_the_folders_of_splits_are_named(tmp_path: Path) -> None:
     for name in ("train", "test", "extra"):
         write_clip(tmp_path / name / "0.npy", 0)
     remarks = opened(tmp_path, "train").remarks
@@ -450,9 +450,9 @@ def test_a_copied_folder_of_pictures_counts_once(tmp_path: Path) -> None:
     for number in range(3):
         write_pictures(tmp_path / str(number), 50 * number)
     shutil.copytree(tmp_path / "1", tmp_path / "4")
-    for number in range(4):  # numbered in another way, and begun elsewhere
+    for number in range(4):  # the copies have other numbers, which begin elsewhere
         (tmp_path / "4" / f"{number}.png").rename(tmp_path / "4" / f"f{number + 8}.png")
-    write_pictures(tmp_path / "5", 0, count=3)  # a part of another one
+    write_pictures(tmp_path / "5", 0, count=3)  # the first frames of another folder
     found = [
         int(clip[:1].max()) for split in ("train", "valid", "test") for clip in opened(tmp_path, split, length=3).clips
     ]
@@ -480,7 +480,7 @@ def test_clips_of_different_sizes_are_not_read_to_find_copies(tmp_path: Path, mo
     assert {path.parent for path in taken} == {tmp_path / "a", tmp_path / "b"}
 
 
-def test_clips_of_one_size_are_read_in_a_few_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_blocks_of_clips_of_one_size_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [tmp_path / f"{number}.npy" for number in range(4)]
     for number, clip in enumerate(clips):
         clip.write_bytes(bytes(500_000) + bytes([number]) + bytes(500_000))
@@ -488,7 +488,7 @@ def test_clips_of_one_size_are_read_in_a_few_places(tmp_path: Path, monkeypatch:
     assert copies_among(clips) == {}
 
 
-def test_files_that_cannot_be_compared_are_no_copies(tmp_path: Path) -> None:
+def test_files_that_cannot_be_compared_are_not_copies(tmp_path: Path) -> None:
     clips = [tmp_path / f"{number}.mp4" for number in range(4)]
     for clip in clips[:2]:
         clip.touch()
@@ -502,7 +502,7 @@ def write_pictures(folder: Path, level: int, *, count: int = 4) -> Path:
     return folder
 
 
-def test_pictures_that_are_no_frames_make_no_links(tmp_path: Path) -> None:
+def test_pictures_that_are_not_frames_do_not_count_as_links(tmp_path: Path) -> None:
     for number, name in enumerate("abc"):
         write_pictures(tmp_path / name, 50 * number)
         for other in (".thumb.png", "0_gt.png"):
@@ -521,10 +521,11 @@ def test_one_frame_in_common_keeps_both_clips(tmp_path: Path) -> None:
     assert len(opened(tmp_path, "train").clips) == 2
     os.link(first / "1.png", tmp_path / "val" / "c" / "4.png")
     write_pictures(tmp_path / "val" / "d", 220)
-    assert [len(clip) for clip in opened(tmp_path, "valid").clips] == [4]  # one frame of training is enough there
+    # One shared training frame excludes a held-out clip.
+    assert [len(clip) for clip in opened(tmp_path, "valid").clips] == [4]
 
 
-def test_a_clip_of_links_alone_counts_once(tmp_path: Path) -> None:
+def test_a_clip_that_consists_of_links_counts_once(tmp_path: Path) -> None:
     first = write_pictures(tmp_path / "a", 0)
     (tmp_path / "b").mkdir()
     for number in range(3):
@@ -543,7 +544,7 @@ def test_clips_that_are_divided_share_no_frame_with_training(tmp_path: Path) -> 
     assert source.remarks[0].startswith(f"{tmp_path}: left out of valid, because they link to training clips")
 
 
-def test_an_empty_folder_of_a_split_is_an_error_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_empty_folder_of_a_split_is_an_error_only_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "train").mkdir()
     write_clip(tmp_path / "val" / "0.npy", 0)
     (tmp_path / "labels").mkdir()
@@ -554,7 +555,7 @@ def test_an_empty_folder_of_a_split_is_an_error_alone(tmp_path: Path, caplog: py
     assert caplog.messages == [f"{tmp_path}: skipped files and folders without clips: labels"]
 
 
-def test_other_files_kept_by_split_are_passed_over(tmp_path: Path) -> None:
+def test_other_files_divided_by_split_are_skipped(tmp_path: Path) -> None:
     for number, name in enumerate(("training", "testing")):
         write_clip(tmp_path / f"{name}_videos" / "01.npy", number)
         (tmp_path / f"{name}_vol").mkdir()
@@ -588,7 +589,7 @@ def test_other_files_kept_by_split_are_passed_over(tmp_path: Path) -> None:
         ("GOPR004{}.npy", "GP01004{}.npy", "GP02004{}.npy"),
     ],
 )
-def test_views_of_a_recording_fall_into_one_split(tmp_path: Path, views: tuple[str, ...]) -> None:
+def test_views_of_a_recording_stay_in_one_split(tmp_path: Path, views: tuple[str, ...]) -> None:
     for number in range(4):
         for place, view in enumerate(views):
             write_clip(tmp_path / view.format(number), 10 * number + place)
@@ -619,7 +620,7 @@ def test_fewer_than_three_recordings_are_divided_by_time(tmp_path: Path) -> None
     assert not opened(tmp_path, "valid", length=5).held_out  # too short to be divided
 
 
-def test_views_in_a_folder_to_train_on_alone_go_together(tmp_path: Path) -> None:
+def test_views_in_a_single_training_folder_stay_together(tmp_path: Path) -> None:
     for number in range(3):
         for place, side in enumerate(("left", "right")):
             write_clip(tmp_path / "train" / side / f"{number}.npy", 10 * number + place)
@@ -644,14 +645,14 @@ def test_views_in_a_folder_to_train_on_alone_go_together(tmp_path: Path) -> None
         ("depth/a.mp4", "rgb/b.mp4", "left/c.mp4", "cam0/d.mp4"),
     ],
 )  # fmt: skip
-def test_clips_of_several_recordings_are_no_views(names: tuple[str, ...]) -> None:
+def test_clips_of_several_recordings_are_not_views(names: tuple[str, ...]) -> None:
     assert recordings(Path("x"), [Path("x", name) for name in names]) == [[Path("x", name)] for name in names]
 
 
 # Masks
 
 
-def test_masks_beside_frames_are_passed_over(tmp_path: Path) -> None:
+def test_masks_next_to_frames_are_skipped(tmp_path: Path) -> None:
     for number, name in enumerate(("v0", "v1", "v2")):
         folder = write_pictures(tmp_path / name, 50 * number)
         for end in ("mask", "seg", "label", "labels", "GT"):
@@ -667,7 +668,7 @@ def test_masks_beside_frames_are_passed_over(tmp_path: Path) -> None:
      ("color", "ground_truth"), ("rgb", "GroundTruth"), ("rgb", "segmentation"), ("leftImg8bit", "gtFine")],
 )  # fmt: skip
 @pytest.mark.parametrize("inside", [("v0", "v1", "v2"), ("train", "val")])
-def test_folders_of_masks_are_no_clips_unless_given(
+def test_folders_of_masks_are_clips_only_if_given(
     tmp_path: Path, frames: str, masks: str, inside: tuple[str, ...]
 ) -> None:
     for number, name in enumerate(inside):
@@ -685,13 +686,13 @@ def test_folders_of_masks_are_no_clips_unless_given(
     ["gtFine", "GTMasks2", "gt_frames", "ground-truth", "label_color", "SegmentationClass", "flow_viz", "disp_occ_0",
      "obj_map", "train_masks", "Annotations.2", "wearing_mask", "mask1", "pixelLabels"],
 )  # fmt: skip
-def test_masks_are_told_by_whole_words_beside_what_they_belong_to(name: str) -> None:
+def test_masks_are_recognised_by_whole_words_next_to_their_clips(name: str) -> None:
     entries = dict.fromkeys(map(Path, (name, "frames", "v1")), True)
     assert masks_among(entries, beside_pictures=False) == ({Path(name)}, set())
 
 
 @pytest.mark.parametrize("name", ["unlabeled", "masked", "flow", "disposal", "object_map", "gtx", "segment_1"])
-def test_words_that_only_hold_those_of_masks_are_clips(name: str) -> None:
+def test_longer_words_that_contain_mask_name_clips(name: str) -> None:
     assert masks_among({Path(name): True, Path("frames"): True}, beside_pictures=False) == (set(), set())
 
 
@@ -709,7 +710,7 @@ def test_classes_that_are_named_like_masks_stay_clips(name: str, others: list[st
     assert f"{tmp_path}: read as clips, although named like ground truth: {name}; move them elsewhere" in remarks[0]
 
 
-def test_a_mask_is_a_class_beside_one_that_is_named_after_it() -> None:
+def test_mask_is_a_class_next_to_no_mask() -> None:
     entries = dict.fromkeys(map(Path, ("mask", "no_mask")), True)
     assert masks_among(entries, beside_pictures=False) == (set(), set(entries))
 
@@ -720,12 +721,12 @@ def test_a_mask_is_a_class_beside_one_that_is_named_after_it() -> None:
      ("label_2", "image_2", True), ("a_mask.mp4", "a.mp4", False), ("bear_ground_truth", "bear", True),
      ("train_masks", "train_images", True), ("masks_v2", "images_v2", True)],
 )  # fmt: skip
-def test_masks_are_known_by_what_they_belong_to(mask: str, owner: str, is_folder: bool) -> None:
+def test_masks_are_recognised_by_their_clips(mask: str, owner: str, is_folder: bool) -> None:
     entries = dict.fromkeys(map(Path, (mask, owner, f"other{Path(owner).suffix}")), is_folder)
     assert masks_among(entries, beside_pictures=False)[0] == {Path(mask)}
 
 
-def test_pictures_named_as_masks_are_frames_where_there_are_no_others(tmp_path: Path) -> None:
+def test_pictures_named_like_masks_are_frames_without_others(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / "masks").mkdir(exist_ok=True)
         Image.new("L", SIZE, number).save(tmp_path / "masks" / f"{number}_mask.png")

@@ -1,4 +1,4 @@
-"""TIFF files are read right or refused, in each layout that Pillow takes."""
+"""TIFF files are read correctly or refused, in each layout that Pillow supports."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ PLANES_MISREAD = "misreads its separate planes of colours; save it with interlea
 def tiff(
     parts: Sequence[NDArray[np.generic]], tags: dict[int, Sequence[int]], *, deflate: bool = False, order: str = "<"
 ) -> bytes:
-    """Return a TIFF of one page, with a part of the pixels for each strip or plane."""
+    """Return a TIFF of one page from the pixels of its strips or planes."""
     content = bytearray(struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 0))
     stored = [part.astype(part.dtype.newbyteorder(order)).tobytes() for part in parts]
     stored = [zlib.compress(part) for part in stored] if deflate else stored
@@ -55,7 +55,7 @@ def rgb(file: Path) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("deflate", [False, True])
 @pytest.mark.parametrize(("bits", "scale"), [(8, 1), (16, 257)])
 @pytest.mark.parametrize("colours", [3, 4])
-def test_separate_planes_are_read_right_or_refused(
+def test_separate_planes_are_read_correctly_or_refused(
     tmp_path: Path, colours: int, bits: int, scale: int, deflate: bool, order: str
 ) -> None:
     values = COLOURS[..., :colours].astype(f"u{bits // 8}") * scale
@@ -75,7 +75,7 @@ def test_separate_planes_are_read_right_or_refused(
     [
         (2, {262: [GRAY], 338: [2]}),
         (2, {262: [PALETTE], 338: [2], 320: [257 * (n % 256) for n in range(768)]}),
-        (4, {262: [RGB]}),  # alpha that no tag tells
+        (4, {262: [RGB]}),  # alpha without a tag for it
         (3, {262: [LAB]}),
         (1, {262: [0]}),
     ],
@@ -92,8 +92,8 @@ def test_separate_planes_that_lose_a_colour_are_refused(
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("deflate", [False, True])
-def test_floats_are_read_right_or_refused(tmp_path: Path, order: str, deflate: bool) -> None:
-    """Bytes in another order make 0 and 1 floats that are nearly 0."""
+def test_floats_are_read_correctly_or_refused(tmp_path: Path, order: str, deflate: bool) -> None:
+    """In the wrong byte order 0 and 1 become floats of almost 0."""
     mask = (COLOURS[..., 0] > 127).astype(np.float32)
     (tmp_path / "1.tif").write_bytes(tiff([mask], {258: [32], 262: [GRAY], 339: [3]}, deflate=deflate, order=order))
     if order == ">" and deflate:
@@ -107,7 +107,7 @@ def test_floats_are_read_right_or_refused(tmp_path: Path, order: str, deflate: b
 def test_subsampled_colours_without_compression_are_refused(
     tmp_path: Path, subsampling: tuple[int, int] | None
 ) -> None:
-    """Without a tag they are subsampled."""
+    """Without a tag the colours count as subsampled."""
     tags: dict[int, Sequence[int]] = {258: [8] * 3, 262: [YCBCR], 277: [3]}
     colours = np.asarray(Image.fromarray(COLOURS[..., :3]).convert("YCbCr"))
     (tmp_path / "1.tif").write_bytes(tiff([colours], tags | ({530: subsampling} if subsampling else {})))
@@ -120,7 +120,7 @@ def test_subsampled_colours_without_compression_are_refused(
 
 @pytest.mark.parametrize(("scale", "is_read"), [(257, True), (1, False), (0, True)])
 def test_a_palette_of_8_bits_is_refused(tmp_path: Path, scale: int, is_read: bool) -> None:
-    """Other readers scale it, Pillow shows it as black."""
+    """Other readers scale such a palette, Pillow shows it as black."""
     palette = np.random.default_rng(1).integers(0, 256, (3, 256))
     tags = {258: [8], 262: [PALETTE], 320: (palette * scale).ravel().tolist()}
     (tmp_path / "1.tif").write_bytes(tiff([COLOURS[..., 0]], tags))
@@ -140,7 +140,7 @@ def stack() -> bytes:
 
 
 def tags_behind_pixels(order: str = "<", *, big: bool = False) -> bytes:
-    """Return three gray pages, the tags of each behind its pixels, as libtiff writes them."""
+    """Return three gray pages, the tags of each after its pixels, as libtiff writes them."""
     number, offset = ("Q", "Q") if big else ("H", "I")
     content = bytearray(b"II" if order == "<" else b"MM")
     content += struct.pack(f"{order}HHHQ", 43, 8, 0, 0) if big else struct.pack(f"{order}HI", 42, 0)
@@ -168,7 +168,7 @@ def test_a_stack_that_is_cut_anywhere_loses_no_frame(tmp_path: Path, content: by
     for end in range(0, len(content), 2):
         file.write_bytes(content[:end])
         try:
-            assert frames(file) == 3  # behind the last one Pillow writes zeros
+            assert frames(file) == 3  # after the last page Pillow writes zeros
         except ClipError:
             continue
 
@@ -183,7 +183,7 @@ def test_a_stack_whose_tags_end_in_zeros_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("head", [b"II*\0", b"II\0*"])
-def test_heads_that_pillow_takes_are_read(tmp_path: Path, head: bytes) -> None:
+def test_headers_that_pillow_supports_are_read(tmp_path: Path, head: bytes) -> None:
     (tmp_path / "1.tif").write_bytes(head + tags_behind_pixels()[4:])
     assert frames(tmp_path / "1.tif") == 3
 

@@ -1,4 +1,4 @@
-"""Videos are read as players show them, and damaged ones end with an error."""
+"""Videos are read as players show them; damaged videos end with an error."""
 
 import gc
 import logging
@@ -31,10 +31,10 @@ from e3d_deploy.errors import ClipError, SourceLost
 from e3d_deploy.progress import silent
 
 SIZE = (32, 48)
-"""Height and width of the videos here."""
-CODED = 8  # gray levels between a picture and its video; measured 1.25, and swscale rounds in other ways elsewhere
+"""Height and width of the videos (pixels)."""
+CODED = 8  # gray levels between a picture and its video; measured 1.25, but swscale rounds differently on other CPUs
 COUNT = 30
-"""Frames of a video whose damage is looked for."""
+"""Frames of the videos in tests of damage."""
 
 
 def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") -> Form:
@@ -42,13 +42,13 @@ def form(size: tuple[int, int] = SIZE, channels: int = 1, fit: Fit = "stretch") 
 
 
 def ramp(size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
-    """A picture that no flip leaves as it is."""
+    """Return a picture that every flip changes."""
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
     return np.asarray(20 + 140 * rows / size[0] + 70 * columns / size[1], np.uint8)
 
 
 def moving(count: int, size: tuple[int, int] = SIZE) -> list[NDArray[np.uint8]]:
-    """Pictures that move, with noise, so that each takes some bytes."""
+    """Return moving pictures with noise, so that each picture takes some bytes."""
     noise = np.random.default_rng(0).integers(0, 40, (count, *size), dtype=np.uint8)
     return [np.roll(ramp(size), 2 * number, axis=1) // 2 + noise[number] for number in range(count)]
 
@@ -64,7 +64,7 @@ def write(
     codec_options: dict[str, str] | None = None,
     **options: Any,
 ) -> Path:
-    """A video of gray pictures [H, W], or of RGBA pictures [H, W, 4], at 25 frames per second or at times of its own.
+    """Write a video of gray pictures [H, W] or RGBA pictures [H, W, 4], at 25 frames per second or at given times.
 
     Args:
         options: `turn` is (degrees, hflip, vflip), `container` are options of the container, `tags` those of the
@@ -112,7 +112,7 @@ def messages(caplog: pytest.LogCaptureFixture) -> str:
 def test_the_display_matrix_is_applied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, degrees: int, flips: tuple[bool, bool]
 ) -> None:
-    """The flips come after the turn, which is counter-clockwise."""
+    """The turn is counter-clockwise, and the flips follow it."""
     shown = np.rot90(ramp(), degrees // 90)
     shown = shown[:, ::-1] if flips[0] else shown
     shown = shown[::-1] if flips[1] else shown
@@ -125,10 +125,10 @@ def test_the_display_matrix_is_applied(
 
 
 @pytest.mark.parametrize(("fit", "rows", "columns"), [("stretch", 32, 16), ("crop", 32, 32), ("pad", 16, 16)])
-def test_pixels_that_are_not_square_keep_the_shape_that_is_shown(
+def test_the_pixel_aspect_ratio_is_applied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, fit: Fit, rows: int, columns: int
 ) -> None:
-    """Each pixel is shown twice as wide, so the picture is 32×64; the middle half of its width is white."""
+    """Pixels are shown twice as wide, so the picture is 32×64; the middle half of its width is white."""
     picture = np.zeros((32, 32), np.uint8)
     picture[:, 8:24] = 255
     path = write(tmp_path / "wide.mp4", [picture] * 2, sample_aspect_ratio=Fraction(2, 1))
@@ -177,8 +177,8 @@ def test_transparent_pixels_of_videos_are_shown_over_black(
 
 
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
-def test_alpha_is_known_by_a_tag_in_capitals(tmp_path: Path, codec: str) -> None:
-    """FFmpeg's usual `-metadata:s:v:0 alpha_mode=1` writes one, which hides that of the header."""
+def test_alpha_is_recognised_by_a_tag_in_capitals(tmp_path: Path, codec: str) -> None:
+    """FFmpeg's usual `-metadata:s:v:0 alpha_mode=1` writes such a tag, which hides the flag of the header."""
     tags = {"alpha_mode": "1"}
     path = write(tmp_path / "film.webm", [TRANSPARENT] * 2, codec=codec, pixels="yuva420p", tags=tags)
     with av.open(str(path)) as container:
@@ -204,7 +204,7 @@ def test_transparent_pixels_of_a_gif_are_shown_over_black(tmp_path: Path) -> Non
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_limited_colours_are_widened(tmp_path: Path, pixels: str, range_: int, shown: int, channels: int) -> None:
-    """A stored 235 is white in the limited range alone."""
+    """A stored 235 is white only in the limited range."""
     with av.open(str(tmp_path / "gray.mkv"), "w") as container:
         stream = container.add_stream("ffv1" if pixels == "gray" else "libx264", rate=25)
         stream.height, stream.width = SIZE
@@ -228,10 +228,10 @@ def test_limited_colours_are_widened(tmp_path: Path, pixels: str, range_: int, s
         ((720, 1280), 6, (184, 12, 31)),
     ],
 )
-def test_colours_that_a_video_does_not_tell_are_those_of_its_size(
+def test_an_unspecified_colour_space_follows_from_the_size(
     tmp_path: Path, size: tuple[int, int], told: int, red: tuple[int, int, int]
 ) -> None:
-    """The values are (200, 30, 30) by BT.709, and (184, 12, 31) by BT.601."""
+    """The pixels are (200, 30, 30) if read as BT.709, and (184, 12, 31) if read as BT.601."""
     with av.open(str(tmp_path / "red.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         (stream.height, stream.width), stream.pix_fmt = size, "yuv420p"
@@ -256,7 +256,7 @@ def test_colours_that_a_video_does_not_tell_are_those_of_its_size(
         ("libx265", {"color_trc": 18, "pixels": "yuv420p10le"}, "HDR (HLG)"),
     ],
 )
-def test_what_is_left_as_it_is_is_named_once(
+def test_unconverted_properties_are_remarked_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, codec: str, settings: dict[str, Any], message: str
 ) -> None:
     frames_of(write(tmp_path / "film.mp4", moving(12, (64, 96)), codec=codec, **settings), form((64, 96)))
@@ -289,13 +289,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "part2.vob": {"codec": "mpeg2video", "bit_rate": 4_000_000},
     "raw.y4m": {"codec": "wrapped_avframe"},
 }
-"""Whole videos of `COUNT` frames."""
+"""Settings of complete videos of `COUNT` frames, by file name."""
 ASF_PACKETS = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c")
-"""Begin of the packets of an ASF or WMV."""
+"""Start of the object of an ASF or WMV file that holds the packets."""
 ASF_INDEX = bytes.fromhex("90080033b1e5cf1189f400a0c90349cb")
-"""Begin of the index of an ASF or WMV."""
+"""Start of the object of an ASF or WMV file that holds the index."""
 UNOPENED = ("plain.mp4", "open_gop.mp4", "old.3gp", "part4.mp4", "plain.mov")
-"""Those that cannot be opened when their end is missing, as their index is there."""
+"""Videos that cannot be opened without their end, because it holds their index."""
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +306,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_whole_videos_are_read_whole(
+def test_complete_videos_are_read_completely(
     tmp_path: Path, good: dict[str, bytes], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     (tmp_path / name).write_bytes(good[name])
@@ -331,7 +331,7 @@ def test_videos_that_are_cut_end_with_an_error(tmp_path: Path, good: dict[str, b
     assert list(reader.skipped) == [str(path)]
 
 
-def test_the_error_tells_the_frames_that_are_there(tmp_path: Path, good: dict[str, bytes]) -> None:
+def test_the_error_states_the_number_of_good_frames(tmp_path: Path, good: dict[str, bytes]) -> None:
     content = good["faststart.mp4"]
     (tmp_path / "cut.mp4").write_bytes(content[: int(len(content) * 0.6)])
     with pytest.raises(SourceLost, match=rf"broke off after 1\d of {COUNT} frames \(it has \d+ bytes of \d+\)"):
@@ -340,7 +340,7 @@ def test_the_error_tells_the_frames_that_are_there(tmp_path: Path, good: dict[st
 
 @pytest.mark.parametrize("name", ["plain.mp4", "fragments.mp4", "plain.mkv", "plain.ts", "part4.avi", "motion.avi"])
 def test_damage_in_the_middle_is_an_error(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
-    """A stretch of zeros, behind the frames that a prediction needs."""
+    """The damage is a stretch of zeros, after the frames that a prediction needs."""
     content = bytearray(good[name])
     middle = len(content) // 2
     content[middle : middle + 1500] = bytes(1500)
@@ -351,9 +351,7 @@ def test_damage_in_the_middle_is_an_error(tmp_path: Path, good: dict[str, bytes]
 
 
 @pytest.mark.parametrize("name", ["plain.mkv", "live.mkv", "vp9.webm", "plain.ogv", "plain.flv", "part2.vob"])
-def test_random_bytes_that_the_reader_passes_over_are_an_error(
-    tmp_path: Path, good: dict[str, bytes], name: str
-) -> None:
+def test_random_bytes_that_the_demuxer_skips_are_an_error(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
     content = bytearray(good[name])
     middle = len(content) // 2
     content[middle : middle + 5000] = np.random.default_rng(0).bytes(5000)
@@ -373,7 +371,7 @@ def test_one_wrong_byte_is_found_by_a_checksum(tmp_path: Path, good: dict[str, b
 
 
 def test_an_index_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
-    """The reader makes an index of its own then, of the frames that it finds."""
+    """Without a valid index the demuxer builds its own from the frames that it finds."""
     content = good["part4.avi"]
     (tmp_path / "zeros.avi").write_bytes(content[: content.rindex(b"idx1")].ljust(len(content), b"\0"))
     (tmp_path / "part.avi").write_bytes(content[:-100].ljust(len(content), b"\0"))
@@ -388,7 +386,7 @@ TAILS += ["plain.ogv", "part2.vob"]
 
 @pytest.mark.parametrize("name", [*TAILS, "fragments.mp4"])
 def test_a_tail_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
-    """A download that was not finished, of a program that reserves the space first."""
+    """Programs that reserve the space of a download first leave such files if it is not finished."""
     content = good[name]
     kept = int(len(content) * 0.6) // 188 * 188 if name == "plain.ts" else int(len(content) * 0.6)
     (tmp_path / name).write_bytes(content[:kept].ljust(len(content), b"\0"))
@@ -396,7 +394,7 @@ def test_a_tail_of_zeros_is_an_error(tmp_path: Path, good: dict[str, bytes], nam
         frames_of(tmp_path / name)
 
 
-def test_an_object_of_zeros_behind_the_frames_of_wmv_is_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
+def test_an_object_of_zeros_after_the_frames_of_wmv_is_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
     content = good["plain.wmv"]
     (tmp_path / "zeros.wmv").write_bytes(content[: content.rindex(ASF_INDEX)].ljust(len(content), b"\0"))
     with pytest.raises(SourceLost, match="filled with zeros"):
@@ -408,13 +406,13 @@ def test_an_object_of_zeros_behind_the_frames_of_wmv_is_an_error(tmp_path: Path,
     [(-6, b"\x55"), (-4, b"\7"), (1, b"\xff\xff"), (9, b"\xff\xff")],
     ids=["stream", "place", "total", "length"],
 )
-def test_frames_of_wmv_that_the_reader_leaves_out_are_missed(tmp_path: Path, away: int, wrong: bytes) -> None:
-    """A part of a packet has a wrong stream, place in its frame, bytes of the frame or bytes of its own."""
+def test_frames_of_wmv_that_the_demuxer_drops_are_an_error(tmp_path: Path, away: int, wrong: bytes) -> None:
+    """A part of a packet has a wrong stream, offset in its frame, size of the frame, or size of its own."""
     path = write(tmp_path / "film.wmv", moving(COUNT, (64, 96)), codec="wmv2")
     with av.open(str(path)) as container:
         sizes = [packet.size for packet in container.demux(video=0)]
     content = bytearray(path.read_bytes())
-    # The bytes of data that precede it (8), and the bytes of the frame.
+    # A part begins with the size of its extra data (8), then the size of the frame.
     place = content.index(b"\x08" + sizes[12].to_bytes(4, "little"), content.index(ASF_PACKETS))
     content[place + away : place + away + len(wrong)] = wrong
     path.write_bytes(content)
@@ -424,7 +422,7 @@ def test_frames_of_wmv_that_the_reader_leaves_out_are_missed(tmp_path: Path, awa
         frames_of(path)
 
 
-def test_wmv_with_sound_and_frames_of_many_packets_is_whole(tmp_path: Path) -> None:
+def test_wmv_with_sound_and_frames_of_many_packets_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "film.wmv"
     with av.open(str(path), "w", options={"packet_size": "1500"}) as container:
         film, sound = container.add_stream("wmv2", rate=25), container.add_stream("pcm_s16le", rate=44100)
@@ -439,8 +437,8 @@ def test_wmv_with_sound_and_frames_of_many_packets_is_whole(tmp_path: Path) -> N
     assert len(frames_of(path)) == COUNT
 
 
-def test_dropped_frames_of_avi_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
-    """Empty chunks, which the header and the index count."""
+def test_dropped_frames_of_avi_are_not_an_error(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """Dropped frames are empty chunks, which the header and the index count."""
     content = good["raw.avi"]
     chunk = content.index(b"00dc", content.index(b"movi"))
     start, length = content.index(b"idx1"), int.from_bytes(content[chunk + 4 : chunk + 8], "little")
@@ -462,7 +460,7 @@ def test_dropped_frames_of_avi_are_not_missed(tmp_path: Path, good: dict[str, by
 
 
 def places_of_flv_tags(content: bytes) -> list[int]:
-    """The places of the tags, and of the end."""
+    """Return the offsets of the tags and of the end (bytes)."""
     places = [13]
     while places[-1] < len(content):
         places.append(places[-1] + 15 + int.from_bytes(content[places[-1] + 1 : places[-1] + 4], "big"))
@@ -477,9 +475,7 @@ def test_an_flv_that_is_cut_at_a_tag_is_an_error(tmp_path: Path, good: dict[str,
 
 
 @pytest.mark.parametrize("told", ["duration", "filesize"])
-def test_one_number_that_is_wrong_in_the_header_of_flv_is_no_damage(
-    tmp_path: Path, good: dict[str, bytes], told: str
-) -> None:
+def test_one_wrong_number_in_the_header_of_flv_is_no_damage(tmp_path: Path, good: dict[str, bytes], told: str) -> None:
     content = bytearray(good["plain.flv"])
     place = content.index(told.encode() + b"\0") + len(told) + 1
     content[place : place + 8] = struct.pack(">d", 1e6)
@@ -489,13 +485,13 @@ def test_one_number_that_is_wrong_in_the_header_of_flv_is_no_damage(
 
 @pytest.mark.parametrize("name", ["plain.mp4", "fragments.mp4", "plain.mov", "old.3gp", "plain.flv", "plain.wmv"])
 def test_two_files_in_one_are_refused(tmp_path: Path, good: dict[str, bytes], name: str) -> None:
-    """FFmpeg plays the first of them alone."""
+    """FFmpeg would play only the first file."""
     (tmp_path / name).write_bytes(good[name] * 2)
     with pytest.raises(ClipError, match="holds two files one after the other; join them with a video tool"):
         play(tmp_path / name, form())
 
 
-def test_the_reason_is_told_once(tmp_path: Path, good: dict[str, bytes]) -> None:
+def test_the_error_states_the_reason_once(tmp_path: Path, good: dict[str, bytes]) -> None:
     content = good["faststart.mp4"]
     (tmp_path / "cut.mp4").write_bytes(content[: content.index(b"mdat") + 4])
     with pytest.raises(ClipError) as caught:
@@ -508,7 +504,7 @@ def test_the_reason_is_told_once(tmp_path: Path, good: dict[str, bytes]) -> None
 
 @pytest.fixture
 def visitors() -> Iterator[tuple[str, list[Any]]]:
-    """A server's address, and who has come to it; it hangs up at once."""
+    """Yield the address of a server that hangs up at once, and the list of its visitors."""
     came: list[Any] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -546,7 +542,7 @@ def test_no_address_in_a_file_is_contacted(tmp_path: Path, visitors: tuple[str, 
 
 @pytest.mark.parametrize("name", ["list.m3u8", "list.mp4", "list.ts"])
 @pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile plain.ts\n", PLAYLIST.format("plain.ts")])
-def test_a_list_of_videos_is_no_video(tmp_path: Path, good: dict[str, bytes], name: str, text: str) -> None:
+def test_a_list_of_videos_is_refused(tmp_path: Path, good: dict[str, bytes], name: str, text: str) -> None:
     (tmp_path / "plain.ts").write_bytes(good["plain.ts"])
     (tmp_path / name).write_text(text)
     with pytest.raises(
@@ -573,7 +569,7 @@ def test_a_video_that_is_not_played_is_closed(tmp_path: Path, good: dict[str, by
 
 
 def avif(path: Path, pages: Sequence[NDArray[np.uint8]]) -> Path:
-    """An animated AVIF."""
+    """Write an animated AVIF."""
     from PIL import Image, features
 
     if not features.check("avif"):
@@ -585,7 +581,7 @@ def avif(path: Path, pages: Sequence[NDArray[np.uint8]]) -> Path:
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_each_frame_of_an_avif_is_played(tmp_path: Path, caplog: pytest.LogCaptureFixture, count: int) -> None:
-    """Before an animation, the file holds its first frame as a picture."""
+    """An animated AVIF also holds its first frame as a still picture."""
     pages = [np.full((*SIZE, 3), 20 * number + 20, np.uint8) for number in range(count)]
     found = frames_of(avif(tmp_path / "film.avif", pages))
     assert np.abs(found[:, 0, 0, 0].astype(int) - np.arange(20, 20 * count + 20, 20)).max() <= CODED
@@ -599,7 +595,7 @@ def test_an_avif_with_transparency_is_refused(tmp_path: Path) -> None:
 
 
 def two_streams(path: Path, sizes: Sequence[tuple[int, int]], dispositions: Sequence[Any]) -> Path:
-    """A video of several streams, each of one gray level: 60, 120 and so on."""
+    """Write a video of several streams, each of one gray level: 60, 120 and so on."""
     with av.open(str(path), "w") as container:
         streams = [container.add_stream("mpeg4", rate=10) for _ in sizes]
         for stream, size, disposition in zip(streams, sizes, dispositions, strict=True):
@@ -625,7 +621,7 @@ NONE, DEFAULT = av.stream.Disposition(0), av.stream.Disposition.default
         ([(48, 64), (24, 32)], [NONE, DEFAULT], 2),
     ],
 )
-def test_the_default_or_largest_stream_is_taken(
+def test_the_default_or_largest_stream_is_read(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     sizes: list[tuple[int, int]],
@@ -637,8 +633,8 @@ def test_the_default_or_largest_stream_is_taken(
     assert messages(caplog).count(f"two.mkv: has 2 video streams; number {taken} of") == 1
 
 
-def test_frames_behind_are_checked_as_they_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--every` makes the check no longer, and nothing is scaled for it."""
+def test_frames_after_the_requested_ones_are_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--every` the check decodes no more frames, and it scales none."""
     brought: list[int] = []
     original = videos.Bringer.__call__
 
@@ -659,7 +655,7 @@ def test_frames_behind_are_checked_as_they_are_stored(tmp_path: Path, monkeypatc
 def test_a_long_video_is_checked_for_its_end(
     tmp_path: Path, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cut lies beyond the frames that are decoded for a look."""
+    """The cut is after the frames that are decoded for the check."""
     monkeypatch.setattr("e3d_deploy.data.videos.CHECKED", 1)
     (tmp_path / "cut.mkv").write_bytes(good["plain.mkv"][:-9])
     with pytest.raises(SourceLost, match=r"breaks off, it has \d+ bytes of \d+; copy or export it again"):
@@ -667,10 +663,10 @@ def test_a_long_video_is_checked_for_its_end(
 
 
 @pytest.mark.parametrize("name", ["plain.mkv", "plain.ogv"])
-def test_checksums_are_compared_only_where_all_frames_are_read(
+def test_checksums_are_verified_only_if_all_frames_are_read(
     tmp_path: Path, good: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """They take reading the whole file, which may be much larger than the frames that were asked for."""
+    """Checksums require reading the whole file, which may be much larger than the requested frames."""
     monkeypatch.setattr("e3d_deploy.data.videos.CHECKED", 1)
     content = bytearray(good[name])
     content[len(content) * 3 // 4] ^= 1
@@ -682,7 +678,7 @@ def test_checksums_are_compared_only_where_all_frames_are_read(
 
 
 def copied(source: Path, target: Path, kept: Callable[[int, av.Packet], bytes | None]) -> Path:
-    """A copy without coding, of the packets that are kept, with other bytes."""
+    """Copy a video without coding; `kept` returns the new bytes of a packet, or None to leave it out."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         packets = (packet for packet in old.demux(video=0) if packet.size)
@@ -709,10 +705,10 @@ GROUPS = {"x264-params": "bframes=0:keyint=10:min-keyint=10:scenecut=0"}
         ("key.mp4", 10, {"codec_options": GROUPS}, "21 of 29"),
     ],
 )
-def test_frames_that_lack_those_that_they_are_made_from_are_missed(
+def test_frames_that_depend_on_missing_frames_are_an_error(
     tmp_path: Path, name: str, lost: int, settings: dict[str, Any], told: str
 ) -> None:
-    """A recording of a camera that lost a packet on its way."""
+    """The video is a recording from a camera, of which one packet was lost."""
     whole = write(tmp_path / f"whole_{name}", moving(COUNT, (64, 96)), **settings)
     path = copied(whole, tmp_path / name, lambda number, packet: None if number == lost else bytes(packet))
     with pytest.raises(SourceLost, match=rf"gives {told} frames, the others are damaged or depend on missing frames"):
@@ -732,7 +728,7 @@ def av1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.7, 0.95, 1])
 def test_zeros_in_av1_are_an_error(tmp_path: Path, av1: Path, share: float) -> None:
-    """Its decoder passes over them as parts of a kind that it does not know."""
+    """The decoder of AV1 skips zeros as units of an unknown type."""
     content = av1.read_bytes()
     kept = len(content) if share == 1 else content.index(b"mdat") + int(share * (len(content) - content.index(b"mdat")))
     (tmp_path / "film.mp4").write_bytes(content[:kept].ljust(len(content), b"\0"))
@@ -743,7 +739,7 @@ def test_zeros_in_av1_are_an_error(tmp_path: Path, av1: Path, share: float) -> N
             frames_of(tmp_path / "film.mp4")
 
 
-def test_one_frame_of_av1_that_is_lost_is_an_error(tmp_path: Path, av1: Path) -> None:
+def test_one_lost_frame_of_av1_is_an_error(tmp_path: Path, av1: Path) -> None:
     with av.open(str(av1)) as container:
         packet = bytes(next(islice(container.demux(video=0), 12, None)))
     (tmp_path / "film.mp4").write_bytes(av1.read_bytes().replace(packet, bytes(len(packet)), 1))
@@ -771,17 +767,17 @@ UNLIKE: dict[str, dict[str, Any]] = {
     "part4.avi": {"codec": "mpeg4", "max_b_frames": 2},
     "part4.mp4": {"codec": "mpeg4", "max_b_frames": 2},
 }
-"""Videos whose packets are not in the order of their frames, or whose frames are not all shown."""
+"""Settings of videos whose packets are not in the order of their frames, or that do not show all frames."""
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_no_frame_of_a_whole_video_is_missed(tmp_path: Path, name: str) -> None:
+def test_a_complete_video_has_no_missing_frame(tmp_path: Path, name: str) -> None:
     assert len(frames_of(write(tmp_path / name, moving(COUNT, (64, 96)), **UNLIKE[name]))) == COUNT
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts", ".flv", ".mov"])
 def test_a_cut_at_an_open_group_is_no_damage(tmp_path: Path, suffix: str) -> None:
-    """Frames that follow the first key frame, but are shown before it, cannot be decoded; no player shows them."""
+    """Frames that follow the first key frame but are shown before it cannot be decoded; no player shows them."""
     options = {"x265-params": "keyint=10:min-keyint=10:open-gop=1:bframes=3:b-adapt=0:scenecut=0:log-level=none"}
     whole = write(tmp_path / "whole.mp4", moving(COUNT, (64, 96)), codec="libx265", codec_options=options)
     keys = []
@@ -795,14 +791,14 @@ def test_a_cut_at_an_open_group_is_no_damage(tmp_path: Path, suffix: str) -> Non
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
-def test_a_stream_that_was_joined_midway_is_no_damage(tmp_path: Path, codec: str) -> None:
+def test_a_recording_that_started_in_mid_stream_is_no_damage(tmp_path: Path, codec: str) -> None:
     whole = write(tmp_path / "whole.ts", moving(COUNT, (64, 96)), codec=codec)
     path = copied(whole, tmp_path / "joined.ts", lambda number, packet: bytes(packet) if number > 4 else None)
     assert 17 <= len(frames_of(path)) <= COUNT - 5
 
 
-def test_frames_before_an_edit_list_are_not_missed(tmp_path: Path, good: dict[str, bytes]) -> None:
-    """The film begins in the middle of a group of pictures, as a cut without coding makes it."""
+def test_frames_hidden_by_an_edit_list_are_not_missing(tmp_path: Path, good: dict[str, bytes]) -> None:
+    """The film begins in the middle of a group of pictures, as after a cut without coding."""
     (tmp_path / "whole.mp4").write_bytes(good["plain.mp4"])
     with (
         av.open(str(tmp_path / "whole.mp4")) as source,
@@ -818,7 +814,7 @@ def test_frames_before_an_edit_list_are_not_missed(tmp_path: Path, good: dict[st
     assert len(frames_of(tmp_path / "cut.mp4")) == COUNT - 5
 
 
-def test_data_behind_a_container_is_no_damage(tmp_path: Path, good: dict[str, bytes]) -> None:
+def test_data_after_a_container_is_no_damage(tmp_path: Path, good: dict[str, bytes]) -> None:
     for name in ("plain.mp4", "part4.avi", "plain.gif", "plain.mkv", "vp9.webm"):
         (tmp_path / name).write_bytes(good[name] + bytes(100))
         assert missing_end(tmp_path / name) is None
@@ -850,10 +846,10 @@ def test_frames_are_resampled_by_their_own_times(tmp_path: Path) -> None:
         min(range(10), key=lambda number, at=at: (abs(UNEVEN_MS[number] - at), -number)) for at in range(0, 1400, 100)
     ]
     assert np.abs(found[: len(expected)] - np.array(levels)[expected]).max() <= CODED
-    assert len(found) - len(expected) in (0, 1)  # the last frame counts for a mean interval
+    assert len(found) - len(expected) in (0, 1)  # the last frame lasts for an average interval
 
 
-def test_raw_dv_tells_its_rate(tmp_path: Path) -> None:
+def test_the_rate_of_raw_dv_is_known(tmp_path: Path) -> None:
     path = tmp_path / "a.dv"
     with av.open(str(path), "w", format="dv") as container:
         stream = container.add_stream("dvvideo", rate=Fraction(30000, 1001))
@@ -865,13 +861,13 @@ def test_raw_dv_tells_its_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rate", [3.0, 10.0, 12.5, 24.0, 25.0, 29.97, 60.0])
-def test_even_times_are_resampled_as_numbers_are(rate: float) -> None:
+def test_even_times_are_resampled_like_numbers(rate: float) -> None:
     interval = Fraction(1, 25)
     timed = [(7 + number * interval, number) for number in range(50)]
     assert list(select_by_time(timed, rate, interval=interval)) == places(50, 25 / rate)
 
 
-def test_a_repeated_tick_takes_the_frame_again() -> None:
+def test_a_frame_is_repeated_for_each_tick_near_it() -> None:
     timed = [(Fraction(0), "a"), (Fraction(1), "b")]
     found = list(select_by_time(timed, 4, interval=Fraction(1)))
     assert found == ["a", "a", "b", "b", "b", "b"]
@@ -892,7 +888,7 @@ def motion_jpeg(path: Path, sizes: Sequence[tuple[int, int]]) -> Path:
     return path
 
 
-def test_frames_that_grow_beyond_the_bound_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_grow_beyond_the_limit_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = motion_jpeg(tmp_path / "grows.mkv", [(64, 64)] * 3 + [(512, 512)] * 3)
     assert len(list(play(path, form()).pictures)) == 6
     monkeypatch.setattr(videos, "BOUND", {"max_pixels": str(256 * 256)})
@@ -902,7 +898,7 @@ def test_frames_that_grow_beyond_the_bound_are_not_decoded(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".avi", ".mp4"])
-def test_a_video_of_frames_beyond_the_bound_is_refused(
+def test_a_video_with_frames_beyond_the_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     monkeypatch.setattr(videos, "BOUND", {"max_pixels": str(256 * 256)})
@@ -910,7 +906,7 @@ def test_a_video_of_frames_beyond_the_bound_is_refused(
         list(play(motion_jpeg(tmp_path / f"large{suffix}", [(512, 512)] * 3), form()).pictures)
 
 
-def test_a_header_of_frames_beyond_the_bound_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_header_with_frames_beyond_the_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with av.open(str(tmp_path / "large.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"

@@ -1,4 +1,4 @@
-"""Files of clips: every frame and its time are in them, and what a kind of file cannot hold is refused first."""
+"""Written files hold every frame and its time; clips that a format cannot hold are refused first."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from e3d_deploy.frames import to_pictures
 
 
 def clip(frames: int = 10, channels: int = 1) -> np.ndarray[Any, Any]:
-    """Two pictures, the second from the middle on, with a small change in the last frame."""
+    """Return a clip of two pictures: a black one, from the middle on a ramp; the last frame has a small change."""
     found = np.zeros((1, frames, channels, 16, 24), np.float32)
     found[0, frames // 2 :] = np.linspace(0, 1, 16 * 24).reshape(16, 24)
     found[0, -1, :, 4:6, 5:8] = 0.2
@@ -40,19 +40,19 @@ def read_gif(path: Path) -> tuple[list[np.ndarray[Any, Any]], list[int]]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gif_keeps_frames_that_are_equal(channels: int, tmp_path: Path) -> None:
+def test_a_gif_keeps_equal_frames(channels: int, tmp_path: Path) -> None:
     frames = clip(channels=channels)
     write_clips(tmp_path / "x.gif", frames)
     pictures, durations = read_gif(tmp_path / "x.gif")
     assert durations == 10 * [100]
     for picture, wanted in zip(pictures, to_pictures(frames[0]), strict=True):
-        # Up to 384 grays in a picture of three colours become 256.
+        # A picture in colour may have 384 grays, which the palette reduces to 256.
         np.testing.assert_allclose(picture, np.broadcast_to(wanted, picture.shape), atol=2 if channels == 3 else 0)
     with Image.open(tmp_path / "x.gif") as image:
         assert image.info["loop"] == 0
 
 
-def test_a_gif_of_equal_frames_alone_keeps_them(tmp_path: Path) -> None:
+def test_a_gif_with_only_equal_frames_keeps_them(tmp_path: Path) -> None:
     write_clips(tmp_path / "x.gif", np.zeros((1, 4, 1, 8, 8), np.float32))
     assert read_gif(tmp_path / "x.gif")[1] == 4 * [100]
     write_clips(tmp_path / "x.gif", np.zeros((1, 1, 1, 8, 8), np.float32))
@@ -79,7 +79,7 @@ def test_the_times_of_a_gif_add_up(rate: float, first: list[int], total: int) ->
     assert sum(found) == total
 
 
-def test_a_gif_says_once_what_becomes_of_a_high_rate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gif_with_a_high_rate_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_clips(tmp_path / "x.gif", clip(), frames_per_second=50)
     assert caplog.messages == []
     write_clips(tmp_path / "x.gif", clip(), frames_per_second=60)
@@ -118,11 +118,11 @@ def test_a_large_video_keeps_its_colours(tmp_path: Path) -> None:
     assert np.abs(found / 255 - red[:, 0, 0]).max() < 0.02
 
 
-def test_a_video_of_one_frame_has_it(tmp_path: Path) -> None:
+def test_a_video_of_one_frame_holds_it(tmp_path: Path) -> None:
     write_clips(tmp_path / "x.mp4", clip(1)[..., :15, :23])
     with av.open(str(tmp_path / "x.mp4")) as container:
         [picture] = container.decode(video=0)
-        assert (picture.height, picture.width) == (16, 24)  # even sides
+        assert (picture.height, picture.width) == (16, 24)  # sides are padded to even numbers
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_many_clips_are_laid_out_in_rows(
     assert (mosaic.rows, mosaic.columns) == grid
 
 
-def test_each_clip_is_in_its_place(tmp_path: Path) -> None:
+def test_each_clip_is_at_its_position(tmp_path: Path) -> None:
     frames = np.arange(5, dtype=np.float32).reshape(5, 1, 1, 1, 1) / 5 * np.ones((1, 2, 1, 4, 4), np.float32)
     write_clips(tmp_path / "pictures", frames, zoom=2)
     picture = np.asarray(Image.open(tmp_path / "pictures" / "frame_0001.png"))
@@ -181,7 +181,7 @@ def test_each_clip_is_in_its_place(tmp_path: Path) -> None:
     assert middles == [[0, 51, 102], [153, 204, 128]]
 
 
-def test_truth_forecast_and_difference_stand_side_by_side() -> None:
+def test_truth_forecast_and_difference_are_side_by_side() -> None:
     forecast = np.full((1, 2, 1, 4, 4), 0.75, np.float32)
     truth = np.stack([np.ones((1, 1, 4, 4), np.float32), np.full((1, 1, 4, 4), np.nan, np.float32)], axis=1)
     known, unknown = Mosaic(clips=1, image_size=(4, 4), compared=True).play(forecast, truth)
@@ -190,7 +190,7 @@ def test_truth_forecast_and_difference_stand_side_by_side() -> None:
     assert unknown[0, 0].tolist() == [*4 * [GRAY], GRAY, *4 * [0.75], GRAY, *4 * [GRAY]]
 
 
-def test_arrays_keep_the_truth_as_it_is(tmp_path: Path) -> None:
+def test_arrays_hold_the_truth_unchanged(tmp_path: Path) -> None:
     frames = clip()
     write_clips(tmp_path / "X.NPZ", frames, truth=np.full_like(frames, np.nan))
     with np.load(tmp_path / "X.NPZ") as arrays:
@@ -199,7 +199,7 @@ def test_arrays_keep_the_truth_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["X.NPZ"]
 
 
-def test_names_of_many_pictures_have_one_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_many_pictures_are_equally_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "DIGITS", 1)
     write_clips(tmp_path / "pictures", clip(12))
     names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
@@ -214,14 +214,14 @@ def test_names_that_look_like_syntax_are_names(name: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("name", ["-", ".gif", ".NPZ"])
-def test_a_suffix_alone_is_no_folder(name: str, tmp_path: Path) -> None:
+def test_a_bare_suffix_is_not_a_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not the name of a file or folder; give one, such as forecast"):
         write_clips(tmp_path / name, np.zeros((1, 1, 1, 8, 8), np.float32))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_that_a_full_disk_ends_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures before it stay, as `e3d stream` keeps them."""
+def test_a_picture_that_a_full_disk_cuts_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The earlier pictures stay, because `e3d stream` keeps them."""
 
     class Full:
         def save(self, path: Path) -> None:
