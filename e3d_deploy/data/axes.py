@@ -149,10 +149,10 @@ def _has_clips(frames: _Frames) -> bool:
         frames.distance((clip, frame), ((clip + step) % N, frame))
         for (clip, frame), step in zip(places, steps, strict=True)
     ]
-    return sum(distant) < ORDERED * beside.sum() or _goes_on(frames, MARGIN * time.mean())
+    return sum(distant) < ORDERED * beside.sum() or _clips_continue(frames, MARGIN * time.mean())
 
 
-def _goes_on(frames: _Frames, near: float) -> bool:
+def _clips_continue(frames: _Frames, near: float) -> bool:
     """Return True if the layout has N before T, and each clip begins like a late frame of the clip before it."""
     N, T = frames.places.clips, frames.places.length
     if frames.layout.startswith("TN") or T < 3:

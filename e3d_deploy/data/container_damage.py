@@ -86,8 +86,8 @@ def _number_length(first: int) -> int:
 def _has_checksum(file: BinaryIO, begin: int, end: int) -> bool:
     """Return True if the checksum at `begin` matches the data after it, up to `end`."""
     file.seek(begin)
-    told = int.from_bytes(file.read(4), "little")
-    return zlib.crc32(file.read(end - begin - 4)) == told
+    stored = int.from_bytes(file.read(4), "little")
+    return zlib.crc32(file.read(end - begin - 4)) == stored
 
 
 def damage_in_ogg(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
@@ -117,8 +117,8 @@ def damage_in_ogg(file: BinaryIO, size: int, *, checksums: bool) -> str | None:
 
 
 def _page_has_checksum(head: bytes, rest: bytes) -> bool:
-    told = int.from_bytes(head[OGG_CHECKSUM], "little")
-    return _ogg_checksum(head[:22] + bytes(4) + head[26:] + rest) == told
+    stored = int.from_bytes(head[OGG_CHECKSUM], "little")
+    return _ogg_checksum(head[:22] + bytes(4) + head[26:] + rest) == stored
 
 
 def _ogg_checksum(page: bytes) -> int:

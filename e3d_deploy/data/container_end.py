@@ -88,16 +88,16 @@ def missing_end(path: Path, *, checksums: bool = True) -> str | None:
             if end < size:
                 return damaged_at(end, head[:4])
             last_ms = max((int.from_bytes(tag[7:] + tag[4:7], "big") for _, tag in tags), default=0)
-            told_bytes, told_s = (_flv_number(begin, name) for name in (b"filesize", b"duration"))
+            stated_bytes, stated_s = (_flv_number(begin, name) for name in (b"filesize", b"duration"))
             # One of the two may be stale: it may describe the longer film that this file was cut from.
-            if end == size < told_bytes and last_ms / 1000 < told_s - FLV_SPARE_S:
-                end = int(told_bytes)
+            if end == size < stated_bytes and last_ms / 1000 < stated_s - FLV_SPARE_S:
+                end = int(stated_bytes)
         elif (place := begin.find(ASF_FILE)) >= 0:
             if damage := _damage_in_asf(file, begin[place:], look_into=checksums):
                 return damage
             end = int.from_bytes(begin[place + ASF_SIZE_AT : place + ASF_SIZE_AT + 8], "little")
         else:
-            return _part_of_packet(file, begin, size)
+            return _cut_packet(file, begin, size)
     return cut_after(size, end) if end > size else None
 
 
@@ -258,7 +258,7 @@ def _gif_ends(content: bytes) -> bool:
     return True
 
 
-def _part_of_packet(file: BinaryIO, begin: bytes, size: int) -> str | None:
+def _cut_packet(file: BinaryIO, begin: bytes, size: int) -> str | None:
     for length, sync in TS_PACKETS:
         places = range(sync, len(begin), length)
         if len(places) > 2 and all(begin[place] == 0x47 for place in places):

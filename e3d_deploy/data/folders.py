@@ -45,7 +45,7 @@ def find_clips(folder: Path, remark: Notify) -> list[Path]:
     if not found and frames_of(entries(folder)[1]):
         return [folder]
     if not found and (masks := masks_in(*entries(folder))[0]):
-        return [clip for entry in in_order(masks).files for clip in _whole(entry, remark)]
+        return [clip for entry in in_order(masks).files for clip in _clips_of_mask(entry, remark)]
     for reason, paths in ignored.items():
         if paths:
             remark(f"{folder}: skipped {reason}: {some([str(path.relative_to(folder)) for path in paths])}")
@@ -54,7 +54,7 @@ def find_clips(folder: Path, remark: Notify) -> list[Path]:
     return found
 
 
-def _whole(entry: Path, remark: Notify) -> list[Path]:
+def _clips_of_mask(entry: Path, remark: Notify) -> list[Path]:
     return find_clips(entry, remark) if entry.is_dir() else [entry]
 
 

@@ -122,7 +122,7 @@ def read_picture(
     Raises:
         ClipError, BackendUnavailable: see `load_picture`.
     """
-    return _brought(_load(file), file, form, remarks, source or file)
+    return _fitted(_load(file), file, form, remarks, source or file)
 
 
 class _Errors:
@@ -335,13 +335,13 @@ def _over_black(image: Any, file: Path, remarks: Remarks | None) -> Any:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
 
 
-def _brought(image: Any, file: Path, form: Form, remarks: Remarks | None, source: Path) -> NDArray[np.uint8]:
+def _fitted(image: Any, file: Path, form: Form, remarks: Remarks | None, source: Path) -> NDArray[np.uint8]:
     """Return a decoded image in the size and colours of a form, [H, W, C]."""
     mode, stored_mode = _mode(form), image.mode
     picture = _displayed(image, file, remarks)
     shown = (picture.height, picture.width)
     if remarks is not None:
-        _say_look(file, (shown, stored_mode), form, remarks, source)
+        _remark_look(file, (shown, stored_mode), form, remarks, source)
     placement = fit_shape(shown, form.image_size, form.fit)
     scaled = picture if picture.mode == mode else picture.convert(mode)
     if shown != placement.scaled:  # `resize` would copy the image
@@ -356,7 +356,7 @@ def _mode(form: Form) -> str:
     return "L" if form.channels == 1 else "RGB"
 
 
-def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path) -> None:
+def _remark_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path) -> None:
     """Log how pictures of this look are converted, unless a picture of the same clip already had it."""
     if not remarks.is_new(clip := str(source), look):
         return
@@ -367,7 +367,7 @@ def _say_look(file: Path, look: Look, form: Form, remarks: Remarks, source: Path
                     "on its own", name, file.name, *shown, *first)  # fmt: skip
 
 
-def _will_turn(image: Any) -> bool:
+def _will_swap_sides(image: Any) -> bool:
     """Return True if decoding will swap the height and width that Pillow read from the header."""
     if TELLERS.isdisjoint(image.info):  # otherwise Pillow would decode a PNG in search of an orientation
         return False
@@ -382,10 +382,10 @@ def say_looks(files: Iterable[Path], form: Form, remarks: Remarks, source: Path)
     first: dict[Look, Path] = {}
     for file in files:
         with suppress(Exception), file.open("rb") as content, Image.open(content) as image:
-            shown = image.size if _will_turn(image) else image.size[::-1]
+            shown = image.size if _will_swap_sides(image) else image.size[::-1]
             first.setdefault((shown, image.mode), file)
     for look, file in first.items():
-        _say_look(file, look, form, remarks, source)
+        _remark_look(file, look, form, remarks, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,14 +443,14 @@ def play_pages(file: Path, form: Form, *, remarks: Remarks) -> tuple[Iterator[ND
         shown_ms: list[float] = []  # shortest and longest duration so far, without the last page: no page follows it
         for image in _load_pages(file):
             shown = image.info.get("duration", 0)
-            yield _brought(image, file, form, remarks, file)
-            _say_times(shown_ms, file.name, remarks)
+            yield _fitted(image, file, form, remarks, file)
+            _remark_times(shown_ms, file.name, remarks)
             shown_ms = [min([*shown_ms, shown]), max([*shown_ms, shown])]
 
     return pictures(), None
 
 
-def _say_times(shown_ms: list[float], name: str, remarks: Remarks) -> None:
+def _remark_times(shown_ms: list[float], name: str, remarks: Remarks) -> None:
     """Log that pages are shown for different times; called for a page only when another page follows."""
     if shown_ms and max(shown_ms) - min(shown_ms) > TOLERANCE * max(shown_ms):
         remarks.say("times", "%s: frame times vary from %.4g to %.4g ms; each page is read as one frame, so make "

@@ -35,18 +35,18 @@ def has_damage(content: bytes) -> bool:
 def why_misplayed(content: bytes) -> str | None:
     """Return why FFmpeg would play an animated PNG incompletely or wrongly, and a remedy; None if it would not."""
     found: Counter[bytes] = Counter()
-    told, is_shifted, place = 0, False, len(SIGNATURE)
+    declared, is_shifted, place = 0, False, len(SIGNATURE)
     while place + CHUNK.size <= len(content):
         length, kind = CHUNK.unpack_from(content, place)
         found[kind] += 1
         data = content[place + CHUNK.size : place + CHUNK.size + 16]
         if kind == ANIMATION:
-            told = int.from_bytes(data[:4], "big")
+            declared = int.from_bytes(data[:4], "big")
         elif kind == FRAME:
             is_shifted = is_shifted or any(data[12:])  # bytes 12 to 15: the x offset of the frame
         place += CHUNK.size + length + 4
-    if found[FRAME] < told:
-        return f"broke off after {found[FRAME]} of {told} frames; copy or export it again"
+    if found[FRAME] < declared:
+        return f"broke off after {found[FRAME]} of {declared} frames; copy or export it again"
     if not found[END]:
         return "its end mark is missing; copy or export it again"
     bits, colours = content[len(SIGNATURE) + HEADER - 2 : len(SIGNATURE) + HEADER]

@@ -85,12 +85,12 @@ def check_one_series(folder: object, names: Sequence[str]) -> str | None:
     for (first, second), count in shared.items():
         one, two = counters[first], counters[second]
         if count >= max(FEWEST, min(len(one), len(two)) / 2):
-            raise ClipError(f"{folder}: {_why_two(one, two)}")
+            raise ClipError(f"{folder}: {_why_refused(one, two)}")
     remarks = [_check_numbers(folder, rest, members) for (rest, _), members in series.items()]
     return _remark(series) or next(filter(None, remarks), None)
 
 
-def _why_two(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
+def _why_refused(one: Mapping[_Numbers, str], two: Mapping[_Numbers, str]) -> str:
     """Return why two series, their names by counter, are not one clip; a much smaller series is called duplicates."""
     if len(one) < len(two):
         one, two = two, one
@@ -221,7 +221,7 @@ def _check_written_once(folder: object, names: Sequence[str], counter: _Field) -
         number = (str(int(text)),)
         (two if number in one else one)[number] = name
     if two:
-        raise ClipError(f"{folder}: {_why_two(one, two)}")
+        raise ClipError(f"{folder}: {_why_refused(one, two)}")
 
 
 def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> None:
@@ -241,7 +241,7 @@ def _check_named(folder: object, names: Sequence[str], fields: Sequence[_Field])
         one, *rest = sorted(groups.values(), key=len, reverse=True)
         for two in rest:
             if len(one.keys() & two.keys()) >= max(FEWEST, len(two) / 2):
-                raise ClipError(f"{folder}: {_why_two(one, two)}")
+                raise ClipError(f"{folder}: {_why_refused(one, two)}")
 
 
 def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Field]) -> str | None:
@@ -258,14 +258,14 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
     turns = [place for place, (one, two) in enumerate(pairwise(rows), start=1) if one[:-1] != two[:-1]]
     steps = Counter(two[-1] - one[-1] for one, two in pairwise(rows) if one[:-1] == two[:-1])
     is_grid = len(rows) == math.prod(len(set(field.texts)) for field in fields)
-    if not steps or not (is_grid or _begins_again(rows, turns, steps)):
+    if not steps or not (is_grid or _starts_again(rows, turns, steps)):
         return None
     in_time = any(field.has_time for field in before)
     if last.word in _UNITS or (in_time and (last.has_time or last.word not in _FRAMES)):
         return None
     stride = steps.most_common(1)[0][0]
     readings = _readings(before[-1], last, stride)
-    sure = [is_sure for values, radix, is_sure in readings if _reads_on(rows, turns, values, radix)]
+    sure = [is_sure for values, radix, is_sure in readings if _keeps_step(rows, turns, values, radix)]
     if any(sure):
         return None
     if sure or in_time or _may_be_time(names, before[-1], last):
@@ -277,7 +277,7 @@ def _check_sequences(folder: object, names: Sequence[str], fields: Sequence[_Fie
     )
 
 
-def _begins_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: Mapping[int, int]) -> bool:
+def _starts_again(rows: Sequence[tuple[int, ...]], turns: Sequence[int], steps: Mapping[int, int]) -> bool:
     """Return True if the last number does not grow at the majority of turns, but mostly by one stride between them."""
     count = sum(steps.values())
     if 2 * count <= len(turns):
@@ -317,7 +317,7 @@ def _may_be_time(names: Sequence[str], before: _Field, last: _Field) -> bool:
     return is_named or has_hours or all(map(MAY_BE_TIME.search, names))
 
 
-def _reads_on(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Sequence[int], radix: int) -> bool:
+def _keeps_step(rows: Sequence[tuple[int, ...]], turns: Sequence[int], values: Sequence[int], radix: int) -> bool:
     """Return True if the last two numbers, read as one number with a radix, keep their usual step at the turns."""
     steps = Counter(values[place] - values[place - 1] for place in {*range(1, len(rows))}.difference(turns))
     pairs = [(turn, rows[turn - 1], rows[turn]) for turn in turns]

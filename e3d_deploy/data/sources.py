@@ -81,14 +81,14 @@ def open_source(
 ) -> Source:
     """Open the clips of one split of a source.
 
-    The splits are found in this order:
+    The first of these rules that applies divides the source:
 
+    - Moving MNIST in files of its own format is not divided; give a different file for each split.
     - KTH is split by person.
     - Folders and files named like splits are the splits; see `split_folders.py`. Held-out files that are links to
       training files, or copies of them, are skipped.
     - Three or more files are split by file, three or more clips by clip, fewer by time; see `splits.py`. Files that are
       views of one recording count as one.
-    - Moving MNIST in files of its own format is not divided: give a different file for each split.
 
     Args:
         text: a file or folder, or two .npz of Moving MNIST joined by a comma.
@@ -210,7 +210,7 @@ def _original(text: str, paths: Sequence[Path], reader: Reader, *, split: Split,
         if not path.is_file():
             raise ClipError(f"{path}: no such file; two files joined by a comma must both exist")
     clips = original_clips(paths, reader.form, scratch=reader.scratch, progress=reader.progress)
-    return _whole(text, "moving-mnist-npz", clips, reader, split=split, length=length)
+    return _undivided(text, "moving-mnist-npz", clips, reader, split=split, length=length)
 
 
 def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
@@ -227,11 +227,11 @@ def _test_seq(path: Path, reader: Reader) -> Sequence[Clip]:
 
 def _published(text: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
     _check_takes_all(text, "mnist_test_seq", reader)
-    found = _whole(text, "mnist_test_seq", clips, reader, split=split, length=length)
+    found = _undivided(text, "mnist_test_seq", clips, reader, split=split, length=length)
     return replace(found, layouts=tuple(reader.layouts))
 
 
-def _whole(text: str, kind: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
+def _undivided(text: str, kind: str, clips: Sequence[Clip], reader: Reader, *, split: Split, length: int) -> Source:
     """Return a source with one window at the start of each clip, and the same clips in each split, which it remarks."""
     if split != "train":
         reader.remark(f"{text}: has the same clips in each split; to train on it, give another file as --valid-data")
@@ -259,7 +259,7 @@ def _kth(text: str, reader: Reader, *, split: Split, length: int) -> Source:
             f"{text}: no clip of KTH's {split} split has {length} frames without a gap; use a shorter context or "
             "horizon"
         )
-    _say_skipped(text, reader)
+    _log_skipped(text, reader)
     skipped = tuple(reader.skipped)
     return Source(text, "kth", clips, windows, held_out=True, skipped=skipped, stretches=stretches)
 
@@ -272,7 +272,7 @@ def _files(text: str, reader: Reader, *, split: Split, length: int) -> Source:
     for number, file in enumerate(files):
         reader.progress(f"{number + 1} of {len(files)}: {file}")
         named += reader.open(file)
-    _say_skipped(text, reader)
+    _log_skipped(text, reader)
     if not named:
         raise ClipError(f"{text}: no file of the {split} split can be read, all {len(files)} were skipped")
     short = [name for name, clip in named if len(clip) < length]
@@ -332,11 +332,11 @@ def _files_of(path: Path, reader: Reader, split: Split) -> _Files:
         names = some([str(one) for paths in splits.of.values() for one in paths])
         raise ClipError(f"{path}: has no folder for training, only {names}; give that folder itself, or another source")
     if serving is None or splits.serving("valid") is None:  # there is only a training split
-        files = _once(path, _clips_in(splits, "train", reader), reader)
+        files = _without_repetitions(path, _clips_in(splits, "train", reader), reader)
         reader.remark(f"{path}: holds only {splits.of['train'][0].name}, so a part of it is held out")
         folders = tuple(str(one) for one in splits.of["train"])
         return replace(_members(path, files, split, reader), folders=folders)
-    files = _once(path, _clips_in(splits, serving, reader), reader)
+    files = _without_repetitions(path, _clips_in(splits, serving, reader), reader)
     if serving != "train" and splits.of.get("train"):
         files = _held_out(path, files, _clips_in(splits, "train", reader), split, reader)
     return _Files(files, held_out=True, folders=tuple(str(one) for one in splits.of[serving]))
@@ -348,7 +348,7 @@ def _unnamed(path: Path, reader: Reader, split: Split) -> _Files:
     Raises:
         ClipError: there are no clips, or they are the same clips in several resolutions.
     """
-    files = _once(path, find_clips(path, reader.remark), reader)
+    files = _without_repetitions(path, find_clips(path, reader.remark), reader)
     if not files:
         raise no_clips(path)
     if same := resolutions(path, files):
@@ -419,9 +419,11 @@ def _held_out(path: Path, files: list[Path], trained: list[Path], split: Split, 
     """
     apart = apart_from(files, trained)
     if apart.links:
-        reader.remark(f"{path}: left out of {split}, because they link to training clips: {_named(apart.links)}")
+        reader.remark(f"{path}: left out of {split}, because they link to training clips: {_joined(apart.links)}")
     if apart.copies:
-        reader.remark(f"{path}: left out of {split}, because they are copies of training clips: {_named(apart.copies)}")
+        reader.remark(
+            f"{path}: left out of {split}, because they are copies of training clips: {_joined(apart.copies)}"
+        )
     if not apart.kept:
         raise ClipError(f"{path}: all clips to hold out are training clips too, as links or copies; give other clips")
     return apart.kept
@@ -442,17 +444,17 @@ def _clips_in(splits: Folders, split: Split, reader: Reader) -> list[Path]:
     return found
 
 
-def _once(path: Path, files: list[Path], reader: Reader) -> list[Path]:
+def _without_repetitions(path: Path, files: list[Path], reader: Reader) -> list[Path]:
     """Return the files that are neither links to other files nor copies of them."""
     apart = each_once(files)
     if apart.links:
-        reader.remark(f"{path}: skipped links to other clips: {_named(apart.links)}")
+        reader.remark(f"{path}: skipped links to other clips: {_joined(apart.links)}")
     if apart.copies:
-        reader.remark(f"{path}: skipped copies of other clips: {_named(apart.copies)}")
+        reader.remark(f"{path}: skipped copies of other clips: {_joined(apart.copies)}")
     return apart.kept
 
 
-def _named(clips: Iterable[Path]) -> str:
+def _joined(clips: Iterable[Path]) -> str:
     return some([str(clip) for clip in clips])
 
 
@@ -475,6 +477,6 @@ def _kind(file: Path) -> str:
     return "array" if file.suffix.lower() in ARRAYS else "videos"
 
 
-def _say_skipped(text: str, reader: Reader) -> None:
+def _log_skipped(text: str, reader: Reader) -> None:
     if reader.skipped:
         log.warning("%s: %d files skipped because they cannot be read", text, len(reader.skipped))

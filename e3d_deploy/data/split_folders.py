@@ -60,13 +60,13 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
         taken = {path for paths in found.of.values() for path in paths}
         if others := [entry.name for entry in inside if entry not in taken and has_clips(entry)]:
             remark(f"{folder}: skipped clips outside the folders of splits: {some(others)}")
-        _say_ignored(folder, remark, taken)
+        _remark_skipped(folder, remark, taken)
         _check_nested(found)
         _check_folds(folder, taken)
         return found
     if alone := [entry for entry, name in named.items() if entry.is_dir() and name.is_bare]:
         others = [entry.name for entry in inside if entry not in alone and has_clips(entry)]
-        return _alone(folder, {entry: named[entry] for entry in alone if has_clips(entry)}, others)
+        return _unmatched(folder, {entry: named[entry] for entry in alone if has_clips(entry)}, others)
     _check_unpaired(folder, named)
     _check_unread(folder, [entry for entry in inside if entry not in named or named[entry].is_ordinary])
     below = {entry: _splits(entry, remark, seen) for entry in inside if entry.is_dir()}
@@ -77,7 +77,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
         raise ClipError(
             f"{folder}: {first.name} holds folders of splits, unlike {some(loose)} next to it; give only {first}"
         )
-    _say_ignored(folder, remark, set())
+    _remark_skipped(folder, remark, set())
     _check_folds(folder, [entry for entry, splits in below.items() if splits])
     together = Folders()
     for splits in below.values():
@@ -85,7 +85,7 @@ def _splits(folder: Path, remark: Notify, seen: set[Key]) -> Folders | None:
     return together
 
 
-def _say_ignored(folder: Path, remark: Notify, splits: set[Path]) -> None:
+def _remark_skipped(folder: Path, remark: Notify, splits: set[Path]) -> None:
     """Remark on entries without clips and on ground truth next to splits; empty splits are errors elsewhere."""
     inside, pictures = entries(folder)
     visible, passed_over = in_order(inside).files, masks_in(inside, pictures)[0]
@@ -212,7 +212,7 @@ def _folders_below(path: Path, seen: set[Key]) -> Iterator[Path]:
             yield from _folders_below(entry, seen)
 
 
-def _alone(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
+def _unmatched(folder: Path, named: Mapping[Path, Name], others: Sequence[str]) -> Folders | None:
     """Return the folders of splits if none is for training or none is held out; None if there are no such folders.
 
     Raises:

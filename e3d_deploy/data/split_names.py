@@ -228,11 +228,11 @@ def _words(path: Path) -> tuple[list[str], bool]:
         return [], False
     stem = _CAMEL.sub(" ", _SHARD.sub("", path.name if path.is_dir() else path.stem)).casefold()
     words = re.findall(r"[^\W\d_]+|\d+", stem)
-    told = [_split_word(word) for word in words if not word.isdecimal()]
-    is_numbered = len(told) < len(words)
-    while told and told[-1] in ABOUT:
-        told.pop()
-    return told, is_numbered
+    kept = [_split_word(word) for word in words if not word.isdecimal()]
+    is_numbered = len(kept) < len(words)
+    while kept and kept[-1] in ABOUT:
+        kept.pop()
+    return kept, is_numbered
 
 
 def _glued(path: Path) -> Iterator[Name]:

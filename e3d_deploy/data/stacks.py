@@ -24,8 +24,8 @@ def why_no_clip(description: object, *, pages: int, samples: int) -> str | None:
     if not isinstance(description, str):
         return None
     if description.startswith("ImageJ="):
-        told = dict(line.split("=", 1) for line in description.splitlines() if "=" in line)
-        sizes = {name: int(value) for name, value in told.items() if value.isdecimal()}
+        stated = dict(line.split("=", 1) for line in description.splitlines() if "=" in line)
+        sizes = {name: int(value) for name, value in stated.items() if value.isdecimal()}
         if sizes.get("images", 0) > pages:
             return (
                 f"ImageJ states {sizes['images']} images, but the number of pages is {pages}; save it as an image "
@@ -49,11 +49,11 @@ def _why_several(sizes: Mapping[str, int]) -> str | None:
 
 def _by_tifffile(description: str, pages: int) -> str | None:
     try:
-        told = json.loads(description)
+        stated = json.loads(description)
     except ValueError:
         return None
-    shape = told["shape"] if isinstance(told["shape"], list) else []
-    if told.get("truncated"):
+    shape = stated["shape"] if isinstance(stated["shape"], list) else []
+    if stated.get("truncated"):
         return f"tifffile states the shape {shape}, but the number of pages is {pages}; write it without `truncate`"
     outer = next((shape[: n + 1] for n, size in enumerate(accumulate(shape, mul)) if size == pages), [])
     if sum(size > 1 for size in outer) < 2:

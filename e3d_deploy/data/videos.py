@@ -268,16 +268,16 @@ class Times:
 
     def missing(self, container: Any, stream: Any) -> str | None:
         """Describe how a Matroska file shows that frames are missing at its end; None if it does not."""
-        told_s = _told_seconds(container, stream)
-        if told_s is None or self.last is None or not self.longest:
+        stated_s = _stated_seconds(container, stream)
+        if stated_s is None or self.last is None or not self.longest:
             return None
         last_s, longest_s = float(self.last * stream.time_base), float(self.longest * stream.time_base)
-        if told_s - last_s <= LOST_INTERVALS * longest_s:
+        if stated_s - last_s <= LOST_INTERVALS * longest_s:
             return None
-        return f"the last frame is at {last_s:.4g} s of {told_s:.4g}"
+        return f"the last frame is at {last_s:.4g} s of {stated_s:.4g}"
 
 
-def _told_seconds(container: Any, stream: Any) -> float | None:
+def _stated_seconds(container: Any, stream: Any) -> float | None:
     """Return the length of a video from the header of Matroska (s); None for others, whose demuxers estimate it."""
     if container.format.name != "matroska,webm":
         return None
@@ -318,7 +318,7 @@ class Awaited:
         if packet.pts is not None and (self.key is None or packet.pts >= self.key):
             self.times.add(packet.pts)
 
-    def came(self, frame: "av.VideoFrame") -> None:
+    def received(self, frame: "av.VideoFrame") -> None:
         """Record a frame that the decoder returned."""
         if frame.pts is None:
             self.counts = False
@@ -348,7 +348,7 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
 
     number, awaited = 0, Awaited(container, stream)
     try:
-        for frame in _whole_frames(path, container, stream, awaited):
+        for frame in _undamaged_frames(path, container, stream, awaited):
             times.add(frame.pts)
             yield frame
             number += 1
@@ -363,8 +363,8 @@ def _decoded(path: Path, container: Any, stream: Any, times: Times) -> Iterator[
     if lost:
         raise SourceLost(f"{path}: gives {number} of {number + lost} frames, the others are damaged or depend on "
                          "missing frames; copy or export it again")  # fmt: skip
-    told_s = _told_seconds(container, stream)
-    about = round(told_s * rate) if told_s and (rate := _rate(stream)) else 0
+    stated_s = _stated_seconds(container, stream)
+    about = round(stated_s * rate) if stated_s and (rate := _rate(stream)) else 0
     total = f" of {stream.frames}" if stream.frames else f" of about {about}" if about > number else ""
     raise SourceLost(f"{path}: broke off after {number}{total} frames ({reason}); copy or export it again")
 
@@ -373,7 +373,7 @@ class _Damage(Exception):
     """Damage that a decoder or demuxer reported without stopping."""
 
 
-def _whole_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> Iterator["av.VideoFrame"]:
+def _undamaged_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> Iterator["av.VideoFrame"]:
     """Yield frames until a packet or frame is marked as damaged.
 
     Raises:
@@ -391,7 +391,7 @@ def _whole_frames(path: Path, container: Any, stream: Any, awaited: Awaited) -> 
         for frame in decode(packet):
             if frame.is_corrupt:
                 raise _Damage("a damaged frame")
-            awaited.came(frame)
+            awaited.received(frame)
             yield frame
     else:
         # Two demuxers drop frames silently: that of Y4M an incomplete last frame, that of AVI chunks that are not

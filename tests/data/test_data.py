@@ -151,7 +151,7 @@ def read(path: Path, **changes: Any) -> NDArray[Any]:
 @pytest.mark.parametrize("lead", [(2, 5), (5,)])
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
-def test_arrays_are_taken_as_they_are(tmp_path: Path, lead: tuple[int, ...], kind: type, suffix: str) -> None:
+def test_arrays_are_read_unchanged(tmp_path: Path, lead: tuple[int, ...], kind: type, suffix: str) -> None:
     clips = gray_clips(*lead) if kind is np.uint8 else gray_clips(*lead).astype(np.float32) / 255
     path = tmp_path / f"clips{suffix}"
     if suffix == ".npz":
@@ -267,7 +267,7 @@ def test_pedestrians_ship_with_the_package() -> None:
         ("objects.npz", {"frames": np.array([{}])}, r"objects.npz\[frames\]: contains objects, such as clips"),
     ],
 )
-def test_npz_that_holds_no_clip_is_refused(
+def test_npz_without_a_clip_is_refused(
     tmp_path: Path, name: str, arrays: dict[str, NDArray[Any]] | None, message: str
 ) -> None:
     if arrays is not None:

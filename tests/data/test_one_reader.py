@@ -184,7 +184,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_predict_takes_each_clip_of_a_folder(model: Path, tmp_path: Path) -> None:
+def test_predict_reads_each_clip_of_a_folder(model: Path, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     for number, length in enumerate((2, 4, 8)):
         write_video(tmp_path / "videos" / f"{number}.mp4", frames_of(number, length))
