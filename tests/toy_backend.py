@@ -1,4 +1,4 @@
-"""A backend of a stranger: one class on ONNX's own reference implementation, and one entry."""
+"""Example of a third-party backend: one class on ONNX's reference implementation, and one spec."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from e3d_deploy.runtime.backends.spec import BackendSpec
 
 
 class ToyBackend(HostBackend):
-    """Runs the graphs in NumPy, node by node."""
+    """Backend that runs the ONNX graphs in NumPy, node by node."""
 
     name = "toy"
 
@@ -41,6 +41,6 @@ TOY = BackendSpec(
     install="pip install onnx",
     device="cpu",
     policies=frozenset({"fp32"}),
-    summary="the ONNX graphs as they are, in NumPy",
+    summary="the ONNX graphs, unchanged, in NumPy",
     ran="yes",
 )

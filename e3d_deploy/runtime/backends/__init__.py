@@ -1,1 +1,1 @@
-"""Backends, one file each, behind one protocol."""
+"""Backends, one file each, that share one protocol."""

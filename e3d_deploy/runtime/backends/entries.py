@@ -1,7 +1,7 @@
-"""One entry for each backend.
+"""One entry per backend.
 
-To add a backend, write its class in a file beside this one, and its entry here. The entries import nothing: a backend's
-file is imported when it is opened.
+To add a backend, write its class in a new file of this folder and add an entry here. The entries import no backend: its
+file is imported when the backend is opened.
 """
 
 from functools import partial
@@ -100,8 +100,7 @@ def _emulated() -> Opener:
 ALL_POLICIES = frozenset(POLICIES)
 TENSORRT_VARIANTS = dict.fromkeys(POLICIES, "tensorrt")
 NO_IPROFILER = (
-    "time per layer comes from its IProfiler, which needs an NVIDIA GPU and is not attached in this version; "
-    "`trtexec --dumpProfile` prints it"
+    "times per layer need TensorRT's IProfiler, which this version does not use; `trtexec --dumpProfile` prints them"
 )
 
 ENTRIES = (
@@ -115,7 +114,7 @@ ENTRIES = (
         policies=ALL_POLICIES - {"fp8"},
         variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
-        summary="engines that `e3d build --target tensorrt` made on that GPU, for TensorRT 10 or 11",
+        summary="engines that `e3d build --target tensorrt` built for this kind of GPU, with TensorRT 10 or 11",
         ran="never",
     ),
     BackendSpec(
@@ -125,11 +124,11 @@ ENTRIES = (
         install=pip_install("rtx"),
         hardware=GPU,
         device="gpu",
-        policies=ALL_POLICIES,  # fp8 from compute capability 8.9 on
+        policies=ALL_POLICIES,  # fp8 needs compute capability 8.9 or higher.
         refusal=inventory.rtx_refusal,
         variants=TENSORRT_VARIANTS,
         unprofiled=NO_IPROFILER,
-        summary="engines that `e3d build --target tensorrt-rtx` made anywhere",
+        summary="engines that `e3d build --target tensorrt-rtx` built on any machine",
         ran="never",
     ),
     BackendSpec(
@@ -139,11 +138,12 @@ ENTRIES = (
         install=pip_install("gpu"),
         hardware=GPU,
         device="gpu",
-        # From ONNX Runtime's table of kernels, docs/OperatorKernels.md there; int8 is computed in float32.
+        # According to docs/OperatorKernels.md of ONNX Runtime, which lists its kernels. int8 is computed in float32.
         policies=ALL_POLICIES - {"fp8"},
-        distributions=("onnxruntime-gpu",),  # the module has the same name without CUDA
-        variants={},  # it has no convolution with pads on one side alone (microsoft/onnxruntime#26274)
-        summary="the ONNX graphs as they are; `onnxruntime` must be uninstalled",
+        distributions=("onnxruntime-gpu",),  # The CPU-only distribution installs a module of the same name.
+        # Its convolutions cannot pad only one side (microsoft/onnxruntime#26274), so it runs the shared graphs.
+        variants={},
+        summary="the ONNX graphs, unchanged; `onnxruntime` must be uninstalled",
         ran="yes, an H200",
     ),
     BackendSpec(
@@ -151,12 +151,12 @@ ENTRIES = (
         load=_torch_cuda_graph,
         modules=("torch", "safetensors", "cuda.core"),
         install=f"{pip_install('train')} cuda-core",
-        hardware=f"a PyTorch for CUDA, {GPU}",
+        hardware=f"a PyTorch build for CUDA, {GPU}",
         device="gpu",
-        policies=ALL_POLICIES - {"int8", "fp8"},  # a bundle holds float32 weights only for these
+        policies=ALL_POLICIES - {"int8", "fp8"},  # The PyTorch model has no quantised weights.
         cuda_builds=("torch",),
         runs_graphs=False,
-        summary="the step over its ring as CUDA graphs for each number of streams; compiled once the rings are full",
+        summary="the PyTorch step with rings, as CUDA graphs for each batch size; full rings use a compiled step",
         ran="yes, an H200, in bf16",
     ),
     BackendSpec(
@@ -169,7 +169,7 @@ ENTRIES = (
         variants={"fp32": "onnxruntime", "tf32": "onnxruntime"},
         profiler=_onnxruntime_profiler,
         explained_by="session",
-        summary="the ONNX graphs as they are",
+        summary="the ONNX graphs, unchanged",
         ran="yes",
     ),
     BackendSpec(
@@ -180,10 +180,10 @@ ENTRIES = (
         device="cpu",
         policies=ALL_POLICIES - {"fp8"},
         variants=dict.fromkeys(("fp32", "tf32"), "openvino") | dict.fromkeys(("bf16", "int8"), "openvino-direct"),
-        hinted=frozenset({"bf16"}),  # casts in the graph cost it a sixth of a step
+        hinted=frozenset({"bf16"}),  # Casts in the graph would take a sixth of a step.
         computed=_openvino_computed,
         profiler=_openvino_profiler,
-        summary="the ONNX graphs as they are, compiled for each number of streams",
+        summary="the ONNX graphs, compiled for each batch size",
         ran="yes",
     ),
     BackendSpec(
@@ -192,11 +192,11 @@ ENTRIES = (
         modules=("torch", "safetensors"),
         install=pip_install("train"),
         device="cpu",
-        policies=ALL_POLICIES,  # in float32 whatever the graphs compute in
-        last_resort="the yardstick, not tried as others agree with it",
+        policies=ALL_POLICIES,  # It computes in float32, whatever the precision of the bundle.
+        last_resort="is the reference; not tried, because another backend agrees with it",
         runs_graphs=False,
         profiler=_torch_profiler,
-        summary="the model as it is, in float32: the yardstick of `verify`",
+        summary="the PyTorch model in float32; the reference backend of `verify`",
         ran="yes",
     ),
     BackendSpec(
@@ -206,11 +206,11 @@ ENTRIES = (
         install=pip_install("train"),
         hardware="a C++ compiler",
         device="cpu",
-        # PyTorch has no fast convolution in float16 on processors; of int8 and fp8 graphs it has float32 weights only.
+        # PyTorch has no fast float16 convolution on CPUs, and its model has no quantised weights for int8 and fp8.
         policies=frozenset({"bf16", "tf32", "fp32"}),
-        last_resort="takes minutes to compile, not tried as others agree; ask for it by name",
+        last_resort="takes minutes to compile; not tried, because another backend agrees; open it by name",
         runs_graphs=False,
-        summary="the step over its ring, by `torch.compile` for the processor",
+        summary="the PyTorch step with rings, compiled for the CPU by `torch.compile`",
         ran="yes",
     ),
     BackendSpec(
@@ -222,7 +222,7 @@ ENTRIES = (
         policies=ALL_POLICIES,
         in_auto=False,
         explained_by="emulation",
-        summary="the ONNX graphs in types that nothing here has, each product rounded from float32; slow, for `verify`",
+        summary="the ONNX graphs, with low types emulated by rounding in float32; slow, for `verify`",
         ran="yes",
     ),
 )

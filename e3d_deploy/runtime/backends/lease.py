@@ -1,6 +1,7 @@
-"""Memory that comes back when nobody holds it any more, without a line of Python.
+"""Memory that returns to its pool when its holder is freed.
 
-An exception that a signal handler raises in a finalizer is lost, and with it Ctrl-C; the callback here is C code.
+The callback that returns the memory is C code: Python discards an exception that a signal handler raises in a finalizer
+written in Python, and Ctrl-C would be lost with it.
 """
 
 from collections import deque
@@ -9,10 +10,11 @@ from weakref import ref
 
 
 class Lease(ref[Any]):
-    """Memory lent to a holder, which is appended to where it came from once the holder is gone.
+    """Memory that is lent to a holder. When the holder is freed, the lease is appended to the queue `returned`.
 
-    Somebody has to keep it, as a weak reference that is gone calls nobody. Kept by its holder it is gone where garbage
-    collection frees both together, and with it the memory, so that nothing comes back and nothing is lost.
+    A lease is a weak reference to its holder, and Python calls back only weak references that still exist, so the lease
+    must be referenced somewhere. The holder itself may reference it: if garbage collection then frees both at the same
+    time, the lease is not appended, and its memory is freed instead of being reused.
     """
 
     __slots__ = ("memory",)
@@ -21,7 +23,7 @@ class Lease(ref[Any]):
 
     @classmethod
     def of(cls, holder: object, memory: Any, returned: "deque[Lease]") -> "Lease":
-        """Lend memory to a holder."""
+        """Lend memory to `holder`; the lease is appended to `returned` when `holder` is freed."""
         lease = cls(holder, returned.append)
         lease.memory = memory
         return lease

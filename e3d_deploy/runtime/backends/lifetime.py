@@ -1,4 +1,4 @@
-"""Lifetime of a backend: open until it is closed, and then of no more use."""
+"""Base class of backends that enforces their lifetime: they are open until closed, and refuse calls afterwards."""
 
 import os
 import threading
@@ -27,20 +27,26 @@ class Lock(Protocol):
 
 
 def in_turn(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B, P], T]:
-    """Let a method have its backend to itself: other threads wait, and another call inside it raises StreamError.
+    """Make a method hold the lock of its backend while it runs.
 
-    A signal handler runs neither between a lock and its block nor in a plain assignment, so that Ctrl-C leaves nothing
-    locked, whoever keeps the traceback; a context manager written as a generator would.
+    Calls from other threads wait for the lock. A call from within the method, by a finalizer or a signal handler,
+    raises StreamError.
+
+    The wrapper is written without a generator-based context manager so that Ctrl-C leaves nothing locked: Python runs
+    no signal handler between taking a lock in a `with` statement and entering its block, or during a plain assignment.
+    A generator would stay suspended, with the lock held, for as long as a caller keeps the traceback.
     """
 
     @wraps(method)
     def call(self: B, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.check_open()  # before the lock, which a thread of the parent may have held when this process was forked
+        # In a forked process the lock may be held for ever, by a thread that exists only in the parent.
+        self.check_open()
         with self.lock:
             self.check_open()
             if self.running:
                 raise StreamError(
-                    f"{self.name}: was called inside its own call, by a finalizer or a signal handler; call it later"
+                    f"{self.name}: a finalizer or a signal handler called the backend during another call in the same "
+                    "thread; call it after that call returns"
                 )
             thread = threading.get_ident()
             outer = IN_BACKEND.get(thread)
@@ -53,21 +59,21 @@ def in_turn(method: Callable[Concatenate[B, P], T]) -> Callable[Concatenate[B, P
                     del IN_BACKEND[thread]
                 else:
                     IN_BACKEND[thread] = outer
-                if self.closed:  # meanwhile
+                if self.closed:  # `close` was called while the method ran.
                     self._close()
 
     return call
 
 
 class Lifetime:
-    """A backend that can be closed twice, refuses every call after that, and is a context manager.
+    """Base class of backends: a context manager that may be closed twice and refuses calls once it is closed.
 
-    A subclass calls `check_open` in each method before it touches what the backend holds, and frees that in `free`.
-    What runs something, one thread at a time, is a method that is marked `in_turn`.
+    A subclass calls `check_open` in each method before it uses the backend's memory, and frees that memory in `free`.
+    Methods that run a graph are decorated with `in_turn`, so that only one thread runs graphs at a time.
 
     Args:
-        lock: held while the backend runs and is closed; reentrant, as garbage collection may close it in a call. The
-            default is a lock of its own.
+        lock: lock held while the backend runs and while it is closed. It must be reentrant, because garbage collection
+            may close the backend during a call. None for a lock of this backend only.
     """
 
     name: str
@@ -79,25 +85,27 @@ class Lifetime:
         wait_at_exit(self, partial(_wait, self.lock))
 
     def check_open(self) -> None:
-        """Raise unless the backend is open.
+        """Check that the backend is open and usable in this process.
 
         Raises:
-            StreamError: it was closed, or this process was forked, or Python ends.
+            StreamError: the backend is closed; or this process was forked after it was opened; or Python is shutting
+                down, and the call does not come from an exit handler.
         """
         check_usable(self.pid)
         if self.closed:
             raise StreamError(f"{self.name}: the backend was closed; load the bundle again")
 
     def free(self) -> None:
-        """Free what the backend holds; called once, with the lock held."""
+        """Free the memory of the backend; called once, with the lock held."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Free what the backend holds, once its lock is free; closing it again does nothing.
+        """Wait for calls in other threads, then free the memory of the backend; closing it again does nothing.
 
-        Inside a call of this thread it is freed at the end of that. Inside a call of another backend it waits for
-        nobody: it is freed at the end of the call that holds its lock, or when it is closed again. A copy made by fork
-        is left alone.
+        During a call of this backend in the same thread, the memory is freed when that call returns. During a call of
+        another backend in the same thread, `close` does not wait: if another thread holds the lock, the memory is freed
+        when that thread's call of this backend returns, or at the next `close`. In a forked process, `close` does
+        nothing.
         """
         if os.getpid() != self.pid:
             return
@@ -126,6 +134,6 @@ class Lifetime:
 
 
 def _wait(lock: Lock) -> None:
-    """Wait for the call that is on its way."""
+    """Wait until the running call returns."""
     with lock:
         pass

@@ -1,4 +1,4 @@
-"""Protocol of whatever runs the graphs of a bundle."""
+"""Protocol of a backend, which runs the step of a bundle, and of its profiler."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from e3d_deploy.bundle.folder import Bundle
 
 State = Any
-"""Tensors of the states of a few streams, `contract.States`. Only the backend that made it can read it: it may live on
-a device. It is a value: no call changes one that somebody holds, and what it holds is used again when nobody does."""
+"""State of one or more streams, with the tensors of `contract.States`.
+
+Only the backend that made a state can read it, because the state may be on a GPU. States are immutable values: no call
+changes a state that is still referenced. The memory of an unreferenced state is reused.
+"""
 Frame = NDArray[np.float32] | NDArray[np.uint8]
-"""A frame of each stream, float32 [B, C, H, W] in [0, 1], or a picture of each, uint8 [B, H, W, C]."""
+"""One frame per stream, float32 [B, C, H, W] in [0, 1], or one picture per stream, uint8 [B, H, W, C]."""
 
 
 class Device(Protocol):
-    """Abilities of a backend whose states and frames lie on a GPU."""
+    """Additional methods of a backend that keeps states and frames on a GPU."""
 
     @property
     def device_ms(self) -> float | None:
-        """Time of the last call's graph on the GPU (ms); None until `measure(True)`, and if it was not measured."""
+        """Time of the last call's graph on the GPU (ms); None if that call was not timed, as before `measure(True)`."""
         ...
 
     def measure(self, on: bool) -> None:
@@ -34,79 +37,98 @@ class Device(Protocol):
         ...
 
     def step_on_device(self, frame: Any, state: State) -> tuple[Any, State]:
-        """Step like `Backend.step`, but leave the prediction on the GPU, where it can be the next frame."""
+        """Step like `Backend.step`, but leave the prediction on the GPU; it can be passed as the next frame."""
         ...
 
     def keep(self, picture: Any) -> Any:
-        """Copy pictures on the GPU, uint8 [B, H, W, C], to memory of the backend."""
+        """Copy pictures that are on the GPU, uint8 [B, H, W, C], to memory of the backend on the same GPU."""
         ...
 
     def fetch(self, picture: Any) -> NDArray[Any]:
-        """Copy a picture that `keep` returned to the host, uint8 [1, H, W, C]."""
+        """Return a host copy of a picture that `keep` returned, uint8 [1, H, W, C]."""
         ...
 
 
 class Backend(Protocol):
-    """Runs the graphs of a bundle. It holds no video, so that streams can share it; any thread may call it.
+    """Runs the step of a bundle, and its clip and rollout.
 
-    It is a context manager, which closes it. Every call after `close`, but for another `close`, raises `StreamError`.
+    A backend keeps no state between calls, so streams can share it. Any thread may call it. Leaving its `with` block
+    closes the backend. After `close`, every call except `close` raises `StreamError`.
     """
 
     name: str
     sizes: tuple[int, ...]
-    """Numbers of streams that a step can take, ascending."""
+    """Batch sizes that a step accepts (streams), ascending."""
     pads: bool
-    """True if a step of few streams costs as much as one of more, as on a GPU that is not full."""
+    """True if a step of a larger size costs no more than a step of a smaller size, as on a GPU with idle cores."""
 
     @property
     def device(self) -> Device | None:
-        """Abilities on a GPU; None for a backend on the host."""
+        """Additional methods of a backend on a GPU; None for a backend on the CPU."""
         ...
 
     def initial_state(self, batch: int | None = None) -> State:
-        """The state of so many streams before the first frame, one of `sizes`; None for the bundle's own number."""
+        """Return the state of `batch` streams before their first frame.
+
+        Args:
+            batch: one of `sizes`; None for the batch size that the bundle was exported with.
+        """
         ...
 
     def gather(self, rows: Sequence[tuple[State, int]]) -> State:
-        """A state of its own, whose stream i is the stream `rows[i][1]` of the state `rows[i][0]`."""
+        """Return a new state whose row i is a copy of row `rows[i][1]` of the state `rows[i][0]`."""
         ...
 
     def step(self, frame: Frame, state: State) -> tuple[NDArray[np.float32], State]:
-        """Step each stream by one frame or picture; return the predictions [B, C, H, W] after it and the next state.
+        """Step each stream by one frame or picture.
 
-        The state that comes in stays as it is and may be used again. Pictures become frames where the step runs.
+        `state` is not changed and may be passed again. Pictures are converted to frames on the device of the backend.
+
+        Returns:
+            The predictions, float32 [B, C, H, W], and the next state.
         """
         ...
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], State]:
-        """The context [B, L, C, H, W] in, the forecast [B, horizon, C, H, W] and the last state out, in one call.
+        """Forecast from the initial state in one call.
+
+        Args:
+            context: frames before the forecast, [B, L, C, H, W].
+
+        Returns:
+            The forecast, [B, horizon, C, H, W], and the state after the last step.
 
         Raises:
-            BundleError: there is no clip graph.
+            BundleError: the bundle has no clip graph, and the backend needs one.
         """
         ...
 
     def rollout(self, prediction: NDArray[np.float32], state: State) -> tuple[NDArray[np.float32], State]:
-        """Return the forecast [B, horizon, C, H, W] that begins with `prediction`, and its last state, in one call.
+        """Continue a forecast from a prediction and the state after it, in one call.
 
-        `prediction` is what `step` returned last. The state that comes in stays as it is; the one that goes out is that
-        after the forecast's last step, which has seen its last frame but one.
+        Args:
+            prediction: prediction that the last `step` returned, [B, C, H, W].
+            state: state that the last `step` returned; it is not changed.
+
+        Returns:
+            The forecast, [B, horizon, C, H, W], whose first frame is `prediction`, and the state after the last step.
+            The last step predicts the last frame, so the state has not seen that frame.
 
         Raises:
-            BundleError: there is no rollout graph.
+            BundleError: the bundle has no rollout graph, and the backend needs one.
         """
         ...
 
     def to_arrays(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return a copy of a state in NumPy, as `contract.States` describes it."""
+        """Return a copy of a state as NumPy arrays by name; `contract.States` lists them."""
         ...
 
     def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> State:
-        """The state that `to_arrays` copied, with zeros in empty slots whatever the arrays hold there."""
+        """Return the state that `to_arrays` copied; empty slots are set to zero, whatever the arrays contain there."""
         ...
 
     def close(self) -> None:
-        """Free what it holds; it cannot be used after, and closing it again does nothing."""
+        """Free the memory of the backend, which cannot be used afterwards; closing it again does nothing."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -116,7 +138,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Time that a library spent under one name, in one run or more, or in the mean of a step."""
+    """Time that a library reports under one name: of one run, of several runs together, or the mean per step."""
 
     name: str
     kind: str
@@ -125,7 +147,7 @@ class NodeTime:
 
 
 class Drive(Protocol):
-    """Runs the steps that a profiler looks at."""
+    """Runs the steps that a profiler records."""
 
     def __call__(
         self,
@@ -134,35 +156,39 @@ class Drive(Protocol):
         recording: AbstractContextManager[object] | None = None,
         after: Callable[[], object] = lambda: None,
     ) -> float:
-        """Run steps with a full history inside `recording`, call `after` after each, and return the time of one (ms).
+        """Run steps with a full history and return the time of one step (ms).
 
-        Steps that fill the history are run before, outside `recording`.
+        The steps that fill the history run first, outside `recording`.
+
+        Args:
+            recording: context in which the timed steps run.
+            after: called after each timed step.
         """
         ...
 
 
 class Profiler(Protocol):
-    """Times the nodes of the step graph with the profiler of a library."""
+    """Times the nodes of a step with the profiler of the backend's library."""
 
     def __call__(
         self, bundle: "Bundle", drive: Drive, *, threads: int | None, steps: int
     ) -> tuple[list[NodeTime], float]:
-        """Open a backend for profiling and drive it.
+        """Open a backend with profiling enabled and run `drive` on it.
 
         Args:
-            steps: steps that `drive` runs and times.
+            steps: number of steps that `drive` runs and times.
 
         Returns:
-            The nodes of these steps, and the time of a step (ms).
+            The times of the nodes in these steps, and the time of one step (ms).
         """
         ...
 
 
 def step_size(backend: Backend, streams: int) -> int:
-    """Return the number of streams that the next step takes when `streams` are ready.
+    """Return the batch size of the next step when `streams` streams are ready.
 
-    It is the largest size that they fill. If they fill none, or a step of few costs as much as one of more (`pads`), it
-    is the smallest size that holds them all, if there is one.
+    That is the largest of `backend.sizes` that the streams fill. If they fill no size, or if the backend `pads`, it is
+    the smallest size that holds all of them, if there is such a size.
     """
     filled = [size for size in backend.sizes if size <= streams]
     holding = [size for size in backend.sizes if size >= streams]
@@ -170,5 +196,5 @@ def step_size(backend: Backend, streams: int) -> int:
 
 
 def initial_arrays(config: ModelConfig, batch: int) -> dict[str, NDArray[Any]]:
-    """Return the states of a network before the first frame: zeros, one of them an entry of the history."""
+    """Return the state of `batch` streams before the first frame: all zeros, with one (zero) entry in each history."""
     return contract.states_of(config).initial(batch)

@@ -1,4 +1,4 @@
-"""Opens backends by name; each is imported when it is asked for, as its library may be absent."""
+"""Opening of backends by name. A backend is imported only when it is opened, because its library may be missing."""
 
 import os
 from typing import Any
@@ -13,21 +13,25 @@ from e3d_deploy.runtime.backends.spec import BackendSpec, Opener
 from e3d_deploy.runtime.backends.specs import check_runs, find
 
 MOST_THREADS = max(16, 4 * (os.cpu_count() or 1))
-"""Larger numbers are almost certainly a typo: libraries start that many threads, which take turns and do not end."""
+"""Maximum number of threads within a step.
+
+Larger numbers are almost certainly a typo. Libraries would start that many threads, which compete for the cores until
+the process exits.
+"""
 
 
 def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Backend:
-    """Open the backend of a name, running the graphs of a bundle.
+    """Open a backend by name, for one bundle.
 
     Args:
-        name: of `specs.BACKENDS`.
-        threads: threads of the processor within a step; None leaves it to the library. Backends on a GPU use none.
+        name: a key of `specs.BACKENDS`.
+        threads: CPU threads within a step; None lets the library choose. Backends on a GPU ignore it.
 
     Raises:
-        BackendUnavailable: its library is not installed, does not load, or does not run the bundle's precision; or
-            it needs a GPU, and there is none.
-        BundleError: the bundle has no engine for it.
-        ConfigError: an unknown backend, or an invalid number of threads.
+        BackendUnavailable: the library of the backend is not installed, does not load, or does not run the precision
+            of the bundle; or the backend needs a GPU, and the machine has none.
+        BundleError: the bundle has no graph or no engine for the backend.
+        ConfigError: no backend has this name, or the number of threads is invalid.
     """
     threads = check_threads(threads)
     spec = find(name)
@@ -35,40 +39,40 @@ def open_backend(bundle: Bundle, name: str, *, threads: int | None = None) -> Ba
     for module in spec.modules:
         if is_stub(module) and not has_library(module):
             raise BackendUnavailable(
-                f"{name}: {module} is a stub in sys.modules and not the library; load the bundle without it"
+                f"{name}: {module} in sys.modules is a stub, not the library; load the bundle without the stub"
             )
-    needed = bundle.holding(set(bundle.held) - {REFERENCE})  # which the backend keeps in memory
+    needed = bundle.holding(set(bundle.held) - {REFERENCE})  # The backend keeps these files in memory.
     try:
         return _opener(spec)(needed, threads=threads)
     except ModuleNotFoundError as error:
         raise BackendUnavailable(f"{name}: {error.name} is not installed; {spec.remedy}") from error
-    # AttributeError: the library is installed in part, or a stub stands in for it.
+    # A library that is only partly installed, or a stub in its place, may raise AttributeError.
     except (ImportError, AttributeError) as error:
-        raise BackendUnavailable(f"{name}: does not load here ({error}); install it again: {spec.remedy}") from error
+        raise BackendUnavailable(f"{name}: the library does not load ({error}); reinstall it: {spec.remedy}") from error
 
 
 def check_threads(threads: Any) -> int | None:
-    """Return a number of threads, or None, which leaves it to the library.
+    """Return `threads` as an int, or None for the library's choice.
 
     Raises:
-        ConfigError: it is not a whole number from 1 to `MOST_THREADS`.
+        ConfigError: `threads` is neither None nor a whole number from 1 to `MOST_THREADS`.
     """
     if threads is None:
         return None
     count = check_count("threads", threads)
     if count > MOST_THREADS:
         raise ConfigError(
-            f"threads: got more than {MOST_THREADS}, the most on this machine; give as many as the processor has "
-            f"cores ({os.cpu_count()}), or leave it out"
+            f"threads: got more than {MOST_THREADS}, the maximum on this machine; use the number of CPU cores "
+            f"({os.cpu_count()}), or leave it out"
         )
     return count
 
 
 def check_backend(backend: Any) -> None:
-    """Check that an object looks like a backend.
+    """Check that an object has the `step` method of an opened backend.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the object is a class, or has no `step` method.
     """
     if isinstance(backend, type) or not callable(getattr(backend, "step", None)):
         raise ConfigError(
@@ -78,10 +82,11 @@ def check_backend(backend: Any) -> None:
 
 
 def _opener(spec: BackendSpec) -> Opener:
-    """Import the class of a backend, and with it the library.
+    """Import the class of a backend and, with it, the library.
 
     Raises:
-        ImportError: either cannot be imported, for any reason.
+        ImportError: the class or the library cannot be imported, for any reason except a lack of memory.
+        MemoryError: the import ran out of memory.
     """
     try:
         return spec.load()
@@ -92,11 +97,11 @@ def _opener(spec: BackendSpec) -> Opener:
 
 
 def check_runs_bundle(bundle: Bundle, name: str) -> None:
-    """Raise unless a backend runs the precision of the graph that it takes, or of the bundle if it takes none.
+    """Check that a backend can run the precision of its step graph, or of the bundle if it runs no graphs.
 
     Raises:
-        BackendUnavailable: it does not.
-        BundleError: the bundle has no graph for it.
+        BackendUnavailable: the backend cannot run that precision.
+        BundleError: the bundle has no step graph for the backend.
         ConfigError: no backend has this name.
     """
     check_runs(bundle.entry("step", name).precision if find(name).runs_graphs else bundle.precision, name)

@@ -1,4 +1,4 @@
-"""Rollouts by single steps: over frames that were seen, then over the predictions themselves."""
+"""Rollouts by single steps, which take true frames first and then the previous prediction."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -12,7 +12,7 @@ from e3d_deploy.runtime.backends.protocol import Frame, State
 
 
 class Stepper(Protocol):
-    """Part of `Backend` that a rollout needs."""
+    """Methods of `Backend` that a rollout needs."""
 
     def initial_state(self, batch: int | None = None) -> State: ...
 
@@ -25,8 +25,8 @@ def rollout(
     """Yield the prediction [B, C, H, W] and the state after each step.
 
     Args:
-        seen: frames of the first steps, [B, T, C, H, W]; the steps after them see the prediction before.
-        steps: number of steps, which may be fewer than T.
+        seen: frames for the first T steps, [B, T, C, H, W]. Each later step takes the previous prediction.
+        steps: number of steps; it may be less than T.
         state: state before the first step; None for the initial state of B streams.
     """
     seen = plain(seen, name="frames")
@@ -39,21 +39,29 @@ def rollout(
 
 
 def clip_by_steps(backend: Stepper, context: NDArray[np.float32], horizon: int) -> tuple[NDArray[np.float32], State]:
-    """Return the forecast [B, horizon, C, H, W] after a context [B, T, C, H, W], and the state, as `Backend.clip`."""
+    """Implement `Backend.clip` by single steps, with a context [B, T, C, H, W] of any length T."""
     return _kept(rollout(backend, context, context.shape[1] + horizon - 1), deque(maxlen=horizon), None)
 
 
 def rollout_by_steps(
     backend: Stepper, prediction: NDArray[np.float32], state: State, horizon: int
 ) -> tuple[NDArray[np.float32], State]:
-    """Return the forecast [B, horizon, C, H, W] that begins with a prediction, and the state, as `Backend.rollout`."""
+    """Implement `Backend.rollout` by single steps."""
     return _kept(rollout(backend, prediction[:, None], horizon - 1, state=state), deque([prediction]), state)
 
 
 def _kept(
     answers: Iterable[tuple[NDArray[np.float32], State]], predictions: deque[NDArray[np.float32]], state: State
 ) -> tuple[NDArray[np.float32], State]:
-    """Return the predictions that a queue keeps, [B, T, C, H, W], and the last state alone: states may be large."""
+    """Run the steps; return the predictions left in the queue, [B, T, C, H, W], and the last state.
+
+    Earlier states are dropped at once, because states may be large.
+
+    Args:
+        answers: prediction and state after each step.
+        predictions: queue to which each prediction is appended; its `maxlen` limits T.
+        state: returned if there are no steps.
+    """
     for prediction, following in answers:
         predictions.append(prediction)
         state = following

@@ -1,4 +1,4 @@
-"""Entry of a backend in the list of all backends."""
+"""Description of a backend; all other code reads the properties of a backend from its spec."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Opener(Protocol):
-    """Class of a backend, or a function that opens one."""
+    """Class of a backend, or a function that opens a backend."""
 
     def __call__(self, bundle: "Bundle", *, threads: int | None = None) -> "Backend": ...
 
@@ -26,52 +26,65 @@ class BackendSpec:
     load: Callable[[], Opener]
     """Import the class; called only when the backend is opened."""
     modules: tuple[str, ...]
-    """Modules that must be importable."""
+    """Modules that it needs; all must be importable."""
     install: str
-    """Command that installs it, shown in errors and in the docs."""
+    """Command that installs its libraries, shown in errors and in the docs."""
     device: Literal["cpu", "gpu"]
-    """Device class; a backend on a GPU needs the NVIDIA driver."""
+    """Device class; `gpu` needs the NVIDIA driver."""
     policies: frozenset[str]
     """Precision policies it can run."""
     in_auto: bool = True
     """Considered by `backend="auto"`."""
     last_resort: str = ""
-    """Reason why `auto` tries it only if no other backend is left; empty if it is tried with the others."""
+    """Reason why `auto` tries it only after all other backends failed; empty if `auto` tries it with the others."""
     hardware: str = ""
-    """Hardware or tools that it needs beside its libraries, such as a compiler."""
+    """Hardware or tools that it needs in addition to its libraries, such as a compiler."""
     distributions: tuple[str, ...] = ()
-    """Distributions of which one must be installed, where others have the same modules but lack the device."""
+    """Python distributions, one of which must be installed; empty if importable modules are enough.
+
+    Needed where another distribution installs modules of the same name that lack support for the device.
+    """
     cuda_builds: tuple[str, ...] = ()
-    """Distributions that must not be builds for the CPU alone, whose versions end in `+cpu`."""
+    """Python distributions that must not be CPU-only builds, whose versions end in `+cpu`."""
     refusal: Callable[[], str | None] = lambda: None
-    """Return why its library does not support the GPU of this machine; None if it does, or if either is missing."""
+    """Return why the library does not support the GPU of this machine.
+
+    It returns None if the library supports the GPU, or if the library or the GPU is missing.
+    """
     runs_graphs: bool = True
-    """Runs the ONNX graphs of the bundle or engines built from them; False for the PyTorch model."""
+    """True if it runs the ONNX graphs of the bundle or engines built from them; False if it runs the PyTorch model."""
     variants: Mapping[str, str] | None = None
-    """Variant of its own graphs by precision policy, of `variants.VARIANTS`; it takes the graphs for all where it has
-    none. None if bundles are not exported for it by name."""
+    """Variant of its own graphs, a key of `variants.VARIANTS`, by precision policy.
+
+    For a policy that is not listed it runs the shared graphs. None if `e3d export --backend` does not accept it.
+    """
     hinted: frozenset[str] = frozenset()
-    """Policies that it computes by a hint to its library, on graphs of its own in float32."""
+    """Policies for which its own graphs are in float32 and a hint tells its library the precision to compute in."""
     computed: "Callable[[Backend], Mapping[str, int]] | None" = None
-    """Count the products of an opened backend's step by the precision that they run in; None if the library does not
-    tell."""
+    """Return how many convolutions and matrix products of an opened backend's step run in each precision.
+
+    None if the library does not report this.
+    """
     profiler: "Callable[[], Profiler] | None" = None
-    """Import the function that times the nodes of a step; None if the library does not tell."""
+    """Import the function that times the nodes of a step; None if there is none."""
     unprofiled: str = "its nodes are not timed in this version"
-    """Reason why there is no profiler."""
+    """Reason why `profiler` is None, shown in the error of `e3d profile`."""
     explained_by: Literal["session", "emulation"] | None = None
-    """Session of ONNX Runtime in which a failed verification looks for the first node that is off."""
+    """ONNX Runtime session in which a failed verification searches for the first node with a wrong output.
+
+    `session` is the backend's own session, `emulation` a session of the emulated graph. None if nothing is searched.
+    """
     summary: str
     """Description for the docs."""
     ran: str
-    """Hardware that it ran on, for the docs."""
+    """Hardware that it was tested on, for the docs."""
 
     @property
     def remedy(self) -> str:
-        """Command that installs it, and the hardware that it needs."""
+        """Command that installs its libraries, and the hardware that it needs."""
         return f"{self.install}, on a machine with {self.hardware}" if self.hardware else self.install
 
     @property
     def ordered_policies(self) -> list[str]:
-        """Policies it can run, the cheapest first."""
+        """Policies that it can run, ordered from cheapest."""
         return [policy for policy in POLICIES if policy in self.policies]

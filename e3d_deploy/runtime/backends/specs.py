@@ -1,4 +1,4 @@
-"""List of all backends, from which `load`, `auto`, doctor, help texts and errors derive what they say."""
+"""List of all backends, used by `load`, `auto`, `e3d doctor`, help texts and errors."""
 
 import re
 from collections.abc import Sequence
@@ -10,36 +10,39 @@ from e3d_deploy.runtime.backends.entries import ENTRIES
 from e3d_deploy.runtime.backends.spec import BackendSpec
 
 YARDSTICK = "torch"
-"""Backend that runs the model itself in float32, with which the others are compared."""
+"""Reference backend: it runs the PyTorch model in float32, and other backends are compared with it."""
 RECOMMENDED = "onnxruntime"
-"""Backend that is recommended where none is installed."""
+"""Backend that errors recommend if no backend is installed."""
 NAME = re.compile(r"[a-z0-9]+([-_.][a-z0-9]+)*")
-"""Form of the names of backends."""
+"""Pattern of valid backend names."""
 BACKENDS: dict[str, BackendSpec] = {}
 """All backends by name, in the order in which `auto` prefers them."""
 
 
 def register(spec: BackendSpec) -> None:
-    """Add a backend to the list, as the least preferred.
+    """Append a backend to the list; `auto` prefers all earlier backends.
 
     Raises:
-        ConfigError: a backend of that name is registered already, or the name is `auto`, or not one that a command line
-            takes easily: lower-case letters and digits, with hyphens, underscores or points between them.
+        ConfigError: `spec` is not a BackendSpec; or its name is `auto`, is registered already, or is not made of
+            lower-case letters and digits with single hyphens, underscores or points between them.
     """
     if not isinstance(spec, BackendSpec):
-        raise ConfigError(f"backend: got {spec!r}, expected a BackendSpec; make one that names and loads it")
+        raise ConfigError(
+            f"backend: got {spec!r}, expected a BackendSpec; create one with the name and the `load` function of the "
+            "backend"
+        )
     if not (isinstance(spec.name, str) and NAME.fullmatch(spec.name)):
         raise ConfigError(
             f"backend: got the name {spec.name!r}, expected lower-case letters and digits, with hyphens between them; "
             "register it under another name"
         )
     if spec.name in BACKENDS or spec.name == "auto":
-        raise ConfigError(f"backend: {spec.name!r} is taken already; register it under another name")
+        raise ConfigError(f"backend: {spec.name!r} is already registered; register the new backend under another name")
     BACKENDS[spec.name] = spec
 
 
 def find(name: str) -> BackendSpec:
-    """Return the entry of a backend.
+    """Return the spec of a backend by name.
 
     Raises:
         ConfigError: no backend has this name.
@@ -50,7 +53,7 @@ def find(name: str) -> BackendSpec:
 
 
 def has_libraries(spec: BackendSpec) -> bool:
-    """Return True if the libraries and the driver of a backend are installed. Imports none of them."""
+    """Return True if the libraries and the driver of a backend are installed; no library is imported."""
     driver = spec.device == "cpu" or inventory.has_nvidia_driver()
     built = not spec.distributions or inventory.version_of(spec.distributions) is not None
     for_cpu = any((inventory.version_of((one,)) or "").endswith("+cpu") for one in spec.cuda_builds)
@@ -58,9 +61,9 @@ def has_libraries(spec: BackendSpec) -> bool:
 
 
 def installed() -> list[str]:
-    """Return the names of the backends that can be opened here, preferred first.
+    """Return the names of the backends that can be opened on this machine, preferred first.
 
-    Their libraries and their driver are installed, and none of them refuses the GPU.
+    Their libraries and driver are installed, and their library supports the GPU.
     """
     return [spec.name for spec in BACKENDS.values() if has_libraries(spec) and spec.refusal() is None]
 
@@ -76,21 +79,21 @@ def export_backends() -> list[str]:
 
 
 def profiled() -> str:
-    """Return the backends whose nodes can be timed, as `a, b or c`."""
+    """Return the names of the backends that have a profiler, as `a, b or c`."""
     *others, last = [spec.name for spec in BACKENDS.values() if spec.profiler is not None]
     return f"{', '.join(others)} or {last}"
 
 
 def shared_policies(names: Sequence[str]) -> list[str]:
-    """Return the policies that all of these backends run, the cheapest first."""
+    """Return the policies that all of these backends can run, ordered from cheapest."""
     return [policy for policy in POLICIES if all(policy in find(name).policies for name in names)]
 
 
 def check_runs(policy: str, name: str) -> None:
-    """Raise unless a backend runs a policy.
+    """Check that a backend can run a precision policy.
 
     Raises:
-        BackendUnavailable: it does not.
+        BackendUnavailable: the backend cannot run the policy.
         ConfigError: no backend has this name.
     """
     spec = find(name)

@@ -1,6 +1,6 @@
-"""Contract of all backends: one set of checks over every entry, on fakes where the hardware is missing.
+"""Contract of all backends: the same tests for every spec, on fakes where the hardware is missing.
 
-A backend without a fake is opened as it is, and skipped with the reason that it gives where it cannot be opened.
+A backend without a fake is opened on this machine. If it cannot be opened, its tests are skipped with the reason.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ from tests.runtime.test_young_ring import assert_empty_slots_are_zeros, with_jun
 from tests.tools import e3d
 
 ROUNDING = 5e-5
-"""Difference of the same frames computed by other calls or in other numbers of streams; measured 1.3e-6."""
+"""Tolerance for the same frames computed by other calls or in other batch sizes; measured 1.3e-6."""
 
 
 def stepped(backend: Backend, seen: NDArray[Any], state: Any) -> tuple[NDArray[np.float32], Any]:
-    """Return the last prediction and the state after all frames [T, B, …]."""
+    """Step through all frames, [T, B, …]; return the last prediction and the last state."""
     for frame in seen:
         prediction, state = backend.step(frame, state)
     return prediction, state
@@ -43,7 +43,7 @@ def close_to(found: NDArray[Any], expected: NDArray[Any], name: str = "") -> Non
     np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING, err_msg=name)
 
 
-def test_a_backend_is_as_its_entry_describes_it(case: Case) -> None:
+def test_a_backend_matches_its_spec(case: Case) -> None:
     backend = case.backend
     assert backend.name == case.spec.name
     assert (backend.device is not None) == (case.spec.device == "gpu")
@@ -52,11 +52,11 @@ def test_a_backend_is_as_its_entry_describes_it(case: Case) -> None:
     assert isinstance(backend.pads, bool)
 
 
-def test_a_backend_gives_what_pytorch_recorded(case: Case) -> None:
+def test_a_backend_agrees_with_the_recorded_reference(case: Case) -> None:
     assert agrees(case.bundle, case.backend)
 
 
-def test_a_state_is_a_value(case: Case) -> None:
+def test_states_are_immutable_values(case: Case) -> None:
     backend, seen = case.backend, floats(7)
     _, held = stepped(backend, seen[:3], backend.initial_state(1))
     before = backend.to_arrays(held)
@@ -69,7 +69,7 @@ def test_a_state_is_a_value(case: Case) -> None:
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
-def test_gathered_streams_go_on_as_they_were(case: Case) -> None:
+def test_gathered_streams_continue_unchanged(case: Case) -> None:
     backend, seen = case.backend, floats(4)
     young, old = (stepped(backend, seen[:count], backend.initial_state(1))[1] for count in (1, 4))
     for size in (size for size in backend.sizes if size <= LARGEST):
@@ -83,9 +83,9 @@ def test_gathered_streams_go_on_as_they_were(case: Case) -> None:
                 close_to(array, wanted[name], name)
 
 
-def test_a_state_goes_to_arrays_and_back(case: Case) -> None:
+def test_a_state_survives_conversion_to_arrays_and_back(case: Case) -> None:
     backend, seen = case.backend, floats(6)
-    for count in (1, 6):  # of a ring that fills, and of one that is full
+    for count in (1, 6):  # The ring is partly filled after 1 frame and full after 6.
         _, state = stepped(backend, seen[:count], backend.initial_state(1))
         arrays = backend.to_arrays(state)
         expected = {tensor.name: (tensor.shape, tensor.dtype) for tensor in contract.states(case.bundle.config, 1)}
@@ -93,7 +93,7 @@ def test_a_state_goes_to_arrays_and_back(case: Case) -> None:
         again = backend.to_arrays(backend.from_arrays(arrays))
         for name, array in again.items():
             np.testing.assert_array_equal(array, arrays[name], err_msg=name)
-            array[...] = 7  # a copy, which nobody else has
+            array[...] = 7  # The arrays are copies, so this must not change the state.
         returned = backend.step(seen[0], backend.from_arrays(arrays))[0]
         np.testing.assert_array_equal(returned, backend.step(seen[0], state)[0])
 
@@ -101,7 +101,7 @@ def test_a_state_goes_to_arrays_and_back(case: Case) -> None:
 @pytest.mark.parametrize("junk", [1e3, np.nan])
 def test_junk_in_empty_slots_of_arrays_is_cleared(case: Case, junk: float) -> None:
     backend, seen = case.backend, floats(6)
-    for _ in range(2):  # the second time in memory that is used again
+    for _ in range(2):  # The second round reuses the memory of the first.
         _, old = stepped(backend, seen, backend.initial_state(1))
         _, state = backend.step(seen[0], backend.initial_state(1))
         given = with_junk(backend.to_arrays(state), junk)
@@ -113,7 +113,7 @@ def test_junk_in_empty_slots_of_arrays_is_cleared(case: Case, junk: float) -> No
         del old, state, taken, one
 
 
-def test_clip_and_rollout_are_the_steps(case: Case) -> None:
+def test_clip_and_rollout_equal_single_steps(case: Case) -> None:
     backend, bundle = case.backend, case.bundle
     seen = floats(bundle.context_length)
     prediction, state = stepped(backend, seen, backend.initial_state(1))
@@ -130,14 +130,14 @@ def test_clip_and_rollout_are_the_steps(case: Case) -> None:
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
-def test_each_number_of_streams_has_its_shapes(case: Case) -> None:
+def test_each_batch_size_returns_its_shapes(case: Case) -> None:
     for size in (size for size in case.backend.sizes if size <= LARGEST):
         prediction, state = case.backend.step(floats(1, size)[0], case.backend.initial_state(size))
         assert (prediction.shape, prediction.dtype) == ((size, 1, 16, 24), np.float32)
         assert len(case.backend.to_arrays(state)["written"]) == size
 
 
-def test_pictures_are_the_frames_that_they_show(case: Case) -> None:
+def test_pictures_give_the_same_predictions_as_their_frames(case: Case) -> None:
     backend, config = case.backend, case.bundle.config
     ours = theirs = backend.initial_state(1)
     for shown in pictures(3):
@@ -147,7 +147,7 @@ def test_pictures_are_the_frames_that_they_show(case: Case) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
-def test_closing_twice_is_closing_once(case: Case) -> None:
+def test_a_backend_can_be_closed_twice(case: Case) -> None:
     case.backend.initial_state(1)
     for _ in range(2):
         case.backend.close()
@@ -155,7 +155,7 @@ def test_closing_twice_is_closing_once(case: Case) -> None:
         backend.initial_state(1)
 
 
-def test_every_call_after_close_is_refused_alike(case: Case) -> None:
+def test_every_call_after_close_raises_the_same_error(case: Case) -> None:
     backend, seen = case.backend, floats(4)
     prediction, state = backend.step(seen[0], backend.initial_state(1))
     arrays = backend.to_arrays(state)
@@ -175,7 +175,7 @@ def test_every_call_after_close_is_refused_alike(case: Case) -> None:
         assert str(caught.value) == f"{case.spec.name}: the backend was closed; load the bundle again"
 
 
-def test_a_policy_that_it_does_not_run_is_refused(arranged: tuple[BackendSpec, Bundle]) -> None:
+def test_an_unsupported_policy_is_refused(arranged: tuple[BackendSpec, Bundle]) -> None:
     spec, bundle = arranged
     for policy in (*(one for one in POLICIES if one not in spec.policies), "fp4"):
         with pytest.raises(BackendUnavailable, match=f"^{spec.name} does not run {policy}, only .*; use ") as caught:
@@ -183,15 +183,15 @@ def test_a_policy_that_it_does_not_run_is_refused(arranged: tuple[BackendSpec, B
         assert caught.value.exit_code == 4
 
 
-def test_two_backends_of_one_name_are_refused() -> None:
+def test_a_duplicate_backend_name_is_refused() -> None:
     before = dict(BACKENDS)
     for name in ("openvino", "auto"):
-        with pytest.raises(ConfigError, match=f"'{name}' is taken already; register it under another name"):
+        with pytest.raises(ConfigError, match=f"'{name}' is already registered; register the new backend under"):
             register(replace(find("onnxruntime"), name=name))
     assert before == BACKENDS
 
 
-def test_a_backend_of_one_file_and_one_entry_is_everywhere(
+def test_a_registered_backend_appears_in_every_command(
     toy: BackendSpec, any_batch: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with runtime.load(any_batch, "toy") as predictor:
@@ -203,12 +203,12 @@ def test_a_backend_of_one_file_and_one_entry_is_everywhere(
         assert "emulated, toy." in " ".join(e3d(command, "--help").stdout.split())
     assert ", toy" in e3d("verify", bundle_path, "--backend", "tflite", code=2).output
     assert "toy: its nodes are not timed" in e3d("profile", bundle_path, "--backend", "toy", code=4).output
-    assert "| `toy` | cpu | the ONNX graphs as they are, in NumPy | fp32 |" in backends_table()
+    assert "| `toy` | cpu | the ONNX graphs, unchanged, in NumPy | fp32 |" in backends_table()
     monkeypatch.setattr("e3d_deploy.runtime.choose.candidates", lambda: ["toy"])
     assert "auto takes toy" in e3d("doctor", "--bundle", bundle_path).stdout
 
 
-def test_a_backend_whose_module_is_absent_names_its_remedy(
+def test_a_backend_whose_module_is_missing_names_the_remedy(
     toy: BackendSpec, any_batch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent() -> Any:

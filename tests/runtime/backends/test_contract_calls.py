@@ -1,4 +1,4 @@
-"""Calls of a plain stream in a program with signals, forks, finalizers and threads, on every backend."""
+"""Contract of all backends: calls of a stream under signals, forks, finalizers and threads."""
 
 import copy
 import gc
@@ -31,7 +31,7 @@ from tests.runtime.backends.test_contract import close_to
 
 INTERRUPTS = 60
 LAST: list[KeyboardInterrupt] = []
-"""Exception that came last, kept with its frames, as a notebook keeps it."""
+"""Last exception, kept with its stack frames as a notebook does."""
 
 
 def picture(number: int) -> NDArray[np.uint8]:
@@ -47,7 +47,7 @@ def pushed(predictor: Predictor, count: int, renewal: str | None = None) -> Stre
 
 @contextmanager
 def lost() -> Iterator[list[Any]]:
-    """Collect exceptions that were raised where nobody sees them, such as in finalizers."""
+    """Collect exceptions that Python cannot propagate, such as those in finalizers."""
     found: list[Any] = []
     hook, sys.unraisablehook = sys.unraisablehook, found.append
     try:
@@ -57,9 +57,12 @@ def lost() -> Iterator[list[Any]]:
 
 
 def interrupted(call: Callable[[], object], seconds: float) -> bool:
-    """Call again and again until a signal interrupts it, as Ctrl-C does; False if it comes nowhere within a second.
+    """Repeat a call until a signal interrupts it like Ctrl-C; return False if no interrupt arrives within a second.
 
-    Python 3.11 does not notice a signal that a thread of PyTorch received, which happens once in thousands of times.
+    Python 3.11 does not notice a signal that a thread of PyTorch receives, which happens once in thousands of calls.
+
+    Args:
+        seconds: time until the signal (s).
     """
     armed, end = [True], time.monotonic() + 1
 
@@ -102,9 +105,10 @@ def test_an_interrupted_stream_stays_at_its_last_good_picture(predictor: Predict
     close_to(stream.forecast(2), pushed(predictor, stream.pushed, renewal).forecast(2))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # finalizers of the fake are Python code
+# The finalizers of the fake backend are Python code, in which Ctrl-C is lost.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
-def test_short_calls_that_are_interrupted_leave_a_stream_free() -> None:
+def test_interrupted_short_calls_leave_the_stream_usable() -> None:
     backend, chance = FakeBackend(), random.Random(0)
     # Events take their lock in Python code, where Ctrl-C can leave it locked.
     backend.entered = backend.gate = SimpleNamespace(set=lambda: None, wait=lambda _: None)  # type: ignore[assignment]
@@ -122,7 +126,7 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def test_closing_in_the_middle_of_a_call_ends_it_and_nothing_hangs(
+def test_closing_during_a_call_ends_it_without_hanging(
     case: Case, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = pushed(predictor, 2)
@@ -140,7 +144,7 @@ def test_closing_in_the_middle_of_a_call_ends_it_and_nothing_hangs(
     monkeypatch.setattr(case.backend, inner, as_a_finalizer)
     with suppress(StreamError):
         stream.push(picture(2))
-    assert ["inside its own call" in words for words in said] == [True, True]
+    assert ["during another call in the same thread" in words for words in said] == [True, True]
     assert stream.pushed in (2, 3)
     predictor.close()
     with pytest.raises(StreamError, match="closed"):
@@ -149,7 +153,7 @@ def test_closing_in_the_middle_of_a_call_ends_it_and_nothing_hangs(
         case.backend.initial_state(1)
 
 
-def test_nothing_inside_a_step_waits_for_a_thread_that_waits_for_it(
+def test_calls_inside_a_step_cause_no_deadlock(
     case: Case, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     streams, stream = predictor.streams(), pushed(predictor, 2)
@@ -163,8 +167,8 @@ def test_nothing_inside_a_step_waits_for_a_thread_that_waits_for_it(
             other = threading.Thread(target=slot.push, args=(picture(0),))
             other.start()
             other.join()
-            time.sleep(0.02)  # by now the thread of the streams waits for the lock that this one holds
-            assert in_backend() == (case.spec.name != "torch")  # which has no lock
+            time.sleep(0.02)  # Now the thread of the streams waits for the lock that this thread holds.
+            assert in_backend() == (case.spec.name != "torch")  # The backend torch has no lock.
             if in_backend():
                 for call in (slot.wait, slot.snapshot, lambda: slot.push(picture(1)), lambda: slot.predict(1)):
                     with pytest.raises(StreamError, match="inside a step"):
@@ -187,9 +191,9 @@ def test_nothing_inside_a_step_waits_for_a_thread_that_waits_for_it(
     streams.close(20_000)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, from Python 3.12 on
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Python 3.12 and later warn about forks.
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_forked_process_is_told_to_load_the_bundle_there(case: Case, predictor: Predictor) -> None:
+def test_a_forked_process_must_load_the_bundle_again(case: Case, predictor: Predictor) -> None:
     stream = pushed(predictor, 2)
     calls: tuple[Callable[[], object], ...] = (
         lambda: stream.push(picture(2)),
@@ -199,8 +203,8 @@ def test_a_forked_process_is_told_to_load_the_bundle_there(case: Case, predictor
         predictor.stream,
         lambda: case.backend.step(np.zeros((1, 1, 16, 24), np.float32), None),
     )
-    IN_BACKEND[0] = case.backend  # as another thread has while it is in a step
-    with stream._lock, case.backend.lock:  # type: ignore[attr-defined]  # as it does too
+    IN_BACKEND[0] = case.backend  # As if another thread were in a step.
+    with stream._lock, case.backend.lock:  # type: ignore[attr-defined]  # The other thread would hold both locks.
         child = os.fork()
     if child == 0:
         signal.alarm(20)
@@ -219,9 +223,9 @@ def test_a_forked_process_is_told_to_load_the_bundle_there(case: Case, predictor
     assert stream.predict(2).shape == (2, 16, 24, 1)
 
 
-def test_memory_of_states_in_cycles_of_garbage_is_lent_again(case: Case) -> None:
+def test_memory_of_states_in_reference_cycles_is_reused(case: Case) -> None:
     if case.spec.device != "gpu":
-        pytest.skip("its states are arrays of NumPy, which garbage collection frees")
+        pytest.skip("its states are NumPy arrays, which garbage collection frees")
     owned = case.backend.cuda._owned  # type: ignore[attr-defined]
     counts = []
     for _ in range(4):
@@ -234,7 +238,7 @@ def test_memory_of_states_in_cycles_of_garbage_is_lent_again(case: Case) -> None
     assert counts[-1] <= counts[0]
 
 
-def test_a_forecast_that_takes_too_long_is_an_error(predictor: Predictor) -> None:
+def test_a_forecast_that_times_out_is_an_error(predictor: Predictor) -> None:
     stream, out = pushed(predictor, 2), np.zeros((3, 16, 24, 1), np.uint8)
     expected = stream.predict(3)
     with pytest.raises(StreamError, match="not done within 0 ms"):
@@ -255,7 +259,7 @@ def test_the_prediction_cannot_be_overwritten(predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("make_copy", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_what_cannot_be_copied_says_what_to_do_instead(
+def test_copying_a_stream_or_predictor_names_the_alternative(
     predictor: Predictor, make_copy: Callable[[object], object]
 ) -> None:
     with pytest.raises(TypeError, match=r"take a snapshot\(\)"):
@@ -330,7 +334,7 @@ SAVES_SLOT = SAVES.replace("OPENED", "streams.open()")
     [(FORKS, ""), (DAEMONS, ""), (SAVES_PLAIN, "2 2 (2, 16, 24, 1)"), (SAVES_SLOT, "2 2 (2, 16, 24, 1)")],
     ids=["forks", "daemons", "saves", "saves many"],
 )
-def test_a_program_ends_as_it_wants_to(name: str, script: str, said: str, exported: Path) -> None:
+def test_a_program_exits_with_its_own_exit_code(name: str, script: str, said: str, exported: Path) -> None:
     if not has_libraries(find(name)) or ("fork" in script and not hasattr(os, "fork")):
         pytest.skip(f"{name} or fork is not here")
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, str(exported / "tiny.e3d"), name]

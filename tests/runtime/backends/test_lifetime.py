@@ -1,4 +1,4 @@
-"""Lifetime of backends that finalizers close at any moment."""
+"""Lifetime of backends, which finalizers may close at any moment."""
 
 import threading
 
@@ -10,7 +10,7 @@ from e3d_deploy.runtime.process import IN_BACKEND
 
 
 class Counted(Lifetime):
-    """Counts how often it was freed."""
+    """Backend that counts how often it is freed."""
 
     name = "counted"
 
@@ -31,7 +31,7 @@ def test_a_backend_is_freed_once() -> None:
         backend.check_open()
 
 
-def test_closing_inside_a_step_of_another_backend_waits_for_nobody() -> None:
+def test_closing_inside_a_step_of_another_backend_does_not_wait() -> None:
     backend, held, done = Counted(), threading.Event(), threading.Event()
 
     def hold() -> None:
