@@ -1,7 +1,8 @@
-"""Emulation of typed graphs on a machine without such types: the yardstick of bf16, fp16 and tf32.
+"""Emulation of graphs in bf16, fp16 and tf32 on a CPU without these types, used to verify such graphs.
 
-Every product is computed in float32 from factors of the low type, and rounded to it once. That is what hardware
-with float32 accumulators does. Held by test_emulation_is_what_the_types_say.
+Every convolution and matrix product takes factors in the low type, computes in float32, and rounds the result to the
+low type once (with tf32, only the factors are rounded). Hardware with float32 accumulators does the same. Tested by
+`test_emulation_is_what_the_types_say`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,17 +26,18 @@ from e3d_deploy.runtime.backends.rollout import rollout
 ROUNDED = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 ROUNDED_BY = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 TF32_BITS = 13
-"""Low mantissa bits of a float32, of 23, that tensor cores drop."""
+"""Number of low mantissa bits, out of 23 in float32, that tensor cores drop in TF32."""
 
 
 def emulated(model: ModelProto, policy: str, *, hinted: bool = False) -> ModelProto:
-    """Return a graph for ONNX Runtime on any processor that computes what the typed one says.
+    """Return a graph that emulates the precision of `model` with ONNX Runtime on any CPU.
 
-    Integer and float8 pairs stay: `session` keeps them from being computed in integers.
+    QuantizeLinear and DequantizeLinear pairs (int8, fp8) are kept, because `session` makes ONNX Runtime compute them in
+    float32.
 
     Args:
-        hinted: the graph is in float32, and a library is told to compute it in the type of the policy. Every value is
-            rounded to it then, an estimate: OpenVINO leaves norms in float32.
+        hinted: True if the graph is in float32 and a hint tells the library to compute in the type of `policy`. Then
+            every value is rounded to that type. This is an estimate: OpenVINO, for example, keeps norms in float32.
     """
     if hinted:
         return _rounded(model, ROUNDED_BY[policy])
@@ -63,7 +65,10 @@ def emulated(model: ModelProto, policy: str, *, hinted: bool = False) -> ModelPr
 
 
 def _rounded(model: ModelProto, kind: int) -> ModelProto:
-    """Return a float32 graph with every value that it computes, and the weights of its products, rounded to a type."""
+    """Return a float32 graph in which every computed value is rounded to a type.
+
+    The weights and graph inputs that convolutions and matrix products read are rounded too.
+    """
     result = ModelProto()
     result.CopyFrom(model)
     inferred = onnx.shape_inference.infer_shapes(model).graph
@@ -100,7 +105,11 @@ def _rounded_product(node: NodeProto, kind: int) -> list[NodeProto]:
 
 
 def _tf32_product(node: NodeProto) -> list[NodeProto]:
-    """Factors rounded to 10 bits behind the point, by Veltkamp's splitting: (2¹³ + 1)·x less what it is above x."""
+    """Return the nodes of a product whose factors are rounded to 10 mantissa bits, as in TF32.
+
+    Veltkamp's splitting rounds a factor x: with `large` = (2¹³ + 1)·x and `above` = large − x, the result is
+    large − above.
+    """
     nodes, factors = [], []
     for value in node.input[:2]:
         name = f"{value}/tf32/{node.output[0]}"
@@ -120,11 +129,13 @@ def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> NodeP
 def session(
     model: ModelProto, *, threads: int | None = None, integers: bool = False, level: Any = None
 ) -> onnxruntime.InferenceSession:
-    """A session of a graph that lies in memory.
+    """Return a session for a graph in memory, on the CPU.
 
     Args:
-        integers: it may compute quantised products in them.
-        level: how far it may rewrite the graph, of ONNX Runtime's GraphOptimizationLevel; None for its default.
+        threads: threads within an operator; None lets ONNX Runtime choose.
+        integers: allow integer arithmetic for quantised products; otherwise they are computed in float32.
+        level: maximum optimisation of the graph, a member of ONNX Runtime's `GraphOptimizationLevel`; None for its
+            default.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -138,7 +149,7 @@ def session(
 
 
 class Steps:
-    """The step of a session, without a bundle around it: as much of a Backend as a rollout needs."""
+    """Steps of an ONNX Runtime session without a bundle; implements the methods of a backend that a rollout needs."""
 
     def __init__(self, session: onnxruntime.InferenceSession, config: ModelConfig, batch: int) -> None:
         self.session, self.config, self.batch = session, config, batch
@@ -151,27 +162,34 @@ class Steps:
         return self.split(self.run(frame, state))
 
     def run(self, frame: Frame, state: State) -> dict[str, NDArray[Any]]:
-        """Every output of the session by name."""
+        """Run one step and return every output of the session by name."""
         results = self.session.run(self.outputs, {contract.FRAME: frame, **state})
         return dict(zip(self.outputs, results, strict=True))
 
     def split(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.float32], State]:
-        """The prediction and the next state among the outputs."""
+        """Return the prediction and the next state from the outputs of `run`."""
         names = [tensor.name for tensor in contract.states(self.config)]
         return outputs[contract.PREDICTION], {name: outputs[contract.NEXT + name] for name in names}
 
     def predictions(self, clip: NDArray[np.float32], context_length: int) -> Iterator[NDArray[np.float32]]:
-        """Yield what each of T − 1 steps over a clip [T, C, H, W] predicts, [B, C, H, W], as a rollout sees it."""
+        """Yield the predictions, [B, C, H, W], of the T − 1 steps of a rollout on a clip, [T, C, H, W].
+
+        The first `context_length` steps take frames of the clip, and later steps take the previous prediction. All B
+        streams follow the same clip.
+        """
         context = np.repeat(clip[None, :context_length], self.batch, axis=0)
         for prediction, _ in rollout(self, context, len(clip) - 1):
             yield prediction
 
 
 def with_weights(bundle: Bundle, file: str) -> ModelProto:
-    """Return a graph of a bundle with its weights in it.
+    """Return a graph of a bundle with its weights stored inside the graph.
+
+    Args:
+        file: name of the ONNX file in the bundle.
 
     Raises:
-        ValueError: it reads weights from a file that was not hashed, or from behind the end of one.
+        ValueError: a weight is in a file that is not one of the bundle's, or past the end of a file.
     """
     model, weights = onnx.load_from_string(bundle.held[file].tobytes()), bundle.weights
     for tensor in model.graph.initializer:
@@ -185,7 +203,7 @@ def with_weights(bundle: Bundle, file: str) -> ModelProto:
 
 
 class EmulatedBackend(OnnxRuntimeBackend):
-    """Runs the graphs of a bundle emulated, which proves types where nothing runs them; slower than float32."""
+    """Runs emulated graphs, to verify a precision on a machine without hardware for it; slower than float32."""
 
     name = "emulated"
 

@@ -1,4 +1,4 @@
-"""Base class of backends on the host: states in reused memory, and graphs bound to it."""
+"""Base class of backends on the CPU, which reuse the memory of states and bind graphs to it."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from e3d_deploy.runtime.backends.protocol import Frame
 
 Arrays = dict[str, NDArray[Any]]
 Tensors = dict[str, Any]
-"""Arrays as a library takes them, over the same memory."""
+"""Arrays by name, in the form that a library takes, sharing the memory of the NumPy arrays."""
 
 SPARE = 8
-"""Rows of states that are kept to be used again, of each size of state, or two states where they are larger."""
+"""Maximum rows of unused states that are kept for reuse, per batch size; at least two states may be kept."""
 
 
 class HostState:
-    """Tensors of `contract.States` as NumPy arrays, lent by a pool until nobody holds them."""
+    """State as NumPy arrays, with the tensors of `contract.States`; its memory is reused once it is unreferenced."""
 
     __slots__ = ("__weakref__", "_lease", "arrays", "tensors")
 
@@ -33,7 +33,7 @@ class HostState:
 
 
 class HostBackend(Lifetime):
-    """A backend on the host; a library adds how an array is handed to it, and how a graph is run."""
+    """Base class of backends on the CPU. A subclass wraps arrays for its library (`tensor`) and runs graphs (`run`)."""
 
     name: str
     pads = False
@@ -45,11 +45,14 @@ class HostBackend(Lifetime):
         self._free: dict[int, deque[Lease]] = {}
 
     def tensor(self, array: NDArray[Any]) -> Any:
-        """An array as the library takes it, over the same memory."""
+        """Return an array in the form that the library takes, sharing its memory."""
         raise NotImplementedError
 
     def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
-        """Run a graph with so many streams; one thread at a time."""
+        """Run a graph for `batch` streams and write its results to `outputs`.
+
+        Only one thread calls this at a time.
+        """
         raise NotImplementedError
 
     def initial_state(self, batch: int | None = None) -> HostState:
@@ -100,7 +103,7 @@ class HostBackend(Lifetime):
         return state
 
     def _empty(self, batch: int) -> HostState:
-        """Return a state of so many streams to write into; every call that makes one comes here."""
+        """Return a state of `batch` streams to write into; every method that creates a state calls this."""
         self.check_open()
         free = self._free.setdefault(batch, deque(maxlen=max(2, SPARE // batch)))
         try:
@@ -112,7 +115,7 @@ class HostBackend(Lifetime):
 
 
 def as_frames(seen: Frame, config: ModelConfig) -> NDArray[Any]:
-    """Return frames as they are, and pictures as frames."""
+    """Convert pictures to frames; frames are returned unchanged."""
     if seen.dtype == np.uint8:
         return frames.to_frames(seen, image_size=config.image_size, channels=config.channels)
     return frames.plain(seen, name="frame")

@@ -1,8 +1,8 @@
-"""Places of the weights that an ONNX graph reads from other files, found and changed without the onnx package.
+"""Locations of the weights that an ONNX graph reads from other files, parsed and rewritten without the onnx package.
 
-The few fields of the format (onnx.proto) that matter here: ModelProto.graph = 7, GraphProto.initializer = 5,
-TensorProto.external_data = 13, and StringStringEntryProto.key = 1 and .value = 2. Graphs within nodes are left alone;
-those of bundles have none.
+Only these fields of onnx.proto are needed: ModelProto.graph = 7, GraphProto.initializer = 5, TensorProto.name = 8,
+TensorProto.external_data = 13, StringStringEntryProto.key = 1 and .value = 2. Subgraphs inside nodes are not rewritten;
+the graphs of bundles have none.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,20 +12,20 @@ from e3d_deploy.tensors import Content
 
 GRAPH, INITIALIZER, NAME, EXTERNAL_DATA, KEY, VALUE = 7, 5, 8, 13, 1, 2
 WITH_LENGTH = 2
-"""Wire type of a field that has a length, in the low three bits of its key."""
+"""Wire type of a length-delimited field, stored in the low three bits of the key of the field."""
 IN_MEMORY = "*/_ORT_MEM_ADDR_/*"
-"""Location that says that an offset is an address in this process."""
+"""Location with which ONNX Runtime and OpenVINO read the offset as an address in the memory of this process."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Place of a weight in a file."""
+    """Location of a weight in a file."""
 
     file: str
     offset: int
-    """Bytes before it."""
+    """Position of the first byte of the weight (bytes)."""
     length: int
-    """Bytes of it."""
+    """Size of the weight (bytes)."""
 
     def within(self, files: Mapping[str, Content]) -> Content:
         """Return the bytes of the weight."""
@@ -33,25 +33,27 @@ class Place:
 
 
 def check_places(model: bytes, files: Mapping[str, Content]) -> None:
-    """Raise unless all weights of a graph are in itself or in these files.
+    """Check that all weights of a graph are inside the graph or in one of these files.
 
     Raises:
-        ValueError: one is elsewhere, or the graph is damaged.
+        ValueError: a weight is in another file or past the end of a file, or the graph is damaged.
     """
     to_memory(model, files)
 
 
 def to_memory(model: bytes, files: Mapping[str, Content]) -> tuple[bytes, dict[str, Place]]:
-    """Let a graph read its weights from memory.
+    """Rewrite a graph so that it reads its weights from memory instead of files.
 
     Args:
-        files: contents by name, which must stay where they are until the graph has been read.
+        model: serialised ModelProto.
+        files: contents of the weight files by name. They must stay at the same address until the library has read the
+            returned graph.
 
     Returns:
-        The graph, and the former place of each weight by its name.
+        The rewritten graph, and the location in `files` of each weight by name.
 
     Raises:
-        ValueError: it reads another file, or from behind the end of one, or it is damaged.
+        ValueError: a weight is in another file or past the end of a file, or the graph is damaged.
     """
     places: dict[str, Place] = {}
 
@@ -74,10 +76,10 @@ def to_memory(model: bytes, files: Mapping[str, Content]) -> tuple[bytes, dict[s
 
 
 def place_of(entries: Mapping[str, str], files: Mapping[str, Content]) -> Place:
-    """Return the place that the entries of a weight name, within one of the files.
+    """Return the location that the `external_data` entries of a weight describe.
 
     Raises:
-        ValueError: it is in none of them, or behind the end of one.
+        ValueError: an entry is missing or not a number, or the location is in none of the files or past the end of one.
     """
     try:
         place = Place(entries["location"], int(entries.get("offset", "0")), int(entries["length"]))
@@ -86,12 +88,12 @@ def place_of(entries: Mapping[str, str], files: Mapping[str, Content]) -> Place:
     if place.file not in files:
         raise ValueError(f"a weight is in {place.file!r}, which is not one of the bundle's files")
     if place.offset < 0 or place.length < 0 or place.offset + place.length > len(files[place.file]):
-        raise ValueError(f"a weight lies outside of {place.file}")
+        raise ValueError(f"a weight is outside of {place.file}")
     return place
 
 
 def _changed(message: memoryview, number: int, change: Callable[[memoryview], bytes | memoryview]) -> bytes:
-    """Return a message with the content of each field of a number changed."""
+    """Return a message in which `change` is applied to the content of every field with the given number."""
     parts: list[bytes | memoryview] = []
     for found, field, content in _fields(message):
         parts.append(_field(number, change(content)) if found == number else field)
@@ -99,7 +101,10 @@ def _changed(message: memoryview, number: int, change: Callable[[memoryview], by
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Yield number, bytes and content of each field of a message; the content is empty where it has no length."""
+    """Yield the number, all bytes, and the content of each field of a message.
+
+    The content is empty unless the field is length-delimited.
+    """
     position = 0
     while position < len(message):
         start = position
@@ -117,19 +122,19 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
             case 5:
                 begin = end = position + 4
             case wire:
-                raise ValueError(f"a field of wire type {wire}")
+                raise ValueError(f"a field has the unknown wire type {wire}")
         if end > len(message):
-            raise ValueError("a field is cut off")
+            raise ValueError("a field is truncated")
         yield key >> 3, message[start:end], message[begin:end]
         position = end
 
 
 def _varint(message: memoryview, position: int) -> tuple[int, int]:
-    """Return the number at a position, and the position behind it."""
+    """Return the varint at a position, and the position after it."""
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
-            raise ValueError("a number is cut off")
+            raise ValueError("a number is truncated")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
@@ -156,7 +161,7 @@ def _field(number: int, content: bytes | memoryview) -> bytes:
 
 
 def _encoded(value: int) -> bytes:
-    """Return a number as a varint."""
+    """Return a number encoded as a varint."""
     parts = bytearray()
     while value >= 0x80:
         parts.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""The graphs on ONNX Runtime, on the CPU."""
+"""Backend that runs the ONNX graphs with ONNX Runtime on the CPU."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,16 +17,18 @@ from e3d_deploy.runtime.backends.onnx_weights import check_places
 from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 
 Load = Callable[[Bundle, str, int | None], onnxruntime.InferenceSession]
-"""A session of a graph of a bundle, with so many threads."""
+"""Function that makes a session for a graph of a bundle, from the graph's name and the number of threads."""
 
 
 def load_session(
     bundle: Bundle, graph: str, threads: int | None, *, profile: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    """Load a graph of a bundle, as it was hashed.
+    """Load a graph of a bundle from the bytes that were checked against the manifest.
 
     Args:
-        profile: time each node; the name of the file that tells, `end_profiling` returns it, begins with this.
+        threads: threads within an operator; None lets ONNX Runtime choose.
+        profile: prefix of the file to which the times of the nodes are written; `end_profiling` of the session returns
+            the full name. None to time nothing.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -40,15 +42,19 @@ def load_session(
 
 
 def held_graph(bundle: Bundle, graph: str, backend: str, options: onnxruntime.SessionOptions) -> bytes:
-    """Return a graph for a session, and tell the options where its weights are in memory.
+    """Return a graph for a session, and register the memory of its weights in the session's options.
 
-    ONNX Runtime copies what it needs of them while it makes the session.
+    ONNX Runtime copies the weights that it needs while it creates the session.
+
+    Args:
+        backend: name of the backend, which may have its own graph.
+        options: options to which the weights are added.
 
     Raises:
-        ValueError: the graph is damaged, or reads a file that was not hashed.
+        ValueError: the graph is damaged, or reads weights from a file that is not one of the bundle's.
     """
     model, weights = bundle.onnx(graph, backend), bundle.weights
-    check_places(model, weights)  # ONNX Runtime would look for another file in the working directory
+    check_places(model, weights)  # ONNX Runtime would search the working directory for other files.
     options.add_external_initializers_from_files_in_memory(
         list(weights), list(weights.values()), [len(content) for content in weights.values()]
     )
@@ -56,13 +62,14 @@ def held_graph(bundle: Bundle, graph: str, backend: str, options: onnxruntime.Se
 
 
 class OnnxRuntimeBackend(HostBackend):
-    """Runs the graphs with inputs and outputs bound to the memory of states.
+    """Backend that runs the ONNX graphs with ONNX Runtime, with inputs and outputs bound to the memory of states.
 
     Args:
-        load: how a session is made.
+        load: function that makes the session of a graph.
 
     Raises:
-        BundleError: ONNX Runtime cannot load the step graph; of the others, when they are first run.
+        BundleError: ONNX Runtime cannot load the step graph. An error in another graph is raised when that graph first
+            runs.
     """
 
     name = "onnxruntime"
@@ -82,19 +89,17 @@ class OnnxRuntimeBackend(HostBackend):
             session = self.load(self.bundle, graph, self.threads)
         except MemoryError:
             raise
-        except Exception as error:  # its exceptions have no common base of their own
+        except Exception as error:  # The exceptions of ONNX Runtime have no common base class.
             raise BundleError(f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({error})") from error
         both = {"inputs": (session.get_inputs(), entry.inputs), "outputs": (session.get_outputs(), entry.outputs)}
         for direction, (found, listed) in both.items():
             if [(one.name, tuple(one.shape)) for one in found] != [(one.name, one.shape) for one in listed]:
-                raise BundleError(
-                    f"{file}: its {direction} are not those that the manifest lists; export the model again"
-                )
+                raise BundleError(f"{file}: its {direction} differ from those in the manifest; export the model again")
         self.sessions[graph] = session
         return session
 
     def tensor(self, array: NDArray[Any]) -> Any:
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array)  # on the CPU over the same memory
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)  # On the CPU this shares the memory.
 
     def run(self, graph: str, batch: int, inputs: Tensors, outputs: Tensors) -> None:
         session = self._session(graph)
@@ -110,7 +115,7 @@ class OnnxRuntimeBackend(HostBackend):
 
 
 def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
-    """Time the nodes of a step, by the trace that a session writes."""
+    """Time the nodes of a step with the trace that ONNX Runtime writes; see `protocol.Profiler`."""
     with scratch_folder() as folder:
         load = partial(load_session, profile=folder / "step")
         with OnnxRuntimeBackend(bundle, threads=threads, load=load) as backend:
@@ -120,7 +125,7 @@ def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) ->
 
 
 def _last_runs(events: Iterable[Mapping[str, Any]], steps: int) -> Iterator[NodeTime]:
-    """Yield the nodes of the last runs of a session, from its Chrome trace."""
+    """Yield the times of the nodes in the last `steps` runs, from the Chrome trace of a session."""
     events = list(events)
     begin = sorted(float(event["ts"]) for event in events if event.get("name") == "model_run")[-steps]
     for event in events:

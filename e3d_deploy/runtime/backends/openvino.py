@@ -1,4 +1,4 @@
-"""The graphs on OpenVINO, on the CPU."""
+"""Backend that runs the ONNX graphs with OpenVINO on the CPU."""
 
 import logging
 from collections import Counter
@@ -19,35 +19,37 @@ from e3d_deploy.runtime.backends.protocol import Drive, NodeTime
 log = logging.getLogger(__name__)
 
 PRODUCTS = ("Convolution", "MatMul", "FullyConnected")
-"""Layers of OpenVINO's CPU plugin that multiply, by their names in its runtime model."""
+"""Layer types of OpenVINO's CPU plugin that are convolutions and matrix products."""
 POLICIES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
-"""Policies by the types that these layers run in."""
+"""Precision policies by the data type that a layer runs in."""
 POLICIES_OF_CAPABILITIES = {"FP32": "fp32", "FP16": "fp16", "BF16": "bf16", "INT8": "int8"}
-"""Policies by what the library says that the processor can do."""
+"""Precision policies by the name in OpenVINO's property `OPTIMIZATION_CAPABILITIES`."""
 SNIPPETS = "SNIPPETS_MODE"
-"""Setting that keeps the CPU plugin from fusing several layers into one kernel."""
+"""Setting that controls whether the CPU plugin fuses several layers into one kernel."""
 
 CORE = openvino.Core()
-"""The one core of this process, for its CPU plugin must not be unloaded.
+"""The only OpenVINO core of this process. It is kept until the process exits: its CPU plugin must not be unloaded.
 
-The plugin gives the thread that loads it a stack for signal handlers, and unmaps that when it is unloaded. Of several
-cores, closed in another order or by another thread, one leaves a thread with a stack that is gone, and the next Ctrl-C
-ends the process by a segmentation fault (openvinotoolkit/openvino, pull request 11894).
+The plugin installs a stack for signal handlers in the thread that loads the plugin, and unmaps this stack when it is
+unloaded. If there were several cores, and they were closed in another order or by another thread, a thread could keep
+an unmapped stack, and the next Ctrl-C would end the process with a segmentation fault (openvinotoolkit/openvino, pull
+request 11894).
 """
 
 
 class OpenVINOBackend(HostBackend):
-    """Runs the graphs with inputs and outputs in the memory of states.
+    """Backend that runs the ONNX graphs with OpenVINO, with inputs and outputs in the memory of states.
 
-    What takes any number of streams is compiled once for each number that comes: OpenVINO's kernels for shapes
-    that it knows are the faster ones.
+    A graph with a dynamic batch is compiled once for each batch size in use, because OpenVINO's kernels for static
+    shapes are faster.
 
     Args:
-        profile: count the time of each node, for `get_profiling_info` of a request.
+        profile: record the time of each node, which `get_profiling_info` of a request returns.
 
     Raises:
-        BackendUnavailable: the processor lacks the type of the step graph.
-        BundleError: OpenVINO cannot load the step graph; of the others, when they are first run.
+        BackendUnavailable: the CPU lacks the precision of the step graph.
+        BundleError: OpenVINO cannot load the step graph. An error in another graph is raised when that graph first
+            runs.
     """
 
     name = "openvino"
@@ -57,20 +59,20 @@ class OpenVINOBackend(HostBackend):
         entry = bundle.entry("step", self.name)
         self.settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            # On a processor with bfloat16 it takes that for float32 unless told not to.
+            # On a CPU with bfloat16, OpenVINO would otherwise compute float32 graphs in bfloat16.
             "INFERENCE_PRECISION_HINT": "f32",
         }
         if entry.precision == "bf16":
             hinted = bfloat16_settings()
-            self.settings |= hinted if entry.by == "hint" else {}  # else its types say what stays in float32
+            self.settings |= hinted if entry.by == "hint" else {}  # Without a hint, the types in the graph decide.
         if threads is not None:
             self.settings["INFERENCE_NUM_THREADS"] = str(threads)
         if profile:
             self.settings["PERF_COUNT"] = "YES"
         self.requests: dict[tuple[str, int], openvino.InferRequest] = {}
         self.models: dict[str, openvino.Model] = {}
-        """Models as read, kept to compile them for other numbers of streams. Their weights are memory of the bundle."""
-        self._say_what_is_slow(entry)
+        """Models before compilation, kept to compile them for other batch sizes; they share the bundle's weights."""
+        self._warn_if_slow(entry)
 
     def _request(self, graph: str, batch: int) -> openvino.InferRequest:
         if (graph, batch) in self.requests:
@@ -87,19 +89,23 @@ class OpenVINOBackend(HostBackend):
         self.requests[graph, batch] = request
         return request
 
-    def _say_what_is_slow(self, entry: GraphEntry) -> None:
-        """Open the step graph; log where it does not run as it was written to."""
+    def _warn_if_slow(self, entry: GraphEntry) -> None:
+        """Compile the step graph; log a warning if it does not run in its precision, or not with fused attention."""
         step = self._request("step", self.bundle.batch)
         layers = _layers(step)
         found = _computed(layers)
         if entry.precision in ("bf16", "int8") and 2 * found[entry.precision] < found.total():
             log.warning(
-                "openvino: of %d products only %d run in %s", found.total(), found[entry.precision], entry.precision
+                "openvino: only %d of %d convolutions and matrix products run in %s",
+                found[entry.precision],
+                found.total(),
+                entry.precision,
             )
         written_for_it = entry.backends is not None and entry.precision != "int8"
         if written_for_it and SNIPPETS not in self.settings and "Softmax" in dict(layers):
             log.warning(
-                "openvino: attention runs as several kernels, slower than the one that the graph is written for"
+                "openvino: attention runs as several kernels, which is slower than the fused kernel that this graph is "
+                "written for"
             )
 
     def tensor(self, array: NDArray[Any]) -> Any:
@@ -109,7 +115,7 @@ class OpenVINOBackend(HostBackend):
         request = self._request(graph, batch)
         for name, tensor in (inputs | outputs).items():
             request.set_tensor(name, tensor)
-        request.infer(share_outputs=True)  # else it copies them once more
+        request.infer(share_outputs=True)  # Otherwise OpenVINO would copy the outputs once more.
 
     def free(self) -> None:
         self.requests.clear()
@@ -117,28 +123,28 @@ class OpenVINOBackend(HostBackend):
 
 
 def bfloat16_settings() -> dict[str, str]:
-    """Return the settings with which OpenVINO computes in bfloat16.
+    """Return the OpenVINO settings for computing in bfloat16.
 
     Raises:
-        BackendUnavailable: the processor has no bfloat16.
+        BackendUnavailable: the CPU does not support bfloat16.
     """
     types = CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if "BF16" not in types:
         has = ", ".join(sorted(POLICIES_OF_CAPABILITIES[one] for one in types if one in POLICIES_OF_CAPABILITIES))
         raise BackendUnavailable(
-            f"openvino: this processor has no bfloat16, only {has}; export the model again with a --precision that it "
-            "has, or run this bundle where there is one"
+            f"openvino: this CPU does not support bfloat16, only {has}; export the model again with one of these as "
+            "--precision, or run this bundle on a CPU with bfloat16"
         )
     settings = {"INFERENCE_PRECISION_HINT": "bf16"}
     flags = cpu_flags()
     if flags and "amx_bf16" not in flags:
-        # Its one kernel for attention is slower in bfloat16 than three, where there are no tiles: docs/graphs.md.
+        # Without AMX, the fused attention kernel is slower in bfloat16 than three separate ones (docs/graphs.md).
         settings[SNIPPETS] = "DISABLE"
     return settings
 
 
 def computed(backend: OpenVINOBackend) -> dict[str, int]:
-    """Count the products of the step by the precision that they run in, as the compiled model tells."""
+    """Return how many convolutions and matrix products of the compiled step run in each precision."""
     return dict(_computed(_layers(backend.requests["step", backend.bundle.batch])))
 
 
@@ -147,19 +153,20 @@ def _computed(layers: Iterable[tuple[str, str]]) -> Counter[str]:
 
 
 def _layers(request: openvino.InferRequest) -> list[tuple[str, str]]:
-    """Return the layers of a compiled graph, each with the type that it runs in."""
+    """Return the type of each layer of a compiled graph, and the data type that it runs in."""
     nodes = [node.get_rt_info() for node in request.get_compiled_model().get_runtime_model().get_ops()]
     return [(str(node["layerType"].value), str(node["runtimePrecision"].value)) for node in nodes]
 
 
 def read_model(bundle: Bundle, graph: str) -> openvino.Model:
-    """Return a graph of a bundle whose weights are the memory of the bundle, which must be kept as long as the model.
+    """Return a graph of a bundle as a model that shares the memory of the bundle's weights.
 
-    OpenVINO copies weights that it reads from memory, for each graph anew, so the copies are replaced.
+    The bundle must be kept as long as the model. OpenVINO itself copies weights that it reads from memory, once for
+    each graph, so this function replaces the copies by constants over the shared memory.
 
     Raises:
-        RuntimeError: OpenVINO cannot read it.
-        ValueError: it is damaged, or reads a file that was not hashed.
+        RuntimeError: OpenVINO cannot read the graph.
+        ValueError: the graph is damaged, or reads weights from a file that is not one of the bundle's.
     """
     weights = bundle.weights
     content, places = to_memory(bundle.onnx(graph, OpenVINOBackend.name), weights)
@@ -170,7 +177,7 @@ def read_model(bundle: Bundle, graph: str) -> openvino.Model:
             continue
         tensor = openvino.Tensor(place.within(weights), node.get_output_shape(0), node.get_element_type())
         if tensor.byte_size != place.length:
-            raise ValueError(f"{node.get_friendly_name()}: its shape does not fit its bytes")
+            raise ValueError(f"{node.get_friendly_name()}: the size of its shape differs from the size of its data")
         shared = openvino.op.Constant(tensor, shared_memory=True)
         shared.set_friendly_name(node.get_friendly_name())
         node.output(0).replace(shared.output(0))
@@ -178,7 +185,7 @@ def read_model(bundle: Bundle, graph: str) -> openvino.Model:
 
 
 def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
-    """Time the nodes of a step, as the request counts them after each."""
+    """Time the nodes of a step with OpenVINO's performance counters; see `protocol.Profiler`."""
     found: list[NodeTime] = []
     with OpenVINOBackend(bundle, threads=threads, profile=True) as backend:
 

@@ -1,4 +1,4 @@
-"""Places of weights in ONNX graphs, found and changed without the onnx package."""
+"""Locations of weights in ONNX graphs, parsed and rewritten without the onnx package."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def files() -> dict[str, Content]:
     return {FILE: np.arange(6000, dtype=np.uint8)}
 
 
-def test_a_graph_reads_from_memory_and_is_else_the_same(files: dict[str, Content]) -> None:
+def test_only_the_locations_of_the_weights_change_in_a_graph(files: dict[str, Content]) -> None:
     inline = helper.make_tensor("inline", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
     model = graph(inline, external("w", location=FILE, offset=64, length=2400, checksum="abc"))
     content, places = to_memory(model.SerializeToString(), files)
@@ -49,7 +49,7 @@ def test_a_graph_reads_from_memory_and_is_else_the_same(files: dict[str, Content
     assert found == model
 
 
-def test_every_graph_of_a_bundle_is_found_whole(any_batch: Path) -> None:
+def test_all_weights_of_every_graph_of_a_bundle_are_found(any_batch: Path) -> None:
     bundle = Bundle.open(any_batch)
     for name in bundle.graphs:
         file = bundle.entry(name).file
@@ -70,22 +70,24 @@ def test_every_graph_of_a_bundle_is_found_whole(any_batch: Path) -> None:
     ("place", "message"),
     [
         ({"location": "../w", "offset": 0, "length": 8}, r"a weight is in '\.\./w', which is not one of the bundle's"),
-        ({"location": FILE, "offset": -8, "length": 8}, "a weight lies outside of w.safetensors"),
-        ({"location": FILE, "offset": 8, "length": -8}, "a weight lies outside of w.safetensors"),
-        ({"location": FILE, "offset": 5996, "length": 8}, "a weight lies outside of w.safetensors"),
+        ({"location": FILE, "offset": -8, "length": 8}, "a weight is outside of w.safetensors"),
+        ({"location": FILE, "offset": 8, "length": -8}, "a weight is outside of w.safetensors"),
+        ({"location": FILE, "offset": 5996, "length": 8}, "a weight is outside of w.safetensors"),
         ({"location": FILE, "offset": "0x10", "length": 8}, "invalid literal"),
         ({"location": FILE, "offset": 0}, "a weight has no length"),
         ({"offset": 0, "length": 8}, "a weight has no location"),
     ],
     ids=str,
 )
-def test_a_weight_elsewhere_is_refused(place: dict[str, object], message: str, files: dict[str, Content]) -> None:
+def test_a_weight_outside_of_the_files_is_refused(
+    place: dict[str, object], message: str, files: dict[str, Content]
+) -> None:
     with pytest.raises(ValueError, match=message):
         check_places(graph(external("w", **place)).SerializeToString(), files)
 
 
-def test_a_graph_that_is_cut_off_is_refused(files: dict[str, Content]) -> None:
-    """A prefix may be a message of its own, where it ends between two fields; it never ends in another error."""
+def test_a_truncated_graph_is_refused(files: dict[str, Content]) -> None:
+    """A prefix that ends between two fields is a valid message; any other prefix raises ValueError, no other error."""
     content = graph(external("w", location=FILE, offset=0, length=2400)).SerializeToString()
     refused = 0
     for length in range(len(content)):
@@ -99,14 +101,14 @@ def test_a_graph_that_is_cut_off_is_refused(files: dict[str, Content]) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x3b", "a field of wire type 3"),
-        (b"\x3a\xff", "a number is cut off"),
-        (b"\x3a\x05ab", "a field is cut off"),
+        (b"\x3b", "a field has the unknown wire type 3"),
+        (b"\x3a\xff", "a number is truncated"),
+        (b"\x3a\x05ab", "a field is truncated"),
         (b"\x3a" + b"\xff" * 10 + b"\x01", "a number is too long"),
-        (b"\x09\x00", "a field is cut off"),
+        (b"\x09\x00", "a field is truncated"),
     ],
 )
-def test_what_is_no_protobuf_is_refused(content: bytes, message: str, files: dict[str, Content]) -> None:
+def test_an_invalid_protobuf_is_refused(content: bytes, message: str, files: dict[str, Content]) -> None:
     with pytest.raises(ValueError, match=message):
         check_places(content, files)
 

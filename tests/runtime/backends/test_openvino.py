@@ -1,4 +1,4 @@
-"""OpenVINO on processors that have bfloat16, and on those that lack it."""
+"""OpenVINO on CPUs with and without bfloat16."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ pytest.importorskip("openvino")
 from e3d_deploy.runtime.backends import openvino as module
 
 WIDE = Budget(dssim=0.5, dpsnr=20)
-"""A network with random weights is no judge of what its predictions lose."""
+"""Budget wide enough for a network with random weights, whose loss says nothing about trained networks."""
 
 
 def has_bfloat16() -> bool:
@@ -31,7 +31,7 @@ def has_bfloat16() -> bool:
 
 
 class Core:
-    """A core whose processor can do what is given."""
+    """Fake OpenVINO core for a CPU with the given types."""
 
     def __init__(self, types: list[str]) -> None:
         self.types = types
@@ -59,11 +59,11 @@ def in_bfloat16(exported: Path, path: Path, steps: KeptSteps, **options: Any) ->
 
 @pytest.fixture(scope="module")
 def low(exported: Path, tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Path:
-    """The tiny bundle in bfloat16."""
+    """Export the tiny bundle in bfloat16 and return its path."""
     return in_bfloat16(exported, tmp_path_factory.mktemp("low") / "bf16.e3d", steps)
 
 
-def test_its_graph_stays_in_float32_and_the_manifest_says_how_it_gets_to_bfloat16(low: Path) -> None:
+def test_a_float32_graph_with_a_hint_for_bfloat16_is_recorded_in_the_manifest(low: Path) -> None:
     bundle = Bundle.open(low)
     entry = bundle.entry("step", "openvino")
     assert (entry.precision, entry.by, entry.weights) == ("bf16", "hint", ("model.safetensors",))
@@ -75,10 +75,10 @@ def test_its_graph_stays_in_float32_and_the_manifest_says_how_it_gets_to_bfloat1
     assert (shown["step.openvino-direct"]["by"], shown["step"]["by"]) == ("hint", "types")
 
 
-def test_layers_that_stay_in_float32_are_left_to_types(
+def test_excluded_layers_rule_out_the_hint(
     exported: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hint is for all layers."""
+    """A hint would apply to all layers."""
     bundle = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps, exclude=["cells.0.hidden_conv"]))
     assert bundle.entry("step", "openvino") == bundle.entry("step")
     monkeypatch.setattr(module, "bfloat16_settings", lambda: {"INFERENCE_PRECISION_HINT": "bf16"})
@@ -86,7 +86,7 @@ def test_layers_that_stay_in_float32_are_left_to_types(
         assert backend.settings["INFERENCE_PRECISION_HINT"] == "f32"  # type: ignore[attr-defined]
 
 
-def test_graphs_that_lose_too_much_by_the_hint_are_left_out(
+def test_graphs_that_lose_too_much_with_the_hint_are_not_written(
     exported: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Gauge, "hinted_drift", lambda *_: Drift(difference=0.5, dssim=0.6, dpsnr=1.0))
@@ -96,11 +96,11 @@ def test_graphs_that_lose_too_much_by_the_hint_are_left_out(
     assert bundle.entry("step", "openvino") == bundle.entry("step")
 
 
-@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
-def test_what_a_hint_costs_is_measured_by_the_library(
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU does not support bfloat16")
+def test_the_loss_of_a_hint_is_measured_with_the_library(
     exported: Path, low: Path, tmp_path: Path, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Elsewhere it is estimated."""
+    """On a CPU without bfloat16 the loss is estimated."""
     monkeypatch.setattr("e3d_deploy.export.precision.hinted.CORE", Core(["FP32"]))
     monkeypatch.setattr(module, "CORE", Core(["FP32"]))
     estimated = Bundle.open(in_bfloat16(exported, tmp_path / "m.e3d", steps)).entry("step", "openvino").drift
@@ -111,11 +111,11 @@ def test_what_a_hint_costs_is_measured_by_the_library(
     assert estimated is not None
     assert 0 < (measured["difference"] or 0) != estimated["difference"]
     with open_backend(bundle, "openvino", threads=1) as backend:
-        # The reference is among the clips; another number of threads may sum in another order.
+        # The reference clip is among the measured clips. Another number of threads may sum in another order.
         assert verify(bundle, backend).worst <= 2 * (measured["difference"] or 0)
 
 
-def test_a_start_is_judged_by_the_drift_of_the_graph_that_runs(low: Path) -> None:
+def test_opening_allows_the_drift_of_the_graph_that_runs(low: Path) -> None:
     bundle = Bundle.open(low)
     entry, shared = bundle.entry("step", "openvino"), bundle.manifest.precision
     assert entry.drift is not None
@@ -124,9 +124,9 @@ def test_a_start_is_judged_by_the_drift_of_the_graph_that_runs(low: Path) -> Non
     assert _drift(bundle, "emulated") == shared.drift["difference"]
 
 
-def test_a_processor_without_bfloat16_is_told_what_it_has(low: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bfloat16_is_refused_with_its_precisions(low: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CORE", Core(["WINOGRAD", "FP32", "INT8", "EXPORT_IMPORT"]))
-    line = "openvino: this processor has no bfloat16, only fp32, int8; export the model again with a --precision"
+    line = "openvino: this CPU does not support bfloat16, only fp32, int8; export the model again with"
     with pytest.raises(BackendUnavailable, match=line):
         open_backend(Bundle.open(low), "openvino")
     assert line in e3d("verify", low, "--backend", "openvino", code=4).stderr
@@ -136,17 +136,17 @@ def test_a_processor_without_bfloat16_is_told_what_it_has(low: Path, monkeypatch
     ("flags", "several"),
     [({"avx512_bf16"}, True), ({"avx512_bf16", "amx_bf16"}, False), (set(), False)],
 )
-def test_attention_is_one_kernel_in_bfloat16_where_there_are_tiles(
+def test_attention_in_bfloat16_is_fused_only_with_amx(
     flags: set[str], several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenVINO decides where nothing is known of the processor."""
+    """If the CPU's flags are unknown, OpenVINO decides."""
     monkeypatch.setattr(module, "CORE", Core(["FP32", "BF16"]))
     monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags))
     assert (module.SNIPPETS in module.bfloat16_settings()) == several
 
 
-@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
-def test_what_runs_in_bfloat16_is_reported(low: Path) -> None:
+@pytest.mark.skipif(not has_bfloat16(), reason="this CPU does not support bfloat16")
+def test_the_number_of_products_in_bfloat16_is_reported(low: Path) -> None:
     bundle = Bundle.open(low)
     with open_backend(bundle, "openvino", threads=1) as backend:
         counted = find("openvino").computed
@@ -159,13 +159,13 @@ def test_what_runs_in_bfloat16_is_reported(low: Path) -> None:
     assert json.loads(e3d("verify", low, "--backend", "openvino", "--json").stdout)["computed"] == found
 
 
-def test_in_float32_all_products_are(bundle_path: Path) -> None:
+def test_a_float32_bundle_computes_all_products_in_float32(bundle_path: Path) -> None:
     shown = json.loads(e3d("verify", bundle_path, "--backend", "openvino", "--json").stdout)
     assert set(shown["computed"]) == {"fp32"}
     assert json.loads(e3d("verify", bundle_path, "--backend", "onnxruntime", "--json").stdout)["computed"] is None
 
 
-def test_attention_that_is_not_one_kernel_is_said(
+def test_unfused_attention_is_logged(
     bundle_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle.open(bundle_path)
@@ -173,13 +173,13 @@ def test_attention_that_is_not_one_kernel_is_said(
     monkeypatch.setattr(module, "_layers", lambda request: [*layers(request), ("Softmax", "f32")])
     with caplog.at_level(logging.WARNING):
         open_backend(bundle, "openvino").close()
-    assert "openvino: attention runs as several kernels, slower than the one" in caplog.text
+    assert "openvino: attention runs as several kernels, which is slower" in caplog.text
 
 
-def test_products_in_another_type_than_the_bundles_are_said(
+def test_products_in_another_precision_are_logged(
     low: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "bfloat16_settings", lambda: {})
     with caplog.at_level(logging.WARNING), open_backend(Bundle.open(low), "openvino") as backend:
         count = sum(module.computed(backend).values())  # type: ignore[arg-type]
-    assert f"of {count} products only 0 run in bf16" in caplog.text
+    assert f"only 0 of {count} convolutions and matrix products run in bf16" in caplog.text
