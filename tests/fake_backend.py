@@ -1,4 +1,4 @@
-"""A backend that can be followed by hand, steps in microseconds and breaks when told to."""
+"""Fake backend whose results can be computed by hand, which steps in microseconds and can be made to fail."""
 
 import threading
 import time
@@ -17,12 +17,12 @@ from e3d_deploy.runtime.streams.waiting import Reply
 
 CONFIG = ModelConfig(image_size=(4, 8), hidden=(1,))
 AGELESS = Card(decay=Decay(context_length=10, data="", clips=1, mse={10: (1.0,), 60: (1.0,)}, copy_last=(1.0,)))
-"""Card of a model whose streams need no renewal."""
+"""Card of a model that does not decay, so that its streams need no renewal."""
 Arrays = dict[str, NDArray[Any]]
 
 
 class FakeState:
-    """Running mean and number of the frames that each row saw."""
+    """Running mean and number of the frames that each row has seen."""
 
     def __init__(self, backend: "FakeBackend", mean: NDArray[np.float32], count: NDArray[np.int32]) -> None:
         self.backend, self.mean, self.count = backend, mean, count
@@ -34,10 +34,11 @@ class FakeState:
 
 
 class FakeBackend:
-    """Predicts a quarter of the frame and half of the mean of what was seen, row by row.
+    """Backend that predicts a quarter of the frame plus half of the running mean, row by row.
 
     Args:
-        sizes, pads: as backends have them.
+        sizes: batch sizes, as in `Backend`.
+        pads: as in `Backend`.
     """
 
     name, device = "fake", None
@@ -48,11 +49,11 @@ class FakeBackend:
         self.calls: list[int] = []
         self.threads: set[int] = set()
         self.gate = threading.Event()
-        """Steps wait for it."""
+        """Event that each step waits for; set at the beginning."""
         self.gate.set()
         self.entered = threading.Event()
         self.answer: Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]] = lambda _, found: found
-        """Called with frames and predictions, to raise or to change them."""
+        """Function of the frames and predictions of a step that returns the final predictions, or raises."""
 
     def initial_state(self, batch: int | None = None) -> FakeState:
         batch = batch or 1
@@ -112,7 +113,7 @@ def pushed(stream: SlotStream, *values: int) -> SlotStream:
 
 
 def alone(values: list[int], horizon: int) -> NDArray[np.float32]:
-    """Return the forecast of a stream that has the backend to itself."""
+    """Return the forecast of a stream that has a backend of its own."""
     stream = predictor_of(FakeBackend()).stream()
     for value in values:
         stream.push(picture(value))
@@ -122,14 +123,14 @@ def alone(values: list[int], horizon: int) -> NDArray[np.float32]:
 def asked(
     stream: SlotStream, horizon: int, dtype: type[np.float32] | type[np.uint8] = np.float32
 ) -> Reply[NDArray[Any]]:
-    """Ask for a forecast and return the reply that is to come."""
+    """Request a forecast and return its pending reply."""
     forecast = stream._new_forecast(horizon, dtype, None)
     stream._scheduler.queues.ask(forecast, None, "predict")
     return forecast.reply
 
 
 def together(slots: list[SlotStream], value: int) -> None:
-    """Push to all streams there are, which are stepped when all are ready, and wait."""
+    """Push a picture to every stream, so that all are stepped together, and wait for the steps."""
     for slot in slots:
         slot.push(picture(value))
     for slot in slots:
@@ -137,7 +138,7 @@ def together(slots: list[SlotStream], value: int) -> None:
 
 
 def until(true: Callable[[], bool]) -> None:
-    """Wait for what another thread does, but not for ever."""
+    """Wait until a condition is true, for at most 60 s."""
     end = time.perf_counter() + 60
     while not true():
         assert time.perf_counter() < end

@@ -1,8 +1,8 @@
-"""`cuda.core` as far as it is used here, on the memory of the host: it computes, and counts what it is asked for.
+"""Fake of the used part of `cuda.core`, on host memory: it computes, and counts its calls.
 
-test_tensorrt.py compares its signatures with the real ones. What is put into the stream is done as late as it
-may be, when somebody waits for it, so that whoever does not wait is found out; what is put in while the stream is being
-captured is done at each launch. Memory that was given back is filled with 0xFF and known no more.
+test_tensorrt.py compares its signatures with the real ones. Work in the CUDA stream runs as late as possible, at the
+next synchronisation, so that code that forgets to synchronise fails. Work that is enqueued during a capture runs at
+each launch of the graph. Freed memory is filled with 0xFF, and any later use of it fails.
 """
 
 import ctypes
@@ -17,46 +17,46 @@ import numpy as np
 from cuda.core._utils.cuda_utils import CUDAError
 
 SIZE_OF_KERNEL = 5
-"""Arguments of the one kernel."""
+"""Number of arguments of the only kernel."""
 
 
 class Machine:
-    """GPU of a test: its memory, its stream, and counts of the calls it gets."""
+    """Fake GPU of a test: its memory, its CUDA stream, and counts of its calls."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.counts: Counter[str] = Counter()
         self.memory: dict[int, int] = {}
-        """Address and length of all that is allocated."""
+        """Size of each allocated piece of memory (bytes), by address."""
         self.freed: list[Any] = []
-        """Freed memory that work in the stream may still write."""
+        """Freed memory that pending work may still write; kept until that work is done."""
         self.limit: int | None = None
-        """Bytes that it has."""
+        """Size of the GPU memory (bytes); None if unlimited."""
         self.driver, self.compiler, self.captures, self.pools, self.fails = True, True, True, True, ""
         self.refusal = ""
-        """Words of CUDA for a GPU that cannot be used."""
+        """CUDA's message for a GPU that cannot be used; empty if it can be used."""
         self.cuda = (13, 0)
-        """Version of CUDA that the driver is for."""
+        """Version of CUDA that the driver supports."""
         self.graphs = 0
         self.capturing: list[Callable[[], None]] | None = None
         self.pending: list[Callable[[], None]] = []
         self.current: set[int] = set()
-        """Threads that have made the GPU theirs."""
+        """Threads in which the GPU is current."""
 
     def did(self, what: str) -> None:
-        """Keep what was asked for, and fail if a test wants it to."""
+        """Record a call, and raise if the test has set `fails` to this call."""
         self.calls.append(what)
         self.counts[what] += 1
-        assert threading.get_ident() in self.current, "a thread that has not made the GPU its own"
+        assert threading.get_ident() in self.current, "the GPU is not current in this thread"
         if what == self.fails:
             raise CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access was encountered")
 
     def put(self, work: Callable[[], None]) -> None:
-        """Do work when somebody waits for it, or at each launch of the graph that is being captured."""
+        """Enqueue work: it runs at the next `wait`, or at each launch of the graph that is being captured."""
         (self.pending if self.capturing is None else self.capturing).append(work)
 
     def wait(self) -> None:
-        """Do what is pending."""
+        """Run all pending work."""
         pending, self.pending = self.pending, []
         for work in pending:
             work()
@@ -64,22 +64,22 @@ class Machine:
 
     @property
     def allocated(self) -> int:
-        """Bytes on the GPU and of page-locked memory."""
+        """Allocated memory, on the GPU and page-locked on the host (bytes)."""
         return sum(self.memory.values())
 
     def check(self, address: int, nbytes: int) -> None:
-        """Assert that memory lies within what is allocated."""
+        """Assert that a range of memory is within one allocated piece."""
         inside = any(base <= address and address + nbytes <= base + size for base, size in self.memory.items())
-        assert inside, "memory that nobody allocated, or that was given back"
+        assert inside, "this memory was never allocated, or has been freed"
 
 
 def at(address: int, nbytes: int) -> Any:
-    """Memory as an array of bytes."""
+    """Return memory as an array of bytes."""
     return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
 
 def fake_core(machine: Machine) -> Any:
-    """A module `cuda.core` for a machine."""
+    """Return a fake module `cuda.core` for a machine."""
 
     class Buffer:
         def __init__(self, handle: int, size: int, owner: Any = None) -> None:
@@ -125,9 +125,9 @@ def fake_core(machine: Machine) -> Any:
             def work(to: int = self.handle, size: int = self.size) -> None:
                 at(to, size)[:] = 0xFF
 
-            machine.put(work)  # in the order of the stream
+            machine.put(work)  # Earlier work in the stream may still use the memory.
             assert machine.memory.pop(self.handle) == self.size
-            machine.freed.append(self.owner)  # until then it stays where it is
+            machine.freed.append(self.owner)  # Keeps the host memory until the pending work is done.
 
     class LegacyPinnedMemoryResource:
         def allocate(self, size: int, *, stream: Any = None) -> Buffer:
@@ -139,7 +139,7 @@ def fake_core(machine: Machine) -> Any:
 
     class DeviceMemoryResource:
         def __init__(self, device_id: int, options: DeviceMemoryResourceOptions | None = None) -> None:
-            assert options is not None, "else it is a pool that others use too"
+            assert options is not None, "without options, the pool would be shared with other code"
             assert machine.pools
 
         def allocate(self, size: int, *, stream: Any) -> Buffer:
@@ -194,7 +194,7 @@ def fake_core(machine: Machine) -> Any:
         _done: Any = None
 
         def __sub__(self, other: "Event") -> float:
-            assert None not in (self._done, other._done), "an event that nobody waited for"
+            assert None not in (self._done, other._done), "an event was read before its work was done"
             return 1000 * (self._done - other._done)
 
     class Stream:
@@ -330,7 +330,7 @@ def fake_core(machine: Machine) -> Any:
 
 
 class OnGpu:
-    """Somebody's array on the GPU, by the CUDA array interface."""
+    """Array of the application on the GPU, with the CUDA array interface."""
 
     def __init__(self, machine: Machine, array: Any, device: int = 0) -> None:
         self.array, self.device = array, device

@@ -1,5 +1,7 @@
-"""TensorRT as far as it is used here, with every call written down. test_build.py compares its signatures with the
-real bindings of TensorRT-RTX; what it answers is made up."""
+"""Fake of the part of TensorRT that builds engines, which records every call and returns fixed values.
+
+test_build.py compares its signatures with the real bindings of TensorRT-RTX.
+"""
 
 import json
 from types import SimpleNamespace
@@ -222,7 +224,7 @@ class OnnxParserRefitter:
 
 
 class FakeTensorRT:
-    """A module `tensorrt`; its attributes say how it behaves."""
+    """Fake module `tensorrt`; its attributes control its behaviour."""
 
     class ILogger:
         Severity = SimpleNamespace(ERROR="error", INTERNAL_ERROR="internal", INFO="info")
@@ -295,4 +297,4 @@ CLASSES = (
     Refitter,
     Runtime,
 )
-"""Fake classes whose names are those of the bindings."""
+"""Fake classes with the same names as in the bindings."""

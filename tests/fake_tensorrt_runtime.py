@@ -1,7 +1,7 @@
-"""TensorRT as far as engines are run with it, on the memory of `fake_cuda`: ONNX Runtime computes.
+"""Fake of the part of TensorRT that runs engines, on the memory of `fake_cuda`; ONNX Runtime computes.
 
-A plan is the path of the graph that it stands for. test_tensorrt.py compares the signatures with the real
-bindings of TensorRT-RTX; the properties of an engine, too, are there under these names.
+The content of a plan is the path of its ONNX graph. test_tensorrt.py compares the signatures of methods and the names
+of an engine's properties with the real bindings of TensorRT-RTX.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class IExecutionContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         fewest, _, most = self.engine.library.profiles[self.profile]
-        assert not self.captured, "its graph is no longer good"
+        assert not self.captured, "the shapes of a captured context may not change"
         self.batch = shape[0]
         return fewest <= shape[0] <= most
 
@@ -72,7 +72,7 @@ class IExecutionContext:
             return False
         self.captured = self.captured or capturing
         read = {self.addresses[name] for name in self.engine.inputs}
-        assert not read & {self.addresses[name] for name in self.engine.outputs}, "an output is written over an input"
+        assert not read & {self.addresses[name] for name in self.engine.outputs}, "an output overwrites an input"
 
         self.machine.put(partial(self.engine.compute, self.addresses.copy(), self.batch))
         return True
@@ -171,7 +171,7 @@ class Runtime:
 
 
 class FakeTensorRT:
-    """A module `tensorrt_rtx`; its attributes say how it behaves."""
+    """Fake module `tensorrt_rtx`; its attributes control its behaviour."""
 
     class ILogger:
         Severity = SimpleNamespace(ERROR="error", INTERNAL_ERROR="internal", INFO="info")
@@ -209,13 +209,13 @@ class FakeTensorRT:
 
 
 CLASSES = (ICudaEngine, IExecutionContext, IRuntimeConfig, Runtime)
-"""Classes that the bindings have under the same names."""
+"""Fake classes with the same names as in the bindings."""
 OURS = {"shape", "nbytes", "compute", "fixed", "allocation"}
-"""Attributes of these classes that the bindings do not have."""
+"""Attributes that only the fake classes have."""
 
 
 def add_engines(path: Path, *graphs: str, target: Target = "tensorrt-rtx", version: str = "1.7.1") -> Bundle:
-    """Give a bundle engines that the fake runs."""
+    """Install engines for the fake in a bundle, for all its graphs or for the given ones."""
     bundle = Bundle.open(path)
     sidecars = {}
     with staging(bundle) as stage:
@@ -235,17 +235,17 @@ def add_engines(path: Path, *graphs: str, target: Target = "tensorrt-rtx", versi
 
 
 def pictures(count: int, batch: int = 1) -> NDArray[np.uint8]:
-    """[count, B, H, W, C]."""
+    """Return random pictures, [count, B, H, W, C]."""
     return np.random.default_rng(5).integers(0, 256, (count, batch, 16, 24, 1), np.uint8)
 
 
 def floats(count: int, batch: int = 1) -> NDArray[np.float32]:
-    """[count, B, C, H, W]."""
+    """Return random frames, [count, B, C, H, W]."""
     return np.random.default_rng(6).random((count, batch, 1, 16, 24), np.float32)
 
 
 def same(one: Backend, state: Any, other: Backend, its: Any) -> None:
-    """Assert that states of two backends are equal to the last bit."""
+    """Assert that states of two backends are bitwise equal."""
     arrays = other.to_arrays(its)
     for name, array in one.to_arrays(state).items():
         np.testing.assert_array_equal(array, arrays[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""PyTorch on a GPU that is made up: it captures and launches on `fake_cuda`, whose memory is that of the host."""
+"""Fake of PyTorch on a GPU: it captures and launches on `fake_cuda`, whose GPU memory is host memory."""
 
 import ctypes
 from collections.abc import Callable
@@ -15,14 +15,13 @@ from tests.fake_cuda import Machine
 
 
 class HostGpu:
-    """`TorchGpu` on the memory of the host, in the stream of `fake_cuda`; what it captures is kept, and done at each
-    launch."""
+    """`TorchGpu` on host memory, in the CUDA stream of `fake_cuda`; captured work is stored and run at each launch."""
 
     machine: Machine
     captures = True
     compiler: Callable[[RingStep], Callable[..., Tensor]] = staticmethod(lambda ring: ring)
     error: Exception | None = None
-    """Error that the next step raises, as PyTorch does when it puts a step into the stream."""
+    """Error that the next step raises when it is enqueued."""
 
     def __init__(self, cuda: Any) -> None:
         self.cuda = cuda
@@ -44,9 +43,9 @@ class HostGpu:
 
     def run(self, work: Callable[[], None]) -> None:
         self.machine.did("eager")
-        self.put_in(work)
+        self.enqueue(work)
 
-    def put_in(self, work: Callable[[], None]) -> None:
+    def enqueue(self, work: Callable[[], None]) -> None:
         error, HostGpu.error = HostGpu.error, None
         if error:
             raise error
@@ -62,13 +61,13 @@ class HostGpu:
 
         def replay() -> None:
             self.machine.did("replay")
-            self.put_in(work)
+            self.enqueue(work)
 
         return replay
 
 
 def put_in_place(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the backend `torch-cuda-graph` run on a machine."""
+    """Make the backend `torch-cuda-graph` run on a fake machine."""
     monkeypatch.setattr(HostGpu, "machine", machine, raising=False)
-    monkeypatch.setattr(HostGpu, "error", None)  # and undone, whatever a test sets
+    monkeypatch.setattr(HostGpu, "error", None)  # Then pytest restores it, whatever a test sets.
     monkeypatch.setattr(torch_cuda_graph, "TorchGpu", HostGpu)

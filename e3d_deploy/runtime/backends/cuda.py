@@ -1,7 +1,8 @@
-"""CUDA as far as the runtime needs it: one stream of one GPU, its memory, copies, captured graphs, and one kernel.
+"""CUDA functions for the runtime: one CUDA stream on one GPU, with memory, copies, captured graphs, and one kernel.
 
-Everything goes through `cuda.core` and into one stream, so that work is done in the order of the calls. Memory comes
-from a pool of its own if the GPU supports pools, and is freed when its `Cuda` is closed.
+All work goes through `cuda.core` into the same CUDA stream, so it is done in the order of the calls. In this module,
+*stream* means that CUDA stream. Memory comes from a separate pool if the GPU supports pools, and is freed when its
+`Cuda` object is closed.
 """
 
 import ctypes
@@ -24,7 +25,7 @@ UPDATE = "pip install --upgrade 'cuda-core>=1.2'"
 
 
 def _outdated(error: Exception) -> BackendUnavailable:
-    """Return the error for a `cuda.core` that lacks what is used here, all of which 1.0 has."""
+    """Return the error for a `cuda.core` that lacks functions used in this module; version 1.0 has all of them."""
     return BackendUnavailable(f"cuda-core {core.__version__} is too old ({first_line(error)}); {UPDATE}")
 
 
@@ -35,69 +36,82 @@ def first_line(error: Exception) -> str:
 
 try:
     from cuda.core._utils import cuda_utils
-except ImportError as error:  # the first releases have `cuda.core.experimental` alone
+except ImportError as error:  # The first releases only have `cuda.core.experimental`.
     raise _outdated(error) from error
 
 CudaError: type[Exception] = cuda_utils.CUDAError
-"""Exception that `cuda.core` raises; it has no public name."""
+"""Exception that `cuda.core` raises, imported from a private module because it has no public name."""
 Memory = Any
-"""A `cuda.core.Buffer`: `int(memory.handle)` is its address, `memory.size` its length in bytes."""
+"""`cuda.core.Buffer`: `int(memory.handle)` is its address, `memory.size` its size (bytes)."""
 Graph = Any
-"""A `cuda.core.graph.Graph`."""
+"""`cuda.core.graph.Graph`."""
 
 REMEDY = f"this needs {GPU}, and `{pip_install('gpu')}` or `[rtx]`"
 KERNEL = r"""
 extern "C" __global__ void to_frames(const unsigned char* pictures, float* frames, int channels, int pixels, int count)
 {
-    int place = blockIdx.x * blockDim.x + threadIdx.x;  // in the frames, [B, C, H, W]
+    int place = blockIdx.x * blockDim.x + threadIdx.x;  // index into the frames, [B, C, H, W]
     if (place >= count) return;
     int pixel = place % pixels, channel = place / pixels % channels, stream = place / pixels / channels;
     frames[place] = pictures[(stream * pixels + pixel) * channels + channel] / 255.0f;
 }
 """
-"""Kernel that converts pictures, uint8 [B, H, W, C], to frames. It divides as NumPy does: NVRTC rounds correctly unless
-told not to."""
+"""Kernel that converts pictures, uint8 [B, H, W, C], to frames.
+
+Its division gives the same values as NumPy's, because NVRTC rounds divisions correctly by default.
+"""
 THREADS = 256
+"""Threads per block of the kernel."""
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
-"""Words in CUDA's message when the GPU has no memory left."""
+"""Part of CUDA's message when the GPU has no memory left."""
 REFUSALS: tuple[tuple[str, type[E3DError], str], ...] = (
     (OUT_OF_MEMORY, ResourceLimit, "it has no memory left; close other programs that use it"),
     (
         "DEVICE_UNAVAILABLE",
         BackendUnavailable,
-        "another program has it to itself; end that program, or let programs share it: "
+        "another program uses it exclusively; end that program, or let programs share the GPU: "
         "`nvidia-smi --compute-mode=DEFAULT`",
     ),
     ("SYSTEM_DRIVER_MISMATCH", BackendUnavailable, "its driver was updated while in use; restart the machine"),
 )
-"""Names in CUDA's messages for a GPU that cannot be used, each with our error and what to do."""
+"""Names in CUDA's messages for reasons why a GPU cannot be used, with the E3DError to raise and its advice."""
 SPARE = 8
-"""Returned pieces of lent memory, per length, that are kept for reuse."""
+"""Maximum number of returned pieces of memory of the same size that are kept for reuse."""
 TURN = threading.RLock()
-"""Lock of the one thread of this process that may use a GPU. Calls of another thread, allocations above all, may spoil
-a capture of ONNX Runtime, which covers all threads; and PyTorch makes one capture at a time. Reentrant, because garbage
-collection may close a backend during the turn of another."""
+"""Lock that lets only one thread of this process use a GPU at a time.
+
+Calls from another thread, allocations in particular, may invalidate a capture by ONNX Runtime, which covers all
+threads; and PyTorch can make only one capture at a time. The lock is reentrant, because garbage collection may close
+one backend during a call of another.
+"""
 
 
 class Cuda:
-    """One GPU and a stream on it. For one thread at a time, each after `make_current`.
+    """One GPU with one CUDA stream. Only one thread may use it at a time, after calling `make_current`.
+
+    Args:
+        number: index of the GPU.
 
     Raises:
-        BackendUnavailable: there is no GPU, or no driver for it, or a driver or `cuda.core` that is too old, or another
-            program has the GPU to itself.
+        BackendUnavailable: the machine has no GPU or no driver; or the driver or `cuda.core` is too old; or another
+            program uses the GPU exclusively.
         ResourceLimit: the GPU has no memory left.
     """
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self._owned: dict[int, Memory] = {}
-        """Memory allocated here, by address."""
+        """Memory that this object allocated, by address."""
         self._spare: dict[int, list[Memory]] = {}
-        """Returned memory to lend again, by length (bytes)."""
+        """Returned memory that can be lent again, by size (bytes)."""
         self._returned: deque[Lease] = deque()
-        """Returned memory that is not among the spare yet."""
+        """Leases of returned memory that `_take_back` has not yet moved to `_spare`."""
         self._lent: dict[int, Lease] = {}
-        """Leases by their `id`. Kept here, as one that goes in a cycle of garbage with its holder calls nobody."""
+        """Leases of lent memory by their `id`.
+
+        They are referenced here because a lease that garbage collection frees together with its holder never runs its
+        callback.
+        """
         self._times = self._timed = False
         self._kernel: Any = None
         try:
@@ -117,11 +131,11 @@ class Cuda:
         self.compute_capability = f"{major}.{minor}"
 
     def make_current(self) -> None:
-        """Make this GPU the current one of the calling thread."""
+        """Make this GPU current in the calling thread."""
         core.Device(self.number).set_current()
 
     def allocate(self, nbytes: int) -> Memory:
-        """Allocate memory on the GPU; if none is left, free spare memory first."""
+        """Allocate memory on the GPU; if the GPU has none left, free the spare memory and try again."""
         try:
             return self._new(nbytes)
         except CudaError as error:
@@ -136,14 +150,14 @@ class Cuda:
         return self._own(source.allocate(nbytes, stream=self.stream))
 
     def lend(self, nbytes: int) -> Memory:
-        """Return memory on the GPU to lend to a holder by `lease`; it may have been lent before."""
+        """Return GPU memory that can be lent to a holder with `lease`; its content is undefined."""
         self._take_back()
         self._trim(SPARE)
         spare = self._spare.setdefault(nbytes, [])
         return spare.pop() if spare else self.allocate(nbytes)
 
     def lease(self, holder: object, memory: Memory) -> Lease:
-        """Lend memory until nobody holds the holder. Any thread may let it go at any time."""
+        """Lend memory until `holder` is freed, which may happen in any thread at any time."""
         lease = Lease.of(holder, memory, self._returned)
         self._lent[id(lease)] = lease
         return lease
@@ -156,14 +170,17 @@ class Cuda:
             self._spare.setdefault(memory.size, []).append(memory)
 
     def _trim(self, most: int) -> None:
-        """Free all but `most` spare pieces of each length; work that still uses them is earlier in the stream."""
+        """Free all but `most` spare pieces of each size.
+
+        Work that still uses a freed piece is complete before the memory is reused, because it is earlier in the stream.
+        """
         for spare in list(self._spare.values()):
             while len(spare) > most:
                 memory = spare.pop()
                 self._owned.pop(int(memory.handle)).close()
 
     def allocate_pinned(self, nbytes: int) -> tuple[Memory, NDArray[np.uint8]]:
-        """Allocate page-locked memory on the host; return it, and an array over it."""
+        """Allocate page-locked host memory; return the memory and an array that shares it."""
         memory = self._own(core.LegacyPinnedMemoryResource().allocate(nbytes))
         array = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(int(memory.handle)))
         return memory, array
@@ -174,7 +191,7 @@ class Cuda:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Free everything allocated within the block if the block fails."""
+        """If the block fails, free all memory that was allocated within it."""
         before = set(self._owned)
         try:
             yield
@@ -185,36 +202,36 @@ class Cuda:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """Hold `TURN` while something is opened, and close this if that fails."""
+        """Hold `TURN` within the block, and close this object if the block fails."""
         with TURN:
             try:
                 yield
             except CudaError as error:
                 self.close()
-                raise said_plainly(error) from error
+                raise as_e3d_error(error) from error
             except BaseException:
                 self.close()
                 raise
 
     def part(self, memory: Memory, offset: int, nbytes: int) -> Memory:
-        """Return a piece of memory that begins at `offset` (bytes)."""
+        """Return the `nbytes` bytes of `memory` that begin at `offset` (bytes)."""
         return core.Buffer.from_handle(int(memory.handle) + offset, nbytes, owner=memory)
 
     def copy(self, to: Memory, source: Memory) -> None:
-        """Copy memory of one length, from or to the GPU or within it."""
+        """Enqueue a copy between two pieces of memory of the same size, each on the GPU or page-locked on the host."""
         source.copy_to(to, stream=self.stream)
 
     def fill(self, memory: Memory, value: int | bytes) -> None:
-        """Fill memory with a byte, or with 4 bytes repeated."""
+        """Enqueue filling memory with one repeated byte, or with 4 repeated bytes."""
         memory.fill(value, stream=self.stream)
 
     def synchronise(self) -> None:
-        """Wait until all work in the stream is done."""
+        """Wait until all work in the stream is complete."""
         self.stream.sync()
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Time the work put into the stream within the block, after `measure(True)`."""
+        """Time the work enqueued within the block, if `measure(True)` was called."""
         self._timed = False
         if not self._times:
             yield
@@ -229,20 +246,23 @@ class Cuda:
         self._timed = False
 
     def measure(self, on: bool) -> None:
-        """Switch the timing of `timed` blocks on or off; the last timing is discarded."""
+        """Switch the timing of `timed` blocks on or off, and discard the last timing."""
         self._times, self._timed = on, False
 
     @property
     def elapsed_ms(self) -> float | None:
-        """Time of the last `timed` block on the GPU (ms), to be read once its work is done; None if it was not."""
+        """Time of the last `timed` block on the GPU (ms); None if it was not timed.
+
+        Read it only after the work of the block is complete.
+        """
         return float(self._events[1] - self._events[0]) if self._timed else None
 
     def capture(self, work: Callable[[int], bool]) -> Graph | None:
-        """Capture work as a graph without running it; return None if that is refused.
+        """Capture work as a CUDA graph without running it; return None if the capture fails.
 
         Args:
-            work: puts work into the stream whose handle it is given, and returns False if that is refused. It must have
-                run before, so that it loads and allocates nothing now.
+            work: function that enqueues work in the CUDA stream whose handle it receives, and returns False if that
+                fails. The work must have run before, so that it loads and allocates nothing during the capture.
         """
         builder = self.stream.create_graph_builder()
         try:
@@ -250,61 +270,65 @@ class Cuda:
             done = work(int(builder.stream.handle))
             builder.end_building()
             return builder.complete() if done else None
-        except (CudaError, RuntimeError):  # the latter is cuda.core's own word for a capture that was spoiled
+        except (CudaError, RuntimeError):  # cuda.core raises RuntimeError for an invalidated capture.
             return None
         finally:
-            with suppress(CudaError, RuntimeError):  # what was refused is not ended in order
+            with suppress(CudaError, RuntimeError):  # Closing a failed capture raises too.
                 builder.close()
 
     def launch(self, graph: Graph) -> None:
-        """Put a captured graph into the stream."""
+        """Enqueue a captured graph."""
         graph.launch(self.stream)
 
     def compile_kernel(self) -> None:
         """Compile the kernel that `to_frames` runs.
 
         Raises:
-            BackendUnavailable: the compiler is not installed.
+            BackendUnavailable: NVRTC is not installed, or does not support this GPU.
         """
         try:
             program = core.Program(KERNEL, "c++", core.ProgramOptions(arch=f"sm_{self.device.arch}"))
             self._kernel = program.compile("cubin").get_kernel("to_frames")
-        except (RuntimeError, CudaError) as error:  # there is no such library, or it does not know this GPU
+        except (RuntimeError, CudaError) as error:  # NVRTC is missing, or does not support this GPU.
             remedy = _old_driver() or REMEDY
             raise BackendUnavailable(
-                f"NVRTC, which compiles for the GPU, does not work ({first_line(error)}); {remedy}"
+                f"NVRTC, the CUDA compiler library, does not work ({first_line(error)}); {remedy}"
             ) from error
 
     def to_frames(self, pictures: Memory, frames: Memory, channels: int, pixels: int) -> None:
-        """Convert pictures, uint8 [B, H, W, C], to frames, float32 [B, C, H, W] in [0, 1]."""
+        """Enqueue the conversion of pictures, uint8 [B, H, W, C], to frames, float32 [B, C, H, W] in [0, 1].
+
+        Args:
+            pixels: number of pixels per picture, H·W.
+        """
         count = pictures.size
         config = core.LaunchConfig(grid=math.ceil(count / THREADS), block=THREADS)
         numbers = np.int32(channels), np.int32(pixels), np.int32(count)
         core.launch(self.stream, config, self._kernel, pictures, frames, *numbers)
 
     def borrow(self, array: Any) -> tuple[Memory, tuple[int, ...], np.dtype[Any]]:
-        """Return memory, shape and type of an array on this GPU, by DLPack or the CUDA array interface.
+        """Return the memory, shape and dtype of an array on this GPU, by DLPack or the CUDA array interface.
 
         Raises:
-            ShapeError: it lies on another GPU, or not in one piece.
+            ShapeError: the array is on another GPU, or is not contiguous.
         """
         view = core.utils.StridedMemoryView.from_any_interface(array, stream_ptr=self.handle)
         shape, dtype = tuple(view.shape), np.dtype(view.dtype)
         if view.device_id != self.number:
-            raise ShapeError(f"frame: lies on GPU {view.device_id}, expected GPU {self.number}; copy it there")
+            raise ShapeError(f"frame: got an array on GPU {view.device_id}, expected GPU {self.number}; copy it there")
         if view.strides is not None and not _in_one_piece(shape, view.strides):
-            raise ShapeError(f"frame: its {list(shape)} do not lie in one piece; give a contiguous array")
+            raise ShapeError(f"frame: got a non-contiguous array {list(shape)}; make a contiguous copy")
         nbytes = math.prod(shape) * dtype.itemsize
         return core.Buffer.from_handle(int(view.ptr), nbytes, owner=view), shape, dtype
 
     def view(self, memory: Memory, shape: tuple[int, ...], dtype: np.dtype[Any], owner: object) -> Any:
-        """Return memory as an array for DLPack, which keeps `owner` alive."""
+        """Return a DLPack array over memory, which keeps `owner` alive."""
         part = core.Buffer.from_handle(int(memory.handle), memory.size, owner=owner)
         return core.utils.StridedMemoryView.from_buffer(part, shape, dtype=dtype)
 
     def close(self) -> None:
-        """Wait for the last work, then free everything."""
-        with suppress(CudaError):  # a GPU that failed cannot be waited for
+        """Wait until all work is complete, then free all memory."""
+        with suppress(CudaError):  # Waiting for a GPU that has failed raises again.
             self.stream.sync()
         for memory in self._owned.values():
             memory.close()
@@ -318,7 +342,7 @@ class Cuda:
 
 
 def _refusal(number: int, error: Exception) -> E3DError:
-    """Return the error for a GPU that CUDA refuses to use."""
+    """Return the E3DError for a GPU that CUDA cannot use."""
     for name, kind, advice in REFUSALS:
         if name in str(error):
             return kind(f"GPU {number}: cannot be used ({first_line(error)}); {advice}")
@@ -326,30 +350,30 @@ def _refusal(number: int, error: Exception) -> E3DError:
 
 
 def _old_driver() -> str | None:
-    """Return advice if the driver is of an earlier major version than CUDA's libraries; else None."""
+    """Return advice if the driver supports only an older major version of CUDA than cuda-bindings needs; else None."""
     try:
         driver = core.system.get_user_mode_driver_version()
-    except (AttributeError, RuntimeError, CudaError):  # an old cuda-core cannot say; or there is no driver
+    except (AttributeError, RuntimeError, CudaError):  # cuda-core is too old for this query, or the driver is missing.
         return None
     if driver[0] >= int(bindings.__version__.partition(".")[0]):
         return None
     return (
-        f"its driver is for CUDA {'.'.join(map(str, driver))}, and cuda-bindings {bindings.__version__} needs a newer "
-        "one; update the NVIDIA driver"
+        f"its driver supports CUDA {'.'.join(map(str, driver))}, but cuda-bindings {bindings.__version__} needs a "
+        "newer driver; update the NVIDIA driver"
     )
 
 
-def said_plainly(error: Exception) -> Exception:
-    """Return an error of CUDA as one of our own."""
+def as_e3d_error(error: Exception) -> Exception:
+    """Return the E3DError for an error of CUDA."""
     if OUT_OF_MEMORY in str(error):
         return ResourceLimit(
-            f"the GPU has no memory left ({first_line(error)}); nothing was changed: close streams or other programs, "
-            "or run fewer streams at once"
+            f"the GPU has no memory left ({first_line(error)}), and nothing was changed; close streams or other "
+            "programs, or run fewer streams at once"
         )
-    return EngineError(f"the GPU failed ({first_line(error)}); what it computed is lost, open the bundle again")
+    return EngineError(f"the GPU failed ({first_line(error)}), and all states on it are lost; load the bundle again")
 
 
 def _in_one_piece(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Return True if strides (elements) are those of a contiguous array; an axis of length 1 may have any."""
+    """Return True if strides (elements) are those of a contiguous array; axes of length 1 may have any stride."""
     expected = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     return all(size == 1 or one == other for size, one, other in zip(shape, strides, expected, strict=True))

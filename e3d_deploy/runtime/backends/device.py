@@ -1,4 +1,4 @@
-"""Base of the backends on a GPU: states and frames that stay there, and calls by address."""
+"""Base class of backends on a GPU, which keep states and frames on the GPU and run graphs on given addresses."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -11,18 +11,18 @@ from e3d_deploy import contract
 from e3d_deploy.bundle.folder import Bundle
 from e3d_deploy.errors import ConfigError, ShapeError
 from e3d_deploy.frames import is_on_gpu, plain
-from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, said_plainly
+from e3d_deploy.runtime.backends.cuda import TURN, Cuda, CudaError, as_e3d_error
 from e3d_deploy.runtime.backends.device_arrays import DeviceArray, Port
 from e3d_deploy.runtime.backends.device_states import DeviceState, Layout, StateSets
 from e3d_deploy.runtime.backends.lifetime import Lifetime, in_turn
 from e3d_deploy.runtime.backends.protocol import Frame
 
 Addresses = dict[str, int]
-"""Addresses of the inputs and outputs of a graph on the GPU, by name."""
+"""GPU addresses of the inputs and outputs of a graph, by name."""
 
 
 class Size:
-    """Memory that a step of `batch` streams reads and writes, at fixed addresses."""
+    """GPU memory that a step of `batch` streams reads and writes, at fixed addresses."""
 
     def __init__(self, cuda: Cuda, bundle: Bundle, batch: int, states: StateSets) -> None:
         config = bundle.config
@@ -32,22 +32,22 @@ class Size:
         self.prediction = Port(cuda, self.frame.shape)
         frames = {contract.FRAME: self.frame.address, contract.PREDICTION: self.prediction.address}
         self.addresses = [frames | states.addresses(side) for side in (0, 1)]
-        """Addresses for a step from each of the two sets of states into the other."""
+        """Addresses for a step that reads set 0 and writes set 1 of the states, and for the reverse."""
 
 
 class DeviceBackend(Lifetime):
-    """A backend on a GPU; a subclass runs the graphs of its library between given addresses.
+    """Base class of backends on a GPU. A subclass runs its library's graphs with inputs and outputs at given addresses.
 
-    Calls run in one thread of the process at a time, and in one stream of the GPU. The step uses no threads of the
-    processor, so that subclasses take `threads` and leave it.
+    Only one thread of the process calls a GPU at a time, and all work goes to one CUDA stream. A step uses no CPU
+    threads, so subclasses accept `threads` and ignore it.
     """
 
     name: str
     pads = True
     captures = True
-    """Steps run as captured graphs; False once a capture was refused."""
+    """True if steps run as captured CUDA graphs; False after a capture failed."""
     compiles: bool | None = None
-    """Steps run compiled; False once compiling failed, None where nothing is compiled."""
+    """True if steps run compiled; False after compilation failed; None for a backend that compiles nothing."""
 
     def __init__(self, bundle: Bundle, cuda: Cuda, sizes: tuple[int, ...]) -> None:
         super().__init__(TURN)
@@ -56,33 +56,33 @@ class DeviceBackend(Lifetime):
         self._ports: dict[tuple[str, int], tuple[Port, Port]] = {}
 
     def run_step(self, batch: int, side: int, addresses: Addresses) -> None:
-        """Put a step of `batch` streams, from the set of states `side` to the other, into the stream of the GPU."""
+        """Enqueue a step of `batch` streams that reads set `side` of the states and writes the other set."""
         raise NotImplementedError
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:
-        """Put a run of the graph `clip` or `rollout` into the stream of the GPU."""
+        """Enqueue a run of the graph `clip` or `rollout`."""
         raise NotImplementedError
 
     def release(self) -> None:
-        """Free what the library holds."""
+        """Free the objects of the library."""
         raise NotImplementedError
 
     def new_states(self, batch: int) -> StateSets:
-        """Allocate the states of `batch` streams."""
+        """Allocate the two sets of states for `batch` streams."""
         layout = Layout(self.bundle.states.of(batch), batch)
         return StateSets(self.cuda, layout, layout)
 
     def prepare(self, batch: int, size: Size) -> None:
-        """Prepare the first step of `batch` streams; by default do nothing."""
+        """Prepare the first step of `batch` streams. The default does nothing."""
 
     @property
     def device(self) -> Self:
-        """Abilities on a GPU, which are methods of the backend itself."""
+        """The backend itself, which has the methods of `protocol.Device`."""
         return self
 
     @property
     def device_ms(self) -> float | None:
-        """Time of the last call's graph on the GPU (ms); None until `measure(True)`, and if it was not measured."""
+        """Time of the last call's graph on the GPU (ms); None if that call was not timed, as before `measure(True)`."""
         return self.cuda.elapsed_ms
 
     @in_turn
@@ -109,13 +109,13 @@ class DeviceBackend(Lifetime):
 
     @in_turn
     def step_on_device(self, frame: Any, state: DeviceState) -> tuple[DeviceArray, DeviceState]:
-        """Step like `step`, but leave the prediction on the GPU, where it can be the next frame."""
+        """Step like `step`, but leave the prediction on the GPU; it can be passed as the next frame."""
         with self._current():
             size, following = self._step(frame, state)
             memory = self.cuda.lend(size.prediction.memory.size)
             prediction = DeviceArray(self.cuda, memory, size.prediction.shape)
             self.cuda.copy(memory, size.prediction.memory)
-            self.cuda.synchronise()  # so that whoever reads it need not know of this stream
+            self.cuda.synchronise()  # Then readers need not synchronise with this CUDA stream.
             return prediction, following
 
     @in_turn
@@ -125,12 +125,12 @@ class DeviceBackend(Lifetime):
             memory, shape, _ = self.cuda.borrow(picture)
             own = self.cuda.lend(memory.size)
             self.cuda.copy(own, memory)
-            self.cuda.synchronise()  # before their owner writes the next ones
+            self.cuda.synchronise()  # The caller may overwrite its pictures after this returns.
             return DeviceArray(self.cuda, own, shape, np.uint8)
 
     @in_turn
     def fetch(self, picture: DeviceArray) -> NDArray[Any]:
-        """Copy a picture that `keep` returned to the host, uint8 [1, H, W, C]."""
+        """Return a host copy of a picture that `keep` returned, uint8 [1, H, W, C]."""
         with self._current():
             port = self._size(1).pictures
             self.cuda.copy(port.memory, picture.memory)
@@ -155,9 +155,9 @@ class DeviceBackend(Lifetime):
             return self._size(states.count(arrays)).states.write(states.cleared(arrays))
 
     def free(self) -> None:
-        """Free everything; states that are still held become useless."""
+        """Free all GPU memory; states that are still referenced become invalid."""
         self.cuda.make_current()
-        with suppress(CudaError):  # a GPU that failed cannot be waited for
+        with suppress(CudaError):  # Waiting for a GPU that has failed raises again.
             self.cuda.synchronise()
         self.release()
         self._sizes.clear()
@@ -166,12 +166,12 @@ class DeviceBackend(Lifetime):
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Make the GPU the current one, and raise CUDA's failures as our errors."""
+        """Make the GPU current within the block, and raise CUDA's errors as E3DError."""
         try:
             self.cuda.make_current()
             yield
         except CudaError as error:
-            raise said_plainly(error) from error
+            raise as_e3d_error(error) from error
 
     def _step(self, frame: Any, state: DeviceState) -> tuple[Size, DeviceState]:
         size = self._size(state.batch)
@@ -182,9 +182,9 @@ class DeviceBackend(Lifetime):
         return size, size.states.written(1 - side)
 
     def _see(self, frame: Any, size: Size) -> None:
-        """Bring a frame or pictures, from the host or from the GPU, to where the step reads them.
+        """Copy frames or pictures from the host or the GPU to the memory that the step reads.
 
-        One on the GPU alone may be for all streams.
+        A single frame or picture on the GPU is repeated for all streams; on the host, there must be one per stream.
         """
         memory = None
         if is_on_gpu(frame):
@@ -215,7 +215,9 @@ class DeviceBackend(Lifetime):
         lengths = {"clip": (self.bundle.context_length,), "rollout": ()}[graph]
         expected = (len(given), *lengths, *contract.frame(self.bundle.config).shape[1:])
         if given.shape != expected or (state is not None and state.batch != len(given)):
-            raise ShapeError(f"{name}: got {list(given.shape)}, expected {list(expected)}, and a state of as many")
+            raise ShapeError(
+                f"{name}: got {list(given.shape)}, expected {list(expected)} and a state of {len(given)} streams"
+            )
         with self._current():
             states = self._size(len(given)).states
             source, result = self._ports_of(graph, given.shape)
@@ -231,8 +233,8 @@ class DeviceBackend(Lifetime):
     def _size(self, batch: int) -> Size:
         if batch not in self.sizes:
             raise ConfigError(
-                f"{self.name}: got {batch} streams, its engine takes {', '.join(map(str, self.sizes))} at once; "
-                "export it with `--batch any`, build it with `--batch-bucket`"
+                f"{self.name}: got {batch} streams, expected one of {', '.join(map(str, self.sizes))} at once; "
+                "export the model with `--batch any`, and build its engines with `--batch-bucket`"
             )
         if batch not in self._sizes:
             with self.cuda.all_or_nothing():
@@ -242,7 +244,7 @@ class DeviceBackend(Lifetime):
         return self._sizes[batch]
 
     def _ports_of(self, graph: str, shape: tuple[int, ...]) -> tuple[Port, Port]:
-        """Return the ports from which `clip` or `rollout` reads its input and into which it writes its forecast."""
+        """Return the input port and the output port of the graph `clip` or `rollout`, allocated at the first call."""
         key = graph, shape[0]
         if key not in self._ports:
             forecast = (shape[0], self.bundle.horizon, *shape[-3:])

@@ -1,4 +1,4 @@
-"""Frames on their way to a GPU and back, and predictions that stay there."""
+"""Transfers of frames between the host and a GPU, and predictions that stay on the GPU."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from e3d_deploy.runtime.backends.cuda import Cuda, Memory
 
 ON_GPU = 2
-"""DLPack's number for memory of a GPU of NVIDIA."""
+"""DLPack's device type for memory of an NVIDIA GPU."""
 
 
 class Port:
-    """A tensor on the GPU, and page-locked memory of the host through which it comes and goes."""
+    """Tensor on the GPU with page-locked host memory through which it is written and read."""
 
     def __init__(self, cuda: Cuda, shape: Sequence[int], dtype: type[np.generic] = np.float32) -> None:
         self.cuda, self.shape, self.dtype = cuda, tuple(shape), np.dtype(dtype)
@@ -25,22 +25,23 @@ class Port:
         self.host = host.view(dtype).reshape(self.shape)
 
     def write(self, array: NDArray[Any]) -> None:
-        """Send an array of this shape; it may be changed afterwards."""
+        """Copy an array of the port's shape to the GPU; the array may be changed as soon as this returns."""
         np.copyto(self.host, array)
         self.cuda.copy(self.memory, self.staging)
 
     def read(self) -> NDArray[Any]:
-        """A copy of the tensor, when all that was asked for before is done."""
+        """Return a host copy of the tensor, after all earlier work in the stream is done."""
         self.cuda.copy(self.staging, self.memory)
         self.cuda.synchronise()
         return self.host.copy()
 
 
 class DeviceArray:
-    """An array on the GPU, for whatever reads DLPack or the CUDA array interface, such as PyTorch and CuPy.
+    """Array on the GPU that libraries such as PyTorch and CuPy can read by DLPack or the CUDA array interface.
 
-    It has been written when it is handed out. Its memory is used again when nothing holds it or a view of it any
-    more: wait for your own work with it before you let it go. It ends with the backend, views of it too.
+    The values are complete when the caller receives the array. The memory is reused once the array and all views of it
+    are unreferenced, so wait for your own GPU work on them before you drop the last reference. The array and its views
+    are invalid once the backend is closed.
     """
 
     def __init__(

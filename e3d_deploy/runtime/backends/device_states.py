@@ -1,10 +1,10 @@
 """States on a GPU, for backends whose steps run as captured graphs.
 
-A captured graph reads and writes fixed addresses. So there are two sets of states, and two graphs: one reads the first
-set and writes the second, the other the reverse. A stream that is stepped again and again goes to and fro between them
-and nothing is copied. Yet a state is a value: when a step is about to write a set whose state is still held, as during
-a forecast, that state moves to memory of its own first; and a state that is in neither set is copied into one. A step
-never reads what it writes.
+A captured graph reads and writes fixed addresses. There are therefore two sets of state tensors, A and B, and two
+graphs: one reads A and writes B, the other reads B and writes A. A stream that is stepped repeatedly alternates between
+the sets, and nothing is copied. States are still immutable values: if the set that a step is about to write contains a
+state that is still referenced, as during a forecast, that state is first copied to separate memory. A state that is in
+neither set is first copied into one of them. A step never writes the set that it reads.
 """
 
 import math
@@ -20,14 +20,14 @@ from e3d_deploy import contract
 from e3d_deploy.runtime.backends.cuda import Cuda, Memory
 
 ALIGNMENT = 256
-"""Alignment of each tensor (bytes), like that of memory from CUDA."""
+"""Alignment of each tensor (bytes), the same as that of memory allocated by CUDA."""
 
 
 class Layout:
-    """Offsets of the tensors of a state in one piece of memory.
+    """Offsets of the tensors of a state within one contiguous piece of memory.
 
     Args:
-        tensors: in their order in memory, each for `batch` streams.
+        tensors: tensors of `batch` streams, in their order in memory.
     """
 
     def __init__(self, tensors: Sequence[contract.Tensor], batch: int) -> None:
@@ -38,7 +38,7 @@ class Layout:
             self.nbytes += math.ceil(tensor.nbytes / ALIGNMENT) * ALIGNMENT
 
     def arrays(self, memory: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Return the tensors in a piece of host memory, as views of it."""
+        """Return the tensors in a piece of host memory, as views of that memory."""
         return {
             tensor.name: memory[self.offsets[tensor.name] :][: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
             for tensor in self.tensors
@@ -46,7 +46,7 @@ class Layout:
 
 
 class Block:
-    """Memory of one state."""
+    """GPU memory of one state, and the addresses of its tensors."""
 
     __slots__ = ("addresses", "layout", "memory")
 
@@ -59,7 +59,8 @@ class Block:
 class DeviceState:
     """State of one or more streams on the GPU.
 
-    Its value stays the same wherever it is moved; its memory is used again when it is no longer held.
+    The state may be moved to other memory, which does not change its value. Its memory is reused once the state is
+    unreferenced.
     """
 
     __slots__ = ("__weakref__", "_lease", "block")
@@ -74,15 +75,15 @@ class DeviceState:
         return self.block.layout.batch
 
     def move(self, block: Block, lender: Cuda) -> None:
-        """Record that its content is now in a block of its own, which `lender` takes back at the end."""
+        """Record that the state is now in `block`, whose memory returns to `lender` when the state is freed."""
         self.block, self._lease = block, lender.lease(self, block.memory)
 
 
 class StateSets:
-    """States of one number of streams, with the two sets that steps read and write.
+    """States of one batch size, with the two sets that steps read and write.
 
     Args:
-        layout: layout of a state in memory of its own.
+        layout: layout of a state outside the two sets.
         in_set: layout of a state in one of the two sets.
     """
 
@@ -90,21 +91,21 @@ class StateSets:
         self.cuda, self.layout = cuda, layout
         self.sets = tuple(Block(in_set, cuda.allocate(in_set.nbytes)) for _ in range(2))
         self.holders: list[weakref.ref[DeviceState] | None] = [None, None]
-        """State whose content is in each set, as long as it is held."""
+        """Weak reference to the state that each set contains; None if a set contains no state."""
 
     def addresses(self, side: int) -> dict[str, int]:
-        """Return the addresses of the states that a step reads from a set, and of those it writes into the other."""
+        """Return the addresses of the tensors that a step reads from set `side` and writes to the other set."""
         following = self.sets[1 - side].addresses
         return self.sets[side].addresses | {contract.NEXT + name: address for name, address in following.items()}
 
     def enter(self, state: DeviceState) -> int:
-        """Bring a state into one of the sets, and free the other to be written.
+        """Make sure that a state is in one of the sets and that the other set may be overwritten.
 
         Returns:
-            The set that it is in.
+            The set that contains the state, 0 or 1.
 
         Raises:
-            CudaError: there is no memory for what has to move; all states are as before.
+            CudaError: the GPU has no memory for a state that has to be moved out of a set; no state has changed.
         """
         side = 1 if state.block is self.sets[1] else 0
         if state.block is not self.sets[side]:
@@ -114,7 +115,7 @@ class StateSets:
         return side
 
     def written(self, side: int) -> DeviceState:
-        """Return the state that a step has written into a set."""
+        """Return the state that a step has written to set `side`."""
         state = DeviceState(self.sets[side], None)
         self.holders[side] = weakref.ref(state)
         return state
@@ -129,7 +130,7 @@ class StateSets:
         self.holders[side] = None
 
     def _copy_out(self, side: int, state: DeviceState, to: Memory) -> None:
-        """Copy the state in a set to memory of its own."""
+        """Copy the state in set `side` to memory outside the sets."""
         self.cuda.copy(to, self.sets[side].memory)
 
     def _block(self) -> Block:
@@ -137,15 +138,15 @@ class StateSets:
 
     @cached_property
     def _staging(self) -> tuple[Memory, NDArray[np.uint8]]:
-        """Page-locked host memory, allocated when a state first leaves or enters the GPU."""
+        """Page-locked host memory, allocated when a state is first copied to or from the host."""
         return self.cuda.allocate_pinned(self.layout.nbytes)
 
     def new(self) -> DeviceState:
-        """Return a state in a block of its own, to be written."""
+        """Return an uninitialised state outside the sets."""
         return DeviceState(self._block(), self.cuda)
 
     def initial(self) -> DeviceState:
-        """Return the state before the first frame, equal to `contract.States.initial`."""
+        """Return the state before the first frame, with the values of `contract.States.initial`."""
         state = self.new()
         self.cuda.fill(state.block.memory, 0)
         for tensor in self.layout.tensors:
@@ -155,7 +156,7 @@ class StateSets:
         return state
 
     def gather(self, rows: Sequence[tuple[DeviceState, int]]) -> DeviceState:
-        """Return a state whose stream i is the stream `rows[i][1]` of the state `rows[i][0]`."""
+        """Return a new state whose row i is a copy of row `rows[i][1]` of the state `rows[i][0]`."""
         state = self.new()
         for first, source, number, count in _runs(rows):
             for tensor in self.layout.tensors:
@@ -168,24 +169,28 @@ class StateSets:
         return state
 
     def read(self, state: DeviceState) -> dict[str, NDArray[Any]]:
-        """Copy a state to the host."""
+        """Return a copy of a state on the host, by tensor name."""
         staging, host = self._staging
         self.cuda.copy(staging, state.block.memory)
         self.cuda.synchronise()
         return {name: array.copy() for name, array in self.layout.arrays(host).items()}
 
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> DeviceState:
-        """Return a new state with the content of these arrays."""
+        """Return a new state with the values of these arrays."""
         state, (staging, host) = self.new(), self._staging
         for name, array in self.layout.arrays(host).items():
             array[:] = arrays[name]
         self.cuda.copy(state.block.memory, staging)
-        self.cuda.synchronise()  # before the host's memory is used again
+        self.cuda.synchronise()  # The copy must be complete before the staging memory is reused.
         return state
 
 
 def _runs(rows: Sequence[tuple[DeviceState, int]]) -> Iterator[tuple[int, DeviceState, int, int]]:
-    """Yield runs of adjacent rows: place of the first row, source state, first stream in the source, and count."""
+    """Group `rows` into runs that can be copied at once.
+
+    Yields:
+        The first row of the run in the result, its source state, its first row in the source, and the number of rows.
+    """
     first = 0
     for end in range(1, len(rows) + 1):
         source, number = rows[first]

@@ -1,4 +1,4 @@
-"""The graphs on ONNX Runtime, on a GPU of NVIDIA."""
+"""Backend that runs the ONNX graphs with ONNX Runtime on an NVIDIA GPU."""
 
 import io
 import logging
@@ -23,32 +23,36 @@ log = logging.getLogger(__name__)
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 STRICT = "session.disable_cpu_ep_fallback", "1"
 NOT_ON_GPU = (
-    "ONNX Runtime does not run all of it on the GPU, as its CUDA and cuDNN libraries do not load, or lack a node; "
+    "ONNX Runtime does not run the whole graph on the GPU: CUDA or cuDNN does not load, or a node has no CUDA kernel; "
     "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
 NO_GRAPH = -1
-"""The graph number by which ONNX Runtime is told not to capture."""
+"""Graph number with which ONNX Runtime runs a graph without capturing it."""
 NO_MEMORY = re.compile("allocate memory|out of memory|ALLOC_FAILED")
-"""Words of ONNX Runtime, CUDA, cuDNN and cuBLAS for memory of the GPU that is used up."""
+"""Words in the messages of ONNX Runtime, CUDA, cuDNN and cuBLAS when the GPU has no memory left."""
 REFUSED_CONVOLUTION = re.compile("CUDNN.*Front ?end|ConvFwd|CUDNN_STATUS_NOT_SUPPORTED", re.IGNORECASE)
 JSON_OF_CUDNN = "with the cudnn frontend json"
 """Start of a long dump that is cut from error messages."""
 
 
 class OnnxRuntimeCudaBackend(DeviceBackend):
-    """Runs the graphs with inputs and outputs bound to memory of the GPU.
+    """Backend that runs the ONNX graphs with ONNX Runtime, with inputs and outputs bound to GPU memory.
 
-    ONNX Runtime captures the step itself: after warm-up runs of its own, a run of each set of states is recorded under
-    a number of its own, for each thread that steps, and played from then on. What it needs for a thread it keeps until
-    the session goes, so let a few threads step and stay. If that fails, a session without capture takes its place. For
-    each number of streams there is a session, whose shapes are known: else shapes are computed on the processor, and
-    that is refused. Opening runs one step, so that a graph that does not run on this GPU is refused there.
+    ONNX Runtime captures the step as CUDA graphs, one for each of the two sets of states, each under its own graph
+    number. It does so once per thread that steps, after warm-up runs in that thread, and keeps a thread's graphs until
+    the session is freed, so step from few, long-lived threads. If the capture fails, sessions without capture are used.
+
+    Each batch size has its own session with static shapes. With dynamic shapes, ONNX Runtime would compute shapes on
+    the CPU, which the option `STRICT` forbids. Opening the backend runs one step, so that a graph that does not run on
+    this GPU is refused at once.
 
     Raises:
-        BackendUnavailable: this ONNX Runtime has no CUDA, or there is no GPU, or it does not run all of the step there.
-        BundleError: ONNX Runtime cannot load the step graph; of the others, when they are first run.
+        BackendUnavailable: this ONNX Runtime is built without CUDA; or the machine has no GPU; or ONNX Runtime does not
+            run the whole step on the GPU.
+        BundleError: ONNX Runtime cannot load the step graph. An error in another graph is raised when that graph first
+            runs.
         EngineError: ONNX Runtime cannot run the step.
-        ResourceLimit: the GPU has not enough memory.
+        ResourceLimit: the GPU does not have enough memory.
     """
 
     name = "onnxruntime-cuda"
@@ -56,7 +60,7 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         if PROVIDER not in onnxruntime.get_available_providers():
             raise BackendUnavailable(
-                f"{self.name}: the onnxruntime {onnxruntime.__version__} that is installed is made for the CPU; "
+                f"{self.name}: the installed onnxruntime {onnxruntime.__version__} is built for the CPU only; "
                 f"pip uninstall -y onnxruntime, then {pip_install('gpu')}"
             )
         cuda = Cuda()
@@ -79,13 +83,13 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
             self.release()
             try:
                 self._run_step(batch, side, addresses)
-            except BaseException:  # so it was not the capture, which other sizes go on with
+            except BaseException:  # The capture was not the cause, so other batch sizes still use it.
                 self.captures = True
                 self.release()
                 raise
             log.warning(
-                "%s: the step cannot be captured as a CUDA graph (%s), so each is run kernel by kernel, which takes "
-                "the processor longer",
+                "%s: the step cannot be captured as a CUDA graph (%s), so each step is run kernel by kernel, which "
+                "takes more CPU time",
                 self.name,
                 refused,
             )
@@ -111,24 +115,24 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
             options.add_free_dimension_override_by_name(contract.ANY, batch)
         providers = [(PROVIDER, self._options(graph))]
         try:
-            # With its fallback it would print the reason, try the processor, and raise what comes of that.
+            # With the fallback, ONNX Runtime would print the reason, retry on the CPU, and raise that error instead.
             model = held_graph(self.bundle, graph, self.name, options)
             session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
-        except Exception as error:  # its exceptions have no common base of their own
+        except Exception as error:  # The exceptions of ONNX Runtime have no common base class.
             raise _not_loaded(file, str(error)) from error
         if PROVIDER not in session.get_providers():
-            raise BackendUnavailable(f"{file}: {NOT_ON_GPU} (it took {', '.join(session.get_providers())})")
+            raise BackendUnavailable(f"{file}: {NOT_ON_GPU} (providers: {', '.join(session.get_providers())})")
         self.sessions[graph, batch] = session
         return session
 
     def _options(self, graph: str) -> dict[str, str]:
-        """Return the provider's options for a graph."""
+        """Return the options of the CUDA provider for a graph."""
         tf32 = self.bundle.entry("step", self.name).precision == "tf32"
         return {
             "device_id": str(self.cuda.number),
             "user_compute_stream": str(self.cuda.handle),
             "enable_cuda_graph": "1" if graph == "step" and self.captures else "0",
-            "use_tf32": "1" if tf32 else "0",  # 1 unless told otherwise
+            "use_tf32": "1" if tf32 else "0",  # The default is 1.
         }
 
     def _bind(self, session: onnxruntime.InferenceSession, batch: int, addresses: Addresses) -> Any:
@@ -145,20 +149,20 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
         options.add_run_config_entry("gpu_graph_id", str(number))
         try:
             session.run_with_iobinding(binding, options)
-        except Exception as error:  # as above
+        except Exception as error:  # The exceptions of ONNX Runtime have no common base class.
             raise self._not_run(str(error)) from error
 
     def _not_run(self, words: str) -> E3DError:
-        """Return the error for what ONNX Runtime said of a run."""
+        """Return the E3DError for a message with which ONNX Runtime refused a run."""
         said = " ".join(words.partition(JSON_OF_CUDNN)[0].split())
         failed = f"{self.name}: ONNX Runtime could not run the graph ({said})"
         if NO_MEMORY.search(words):
             return ResourceLimit(f"{failed}; run fewer streams at once")
-        advice = "; load the bundle again or, if that does not help, take another backend"
+        advice = "; load the bundle again or, if that does not help, use another backend"
         if REFUSED_CONVOLUTION.search(words):
             advice = (
-                "; if an earlier version exported it for TensorRT, its convolutions pad one side alone, which cuDNN "
-                f"refuses: export the model again with `--backend {self.name}`"
+                "; if an earlier version exported this bundle for TensorRT, its convolutions pad only one side, which "
+                f"cuDNN refuses: export the model again with `--backend {self.name}`"
             )
         return EngineError(failed + advice)
 
@@ -168,11 +172,11 @@ class OnnxRuntimeCudaBackend(DeviceBackend):
 
 
 def _not_loaded(file: Path, words: str) -> E3DError:
-    """Return the error for what ONNX Runtime said of a session."""
+    """Return the E3DError for a message with which ONNX Runtime refused to create a session."""
     if "fallback" in words:
         return BackendUnavailable(f"{file}: {NOT_ON_GPU} ({words})")
     if NO_MEMORY.search(words):
-        return ResourceLimit(f"{file}: the GPU has not enough memory for it ({words}); close other programs on it")
+        return ResourceLimit(f"{file}: the GPU lacks the memory for this graph ({words}); close other programs on it")
     return BundleError(
         f"{file}: ONNX Runtime {onnxruntime.__version__} cannot load it ({words}); "
         "pip install --upgrade onnxruntime-gpu, or export the model again"
@@ -180,9 +184,9 @@ def _not_loaded(file: Path, words: str) -> E3DError:
 
 
 def _preload() -> None:
-    """Load CUDA and cuDNN from their packages, as nobody else does where there is no PyTorch."""
+    """Load CUDA and cuDNN from their Python packages; without PyTorch in the process, nothing else loads them."""
     words = io.StringIO()
-    with redirect_stdout(words):  # it prints what it does not find
+    with redirect_stdout(words):  # It prints the libraries that it does not find.
         onnxruntime.preload_dlls()
     for line in words.getvalue().splitlines():
         log.debug("%s", line)

@@ -1,4 +1,4 @@
-"""The graphs on TensorRT or TensorRT-RTX, on a GPU of NVIDIA."""
+"""Backend that runs TensorRT or TensorRT-RTX engines on an NVIDIA GPU."""
 
 import logging
 from typing import Any
@@ -18,22 +18,23 @@ log = logging.getLogger(__name__)
 
 
 class TensorRTBackend(DeviceBackend):
-    """Runs the engines of a bundle.
+    """Backend that runs the engines of a bundle.
 
-    The first step from either set of states is an ordinary one, which warms up, and is then captured as a CUDA graph;
-    those after it launch the graph. So each number of streams has two graphs, each with a context of its own, as a
-    graph is only good while its context stays as it was. Clip and rollout are run as they come, and by single steps
-    where the bundle has no engine of them.
+    The first step that reads either set of states runs uncaptured, which warms up the engine, and is then captured as a
+    CUDA graph. Later steps launch that graph. Each batch size therefore has two graphs. Each graph has its own
+    execution context, because a graph is invalid once its context changes. Clip and rollout run uncaptured, or by
+    single steps if the bundle has no engine for them.
 
     Raises:
-        BackendUnavailable: the library, a GPU or its driver is not here, or does not run the engine.
-        BundleError: the bundle has no engine of the step that may be loaded; of the others, when they are first run.
-        ResourceLimit: the GPU has not enough memory.
+        BackendUnavailable: the library, the GPU or its driver is missing, or does not run the engine.
+        BundleError: the bundle has no step engine that may be loaded. An error in another engine is raised when that
+            engine first runs.
+        ResourceLimit: the GPU does not have enough memory.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int | None = None, target: Target = "tensorrt") -> None:
         self.target = target
-        library(target)  # to name it first if it is missing
+        library(target)  # Checked before CUDA, so that an error names the missing library first.
         cuda = Cuda()
         with cuda.opening():
             cuda.compile_kernel()
@@ -53,17 +54,17 @@ class TensorRTBackend(DeviceBackend):
             self._capture(context, batch, side)
 
     def _capture(self, context: Any, batch: int, side: int) -> None:
-        """Keep the run that was just made as a graph; it does not run again."""
+        """Capture the step that has just run as a CUDA graph, without running it again."""
         self.cuda.synchronise()
-        capturable = getattr(context, "is_stream_capturable", lambda _: True)  # TensorRT-RTX can be asked
+        capturable = getattr(context, "is_stream_capturable", lambda _: True)  # Only TensorRT-RTX has this method.
         graph = None
         if capturable(self.cuda.handle):
             graph = self.cuda.capture(context.execute_async_v3)
         if graph is None:
             self.captures = False
             log.warning(
-                "%s: the step cannot be captured as a CUDA graph (%s), so each is enqueued kernel by kernel, "
-                "which takes the processor longer",
+                "%s: the step cannot be captured as a CUDA graph (%s), so each step is enqueued kernel by "
+                "kernel, which takes more CPU time",
                 self.name,
                 self.engines["step"].logger.reason,
             )
@@ -81,7 +82,7 @@ class TensorRTBackend(DeviceBackend):
         return rollout_by_steps(self, prediction, state, self.bundle.horizon)
 
     def _has(self, graph: str) -> bool:
-        """Return True if the bundle has an engine of a graph; `e3d build --graphs step` leaves the others out."""
+        """Return True if the bundle has an engine for a graph; `e3d build --graphs step` builds no others."""
         return f"{graph}.{self.target}" in self.bundle.manifest.engines
 
     def run_graph(self, graph: str, batch: int, addresses: Addresses) -> None:

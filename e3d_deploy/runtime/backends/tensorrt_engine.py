@@ -1,4 +1,4 @@
-"""One TensorRT engine: taken from a bundle, checked, and run in contexts between given addresses."""
+"""One TensorRT engine: loaded from a bundle, checked, and run with inputs and outputs at given addresses."""
 
 import logging
 from typing import Any
@@ -13,26 +13,27 @@ from e3d_deploy.tensorrt_library import Target, library, make_logger, refusal, r
 log = logging.getLogger(__name__)
 
 Range = tuple[int, int, int]
-"""The fewest, the usual and the most streams of a profile."""
+"""Minimum, optimum and maximum number of streams of an optimization profile."""
 INVALID: tuple[tuple[str, type[E3DError], str], ...] = (
     ("VERSION_MISMATCH", BundleError, "was built by another version of TensorRT-RTX; build it again"),
-    ("MALFORMED_ENGINE", BundleError, "is no engine of TensorRT-RTX; build it again"),
+    ("MALFORMED_ENGINE", BundleError, "is not a TensorRT-RTX engine; build it again"),
     ("UNSUPPORTED_CC", BackendUnavailable, "is for GPUs of another compute capability; build it for this one"),
     ("OLD_CUDA_DRIVER", BackendUnavailable, "needs a newer NVIDIA driver; update it"),
     ("OLD_CUDA_RUNTIME", BackendUnavailable, "needs a newer CUDA runtime; pip install --upgrade 'e3d_deploy[rtx]'"),
-    ("CUDA_ERROR", BackendUnavailable, "finds no CUDA that works; install the NVIDIA driver again"),
+    ("CUDA_ERROR", BackendUnavailable, "cannot use CUDA; reinstall the NVIDIA driver"),
     ("INSUFFICIENT_GPU_MEMORY", ResourceLimit, "needs more memory than the GPU has; run fewer streams at once"),
 )
-"""Reasons of TensorRT-RTX for not loading a plan, each with our error and what to do."""
+"""Reasons why TensorRT-RTX does not load a plan, with the E3DError to raise, its message and its advice."""
 
 
 class Engine:
-    """The engine of one graph of a bundle, whose contexts share one piece of scratch memory and so run one at a time.
+    """Engine of one graph of a bundle. Its execution contexts share scratch memory, so only one may run at a time.
 
     Raises:
         BackendUnavailable: the library is not installed, or does not run the engine on this GPU.
-        BundleError: there is no engine, or it may not be loaded, or it has other tensors than the graph.
-        ResourceLimit: the GPU has not enough memory.
+        BundleError: the bundle has no engine for the graph; or the engine may not be loaded; or its tensors differ from
+            those of the graph.
+        ResourceLimit: the GPU does not have enough memory.
     """
 
     def __init__(self, bundle: Bundle, graph: str, target: Target, cuda: Cuda) -> None:
@@ -45,9 +46,9 @@ class Engine:
             bundle, graph, target=target, version=self.trt.__version__, compute_capability=cuda.compute_capability
         )
         try:
-            self.runtime = self.trt.Runtime(self.logger)  # which runs no code of the host from a plan unless told to
-        except TypeError as error:  # how the bindings say that there is none
-            raise BackendUnavailable(f"{target}: does not run here ({self.logger.reason}); {remedy(target)}") from error
+            self.runtime = self.trt.Runtime(self.logger)  # By default it runs no host code that a plan contains.
+        except TypeError as error:  # The bindings raise TypeError if the library creates no runtime.
+            raise BackendUnavailable(f"{target}: cannot start ({self.logger.reason}); {remedy(target)}") from error
         check_validity(self.trt, self.runtime, plan, self.name)
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
@@ -58,7 +59,7 @@ class Engine:
         self.scratch = cuda.allocate(max(1, self.engine.device_memory_size_v2))
 
     def _check_tensors(self, graph: GraphEntry) -> dict[str, tuple[int, ...]]:
-        """Compare the tensors with the manifest; return the shapes of the inputs, with -1 for an open batch."""
+        """Check that the tensors match the manifest; return the input shapes, with -1 for a dynamic batch axis."""
         types = {"float32": self.trt.DataType.FLOAT, "int32": self.trt.DataType.INT32}
         modes = self.trt.TensorIOMode
         listed = {
@@ -71,11 +72,11 @@ class Engine:
             shape = list(engine.get_tensor_shape(name))
             found[name] = (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), shape)
         if odd := [name for name in {**listed, **found} if found.get(name) != listed.get(name)]:
-            raise BundleError(f"{self.name}: its {odd[0]} is not as the manifest lists it; build it again")
+            raise BundleError(f"{self.name}: its tensor {odd[0]} differs from the manifest; build the engine again")
         return {name: tuple(shape) for name, (mode, _, shape) in found.items() if mode == modes.INPUT}
 
     def _ranges(self) -> list[Range]:
-        """Streams that each profile allows; none where their number is fixed."""
+        """Return the range of streams of each optimization profile; empty if the batch size is fixed."""
         name = next((name for name, shape in self.inputs.items() if -1 in shape), None)
         if name is None:
             return []
@@ -85,41 +86,47 @@ class Engine:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of streams it takes: those of `SIZES` that a profile allows, and the usual number of each profile."""
+        """Batch sizes that the engine accepts, ascending.
+
+        They are the sizes of `SIZES` that a profile allows, and the optimum of each profile.
+        """
         if not self.ranges:
             return (self.batch,)
         allowed = {size for size in SIZES for fewest, _, most in self.ranges if fewest <= size <= most}
         return tuple(sorted(allowed | {usual for _, usual, _ in self.ranges}))
 
     def _profile(self, batch: int) -> int:
-        """The profile that is made for so many streams, or else the narrowest that allows them."""
+        """Return the index of the profile whose optimum is `batch`; else of the allowed one with the lowest maximum."""
         fitting = [index for index, (fewest, _, most) in enumerate(self.ranges) if fewest <= batch <= most]
         if not fitting:
-            raise BundleError(f"{self.name}: has no profile for {batch} streams, as the step has; build it again")
+            raise BundleError(f"{self.name}: has no profile for {batch} streams, unlike the step; build it again")
         return min(fitting, key=lambda index: (self.ranges[index][1] != batch, self.ranges[index][2]))
 
     def context(self, batch: int) -> Any:
-        """Return a context for `batch` streams. Each captured graph needs its own, which must not change afterwards.
+        """Return an execution context for `batch` streams.
+
+        Each captured graph needs its own context, which must not change afterwards.
 
         Raises:
-            EngineError: TensorRT refuses.
-            ResourceLimit: the GPU has not enough memory.
+            BundleError: no profile allows `batch` streams.
+            EngineError: TensorRT reports an error.
+            ResourceLimit: the GPU does not have enough memory.
         """
         self.logger.errors.clear()
         context = self._new_context()
         if context is None:
-            raise self.failure("gives no context")
+            raise self.failure("cannot create an execution context")
         if self.ranges and not context.set_optimization_profile_async(self._profile(batch), self.cuda.handle):
-            raise self.failure(f"does not take its profile for {batch} streams")
+            raise self.failure(f"refuses its profile for {batch} streams")
         for name, shape in self.inputs.items():
             if -1 in shape and not context.set_input_shape(name, (batch, *shape[1:])):
-                raise self.failure(f"does not take {batch} streams")
+                raise self.failure(f"refuses {batch} streams")
         try:
             missing = context.infer_shapes()
         except RuntimeError as error:
-            raise self.failure(f"does not know its shapes ({error})") from error
+            raise self.failure(f"cannot infer its shapes ({error})") from error
         if missing:
-            raise self.failure(f"does not know the shape of {', '.join(missing)}")
+            raise self.failure(f"cannot infer the shape of {', '.join(missing)}")
         context.set_device_memory(int(self.scratch.handle), self.scratch.size)
         return context
 
@@ -129,26 +136,27 @@ class Engine:
             return self.engine.create_execution_context(own)
         config = self.engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(own)
-        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # the graphs are ours
-        # Else the first runs, and with them a captured graph, have kernels that stand in for those made later.
+        config.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED  # This backend captures graphs itself.
+        # By default the first runs, and so a captured graph, use fallback kernels until specialised ones are compiled.
         config.dynamic_shapes_kernel_specialization_strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return self.engine.create_execution_context(config)
 
     def enqueue(self, context: Any, addresses: dict[str, int]) -> None:
-        """Put a run into the stream of the GPU, between these addresses.
+        """Enqueue a run in the CUDA stream, with inputs and outputs at these addresses.
 
         Raises:
-            EngineError: TensorRT refuses.
+            EngineError: TensorRT reports an error.
+            ResourceLimit: the GPU does not have enough memory.
         """
         self.logger.errors.clear()
         for name, address in addresses.items():
             if not context.set_tensor_address(name, address):
-                raise self.failure(f"does not take the address of {name}")
+                raise self.failure(f"refuses the address of {name}")
         if not context.execute_async_v3(self.cuda.handle):
-            raise self.failure("could not be run")
+            raise self.failure("could not run")
 
     def failure(self, what: str, kind: type[E3DError] = EngineError) -> E3DError:
-        """The error for what the library has just refused."""
+        """Return the E3DError for a failed call, with the reason that the library logged."""
         reason = self.logger.reason
         if "out of memory" in reason.lower() or "OutOfMemory" in reason:
             return ResourceLimit(f"{self.name}: {what} ({reason}); run fewer streams at once, or close other programs")
@@ -156,19 +164,23 @@ class Engine:
 
 
 def check_validity(trt: Any, runtime: Any, plan: bytes, name: str) -> None:
-    """Ask TensorRT-RTX whether it runs a plan, before it loads it; TensorRT cannot be asked.
+    """Check that TensorRT-RTX can run a plan, before the plan is loaded; TensorRT has no such check.
 
     Raises:
-        BackendUnavailable, BundleError, ResourceLimit: it does not, and why.
+        BackendUnavailable: the engine does not suit this GPU, its driver or its CUDA runtime.
+        BundleError: the plan is damaged, or was built by another version of TensorRT-RTX.
+        ResourceLimit: the engine needs more memory than the GPU has.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return
     validity, bits = runtime.get_engine_validity(plan)
     if validity == trt.EngineValidity.SUBOPTIMAL:
-        log.warning("%s: runs on this GPU, but could run faster if it were built for it", name)
+        log.warning("%s: runs on this GPU, but would run faster if it were built for this GPU", name)
     if validity != trt.EngineValidity.INVALID:
         return
     for bit, kind, words in INVALID:
         if int(bits) & int(getattr(trt.EngineInvalidityDiagnostics, bit)):
             raise kind(f"{name}: {words}")
-    raise BackendUnavailable(f"{name}: TensorRT-RTX does not run it here, and gives no reason; is there an NVIDIA GPU?")
+    raise BackendUnavailable(
+        f"{name}: TensorRT-RTX cannot run it here and gives no reason; check that there is an NVIDIA GPU"
+    )

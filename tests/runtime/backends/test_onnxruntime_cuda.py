@@ -1,4 +1,4 @@
-"""ONNX Runtime on a GPU: its logic on memory and a provider of the processor, and what the real library says here."""
+"""ONNX Runtime on a GPU: the logic of the backend on the CPU provider, and errors of the real library."""
 
 import logging
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.manifests import with_policy
 NAME = "onnxruntime-cuda"
 
 
-def test_what_it_computes_is_what_onnxruntime_computes(any_batch: Path, on_cpu: Machine) -> None:
+def test_results_equal_those_of_onnxruntime(any_batch: Path, on_cpu: Machine) -> None:
     bundle = Bundle.open(any_batch)
     gpu, cpu = open_backend(bundle, NAME), open_backend(bundle, "onnxruntime")
     assert (gpu.name, gpu.sizes, gpu.pads) == (NAME, bundle.sizes, True)
@@ -37,7 +37,7 @@ def test_what_it_computes_is_what_onnxruntime_computes(any_batch: Path, on_cpu: 
         prediction, ours = gpu.step(frame, ours)
         expected, theirs = cpu.step(frame, theirs)
         np.testing.assert_allclose(prediction, expected, rtol=0, atol=1e-6)
-    assert (on_cpu.counts - before)["copy"] == 2, "a frame in and a prediction out"
+    assert (on_cpu.counts - before)["copy"] == 2, "one copy of the frame to the GPU and one of the prediction from it"
     for call in (
         lambda one, state: one.rollout(floats(1)[0], state),
         lambda one, _: one.clip(floats(4).swapaxes(0, 1)),
@@ -58,7 +58,7 @@ def test_steps_are_equal_to_the_last_bit_where_shapes_are_fixed(exported: Path, 
     same(gpu, ours, cpu, theirs)
 
 
-def test_each_set_of_states_has_a_graph_number_and_a_binding_that_stays(
+def test_each_set_of_states_keeps_its_graph_number_and_binding(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
@@ -79,7 +79,7 @@ def test_each_set_of_states_has_a_graph_number_and_a_binding_that_stays(
     assert played[1][0] is played[3][0] is played[5][0]
 
 
-def test_the_provider_is_asked_for_a_graph_of_the_step_in_our_stream_and_true_float32(
+def test_the_provider_captures_the_step_in_our_stream_in_true_float32(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
@@ -91,10 +91,12 @@ def test_the_provider_is_asked_for_a_graph_of_the_step_in_our_stream_and_true_fl
     assert backend._options("step")["use_tf32"] == "1"
 
 
-def test_the_wheel_for_the_cpu_says_how_to_get_the_other(exported: Path) -> None:
+def test_a_cpu_only_onnxruntime_names_the_remedy(exported: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this is the wheel for GPUs")
-    with pytest.raises(BackendUnavailable, match="made for the CPU; pip uninstall -y onnxruntime, then pip") as caught:
+        pytest.skip("the installed ONNX Runtime is built for GPUs")
+    with pytest.raises(
+        BackendUnavailable, match="built for the CPU only; pip uninstall -y onnxruntime, then"
+    ) as caught:
         open_backend(Bundle.open(exported / "tiny.e3d"), NAME)
     assert caught.value.exit_code == 4
     assert NAME not in installed()
@@ -104,15 +106,16 @@ def test_the_wheel_for_the_cpu_says_how_to_get_the_other(exported: Path) -> None
 def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
     exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The wheel for GPUs falls back where CUDA's libraries do not load. The refusal is ONNX Runtime's own."""
+    """ONNX Runtime for GPUs falls back to the CPU if CUDA's libraries do not load; with `STRICT` it refuses to."""
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this is the wheel for GPUs")
+        pytest.skip("the installed ONNX Runtime is built for GPUs")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    with pytest.raises(BackendUnavailable, match=r"does not run all of it on the GPU.*pip install 'onnxruntime-gpu"):
+    refusal = "does not run the whole graph on the GPU"
+    with pytest.raises(BackendUnavailable, match=rf"{refusal}.*pip install 'onnxruntime-gpu"):
         OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
     assert (machine.allocated, machine.counts["stream closed"]) == (0, 1)
     monkeypatch.setattr(onnxruntime_cuda, "STRICT", ("session.disable_cpu_ep_fallback", "0"))
-    with pytest.raises(BackendUnavailable, match=r"does not run all of it on the GPU.*\(it took CPUExecutionProvider"):
+    with pytest.raises(BackendUnavailable, match=rf"{refusal}.*\(providers: CPUExecutionProvider"):
         OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
 
 
@@ -125,7 +128,7 @@ def test_a_session_that_would_fall_back_to_the_cpu_is_refused(
         ("CUDNN", EngineError),
     ],
 )
-def test_a_run_that_fails_says_what_of(
+def test_a_failed_run_names_the_cause(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, words: str, error: type
 ) -> None:
     backend = OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
@@ -148,7 +151,7 @@ def test_a_graph_that_does_not_load_is_named(exported: Path, on_cpu: Machine, mo
         OnnxRuntimeCudaBackend(bundle)
 
 
-def test_backends_on_a_gpu_are_there_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_backends_are_installed_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "has_library", lambda _: True)
     monkeypatch.setattr(inventory, "version_of", lambda _: "1")
     monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: False)
@@ -163,11 +166,11 @@ REFUSED_PADS = """Non-zero status code returned while running Conv node. Failed 
 [cudnn_frontend] Error: No valid engine configs for ConvFwd_
 with the cudnn frontend json:
 {"post_padding":[1,1,1],"pre_padding":[0,1,1]}"""
-"""Words of ONNX Runtime in microsoft/onnxruntime#26274, shortened."""
+"""Message of ONNX Runtime in microsoft/onnxruntime#26274, shortened."""
 
 
 def failing_runs(monkeypatch: pytest.MonkeyPatch, words: str, *, numbers: set[int]) -> list[int]:
-    """Let runs with these numbers of a captured graph fail; return the numbers of all runs."""
+    """Make runs with these graph numbers fail; return a list to which the graph number of every run is appended."""
     played: list[int] = []
     play = OnnxRuntimeCudaBackend._play
 
@@ -181,7 +184,7 @@ def failing_runs(monkeypatch: pytest.MonkeyPatch, words: str, *, numbers: set[in
     return played
 
 
-def test_a_graph_that_the_gpu_does_not_run_is_refused_when_it_is_opened(
+def test_a_graph_that_the_gpu_does_not_run_is_refused_on_opening(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     failing_runs(monkeypatch, REFUSED_PADS, numbers={1, 2, -1})
@@ -189,12 +192,12 @@ def test_a_graph_that_the_gpu_does_not_run_is_refused_when_it_is_opened(
         OnnxRuntimeCudaBackend(Bundle.open(exported / "tiny.e3d"))
     assert "pre_padding" not in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert "cannot be captured" not in caplog.text, "it was not the capture"
+    assert "cannot be captured" not in caplog.text, "the capture was not the cause"
     assert (on_cpu.allocated, on_cpu.counts["stream closed"]) == (0, 1)
 
 
 @pytest.mark.parametrize("first", [1, 2], ids=["when it is opened", "later"])
-def test_a_capture_that_is_refused_is_said_once_and_steps_go_on_without(
+def test_a_failed_capture_is_logged_once_and_steps_run_uncaptured(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: int
 ) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
@@ -214,7 +217,7 @@ def test_a_capture_that_is_refused_is_said_once_and_steps_go_on_without(
     assert gpu._options("step")["enable_cuda_graph"] == "0"
 
 
-def test_a_size_that_fails_without_capture_too_takes_it_from_no_other(
+def test_a_batch_size_that_fails_uncaptured_too_leaves_capture_on_for_others(
     any_batch: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = OnnxRuntimeCudaBackend(Bundle.open(any_batch))
@@ -231,10 +234,10 @@ def test_a_size_that_fails_without_capture_too_takes_it_from_no_other(
     assert "cannot be captured" not in caplog.text
 
 
-def test_a_session_that_refuses_to_capture_is_made_again_without(
+def test_a_session_that_refuses_to_capture_is_recreated_without_capture(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """ONNX Runtime's own fallback, to the processor and with its reason on stdout, is off."""
+    """ONNX Runtime's fallback, which retries on the CPU and prints the reason to stdout, is disabled."""
     asked: list[tuple[bool, Any]] = []
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(OnnxRuntimeCudaBackend, "_options", lambda self, _: {"captures": str(self.captures)})
@@ -252,10 +255,10 @@ def test_a_session_that_refuses_to_capture_is_made_again_without(
     assert "This session cannot use the graph capture feature as requested by the user" in caplog.text
 
 
-def test_the_reason_of_a_session_that_fails_is_kept(
+def test_the_reason_of_a_failed_session_is_reported(
     exported: Path, on_cpu: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With ONNX Runtime's fallback it would be printed, and what came of the processor be raised."""
+    """With its fallback, ONNX Runtime would print the reason and raise an error of the CPU provider instead."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA failure 209: no kernel image is available for execution on the device")

@@ -1,5 +1,8 @@
-"""The TensorRT backend on a GPU that is made up: `fake_cuda` and `fake_tensorrt_runtime` compute on the processor, so
-that what comes out can be compared with the ONNX Runtime backend, and count what they are asked for."""
+"""The TensorRT backend on a fake GPU.
+
+`fake_cuda` and `fake_tensorrt_runtime` compute on the CPU, so that results can be compared with the ONNX Runtime
+backend, and count their calls.
+"""
 
 import importlib.util
 import inspect
@@ -61,7 +64,7 @@ def bundle(bundle_path: Path) -> Bundle:
 
 @pytest.fixture
 def many(any_batch: Path, tmp_path: Path) -> Bundle:
-    """A bundle for any number of streams, with engines."""
+    """Return a bundle with a dynamic batch and with engines."""
     return add_engines(shutil.copytree(any_batch, tmp_path / "any.e3d"))
 
 
@@ -75,7 +78,7 @@ def cpu(bundle: Bundle) -> Backend:
     return open_backend(bundle, "onnxruntime", threads=1)
 
 
-# ---------------------------------------------------------------- the fakes are like what they stand for
+# ---------------------------------------------------------------- the fakes match the real libraries
 
 
 @pytest.mark.parametrize("fake", fake_tensorrt_runtime.CLASSES, ids=lambda fake: fake.__name__)
@@ -100,7 +103,7 @@ def test_the_fake_has_the_enums_of_the_bindings(rtx: Any) -> None:
 
 
 def test_the_fake_has_the_signatures_of_cuda_core() -> None:
-    """Constructors of `cuda.core` have none that can be asked for: theirs stand in the docstrings."""
+    """Constructors of `cuda.core` cannot be inspected, so their parameters are looked up in the docstrings."""
     fake = fake_core(Machine())
     classes = [(getattr(core, name), one) for name, one in vars(fake).items() if isinstance(one, type)]
     classes += [(getattr(core.graph, name), one) for name, one in vars(fake.graph).items()]
@@ -130,7 +133,7 @@ def test_the_fake_has_the_signatures_of_cuda_core() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_120"])
 def test_the_kernel_compiles(arch: str) -> None:
-    """NVRTC compiles it, which needs no GPU."""
+    """NVRTC compiles without a GPU."""
     try:
         program = core.Program(KERNEL, "c++", core.ProgramOptions(arch=arch))
     except RuntimeError as error:
@@ -138,11 +141,11 @@ def test_the_kernel_compiles(arch: str) -> None:
     assert len(program.compile("cubin").code) > 1000
 
 
-# ---------------------------------------------------------------- what it computes
+# ---------------------------------------------------------------- results
 
 
 @pytest.mark.parametrize("seen", [floats(9), pictures(9)], ids=["floats", "pictures"])
-def test_steps_are_those_of_onnxruntime_to_the_last_bit(gpu: Backend, cpu: Backend, seen: NDArray[Any]) -> None:
+def test_steps_equal_those_of_onnxruntime_bitwise(gpu: Backend, cpu: Backend, seen: NDArray[Any]) -> None:
     ours, theirs = gpu.initial_state(), cpu.initial_state()
     same(gpu, ours, cpu, theirs)
     for frame in seen:
@@ -162,13 +165,13 @@ def test_a_bundle_is_loaded_and_verified_on_it(bundle: Bundle, trt: FakeTensorRT
         assert stream.predict(3).shape == (3, 16, 24, 1)
 
 
-def test_clip_and_rollout_are_those_of_onnxruntime(gpu: Backend, cpu: Backend) -> None:
+def test_clip_and_rollout_equal_those_of_onnxruntime(gpu: Backend, cpu: Backend) -> None:
     context = floats(4).swapaxes(0, 1)
     (forecast, state), (expected, its) = gpu.clip(context), cpu.clip(context)
     np.testing.assert_array_equal(forecast, expected)
     same(gpu, state, cpu, its)
     prediction = floats(1)[0]
-    for _ in range(2):  # the state that goes in stays as it is
+    for _ in range(2):  # The input state does not change.
         (forecast, after), (expected, its_after) = gpu.rollout(prediction, state), cpu.rollout(prediction, its)
         np.testing.assert_array_equal(forecast, expected)
         same(gpu, after, cpu, its_after)
@@ -177,7 +180,7 @@ def test_clip_and_rollout_are_those_of_onnxruntime(gpu: Backend, cpu: Backend) -
         gpu.clip(context[:, :3])
 
 
-def test_a_state_goes_to_arrays_and_back(gpu: Backend, cpu: Backend) -> None:
+def test_a_state_survives_conversion_to_arrays_and_back(gpu: Backend, cpu: Backend) -> None:
     frame, its = floats(1)[0], cpu.initial_state()
     passed = [its := cpu.step(frame, its)[1] for _ in range(3)]
     states = [gpu.from_arrays(cpu.to_arrays(one)) for one in passed]
@@ -186,7 +189,7 @@ def test_a_state_goes_to_arrays_and_back(gpu: Backend, cpu: Backend) -> None:
         np.testing.assert_array_equal(gpu.step(frame, state)[0], cpu.step(frame, one)[0])
 
 
-# ---------------------------------------------------------------- how it computes it
+# ---------------------------------------------------------------- calls of the libraries
 
 
 def test_a_step_is_warmed_up_then_captured_then_launched(gpu: TensorRTBackend, machine: Machine) -> None:
@@ -198,13 +201,14 @@ def test_a_step_is_warmed_up_then_captured_then_launched(gpu: TensorRTBackend, m
         calls.append(machine.calls.copy())
         machine.calls.clear()
     first = ["copy", "copy", "shapes", "enqueue", "synchronise", "begin", "enqueue", "end", "instantiate"]
-    assert calls[0] == [*first, "copy", "synchronise"]  # a frame in, the state into a set; the prediction out
+    # The first copies are of the frame and of the state, the last is of the prediction.
+    assert calls[0] == [*first, "copy", "synchronise"]
     assert calls[1] == ["copy", *first[2:], "copy", "synchronise"]
     assert calls[2] == calls[3] == ["copy", "launch", "copy", "synchronise"]
     assert sorted(gpu.graphs) == [(1, 0), (1, 1)]
 
 
-def test_the_two_graphs_read_what_the_other_writes(gpu: TensorRTBackend) -> None:
+def test_each_of_the_two_graphs_reads_what_the_other_writes(gpu: TensorRTBackend) -> None:
     state = gpu.initial_state()
     for frame in floats(2):
         _, state = gpu.step(frame, state)
@@ -216,7 +220,7 @@ def test_the_two_graphs_read_what_the_other_writes(gpu: TensorRTBackend) -> None
     assert (even["frame"], even["prediction"]) == (odd["frame"], odd["prediction"])
 
 
-def test_a_steady_stream_copies_frames_alone_and_allocates_nothing(gpu: TensorRTBackend, machine: Machine) -> None:
+def test_a_steady_stream_copies_only_frames_and_allocates_nothing(gpu: TensorRTBackend, machine: Machine) -> None:
     state = gpu.initial_state()
     for frame in floats(3):
         _, state = gpu.step(frame, state)
@@ -240,7 +244,7 @@ def test_a_steady_stream_leaves_no_python_object_behind(gpu: TensorRTBackend) ->
         grown = tracemalloc.get_traced_memory()[0] - begun
     finally:
         tracemalloc.stop()
-    assert grown < 40_000  # the fake's list of calls takes 8 bytes each, 7 kB; a step's result alone has 1,536
+    assert grown < 40_000  # The fake's list of calls takes 7 kB. One result of a step would take 1,536 bytes.
 
 
 def test_without_graphs_addresses_are_set_at_each_step(
@@ -262,7 +266,7 @@ def test_without_graphs_addresses_are_set_at_each_step(
 
 
 @pytest.mark.parametrize("refused", ["by CUDA", "by TensorRT-RTX before"])
-def test_a_refused_capture_is_said_once_and_steps_go_on(
+def test_a_failed_capture_is_logged_once_and_steps_continue(
     refused: str,
     gpu: TensorRTBackend,
     cpu: Backend,
@@ -281,10 +285,10 @@ def test_a_refused_capture_is_said_once_and_steps_go_on(
     assert (machine.graphs, machine.capturing) == (0, None)
 
 
-# ---------------------------------------------------------------- a state is a value
+# ---------------------------------------------------------------- states are immutable values
 
 
-def test_a_state_that_is_held_stays_while_a_forecast_runs_on(
+def test_a_referenced_state_does_not_change_during_a_forecast(
     gpu: TensorRTBackend, cpu: Backend, machine: Machine
 ) -> None:
     ours, theirs = gpu.initial_state(), cpu.initial_state()
@@ -294,16 +298,16 @@ def test_a_state_that_is_held_stays_while_a_forecast_runs_on(
         expected, theirs = cpu.step(frame, theirs)
         ahead, state = prediction, ours
         its_ahead, its = expected, theirs
-        for _ in range(5):  # as Stream.forecast, which keeps its own state
+        for _ in range(5):  # Stream.forecast also keeps the state that it starts from.
             ahead, state = gpu.step(ahead, state)
             its_ahead, its = cpu.step(its_ahead, its)
             np.testing.assert_array_equal(ahead, its_ahead)
         same(gpu, ours, cpu, theirs)
         allocated.append(machine.counts["allocate"])
-    assert allocated[1] == allocated[-1], "memory of forecasts is used again"
+    assert allocated[1] == allocated[-1], "the memory of forecasts is reused"
 
 
-def test_every_state_of_a_video_can_be_held(gpu: TensorRTBackend, cpu: Backend) -> None:
+def test_every_state_of_a_video_can_be_kept(gpu: TensorRTBackend, cpu: Backend) -> None:
     states, its = [gpu.initial_state()], [cpu.initial_state()]
     for frame in floats(5):
         states.append(gpu.step(frame, states[-1])[1])
@@ -315,7 +319,7 @@ def test_every_state_of_a_video_can_be_held(gpu: TensorRTBackend, cpu: Backend) 
         np.testing.assert_array_equal(gpu.step(frame, states[number])[0], cpu.step(frame, its[number])[0])
 
 
-def test_streams_in_turn_do_not_touch_each_other(gpu: TensorRTBackend, cpu: Backend, machine: Machine) -> None:
+def test_alternating_streams_do_not_affect_each_other(gpu: TensorRTBackend, cpu: Backend, machine: Machine) -> None:
     ours, theirs = ([backend.initial_state() for _ in range(3)] for backend in (gpu, cpu))
     for round_, frames in enumerate(floats(12).reshape(4, 3, 1, 1, 16, 24)):
         for stream, frame in enumerate(frames):
@@ -329,7 +333,7 @@ def test_streams_in_turn_do_not_touch_each_other(gpu: TensorRTBackend, cpu: Back
         same(gpu, one, cpu, other)
 
 
-def test_threads_take_turns(gpu: TensorRTBackend, cpu: Backend) -> None:
+def test_threads_wait_for_each_other(gpu: TensorRTBackend, cpu: Backend) -> None:
     found: dict[int, Any] = {}
 
     def watch(number: int) -> None:
@@ -351,10 +355,10 @@ def test_threads_take_turns(gpu: TensorRTBackend, cpu: Backend) -> None:
         same(gpu, ours, cpu, state)
 
 
-# ---------------------------------------------------------------- several streams at once
+# ---------------------------------------------------------------- batches
 
 
-def test_sizes_are_what_the_profiles_allow(many: Bundle, trt: FakeTensorRT) -> None:
+def test_sizes_are_those_that_the_profiles_allow(many: Bundle, trt: FakeTensorRT) -> None:
     for profiles, sizes in [
         ([(1, 1, 1)], (1,)),
         ([(1, 4, 8)], (1, 2, 4, 8)),
@@ -369,15 +373,13 @@ def test_sizes_are_what_the_profiles_allow(many: Bundle, trt: FakeTensorRT) -> N
         backend.initial_state(3)
 
 
-def test_a_profile_made_for_a_size_is_taken_before_one_that_allows_it(
-    many: Bundle, trt: FakeTensorRT, machine: Machine
-) -> None:
+def test_a_profile_with_the_size_as_optimum_is_preferred(many: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
     trt.profiles = [(1, 8, 32), (1, 2, 4), (4, 4, 4)]
     backend = TensorRTBackend(many, target=TARGET)
     for batch, profile in ((1, 1), (2, 1), (4, 2), (8, 0), (16, 0)):
         backend.step(floats(1, batch)[0], backend.initial_state(batch))
         assert [call for call in machine.calls if call.startswith("profile")][-1] == f"profile {profile}"
-    with pytest.raises(ConfigError, match=r"got 3 streams, its engine takes 1, 2, 4, 8, 16, 32 at once"):
+    with pytest.raises(ConfigError, match=r"got 3 streams, expected one of 1, 2, 4, 8, 16, 32 at once"):
         backend.initial_state(3)
 
 
@@ -385,12 +387,12 @@ def test_a_graph_that_lacks_a_size_of_the_step_is_named(many: Bundle, trt: FakeT
     trt.profiles = [(1, 1, 4)]
     backend = TensorRTBackend(many, target=TARGET)
     trt.profiles = [(1, 1, 1)]
-    with pytest.raises(BundleError, match=r"clip\.tensorrt-rtx\.plan: has no profile for 2 streams, as the step has"):
+    with pytest.raises(BundleError, match=r"clip\.tensorrt-rtx\.plan: has no profile for 2 streams, unlike the step"):
         backend.clip(floats(4, 2).swapaxes(0, 1))
     assert backend.clip(floats(4).swapaxes(0, 1))[0].shape == (1, 3, 1, 16, 24)
 
 
-def test_gathered_streams_go_on_as_they_were(many: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
+def test_gathered_streams_continue_unchanged(many: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
     trt.profiles = [(1, 2, 4)]
     gpu, cpu = TensorRTBackend(many, target=TARGET), open_backend(many, "onnxruntime", threads=1)
     singles, batches = [], []
@@ -413,15 +415,15 @@ def test_gathered_streams_go_on_as_they_were(many: Bundle, trt: FakeTensorRT, ma
         same(gpu, ours, cpu, theirs)
     before = machine.counts.copy()
     gpu.gather([(batches[0], number) for number in range(4)])
-    assert (machine.counts - before)["copy"] == len(gpu.to_arrays(batches[0])), "rows that lie together go together"
+    assert (machine.counts - before)["copy"] == len(gpu.to_arrays(batches[0])), "adjacent rows are copied together"
     assert len(gpu.graphs) == len({(batch, side) for _, batch, side in gpu.contexts})
 
 
-# ---------------------------------------------------------------- arrays that lie on the GPU
+# ---------------------------------------------------------------- arrays on the GPU
 
 
 @pytest.mark.parametrize("seen", [floats(3), pictures(3)], ids=["floats", "pictures"])
-def test_a_frame_on_the_gpu_is_taken_there(
+def test_a_frame_on_the_gpu_is_read_there(
     gpu: TensorRTBackend, cpu: Backend, machine: Machine, seen: NDArray[Any]
 ) -> None:
     ours, theirs = gpu.initial_state(), cpu.initial_state()
@@ -451,7 +453,7 @@ def bytes_at(address: int) -> NDArray[np.float32]:
     return at(address, 4 * 16 * 24).view(np.float32)
 
 
-def test_memory_of_a_prediction_is_kept_while_dlpack_has_it(gpu: TensorRTBackend) -> None:
+def test_memory_of_a_prediction_is_kept_while_dlpack_uses_it(gpu: TensorRTBackend) -> None:
     prediction, state = gpu.step_on_device(floats(1)[0], gpu.initial_state())
     held, view = weakref.ref(prediction), prediction.__dlpack__(stream=1)
     before = bytes_at(view.ptr).copy()
@@ -468,31 +470,35 @@ def test_memory_of_a_prediction_is_kept_while_dlpack_has_it(gpu: TensorRTBackend
     [
         (floats(1, 2)[0], 0, r"got \[2, 1, 16, 24\] float32, expected \[1, 1, 16, 24\] float32"),
         (floats(1)[0].astype(np.float64), 0, "float64, expected"),
-        (floats(1, 2)[0].transpose(0, 1, 3, 2)[:1], 0, "do not lie in one piece"),
-        (floats(1)[0], 1, "lies on GPU 1, expected GPU 0"),
+        (
+            floats(1, 2)[0].transpose(0, 1, 3, 2)[:1],
+            0,
+            r"got a non-contiguous array \[1, 1, 24, 16\]; make a contiguous copy",
+        ),
+        (floats(1)[0], 1, "got an array on GPU 1, expected GPU 0"),
     ],
 )
-def test_an_array_on_the_gpu_that_is_no_frame_is_refused(
+def test_an_array_on_the_gpu_that_is_not_a_frame_is_refused(
     gpu: TensorRTBackend, machine: Machine, array: NDArray[Any], device: int, message: str
 ) -> None:
     with pytest.raises(ShapeError, match=message):
         gpu.step(OnGpu(machine, array, device), gpu.initial_state())
 
 
-# ---------------------------------------------------------------- what can go wrong
+# ---------------------------------------------------------------- errors
 
 
-def test_a_step_that_is_refused_leaves_its_state(
+def test_a_failed_step_does_not_change_its_state(
     gpu: TensorRTBackend, cpu: Backend, trt: FakeTensorRT, machine: Machine
 ) -> None:
     frames = floats(3)
     _, ours = gpu.step(frames[0], gpu.initial_state())
     _, theirs = cpu.step(frames[0], cpu.initial_state())
     trt.runs = False
-    with pytest.raises(EngineError, match=r"step\.tensorrt-rtx\.plan: could not be run \(no kernel image"):
+    with pytest.raises(EngineError, match=r"step\.tensorrt-rtx\.plan: could not run \(no kernel image"):
         gpu.step(frames[1], ours)
     trt.runs, trt.refuses_address = True, "memory"
-    with pytest.raises(EngineError, match="does not take the address of memory"):
+    with pytest.raises(EngineError, match="refuses the address of memory"):
         gpu.step(frames[1], ours)
     trt.refuses_address, machine.fails = "", "enqueue"
     with pytest.raises(EngineError, match=r"the GPU failed \(CUDA_ERROR_ILLEGAL_ADDRESS"):
@@ -502,7 +508,7 @@ def test_a_step_that_is_refused_leaves_its_state(
     np.testing.assert_array_equal(gpu.step(frames[1], ours)[0], cpu.step(frames[1], theirs)[0])
 
 
-def test_no_memory_for_a_state_is_said_and_nothing_is_lost(
+def test_a_lack_of_memory_for_a_state_is_reported_and_nothing_is_lost(
     gpu: TensorRTBackend, cpu: Backend, machine: Machine
 ) -> None:
     frames = floats(4)
@@ -511,8 +517,8 @@ def test_no_memory_for_a_state_is_said_and_nothing_is_lost(
         held.append(gpu.step(frame, held[-1])[1])
         its.append(cpu.step(frame, its[-1])[1])
     before = machine.limit = machine.allocated
-    with pytest.raises(ResourceLimit, match=r"no memory left .*nothing was changed: close streams") as caught:
-        gpu.step(frames[2], held[-1])  # the one before it is held, and would have to move
+    with pytest.raises(ResourceLimit, match=r"no memory left .*nothing was changed; close streams") as caught:
+        gpu.step(frames[2], held[-1])  # The state before it is referenced, so it would have to be moved.
     assert caught.value.exit_code == 7
     del held[:1]
     np.testing.assert_array_equal(gpu.step(frames[2], held[-1])[0], cpu.step(frames[2], its[-1])[0])
@@ -521,9 +527,7 @@ def test_no_memory_for_a_state_is_said_and_nothing_is_lost(
         same(gpu, state, cpu, one)
 
 
-def test_memory_of_states_that_are_gone_is_kept_for_a_few_and_used_for_others(
-    many: Bundle, trt: FakeTensorRT, machine: Machine
-) -> None:
+def test_memory_of_freed_states_is_reused_up_to_a_limit(many: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
     trt.profiles = [(1, 8, 32)]
     backend = TensorRTBackend(many, target=TARGET)
     states, few = [backend.initial_state(1) for _ in range(30)], machine.allocated
@@ -533,10 +537,10 @@ def test_memory_of_states_that_are_gone_is_kept_for_a_few_and_used_for_others(
     machine.limit = machine.allocated + Layout(contract.states(many.config, 4), 4).nbytes * 2
     with pytest.raises(ResourceLimit):
         [backend.initial_state(1) for _ in range(1000)]
-    backend.initial_state(4), "for which what is spare had to go"
+    backend.initial_state(4), "the spare memory had to be freed for it"
 
 
-def test_a_gpu_without_pools_of_memory_does(bundle: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
+def test_a_gpu_without_memory_pools_works(bundle: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
     machine.pools = False
     backend = TensorRTBackend(bundle, target=TARGET)
     backend.step(floats(1)[0], backend.initial_state())
@@ -544,10 +548,10 @@ def test_a_gpu_without_pools_of_memory_does(bundle: Bundle, trt: FakeTensorRT, m
     assert (machine.allocated, machine.counts["pool closed"]) == (0, 0)
 
 
-def test_the_time_of_a_step_on_the_gpu_is_told_once_it_is_measured(gpu: TensorRTBackend, machine: Machine) -> None:
+def test_device_ms_is_available_only_while_measuring(gpu: TensorRTBackend, machine: Machine) -> None:
     for _ in range(2):
         gpu.step(floats(1)[0], gpu.initial_state())
-        assert gpu.device_ms is None, "reading it switches nothing on"
+        assert gpu.device_ms is None, "reading the time does not switch timing on"
     assert machine.counts["record"] == 0
     gpu.measure(True)
     gpu.step(floats(1)[0], gpu.initial_state())
@@ -559,14 +563,15 @@ def test_the_time_of_a_step_on_the_gpu_is_told_once_it_is_measured(gpu: TensorRT
     assert gpu.device_ms is None
 
 
-def test_a_size_for_which_there_is_no_memory_leaves_none_behind(
+def test_a_batch_size_too_large_for_the_memory_leaves_nothing_behind(
     many: Bundle, trt: FakeTensorRT, machine: Machine
 ) -> None:
     trt.profiles = [(1, 8, 32)]
     backend = TensorRTBackend(many, target=TARGET)
     state = backend.initial_state(1)
     before = machine.allocated
-    machine.limit = before + 2 * Layout(contract.states(many.config, 32), 32).nbytes + 5000  # for the two sets
+    # Enough memory for the two sets of states, but not for the frames.
+    machine.limit = before + 2 * Layout(contract.states(many.config, 32), 32).nbytes + 5000
     for _ in range(3):
         with pytest.raises(ResourceLimit):
             backend.initial_state(32)
@@ -575,7 +580,7 @@ def test_a_size_for_which_there_is_no_memory_leaves_none_behind(
 
 
 @pytest.mark.parametrize("limit", [0, 5000])
-def test_a_gpu_that_is_full_is_said_at_once(bundle: Bundle, trt: FakeTensorRT, machine: Machine, limit: int) -> None:
+def test_a_full_gpu_is_reported_on_opening(bundle: Bundle, trt: FakeTensorRT, machine: Machine, limit: int) -> None:
     machine.limit = limit
     with pytest.raises(ResourceLimit, match="no memory left"):
         TensorRTBackend(bundle, target=TARGET).initial_state()
@@ -587,15 +592,15 @@ def test_a_gpu_that_is_full_is_said_at_once(bundle: Bundle, trt: FakeTensorRT, m
     [
         ({"loads": False}, BundleError, r"cannot be loaded; build it again: .* \(bad magic\)"),
         ({"loads": False, "reason": "CUDA out of memory"}, ResourceLimit, "run fewer streams at once"),
-        ({"half": "memory"}, BundleError, "its memory is not as the manifest lists it"),
-        ({"validity": ("invalid", 0)}, BackendUnavailable, "gives no reason; is there an NVIDIA GPU"),
+        ({"half": "memory"}, BundleError, "its tensor memory differs from the manifest; build the engine again"),
+        ({"validity": ("invalid", 0)}, BackendUnavailable, "gives no reason; check that there is an NVIDIA GPU"),
         *(({"validity": ("invalid", 2**bit)}, E3DError, "plan: ") for bit in range(7)),
         ({"validity": ("invalid", 2)}, BackendUnavailable, "another compute capability; build it for this one"),
         ({"validity": ("invalid", 1)}, BundleError, "another version of TensorRT-RTX; build it again"),
         ({"validity": ("invalid", 16)}, ResourceLimit, "more memory than the GPU has"),
     ],
 )
-def test_an_engine_that_does_not_run_here_says_why(
+def test_an_engine_that_cannot_run_names_the_reason(
     bundle: Bundle, trt: FakeTensorRT, machine: Machine, changes: dict[str, Any], error: type, message: str
 ) -> None:
     for name, value in changes.items():
@@ -606,7 +611,7 @@ def test_an_engine_that_does_not_run_here_says_why(
     assert machine.counts["stream closed"] == 1
 
 
-def test_a_gpu_that_rtx_has_nothing_for_is_named_before_a_plan_is_asked_for(
+def test_a_gpu_that_rtx_does_not_support_is_refused_before_the_plan_is_read(
     bundle_path: Path, trt: FakeTensorRT, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cuda.core.Device, "compute_capability", (9, 0))
@@ -617,7 +622,7 @@ def test_a_gpu_that_rtx_has_nothing_for_is_named_before_a_plan_is_asked_for(
     assert (trt.runtimes, machine.allocated) == ([], 0)
 
 
-def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: pytest.MonkeyPatch, rtx: Any) -> None:
+def test_rtx_is_not_recommended_for_an_unsupported_gpu(monkeypatch: pytest.MonkeyPatch, rtx: Any) -> None:
     device = SimpleNamespace(name="NVIDIA H100", compute_capability=(9, 0))
     monkeypatch.setattr(inventory, "has_nvidia_driver", lambda: True)
     monkeypatch.setattr(inventory, "_device", lambda: device)
@@ -628,8 +633,8 @@ def test_rtx_is_not_recommended_for_a_gpu_that_it_does_not_run_on(monkeypatch: p
     assert inventory.rtx_refusal() is None
 
 
-def test_doctor_asks_once_whether_rtx_is_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The question initialises CUDA and imports TensorRT-RTX."""
+def test_doctor_queries_the_support_of_rtx_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each query initialises CUDA and imports TensorRT-RTX."""
     asked: list[None] = []
     asking = replace(BACKENDS[TARGET], refusal=lambda: asked.append(None))
     monkeypatch.setitem(BACKENDS, TARGET, asking)
@@ -637,24 +642,24 @@ def test_doctor_asks_once_whether_rtx_is_for_the_gpu(monkeypatch: pytest.MonkeyP
     assert len(asked) == 1
 
 
-def test_an_engine_made_for_other_gpus_is_run_and_said(
+def test_an_engine_built_for_other_gpus_runs_with_a_warning(
     bundle: Bundle, trt: FakeTensorRT, caplog: pytest.LogCaptureFixture
 ) -> None:
     trt.validity = ("suboptimal", 0)
     TensorRTBackend(bundle, target=TARGET)
-    assert "could run faster if it were built for it" in caplog.text
+    assert "would run faster if it were built for this GPU" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"missing": ["frame"]}, EngineError, "does not know the shape of frame"),
-        ({"refuses_profiles": True}, EngineError, "does not take its profile for 2 streams"),
-        ({"no_context": "internal"}, EngineError, r"gives no context \(internal\)"),
+        ({"missing": ["frame"]}, EngineError, "cannot infer the shape of frame"),
+        ({"refuses_profiles": True}, EngineError, "refuses its profile for 2 streams"),
+        ({"no_context": "internal"}, EngineError, r"cannot create an execution context \(internal\)"),
         ({"no_context": "Requested amount of GPU memory: out of memory"}, ResourceLimit, "close other programs"),
     ],
 )
-def test_a_context_that_cannot_be_had_says_why(
+def test_a_context_that_cannot_be_created_names_the_reason(
     many: Bundle, trt: FakeTensorRT, changes: dict[str, Any], error: type, message: str
 ) -> None:
     trt.profiles = [(1, 2, 2)]
@@ -666,18 +671,18 @@ def test_a_context_that_cannot_be_had_says_why(
         backend.step(floats(1, 2)[0], state)
 
 
-def test_an_engine_of_the_step_alone_runs_clip_and_rollout(
-    bundle_path: Path, trt: FakeTensorRT, machine: Machine
-) -> None:
+def test_the_step_engine_suffices_for_clip_and_rollout(bundle_path: Path, trt: FakeTensorRT, machine: Machine) -> None:
     bundle = add_engines(bundle_path, "step")
     gpu, cpu = TensorRTBackend(bundle, target=TARGET), open_backend(bundle, "onnxruntime", threads=1)
     (forecast, state), (expected, its) = (one.clip(floats(4).swapaxes(0, 1)) for one in (gpu, cpu))
-    np.testing.assert_allclose(forecast, expected, atol=1e-5)  # the clip graph sums in another order
+    np.testing.assert_allclose(forecast, expected, atol=1e-5)  # The clip graph sums in another order.
     (forecast, _), (expected, _) = gpu.rollout(forecast[:, 0], state), cpu.rollout(expected[:, 0], its)
     np.testing.assert_allclose(forecast, expected, atol=1e-5)
 
 
-def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: FakeTensorRT, machine: Machine) -> None:
+def test_a_plan_that_the_manifest_does_not_list_is_refused(
+    bundle_path: Path, trt: FakeTensorRT, machine: Machine
+) -> None:
     with pytest.raises(BundleError, match=r"its manifest names no engine step.tensorrt-rtx, only none at all; build"):
         TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
     bundle = add_engines(bundle_path, "step")
@@ -690,14 +695,14 @@ def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: 
     add_engines(bundle_path, "step", version="1.6.0")
     with pytest.raises(BundleError, match=r"was built by tensorrt-rtx 1.6.0, this is 1.7.1"):
         TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
-    assert len(trt.runtimes) == runtimes, "neither was shown to the library"
+    assert len(trt.runtimes) == runtimes, "the library received neither plan"
     assert not any(runtime.engine_host_code_allowed for runtime in trt.runtimes)
 
 
 @pytest.mark.parametrize(
     ("words", "driver", "error", "message"),
     [
-        ("CUDA_ERROR_DEVICE_UNAVAILABLE: busy", (13, 0), BackendUnavailable, "another program has it to itself; end"),
+        ("CUDA_ERROR_DEVICE_UNAVAILABLE: busy", (13, 0), BackendUnavailable, "another program uses it exclusively"),
         ("CUDA_ERROR_OUT_OF_MEMORY: no memory", (13, 0), ResourceLimit, "it has no memory left; close other programs"),
         ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: no", (13, 0), BackendUnavailable, "restart the machine"),
         ("CUDA_ERROR_NO_DEVICE: none", (13, 0), BackendUnavailable, "this needs an NVIDIA GPU"),
@@ -705,11 +710,11 @@ def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: 
             "CUDA_ERROR_NOT_FOUND: none",
             (12, 4),
             BackendUnavailable,
-            r"for CUDA 12\.4, and cuda-bindings .*; update the",
+            r"supports CUDA 12\.4, but cuda-bindings .*; update the",
         ),
     ],
 )
-def test_a_gpu_that_cannot_be_used_says_why(
+def test_a_gpu_that_cannot_be_used_names_the_reason(
     machine: Machine, words: str, driver: tuple[int, int], error: type[E3DError], message: str
 ) -> None:
     machine.refusal, machine.cuda = words, driver
@@ -718,31 +723,31 @@ def test_a_gpu_that_cannot_be_used_says_why(
     assert caught.value.exit_code == {BackendUnavailable: 4, ResourceLimit: 7}[error]
 
 
-def test_a_gpu_that_cannot_be_used_says_why_under_an_old_cuda_core(
+def test_a_gpu_that_cannot_be_used_names_the_reason_with_an_old_cuda_core(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An old cuda-core cannot say which CUDA the driver is for."""
+    """An old cuda-core has no query for the CUDA version of the driver."""
     monkeypatch.setattr(cuda.core, "system", SimpleNamespace())
     machine.refusal = "CUDA_ERROR_NO_DEVICE: none"
     with pytest.raises(BackendUnavailable, match=r"^GPU 0: cannot be used .*this needs an NVIDIA GPU"):
         Cuda()
 
 
-def test_a_driver_that_is_too_old_for_what_is_compiled_is_said(machine: Machine) -> None:
+def test_a_driver_too_old_for_nvrtc_is_reported(machine: Machine) -> None:
     machine.compiler, machine.cuda = False, (12, 4)
-    with pytest.raises(BackendUnavailable, match=r"NVRTC.*; its driver is for CUDA 12\.4"):
+    with pytest.raises(BackendUnavailable, match=r"NVRTC.*; its driver supports CUDA 12\.4"):
         Cuda().compile_kernel()
 
 
-def test_an_old_cuda_core_is_named(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuda-core 0.7 names this field `enable_timing`."""
+def test_an_old_cuda_core_is_reported(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In cuda-core 0.7 this option is named `enable_timing`."""
     monkeypatch.setattr(cuda.core, "EventOptions", lambda *, enable_timing=False: None)
     monkeypatch.setattr(cuda.core, "__version__", "0.7.0")
     with pytest.raises(BackendUnavailable, match=r"cuda-core 0\.7\.0 is too old .*--upgrade 'cuda-core>=1\.2'"):
         Cuda()
 
 
-def test_a_cuda_core_that_is_all_experimental_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cuda_core_with_only_experimental_modules_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core._utils", None)
     spec = importlib.util.spec_from_file_location("another_cuda", cuda.__file__)
     assert spec is not None
@@ -751,7 +756,7 @@ def test_a_cuda_core_that_is_all_experimental_is_named(monkeypatch: pytest.Monke
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_closing_gives_everything_back(gpu: TensorRTBackend, machine: Machine) -> None:
+def test_closing_frees_everything(gpu: TensorRTBackend, machine: Machine) -> None:
     prediction, state = gpu.step_on_device(floats(1)[0], gpu.initial_state())
     gpu.clip(floats(4).swapaxes(0, 1))
     assert machine.graphs == 1
@@ -761,7 +766,7 @@ def test_closing_gives_everything_back(gpu: TensorRTBackend, machine: Machine) -
     del prediction, state
 
 
-def test_what_is_missing_is_named(bundle: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
+def test_missing_libraries_are_named(bundle: Bundle, trt: FakeTensorRT, machine: Machine) -> None:
     machine.compiler = False
     with pytest.raises(BackendUnavailable, match=r"NVRTC.*does not work.*pip install 'e3d_deploy\[gpu\]'"):
         open_backend(bundle, TARGET)
@@ -772,27 +777,27 @@ def test_what_is_missing_is_named(bundle: Bundle, trt: FakeTensorRT, machine: Ma
     assert machine.allocated == 0
 
 
-def test_without_an_enterprise_runtime_config_the_strategy_is_given(
+def test_tensorrt_receives_the_allocation_strategy_directly(
     bundle: Bundle, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT itself has no graphs of its own."""
+    """TensorRT, unlike TensorRT-RTX, does not capture CUDA graphs itself."""
     monkeypatch.delattr(FakeTensorRT, "CudaGraphStrategy")
     backend = TensorRTBackend(bundle, target=TARGET)
     backend.step(floats(1)[0], backend.initial_state())
     assert trt.contexts == 1
 
 
-# ---------------------------------------------------------------- the real libraries, as far as they go here
+# ---------------------------------------------------------------- the real libraries, without a GPU
 
 
 @pytest.fixture
 def no_driver() -> None:
     if inventory.machine()["nvidia_driver"]:
-        pytest.skip("there is an NVIDIA driver here")
+        pytest.skip("this machine has an NVIDIA driver")
 
 
 @pytest.mark.usefixtures("no_driver")
-def test_without_a_driver_the_real_library_says_so(bundle_path: Path, rtx: Any) -> None:
+def test_the_real_library_reports_a_missing_driver(bundle_path: Path, rtx: Any) -> None:
     bundle = add_engines(bundle_path)
     with pytest.raises(BackendUnavailable, match=r"GPU 0: cannot be used .*this needs an NVIDIA GPU") as caught:
         open_backend(bundle, TARGET)
@@ -801,23 +806,23 @@ def test_without_a_driver_the_real_library_says_so(bundle_path: Path, rtx: Any) 
 
 
 @pytest.mark.usefixtures("no_driver")
-def test_the_real_library_tells_a_malformed_plan(rtx: Any) -> None:
+def test_the_real_library_detects_a_malformed_plan(rtx: Any) -> None:
     runtime = rtx.Runtime(make_logger(rtx))
     assert not runtime.engine_host_code_allowed
-    with pytest.raises(BundleError, match=r"x.plan: is no engine of TensorRT-RTX"):
+    with pytest.raises(BundleError, match=r"x.plan: is not a TensorRT-RTX engine"):
         check_validity(rtx, runtime, b"no plan at all" * 100, "x.plan")
 
 
 @pytest.mark.usefixtures("no_driver")
-def test_the_real_library_does_not_run_a_good_plan_without_a_gpu(rtx: Any, exported: Path) -> None:
+def test_the_real_library_refuses_a_valid_plan_without_a_gpu(rtx: Any, exported: Path) -> None:
     runtime, plan = rtx.Runtime(make_logger(rtx)), build_plan(rtx, exported / "tiny.e3d" / "step.onnx", EngineConfig())
-    with pytest.raises(BackendUnavailable, match=r"x\.plan: TensorRT-RTX does not run it here"):
+    with pytest.raises(BackendUnavailable, match=r"x\.plan: TensorRT-RTX cannot run it here"):
         check_validity(rtx, runtime, plan, "x.plan")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda"])
-def test_on_a_real_gpu_a_forecast_is_that_of_onnxruntime(name: str, bundle_path: Path) -> None:
+def test_on_a_real_gpu_a_forecast_equals_that_of_onnxruntime(name: str, bundle_path: Path) -> None:
     from e3d_deploy.export.engines.build import build
 
     bundle = Bundle.open(bundle_path)
@@ -839,7 +844,7 @@ def test_on_a_real_gpu_a_forecast_is_that_of_onnxruntime(name: str, bundle_path:
 
 
 @pytest.mark.gpu
-def test_on_a_real_gpu_memory_and_kernel_do_what_the_fake_does() -> None:
+def test_on_a_real_gpu_memory_and_kernel_behave_like_the_fake() -> None:
     try:
         cuda = Cuda()
     except BackendUnavailable as error:
@@ -860,7 +865,7 @@ def test_on_a_real_gpu_memory_and_kernel_do_what_the_fake_does() -> None:
     cuda.close()
 
 
-def test_logging_alone_speaks(gpu: TensorRTBackend, capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_goes_only_to_logging(gpu: TensorRTBackend, capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("e3d_deploy").debug("nothing")
     gpu.step(floats(1)[0], gpu.initial_state())
     assert capfd.readouterr().out == ""
@@ -870,7 +875,7 @@ def test_logging_alone_speaks(gpu: TensorRTBackend, capfd: pytest.CaptureFixture
 
 
 class Lent:
-    """Somebody's picture on the GPU [H, W, C]."""
+    """Picture of the application on the GPU, [H, W, C]."""
 
     dtype = "uint8"
 
@@ -879,7 +884,7 @@ class Lent:
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        raise AssertionError("the picture is taken with an axis in front")
+        raise AssertionError("the picture is read only after a batch axis was added")
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return 2, 0
@@ -889,7 +894,7 @@ class Lent:
 
 
 @pytest.mark.parametrize("text", ["none", "refresh:2", "refresh:3", "replay"])
-def test_pictures_on_the_gpu_are_taken_once_and_may_be_overwritten(
+def test_pictures_on_the_gpu_are_read_once_and_may_be_overwritten(
     many: Bundle, trt: FakeTensorRT, machine: Machine, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = Card(window=Window(context_length=3, horizon=3))
