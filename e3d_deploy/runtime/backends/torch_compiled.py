@@ -1,4 +1,4 @@
-"""The PyTorch model behind the runtime's Backend, compiled for the processor by torch.compile."""
+"""Backend that runs the PyTorch model on the CPU, compiled by `torch.compile`."""
 
 import logging
 from typing import Any
@@ -19,11 +19,13 @@ log = logging.getLogger(__name__)
 
 
 class TorchCompiledBackend(HostBackend):
-    """The step over its ring, compiled once for each number of streams: for the bundle's own when it is opened, which
-    takes minutes at full size, then much less from PyTorch's cache; for others at their first step.
+    """Backend that runs the PyTorch step with rings, compiled once for each batch size.
+
+    The batch size of the bundle is compiled when the backend is opened, other batch sizes at their first step.
+    Compilation takes minutes for the full-size network, and much less once PyTorch has cached the result.
 
     Raises:
-        BackendUnavailable: there is no C++ compiler.
+        BackendUnavailable: PyTorch cannot compile the step, for example because there is no C++ compiler.
     """
 
     name = "torch-compiled"
@@ -32,7 +34,7 @@ class TorchCompiledBackend(HostBackend):
         super().__init__(bundle.holding(()))
         self.threads = threads
         self.names = [tensor.name for tensor in contract.states(bundle.config)]
-        precision = "bf16" if bundle.precision == "bf16" else "fp32"  # a processor has no TF32
+        precision = "bf16" if bundle.precision == "bf16" else "fp32"  # CPUs have no TF32.
         with OwnSettings():
             model = checkpoint.load_content(bundle.held.shared(MODEL), bundle.path / MODEL)
             ring = RingStep(model, precision=precision)
@@ -41,11 +43,12 @@ class TorchCompiledBackend(HostBackend):
         frame = np.zeros(contract.frame(bundle.config, bundle.batch).shape, np.float32)
         try:
             self.step(frame, self.initial_state())
-        except RuntimeError as error:  # what all of the compiler's are
+        except RuntimeError as error:  # All errors of the compiler derive from RuntimeError.
             cause = getattr(error, "inner_exception", error)
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise BackendUnavailable(
-                f"{self.name}: PyTorch cannot compile here ({reason}); install a C++ compiler such as g++, or use torch"
+                f"{self.name}: PyTorch cannot compile the step ({reason}); install a C++ compiler such as g++, or use "
+                "torch"
             ) from error
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Backend that runs the PyTorch model on an NVIDIA GPU, its steps captured as CUDA graphs."""
+"""Backend that runs the PyTorch model on an NVIDIA GPU, with steps captured as CUDA graphs."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -28,35 +28,35 @@ from e3d_deploy.tf32 import arithmetic
 log = logging.getLogger(__name__)
 Module = TypeVar("Module", bound=nn.Module)
 Step = Callable[..., Tensor]
-"""A `RingStep`, compiled or not."""
+"""`RingStep`, compiled or not."""
 Key = tuple[int, int, bool]
-"""Number of streams, the set that is read, and whether every ring is full."""
+"""Batch size, set of states that the step reads, and True if every ring is full."""
 
 RINGS: dict[str, contract.DType] = {"bf16": "bfloat16", "fp16": "float16"}
-"""Types of the rings by policy, those of the products that read them; float32 for all other policies."""
+"""Data type of the rings by policy, the same as that of the matrix products that read the rings; else float32."""
 TYPES = {"float32": "<f4", "int32": "<i4", "float16": "<f2", "bfloat16": "<i2"}
-"""Type strings of the CUDA array interface, which has none for bfloat16."""
+"""Type strings of the CUDA array interface. It has none for bfloat16, which is passed as int16."""
 
 
 class TorchGpu:
-    """PyTorch on the GPU of a `Cuda` and in its stream."""
+    """PyTorch on the GPU and in the CUDA stream of a `Cuda`."""
 
     def __init__(self, cuda: Cuda) -> None:
         self.device = torch.device("cuda", cuda.number)
         self.stream = torch.cuda.ExternalStream(cuda.handle, self.device)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()  # one for all graphs, as they run one at a time
+        self.pool = torch.cuda.graph_pool_handle()  # All graphs share one pool, because they run one at a time.
 
     @staticmethod
     def check() -> None:
-        """Raise unless PyTorch finds a GPU.
+        """Check that PyTorch finds a GPU.
 
         Raises:
-            BackendUnavailable: this PyTorch has no CUDA, or finds no GPU.
+            BackendUnavailable: this PyTorch is built without CUDA, or finds no GPU.
         """
         if not torch.cuda.is_available():
             raise BackendUnavailable(
-                f"torch-cuda-graph: PyTorch {torch.__version__} finds no GPU; install a PyTorch for CUDA, on a machine "
-                f"with {GPU}"
+                f"torch-cuda-graph: PyTorch {torch.__version__} finds no GPU; install a PyTorch built for CUDA, on a "
+                f"machine with {GPU}"
             )
 
     def put(self, module: Module) -> Module:
@@ -66,39 +66,44 @@ class TorchGpu:
         return moved
 
     def compile(self, ring: RingStep) -> Callable[..., Tensor]:
-        """Return the step compiled for the GPU, which happens at its first run."""
+        """Return the step compiled for the GPU; PyTorch compiles it at its first run."""
         return compiled(ring)
 
     def over(self, address: int, tensor: contract.Tensor) -> Tensor:
-        """Return a tensor over the memory at an address, without owning it."""
+        """Return a tensor over the memory at a GPU address; the tensor does not own the memory."""
         described = {"shape": tensor.shape, "typestr": TYPES[tensor.dtype], "strides": None, "version": 3}
         owner = SimpleNamespace(__cuda_array_interface__={**described, "data": (address, False)})
         return torch.as_tensor(owner, device=self.device).view(getattr(torch, tensor.dtype))
 
     def run(self, work: Callable[[], object]) -> None:
-        """Put work into the stream."""
+        """Run `work` with this CUDA stream current, so that its kernels are enqueued there."""
         with torch.cuda.stream(self.stream):
             work()
 
     def capture(self, work: Callable[[], object]) -> Callable[[], None]:
-        """Capture work that has run once; return a function that puts it into the stream by one launch.
+        """Capture work as a CUDA graph and return a function that launches the graph in the stream.
+
+        Args:
+            work: function that enqueues kernels; it must have run before, so that nothing is compiled or loaded during
+                the capture.
 
         Raises:
-            RuntimeError: it cannot be captured.
+            RuntimeError: the work cannot be captured.
         """
         graph = torch.cuda.CUDAGraph()
-        # cuBLAS takes a workspace at its first product in a stream and keeps it. A graph must have its own, from its
-        # pool: one from before would be freed when another backend closes, and with it memory that the graph writes.
+        # cuBLAS allocates a workspace at its first product in a stream and reuses it. The graph must get a workspace
+        # from its own pool: an older workspace would be freed when another backend closes, and the graph would then
+        # write to freed memory.
         torch._C._cuda_clearCublasWorkspaces()
         try:
-            # The outer one, for a capture that fails leaves the thread with our stream.
+            # The outer `stream` context is needed because a failed capture leaves our stream current in this thread.
             with (
                 torch.cuda.stream(self.stream),
                 torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
             ):
                 work()
         except RuntimeError:
-            # PyTorch leaves its allocator in the state of a capture, and later allocations would go to the pool.
+            # PyTorch's allocator still directs allocations to the pool, as during the capture; end that.
             with suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
             raise
@@ -112,22 +117,22 @@ class TorchGpu:
         return replay
 
     def release(self) -> None:
-        """Give unused memory back to the GPU, including cuBLAS's workspaces, which PyTorch frees for all streams."""
+        """Return PyTorch's unused memory to the GPU, including the cuBLAS workspaces of all CUDA streams."""
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
 
 class TorchGraphBackend(DeviceBackend):
-    """Backend whose step changes rings in place, captured for each number of streams.
+    """Backend whose step updates rings in place and is captured as CUDA graphs for each batch size.
 
-    There are four graphs of the step for a number of streams: from either set of states to the other, and with or
-    without a mask for empty slots. All are captured before the first step. The graphs without a mask, which every step
-    uses once the rings are full, are compiled by PyTorch first; that took 32 s on an H200, and is less from PyTorch's
-    cache.
+    Each batch size has four graphs of the step: it reads set 0 or set 1 of the states, with or without a mask for empty
+    slots. All four are captured before the first step. The two graphs without a mask, which run once all rings are
+    full, are compiled by PyTorch before they are captured. Compilation took 32 s on an H200, and takes less time once
+    PyTorch has cached the result.
 
     Raises:
-        BackendUnavailable: there is no GPU, or no PyTorch for it.
-        ResourceLimit: the GPU has not enough memory.
+        BackendUnavailable: the machine has no GPU, or PyTorch does not support it.
+        ResourceLimit: the GPU does not have enough memory.
     """
 
     name = "torch-cuda-graph"
@@ -139,11 +144,11 @@ class TorchGraphBackend(DeviceBackend):
         super().__init__(bundle.holding(()), cuda, bundle.sizes)
         self.steps: dict[Key, Callable[[], None]] = {}
         self.saves: dict[tuple[int, int], Callable[[], None]] = {}
-        """Save the slots that a step overwrites, by number of streams and set."""
+        """Functions that save the slots that a step overwrites, by batch size and set that the step reads."""
         with cuda.opening():
             cuda.compile_kernel()
             self.gpu = TorchGpu(cuda)
-            last = bundle.precision != "fp32"  # the layout that tensor cores read
+            last = bundle.precision != "fp32"  # Tensor cores read channels last.
             with OwnSettings():
                 model = checkpoint.load_content(bundle.held.shared(MODEL), bundle.path / MODEL)
                 ring = RingStep(model, precision=bundle.precision, channels_last=last, in_place=True)
@@ -154,7 +159,7 @@ class TorchGraphBackend(DeviceBackend):
         return RingStates(self.cuda, self.bundle.config, batch, RINGS.get(self.bundle.precision, "float32"))
 
     def prepare(self, batch: int, size: Size) -> None:
-        """Run each of the four steps once, on states that nobody holds yet, and capture it."""
+        """Run each of the four steps once and capture it; the sets do not contain a state yet."""
         states = size.states
         assert isinstance(states, RingStates)
         for block in (*states.sets, states.rings):
@@ -171,7 +176,7 @@ class TorchGraphBackend(DeviceBackend):
         except ResourceLimit:
             steps.clear()
             saves.clear()
-            self.gpu.release()  # so that fewer streams find memory
+            self.gpu.release()  # A smaller batch may then find enough memory.
             raise
         self.steps |= steps
         self.saves |= saves
@@ -181,18 +186,18 @@ class TorchGraphBackend(DeviceBackend):
         assert isinstance(states, RingStates)
         with self._failures():
             self.saves[batch, side]()
-            states.begin(side)  # before the rings change, so that an interrupted step leaves a state whole
+            states.begin(side)  # Before the rings change, so that an interrupted step leaves the state intact.
             self.steps[batch, side, states.full]()
 
     def _prepared(self, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
-        """Return a step from one set to the other, run once; captured, and compiled with full rings, if possible."""
+        """Run a step that reads set `side` once; return it captured and, for full rings, compiled, if possible."""
         if full:
             log.info("%s: compiling the step for %d streams, which may take minutes", self.name, states.layout.batch)
             try:
                 return self._captured(self._run_once(self._work(self.compiled, size, states, side, full=True)))
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # errors of the compiler have no common base
+            except Exception as error:  # The errors of the compiler have no common base class.
                 if self.compiled is self.ring:
                     raise
                 cause = getattr(error, "inner_exception", error)
@@ -203,7 +208,7 @@ class TorchGraphBackend(DeviceBackend):
         return self._captured(self._run_once(self._work(self.ring, size, states, side, full=full)))
 
     def _work(self, step: Step, size: Size, states: RingStates, side: int, *, full: bool) -> Callable[[], None]:
-        """Return the work of a step from one set to the other."""
+        """Return a function that enqueues a step that reads set `side` and writes the other set."""
         frame_form, addresses = contract.frame(self.bundle.config, states.layout.batch), size.addresses[side]
         frame = self.gpu.over(addresses[contract.FRAME], frame_form)
         prediction = self.gpu.over(addresses[contract.PREDICTION], frame_form)
@@ -216,7 +221,7 @@ class TorchGraphBackend(DeviceBackend):
         return work
 
     def _saving(self, size: Size, states: RingStates, side: int) -> Callable[[], None]:
-        """Return the work of saving the slots that a step from a set overwrites."""
+        """Return a function that saves the slots that a step from set `side` overwrites."""
         read, written = self._tensors(size.addresses[side], states)
 
         def work() -> None:
@@ -226,26 +231,26 @@ class TorchGraphBackend(DeviceBackend):
         return work
 
     def _tensors(self, addresses: Addresses, states: RingStates) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the states that a step reads, and those that it writes, with saved slots in the places of rings."""
+        """Return the tensors that a step reads and those that it writes, with saved slots in place of rings."""
         read = [self.gpu.over(addresses[one.name], one) for one in _by_name(states.layout)]
         written = [self.gpu.over(addresses[contract.NEXT + one.name], one) for one in _by_name(states.in_set)]
         return read, written
 
     def _run_once(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Run work once and return it, so that PyTorch compiles it, chooses convolutions and loads kernels."""
+        """Run work once, so that PyTorch compiles it, chooses convolutions and loads kernels; return the work."""
         self.gpu.run(work)
         self.cuda.synchronise()
         return work
 
     def _captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Return work as a graph, or as it is where it cannot be captured."""
+        """Return work captured as a CUDA graph, or uncaptured if the capture fails."""
         try:
             return self.gpu.capture(work)
         except RuntimeError as error:
             self.captures = False
             log.warning(
-                "%s: the step cannot be captured as a CUDA graph (%s), so each is enqueued kernel by kernel, "
-                "which takes the processor longer",
+                "%s: the step cannot be captured as a CUDA graph (%s), so each step is enqueued kernel by "
+                "kernel, which takes more CPU time",
                 self.name,
                 first_line(error),
             )
@@ -253,7 +258,7 @@ class TorchGraphBackend(DeviceBackend):
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
-        """Raise failures of PyTorch as errors of the runtime."""
+        """Raise errors of PyTorch as E3DError."""
         try:
             yield
         except torch.OutOfMemoryError as error:
@@ -263,13 +268,13 @@ class TorchGraphBackend(DeviceBackend):
             ) from error
         except RuntimeError as error:
             raise EngineError(
-                f"{self.name}: PyTorch could not run the step ({first_line(error)}); open the bundle again, or use "
+                f"{self.name}: PyTorch could not run the step ({first_line(error)}); load the bundle again, or use "
                 "another backend"
             ) from error
 
     def clip(self, context: NDArray[np.float32]) -> tuple[NDArray[np.float32], DeviceState]:
         forecast, state = clip_by_steps(self, context, self.bundle.horizon)
-        self.cuda.forget_time()  # of the last step alone
+        self.cuda.forget_time()  # It covers only the last step.
         return forecast, state
 
     def rollout(self, prediction: NDArray[np.float32], state: DeviceState) -> tuple[NDArray[np.float32], DeviceState]:

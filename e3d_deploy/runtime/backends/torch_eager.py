@@ -1,4 +1,4 @@
-"""The PyTorch model behind the runtime's Backend: the yardstick."""
+"""Reference backend: the PyTorch model on the CPU, uncompiled."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,9 +23,10 @@ DOUBLE = np.dtype(np.float64)
 
 
 class TorchBackend(Lifetime):
-    """Eager float32 on the CPU, with the history that grows until it is full.
+    """Backend that runs the PyTorch model in eager mode on the CPU, in float32.
 
-    A state is a dictionary with the model's State and the count of steps. A model in float64 works too.
+    The history of a state grows until it is full. A state is a dictionary of the model's `State` and the number of
+    steps. A model in float64 runs in float64.
     """
 
     name = "torch"
@@ -39,7 +40,7 @@ class TorchBackend(Lifetime):
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, *, threads: int | None = None) -> "TorchBackend":
-        """The model that a bundle was made from."""
+        """Open the model of a bundle."""
         with OwnSettings():
             model = checkpoint.load_content(bundle.held.shared(MODEL), bundle.path / MODEL)
         return cls(model, batch=bundle.batch, horizon=bundle.horizon, threads=threads)
@@ -50,7 +51,10 @@ class TorchBackend(Lifetime):
             return {"model": self.model.initial_state(batch or self.batch), "steps": 0}
 
     def gather(self, rows: Sequence[tuple[State, int]]) -> State:
-        """The one state there is: histories that grow cannot be of different length in one step."""
+        """Return the only state in `rows`.
+
+        Histories that are not full differ in length, so streams cannot be combined in one step.
+        """
         self.check_open()
         [(state, _)] = rows
         return state
@@ -111,11 +115,11 @@ class TorchBackend(Lifetime):
         return {"model": state, "steps": written - 1}
 
     def free(self) -> None:
-        """Free nothing: another thread may be in a step, and the model goes with the backend."""
+        """Do nothing: another thread may be in a step, and the model is freed with the backend object."""
 
 
 def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) -> tuple[list[NodeTime], float]:
-    """Time the operators of a step; PyTorch sums them itself."""
+    """Time the operators of a step with PyTorch's profiler, which sums them over the steps; see `protocol.Profiler`."""
     from torch.profiler import ProfilerActivity, profile
 
     profiler = profile(activities=[ProfilerActivity.CPU], record_shapes=True)
@@ -130,6 +134,6 @@ def profile(bundle: Bundle, drive: Drive, *, threads: int | None, steps: int) ->
 
 
 def _with_shapes(key: str, shapes: Iterable[list[int]]) -> str:
-    """Return a name such as `aten::cat 1×40×8×8, …`; an operator has no name of its own."""
+    """Return a name such as `aten::cat 1×40×8×8, …`, because PyTorch gives single operators no name."""
     known = ["×".join(map(str, shape)) for shape in shapes if shape]
     return f"{key} {', '.join(known)}" if known else key

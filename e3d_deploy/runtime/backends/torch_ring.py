@@ -1,7 +1,7 @@
-"""The step with its ring of past cells in PyTorch, between tensors that stay where they are.
+"""PyTorch step with rings of past cell states, which reads and writes tensors at fixed addresses.
 
-The counterpart of `compose.step_graph` in ONNX. Every shape is fixed and the next states are written into tensors that
-are given, so that the step can be compiled once and captured as a CUDA graph.
+It is the counterpart of `compose.step_graph` in ONNX. All shapes are fixed, and the next states are written to tensors
+that the caller passes, so that the step can be compiled once and captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -18,22 +18,32 @@ from e3d_deploy.model import E3DLSTM, from_entry, to_entry
 from e3d_deploy.step import REWRITES, FlatConvolution, FlatOpenSTLConvolution, Step
 
 LOW = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""The type of the products of each policy; those of fp32 and tf32 are float32, and differ by `tf32.arithmetic`."""
+"""Low type of convolutions and matrix products by policy.
+
+fp32 and tf32 both use float32; `tf32.arithmetic` selects between them.
+"""
 FORMS = 64
-"""Compiled forms of the ring step that PyTorch is to keep."""
+"""Number of compiled forms of the ring step that PyTorch may keep."""
 UNMASKED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Attention kernels for a full ring, best first. PyTorch would take cuDNN's before flash attention, which alone splits
-over keys: one stream has too few queries to occupy a GPU otherwise. Flash attention takes no mask and no float32."""
+"""Attention kernels for full rings, in order of preference.
+
+By default PyTorch prefers cuDNN's kernel to flash attention. Only flash attention divides its work over the keys, which
+one stream needs to occupy a GPU, because it has few queries. Flash attention supports neither masks nor float32.
+"""
 FLOAT32 = [SDPBackend.MATH]
-"""Attention kernels for float32 on a GPU: products and softmax one by one were 14 times faster for one stream than the
-fused kernel that PyTorch chooses, which does not split over keys (benchmarks/NOTES.md). Many were not compared."""
+"""Attention kernels for float32 on a GPU: separate matrix products and softmax.
+
+For one stream they were 14 times faster than the fused kernel that PyTorch chooses, which does not divide its work over
+the keys (benchmarks/NOTES.md). Larger batches were not compared.
+"""
 
 
 class FusedRecall(nn.Module):
-    """`PlainRecall` as PyTorch's fused attention, which stores no scores, except in float32 on a GPU.
+    """`PlainRecall` with PyTorch's fused attention, which does not store the scores; on a GPU in float32 it is unfused.
 
     Args:
-        dtype: type of its products; it adds up in float32 in any case.
+        dtype: type of the factors of its matrix products, which are accumulated in float32; None for the type of the
+            recall gate.
     """
 
     def __init__(self, semantics: Semantics, dtype: torch.dtype | None = None) -> None:
@@ -41,13 +51,13 @@ class FusedRecall(nn.Module):
         self.semantics, self.dtype = semantics, dtype
 
     def forward(self, recall_gate: Tensor, history: tuple[Tensor, Tensor | None]) -> Tensor:
-        keys, key_bias = history  # [B, K·D·h·w, N], [B, 1, K·D·h·w]; no bias once no slot is empty
+        keys, key_bias = history  # [B, K·D·h·w, N], [B, 1, K·D·h·w]; None if no slot is empty
         dtype = self.dtype or recall_gate.dtype
         queries = to_entry(recall_gate, self.semantics).to(dtype).contiguous()[:, None]  # [B, 1, D·h·w, N]
         states = keys.to(dtype)[:, None]
         bias = None
         if key_bias is not None:
-            # One row for all queries, by a stride of 0. As bool it would become a float tensor of full size.
+            # All queries share one row, by a stride of 0. PyTorch would expand a bool mask to a full-size float tensor.
             bias = key_bias.to(dtype)[:, None].expand(-1, -1, queries.shape[2], -1)
         if queries.is_cuda and dtype == torch.float32:
             with sdpa_kernel(FLOAT32):
@@ -61,7 +71,7 @@ class FusedRecall(nn.Module):
 
 
 class TypedConvolution(nn.Module):
-    """A convolution whose products are of a low type, with its bias added in float32 as in `types.typed`."""
+    """Convolution in a low type, with the bias added in float32 as in `types.typed`."""
 
     def __init__(self, convolution: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -76,7 +86,7 @@ class TypedConvolution(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """`FlatConvolution` with channels last in memory, the layout that tensor cores read; weights stay in it."""
+    """`FlatConvolution` with inputs and weights stored channels last, the layout that tensor cores read."""
 
     both: Tensor
     last: Tensor
@@ -98,20 +108,22 @@ class ChannelsLast(nn.Module):
 
 
 class RingStep(nn.Module):
-    """One step of the network over rings of past cells.
+    """One step of the network, with rings of past cell states.
 
     Args:
-        rewrites: names in `step.REWRITES`.
-        precision: `fp32`, `tf32`, `bf16` or `fp16`, as far as it is in the types; see `tf32.arithmetic`.
-        channels_last: give the 2D convolutions of the rewrite `conv2d` tensors with channels last.
-        in_place: overwrite the oldest slot of each ring, in place of copying all of them.
+        rewrites: keys of `step.REWRITES`.
+        precision: `fp32`, `tf32`, `bf16` or `fp16`. fp32 and tf32 give the same module; the caller selects between them
+            with `tf32.arithmetic`.
+        channels_last: store the inputs of the 2D convolutions of the rewrite `conv2d` channels last.
+        in_place: overwrite the oldest slot of each ring instead of copying the ring.
 
     Args of `forward`:
         frame: [B, C, H, W].
-        states: in the order of `contract.states`; the rings may be of the type of the products. They stay as they are,
-            except that the rings become the next ones with `in_place`.
-        following: like `states`, in other memory; the next states are written there, with `in_place` without rings.
-        full: no ring has an empty slot, and so none is masked. Attention is faster without a mask.
+        states: tensors in the order of `contract.states`; rings may have the low type. They are not changed, except
+            that with `in_place` the rings become the next rings.
+        following: tensors like `states`, in other memory, to which the next states are written. With `in_place`, no
+            rings are written there.
+        full: True if no ring has an empty slot. Then no slot is masked, and attention is faster.
 
     Returns:
         The prediction, [B, C, H, W].
@@ -156,7 +168,7 @@ class RingStep(nn.Module):
         outputs: tuple[Tensor, ...] = self.core(frame, None if full else self._key_bias(written), *bindings)
         results = dict(zip(self.core.outputs, outputs[1:], strict=True))
 
-        # All that may need memory comes before the first write, so that a failed step leaves the states whole.
+        # Everything that may allocate memory precedes the first write, so that a failed step leaves the states intact.
         rings = [place[f"history.{layer}"] for layer in range(len(self.config.hidden))]
         entries = [results.pop(f"entry.{layer}").to(states[ring].dtype) for layer, ring in enumerate(rings)]
         more = torch.where(written + 1 >= 2 * K, written + 1 - K, written + 1)
@@ -174,32 +186,37 @@ class RingStep(nn.Module):
         return outputs[0]
 
     def save(self, states: Sequence[Tensor], following: Sequence[Tensor]) -> None:
-        """Copy the slots that a step in place overwrites; putting them back restores the states.
+        """Save the slots that a step with `in_place` overwrites; copying them back restores the states.
 
         Args:
             states: as in `forward`.
-            following: in the places of the rings where the slots go, [B, D·h·w, N].
+            following: as in `forward`, but with a tensor of one slot, [B, D·h·w, N], at the position of each ring; the
+                slots are saved there.
         """
         rows = self._rows(states[self.place["written"]])
         for ring in (self.place[f"history.{layer}"] for layer in range(len(self.config.hidden))):
             torch.index_select(states[ring].flatten(0, 1), 0, rows, out=following[ring])
 
     def _rows(self, written: Tensor) -> Tensor:
-        """Return each stream's oldest slot among those of all, [B], in rings as [B·K, D·h·w, N]."""
+        """Return the row of each stream's oldest slot, [B], in rings flattened to [B·K, D·h·w, N]."""
         K = self.config.history_length
         return torch.arange(0, K * len(written), K, device=written.device) + written % K
 
     def _key_bias(self, written: Tensor) -> Tensor:
-        """Return the bias that hides empty slots, as they hold zeros, [B, 1, K·D·h·w]."""
+        """Return the bias on the attention scores, [B, 1, K·D·h·w]: `contract.EMPTY_BIAS` for empty slots, else 0."""
         empty = (self.slots >= written[:, None]).repeat_interleave(self.config.positions, dim=1)  # [B, K·D·h·w]
         return torch.zeros_like(empty, dtype=torch.float32).masked_fill(empty, contract.EMPTY_BIAS)[:, None]
 
 
 def compiled(ring: RingStep, **how: Any) -> Callable[..., Tensor]:
-    """A ring step compiled by torch.compile, once for each number of streams.
+    """Return a ring step that `torch.compile` compiles once for each batch size.
 
-    PyTorch keeps few compiled forms of one function, and then refuses; each network and number of streams takes one.
-    Its limit is raised for the time of a call: it belongs to the program and, in newer versions, to the thread.
+    PyTorch limits the number of compiled forms per function and raises an error beyond the limit. Each network and
+    batch size needs one form, so the limit is raised during each call. The limit is restored after the call because it
+    is a setting of the application and, in newer versions, of the thread.
+
+    Args:
+        how: more arguments of `torch.compile`.
     """
     step: Callable[..., Tensor] = torch.compile(ring, fullgraph=True, dynamic=False, **how)
 

@@ -1,8 +1,9 @@
-"""States on a GPU whose two sets share their rings of past cells.
+"""States on a GPU whose two sets share their rings of past cell states.
 
-The sets of `device_states` have a ring each, so that a step copies all K slots to change one. Here a step overwrites
-the oldest slot of the shared rings, and keeps its former content in the set that it read. So the rings are those of
-the latest state; those of the state before it differ in that one slot, which can be put back.
+In `device_states` each set has its own rings, so a step copies all K slots of a ring to change one. Here, a step
+overwrites the oldest slot of the shared rings, after the former content of that slot has been saved in the set that the
+step reads. The shared rings are therefore those of the latest state. The rings of the state before it differ only in
+that slot, which can be restored.
 """
 
 import weakref
@@ -23,23 +24,24 @@ from e3d_deploy.runtime.backends.torch_settings import OwnSettings
 
 
 class RingState(DeviceState):
-    """The state of a few streams, with what the host knows of it."""
+    """State of one or more streams, with the counters that the host keeps of it."""
 
     __slots__ = ("owner", "written")
 
     def __init__(self, block: Block, lender: Cuda | None, owner: "RingStates", written: NDArray[np.int32]) -> None:
         super().__init__(block, lender)
         self.owner = owner
-        """Owner of the sets that may hold this state."""
+        """Owner of the sets that may contain this state."""
         self.written = written
-        """The state `written` of `contract.states`, [B]."""
+        """Counters of the rings, [B]: a host copy of the tensor `written` of `contract.states`."""
 
 
 class RingStates(StateSets):
-    """The states of so many streams, in two sets with rings in common.
+    """States of `batch` streams, in two sets that share their rings.
 
     Args:
-        dtype: type of the rings, that of the products that read them. Arrays on the host are float32 in any case.
+        dtype: type of the rings, the same as that of the matrix products that read the rings. Host copies of the rings
+            are always float32.
     """
 
     def __init__(self, cuda: Cuda, config: ModelConfig, batch: int, dtype: contract.DType = "float32") -> None:
@@ -48,23 +50,27 @@ class RingStates(StateSets):
         others = [tensor for tensor in tensors if tensor.ring is None]
         slots = [replace(ring, shape=(batch, *ring.shape[2:])) for ring in rings]
         self.in_set = Layout([*others, *slots], batch)
-        """Layout of a set: in the place of each ring the slot that the next step overwrites."""
-        super().__init__(cuda, Layout([*others, *rings], batch), self.in_set)  # rings last, so that they are one piece
+        """Layout of a set: instead of each ring it has one slot, saved before a step overwrites that slot."""
+        # The rings come last, so that they are contiguous.
+        super().__init__(cuda, Layout([*others, *rings], batch), self.in_set)
         self.history_length, self.others_nbytes = config.history_length, self.layout.offsets[rings[0].name]
         self.rings = Block(Layout(rings, batch), cuda.allocate(self.layout.nbytes - self.others_nbytes))
-        """The shared rings."""
+        """Memory of the shared rings."""
         self.latest = 0
-        """The set whose rings are the shared ones."""
+        """Set that contains the latest state, 0 or 1: the shared rings are the rings of this state."""
         self.entered = np.ones(batch, np.int32)
-        """`written` of the state that was entered last."""
+        """Counters `written` of the state that was passed to `enter` last, [B]."""
 
     @property
     def full(self) -> bool:
-        """Every ring of the state that was entered last is full."""
+        """True if every ring of the state that was passed to `enter` last is full."""
         return bool((self.entered >= self.history_length).all())
 
     def addresses(self, side: int) -> dict[str, int]:
-        """Return addresses like the base class; the next rings are the slots that are overwritten, in the set read."""
+        """Return addresses as the base class does, with the shared rings.
+
+        For a ring, the `next_` address is that of the saved slot in set `side`.
+        """
         read = self.sets[side].addresses | self.rings.addresses
         slots = {name: self.sets[side].addresses[name] for name in self.rings.addresses}
         written = self.sets[1 - side].addresses | slots
@@ -89,10 +95,10 @@ class RingStates(StateSets):
         return side
 
     def begin(self, side: int) -> None:
-        """Note that a step from a set may have changed the shared rings, after the slots were saved.
+        """Record that a step from set `side` may be changing the shared rings; its slots have been saved.
 
-        The set is then the one before the latest, whatever becomes of the step: putting back slots that were not
-        overwritten changes nothing.
+        From now on the state in set `side` counts as the one before the latest, even if the step fails: restoring slots
+        that were not overwritten changes nothing.
         """
         self.latest = 1 - side
 
@@ -117,10 +123,10 @@ class RingStates(StateSets):
 
     def _check(self, state: RingState) -> None:
         if state.owner.cuda is not self.cuda:
-            raise StreamError("state: of another backend; take it over with to_arrays and from_arrays")
+            raise StreamError("state: belongs to another backend; convert it with to_arrays and from_arrays")
 
     def move_out(self, state: RingState) -> None:
-        """Give a state memory of its own, unless it already has some."""
+        """Move a state out of the sets to separate memory, unless it is there already."""
         if state.block in self.sets:
             self._vacate(self.sets.index(state.block))
 
@@ -133,7 +139,12 @@ class RingStates(StateSets):
             self._put_back(side, state.written, to, self.others_nbytes)
 
     def _put_back(self, side: int, written: NDArray[np.int32], memory: Memory, offset: int) -> None:
-        """Put the slots that a set keeps back into rings that lie in memory from an offset on (bytes)."""
+        """Restore the slots saved in set `side` to the rings in `memory`.
+
+        Args:
+            written: counters of the state in the set, [B].
+            offset: position of the first ring in `memory` (bytes).
+        """
         K = self.history_length
         for ring in self.rings.layout.tensors:
             nbytes = ring.nbytes // (self.layout.batch * K)
@@ -145,7 +156,7 @@ class RingStates(StateSets):
                 )
 
     def _parts(self, memory: Memory) -> tuple[Memory, Memory]:
-        """Divide memory of the whole layout into that of the other states and that of the rings."""
+        """Split the memory of a whole state into the part without rings and the part with the rings."""
         first = self.others_nbytes
         return self.cuda.part(memory, 0, first), self.cuda.part(memory, first, self.layout.nbytes - first)
 
@@ -167,12 +178,12 @@ class RingStates(StateSets):
             for name, tensor in self._on_host(host).items():
                 tensor.copy_(torch.from_numpy(np.array(arrays[name])))
         self.cuda.copy(state.block.memory, staging)
-        self.cuda.synchronise()  # before the host's memory is used again
+        self.cuda.synchronise()  # The copy must be complete before the staging memory is reused.
         state.written = arrays["written"].copy()
         return state
 
     def _on_host(self, memory: NDArray[np.uint8]) -> dict[str, torch.Tensor]:
-        """Return the tensors of the whole layout in memory of the host."""
+        """Return the tensors of a whole state in host memory, as views of that memory."""
         found, bytes_ = {}, torch.from_numpy(memory)
         for tensor in self.layout.tensors:
             part = bytes_[self.layout.offsets[tensor.name] :][: tensor.nbytes]

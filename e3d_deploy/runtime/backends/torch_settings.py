@@ -1,4 +1,4 @@
-"""PyTorch's settings of a program, kept from what a backend computes, and a backend's kept from the program."""
+"""Isolation of a backend's PyTorch settings from those of the application."""
 
 from types import TracebackType
 
@@ -7,20 +7,22 @@ from torch import _C
 
 
 class OwnSettings:
-    """Context in which PyTorch computes as if the program had set nothing, with so many threads.
+    """Context in which PyTorch ignores the application's settings.
 
-    A default device, other modes that the program is in, autocast and inference mode are set aside. They belong to the
-    thread that computes, and are put back, as are its number of threads and whether it records gradients. A default
-    dtype and deterministic algorithms belong to the process, and backends do not depend on them.
+    On entry, the default device, other function and dispatch modes, autocast and inference mode are disabled for the
+    calling thread. On exit they are restored, together with the thread's number of intra-operator threads and its
+    gradient mode. A default dtype and deterministic algorithms are settings of the whole process: they are not changed,
+    and backends do not depend on them.
 
-    Each thread that computes has a number of threads of its own. One that begins to takes the number that was set last,
-    by whichever thread: in the middle of a step, that of the backend.
+    Every thread that calls PyTorch has its own number of intra-operator threads. A thread that calls PyTorch for the
+    first time starts with the number that any thread set last. If that happens during a step of a backend, it starts
+    with the number of the backend.
 
-    Ctrl-C within it leaves the program's settings as they were too. Only before the first line of `__exit__`, where
-    Python runs signal handlers as it does at the start of every function, nothing is put back.
+    Ctrl-C inside the context restores the settings too. The one exception is an interrupt before the first line of
+    `__exit__`, because Python runs signal handlers at the start of every function: then nothing is restored.
 
     Args:
-        threads: threads within an operator; None leaves those of the program.
+        threads: threads within an operator; None keeps the application's number.
     """
 
     __slots__ = ("_autocast", "_before", "_dispatched", "_gradients", "_inference", "_modes", "_threads")
@@ -29,8 +31,8 @@ class OwnSettings:
         self._threads = threads
 
     def __enter__(self) -> None:
-        # A signal handler may raise after each call, so that everything is noted before it is changed. In most programs
-        # there is nothing to set aside, and asking takes less than a microsecond in all.
+        # A signal handler may raise after each call, so every setting is recorded before it is changed. In most
+        # programs there is nothing to disable, and all the queries together take less than a microsecond.
         self._inference = self._autocast = self._before = None
         self._modes = self._dispatched = ()
         self._gradients = torch.is_grad_enabled()
@@ -66,7 +68,7 @@ class OwnSettings:
             raise
 
     def _restore(self) -> None:
-        """Put back what is not as it was; after an interrupt, the rest of it."""
+        """Restore every setting that still differs; a second call continues after an interrupt."""
         if self._dispatched:
             while (done := _C._len_torch_dispatch_stack()) < len(self._dispatched):
                 _C._push_on_torch_dispatch_stack(self._dispatched[done])

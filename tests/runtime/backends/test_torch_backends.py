@@ -1,5 +1,7 @@
-"""PyTorch compiled and as CUDA graphs: the ring step against the model, and the backends around it. There is no GPU
-here: graphs are captured by `HostGpu`, on the made-up CUDA of `fake_cuda`, whose memory is that of the host."""
+"""The ring step compared with the model, and the backends `torch-compiled` and `torch-cuda-graph`.
+
+No GPU is needed: `HostGpu` captures graphs on the fake CUDA of `fake_cuda`, whose GPU memory is host memory.
+"""
 
 import inspect
 import logging
@@ -39,9 +41,9 @@ from tests.fake_torch_gpu import HostGpu, put_in_place
 from tests.manifests import with_policy
 
 ROUNDING = 5e-5
-"""Predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""
+"""Tolerance of predictions and states after 11 steps; measured 1.5e-6, and 7.1e-6 with SSE4.1 kernels."""
 LOW_ROUNDING = {"bf16": 0.15, "fp16": 0.02}
-"""Likewise, of predictions; measured 0.037 and 0.004, in random networks on noise."""
+"""Tolerance of predictions after 11 steps by policy; measured 0.037 and 0.004 in random networks on noise."""
 ARITHMETIC = """
 import sys, torch
 from e3d_deploy.tf32 import arithmetic
@@ -70,7 +72,7 @@ SET_BEFORE = {
     "by the new names": "torch.backends.fp32_precision = 'tf32'",
 }
 STEPS = 11
-"""More than twice what the rings of the tiny network hold."""
+"""Number of steps; more than twice the number of slots in the rings of the tiny network."""
 
 
 def network(config: ModelConfig, semantics: Semantics = "paper") -> E3DLSTM:
@@ -86,7 +88,7 @@ def tensors(config: ModelConfig, batch: int) -> list[Tensor]:
 
 
 class Rings:
-    """A ring step that goes to and fro between two sets of states."""
+    """Ring step that alternates between two sets of states."""
 
     def __init__(self, model: E3DLSTM, batch: int, **options: Any) -> None:
         self.config, self.step = model.config, RingStep(model, **options)
@@ -103,7 +105,7 @@ class Rings:
 
 
 def frames(count: int, batch: int) -> Tensor:
-    """[count, B, C, H, W]."""
+    """Return random frames, [count, B, C, H, W]."""
     return torch.rand(count, batch, 1, 16, 24, generator=torch.Generator().manual_seed(3))
 
 
@@ -113,7 +115,7 @@ def frames(count: int, batch: int) -> Tensor:
 )
 @pytest.mark.parametrize("rewrites", [tuple(REWRITES), ("frozen-memory",)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_ring_step_is_the_model_beyond_a_full_ring(
+def test_the_ring_step_equals_the_model_beyond_a_full_ring(
     tiny_config: ModelConfig, semantics: Semantics, window_length: int, rewrites: tuple[str, ...], channels_last: bool
 ) -> None:
     model = network(replace(tiny_config, window_length=window_length), semantics)
@@ -130,7 +132,7 @@ def test_ring_step_is_the_model_beyond_a_full_ring(
             np.testing.assert_allclose(found[name], array, rtol=0, atol=ROUNDING, err_msg=name)
 
 
-def test_streams_of_different_age_do_not_touch_each_other(tiny_model: E3DLSTM) -> None:
+def test_streams_of_different_age_do_not_affect_each_other(tiny_model: E3DLSTM) -> None:
     young, old = Rings(tiny_model, 1), Rings(tiny_model, 1)
     for frame in frames(STEPS, 1):
         old(frame)
@@ -155,7 +157,7 @@ def test_a_full_ring_needs_no_mask(tiny_model: E3DLSTM) -> None:
 @pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_low_types_are_near_and_leave_states_in_float32(
+def test_low_types_are_close_and_leave_states_in_float32(
     tiny_config: ModelConfig, semantics: Semantics, precision: str, channels_last: bool
 ) -> None:
     model = network(tiny_config, semantics)
@@ -165,7 +167,7 @@ def test_low_types_are_near_and_leave_states_in_float32(
     assert {state.dtype for state in low.states} == {torch.float32, torch.int32}
 
 
-def test_what_comes_in_stays_as_it_is(tiny_model: E3DLSTM) -> None:
+def test_inputs_are_not_changed(tiny_model: E3DLSTM) -> None:
     rings = Rings(tiny_model, 2)
     before = [state.clone() for state in rings.states]
     rings(frames(1, 2)[0])
@@ -173,7 +175,7 @@ def test_what_comes_in_stays_as_it_is(tiny_model: E3DLSTM) -> None:
 
 
 class InPlace:
-    """A ring step that overwrites one slot of rings which its two sets of states share."""
+    """Ring step that alternates between two sets of states with shared rings and overwrites one slot of them."""
 
     def __init__(self, model: E3DLSTM, batch: int, dtype: torch.dtype = torch.float32, **options: Any) -> None:
         self.step = RingStep(model, in_place=True, **options)
@@ -201,10 +203,10 @@ class InPlace:
 
 @pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_rings_changed_in_place_are_those_that_are_copied(
+def test_rings_updated_in_place_equal_copied_rings(
     tiny_config: ModelConfig, semantics: Semantics, precision: str, dtype: torch.dtype
 ) -> None:
-    """To the last bit, also stored in the type of the products, which read them in that type anyway."""
+    """Bitwise, also if the rings have the low type, because the matrix products convert them to that type anyway."""
     model = network(tiny_config, semantics)
     copied, in_place = Rings(model, 2, precision=precision), InPlace(model, 2, dtype, precision=precision)
     for number, frame in enumerate(frames(STEPS, 2)):
@@ -216,7 +218,7 @@ def test_rings_changed_in_place_are_those_that_are_copied(
             torch.testing.assert_close(array, stored, rtol=0, atol=0, msg=f"{name} after step {number}")
 
 
-def test_a_slot_that_is_put_back_restores_the_state(tiny_model: E3DLSTM) -> None:
+def test_restoring_a_saved_slot_restores_the_state(tiny_model: E3DLSTM) -> None:
     rings = InPlace(tiny_model, 2)
     for frame in frames(STEPS, 2):
         rings(frame)
@@ -232,7 +234,7 @@ def test_a_slot_that_is_put_back_restores_the_state(tiny_model: E3DLSTM) -> None
 
 
 class Operators(TorchDispatchMode):
-    """Names and largest results of the operators that PyTorch runs; views cost nothing and are left out."""
+    """Mode that records the name and largest result of each operator that PyTorch runs, except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,8 +248,8 @@ class Operators(TorchDispatchMode):
         return result
 
 
-def test_a_full_ring_costs_fewer_operators_and_no_copy_of_it(tiny_config: ModelConfig) -> None:
-    model = network(replace(tiny_config, history_length=STEPS))  # so that nothing else is as large as a ring
+def test_a_full_ring_takes_fewer_operators_and_is_not_copied(tiny_config: ModelConfig) -> None:
+    model = network(replace(tiny_config, history_length=STEPS))  # Then no other tensor is as large as a ring.
     copied = Rings(model, 1, precision="bf16", channels_last=True)
     in_place = InPlace(model, 1, torch.bfloat16, precision="bf16", channels_last=True)
     for frame in frames(STEPS, 1):
@@ -257,7 +259,7 @@ def test_a_full_ring_costs_fewer_operators_and_no_copy_of_it(tiny_config: ModelC
     with Operators() as after, torch.no_grad():
         in_place(frame, full=True)
     layers, ring = len(model.config.hidden), copied.states[copied.step.place["history.0"]].numel()
-    # The mask goes, and for each layer the cast of the ring. Saving a slot of each layer comes on top.
+    # In place, there is no mask and no cast of a ring per layer, but one slot per layer is saved.
     saving = 3 + layers
     assert len(after.found) - saving < len(before.found) - layers
     copies = {
@@ -269,15 +271,15 @@ def test_a_full_ring_costs_fewer_operators_and_no_copy_of_it(tiny_config: ModelC
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+@pytest.mark.filterwarnings("ignore")  # PyTorch itself raises warnings.
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_inductor_compiles_under_each_arithmetic(precision: str) -> None:
-    """It asks for TF32 by the older of PyTorch's two sets of names, and fails where they disagree."""
+    """Inductor reads TF32 by the older of PyTorch's two sets of names, and fails if the two sets disagree."""
     import torch._inductor.config as inductor
 
     torch._dynamo.reset()
     linear, seen = nn.Linear(64, 64), torch.ones(32, 64)
-    # Constant weights, so that there are several kernels to choose from; only then it asks.
+    # Inductor reads TF32 only if it chooses among several kernels, as it does with constant weights.
     with arithmetic(precision), torch.no_grad(), inductor.patch(freezing=True, force_disable_caches=True):
         found = torch.compile(linear, mode="max-autotune")(seen)
     torch.testing.assert_close(found, linear(seen))
@@ -285,8 +287,8 @@ def test_inductor_compiles_under_each_arithmetic(precision: str) -> None:
 
 @pytest.mark.parametrize("set_before", ["nothing", "by the old names", "by the new names"])
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_arithmetic_is_put_back(precision: str, set_before: str) -> None:
-    """Whichever of PyTorch's two ways the application itself goes, in a process of its own as it may go one alone."""
+def test_arithmetic_restores_the_settings(precision: str, set_before: str) -> None:
+    """With each of PyTorch's two sets of names, in separate processes, because a process may use only one of them."""
     done = subprocess.run(
         [sys.executable, "-c", ARITHMETIC, precision, SET_BEFORE[set_before]],
         capture_output=True,
@@ -299,8 +301,8 @@ def test_arithmetic_is_put_back(precision: str, set_before: str) -> None:
 # torch-compiled
 
 
-def test_compiled_passes_verify(exported: Path) -> None:
-    """Traced and lowered, and not made C++ of, which takes minutes."""
+def test_the_compiled_step_passes_verify(exported: Path) -> None:
+    """The step is traced and lowered but not compiled to C++, which would take minutes."""
     bundle = Bundle.open(exported / "tiny.e3d")
     backend = TorchCompiledBackend(bundle, threads=1, compiler="aot_eager")
     assert (backend.name, backend.sizes, backend.pads) == ("torch-compiled", (1,), False)
@@ -309,17 +311,17 @@ def test_compiled_passes_verify(exported: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # PyTorch's own
-def test_compiled_to_the_processor_passes_verify(exported: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # PyTorch itself raises warnings.
+def test_the_step_compiled_to_cpp_passes_verify(exported: Path) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
     assert verify(bundle, open_backend(bundle, "torch-compiled", threads=1), open_backend(bundle, "torch")).passed
 
 
-def test_no_compiler_is_said(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("No working C++ compiler found\nand so on")
 
-    with pytest.raises(BackendUnavailable, match=r"compile here \(No working.*found\); install a C\+\+ compiler"):
+    with pytest.raises(BackendUnavailable, match=r"compile the step \(No working.*found\); install a C\+\+ compiler"):
         TorchCompiledBackend(Bundle.open(exported / "tiny.e3d"), compiler=broken)  # type: ignore[arg-type]
 
 
@@ -342,29 +344,29 @@ def test_graphs_pass_verify(exported: Path, machine: Machine) -> None:
     assert (backend.name, backend.sizes, backend.pads) == ("torch-cuda-graph", (1,), True)
     assert verify(bundle, backend, open_backend(bundle, "torch")).passed
     assert (machine.counts["eager"], machine.counts["capture"]) == (6, 6), (
-        "of two sets: saving, and with and without a mask"
+        "for each of two sets: saving, and a step with and without a mask"
     )
     assert machine.counts["replay"] > 10
     backend.measure(True)
     backend.clip(frames(4, 1).transpose(0, 1).numpy())
-    assert backend.device_ms is None, "of a clip by steps it would be that of the last one"
+    assert backend.device_ms is None, "the time of a clip by steps would be that of its last step"
     backend.step(frames(1, 1)[0].numpy(), backend.initial_state())
     assert backend.device_ms > 0
     backend.close()
     assert (machine.allocated, machine.counts["release"]) == (0, 1)
 
 
-def test_what_stands_in_for_pytorch_has_its_methods() -> None:
+def test_the_fake_has_the_methods_of_torch_gpu() -> None:
     for name, member in vars(TorchGpu).items():
         if not name.startswith("_"):
             assert list(inspect.signature(getattr(HostGpu, name)).parameters) == list(
                 inspect.signature(getattr(TorchGpu, name)).parameters
             ), member
-    # What a GPU alone runs, at least by its names.
+    # `torch.cuda.graph` runs only on a GPU, so only the names of its parameters are checked.
     inspect.signature(torch.cuda.graph).bind(None, pool=None, stream=None, capture_error_mode="thread_local")
 
 
-def test_graphs_of_many_streams_are_what_onnxruntime_computes(any_batch: Path, machine: Machine) -> None:
+def test_graphs_of_many_streams_equal_onnxruntime(any_batch: Path, machine: Machine) -> None:
     bundle = Bundle.open(any_batch)
     gpu, cpu = open_backend(bundle, "torch-cuda-graph"), open_backend(bundle, "onnxruntime", threads=1)
     assert gpu.sizes == cpu.sizes == bundle.sizes
@@ -380,7 +382,7 @@ def test_graphs_of_many_streams_are_what_onnxruntime_computes(any_batch: Path, m
         expected, _ = cpu.step(shown, theirs)
         np.testing.assert_allclose(prediction, expected, rtol=0, atol=ROUNDING)
     for name, array in gpu.to_arrays(ours).items():
-        np.testing.assert_array_equal(array, held[name], err_msg="a state that is held stays what it is")
+        np.testing.assert_array_equal(array, held[name], err_msg="a referenced state does not change")
     returned = gpu.from_arrays(gpu.to_arrays(following))
     np.testing.assert_array_equal(gpu.to_arrays(returned)["cell.0"], gpu.to_arrays(following)["cell.0"])
     forecast, _ = gpu.clip(frames(4, 2).transpose(0, 1).numpy())
@@ -388,7 +390,7 @@ def test_graphs_of_many_streams_are_what_onnxruntime_computes(any_batch: Path, m
     np.testing.assert_allclose(forecast, expected, rtol=0, atol=ROUNDING)
 
 
-def test_a_step_that_cannot_be_captured_runs_as_it_is(
+def test_a_step_that_cannot_be_captured_runs_uncaptured(
     exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(HostGpu, "captures", False)
@@ -423,9 +425,7 @@ def test_a_step_that_cannot_be_compiled_runs_uncompiled(
     assert (backend.captures, backend.compiles) == (True, False)
 
 
-def test_full_rings_are_stepped_by_the_compiled_step(
-    exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_rings_use_the_compiled_step(exported: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     forms: list[bool] = []
 
     def compiler(ring: RingStep) -> Callable[..., Tensor]:
@@ -443,14 +443,12 @@ def test_full_rings_are_stepped_by_the_compiled_step(
     for shown in pictures(K + 3, 1):
         _, state = backend.step(shown, state)
     backend.to_arrays(state)
-    assert forms == [True] * (2 + 4), "one of either set to prepare; then those of full rings, which begin with K - 1"
+    assert forms == [True] * (2 + 4), "two to prepare, one per set; then the steps with full rings, from step K - 1 on"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_states_stay_values_however_they_are_held_stepped_and_gathered(
-    any_batch: Path, machine: Machine, precision: str
-) -> None:
-    """Against the copying ring step on the host, to the last bit."""
+def test_states_stay_values_when_kept_stepped_and_gathered(any_batch: Path, machine: Machine, precision: str) -> None:
+    """Compare bitwise with the ring step on the host that copies rings."""
     bundle = with_policy(Bundle.open(any_batch), precision)
     gpu, model = open_backend(bundle, "torch-cuda-graph"), checkpoint.load(bundle.path / MODEL)
     last = precision != "fp32"
@@ -465,7 +463,7 @@ def test_states_stay_values_however_they_are_held_stepped_and_gathered(
     for frame in seen:
         state, arrays = held[rng.integers(len(held))]
         act = rng.random()
-        if act < 0.7:  # mostly the latest, as an application does
+        if act < 0.7:  # Mostly step the latest state, as an application does.
             state, arrays = held[-1] if act < 0.5 else (state, arrays)
             (prediction, state), (wanted, arrays) = gpu.step(frame, state), expected(arrays, frame)
             np.testing.assert_array_equal(prediction, wanted)
@@ -485,8 +483,8 @@ def test_states_stay_values_however_they_are_held_stepped_and_gathered(
 
 
 @pytest.mark.parametrize("launched", [False, True])
-def test_a_step_that_is_interrupted_leaves_its_state_whole(exported: Path, machine: Machine, launched: bool) -> None:
-    """Ctrl-C just before or after the launch, before the backend has noted the step."""
+def test_an_interrupted_step_leaves_its_state_intact(exported: Path, machine: Machine, launched: bool) -> None:
+    """Ctrl-C arrives just before or after the launch, before the backend has recorded the step."""
     backend = open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
     state, frame = backend.initial_state(), frames(1, 1)[0].numpy()
     for seen in frames(STEPS, 1).numpy():
@@ -516,12 +514,12 @@ def test_a_state_of_another_backend_is_refused(exported: Path, machine: Machine)
     one, other = open_backend(bundle, "torch-cuda-graph"), open_backend(bundle, "torch-cuda-graph")
     state = other.initial_state()
     for use in (lambda: one.step(frames(1, 1)[0].numpy(), state), lambda: one.gather([(state, 0)])):
-        with pytest.raises(StreamError, match="of another backend; take it over"):
+        with pytest.raises(StreamError, match="belongs to another backend; convert it"):
             use()
 
 
 def stored(arrays: dict[str, Any], precision: str) -> dict[str, Any]:
-    """States as they are after rings were stored in the type of the products."""
+    """Return states with the rounding of rings that are stored in the low type."""
     low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     return {
         name: torch.from_numpy(array).to(low).float().numpy() if name.startswith("history") else array.copy()
@@ -529,7 +527,7 @@ def stored(arrays: dict[str, Any], precision: str) -> dict[str, Any]:
     }
 
 
-def test_no_memory_for_the_graphs_leaves_nothing_behind(exported: Path, machine: Machine) -> None:
+def test_a_lack_of_memory_for_the_graphs_leaves_nothing_behind(exported: Path, machine: Machine) -> None:
     backend = open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
     before = machine.allocated
     HostGpu.error = torch.OutOfMemoryError("CUDA out of memory. Tried")
@@ -539,8 +537,8 @@ def test_no_memory_for_the_graphs_leaves_nothing_behind(exported: Path, machine:
     backend.step(frames(1, 1)[0].numpy(), backend.initial_state())
 
 
-def test_pytorch_gives_up_its_workspaces_and_a_failed_capture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By private functions of PyTorch, whose names its own annotations list."""
+def test_workspaces_are_freed_and_a_failed_capture_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This uses private functions of PyTorch, which its type stubs list."""
     calls: list[str] = []
     names = ("_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool")
     listed = (Path(torch.__file__).parent / "_C" / "__init__.pyi").read_text()
@@ -569,7 +567,7 @@ def test_pytorch_gives_up_its_workspaces_and_a_failed_capture(monkeypatch: pytes
     monkeypatch.setattr(torch.cuda, "graph", Refused)
     with pytest.raises(RuntimeError, match="not permitted"):
         gpu.capture(lambda: None)
-    assert calls == [names[0], names[1], names[0]], "a graph takes a workspace from its pool, and leaves none behind"
+    assert calls == [names[0], names[1], names[0]], "the workspaces are cleared before and after a capture"
 
 
 @pytest.mark.parametrize(
@@ -579,7 +577,7 @@ def test_pytorch_gives_up_its_workspaces_and_a_failed_capture(monkeypatch: pytes
         (RuntimeError("CUDA error: an illegal memory access"), EngineError, "could not run the step"),
     ],
 )
-def test_a_step_that_fails_says_why_and_the_state_before_it_stays(
+def test_a_failed_step_names_the_cause_and_keeps_the_state_before_it(
     exported: Path, machine: Machine, error: Exception, kind: type[Exception], words: str
 ) -> None:
     bundle = Bundle.open(exported / "tiny.e3d")
@@ -595,9 +593,9 @@ def test_a_step_that_fails_says_why_and_the_state_before_it_stays(
         np.testing.assert_allclose(found, expected.step(frame, other)[0], rtol=0, atol=ROUNDING)
 
 
-def test_no_gpu_is_said_with_the_remedy(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported_with_the_remedy(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BackendUnavailable, match=r"finds no GPU; install a PyTorch for CUDA, on a machine with"):
+    with pytest.raises(BackendUnavailable, match=r"finds no GPU; install a PyTorch built for CUDA, on a machine with"):
         open_backend(Bundle.open(exported / "tiny.e3d"), "torch-cuda-graph")
 
 

@@ -1,4 +1,4 @@
-"""The program's settings of PyTorch, which a backend sets aside while it computes."""
+"""PyTorch settings of the application, which a backend disables while it computes."""
 
 import random
 import signal
@@ -30,7 +30,7 @@ class Dispatch(TorchDispatchMode):
 
 @contextmanager
 def set_by_the_program() -> Iterator[None]:
-    """Every setting of a thread that a backend sets aside."""
+    """Apply every setting of a thread that a backend disables."""
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -55,17 +55,17 @@ def modes() -> list[Any]:
 
 
 def of_torch() -> dict[str, Any]:
-    """Return the program's settings of PyTorch in this thread."""
+    """Return the application's PyTorch settings in this thread."""
     return {**settings()["torch"], "which modes": modes()}
 
 
 def in_own_settings(own: OwnSettings) -> None:
     with own:
-        torch._C._set_grad_enabled(False)  # as `no_grad`, when an interrupt keeps it from ending
+        torch._C._set_grad_enabled(False)  # Like a `no_grad` that an interrupt has left open.
 
 
 def at_the_door(error: BaseException) -> bool:
-    """Return True if an interrupt came before the first line of `__exit__`."""
+    """Return True if an interrupt was raised before the first line of `__exit__`."""
     trace, exit_ = error.__traceback__, OwnSettings.__exit__.__code__
     while trace is not None:
         if trace.tb_frame.f_code is exit_ and trace.tb_lineno == exit_.co_firstlineno:
@@ -74,7 +74,7 @@ def at_the_door(error: BaseException) -> bool:
     return False
 
 
-def test_own_settings_are_those_of_a_program_that_set_nothing() -> None:
+def test_own_settings_are_pytorchs_defaults() -> None:
     with set_by_the_program():
         before = of_torch()
         with OwnSettings(2):
@@ -88,7 +88,7 @@ def test_own_settings_are_those_of_a_program_that_set_nothing() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers on this system")
-def test_an_interrupt_leaves_the_settings_of_the_program_as_they_were() -> None:
+def test_an_interrupt_restores_the_settings_of_the_application() -> None:
     chance, own, interrupts = random.Random(0), OwnSettings(2), 0
 
     def call() -> None:
