@@ -1,4 +1,4 @@
-"""Backends to hold to the contract: all entries, on fakes where the hardware is missing."""
+"""Backends that the contract tests run on: all specs, on fakes where the hardware is missing."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from tests.fake_torch_gpu import put_in_place
 
 TOY = "toy"
 FAKED = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "torch-cuda-graph", "torch-compiled", TOY)
-"""Backends that `arrange` makes run here."""
+"""Backends that run on any machine, because `arrange` replaces what they need."""
 NAMES = (*BACKENDS, TOY)
 LARGEST = 4
-"""Larger numbers of streams take the same way, and longer."""
+"""Maximum batch size tested. Larger batches run the same code and take longer."""
 
 
 def arrange(name: str, path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Bundle:
-    """Put the fake of a backend in place, if there is one, and return the bundle that it runs."""
+    """Install the fake of a backend, if there is one, and return the bundle that the backend runs."""
     monkeypatch = request.getfixturevalue("monkeypatch")
     match name:
         case "tensorrt" | "tensorrt-rtx":
@@ -32,7 +32,7 @@ def arrange(name: str, path: Path, tmp_path: Path, request: pytest.FixtureReques
             request.getfixturevalue("on_cpu")
         case "torch-cuda-graph":
             put_in_place(request.getfixturevalue("machine"), monkeypatch)
-        case "torch-compiled":  # its step, not compiled, which takes minutes
+        case "torch-compiled":  # Its step runs uncompiled, because compilation takes minutes.
             monkeypatch.setattr("e3d_deploy.runtime.backends.torch_compiled.compiled", lambda ring, **_: ring)
         case "toy":
             request.getfixturevalue("toy")
@@ -41,7 +41,7 @@ def arrange(name: str, path: Path, tmp_path: Path, request: pytest.FixtureReques
 
 @dataclass(frozen=True)
 class Case:
-    """An opened backend, and what it was opened from."""
+    """Opened backend, with its spec and its bundle."""
 
     spec: BackendSpec
     bundle: Bundle

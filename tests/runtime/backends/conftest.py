@@ -1,4 +1,4 @@
-"""Fakes behind the backends that need a GPU, and a backend that only tests register."""
+"""Fixtures: fakes for the backends that need a GPU, and a backend that only tests register."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +27,11 @@ def trt(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 @pytest.fixture
 def on_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """The provider of the processor in the place of CUDA, which cannot be told that falling back to it is refused.
-    It runs a graph at once, and not in the stream: so what is in the stream is done before."""
+    """Make `onnxruntime-cuda` run on the CPU provider of ONNX Runtime instead of the CUDA provider.
+
+    The CPU provider refuses the option `STRICT`, so it is switched off. It runs a graph immediately rather than in the
+    CUDA stream, so pending work in the stream runs first.
+    """
     from e3d_deploy.runtime.backends import onnxruntime_cuda
     from e3d_deploy.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 
@@ -48,7 +51,7 @@ def on_cpu(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 @pytest.fixture
 def toy() -> Iterator[BackendSpec]:
-    """Entry of the toy backend, registered during the test."""
+    """Register the toy backend during a test and yield its spec."""
     register(TOY)
     yield TOY
     del BACKENDS[TOY.name]
@@ -75,6 +78,6 @@ def case(arranged: tuple[BackendSpec, Bundle]) -> Iterator[Case]:
 
 @pytest.fixture
 def predictor(case: Case) -> Iterator[Predictor]:
-    """Predictor on each backend."""
+    """Yield a predictor on each backend."""
     with Predictor.of_bundle(case.bundle, case.backend) as predictor:
         yield predictor

@@ -1,4 +1,4 @@
-"""Contract of all backends: what was hashed is what runs, whatever becomes of the bundle's folder."""
+"""Contract of all backends: they run the files that were checked when the bundle was opened, even if these change."""
 
 import json
 import os
@@ -26,11 +26,11 @@ from tests.fake_tensorrt_runtime import floats
 from tests.runtime.backends.cases import FAKED
 
 PLANS = ("tensorrt", "tensorrt-rtx")
-"""Backends that read a plan, and hash what they read, when its graph is first run."""
+"""Backends that read and check the plan of a graph when that graph first runs."""
 NAME = "program.e3d"
 Answers = dict[str, NDArray[Any]]
 EXPECTED: dict[str, Answers] = {}
-"""Answers of each backend on a bundle that nobody touches."""
+"""Results of each backend on an unchanged bundle."""
 
 
 def other_weights(file: Path) -> bytes:
@@ -46,7 +46,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def another(path: Path, place: Path) -> Path:
-    """Make a whole bundle of other weights."""
+    """Create a complete bundle with other weights."""
     shutil.copytree(path, place)
     (place / MODEL).write_bytes(other_weights(path / MODEL))
     edit(place, files=json.loads((path / MANIFEST).read_text())["files"] | {MODEL: sha256(place / MODEL)})
@@ -79,13 +79,13 @@ def move_away(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Damage:
-    """Change of a folder while a program has it open."""
+    """Change of a bundle's folder while a program has the bundle open."""
 
     make: Callable[[Path], object]
     graph: str = ""
-    """Graph that is first run after it."""
+    """Graph that first runs after the change; empty for none."""
     message: str = ""
-    """Message of a new load; empty where it gives the other bundle."""
+    """Error message when the bundle is opened again; empty if another bundle is opened without an error."""
 
 
 DAMAGES = {
@@ -108,7 +108,7 @@ def opened(bundle: Bundle, spec: BackendSpec) -> Backend:
 
 
 def answers(backend: Backend, *graphs: str) -> Answers:
-    """Return what steps, another number of streams and graphs give."""
+    """Return the results of two steps, of a step with two streams, and of the given graphs."""
     first, second = floats(2)
     prediction, state = backend.step(second, backend.step(first, backend.initial_state(1))[1])
     found = {"step": prediction, **backend.to_arrays(state)}
@@ -123,14 +123,14 @@ def answers(backend: Backend, *graphs: str) -> Answers:
 
 @pytest.fixture
 def program(arranged: tuple[BackendSpec, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the bundle, under a relative path."""
+    """Copy the bundle to a relative path and return that path."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(arranged[1].path, NAME)
     return Path(NAME)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_program_goes_on_with_what_it_opened(
+def test_a_program_continues_with_the_files_that_it_opened(
     arranged: tuple[BackendSpec, Bundle], program: Path, damage: str, tmp_path: Path
 ) -> None:
     spec, untouched = arranged
@@ -153,7 +153,7 @@ def test_a_program_goes_on_with_what_it_opened(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "replaced"])
-def test_a_later_plan_that_is_another_is_an_error(
+def test_a_changed_plan_is_an_error_when_it_is_first_run(
     arranged: tuple[BackendSpec, Bundle], program: Path, damage: str
 ) -> None:
     spec, _ = arranged
@@ -168,7 +168,7 @@ def test_a_later_plan_that_is_another_is_an_error(
         backend.step(floats(1)[0], backend.initial_state(1))
 
 
-def test_a_backend_does_not_keep_what_it_never_computes_with(arranged: tuple[BackendSpec, Bundle]) -> None:
+def test_a_backend_does_not_keep_the_reference_clip(arranged: tuple[BackendSpec, Bundle]) -> None:
     spec, bundle = arranged
     with opened(bundle, spec) as backend:
         kept: Bundle | None = vars(backend).get("bundle")
@@ -177,13 +177,13 @@ def test_a_backend_does_not_keep_what_it_never_computes_with(arranged: tuple[Bac
 
 
 @pytest.mark.parametrize(("key", "value"), [("location", "other.bin"), ("offset", "99999999"), ("length", "4")])
-def test_a_graph_that_reads_what_was_not_hashed_is_refused(
+def test_a_graph_that_reads_unchecked_data_is_refused(
     arranged: tuple[BackendSpec, Bundle], program: Path, key: str, value: str
 ) -> None:
     spec, _ = arranged
     if spec.name in PLANS or not spec.runs_graphs:
         pytest.skip("it does not read the graph")
-    shutil.copy(program / MODEL, "other.bin")  # where the libraries look for it
+    shutil.copy(program / MODEL, "other.bin")  # The libraries look for it in the working directory.
     file = program / Bundle.open(program).entry("step", spec.name).file
     model = onnx.load(file, load_external_data=False)
     weight = next(one for one in model.graph.initializer if one.external_data)

@@ -1,4 +1,4 @@
-"""Every backend leaves the settings of the process as they were, and computes the same whatever a program has set."""
+"""Contract of all backends: they do not change the settings of the process, and ignore the application's."""
 
 import threading
 from collections.abc import Iterator
@@ -21,21 +21,21 @@ from tests.runtime.backends.cases import FAKED, Case
 from tests.settings import changed, settings
 
 THREADS = 2
-"""Threads of PyTorch in the program; backends are opened with one."""
+"""Number of PyTorch threads in the application; backends are opened with one."""
 
 
 class CallsNothing(TorchFunctionMode):
-    """Refuses every call of PyTorch in Python."""
+    """Mode that raises at every call of a PyTorch function."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"the program's mode got {func}")
+        raise AssertionError(f"the application's mode received {func}")
 
 
 class DispatchesNothing(TorchDispatchMode):
-    """Refuses every operator of PyTorch."""
+    """Mode that raises at every PyTorch operator."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise AssertionError(f"the program's mode got {func}")
+        raise AssertionError(f"the application's mode received {func}")
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def picture() -> NDArray[np.uint8]:
 
 
 def life(bundle: Bundle, name: str) -> NDArray[np.float32]:
-    """Open a backend, push, forecast, take a snapshot, go on from it, fail and close; return the forecasts."""
+    """Use a predictor from opening to closing, with a snapshot and two errors; return its forecasts."""
     with Predictor.of_bundle(bundle, open_backend(bundle, name, threads=1)) as predictor:
         stream = predictor.stream(renewal="none")
         with pytest.raises(StreamError):
@@ -108,7 +108,7 @@ def life(bundle: Bundle, name: str) -> NDArray[np.float32]:
     return found
 
 
-def test_the_settings_of_the_process_stay(arranged: tuple[BackendSpec, Bundle]) -> None:
+def test_the_settings_of_the_process_do_not_change(arranged: tuple[BackendSpec, Bundle]) -> None:
     spec, bundle = arranged
     skip_unless_it_opens(spec, bundle)
     with many_threads():
@@ -117,13 +117,13 @@ def test_the_settings_of_the_process_stay(arranged: tuple[BackendSpec, Bundle]) 
         assert changed(before, settings()) == {}
 
 
-def test_what_a_program_has_set_changes_nothing(arranged: tuple[BackendSpec, Bundle]) -> None:
+def test_settings_of_the_application_do_not_change_results(arranged: tuple[BackendSpec, Bundle]) -> None:
     spec, bundle = arranged
     skip_unless_it_opens(spec, bundle)
     expected = life(bundle, spec.name)
     for program, make in PROGRAMS.items():
         if program == "more threads" and spec.device == "gpu":
-            continue  # it takes no threads; its fake computes on the processor with those of the program
+            continue  # GPU backends ignore `threads`, and their fakes compute with the application's threads.
         setting: AbstractContextManager[Any] = make()
         with setting:
             before = modes()
@@ -133,10 +133,10 @@ def test_what_a_program_has_set_changes_nothing(arranged: tuple[BackendSpec, Bun
 
 
 @pytest.mark.parametrize("program", ["inference mode", "a device as context", "a dispatch mode"])
-def test_a_stream_goes_in_and_out_of_a_programs_settings(case: Case, program: str) -> None:
+def test_a_stream_may_be_used_under_changing_settings(case: Case, program: str) -> None:
     with Predictor.of_bundle(case.bundle, case.backend) as predictor:
         streams = [predictor.stream(renewal="none") for _ in range(2)]
-        for number in range(8):  # more than the backends keep of spare states
+        for number in range(8):  # More states than the backends keep for reuse.
             streams[0].push(picture())
             setting: AbstractContextManager[Any] = PROGRAMS[program]() if number % 2 else nullcontext()
             with setting:
@@ -144,8 +144,8 @@ def test_a_stream_goes_in_and_out_of_a_programs_settings(case: Case, program: st
         np.testing.assert_array_equal(streams[1].forecast(2), streams[0].forecast(2))
 
 
-def test_other_threads_keep_their_number_of_threads(case: Case) -> None:
-    """PyTorch keeps one for each thread; the number that new ones take is put back with ours."""
+def test_other_threads_keep_their_number_of_pytorch_threads(case: Case) -> None:
+    """PyTorch has a number of threads per thread; a new thread starts with the number set last."""
     found: list[int] = []
     with many_threads(), Predictor.of_bundle(case.bundle, case.backend) as predictor:
 
@@ -162,7 +162,7 @@ def test_other_threads_keep_their_number_of_threads(case: Case) -> None:
 
 
 def modes() -> tuple[Any, ...]:
-    """Return what a program has set, without a call that its modes would see."""
+    """Return the settings of the application, without a call that its modes would intercept."""
     return (
         torch._C._len_torch_function_stack(),
         torch._C._len_torch_dispatch_stack(),
@@ -184,7 +184,7 @@ def skip_unless_it_opens(spec: BackendSpec, bundle: Bundle) -> None:
         pytest.skip(str(error))
 
 
-def test_compiling_for_many_numbers_of_streams_leaves_pytorchs_limit() -> None:
+def test_compiling_for_many_batch_sizes_restores_pytorchs_limit() -> None:
     from e3d_deploy.runtime.backends.torch_ring import compiled
 
     class Twice(torch.nn.Module):

@@ -18,12 +18,12 @@ from tests.fake_backend import until
 
 
 def pictures(count: int) -> NDArray[np.uint8]:
-    """[count, H, W, C]."""
+    """Return random pictures, [count, H, W, C]."""
     return np.random.default_rng(0).integers(0, 256, (count, 16, 24, 1), np.uint8)
 
 
 def expected(predictor: Predictor, count: int, horizon: int) -> NDArray[np.uint8]:
-    """Return the forecast of a plain stream after so many pictures."""
+    """Return the forecast of a plain stream after `count` pictures."""
     stream = predictor.stream()
     for picture in pictures(count):
         stream.push(picture)
@@ -35,7 +35,7 @@ def same(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> None:
 
 
 def gated(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Make steps wait; returns the event that lets them go on, and the one that tells of the first."""
+    """Make steps wait; return the event that releases them, and the event that is set once a step has begun."""
     step, gate, entered = predictor.backend.step, threading.Event(), threading.Event()
 
     def waiting(*args: Any) -> Any:
@@ -47,7 +47,7 @@ def gated(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> tuple[thread
     return gate, entered
 
 
-def test_a_forecast_is_of_the_moment_when_it_was_asked_for(predictor: Predictor) -> None:
+def test_a_forecast_starts_from_the_state_when_it_was_requested(predictor: Predictor) -> None:
     asked = expected(predictor, 3, 2)
 
     async def run(stream: SlotStream) -> None:
@@ -68,7 +68,7 @@ def test_a_forecast_is_of_the_moment_when_it_was_asked_for(predictor: Predictor)
         asyncio.run(run(stream))
 
 
-def test_a_stream_that_a_finalizer_closes_holds_up_nobody(predictor: Predictor) -> None:
+def test_a_stream_closed_by_a_finalizer_blocks_no_call(predictor: Predictor) -> None:
     class Session:
         def __init__(self, streams: Streams) -> None:
             self.stream, self.itself = streams.open(), self
@@ -97,7 +97,7 @@ def test_a_stream_that_a_finalizer_closes_holds_up_nobody(predictor: Predictor) 
         same(forecast, wanted)
 
 
-def test_a_call_in_the_thread_of_the_streams_is_refused_and_close_is_not(
+def test_only_close_may_be_called_in_the_thread_of_the_streams(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, said = predictor.backend.step, list[str]()
@@ -127,7 +127,7 @@ def test_a_call_in_the_thread_of_the_streams_is_refused_and_close_is_not(
         assert all("in their own thread, which would wait for itself" in text for text in said)
 
 
-def test_a_call_whose_time_is_over_leaves_nothing_behind(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_times_out_leaves_nothing_behind(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = expected(predictor, 2, 2)
     gate, entered = gated(predictor, monkeypatch)
     with predictor.streams(queue_length=1) as streams, streams.open() as stream:
@@ -163,7 +163,7 @@ async def waited(stream: SlotStream) -> None:
     await stream.predict_async(2, timeout_ms=20)
 
 
-def test_a_stream_that_is_dropped_gives_its_place_back_and_warns(predictor: Predictor) -> None:
+def test_a_dropped_stream_frees_its_place_and_warns(predictor: Predictor) -> None:
     with predictor.streams(max_streams=1) as streams:
         held = [streams.open()]
         held[0].push(pictures(1)[0])
@@ -189,7 +189,7 @@ def test_a_stream_that_is_dropped_gives_its_place_back_and_warns(predictor: Pred
     assert not thread.is_alive()
 
 
-def test_what_cannot_be_is_refused_before_any_work(predictor: Predictor) -> None:
+def test_invalid_arguments_are_refused_before_any_work(predictor: Predictor) -> None:
     with predictor.streams() as streams, streams.open() as stream:
         stream.push(pictures(1)[0])
         for wrong in (float("nan"), float("inf"), -1, True, "1"):

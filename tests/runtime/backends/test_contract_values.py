@@ -16,11 +16,11 @@ from tests.runtime.backends.cases import Case
 
 SIZE = (16, 24, 1)
 ROW = np.random.default_rng(5).integers(0, 256, (1, 24, 1), dtype=np.uint8)
-"""One row of a picture; all rows are this one, so that a broadcast view is a picture too."""
+"""The same row for all rows of a picture, so that a broadcast view is a picture too."""
 
 
 def received(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array over read-only memory, as of a message."""
+    """Return a copy over read-only memory, like an array received in a message."""
     return np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape)
 
 
@@ -38,11 +38,11 @@ def mapped(array: NDArray[Any], path: Path) -> NDArray[Any]:
 
 
 class Labelled(np.ndarray[Any, Any]):
-    """Array with a label, as libraries that read pictures return them."""
+    """Subclass of NumPy's array, such as libraries that read pictures return."""
 
 
 class Exporter:
-    """Array of another library, which gives its memory by DLPack."""
+    """Array of another library, which exports its memory by DLPack."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
@@ -55,7 +55,7 @@ class Exporter:
 
 
 def same_pictures(plain: NDArray[Any], path: Path) -> dict[str, Any]:
-    """Return a picture in arrays of many kinds."""
+    """Return the same picture in arrays of many kinds, by name."""
     stored = np.zeros(SIZE, [("before", np.uint8), ("picture", plain.dtype)])
     stored["picture"] = plain
     backwards = plain[::-1, ::-1].copy()
@@ -84,9 +84,9 @@ def same_pictures(plain: NDArray[Any], path: Path) -> dict[str, Any]:
 
 
 def kinds(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the same picture in bytes and in floats, each in arrays of many kinds, by name; the first is plain."""
+    """Return the same picture as bytes and as floats, each in arrays of many kinds by name, the plain array first."""
     seen = np.ascontiguousarray(np.broadcast_to(ROW, SIZE))
-    floats = (seen / np.float32(256)).astype(np.float32)  # exact in all types of floats
+    floats = (seen / np.float32(256)).astype(np.float32)  # Exact in every float type.
     types = {kind: floats.astype(kind) for kind in ("float16", "float64", "longdouble", ">f4", ">f8", ">f2", "<f4")}
     return {
         "bytes": {"plain": seen, **same_pictures(seen, path / "bytes.npy")},
@@ -100,7 +100,7 @@ def kinds(path: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_pictures_of_every_kind_are_taken_as_their_plain_copies(predictor: Predictor, tmp_path: Path) -> None:
+def test_pictures_in_every_kind_of_array_are_accepted(predictor: Predictor, tmp_path: Path) -> None:
     with predictor.streams(renewal="none", max_wait_ms=0) as streams:
         plain, slot = predictor.stream(renewal="none"), streams.open()
         for found in kinds(tmp_path).values():
@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-def test_pictures_that_are_none_are_refused_and_the_stream_stays(predictor: Predictor) -> None:
+def test_invalid_pictures_are_refused_and_the_stream_is_unchanged(predictor: Predictor) -> None:
     with predictor.streams(renewal="none", max_wait_ms=0) as streams:
         for stream in (predictor.stream(renewal="none"), streams.open()):
             for name, (picture, message) in REFUSED.items():
@@ -164,7 +164,7 @@ def test_pictures_that_are_none_are_refused_and_the_stream_stays(predictor: Pred
             assert stream.pushed == 1
 
 
-def test_frames_that_are_read_only_or_of_another_order_are_taken_by_step_clip_and_rollout(case: Case) -> None:
+def test_frames_in_every_kind_of_array_are_accepted_by_step_clip_and_rollout(case: Case) -> None:
     backend, bundle = case.backend, case.bundle
     seen = np.random.default_rng(0).random((1, bundle.context_length, 1, 16, 24), np.float32)
     kinds_of = {
@@ -187,7 +187,7 @@ def test_frames_that_are_read_only_or_of_another_order_are_taken_by_step_clip_an
             call()
 
 
-def test_a_forecast_that_no_memory_holds_is_a_resource_limit(predictor: Predictor) -> None:
+def test_a_forecast_too_large_for_memory_is_a_resource_limit(predictor: Predictor) -> None:
     with predictor.streams(renewal="none", max_wait_ms=0) as streams:
         for stream in (predictor.stream(renewal="none"), streams.open()):
             stream.push(np.zeros(SIZE, np.uint8))
@@ -201,7 +201,7 @@ def test_a_forecast_that_no_memory_holds_is_a_resource_limit(predictor: Predicto
             stream.forecast(1)
 
 
-def test_snapshots_are_values_that_nobody_changes_by_accident(predictor: Predictor, tmp_path: Path) -> None:
+def test_snapshots_are_immutable_values(predictor: Predictor, tmp_path: Path) -> None:
     with predictor.streams(renewal="none", max_wait_ms=0) as streams:
         for stream in (predictor.stream(renewal="none"), streams.open()):
             new = stream.snapshot()
@@ -219,7 +219,7 @@ def test_snapshots_are_values_that_nobody_changes_by_accident(predictor: Predict
                 assert again == one
                 assert_read_only(again)
             stream.restore(one)
-            stream.push(np.full(SIZE, 200, np.uint8))  # goes on from read-only arrays
+            stream.push(np.full(SIZE, 200, np.uint8))  # The restored arrays are read-only.
             assert stream.snapshot() == other
 
 
@@ -237,7 +237,7 @@ def assert_read_only(snapshot: Snapshot) -> None:
         snapshot.states[0]["memory"] = np.zeros(3)  # type: ignore[index]
 
 
-def test_a_replay_keeps_pictures_of_every_kind(predictor: Predictor, tmp_path: Path) -> None:
+def test_replay_accepts_pictures_in_every_kind_of_array(predictor: Predictor, tmp_path: Path) -> None:
     for found in kinds(tmp_path).values():
         plain, *others = found.values()
         expected = predictor.stream(renewal="replay")
