@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 PROVIDER, DEVICE = "CUDAExecutionProvider", "cuda"
 STRICT = "session.disable_cpu_ep_fallback", "1"
+"""Session option with which ONNX Runtime refuses to run any node on the CPU."""
 NOT_ON_GPU = (
     "ONNX Runtime does not run the whole graph on the GPU: CUDA or cuDNN does not load, or a node has no CUDA kernel; "
     "pip install 'onnxruntime-gpu[cuda,cudnn]'"

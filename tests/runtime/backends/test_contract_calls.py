@@ -46,7 +46,7 @@ def pushed(predictor: Predictor, count: int, renewal: str | None = None) -> Stre
 
 
 @contextmanager
-def lost() -> Iterator[list[Any]]:
+def unraisable() -> Iterator[list[Any]]:
     """Collect exceptions that Python cannot propagate, such as those in finalizers."""
     found: list[Any] = []
     hook, sys.unraisablehook = sys.unraisablehook, found.append
@@ -95,7 +95,7 @@ def test_an_interrupted_stream_stays_at_its_last_good_picture(predictor: Predict
     calls = (lambda: stream.push(picture(stream.pushed)), lambda: stream.predict(2), stream.snapshot)
     stream.push(picture(0))
     seconds = max(_seconds(calls[0]), 2e-4)
-    with lost() as unseen:
+    with unraisable() as unseen:
         for number in range(INTERRUPTS // 3):
             if stream.pushed > 30:
                 stream.reset()
@@ -144,7 +144,7 @@ def test_closing_during_a_call_ends_it_without_hanging(
     monkeypatch.setattr(case.backend, inner, as_a_finalizer)
     with suppress(StreamError):
         stream.push(picture(2))
-    assert ["during another call in the same thread" in words for words in said] == [True, True]
+    assert ["inside its own call" in words for words in said] == [True, True]
     assert stream.pushed in (2, 3)
     predictor.close()
     with pytest.raises(StreamError, match="closed"):

@@ -93,7 +93,7 @@ def picture() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (16, 24, 1), np.uint8)
 
 
-def life(bundle: Bundle, name: str) -> NDArray[np.float32]:
+def used_once(bundle: Bundle, name: str) -> NDArray[np.float32]:
     """Use a predictor from opening to closing, with a snapshot and two errors; return its forecasts."""
     with Predictor.of_bundle(bundle, open_backend(bundle, name, threads=1)) as predictor:
         stream = predictor.stream(renewal="none")
@@ -113,21 +113,21 @@ def test_the_settings_of_the_process_do_not_change(arranged: tuple[BackendSpec, 
     skip_unless_it_opens(spec, bundle)
     with many_threads():
         before = settings()
-        life(bundle, spec.name)
+        used_once(bundle, spec.name)
         assert changed(before, settings()) == {}
 
 
 def test_settings_of_the_application_do_not_change_results(arranged: tuple[BackendSpec, Bundle]) -> None:
     spec, bundle = arranged
     skip_unless_it_opens(spec, bundle)
-    expected = life(bundle, spec.name)
+    expected = used_once(bundle, spec.name)
     for program, make in PROGRAMS.items():
         if program == "more threads" and spec.device == "gpu":
             continue  # GPU backends ignore `threads`, and their fakes compute with the application's threads.
         setting: AbstractContextManager[Any] = make()
         with setting:
             before = modes()
-            found = life(bundle, spec.name)
+            found = used_once(bundle, spec.name)
             assert modes() == before, program
         np.testing.assert_array_equal(found, expected, err_msg=program)
 

@@ -171,7 +171,7 @@ def test_a_dropped_stream_frees_its_place_and_warns(predictor: Predictor) -> Non
 
         def replace() -> None:
             held.clear()
-            held.append(streams.open())  # at once
+            held.append(streams.open())  # The place of the dropped stream is free at once.
             held[0].wait()
 
         with pytest.warns(ResourceWarning, match=r"SlotStream \(1 pictures seen\): dropped without close"):

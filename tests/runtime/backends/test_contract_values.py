@@ -118,7 +118,7 @@ def test_pictures_in_every_kind_of_array_are_accepted(predictor: Predictor, tmp_
                 np.testing.assert_array_equal(shared, expected, err_msg=f"{name}, shared")
 
 
-def hidden(dtype: str) -> NDArray[Any]:
+def partly_masked(dtype: str) -> NDArray[Any]:
     picture = np.ma.masked_array(np.zeros(SIZE, dtype), mask=np.zeros(SIZE, bool))
     picture[2:4, 3] = np.ma.masked
     picture.data[2:4, 3] = 250
@@ -126,9 +126,9 @@ def hidden(dtype: str) -> NDArray[Any]:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "masked floats": (hidden("float32"), r"its mask hides 2 of 384 values, .* picture\.filled\(value\)"),
-    "masked bytes": (hidden("uint8"), "its mask hides 2 of 384 values"),
-    "rows of a masked array": (list(hidden("float32")), "its mask hides 2 of 384 values"),
+    "masked floats": (partly_masked("float32"), r"its mask hides 2 of 384 values, .* picture\.filled\(value\)"),
+    "masked bytes": (partly_masked("uint8"), "its mask hides 2 of 384 values"),
+    "rows of a masked array": (list(partly_masked("float32")), "its mask hides 2 of 384 values"),
     "masked": (np.ma.masked, "its mask hides 1 of 1"),
     "NaN": (np.full(SIZE, np.nan, np.float32), "holds NaN or infinity"),
     "infinity": (np.full(SIZE, -np.inf), "holds NaN or infinity"),

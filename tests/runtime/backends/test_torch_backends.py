@@ -58,7 +58,7 @@ before = settings(), others()
 with arithmetic(precision):
     kind = "ieee" if precision == "fp32" else "tf32"
     assert settings() == (kind, kind, kind, True), settings()
-    # By the older names, as Inductor asks; they raise where the two sets of names disagree.
+    # Inductor reads the older names, which raise if the two sets of names disagree.
     assert products.allow_tf32 == cudnn.allow_tf32 == (precision == "tf32")
     assert torch.get_float32_matmul_precision() == ("highest" if precision == "fp32" else "high")
 assert (settings(), others()) == before, (settings(), others(), before)

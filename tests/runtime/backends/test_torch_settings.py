@@ -64,7 +64,7 @@ def in_own_settings(own: OwnSettings) -> None:
         torch._C._set_grad_enabled(False)  # Like a `no_grad` that an interrupt has left open.
 
 
-def at_the_door(error: BaseException) -> bool:
+def before_exit_ran(error: BaseException) -> bool:
     """Return True if an interrupt was raised before the first line of `__exit__`."""
     trace, exit_ = error.__traceback__, OwnSettings.__exit__.__code__
     while trace is not None:
@@ -95,7 +95,7 @@ def test_an_interrupt_restores_the_settings_of_the_application() -> None:
         try:
             in_own_settings(own)
         except KeyboardInterrupt as error:
-            if at_the_door(error):
+            if before_exit_ran(error):
                 own.__exit__(None, None, None)
             raise
 
