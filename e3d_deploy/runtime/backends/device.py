@@ -175,13 +175,13 @@ class DeviceBackend(Lifetime):
 
     def _step(self, frame: Any, state: DeviceState) -> tuple[Size, DeviceState]:
         size = self._size(state.batch)
-        self._see(frame, size)
+        self._copy_in(frame, size)
         side = size.states.enter(state)
         with self.cuda.timed():
             self.run_step(state.batch, side, size.addresses[side])
         return size, size.states.written(1 - side)
 
-    def _see(self, frame: Any, size: Size) -> None:
+    def _copy_in(self, frame: Any, size: Size) -> None:
         """Copy frames or pictures from the host or the GPU to the memory that the step reads.
 
         A single frame or picture on the GPU is repeated for all streams; on the host, there must be one per stream.

@@ -40,29 +40,29 @@ def rollout(
 
 def clip_by_steps(backend: Stepper, context: NDArray[np.float32], horizon: int) -> tuple[NDArray[np.float32], State]:
     """Implement `Backend.clip` by single steps, with a context [B, T, C, H, W] of any length T."""
-    return _kept(rollout(backend, context, context.shape[1] + horizon - 1), deque(maxlen=horizon), None)
+    return _collected(rollout(backend, context, context.shape[1] + horizon - 1), deque(maxlen=horizon), None)
 
 
 def rollout_by_steps(
     backend: Stepper, prediction: NDArray[np.float32], state: State, horizon: int
 ) -> tuple[NDArray[np.float32], State]:
     """Implement `Backend.rollout` by single steps."""
-    return _kept(rollout(backend, prediction[:, None], horizon - 1, state=state), deque([prediction]), state)
+    return _collected(rollout(backend, prediction[:, None], horizon - 1, state=state), deque([prediction]), state)
 
 
-def _kept(
-    answers: Iterable[tuple[NDArray[np.float32], State]], predictions: deque[NDArray[np.float32]], state: State
+def _collected(
+    steps: Iterable[tuple[NDArray[np.float32], State]], predictions: deque[NDArray[np.float32]], state: State
 ) -> tuple[NDArray[np.float32], State]:
     """Run the steps; return the predictions left in the queue, [B, T, C, H, W], and the last state.
 
     Earlier states are dropped at once, because states may be large.
 
     Args:
-        answers: prediction and state after each step.
+        steps: prediction and state after each step.
         predictions: queue to which each prediction is appended; its `maxlen` limits T.
         state: returned if there are no steps.
     """
-    for prediction, following in answers:
+    for prediction, following in steps:
         predictions.append(prediction)
         state = following
     return np.stack(predictions, axis=1), state
