@@ -46,7 +46,7 @@ Memory = Any
 Graph = Any
 """`cuda.core.graph.Graph`."""
 
-REMEDY = f"this needs {GPU}, and `{pip_install('gpu')}` or `[rtx]`"
+REMEDY = f"the backend needs {GPU}; install its libraries with `{pip_install('gpu')}` or `{pip_install('rtx')}`"
 KERNEL = r"""
 extern "C" __global__ void to_frames(const unsigned char* pictures, float* frames, int channels, int pixels, int count)
 {

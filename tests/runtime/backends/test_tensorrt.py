@@ -705,7 +705,7 @@ def test_a_plan_that_the_manifest_does_not_list_is_refused(
         ("CUDA_ERROR_DEVICE_UNAVAILABLE: busy", (13, 0), BackendUnavailable, "another program uses it exclusively"),
         ("CUDA_ERROR_OUT_OF_MEMORY: no memory", (13, 0), ResourceLimit, "it has no memory left; close other programs"),
         ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: no", (13, 0), BackendUnavailable, "restart the machine"),
-        ("CUDA_ERROR_NO_DEVICE: none", (13, 0), BackendUnavailable, "this needs an NVIDIA GPU"),
+        ("CUDA_ERROR_NO_DEVICE: none", (13, 0), BackendUnavailable, "the backend needs an NVIDIA GPU"),
         (
             "CUDA_ERROR_NOT_FOUND: none",
             (12, 4),
@@ -729,7 +729,7 @@ def test_a_gpu_that_cannot_be_used_names_the_reason_with_an_old_cuda_core(
     """An old cuda-core has no query for the CUDA version of the driver."""
     monkeypatch.setattr(cuda.core, "system", SimpleNamespace())
     machine.refusal = "CUDA_ERROR_NO_DEVICE: none"
-    with pytest.raises(BackendUnavailable, match=r"^GPU 0: cannot be used .*this needs an NVIDIA GPU"):
+    with pytest.raises(BackendUnavailable, match=r"^GPU 0: cannot be used .*the backend needs an NVIDIA GPU"):
         Cuda()
 
 
@@ -799,7 +799,7 @@ def no_driver() -> None:
 @pytest.mark.usefixtures("no_driver")
 def test_the_real_library_reports_a_missing_driver(bundle_path: Path, rtx: Any) -> None:
     bundle = add_engines(bundle_path)
-    with pytest.raises(BackendUnavailable, match=r"GPU 0: cannot be used .*this needs an NVIDIA GPU") as caught:
+    with pytest.raises(BackendUnavailable, match=r"GPU 0: cannot be used .*the backend needs an NVIDIA GPU") as caught:
         open_backend(bundle, TARGET)
     assert caught.value.exit_code == 4
     assert not [name for name in installed() if BACKENDS[name].device == "gpu"]
