@@ -680,9 +680,7 @@ def test_the_step_engine_suffices_for_clip_and_rollout(bundle_path: Path, trt: F
     np.testing.assert_allclose(forecast, expected, atol=1e-5)
 
 
-def test_a_plan_that_the_manifest_does_not_list_is_refused(
-    bundle_path: Path, trt: FakeTensorRT, machine: Machine
-) -> None:
+def test_no_plan_is_run_that_the_manifest_does_not_name(bundle_path: Path, trt: FakeTensorRT, machine: Machine) -> None:
     with pytest.raises(BundleError, match=r"its manifest names no engine step.tensorrt-rtx, only none at all; build"):
         TensorRTBackend(Bundle.open(bundle_path), target=TARGET)
     bundle = add_engines(bundle_path, "step")
