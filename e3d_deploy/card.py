@@ -1,4 +1,4 @@
-"""Facts about a model that its weights do not tell: the window it was trained on, and how its state ages."""
+"""Card of a model: facts that its weights do not show, such as the length of its training clips and its decay."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,43 +11,49 @@ from e3d_deploy.errors import ConfigError
 AGES = (1, 2, 3, 5, 10, 12, 15, 20, 30, 60, 100, 150)
 """Ages of a state at which its forecasts are measured (frames seen)."""
 REACH, TOLERANCE = 6, 1.03
-"""A state counts as ageless if its decay was measured up to REACH · C frames, C the context of training, and no age
-above C has more than TOLERANCE times the error at C."""
+"""Limits of `Decay.ageless`: the measurement must reach age REACH · C, where C is the context length in training, and
+no age above C may have more than TOLERANCE times the error at C."""
 
 LONGEST, LARGEST = 10**9, 1e100
-"""Largest number of frames or windows, and largest error or interval, in a card; beyond them it is damaged."""
+"""Maximum count (frames or clips), and maximum error or interval (ms), in a card; larger values mean it is damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Clips that a model was trained on.
+    """Lengths of the clips that a model was trained on, and the time between their frames.
 
     Raises:
-        ConfigError: a length below 1 or above LONGEST, or an interval that is not above 0.
+        ConfigError: A length is not from 1 to LONGEST, or an interval is not above 0.
     """
 
     context_length: int
-    """Frames given."""
+    """Frames in the context."""
     horizon: int
-    """Frames predicted."""
+    """Frames in the forecast."""
     interval_ms: float | None = None
-    """Median time between two frames (ms); None where no source says."""
+    """Median time between two frames of the sources (ms); None if unknown."""
     interval_range_ms: tuple[float, float] | None = None
-    """Shortest and longest time between two frames of the sources (ms); None where no source says."""
+    """Shortest and longest time between two frames of the sources (ms); None if unknown."""
 
     def __post_init__(self) -> None:
         _check_whole(self, "context_length", "horizon")
         if self.interval_range_ms is not None:
             object.__setattr__(self, "interval_range_ms", tuple(self.interval_range_ms))
             if len(self.interval_range_ms) != 2 or None in self.interval_range_ms:
-                raise ConfigError(f"interval_range_ms: got {self.interval_range_ms}, expected shortest and longest")
+                raise ConfigError(
+                    f"interval_range_ms: got {self.interval_range_ms}, expected the shortest and the longest interval"
+                )
         for interval in (self.interval_ms, *(self.interval_range_ms or ())):
             if interval is not None and not 0 < interval <= LARGEST:
                 raise ConfigError(f"interval_ms: got {interval!r}, expected more than 0")
 
     @classmethod
     def of_rates(cls, context_length: int, horizon: int, rates: Sequence[float]) -> "Window":
-        """Return the window of clips with these rates (frames per second), as far as they are known."""
+        """Return the window of sources with the given frame rates.
+
+        Args:
+            rates: known rates of the sources (frames per second); empty if no rate is known.
+        """
         if not rates:
             return cls(context_length=context_length, horizon=horizon)
         intervals = sorted(1000 / rate for rate in rates)
@@ -60,7 +66,7 @@ class Window:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields that are known as JSON values."""
+        """Return the fields that are not None, as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -70,23 +76,23 @@ class Window:
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
-    """Error of a model's forecasts by the age of the state, measured on the same frames for every age.
+    """Error of a model's forecasts at several ages of its state, measured on the same frames for every age.
 
     Raises:
-        ConfigError: the error at age C is missing, an age or a number of windows is none that can be, or an error is
-            not from 0 to LARGEST.
+        ConfigError: The error at age C is missing, an age or the number of clips is not from 1 to LONGEST, an error is
+            not from 0 to LARGEST, or the ages have different numbers of errors.
     """
 
     context_length: int
-    """C, the context of training (frames)."""
+    """Context length in training, C (frames)."""
     data: str
     """Source of the clips."""
     clips: int
-    """Windows measured."""
+    """Number of clips measured; `windows` in reports."""
     mse: Mapping[int, tuple[float, ...]]
-    """Squared error summed over a frame and averaged over the clips, for each frame of the forecast, by age."""
+    """Squared errors by age: one per frame of the forecast, summed over the pixels and averaged over the clips."""
     copy_last: tuple[float, ...]
-    """The same error of repeating the last frame seen."""
+    """Squared errors of a forecast that repeats the last frame of the context, one per frame."""
 
     def __post_init__(self) -> None:
         mse = {int(age): tuple(float(one) for one in errors) for age, errors in self.mse.items()}
@@ -94,51 +100,51 @@ class Decay:
         object.__setattr__(self, "copy_last", tuple(float(one) for one in self.copy_last))
         _check_whole(self, "context_length", "clips")
         if self.context_length not in mse:
-            raise ConfigError(f"mse: has no age {self.context_length}, the context of training; measure it too")
+            raise ConfigError(f"mse: lacks age {self.context_length}, the context length in training; measure it too")
         if not all(1 <= age <= LONGEST for age in mse):
-            raise ConfigError(f"mse: got ages {min(mse)} to {max(mse)}, expected some from 1 to {LONGEST}")
+            raise ConfigError(f"mse: got ages {min(mse)} to {max(mse)}, expected ages from 1 to {LONGEST}")
         errors = [*mse.values(), self.copy_last]
         if len({len(one) for one in errors}) != 1 or not self.copy_last:
-            raise ConfigError("mse, copy_last: expected an error for each frame of the forecast at each age")
+            raise ConfigError("mse, copy_last: expected one error per frame of the forecast at each age")
         if not all(0 <= value <= LARGEST for one in errors for value in one):
             raise ConfigError(f"mse, copy_last: expected errors from 0 to {LARGEST:g}")
 
     def mean(self, age: int) -> float:
-        """Return the mean error over the frames of the forecast at an age."""
+        """Return the error at an age, averaged over the frames of the forecast."""
         return math.fsum(self.mse[age]) / len(self.mse[age])
 
     def ratio(self, age: int) -> float:
-        """Return the error at an age as a multiple of that at age C; infinite if only that at C is 0."""
+        """Return the error at an age divided by the error at age C; infinite if only the latter is 0."""
         error, reference = self.mean(age), self.mean(self.context_length)
-        if reference == 0:  # clipped predictions can be exact, as of black frames
+        if reference == 0:  # clipped predictions can be exact, for example on black frames
             return math.inf if error > 0 else 1.0
         return error / reference
 
     @property
     def ageless(self) -> bool:
-        """True if a state may be any number of frames old."""
+        """True if forecasts do not get worse with the age of the state."""
         older = [age for age in self.mse if age > self.context_length]
         return max(self.mse) >= REACH * self.context_length and all(self.ratio(age) <= TOLERANCE for age in older)
 
     @property
     def verdict(self) -> str:
-        """Decay of the state and the remedy, in words."""
+        """Sentence that says how the error grows with the age, and what to do about it."""
         C, older = self.context_length, [age for age in self.mse if age > self.context_length]
         worst = max(older, key=self.ratio, default=C)
         if not self.ageless and self.ratio(worst) <= TOLERANCE:
             return (
-                f"the record ends at age {max(self.mse)}, which does not tell how a state ages; "
-                f"measure it on clips that reach age {REACH * C}"
+                f"the record ends at age {max(self.mse)}, which is too young to judge old states; "
+                f"measure the decay on clips that reach age {REACH * C}"
             )
         age = max(older) if self.ageless else worst
-        remedy = "may be any number of frames old" if self.ageless else "needs a renewal"
+        remedy = "may be any number of frames old" if self.ageless else "needs a renewal, which replaces old states"
         return (
             f"after {age} frames a state's forecasts are {self.ratio(age):.2f} times as wrong as after {C}; "
             f"a state of this model {remedy}"
         )
 
     def report(self) -> dict[str, Any]:
-        """Return errors, ratios and verdict as JSON values, for commands; `Card.to_dict` is what is stored."""
+        """Return errors, ratios and verdict as JSON values for display; `Card.to_dict` makes the stored form."""
         copying = math.fsum(self.copy_last) / len(self.copy_last)
         return {
             "verdict": self.verdict,
@@ -157,29 +163,29 @@ class Decay:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Facts about a model beside its config and weights; stored in the model file and in the manifest.
+    """Facts about a model in addition to its config and weights, stored in the model file and in the manifest.
 
     Raises:
-        ConfigError: a fit that there is not.
+        ConfigError: `fit` is unknown.
     """
 
     window: Window | None = None
     decay: Decay | None = None
     fit: Fit = "stretch"
-    """Way in which pictures of another shape were brought to the size of a frame in training."""
+    """Method by which training fitted pictures of another shape to the size of a frame."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """Entries that this version does not know; they are kept."""
+    """Entries unknown to this version, which are preserved."""
 
     def __post_init__(self) -> None:
         if self.fit not in get_args(Fit):
             raise ConfigError(f"fit: got {self.fit!r}, expected one of {', '.join(get_args(Fit))}")
 
     def lengths(self) -> tuple[int, int]:
-        """Return context length and horizon to assume for the model: those of training, else 10 and 10."""
+        """Return the context length and horizon in training; 10 and 10 if they are unknown."""
         return (10, 10) if self.window is None else (self.window.context_length, self.window.horizon)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries that are known as JSON values."""
+        """Return the entries that differ from their defaults, as JSON values."""
         result = dict(self.notes)
         if self.fit != "stretch":
             result["fit"] = self.fit
@@ -192,10 +198,10 @@ class Card:
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> "Card":
-        """Return the card from the result of `to_dict`.
+        """Return the card that `to_dict` turned into entries.
 
         Raises:
-            ConfigError: an entry is damaged.
+            ConfigError: An entry is damaged.
         """
         if not isinstance(entries, Mapping):
             raise ConfigError(f"card: got {type(entries).__name__}, expected an object; save or export the model again")
@@ -213,7 +219,7 @@ class Card:
 
 
 def _known(kind: type[Window] | type[Decay], entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries that this version knows; a later one may write more."""
+    """Return the entries that this version knows; later versions may write more."""
     names = {one.name for one in fields(kind)}
     return {name: value for name, value in entries.items() if name in names}
 

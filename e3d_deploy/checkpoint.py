@@ -1,4 +1,4 @@
-"""A trained model on disk: one .safetensors file with config and card as metadata, without pickles."""
+"""Model files: weights in the .safetensors format, with config and card as metadata and without pickles."""
 
 import json
 import os
@@ -28,21 +28,21 @@ from e3d_deploy.tensors import (
 )
 
 WIDENED = (torch.float16, torch.bfloat16)
-"""Types that `load` turns into float32."""
+"""Data types that `load` converts to float32."""
 
 MAKE_AGAIN = "copy it again, or save the model again"
 
 
 def save(model: E3DLSTM, path: str | Path, *, card: Card | None = None, dtype: torch.dtype = torch.float32) -> None:
-    """Write weights, config and card to `path`, whole or not at all.
+    """Write weights, config and card to `path` atomically.
 
     Args:
-        card: facts about the model; None for an empty card.
-        dtype: type of the weights in the file.
+        card: card of the model; None for an empty card.
+        dtype: data type of the weights in the file.
 
     Raises:
-        CheckpointError: a finite weight that the type cannot hold.
-        ConfigError: no such folder.
+        CheckpointError: A finite weight is too large for `dtype`.
+        ConfigError: The folder of `path` does not exist.
     """
     path = Path(path)
     check_place(path)
@@ -53,7 +53,7 @@ def content(model: E3DLSTM, *, card: Card | None = None, dtype: torch.dtype = to
     """Return the bytes of a model file.
 
     Raises:
-        CheckpointError: a finite weight that the type cannot hold.
+        CheckpointError: A finite weight is too large for `dtype`.
     """
     weights = {name: weight.detach().to("cpu", dtype).contiguous() for name, weight in model.state_dict().items()}
     for name, weight in model.state_dict().items():
@@ -69,15 +69,15 @@ def content(model: E3DLSTM, *, card: Card | None = None, dtype: torch.dtype = to
 
 
 def load(path: str | Path) -> E3DLSTM:
-    """Open the model in `path`, on the CPU, ready to predict; its weights are float32 whatever the file holds.
+    """Load the model in `path` on the CPU, in evaluation mode, with weights converted to float32.
 
     Raises:
-        CheckpointError: not a model file of ours, or one whose weights do not fit its config or are not finite.
+        CheckpointError: The file is not a model file, or its weights do not fit its config or are not finite.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
     except FileNotFoundError as error:
         raise CheckpointMissing(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
@@ -85,29 +85,29 @@ def load(path: str | Path) -> E3DLSTM:
             raise CheckpointError(f"{path}: is a folder; {_inside(Path(path))}") from error
         raise CheckpointError(
             f"{path}: not a safetensors file ({without_number(error)}); give a model made by `e3d train`, "
-            "or by `e3d import` of a checkpoint of others"
+            "or import a checkpoint of another program with `e3d import`"
         ) from error
     return _model(path, metadata, weights)
 
 
 def _inside(folder: Path) -> str:
-    """Return the remedy for a folder in the place of a model."""
+    """Return the remedy for an error about a path that is a folder instead of a model file."""
     if (folder / "manifest.json").exists():
-        return "a bundle, which is exported already; give the model that it was made of"
+        return "a bundle was given; give the model file that it was exported from"
     if (model := folder / "model.safetensors").exists():
         return f"give {model}"
     return "give a model made by `e3d train`"
 
 
 def load_content(content: Content, path: str | Path) -> E3DLSTM:
-    """Open the model in the content of a file, as `load` does; its weights lie in that memory if they are float32.
+    """Load a model, like `load`, from the content of a file; float32 weights share the memory of `content`.
 
     Args:
-        content: memory that nobody writes to as long as the model is there, although PyTorch wants it to be writable.
-        path: name of the file in messages.
+        content: memory that PyTorch may treat as writable; it must not change while the model is used.
+        path: path of the file, for error messages.
 
     Raises:
-        CheckpointError: not a model file of ours, or one whose weights do not fit its config or are not finite.
+        CheckpointError: The file is not a model file, or its weights do not fit its config or are not finite.
     """
     try:
         arrays, metadata = tensors_of(content)
@@ -117,7 +117,7 @@ def load_content(content: Content, path: str | Path) -> E3DLSTM:
 
 
 def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, torch.Tensor]) -> E3DLSTM:
-    """Return the model with the config in the metadata of a file and with its weights."""
+    """Return the model with the config that the metadata of a file contain, and with the given weights."""
     config = ModelConfig.from_dict(entries_of(path, metadata)["config"])
     weights = {name: weight.float() if weight.dtype in WIDENED else weight for name, weight in weights.items()}
     if odd := sorted(name for name, weight in weights.items() if weight.dtype != torch.float32):
@@ -132,8 +132,8 @@ def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, 
     misfit = f"{path}: its weights do not fit its config"
     if odd := sorted(weights.keys() ^ expected.keys()):
         what = f"lacks {odd[0]}" if odd[0] in expected else f"has the unknown weight {odd[0]}"
-        others = f" and {len(odd) - 1} more do not fit" if len(odd) > 1 else ""
-        raise CheckpointError(f"{misfit}: it {what}{others}; {MAKE_AGAIN}")
+        others = f" and {len(odd) - 1} more weights do not fit" if len(odd) > 1 else ""
+        raise CheckpointError(f"{misfit}: the file {what}{others}; {MAKE_AGAIN}")
     for name, weight in weights.items():
         if weight.shape != expected[name].shape:
             found, wanted = list(weight.shape), list(expected[name].shape)
@@ -143,23 +143,23 @@ def _model(path: str | Path, metadata: Mapping[str, str], weights: Mapping[str, 
 
 
 def check_finite(name: str, weight: torch.Tensor, source: str | Path) -> None:
-    """Check that a weight is made of finite numbers, as every prediction would be none otherwise.
+    """Check that all values of a weight are finite; otherwise every prediction would be NaN.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: A value is NaN or infinite.
     """
     if odd := weight.numel() - int(weight.isfinite().sum()):
         raise CheckpointError(
-            f"{source}: {name} holds {odd} of {weight.numel()} values that are NaN or infinite, expected finite "
-            "numbers; train again with a smaller --learning-rate, or take an earlier checkpoint"
+            f"{source}: {name} contains {odd} of {weight.numel()} values that are NaN or infinite, expected finite "
+            "numbers; train again with a smaller --learning-rate, or use an earlier checkpoint"
         )
 
 
 def read_card(path: str | Path) -> Card:
-    """Return the card of the model in `path`; an empty one if the file has none.
+    """Return the card of the model in `path`; an empty card if the file has none.
 
     Raises:
-        CheckpointError: not a model file of ours, or its card is damaged.
+        CheckpointError: The file is not a model file, or its card is damaged.
     """
     path = Path(path)
     _, metadata = read_tensors(path)
@@ -170,13 +170,14 @@ def read_card(path: str | Path) -> Card:
 
 
 def write_card(path: str | Path, card: Card) -> None:
-    """Replace the card of the model in `path`, whole or not at all; weights and config stay as they are.
+    """Replace the card of the model in `path` atomically; weights and config do not change.
 
-    A link is replaced by a file: it may lead into a store of files that are named by their hashes, as Hugging Face has.
+    If `path` is a link, a new file replaces the link. The file behind the link does not change: it may be part of a
+    cache such as Hugging Face's, where the name of each file is its hash.
 
     Raises:
-        CheckpointError: not a model file of ours.
-        OSError: it cannot be written.
+        CheckpointError: The file is not a model file.
+        OSError: The file cannot be written.
     """
     path = Path(path)
     _, metadata = read_tensors(path)

@@ -11,55 +11,54 @@ from e3d_deploy.errors import ConfigError
 
 Semantics = Literal["paper", "google", "openstl"]
 Fit = Literal["stretch", "crop", "pad"]
-"""Ways to bring a picture of another shape to the size of a frame: change its shape, cut off what is beyond, or add
-black bars."""
+"""Methods that fit a picture of another shape to a frame: stretch it, crop its edges, or pad it with black."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that fixes the network's tensors and which E3D-LSTM it is.
+    """Sizes of a network, and the implementation of E3D-LSTM that it follows.
 
     Raises:
-        ConfigError: a value that no network can have.
+        ConfigError: A value is invalid.
     """
 
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame (pixels)."""
     channels: int = 1
-    """Colours of a frame: 1 for gray, 3 for RGB."""
+    """Channels of a frame: 1 for gray, 3 for RGB."""
     patch_size: int = 4
-    """Side of the square folded into channels (pixels); divides both sides of the frame."""
+    """Side of the squares that are folded into channels (pixels); must divide height and width."""
     hidden: tuple[int, ...] = (64, 64, 64, 64)
-    """Hidden channels of each layer, bottom first."""
+    """Hidden channels of each layer, from bottom to top."""
     kernel_size: int = 5
-    """Spatial side of the convolutions (patches); odd. Their depth is always 2."""
+    """Height and width of the convolution kernels (patches); odd. Their depth is always 2."""
     window_length: int = 2
-    """Frames in the window that the 3D convolutions see, at least 2."""
+    """Frames in the window of the 3D convolutions; at least 2."""
     history_length: int = 20
-    """Cell states kept for recall, including the initial zero state (τ in the paper). For as many steps the result
-    equals that of an unlimited history; after that, only the latest states are recalled."""
+    """Cell states kept for recall, including the initial zero state (τ in the paper). For this number of steps the
+    result equals that of an unlimited history; after that, only the latest states are recalled."""
     layer_norm: bool = True
-    """Normalise the gates. The norm of the cell stays either way: without it the cell doubles at each step."""
+    """Normalise the gates. The cell is always normalised, because it would double at each step otherwise."""
     norm_eps: float = 1e-5
-    """Added to the variance in every norm. The released TensorFlow code uses 1e-12; see docs/model.md."""
+    """Constant added to the variance in every norm. The released TensorFlow code uses 1e-12; see docs/model.md."""
     semantics: Semantics = "paper"
-    """`paper`: the global memory moves. `google`: a cell returns the memory it was given, as the
-    released TensorFlow code does, so that it stays zero for ever. `openstl`: what OpenSTL's port computes."""
+    """Implementation that the network follows. `paper`: each cell updates the global memory. `google`: cells return the
+    memory unchanged, as in the released TensorFlow code, so it is always zero. `openstl`: like OpenSTL's port."""
     stride: int = 1
-    """Stride of the convolutions (patches); nearest upsampling restores the grid. Other than 1 with `openstl` only."""
+    """Stride of the convolutions (patches); nearest upsampling restores the grid. Must be 1 except with `openstl`."""
 
     FIRST: ClassVar[str] = (
         "image_size channels patch_size hidden kernel_size window_length history_length layer_norm norm_eps semantics "
         "stride"
     )
-    """Fields that are always written. Any other is left out while it holds its default, so that older versions read
-    the file and hashes of a config stay the same; nothing is ever added here."""
+    """Names of the fields that are always written. Other fields are written only if they differ from their defaults, so
+    that older versions can read the file and the hash of a config does not change. New fields are not added here."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "hidden"):
             sizes = getattr(self, name)
-            if not isinstance(sizes, list | tuple):  # JSON knows lists only
-                raise ConfigError(f"{name}: got {sizes!r}, expected whole numbers")
+            if not isinstance(sizes, list | tuple):  # JSON has lists but no tuples
+                raise ConfigError(f"{name}: got {sizes!r}, expected a list of whole numbers")
             for size in sizes:
                 _whole(name, size)
             object.__setattr__(self, name, tuple(sizes))
@@ -89,13 +88,13 @@ class ModelConfig:
         if self.semantics not in get_args(Semantics):
             raise ConfigError(f"semantics: got {self.semantics!r}, expected one of {', '.join(get_args(Semantics))}")
         if self.stride < 1 or (self.stride > 1 and self.semantics != "openstl"):
-            raise ConfigError(f"stride: got {self.stride}, expected 1, or with the semantics openstl more")
+            raise ConfigError(f"stride: got {self.stride}, expected 1; a larger stride needs the semantics openstl")
         if self.semantics == "openstl" and self.window_length != 2:
             raise ConfigError(f"window_length: got {self.window_length}, expected 2 with the semantics openstl")
         if self.semantics == "openstl" and len(set(self.hidden)) > 1:
             raise ConfigError(
                 f"hidden: got {self.hidden}, expected equal sizes with the semantics openstl, "
-                "where every layer is given the same memory"
+                "where all layers share one memory"
             )
 
     @property
@@ -111,7 +110,7 @@ class ModelConfig:
 
     @property
     def positions(self) -> int:
-        """Positions of a cell state, which are its keys for recall, D·h·w."""
+        """Number of positions in a cell state, D·h·w: frames in the window times patches in the grid."""
         height, width = self.grid_size
         return self.window_length * height * width
 
@@ -119,36 +118,38 @@ class ModelConfig:
     def memory_channels(self) -> tuple[int, ...]:
         """Channels of the global memory that each layer receives.
 
-        It comes from the layer below, at the bottom from the top layer one step earlier. A memory
-        that stays zero is the top layer's everywhere.
+        With `paper` semantics, a layer receives the memory of the layer below, and the bottom layer that of the top
+        layer at the previous step. With other semantics, all layers receive the memory of the top layer.
         """
         if self.semantics != "paper":
             return (self.hidden[-1],) * len(self.hidden)
         return (self.hidden[-1], *self.hidden[:-1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without newer ones that hold their default."""
+        """Return the fields as JSON values, without fields outside `FIRST` that have their default."""
         return _to_dict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
-        """Return the config from the result of `to_dict`.
+        """Return the config that `to_dict` turned into JSON values.
 
         Raises:
-            ConfigError: a field that is missing, unknown here, or of the wrong kind.
+            ConfigError: A field is missing, unknown or invalid.
         """
         if not isinstance(fields, dict):
             raise ConfigError(f"config: got {fields!r}, expected fields and values")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
-            raise ConfigError(f"config: unknown field {', '.join(unknown)}, of a newer e3d_deploy; update this one")
+            raise ConfigError(
+                f"config: unknown field {', '.join(unknown)}, written by a newer e3d_deploy; update e3d_deploy"
+            )
         if missing := [name for name in cls.FIRST.split() if name not in fields]:
             raise ConfigError(f"config: lacks {', '.join(missing)}; the file is damaged, make it again")
         return cls(**fields)
 
 
 def _to_dict(config: "ModelConfig | TrainConfig | EngineConfig") -> dict[str, Any]:
-    """Return the fields of a config as JSON values, without newer ones that hold their default."""
+    """Return the fields of a config as JSON values, without fields outside `FIRST` that have their default."""
     always = config.FIRST.split()
     written = {
         field.name: getattr(config, field.name)
@@ -173,31 +174,31 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Training of a network. The defaults are the recipe `modern`; docs/training.md compares the recipes.
+    """Settings of a training. The defaults are the recipe `modern`; docs/training.md compares the recipes.
 
     Raises:
-        ConfigError: a value that training cannot use.
+        ConfigError: A value is invalid.
     """
 
     context_length: int = 10
-    """Frames given to the network."""
+    """Frames in the context, which the network is given."""
     horizon: int = 10
-    """Frames predicted."""
+    """Frames in the forecast."""
     steps: int = 80_000
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     batch_size: int = 4
-    """Clips in an optimizer step, over all processes and accumulated parts."""
+    """Clips per optimizer step, over all processes and accumulated parts."""
     accumulate: int = 1
-    """Parts that a step's clips are computed in, one after the other, to save memory."""
+    """Parts into which the clips of a step are split and computed one after another, to save memory."""
     loss: Loss = "mean"
-    """`mean`: mean squared plus weighted mean absolute difference, over all predicted frames. `sum`: half
-    the sum of squares plus the weighted sum of absolute differences over the whole batch, as released."""
+    """Loss. `mean`: mean squared difference plus weighted mean absolute difference, over all predicted frames. `sum`:
+    half the sum of squares plus the weighted sum of absolute differences over the batch, as in google/e3d_lstm."""
     l1_weight: float = 1.0
-    """Weight of the absolute differences. In short runs, 0 avoids the plateau where an all-black
-    frame is the best answer to them."""
+    """Weight of the absolute differences in the loss. In short runs, 0 avoids a plateau: all-black frames minimise the
+    absolute differences early in training."""
     optimizer: Optimizer = "adamw"
-    """Optimizer. `muon` moves the convolutions of the cells by orthogonal matrices, and the rest as `adamw` does.
-    `released-adam` is that of google/e3d_lstm, with epsilon inside the square root."""
+    """Optimizer. `muon` uses orthogonal updates for the convolutions of the cells, and `adamw` for all other weights.
+    `released-adam` is the Adam of google/e3d_lstm, with epsilon inside the square root."""
     beta1: float = 0.9
     """Decay of the moving mean of the gradients, per step; `muon` uses 0.95 for the convolutions of the cells."""
     beta2: float = 0.99
@@ -207,66 +208,66 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Highest learning rate of the schedule."""
     schedule: Schedule = "cosine"
-    """Learning rate. `cosine`: rises for `warmup_steps`, then falls to 0 along a cosine. `onecycle`: PyTorch's
-    OneCycleLR. `constant`: stays."""
+    """Schedule of the learning rate. `cosine`: rises for `warmup_steps`, then falls to 0 along a cosine. `onecycle`:
+    PyTorch's OneCycleLR. `constant`: does not change."""
     schedule_by: ScheduleBy = "steps"
-    """`steps`: learning rate and scheduled sampling follow the share of `steps` that is done. `time`: they follow the
-    share of the time limit, so that they end with the time; at most `steps` steps are then made, and scheduled
-    sampling takes elapsed time / limit × `steps` for the step. Warm-up is counted in steps either way."""
+    """Progress that the schedules follow. `steps`: learning rate and scheduled sampling depend on the number of steps
+    done. `time`: they depend on the elapsed share of the time limit, and use elapsed time / limit × `steps` as the
+    step; training makes at most `steps` steps. Warm-up is always counted in steps."""
     warmup_steps: int = 100
     """Warm-up steps (`cosine` only)."""
     sampling: Sampling = "scheduled"
-    """`scheduled`: the whole context is shown, and true frames after it less and less often. `reverse`: at first,
-    frames of the context are replaced by their predictions too."""
+    """Sampling of the input frames. `scheduled`: the context is always true frames, and true frames after the context
+    become rarer. `reverse`: early in training, predictions replace frames of the context too."""
     sampling_start: float = 1.0
-    """Chance at the start that a true frame is shown in place of the prediction (`scheduled` only)."""
+    """Initial probability that the input is a true frame and not a prediction (`scheduled` only)."""
     sampling_decrease: float | None = None
-    """Decrease per step of the chance that a true frame is shown (`scheduled` only); None: it reaches 0 at the stop."""
+    """Decrease of the probability of a true frame per step (`scheduled` only); None: reaches 0 at `sampling_stop`."""
     sampling_hold_steps: int | None = None
-    """Step at which `reverse` begins to change its chances; None: half of `sampling_stop`."""
+    """Step at which `reverse` begins to change its probabilities; None: half of `sampling_stop`."""
     sampling_stop_step: int | None = None
-    """First step at which only the context is shown; None: half of the steps."""
+    """First step at which true frames are only in the context; None: half of the steps."""
     sampling_decay_steps: float = 5000.0
-    """Time constant of the exponential (steps; `reverse` only)."""
+    """Time constant of the exponential change of the probabilities (`reverse` only; steps)."""
     reverse_input: bool = False
-    """Follow each step by another one on the same clips, played backwards."""
+    """Make a second step after each step, on the same clips played backwards."""
     ema_decay: float = 0.9995
     """Decay of the moving average of the weights, per step."""
     ema_warmup: bool = True
-    """Use the decay (1 + step) / (10 + step) while that is less, so that the initial weights do not dominate the
-    average of a short run."""
+    """Use the decay (1 + step) / (10 + step) while it is less than `ema_decay`, so that the initial weights do not
+    dominate the average of a short run."""
     average: bool = True
-    """Validate the moving average of the weights and save it as the model; otherwise the weights themselves."""
+    """Validate and save the moving average of the weights instead of the weights."""
     gradient_clip: float = 0.0
-    """Largest norm of all gradients together; 0 disables clipping."""
+    """Maximum norm of all gradients together; 0 disables clipping."""
     precision: Precision = "auto"
-    """Precision of training. `bf16`: autocast. `auto`: bf16 on a GPU that has it, else fp32."""
+    """Precision of training. `bf16`: autocast. `auto`: bf16 on a GPU that supports it, otherwise fp32."""
     recompute: bool = False
-    """Activation checkpointing over time: less memory, about a third more work."""
+    """Use activation checkpointing over time: less memory, about a third more computation."""
     compile: bool = False
     """Compile the cells with torch.compile."""
     cuda_graph: bool = False
     """Replay each training pass as a CUDA graph (one GPU, without `accumulate`)."""
     validate_every: int = 500
-    """Optimizer steps between validations, with a preview picture each."""
+    """Optimizer steps between validations; each validation writes a preview picture."""
     validation_clips: int = 64
     """Clips per validation; 0: all."""
     save_every: int = 500
-    """Optimizer steps between saved states; a crash can lose as many."""
+    """Optimizer steps between saved states; a crash loses at most this number of steps."""
     log_every: int = 50
     """Optimizer steps between lines of the log."""
     burn_in: int = 80
-    """Most frames before the context that only carry the state, without gradients, so that it learns to grow old;
-    0: none. See `training.batches.draw_burn_in` for how many a step takes."""
+    """Maximum number of burn-in frames: frames before the context that advance the state without gradients, so that the
+    network learns from old states; 0: none. `training.batches.draw_burn_in` draws the number for each step."""
     burn_in_steps: int | None = None
-    """Last steps that have a burn-in; None: a tenth of the steps, rounded down. Where the schedule follows time, it
-    begins at the same share of the time."""
+    """Number of steps with burn-in, at the end of training; None: a tenth of the steps, rounded down. If the schedule
+    follows time, burn-in begins at the same share of the time."""
     fit: Fit = "stretch"
-    """Way in which pictures of another shape are brought to the size of a frame."""
+    """Method that fits pictures of another shape to the size of a frame: `stretch`, `crop` or `pad`."""
     layout: str | None = None
-    """Axes of the arrays that are trained on, such as NTHW; None: found out by their shapes."""
+    """Axes of the training arrays, such as NTHW; None: inferred from their shapes."""
     seed: int = 0
-    """Seed of the initial weights, data, sampling and burn-in."""
+    """Seed of the initial weights, the order of the data, the sampling and the burn-in."""
 
     FIRST: ClassVar[str] = (
         "context_length horizon steps batch_size accumulate loss l1_weight optimizer beta1 beta2 weight_decay "
@@ -274,8 +275,8 @@ class TrainConfig:
         "sampling_stop_step sampling_decay_steps reverse_input ema_decay ema_warmup average gradient_clip precision "
         "recompute compile validate_every validation_clips save_every log_every burn_in seed"
     )
-    """Fields that are always written, as in `ModelConfig`. `burn_in` is newer, but a run whose settings lack it had
-    none, which is not the default."""
+    """Names of the fields that are always written, as in `ModelConfig`. `burn_in` is a later field, but settings
+    without it mean 0, which is not the default."""
 
     def __post_init__(self) -> None:
         at_least_1 = ("context_length", "horizon", "steps", "batch_size", "accumulate")
@@ -288,7 +289,7 @@ class TrainConfig:
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name}: got {value}, expected 0 or more")
         if not 0 <= self.sampling_start <= 1:
-            raise ConfigError(f"sampling_start: got {self.sampling_start}, expected a chance from 0 to 1")
+            raise ConfigError(f"sampling_start: got {self.sampling_start}, expected a probability from 0 to 1")
         for name in ("ema_decay", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, expected 0 or more and less than 1")
@@ -305,15 +306,15 @@ class TrainConfig:
             raise ConfigError(f"accumulate: {self.accumulate} parts do not divide a batch of {self.batch_size} clips")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without newer ones that hold their default."""
+        """Return the fields as JSON values, without fields outside `FIRST` that have their default."""
         return _to_dict(self)
 
     @classmethod
     def of_recipe(cls, recipe: str, **changes: Any) -> "TrainConfig":
-        """Return the settings of a recipe, with changes.
+        """Return the settings of a recipe, with some fields changed.
 
         Raises:
-            ConfigError: no such recipe, or a value that training cannot use.
+            ConfigError: The recipe is unknown, or a value is invalid.
         """
         if recipe not in RECIPES:
             raise ConfigError(f"recipe: got {recipe!r}, expected one of {', '.join(RECIPES)}")
@@ -326,12 +327,12 @@ class TrainConfig:
 
     @property
     def sampling_stop(self) -> int:
-        """`sampling_stop_step`, or half of the steps."""
+        """First step at which true frames are only in the context: `sampling_stop_step`, or half of the steps."""
         return self.steps // 2 if self.sampling_stop_step is None else self.sampling_stop_step
 
     @property
     def burn_in_start(self) -> int | None:
-        """First step with a burn-in, counted from 0; None if there is none."""
+        """First step with burn-in, counted from 0; None without burn-in."""
         last = self.steps // 10 if self.burn_in_steps is None else self.burn_in_steps
         return max(0, self.steps - last) if self.burn_in and last else None
 
@@ -365,9 +366,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "burn_in": 0,
     },
 }
-"""Settings of each recipe that differ from the defaults. google: google/e3d_lstm run.py and
-src/models/model_factory.py. openstl: its configs/mmnist/E3DLSTM.py, with the reverse scheduled sampling that it has
-switched off there."""
+"""Settings of each recipe that differ from the defaults.
+
+Sources: google/e3d_lstm run.py and src/models/model_factory.py; OpenSTL configs/mmnist/E3DLSTM.py, with reverse
+scheduled sampling, which OpenSTL disables in that file.
+"""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -375,8 +378,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {"hidden": (32, 32, 32), "patch_size": 8, "steps": 3000, "batch_size": 4},
     "full": {},
 }
-"""Sizes of network and run by name, as fields of `ModelConfig` and `TrainConfig`; `full` is the defaults and those of
-the recipe. docs/training.md tells how long they take."""
+"""Sizes of network and training by name, as fields of `ModelConfig` and `TrainConfig`. `full` changes nothing.
+docs/training.md lists the training times."""
 
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
@@ -384,48 +387,50 @@ HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Options for building TensorRT engines; docs/engines.md says what each library makes of them.
+    """Options for building TensorRT engines; docs/engines.md describes their effect in each library.
 
     Raises:
-        ConfigError: a value that no engine can be built with.
+        ConfigError: A value is invalid.
     """
 
     workspace_bytes: int | None = None
-    """Scratch memory that kernels may use (bytes); None: all there is."""
+    """Maximum scratch memory for kernels (bytes); None: no limit."""
     optimization_level: int = 3
-    """Effort of the builder: 0 builds quickly, 5 runs quickly."""
+    """Effort of the builder: 0 builds fastest, 5 gives the fastest engine."""
     batches: tuple[tuple[int, int, int], ...] = ()
-    """Numbers of streams that run at once, one profile for each (fewest, usual, most). For graphs whose batch is
-    open; empty: one stream, and for the step also two."""
+    """Batch sizes as (fewest, usual, most) streams, with one optimization profile each; only for graphs that accept any
+    batch size. Empty: one stream, and for the step graph also two."""
     compute_capabilities: tuple[str, ...] = ()
-    """Compute capabilities that a TensorRT-RTX engine is for, such as 8.6; empty: all that the library knows."""
+    """Compute capabilities that a TensorRT-RTX engine supports, such as 8.6; empty: all that the library supports."""
     hardware_compatibility: HardwareCompatibility = "none"
-    """GPUs that a TensorRT engine runs on besides the one it was built on."""
+    """GPUs that run a TensorRT engine, in addition to the GPU that built it."""
     version_compatible: bool = False
     """Allow later versions of TensorRT to run the engine."""
     refittable: bool = False
-    """Allow the engine to be given other weights, as `e3d refit` does."""
+    """Allow `e3d refit` to replace the weights of the engine."""
     timing_cache: str | None = None
-    """File of kernel timings for later builds on the same GPU. It is not part of the engine's key in the cache."""
+    """File of kernel timings that later builds on the same GPU reuse; not part of the engine's key in the cache."""
 
     FIRST: ClassVar[str] = (
         "workspace_bytes optimization_level batches compute_capabilities hardware_compatibility version_compatible "
         "refittable timing_cache"
     )
-    """Fields that are always written, as in `ModelConfig`."""
+    """Names of the fields that are always written, as in `ModelConfig`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "batches", tuple(tuple(bucket) for bucket in self.batches))
         object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
         if self.workspace_bytes is not None:
             _whole("workspace_bytes", self.workspace_bytes)
-            if not 1 <= self.workspace_bytes < 2**63:  # more is no number that a library takes
+            if not 1 <= self.workspace_bytes < 2**63:  # the libraries store it as int64
                 raise ConfigError(f"workspace_bytes: got {self.workspace_bytes}, expected 1 to {2**63 - 1}")
         if self.optimization_level not in range(6):
             raise ConfigError(f"optimization_level: got {self.optimization_level}, expected 0 to 5")
         for bucket in self.batches:
             if len(bucket) != 3 or not 1 <= bucket[0] <= bucket[1] <= bucket[2]:
-                raise ConfigError(f"batches: got {bucket}, expected the fewest, the usual and the most, from 1 on")
+                raise ConfigError(
+                    f"batches: got {bucket}, expected the fewest, the usual and the most streams, ascending from 1"
+                )
         for capability in self.compute_capabilities:
             if not re.fullmatch(r"\d+\.\d", capability):
                 raise ConfigError(f"compute_capabilities: got {capability!r}, expected one such as 8.6")
@@ -434,5 +439,5 @@ class EngineConfig:
             raise ConfigError(f"hardware_compatibility: got {self.hardware_compatibility!r}, expected one of {known}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values, without newer ones that hold their default."""
+        """Return the fields as JSON values, without fields outside `FIRST` that have their default."""
         return _to_dict(self)

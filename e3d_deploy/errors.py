@@ -1,128 +1,128 @@
-"""Every error a user can meet.
+"""Errors that users can meet, with the exit code of each.
 
 E3DError
-├── ConfigError          options or a configuration that cannot work        exit 2
-├── ShapeError           a picture, frame or clip of the wrong form         exit 2
-├── ClipError            a clip or video that cannot be read                exit 2
-├── CheckpointError      a model file that is not one                       exit 5
-│   └── CheckpointMissing    the path of a model file that is not there     exit 2
-├── BundleError          a bundle that is damaged, foreign or too new       exit 5
-│   └── BundleMissing        the path of a bundle that is not there         exit 2
-├── TrainingError        a loss or a weight that is no finite number        exit 1
-├── ExportError          a graph could not be made                          exit 1
-├── EngineError          an engine could not be built, or does not run      exit 1
-├── CacheError           engines kept to take again, some of them damaged   exit 5
-├── BenchmarkError       a record of a benchmark that is none               exit 5
-├── StreamError          a stream asked for what it cannot give             exit 1
-├── SnapshotError        a snapshot file that is damaged or too new         exit 5
-├── QualityError         a result beyond its budget                         exit 3
-├── BackendUnavailable   this machine lacks a library or a device           exit 4
-├── ResourceLimit        a device or a limit that somebody set is full      exit 7
-└── SourceLost           a source or peer of video out of reach, or lost     exit 6
+├── ConfigError          invalid option or configuration                    exit 2
+├── ShapeError           picture, frame or clip of the wrong shape or type  exit 2
+├── ClipError            clip or video that cannot be read                  exit 2
+├── CheckpointError      invalid or damaged model file                      exit 5
+│   └── CheckpointMissing    model file that does not exist                 exit 2
+├── BundleError          damaged, incomplete or too new bundle              exit 5
+│   └── BundleMissing        bundle that does not exist                     exit 2
+├── TrainingError        loss or weights that became NaN or infinite        exit 1
+├── ExportError          graph that could not be made from a model          exit 1
+├── EngineError          engine that could not be built or does not run     exit 1
+├── CacheError           damaged engine in the engine cache                 exit 5
+├── BenchmarkError       file that is not a benchmark result                exit 5
+├── StreamError          invalid use of a stream, or NaN in its prediction  exit 1
+├── SnapshotError        damaged or too new snapshot file                   exit 5
+├── QualityError         result that exceeds its budget                     exit 3
+├── BackendUnavailable   library or device that this machine lacks          exit 4
+├── ResourceLimit        memory or a configured limit that is used up       exit 7
+└── SourceLost           video source or peer that is unreachable or lost   exit 6
 """
 
 
 class E3DError(Exception):
-    """Base class of all errors; each message says what it got, what it expected and what to do about it."""
+    """Base class of all errors. The message names what was got, what was expected, and what to do."""
 
     exit_code = 1
 
 
 class ConfigError(E3DError, ValueError):
-    """An option or a configuration that cannot work."""
+    """Invalid option or configuration value."""
 
     exit_code = 2
 
 
 class ShapeError(E3DError, ValueError):
-    """A picture, frame or clip of the wrong shape, type, range or length."""
+    """Picture, frame or clip of the wrong shape, type, range or length."""
 
     exit_code = 2
 
 
 class ClipError(E3DError):
-    """A clip or video that cannot be read."""
+    """Clip or video that cannot be read."""
 
     exit_code = 2
 
 
 class CheckpointError(E3DError):
-    """A model file that is not one of ours, or is damaged."""
+    """Model file that is damaged or was not written by e3d_deploy."""
 
     exit_code = 5
 
 
 class CheckpointMissing(CheckpointError):
-    """The path of a model file that is not there."""
+    """Model file that does not exist."""
 
     exit_code = 2
 
 
 class BundleError(E3DError):
-    """A bundle that is damaged, incomplete, or of a newer schema."""
+    """Bundle that is damaged, incomplete, or of a newer schema."""
 
     exit_code = 5
 
 
 class BundleMissing(BundleError):
-    """The path of a bundle, or of its archive, that is not there."""
+    """Bundle, or archive of a bundle, that does not exist."""
 
     exit_code = 2
 
 
 class TrainingError(E3DError):
-    """Training whose loss or weights are no finite numbers any more."""
+    """Loss or weights that became NaN or infinite in training."""
 
 
 class ExportError(E3DError):
-    """A graph that could not be made from a model."""
+    """Graph that could not be made from a model."""
 
 
 class EngineError(E3DError):
-    """An engine that could not be built, or that does not run."""
+    """Engine that could not be built, or does not run."""
 
 
 class CacheError(E3DError):
-    """Damaged engines in the cache."""
+    """Damaged engine in the engine cache."""
 
     exit_code = 5
 
 
 class BenchmarkError(E3DError):
-    """A file that is no result of a benchmark."""
+    """File that is not a benchmark result."""
 
     exit_code = 5
 
 
 class StreamError(E3DError):
-    """A stream asked for what it cannot give, or a network whose answer is not finite."""
+    """Invalid use of a stream, or a prediction that is not finite."""
 
 
 class SnapshotError(E3DError):
-    """A file of a snapshot that is damaged, or of another schema."""
+    """Snapshot file that is damaged, or of another schema."""
 
     exit_code = 5
 
 
 class QualityError(E3DError):
-    """A result that is further from PyTorch than its budget allows."""
+    """Result that differs from PyTorch by more than its budget."""
 
     exit_code = 3
 
 
 class BackendUnavailable(E3DError):
-    """A library or device that this machine does not have."""
+    """Library or device that this machine lacks."""
 
     exit_code = 4
 
 
 class ResourceLimit(E3DError):
-    """Memory of a device, or a limit that somebody set, that is used up."""
+    """Memory, or a configured limit, that is used up."""
 
     exit_code = 7
 
 
 class SourceLost(E3DError):
-    """A video source that cannot be reached or broke off while it played, or a peer that does not take a video."""
+    """Video source that cannot be reached or ended unexpectedly, or a peer that does not accept a video."""
 
     exit_code = 6

@@ -1,9 +1,9 @@
-"""A model as several small files, for transfers that accept only small files.
+"""Model files split into small parts, for transfers that accept only small files.
 
-Each part is a safetensors file with one tensor, a piece of the bytes of a float16 model file, and a card: the run, the
-step, the hash of the whole model file, which part of how many it is, and its own hash. A run writes two sets in turn,
-`model-a.part-…` and `model-b.part-…`: a machine that goes away while one is written leaves the other one whole. Joining
-needs NumPy alone.
+Each part is a safetensors file with one tensor, a piece of the bytes of a float16 model file, and metadata: the run,
+the step, the hash of the model file, the number of the part and of all parts, and the hash of the piece. A run writes
+two sets alternately, `model-a.part-…` and `model-b.part-…`, so that one set is complete even if the machine stops while
+it writes the other set. Joining the parts needs only NumPy.
 """
 
 import hashlib
@@ -27,33 +27,33 @@ if TYPE_CHECKING:
 FORMAT = 1
 PATTERN = "*.part-*-of-*.safetensors"
 MAX_BYTES = 16 * 2**20
-"""Largest part, 16 MiB."""
+"""Maximum size of a part: 16 MiB."""
 CARD_BYTES = 4096
-"""Room for the card in a part."""
+"""Space reserved for the metadata in a part (bytes)."""
 MOST = 64
-"""Largest number of parts."""
+"""Maximum number of parts."""
 AGAIN = "fetch it again"
 """Remedy for a damaged part."""
 NAMED = 3
-"""Missing parts that are named."""
+"""Maximum number of missing parts named in an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Metadata of a part."""
+    """Metadata of a part. Not the card of the model."""
 
     run: str
     """Random name of the run."""
     step: int
     """Optimizer steps done."""
     model_sha256: str
-    """Hash of the whole model file."""
+    """SHA-256 hash of the model file."""
     number: int
     """Number of the part, from 1."""
     count: int
-    """Parts of the model file."""
+    """Number of parts of the model file."""
     sha256: str
-    """Hash of this part's bytes."""
+    """SHA-256 hash of the piece in this part."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -68,14 +68,14 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class JoinedModel:
-    """A model file put together."""
+    """Model file joined from its parts."""
 
     content: bytes
     """Bytes of the model file."""
     step: int
     """Optimizer steps done."""
     left_out: tuple[str, ...]
-    """A sentence for each set that was not taken."""
+    """One sentence for each set that was not used."""
 
 
 def save_parts(
@@ -88,16 +88,16 @@ def save_parts(
     max_bytes: int = MAX_BYTES,
     model_card: "ModelCard | None" = None,
 ) -> list[Path]:
-    """Write the weights as float16 to `NAME.part-1-of-2.safetensors` and so on, each file whole or not at all.
+    """Write the weights as float16 to `NAME.part-1-of-2.safetensors` and so on, each file atomically.
 
     Args:
-        max_bytes: largest file that is written.
-        model_card: card of the model file that they make.
+        max_bytes: maximum size of a file (bytes).
+        model_card: card of the model file.
 
     Raises:
-        CheckpointError: a weight beyond the largest float16.
-        ConfigError: files so small that they hold nothing, or that too many are needed.
-        OSError: a file cannot be written.
+        CheckpointError: A weight is too large for float16.
+        ConfigError: `max_bytes` leaves no space for weights, or requires more than `MOST` parts.
+        OSError: A file cannot be written.
     """
     import torch
     from safetensors.numpy import save as serialize
@@ -130,10 +130,10 @@ def save_parts(
 
 
 def find_parts(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files, and the parts in the given folders, each file once.
+    """Return the given files, and the parts in the given folders, without duplicates.
 
     Raises:
-        CheckpointError: a path that is not there, or a folder without parts.
+        CheckpointError: A path does not exist, or a folder contains no parts.
     """
     found: dict[Path, Path] = {}
     for path in paths:
@@ -143,19 +143,19 @@ def find_parts(paths: Iterable[Path]) -> list[Path]:
                 f"{path}: no such file or folder; give the folder that `e3d train --parts` wrote to"
             )
         if not inside:
-            raise CheckpointError(f"{path}: has no {PATTERN}; give the folder that `e3d train --parts` wrote to")
+            raise CheckpointError(f"{path}: contains no {PATTERN}; give the folder that `e3d train --parts` wrote to")
         for part in inside:
             found.setdefault(part.resolve(), part)
     return list(found.values())
 
 
 def join(paths: Sequence[Path]) -> JoinedModel:
-    """Put a model file together from its parts; of several whole sets of one run the newest is taken.
+    """Join the parts of a model file. If the parts contain several complete sets of one run, the newest is used.
 
-    A damaged part counts as missing: the machine that wrote it may be gone, and an older set is whole.
+    A damaged part counts as missing, because an older set may be complete.
 
     Raises:
-        CheckpointError: a part that is there twice, parts of two runs, or no set that is whole.
+        CheckpointError: A part is given twice, the parts belong to two runs, or no set is complete.
     """
     cards: dict[Path, Card] = {}
     left_out: list[str] = []
@@ -177,18 +177,18 @@ def join(paths: Sequence[Path]) -> JoinedModel:
             continue
         older = [f"step {other} is older" for other, *_ in sets if other < step]
         return JoinedModel(content=content, step=step, left_out=(*left_out, *older))
-    raise CheckpointError(f"{paths[0].parent}: no model is whole: {'; '.join(left_out)}; fetch these parts again")
+    raise CheckpointError(f"{paths[0].parent}: no model is complete: {'; '.join(left_out)}; fetch these parts again")
 
 
 def _sets(cards: dict[Path, Card]) -> dict[tuple[int, str, int], dict[int, Path]]:
-    """Return the parts of each set by number; a set has a step, a model and a count of parts."""
+    """Group parts into sets of the same step, model and number of parts; within a set, parts are keyed by number."""
     sets: dict[tuple[int, str, int], dict[int, Path]] = defaultdict(dict)
     for path, card in cards.items():
         first = next(iter(cards))
         if card.run != cards[first].run:
             raise CheckpointError(
-                f"{path}: is of another run than {first.name} ({card.run!r}, not {cards[first].run!r}); "
-                "join one run alone"
+                f"{path}: belongs to another run than {first.name} ({card.run!r}, not {cards[first].run!r}); "
+                "join only parts of one run"
             )
         members = sets[card.step, card.model_sha256, card.count]
         if card.number in members:
@@ -198,44 +198,48 @@ def _sets(cards: dict[Path, Card]) -> dict[tuple[int, str, int], dict[int, Path]
 
 
 def _named(members: dict[int, Path], missing: Sequence[int]) -> str:
-    """Return the names of missing parts, made from that of one that is there."""
+    """Return the names of missing parts, derived from the name of an existing part."""
     here, path = next(iter(members.items()))
     names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing[:NAMED])
     return names + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")
 
 
 def _content(members: Sequence[tuple[Path, Card]]) -> bytes:
-    """Return the model file that the parts of a set make.
+    """Join the bytes of a complete set of parts.
 
     Raises:
-        CheckpointError: a part is damaged, or they make something else.
+        CheckpointError: A part is damaged, or the hash of the result is wrong.
     """
     content = b"".join(_read_bytes(path, card) for path, card in members)
     path, card = members[0]
     if hashlib.sha256(content).hexdigest() != card.model_sha256:
-        raise CheckpointError(f"{path}: the parts of step {card.step} do not make the model that they are of")
+        raise CheckpointError(f"{path}: the parts of step {card.step} do not give the model file that their hash names")
     return content
 
 
 def read_card(path: Path) -> Card:
-    """Read the card of a part.
+    """Read the metadata of a part.
 
     Raises:
-        CheckpointError: it is damaged, or no part.
+        CheckpointError: The file is damaged, or is not a part.
     """
     _, metadata = read_tensors(path, remedy=AGAIN)
     try:
         card = json.loads(metadata[KEY])
         if card.pop("part_format") != FORMAT:
-            raise CheckpointError(f"{path}: a part of another format, this version joins {FORMAT}; update e3d_deploy")
+            raise CheckpointError(
+                f"{path}: a part of another format, this version joins format {FORMAT}; update e3d_deploy"
+            )
         return Card(**card)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a part of a model; give what `e3d train --parts` wrote") from error
+        raise CheckpointError(
+            f"{path}: not a part of a model; give the parts that `e3d train --parts` wrote"
+        ) from error
 
 
 def _read_bytes(path: Path, card: Card) -> bytes:
     tensors, _ = read_tensors(path, remedy=AGAIN)
     piece = tensors["bytes"].tobytes() if "bytes" in tensors else b""
     if hashlib.sha256(piece).hexdigest() != card.sha256:
-        raise CheckpointError(f"{path}: is damaged, its bytes are not those that were written; {AGAIN}")
+        raise CheckpointError(f"{path}: is damaged, its bytes do not match their hash; {AGAIN}")
     return piece

@@ -1,6 +1,6 @@
-"""Headers of .safetensors files, and their tensors read with NumPy alone, as a device has no more.
+"""Reader of .safetensors files that needs only NumPy, because devices lack PyTorch.
 
-A file is the length of its header in 8 bytes, the header in JSON, and the bytes of all tensors.
+A file consists of the length of its header (8 bytes), the header (JSON), and the bytes of all tensors.
 """
 
 import json
@@ -16,26 +16,26 @@ from e3d_deploy.config import ModelConfig
 from e3d_deploy.errors import CheckpointError, CheckpointMissing, ConfigError
 
 KEY = "e3d_deploy"
-"""Key of a model's only metadata entry; safetensors would write several in any order, and the bytes would differ."""
+"""Key of the only metadata entry of a model file; safetensors would write several entries in random order."""
 FORMAT = 1
-"""Form of that entry."""
+"""Format version of the metadata entry."""
 Content = NDArray[np.uint8]
 """Bytes of a file."""
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
-"""Exceptions of `tensors_of` for a damaged file."""
+"""Exceptions that `tensors_of` raises for a damaged file."""
 KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "|i1", "U8": "|u1"}
 
 
 def read_tensors(
     path: Path, *, remedy: str = "give a model made by `e3d train`"
 ) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
-    """The tensors of a file by name, which are read when they are used, and its metadata.
+    """Return the tensors of a file by name, mapped into memory, and its metadata.
 
     Args:
-        remedy: ends the error.
+        remedy: last part of the error message.
 
     Raises:
-        CheckpointError: it is none, or damaged.
+        CheckpointError: The file does not exist, is not a safetensors file, or is damaged.
     """
     try:
         read_header(path)  # an empty file cannot be mapped
@@ -48,16 +48,16 @@ def read_tensors(
 
 
 def without_number(error: Exception) -> str:
-    """Return what an error says, without the number that the system gives it and the name of the file."""
+    """Return the message of an error without the error number and the file name."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return re.sub(r" ?\(os error \d+\)", "", text)
 
 
 def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, str]]:
-    """Return the tensors in the content of a file by name, over the same memory, and its metadata.
+    """Return the tensors in the content of a file by name, sharing its memory, and its metadata.
 
     Raises:
-        one of `DAMAGED`: the file is damaged.
+        One of `DAMAGED`: The content is damaged.
     """
     header, start = header_of(content)
     metadata = header.pop("__metadata__", {})
@@ -65,13 +65,13 @@ def tensors_of(content: Content) -> tuple[dict[str, NDArray[Any]], Mapping[str, 
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the header of a file, and where the bytes of its tensors begin.
+    """Return the header of a file, and the offset of the tensor bytes.
 
-    Each tensor has an entry with its `dtype`, `shape` and `data_offsets`, which count from there.
+    The header has an entry per tensor with `dtype`, `shape` and `data_offsets`, which are relative to this offset.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: its header is damaged.
+        OSError: The file cannot be read.
+        ValueError: The header is damaged.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -81,7 +81,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def is_foreign(path: Path) -> bool:
-    """Return True for a .safetensors file that another program wrote, which has to be imported."""
+    """Return True for a .safetensors file of another program, which must be imported with `e3d import`."""
     try:
         header, _ = read_header(path)
     except (OSError, ValueError, RecursionError):
@@ -90,10 +90,10 @@ def is_foreign(path: Path) -> bool:
 
 
 def header_of(content: Content) -> tuple[dict[str, Any], int]:
-    """Return the header in the content of a file, as `read_header` does.
+    """Return the header in the content of a file, like `read_header`.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: The header is damaged.
     """
     length = _header_length(content[:8].tobytes(), len(content))
     header: dict[str, Any] = json.loads(content[8 : 8 + length].tobytes())
@@ -101,7 +101,7 @@ def header_of(content: Content) -> tuple[dict[str, Any], int]:
 
 
 def _header_length(start: bytes, size: int) -> int:
-    """Return the length that a file of `size` begins with (bytes)."""
+    """Return the length of the header, which the first 8 bytes of a file contain (bytes)."""
     length = int.from_bytes(start, "little")
     if not 2 <= length <= size - 8:
         raise ValueError("its header is longer than the file")
@@ -109,13 +109,13 @@ def _header_length(start: bytes, size: int) -> int:
 
 
 def entries_of(path: str | Path, metadata: object) -> dict[str, Any]:
-    """Return the entries in the metadata of a model file: `format`, `config` and, where there is one, `card`.
+    """Return the entries in the metadata of a model file: `format`, `config` and, if it has one, `card`.
 
     Raises:
-        CheckpointError: not a model file of ours, or one that this version cannot read.
+        CheckpointError: The file is not a model file, or this version cannot read it.
     """
     if not isinstance(metadata, Mapping) or KEY not in metadata:
-        raise CheckpointError(f"{path}: not made by e3d_deploy; `e3d import` makes a model of others' files")
+        raise CheckpointError(f"{path}: not made by e3d_deploy; convert files of other programs with `e3d import`")
     try:
         entries: dict[str, Any] = json.loads(metadata[KEY])
         if entries["format"] != FORMAT:
@@ -131,9 +131,9 @@ def entries_of(path: str | Path, metadata: object) -> dict[str, Any]:
 
 
 def header_bytes(header: str) -> bytes:
-    """Return a header in JSON as it stands at the begin of a file, which the bytes of the tensors follow.
+    """Return the first bytes of a file: the length of the header, and the header padded to 8 bytes.
 
-    The text is taken as it is: its length moves the tensors, and graphs hold their places.
+    The JSON text is not reformatted, because its length sets the offsets of the tensors, which graphs store.
     """
     text = header.encode()
     text += b" " * (-len(text) % 8)
@@ -146,7 +146,7 @@ def _tensor(content: Content, start: int, entry: Mapping[str, Any]) -> NDArray[A
     if end - begin != int(np.prod(shape)) * kind.itemsize or begin < 0:
         raise ValueError("a shape does not fit its bytes")
     if start + end > len(content):
-        raise ValueError("a tensor lies behind the end of the file")
+        raise ValueError("a tensor ends beyond the end of the file")
     tensor: NDArray[Any] = content[start + begin : start + end].view(kind).reshape(shape)
     if entry["dtype"] == "BF16":  # the upper half of a float32
         return (tensor.astype("<u4") << 16).view("<f4")

@@ -63,14 +63,14 @@ def test_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is a folder; give .*model\.safetensors"):
         checkpoint.load(tmp_path)
     (tmp_path / "manifest.json").touch()
-    with pytest.raises(CheckpointError, match="is a folder; a bundle, which is exported already"):
+    with pytest.raises(CheckpointError, match="is a folder; a bundle was given; give the model file"):
         checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"To be or not to be, that is the question.", bytes(100)])
 def test_other_files_are_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model.safetensors: not a safetensors file .* or by `e3d import` of"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: not a safetensors file .* or import a checkpoint"):
         checkpoint.load(path)
 
 
@@ -127,7 +127,7 @@ def test_a_model_of_a_newer_version_opens_unless_it_needs_that_version(tiny_mode
     tiny_model.config = replace(tiny_model.config, heads=8)  # type: ignore[call-arg]
     path.write_bytes(checkpoint.content(tiny_model))
     for read in (checkpoint.load, checkpoint.read_card):
-        with pytest.raises(CheckpointError, match="field heads, of a newer e3d_deploy; update this one"):
+        with pytest.raises(CheckpointError, match="field heads, written by a newer e3d_deploy; update e3d_deploy"):
             read(path)
 
 

@@ -31,7 +31,7 @@ from e3d_deploy.errors import ConfigError
         ({"norm_eps": float("nan")}, "norm_eps: got nan, expected more than 0"),
         ({"semantics": "openai"}, "semantics: got 'openai', expected one of paper, google, openstl"),
         ({"stride": 0}, "stride: got 0, expected 1"),
-        ({"stride": 2}, "stride: got 2, expected 1, or with the semantics openstl more"),
+        ({"stride": 2}, "stride: got 2, expected 1; a larger stride needs the semantics openstl"),
         ({"semantics": "openstl", "window_length": 3}, "window_length: got 3, expected 2 with the semantics openstl"),
         (
             {"semantics": "openstl", "hidden": (4, 6)},
@@ -94,7 +94,7 @@ def test_a_field_that_was_always_written_may_not_be_missing(name: str) -> None:
 
 
 def test_unknown_fields_are_named() -> None:
-    with pytest.raises(ConfigError, match="unknown field colour, heads, of a newer e3d_deploy; update this one"):
+    with pytest.raises(ConfigError, match="unknown field colour, heads, written by a newer e3d_deploy; update"):
         ModelConfig.from_dict({"heads": 4, "colour": "red", "channels": 1})
 
 
@@ -108,7 +108,7 @@ class NewerModelConfig(ModelConfig):
 def test_a_newer_field_is_written_only_when_it_is_not_the_default() -> None:
     assert NewerModelConfig(channels=3).to_dict() == ModelConfig(channels=3).to_dict()
     assert ModelConfig.from_dict(NewerModelConfig(channels=3).to_dict()) == ModelConfig(channels=3)
-    with pytest.raises(ConfigError, match="unknown field heads, of a newer e3d_deploy; update this one"):
+    with pytest.raises(ConfigError, match="unknown field heads, written by a newer e3d_deploy; update e3d_deploy"):
         ModelConfig.from_dict(NewerModelConfig(heads=8).to_dict())
 
 
@@ -128,9 +128,9 @@ def test_the_fields_of_the_first_version_are_always_written() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden": 64}, "hidden: got 64, expected whole numbers"),
+        ({"hidden": 64}, "hidden: got 64, expected a list of whole numbers"),
         ({"hidden": [64, 1.5]}, "hidden: got 1.5, expected a whole number"),
-        ({"image_size": None}, "image_size: got None, expected whole numbers"),
+        ({"image_size": None}, "image_size: got None, expected a list of whole numbers"),
         ({"patch_size": "4"}, "patch_size: got '4', expected a whole number"),
         ({"layer_norm": "x"}, "layer_norm: got 'x', expected true or false"),
         ({"norm_eps": "small"}, "norm_eps: got 'small', expected more than 0"),

@@ -87,13 +87,13 @@ def test_a_set_that_was_being_replaced_is_left_out(tiny_model: E3DLSTM, folder: 
 def test_a_missing_part_is_named(folder: Path) -> None:
     for path in folder.glob("*part-2*"):
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"no model is whole: step 20 lacks model-b\.part-2-of-\d\.saf"):
+    with pytest.raises(CheckpointError, match=r"no model is complete: step 20 lacks model-b\.part-2-of-\d\.saf"):
         joined(folder)
 
 
 def test_parts_of_two_runs_are_refused_by_name(tiny_model: E3DLSTM, folder: Path) -> None:
     other = save(tiny_model, folder, "model-b", step=20, run="other")[0]
-    with pytest.raises(CheckpointError, match=rf"{other.name}: is of another run than model-a\.part-1"):
+    with pytest.raises(CheckpointError, match=rf"{other.name}: belongs to another run than model-a\.part-1"):
         joined(folder)
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_part_is_named_and_the_older_set_is_taken(folder: Path) -> Non
         assert "fetch it again" in found.left_out[0]
     older = next(folder.glob("model-a.part-1-*"))
     older.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"no model is whole: .*{part.name}: not .*; fetch these parts again"):
+    with pytest.raises(CheckpointError, match=rf"no model is complete: .*{part.name}: not .*; fetch these parts again"):
         joined(folder)
 
 
@@ -238,7 +238,7 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     assert "no such file or folder" in command(tmp_path / "absent", "-o", output, "--overwrite", code=2)
     next(folder.glob("model-a.part-1-*")).unlink()
     next(folder.glob("model-b.part-1-*")).unlink()
-    assert "no model is whole" in command(folder, "-o", output, "--overwrite", code=5)
+    assert "no model is complete" in command(folder, "-o", output, "--overwrite", code=5)
 
 
 def test_join_needs_no_pytorch(folder: Path) -> None:
