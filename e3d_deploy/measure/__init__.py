@@ -1,1 +1,1 @@
-"""Measures what runs: times, memory and the limits of a machine."""
+"""Measurement of times, memory, accuracy and the limits of a machine."""

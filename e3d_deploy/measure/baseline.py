@@ -1,4 +1,4 @@
-"""Comparison of a benchmark with an earlier one on the same machine."""
+"""Comparison of a benchmark with an earlier benchmark on the same machine."""
 
 import json
 from collections.abc import Mapping
@@ -9,15 +9,16 @@ from e3d_deploy.errors import BenchmarkError, ConfigError
 from e3d_deploy.measure.results import SCHEMA, Comparison, Ratio
 
 MOST_BYTES = 64_000_000
-"""Longest file that is read; results have some thousand bytes, and a video or a device may have no end."""
+"""Maximum size of a file that is read. Results have a few thousand bytes; a path given by mistake may be a video, or a
+device that never ends."""
 
 
 def read_baseline(path: Path) -> dict[str, Any]:
     """Read a result of `e3d benchmark --json` from a file.
 
     Raises:
-        ConfigError: no such file.
-        BenchmarkError: not a result of `e3d benchmark --json`, or of another schema.
+        ConfigError: The file does not exist, or is a folder.
+        BenchmarkError: The file is not a result of `e3d benchmark --json`, or has another schema.
     """
     if path.is_dir():
         raise ConfigError(f"{path}: is a folder; give a file that `e3d benchmark BUNDLE --json` printed")
@@ -38,13 +39,13 @@ def read_baseline(path: Path) -> dict[str, Any]:
             f"{path}: not a result of `e3d benchmark --json` ({_problem(error)}); make it again"
         ) from error
     if schema != SCHEMA:
-        raise BenchmarkError(f"{path}: schema {schema!r}, this version compares {SCHEMA}; make it again")
+        raise BenchmarkError(f"{path}: schema {schema!r}, expected {SCHEMA}; make it again")
     result: dict[str, Any] = found
     return result
 
 
 def _problem(error: Exception) -> str:
-    """Return what is wrong with a file, without its content."""
+    """Describe what is wrong with a file, without quoting its content."""
     if isinstance(error, UnicodeDecodeError):
         return "binary, not text"
     if isinstance(error, json.JSONDecodeError):
@@ -55,10 +56,10 @@ def _problem(error: Exception) -> str:
 
 
 def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: float) -> Comparison:
-    """Compare the medians of two benchmarks, both as JSON values, row by row.
+    """Compare the medians of two benchmarks, given as JSON values, row by row.
 
-    Nothing is judged where processor, GPU, threads or bundle differ. A row has regressed if its ratio is more than
-    1 + tolerance.
+    A row has regressed if its ratio is more than 1 + tolerance. No row counts as regressed if processor, GPU, threads,
+    bundle or batch differ.
     """
     ours, theirs = conditions(result), conditions(baseline)
     different = [f"{name}: {theirs[name]}, now {ours[name]}" for name in ours if ours[name] != theirs[name]]
@@ -86,7 +87,7 @@ def compare(result: Mapping[str, Any], baseline: Mapping[str, Any], tolerance: f
 
 
 def regressions(comparison: Comparison) -> list[str]:
-    """Return a sentence for each row that is slower than it may be."""
+    """Return one sentence for each row that has regressed."""
     return [
         f"{row.what} of {row.backend}: {row.median_ms:.2f} ms is {row.ratio:.2f} times the baseline's "
         f"{row.baseline_ms:.2f} ms, {1 + comparison.tolerance:.2f} is allowed"
@@ -107,8 +108,12 @@ def conditions(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def medians(result: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Return the median time of each row, by task and backend (ms)."""
+    """Return the median time of each row by task and backend (ms).
+
+    Raises:
+        ValueError: A median is not a positive, finite number.
+    """
     found = {(str(row["what"]), str(row["backend"])): float(row["median_ms"]) for row in result["results"]}
     if not all(0 < median < float("inf") for median in found.values()):
-        raise ValueError("a median that is no time")
+        raise ValueError("a median is not a positive, finite time")
     return found

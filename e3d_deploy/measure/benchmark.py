@@ -1,6 +1,6 @@
 """Benchmark of the speed, accuracy and memory of backends, which are timed in turn in one process.
 
-docs/benchmark.md lists the fields of what comes out.
+docs/benchmark.md lists the fields of the result.
 """
 
 import time
@@ -36,31 +36,31 @@ def benchmark(
     progress: Notify = silent,
     clock: Clock = time.perf_counter,
 ) -> BenchmarkResult:
-    """Time backends, and say how right each is.
+    """Measure the speed and accuracy of backends.
 
-    They take turns, block by block. What is reported as ratio is the median of the ratios within a turn.
+    The backends are timed in turn, one block of calls each. The speed-up is the median of the ratios within a turn.
 
     Args:
-        backends: the first is what the others are compared with.
-        what: is timed, of `tasks.WHAT`.
-        threads: as the backends were opened with.
-        seconds: length of a block.
-        repeats: blocks of each backend.
-        play: opens the video that `end-to-end` decodes; without it, it decodes none.
-        renewal: that of the stream that `stream` times; None for the default of the bundle.
-        memory: start each backend once more in a process of its own, to see what memory it takes.
+        backends: opened backends; the others are compared with the first.
+        what: tasks to time, from `tasks.WHAT`.
+        threads: number of threads with which the backends were opened; recorded in the result.
+        seconds: minimum length of a block.
+        repeats: number of blocks per backend.
+        play: function that opens the video for `end-to-end`; None to read pictures from memory without decoding.
+        renewal: renewal of the stream that `stream` times; None for the default of the bundle.
+        memory: also measure the peak memory of each backend, in a process of its own.
 
     Raises:
-        ConfigError: no backend, or one named twice, or nothing or something unknown to time.
-        BundleError: the bundle lacks a graph that is to be timed.
+        ConfigError: There is no backend or no task, a task is unknown, or a name is given twice.
+        BundleError: The bundle lacks a graph that a task needs.
     """
     check_what(what)
     if not backends:
-        raise ConfigError("backends: name at least one")
+        raise ConfigError("backends: got none, expected at least one")
     names = [backend.name for backend in backends]
     for given in (names, what):
         if len(set(given)) < len(given):
-            raise ConfigError(f"{', '.join(given)}: one is named twice; name each once")
+            raise ConfigError(f"{', '.join(given)}: a name is given twice; give each name once")
     on_host = {backend.name: backend.device is None for backend in backends}
     accuracy = {}
     for backend in backends:
@@ -120,7 +120,12 @@ def _row(
     peak_bytes: int | None,
     accuracy: Accuracy,
 ) -> Row:
-    """Return the row of one backend, beside the blocks of the first that ran in the same turns."""
+    """Return the row of one backend.
+
+    Args:
+        blocks: blocks of the backend.
+        first: blocks of the first backend in the same turns, for the speed-up.
+    """
     timed, steps = summary(blocks), runner.task.steps
     frames = steps if runner.task.frames is None else runner.task.frames
     calls_per_second = 1000 / timed.median_ms
@@ -146,7 +151,7 @@ def _row(
 
 def _accuracy(bundle: Bundle, backend: Backend) -> Accuracy:
     found = verify(bundle, backend)
-    report = found.to_dict()  # None for what is not finite
+    report = found.to_dict()  # values that are not finite are None
     return Accuracy(
         max_abs_difference=report["worst"],
         dssim=report["dssim"],

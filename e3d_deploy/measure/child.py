@@ -1,4 +1,4 @@
-"""Measurements in a process of their own."""
+"""Calls in a new Python process, for measurements that need their own process."""
 
 import os
 import subprocess
@@ -19,17 +19,20 @@ sys.stdout.write(import_module(module).child(argument))
 
 
 def call_child(module: str, argument: str, *, timeout_s: float, variables: Mapping[str, str] | None = None) -> str:
-    """Call the function `child` of a module in a new Python, which takes this package from where this one has it.
+    """Call the function `child` of a module in a new Python process, and return its result.
+
+    The new process imports e3d_deploy from the same location as this process.
 
     Args:
-        variables: of the environment, beside those of this process.
+        argument: argument of the function.
+        variables: environment variables in addition to those of this process.
 
     Raises:
-        OSError: there is no Python to start, as in a program that embeds it.
-        SubprocessError: it failed, or took too long.
+        OSError: The path of the Python executable is unknown, as in a program that embeds Python.
+        SubprocessError: The process failed, or did not end within `timeout_s`.
     """
     if not sys.executable:
-        raise OSError("this Python does not know its executable")
+        raise OSError("the path of the Python executable is unknown")
     root = str(Path(e3d_deploy.__file__).absolute().parents[1])  # may be a zip archive
     command = [sys.executable, "-c", CODE, root, module, argument]
     environment = os.environ | dict(variables or {})

@@ -1,4 +1,4 @@
-"""Conditions of a measurement: machine, clocks, threads, versions, date; and the memory of this process."""
+"""Conditions of a measurement (machine, clock rates, threads, versions, date) and peak memory of this process."""
 
 import os
 import platform
@@ -22,15 +22,15 @@ PACKAGES = (
     "cuda-bindings",
     "av",
 )
-"""Whose versions are recorded, where they are installed."""
+"""Packages whose versions are recorded if they are installed."""
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 def environment(threads: int | None) -> dict[str, Any]:
-    """Return the conditions of a measurement as JSON values; null for any that this machine does not report.
+    """Return the conditions of a measurement as JSON values; None for values that this machine does not report.
 
     Args:
-        threads: as the backends were opened with.
+        threads: number of threads with which the backends were opened; None for their default.
     """
     return {
         **machine(),
@@ -46,9 +46,9 @@ def environment(threads: int | None) -> dict[str, Any]:
 
 
 def peak_resident() -> int | None:
-    """Most memory this process has had, bytes; None where the system does not tell."""
+    """Return the peak resident memory of this process (bytes); None if the system does not report it."""
     try:
-        # Not getrusage: a process that was just started still has its parent's peak there.
+        # Not getrusage, which reports the peak of the parent for a process that was just started.
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):

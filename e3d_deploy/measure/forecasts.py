@@ -1,4 +1,4 @@
-"""Forecasts of clips, frame by frame, and their errors where the source shows what came."""
+"""Forecasts of clips, and their errors for the frames whose truth is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,57 +17,58 @@ from e3d_deploy.runtime.predictor import Predictor
 
 Clip = NDArray[np.float32]
 COPIES = 3
-"""Arrays of the size of the forecasts: clip by clip, together, and the truth; a file is written piece by piece."""
+"""Number of arrays of the size of all forecasts in memory at once: the single forecasts, the stacked forecasts and the
+truth. Files are written piece by piece and do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasts:
-    """Forecasts of clips beside what came."""
+    """Forecasts of clips, with their truth."""
 
     frames: Clip
-    """Predictions as computed, [B, T, C, H, W]."""
+    """Predictions, not clipped, [B, T, C, H, W]."""
     truth: Clip
-    """Frames that came, [B, T, C, H, W]; NaN where the source has ended."""
+    """True frames, [B, T, C, H, W]; NaN after the end of the source."""
     last: Clip
     """Last frame of each context, [B, C, H, W]."""
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """Frames that came, [B, T]."""
+        """Mask of the frames whose truth is known, [B, T]."""
         return ~np.isnan(self.truth[:, :, 0, 0, 0])
 
     @property
     def mse(self) -> float:
-        """Squared error of the frames that came, clipped to [0, 1], summed over a frame; mean over all."""
+        """Squared error of the predictions, clipped to [0, 1]: summed over a frame, averaged over the known frames."""
         return self._mean_error(lambda clip, t: self.frames[clip, t].clip(0, 1))
 
     @property
     def copy_mse(self) -> float:
-        """Squared error of copying the last frame instead."""
+        """Squared error of copying the last frame of the context, averaged like `mse`."""
         return self._mean_error(lambda clip, _: self.last[clip])
 
     def _mean_error(self, predicted: Callable[[int, int], Clip]) -> float:
-        """Return the mean squared error of frames that came, taken one by one: copies of all would fill the memory."""
+        """Return the mean error over the known frames, one by one, because copies of all could fill the memory."""
         places = np.argwhere(self.known).tolist()
         return float(np.mean([metrics.mse(predicted(clip, t), self.truth[clip, t]) for clip, t in places]))
 
 
 def needed_bytes(predictor: Predictor, clips: int, horizon: int) -> int:
-    """Return the memory that forecasts and truth take until they are written (bytes)."""
+    """Return the memory that forecasts and truth need until they are written (bytes)."""
     height, width = predictor.config.image_size
     return COPIES * clips * horizon * predictor.config.channels * height * width * np.dtype(np.float32).itemsize
 
 
 def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *, progress: Notify = silent) -> Clip:
-    """Forecast the frames that follow pictures [T, H, W, C], as computed, [horizon, C, H, W].
+    """Forecast the frames that follow pictures [T, H, W, C]; return predictions, not clipped, [horizon, C, H, W].
 
     Args:
         progress: called after each step.
 
     Raises:
-        ShapeError: pictures of another size or type, or with values that are no picture's.
-        StreamError: the network's answer is not finite.
-        ResourceLimit: out of memory.
+        ShapeError: The pictures have another size or type, or values outside [0, 1].
+        StreamError: A prediction is not finite.
+        ResourceLimit: Memory is used up.
     """
     config = predictor.config
     seen = to_frames(pictures, image_size=config.image_size, channels=config.channels)
@@ -79,7 +80,7 @@ def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *,
             number = step - len(seen) + 1
             if not np.isfinite(prediction).all():
                 place = f"frame {step}" if number < 0 else f"forecast frame {number}"
-                raise StreamError(f"{place}: is not finite; forecast less far, check the precision")
+                raise StreamError(f"{place}: is not finite; use a shorter horizon, or check the precision")
             if number >= 0:
                 result[number] = prediction[0]
             progress(pace.text(step + 1))
@@ -89,11 +90,11 @@ def forecast_clip(predictor: Predictor, pictures: NDArray[Any], horizon: int, *,
 def beside_truth(
     forecasts: Sequence[Clip], contexts: Sequence[NDArray[Any]], came: Sequence[NDArray[Any]]
 ) -> Forecasts:
-    """Return forecasts [T, C, H, W] of clips beside the pictures that came.
+    """Combine forecasts [T, C, H, W] of clips with their true pictures.
 
     Args:
-        contexts: pictures [T, H, W, C] that each was made from.
-        came: pictures after them, as many as the source has, up to the horizon.
+        contexts: context of each forecast, pictures [T, H, W, C].
+        came: true pictures after each context, [T, H, W, C]; fewer than the horizon if the source has ended.
     """
     frames = np.stack(forecasts)
     _, _, C, H, W = frames.shape

@@ -1,4 +1,4 @@
-"""Memory that a backend takes, measured in a process that runs it and nothing else."""
+"""Peak memory of a backend, measured in a process that runs only this backend."""
 
 import json
 import logging
@@ -16,32 +16,33 @@ from e3d_deploy.runtime.backends.registry import open_backend
 log = logging.getLogger(__name__)
 
 AT_MOST = 600
-"""Seconds that the process may take."""
+"""Maximum time of the process (seconds)."""
 
 
 def peak_alone(
     bundle: Bundle, name: str, what: Sequence[str], renewal: str | None = None, *, threads: int | None
 ) -> int | None:
-    """Most memory, bytes, of a new process that opens a bundle and calls each of `what` until it is warm.
+    """Return the peak memory of a new process that opens a bundle and runs the warm-up of each task in `what` (bytes).
 
-    Python and the libraries are part of it; no video is decoded. None, with the reason in the log, where it fails.
+    The memory includes Python and the libraries, but no decoding of videos. If the process fails, return None and log
+    the reason.
     """
     request = json.dumps([str(bundle.path.absolute()), bundle.digest, name, list(what), renewal, threads])
     try:
         found: int | None = json.loads(call_child(__name__, request, timeout_s=AT_MOST))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        log.warning("peak memory of %s is not known: %s", name, said.strip().splitlines()[-1])
+        log.warning("peak memory of %s is unknown: %s", name, said.strip().splitlines()[-1])
         return None
     return found
 
 
 def child(request: str) -> str:
-    """Call each requested task until it is warm, and return the peak memory of this process as JSON (bytes)."""
+    """Run the warm-up of each requested task; return the peak memory of this process as JSON (bytes)."""
     path, digest, name, what, renewal, threads = json.loads(request)
     bundle = Bundle.open(Path(path))
     if bundle.digest != digest:
-        raise BundleError(f"{path}: was exported anew meanwhile; run this again")
+        raise BundleError(f"{path}: was exported again in the meantime; run the command again")
     with open_backend(bundle, name, threads=threads) as backend:
         for one in what:
             task = make_task(one, bundle, backend, renewal=renewal)

@@ -1,4 +1,4 @@
-"""Pictures of drift and latency, with Matplotlib (extra `plot`), as PNG."""
+"""Plots of drift and latency as PNG files, made with Matplotlib (extra `plot`)."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -10,25 +10,25 @@ from e3d_deploy.plots import BLUE, GRAY, RED, new_figure, plain, png
 from e3d_deploy.runtime.verify import Report
 
 COLORS = (BLUE, "#d9822b", "#2e8b57", "#7b4ea3", GRAY)
-"""Colours of lines beside each other."""
+"""Colours of the lines of a plot."""
 
 
 def drift(report: Report) -> bytes:
-    """Difference from PyTorch at each step of the rollout, on a logarithmic axis, with the budget."""
+    """Plot the difference from PyTorch at each step of the rollout on a logarithmic axis, with the budget."""
     figure, axes = new_figure(7, 3.6)
     lines = {kind: [step[kind] for step in report.states] for kind in ("hidden", "cell", "memory") if report.states}
     for name, values in {"predictions": report.predictions, **lines}.items():
-        # An exact step has no place on a logarithmic axis; it stands at the bottom.
+        # A difference of 0 has no place on a logarithmic axis; it is drawn at the bottom.
         shown = [max(value, 1e-9) for value in values]
         thick = {"marker": "o", "ms": 3} if name == "predictions" else {"lw": 0.8}
         axes.plot(range(1, len(shown) + 1), shown, label=f"{report.backend}: {name}", **thick)
     if isfinite(report.budget):
         axes.axhline(report.budget, color="black", lw=1.2, ls="--", label="budget")
-    axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="own predictions from here")
+    axes.axvline(report.context_length + 0.5, color=GRAY, lw=0.8, ls=":", label="steps on own predictions")
     axes.set(yscale="log", xlabel="step", ylabel="largest |difference| from PyTorch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(report.predictions) > report.steps:
-        axes.axvline(report.steps + 0.5, color=GRAY, lw=0.8, ls="--", label="judged up to here")
+        axes.axvline(report.steps + 0.5, color=GRAY, lw=0.8, ls="--", label="last step checked")
     drawn = [report.budget, *report.predictions, *(value for values in lines.values() for value in values), 1e-9]
     axes.set_ylim(top=30 * max(filter(isfinite, drawn)))  # room for the legend
     axes.legend(fontsize=7, ncols=3, loc="upper left")
@@ -36,7 +36,7 @@ def drift(report: Report) -> bytes:
 
 
 def latency(result: BenchmarkResult) -> bytes:
-    """Median time per backend with its interval and p99, a panel for all that was timed, and the curve of streams."""
+    """Plot the times of the backends, with one panel per task, and the stream curves if they were measured."""
     from matplotlib.figure import Figure
 
     timed: dict[str, list[Row]] = {}
@@ -63,7 +63,7 @@ def _bars(axes: Any, what: str, rows: Sequence[Row], *, legend: bool) -> None:
             xerr=[[max(0.0, row.timing.median_ms - low)], [max(0.0, high - row.timing.median_ms)]],
             color="black",
             capsize=3,
-            label="its interval",
+            label="interval of the median",
         )
         axes.plot(row.timing.p99_ms, place, "|", color=RED, ms=13, mew=2, ls="", label="p99")
         end = max(row.timing.p99_ms, high)
@@ -79,19 +79,19 @@ def _bars(axes: Any, what: str, rows: Sequence[Row], *, legend: bool) -> None:
     axes.set_xlim(0, 1.4 * max(max(row.timing.p99_ms, row.timing.median_ci_ms[1]) for row in rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     steps = rows[0].steps_per_call
-    axes.set_title(what if steps == 1 else f"{what}, {steps} steps a call", fontsize=10, loc="left")
-    axes.set_xlabel("ms a call", fontsize=8)
+    axes.set_title(what if steps == 1 else f"{what}, {steps} steps per call", fontsize=10, loc="left")
+    axes.set_xlabel("ms per call", fontsize=8)
     axes.tick_params(labelsize=8)
     if legend:
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        names = ("median", "its interval", "p99")
+        names = ("median", "interval of the median", "p99")
         axes.figure.legend(
             [handles[name] for name in names], names, loc="outside upper right", ncols=3, fontsize=8, frameon=False
         )
 
 
 def _stream_curve(rate: Any, wait: Any, streams: StreamCurves) -> None:
-    """Frames a second of all streams, and how long a round of them takes."""
+    """Plot the total frame rate of all streams, and the time of a round, over the number of streams."""
     for curve, color in zip(streams.curves, cycle(COLORS), strict=False):
         counts = [point.streams for point in curve.points]
         rate.plot(counts, [point.frames_per_second for point in curve.points], "o-", ms=4, color=color)
@@ -103,10 +103,10 @@ def _stream_curve(rate: Any, wait: Any, streams: StreamCurves) -> None:
     if streams.target_p99_ms is not None:
         label = f"latency goal {streams.target_p99_ms:g} ms"
         wait.axhline(streams.target_p99_ms, color=RED, lw=1, ls=":", label=label)
-    rate.set_title("streams: all together", fontsize=10, loc="left")
+    rate.set_title("total frame rate of all streams", fontsize=10, loc="left")
     rate.set_ylabel("frames/s", fontsize=8)
-    wait.set_title("streams: each waits", fontsize=10, loc="left")
-    wait.set_ylabel("ms a round", fontsize=8)
+    wait.set_title("time of a round", fontsize=10, loc="left")
+    wait.set_ylabel("ms per round", fontsize=8)
     for axes in (rate, wait):
         axes.set_xlabel("streams", fontsize=8)
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])  # room for the legend

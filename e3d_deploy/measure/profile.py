@@ -26,21 +26,21 @@ KINDS = {
     "FullyConnected": "MatMul",
     "FusedGemm": "Gemm",
 }
-"""ONNX types that carry the FLOP, by the names that libraries give them."""
+"""ONNX type of each node type that libraries name differently, for convolutions and matrix products."""
 BLOCKED = "_nchwc"
-"""Suffix of the output of a convolution that ONNX Runtime replaced with a node of its own."""
+"""Suffix of the outputs of convolutions that ONNX Runtime replaced with its own nodes."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A node as it was timed, and what the graph says of it."""
+    """Timed node of a library, and the cost of its graph node."""
 
     timed: NodeTime
     cost: "NodeCost | None"
 
     @property
     def name(self) -> str:
-        """Return the node's name in the graph, or the library's name for it if that is not known."""
+        """Name of the node in the graph; its name in the library if the graph node is unknown."""
         return self.cost.name if self.cost else self.timed.name
 
 
@@ -51,20 +51,20 @@ class Part:
     name: str | None
     """Name of the node; None for a type."""
     kind: str
-    """Type, as the library calls it."""
+    """Type of the node in the library."""
     ms: float
-    """Mean time in a step (ms)."""
+    """Mean time per step (ms)."""
     calls: float
-    """Mean calls in a step."""
+    """Mean number of calls per step."""
     share: float
-    """Share of the time inside nodes."""
+    """Share of the total time inside nodes."""
     gflops: float | None
-    """Speed (10⁹ FLOP/s); None where no FLOP are known."""
+    """Speed (10⁹ FLOP/s); None if the FLOP are unknown."""
     roofline_share: float | None
-    """Least time that FLOP and bytes need, over the time taken; None where that is not known."""
+    """Minimum time for the FLOP and bytes, divided by the measured time; None if unknown."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the part as JSON values, of a type without a name."""
+        """Return the part as JSON values, without a name if it is a type."""
         found = json_object(self)
         if self.name is None:
             del found["name"]
@@ -73,18 +73,18 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRoofline:
-    """Limits of the machine, and the least time of a whole step within them."""
+    """Limits of the machine, and the minimum time of a step within these limits."""
 
     matmul_gflops: float
-    """Speed of the best matrix product (10⁹ FLOP/s)."""
+    """Speed of the fastest matrix product (10⁹ FLOP/s)."""
     copy_gb_per_s: float
-    """Speed of the best copy, read and written (GB/s)."""
+    """Speed of the fastest copy, bytes read plus bytes written (GB/s)."""
     flop: int
     least_bytes: int
-    """Bytes that no fusing saves: inputs, outputs and weights."""
+    """Minimum of bytes moved: inputs, outputs and weights, which fusion of nodes cannot save."""
     least_ms: float
     share: float
-    """Least time over the time taken."""
+    """Minimum time divided by the measured time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,17 +95,17 @@ class ProfileResult:
     bundle: Mapping[str, Any]
     """Path, digest and batch of the bundle."""
     steps: int
-    """Steps that were timed."""
+    """Number of steps timed."""
     step_ms: float
     nodes_ms: float
-    """Time inside nodes in a step (ms)."""
+    """Time inside nodes per step (ms)."""
     nodes: tuple[Part, ...]
-    """The longest first."""
+    """Times of the nodes, longest first."""
     types: tuple[Part, ...]
-    """The longest first."""
+    """Times of the node types, longest first."""
     roofline: StepRoofline | None
     roofline_missing: str | None
-    """Reason for which there is no roofline."""
+    """Reason if there is no roofline."""
     environment: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -127,16 +127,16 @@ def profile(
     """Time each node of the step graph.
 
     Args:
-        steps: that are timed, after those that fill the history.
-        roofline: measure what the machine can do at most, which takes a few seconds.
+        steps: number of steps to time, after the steps that fill the history.
+        roofline: also measure the limits of the machine, which takes a few seconds.
 
     Raises:
-        BackendUnavailable: the backend's library is not installed, or tells nothing about nodes here.
-        ConfigError: no backend has this name.
+        BackendUnavailable: The library of the backend is not installed, or does not report times of nodes.
+        ConfigError: The backend is unknown.
     """
     threads = check_threads(threads)
     traced = trace(bundle, backend, threads=threads, steps=steps)
-    costs, missing = _costs(bundle, backend) if roofline else ([], "not asked for")
+    costs, missing = _costs(bundle, backend) if roofline else ([], "not requested")
     limits = measure(threads) if costs else None
     rows = [Row(timed, cost) for timed, cost in match(traced.nodes, costs)]
     total = sum(row.timed.ms for row in rows)
@@ -159,14 +159,14 @@ def profile(
 
 
 def match(nodes: Iterable[NodeTime], costs: Iterable["NodeCost"]) -> list[tuple[NodeTime, "NodeCost | None"]]:
-    """Pair each timed node with the cost of its graph node; None if a library made it of several nodes or of none."""
+    """Pair each timed node with the cost of its graph node; None if no single graph node corresponds to it."""
     by_name: dict[str, NodeCost] = {}
     for cost in costs:
         by_name |= dict.fromkeys((cost.name, *cost.outputs), cost)
     result = []
     for timed in nodes:
         name = timed.name.removesuffix(BLOCKED)
-        while name not in by_name and "/" in name:  # engines append what they did, as in NODE/MatmulTransposeFusion/
+        while name not in by_name and "/" in name:  # libraries append fusions, as in NODE/MatmulTransposeFusion/
             name = name.rstrip("/").rpartition("/")[0]
         found = by_name.get(name)
         same = found is not None and found.kind == KINDS.get(timed.kind, timed.kind)
@@ -175,7 +175,7 @@ def match(nodes: Iterable[NodeTime], costs: Iterable["NodeCost"]) -> list[tuple[
 
 
 def _part(name: str | None, kind: str, rows: list[Row], total: float, limits: Roofline | None) -> Part:
-    """Return the time of some nodes, and how near those of known cost come to the limits."""
+    """Return the total time of nodes, and the roofline share of the nodes with a known cost."""
     ms = sum(row.timed.ms for row in rows)
     known = [(row.timed.ms, row.cost) for row in rows if row.cost is not None and row.cost.bytes_moved]
     known_ms = sum(time for time, _ in known)
@@ -209,9 +209,9 @@ def _whole(bundle: Bundle, backend: str, step_ms: float, limits: Roofline) -> St
 
 
 def _costs(bundle: Bundle, backend: str) -> tuple[list["NodeCost"], str | None]:
-    """Return the costs of the nodes, and the reason if they are not known."""
+    """Return the costs of the nodes, or no costs and the reason why they are unknown."""
     if not find(backend).runs_graphs:
-        return [], "PyTorch runs the model as it is written, whose operators are not the nodes of the step graph"
+        return [], "PyTorch runs its own operators, which are not the nodes of the step graph"
     try:
         from e3d_deploy.export.graph.statistics import node_costs
     except ModuleNotFoundError as error:

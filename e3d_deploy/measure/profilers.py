@@ -16,20 +16,20 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, profiled
 
 @dataclass(frozen=True)
 class Trace:
-    """A few steps as their library saw them."""
+    """Times of steps, as reported by the library that ran them."""
 
     nodes: list[NodeTime]
-    """Mean time and calls of a step, by name and type."""
+    """Mean time and number of calls per step of each node, by name and type."""
     step_ms: float
-    """From call to return, with the time that profiling itself takes, mean."""
+    """Mean time of a step from call to return, including the overhead of profiling (ms)."""
 
 
 def trace(bundle: Bundle, backend: str, *, threads: int | None, steps: int) -> Trace:
-    """Run so many steps, after those that fill the history, with the library's profiler.
+    """Run the profiler of a library for `steps` steps, after the steps that fill the history.
 
     Raises:
-        BackendUnavailable: the backend's library is not installed, or tells nothing about nodes here.
-        ConfigError: no backend has this name.
+        BackendUnavailable: The library of the backend is not installed, or does not report times of nodes.
+        ConfigError: The backend is unknown.
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}, expected {profiled()}")
@@ -45,7 +45,7 @@ def trace(bundle: Bundle, backend: str, *, threads: int | None, steps: int) -> T
 
 
 def _drive(bundle: Bundle, steps: int) -> Drive:
-    """Return what runs so many steps of a bundle for a profiler."""
+    """Return the function that runs `steps` steps of a bundle for a profiler."""
 
     def drive(
         backend: Backend,
@@ -69,7 +69,7 @@ def _drive(bundle: Bundle, steps: int) -> Drive:
 
 
 def _summed(found: Iterable[NodeTime], steps: int) -> list[NodeTime]:
-    """Return the mean of a step of each node, the longest first."""
+    """Sum the times of each node; return means per step, longest first."""
     sums: dict[tuple[str, str], list[NodeTime]] = defaultdict(list)
     for node in found:
         sums[node.name, node.kind].append(node)

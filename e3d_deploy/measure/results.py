@@ -12,17 +12,17 @@ DIFFERENCE_FROM = "PyTorch float32: predictions of the whole rollout, step by st
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Times of a call."""
+    """Statistics of the time of a call."""
 
     median_ms: float
     median_ci_ms: tuple[float, float]
-    """Interval of the median (ms)."""
+    """Confidence interval of the median (ms)."""
     p90_ms: float
     p99_ms: float
     device_median_ms: float | None
-    """Median on the device (ms); None where the backend does not tell."""
+    """Median time on the device (ms); None if the backend does not report it."""
     calls: int
-    """Calls timed."""
+    """Number of calls timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +30,23 @@ class Accuracy:
     """Difference of a backend from PyTorch."""
 
     max_abs_difference: float | None
-    """Largest absolute difference of predictions; None for what is not finite."""
+    """Largest absolute difference of predictions; None if it is not finite."""
     dssim: float | None
-    """SSIM lost against the truth."""
+    """Loss of SSIM against the truth."""
     dpsnr_db: float | None
-    """PSNR lost against the truth (dB)."""
+    """Loss of PSNR against the truth (dB)."""
     within_budget: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One task on one backend."""
+    """Result of one task on one backend."""
 
     what: str
-    """Task that was timed."""
+    """Task timed."""
     backend: str
     on_host: bool
-    """The backend computes on the host."""
+    """True if the backend computes on the host."""
     timing: Timing
     steps_per_call: int
     frames_per_call: int
@@ -55,18 +55,18 @@ class Row:
     frames_per_second: float
     """Frames of all streams per second."""
     sequences_per_second: float | None
-    """Contexts that became forecasts per second; None for a task that gives no forecast."""
+    """Number of forecasts from a context per second; None for tasks that do not make such forecasts."""
     speedup: float
-    """Median of the ratios to the first backend within a turn."""
+    """Median of the time of the first backend divided by the time of this backend, within each turn."""
     warm_up_calls: int
     settled: bool
-    """The time had settled when the warm-up ended."""
+    """True if the time had settled when the warm-up ended."""
     peak_bytes: int | None
-    """Peak memory of a process with this backend alone (bytes)."""
+    """Peak memory of a process that runs only this backend (bytes)."""
     accuracy: Accuracy
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as JSON values, without levels."""
+        """Return the row as one flat JSON object."""
         found = json_object(self)
         timing, accuracy = found.pop("timing"), found.pop("accuracy")
         first = {name: found.pop(name) for name in ("what", "backend", "on_host")}
@@ -75,23 +75,23 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Time of a round of so many streams."""
+    """Time of a round at one number of streams."""
 
     streams: int
     step_sizes: tuple[int, ...]
-    """Streams in each step of a round."""
+    """Number of streams in each step of a round."""
     frames_per_second: float
     """Frames of all streams per second."""
     p50_ms: float
     p99_ms: float
     mean_ms: float
     rounds: int
-    """Rounds timed."""
+    """Number of rounds timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Points of one backend, the fewest streams first."""
+    """Points of one backend, in ascending order of streams."""
 
     backend: str
     points: tuple[Point, ...]
@@ -99,31 +99,31 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Most streams of one backend that keep a latency goal."""
+    """Maximum number of streams at which one backend meets a latency goal."""
 
     backend: str
     streams: int
-    """Number of streams; 0 where one is too many."""
+    """Maximum number of streams; 0 if the backend misses the goal with one stream."""
     at_least: bool
-    """The search ended before a number was too large."""
+    """True if the search ended at its limit, so that the maximum may be higher."""
     at: Point | None
-    """Point of that number; None for 0."""
+    """Point at the maximum number of streams; None for 0."""
     beyond: Point | None
-    """Point of one stream more; None where it was not measured."""
+    """Point with one more stream; None if it was not measured."""
     best: Point
-    """Point with the least p99."""
+    """Point with the lowest p99."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamCurves:
-    """Times of rounds by number of streams, and answers to a latency goal."""
+    """Time of a round by number of streams, and the number of streams that meet a latency goal."""
 
     how: str
-    """Meaning of a round."""
+    """Description of a round."""
     target_p99_ms: float | None
-    """Latency goal (ms); None where none was given."""
+    """Latency goal (ms); None if none was given."""
     fps: float | None
-    """Frames that each stream gets per second; None without a goal."""
+    """Frame rate of each stream (frames/s); None without a latency goal."""
     renewal: str
     curves: tuple[Curve, ...]
     answers: tuple[Answer, ...]
@@ -131,7 +131,7 @@ class StreamCurves:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """Median of a row over that of an earlier run."""
+    """Median of a row compared with the same row of an earlier run."""
 
     what: str
     backend: str
@@ -139,24 +139,24 @@ class Ratio:
     baseline_ms: float
     ratio: float
     regressed: bool
-    """Slower than the tolerance allows, under the same conditions."""
+    """True if the row is slower than the tolerance allows, under the same conditions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Benchmark beside an earlier one."""
+    """Comparison of a benchmark with an earlier benchmark."""
 
     date: str | None
-    """Date of the earlier run; None where it was not recorded."""
+    """Date of the earlier run; None if it was not recorded."""
     tolerance: float
-    """Share by which a median may grow."""
+    """Allowed increase of a median, as a share."""
     comparable: bool
-    """The conditions are the same, so that there is a verdict."""
+    """True if the conditions are the same, so that regressions are detected."""
     different: tuple[str, ...]
-    """Conditions that differ, in words."""
+    """Descriptions of the conditions that differ."""
     rows: tuple[Ratio, ...]
     missing: tuple[str, ...]
-    """Rows of one side alone."""
+    """Rows that only one of the two runs has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,17 +164,17 @@ class BenchmarkResult:
     """Rows of a benchmark, and the conditions that they depend on."""
 
     what: Mapping[str, str]
-    """Tasks that were timed, with a sentence on each."""
+    """Tasks timed, each with its description."""
     decodes: bool
-    """The task `end-to-end` decoded a video."""
+    """True if the task `end-to-end` decoded a video."""
     renewal: str | None
-    """Renewal of the stream of the task `stream`; None where that was not timed."""
+    """Renewal of the stream in the task `stream`; None if this task was not timed."""
     compared_with: str
-    """Backend that speed-ups are over."""
+    """Backend to which the speed-ups are relative."""
     repeats: int
     block_seconds: float
     confidence: float
-    """Chance that the true median lies in its interval."""
+    """Probability that the true median is in its confidence interval."""
     bundle: Mapping[str, Any]
     """Path, digest, batch and precision of the bundle."""
     rows: tuple[Row, ...]

@@ -1,4 +1,4 @@
-"""Limits of this machine, measured by matrix products and copies in NumPy float32."""
+"""Limits of this machine, measured with float32 matrix products and copies in NumPy."""
 
 import json
 import os
@@ -15,31 +15,33 @@ from e3d_deploy.errors import BackendUnavailable
 from e3d_deploy.measure.child import call_child
 
 SIDES = (512, 1024, 2048)
-"""Sides of the square matrices that are tried; the fastest product counts."""
+"""Sides of the square matrices that are multiplied; the fastest product counts."""
 COPIED = 256 << 20
-"""Bytes that are copied, far more than caches hold."""
+"""Size of the array that is copied, far larger than the caches (bytes)."""
 TRIES = 8
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """The two limits of the roofline model (Williams et al., 2009)."""
+    """Limits of the roofline model (Williams et al., 2009)."""
 
     gflops: float
-    """Speed of the best float32 matrix product (10⁹ FLOP/s)."""
+    """Speed of the fastest float32 matrix product (10⁹ FLOP/s)."""
     gigabytes_per_second: float
-    """Read and written by the best copy, together."""
+    """Speed of the fastest copy, bytes read plus bytes written (GB/s)."""
 
     def least_ms(self, flop: float, bytes_moved: float) -> float:
-        """Return the least time that the work takes within both limits (ms)."""
+        """Return the minimum time of the work within both limits (ms)."""
         return max(flop / self.gflops, bytes_moved / self.gigabytes_per_second) / 1e6
 
 
 def measure(threads: int | None) -> Roofline:
-    """The limits with so many threads, from a process of its own: NumPy takes its threads when it is loaded.
+    """Measure the limits with the given number of threads, or with all cores if it is None.
+
+    The measurement runs in a new process, because NumPy sets its number of threads when it is imported.
 
     Raises:
-        BackendUnavailable: that process cannot be started, or fails.
+        BackendUnavailable: The process cannot be started, or fails.
     """
     count = threads or _cores()
     variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(count))
@@ -50,7 +52,7 @@ def measure(threads: int | None) -> Roofline:
 
 
 def child(threads: str) -> str:
-    """Measure both limits in this process, and return them as JSON."""
+    """Measure both limits in this process; return them as JSON."""
     return json.dumps([_matrix_product(), _copy(int(threads))])
 
 
@@ -70,7 +72,7 @@ def _matrix_product() -> float:
 def _copy(threads: int) -> float:
     source, copy = np.ones(COPIED // 4, np.float32), np.zeros(COPIED // 4, np.float32)
     parts = list(zip(np.array_split(copy, threads), np.array_split(source, threads), strict=True))
-    with ThreadPoolExecutor(threads) as pool:  # NumPy lets other threads run while it copies
+    with ThreadPoolExecutor(threads) as pool:  # NumPy releases the GIL while it copies
         seconds = _least(lambda: list(pool.map(lambda pair: np.copyto(*pair), parts)))
     return 2 * COPIED / seconds / 1e9
 

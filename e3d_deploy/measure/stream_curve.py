@@ -1,4 +1,4 @@
-"""Number of streams that a backend carries, by the time of a round that gives each stream its next frame."""
+"""Time of a round by number of streams, and the maximum number of streams that meet a latency goal."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,22 +20,22 @@ from e3d_deploy.runtime.renewal import NONE, Renewal, renewal_for
 from e3d_deploy.turns import Clock
 
 HOW = (
-    "a round gives one frame to each stream, all at once: what is timed is how long the last of them waits; streams "
-    "share steps of the sizes that the backend runs, and these steps come one after the other; a stream has as many "
-    "states as its renewal says, and the streams began at different frames"
+    "a round steps each stream once; its time is the wait of the last stream if all frames arrive at the same moment; "
+    "the streams are batched into steps of the sizes that the backend supports, and these steps run one after another; "
+    "the renewal sets the number of states per stream; the streams began at different frames"
 )
 MOST = 256
-"""Streams that are tried."""
+"""Maximum number of streams tried in the search."""
 
 
 @dataclass(frozen=True)
 class LatencyGoal:
-    """Latency and frame rate that streams must keep."""
+    """Latency goal and frame rate of the streams."""
 
     p99_ms: float
-    """Limit for the 99th percentile of the time of a round (ms)."""
+    """Maximum of the 99th percentile of the time of a round (ms)."""
     fps: float
-    """Frames that each stream gets a second; a round must not last longer than one of them, on average."""
+    """Frame rate of each stream (frames/s); the mean time of a round must not exceed the time between two frames."""
 
     def __post_init__(self) -> None:
         if not (self.p99_ms > 0 and self.fps > 0):
@@ -44,12 +44,12 @@ class LatencyGoal:
             )
 
     def held(self, point: Point) -> bool:
-        """Return True if so many streams keep it."""
+        """Return True if a point meets the goal."""
         return point.p99_ms <= self.p99_ms and point.mean_ms <= 1000 / self.fps
 
 
 def portions(backend: Backend, streams: int) -> list[int]:
-    """Return the step size of the backend for each step of a round, until all streams are served."""
+    """Return the number of rows of each step in a round, chosen from the sizes that the backend supports."""
     result = []
     while streams > 0:
         result.append(step_size(backend, streams))
@@ -69,16 +69,17 @@ def stream_curve(
     progress: Notify = silent,
     clock: Clock = time.perf_counter,
 ) -> StreamCurves:
-    """The time of a round for numbers of streams, and how many of them keep a latency goal.
+    """Measure the time of a round for several numbers of streams.
 
     Args:
-        counts: numbers of streams to measure, each from 1 on.
-        goal: look for the most streams that keep it; this measures more numbers.
-        renewal: renewal of the streams; None for the default of the bundle, or `none` where its graphs step a fixed
+        counts: numbers of streams to measure, each at least 1.
+        goal: latency goal; also find the maximum number of streams that meet it, which measures further numbers.
+        renewal: renewal of the streams. None means the default of the bundle, or `none` if its graphs step a fixed
             number of streams.
 
     Raises:
-        ConfigError: neither a number of streams nor a latency goal, a number below 1, or no such renewal.
+        ConfigError: There is neither a number of streams nor a latency goal, a number is below 1, or the renewal is
+            invalid or unsupported.
     """
     if any(count < 1 for count in counts) or not (counts or goal):
         raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a latency goal")
@@ -90,7 +91,7 @@ def stream_curve(
         )
     own = renewal_for(bundle.card, bundle.context_length, renewal) if bundle.batch == 1 else NONE
     if own.kind == "replay":
-        raise ConfigError("renewal: replay steps nothing until a forecast is asked for; give none or refresh:M")
+        raise ConfigError("renewal: got replay, which makes no steps before a forecast; use none or refresh:M")
 
     def measure(streams: int, sides: Sequence[Backend]) -> list[Point]:
         runners = [Runner(backend.name, _round(bundle, backend, streams, own), clock) for backend in sides]
@@ -123,10 +124,12 @@ def stream_curve(
 
 
 def most_that_hold(backend: str, measure: Callable[[int], Point], goal: LatencyGoal, known: dict[int, Point]) -> Answer:
-    """Find the most streams that keep a latency goal: doubled until they do not, then halved in between.
+    """Find the maximum number of streams that meet a latency goal.
+
+    The search doubles the number until the goal is missed, and then bisects.
 
     Args:
-        known: what was measured already; what is measured is added.
+        known: points already measured, by number of streams; new points are added.
     """
 
     def holds(streams: int) -> bool:
@@ -160,7 +163,7 @@ def most_that_hold(backend: str, measure: Callable[[int], Point], goal: LatencyG
 
 
 def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> Task:
-    """Return the task of giving one frame to each of so many streams, which began at different frames."""
+    """Return the task that steps each of `streams` streams once; the streams began at different frames."""
     if bundle.batch != 1:
         return _fixed_round(bundle, backend, streams)
     batcher, seen = Batcher(backend, bundle.config), cycle(bundle.reference()["frames"][:, None])
@@ -174,7 +177,7 @@ def _round(bundle: Bundle, backend: Backend, streams: int, renewal: Renewal) -> 
 
 
 def _fixed_round(bundle: Bundle, backend: Backend, streams: int) -> Task:
-    """Return the same for graphs that step a fixed number of streams, which keep one state each."""
+    """Return the task of `_round` for graphs that step a fixed number of streams, each with one state."""
     frames, fill = bundle.reference()["frames"][:, None], bundle.states.frames_to_fill + 2
     steps = [
         step_task(backend, backend.initial_state(size), np.repeat(frames, size, axis=1), fill=fill)

@@ -1,4 +1,4 @@
-"""Tasks that a benchmark times: one call of a backend, made again and again."""
+"""Tasks of a benchmark: calls of a backend that are repeated and timed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,41 +15,41 @@ from e3d_deploy.runtime.backends.rollout import rollout
 from e3d_deploy.runtime.predictor import Predictor
 
 WHAT = {
-    "step": "frame and state in, prediction and next state out, on the host; the history full",
-    "stream": "pictures into a stream, uint8, with the renewal of the bundle or the one given: a whole cycle, in which "
-    "states begin and end, its rings as full as they stay",
-    "rollout": "the last prediction and the state after the bundle's context in, the forecast out, in one call",
-    "clip": "the bundle's context in, the forecast out, in one call",
-    "end-to-end": "the bundle's context as uint8 pictures in, stepped one by one from the empty state, the forecast as "
-    "uint8 pictures out; with decoding of a video where PyAV is installed",
+    "step": "one step: from a frame and a state to the prediction and the next state, on the host, with a full history",
+    "stream": "one cycle of the renewal of a stream: uint8 pictures are pushed, and states begin and end; the rings "
+    "are as full as in a long stream",
+    "rollout": "one call: from the last prediction and the state after the context to the forecast",
+    "clip": "one call: from the context of the bundle to the forecast",
+    "end-to-end": "from the context as uint8 pictures, stepped one by one from the initial state, to the forecast as "
+    "uint8 pictures; includes decoding of a video if PyAV is installed",
 }
-"""Tasks that can be timed, each with its description."""
+"""Descriptions of the tasks that can be timed, by name."""
 
 Pictures = Iterator[NDArray[np.uint8]]
-"""A video without end, each picture [H, W, C]."""
+"""Endless video of pictures [H, W, C]."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A call to time."""
+    """Call that is timed."""
 
     call: Callable[[], float | None]
-    """Does the work; gives the time that it took on the device in ms, None where the backend does not tell."""
+    """Function that does the work; returns its time on the device (ms), or None if the backend does not report it."""
     steps: int
-    """Steps of the network in a call, of one state; 0 where it only keeps what it is given."""
+    """Network steps per call and stream; 0 if the call only stores pictures."""
     fill: int
-    """Calls until one costs what the next one costs: the history grows in the first ones, or memory does."""
+    """Calls until the cost of a call is constant: during the first calls, the history or the memory grows."""
     forecasts: bool
-    """True if a call takes a context and gives its forecast."""
+    """True if a call makes a forecast from a context."""
     frames: int | None = None
-    """Frames seen or given in a call; None for as many as steps."""
+    """Frames seen or predicted per call; None if the number equals `steps`."""
 
 
 def check_what(what: Sequence[str]) -> None:
-    """Check that there is something to time, and that all of it is known.
+    """Check the names of the tasks to time.
 
     Raises:
-        ConfigError: nothing is given, or something unknown.
+        ConfigError: There is no task, or a task is unknown.
     """
     if not what or (unknown := [one for one in what if one not in WHAT]):
         raise ConfigError(f"what: got {', '.join(unknown) if what else 'nothing'}, expected some of {', '.join(WHAT)}")
@@ -62,15 +62,15 @@ def make_task(
     play: Callable[[], Pictures] | None = None,
     renewal: str | None = None,
 ) -> Task:
-    """The call that `WHAT` describes, on the reference clip of the bundle, with as many streams as its graphs take.
+    """Return a task of `WHAT` that runs on the reference clip of the bundle, with the batch size of its graphs.
 
     Args:
-        play: opens the video whose pictures `end-to-end` is to decode; without it they lie in memory.
-        renewal: that of `stream`; None for the default of the bundle.
+        play: function that opens the video that `end-to-end` decodes; None to read pictures from memory.
+        renewal: renewal of the stream in `stream`; None for the default of the bundle.
 
     Raises:
-        ConfigError: no such thing to time, or a rollout of a bundle that takes no step for it.
-        BundleError: the bundle lacks the graph.
+        ConfigError: The task is unknown, or it is a rollout and the bundle forecasts only one frame.
+        BundleError: The bundle lacks the graph of the task.
     """
     check_what([what])
     _measure_device(backend)
@@ -86,9 +86,9 @@ def make_task(
             return Task(lambda: _device(backend, backend.clip(batched)), steps, fill=2, forecasts=True)
         case "rollout":
             if bundle.horizon < 2:
-                raise ConfigError("rollout: the bundle forecasts one frame, which takes no further step; time the step")
+                raise ConfigError("rollout: the bundle forecasts one frame, which needs no rollout; time the step")
             for prediction, state in rollout(backend, batched, bundle.context_length):
-                last = (prediction, state)  # alone: states may be large
+                last = (prediction, state)  # not a list of all: states may be large
             return Task(lambda: _device(backend, backend.rollout(*last)), bundle.horizon - 1, 2, forecasts=False)
         case "end-to-end":
             return _end_to_end(bundle, backend, play)
@@ -113,7 +113,7 @@ def _stream_task(bundle: Bundle, backend: Backend, text: str | None) -> Task:
 
 
 def step_task(backend: Backend, state: State, frames: NDArray[np.float32], *, fill: int) -> Task:
-    """Steps of a backend on frames [T, B, C, H, W], from the first on for ever."""
+    """Return the task of one step of a backend. The steps repeat the frames [T, B, C, H, W] endlessly."""
     seen = cycle(frames)
 
     def call() -> float | None:
@@ -147,11 +147,11 @@ def _end_to_end(bundle: Bundle, backend: Backend, play: Callable[[], Pictures] |
 
 
 def _measure_device(backend: Backend) -> None:
-    """Let a backend on a GPU time its calls there."""
+    """Enable the timing of calls on the GPU, if the backend runs on one."""
     if backend.device is not None:
         backend.device.measure(True)
 
 
 def _device(backend: Backend, _result: object) -> float | None:
-    """Return the time that the call behind this result took on the device (ms); None if it is not known."""
+    """Return the time on the device of the call that returned this result (ms); None if unknown."""
     return None if backend.device is None else backend.device.device_ms

@@ -1,4 +1,4 @@
-"""Timing of calls: warmed up until they settle, then in turn, block by block."""
+"""Timing of tasks: warm-up until the time settles, then blocks of calls in turn."""
 
 import time
 from collections.abc import Sequence
@@ -16,32 +16,33 @@ from e3d_deploy.turns import Clock
 
 REPEATS = 5
 CONFIDENCE = 0.9
-"""Confidence wanted for the interval of a median; the one reached depends on the repeats, and is recorded."""
+"""Desired confidence of the interval of a median. The confidence reached depends on the repeats, and is recorded."""
 SETTLED = 0.05
-"""Warm-up ends when two blocks in turn have medians this close, as a share."""
+"""Relative difference of the medians of two successive blocks at which warm-up ends."""
 PATIENCE = 10
-"""Blocks that warm-up takes at most to settle."""
+"""Maximum number of warm-up blocks."""
 FEWEST = 3
-"""Calls of a block at least, unless one alone fills it."""
+"""Minimum number of calls in a block, unless the first call takes the whole time of the block."""
 
 
 @dataclass
 class Block:
-    """Calls timed one after the other."""
+    """Times of successive calls."""
 
     seconds: list[float] = field(default_factory=list)
+    """Time of each call (s)."""
     device_ms: list[float] = field(default_factory=list)
-    """Empty where the backend does not tell."""
+    """Time of each call on the device (ms); empty if the backend does not report it."""
 
     @property
     def median(self) -> float:
-        """Return the median time of a call (s)."""
+        """Median time of a call (s)."""
         return float(np.median(self.seconds))
 
 
 @dataclass
 class Runner:
-    """One side of a comparison."""
+    """Side of a comparison: a task, and the state of its timing."""
 
     name: str
     task: Task
@@ -49,10 +50,10 @@ class Runner:
     calls: int = 0
     warm_up_calls: int = 0
     settled: bool = False
-    """True if warm-up ended because the time no longer changed."""
+    """True if the time had settled when warm-up ended."""
 
     def block(self, seconds: float) -> Block:
-        """Calls for so long."""
+        """Time a block of calls of at least `seconds`."""
         device_ms: list[float] = []
 
         def call() -> None:
@@ -64,7 +65,7 @@ class Runner:
         return Block(times, device_ms)
 
     def warm_up(self, seconds: float) -> None:
-        """Calls until the task is filled, then blocks of `seconds` until their medians settle."""
+        """Make the first `task.fill` calls, then blocks of `seconds` until their medians settle."""
         while self.calls < self.task.fill:
             self.task.call()
             self.calls += 1
@@ -79,7 +80,7 @@ class Runner:
 
 
 def blocks_in_turn(runners: Sequence[Runner], *, seconds: float, repeats: int, progress: Notify) -> list[list[Block]]:
-    """Blocks of each runner, which take turns (A B A B …), so that a machine that slows down slows all."""
+    """Warm up each runner, then time blocks in turn (A B A B …); return the blocks of each runner."""
     for runner in runners:
         progress(f"{runner.name}, warming up")
         runner.warm_up(seconds)
@@ -92,7 +93,7 @@ def blocks_in_turn(runners: Sequence[Runner], *, seconds: float, repeats: int, p
 
 
 def summary(blocks: Sequence[Block]) -> Timing:
-    """Return the times of a call that the blocks of one runner show."""
+    """Summarise the blocks of one runner."""
     medians = [1000 * block.median for block in blocks]
     every = 1000 * np.concatenate([block.seconds for block in blocks])
     device = [time for block in blocks for time in block.device_ms]
@@ -108,9 +109,10 @@ def summary(blocks: Sequence[Block]) -> Timing:
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The narrowest interval between values that holds their true median by `CONFIDENCE`, and how sure that is.
+    """Return the confidence interval of the median of independent values: its lower end, upper end and confidence.
 
-    From the order of independent values alone: with fewer than `REPEATS` of them the widest one is less sure.
+    The interval is the narrowest pair of order statistics with at least the confidence `CONFIDENCE`. With fewer than
+    `REPEATS` values the confidence is lower, even for the interval from the smallest to the largest value.
     """
     ordered, count = sorted(values), len(values)
 

@@ -236,7 +236,7 @@ def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("what", "names", "message"),
     [
-        (("step",), (), "backends: name at least one"),
+        (("step",), (), "backends: got none, expected at least one"),
         ((), ("a",), "what: got nothing"),
         (("step", "frame"), ("a",), "what: got frame, expected some of step, stream, rollout"),
         (("step",), ("a", "a"), "named twice"),
@@ -330,7 +330,7 @@ def test_a_curve_counts_the_states_of_a_renewal(bundle: Bundle) -> None:
     assert found.renewal == "refresh:2"
     assert point.step_sizes == (4,)
     assert point.mean_ms == pytest.approx(10 * 2 * 5 / 3, rel=0.05)
-    with pytest.raises(ConfigError, match="replay steps nothing"):
+    with pytest.raises(ConfigError, match="replay, which makes no steps"):
         stream_curve(bundle, [side], [2], renewal="replay")  # type: ignore[list-item]
 
 
@@ -453,14 +453,14 @@ def test_peak_memory_is_that_of_a_process_of_its_own(bundle: Bundle, caplog: pyt
     assert 20e6 < peak < 1e9
     with caplog.at_level(logging.WARNING):
         assert peak_alone(bundle, "no_such", ["step"], threads=1) is None
-    assert "peak memory of no_such is not known" in caplog.text
+    assert "peak memory of no_such is unknown" in caplog.text
 
 
 def test_peak_memory_of_another_bundle_is_not_taken(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     opened = replace(bundle, manifest=replace(bundle.manifest, files={**bundle.manifest.files, MODEL: "another"}))
     with caplog.at_level(logging.WARNING):
         assert peak_alone(opened, "onnxruntime", ["step"], threads=1) is None
-    assert "was exported anew meanwhile; run this again" in caplog.text
+    assert "was exported again in the meantime; run the command again" in caplog.text
 
 
 # What `e3d benchmark --json` prints: a type, a tuple of types, a list of one kind, or the fields of an object.

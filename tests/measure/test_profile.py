@@ -64,7 +64,7 @@ def test_pytorch_tells_operators_and_no_roofline(exported: Path) -> None:
     )
     assert " ".join(result["nodes"][0]) == "name kind ms calls share gflops roofline_share"
     assert " ".join(result["types"][0]) == "kind ms calls share gflops roofline_share"
-    assert "PyTorch runs the model as it is written" in result["roofline_missing"]
+    assert "PyTorch runs its own operators" in result["roofline_missing"]
 
 
 @pytest.mark.usefixtures("limits")
@@ -125,7 +125,7 @@ def test_the_tables_show_the_longest_and_the_rest(exported: Path, limits: None) 
     assert len(types.splitlines()) == len(nodes.splitlines()) == 1 + 4 + 1
     assert "at most 50.0 GFLOP/s (matrix product) and 10.0 GB/s (copy)" in shown
     told = e3d("profile", exported / "tiny.e3d", "--steps", 1, "--no-roofline")
-    assert "of roofline: left empty; not asked for" in told.stderr
+    assert "of roofline: left empty; not requested" in told.stderr
 
 
 @pytest.mark.parametrize(
