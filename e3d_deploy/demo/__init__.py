@@ -1,1 +1,1 @@
-"""Trained models, and the tour that shows what the package does with them."""
+"""Demonstration: trained models, and a tour of the features of the package."""

@@ -1,4 +1,4 @@
-"""Trained models that the tour shows, and the test clips that it shows them on."""
+"""Trained models of the demo, and their test clips."""
 
 import json
 from collections.abc import Callable
@@ -22,36 +22,36 @@ from e3d_deploy.shipped import extracted
 HERE = files("e3d_deploy.demo")
 MODEL, CARD = HERE / "moving_mnist.safetensors", HERE / "moving_mnist.json"
 MODELS = Path(__file__).parents[2] / "models"
-"""Folder of a checkout with models that are too large for the package."""
+"""Folder of a checkout that contains models too large for the package."""
 CONTEXT, HORIZON = 10, 10
 TEST_SEED = 2
-"""Seed of the fixed test set of digits; benchmarks/demo_quality.py measures 1,000 clips of it."""
+"""Seed of the fixed test set of digits; benchmarks/demo_quality.py measures its first 1,000 clips."""
 EXAMPLES = 4
-"""Test clips of each model that the tour forecasts."""
+"""Number of test clips that the tour forecasts with each model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """A trained model that the tour shows."""
+    """Trained model of the demo, with its data and descriptions."""
 
     name: str
-    """Name of what the tour writes of it."""
+    """Name of the exhibit's output files and bundle."""
     title: str
     model: Traversable
     card: Traversable
-    """Its learning curve and its quality per predicted frame (JSON)."""
+    """JSON file with the learning curve and the quality per predicted frame."""
     measured_by: str
     """Command that measured the quality."""
     tested_on: str
-    """Words for the clips of that measurement, after their number."""
+    """Description of the test clips of this measurement, which follows their number: "1000 generated test clips …"."""
     examples: Callable[[Form], list[NDArray[Any]]]
-    """Test clips, each uint8 [CONTEXT + HORIZON, H, W, C]."""
+    """Function that returns test clips, each uint8 [CONTEXT + HORIZON, H, W, C]."""
     video: Callable[[Form], Clips]
-    """A longer clip to stream."""
+    """Function that returns a longer clip to stream."""
     film: Traversable | None = None
-    """Video file of that clip, which the live page can play; None where there is none."""
+    """Video file of the longer clip, which the live page can play; None if there is no file."""
     engines: bool = False
-    """The tour builds engines of it."""
+    """True if the tour builds engines."""
 
 
 def digits_clip(index: int, length: int = CONTEXT + HORIZON) -> NDArray[np.uint8]:
@@ -90,7 +90,7 @@ DIGITS = Exhibit(
     model=MODEL,
     card=CARD,
     measured_by="python -m benchmarks.demo_quality",
-    tested_on="generated test clips of digits that training never saw",
+    tested_on="generated test clips of digits that are not in the training data",
     examples=_digit_examples,
     video=_digit_video,
     engines=True,
@@ -101,7 +101,7 @@ FILM = Exhibit(
     model=HERE / "pedestrians.safetensors",
     card=HERE / "pedestrians.json",
     measured_by="python -m benchmarks.demo_quality --film",
-    tested_on="overlapping windows of 15 seconds of the same camera that training never saw",
+    tested_on="overlapping windows from 15 seconds of the same camera, which are not in the training data",
     examples=_film_examples,
     video=_film,
     film=PEDESTRIANS,
@@ -118,15 +118,15 @@ FULL = replace(
 
 
 def check(exhibit: Exhibit) -> None:
-    """Refuse an exhibit whose files are missing or damaged, before any work on it.
+    """Check that the files of an exhibit exist and can be read, before any work is done.
 
     Raises:
-        CheckpointError: one is not there, or cannot be read.
+        CheckpointError: A file is missing or damaged.
     """
     for file in (exhibit.model, exhibit.card):
         if not file.is_file():
             remedy = (
-                "it is in a checkout of the repository and not in an installed package, so run e3d from a checkout, or "
+                "installed packages do not contain the full-size model; run e3d from a checkout of the repository, or "
                 "show the small models without --full"
                 if exhibit is FULL
                 else "install the package again"
@@ -140,4 +140,4 @@ def check(exhibit: Exhibit) -> None:
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{exhibit.card}: not JSON ({error}); install the package again") from error
     if missing:
-        raise CheckpointError(f"{exhibit.card}: has no {' and no '.join(sorted(missing))}; install the package again")
+        raise CheckpointError(f"{exhibit.card}: lacks {' and '.join(sorted(missing))}; install the package again")

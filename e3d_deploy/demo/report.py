@@ -1,4 +1,4 @@
-"""Report of the tour, one HTML file with all pictures inside."""
+"""Report of the tour: one HTML file that contains all pictures."""
 
 import json
 from base64 import b64encode
@@ -17,12 +17,12 @@ from e3d_deploy.shipped import extracted
 LIVE_PAGE = HERE / "live_page.mp4"
 """Recording of the live page, made by benchmarks/page_film.py."""
 SHOWN = ("forecast", "copy last")
-"""Columns of the tables of quality."""
+"""Columns of the quality tables."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing that the tour did."""
+    """Stage of the tour, with its time and result."""
 
     name: str
     seconds: float
@@ -31,12 +31,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Section:
-    """A model and what the tour drew of it."""
+    """Section of the report: an exhibit and its pictures."""
 
     exhibit: Exhibit
     gif: Path
     pictures: dict[str, bytes]
-    """PNG by title."""
+    """PNG files by title."""
 
 
 STYLE = """
@@ -55,11 +55,11 @@ h3 { margin-top: 2.2rem; font-size: 1.1rem }
 def write_report(
     path: Path, stages: Sequence[Stage], sections: Sequence[Section], environment: Mapping[str, Any], *, passed: bool
 ) -> Path:
-    """Write the report and return its path.
+    """Write the report; return its path.
 
     Args:
-        environment: processor, cores, date and versions of the benchmark.
-        passed: every bundle computes what PyTorch computes.
+        environment: conditions of the benchmark: processor, cores, date and versions.
+        passed: True if every bundle agrees with PyTorch within its budget.
     """
     verdict = "PASS" if passed else "FAIL"
     table = _table(
@@ -95,33 +95,33 @@ def _section(section: Section) -> str:
     )
     return f"""
 <h2>{escape(section.exhibit.title)}</h2>
-<h3>Above the truth, below what the model was given and then, framed, what it forecast</h3>
+<h3>Top row: the truth. Bottom row: the context, followed by the forecast in a bright frame</h3>
 <img src="{_data(section.gif.read_bytes(), "gif")}" alt="forecast">{images}
 <h3>Quality of the model</h3><p>On {card["quality"]["sequences"]} {escape(section.exhibit.tested_on)},
-measured by <code>{section.exhibit.measured_by}</code> and not by this run. MSE and MAE are summed over
+measured earlier by <code>{section.exhibit.measured_by}</code>, not in this run. MSE and MAE are summed over
 the pixels of a frame.</p>{quality}"""
 
 
 def _live() -> str:
     return f"""
-<h3>The live page of <code>e3d serve</code>: what the camera sees, the forecast, and by how much it missed</h3>
+<h3>The live page of <code>e3d serve</code>: the camera picture, the forecast and its error</h3>
 <video src="{_data(LIVE_PAGE.read_bytes(), "mp4", of="video")}" controls muted loop autoplay playsinline></video>"""
 
 
 def card_pictures(exhibit: Exhibit) -> dict[str, bytes]:
-    """Draw how the model learned, how its error grows with the horizon, and how its state ages."""
+    """Plot the learning curve of a model, its error by predicted frame, and its error by age of the state."""
     card = json.loads(exhibit.card.read_text())
     learned, by_frame = card["curve"], card["quality"]["measures"]["mse"]
     with extracted(exhibit.model) as model:
         decay = checkpoint.read_card(model).decay
     return {
-        "How the model learned": plots.curves(
-            {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimizer step", ylabel="MSE a frame"
+        "Learning curve": plots.curves(
+            {"validation": learned["valid_mse"]}, x=learned["step"], xlabel="optimizer step", ylabel="MSE per frame"
         ),
-        "How its error grows": plots.curves(
-            by_frame, x=range(1, HORIZON + 1), xlabel="predicted frame", ylabel="MSE a frame"
+        "Error by predicted frame": plots.curves(
+            by_frame, x=range(1, HORIZON + 1), xlabel="predicted frame", ylabel="MSE per frame"
         ),
-        **({} if decay is None else {f"How its state ages: {decay.verdict}": plots.decay(decay)}),
+        **({} if decay is None else {f"Error by age of the state: {decay.verdict}": plots.decay(decay)}),
     }
 
 

@@ -1,4 +1,4 @@
-"""The whole path on trained models, those that ship with the package or the full-size one, and a report of it."""
+"""Tour of the package: export, verify, forecast, stream and time trained models, and write a report."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -36,28 +36,28 @@ from e3d_deploy.shipped import extracted
 
 SHIPPED = (DIGITS, FILM)
 LOOK_AHEAD = 5
-"""Frames that the streamed videos are forecast ahead."""
+"""Horizon of the forecasts of the streamed videos (frames)."""
 GIF_WIDTH, LEVELS = 800, 32
-"""Width of the animations (pixels) at most, if their examples fit into it, and gray levels; 256 take twice the
-space."""
+"""Maximum width to which animations are enlarged (pixels), and their number of gray levels; 256 levels would double the
+size of the files."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Results of the tour, and the files it wrote."""
+    """Results of the tour, and the files written."""
 
     stages: list[Stage]
     drifting: list[str]
-    """Bundles that drift from PyTorch beyond their budget."""
+    """Names of the bundles whose drift exceeds their budget."""
     benchmark: BenchmarkResult
     report: Path
     gifs: list[Path]
     live: tuple[Path, Path] | None
-    """Bundle that `e3d serve` shows, and a film for it; None where no exhibit has a film."""
+    """Bundle and video file for `e3d serve`; None if no exhibit has a video file."""
 
 
 class _Log:
-    """Times the stages."""
+    """Timer of the stages."""
 
     def __init__(self, progress: Notify) -> None:
         self.stages: list[Stage] = []
@@ -72,18 +72,18 @@ class _Log:
 
 
 def tour(output: Path, exhibits: Sequence[Exhibit] = SHIPPED, *, progress: Notify = silent) -> Result:
-    """Show models: export, verify and forecast, and time the first; write all of it into `output`.
+    """Export, verify and run each model, time the first model, and write all results into `output`.
 
-    Files of the same names are replaced.
+    Existing files of the same names are replaced.
 
     Raises:
         ConfigError: `output` is a file.
-        CheckpointError: a model or its card is missing, as in an installed package the full-size one, or damaged.
+        CheckpointError: A model or its JSON file is damaged or missing; installed packages lack the full-size model.
     """
     for exhibit in exhibits:
         check(exhibit)
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output}: is a file; give a folder, which need not be there")
+        raise ConfigError(f"{output}: is a file; give a folder, which is created if it does not exist")
     output.mkdir(parents=True, exist_ok=True)
     log = _Log(progress)
     shown = [_show(exhibit, output, log) for exhibit in exhibits]
@@ -98,7 +98,7 @@ def tour(output: Path, exhibits: Sequence[Exhibit] = SHIPPED, *, progress: Notif
 
 
 def _copied(exhibit: Exhibit, output: Path) -> Path | None:
-    """Copy the film of an exhibit, so that it has a short path; return the copy."""
+    """Copy the video file of an exhibit to `output`, so that it has a short path; return the copy."""
     if exhibit.film is None:
         return None
     copy = output / exhibit.film.name
@@ -122,13 +122,13 @@ def _show(exhibit: Exhibit, output: Path, log: _Log) -> tuple[Bundle, Report, Se
     gif = output / f"{exhibit.name}.gif"
     animation = _animation(examples)
     write_clips(gif, animation[None], frames_per_second=6, zoom=max(1, GIF_WIDTH // animation.shape[-1]))
-    strips = {"came": came[LOOK_AHEAD:], "forecast": forecast[LOOK_AHEAD:]}
+    strips = {"truth": came[LOOK_AHEAD:], "forecast": forecast[LOOK_AHEAD:]}
     pictures = {
         "Drift from PyTorch over the rollout": measured.drift(report),
-        "Truth and forecast, a test clip": plots.strips(_rows(examples[0])),
-        "Truth and forecast, another": plots.strips(_rows(examples[1])),
-        f"A clip as it played, and what was forecast {LOOK_AHEAD} frames before": plots.strips(
-            strips, every=max(1, len(strips["came"]) // 12)
+        "Truth and forecast of a test clip": plots.strips(_rows(examples[0])),
+        "Truth and forecast of another test clip": plots.strips(_rows(examples[1])),
+        f"Frames of a stream, and their forecasts made {LOOK_AHEAD} frames earlier": plots.strips(
+            strips, every=max(1, len(strips["truth"]) // 12)
         ),
     }
     return bundle, report, Section(exhibit, gif, pictures)
@@ -148,9 +148,9 @@ def _build(bundle: Bundle, progress: Notify) -> tuple[None, str]:
     try:
         sidecars = build(bundle, "tensorrt-rtx", progress=lambda phase: progress(f"build engines: {phase}"))
     except BackendUnavailable as error:
-        return None, f"left out: {error}"
+        return None, f"skipped: {error}"
     built = ", ".join(f"{name} {one.bytes / 1e6:.1f} MB" for name, one in sidecars.items())
-    return None, f"TensorRT-RTX {next(iter(sidecars.values())).builder}: {built}; built, not run here"
+    return None, f"TensorRT-RTX {next(iter(sidecars.values())).builder}: {built}; built but not run"
 
 
 def _prove(bundle: Bundle, predictor: Predictor) -> tuple[Report, str]:
@@ -161,7 +161,7 @@ def _prove(bundle: Bundle, predictor: Predictor) -> tuple[Report, str]:
 
 
 def _forecast(predictor: Predictor, clips: Sequence[NDArray[Any]]) -> tuple[list[tuple[Frames, Frames]], str]:
-    """Return of each clip the truth, [CONTEXT + HORIZON, C, H, W], and the forecast of its end."""
+    """Return the truth, [CONTEXT + HORIZON, C, H, W], and the forecast, [HORIZON, C, H, W], for each clip."""
     config, pairs = predictor.config, []
     for clip in clips:
         stream = predictor.stream(renewal="none")
@@ -169,11 +169,14 @@ def _forecast(predictor: Predictor, clips: Sequence[NDArray[Any]]) -> tuple[list
             stream.push(picture)
         truth = frames.to_frames(clip, image_size=config.image_size, channels=config.channels)
         pairs.append((truth, stream.forecast(HORIZON).clip(0, 1)))
-    return pairs, f"{len(pairs)} clips, {CONTEXT} frames given, {HORIZON} predicted"
+    return pairs, f"{len(pairs)} clips, each {CONTEXT} frames of context and {HORIZON} of forecast"
 
 
 def _stream(predictor: Predictor, video: Clips, path: Path) -> tuple[tuple[Frames, Frames], str]:
-    """Follow a video; return what came and what had been forecast for it, [T, C, H, W], black where nothing was."""
+    """Follow a video; return its frames and the earlier forecasts of the same frames, both [T, C, H, W].
+
+    Frames without a forecast are black.
+    """
     stream, config = predictor.stream(), predictor.config
     follower = Follower(stream, config, horizon=LOOK_AHEAD, renewal=predictor.renewal(stream.renewal))
     started = time.perf_counter()
@@ -185,8 +188,8 @@ def _stream(predictor: Predictor, video: Clips, path: Path) -> tuple[tuple[Frame
     mse = np.mean([one.errors[-1] for one in judged[LOOK_AHEAD:]])
     copy_mse = np.mean([one.copy_errors[-1] for one in judged[LOOK_AHEAD:]])
     return (seen, forecast), (
-        f"{len(judged)} frames at {rate:.0f} frames/s, each with {LOOK_AHEAD} ahead, renewal {stream.renewal}; "
-        f"MSE {mse:.0f} a frame, copying the last {copy_mse:.0f}"
+        f"{len(judged)} frames at {rate:.0f} frames/s, horizon {LOOK_AHEAD}, renewal {stream.renewal}; "
+        f"MSE {mse:.0f} per frame, copy last {copy_mse:.0f}"
     )
 
 
@@ -196,19 +199,18 @@ def _measure(bundle: Bundle) -> tuple[BenchmarkResult, str]:
         backends = [stack.enter_context(open_backend(bundle, name, threads=1)) for name in names]
         result = benchmark(bundle, backends, threads=1)
     last = result.rows[-1]
-    return result, f"{last.backend} {last.timing.median_ms:.2f} ms a step, {last.speedup:.2f}× PyTorch eager"
+    return result, f"{last.backend} {last.timing.median_ms:.2f} ms per step, {last.speedup:.2f}× PyTorch eager"
 
 
 def _rows(example: tuple[Frames, Frames]) -> dict[str, Frames]:
     truth, forecast = example
-    return {"given": truth[:CONTEXT], "truth": truth[CONTEXT:], "forecast": forecast}
+    return {"context": truth[:CONTEXT], "truth": truth[CONTEXT:], "forecast": forecast}
 
 
 def _animation(examples: Sequence[tuple[Frames, Frames]]) -> Frames:
-    """Draw pairs of truth and forecast: above the truth, below what was given and then, framed, what was forecast.
+    """Draw pairs of truth and forecast side by side as one clip, [T, C, H, W].
 
-    Returns:
-        [T, C, H, W].
+    The top row shows the truth. The bottom row shows the context, followed by the forecast in a bright frame.
     """
     columns = []
     for truth, forecast in examples:
