@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, locks, and hashes."""
+"""Atomic writes of files and folders, locks, and hashes."""
 
 import ctypes
 import errno
@@ -23,33 +23,33 @@ from e3d_deploy.interrupts import INDIVISIBLE
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is locked, and what killed runs left stays
+except ImportError:  # Windows: nothing is locked, and leftovers of killed runs are not removed
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
-"""Suffix of folders that hold what is being written."""
+"""Suffix of workspaces, the folders in which results are prepared."""
 RETIRED = ".old"
-"""Suffix of the third name by which folders change places where the system cannot exchange them."""
+"""Suffix of the temporary name that `swap` uses on systems that cannot exchange two folders."""
 ABANDONED_S = 24 * 60 * 60
-"""Age from which a workspace that nobody can be seen to hold counts as left behind (seconds)."""
+"""Time without a change after which a workspace counts as abandoned, if locks cannot tell (seconds)."""
 MOST_NAME = 200
-"""Bytes of the name of an output path that the name of its workspace takes; systems allow 255 for all of a name."""
+"""Maximum part of an output path's name in the name of its workspace (bytes); systems allow names of 255 bytes."""
 MOST_LINKS = 40
-"""Links in a row that Linux follows."""
+"""Maximum number of links that Linux follows in a row."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the errors of a disk without room."""
+"""Error numbers of a full disk or quota."""
 STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
-"""Descriptors that have names of their own."""
+"""Descriptors of the standard streams by path."""
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file as `new_file` does, whoever else writes it.
+    """Write a file like `new_file`; other processes may write the same file at the same time.
 
     Raises:
-        OSError: it cannot be written, with its name.
+        OSError: The file cannot be written; the error names `path`.
     """
     with naming(path):
-        if _is_special(path):  # which needs no folder for temporary files
+        if _is_special(path):  # written directly: the content is complete, so no workspace is needed
             with _opened(path) as stream:
                 stream.write(content)
             return
@@ -58,10 +58,10 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all, in the place of a file or a link, whatever the link leads to.
+    """Write a file atomically. If `path` is a link, the file replaces the link itself.
 
     Raises:
-        OSError: it cannot be written, with its name.
+        OSError: The file cannot be written; the error names `path`.
     """
     there = _status(path)
     with naming(path), workspace(path) as folder:
@@ -74,10 +74,10 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Return True for a descriptor such as `/dev/stdout`, a pipe or a device, which stays where it is.
+    """Return True for a descriptor such as `/dev/stdout`, a pipe or a device, which must not be replaced.
 
     Raises:
-        IsADirectoryError: it is a folder.
+        IsADirectoryError: The path is a folder.
     """
     there = _status(path)
     if there is not None and stat.S_ISDIR(there.st_mode):
@@ -87,14 +87,14 @@ def _is_special(path: Path) -> bool:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write, which stands at `path` when the block ends, and nowhere when it fails.
+    """Yield the path of a temporary file that replaces `path` when the block ends, and is removed if the block fails.
 
-    A file that was there is replaced, and its mode and owner stay. Where `path` is a link, the file that it leads to is
-    the one that is made or replaced. A pipe, a device or a descriptor such as `/dev/stdout` stays as well: it gets the
-    bytes when the block ends. The file to write has the same name, in a folder of its own.
+    The new file keeps the mode and owner of an existing file. If `path` is a link, the file behind the link is created
+    or replaced. If `path` is a pipe, a device or a descriptor such as `/dev/stdout`, the bytes are written to it when
+    the block ends. The temporary file has the same name as `path`, in a folder of its own.
 
     Raises:
-        OSError: it cannot be written, with the name `path`.
+        OSError: The file cannot be written; the error names `path`.
     """
     with naming(path):
         if _is_special(path):
@@ -116,16 +116,16 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill, which stands at `path` when the block ends, and nowhere when it fails.
+    """Yield a temporary folder that appears at `path` when the block ends, and is removed if the block fails.
 
-    Where `path` is a link, the folder that it leads to is the one that is made or filled.
+    If `path` is a link, the folder behind the link is created or replaced.
 
     Raises:
-        ConfigError: something other than an empty folder is there, or its parent is not; at the start, before the work.
-        OSError: it cannot be written, with the name `path`.
+        ConfigError: `path` exists and is not an empty folder, or its parent does not exist. Raised before the block.
+        OSError: The folder cannot be written; the error names `path`.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path}: is there already and not an empty folder; choose another")
+        raise ConfigError(f"{path}: already exists and is not an empty folder; choose another path")
     place = place_of(path)
     with naming(path), workspace(place) as folder:
         partial = folder / place.name
@@ -133,22 +133,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield partial
         if (there := _status(place)) is not None:
             _keep_mode(partial, there)
-            if (
-                sys.platform == "win32"
-            ):  # other systems replace an empty folder in one step, so that one is always there
+            if sys.platform == "win32":  # other systems replace an empty folder atomically
                 place.rmdir()
         partial.replace(place)
 
 
 def check_place(path: Path, *, folder: bool = False) -> None:
-    """Check that a file can be made at a path, or put in the place of what is there, before any work is done.
+    """Check that a file can be created or replaced at a path, before any work is done.
 
     Args:
-        folder: check it for a folder instead.
+        folder: check for a folder instead of a file.
 
     Raises:
-        ConfigError: as `place_of`, or a folder is in the place of a file.
-        OSError: it cannot be written, with the name `path`.
+        ConfigError: `place_of` raised it, or `path` is a folder and a file is to be written.
+        OSError: The path cannot be written; the error names `path`.
     """
     if _descriptor(path) is not None:
         return
@@ -160,24 +158,24 @@ def check_place(path: Path, *, folder: bool = False) -> None:
             if not os.access(place, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
             return
-        with workspace(place):  # as the work will: no question to the system answers for every disk
+        with workspace(place):  # try it out: permissions alone do not tell on every file system
             pass
 
 
 def place_of(path: Path, *, make: bool = False) -> Path:
-    """Return where a new file or folder will stand, behind links, whose folder is there.
+    """Return the path, with links resolved, at which a new file or folder will be created.
 
     Args:
-        make: make the folder if it is missing.
+        make: create the parent folder if it is missing.
 
     Raises:
-        ConfigError: the folder is missing, or a file is in its place, or the new one would replace a mount point.
-        OSError: the path cannot be looked up, or its folder cannot be made.
+        ConfigError: The parent folder is missing or is a file, or the path is a mount point.
+        OSError: The path cannot be looked up, or its parent folder cannot be created.
     """
     place = Path(os.path.realpath(path))
     subject = f"{path}:" if str(place) == os.path.abspath(path) else f"{path}: leads to {place};"
     if (file := file_above(place)) is not None:
-        raise ConfigError(f"{subject} {file} is no folder; choose another place")
+        raise ConfigError(f"{subject} {file} is not a folder; choose another place")
     _status(path)
     if (place.is_dir() or place.is_file()) and os.path.ismount(place):
         raise ConfigError(f"{subject} is a mount point, which cannot be replaced; choose another place")
@@ -189,14 +187,14 @@ def place_of(path: Path, *, make: bool = False) -> Path:
 
 
 def file_above(path: Path) -> Path | None:
-    """Return what is in the place of a folder that a path needs, such as a file; None if folders can be there."""
+    """Return the nearest existing ancestor of a path if it is not a folder, such as a file; otherwise None."""
     there = next((folder for folder in path.parents if os.path.lexists(folder)), path)
     return there if path.parents and not there.is_dir() else None
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Raise errors of files without a name, or with that of a workspace of `path`, with the name `path`."""
+    """Make errors in the block name `path`, if they name no file, or a file in a workspace of `path`."""
     try:
         yield
     except OSError as error:
@@ -213,7 +211,7 @@ def _is_within_workspace(path: Path, output_path: Path) -> bool:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return the status of what a path leads to; None if there is nothing, or a link to nothing."""
+    """Return the status of a file or folder, with links resolved; None if it does not exist."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -221,9 +219,10 @@ def _status(path: Path) -> os.stat_result | None:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open something that takes bytes, to write to it.
+    """Open a pipe, a device or a descriptor for writing.
 
-    A descriptor is written where it stands: opened by its name, a file behind it would be written from its beginning.
+    A descriptor is duplicated, so that a file behind it is written from its current position. Opening it by its path
+    would overwrite the file from the beginning.
     """
     descriptor = _descriptor(path)
     if descriptor is not None:
@@ -237,7 +236,7 @@ def is_stdout(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """Return the number of the open file that a path such as `/dev/stdout`, or a link to it, names; None for others."""
+    """Return the descriptor that a path such as `/dev/stdout`, or a link to it, names; None for other paths."""
     text = str(path)
     for _ in range(MOST_LINKS):
         if (match := re.fullmatch(r"/(?:dev|proc/self|proc/thread-self)/fd/(\d{1,9})", text)) is not None:
@@ -251,27 +250,27 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _keep_mode(partial: Path, there: os.stat_result) -> None:
-    """Give what is to replace a file or folder its owner, where that is possible, and its mode."""
-    with suppress(OSError, AttributeError):  # only root may give files away, and Windows has no owners
+    """Copy the owner, if permitted, and the mode of an existing file or folder to its replacement."""
+    with suppress(OSError, AttributeError):  # only root may change owners, and Windows has no chown
         os.chown(partial, there.st_uid, there.st_gid)
     partial.chmod(stat.S_IMODE(there.st_mode))
 
 
 def sync(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Wait until the content of a file is on the disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 @contextmanager
 def workspace(output_path: Path) -> Iterator[Path]:
-    """Give an empty folder beside `output_path`, gone at the end unless it was renamed.
+    """Yield an empty folder next to `output_path`, and remove it when the block ends unless it was renamed.
 
-    Its name is random, and it is locked until the block ends. What killed runs left of theirs goes first, once it is
-    certain that they have ended, or after a day without a change.
+    The folder has a random name and is locked until the block ends. Workspaces of killed runs are removed first: those
+    whose process has certainly ended, and those without a change for a day.
 
     Raises:
-        OSError: it cannot be made, or the block raised an error of a file in it; with the name `output_path`.
+        OSError: The folder cannot be created, or the block failed to write in it; the error names `output_path`.
     """
     output_path = output_path.absolute()
     _remove_left(output_path)
@@ -285,31 +284,31 @@ def workspace(output_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give an empty folder in TMPDIR, gone at the end; as `workspace` does otherwise."""
+    """Yield an empty folder in TMPDIR, and remove it when the block ends, like `workspace`."""
     output_path = Path(tempfile.gettempdir()) / "e3d_deploy"
     try:
         with workspace(output_path) as folder:
             yield folder
     except OSError as error:
-        if error.filename != str(output_path) or error.errno in (errno.EFBIG, errno.EIO):  # with another folder too
+        if error.filename != str(output_path) or error.errno in (errno.EFBIG, errno.EIO):  # the same in any folder
             raise
         raise OSError(error.errno, f"{error.strerror}; set TMPDIR to a folder with room", error.filename) from error
 
 
 def remove_left(folder: Path, names: str) -> None:
-    """Remove what killed runs left of files in a folder, by the rule of `workspace`.
+    """Remove leftovers of killed runs from a folder, by the rule of `workspace`.
 
     Args:
-        names: pattern of the names of the files, such as `step_*.png`.
+        names: pattern of the names of the output files, such as `step_*.png`.
     """
     for left in folder.glob(f".{names}.*{PARTIAL}"):
         _remove_if_left(left)
 
 
 def _remove_left(output_path: Path) -> None:
-    """Remove the workspaces of an output path whose makers have ended.
+    """Remove the workspaces of an output path whose processes have ended.
 
-    What `swap` put aside stays as long as it may be the only copy.
+    A folder that `swap` moved aside is removed only if `output_path` exists; otherwise it may be the only copy.
     """
     prefix = glob.escape(_prefix(output_path))
     lefts = list(output_path.parent.glob(f"{prefix}*{PARTIAL}"))
@@ -320,7 +319,7 @@ def _remove_left(output_path: Path) -> None:
 
 
 def _remove_if_left(folder: Path) -> None:
-    """Remove a workspace if its maker has ended; anything but a folder stays."""
+    """Remove a workspace if its process has ended; do nothing if the path is not a folder."""
     if fcntl is None:
         return
     *_, system, _, _ = ("", "", *folder.name.split("."))  # .NAME.SYSTEM.RANDOM.partial
@@ -330,17 +329,17 @@ def _remove_if_left(folder: Path) -> None:
 
 
 def _is_left(folder: Path, descriptor: int, *, here: bool) -> bool:
-    """Return True if the maker of a workspace has ended; its lock is held then until the descriptor is closed.
+    """Return True if the process that made a workspace has ended; this process then holds its lock.
 
-    A lock that can be had proves it where the lock of its maker would show: both run `here`, on the same running
-    system, and the file system keeps locks. Otherwise, as with another container that shares the folder over a
-    network, age decides.
+    The lock is held until `descriptor` is closed. A free lock shows that the process has ended only if that process ran
+    `here`, on this running system, and if the file system enforces locks. Otherwise the time since the last change
+    decides, for example for another machine that shares the folder over a network.
     """
     held = _try(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if held is False:
         return False
     if held and here:
-        with _opened_folder(folder) as other:  # some file systems only pretend to lock
+        with _opened_folder(folder) as other:  # some file systems grant every lock
             if _try(other, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
                 return True
     newest = max(one.lstat().st_mtime for one in (folder, *folder.rglob("*")))
@@ -358,25 +357,25 @@ def _opened_folder(path: Path) -> Iterator[int]:
 
 @cache
 def _system() -> str:
-    """Return what tells this running system from others, for all of its containers; 8 letters and a dot."""
+    """Return an identifier of this running system, the same in all its containers: 8 hexadecimal digits and a dot."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text()
-    except OSError:  # another system than Linux
+    except OSError:  # not Linux
         text = platform.node()
     return hashlib.sha256(text.encode()).hexdigest()[:8] + "."
 
 
 def _prefix(output_path: Path) -> str:
-    """Return the prefix of the workspaces of an output path, cut so that their names fit the file system."""
+    """Return the prefix of the workspaces of an output path, shortened so that their names fit the file system."""
     return f".{os.fsdecode(os.fsencode(output_path.name)[:MOST_NAME])}."
 
 
 def _locked_folder(output_path: Path) -> tuple[Path, int | None]:
-    """Make the folder of a workspace; return it with the descriptor that holds its lock, if the system has locks."""
+    """Create the folder of a workspace; return it and the descriptor of its lock, None if the system has no locks."""
     while True:
         prefix = _prefix(output_path) + _system()
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=PARTIAL, dir=output_path.parent))
-        # Until it was locked, another process could take it for one that was left, and remove it.
+        # Until the folder is locked, another process can take it for a leftover and remove it; then make another one.
         with suppress(FileNotFoundError):
             return folder, _lock(folder, lambda: None, folder=True)
 
@@ -388,7 +387,7 @@ def _remove_workspace(folder: Path, descriptor: int | None) -> None:
 
 
 def swap(folder: Path, output_path: Path) -> None:
-    """Let two folders change places: in one instant on Linux, elsewhere by way of a third name, `.NAME.….old`."""
+    """Exchange two folders: atomically on Linux, by way of a third name `.NAME.….old` on other systems."""
     if _exchange(folder, output_path):
         return
     retired = folder.with_suffix(RETIRED)
@@ -405,7 +404,7 @@ INDIVISIBLE.update(function.__code__ for function in (_locked_folder, _remove_wo
 
 
 def is_swapping(output_path: Path) -> bool:
-    """Return True if a folder that was absent is there by now, or `swap` is about to put one there."""
+    """Return True if `output_path` is a folder, or if `swap` is about to put a folder there."""
     output_path = output_path.resolve()
     return any(output_path.parent.glob(f"{glob.escape(_prefix(output_path))}*{RETIRED}")) or os.path.isdir(output_path)
 
@@ -413,27 +412,27 @@ def is_swapping(output_path: Path) -> bool:
 def _exchange(one: Path, other: Path) -> bool:
     try:
         rename = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError, TypeError):  # another system than Linux, or a C library before 2018
+    except (AttributeError, OSError, TypeError):  # not Linux, or a C library before 2018
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def home_folder() -> Path | None:
-    """Return the user's home folder; None where there is none, as in some containers."""
-    with suppress(RuntimeError):  # neither HOME nor an entry of the user in the system's list
+    """Return the user's home folder; None if it does not exist, as in some containers."""
+    with suppress(RuntimeError):  # HOME is not set, and the system does not list the user
         if (home := Path.home()).is_absolute() and home.is_dir():
             return home
     return None
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the folder where the desktop's rules put what can be made again.
+    """Return the folder for cached files of a kind, by the XDG Base Directory rules; do not create it.
 
-    A home folder is one that exists: none is made. As those rules say, a relative XDG_CACHE_HOME counts for nothing.
+    A relative XDG_CACHE_HOME is ignored, as those rules demand.
 
     Raises:
-        FileNotFoundError: the user has no home folder, so nothing is to be kept.
+        FileNotFoundError: The user has no home folder, so nothing can be cached.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not folder.is_absolute():
@@ -445,23 +444,23 @@ def cache_folder(kind: str) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Return the hash of a file, hexadecimal."""
+    """Return the SHA-256 hash of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] | None = lambda: None) -> Iterator[None]:
-    """Hold the lock of a file, which exists as long as somebody does, or of a folder.
+    """Hold the lock of a file or a folder while the block runs.
 
-    The kernel frees it when its process ends, however that ends. Where nothing can be locked, nobody waits. A file that
-    holds anything is no file of a lock: it is locked all the same, and stays.
+    A missing file is created, and an empty file is removed when the block ends; a file with content is not removed. The
+    kernel releases the lock when its process ends for any reason. On systems without locks, the block runs unlocked.
 
     Args:
-        waiting: called before waiting for another process; None does not wait.
+        waiting: called before waiting for another process; None raises an error instead of waiting.
 
     Raises:
-        BlockingIOError: nobody is to wait, and another process holds it, or nothing can be locked.
+        BlockingIOError: `waiting` is None, and another process holds the lock or the path cannot be locked.
     """
     folder = path.is_dir()
     with _hold(path, waiting, folder=folder):
@@ -474,11 +473,11 @@ def locked(path: Path, waiting: Callable[[], None] | None = lambda: None) -> Ite
 
 
 _held: set[int] = set()
-"""Descriptors of locks that this process holds."""
+"""Descriptors of the locks that this process holds."""
 
 
 def _let_go() -> None:
-    """Close the locks in the child of a fork, which would hold them beyond the end of its parent."""
+    """Close inherited locks in the child of a fork, which would hold them after the parent has ended."""
     while _held:
         os.close(_held.pop())
 
@@ -501,7 +500,7 @@ def _hold(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> It
 
 
 def _lock(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> int | None:
-    """Return a descriptor that holds the lock until it is closed; None where the system has no locks."""
+    """Return a descriptor that holds the lock until it is closed; None if the system has no locks."""
     if fcntl is None:
         if waiting is None:
             raise BlockingIOError(f"{path}: cannot be locked")
@@ -511,11 +510,11 @@ def _lock(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> in
         try:
             held = _try(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if waiting is None and not held:
-                raise BlockingIOError(f"{path}: another process holds it, or it cannot be locked")
+                raise BlockingIOError(f"{path}: another process holds its lock, or it cannot be locked")
             if held is False and waiting is not None:
                 waiting()
                 _try(descriptor, fcntl.LOCK_EX)
-            # Who held it before may have removed the file meanwhile, and then another one counts.
+            # The last holder may have removed the file in the meantime; then lock the new file of this name.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor
@@ -526,7 +525,7 @@ def _lock(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> in
 
 
 def _try(descriptor: int, how: int) -> bool | None:
-    """Lock an open file; return False where another process holds it, and None where nothing can be locked."""
+    """Lock an open file; return False if another process holds the lock, and None if the file cannot be locked."""
     try:
         fcntl.flock(descriptor, how)
     except BlockingIOError:

@@ -181,7 +181,7 @@ def test_a_place_that_cannot_take_an_output_is_refused(tmp_path: Path, monkeypat
     expected = {
         target: f"{target}: its folder does not exist; make it first",
         tmp_path / "link": f"link: leads to {target}; its folder does not exist",
-        tmp_path / "file/below": f"below: {tmp_path / 'file'} is no folder; choose another place",
+        tmp_path / "file/below": f"below: {tmp_path / 'file'} is not a folder; choose another place",
         tmp_path / "folder": "folder: is a folder; choose another name",
         tmp_path / "mounted": "mounted: is a mount point, which cannot be replaced",
     }

@@ -278,7 +278,7 @@ def test_the_folder_holds_report_table_plots_and_samples(exported: Path, clips_p
         assert (getattr(film, "n_frames"), film.size) == (7, (2 * 26 * 8, 18 * 8))  # noqa: B009 (only GIFs have it)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "clips.npz"}
     error = e3d(*arguments, code=2).stderr.splitlines()[-1]
-    assert "is there already and not an empty folder" in error
+    assert "already exists and is not an empty folder" in error
 
 
 def test_generated_clips_are_the_default(exported: Path) -> None:
