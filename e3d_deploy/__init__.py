@@ -1,3 +1,3 @@
-"""E3D-LSTM from training to the edge."""
+"""Train, export, verify and stream E3D-LSTM video prediction."""
 
 __version__ = "0.1.0"

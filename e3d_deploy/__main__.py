@@ -1,4 +1,7 @@
-"""The program `e3d`, also `python -m e3d_deploy`. Signals are handled before anything else is imported."""
+"""Entry point of `e3d` and of `python -m e3d_deploy`.
+
+Signal handlers are installed before anything else is imported.
+"""
 
 from e3d_deploy.interrupts import end_on_signals
 

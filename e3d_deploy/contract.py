@@ -1,4 +1,4 @@
-"""Names, shapes and types of the tensors that go in and out of the graphs, worked out from a ModelConfig."""
+"""Names, shapes and data types of the inputs and outputs of the graphs, derived from a ModelConfig."""
 
 import math
 from collections.abc import Mapping
@@ -11,40 +11,42 @@ from numpy.typing import NDArray
 from e3d_deploy.config import ModelConfig
 
 DType = Literal["float32", "int32", "float16", "bfloat16"]
-"""Types of tensors; inputs and outputs of the graphs have the first two only."""
+"""Data types of tensors; inputs and outputs of the graphs are float32 or int32."""
 
 FRAME, PREDICTION = "frame", "prediction"
 """Input and output of the step graph, float32 [B, C, H, W]."""
 CONTEXT, FORECAST = "context", "forecast"
 """Input [B, L, C, H, W] and output [B, horizon, C, H, W] of the clip graph."""
 ANY = "batch"
-"""Name of the axis of streams in graphs that take any number of them."""
+"""Name of the batch axis in graphs that accept any number of streams."""
 NEXT = "next_"
-"""Prefix of a state that a graph gives back. Sorted by name, states in and states out are in the same
-order, which servers that pair them by order rely on."""
+"""Prefix of the states that a graph returns. Input and output states have the same order when they are sorted by name;
+some servers pair them by this order."""
 EMPTY_BIAS = -60.0
-"""Bias on the scores of an empty slot, in the place of minus infinity, which some processors compute with slowly.
+"""Bias on the attention scores of an empty slot. It replaces minus infinity, which is slow on some processors.
 
-An empty slot holds zeros. So its scores are exactly 0 before the bias, in every type and quantisation, and it adds
-exactly 0 to the sum of values. While a slot is empty, the zero state of the start is still in the ring with a score
-of 0, so the largest score is at least 0 and the denominator of the softmax at least 1. To that an empty slot adds at
-most e^-60 = 8.8e-27 a position, and 10,240 positions (K = 20, D·h·w = 512) at most 9e-23. Half an ulp of 1 is 6e-8 in
-float32, 5e-4 in float16 and 4e-3 in bfloat16, so the sum stays the same to the last bit, in whatever order it is
-added up as long as no real score is below -42: half an ulp of e^-42 is still more than e^-60. Below, the exact
-denominator changes by a part in 1e22. The graphs of all policies compute the softmax in float32; behind it the weight
-of an empty slot becomes 0 in float16, int8 and fp8, and in the others it is multiplied by zeros.
+The bias is large enough. An empty slot contains zeros, so its scores are exactly 0 before the bias, in every data type
+and quantisation, and it adds exactly 0 to the sum of values. While a slot is empty, the initial zero state is still in
+the ring with a score of 0, so the largest score is at least 0 and the denominator of the softmax is at least 1. An
+empty slot adds at most e^-60 = 8.8e-27 per position to the denominator, and 10,240 positions (K = 20, D·h·w = 512) add
+at most 9e-23. Half an ulp of 1 is 6e-8 in float32, 5e-4 in float16 and 4e-3 in bfloat16, so the denominator does not
+change, in any order of summation, if no real score is below -42: half an ulp of e^-42 is still more than e^-60. With
+lower scores, the exact denominator changes by one part in 1e22. The graphs of all policies compute the softmax in
+float32. After the softmax, the weight of an empty slot becomes 0 in float16, int8 and fp8; in the other types it is
+multiplied by zeros.
 
-It must not be much lower: a weight is a subnormal number, and as slow as minus infinity, where bias - largest score is
-below -87.3. Largest scores that were measured: 24 with the former demo model, 33 at full size with random weights.
+The bias must not be much lower. If bias - largest score is below -87.3, the weights are subnormal numbers, which are as
+slow as minus infinity. The largest scores measured are 24 with a small trained model, and 33 at full size with random
+weights.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ring:
-    """Ring of past entries along axis 1 of a state; entry e lies in slot e mod `slots`.
+    """Ring of past entries along axis 1 of a state; entry e is stored in slot e mod `slots`.
 
-    A slot s is empty, and holds zeros, while s >= the counter. Each frame adds one entry and 1 to the counter, which
-    goes back from 2·slots to slots, so that it never overflows.
+    Slot s is empty, and contains zeros, while s >= counter. Each frame adds one entry and increments the counter. The
+    counter goes back from 2·slots to slots, so that it never overflows.
     """
 
     slots: int
@@ -52,20 +54,20 @@ class Ring:
     counter: str
     """Name of the state, int32 [B], that counts the entries written."""
     frames_to_fill: int
-    """Frames after which no slot is empty."""
+    """Number of frames after which no slot is empty."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output."""
+    """Input or output of a graph."""
 
     name: str
     shape: tuple[int, ...]
     dtype: DType = "float32"
     initial: int = 0
-    """Value of all elements before the first frame, if it is a state."""
+    """Value of all elements before the first frame; for states only."""
     ring: Ring | None = None
-    """Use of axis 1, if it is a state with a ring."""
+    """Ring along axis 1; None for tensors without a ring."""
 
     @property
     def nbytes(self) -> int:
@@ -75,32 +77,32 @@ class Tensor:
 
 @dataclass(frozen=True)
 class States:
-    """State of a stream as its tensors describe it, for whoever does not know the network."""
+    """Description of the state of a stream by its tensors, for code that does not know the network."""
 
     tensors: tuple[Tensor, ...]
-    """Tensors of one stream, [1, …], in the order of their names."""
+    """Tensors of one stream, [1, …], sorted by name."""
 
     def of(self, batch: int) -> tuple[Tensor, ...]:
-        """Return the tensors of so many streams."""
+        """Return the tensors of `batch` streams."""
         return tuple(replace(tensor, shape=(batch, *tensor.shape[1:])) for tensor in self.tensors)
 
     @property
     def nbytes(self) -> int:
-        """Memory of one stream (bytes)."""
+        """Memory of the state of one stream (bytes)."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def slots(self) -> int:
-        """Slots of the longest ring; 0 if there is none."""
+        """Number of slots of the longest ring; 0 without rings."""
         return max((tensor.ring.slots for tensor in self.tensors if tensor.ring is not None), default=0)
 
     @property
     def frames_to_fill(self) -> int:
-        """Frames after which no ring has an empty slot; 0 if there is none."""
+        """Number of frames after which no ring has an empty slot; 0 without rings."""
         return max((tensor.ring.frames_to_fill for tensor in self.tensors if tensor.ring is not None), default=0)
 
     def initial(self, batch: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of so many streams before the first frame."""
+        """Return the arrays of `batch` streams before the first frame."""
         arrays = {one.name: np.zeros(one.shape, one.dtype) for one in self.of(batch)}
         for one in self.tensors:
             if one.initial:
@@ -108,18 +110,18 @@ class States:
         return arrays
 
     def grown(self, frames: int) -> dict[str, NDArray[Any]]:
-        """Return the arrays of a stream whose rings are as full as after so many frames, with zeros for content."""
+        """Return the arrays of a stream with rings as full as after `frames` frames; all entries are zeros."""
         arrays, first = self.initial(1), {tensor.name: tensor.initial for tensor in self.tensors}
         for ring in (tensor.ring for tensor in self.tensors if tensor.ring is not None):
             arrays[ring.counter][:] = written_after(frames, ring.slots, first=first[ring.counter])
         return arrays
 
     def count(self, arrays: Mapping[str, NDArray[Any]]) -> int:
-        """Return the number of streams of some arrays."""
+        """Return the number of streams in the arrays of a state."""
         return len(arrays[self.tensors[0].name])
 
     def cleared(self, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Return a state with zeros in the empty slots of its rings; the arrays stay as they are."""
+        """Return a state with zeros in the empty slots of its rings; the given arrays are not changed."""
         result = dict(arrays)
         for name, ring in ((tensor.name, tensor.ring) for tensor in self.tensors):
             if ring is None:
@@ -132,7 +134,7 @@ class States:
         return result
 
     def difference(self, arrays: Mapping[str, NDArray[Any]]) -> str | None:
-        """Return how arrays differ from the tensors of one stream in names, shapes or types; None if they do not."""
+        """Describe the first array that does not match the tensors of one stream; None if all match."""
         expected = {one.name: (one.dtype, one.shape) for one in self.tensors}
         found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         odd = next((name for name in {**expected, **found} if found.get(name) != expected.get(name)), None)
@@ -144,21 +146,21 @@ def _form(tensor: tuple[str, tuple[int, ...]] | None) -> str:
 
 
 def states_of(config: ModelConfig) -> States:
-    """Return the states of a network, for bundles whose manifest does not describe them."""
+    """Return the states of a network, for bundles whose manifest does not describe the states."""
     return States(states(config))
 
 
 def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
-    """Return the state of so many streams of a network, in the order of the names.
+    """Return the tensors that make up the state of `batch` streams, sorted by name.
 
-    `hidden.l`, `cell.l` [B, N, D, h, w]; `history.l` [B, K, D·h·w, N], a ring of K past cells laid out
-    as the attention reads them; `written` [B], which counts the cells in the rings;
+    `hidden.l`, `cell.l` [B, N, D, h, w]; `history.l` [B, K, D·h·w, N], a ring of K past cells in the layout
+    that the attention reads; `written` [B], the number of cells written to the rings;
     `memory` [B, N, D, h, w]; `window` [B, P, D − 1, h, w], the last patched frames.
 
-    Empty slots hold zeros: `EMPTY_BIAS` hides nothing else. Make a state from arrays with `States.cleared`.
+    Empty slots must contain zeros, because `EMPTY_BIAS` hides only zeros; `States.cleared` sets them.
     """
     D, grid, K = config.window_length, config.grid_size, config.history_length
-    ring = Ring(slots=K, counter="written", frames_to_fill=K - 1)  # the zero state at the start is an entry
+    ring = Ring(slots=K, counter="written", frames_to_fill=K - 1)  # the initial zero state is an entry
     tensors = [
         Tensor("memory", (batch, config.hidden[-1], D, *grid)),
         Tensor("window", (batch, config.patch_channels, D - 1, *grid)),
@@ -174,21 +176,21 @@ def states(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
 
 
 def frame(config: ModelConfig, batch: int = 1, name: str = FRAME) -> Tensor:
-    """Return a frame as the graphs take and give it."""
+    """Return a frame as an input or output of the graphs."""
     return Tensor(name, (batch, config.channels, *config.image_size))
 
 
 def clip(config: ModelConfig, length: int, name: str, batch: int = 1) -> Tensor:
-    """Return `length` frames as the clip graph takes and gives them."""
+    """Return a clip of `length` frames as an input or output of the clip graph."""
     return Tensor(name, (batch, length, config.channels, *config.image_size))
 
 
 def written_after(steps: int, history_length: int, *, first: int = 1) -> int:
-    """Return the counter of a ring of K slots after so many steps: `first` at the start, back to K at 2K."""
+    """Return the counter of a ring after `steps` steps; it starts at `first`, and goes back from 2K to K slots."""
     written = steps + first
     return written if written < 2 * history_length else history_length + written % history_length
 
 
 def slots(written: int, history_length: int) -> list[int]:
-    """Return the slots of the ring in the order in which they were written, oldest first."""
+    """Return the slots of the ring from the oldest to the newest entry."""
     return [entry % history_length for entry in range(max(0, written - history_length), written)]

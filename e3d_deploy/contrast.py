@@ -1,4 +1,4 @@
-"""Clips that tell something about a network: their frames have contrast and differ. NumPy alone."""
+"""Checks that clips have enough contrast and change to calibrate or verify a network. Needs only NumPy."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,22 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 MIN_CONTRAST = 8 / 255
-"""Largest minus smallest value that some frame must have; less is a blank picture with its noise."""
+"""Minimum contrast, largest minus smallest value, of at least one frame; lower contrast is noise on a blank picture."""
 MIN_STEP = 2.5 / 255
-"""Change of a pixel by which a frame counts as another one; less is rounding of a codec, or noise of one level."""
+"""Minimum change of a pixel that counts as a difference; smaller changes are rounding of a codec, or noise."""
 FEWEST_PIXELS, SHARE = 3, 0.005
-"""Pixels, and share of all pixels, by which a frame that ranges are learnt from differs from all others. One pixel that
-moves changes two; docs/precision.md has the numbers of real clips."""
+"""Minimum number, and minimum share, of pixels in which two frames for calibration must differ. One pixel that moves
+changes two; docs/precision.md lists the numbers of real clips."""
 FEWEST_TO_CALIBRATE = 6
-"""Distinct frames that ranges are learnt from at least, or as many as there are if they are fewer."""
+"""Minimum number of distinct frames for calibration; all frames must be distinct if there are fewer."""
 FEWEST_TO_VERIFY = 2
-"""Distinct frames of a clip that predictions are compared on at least: something has to move."""
+"""Minimum number of distinct frames in a clip for verification: something has to move."""
 
 
 def why_unfit_to_calibrate(clips: Sequence[NDArray[np.float32]], context_length: int) -> str | None:
-    """Return why ranges cannot be learnt from some clips [T, C, H, W], in words; None if they can.
+    """Return why clips [T, C, H, W] are unfit for calibration, in words; None if they are fit.
 
-    The network sees the context of each alone.
+    Only the context of each clip counts, because calibration runs the network on nothing else.
     """
     frames = [frame for clip in clips for frame in clip[:context_length]]
     pixels = frames[0].shape[-2] * frames[0].shape[-1]
@@ -31,19 +31,19 @@ def why_unfit_to_calibrate(clips: Sequence[NDArray[np.float32]], context_length:
 
 
 def why_unfit_to_verify(clip: NDArray[np.float32], context_length: int) -> str | None:
-    """Return why a clip [T, C, H, W] cannot tell right predictions from wrong ones, in words; None if it can.
+    """Return why a clip [T, C, H, W] cannot distinguish right from wrong predictions, in words; None if it can.
 
-    The network sees its context alone, which must not be blank.
+    The context must not be blank, because the network sees only the context.
     """
     return blankness(clip[:context_length], fewest=1) or blankness(clip, fewest=FEWEST_TO_VERIFY)
 
 
 def blankness(frames: Iterable[NDArray[np.float32]], *, fewest: int, changed: int = 1) -> str | None:
-    """Return what keeps some frames [C, H, W] from telling anything, in words; None if nothing does.
+    """Return why frames [C, H, W] have too little contrast or change, in words; None if they have enough.
 
     Args:
-        fewest: distinct frames that are needed.
-        changed: pixels by which two frames are distinct.
+        fewest: minimum number of distinct frames.
+        changed: minimum number of pixels in which distinct frames differ.
     """
     contrast, kept = 0.0, list[NDArray[np.float32]]()
     for frame in frames:

@@ -1,4 +1,4 @@
-"""Differences between two bundles or model files, for `e3d diff`; needs NumPy, and onnx to count nodes by type."""
+"""Differences between two bundles or model files, for `e3d diff`. Needs NumPy; counting nodes by type needs onnx."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,32 +18,33 @@ from e3d_deploy.tensors import DAMAGED, entries_of, read_tensors, tensors_of
 
 Values = dict[str, Any]
 LARGEST = 10
-"""Tensors that are listed."""
+"""Maximum number of tensors listed."""
 ABOUT = ("schema", "name", "created", "files", "config", "graphs", "engines", "states")
-"""Fields of a manifest that say nothing of what a bundle computes, or that have a section of their own."""
+"""Fields of a manifest that are left out of `settings`: they do not affect the results, or have their own section."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two, as values that can be compared."""
+    """Values of one bundle or model file that are compared."""
 
     about: Values
-    """Path and kind, and of a bundle its name and when it was made, which may differ between equal ones."""
+    """Path and kind, and the name and creation time of a bundle, which may differ between equal bundles."""
     sections: dict[str, Values]
     weights: Mapping[str, NDArray[Any]]
     missing: dict[str, str] = field(default_factory=dict)
-    """Sections that it might have, and why it has not."""
+    """Sections that could not be read, with the reason."""
 
 
 def diff(one: Path, other: Path) -> dict[str, Any]:
     """Compare two bundles, two model files, or the weights and config of a bundle with those of a model file.
 
     Returns:
-        `a` and `b`; per section what differs, by name, as [in a, in b], None where it is not there; `weights`;
-        `differs_in`, the sections in which anything does; `not_compared`, with the reason.
+        `a` and `b`: path and kind of each side. One entry per section: the values that differ, by name, as
+        [value in a, value in b], with None for a missing value. `weights`: the differences of the tensors.
+        `differs_in`: the sections with differences. `not_compared`: the other sections, with the reason.
 
     Raises:
-        BundleError, CheckpointError: one of them is damaged, or neither bundle nor model.
+        BundleError, CheckpointError: A path is damaged, or is neither a bundle nor a model file.
     """
     a, b = _read(one), _read(other)
     shared = [name for name in a.sections if name in b.sections]
@@ -53,7 +54,7 @@ def diff(one: Path, other: Path) -> dict[str, Any]:
     differs = [name for name, changes in sections.items() if changes]
     if weights["changed"] or weights["shapes"] or weights["only_a"] or weights["only_b"]:
         differs.append("weights")
-    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "in one of them alone")
+    alone = dict.fromkeys(sorted(set(a.sections) ^ set(b.sections)), "only one side has it")
     return {
         "a": a.about,
         "b": b.about,
@@ -106,16 +107,16 @@ def _read_bundle(path: Path) -> Side:
 
 def _size(bundle: Bundle, name: str) -> str:
     size = bundle.size(name)
-    return "missing" if size is None else f"{size:,} bytes"  # as an engine may be
+    return "missing" if size is None else f"{size:,} bytes"  # an engine may have been deleted
 
 
 def _title(entry: GraphEntry) -> str:
-    """Return the name of a graph, with the backends that it is for unless it is for all."""
+    """Return the name of a graph, followed by its backends if it is not a shared graph."""
     return entry.name if entry.backends is None else f"{entry.name} ({', '.join(entry.backends)})"
 
 
 def _graph(entry: GraphEntry) -> Values:
-    """Return a graph's entry with each input and output in one line, without what stands in its title."""
+    """Return a graph's entry with one line per input and output, without the fields of its title."""
     tensors = {
         what: {tensor.name: f"{tensor.dtype} {list(tensor.shape)}" for tensor in both}
         for what, both in (("inputs", entry.inputs), ("outputs", entry.outputs))
@@ -125,12 +126,12 @@ def _graph(entry: GraphEntry) -> Values:
 
 
 def _engine(sheet: EngineSidecar) -> Values:
-    """Return an engine's sidecar without what differs between two builds of one engine."""
+    """Return an engine's sidecar without the fields that differ between two builds of the same engine."""
     return {name: value for name, value in sheet.to_json().items() if name not in ("created", "build_seconds")}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Values:
-    """A tree as one level, its paths with dots; a list is one value."""
+    """Flatten nested mappings to one level, with dotted paths as names; a list is one value."""
     flat: Values = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -146,7 +147,7 @@ def _changes(a: Values, b: Values, absent: Any) -> dict[str, list[Any]]:
 
 
 def _weights(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Compare tensors by name: count the equal and changed ones, and list the largest differences."""
+    """Compare tensors by name: count equal and changed tensors, and list the largest differences."""
     shared = [name for name in a if name in b]
     shapes = {name: [list(a[name].shape), list(b[name].shape)] for name in shared if a[name].shape != b[name].shape}
     changed = [
@@ -167,7 +168,10 @@ def _weights(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> di
 
 
 def _distance(a: NDArray[Any], b: NDArray[Any]) -> dict[str, float | None]:
-    """The largest |Δ|, and the norm of the difference over that of `a`; None where it is no finite number."""
+    """Return the largest absolute difference, and the norm of the difference divided by the norm of `a`.
+
+    A result that is not finite becomes None.
+    """
     exact = np.asarray(a, np.float64)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         difference = np.asarray(b, np.float64) - exact

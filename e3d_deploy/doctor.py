@@ -1,4 +1,4 @@
-"""Report of `e3d doctor`: backends, libraries and GPU of this machine, and how to install what is missing."""
+"""Report of `e3d doctor`: backends, libraries and GPU of this machine, and commands that install missing libraries."""
 
 import os
 import platform
@@ -11,11 +11,12 @@ from e3d_deploy.runtime.backends.specs import BACKENDS, has_libraries
 
 
 def examine() -> dict[str, Any]:
-    """Return everything that `e3d doctor` reports, as JSON values.
+    """Return the report as JSON values.
 
-    Loads only `cuda.core`; with a GPU also TensorRT-RTX.
+    Imports `cuda.core` if there is an NVIDIA driver, and then TensorRT-RTX if it is installed; no other libraries.
     """
-    refusals = {name: spec.refusal() for name, spec in BACKENDS.items()}  # once, for they may load libraries
+    # Computed once, because a spec may load its library.
+    refusals = {name: spec.refusal() for name, spec in BACKENDS.items()}
     libraries = [
         {
             "library": library.module,
@@ -39,19 +40,19 @@ def examine() -> dict[str, Any]:
 
 
 def contacts() -> str:
-    """Return who is contacted by what the runtime imports: nobody, unless the user has decided otherwise."""
+    """Return whom the imported libraries contact, in words: nobody, unless the user switched telemetry on."""
     switch = os.environ.get(SWITCH)
     if switch is not None and switch.strip().lower() in ("", "0", "false", "no", "off"):
-        return f"ONNX Runtime may report to Microsoft, as {SWITCH}={switch} wants it"
-    return "nobody; the reports of ONNX Runtime and OpenVINO are off"
+        return f"ONNX Runtime may report to Microsoft, because {SWITCH}={switch} is set"
+    return "nobody; the telemetry of ONNX Runtime and OpenVINO is off"
 
 
 def _cache() -> str:
-    """Return the folder of what is kept for the next start, or why nothing is."""
+    """Return the folder of the cache, or the reason if nothing can be cached."""
     try:
         return str(cache_folder(""))
     except FileNotFoundError as error:
-        return f"nothing is kept: {error.strerror}"
+        return f"nothing is cached: {error.strerror}"
 
 
 def _warnings(refusals: list[str]) -> list[str]:

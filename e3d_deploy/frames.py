@@ -1,4 +1,4 @@
-"""Pictures, as cameras give them, to frames, as networks take them, and back. NumPy alone."""
+"""Conversion between pictures (from cameras and files) and frames (for the network). Needs only NumPy."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from e3d_deploy.errors import ShapeError
 
 Pictures = NDArray[Any]
-"""[..., H, W, C], uint8 or float in [0, 1]."""
+"""Pictures [..., H, W, C], uint8 or float in [0, 1]."""
 Frames = NDArray[np.float32]
-"""[..., C, H, W], float32 in [0, 1]."""
+"""Frames [..., C, H, W], float32 in [0, 1]."""
 
 FLOAT32 = np.dtype(np.float32)
 ON_HOST = (1, 3)
-"""DLPack's numbers for memory of the host, plain and page-locked."""
+"""DLPack device types of host memory: pageable and page-locked."""
 
 
 def is_on_gpu(array: Any) -> bool:
-    """Return True for an array of any library whose memory is not the host's."""
+    """Return True for an array, of any library, whose memory is not host memory."""
     if isinstance(array, np.ndarray):
         return False
     if hasattr(array, "__dlpack_device__"):
@@ -27,30 +27,30 @@ def is_on_gpu(array: Any) -> bool:
 
 
 def plain(array: Any, *, name: str = "picture") -> NDArray[Any]:
-    """Return an array of any subclass as a plain one over the same memory.
+    """Return an array of any subclass as a plain NumPy array over the same memory.
 
     Raises:
-        ShapeError: it is masked, and hides values.
+        ShapeError: The array has a mask that hides values.
     """
     found: NDArray[Any] = array
     if type(found) is np.ndarray:
         return found
-    mask = getattr(array, "mask", None)  # as NumPy's own masked arrays and those of Astropy have it
+    mask = getattr(array, "mask", None)  # masked arrays of NumPy and Astropy have this attribute
     if isinstance(mask, np.ndarray | np.bool_) and (hidden := np.count_nonzero(mask)):
         raise ShapeError(
-            f"{name}: its mask hides {hidden} of {mask.size} values, expected none; give picture.filled(value) with a "
-            "value that the model knows"
+            f"{name}: its mask hides {hidden} of {mask.size} values, expected none; pass picture.filled(value) with a "
+            "value that the model was trained on"
         )
     return np.asarray(array)
 
 
 def to_input(array: Any, *, name: str = "frame", dtype: np.dtype[Any] = FLOAT32) -> NDArray[Any]:
-    """Return frames as libraries take them: in one piece, aligned, writable, and in the byte order of the processor.
+    """Return frames as libraries need them: contiguous, aligned, writable, and in native byte order.
 
-    OpenVINO refuses read-only memory, and PyTorch warns of it. Frames are copied only if they are not so already.
+    OpenVINO rejects read-only memory, and PyTorch warns of it. Frames that meet the conditions are not copied.
 
     Raises:
-        ShapeError: values of another type than float, or masked ones.
+        ShapeError: The values are not floats, or some of them are masked.
     """
     found = plain(array, name=name)
     if found.dtype == dtype and found.flags.carray:
@@ -61,16 +61,16 @@ def to_input(array: Any, *, name: str = "frame", dtype: np.dtype[Any] = FLOAT32)
 
 
 def _copy(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a copy of floats in the order of C."""
-    with np.errstate(under="ignore"):  # the program may have NumPy raise for what is rounded to 0
+    """Return a C-contiguous copy of floats."""
+    with np.errstate(under="ignore"):  # the program may have set NumPy to raise on underflow
         return np.array(array, dtype, order="C")
 
 
 def to_frames(pictures: Pictures, *, image_size: tuple[int, int], channels: int, name: str = "picture") -> Frames:
-    """Pictures [..., H, W, C] as frames [..., C, H, W].
+    """Convert pictures [..., H, W, C] to frames [..., C, H, W].
 
     Raises:
-        ShapeError: another size, another type, values that are masked, not numbers or not in [0, 1].
+        ShapeError: The pictures have another size or type, or values that are masked, not finite or not in [0, 1].
     """
     pictures = plain(pictures, name=name)
     expected = [*image_size, channels]
@@ -98,14 +98,14 @@ def check_values(pictures: Pictures, *, name: str) -> None:
     """Check that pictures are uint8, or floats in [0, 1].
 
     Raises:
-        ShapeError: they are not.
+        ShapeError: The pictures have another type, or values that are not finite or not in [0, 1].
     """
     if pictures.dtype == np.uint8:
         return
     if not np.issubdtype(pictures.dtype, np.floating):
         raise ShapeError(f"{name}: got {pictures.dtype}, expected uint8, or float in [0, 1]; convert it")
     if not np.isfinite(pictures).all():
-        raise ShapeError(f"{name}: holds NaN or infinity; clean it before it enters the state, which would keep it")
+        raise ShapeError(f"{name}: holds NaN or infinity, which would stay in the state; replace these values first")
     if pictures.size and (pictures.min() < 0 or pictures.max() > 1):
         least, most = pictures.min(), pictures.max()
         remedy = "divide by 255" if least >= 0 else "scale it to [0, 1]"
@@ -116,12 +116,12 @@ def check_values(pictures: Pictures, *, name: str) -> None:
 
 
 def _digits(value: np.floating[Any]) -> str:
-    """Return a number in few digits, in all of them where the others would read as another number."""
+    """Format a number with 6 digits if they represent it exactly, and with all its digits otherwise."""
     short = f"{value:g}"
     return short if value == float(short) else str(value)
 
 
 def to_pictures(frames: Frames) -> NDArray[np.uint8]:
-    """Frames [..., C, H, W] as pictures uint8 [..., H, W, C], clipped to [0, 1] and rounded."""
+    """Convert frames [..., C, H, W] to uint8 pictures [..., H, W, C], clipped to [0, 1] and rounded."""
     pictures = frames.swapaxes(-3, -2).swapaxes(-2, -1).clip(0, 1) * 255  # [..., H, W, C]
     return pictures.round().astype(np.uint8)

@@ -22,19 +22,19 @@ Contents = TypeVar("Contents")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelContents:
-    """Content of a model file."""
+    """Contents of a model file."""
 
     file: str
-    """Name of the file."""
+    """Name of the model file."""
     parameters: int
-    """Number of weights."""
+    """Number of scalar weights."""
     bytes: int
     """Size of the file (bytes)."""
     config: ModelConfig
     card: Card
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content as JSON values."""
+        """Return the contents as JSON values."""
         about = {"file": self.file, "parameters": self.parameters, "bytes": self.bytes}
         return {
             "model": {**about, "state_bytes_per_stream": contract.states_of(self.config).nbytes},
@@ -45,17 +45,17 @@ class ModelContents:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphContents:
-    """Graph of a bundle, as its manifest describes it."""
+    """Graph of a bundle, from the manifest."""
 
     file: str
     backends: tuple[str, ...] | None
-    """Backends that it is for; None for all that have no graph of their own."""
+    """Backends that run the graph; None for all backends without their own graph."""
     nodes: int
     opset: int
     precision: str
-    """Policy that it is run in."""
+    """Precision policy of the graph."""
     by: str
-    """Way to that precision: `types` in the graph, or a `hint` to the library."""
+    """Method that sets the precision: `types` in the graph, or a `hint` to the library."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class EngineContents:
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """Last verification of a backend; None for what its report does not say."""
+    """Last verification of a backend; a value is None if the report does not contain it."""
 
     against: str | None
-    """Yardstick: `torch` or `reference.npz`."""
+    """Source of the expected outputs: `torch` or `reference.npz`."""
     largest_difference: float | None
     """Largest absolute difference of predictions."""
     passed: bool | None
@@ -83,10 +83,10 @@ class Verified:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphCost:
-    """Cost of one call of a graph, counted as `statistics.HOW` says."""
+    """Cost of one call of a graph, counted by the rules in `statistics.HOW`."""
 
     steps: int
-    """Steps of the network in a call."""
+    """Network steps per call."""
     flop_per_step: int
     bytes_moved_per_step: int
     flop: int
@@ -94,67 +94,68 @@ class GraphCost:
     input_bytes: int
     output_bytes: int
     read_weight_bytes: int
-    """Weights, read at each use (bytes)."""
+    """Weights read, counted at each use (bytes)."""
     intermediate_bytes: int
-    """Written and read between nodes (bytes)."""
+    """Data written and read between nodes (bytes)."""
     weights: int
-    """Numbers in the weights."""
+    """Number of scalar weights."""
     weight_bytes: int
     unknown_nodes: int
-    """Nodes that are left out, as their shapes are not known."""
+    """Number of nodes that are not counted, because their shapes are unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Costs of a bundle's graphs."""
+    """Cost of each graph of a bundle."""
 
     graphs: Mapping[str, GraphCost]
     operators: Mapping[str, Mapping[str, int]]
-    """Nodes by type, of each graph."""
+    """Number of nodes by type, for each graph."""
     counted: str
     """Rules by which FLOP and bytes are counted."""
     streams: int
-    """Streams in a call."""
+    """Streams per call."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BundleContents:
-    """Content of a bundle."""
+    """Contents of a bundle."""
 
     name: str
     digest: str
     created: str
     context_length: int
-    """Frames that the clip graph takes."""
+    """Frames in the context of the clip graph."""
     horizon: int
-    """Frames that the clip graph gives."""
+    """Frames in the forecast of the clip graph."""
     batch: int | None
-    """Streams that its graphs step at once; None for any number."""
+    """Number of streams that the graphs step at once; None for any number."""
     slow_young_ring: bool | None
-    """ONNX Runtime is slow on some processors until the ring is full; None where onnx is not installed."""
+    """True if ONNX Runtime is slow on some processors until the ring is full; None if onnx is not installed."""
     bytes: int
-    """Size of all its files (bytes)."""
+    """Total size of the files (bytes)."""
     state_bytes: int
-    """Size of a stream's state (bytes)."""
+    """Size of the state of one stream (bytes)."""
     history: Mapping[str, Any]
-    """Cell states kept (`slots`), steps for which that is exact (`exact_for_steps`), and what is recalled `then`."""
+    """Number of cell states kept (`slots`), number of steps with an exact recall (`exact_for_steps`), and the states
+    that are recalled after these steps (`then`)."""
     producer: Mapping[str, str]
-    """Versions of the libraries that made it."""
+    """Versions of the libraries that exported the bundle."""
     config: ModelConfig
     card: Card
     graphs: Mapping[str, GraphContents]
     cost: Cost | None
-    """Cost of its graphs; None where onnx is not installed."""
+    """Cost of the graphs; None if onnx is not installed."""
     cost_missing: str | None
-    """Reason for which the cost is not known."""
+    """Reason if the cost is unknown."""
     step_inputs: Mapping[str, Mapping[str, Any]]
     """Shape and type of each input of the step graph."""
     engines: Mapping[str, EngineContents]
     verified: Mapping[str, Verified]
-    """Last verification, by backend."""
+    """Last verification of each backend."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content as JSON values; costs and nodes have a row for each of their names, a column per graph."""
+        """Return the contents as JSON values. `cost` and `nodes` have one row per name and one column per graph."""
         cost = self.cost
         return json_object(
             {
@@ -186,34 +187,31 @@ class BundleContents:
 
 
 def inspect(path: Path) -> ModelContents | BundleContents:
-    """Read what a bundle or a model file holds.
+    """Read the contents of a bundle or a model file.
 
     Raises:
-        BundleError, CheckpointError: it is neither, or damaged.
+        BundleError, CheckpointError: The path is neither a bundle nor a model file, or is damaged.
     """
     return inspect_bundle(path) if is_bundle(path) else inspect_model(path)
 
 
 def is_bundle(path: Path) -> bool:
-    """Return True for a path to be read as a bundle, False for a model file.
+    """Return True if a path should be read as a bundle, False for a model file.
 
     Raises:
-        BundleError: it is a part of a bundle, or an archive of one.
+        BundleError: The path is a graph or an archive of a bundle.
     """
     if not path.is_file():
         return True
     with path.open("rb") as file:
         if file.read(4) == b"PK\x03\x04":
             raise BundleError(
-                f"{path}: an archive and no bundle; if `e3d pack` wrote it, take it apart by "
-                f"`e3d unpack {path} -o NAME.e3d`; a checkpoint of PyTorch becomes a model by `e3d import`"
+                f"{path}: an archive, not a bundle; if `e3d pack` wrote it, unpack it with "
+                f"`e3d unpack {path} -o NAME.e3d`; if it is a PyTorch checkpoint, import it with `e3d import`"
             )
     if path.suffix == ".onnx":
         folder = f", {path.parent}" if (path.parent / MANIFEST).is_file() else ", NAME.e3d"
-        raise BundleError(
-            f"{path}: a graph alone, which says nothing of where it is from; give the folder that `e3d export` made"
-            f"{folder}"
-        )
+        raise BundleError(f"{path}: a graph, not a bundle; give the folder that `e3d export` made{folder}")
     return False
 
 
@@ -221,7 +219,7 @@ def inspect_model(path: Path) -> ModelContents:
     """Read config, card and size of a model file.
 
     Raises:
-        CheckpointError: it is not one.
+        CheckpointError: The file is not a model file, or is damaged.
     """
     from e3d_deploy import checkpoint
 
@@ -233,14 +231,14 @@ def inspect_model(path: Path) -> ModelContents:
 
 
 def inspect_bundle(path: Path) -> BundleContents:
-    """Read config, graphs, engines and verification of a bundle; its hashes are checked on the way.
+    """Read config, graphs, engines and verifications of a bundle, and check the hashes of its files.
 
     Raises:
-        BundleError: it is damaged, incomplete or too new.
+        BundleError: The bundle is damaged, incomplete or too new.
     """
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    cost, missing = _cost(bundle)  # first, as it refuses a graph that cannot be read
+    cost, missing = _cost(bundle)  # first, because it raises for a graph that cannot be read
     return BundleContents(
         name=manifest.name,
         digest=bundle.digest[:16],
@@ -270,7 +268,7 @@ def inspect_bundle(path: Path) -> BundleContents:
 
 
 def _selected(kind: type[Contents], entry: Entry) -> Contents:
-    """Return the fields of an entry that a dataclass has."""
+    """Return a `kind` made of the fields of the same names of an entry."""
     return kind(**{field.name: getattr(entry, field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
@@ -278,7 +276,7 @@ def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
     """Count the cost of each graph of a bundle.
 
     Raises:
-        BundleError: a graph that is not the one of the manifest.
+        BundleError: A graph does not match the manifest.
         ModuleNotFoundError: onnx is not installed.
     """
     from e3d_deploy.export.graph.statistics import statistics
@@ -287,13 +285,13 @@ def graph_statistics(bundle: Bundle) -> dict[str, "Statistics"]:
 
 
 def by_graph(columns: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Counts per graph as rows, a row for each name: {"step": {"Conv": 3}} as {"Conv": {"step": 3}}."""
+    """Regroup counts by name: {"step": {"Conv": 3}} becomes {"Conv": {"step": 3}}; missing counts are 0."""
     names = dict.fromkeys(name for column in columns.values() for name in column)
     return {name: {graph: column.get(name, 0) for graph, column in columns.items()} for name in names}
 
 
 def _cost(bundle: Bundle) -> tuple[Cost | None, str | None]:
-    """Return the cost of each graph, or the reason for which it is not known."""
+    """Return the cost of each graph, or None and the reason why the cost is unknown."""
     try:
         graphs = graph_statistics(bundle)
         from e3d_deploy.export.graph.statistics import HOW
@@ -327,7 +325,7 @@ def _graph_cost(one: "Statistics", steps: int) -> GraphCost:
 
 
 def _slow_young_ring(bundle: Bundle) -> bool | None:
-    """Return True for a bundle of an older version, which masks its ring with minus infinity; None without onnx."""
+    """Return True if a bundle masks empty slots with minus infinity, as older versions did; None without onnx."""
     try:
         import onnx
         from onnx import numpy_helper

@@ -1,6 +1,6 @@
-"""Signals that end the program before a command begins and after it has ended, and code in which they wait.
+"""Signal handlers for the time before and after a command, and functions during which signals are deferred.
 
-It imports little: Python answers a signal with a traceback until `end_on_signals` is called.
+This module imports little, because Python answers a signal with a traceback until `end_on_signals` is called.
 """
 
 import os
@@ -9,26 +9,26 @@ from contextlib import suppress
 from types import CodeType, FrameType
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that end a command as Ctrl-C does; Windows has no SIGHUP."""
+"""Signals that end a command like Ctrl-C; Windows has no SIGHUP."""
 DEFAULT = (signal.SIG_DFL, signal.default_int_handler)
-"""Handlers that Python has for these signals; a program's own stays, and so does a signal that it ignores."""
+"""Default handlers of Python. Only these are replaced: handlers of the program and ignored signals do not change."""
 INDIVISIBLE: set[CodeType] = set()
-"""Code of functions in which a signal waits while a command runs.
+"""Code of functions during which signals are deferred while a command runs.
 
-They would leave a folder behind, or under another name, if one ended them in the middle, or are called by a library
-that swallows errors.
+An interrupted function would leave a folder behind or under a temporary name, or is called by a library that swallows
+exceptions.
 """
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
-    """End the program with 128 and the number of the signal; no command runs, so nothing is half-written."""
+    """End the program with exit code 128 + signal number; no command runs, so no output is incomplete."""
     with suppress(OSError):
         os.write(2, b"interrupted\n")
     os._exit(128 + number)
 
 
 def end_on_signals() -> None:
-    """Let Ctrl-C, SIGTERM and SIGHUP end the program in one way while it starts and ends."""
+    """Make Ctrl-C, SIGTERM and SIGHUP end the program at once while it starts and ends."""
     for number in (signal.SIGINT, *ENDING):
         if signal.getsignal(number) in DEFAULT:
             signal.signal(number, end_at_once)

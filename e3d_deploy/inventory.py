@@ -1,4 +1,4 @@
-"""Inventory of this machine: what is installed, the processor and the GPU."""
+"""Inventory of this machine: installed packages, processor and GPU."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ def has_library(module: str) -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor and GPU of this machine. Loads `cuda.core` if there is a driver."""
+    """Describe the processor and GPU of this machine. Imports `cuda.core` if an NVIDIA driver is installed."""
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": _cpu(),
@@ -27,11 +27,11 @@ def machine() -> dict[str, Any]:
 
 
 def version_of(packages: tuple[str, ...]) -> str | None:
-    """Return the version of the first of these distributions that is installed; None if none is, or none tells."""
-    from importlib.metadata import version  # a third of the import of the runtime
+    """Return the version of the first installed distribution; None if no version can be found."""
+    from importlib.metadata import version  # takes a third of the import time of the runtime
 
     for package in packages:
-        with suppress(Exception):  # not installed, or its metadata are damaged
+        with suppress(Exception):  # not installed, or damaged metadata
             if found := version(package):
                 return found
     return None
@@ -42,12 +42,12 @@ def _cpu() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Return the instruction sets of the processor as /proc/cpuinfo names them; empty where there is none."""
+    """Return the instruction sets of the processor by their names in /proc/cpuinfo; empty without that file."""
     return frozenset(_of_cpu("flags").split())
 
 
 def _of_cpu(field: str) -> str:
-    """Return a field of the first processor in /proc/cpuinfo; empty where there is none."""
+    """Return a field of the first processor in /proc/cpuinfo; empty if it is missing."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith(field))
@@ -65,7 +65,7 @@ def has_nvidia_driver() -> bool:
 
 
 def _gpu() -> str | None:
-    """Describe the GPU that backends run on; return None if there is none, or if it cannot be queried."""
+    """Describe the GPU that backends run on; return None if there is no GPU or it cannot be queried."""
     try:
         device = _device()
         if device is None:
@@ -74,12 +74,12 @@ def _gpu() -> str | None:
 
         driver = ".".join(map(str, system.get_user_mode_driver_version()))
         return f"{device.name}, compute capability {_capability(device)}, driver for CUDA {driver}"
-    except Exception:  # a driver without a GPU raises one thing, an old cuda.core another; `e3d doctor` has to go on
+    except Exception:  # different errors without a GPU and with an old cuda.core; `e3d doctor` must continue
         return None
 
 
 def _device() -> Any:
-    """Return the GPU that backends run on, as a device of `cuda.core`; None without a driver."""
+    """Return the `cuda.core` device that backends run on; None without a driver."""
     if not has_nvidia_driver():
         return None
     from cuda.core import Device
@@ -92,11 +92,11 @@ def _capability(device: Any) -> str:
 
 
 def rtx_refusal() -> str | None:
-    """Return why TensorRT-RTX does not support the GPU here; None if it does, or if either is missing."""
+    """Return why TensorRT-RTX does not support this GPU; None if it does, or if the library or the GPU is missing."""
     try:
         device = _device()
         if device is None or not has_library("tensorrt_rtx"):
             return None
         return refusal(library("tensorrt-rtx"), _capability(device))
-    except Exception:  # as in _gpu; nor may a library that does not load keep others from being found
+    except Exception:  # as in `_gpu`; and a library that does not load must not hide the other libraries
         return None

@@ -1,4 +1,4 @@
-"""Results as JSON values."""
+"""Conversion of results to JSON values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any
 
 
 def json_object(value: object) -> dict[str, Any]:
-    """Return a dataclass or mapping as `json_values` does."""
+    """Convert a dataclass or mapping to a JSON object, like `json_values`."""
     found: dict[str, Any] = json_values(value)
     return found
 
 
 def json_values(value: object) -> Any:
-    """Return a value as JSON values: dataclasses and mappings as objects, sequences as arrays, paths as text.
+    """Convert a value to JSON values: dataclasses and mappings to objects, sequences to arrays, paths to text.
 
-    A number that is not finite becomes None, as JSON has none.
+    NaN and infinite numbers become None, because JSON cannot represent them.
     """
     if is_dataclass(value):
         return {field.name: json_values(getattr(value, field.name)) for field in fields(value)}

@@ -1,4 +1,4 @@
-"""A text stream that nothing breaks: a command or a training run goes on when its terminal or reader is gone."""
+"""Text stream that survives write errors, so that a command continues when its terminal or reader is gone."""
 
 import os
 from collections.abc import Callable
@@ -7,15 +7,15 @@ from typing import Any, TextIO
 
 
 class LastingStream:
-    """A text stream that goes on without an error when nobody can be written to any more.
+    """Text stream that discards its output after the first write error.
 
-    It has no `buffer`, by which click would go past an encoding of ASCII and write UTF-8.
+    It has no attribute `buffer`, because click would use the buffer to bypass an ASCII encoding and write UTF-8.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.wrapped = stream
         self.lost: OSError | None = None
-        """First error of writing; everything after it was discarded."""
+        """First write error; output after it was discarded."""
 
     def write(self, text: str) -> int:
         """Write text; after an error, discard it."""
@@ -44,7 +44,7 @@ class LastingStream:
 
 
 def _drain(stream: TextIO) -> None:
-    """Empty the buffer of a stream that cannot be written, on which Python would fail once more at its end."""
+    """Discard the buffer of a stream that cannot be written; Python would fail again when it flushes it at exit."""
     descriptor = stream.fileno()
     kept = os.dup(descriptor)
     nowhere = os.open(os.devnull, os.O_WRONLY)

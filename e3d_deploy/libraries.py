@@ -1,4 +1,4 @@
-"""Libraries that parts of e3d_deploy need, the extra that installs each, and what it is for."""
+"""Libraries that parts of e3d_deploy need, with the extra that installs each library and its purpose."""
 
 import sys
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 
 SWITCH = "ORT_DISABLE_TELEMETRY"
-"""Variable by which a user decides whether ONNX Runtime reports; `onnxruntime_library` sets it where nobody has."""
+"""Environment variable that controls the telemetry of ONNX Runtime; `onnxruntime_library` disables it by default."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """A package that part of e3d_deploy needs."""
+    """Package that a part of e3d_deploy needs."""
 
     module: str
     packages: tuple[str, ...]
-    """Distributions that contain the module; any one will do."""
+    """Distributions that contain the module; one of them is enough."""
     extra: str
     gives: str
     """Features that need it."""
@@ -48,7 +48,7 @@ LIBRARIES = (
     Library("matplotlib", ("matplotlib",), "plot", "pictures of drift and latency, and the report of e3d demo"),
 )
 GPU = "an NVIDIA GPU and its driver"
-"""Hardware that backends on a GPU need."""
+"""Requirement of the backends on a GPU."""
 
 
 def pip_install(*extras: str) -> str:
@@ -63,16 +63,16 @@ def extra_of(module: str) -> str | None:
 
 
 def is_importable(module: str) -> bool:
-    """Return True if a module can be imported, as far as can be told without importing it."""
+    """Return True if a module can be found, without importing it."""
     try:
         spec = find_spec(module)
-    except Exception:  # its package is missing or does not load; or there is a stub, which may raise anything
+    except Exception:  # its package is missing or does not load, or is a stub, which may raise anything
         return False
-    # A namespace package has folders in the place of a loader.
+    # A namespace package has search folders instead of a loader.
     return isinstance(spec, ModuleSpec) and bool(spec.loader or spec.submodule_search_locations)
 
 
 def is_stub(module: str) -> bool:
-    """Return True if `sys.modules` holds a stand-in for a module or its package, put there to keep it from loading."""
+    """Return True if `sys.modules` contains a stub of a module or its package, put there to prevent its import."""
     names = (module, module.partition(".")[0])
     return any(sys.modules.get(name) is not None and not is_importable(name) for name in names)

@@ -1,4 +1,4 @@
-"""Memory of this machine, asked before work that needs much of it."""
+"""Check of the free memory before work that needs much memory."""
 
 import os
 from contextlib import suppress
@@ -7,13 +7,13 @@ from pathlib import Path
 from e3d_deploy.errors import ResourceLimit
 
 SHARE = 0.8
-"""Largest share of the free memory that one result may take."""
+"""Maximum share of the free memory that one result may take."""
 CGROUP = Path("/sys/fs/cgroup")
-"""Folder with the limit of a container."""
+"""Folder with the memory limit of a container."""
 
 
 def free_memory() -> int | None:
-    """Return the memory that is free on this machine, or within its container (bytes); None if that is not known."""
+    """Return the free memory of this machine or its container, whichever is less (bytes); None if unknown."""
     found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -28,7 +28,7 @@ def free_memory() -> int | None:
 
 
 def _cached() -> int:
-    """Return the size of files that the kernel keeps in a container's memory until somebody needs it (bytes)."""
+    """Return the size of cached files that the kernel drops from a container's memory on demand (bytes)."""
     with suppress(OSError, ValueError, KeyError):
         entries = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         return int(entries["inactive_file"])
@@ -36,13 +36,16 @@ def _cached() -> int:
 
 
 def check_memory(what: str, needed_bytes: int, remedy: str) -> None:
-    """Refuse work whose result does not fit into memory, before it begins.
+    """Check that a result will fit into memory, before the work begins.
+
+    Args:
+        what: name of the result, for the message.
 
     Raises:
-        ResourceLimit: it takes more than most of what is free.
+        ResourceLimit: `needed_bytes` is more than `SHARE` of the free memory.
     """
     free = free_memory()
     if free is not None and needed_bytes > SHARE * free:
         raise ResourceLimit(
-            f"{what}: takes {needed_bytes / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free here; {remedy}"
+            f"{what}: needs {needed_bytes / 1e9:,.1f} GB of memory, only {free / 1e9:,.1f} GB are free here; {remedy}"
         )

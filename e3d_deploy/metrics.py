@@ -1,7 +1,7 @@
-"""Measures of forecast quality against the truth, in NumPy alone so that a device can measure itself.
+"""Measures of forecast quality against the truth. They need only NumPy, so that they can run on a device.
 
-All take frames in [0, 1] as [..., C, H, W] and give one number per frame, [...].
-docs/metrics.md says which publication takes which, and how.
+All measures accept frames [..., C, H, W] in [0, 1] and return one number per frame, [...].
+docs/metrics.md lists the measures of each publication, and their conventions.
 """
 
 from typing import Any
@@ -14,25 +14,25 @@ from e3d_deploy.errors import ShapeError
 
 Frames = NDArray[np.floating]
 EightBits = NDArray[np.uint8]
-"""Pictures as `eight_bits` makes them, [..., C, H, W]."""
+"""Frames quantised by `eight_bits`, [..., C, H, W]."""
 
 
 def mse(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
-    """Squared error summed over the pixels of a frame, as in the paper's tables."""
+    """Return the squared error summed over the pixels of a frame, as in the paper's tables."""
     difference = prediction.astype(np.float64) - truth
     result: NDArray[np.float64] = np.square(difference).sum(axis=(-3, -2, -1))
     return result
 
 
 def mae(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
-    """Absolute error summed over the pixels of a frame."""
+    """Return the absolute error summed over the pixels of a frame."""
     difference = prediction.astype(np.float64) - truth
     result: NDArray[np.float64] = np.abs(difference).sum(axis=(-3, -2, -1))
     return result
 
 
 def psnr(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio in dB on float frames, peak 1; infinite for equal frames."""
+    """Return the peak signal-to-noise ratio of float frames with peak 1 (dB); infinite for equal frames."""
     difference = prediction.astype(np.float64) - truth
     with np.errstate(divide="ignore"):
         result: NDArray[np.float64] = -10 * np.log10(np.square(difference).mean(axis=(-3, -2, -1)))
@@ -40,7 +40,7 @@ def psnr(prediction: Frames, truth: Frames) -> NDArray[np.float64]:
 
 
 def eight_bits(frames: Frames) -> EightBits:
-    """Frames as the original saves and measures them: clipped to [0, 1], times 255, cut off and not rounded.
+    """Quantise frames like the released code: clip to [0, 1], multiply by 255, and truncate without rounding.
 
     Source: google/e3d_lstm src/trainer.py, test.
     """
@@ -49,7 +49,7 @@ def eight_bits(frames: Frames) -> EightBits:
 
 
 def psnr_eight_bits(prediction: EightBits, truth: EightBits) -> NDArray[np.float64]:
-    """Peak signal-to-noise ratio in dB, peak 255; infinite for equal pictures.
+    """Return the peak signal-to-noise ratio of quantised frames with peak 255 (dB); infinite for equal frames.
 
     Source: google/e3d_lstm src/trainer.py, batch_psnr, before its mean over the batch.
     """
@@ -60,17 +60,17 @@ def psnr_eight_bits(prediction: EightBits, truth: EightBits) -> NDArray[np.float
 
 
 def ssim(prediction: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1.0) -> NDArray[np.float64]:
-    """Structural similarity as scikit-image computes it by default, mean over colours.
+    """Return the structural similarity with the defaults of scikit-image, averaged over pixels and channels.
 
-    Uniform window of 7×7, sample covariance (n − 1), K1 = 0.01, K2 = 0.03, a border of 3 pixels left out.
-    Held to scikit-image by test_ssim_equals_scikit_image.
+    Uniform window of 7×7, sample covariance (n − 1), K1 = 0.01, K2 = 0.03, without a border of 3 pixels.
+    test_ssim_equals_scikit_image compares the result with scikit-image.
 
     Args:
-        data_range: what the values can span: 1 for frames, 255 for eight bits. scikit-image up to 0.19 took 2
-            for floats when it was not told.
+        data_range: range of the values: 1 for frames, 255 for quantised frames. scikit-image up to 0.19 assumed 2
+            for floats by default.
 
     Raises:
-        ShapeError: frames smaller than the window.
+        ShapeError: The frames are smaller than the window.
     """
     side, c1, c2 = 7, (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     if min(prediction.shape[-2:]) < side:
@@ -95,4 +95,4 @@ def ssim(prediction: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1
 
 
 MEASURES = {"mse": mse, "mae": mae, "psnr": psnr, "ssim": ssim}
-"""The measures of a table, in its order."""
+"""Measures of a quality table, in the order of its columns."""

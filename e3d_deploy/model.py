@@ -1,7 +1,7 @@
-"""E3D-LSTM, to be read beside the paper (Wang et al., Eidetic 3D LSTM, ICLR 2019, section 3).
+"""E3D-LSTM in the notation of the paper (Wang et al., Eidetic 3D LSTM, ICLR 2019, section 3).
 
-Axes: B batch, T frames, C colours, H W pixels, p patch side, P = C·p² patch channels, h w patch grid,
-D frames in the window, N hidden channels, S states in a history, L layers.
+Axes: B batch, T frames, C picture channels, H W pixels, p patch side, P = C·p² patch channels, h w patch grid,
+D frames in the window, N hidden channels, S cell states in the history (at most K, its number of slots), L layers.
 """
 
 from functools import partial
@@ -18,8 +18,8 @@ from e3d_deploy.config import ModelConfig, Semantics
 def to_patches(frames: Tensor, patch_size: int) -> Tensor:
     """Fold each p×p square into channels: [..., C, H, W] to [..., P, h, w].
 
-    Channel (row·p + column)·C + colour, the order of google/e3d_lstm. `pixel_unshuffle` puts the
-    colour first, which is another order for colour frames.
+    The index of a channel is (row·p + column)·C + colour, as in google/e3d_lstm. `pixel_unshuffle` has the
+    colour first, which differs for colour frames.
     """
     *lead, C, H, W = frames.shape
     p, h, w = patch_size, H // patch_size, W // patch_size
@@ -28,7 +28,7 @@ def to_patches(frames: Tensor, patch_size: int) -> Tensor:
 
 
 def to_frames(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `to_patches`: [..., P, h, w] to [..., C, H, W]."""
+    """Unfold patches into frames, the inverse of `to_patches`: [..., P, h, w] to [..., C, H, W]."""
     *lead, P, h, w = patches.shape
     p, C = patch_size, P // patch_size**2
     squares = patches.reshape(-1, p, p, C, h, w).permute(0, 3, 4, 1, 5, 2)  # [-1, C, h, p, w, p]
@@ -36,10 +36,10 @@ def to_frames(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def to_entry(cell: Tensor, semantics: Semantics) -> Tensor:
-    """A cell state [B, N, D, h, w] as an entry of the history, its keys: [B, D·h·w, N].
+    """Convert a cell state [B, N, D, h, w] to an entry of the history, [B, D·h·w, N]; its rows are keys of the recall.
 
-    A key is a position with its N channels. OpenSTL cuts the state as it lies in memory, channels first,
-    so that a key of its is N positions of one channel.
+    A key contains the N channels of one position. OpenSTL reshapes the state without a transposition, so that its
+    keys contain N positions of one channel.
     """
     if semantics == "openstl":
         return cell.reshape(cell.shape[0], -1, cell.shape[1])
@@ -47,19 +47,19 @@ def to_entry(cell: Tensor, semantics: Semantics) -> Tensor:
 
 
 def from_entry(entry: Tensor, like: Tensor, semantics: Semantics) -> Tensor:
-    """The inverse of `to_entry`: [B, D·h·w, N] to the shape of `like`, [B, N, D, h, w]."""
+    """Convert an entry of the history back, the inverse of `to_entry`: [B, D·h·w, N] to the shape of `like`."""
     return (entry if semantics == "openstl" else entry.transpose(1, 2)).reshape(like.shape)
 
 
 class Recall(nn.Module):
-    """Read from past cell states what the recall gate asks for, at each position.
+    """Attention over past cell states, with the recall gate as the query at each position.
 
     Args of `forward`:
         recall_gate: [B, N, D, h, w], in (0, 1).
-        history: entries of past cell states, in any order, S of [B, D·h·w, N].
+        history: S entries of past cell states in any order, each [B, D·h·w, N].
 
     Returns:
-        What was recalled, [B, N, D, h, w].
+        The recalled state, [B, N, D, h, w].
 
     Source: paper, RECALL; google/e3d_lstm src/layers/rnn_cell.py, _attn. One head, no scale.
     """
@@ -69,18 +69,18 @@ class Recall(nn.Module):
         self.semantics = semantics
 
     def forward(self, recall_gate: Tensor, history: tuple[Tensor, ...]) -> Tensor:
-        # With an axis for heads and contiguous, or PyTorch takes a path that stores all scores.
+        # Without an axis for heads, or if not contiguous, PyTorch uses an implementation that stores all scores.
         queries = to_entry(recall_gate, self.semantics).contiguous()[:, None]  # [B, 1, D·h·w, N]
-        states = torch.cat(history, dim=1)[:, None]  # [B, 1, S·D·h·w, N], keys and values alike
+        states = torch.cat(history, dim=1)[:, None]  # [B, 1, S·D·h·w, N], both keys and values
         recalled = F.scaled_dot_product_attention(queries, states, states, scale=1.0)
         return from_entry(recalled[:, 0], recall_gate, self.semantics)
 
 
 class Convolution(nn.Conv3d):
-    """(2, k, k) over the window: [B, N, D, h, w] to [B, M, D, h, w], zeros around.
+    """Convolution with kernel (2, k, k) and zero padding: [B, N, D, h, w] to [B, M, D, h, w].
 
-    TensorFlow's SAME for a kernel of depth 2: nothing before the first frame, one frame of zeros
-    after the last. So slot d sees frames d and d + 1, and the last slot itself alone.
+    The padding is that of TensorFlow's SAME for a kernel of depth 2: nothing before the first frame, one frame of zeros
+    after the last frame. So output d sees frames d and d + 1, and the last output sees only the last frame.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
@@ -92,10 +92,10 @@ class Convolution(nn.Conv3d):
 
 
 class OpenSTLConvolution(nn.Conv3d):
-    """OpenSTL's (2, k, k) over a window of two: [B, N, 2, h, w] to [B, M, 2, h, w], both slots alike.
+    """OpenSTL's convolution with kernel (2, k, k) over a window of two frames: [B, N, 2, h, w] to [B, M, 2, h, w].
 
-    Nothing is added before or after the window, so that one slot comes out, on a grid coarser by
-    `stride`; each position of both slots takes the nearest of it.
+    The window is not padded in time, so the convolution returns one frame, on a grid that is coarser by `stride`.
+    Nearest upsampling copies it to both frames of the output and to the full grid.
 
     Source: openstl/modules/e3dlstm_modules.py, tf_Conv3d.
     """
@@ -116,17 +116,17 @@ class OpenSTLConvolution(nn.Conv3d):
 
 
 class E3DLSTMCell(nn.Module):
-    """One layer at one step (paper, equations 1 to 3; released code, Eidetic3DLSTMCell).
+    """Cell of one layer (paper, equations 1 to 3; released code, Eidetic3DLSTMCell).
 
     Args of `forward`:
         inputs: [B, I, D, h, w]; hidden, cell: [B, N, D, h, w]; memory: [B, M, D, h, w];
         history: S entries [B, D·h·w, N].
 
     Returns:
-        next_hidden, next_cell [B, N, D, h, w], and the memory that goes on: [B, N, D, h, w], or the
-        one it was given with `google` and `openstl` semantics.
+        next_hidden, next_cell [B, N, D, h, w], and the memory for the next layer: the updated memory
+        [B, N, D, h, w] with `paper` semantics, and `memory` itself with `google` and `openstl` semantics.
 
-    `stride` and `grid_size` (h, w) matter to `openstl` alone, whose norms have a scale per position.
+    Only `openstl` semantics use `stride` and `grid_size` (h, w): their norms have a scale per position.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class E3DLSTMCell(nn.Module):
             return Convolution(inputs, outputs, kernel_size)
 
         def norm(channels: int) -> nn.Module:
-            """Over channels, window and grid together."""
+            """Return a norm over channels, window and grid together."""
             if openstl:
                 return nn.LayerNorm((channels, 2, *grid_size), norm_eps)
-            return nn.GroupNorm(1, channels, norm_eps)  # a scale and shift per channel
+            return nn.GroupNorm(1, channels, norm_eps)  # one scale and shift per channel
 
         def gate_norm(channels: int) -> nn.Module:
             return norm(channels) if layer_norm else nn.Identity()
@@ -169,7 +169,7 @@ class E3DLSTMCell(nn.Module):
         self.memory_norm = gate_norm(4 * hidden)
         self.cell_to_output = convolution(hidden, hidden)
         self.memory_to_output = convolution(hidden, hidden)
-        # OpenSTL alone norms these two.
+        # Only OpenSTL normalises these two.
         self.cell_to_output_norm = gate_norm(hidden) if openstl else nn.Identity()
         self.memory_to_output_norm = gate_norm(hidden) if openstl else nn.Identity()
         self.merge = nn.Conv3d(2 * hidden, hidden, 1, bias=not openstl)
@@ -181,13 +181,14 @@ class E3DLSTMCell(nn.Module):
         recall_gate, input_gate, candidate, output, next_memory = self.gates(inputs, hidden, memory)
         recalled = self.recall(recall_gate, history)
         next_hidden, next_cell = self.states(cell, recalled, input_gate, candidate, output, next_memory)
-        # google/e3d_lstm issues 1 and 13; held by test_memory_moves_at_every_step and the golden traces.
+        # The released code returns the memory unchanged: google/e3d_lstm issues 1 and 13. Checked by
+        # test_memory_moves_at_every_step and the golden traces.
         return next_hidden, next_cell, next_memory if self.semantics == "paper" else memory
 
-    # In two parts, as the recall between them takes ever more entries: each part can be compiled once.
+    # In two parts, which are compiled only once each; the recall between them reads a growing number of entries.
 
     def gates(self, inputs: Tensor, hidden: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return recall gate, input gate, candidate, partial output and next memory; none of them needs a past cell."""
+        """Return recall gate, input gate, candidate, partial output and next memory; none depends on the cell."""
         i_h, g_h, r_h, o_h = self.hidden_norm(self.hidden_conv(hidden)).chunk(4, dim=1)
         i_x, g_x, r_x, o_x, mi_x, mg_x, mf_x = self.input_norm(self.input_conv(inputs)).chunk(7, dim=1)
         recall_gate = torch.sigmoid(r_x + r_h)
@@ -197,16 +198,16 @@ class E3DLSTMCell(nn.Module):
         mi_m, mf_m, mg_m, m_m = self.memory_norm(self.memory_conv(memory)).chunk(4, dim=1)
         memory_input_gate = torch.sigmoid(mi_x + mi_m)
         memory_candidate = torch.tanh(mg_x + mg_m)
-        memory_forget_gate = torch.sigmoid(mf_x + mf_m + 1.0)  # a forget bias of 1, as in the released code
+        memory_forget_gate = torch.sigmoid(mf_x + mf_m + 1.0)  # forget bias of 1, as in the released code
         next_memory = memory_forget_gate * torch.tanh(m_m) + memory_input_gate * memory_candidate
         return recall_gate, input_gate, candidate, o_x + o_h, next_memory
 
     def states(
         self, cell: Tensor, recalled: Tensor, input_gate: Tensor, candidate: Tensor, output: Tensor, next_memory: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The next hidden state and cell, from the gates and what was recalled."""
+        """Return the next hidden state and cell from the gates and the recalled state."""
         next_cell = self.cell_norm(cell + recalled) + input_gate * candidate
-        # Sigmoid of tanh: not in the paper, but in the released code and so in every published weight.
+        # Sigmoid of tanh is not in the paper, but in the released code, with which all published weights were trained.
         o_c = self.cell_to_output_norm(self.cell_to_output(next_cell))
         o_m = self.memory_to_output_norm(self.memory_to_output(next_memory))
         output_gate = torch.sigmoid(torch.tanh(output + o_c + o_m))
@@ -215,22 +216,22 @@ class E3DLSTMCell(nn.Module):
 
 
 class State(NamedTuple):
-    """State that a network carries from one frame of a video to the next."""
+    """State of the network between two frames of a video."""
 
     hidden: tuple[Tensor, ...]
-    """Per layer, [B, N, D, h, w]."""
+    """Hidden state of each layer, [B, N, D, h, w]."""
     cell: tuple[Tensor, ...]
-    """Per layer, [B, N, D, h, w]."""
+    """Cell state of each layer, [B, N, D, h, w]."""
     history: tuple[tuple[Tensor, ...], ...]
-    """Per layer S entries [B, D·h·w, N], oldest first; S grows up to history_length."""
+    """History of each layer: S entries [B, D·h·w, N], oldest first; S grows up to `history_length`."""
     memory: Tensor
-    """Global memory, [B, N, D, h, w], N of the top layer."""
+    """Global memory, [B, N, D, h, w], with the N of the top layer."""
     window: Tensor
     """The last D − 1 patched frames, oldest first, [B, P, D − 1, h, w]."""
 
 
 class E3DLSTM(nn.Module):
-    """The network: frames in, the frame that follows each of them out."""
+    """E3D-LSTM network, which predicts the next frame after each input frame."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -250,7 +251,7 @@ class E3DLSTM(nn.Module):
             )
             for in_channels, hidden, memory_channels in zip(inputs, config.hidden, config.memory_channels, strict=True)
         )
-        # Joins the D slots of the window into one frame; no activation, no clipping.
+        # Joins the D frames of the window into one frame, without activation or clipping.
         self.to_patch = nn.Conv3d(
             config.hidden[-1],
             config.patch_channels,
@@ -264,7 +265,7 @@ class E3DLSTM(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def initial_state(self, batch: int) -> State:
-        """The state before the first frame: zeros, and a history whose one entry is the zero state."""
+        """Return the state before the first frame: zeros, with the zero state as the only entry of the history."""
         like, D, grid = self.to_patch.weight, self.config.window_length, self.config.grid_size
         hidden = tuple(like.new_zeros(batch, N, D, *grid) for N in self.config.hidden)
         return State(
@@ -276,7 +277,7 @@ class E3DLSTM(nn.Module):
         )
 
     def advance(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
-        """`step`, but for the history, which is handed on as it came."""
+        """Run a step like `step`, but return the history unchanged."""
         patches = to_patches(frame, self.config.patch_size)
         window = torch.cat([state.window, patches[:, :, None]], dim=2)  # [B, P, D, h, w]
         inputs, memory = window, state.memory
@@ -289,7 +290,7 @@ class E3DLSTM(nn.Module):
         return prediction, State(tuple(next_hidden), tuple(next_cell), state.history, memory, window[:, :, 1:])
 
     def step(self, frame: Tensor, state: State) -> tuple[Tensor, State]:
-        """One frame [B, C, H, W] in, the next frame as predicted [B, C, H, W] and the next state out."""
+        """Process one frame [B, C, H, W]; return the prediction of the next frame, [B, C, H, W], and the next state."""
         prediction, advanced = self.advance(frame, state)
         history = tuple(
             (*entries, to_entry(cell, self.config.semantics))[-self.config.history_length :]
@@ -309,14 +310,13 @@ class E3DLSTM(nn.Module):
         """Predict the frame after each of the first L + horizon − 1 frames.
 
         Args:
-            frames: [B, T, C, H, W], in [0, 1]. Without `truth` all T are context, L = T. With it
-                T = L + horizon, and any but the first may be replaced by its prediction.
-            horizon: frames to predict beyond the context, at least 1.
-            truth: for frames 1 to T − 2, 1 where the true one is shown and 0 where its prediction is,
-                float [B, T − 2]; scheduled sampling draws it.
-            state: state before the first frame; None: the initial one.
-            recompute: keep no more than the states between steps for the backward pass, and compute each
-                step again there.
+            frames: input frames in [0, 1], [B, T, C, H, W]. Without `truth`, all T frames are context: L = T. With
+                `truth`, T = L + horizon, and predictions may replace all frames but the first.
+            horizon: number of frames to predict after the context, at least 1.
+            truth: weight of the true frame in each input frame 1 to T − 2, float [B, T − 2]: 1 uses the true frame,
+                0 the prediction. Drawn by scheduled sampling.
+            state: state before the first frame; None for the initial state.
+            recompute: store only the states between steps for the backward pass, and recompute each step there.
 
         Returns:
             Predictions, [B, L + horizon − 1, C, H, W]; the last `horizon` follow the context.

@@ -1,9 +1,9 @@
-"""ONNX Runtime, imported so that it contacts nobody and leaves signals to the program.
+"""ONNX Runtime, imported so that it sends no telemetry and its threads receive no signals.
 
-The import of version 1.32 starts a thread that reports to Microsoft, unless ORT_DISABLE_TELEMETRY is set by then. A
-program that wants that sets it to 0, or imports ONNX Runtime before. A signal that a thread of a library received sets
-no flag that Python 3.11 looks at, so threads that begin here have all signals blocked: of 6,000 timers one had been
-lost, and so might a Ctrl-C.
+The import of version 1.32 starts a thread that reports to Microsoft unless ORT_DISABLE_TELEMETRY is set. A program that
+wants these reports sets ORT_DISABLE_TELEMETRY to 0, or imports ONNX Runtime before e3d_deploy. Threads that start
+during the import have all signals blocked, because Python 3.11 can miss a signal that is delivered to a thread of a
+library: in a test, one of 6,000 timer signals was lost, and a Ctrl-C could be lost as well.
 """
 
 import os
@@ -20,7 +20,7 @@ __all__ = ["onnxruntime"]
 def _silently() -> Iterator[None]:
     """Switch telemetry off and block all signals within the block."""
     ours = SWITCH not in os.environ
-    mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
+    mask = getattr(signal, "pthread_sigmask", None)  # not on Windows
     before = mask(signal.SIG_BLOCK, signal.valid_signals()) if mask else None
     if ours:
         os.environ[SWITCH] = "1"

@@ -1,8 +1,9 @@
-"""OpenVINO, imported so that it contacts nobody and needs no home folder.
+"""OpenVINO, imported so that it sends no telemetry and needs no home folder.
 
-The import of version 2026.4 reports to Google Analytics by way of `openvino_telemetry`, for which it writes an
-identification into `~/intel`; without a home folder it fails. Where that package is missing, it takes its own stub, so
-it finds none here. A program that wants the reports imports OpenVINO before.
+The import of version 2026.4 reports to Google Analytics through the package `openvino_telemetry`. The package writes an
+identifier to `~/intel`, and the import fails without a home folder. OpenVINO uses its own stub if the package is
+missing, so the package is hidden during the import. A program that wants the reports imports OpenVINO before
+e3d_deploy.
 """
 
 import sys
@@ -18,11 +19,11 @@ TELEMETRY = "openvino_telemetry"
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """Let nobody find the package that reports within the block."""
+    """Hide the telemetry package from the import system while the block runs."""
     before = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == TELEMETRY}
     for name in before:
         del sys.modules[name]
-    sys.modules[TELEMETRY] = cast(ModuleType, None)  # the import system's sign for a module that is missing
+    sys.modules[TELEMETRY] = cast(ModuleType, None)  # None makes the import system raise ModuleNotFoundError
     try:
         yield
     finally:

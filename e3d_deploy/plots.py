@@ -1,4 +1,4 @@
-"""Pictures of clips, curves and decay, with Matplotlib (extra `plot`), as PNG."""
+"""Plots of clips, curves and decay as PNG files, made with Matplotlib (extra `plot`)."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,7 +15,7 @@ GRAY, BLUE, RED = "#666666", "#1f5fa8", "#b03030"
 
 
 def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel: str, ylabel: str) -> bytes:
-    """Lines over a common axis, each with its name."""
+    """Plot several series of values over the same x axis."""
     figure, axes = new_figure(7, 3.2)
     for name, values in series.items():
         axes.plot(x, values, marker="o", ms=3, label=name)
@@ -26,30 +26,31 @@ def curves(series: Mapping[str, Sequence[float]], *, x: Sequence[float], xlabel:
 
 
 def decay(found: Decay) -> bytes:
-    """Draw the error of forecasts by the age of the state, with that of copying the last frame."""
+    """Plot the error of forecasts over the age of the state, and the error of copying the last frame."""
     figure, axes = new_figure(7, 3.6)
     ages, C = list(found.mse), found.context_length
     axes.plot(ages, [found.mean(age) for age in ages], "o-", ms=4, color=BLUE, label="forecast")
     copying = sum(found.copy_last) / len(found.copy_last)
-    axes.axhline(copying, color=RED, lw=1, ls="--", label="copying the last frame")
-    axes.axvline(C, color=GRAY, lw=0.8, ls=":", label=f"context of training, {C}")
+    axes.axhline(copying, color=RED, lw=1, ls="--", label="copy last")
+    axes.axvline(C, color=GRAY, lw=0.8, ls=":", label=f"context length in training, {C}")
     axes.set_xscale("log")
     axes.set_xticks(ages, map(str, ages), fontsize=8)
     axes.set_xticks([], minor=True)
-    axes.set(xlabel="age of the state (frames seen)", ylabel="MSE a frame")
+    axes.set(xlabel="age of the state (frames seen)", ylabel="MSE per frame")
     axes.set_ylim(0, 1.25 * max(copying, *map(found.mean, ages)))  # room for the legend
     axes.set_title(
-        f"{found.data}: {found.clips} windows, {len(found.copy_last)} frames predicted", fontsize=9, loc="left"
+        f"{found.data}: {found.clips} clips, {len(found.copy_last)} frames predicted", fontsize=9, loc="left"
     )
     axes.legend(fontsize=8, ncols=3, loc="upper left")
     return png(figure)
 
 
 def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
-    """Plot each measure over the predicted frames, one panel per measure, as a PNG.
+    """Plot each measure over the predicted frames, with one panel per measure.
 
     Args:
-        measures: measure -> the forecast and two baselines -> one number per predicted frame.
+        measures: for each measure, three series by name (the forecast and two baselines) with one number per
+            predicted frame.
     """
     from matplotlib.figure import Figure
 
@@ -64,7 +65,7 @@ def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
         drawn = np.isfinite(list(lines.values())).all()
-        panel.set_title(measure if drawn else f"{measure} (infinite is not drawn)", fontsize=10)
+        panel.set_title(measure if drawn else f"{measure} (infinite values not drawn)", fontsize=10)
         panel.set_xlabel("predicted frame", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.xaxis.get_major_locator().set_params(integer=True)
@@ -76,7 +77,11 @@ def horizons(measures: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
 
 
 def strips(rows: Mapping[str, Frames], *, every: int = 1) -> bytes:
-    """Clips [T, C, H, W] one above the other, frame by frame, each with its name; what is no number is black."""
+    """Draw clips [T, C, H, W] as rows of frames, each with its name; NaN is drawn black.
+
+    Args:
+        every: draw only every n-th frame.
+    """
     clips = {name: to_pictures(np.nan_to_num(frames[::every])) for name, frames in rows.items()}
     length = max(len(clip) for clip in clips.values())
     _, height, width, _ = next(iter(clips.values())).shape
@@ -100,7 +105,7 @@ def _displayable(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def new_figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, Any]:
-    """Return a figure of a size (inches) with its axes, or without any."""
+    """Return a figure of the given size (inches) and its axes; None without axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained" if axes else None)
@@ -108,14 +113,14 @@ def new_figure(width: float, height: float, *, axes: bool = True) -> tuple[Any, 
 
 
 def plain(axes: Any) -> Any:
-    """Take the frame off axes and put a grid there; return them."""
+    """Remove the top and right border of axes and add a grid; return the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes
 
 
 def png(figure: Any) -> bytes:
-    """Return a figure as a PNG file."""
+    """Return the figure as the bytes of a PNG file."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -1,41 +1,41 @@
-"""Precision policies: which type the products of a graph are computed in, and what that may cost."""
+"""Precision policies, data types for convolutions and matrix products, and the allowed loss of quality of each."""
 
 from dataclasses import asdict, dataclass, fields, replace
 
 from e3d_deploy.errors import ConfigError
 
 POLICIES = ("int8", "fp8", "fp16", "bf16", "tf32", "fp32")
-"""The cheapest first: bytes that a weight takes and a product moves, then how much of a number is kept."""
+"""Names of the policies, ordered from cheapest: by the bytes of a value, then by its precision."""
 
 MIN_SHARE = 0.5
-"""Smallest share of all convolutions and matrix products that a policy computes in its type."""
+"""Minimum share of all convolutions and matrix products that a graph computes in the data type of its policy."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Allowed deviation of a graph from PyTorch float32 over a whole rollout on a real clip; None if not judged."""
+    """Allowed deviation of a graph from PyTorch float32 over a whole rollout; limits that are None are not checked."""
 
     difference: float | None = None
-    """Largest absolute difference of predictions. In fp32 `verify` judges final states too, by `EXACT_DIFFERENCE`."""
+    """Maximum absolute difference of predictions. In fp32, `verify` also checks final states, by `EXACT_DIFFERENCE`."""
     dssim: float | None = None
-    """SSIM against the truth that is lost, mean over the forecast."""
+    """Maximum loss of SSIM against the truth, averaged over the forecast."""
     dpsnr: float | None = None
-    """PSNR against the truth that is lost, dB, mean over the forecast."""
+    """Maximum loss of PSNR against the truth, averaged over the forecast (dB)."""
 
     def __post_init__(self) -> None:
         for name, value in self.to_dict().items():
             if not 0 <= value < float("inf"):
                 raise ConfigError(
-                    f"budget: got {value!r} for {name}, expected a number from 0 on; leave it out to not judge it"
+                    f"budget: got {value!r} for {name}, expected a number from 0 on; omit it to skip the check"
                 )
 
     def to_dict(self) -> dict[str, float]:
-        """Return the limits that are not None, for JSON."""
+        """Return the limits that are not None, as JSON values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 PICTURE_RANGE = 1.0
-"""Largest difference of predictions that passes under any budget: by more, a black pixel may be white."""
+"""Maximum difference of predictions that any budget allows: with a larger difference, black could become white."""
 EXACT_DIFFERENCE = 1e-4
 EXACT = Budget(difference=EXACT_DIFFERENCE)
 CLOSE = Budget(dssim=0.001, dpsnr=0.05)
@@ -44,15 +44,17 @@ BUDGETS = {"fp32": EXACT, "tf32": CLOSE, "bf16": CLOSE, "fp16": CLOSE, "fp8": RO
 
 
 ROUNDING = 4
-"""A network that amplifies rounding errors is given this many times what PyTorch's own float32 loses against
-float64 on the reference clip, where that is more than the budget: no backend is closer to PyTorch than PyTorch
-to the truth. The full-size network with random weights needs it; docs/model.md has the numbers."""
+"""Factor for networks that amplify rounding errors. The allowed difference is at least this factor times the difference
+between PyTorch in float32 and in float64 on the reference clip, because a backend cannot be expected to be closer to
+PyTorch in float32 than that result is to float64. The full-size network with random weights needs it; docs/model.md
+lists the numbers."""
 MOST_ROUNDING = 0.1
-"""Most that predictions may be given so, a tenth of the range of a picture: above it, agreement proves nothing."""
+"""Maximum of the allowed difference that rounding may cause: a tenth of the range of a picture. With a larger
+difference, agreement would mean nothing."""
 
 
 def default_budget(policy: str, rounding: float) -> Budget:
-    """Return the budget of a policy for a network whose float32 differs from its float64 by `rounding`."""
+    """Return the budget of a policy for a network whose results in float32 and float64 differ by `rounding`."""
     budget = BUDGETS[policy]
     if budget.difference is None:
         return budget
@@ -60,14 +62,14 @@ def default_budget(policy: str, rounding: float) -> Budget:
 
 
 LARGEST = Budget(difference=PICTURE_RANGE, dssim=1.0, dpsnr=48.0)
-"""Largest budgets that are taken. A picture that is one grey level off has 48 dB."""
+"""Maximum budget that users can set. An error of one gray level is a PSNR of 48 dB."""
 
 
 def parse_budget(text: str) -> Budget:
-    """`dssim=0.001,dpsnr=0.05` as a budget.
+    """Parse a budget such as `dssim=0.001,dpsnr=0.05`.
 
     Raises:
-        ConfigError: a name that no budget has, no number from 0 on, or one above `LARGEST`.
+        ConfigError: A name is unknown, or a value is not a number, negative, or above `LARGEST`.
     """
     names = [field.name for field in fields(Budget)]
     found: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Lines of text on work that is going on."""
+"""Progress lines of running work."""
 
 import os
 import time
@@ -6,24 +6,24 @@ from collections.abc import Callable
 from typing import TextIO
 
 Notify = Callable[[str], None]
-"""Called with one line. As `progress` it says what is being done now, and the next line takes its place; as `remark` it
-says what a user should know, and stays. A TensorRT builder calls it from its own threads."""
+"""Callback for one line of text. A `progress` line describes the current work, and the next line replaces it. A
+`remark` is a message for the user, and remains. TensorRT builders call it from their own threads."""
 
 
 def silent(_: str) -> None:
-    """Take a line that nobody wants."""
+    """Discard a line."""
 
 
 def within(progress: Notify, place: str) -> Notify:
-    """Return a `progress` that puts the name of a part of the work before each line; an empty name adds nothing."""
+    """Return a callback that prefixes each line with the name of a part of the work; an empty name adds nothing."""
     return lambda text: progress(f"{place}, {text}" if place else text)
 
 
 class Pace:
-    """Progress of frames in words, with their rate and the time left.
+    """Progress of a number of frames, with the rate and the time left.
 
     Args:
-        total: number of frames; None if it is not known.
+        total: number of frames; None if unknown.
     """
 
     def __init__(self, total: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -39,12 +39,12 @@ class Pace:
 
 
 def is_animated(stream: TextIO) -> bool:
-    """Return True if lines on a stream can be erased: on a terminal that is not dumb."""
+    """Return True if lines on a stream can be erased: it is a terminal, and not a dumb one."""
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 def duration(seconds: float) -> str:
-    """Format a time to be read: `45 s`, `12 min`, `3 h 20 min`, `2.5 days`."""
+    """Format a time such as `45 s`, `12 min`, `3 h 20 min` or `2.5 days`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

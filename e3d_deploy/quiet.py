@@ -1,4 +1,4 @@
-"""Remarks of libraries kept away from the user for a while, also by several threads at once."""
+"""Suppression of warnings and log messages of libraries, usable by several threads at once."""
 
 import logging
 import threading
@@ -8,21 +8,22 @@ from contextlib import contextmanager
 
 _lock = threading.Lock()
 _inside = 0
-"""Number of blocks that run now, in all threads."""
+"""Number of running `quiet` blocks in all threads."""
 _filters = warnings.catch_warnings()
 _levels: dict[str, int] = {}
-"""Levels of loggers to put back."""
+"""Levels of loggers to restore."""
 
 
 @contextmanager
 def quiet(ignore: Callable[[], object] = lambda: None, *, loggers: tuple[str, ...] = ()) -> Iterator[None]:
-    """Ignore warnings and log errors alone; the last of several threads puts filters and levels back.
+    """Ignore some warnings, and log only errors, while the block runs.
 
-    Python has both for the whole process only. Each thread for itself would put back what another one has set.
+    Warning filters and logger levels belong to the whole process. If each thread restored them at the end of its own
+    block, it would undo the settings of other threads; so the last block that ends restores them.
 
     Args:
-        ignore: adds filters of warnings.
-        loggers: log nothing below an error.
+        ignore: function that adds warning filters.
+        loggers: names of loggers that log only errors.
     """
     _enter(ignore, loggers)
     try:

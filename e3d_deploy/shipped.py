@@ -1,4 +1,4 @@
-"""Files that ship with the package, wherever it lies."""
+"""Access to files that ship with the package, also if it is installed as a zip archive."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,9 @@ from e3d_deploy.files import scratch_folder
 
 @contextmanager
 def extracted(resource: Traversable) -> Iterator[Path]:
-    """Give a resource as a file of its own name; one in a zip archive is extracted while the block runs.
+    """Yield the path of a resource; a resource in a zip archive is extracted while the block runs.
 
-    `importlib.resources.as_file` would give it another name.
+    The file keeps its name, which `importlib.resources.as_file` would change.
     """
     if isinstance(resource, Path):
         yield resource

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX as modules: found, loaded, and heard."""
+"""Import of TensorRT and TensorRT-RTX, their compute capabilities, and their log messages."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 Target = Literal["tensorrt", "tensorrt-rtx"]
 
-# The front ends are thin packages over the bindings; either will do.
+# The front ends are thin packages over the bindings; both names work.
 MODULES = {
     "tensorrt": ("tensorrt", "tensorrt_bindings"),
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
@@ -21,16 +21,16 @@ MODULES = {
 
 
 def remedy(target: Target) -> str:
-    """Return how to get the library of a target."""
+    """Return the command that installs the library of a target."""
     command = pip_install(extra_of(target.replace("-", "_")) or target)
     return f"{command}, on a machine with {GPU}" if target == "tensorrt" else command
 
 
 def library(target: Target) -> Any:
-    """The module of a target.
+    """Import and return the module of a target.
 
     Raises:
-        BackendUnavailable: it is not installed, or does not load here.
+        BackendUnavailable: The library is not installed, or cannot be loaded on this machine.
     """
     reasons = []
     for name in MODULES[target]:
@@ -45,9 +45,9 @@ def library(target: Target) -> Any:
 
 
 def capabilities(rtx: Any) -> tuple[str, ...]:
-    """Return the compute capabilities that TensorRT-RTX builds for and runs on, ascending.
+    """Return the compute capabilities that TensorRT-RTX supports, in ascending order.
 
-    Its builder takes every one that its enum names and refuses all others; a test tries them.
+    The builder accepts exactly the members of its enum; a test tries them all.
     """
     names = (re.fullmatch(r"SM(\d+)(\d)", name) for name in dir(rtx.ComputeCapability))
     numbers = sorted((int(name[1]), int(name[2])) for name in names if name)
@@ -55,7 +55,7 @@ def capabilities(rtx: Any) -> tuple[str, ...]:
 
 
 def refusal(rtx: Any, capability: str) -> str | None:
-    """Return why TensorRT-RTX is not for GPUs of a compute capability, and what is; None where it is for them."""
+    """Return why TensorRT-RTX does not support a compute capability, and the alternatives; None if it does."""
     known = capabilities(rtx)
     if capability in known:
         return None
@@ -66,7 +66,7 @@ def refusal(rtx: Any, capability: str) -> str | None:
 
 
 def make_logger(trt: Any) -> Any:
-    """TensorRT's messages into Python's logging."""
+    """Return a TensorRT logger that passes messages on to Python's logging and stores errors."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -75,8 +75,8 @@ def make_logger(trt: Any) -> Any:
 
         @property
         def reason(self) -> str:
-            """The first error; those that follow are about its consequences."""
-            return self.errors[0] if self.errors else "it gave no reason"
+            """First error; later errors are usually consequences of the first."""
+            return self.errors[0] if self.errors else "no reason given"
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
@@ -85,5 +85,5 @@ def make_logger(trt: Any) -> Any:
             else:
                 log.debug(message)
 
-    INDIVISIBLE.add(Logger.log.__code__)  # TensorRT swallows what is raised there
+    INDIVISIBLE.add(Logger.log.__code__)  # TensorRT swallows exceptions raised there
     return Logger()

@@ -1,4 +1,4 @@
-"""PyTorch's settings of TF32, which hold for the whole process."""
+"""PyTorch's TF32 settings, which apply to the whole process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ T = TypeVar("T")
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Let a GPU round the factors of float32 products to TF32, except for `fp32`, and try convolution algorithms.
+    """Enable TF32 for float32 products on a GPU, except with `fp32`, and the search for fast convolution algorithms.
 
-    PyTorch has these settings for the whole process only, so they are put back. It has two sets of names for them,
-    and Inductor asks by the older one and fails where the two disagree; within, they agree.
+    The settings apply to the whole process, and are restored when the block ends. PyTorch has two sets of names for
+    them. Inductor reads the older names, and fails if the two sets disagree; they agree while the block runs.
     """
-    cudnn: Any = torch.backends.cudnn  # Any: the annotations lack some settings
+    cudnn: Any = torch.backends.cudnn  # Any, because the annotations lack some settings
     mkldnn: Any = torch.backends.mkldnn
     kinds: Any = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
-    settings = *kinds, mkldnn.matmul  # which the older name of the first changes too
+    settings = *kinds, mkldnn.matmul  # the older name of the matmul setting changes this too
     before = [setting.fp32_precision for setting in settings]
     products = _setting(torch.get_float32_matmul_precision, "highest")
     allowed = _setting(lambda: cudnn.allow_tf32, True)
     benchmark = cudnn.benchmark
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     cudnn.allow_tf32 = precision != "fp32"
-    for kind in kinds:  # the older names leave `none`, which takes the setting of the whole process
+    for kind in kinds:  # the older names set `none`, which means the global setting
         kind.fp32_precision = "ieee" if precision == "fp32" else "tf32"
     cudnn.benchmark = True
     try:
@@ -34,12 +34,12 @@ def arithmetic(precision: str) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         cudnn.allow_tf32, cudnn.benchmark = allowed, benchmark
-        for setting, value in zip(settings, before, strict=True):  # last, since the older names change them too
+        for setting, value in zip(settings, before, strict=True):  # last, because the older names change them too
             setting.fp32_precision = value
 
 
 def _setting(read: Callable[[], T], otherwise: T) -> T:
-    """Read a setting by its older name; `otherwise` if PyTorch refuses, as where the two sets of names disagree."""
+    """Read a setting by its older name; return `otherwise` if PyTorch raises because the two sets of names disagree."""
     try:
         return read()
     except RuntimeError:

@@ -1,22 +1,22 @@
-"""Timing in turn: blocks of calls, A B A B …, so that a machine that slows down slows all sides alike."""
+"""Timing in turn: alternating blocks of calls, A B A B …, so that load on the machine affects all sides alike."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 Clock = Callable[[], float]
-"""Seconds from some moment on; `time.process_time` where other processes load the machine."""
+"""Function that returns a time (s); `time.process_time` excludes the load of other processes."""
 Found = TypeVar("Found")
 
 
 def block(
     call: Callable[[], object], *, fewest: int = 1, seconds: float = 0.0, clock: Clock = time.perf_counter
 ) -> list[float]:
-    """Call one after the other; return the time of each call (s).
+    """Call a function repeatedly; return the time of each call (s).
 
     Args:
-        fewest: number of calls at least, unless the first alone fills the block.
-        seconds: length of the block; 0 makes just `fewest` calls.
+        fewest: minimum number of calls. One call is enough if it takes `seconds`.
+        seconds: minimum length of the block; 0 makes exactly `fewest` calls.
     """
     times: list[float] = []
     total = 0.0
@@ -31,10 +31,10 @@ def block(
 
 
 def in_turn(sides: Sequence[Callable[[int], Found]], rounds: int) -> list[list[Found]]:
-    """Let each side measure once a round, in their order; return what each found.
+    """Call each side once per round, in order; return the results of each side.
 
     Args:
-        sides: called with the number of the round, from 1.
+        sides: functions that measure; called with the number of the round, from 1.
     """
     found: list[list[Found]] = [[] for _ in sides]
     for number in range(1, rounds + 1):

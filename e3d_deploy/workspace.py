@@ -1,4 +1,4 @@
-"""Names that scripts import from here; `files.py` is their home."""
+"""Aliases for scripts that import these names from here; `files.py` defines them."""
 
 from e3d_deploy.files import swap, workspace
 

@@ -303,10 +303,10 @@ def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
 
 def test_inspect_of_what_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.onnx").write_bytes(b"x")
-    assert "foreign.onnx: a graph alone" in failing("inspect", tmp_path / "foreign.onnx", code=5)
+    assert "foreign.onnx: a graph, not a bundle" in failing("inspect", tmp_path / "foreign.onnx", code=5)
     line = failing("inspect", exported / "tiny.e3d" / "reference.npz", code=5)
-    assert "an archive and no bundle; if `e3d pack` wrote it" in line
-    assert "a checkpoint of PyTorch becomes a model by `e3d import`" in line
+    assert "an archive, not a bundle; if `e3d pack` wrote it" in line
+    assert "if it is a PyTorch checkpoint, import it with `e3d import`" in line
 
 
 def test_pack_and_unpack(bundle_path: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_the_command_ends_with_a_verdict(exported: Path, tmp_path: Path) -> None
     assert run(a, b, "--exit-code", code=3).stderr.splitlines()[-1] == f"FAIL {a} and {b} differ in config, weights"
     assert run(a, a, "--exit-code").stdout.splitlines()[-1].endswith("are the same")
     assert json.loads(run(a, b, "--json").stdout)["differs_in"] == ["config", "weights"]
-    assert "not compared, in one of them alone: engines" in run(exported / "tiny.e3d", a).stdout
+    assert "not compared, only one side has it: engines" in run(exported / "tiny.e3d", a).stdout
 
 
 def test_a_diff_needs_numpy_and_click_alone(exported: Path) -> None:
@@ -192,7 +192,7 @@ def test_what_cannot_be_compared_is_said(exported: Path, bundle_path: Path, tmp_
     with pytest.raises(BundleError, match="no such bundle"):
         diff(exported / "tiny.e3d", tmp_path / "absent")
     save_file({"a": np.zeros(2, np.float32)}, path)
-    with pytest.raises(CheckpointError, match="not made by e3d_deploy; `e3d import`"):
+    with pytest.raises(CheckpointError, match="not made by e3d_deploy; convert files"):
         diff(path, path)
     (bundle_path / "step.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match="altered or truncated"):
