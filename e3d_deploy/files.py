@@ -182,7 +182,7 @@ def place_of(path: Path, *, make: bool = False) -> Path:
     if make:
         place.parent.mkdir(parents=True, exist_ok=True)
     elif not place.parent.is_dir():
-        raise ConfigError(f"{subject} its folder does not exist; make it first")
+        raise ConfigError(f"{subject} its folder does not exist; create it first")
     return place
 
 

@@ -1,4 +1,4 @@
-"""Content of a bundle or a model file, for `e3d inspect`."""
+"""Contents of a bundle or a model file, for `e3d inspect`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -177,7 +177,7 @@ class BundleContents:
                 "graph": self.graphs,
                 "cost": None if cost is None else by_graph({name: vars(one) for name, one in cost.graphs.items()}),
                 "cost_missing": self.cost_missing,
-                "counted": None if cost is None else f"{cost.counted}; streams in a call: {cost.streams}",
+                "counted": None if cost is None else f"{cost.counted}; streams per call: {cost.streams}",
                 "nodes": None if cost is None else by_graph(cost.operators),
                 "step_inputs": self.step_inputs,
                 "engine": self.engines,

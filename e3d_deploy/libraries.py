@@ -22,7 +22,7 @@ class Library:
 
 
 LIBRARIES = (
-    Library("torch", ("torch",), "train", "train, export, and PyTorch as the yardstick of verify"),
+    Library("torch", ("torch",), "train", "training, export, and PyTorch as the reference of e3d verify"),
     Library("lightning", ("lightning",), "train", "e3d train"),
     Library("safetensors", ("safetensors",), "train", "model files"),
     Library("onnx", ("onnx",), "train", "e3d export"),
@@ -37,7 +37,7 @@ LIBRARIES = (
         "e3d build --target tensorrt",
     ),
     Library("cuda.core", ("cuda-core",), "gpu", "the backends on a GPU"),
-    Library("av", ("av",), "video", "videos in and out"),
+    Library("av", ("av",), "video", "reading and writing videos"),
     Library("tensorflow", ("tensorflow-cpu", "tensorflow"), "import-tf", "e3d import of google/e3d_lstm checkpoints"),
     Library("PIL", ("pillow",), "video", "folders of pictures, GIFs"),
     Library("fastapi", ("fastapi",), "serve", "e3d serve"),
@@ -45,7 +45,7 @@ LIBRARIES = (
     Library("websockets", ("websockets",), "serve", "live sessions of e3d serve"),
     Library("python_multipart", ("python-multipart",), "serve", "uploads to e3d serve"),
     Library("prometheus_client", ("prometheus-client",), "serve", "metrics of e3d serve"),
-    Library("matplotlib", ("matplotlib",), "plot", "pictures of drift and latency, and the report of e3d demo"),
+    Library("matplotlib", ("matplotlib",), "plot", "plots of drift and latency, and the report of e3d demo"),
 )
 GPU = "an NVIDIA GPU and its driver"
 """Requirement of the backends on a GPU."""

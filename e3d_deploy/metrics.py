@@ -74,7 +74,9 @@ def ssim(prediction: NDArray[Any], truth: NDArray[Any], *, data_range: float = 1
     """
     side, c1, c2 = 7, (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     if min(prediction.shape[-2:]) < side:
-        raise ShapeError(f"ssim: frames of {prediction.shape[-2:]} pixels are smaller than its window of {side}")
+        raise ShapeError(
+            f"ssim: got frames of {prediction.shape[-2:]} pixels, expected at least {side}x{side}, its window"
+        )
     x, y = prediction.astype(np.float64), truth.astype(np.float64)
 
     def local_mean(frames: NDArray[np.float64]) -> NDArray[np.float64]:

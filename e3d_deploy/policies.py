@@ -1,4 +1,4 @@
-"""Precision policies, data types for convolutions and matrix products, and the allowed loss of quality of each."""
+"""Precision policies: the data type of convolutions and matrix products, and the allowed loss of quality."""
 
 from dataclasses import asdict, dataclass, fields, replace
 

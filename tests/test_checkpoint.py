@@ -1,4 +1,4 @@
-"""Models to disk and back, and everything that is not a model file."""
+"""Model files: save and load, and errors for other files."""
 
 import errno
 import json
@@ -84,7 +84,7 @@ def test_truncated_file_is_refused(tiny_model: E3DLSTM, path: Path, share: float
 
 
 def card(config: dict[str, object], number: int = checkpoint.FORMAT) -> dict[str, str]:
-    """The metadata of a model file."""
+    """Return the metadata of a model file."""
     return {checkpoint.KEY: json.dumps({"format": number, "config": config})}
 
 
@@ -189,7 +189,7 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_has_the_usual_mode(
 
 
 class Bomb:
-    """Creates a file when it is unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -208,7 +208,7 @@ def test_pickles_are_refused_and_never_run(path: Path, tmp_path: Path, write) ->
 
 
 def test_model_files_can_be_read_by_others(tiny_model: E3DLSTM, path: Path) -> None:
-    """The umask decides their mode; they are not for the owner alone."""
+    """The umask sets their mode; files are not readable only by the owner."""
     mask = os.umask(0o022)
     try:
         checkpoint.save(tiny_model, path)
@@ -270,7 +270,7 @@ def test_equal_models_make_equal_bytes(tiny_model: E3DLSTM, path: Path) -> None:
 def test_a_weight_of_another_network_and_a_missing_folder_are_named(tiny_model: E3DLSTM, path: Path) -> None:
     weights = {**tiny_model.state_dict(), "extra.weight": torch.zeros(1)}
     save_file(weights, path, card(tiny_model.config.to_dict()))
-    with pytest.raises(CheckpointError, match=r"it has the unknown weight extra\.weight; copy it again"):
+    with pytest.raises(CheckpointError, match=r"the file has the unknown weight extra\.weight; copy it again"):
         checkpoint.load(path)
-    with pytest.raises(ConfigError, match="its folder does not exist; make it first"):
+    with pytest.raises(ConfigError, match="its folder does not exist; create it first"):
         checkpoint.save(tiny_model, path.parent / "no" / "model.safetensors")

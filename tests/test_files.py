@@ -1,4 +1,4 @@
-"""Saving writes to what was named: files, links, pipes, devices and descriptors."""
+"""Writes to files, links, pipes, devices and descriptors."""
 
 import errno
 import os
@@ -16,24 +16,24 @@ import pytest
 from e3d_deploy.errors import ConfigError
 from e3d_deploy.files import check_place, new_file, new_folder, workspace, write_file
 
-BEFORE, CONTENT = b"before", b"content" * 20_000  # more than a pipe holds
+BEFORE, CONTENT = b"before", b"content" * 20_000  # more than the buffer of a pipe
 
 
 def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+def test_a_link_stays_and_the_file_behind_it_is_replaced(tmp_path: Path) -> None:
     folder, link = tmp_path / "elsewhere", tmp_path / "link.npz"
     folder.mkdir()
     link.symlink_to("elsewhere/target.npz")
-    for _ in range(2):  # at first the link leads to nothing
+    for _ in range(2):  # at first, the link leads to nothing
         write_file(link, CONTENT)
         assert link.is_symlink()
         assert (folder / "target.npz").read_bytes() == CONTENT
         assert [path.name for path in folder.iterdir()] == ["target.npz"]
     with pytest.raises(ZeroDivisionError), new_file(link) as partial:  # noqa: PT012 (both are the test)
-        assert partial.name == "link.npz"  # writers go by the suffix that was given
+        assert partial.name == "link.npz"  # writers choose the format by this suffix
         partial.write_bytes(BEFORE)
         raise ZeroDivisionError
     assert (folder / "target.npz").read_bytes() == CONTENT
@@ -58,9 +58,7 @@ def test_a_file_that_is_replaced_keeps_its_owner(tmp_path: Path) -> None:
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 12346)
 
 
-def test_a_file_that_cannot_be_given_away_is_written_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_written_even_if_its_owner_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -86,7 +84,7 @@ def test_a_named_pipe_gets_the_bytes_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_device_gets_the_bytes_and_stays(tmp_path: Path) -> None:
-    """A terminal: its folder is one in which nothing can be made, so that no fault can replace it."""
+    """The device is a terminal: nothing can be created in its folder, so a bug cannot replace the device."""
     terminal, device = os.openpty()
     path, link = Path(os.ttyname(device)), tmp_path / "link"
     link.symlink_to(path)
@@ -109,7 +107,7 @@ def test_the_null_device_takes_everything(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to_file", [True, False])
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link.npz"])
-def test_a_descriptor_gets_the_bytes_where_it_stands(tmp_path: Path, name: str, to_file: bool) -> None:
+def test_a_descriptor_gets_the_bytes_at_its_position(tmp_path: Path, name: str, to_file: bool) -> None:
     code = f"""
 import os, tempfile
 from pathlib import Path
@@ -142,7 +140,7 @@ def failing(number: int) -> Any:
 
 
 @pytest.mark.usefixtures("devices_stay")
-def test_an_error_names_what_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_names_the_path_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to("absent/target")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
@@ -179,7 +177,7 @@ def test_a_place_that_cannot_take_an_output_is_refused(tmp_path: Path, monkeypat
     (tmp_path / "folder").mkdir()
     target = tmp_path / "absent/target"
     expected = {
-        target: f"{target}: its folder does not exist; make it first",
+        target: f"{target}: its folder does not exist; create it first",
         tmp_path / "link": f"link: leads to {target}; its folder does not exist",
         tmp_path / "file/below": f"below: {tmp_path / 'file'} is not a folder; choose another place",
         tmp_path / "folder": "folder: is a folder; choose another name",
@@ -206,20 +204,20 @@ def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_is_read_only_is_said_so(tmp_path: Path) -> None:
+def test_the_error_for_a_read_only_folder_says_so(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     with pytest.raises(PermissionError) as error:
         write_file(tmp_path / "file", CONTENT)
     assert error.value.filename == str(tmp_path / "file")
 
 
-def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
+def test_names_of_the_maximum_length_work(tmp_path: Path) -> None:
     for name in ("n" * 255, "é" * 127):
         write_file(tmp_path / name, CONTENT)
         assert (tmp_path / name).read_bytes() == CONTENT
 
 
-def test_a_new_folder_behind_a_link_is_made_where_it_leads(tmp_path: Path) -> None:
+def test_a_new_folder_is_made_where_a_link_leads(tmp_path: Path) -> None:
     link, target = tmp_path / "link", tmp_path / "target"
     link.symlink_to("target")
     with new_folder(link) as folder:
@@ -249,7 +247,7 @@ def test_an_empty_folder_stays_where_filling_it_is_interrupted(tmp_path: Path, m
     assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
 
 
-def test_a_workspace_that_cannot_be_made_names_its_target(tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_made_names_its_output_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, workspace(tmp_path / "absent/target"):
         pass
     assert error.value.filename == str(tmp_path / "absent/target")

@@ -1,4 +1,4 @@
-"""Pictures to frames and back."""
+"""Conversion of pictures to frames and back."""
 
 from typing import Any
 
@@ -76,8 +76,8 @@ def with_pixel(value: float) -> NDArray[np.float32]:
         (bytes_of(8, 12), r"got \[8, 12\] uint8, expected \[..., 8, 12, 1\]"),
         (bytes_of(8, 12, 1).astype(np.int32), r"got int32, expected uint8, or float in \[0, 1\]; convert it"),
         (bytes_of(8, 12, 1).astype(bool), "got bool, expected uint8"),
-        (with_pixel(np.nan), "holds NaN or infinity; clean it"),
-        (with_pixel(np.inf), "holds NaN or infinity; clean it"),
+        (with_pixel(np.nan), "holds NaN or infinity, which would stay"),
+        (with_pixel(np.inf), "holds NaN or infinity, which would stay"),
         (
             with_pixel(255),
             r"float32 picture out of range, values from 0.5 to 255, expected \[0, 1\]; divide by 255, or pass uint8",
@@ -93,14 +93,14 @@ def test_other_pictures_are_refused(pictures: NDArray[Any], message: str) -> Non
         to_frames(pictures, image_size=SIZE, channels=1, name="frame 7")
 
 
-def test_numbers_too_small_for_float32_become_zero_whatever_numpy_is_told_to_raise() -> None:
+def test_underflow_to_zero_is_no_error_even_if_numpy_is_set_to_raise() -> None:
     with np.errstate(all="raise"):
         frames = to_frames(np.full((*SIZE, 1), 1e-300), image_size=SIZE, channels=1)
         assert not frames.any()
         assert not to_input(np.full((1, 1, *SIZE), 1e-300)).any()
 
 
-def test_an_input_is_only_copied_where_it_must_be() -> None:
+def test_an_input_is_copied_only_if_necessary() -> None:
     frames = np.random.default_rng(0).random((1, 1, *SIZE), np.float32)
     assert to_input(frames) is frames
     read_only = frames.copy()

@@ -1,4 +1,4 @@
-"""Models as small files, and what can befall them on their way."""
+"""Models split into parts: joining, and damaged, missing or mixed parts."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ MAX_BYTES = 20_000
 
 @pytest.fixture
 def folder(tiny_model: E3DLSTM, tmp_path: Path) -> Path:
-    """Two sets of one run: `a` after 10 steps, `b` after 20."""
+    """Return the parts of two sets of one run: `a` after 10 steps, `b` after 20 steps."""
     folder = tmp_path / "parts"
     folder.mkdir()
     save(tiny_model, folder, "model-a", step=10)
@@ -46,7 +46,7 @@ def joined(folder: Path) -> parts.JoinedModel:
 
 
 def rewrite(path: Path, **fields: object) -> None:
-    """Change the card of a part."""
+    """Change the metadata of a part."""
     with safe_open(path, "numpy") as file:
         card = json.loads(file.metadata()[KEY])
     save_file(load_file(path), path, {KEY: json.dumps({**card, **fields})})
@@ -70,12 +70,12 @@ def test_the_full_size_network_travels_in_two_parts(tmp_path: Path) -> None:
     assert max(path.stat().st_size for path in paths) <= 16 * 2**20
 
 
-def test_the_newest_whole_set_is_taken(folder: Path) -> None:
+def test_the_newest_complete_set_is_used(folder: Path) -> None:
     assert (joined(folder).step, joined(folder).left_out) == (20, ("step 10 is older",))
 
 
-def test_a_set_that_was_being_replaced_is_left_out(tiny_model: E3DLSTM, folder: Path, tmp_path: Path) -> None:
-    """The machine is lost while a set is being written."""
+def test_a_set_that_was_being_replaced_is_not_used(tiny_model: E3DLSTM, folder: Path, tmp_path: Path) -> None:
+    """The machine stopped while it wrote a set."""
     newer = save(tiny_model, tmp_path, "model-a", step=30)
     newer[0].replace(folder / newer[0].name)
     found = joined(folder)
@@ -103,7 +103,7 @@ def test_a_part_given_twice_is_refused_by_name(folder: Path) -> None:
         joined(folder)
 
 
-def test_a_damaged_part_is_named_and_the_older_set_is_taken(folder: Path) -> None:
+def test_a_damaged_part_is_named_and_the_older_set_is_used(folder: Path) -> None:
     part = next(folder.glob("model-b.part-2-*"))
     content = bytearray(part.read_bytes())
     content[-5] ^= 1
@@ -124,10 +124,10 @@ def test_a_damaged_part_of_the_older_set_does_not_matter(folder: Path) -> None:
     assert joined(folder).step == 20
 
 
-def test_cards_that_lie_are_found_out(folder: Path) -> None:
+def test_wrong_metadata_is_refused(folder: Path) -> None:
     part = next(folder.glob("model-b.part-1-*"))
     for fields, words in (
-        ({"part_format": 2}, "a part of another format, this version joins 1; update e3d_deploy"),
+        ({"part_format": 2}, "a part of another format, this version joins format 1; update e3d_deploy"),
         ({"part_format": 1, "colour": "red"}, "not a part of a model"),
     ):
         rewrite(part, **fields)
@@ -148,7 +148,7 @@ def test_cards_that_lie_are_found_out(folder: Path) -> None:
         {"count": 10**9},
     ],
 )
-def test_cards_of_odd_values_are_refused(folder: Path, fields: dict[str, object]) -> None:
+def test_metadata_with_invalid_values_is_refused(folder: Path, fields: dict[str, object]) -> None:
     part = next(folder.glob("model-b.part-1-*"))
     rewrite(part, **fields)
     with pytest.raises(CheckpointError, match=rf"{part.name}: not a part of a model"):
@@ -162,14 +162,14 @@ def test_cards_of_odd_values_are_refused(folder: Path, fields: dict[str, object]
         {"__metadata__": {KEY: "[" * 100_000}},
     ],
 )
-def test_numbers_and_depths_beyond_reason_are_refused(tmp_path: Path, header: dict[str, object]) -> None:
+def test_huge_numbers_and_deep_nesting_are_refused(tmp_path: Path, header: dict[str, object]) -> None:
     path, text = tmp_path / "model-a.part-1-of-1.safetensors", json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(CheckpointError, match=path.name):
         parts.join([path])
 
 
-def test_parts_that_count_differently_are_of_two_sets(folder: Path) -> None:
+def test_parts_with_different_counts_belong_to_two_sets(folder: Path) -> None:
     part = next(folder.glob("model-b.part-1-*"))
     rewrite(part, count=20)
     found = joined(folder)
@@ -184,7 +184,7 @@ def test_three_missing_parts_are_named(tiny_model: E3DLSTM, tmp_path: Path) -> N
         parts.join(written[:1])
 
 
-def test_a_part_is_taken_once_by_whatever_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_given_by_two_paths_is_used_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
     found = parts.find_parts([folder, Path("parts"), next(Path("parts").glob("*part-1*"))])
     assert found == sorted(folder.iterdir())
@@ -200,13 +200,13 @@ def test_a_weight_beyond_float16_is_refused_by_name(tiny_model: E3DLSTM, tmp_pat
     checkpoint.save(weights, tmp_path / "whole.safetensors")
 
 
-def test_whole_models_are_no_parts(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+def test_complete_model_files_are_not_parts(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     checkpoint.save(tiny_model, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors: not a part of a model"):
         parts.join([tmp_path / "model.safetensors"])
 
 
-def test_no_room_for_bytes_is_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+def test_a_size_without_room_for_bytes_is_refused(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="max_bytes: got 100"):
         parts.save_parts(tiny_model, tmp_path, "model-a", run="run", step=1, max_bytes=100)
     with pytest.raises(ConfigError, match=r"max_bytes: 4100 needs \d+ parts, expected at most 64; allow more bytes"):
@@ -234,7 +234,7 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
     (tmp_path / "empty").mkdir()
     assert "empty: is a folder; give the name of a" in command(folder, "-o", tmp_path / "empty", "--overwrite", code=2)
-    assert "has no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
+    assert "contains no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
     assert "no such file or folder" in command(tmp_path / "absent", "-o", output, "--overwrite", code=2)
     next(folder.glob("model-a.part-1-*")).unlink()
     next(folder.glob("model-b.part-1-*")).unlink()

@@ -161,7 +161,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult:
-    """Rows of a benchmark, and the conditions that they depend on."""
+    """Result of a benchmark: its rows, and the conditions of the measurement."""
 
     what: Mapping[str, str]
     """Tasks timed, each with its description."""

@@ -82,12 +82,12 @@ def stream_curve(
             invalid or unsupported.
     """
     if any(count < 1 for count in counts) or not (counts or goal):
-        raise ConfigError(f"streams: got {list(counts)}, expected numbers from 1 on, or a latency goal")
+        raise ConfigError(f"streams: got {list(counts)}, expected numbers of at least 1, or a latency goal")
 
     if bundle.batch != 1 and renewal not in (None, "none"):
         raise ConfigError(
-            f"renewal: got {renewal} for graphs that step {bundle.batch} streams at once, which keep one state each; "
-            "leave it out, or export with --batch 1 or any"
+            f"renewal: got {renewal}, but the graphs step {bundle.batch} streams at once, with one state each; "
+            "omit it, or export with --batch 1 or any"
         )
     own = renewal_for(bundle.card, bundle.context_length, renewal) if bundle.batch == 1 else NONE
     if own.kind == "replay":

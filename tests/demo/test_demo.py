@@ -1,4 +1,4 @@
-"""The tour, and the models that it shows."""
+"""Tour of `e3d demo`, and the models that it shows."""
 
 import json
 from collections.abc import Callable
@@ -59,14 +59,14 @@ def test_a_model_that_ships_is_small_and_has_a_card(exhibit: Exhibit) -> None:
 
 
 DIGITS_SHARE, FILM_SHARE = 0.27, 0.8
-"""Largest errors as shares of that of copying the last frame (measured on all clips: 0.249 and 0.642)."""
+"""Maximum errors divided by the error of copying the last frame (measured on all clips: 0.249 and 0.642)."""
 
 
 @pytest.mark.parametrize(
     ("exhibit", "share"), [(DIGITS, DIGITS_SHARE), (FILM, FILM_SHARE)], ids=lambda one: getattr(one, "name", "")
 )
-def test_forecasts_err_by_a_share_of_what_copying_the_last_frame_does(exhibit: Exhibit, share: float) -> None:
-    """On clips of the test set, computed here, and on all of it, as the card tells."""
+def test_forecasts_have_a_fraction_of_the_error_of_copy_last(exhibit: Exhibit, share: float) -> None:
+    """Holds on clips of the test set, computed here, and on the whole test set, read from the JSON file."""
     with extracted(exhibit.model) as path:
         model = checkpoint.load(path)
     form = Form(image_size=model.config.image_size, channels=1)
@@ -104,15 +104,15 @@ def run(output: Path, *options: str) -> None:
 
 
 def smaller(path: Path) -> ModelConfig:
-    """Write a smaller network, which stands for one that is shown, with the card of the one that ships."""
+    """Save a smaller network to `path`, with the card of a shipped model; return its config."""
     torch.manual_seed(0)
     config = ModelConfig(image_size=(64, 64), channels=1, patch_size=16, hidden=(4,), kernel_size=3)
     checkpoint.save(E3DLSTM(config), path, card=checkpoint.read_card(MODEL))
     return config
 
 
-def test_the_tour_without_tensorrt_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network that ships makes the tour below, which builds engines."""
+def test_the_tour_without_tensorrt_reports_skipped_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last test runs the tour with the shipped model and builds engines."""
 
     def missing(*_: object, **__: object) -> None:
         raise BackendUnavailable("tensorrt-rtx: does not load here")
@@ -138,7 +138,7 @@ def test_the_full_tour_shows_another_model_and_no_film(tmp_path: Path, monkeypat
 
 
 def test_without_the_full_model_the_error_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installed package has no folder `models` beside it."""
+    """An installed package has no folder `models` next to it."""
     absent = tmp_path / "models" / "moving_mnist_64x4.safetensors"
     monkeypatch.setattr(exhibits, "FULL", replace(FULL, model=absent))
     result = CliRunner().invoke(main, ["demo", "--full", "-o", str(tmp_path / "out")])
@@ -161,12 +161,12 @@ def halved(path: Path) -> None:
     [
         ("pedestrians.json", Path.unlink, "no such file; install the package again"),
         ("pedestrians.json", halved, "not JSON"),
-        ("pedestrians.json", emptied, "has no curve and no quality"),
+        ("pedestrians.json", emptied, "lacks curve and quality"),
         ("pedestrians.safetensors", halved, "pedestrians.safetensors: "),
     ],
     ids=["missing", "cut card", "empty card", "cut model"],
 )
-def test_what_is_missing_or_damaged_is_refused_before_any_work(
+def test_missing_or_damaged_files_are_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: Callable[[Path], None], message: str
 ) -> None:
     for file in (FILM.model, FILM.card):
@@ -180,7 +180,7 @@ def test_what_is_missing_or_damaged_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path / "out")])
     assert result.exit_code == ConfigError.exit_code
@@ -188,7 +188,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_the_full_model_is_described_as_it_is() -> None:
+def test_the_description_of_the_full_model_is_correct() -> None:
     if not FULL.model.exists():
         pytest.skip("the model was moved out of this checkout")
     model, card = checkpoint.load(FULL.model), json.loads(FULL.card.read_text())

@@ -1,4 +1,4 @@
-"""Timing and judging of calls, on a clock of the tests' own: nothing here depends on the speed of a machine."""
+"""Benchmarks with a simulated clock: no test depends on the speed of a machine."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "benchmark.md").read_text()
 
 
 class Paced:
-    """A real backend whose calls take as long as they are told."""
+    """Real backend whose calls take given times on the simulated clock."""
 
     device: Any = None
 
@@ -86,12 +86,12 @@ class Paced:
 
 @pytest.fixture
 def bundle(exported: Path) -> Bundle:
-    """Context 4, horizon 3, history 4."""
+    """Return the tiny bundle, with context length 4, horizon 3 and history length 4."""
     return Bundle.open(exported / "tiny.e3d")
 
 
 def lasting(clock: Clock, ms: Iterator[float]) -> Task:
-    """A call that takes the next of these times."""
+    """Return a task whose calls take the given times in order."""
 
     def call() -> None:
         clock.now += next(ms) / 1000
@@ -108,7 +108,7 @@ def lasting(clock: Clock, ms: Iterator[float]) -> Task:
         ([7], (7, 7, 0)),
     ],
 )
-def test_the_interval_of_a_median_comes_from_the_order_alone(
+def test_the_interval_of_a_median_depends_only_on_order_statistics(
     values: list[float], expected: tuple[float, float, float]
 ) -> None:
     assert median_interval(values) == pytest.approx(expected)
@@ -125,7 +125,7 @@ def test_a_summary_takes_the_median_of_blocks_and_percentiles_of_all_calls() -> 
     assert summary([Block([0.001])]).device_median_ms is None
 
 
-def test_a_block_has_three_calls_unless_one_fills_it() -> None:
+def test_a_block_has_three_calls_unless_one_takes_its_whole_time() -> None:
     clock = Clock()
     assert len(Runner("short", lasting(clock, repeat(10)), clock).block(0.001).seconds) == 1
     assert len(Runner("even", lasting(clock, repeat(10)), clock).block(0.015).seconds) == 3
@@ -140,7 +140,7 @@ def test_warm_up_fills_the_history_and_ends_when_time_settles() -> None:
     assert (runner.settled, runner.warm_up_calls) == (True, 4 + 3 * 3)
 
 
-def test_warm_up_gives_up_on_what_never_settles_and_says_so() -> None:
+def test_warm_up_ends_if_the_time_never_settles_and_says_so() -> None:
     clock = Clock()
     runner = Runner("restless", lasting(clock, cycle([*[10.0] * 3, *[20.0] * 3])), clock)
     runner.warm_up(0.03)
@@ -188,7 +188,7 @@ def test_units_follow_from_the_median(bundle: Bundle) -> None:
     assert result.confidence == pytest.approx(0.9375)
 
 
-def test_end_to_end_takes_pictures_from_the_video_that_plays(bundle: Bundle) -> None:
+def test_end_to_end_reads_pictures_from_the_video(bundle: Bundle) -> None:
     backend, played = Paced(bundle, Clock(), lambda _: 1), []
 
     def play() -> Iterator[NDArray[np.uint8]]:
@@ -201,7 +201,7 @@ def test_end_to_end_takes_pictures_from_the_video_that_plays(bundle: Bundle) -> 
     assert backend.seen == [np.uint8] * 4
 
 
-def test_device_time_is_apart_where_a_backend_tells_it(bundle: Bundle) -> None:
+def test_device_time_is_separate_if_a_backend_reports_it(bundle: Bundle) -> None:
     clock = Clock()
     backend, measured = Paced(bundle, clock, lambda _: 10), []
     backend.device = SimpleNamespace(device_ms=2.0, measure=measured.append)  # type: ignore[assignment]
@@ -239,10 +239,10 @@ def test_a_backend_that_is_wrong_is_shown_as_wrong(bundle: Bundle) -> None:
         (("step",), (), "backends: got none, expected at least one"),
         ((), ("a",), "what: got nothing"),
         (("step", "frame"), ("a",), "what: got frame, expected some of step, stream, rollout"),
-        (("step",), ("a", "a"), "named twice"),
+        (("step",), ("a", "a"), "given twice"),
     ],
 )
-def test_nothing_or_nonsense_to_time_is_refused(
+def test_missing_or_unknown_tasks_are_refused(
     bundle: Bundle, what: tuple[str, ...], names: tuple[str, ...], message: str
 ) -> None:
     sides = [Paced(bundle, Clock(), lambda _: 1, name=name) for name in names]
@@ -261,7 +261,7 @@ def test_nothing_or_nonsense_to_time_is_refused(
         (1, (4,), True, [4]),
     ],
 )
-def test_streams_share_steps_of_the_sizes_that_there_are(
+def test_streams_share_steps_of_the_available_sizes(
     streams: int, sizes: tuple[int, ...], pads: bool, expected: list[int]
 ) -> None:
     assert portions(FakeBackend(sizes, pads=pads), streams) == expected
@@ -277,13 +277,13 @@ def point_of(streams: int, ms: float) -> Point:
     ("ms", "goal", "expected"),
     [
         (4.0, LatencyGoal(33, 30), (8, False)),
-        (4.0, LatencyGoal(1000, 30), (8, False)),  # a round must not last longer than a frame
+        (4.0, LatencyGoal(1000, 30), (8, False)),  # a round must not take longer than the time between two frames
         (4.0, LatencyGoal(10, 30), (2, False)),
         (40.0, LatencyGoal(33, 30), (0, False)),
         (0.01, LatencyGoal(33, 30), (MOST, True)),
     ],
 )
-def test_the_most_streams_that_hold_are_found(ms: float, goal: LatencyGoal, expected: tuple[int, bool]) -> None:
+def test_the_maximum_number_of_streams_is_found(ms: float, goal: LatencyGoal, expected: tuple[int, bool]) -> None:
     known: dict[int, Point] = {}
     answer = most_that_hold("a", lambda streams: point_of(streams, ms * streams), goal, known)
     assert (answer.streams, answer.at_least) == expected
@@ -291,7 +291,7 @@ def test_the_most_streams_that_hold_are_found(ms: float, goal: LatencyGoal, expe
     assert answer.beyond == (None if expected[1] else known[expected[0] + 1])
 
 
-def test_what_was_measured_is_not_measured_again() -> None:
+def test_measured_points_are_not_measured_again() -> None:
     known = {streams: point_of(streams, 4.0 * streams) for streams in (1, 4, 16)}
     asked: list[int] = []
 
@@ -303,7 +303,7 @@ def test_what_was_measured_is_not_measured_again() -> None:
     assert asked == [10, 7, 8, 9]
 
 
-def test_a_curve_tells_rate_and_wait_and_answers_a_latency_goal(bundle: Bundle) -> None:
+def test_a_curve_has_rates_times_and_the_answer_to_a_latency_goal(bundle: Bundle) -> None:
     clock = Clock()
     batching = Paced(bundle, clock, lambda size: 8 + 2 * size, name="batching", sizes=(1, 2, 4))
     single = Paced(bundle, clock, lambda _: 40, name="single")
@@ -322,7 +322,7 @@ def test_a_curve_tells_rate_and_wait_and_answers_a_latency_goal(bundle: Bundle) 
 
 
 def test_a_curve_counts_the_states_of_a_renewal(bundle: Bundle) -> None:
-    """For C = 4, refresh:2 has S = 3: in two frames of three both states are stepped."""
+    """For C = 4, refresh:2 has S = 3: both states are stepped in two of three frames."""
     clock = Clock()
     side = Paced(bundle, clock, lambda size: 10 * size, sizes=(1, 2, 4))
     found = stream_curve(bundle, [side], [2], renewal="refresh:2", seconds=0.5, clock=clock)  # type: ignore[list-item]
@@ -338,7 +338,7 @@ def test_a_curve_of_graphs_for_two_streams_has_no_renewal(two_streams: Path) -> 
     bundle = Bundle.open(two_streams)
     with closing(OnnxRuntimeBackend(bundle, threads=1)) as side:
         found = stream_curve(bundle, [side], [3], seconds=0.001, repeats=1)
-        with pytest.raises(ConfigError, match="renewal: got refresh:2 for graphs that step 2 streams at once"):
+        with pytest.raises(ConfigError, match="renewal: got refresh:2, but the graphs step 2 streams at once"):
             stream_curve(bundle, [side], [3], renewal="refresh:2")
     (point,) = found.curves[0].points
     assert (found.renewal, point.step_sizes) == ("none", (2, 2))
@@ -346,7 +346,7 @@ def test_a_curve_of_graphs_for_two_streams_has_no_renewal(two_streams: Path) -> 
 
 @pytest.mark.parametrize("counts", [[], [0], [1, -2]])
 def test_a_curve_of_no_streams_is_refused(bundle: Bundle, counts: list[int]) -> None:
-    with pytest.raises(ConfigError, match="expected numbers from 1 on"):
+    with pytest.raises(ConfigError, match="expected numbers of at least 1"):
         stream_curve(bundle, [], counts)
 
 
@@ -361,7 +361,7 @@ def test_an_answer_is_one_line() -> None:
 
 
 def result_of(**ms: float) -> dict[str, Any]:
-    """A result as far as a comparison reads it."""
+    """Return the part of a result that a comparison reads."""
     return {
         "schema": 1,
         "bundle": {"digest": "d" * 64, "batch": 1},
@@ -389,7 +389,7 @@ def test_a_row_beyond_the_tolerance_has_regressed() -> None:
         ("bundle", "batch", 2, "batch: 2, now 1"),
     ],
 )
-def test_no_verdict_where_something_else_differs(part: str, field: str, value: object, words: str) -> None:
+def test_no_verdict_if_conditions_differ(part: str, field: str, value: object, words: str) -> None:
     baseline = result_of(torch=1.0)
     baseline[part][field] = value
     found = compare(result_of(torch=100.0), baseline, 0.1)
@@ -399,13 +399,13 @@ def test_no_verdict_where_something_else_differs(part: str, field: str, value: o
     assert regressions(found) == []
 
 
-def test_a_baseline_from_before_the_gpu_was_recorded_is_one_without() -> None:
+def test_a_baseline_that_records_no_gpu_is_one_without_gpu() -> None:
     baseline = result_of(torch=1.0)
     del baseline["environment"]["gpu"]
     assert compare(result_of(torch=1.0), baseline, 0.1).comparable
 
 
-def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_named_if_there_is_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     core = type(sys)("cuda.core")
     core.Device = lambda _: SimpleNamespace(name="NVIDIA H200", compute_capability=(9, 0))  # type: ignore[attr-defined]
     core.system = SimpleNamespace(get_user_mode_driver_version=lambda: (13, 0))  # type: ignore[attr-defined]
@@ -424,13 +424,13 @@ def test_the_gpu_is_named_where_there_is_a_driver(monkeypatch: pytest.MonkeyPatc
     assert "GPU: NVIDIA H200" in e3d("doctor").stdout
 
 
-def test_versions_are_recorded_of_what_the_extras_install() -> None:
+def test_versions_of_the_packages_in_extras_are_recorded() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     lists = [project["dependencies"], *project["optional-dependencies"].values()]
     assert set(PACKAGES) <= {one.partition(">=")[0] for requirements in lists for one in requirements}
 
 
-def test_rows_of_one_side_alone_are_named() -> None:
+def test_rows_that_only_one_side_has_are_named() -> None:
     found = compare(result_of(torch=1.0), result_of(openvino=1.0), 0.1)
     assert found.rows == ()
     assert found.missing == ("step of openvino", "step of torch")
@@ -439,7 +439,7 @@ def test_rows_of_one_side_alone_are_named() -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"schema": 1}', json.dumps(result_of(torch=0.0)), json.dumps(result_of() | {"schema": 9})]
 )
-def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_benchmark_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "before.json").write_text(text)
     with pytest.raises(BenchmarkError, match=r"before.json: (not a result|schema 9)"):
         read_baseline(tmp_path / "before.json")
@@ -447,7 +447,7 @@ def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path, text: str) -> No
         read_baseline(tmp_path / "nowhere.json")
 
 
-def test_peak_memory_is_that_of_a_process_of_its_own(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_peak_memory_is_measured_in_its_own_process(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     peak = peak_alone(bundle, "onnxruntime", ["step"], threads=1)
     assert peak is not None
     assert 20e6 < peak < 1e9
@@ -456,14 +456,14 @@ def test_peak_memory_is_that_of_a_process_of_its_own(bundle: Bundle, caplog: pyt
     assert "peak memory of no_such is unknown" in caplog.text
 
 
-def test_peak_memory_of_another_bundle_is_not_taken(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+def test_peak_memory_of_another_bundle_is_not_used(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     opened = replace(bundle, manifest=replace(bundle.manifest, files={**bundle.manifest.files, MODEL: "another"}))
     with caplog.at_level(logging.WARNING):
         assert peak_alone(opened, "onnxruntime", ["step"], threads=1) is None
     assert "was exported again in the meantime; run the command again" in caplog.text
 
 
-# What `e3d benchmark --json` prints: a type, a tuple of types, a list of one kind, or the fields of an object.
+# Schema of the output of `e3d benchmark --json`: a type, a tuple of types, a list of one kind, or fields of an object.
 POINT = {
     "streams": int,
     "step_sizes": [int],
@@ -598,7 +598,7 @@ def test_json_follows_its_schema_and_a_later_run_is_compared(exported: Path, tmp
     assert first["decodes"]
 
     for row in first["results"]:
-        row["median_ms"] *= 1e6  # by which no machine is slower the second time
+        row["median_ms"] *= 1e6  # no machine is this much slower in the second run
     before.write_text(json.dumps(first))
     picture = tmp_path / "times.png"
     again = e3d(*command, "--baseline", before, "--picture", picture)

@@ -1,4 +1,4 @@
-"""Forecasts beside what came."""
+"""Forecasts with their truth."""
 
 import tracemalloc
 
@@ -9,7 +9,7 @@ from e3d_deploy import metrics
 from e3d_deploy.measure.forecasts import beside_truth
 
 
-def test_errors_are_those_of_the_frames_that_came_and_take_no_memory() -> None:
+def test_errors_are_averaged_over_known_frames_without_extra_memory() -> None:
     rng = np.random.default_rng(0)
     forecasts = [rng.random((300, 1, 32, 32), np.float32) * 1.2 for _ in range(2)]
     contexts = [rng.random((3, 32, 32, 1), np.float32) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Profiles of a step: times told by libraries, costs from the graph and limits of the machine."""
+"""Profiles of a step: times from libraries, costs from the graph, and limits of the machine."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def bundle(exported: Path) -> Bundle:
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No machine is measured."""
+    """Replace the measurement of the machine by fixed limits."""
     monkeypatch.setattr(profiling, "measure", lambda _: LIMITS)
 
 
@@ -55,7 +55,7 @@ def test_nodes_are_those_of_the_graph(bundle: Bundle, backend: str, kind: str) -
     assert " ".join(result.to_json()["roofline"]) == "matmul_gflops copy_gb_per_s flop least_bytes least_ms share"
 
 
-def test_pytorch_tells_operators_and_no_roofline(exported: Path) -> None:
+def test_pytorch_reports_operators_and_no_roofline(exported: Path) -> None:
     result = json.loads(e3d("profile", exported / "tiny.e3d", "--backend", "torch", "--steps", 2, "--json").stdout)
     assert any(row["kind"].startswith("aten::") and "conv" in row["kind"] for row in result["types"])
     assert result["roofline"] is None
@@ -68,7 +68,7 @@ def test_pytorch_tells_operators_and_no_roofline(exported: Path) -> None:
 
 
 @pytest.mark.usefixtures("limits")
-def test_shares_of_the_roofline_are_least_time_over_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_the_roofline_are_minimum_time_over_time(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     costs = [
         NodeCost("a", "Conv", ("x",), flop=50_000_000, bytes_moved=1000),  # 1 ms at 50 GFLOP/s
         NodeCost("b", "Add", ("y",), flop=0, bytes_moved=10_000_000),  # 1 ms at 10 GB/s
@@ -92,7 +92,7 @@ def test_shares_of_the_roofline_are_least_time_over_time(bundle: Bundle, monkeyp
         ("t0/conv", "Conv", True),
         ("conv2d_5_nchwc", "FusedConv", True),
         ("t0/conv/WithoutBiases", "Convolution", True),
-        ("t0/conv/MatmulTransposeFusion/", "FusedMatMul", False),  # the name of a convolution, and yet none
+        ("t0/conv/MatmulTransposeFusion/", "FusedMatMul", False),  # has the name of a convolution but another type
         ("t0/conv", "Reorder", False),
         ("ReorderInput_token_6", "ReorderInput", False),
         ("", "Conv", False),
@@ -138,7 +138,7 @@ def test_the_tables_show_the_longest_and_the_rest(exported: Path, limits: None) 
         (["--top", "0"], 2, "is not in the range"),
     ],
 )
-def test_what_cannot_be_profiled_is_said(exported: Path, options: list[str], code: int, message: str) -> None:
+def test_backends_without_profiler_are_refused(exported: Path, options: list[str], code: int, message: str) -> None:
     assert message in e3d("profile", exported / "tiny.e3d", *options, code=code).stderr
 
 
@@ -148,7 +148,7 @@ def test_the_limits_of_this_machine_are_measured() -> None:
     assert found.gigabytes_per_second > 0
 
 
-def test_a_machine_that_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:
+def test_an_error_names_a_machine_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch, exported: Path) -> None:
     monkeypatch.setattr("e3d_deploy.measure.child.CODE", "raise SystemExit(1)")
     line: Any = e3d("profile", exported / "tiny.e3d", "--steps", 1, code=4).stderr
     assert "profile with --no-roofline" in line
