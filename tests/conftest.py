@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.fake_cuda import Machine
 
 torch.set_num_threads(1)  # tiny tensors are slower on more
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # shells start background processes with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -33,7 +33,7 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of this run for what would be kept in the user's cache."""
+    """Redirect the user's cache to a folder of this run."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
@@ -41,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def homeless(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the user have no home folder, and no other place for a cache."""
+    """Remove the user's home folder and any other place for a cache."""
 
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -52,7 +52,7 @@ def homeless(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def devices_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be made in /dev: root would lose a device of the machine to code that replaces what it writes."""
+    """Forbid new files in /dev: as root, code that replaces its output file would destroy a device."""
     make = tempfile.mkdtemp
 
     def make_elsewhere(*args: Any, **options: Any) -> str:
@@ -75,13 +75,13 @@ def tiny_model(tiny_config: ModelConfig) -> E3DLSTM:
 
 @pytest.fixture
 def frame() -> Tensor:
-    """[B, C, H, W]."""
+    """Return frames [B, C, H, W]."""
     return torch.rand(2, 1, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def clip() -> Tensor:
-    """[B, T, C, H, W]."""
+    """Return clips [B, T, C, H, W]."""
     return torch.rand(2, 7, 1, 16, 24, generator=torch.Generator().manual_seed(2))
 
 
@@ -92,14 +92,14 @@ def steps() -> KeptSteps:
 
 @pytest.fixture
 def kept_steps(steps: KeptSteps, monkeypatch: pytest.MonkeyPatch) -> KeptSteps:
-    """Let `export` go on from steps that PyTorch has exported before, for tests of what it does with them."""
+    """Make `export` reuse steps that PyTorch has already exported, for tests of the later stages."""
     monkeypatch.setattr(bundle_module, "export_core", steps)
     return steps
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Iterator[Path]:
-    """A folder with a tiny model, a clip for it and its bundle; not to be changed."""
+    """Return a folder with a tiny model, a clip and its bundle; tests must not change it."""
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     config = ModelConfig(image_size=(16, 24), patch_size=4, hidden=(4, 6), kernel_size=3, history_length=4)
@@ -124,14 +124,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory, steps: KeptSteps) -> Iter
 
 @pytest.fixture(scope="session")
 def shared(exported: Path, steps: KeptSteps) -> Path:
-    """The tiny bundle without graphs for single backends; not to be changed."""
+    """Return the tiny bundle with shared graphs only; tests must not change it."""
     lengths = {"context_length": 4, "horizon": 3, "batch": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_core", steps)
         return export(
             exported / "tiny.safetensors",
             exported / "shared.e3d",
-            backend="onnxruntime-cuda",  # which has none
+            backend="onnxruntime-cuda",  # it has no own graphs
             reference=exported / "clip.npy",
             **lengths,
         )
@@ -139,13 +139,13 @@ def shared(exported: Path, steps: KeptSteps) -> Path:
 
 @pytest.fixture
 def shared_path(shared: Path, tmp_path: Path) -> Path:
-    """A copy of the bundle without graphs for single backends, to be damaged at will."""
+    """Return a copy of the bundle with shared graphs only, which a test may damage."""
     return Path(shutil.copytree(shared, tmp_path / "tiny.e3d"))
 
 
 @pytest.fixture(scope="session")
 def any_batch(exported: Path, steps: KeptSteps) -> Path:
-    """The tiny bundle for any number of streams; not to be changed."""
+    """Return the tiny bundle for any number of streams; tests must not change it."""
     lengths = {"context_length": 4, "horizon": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_core", steps)
@@ -156,7 +156,7 @@ def any_batch(exported: Path, steps: KeptSteps) -> Path:
 
 @pytest.fixture(scope="session")
 def two_streams(exported: Path) -> Path:
-    """The tiny bundle for two streams at once; not to be changed."""
+    """Return the tiny bundle for two streams at once; tests must not change it."""
     lengths = {"context_length": 4, "horizon": 3}
     return export(
         exported / "tiny.safetensors", exported / "two.e3d", batch=2, reference=exported / "clip.npy", **lengths
@@ -165,7 +165,7 @@ def two_streams(exported: Path) -> Path:
 
 @pytest.fixture
 def bundle_path(exported: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny bundle, to be damaged at will."""
+    """Return a copy of the tiny bundle, which a test may damage."""
     return Path(shutil.copytree(exported / "tiny.e3d", tmp_path / "tiny.e3d"))
 
 
@@ -176,8 +176,8 @@ def rtx() -> Any:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> "Machine":
-    """A GPU that is made up, behind `runtime/backends/cuda.py`."""
-    from tests.fake_cuda import Machine, fake_core  # needs cuda.core, which is not for every system
+    """Replace `cuda.core` behind `runtime/backends/cuda.py` by a simulated GPU."""
+    from tests.fake_cuda import Machine, fake_core  # needs cuda.core, which is not available on every system
 
     machine = Machine()
     monkeypatch.setattr("e3d_deploy.runtime.backends.cuda.core", fake_core(machine))

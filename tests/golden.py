@@ -1,4 +1,4 @@
-"""Arrays recorded from the released TensorFlow code, and its variables as our parameters."""
+"""Arrays recorded from the released TensorFlow code, and its variables converted to parameters of this package."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ NORMS = {"hidden": "hidden_norm", "inputs": "input_norm", "self_attn": "cell_nor
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of a file by name, and its settings."""
+    """Return the arrays of a file by name, and its settings."""
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     return arrays, json.loads(str(arrays.pop("config"))) if "config" in arrays else {}
@@ -43,7 +43,7 @@ def cell_parameters(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
 
 
 def model_parameters(arrays: Arrays, layers: int, prefix: str = "w") -> dict[str, Tensor]:
-    """The weights of a whole recorded model under the names of E3DLSTM; `prefix` is the folder they are in."""
+    """Return the weights of a recorded model by the names of E3DLSTM; `prefix` is their folder."""
     parameters = {}
     for layer in range(layers):
         cell = cell_parameters(arrays, f"{prefix}/generator/e3d-lstm/e3d{layer}/")
@@ -55,10 +55,10 @@ def model_parameters(arrays: Arrays, layers: int, prefix: str = "w") -> dict[str
 
 
 def channels_first(array: np.ndarray[Any, Any]) -> Tensor:
-    """[..., h, w, C] to [..., C, h, w]."""
+    """Convert [..., h, w, C] to [..., C, h, w]."""
     return torch.tensor(array).movedim(-1, -3)
 
 
 def volume(array: np.ndarray[Any, Any]) -> Tensor:
-    """[..., D, h, w, C] to [..., C, D, h, w]."""
+    """Convert [..., D, h, w, C] to [..., C, D, h, w]."""
     return torch.tensor(array).movedim(-1, -4)

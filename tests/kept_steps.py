@@ -1,4 +1,4 @@
-"""Steps that PyTorch has exported, kept for tests of what is made from them: it takes seconds for the smallest."""
+"""Cache of steps exported by PyTorch, because the export takes seconds even for the smallest network."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ from e3d_deploy.model import E3DLSTM
 
 
 class KeptSteps:
-    """`export_core`, which does its work once for each network, number of streams and way to fold."""
+    """Cached `export_core`, which exports once per network, number of streams and way to fold."""
 
     def __init__(self) -> None:
         self._kept: dict[Any, GraphProto] = {}

@@ -1,4 +1,4 @@
-"""Kill builds with SIGKILL at random moments, and look at what is left after each; run by export/engines/test_cache.py.
+"""Kill builds with SIGKILL at random moments and check the remains; run by export/engines/test_cache.py.
 
 python -m tests.kill_builds BUNDLE CACHE TIMES
 """
@@ -23,7 +23,7 @@ SIZES = (1_000, 300_000, 2_000_000)
 
 
 def build_on_and_on(bundle: Path, folder: Path) -> NoReturn:
-    """Build what is new and what is cached, with little room in the cache, so that entries go too."""
+    """Build new and cached engines with a cache so small that entries are removed too."""
     draw = random.Random(os.getpid())
     while True:
         build(

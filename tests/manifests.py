@@ -11,12 +11,12 @@ from e3d_deploy.runtime import Bundle
 
 
 def rewrite(path: Path, **fields: Any) -> None:
-    """Change fields in the manifest of a bundle on the disk."""
+    """Change fields in the manifest of a bundle on disk."""
     write_manifest(path, replace(Bundle.open(path).manifest, **fields))
 
 
 def changed(bundle: Bundle, **fields: Any) -> Bundle:
-    """Return a bundle with other fields in its manifest, which stays as it is on the disk."""
+    """Return a bundle with other fields in its manifest; the file on disk is not changed."""
     return replace(bundle, manifest=replace(bundle.manifest, **fields))
 
 

@@ -1,6 +1,6 @@
-"""The cell of the paper in slow NumPy: no code shared with the package, one position at a time.
+"""Cell of the paper in slow NumPy, one position at a time, without code shared with the package.
 
-Written from the equations: paper, section 3, with the parts that only the released code tells (the
+Written from the equations of the paper, section 3, with the parts that are only in the released code (the
 norms, the forget bias of 1, the sigmoid of tanh in the output gate). Channels first: [B, N, D, h, w].
 """
 
@@ -16,11 +16,11 @@ def sigmoid(x: Array) -> Array:
 
 
 def convolution(x: Array, kernel: Array, bias: Array) -> Array:
-    """Stride 1, output as large as the input. Kernel [M, N, 2, k, k], or [M, N, 1, 1, 1]."""
+    """Convolve with stride 1; the output is as large as the input. Kernel [M, N, 2, k, k], or [M, N, 1, 1, 1]."""
     B, _, D, h, w = x.shape
     M, _, depth, k, _ = kernel.shape
     around = k // 2
-    # An even depth leaves one slice to pad, which TensorFlow puts behind.
+    # An even depth needs one slice of padding, which TensorFlow adds at the end.
     padded = np.pad(x, ((0, 0), (0, 0), (0, depth - 1), (around, around), (around, around)))
     result = np.zeros((B, M, D, h, w))
     for b, d, i, j in np.ndindex(B, D, h, w):
@@ -31,7 +31,7 @@ def convolution(x: Array, kernel: Array, bias: Array) -> Array:
 
 
 def layer_norm(x: Array, gamma: Array, beta: Array) -> Array:
-    """Each sample by the mean and biased variance of all its numbers; scale and shift per channel."""
+    """Normalise each sample by its mean and biased variance, with a scale and shift per channel."""
     result = np.zeros_like(x)
     for b in range(len(x)):
         deviation = x[b] - x[b].mean()
@@ -42,7 +42,7 @@ def layer_norm(x: Array, gamma: Array, beta: Array) -> Array:
 
 
 def recall(gate: Array, history: Array) -> Array:
-    """Softmax of the products with every position of every past cell, then their weighted mean.
+    """Return the mean of all positions of all past cells, weighted by the softmax of their products with the gate.
 
     `history` is [B, S, N, D, h, w].
     """
@@ -60,9 +60,9 @@ def recall(gate: Array, history: Array) -> Array:
 def cell_step(
     weights: dict[str, Array], inputs: Array, hidden: Array, cell: Array, memory: Array, history: Array
 ) -> tuple[Array, Array, Array]:
-    """The next hidden state, cell state and global memory.
+    """Return the next hidden state, cell state and global memory.
 
-    `weights` has the names of E3DLSTMCell's parameters; a norm that is not among them is left out.
+    `weights` has the parameter names of E3DLSTMCell; norms without weights are omitted.
     """
 
     def conv(name: str, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Settings of the process that belong to the program, not to us."""
+"""Settings of the process that belong to the program, and that the package must not change."""
 
 import locale
 import logging
@@ -15,7 +15,7 @@ import torch
 
 
 def settings() -> dict[str, Any]:
-    """Take a picture of the settings of this process and thread, to be compared with another."""
+    """Return the settings of this process and thread, for comparison."""
     return {
         "working folder": os.getcwd(),
         "environment": dict(os.environ),
@@ -60,5 +60,5 @@ def _torch() -> dict[str, Any]:
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """Return what is different, before and after."""
+    """Return the settings that differ, as (before, after)."""
     return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

@@ -1,4 +1,4 @@
-"""Facts that travel with a model: in the model file, in the bundle."""
+"""Card of a model, in the model file and in the bundle."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from e3d_deploy.runtime import Bundle
 
 
 def decay(**errors: float) -> Decay:
-    """A decay for C = 3, one forecast frame, errors by age such as a18=1.2."""
+    """Return a decay for C = 3 and one forecast frame, with errors by age such as a18=1.2."""
     mse = {3: (1.0,)} | {int(age[1:]): (error,) for age, error in errors.items()}
     return Decay(context_length=3, data="clips.npz", clips=32, mse=mse, copy_last=(2.0,))
 
@@ -55,7 +55,7 @@ def test_model_file_carries_its_card(tiny_model: E3DLSTM, tmp_path: Path) -> Non
     assert checkpoint.read_card(path) == CARD
 
 
-def test_a_card_is_not_written_into_a_store_that_links_lead_to(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+def test_writing_a_card_replaces_a_link_and_not_the_file_behind_it(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     stored = tmp_path / "blobs" / "361fc28e"
     stored.parent.mkdir()
     checkpoint.save(tiny_model, stored)
@@ -76,7 +76,7 @@ def test_damaged_card_in_a_model_file_is_refused(tiny_model: E3DLSTM, tmp_path: 
 
 
 @pytest.mark.usefixtures("kept_steps")
-def test_bundle_carries_the_card_but_is_not_identified_by_it(exported: Path, tmp_path: Path) -> None:
+def test_bundle_contains_the_card_but_its_digest_does_not_depend_on_it(exported: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(exported / "tiny.safetensors", tmp_path))
     checkpoint.write_card(path, CARD)
     lengths = {"context_length": 4, "horizon": 3, "batch": 1, "reference": exported / "clip.npy"}
@@ -106,7 +106,7 @@ def test_bundle_without_a_card_is_opened_and_a_damaged_one_refused(bundle_path: 
         (decay(a17=1.0), False),
     ],
 )
-def test_state_is_ageless_if_the_record_reaches_far_and_no_older_one_is_worse(found: Decay, expected: bool) -> None:
+def test_state_is_ageless_if_the_record_is_long_enough_and_no_older_age_is_worse(found: Decay, expected: bool) -> None:
     assert found.ageless is expected
 
 
@@ -123,7 +123,7 @@ def test_state_is_ageless_if_the_record_reaches_far_and_no_older_one_is_worse(fo
         lambda: Card.from_dict([1]),  # type: ignore[arg-type]
     ],
 )
-def test_impossible_facts_are_refused(build: Callable[[], object]) -> None:
+def test_invalid_values_are_refused(build: Callable[[], object]) -> None:
     with pytest.raises(ConfigError):
         build()
 
@@ -159,13 +159,15 @@ MEASURED = {"context_length": 3, "data": "", "clips": 1, "mse": {"3": [1.0, 2.0]
     ],
 )
 def test_damaged_entries_are_refused_by_name(entries: Any) -> None:
-    """None of them may surface later, as in the report or in the frames that a stream keeps."""
+    """No damaged entry may cause an error later, for example in the report or in the frames that a stream keeps."""
     assert Card.from_dict({"decay": MEASURED}).decay is not None
     with pytest.raises(ConfigError, match="card: "):
         Card.from_dict(entries)
 
 
-def test_card_that_is_no_object_is_told_by_file(tiny_model: E3DLSTM, tmp_path: Path, bundle_path: Path) -> None:
+def test_error_for_a_card_that_is_not_an_object_names_the_file(
+    tiny_model: E3DLSTM, tmp_path: Path, bundle_path: Path
+) -> None:
     checkpoint.save(tiny_model, tmp_path / "odd.safetensors")
     odd: Any = SimpleNamespace(to_dict=lambda: [1])
     checkpoint.write_card(tmp_path / "odd.safetensors", odd)

@@ -1,4 +1,4 @@
-"""Configurations: what they refuse, what they work out, and JSON."""
+"""Configurations: checks of values, derived sizes, and JSON."""
 
 import json
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def test_unknown_fields_are_named() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class NewerModelConfig(ModelConfig):
-    """Config of a later version, with a field that this one lacks."""
+    """Config of a later version, with an additional field."""
 
     heads: int = 4
 
@@ -150,17 +150,17 @@ def test_lists_become_tuples_so_that_configs_can_be_compared() -> None:
     assert hash(config) == hash(ModelConfig(image_size=(32, 48), hidden=(4, 6)))
 
 
-def test_sizes_are_worked_out() -> None:
+def test_sizes_are_derived() -> None:
     config = ModelConfig(image_size=(48, 80), channels=3, patch_size=8, hidden=(3, 5, 7))
     assert config.patch_channels == 192
     assert config.grid_size == (6, 10)
     assert TrainConfig(context_length=7, horizon=4).clip_length == 11
 
 
-def test_memory_comes_from_below_and_round_the_top() -> None:
+def test_memory_comes_from_the_layer_below_and_first_from_the_top() -> None:
     assert ModelConfig(hidden=(3, 5, 7)).memory_channels == (7, 3, 5)
     assert ModelConfig(hidden=(3,)).memory_channels == (3,)
 
 
-def test_memory_that_stays_zero_has_the_channels_of_the_top() -> None:
+def test_memory_that_is_always_zero_has_the_channels_of_the_top_layer() -> None:
     assert ModelConfig(hidden=(3, 5, 7), semantics="google").memory_channels == (7, 7, 7)

@@ -1,4 +1,4 @@
-"""Importing and running contacts nobody: connections that a new Python attempts, with its children."""
+"""Absence of network connections: a new Python and its children import and run the package."""
 
 import os
 import re
@@ -28,7 +28,10 @@ for name in sys.argv[2:]:
 
 
 def contacts(code: str, *arguments: object, home: Path | None) -> list[str]:
-    """Return what a Python that runs the code tried to reach; by strace where it is, which sees native code too."""
+    """Return the addresses that a Python running the code tried to reach.
+
+    strace, if it is installed, also sees connections of native code.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "ORT_DISABLE_TELEMETRY")}
     if home is not None:
         environment["HOME"] = str(home)
@@ -71,7 +74,7 @@ def test_commands_contact_nobody(exported: Path, tmp_path: Path) -> None:
         assert contacts(code, *command, home=tmp_path) == []
 
 
-def test_openvino_is_imported_without_its_reports() -> None:
+def test_openvino_is_imported_without_telemetry() -> None:
     pytest.importorskip("openvino_telemetry", reason="OpenVINO is not installed with it")
     code = """
 import sys

@@ -1,4 +1,4 @@
-"""`e3d diff`: what differs between bundles and model files, and what does not count."""
+"""`e3d diff`: differences between bundles and model files, and fields that are not compared."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ from tests.manifests import rewrite, sidecar
 
 
 def model(path: Path, change: Any = lambda _: None, **fields: Any) -> Path:
-    """The tiny model, changed."""
+    """Return the tiny model with changed weights."""
     torch.manual_seed(0)
     config = {"image_size": (16, 24), "patch_size": 4, "hidden": (4, 6), "kernel_size": 3, "history_length": 4}
     network = E3DLSTM(ModelConfig(**{**config, **fields})).requires_grad_(False)
@@ -45,7 +45,7 @@ def run(*arguments: object, code: int = 0) -> Any:
     return result
 
 
-def test_a_copy_is_the_same_whatever_its_name_and_age(exported: Path, bundle_path: Path) -> None:
+def test_a_copy_is_the_same_despite_another_name_and_date(exported: Path, bundle_path: Path) -> None:
     rewrite(bundle_path, name="other", created="1999-12-31T23:59:59+00:00")
     found = diff(exported / "tiny.e3d", bundle_path)
     assert found["differs_in"] == []
@@ -56,7 +56,7 @@ def test_a_copy_is_the_same_whatever_its_name_and_age(exported: Path, bundle_pat
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_low_model_is_the_same_as_what_is_widened_from_it(
+def test_a_low_type_model_equals_its_conversion_to_float32(
     exported: Path, tmp_path: Path, dtype: torch.dtype, steps: KeptSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = checkpoint.load(exported / "tiny.safetensors")
@@ -79,14 +79,14 @@ def test_lengths_graphs_nodes_and_files_of_another_export(exported: Path, tmp_pa
     found = diff(exported / "tiny.e3d", export(exported / "tiny.safetensors", tmp_path / "other.e3d", **lengths))
     assert found["settings"] == {"context_length": [4, 5]}
     assert found["graphs"]["clip.inputs.context"] == ["float32 [1, 4, 1, 16, 24]", "float32 [1, 5, 1, 16, 24]"]
-    assert found["nodes"]["MatMul.clip"] == [24, 28]  # two a layer and step
+    assert found["nodes"]["MatMul.clip"] == [24, 28]  # two per layer and step
     clips = {f"clip{own}.onnx" for own in ("", ".openvino", ".tensorrt")}
     assert set(found["files"]) == {*clips, "reference.npz"}
     assert found["config"] == {}
     assert found["differs_in"] == ["settings", "graphs", "rounding", "files", "nodes"]
 
 
-def test_weights_that_changed_are_listed_by_how_much(tmp_path: Path) -> None:
+def test_changed_weights_are_sorted_by_their_difference(tmp_path: Path) -> None:
     def change(network: E3DLSTM) -> None:
         for number, weight in enumerate(network.parameters()):
             if number < 12:
@@ -101,7 +101,7 @@ def test_weights_that_changed_are_listed_by_how_much(tmp_path: Path) -> None:
     assert one["shape"] == list(a.shape)
 
 
-def test_a_weight_that_is_no_number_is_the_first(tmp_path: Path) -> None:
+def test_a_weight_with_nan_is_listed_first(tmp_path: Path) -> None:
     def change(network: E3DLSTM) -> None:
         network.to_patch.weight[0, 0] += 1000
         network.to_patch.bias[0] = torch.nan
@@ -122,7 +122,7 @@ def test_shapes_names_and_config_of_another_network(tmp_path: Path) -> None:
     assert found["differs_in"] == ["config", "weights"]
 
 
-def test_a_bundle_and_a_model_file_are_compared_where_both_can_be(exported: Path) -> None:
+def test_a_bundle_and_a_model_file_are_compared_in_common_sections(exported: Path) -> None:
     found = diff(exported / "tiny.e3d", exported / "tiny.safetensors")
     assert found["differs_in"] == []
     assert {"graphs", "files", "nodes"} <= set(found["not_compared"])
@@ -149,7 +149,7 @@ def test_every_field_of_a_manifest_counts(exported: Path, bundle_path: Path) -> 
     assert diff(bundle_path, again)["differs_in"] == []
 
 
-def test_an_engine_that_was_lost_is_shown(exported: Path, bundle_path: Path) -> None:
+def test_a_missing_engine_is_shown(exported: Path, bundle_path: Path) -> None:
     files = Bundle.open(bundle_path).manifest.files
     rewrite(bundle_path, files={**files, "engines/step.tensorrt.plan": "0" * 64}, engines={"step.tensorrt": sidecar()})
     found = diff(exported / "tiny.e3d", bundle_path)
@@ -172,7 +172,7 @@ def test_the_command_ends_with_a_verdict(exported: Path, tmp_path: Path) -> None
     assert "not compared, only one side has it: engines" in run(exported / "tiny.e3d", a).stdout
 
 
-def test_a_diff_needs_numpy_and_click_alone(exported: Path) -> None:
+def test_a_diff_needs_only_numpy_and_click(exported: Path) -> None:
     code = f"""
 import sys
 for name in ("torch", "onnx", "onnxruntime", "safetensors"):
@@ -187,7 +187,7 @@ print(diff(folder / "tiny.e3d", folder / "tiny.safetensors")["differs_in"])
     assert done.stdout.splitlines() == ["{'nodes': 'onnx is not installed'}", "[]"]
 
 
-def test_what_cannot_be_compared_is_said(exported: Path, bundle_path: Path, tmp_path: Path) -> None:
+def test_paths_that_cannot_be_compared_are_refused(exported: Path, bundle_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(BundleError, match="no such bundle"):
         diff(exported / "tiny.e3d", tmp_path / "absent")
@@ -210,7 +210,7 @@ def test_what_cannot_be_compared_is_said(exported: Path, bundle_path: Path, tmp_
         *(
             len(text).to_bytes(8, "little") + text + bytes(8)
             for text in (
-                b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',  # beyond the file
+                b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',  # beyond the end of the file
                 b'{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}',
                 b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
                 b'{"a": {"dtype": "F3", "shape": [2], "data_offsets": [0, 8]}}',
@@ -221,7 +221,7 @@ def test_what_cannot_be_compared_is_said(exported: Path, bundle_path: Path, tmp_
     ],
     ids=range(11),
 )
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
@@ -245,7 +245,7 @@ def test_tensors_are_read_as_safetensors_reads_them(exported: Path, tmp_path: Pa
         np.testing.assert_array_equal(read[name], tensor.float().numpy())
 
 
-def test_a_weight_that_is_no_number_equals_itself() -> None:
+def test_a_weight_with_nan_equals_itself() -> None:
     weights = {"w": np.array([np.nan, 1], np.float32)}
     assert _weights(weights, dict(weights))["changed"] == 0
     assert _weights(weights, {"w": np.array([np.nan, 2], np.float32)})["changed"] == 1

@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CHECKED = ("benchmarks", "e3d_deploy", "tests")
-"""Folders of which all Python files keep the rule."""
+"""Folders whose Python files are checked."""
 DECODED = frozenset({"What", "Of", "Whether", "How", "Who", "As", "That", "Where", "Which"})
-"""First words that make sense only beside the line above."""
+"""First words that make sense only after another sentence."""
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:
@@ -21,7 +21,7 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
 
 
 def offenders(source: str) -> list[int]:
-    """Return the lines of docstrings that begin with a word that none may begin with."""
+    """Return the lines of docstrings that begin with a word of `DECODED`."""
     return [line for line, text in docstrings(source) if text.split()[:1] and text.split()[0].rstrip(",.:") in DECODED]
 
 

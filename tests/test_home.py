@@ -1,4 +1,4 @@
-"""Users without a home folder: nothing is kept, and nothing is made where a home would be."""
+"""Users without a home folder: nothing is cached, and no home folder is created."""
 
 from pathlib import Path
 
@@ -24,6 +24,6 @@ def test_without_a_home_folder_there_is_no_cache(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_system_that_knows_no_home_is_one_without(homeless: None) -> None:
+def test_a_system_that_lists_no_home_has_none(homeless: None) -> None:
     with pytest.raises(FileNotFoundError, match="set XDG_CACHE_HOME"):
         cache_folder("choices")

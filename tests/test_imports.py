@@ -1,4 +1,4 @@
-"""Imports allowed in each part of the package, and their cost."""
+"""Imports allowed in each part of the package."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ def test_runtime_imports_without(absent: str) -> None:
     python(f"import sys; sys.modules[{absent!r}] = None; import {modules}")
 
 
-def test_runtime_loads_numpy_alone() -> None:
+def test_runtime_imports_only_numpy() -> None:
     code = "import sys; from e3d_deploy.runtime import load; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = python(code).split()
     foreign = {
@@ -47,8 +47,8 @@ def test_runtime_loads_numpy_alone() -> None:
     assert not foreign
 
 
-def test_runtime_does_not_ask_what_is_installed() -> None:
-    """Asking takes a third of its import, and only `auto` has to know."""
+def test_runtime_does_not_query_installed_packages() -> None:
+    """The query takes a third of the import time, and only `auto` needs it."""
     assert (
         python("import sys; from e3d_deploy.runtime import load; print('importlib.metadata' in sys.modules)").strip()
         == "False"
@@ -93,8 +93,8 @@ with e3d.load({str(exported)!r} + "/tiny.e3d", "onnxruntime") as predictor:
 
 
 @pytest.mark.parametrize("absent", ["numpy", "torch", "onnx", "onnxruntime", "lightning"])
-def test_help_and_doctor_need_nothing_but_click_and_rich(absent: str) -> None:
-    """A broken or missing library must not keep `e3d doctor` from saying so."""
+def test_help_and_doctor_need_only_click_and_rich(absent: str) -> None:
+    """`e3d doctor` must work if a library is broken or missing."""
     code = f"import sys; sys.modules[{absent!r}] = None; from e3d_deploy.cli import main; main(sys.argv[1:])"
     for arguments in (["--help"], ["doctor"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
@@ -103,7 +103,7 @@ def test_help_and_doctor_need_nothing_but_click_and_rich(absent: str) -> None:
 
 
 def test_without_a_driver_no_library_of_nvidia_is_imported(exported: object) -> None:
-    """Each takes seconds and memory; neither `auto` nor doctor asks them anything."""
+    """Each library takes seconds and memory, and neither `auto` nor `e3d doctor` uses it without a driver."""
     code = f"""
 import sys
 import e3d_deploy.runtime as e3d

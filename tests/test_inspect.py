@@ -1,4 +1,4 @@
-"""Keys of the JSON of `e3d inspect`, on which scripts of users rely."""
+"""JSON keys of `e3d inspect`, which scripts of users read."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_keys_of_a_model_are_stable(exported: Path) -> None:
     assert found["model"]["state_bytes_per_stream"] > 0
 
 
-def test_labels_are_of_the_table_alone(exported: Path) -> None:
+def test_labels_are_only_in_the_table(exported: Path) -> None:
     shown = e3d("inspect", exported / "tiny.e3d").stdout
     assert "state of a stream, bytes" in shown
     assert "state_bytes_per_stream" not in shown

@@ -1,4 +1,4 @@
-"""Signals before a command begins and after it has ended, for which Python prints a traceback by itself."""
+"""Signals before and after a command, to which Python would answer with a traceback."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = [
     number
     for number in (getattr(signal, name, signal.SIGTERM) for name in ("SIGINT", "SIGTERM", "SIGHUP"))
-    if signal.getsignal(number) is not signal.SIG_IGN  # as `nohup` leaves SIGHUP, in what it starts too
+    if signal.getsignal(number) is not signal.SIG_IGN  # like `nohup`, also for child processes
 ]
 AT_EXIT = """
 import atexit, os, signal, sys
@@ -25,7 +25,7 @@ atexit.register(os.kill, os.getpid(), number)
 from e3d_deploy.__main__ import main
 main()
 """
-"""The program, which gets a signal when all is done."""
+"""Code of a program that gets a signal after its command has ended."""
 
 
 def run(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
@@ -45,7 +45,7 @@ def run(folder: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
 def test_a_signal_while_modules_are_imported_ends_the_program_without_a_traceback(
     module: str, number: signal.Signals, tmp_path: Path
 ) -> None:
-    """The first is imported before any command, the others by one."""
+    """The first module is imported before any command, the others by a command."""
     stub = tmp_path / f"{module}.py"
     stub.write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n")
     command = {"click": ["--help"], "rich": ["doctor"], "torch": ["export", stub, "-o", tmp_path / "out"]}[module]
@@ -60,9 +60,9 @@ def test_a_signal_after_a_command_ends_the_program_without_a_traceback(number: s
     assert (done.returncode, done.stderr) == (128 + number, "interrupted\n")
 
 
-def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     number = int(NUMBERS[-1])
-    ignore = f"signal.signal({number}, signal.SIG_IGN)"  # as `nohup` does
+    ignore = f"signal.signal({number}, signal.SIG_IGN)"  # like `nohup`
     done = run(tmp_path, "-c", AT_EXIT.format(before=ignore), number, "--version")
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -1,4 +1,4 @@
-"""Workspaces that runs leave behind: removed once their makers surely ended, and never before."""
+"""Leftover workspaces: removed once their process has certainly ended, and never before."""
 
 import errno
 import fcntl
@@ -43,7 +43,7 @@ os.wait()
 
 @pytest.fixture
 def left(tmp_path: Path) -> Path:
-    """The workspace that a killed run left beside the file `target`."""
+    """Return the workspace that a killed run left next to the file `target`."""
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "target")], check=False)
     (folder,) = tmp_path.iterdir()
     return folder
@@ -55,21 +55,21 @@ def age(folder: Path) -> None:
         os.utime(path, (long_ago, long_ago))
 
 
-def test_the_next_run_removes_what_a_killed_one_left(left: Path) -> None:
+def test_the_next_run_removes_leftovers_of_a_killed_run(left: Path) -> None:
     write_file(left.parent / "other", b"")
     assert left.exists()
     write_file(left.parent / "target", b"")
     assert not left.exists()
 
 
-def test_a_run_at_work_keeps_its_workspace_however_old(tmp_path: Path) -> None:
+def test_the_workspace_of_a_running_process_is_kept_at_any_age(tmp_path: Path) -> None:
     with workspace(tmp_path / "target") as folder:
         age(folder)
         write_file(tmp_path / "target", b"")
         assert folder.exists()
 
 
-def test_what_another_system_made_goes_by_its_age_alone(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_age_alone_decides_for_workspaces_of_another_system(left: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_system", lambda: "another.")
     write_file(left.parent / "target", b"")
     assert left.exists()
@@ -94,7 +94,7 @@ def test_without_locks_age_alone_decides(left: Path, monkeypatch: pytest.MonkeyP
     assert not left.exists()
 
 
-def test_the_only_copy_that_a_killed_exchange_put_aside_stays(left: Path) -> None:
+def test_a_folder_moved_aside_by_a_killed_swap_stays_if_it_is_the_only_copy(left: Path) -> None:
     retired, target = left.with_suffix(".old"), left.parent / "target"
     left.rename(retired)
     write_file(target, b"")
@@ -113,12 +113,12 @@ def test_a_locked_file_with_content_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["film"]
 
 
-def test_a_child_of_a_fork_does_not_hold_a_lock_on(tmp_path: Path) -> None:
-    """Workers of a data loader may live on for seconds after a killed run."""
+def test_a_child_of_a_fork_does_not_hold_the_locks_of_its_parent(tmp_path: Path) -> None:
+    """Workers of a data loader may run for seconds after a run was killed."""
     subprocess.run([sys.executable, "-c", FORKED, str(tmp_path)], check=True, timeout=60)
 
 
-def test_names_by_a_pattern_find_leftovers_and_no_files(left: Path) -> None:
+def test_a_pattern_of_names_finds_leftovers_and_not_files(left: Path) -> None:
     (left.parent / ".target.film.partial").write_bytes(b"film")
     remove_left(left.parent, "other*")
     assert left.exists()
@@ -135,7 +135,7 @@ def test_a_link_that_looks_like_a_leftover_is_not_followed(tmp_path: Path, left:
     assert (tmp_path / "precious" / "file").exists()
 
 
-def test_temporary_files_of_killed_runs_go_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_files_of_killed_runs_are_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "e3d_deploy")], check=False)
     with scratch_folder() as folder:
@@ -143,7 +143,7 @@ def test_temporary_files_of_killed_runs_go_too(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="set TMPDIR") as error, scratch_folder():
         raise OSError(errno.ENOSPC, "No space left on device")
     assert error.value.filename == str(tmp_path / "e3d_deploy")
-    with pytest.raises(OSError, match=r"^.Errno 27. File too large: ") as error, scratch_folder():  # as elsewhere
+    with pytest.raises(OSError, match=r"^.Errno 27. File too large: ") as error, scratch_folder():  # in any folder
         raise OSError(errno.EFBIG, "File too large")
 
 

@@ -1,4 +1,4 @@
-"""Free memory of the machine or its container, and work that needs more."""
+"""Free memory of the machine or its container, and the check before work."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_a_container_has_less_than_its_machine(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "memory.max").write_text("1000000\n")
     assert memory.free_memory() == 700_000
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 100000\n")
-    assert memory.free_memory() == 800_000  # files that are kept are given up for a program
+    assert memory.free_memory() == 800_000  # the kernel drops cached files on demand
     (tmp_path / "memory.stat").unlink()
     memory.check_memory("a clip", 500_000, "take a shorter one")
     with pytest.raises(ResourceLimit, match=r"a clip: needs 0\.0 GB of memory, only 0\.0 GB are free here; take a sho"):

@@ -1,4 +1,4 @@
-"""The measures against scikit-image, against what the original printed, and by hand."""
+"""Measures compared with scikit-image, with output of the released code, and with values by hand."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from tests.golden import GOLDEN, read
 
 MEASURE = 1e-12  # float64, relative; measured 8.9e-16 (SSIM), 0 (PSNR)
 OLD_SSIM = 1e-6  # against float32 in scikit-image 0.19.3; measured 2.5e-8
-OLD_PSNR = 2e-5  # dB, the original takes the logarithm in float32; measured 5.3e-6
+OLD_PSNR = 2e-5  # dB, the released code computes the logarithm in float32; measured 5.3e-6
 
 both_colours = pytest.mark.parametrize("channels", [1, 3])
 
 
 def clips(channels: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A prediction and the truth, [B, T, C, H, W], not square."""
+    """Return a prediction and the truth, [B, T, C, H, W], not square."""
     rng = np.random.default_rng(0)
     truth = rng.random((2, 3, channels, 16, 24))
     return (truth + 0.2 * rng.standard_normal(truth.shape)).clip(0, 1), truth
@@ -60,7 +60,7 @@ def test_ssim_is_what_publications_got_from_old_scikit_image(
 
 
 @pytest.mark.parametrize("name", ["nd3", "nd4"])
-def test_psnr_of_8_bits_is_what_the_original_computes(name: str) -> None:
+def test_psnr_of_8_bits_equals_the_released_code(name: str) -> None:
     arrays, _ = read(GOLDEN / "metrics.npz")
     one, other = (arrays[f"batch_psnr/{name}/{side}"] for side in "ab")
     pictures = [np.moveaxis(one, -1, 1), np.moveaxis(other, -1, 1)] if one.ndim == 4 else [one[:, None], other[:, None]]
@@ -70,7 +70,7 @@ def test_psnr_of_8_bits_is_what_the_original_computes(name: str) -> None:
     assert psnr_eight_bits(pictures[0], pictures[0]).mean() == arrays["batch_psnr/identical/psnr"] == np.inf
 
 
-def test_eight_bits_are_clipped_and_cut_off() -> None:
+def test_eight_bits_are_clipped_and_truncated() -> None:
     frames = np.array([-0.5, 0, 0.5, 254.9 / 255, 1, 1.5], np.float32)
     assert eight_bits(frames).tolist() == [0, 0, 127, 254, 255, 255]
 
@@ -95,7 +95,7 @@ def test_errors_are_summed_over_the_pixels_of_a_frame() -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_measures_are_taken_in_float64(name: str) -> None:
+def test_measures_are_computed_in_float64(name: str) -> None:
     prediction, truth = (clip.astype(np.float32) for clip in clips(1))
     found = MEASURES[name](prediction, truth)
     assert found.dtype == np.float64

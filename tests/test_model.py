@@ -1,4 +1,4 @@
-"""The network against the released TensorFlow code, the slow reference, and itself."""
+"""The network compared with the released TensorFlow code, the slow reference, and itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from tests.golden import (
 from tests.reference import cell_step
 from tests.tools import largest_difference
 
-CELL = 5e-6  # measured 1.1e-6 (what is recalled, the next cell)
+CELL = 5e-6  # measured 1.1e-6 (recalled state, next cell)
 GRADIENT = 5e-6  # of the largest entry; measured 1.3e-6 in float32, 1.5e-6 in float64: TensorFlow's own rounding
 FRAMES = 2e-5  # measured A 1.8e-6, C 3.6e-6
 OPENSTL = 5e-6  # measured 9.4e-7 (a_plain), 8.9e-7 (b_normed)
@@ -34,7 +34,7 @@ STATES = 5e-5  # measured A 2.5e-6 (cell), C 5.5e-6 (memory)
 LOSS = 1e-6  # relative; measured 1.4e-7
 REFERENCE = 1e-12  # float64; measured 2.1e-15
 GOLDEN_REFERENCE = 5e-6  # the reference in float64 against TensorFlow in float32; measured 7.9e-7
-ALONE = 1e-12  # float64, a sample alone against the same one in a batch; measured 0
+ALONE = 1e-12  # float64, a sample alone and in a batch; measured 0
 DEPTH = 2
 """Frames in the window of the released code."""
 
@@ -45,7 +45,7 @@ both_variants = pytest.mark.parametrize(("variant", "semantics"), [("paper", "pa
 
 
 def golden_cell(semantics: Semantics) -> tuple[E3DLSTMCell, dict[str, Tensor], Arrays]:
-    """The recorded cell, its recorded inputs by name (history as states, [B, N, S·D, h, w]), and all arrays."""
+    """Return the recorded cell, its inputs by name (history as states, [B, N, S·D, h, w]), and all arrays."""
     arrays, settings = read(GOLDEN / "cell.npz")
     hidden = settings["hidden"]
     cell = E3DLSTMCell(
@@ -63,12 +63,12 @@ def golden_cell(semantics: Semantics) -> tuple[E3DLSTMCell, dict[str, Tensor], A
 
 
 def to_entries(history: Tensor) -> tuple[Tensor, ...]:
-    """Past cells joined on the depth axis, [B, N, S·D, h, w], as E3DLSTMCell takes them, S of [B, D·h·w, N]."""
+    """Convert past cells joined on the depth axis, [B, N, S·D, h, w], to S entries of a history, [B, D·h·w, N]."""
     return tuple(to_entry(cell, "paper") for cell in history.split(DEPTH, dim=2))
 
 
 def call(cell: E3DLSTMCell, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the results of a call and what it recalls on the way, under the recorded names."""
+    """Return the results of a call, and the state that it recalls, by their recorded names."""
     recalled: list[Tensor] = []
     handle = cell.recall.register_forward_hook(lambda module, args, output: recalled.append(output))
     output, new_cell, memory = cell(
@@ -134,7 +134,7 @@ def test_cell_equals_the_reference(layer_norm: bool, depth: int) -> None:
     B, P, N, M, h, w, slots = 2, 5, 3, 4, 2, 3, 4
     cell = E3DLSTMCell(P, N, M, kernel_size=3, layer_norm=layer_norm, norm_eps=1e-12, semantics="paper").double()
     for weight in cell.parameters():
-        nn.init.normal_(weight, std=0.5)  # or the norms would scale by 1 and shift by 0
+        nn.init.normal_(weight, std=0.5)  # otherwise the norms would scale by 1 and shift by 0
     channels = {"inputs": P, "hidden": N, "cell": N, "memory": M}
     inputs = {name: torch.randn(B, size, depth, h, w).double() for name, size in channels.items()}
     states = torch.randn(B, slots, N, depth, h, w).double()
@@ -149,7 +149,7 @@ def test_cell_equals_the_reference(layer_norm: bool, depth: int) -> None:
 
 @contextmanager
 def recording(model: E3DLSTM) -> Iterator[dict[str, list[Tensor]]]:
-    """The inner states of every step, under the recorded names."""
+    """Return the inner states of every step by their recorded names."""
     states: dict[str, list[Tensor]] = {}
 
     def keep(layer: int, **tensors: Tensor) -> None:
@@ -170,7 +170,7 @@ def recording(model: E3DLSTM) -> Iterator[dict[str, list[Tensor]]]:
 
 
 def golden_model(path: Path, semantics: Semantics) -> tuple[E3DLSTM, Arrays, int]:
-    """A recorded network, all arrays, and the horizon."""
+    """Return a recorded network, all arrays, and the horizon."""
     arrays, settings = read(path)
     config = ModelConfig(
         image_size=(settings["height"], settings["width"]),
@@ -185,7 +185,7 @@ def golden_model(path: Path, semantics: Semantics) -> tuple[E3DLSTM, Arrays, int
 
 
 def flags(arrays: Arrays, case: str, horizon: int) -> Tensor:
-    """Return a flag per frame, set if it was shown: all of the context, then as recorded."""
+    """Return a flag per frame, True if the true frame was input: all of the context, then as recorded."""
     drawn = torch.tensor(arrays[f"{case}/flag_per_step"])
     return after_context(drawn, arrays["images"].shape[1] - horizon)
 
@@ -220,14 +220,14 @@ def test_network_equals_the_released_one(name: str, case: str, variant: str, sem
 
 @pytest.mark.parametrize("name", ["a_plain.pth", "b_normed.ckpt"])
 def test_network_equals_the_one_of_openstl(name: str) -> None:
-    """Without gate norms; and with them, in colour. Frames after the context and within it."""
+    """Without gate norms, and with gate norms in colour; predictions replace frames after and within the context."""
     model = import_checkpoint(GOLDEN / "openstl" / name).model
     recorded = (GOLDEN / "openstl" / name).with_suffix(".npz")
     assert compare(model, recorded).worst < OPENSTL
 
 
-def test_openstl_cuts_entries_across_positions_and_puts_them_back() -> None:
-    """A key of its is N numbers as they lie in memory, channels first."""
+def test_openstl_entries_mix_positions_and_are_converted_back() -> None:
+    """A key of OpenSTL is N successive numbers in memory, channels first."""
     cell = torch.arange(2 * 3 * 2 * 2 * 2.0).reshape(2, 3, 2, 2, 2)
     entry = to_entry(cell, "openstl")
     assert entry[0, :2].tolist() == [[0, 1, 2], [3, 4, 5]]
@@ -236,7 +236,7 @@ def test_openstl_cuts_entries_across_positions_and_puts_them_back() -> None:
         assert torch.equal(from_entry(to_entry(cell, semantics), cell, semantics), cell)
 
 
-def test_openstl_convolution_gives_one_result_to_both_slots_and_to_a_strides_positions() -> None:
+def test_openstl_convolution_copies_its_result_to_both_frames_and_the_full_grid() -> None:
     found = OpenSTLConvolution(3, 5, 3, stride=2)(torch.randn(2, 3, 2, 4, 6))
     assert found.shape == (2, 5, 2, 4, 6)
     assert torch.equal(found[:, :, 0], found[:, :, 1])
@@ -258,7 +258,7 @@ def test_patches_equal_the_released_ones(channels: int, patch_size: int) -> None
 
 
 def test_memory_moves_at_every_step(tiny_model: E3DLSTM, frame: Tensor) -> None:
-    """google/e3d_lstm issue 29: the released cell hands back the memory it was given."""
+    """google/e3d_lstm issue 29: the released cell returns the memory unchanged."""
     state = tiny_model.initial_state(batch=2)
     for _ in range(3):
         _, next_state = tiny_model.step(frame, state)
@@ -275,9 +275,7 @@ def test_memory_stays_zero(semantics: Semantics, tiny_config: ModelConfig, clip:
         assert not state.memory.any()
 
 
-def test_history_longer_than_its_limit_is_the_last_states(
-    tiny_config: ModelConfig, tiny_model: E3DLSTM, clip: Tensor
-) -> None:
+def test_history_keeps_only_the_last_states(tiny_config: ModelConfig, tiny_model: E3DLSTM, clip: Tensor) -> None:
     K = tiny_config.history_length
     unlimited = E3DLSTM(replace(tiny_config, history_length=100))
     unlimited.load_state_dict(tiny_model.state_dict())
@@ -293,7 +291,7 @@ def test_history_longer_than_its_limit_is_the_last_states(
     assert not torch.equal(prediction, all_recalled)
 
 
-def test_zero_state_at_the_start_is_recalled(tiny_model: E3DLSTM) -> None:
+def test_initial_zero_state_is_recalled(tiny_model: E3DLSTM) -> None:
     state = tiny_model.initial_state(batch=2)
     assert [[entry.shape for entry in entries] for entries in state.history] == [[(2, 48, 4)], [(2, 48, 6)]]
     assert not any(entry.any() for entries in state.history for entry in entries)
@@ -307,14 +305,14 @@ def test_window_holds_the_last_frames(tiny_config: ModelConfig, clip: Tensor) ->
     assert torch.equal(state.window, to_patches(clip[:, -2:], 4).transpose(1, 2))
 
 
-def test_step_leaves_the_state_it_was_given_alone(tiny_model: E3DLSTM, clip: Tensor) -> None:
+def test_step_does_not_change_its_input_state(tiny_model: E3DLSTM, clip: Tensor) -> None:
     _, state = tiny_model.step(clip[:, 0], tiny_model.initial_state(batch=2))
     once, _ = tiny_model.step(clip[:, 1], state)
     again, _ = tiny_model.step(clip[:, 1], state)
     assert torch.equal(once, again)
 
 
-def test_samples_of_a_batch_do_not_meet(tiny_model: E3DLSTM, clip: Tensor) -> None:
+def test_samples_of_a_batch_are_independent(tiny_model: E3DLSTM, clip: Tensor) -> None:
     model, clip = tiny_model.double(), clip.double()
     together = model(clip, horizon=2)
     alone = torch.cat([model(sample[None], horizon=2) for sample in clip])
@@ -350,7 +348,7 @@ def test_networks_of_every_shape_predict_and_learn(tiny_config: ModelConfig, cha
     assert predictions.shape == (2, 5, config.channels, *config.image_size)
     predictions.square().sum().backward()
     unmoved = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()}
-    # A memory that stays zero teaches nothing to the kernel that reads it, nor, as biases start at zero, to the norm.
+    # A memory of zeros gives no gradient to the kernel that reads it, nor, as biases start at zero, to the norm.
     frozen = {
         name for name, _ in model.named_parameters() if name.endswith(("memory_conv.weight", "memory_norm.weight"))
     }
@@ -367,7 +365,7 @@ def test_network_without_gate_norms_stays_finite(tiny_config: ModelConfig) -> No
     assert predictions.isfinite().all()
 
 
-# Which frames are shown
+# Input frames
 
 
 def test_without_truth_predictions_are_fed_back(tiny_model: E3DLSTM, clip: Tensor) -> None:
@@ -387,7 +385,7 @@ def test_forward_is_a_loop_of_steps_with_openstl_too(
     assert torch.equal(model(clip, horizon=1), torch.stack(expected, dim=1))
 
 
-def test_truth_everywhere_shows_every_frame(tiny_model: E3DLSTM, clip: Tensor) -> None:
+def test_truth_of_ones_uses_every_true_frame(tiny_model: E3DLSTM, clip: Tensor) -> None:
     state = tiny_model.initial_state(batch=2)
     expected = []
     for frame in clip[:, :-1].unbind(1):
@@ -396,7 +394,7 @@ def test_truth_everywhere_shows_every_frame(tiny_model: E3DLSTM, clip: Tensor) -
     assert torch.equal(tiny_model(clip, horizon=3, truth=torch.ones(2, 5)), torch.stack(expected, dim=1))
 
 
-def test_truth_is_shown_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -> None:
+def test_truth_applies_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -> None:
     mixed = tiny_model(clip, horizon=3, truth=after_context(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), 4))
     shown = tiny_model(clip, horizon=3, truth=after_context(torch.ones(2, 2), 4))
     hidden = tiny_model(clip, horizon=3, truth=after_context(torch.zeros(2, 2), 4))
@@ -406,7 +404,7 @@ def test_truth_is_shown_per_sample_and_step(tiny_model: E3DLSTM, clip: Tensor) -
     assert not torch.equal(mixed[1, -1], hidden[1, -1])
 
 
-def test_predictions_may_stand_in_for_frames_of_the_context(tiny_model: E3DLSTM, clip: Tensor) -> None:
+def test_predictions_may_replace_frames_of_the_context(tiny_model: E3DLSTM, clip: Tensor) -> None:
     """Reverse scheduled sampling replaces frames of the context by predictions."""
     truth = torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0]]).repeat(2, 1)
     predictions = tiny_model(clip, horizon=3, truth=truth)

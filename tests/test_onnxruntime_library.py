@@ -1,4 +1,4 @@
-"""ONNX Runtime as the package imports it."""
+"""Import of ONNX Runtime by the package."""
 
 import os
 import subprocess

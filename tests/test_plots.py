@@ -1,11 +1,11 @@
-"""Pictures with Matplotlib."""
+"""Plots with Matplotlib."""
 
 import numpy as np
 
 from e3d_deploy.plots import strips
 
 
-def test_frames_that_are_no_numbers_are_drawn_without_a_warning() -> None:
-    """A run that diverges draws them before it ends."""
+def test_nan_frames_are_drawn_without_a_warning() -> None:
+    """A training that diverges draws NaN before it ends."""
     frames = np.full((2, 1, 8, 8), np.nan, np.float32)
     assert strips({"forecast": frames}) == strips({"forecast": np.zeros_like(frames)})

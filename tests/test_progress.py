@@ -1,4 +1,4 @@
-"""Progress in words."""
+"""Progress lines."""
 
 import pytest
 
@@ -15,11 +15,11 @@ def test_a_pace_has_rate_and_time_left() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (119, "2 min"), (600, "10 min"), (9000, "2 h 30 min")])
-def test_times_are_short(seconds: float, text: str) -> None:
+def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-def test_parts_of_the_work_are_named() -> None:
+def test_lines_are_prefixed_with_the_part_of_the_work() -> None:
     said: list[str] = []
     within(said.append, "clip 1 of 2")("frame 1")
     within(said.append, "")("frame 1")

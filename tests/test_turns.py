@@ -1,4 +1,4 @@
-"""Blocks of calls in turn, on a clock of the tests' own."""
+"""Blocks of calls in turn, with a simulated clock."""
 
 import pytest
 
@@ -7,14 +7,14 @@ from tests.tools import Clock
 
 
 class Paced(Clock):
-    """A clock that calls move on."""
+    """Simulated clock that calls advance."""
 
     def __init__(self, *seconds: float) -> None:
         super().__init__()
         self.left = list(seconds)
 
     def call(self) -> None:
-        """Take the next of the given times."""
+        """Advance the clock by the next of the given times."""
         self.now += self.left.pop(0)
 
 
@@ -28,7 +28,7 @@ class Paced(Clock):
     ],
 )
 def test_a_block_has_its_calls_and_its_length(fewest: int, seconds: float, expected: list[float]) -> None:
-    """The last block is filled by its first call."""
+    """In the last block, the first call takes the whole time."""
     clock = Paced(1, 5, 2, 9)
     assert block(clock.call, fewest=fewest, seconds=seconds, clock=clock) == expected
 

@@ -1,4 +1,4 @@
-"""The window of training, from the run through import and export to every command."""
+"""Window of training (context length, horizon, interval), from the run through import and export to each command."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ WINDOW = Window(context_length=5, horizon=5, interval_ms=40.0, interval_range_ms
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a video, clips, and a run on them: 5 frames given, 5 predicted."""
+    """Return a folder with a video, clips, and a run on them: 5 frames of context, 5 of forecast."""
     folder = tmp_path_factory.mktemp("window")
     write_video(folder / "walk.mp4", gray_levels((16, 24), [8 * (n % 30) for n in range(100)]))
     np.savez(folder / "clips.npz", frames=np.random.default_rng(0).integers(0, 256, (3, 12, 16, 24, 1), np.uint8))
@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(run: Path, steps: KeptSteps) -> Path:
-    """The run's model as a bundle, exported without options."""
+    """Return the model of the run as a bundle, exported without options."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundle_module, "export_core", steps)
         e3d("export", run / "run" / "model.safetensors", "-o", run / "run.e3d", "--batch", 1)
@@ -55,14 +55,14 @@ def test_every_file_of_a_run_has_its_window(run: Path) -> None:
         assert checkpoint.read_card(run / name) == Card(window=WINDOW), name
 
 
-def test_interval_is_the_median_of_the_rates_that_are_known() -> None:
+def test_interval_is_the_median_of_the_known_rates() -> None:
     assert Window.of_rates(3, 2, []) == Window(context_length=3, horizon=2)
     assert Window.of_rates(3, 2, [25.0, 10.0]).interval_ms == 70
     found = Window.of_rates(3, 2, [50.0, 10.0, 25.0])
     assert (found.interval_ms, found.interval_range_ms) == (40, (20, 100))
 
 
-def test_training_data_tell_the_rates_of_their_videos(run: Path) -> None:
+def test_training_data_report_the_rates_of_their_videos(run: Path) -> None:
     options: dict[str, Any] = {"form": Form(image_size=(32, 32), channels=1), "length": 4, "seed": 0}
     sources = [("moving-mnist", 1.0), (str(run / "walk.mp4"), 1.0)]
     assert training_data(sources, **options).rates == (25,)
@@ -95,7 +95,7 @@ def test_model_exports_and_predicts_as_it_was_trained(run: Path, bundle: Path, t
 
 
 @pytest.mark.usefixtures("kept_steps")
-def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
+def test_given_lengths_override_those_of_the_card(run: Path, tmp_path: Path) -> None:
     model = run / "run" / "model.safetensors"
     opened = Bundle.open(export(model, tmp_path / "given.e3d", context_length=3, batch=1))
     assert (opened.context_length, opened.horizon, opened.card.window) == (3, 5, WINDOW)
@@ -110,7 +110,7 @@ def test_lengths_that_are_given_win(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("exported", "kept_steps")
-def test_model_without_a_card_is_taken_for_ten_and_ten(tiny_model: E3DLSTM, tmp_path: Path) -> None:
+def test_model_without_a_card_has_a_context_and_horizon_of_ten(tiny_model: E3DLSTM, tmp_path: Path) -> None:
     checkpoint.save(tiny_model, tmp_path / "old.safetensors")
     opened = Bundle.open(export(tmp_path / "old.safetensors", tmp_path / "old.e3d", batch=1))
     assert (opened.context_length, opened.horizon) == (10, 10)
@@ -143,7 +143,7 @@ def test_diff_compares_windows(run: Path, bundle: Path, tmp_path: Path) -> None:
 
 
 def foreign(path: Path, **kept: object) -> Path:
-    """Write a checkpoint of OpenSTL, whose settings Lightning kept."""
+    """Write a checkpoint of OpenSTL that contains settings of Lightning."""
     config = ModelConfig(image_size=(16, 24), hidden=(4,), kernel_size=3, semantics="openstl", layer_norm=False)
     _, tensors = openstl_tensors(config)
     torch.save({"state_dict": tensors, "hyper_parameters": kept}, path)
@@ -162,7 +162,7 @@ def foreign(path: Path, **kept: object) -> Path:
         ({"in_shape": [4, 1, 16, 24]}, {"horizon": 6}, (4, 6), "--context, --horizon, else kept by Lightning"),
     ],
 )
-def test_import_takes_the_window_from_the_settings_or_the_user(
+def test_import_uses_the_window_of_the_settings_or_the_user(
     kept: dict[str, object], given: dict[str, Any], expected: tuple[int, int] | None, how: str, tmp_path: Path
 ) -> None:
     imported = import_checkpoint(foreign(tmp_path / "m.ckpt", **kept), **given)
@@ -182,7 +182,7 @@ def test_import_takes_the_window_from_the_settings_or_the_user(
         ({"context_length": 0, "horizon": 3}, "context_length: got 0, expected a whole number from 1 to"),
     ],
 )
-def test_half_a_window_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_context_length_without_a_horizon_is_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         import_checkpoint(foreign(tmp_path / "m.ckpt"), **given)
 

@@ -1,4 +1,4 @@
-"""The package in a zip archive, as in a zipapp, and without the metadata of an installation."""
+"""The package in a zip archive, like a zipapp, and without installation metadata."""
 
 import shutil
 import subprocess
@@ -41,13 +41,13 @@ main(["inspect", bundle, "--json"], standalone_mode=False)
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Zip archive of the package."""
+    """Return a zip archive of the package."""
     folder, source = tmp_path_factory.mktemp("zip"), Path(e3d_deploy.__file__).parent
     shutil.copytree(source, folder / "tree" / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     return Path(shutil.make_archive(str(folder / "package"), "zip", folder / "tree"))
 
 
-def test_all_that_ships_is_found_in_an_archive(archive: Path, exported: Path, tmp_path: Path) -> None:
+def test_all_shipped_files_are_found_in_an_archive(archive: Path, exported: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(archive), str(exported / "tiny.e3d")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ def test_an_archive_runs_as_a_program(archive: Path, tmp_path: Path) -> None:
     assert done.stdout.strip() == f"e3d, version {e3d_deploy.__version__}", done.stderr
 
 
-def test_an_extracted_file_has_its_own_name_and_goes_again(archive: Path) -> None:
+def test_an_extracted_file_keeps_its_name_and_is_removed(archive: Path) -> None:
     import zipfile
 
     inside = zipfile.Path(archive) / "e3d_deploy" / "data" / "clips" / "pedestrians.mp4"

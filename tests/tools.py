@@ -1,4 +1,4 @@
-"""Helpers of several test files."""
+"""Helpers shared by test files."""
 
 import os
 from io import BytesIO, StringIO, TextIOWrapper
@@ -15,7 +15,7 @@ from e3d_deploy.data.form import Form
 
 
 def e3d(*arguments: object, code: int = 0) -> Result:
-    """Run a command, which must end with this code."""
+    """Run a command, and check its exit code."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
     return result
@@ -33,12 +33,12 @@ def largest_difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def formed(*, image_size: tuple[int, int], channels: int, **options: Any) -> dict[str, Any]:
-    """Return options of a reader, with the form of frames made of two of them."""
+    """Return options of a reader, with `form` made of two of the given options."""
     return {"form": Form(image_size=image_size, channels=channels), **options}
 
 
 def off(monkeypatch: pytest.MonkeyPatch, kind: type, by: float = 0.01) -> None:
-    """Let a backend give something else than PyTorch."""
+    """Make the results of a backend differ from PyTorch."""
     step = kind.step  # type: ignore[attr-defined]
 
     def wrong(self: Any, *arguments: Any) -> Any:
@@ -49,14 +49,14 @@ def off(monkeypatch: pytest.MonkeyPatch, kind: type, by: float = 0.01) -> None:
 
 
 class Terminal(StringIO):
-    """A stream that says it is a terminal."""
+    """Stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 class Broken(TextIOWrapper):
-    """A stream whose disk is full, or whose reader is gone."""
+    """Stream whose disk is full, or whose reader is gone."""
 
     def __init__(self, number: int) -> None:
         super().__init__(BytesIO(), encoding="utf-8")
@@ -67,7 +67,7 @@ class Broken(TextIOWrapper):
 
 
 class Clock:
-    """A clock that stands still until a test moves it."""
+    """Simulated clock that only the test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
