@@ -128,7 +128,7 @@ class Decay:
 
     @property
     def verdict(self) -> str:
-        """Sentence that says how the error grows with the age, and what to do about it."""
+        """Sentence on the growth of the error with the age, with the remedy."""
         C, older = self.context_length, [age for age in self.mse if age > self.context_length]
         worst = max(older, key=self.ratio, default=C)
         if not self.ageless and self.ratio(worst) <= TOLERANCE:

@@ -82,7 +82,7 @@ def load(path: str | Path) -> E3DLSTM:
         raise CheckpointMissing(f"{path}: no such file; give a model made by `e3d train`") from error
     except (SafetensorError, OSError) as error:
         if os.path.isdir(path):
-            raise CheckpointError(f"{path}: is a folder; {_inside(Path(path))}") from error
+            raise CheckpointError(f"{path}: is a folder; {_remedy_for_folder(Path(path))}") from error
         raise CheckpointError(
             f"{path}: not a safetensors file ({without_number(error)}); give a model made by `e3d train`, "
             "or import a checkpoint of another program with `e3d import`"
@@ -90,7 +90,7 @@ def load(path: str | Path) -> E3DLSTM:
     return _model(path, metadata, weights)
 
 
-def _inside(folder: Path) -> str:
+def _remedy_for_folder(folder: Path) -> str:
     """Return the remedy for an error about a path that is a folder instead of a model file."""
     if (folder / "manifest.json").exists():
         return "a bundle was given; give the model file that it was exported from"

@@ -36,7 +36,7 @@ class ModelConfig:
     """Frames in the window of the 3D convolutions; at least 2."""
     history_length: int = 20
     """Cell states kept for recall, including the initial zero state (τ in the paper). For this number of steps the
-    result equals that of an unlimited history; after that, only the latest states are recalled."""
+    result equals the result with an unlimited history; after that, only the latest states are recalled."""
     layer_norm: bool = True
     """Normalise the gates. The cell is always normalised, because it would double at each step otherwise."""
     norm_eps: float = 1e-5
@@ -60,10 +60,10 @@ class ModelConfig:
             if not isinstance(sizes, list | tuple):  # JSON has lists but no tuples
                 raise ConfigError(f"{name}: got {sizes!r}, expected a list of whole numbers")
             for size in sizes:
-                _whole(name, size)
+                _check_whole(name, size)
             object.__setattr__(self, name, tuple(sizes))
         for name in ("channels", "patch_size", "kernel_size", "window_length", "history_length", "stride"):
-            _whole(name, getattr(self, name))
+            _check_whole(name, getattr(self, name))
         if not isinstance(self.layer_norm, bool):
             raise ConfigError(f"layer_norm: got {self.layer_norm!r}, expected true or false")
         if len(self.image_size) != 2 or any(side < 1 for side in self.image_size):
@@ -118,8 +118,8 @@ class ModelConfig:
     def memory_channels(self) -> tuple[int, ...]:
         """Channels of the global memory that each layer receives.
 
-        With `paper` semantics, a layer receives the memory of the layer below, and the bottom layer that of the top
-        layer at the previous step. With other semantics, all layers receive the memory of the top layer.
+        With `paper` semantics, the bottom layer receives the memory of the top layer at the previous step, and each
+        other layer the memory of the layer below. With other semantics, all layers receive that of the top layer.
         """
         if self.semantics != "paper":
             return (self.hidden[-1],) * len(self.hidden)
@@ -159,7 +159,7 @@ def _to_dict(config: "ModelConfig | TrainConfig | EngineConfig") -> dict[str, An
     return json.loads(json.dumps(written))  # type: ignore[no-any-return]
 
 
-def _whole(name: str, value: object) -> None:
+def _check_whole(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigError(f"{name}: got {value!r}, expected a whole number")
 
@@ -396,7 +396,7 @@ class EngineConfig:
     workspace_bytes: int | None = None
     """Maximum scratch memory for kernels (bytes); None: no limit."""
     optimization_level: int = 3
-    """Effort of the builder: 0 builds fastest, 5 gives the fastest engine."""
+    """Effort of the builder: 0 builds fastest, 5 builds the fastest engine."""
     batches: tuple[tuple[int, int, int], ...] = ()
     """Batch sizes as (fewest, usual, most) streams, with one optimization profile each; only for graphs that accept any
     batch size. Empty: one stream, and for the step graph also two."""
@@ -421,7 +421,7 @@ class EngineConfig:
         object.__setattr__(self, "batches", tuple(tuple(bucket) for bucket in self.batches))
         object.__setattr__(self, "compute_capabilities", tuple(self.compute_capabilities))
         if self.workspace_bytes is not None:
-            _whole("workspace_bytes", self.workspace_bytes)
+            _check_whole("workspace_bytes", self.workspace_bytes)
             if not 1 <= self.workspace_bytes < 2**63:  # the libraries store it as int64
                 raise ConfigError(f"workspace_bytes: got {self.workspace_bytes}, expected 1 to {2**63 - 1}")
         if self.optimization_level not in range(6):

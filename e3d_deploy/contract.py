@@ -138,10 +138,10 @@ class States:
         expected = {one.name: (one.dtype, one.shape) for one in self.tensors}
         found = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
         odd = next((name for name in {**expected, **found} if found.get(name) != expected.get(name)), None)
-        return None if odd is None else f"{odd}: got {_form(found.get(odd))}, expected {_form(expected.get(odd))}"
+        return None if odd is None else f"{odd}: got {_text(found.get(odd))}, expected {_text(expected.get(odd))}"
 
 
-def _form(tensor: tuple[str, tuple[int, ...]] | None) -> str:
+def _text(tensor: tuple[str, tuple[int, ...]] | None) -> str:
     return "no such state" if tensor is None else f"{tensor[0]} {list(tensor[1])}"
 
 
@@ -186,7 +186,7 @@ def clip(config: ModelConfig, length: int, name: str, batch: int = 1) -> Tensor:
 
 
 def written_after(steps: int, history_length: int, *, first: int = 1) -> int:
-    """Return the counter of a ring after `steps` steps; it starts at `first`, and goes back from 2K to K slots."""
+    """Return the counter of a ring with K slots after `steps` steps; it starts at `first`, and falls to K at 2K."""
     written = steps + first
     return written if written < 2 * history_length else history_length + written % history_length
 

@@ -40,7 +40,7 @@ def examine() -> dict[str, Any]:
 
 
 def contacts() -> str:
-    """Return whom the imported libraries contact, in words: nobody, unless the user switched telemetry on."""
+    """Describe whom the imported libraries contact: nobody, unless the user switched telemetry on."""
     switch = os.environ.get(SWITCH)
     if switch is not None and switch.strip().lower() in ("", "0", "false", "no", "off"):
         return f"ONNX Runtime may report to Microsoft, because {SWITCH}={switch} is set"

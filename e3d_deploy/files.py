@@ -158,7 +158,7 @@ def check_place(path: Path, *, folder: bool = False) -> None:
             if not os.access(place, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
             return
-        with workspace(place):  # try it out: permissions alone do not tell on every file system
+        with workspace(place):  # try it out: some file systems refuse files despite the permissions
             pass
 
 
@@ -273,7 +273,7 @@ def workspace(output_path: Path) -> Iterator[Path]:
         OSError: The folder cannot be created, or the block failed to write in it; the error names `output_path`.
     """
     output_path = output_path.absolute()
-    _remove_left(output_path)
+    _remove_leftovers(output_path)
     with naming(output_path):
         folder, descriptor = _locked_folder(output_path)
         try:
@@ -302,10 +302,10 @@ def remove_left(folder: Path, names: str) -> None:
         names: pattern of the names of the output files, such as `step_*.png`.
     """
     for left in folder.glob(f".{names}.*{PARTIAL}"):
-        _remove_if_left(left)
+        _remove_if_abandoned(left)
 
 
-def _remove_left(output_path: Path) -> None:
+def _remove_leftovers(output_path: Path) -> None:
     """Remove the workspaces of an output path whose processes have ended.
 
     A folder that `swap` moved aside is removed only if `output_path` exists; otherwise it may be the only copy.
@@ -315,32 +315,32 @@ def _remove_left(output_path: Path) -> None:
     if os.path.isdir(output_path):
         lefts += output_path.parent.glob(f"{prefix}*{RETIRED}")
     for left in lefts:
-        _remove_if_left(left)
+        _remove_if_abandoned(left)
 
 
-def _remove_if_left(folder: Path) -> None:
+def _remove_if_abandoned(folder: Path) -> None:
     """Remove a workspace if its process has ended; do nothing if the path is not a folder."""
     if fcntl is None:
         return
     *_, system, _, _ = ("", "", *folder.name.split("."))  # .NAME.SYSTEM.RANDOM.partial
     with suppress(OSError), _opened_folder(folder) as descriptor:
-        if _is_left(folder, descriptor, here=f"{system}." == _system()):
+        if _is_abandoned(folder, descriptor, here=f"{system}." == _system()):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_left(folder: Path, descriptor: int, *, here: bool) -> bool:
+def _is_abandoned(folder: Path, descriptor: int, *, here: bool) -> bool:
     """Return True if the process that made a workspace has ended; this process then holds its lock.
 
     The lock is held until `descriptor` is closed. A free lock shows that the process has ended only if that process ran
     `here`, on this running system, and if the file system enforces locks. Otherwise the time since the last change
     decides, for example for another machine that shares the folder over a network.
     """
-    held = _try(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = _try_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if held is False:
         return False
     if held and here:
         with _opened_folder(folder) as other:  # some file systems grant every lock
-            if _try(other, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
+            if _try_lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB) is False:
                 return True
     newest = max(one.lstat().st_mtime for one in (folder, *folder.rglob("*")))
     return time.time() - newest > ABANDONED_S
@@ -476,14 +476,14 @@ _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
 
-def _let_go() -> None:
+def _close_inherited_locks() -> None:
     """Close inherited locks in the child of a fork, which would hold them after the parent has ended."""
     while _held:
         os.close(_held.pop())
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 @contextmanager
@@ -508,12 +508,12 @@ def _lock(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> in
     while True:
         descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            held = _try(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = _try_lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if waiting is None and not held:
                 raise BlockingIOError(f"{path}: another process holds its lock, or it cannot be locked")
             if held is False and waiting is not None:
                 waiting()
-                _try(descriptor, fcntl.LOCK_EX)
+                _try_lock(descriptor, fcntl.LOCK_EX)
             # The last holder may have removed the file in the meantime; then lock the new file of this name.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -524,7 +524,7 @@ def _lock(path: Path, waiting: Callable[[], None] | None, *, folder: bool) -> in
         os.close(descriptor)
 
 
-def _try(descriptor: int, how: int) -> bool | None:
+def _try_lock(descriptor: int, how: int) -> bool | None:
     """Lock an open file; return False if another process holds the lock, and None if the file cannot be locked."""
     try:
         fcntl.flock(descriptor, how)

@@ -21,19 +21,19 @@ class LastingStream:
         """Write text; after an error, discard it."""
         if not isinstance(text, str):
             raise TypeError(f"got {type(text).__name__}, expected text")
-        self._do(lambda: self.wrapped.write(text))
+        self._attempt(lambda: self.wrapped.write(text))
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream; after an error, do nothing."""
-        self._do(self.wrapped.flush)
+        self._attempt(self.wrapped.flush)
 
     def __getattr__(self, name: str) -> Any:
         if name == "buffer":
             raise AttributeError(name)
         return getattr(self.wrapped, name)
 
-    def _do(self, act: Callable[[], object]) -> None:
+    def _attempt(self, act: Callable[[], object]) -> None:
         if self.lost is None:
             try:
                 act()

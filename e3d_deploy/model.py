@@ -1,7 +1,7 @@
 """E3D-LSTM in the notation of the paper (Wang et al., Eidetic 3D LSTM, ICLR 2019, section 3).
 
 Axes: B batch, T frames, C picture channels, H W pixels, p patch side, P = C·p² patch channels, h w patch grid,
-D frames in the window, N hidden channels, S cell states in the history (at most K, its number of slots), L layers.
+D frames in the window, N hidden channels, S cell states in the history (at most K, the number of slots), L layers.
 """
 
 from functools import partial

@@ -168,7 +168,7 @@ def join(paths: Sequence[Path]) -> JoinedModel:
     for step, digest, count in sorted(sets, reverse=True):
         members = sets[step, digest, count]
         if missing := [number for number in range(1, count + 1) if number not in members]:
-            left_out.append(f"step {step} lacks {_named(members, missing)}")
+            left_out.append(f"step {step} lacks {_missing_names(members, missing)}")
             continue
         try:
             content = _content([(members[number], cards[members[number]]) for number in range(1, count + 1)])
@@ -197,7 +197,7 @@ def _sets(cards: dict[Path, Card]) -> dict[tuple[int, str, int], dict[int, Path]
     return sets
 
 
-def _named(members: dict[int, Path], missing: Sequence[int]) -> str:
+def _missing_names(members: dict[int, Path], missing: Sequence[int]) -> str:
     """Return the names of missing parts, derived from the name of an existing part."""
     here, path = next(iter(members.items()))
     names = ", ".join(path.name.replace(f"part-{here}-", f"part-{number}-") for number in missing[:NAMED])

@@ -115,7 +115,7 @@ def _show(exhibit: Exhibit, output: Path, log: _Log) -> tuple[Bundle, Report, Se
         stage("build engines", lambda: _build(bundle, log.progress))
     with runtime.load(bundle.path, RECOMMENDED) as predictor:
         form = Form.of(predictor.config, predictor.card)
-        report: Report = stage("verify", lambda: _prove(bundle, predictor))
+        report: Report = stage("verify", lambda: _verify(bundle, predictor))
         examples = stage("forecast test clips", lambda: _forecast(predictor, exhibit.examples(form)))
         video = exhibit.video(form)
         came, forecast = stage("stream", lambda: _stream(predictor, video, output / f"{exhibit.name}.mp4"))
@@ -153,7 +153,7 @@ def _build(bundle: Bundle, progress: Notify) -> tuple[None, str]:
     return None, f"TensorRT-RTX {next(iter(sidecars.values())).builder}: {built}; built but not run"
 
 
-def _prove(bundle: Bundle, predictor: Predictor) -> tuple[Report, str]:
+def _verify(bundle: Bundle, predictor: Predictor) -> tuple[Report, str]:
     with open_backend(bundle, YARDSTICK) as yardstick:
         report = verify(bundle, predictor.backend, yardstick)
     record_verification(bundle, report.to_dict())

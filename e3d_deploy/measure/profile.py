@@ -152,7 +152,7 @@ def profile(
         nodes_ms=total,
         nodes=tuple(_part(row.name, row.timed.kind, [row], total, limits) for row in rows),
         types=tuple(sorted(types, key=lambda part: -part.ms)),
-        roofline=_whole(bundle, backend, traced.step_ms, limits) if limits else None,
+        roofline=_step_roofline(bundle, backend, traced.step_ms, limits) if limits else None,
         roofline_missing=missing,
         environment=environment(threads),
     )
@@ -192,7 +192,7 @@ def _part(name: str | None, kind: str, rows: list[Row], total: float, limits: Ro
     )
 
 
-def _whole(bundle: Bundle, backend: str, step_ms: float, limits: Roofline) -> StepRoofline:
+def _step_roofline(bundle: Bundle, backend: str, step_ms: float, limits: Roofline) -> StepRoofline:
     from e3d_deploy.export.graph.statistics import statistics
 
     counted = statistics(bundle.onnx("step", backend), bundle.entry("step", backend))

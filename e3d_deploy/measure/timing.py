@@ -116,8 +116,8 @@ def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """
     ordered, count = sorted(values), len(values)
 
-    def sure(cut: int) -> float:
+    def confidence(cut: int) -> float:
         return float(1 - 2 * sum(comb(count, below) for below in range(cut + 1)) / 2**count)
 
-    cut = max([0, *(cut for cut in range((count - 1) // 2) if sure(cut) >= CONFIDENCE)])
-    return float(ordered[cut]), float(ordered[-1 - cut]), max(sure(cut), 0.0)
+    cut = max([0, *(cut for cut in range((count - 1) // 2) if confidence(cut) >= CONFIDENCE)])
+    return float(ordered[cut]), float(ordered[-1 - cut]), max(confidence(cut), 0.0)
