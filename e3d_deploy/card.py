@@ -15,7 +15,7 @@ REACH, TOLERANCE = 6, 1.03
 no age above C may have more than TOLERANCE times the error at C."""
 
 LONGEST, LARGEST = 10**9, 1e100
-"""Maximum count (frames or clips), and maximum error or interval (ms), in a card; larger values mean it is damaged."""
+"""Maximum count (frames or clips), and maximum error or interval (ms), in a card; larger values mean damage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Decay:
 
     @property
     def ageless(self) -> bool:
-        """True if forecasts do not get worse with the age of the state."""
+        """True if the record is long enough, and forecasts do not get worse with the age of the state."""
         older = [age for age in self.mse if age > self.context_length]
         return max(self.mse) >= REACH * self.context_length and all(self.ratio(age) <= TOLERANCE for age in older)
 

@@ -103,7 +103,7 @@ def load_content(content: Content, path: str | Path) -> E3DLSTM:
     """Load a model, like `load`, from the content of a file; float32 weights share the memory of `content`.
 
     Args:
-        content: memory that PyTorch may treat as writable; it must not change while the model is used.
+        content: writable memory, as PyTorch demands; its bytes must not change while the model is used.
         path: path of the file, for error messages.
 
     Raises:
