@@ -150,7 +150,7 @@ def check_finite(name: str, weight: torch.Tensor, source: str | Path) -> None:
     """
     if odd := weight.numel() - int(weight.isfinite().sum()):
         raise CheckpointError(
-            f"{source}: {name} contains {odd} of {weight.numel()} values that are NaN or infinite, expected finite "
+            f"{source}: {name} holds {odd} of {weight.numel()} values that are NaN or infinite, expected finite "
             "numbers; train again with a smaller --learning-rate, or use an earlier checkpoint"
         )
 
