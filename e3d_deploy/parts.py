@@ -143,7 +143,7 @@ def find_parts(paths: Iterable[Path]) -> list[Path]:
                 f"{path}: no such file or folder; give the folder that `e3d train --parts` wrote to"
             )
         if not inside:
-            raise CheckpointError(f"{path}: contains no {PATTERN}; give the folder that `e3d train --parts` wrote to")
+            raise CheckpointError(f"{path}: has no {PATTERN}; give the folder that `e3d train --parts` wrote to")
         for part in inside:
             found.setdefault(part.resolve(), part)
     return list(found.values())

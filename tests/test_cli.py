@@ -1,4 +1,4 @@
-"""Commands as users type them: output, files and exit codes."""
+"""Commands as a user types them: what they say, what they leave behind, and how they end."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ REAL_CLIP = Path(__file__).parents[1] / "e3d_deploy" / "data" / "clips" / "pedes
 
 
 def failing(*arguments: object, code: int) -> str:
-    """Return the error line of a command that must fail."""
+    """The one line that a failing command says."""
     result = e3d(*arguments, code=code)
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("Error: ")
@@ -61,7 +61,7 @@ def test_an_unknown_option_or_command_gets_the_nearest_suggested(exported: Path)
 
 
 def test_train_export_predict(tmp_path: Path) -> None:
-    """Life of a model: trained on files, exported, used."""
+    """The way of a model: trained on files, exported, used."""
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "clips.npz", frames=rng.integers(0, 256, (3, 9, 32, 32, 1), np.uint8))
     model = tmp_path / "run" / "model.safetensors"
@@ -98,7 +98,7 @@ def test_verify_passes_and_records(bundle_path: Path, tmp_path: Path, extra: lis
     assert len(report["predictions"]) == 6
 
 
-def test_a_layout_without_arrays_is_not_ignored(exported: Path, tmp_path: Path) -> None:
+def test_a_layout_without_arrays_is_not_passed_over(exported: Path, tmp_path: Path) -> None:
     result = e3d("predict", exported / "tiny.e3d", REAL_CLIP, "-o", tmp_path / "o.npz", "--layout", "nthwc")
     assert "pedestrians.mp4: no array with these axes was read, so --layout NTHWC has no effect" in result.stderr
     assert "--layout is of --clip" in failing("verify", exported / "tiny.e3d", "--layout", "NTHWC", code=2)
@@ -129,7 +129,7 @@ def test_verify_beyond_the_budget_exits_3(bundle_path: Path, monkeypatch: pytest
     assert result.stderr.count("predictions") == 1
 
 
-def test_verify_shows_values_that_are_not_finite(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_shows_what_is_not_a_number(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, steps = OnnxRuntimeBackend.step, []
 
     def off(self: OnnxRuntimeBackend, *arguments: Any) -> Any:
@@ -205,7 +205,7 @@ def test_predict_refuses_where_it_cannot_write(exported: Path, tmp_path: Path) -
     assert "its folder does not exist" in failing(*arguments, "-o", tmp_path / "no" / "o.npz", code=2)
 
 
-def test_a_model_file_runs_only_on_torch(exported: Path, tmp_path: Path) -> None:
+def test_a_model_file_runs_on_torch_alone(exported: Path, tmp_path: Path) -> None:
     arguments = [
         "predict",
         exported / "tiny.safetensors",
@@ -257,11 +257,11 @@ def test_stream_forecasts_a_video_while_it_plays(exported: Path, tmp_path: Path)
     )
     video = read_clips(output, Form(image_size=(16, 48), channels=1)).frames[0]
     assert video.shape == (150, 16, 48, 1)
-    assert video[:2, :, 24:].max() < 16  # black for the first frames, which have no forecast
+    assert video[:2, :, 24:].max() < 16  # black where nothing could have been forecast yet
     assert "model p50" in e3d("stream", exported / "tiny.e3d", REAL_CLIP, "--horizon", 2).stdout
 
 
-def test_benchmark_reports_speed_and_accuracy(exported: Path, tmp_path: Path) -> None:
+def test_benchmark_tells_speed_and_accuracy(exported: Path, tmp_path: Path) -> None:
     picture = tmp_path / "latency.png"
     options = ["--threads", 1, "--seconds", 0.02, "--picture", picture, "--json"]
     result = json.loads(e3d("benchmark", exported / "tiny.e3d", *options).stdout)
@@ -292,7 +292,7 @@ def test_inspect_shows_model_and_bundle(exported: Path) -> None:
     assert "exact for 4 steps, then the last 4 cells" in e3d("inspect", exported / "tiny.e3d").stdout
 
 
-def test_inspect_reports_the_cost_of_the_graphs(exported: Path) -> None:
+def test_inspect_says_what_the_graphs_cost(exported: Path) -> None:
     found = json.loads(e3d("inspect", exported / "tiny.e3d", "--json").stdout)
     assert found["cost"]["steps"] == {"step": 1, "rollout": 2, "clip": 6}
     assert found["nodes"]["Softmax"] == {"step": 2, "rollout": 4, "clip": 12}
@@ -301,7 +301,7 @@ def test_inspect_reports_the_cost_of_the_graphs(exported: Path) -> None:
     assert "how it is counted: FLOP: 2 a multiply-add" in text
 
 
-def test_inspect_refuses_files_that_are_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
+def test_inspect_of_what_is_neither_bundle_nor_model(exported: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.onnx").write_bytes(b"x")
     assert "foreign.onnx: a graph, not a bundle" in failing("inspect", tmp_path / "foreign.onnx", code=5)
     line = failing("inspect", exported / "tiny.e3d" / "reference.npz", code=5)
@@ -343,7 +343,7 @@ def test_the_next_command_names_a_program_that_is_not_on_the_path(
     assert f"next: 'my env/bin/e3d' unpack {tmp_path}/tiny.zip -o tiny.e3d\n" in result.stderr
 
 
-def test_the_next_command_does_not_take_a_path_for_an_option(
+def test_the_next_command_takes_no_path_for_an_option(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -353,7 +353,7 @@ def test_the_next_command_does_not_take_a_path_for_an_option(
     assert (tmp_path / "-d.e3d").is_dir()
 
 
-def test_pack_and_unpack_report_which_engines_are_left_out(bundle_path: Path, tmp_path: Path) -> None:
+def test_pack_and_unpack_say_what_becomes_of_engines(bundle_path: Path, tmp_path: Path) -> None:
     (bundle_path / "engines").mkdir()
     (bundle_path / "engines" / "step.tensorrt.plan").write_bytes(bytes(2_500_000))
     files = {
@@ -373,7 +373,7 @@ def test_pack_and_unpack_report_which_engines_are_left_out(bundle_path: Path, tm
     e3d(*small)
 
 
-def test_doctor_reports_installed_libraries_and_how_to_install_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_is_there_and_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(e3d("doctor", "--json").stdout)
     libraries = {one["library"]: one for one in found["libraries"]}
     assert libraries["onnxruntime"]["version"]
@@ -390,7 +390,7 @@ def test_a_missing_library_names_its_extra(exported: Path, monkeypatch: pytest.M
     assert "pip install 'e3d_deploy[video]'" in line
 
 
-def test_an_unexpected_error_is_one_line_and_a_traceback_only_with_debug(
+def test_what_nobody_expected_is_one_line_and_a_traceback_only_with_debug(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def explode(*_: object, **__: object) -> None:
@@ -429,7 +429,7 @@ def test_debug_keeps_the_exit_code(tmp_path: Path) -> None:
     ],
     ids=lambda one: " ".join(one) if isinstance(one, list) else "",
 )
-def test_an_option_without_effect_or_end_is_refused(
+def test_an_option_that_would_do_nothing_or_never_end_is_refused(
     exported: Path, tmp_path: Path, options: list[str], words: str
 ) -> None:
     places = {"M": exported / "tiny.safetensors", "B": exported / "tiny.e3d", "X": tmp_path / "x"}
@@ -456,7 +456,7 @@ def test_out_of_memory_exits_7(exported: Path, error: Exception, monkeypatch: py
     assert "frame #0" not in result.stderr
 
 
-def test_a_reader_that_is_gone_is_not_an_error(exported: Path) -> None:
+def test_a_reader_that_is_gone_is_no_error(exported: Path) -> None:
     command = [sys.executable, "-m", "e3d_deploy", "diff", exported / "tiny.e3d", exported / "tiny.e3d"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -473,7 +473,7 @@ def test_ctrl_c_exits_130(exported: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "interrupted" in e3d("verify", exported / "tiny.e3d", "--backend", "onnxruntime", code=130).stderr
 
 
-def test_ctrl_c_in_training_exits_130_and_says_how_to_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_training_exits_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, count = Learner.training_step, []
 
     def interrupt(self: Learner, *arguments: Any) -> Any:

@@ -234,7 +234,7 @@ def test_join_writes_a_model_that_loads_and_says_which_step(folder: Path, tmp_pa
     assert "its folder does not exist" in command(folder, "-o", tmp_path / "no" / "model.safetensors", code=2)
     (tmp_path / "empty").mkdir()
     assert "empty: is a folder; give the name of a" in command(folder, "-o", tmp_path / "empty", "--overwrite", code=2)
-    assert "contains no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
+    assert "has no *.part-*" in command(tmp_path / "empty", "-o", output, "--overwrite", code=5)
     assert "no such file or folder" in command(tmp_path / "absent", "-o", output, "--overwrite", code=2)
     next(folder.glob("model-a.part-1-*")).unlink()
     next(folder.glob("model-b.part-1-*")).unlink()

@@ -136,7 +136,7 @@ def profile(
     """
     threads = check_threads(threads)
     traced = trace(bundle, backend, threads=threads, steps=steps)
-    costs, missing = _costs(bundle, backend) if roofline else ([], "not requested")
+    costs, missing = _costs(bundle, backend) if roofline else ([], "not asked for")
     limits = measure(threads) if costs else None
     rows = [Row(timed, cost) for timed, cost in match(traced.nodes, costs)]
     total = sum(row.timed.ms for row in rows)
