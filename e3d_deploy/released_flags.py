@@ -1,6 +1,7 @@
-"""The command line of google/e3d_lstm `run.py`, told in our options.
+"""Translation of the command line of google/e3d_lstm `run.py` into options of `e3d`.
 
-Its flags have underscores, ours have hyphens, so that a line may use both; ours come last and win.
+Flags of the released code contain underscores, options of `e3d` hyphens, so a command line may use both. The options of
+`e3d` come last and take precedence.
 """
 
 import os
@@ -41,54 +42,54 @@ DEFAULTS = {
     "n_gpu": "1",
     "allow_gpu_growth": "True",
 }
-"""Its flags and what they are if they are not given."""
+"""Flags of the released code and their defaults."""
 ALIASES = {"sampling_delta_per_iter": "sampling_changing_rate"}
-"""A name that its README and scripts use, and its program does not know."""
+"""Names of flags that the README and scripts of the released code use, but its program does not accept."""
 YES, NO = ("true", "t", "1", "yes"), ("false", "f", "0", "no")
 
 
 class Translation(NamedTuple):
-    """A command line of ours, and what there is to say about it."""
+    """Arguments of `e3d`, and remarks for the user."""
 
     arguments: list[str]
     remarks: list[str]
 
 
 def translate(arguments: Sequence[str]) -> Translation:
-    """Translate arguments of `e3d train` into our own: `train …`, or `evaluate …` if the flags switch training off.
+    """Translate the arguments of `e3d train` into `train …`, or into `evaluate …` if the flags switch training off.
 
-    A line without a flag of the released code is left as it is. With one, what is not given is as it is
-    there: its recipe, its memory and its epsilon too.
+    Arguments without a flag of the released code are returned unchanged. If there is such a flag, all settings that are
+    not given have the values of the released code, including its recipe, its memory and its epsilon.
 
     Raises:
-        ConfigError: a flag without a value, or with one that cannot be, or a needed one that is not there.
+        ConfigError: a flag has no value or an invalid one, or a required flag is missing.
     """
     flags, ours = _split(arguments)
     if not flags:
         return Translation(["train", *arguments], [])
     values = {**DEFAULTS, **flags}
     if values["model_name"] != "e3d_lstm":
-        raise ConfigError(f"--model_name: got {values['model_name']}, there is e3d_lstm alone")
+        raise ConfigError(f"--model_name: got {values['model_name']}, expected e3d_lstm, the only model")
     if values["dataset_name"] not in ("mnist", "action"):
         raise ConfigError(f"--dataset_name: got {values['dataset_name']}, expected mnist or action")
     if "allow_gpu_growth" in flags:
-        remarks = ["--allow_gpu_growth has no meaning here, PyTorch takes memory as it needs it: ignored"]
+        remarks = ["--allow_gpu_growth is ignored: PyTorch always allocates memory as it needs it"]
     else:
         remarks = []
     given = {word.partition("=")[0] for word in ours}
     if not _boolean(values, "is_training"):
         return Translation([*_evaluation(values, given), *ours], remarks)
     remarks.append(
-        "flags of the released code: its recipe, its memory that stays zero and its epsilon; "
+        "flags of the released code select its recipe, its memory that stays zero and its epsilon; give "
         "--semantics paper for the memory of the paper"
     )
     if _number(values, "filter_size") != 5:
-        remarks.append(f"--filter_size {values['filter_size']} is heeded here; the released code takes 5 always")
+        remarks.append(f"--filter_size {values['filter_size']} is used here, although the released code always uses 5")
     return Translation([*_training(values, given), *ours], remarks)
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Flags of the released code and their values, and all other arguments."""
+    """Return the flags of the released code with their values, and all other arguments."""
     flags: dict[str, str] = {}
     ours: list[str] = []
     rest = list(arguments)
@@ -112,7 +113,8 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 def _training(values: Mapping[str, str], given: Set[str]) -> list[str]:
     context_length, total_length = _number(values, "input_length"), _number(values, "total_length")
-    # It makes two optimiser steps of an iteration when it plays clips backwards too.
+    # With reverse_input the released code takes two optimizer steps per iteration: one on the clips and one on their
+    # reversed frames.
     passes = 2 if _boolean(values, "reverse_input") else 1
     devices = _number(values, "n_gpu")
     options = {
@@ -132,7 +134,7 @@ def _training(values: Mapping[str, str], given: Set[str]) -> list[str]:
         "--sampling-decrease": values["sampling_changing_rate"],
         "--sampling-stop-step": values["sampling_stop_iter"] if _boolean(values, "scheduled_sampling") else "0",
         "--learning-rate": values["lr"],
-        "--batch-size": str(devices * _number(values, "batch_size")),  # its is for each GPU
+        "--batch-size": str(devices * _number(values, "batch_size")),  # batch_size is the number of clips per GPU
         "--steps": str(passes * _number(values, "max_iterations")),
         "--log-every": str(passes * _number(values, "display_interval")),
         "--validate-every": str(passes * _number(values, "test_interval")),
@@ -140,7 +142,8 @@ def _training(values: Mapping[str, str], given: Set[str]) -> list[str]:
     }
     if devices != 1:
         options["--devices"] = str(devices)
-    # Ours win; and of --data there may be several, which would be mixed.
+    # Options of `e3d` take precedence. --data may be given several times and the sources are mixed, so it is added only
+    # if it is not given.
     if not given & {"-o", "--output"}:
         options["-o"] = _path(values, "save_dir")
     if "--data" not in given:
@@ -178,12 +181,12 @@ def _evaluation(values: Mapping[str, str], given: Set[str]) -> list[str]:
 
 def _path(values: Mapping[str, str], name: str) -> str:
     if not values[name]:
-        raise ConfigError(f"--{name}: is needed")
-    return os.path.expanduser(values[name])  # stays as it is without a home folder
+        raise ConfigError(f"--{name}: is missing; give a path")
+    return os.path.expanduser(values[name])  # unchanged if the user has no home folder
 
 
 def _paths(values: Mapping[str, str], name: str) -> str:
-    """One source, or the two files that are joined."""
+    """Return a value of one or several paths, joined by commas, with each home folder expanded."""
     _path(values, name)
     return ",".join(os.path.expanduser(part) for part in values[name].split(","))
 

@@ -1,4 +1,4 @@
-"""The command line of google/e3d_lstm: what each flag becomes, and its two published commands, run at a tiny size."""
+"""Translation of google/e3d_lstm's command line: each flag, and its two published commands run at a tiny size."""
 
 import json
 import sys
@@ -46,7 +46,7 @@ MNIST = split("""
     --test_interval 1
     --snapshot_interval 10000
 """)
-"""README.md and scripts/e3d_lstm_mm_train.sh there."""
+"""Command of README.md and scripts/e3d_lstm_mm_train.sh in google/e3d_lstm."""
 KTH = split("""
     --is_training True
     --dataset_name action
@@ -76,19 +76,19 @@ KTH = split("""
     --test_interval 1
     --snapshot_interval 5000
 """)
-"""scripts/e3d_lstm_kth_train.sh there."""
+"""Command of scripts/e3d_lstm_kth_train.sh in google/e3d_lstm."""
 
 HOME = Path.home()
 ALWAYS = {"--recipe": "google", "--semantics": "google", "--norm-eps": "1e-12", "--validation-clips": "0"}
 MEMORY = (
-    "flags of the released code: its recipe, its memory that stays zero and its epsilon; "
+    "flags of the released code select its recipe, its memory that stays zero and its epsilon; give "
     "--semantics paper for the memory of the paper"
 )
-GROWTH = "--allow_gpu_growth has no meaning here, PyTorch takes memory as it needs it: ignored"
+GROWTH = "--allow_gpu_growth is ignored: PyTorch always allocates memory as it needs it"
 
 
 def parsed(arguments: list[str], command: str = "train") -> tuple[dict[str, str], list[str]]:
-    """A command line of ours as options with values, and switches."""
+    """Return the options with their values, and the switches, of a command line of `e3d`."""
     assert arguments[0] == command
     options, switches, rest = dict[str, str](), list[str](), arguments[1:]
     while rest:
@@ -193,10 +193,10 @@ DEFAULT_OPTIONS = ALWAYS | {
     "--validate-every": "1000",
     "--save-every": "1000",
 }
-"""Options that stand for the defaults of the released program."""
+"""Options of `e3d` that correspond to the defaults of the released program."""
 
 
-def test_what_is_not_given_is_as_it_is_there() -> None:
+def test_settings_that_are_not_given_have_the_released_defaults() -> None:
     line, remarks = translate(NEEDED)
     assert parsed(line) == (DEFAULT_OPTIONS, ["--resume-or-new", "--layer-norm"])
     assert remarks == [MEMORY]
@@ -236,7 +236,7 @@ FLAGS: list[tuple[str, str, dict[str, str]]] = [
     ("test_interval", "2000", {"--validate-every": "2000"}),
     ("snapshot_interval", "3000", {"--save-every": "3000"}),
     ("num_save_samples", "3", {}),
-    ("n_gpu", "2", {"--devices": "2", "--batch-size": "16"}),  # batch_size clips for each
+    ("n_gpu", "2", {"--devices": "2", "--batch-size": "16"}),  # batch_size clips per device
     ("allow_gpu_growth", "False", {}),
 ]
 
@@ -254,12 +254,12 @@ def test_each_flag_by_itself(name: str, value: str, expected: dict[str, str]) ->
         ]
 
 
-def test_no_flag_is_left_out() -> None:
-    """Those that run.py defines at commit 3e5bd4b."""
+def test_all_released_flags_are_covered() -> None:
+    """The flags that run.py defines at commit 3e5bd4b."""
     assert set(DEFAULTS) == {name for name, _, _ in FLAGS} - {"sampling_delta_per_iter"}
 
 
-def test_number_of_samples_counts_where_there_is_a_folder() -> None:
+def test_number_of_samples_is_passed_on_if_a_folder_is_given() -> None:
     line, _ = translate([*NEEDED, "--gen_frm_dir", "frames", "--num_save_samples", "3"])
     assert parsed(line)[0] == DEFAULT_OPTIONS | {"--samples": "frames", "--sample-count": "3"}
 
@@ -277,7 +277,7 @@ def test_a_boolean_without_a_value_is_true(more: list[str]) -> None:
     assert "--reverse-input" in parsed(line)[1]
 
 
-def test_the_last_of_a_flag_wins() -> None:
+def test_the_last_value_of_a_repeated_flag_wins() -> None:
     line, _ = translate(
         [*NEEDED, "--lr", "1", "--lr=2", "--sampling_delta_per_iter", "3", "--sampling_changing_rate=4"]
     )
@@ -292,28 +292,28 @@ def test_the_last_of_a_flag_wins() -> None:
         ("--input_length ten", "--input_length: got 'ten', expected a whole number"),
         ("--max_iterations 1.5", "--max_iterations: got '1.5', expected a whole number"),
         ("--n_gpu all", "--n_gpu: got 'all', expected a whole number"),
-        ("--model_name predrnn", "--model_name: got predrnn, there is e3d_lstm alone"),
+        ("--model_name predrnn", "--model_name: got predrnn, expected e3d_lstm, the only model"),
         ("--dataset_name penn", "--dataset_name: got penn, expected mnist or action"),
         ("--lr", "--lr: needs a value, such as --lr 0.001"),
         ("--pretrained_model --lr 1", "--pretrained_model: needs a value, such as --pretrained_model PATH"),
-        ("--save_dir=", "--save_dir: is needed"),
-        ("--is_training False", "--pretrained_model: is needed"),
+        ("--save_dir=", "--save_dir: is missing; give a path"),
+        ("--is_training False", "--pretrained_model: is missing; give a path"),
     ],
 )
-def test_values_that_cannot_be_are_refused(words: str, message: str) -> None:
+def test_invalid_values_are_refused(words: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         translate([*NEEDED, *words.split()])
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("absent", ["save_dir", "train_data_paths", "valid_data_paths"])
-def test_what_is_needed_is_named(absent: str) -> None:
+def test_a_missing_required_flag_is_named(absent: str) -> None:
     place = NEEDED.index(f"--{absent}")
-    with pytest.raises(ConfigError, match=f"--{absent}: is needed"):
+    with pytest.raises(ConfigError, match=f"--{absent}: is missing; give a path"):
         translate(NEEDED[:place] + NEEDED[place + 2 :])
 
 
-def test_our_options_come_last_and_win() -> None:
+def test_options_of_e3d_come_last_and_win() -> None:
     ours = split("--semantics paper --steps 7 --no-layer-norm --norm-eps=1e-5")
     line, _ = translate([*ours[:2], *NEEDED, *ours[2:], "--lr", "0.1"])
     assert line[-len(ours) :] == ours
@@ -323,14 +323,14 @@ def test_our_options_come_last_and_win() -> None:
 @pytest.mark.parametrize(
     ("ours", "dropped"),
     [
-        (["--data", "moving-mnist", "--data=more.npz:2"], "--data"),  # more than one is a mixture
+        (["--data", "moving-mnist", "--data=more.npz:2"], "--data"),  # several sources are mixed
         (["--data=more.npz"], "--data"),
         (["--valid-data", "moving-mnist"], "--valid-data"),
         (["-o", "runs/b"], "-o"),
         (["--output=runs/b"], "-o"),
     ],
 )
-def test_our_option_stands_for_a_flag_that_is_needed(ours: list[str], dropped: str) -> None:
+def test_an_option_of_e3d_replaces_a_required_flag(ours: list[str], dropped: str) -> None:
     flags = {"--data": "train_data_paths", "--valid-data": "valid_data_paths", "-o": "save_dir"}
     place = NEEDED.index(f"--{flags[dropped]}")
     for needed in (NEEDED, NEEDED[:place] + NEEDED[place + 2 :]):
@@ -349,14 +349,14 @@ def test_our_option_stands_for_a_flag_that_is_needed(ours: list[str], dropped: s
         ["-o", "lr", "--init=save_dir"],
     ],
 )
-def test_a_line_without_their_flags_is_left_as_it_is(line: list[str]) -> None:
+def test_arguments_without_released_flags_are_unchanged(line: list[str]) -> None:
     assert translate(line) == (["train", *line], [])
 
 
-def test_another_filter_size_is_heeded_and_said() -> None:
-    """The released code takes 5 whatever the flag says."""
+def test_another_filter_size_is_used_with_a_remark() -> None:
+    """The released code uses 5 whatever the flag is."""
     _, remarks = translate([*NEEDED, "--filter_size", "3"])
-    assert remarks == [MEMORY, "--filter_size 3 is heeded here; the released code takes 5 always"]
+    assert remarks == [MEMORY, "--filter_size 3 is used here, although the released code always uses 5"]
 
 
 def test_without_training_it_evaluates_as_the_original_does() -> None:
@@ -395,7 +395,7 @@ TINY = {
 
 
 def tiny(command: list[str], folder: Path, data: Path, **changes: str) -> list[str]:
-    """A published command at a tiny size, on recorded data, without its weights and below a folder."""
+    """Return a published command at a tiny size, on recorded data, without its weights, with outputs below `folder`."""
     values = dict(zip(command[::2], command[1::2], strict=True)) | TINY
     del values["--pretrained_model"]
     values |= {"--train_data_paths": str(data), "--valid_data_paths": str(data)}
@@ -427,7 +427,7 @@ def test_the_moving_mnist_command_runs_from_published_weights(tmp_path: Path) ->
     assert model.config == NETWORK
     published = import_checkpoint(PRETRAINED, memory="released", image_size=(16, 16)).model
     moved = [(weight - model.state_dict()[name]).abs().max() for name, weight in published.state_dict().items()]
-    assert 0 < max(moved) < 0.00101  # the first step of Adam is the learning rate, at most
+    assert 0 < max(moved) < 0.00101  # the first step of Adam is at most the learning rate
 
     settings = json.loads((run / "config.json").read_text())
     assert {**vars(TrainConfig()), **settings["train"]} == TrainConfig.of_recipe(
@@ -441,12 +441,12 @@ def test_the_moving_mnist_command_runs_from_published_weights(tmp_path: Path) ->
         save_every=10_000,
         validation_clips=0,
     ).__dict__
-    # Six clips in batches of two, each with its first.
+    # Six clips in batches of two; the first clip of each batch is written.
     found = sorted(str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.png"))
     assert found == [f"_mnist_e3d_lstm/1/{batch}/{name}" for batch in (1, 2, 3) for name in SAMPLES]
 
 
-def test_nothing_that_is_there_is_deleted(tmp_path: Path) -> None:
+def test_existing_files_are_not_deleted(tmp_path: Path) -> None:
     """The released program deletes save_dir and gen_frm_dir when it starts."""
     run, samples = tmp_path / "checkpoints" / "_mnist_e3d_lstm", tmp_path / "results" / "_mnist_e3d_lstm"
     for folder in (run, samples):
@@ -460,11 +460,13 @@ def test_nothing_that_is_there_is_deleted(tmp_path: Path) -> None:
     before = contents(tmp_path)
     assert {f"{folder.relative_to(tmp_path)}/notes.txt" for folder in (run, samples)} < before.keys()
 
-    assert command() == str(run.with_name("_mnist_e3d_lstm-2") / "model.safetensors")  # the first has ended
+    assert command() == str(run.with_name("_mnist_e3d_lstm-2") / "model.safetensors")  # the first run is finished
     assert {name: content for name, content in contents(tmp_path).items() if "lstm-2" not in name} == before
 
-    assert command(lr="0.01") == str(run.with_name("_mnist_e3d_lstm-3") / "model.safetensors")  # another run
-    assert command(max_iterations="2") == str(run / "model.safetensors")  # goes on
+    assert command(lr="0.01") == str(
+        run.with_name("_mnist_e3d_lstm-3") / "model.safetensors"
+    )  # a run with other settings
+    assert command(max_iterations="2") == str(run / "model.safetensors")  # resumes the first run
     assert steps_done(run) == 2
     assert (run / "notes.txt").read_text() == "mine"
     assert [path.name for path in sorted((samples / "2").iterdir())] == ["1", "2", "3"]
@@ -476,19 +478,19 @@ def test_the_kth_command_runs(tmp_path: Path) -> None:
     assert done.stdout == f"{run / 'model.safetensors'}\n"
     assert [done.stderr.count(remark) for remark in (GROWTH, MEMORY)] == [1, 1]
     assert checkpoint.load(run / "model.safetensors").config == NETWORK
-    # Seven windows of the test persons in batches of two.
+    # Seven windows of the persons of the test split, in batches of two.
     found = sorted(str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*.png"))
     assert found == [f"_kth_e3d_lstm/1/{batch}/{name}" for batch in (1, 2, 3, 4) for name in SAMPLES]
 
 
-def test_reversed_clips_make_two_steps_of_an_iteration(tmp_path: Path) -> None:
+def test_reversed_clips_make_two_steps_per_iteration(tmp_path: Path) -> None:
     e3d("train", *tiny(KTH, tmp_path, GOLDEN / "kth", reverse_input="True"))
     run = tmp_path / "checkpoints" / "_kth_e3d_lstm"
     assert steps_done(run) == 2
     assert json.loads((run / "config.json").read_text())["train"]["reverse_input"] is True
 
 
-def test_our_options_mix_with_their_flags(tmp_path: Path) -> None:
+def test_options_of_e3d_mix_with_released_flags(tmp_path: Path) -> None:
     flags = tiny(MNIST, tmp_path, GOLDEN / "mnist_tiny.npz")
     e3d("train", "--semantics", "paper", *flags, "-o", tmp_path / "ours", "--data", GOLDEN / "kth", "--steps", "2")
     settings = json.loads((tmp_path / "ours" / "config.json").read_text())
@@ -512,8 +514,8 @@ def test_without_training_the_command_evaluates(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--lr", "0.1"], "Error: --save_dir: is needed"),
-        ([*NEEDED, "--model_name", "convlstm"], "Error: --model_name: got convlstm, there is e3d_lstm alone"),
+        (["--lr", "0.1"], "Error: --save_dir: is missing; give a path"),
+        ([*NEEDED, "--model_name", "convlstm"], "Error: --model_name: got convlstm, expected e3d_lstm, the only model"),
     ],
 )
 def test_refusals_are_exit_2_and_one_line(flags: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Measures that publications report for a forecast, and how each computes them. docs/metrics.md has the sources."""
+"""Forecast measures under the conventions of published results. The sources are listed in docs/metrics.md."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,30 +10,32 @@ from numpy.typing import NDArray
 from e3d_deploy import metrics
 
 Function = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]
-"""A prediction, as computed, and the truth, [T, C, H, W], to one number per frame, [T]."""
+"""Function of an unclipped prediction and the truth, both [T, C, H, W]; returns one number per frame, [T]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One column of a table."""
+    """One measure: a column of the table of results."""
 
     function: Function
     meaning: str
+    """Description of the measure for reports."""
     overall: Literal["mean", "sum"] = "mean"
-    """Reduction over the predicted frames to one number."""
+    """Reduction of the numbers of all predicted frames to one number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """One publication's way to measure."""
+    """Measures as one publication defines them."""
 
     name: str
     meaning: str
+    """Description of the convention for reports."""
     measures: Mapping[str, Measure]
 
 
 def clipped(function: Function) -> Function:
-    """The same of the prediction clipped to [0, 1]."""
+    """Return a function that clips the prediction to [0, 1] and then applies `function`."""
     return lambda prediction, truth: function(prediction.clip(0, 1), truth)
 
 
@@ -47,8 +49,8 @@ SCIKIT_IMAGE = (
 
 OPENSTL = Convention(
     name="openstl",
-    meaning="As OpenSTL's tables: MSE and MAE of predictions as computed, PSNR and SSIM of predictions clipped to "
-    "[0, 1], and every number the mean over frames and sequences.",
+    meaning="Numbers as in OpenSTL's tables: MSE and MAE of unclipped predictions, PSNR and SSIM of predictions "
+    "clipped to [0, 1]; every number is the mean over frames and sequences.",
     measures={
         "mse": Measure(function=metrics.mse, meaning="squared error, summed over pixels and colours, not clipped"),
         "mae": Measure(function=metrics.mae, meaning="absolute error, summed over pixels and colours, not clipped"),
@@ -56,31 +58,32 @@ OPENSTL = Convention(
         "ssim": Measure(function=clipped(metrics.ssim), meaning=f"{SCIKIT_IMAGE}, data range 1"),
         "ssim_range_2": Measure(
             function=clipped(lambda prediction, truth: metrics.ssim(prediction, truth, data_range=2)),
-            meaning=f"{SCIKIT_IMAGE}, data range 2, which scikit-image up to 0.19 took for floats: "
-            "the SSIM that OpenSTL publishes",
+            meaning=f"{SCIKIT_IMAGE}, data range 2, the default of scikit-image up to 0.19 for "
+            "floats: the SSIM that OpenSTL publishes",
         ),
     },
 )
 
 ORIGINAL = Convention(
     name="original",
-    meaning="As google/e3d_lstm and PredRNN print them: predictions clipped to [0, 1]; MSE per frame, overall per "
-    "sequence, that is summed over its frames; PSNR and SSIM of pictures of 8 bits, mean over frames and sequences.",
+    meaning="Numbers as google/e3d_lstm and PredRNN print them: predictions are clipped to [0, 1]. MSE is given per "
+    "frame, and overall per sequence, summed over its frames. PSNR and SSIM are computed on 8-bit pictures and "
+    "averaged over frames and sequences.",
     measures={
         "mse": Measure(
             function=clipped(metrics.mse), overall="sum", meaning="squared error, summed over pixels and colours"
         ),
         "mae": Measure(
             function=clipped(metrics.mae),
-            meaning="absolute error, summed over pixels and colours; the original prints none",
+            meaning="absolute error, summed over pixels and colours; not printed by the original",
         ),
         "psnr": Measure(
             function=_eight_bits(metrics.psnr_eight_bits),
-            meaning="PSNR of each frame in dB, values cut off to 8 bits, peak 255",
+            meaning="PSNR of each frame in dB, values truncated to 8 bits, peak 255",
         ),
         "ssim": Measure(
             function=_eight_bits(lambda prediction, truth: metrics.ssim(prediction, truth, data_range=255)),
-            meaning=f"{SCIKIT_IMAGE}, values cut off to 8 bits, data range 255, as PredRNN prints it",
+            meaning=f"{SCIKIT_IMAGE}, values truncated to 8 bits, data range 255, as PredRNN prints it",
         ),
     },
 )

@@ -1,4 +1,4 @@
-"""LPIPS, version 0.1 on AlexNet, from a weights file that the user has; none comes with this package.
+"""LPIPS version 0.1 on AlexNet. The user supplies the weights; this package contains none.
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018;
 richzhang/PerceptualSimilarity lpips/lpips.py.
@@ -22,22 +22,22 @@ from e3d_deploy.files import sha256
 from e3d_deploy.frames import Frames
 
 LAYERS = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
-"""Place of each convolution in torchvision's `alexnet().features`, and the shape of its weight."""
+"""Shape of the weight of each convolution, by its index in torchvision's `alexnet().features`."""
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-"""Offset subtracted from each colour in [-1, 1], and the divisor applied after it."""
+"""Offset that is subtracted from each colour in [-1, 1], and divisor that is applied after the subtraction."""
 SMALLEST = 31
-"""Pixels that leave one after AlexNet's strides and pools."""
+"""Minimum side of a frame (pixels); AlexNet's strides and pools reduce it to one."""
 
 
 def lpips_convention(path: Path) -> Convention:
-    """LPIPS as a table of its own, as it does not depend on how the other measures are taken.
+    """Return LPIPS as a convention of its own, because LPIPS is computed in the same way under every convention.
 
     Args:
-        path: a .safetensors or PyTorch file with tensors named as in torchvision's AlexNet
-            (`features.0.weight`, `features.0.bias`, …) and as LPIPS names its heads (`lin0.model.1.weight`, …).
+        path: .safetensors or PyTorch file with the tensors of torchvision's AlexNet (`features.0.weight`,
+            `features.0.bias`, …) and of the LPIPS heads (`lin0.model.1.weight`, …).
 
     Raises:
-        CheckpointError: no such file, or a file without these tensors.
+        CheckpointError: `path` does not exist, or lacks one of these tensors.
     """
     distance = lpips(path)
     return Convention(
@@ -51,11 +51,13 @@ def lpips_convention(path: Path) -> Convention:
 
 
 def lpips(path: Path) -> Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]:
-    """The distance of frames [T, C, H, W] in [0, 1], one number per frame, [T].
+    """Return a function that computes the LPIPS distance of frames [T, C, H, W] in [0, 1], one number per frame, [T].
+
+    The returned function raises ShapeError if a side of the frames is below 31 pixels, or if they do not have 1 or 3
+    colours.
 
     Raises:
-        CheckpointError: as `lpips_convention`. What it returns raises ShapeError for frames below 31 pixels, and
-            for colours other than 1 or 3.
+        CheckpointError: as for `lpips_convention`.
     """
     weights = _read(path)
 
@@ -100,9 +102,11 @@ def _read(path: Path) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointMissing(f"{path}: no such file; give LPIPS weights that you have") from error
+        raise CheckpointMissing(f"{path}: no such file; give a file with LPIPS weights") from error
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{path}: not a file of tensors; give .safetensors, or what torch.save wrote") from error
+        raise CheckpointError(
+            f"{path}: not a file of tensors; give a .safetensors file or one written by torch.save"
+        ) from error
     expected: dict[str, tuple[int, ...]] = {}
     for layer, (place, shape) in enumerate(LAYERS.items()):
         expected |= {f"features.{place}.weight": shape, f"features.{place}.bias": shape[:1]}

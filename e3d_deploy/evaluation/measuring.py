@@ -1,13 +1,13 @@
-"""Measurement of a model's forecasts, clip after clip, in memory that does not grow with the number of clips.
+"""Evaluation of a model's forecasts, clip by clip; the memory does not grow with the number of clips.
 
     from e3d_deploy.evaluation import evaluate
 
     with runtime.load("small.e3d") as predictor:
         found = evaluate(predictor, clips, context_length=10, horizon=10)   # clips: float32 [T, C, H, W] in [0, 1]
     found.overall("openstl", "mse", "forecast")
-    found.to_dict()                                                         # all of it, for JSON
+    found.to_dict()                                                         # all results, for JSON
 
-Needs NumPy and what the predictor's backend needs.
+Needs NumPy and the libraries of the predictor's backend.
 """
 
 from collections import defaultdict
@@ -25,34 +25,40 @@ from e3d_deploy.runtime.predictor import Predictor
 
 FORECAST = "forecast"
 Key = tuple[str, str, str]
-"""Names of a convention, of its measure, and of who answered."""
+"""Names of a convention, of one of its measures, and of a forecast or baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Measures of the forecast and of two baselines."""
+    """Measures of the model's forecasts and of two baselines."""
 
     backend: str
+    """Name of the backend that made the forecasts."""
     clips: int
+    """Number of clips evaluated."""
     context_length: int
     horizon: int
     conventions: Sequence[Convention]
     frames: Mapping[Key, Sequence[float]]
-    """One number per predicted frame, mean over the clips."""
+    """One number per predicted frame, averaged over the clips."""
 
     @property
     def answerers(self) -> list[str]:
-        """The forecast and the baselines, by name."""
+        """Names of the forecast and the baselines."""
         return list(dict.fromkeys(who for _, _, who in self.frames))
 
     def overall(self, convention: str, measure: str, who: str = FORECAST) -> float:
-        """One number for all frames: their mean, or their sum where the convention sums."""
+        """Return one number for all predicted frames: the mean, or the sum if the convention sums."""
         (found,) = (one for one in self.conventions if one.name == convention)
         values = np.array(self.frames[convention, measure, who])
         return float(values.sum() if found.measures[measure].overall == "sum" else values.mean())
 
     def rows(self, convention: Convention) -> list[tuple[str, list[float]]]:
-        """A table, one column a measure: each frame of the forecast, then everybody's overall numbers."""
+        """Return a table with one column per measure.
+
+        The first rows are the frames of the forecast. The last rows are the overall numbers of the forecast and of the
+        baselines.
+        """
         names = list(convention.measures)
         lines = np.transpose([self.frames[convention.name, name, FORECAST] for name in names]).tolist()
         return [(f"{FORECAST}, frame {number}", line) for number, line in enumerate(lines, 1)] + [
@@ -60,7 +66,7 @@ class Evaluation:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return values for JSON; None stands for the infinite PSNR of equal frames."""
+        """Return all results as JSON values; None replaces the infinite PSNR of equal frames."""
 
         def numbers(convention: Convention, measure: str) -> dict[str, Any]:
             return {
@@ -102,21 +108,21 @@ def evaluate(
     conventions: Sequence[Convention] = tuple(CONVENTIONS.values()),
     each: Callable[[int, Frames, Frames], None] = lambda _number, _clip, _forecast: None,
 ) -> Evaluation:
-    """Forecast each clip from its first frames and measure that against the ones that follow.
+    """Forecast each clip from its context and compare the forecast with the frames that follow.
 
-    Clips are taken one after the other and not kept.
+    Clips are read one at a time and not stored.
 
     Args:
-        clips: each float [T, C, H, W] in [0, 1], T at least context_length + horizon; the rest is left out.
+        clips: each float [T, C, H, W] in [0, 1], T at least context_length + horizon; later frames are ignored.
         each: called after each clip with its number, from 1, the clip [context_length + horizon, C, H, W],
-            and the forecast [horizon, C, H, W], not clipped.
+            and the unclipped forecast [horizon, C, H, W].
 
     Raises:
-        ConfigError: a length below 1.
-        ClipError: there is no clip.
-        ShapeError: a clip that is too short, of another size than the model's, or holds what is no frame;
-            the message names it.
-        StreamError: the model's answer is not finite; the message names the clip.
+        ConfigError: `context_length` or `horizon` is below 1.
+        ClipError: `clips` is empty.
+        ShapeError: a clip is too short, its frames have another size than the model's, or its values are not
+            finite and in [0, 1]; the message names the clip.
+        StreamError: a prediction of the model is not finite; the message names the clip.
     """
     if min(context_length, horizon) < 1:
         raise ConfigError(f"context and horizon: got {context_length} and {horizon}, expected 1 or more")
@@ -132,7 +138,7 @@ def evaluate(
                     sums[convention.name, name, who] += measure.function(answer, truth)
         each(count, clip, forecast)
     if count == 0:
-        raise ClipError("evaluation: there is no clip; give data that holds one")
+        raise ClipError("evaluation: got no clip, expected at least one; give data that contains one")
     return Evaluation(
         backend=predictor.backend.name,
         clips=count,
@@ -144,7 +150,7 @@ def evaluate(
 
 
 def baselines(context: Frames, horizon: int) -> dict[str, Frames]:
-    """Return forecasts made without a model, each [horizon, C, H, W]: the last frame, and the mean of the context."""
+    """Return two forecasts made without a model, [horizon, C, H, W]: the last frame and the mean of the context."""
     return {
         "copy last": context[-1:].repeat(horizon, axis=0),
         "mean of context": context.mean(axis=0, keepdims=True).repeat(horizon, axis=0),
@@ -154,8 +160,8 @@ def baselines(context: Frames, horizon: int) -> dict[str, Frames]:
 def _checked(clip: Frames, config: ModelConfig, *, length: int, number: int) -> Frames:
     if clip.ndim != 4 or len(clip) < length:
         raise ShapeError(
-            f"clip {number}: got {list(clip.shape)}, expected [T, C, H, W] with T at least {length}, context and "
-            "horizon together; give longer clips, or a smaller --context or --horizon"
+            f"clip {number}: got {list(clip.shape)}, expected [T, C, H, W] with T at least {length}, context plus "
+            "horizon; give longer clips, or a smaller --context or --horizon"
         )
     pictures = np.moveaxis(clip[:length], 1, -1)
     return to_frames(pictures, image_size=config.image_size, channels=config.channels, name=f"clip {number}")

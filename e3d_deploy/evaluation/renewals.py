@@ -1,4 +1,9 @@
-"""Error and cost of the renewals of a stream, measured by streaming clips through each."""
+"""Comparison of renewals: error and cost of each, measured by streaming clips.
+
+A renewal is the rule by which a stream replaces old states by younger ones; see `runtime/renewal.py`. The age of the
+state that makes the forecast repeats after a number of frames, the cycle of the renewal, so each renewal is measured at
+every position of its cycle.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,48 +22,48 @@ from e3d_deploy.runtime.predictor import Predictor
 
 Errors = NDArray[np.float64]
 RENEWALS = ("none", "refresh:2", "replay")
-"""Renewals that are compared unless others are named."""
+"""Renewals that are compared by default."""
 REFERENCE = "replay"
-"""The renewal that forecasts as a new stream fed the context of training does."""
+"""Renewal that the others are compared with; it forecasts like a new stream that sees the context of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RenewalErrors:
-    """Errors of one renewal at each place of a cycle of ages, and its cost."""
+    """Cost of one renewal, and its error at each position of the cycle."""
 
     renewal: str
     steps_per_frame: float
-    """Mean steps of a push."""
+    """Mean number of steps per pushed frame."""
     steps_per_forecast: int
-    """Steps of a forecast."""
+    """Number of steps per forecast."""
     ages: tuple[int, ...]
-    """Age of the answering state at each place (frames)."""
+    """Age of the state that makes the forecast, at each position (frames)."""
     mse: tuple[float, ...]
-    """Squared error summed over a frame, averaged over windows and frames of the forecast, at each place."""
+    """Squared error at each position: summed over a frame, averaged over windows and frames of the forecast."""
 
     @property
     def mean(self) -> float:
-        """Mean error over the places."""
+        """Mean error over all positions."""
         return fsum(self.mse) / len(self.mse)
 
     @property
     def worst(self) -> float:
-        """Error at the worst place."""
+        """Largest error at any position."""
         return max(self.mse)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Renewals compared on the same frames."""
+    """Results of several renewals on the same frames."""
 
     places: tuple[int, ...]
-    """Frames that the streams had seen at each forecast: one whole cycle of ages of every renewal."""
+    """Numbers of frames that the streams had seen at each forecast; they span a whole cycle of every renewal."""
     renewals: tuple[RenewalErrors, ...]
     copy_last: float
-    """Mean error of repeating the last frame seen."""
+    """Mean error of copying the last frame seen, in place of a forecast."""
 
     def report(self) -> dict[str, Any]:
-        """Return errors and costs as JSON values."""
+        """Return the errors and costs as JSON values."""
         return {
             "frames_seen": [self.places[0], self.places[-1]],
             "copy_last": {"mse": self.copy_last},
@@ -76,20 +81,22 @@ class Comparison:
 
 
 def places_of(predictor: Predictor, renewals: Sequence[str], *, longest: int) -> tuple[int, ...]:
-    """Return the numbers of frames after which to forecast: one cycle of ages of every renewal, up to `longest`.
+    """Return the numbers of seen frames after which to forecast.
+
+    They are consecutive, end at `longest`, and cover a whole cycle of every renewal.
 
     Raises:
-        ConfigError: no renewal, or one that there cannot be.
-        ClipError: the streams would not be warmed up by then.
+        ConfigError: `renewals` is empty or contains an invalid renewal.
+        ClipError: `longest` is too small: a stream would have to forecast before it has warmed up.
     """
     if not renewals:
-        raise ConfigError("renewals: got none to compare; name one, such as refresh:2")
+        raise ConfigError("renewals: got none, expected at least one; name one, such as refresh:2")
     known = [predictor.renewal(text) for text in renewals]
     first = longest - lcm(*(one.cycle for one in known)) + 1
     if first < (least := max(one.warm_up for one in known)):
         raise ClipError(
-            f"renewals: got clips for ages up to {longest}, expected at least {longest + least - first}, for one "
-            "cycle of ages after the first; give longer clips"
+            f"renewals: got clips for ages up to {longest}, expected at least {longest + least - first}, to measure a "
+            "whole cycle after the warm-up of every renewal; give longer clips"
         )
     return tuple(range(first, longest + 1))
 
@@ -103,23 +110,24 @@ def compare_renewals(
     horizon: int,
     progress: Notify = silent,
 ) -> Comparison:
-    """Stream the same windows through each renewal, and forecast the same frames at each place of a cycle.
+    """Stream the same windows under each renewal, and forecast the same frames at each position of the cycle.
 
     Predictions are clipped to [0, 1].
 
     Args:
         windows: each float [T, C, H, W] in [0, 1], T at least longest + horizon.
-        renewals: as `Predictor.stream` takes them; the predictor knows their C.
-        longest: frames that a stream sees before its last forecast.
+        renewals: renewals in the form that `Predictor.stream` accepts; C is the context length of the predictor.
+        longest: number of frames that a stream has seen before its last forecast.
 
     Raises:
-        ConfigError, ClipError: as `places_of`, or there is no window.
+        ConfigError: as for `places_of`.
+        ClipError: as for `places_of`, or `windows` is empty.
         StreamError: a prediction is not finite.
     """
-    renewals = tuple(dict.fromkeys(renewals))  # one that is named twice would be summed twice
+    renewals = tuple(dict.fromkeys(renewals))  # The errors of a renewal that is named twice would be summed twice.
     places = places_of(predictor, renewals, longest=longest)
     if not len(windows):
-        raise ClipError("renewals: there is no window; give longer clips")
+        raise ClipError("renewals: got no window, expected at least one; give longer clips")
     errors = {text: np.zeros(len(places)) for text in renewals}
     copying = np.zeros(len(places))
     for number in range(len(windows)):
@@ -141,7 +149,7 @@ def compare_renewals(
 
 
 def _stream(predictor: Predictor, window: Frames, renewal: str, *, places: Sequence[int], horizon: int) -> Errors:
-    """Push a window into a new stream; return the error of the forecast at each place."""
+    """Push a window into a new stream and return the error of the forecast at each position."""
     stream, found = predictor.stream(renewal=renewal), []
     for pushed, picture in enumerate(np.moveaxis(window[: places[-1]], 1, -1), 1):
         stream.push(picture)

@@ -1,4 +1,4 @@
-"""Files with the results of an evaluation: report.json, table.md, and pictures of the error over the horizon."""
+"""Report files of an evaluation: report.json, table.md, and plots of the error over the horizon."""
 
 import json
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from e3d_deploy.evaluation.measuring import Evaluation
 
 
 def write_report(folder: Path, found: Evaluation, about: Mapping[str, Any]) -> None:
-    """Write report.json, table.md and, for each convention, error_NAME.png into a folder that is there.
+    """Write report.json, table.md and one error_NAME.png per convention into an existing folder.
 
     Args:
-        about: what was evaluated on what; it opens the JSON and the table.
+        about: facts about the evaluation, such as the model and the data; written at the top of the JSON and the table.
     """
     (folder / "report.json").write_text(json.dumps({**about, **found.to_dict()}, indent=2, allow_nan=False) + "\n")
-    # Names of files may be no UTF-8, and the locale may not hold what the text does.
+    # File names need not be valid UTF-8, and the encoding of the locale may lack characters of the text.
     (folder / "table.md").write_text(_markdown(found, about), encoding="utf-8", errors="surrogateescape")
     for convention in found.conventions:
         lines = {
@@ -28,7 +28,7 @@ def write_report(folder: Path, found: Evaluation, about: Mapping[str, Any]) -> N
 
 
 def number(value: float) -> str:
-    """A measure, to be read: sums with two decimals, shares with four."""
+    """Format a measure for reading: two decimals from 10 on, otherwise four."""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of single clips: as the original saves them, as a strip, and as an animation. Needs Pillow."""
+"""Pictures of single clips: single frames as the original code saves them, a strip, and an animation. Needs Pillow."""
 
 from math import ceil
 from pathlib import Path
@@ -11,34 +11,37 @@ from e3d_deploy.errors import ConfigError
 from e3d_deploy.frames import Frames
 
 STRIP_LENGTH = 12
-"""Most frames in a row of a strip."""
+"""Maximum number of frames in a row of a strip."""
 ANIMATION_SIDE = 192
-"""Pixels that the longer side of an animated frame is enlarged to, about."""
+"""Approximate length of the longer side of an animated frame, after it is enlarged (pixels)."""
 
 
 def write_samples(folder: Path, truth: Frames, forecast: Frames, context_length: int) -> None:
-    """Write a clip and its forecast as the original does: gt01.png …, and pd11.png … after a context of 10.
+    """Write a clip and its forecast as picture files with the names that the original code uses.
 
-    Values are clipped to [0, 1] and cut off to 8 bits. Colour is written as RGB.
+    The clip is written as gt01.png, gt02.png, …; after a context of 10 frames the forecast is written as pd11.png,
+    pd12.png, …. Values are clipped to [0, 1] and truncated to 8 bits. Frames of 3 colours are written as RGB.
 
     Args:
-        folder: new; the original calls it gen_frm_dir/ITERATION/BATCH. Folders above it are made.
-        truth: the whole clip, [T, C, H, W], 1 or 3 colours.
-        forecast: [horizon, C, H, W], as computed.
+        folder: folder to create, with missing parent folders; the original uses gen_frm_dir/ITERATION/BATCH.
+        truth: the whole clip, [T, C, H, W], C 1 or 3.
+        forecast: unclipped, [horizon, C, H, W].
 
     Raises:
-        ConfigError: there is something at `folder`, or the frames have other colours.
+        ConfigError: `folder` exists, or the frames do not have 1 or 3 colours.
 
     Source: google/e3d_lstm src/trainer.py, test.
     """
     from PIL import Image
 
     if truth.shape[1] not in (1, 3):
-        raise ConfigError(f"{folder}: pictures have 1 or 3 colours, the frames {truth.shape[1]}; ask for no samples")
+        raise ConfigError(f"{folder}: got frames of {truth.shape[1]} colours, expected 1 or 3; turn off the samples")
     try:
         folder.mkdir(parents=True)
     except FileExistsError as error:
-        raise ConfigError(f"{folder}: is there already, samples are not overwritten; choose another folder") from error
+        raise ConfigError(
+            f"{folder}: exists already, and samples are not overwritten; choose another folder"
+        ) from error
     for name, frames, first in (("gt", truth, 1), ("pd", forecast, context_length + 1)):
         for number, picture in enumerate(np.moveaxis(metrics.eight_bits(frames), 1, -1), first):
             Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(
@@ -47,13 +50,16 @@ def write_samples(folder: Path, truth: Frames, forecast: Frames, context_length:
 
 
 def show_sample(folder: Path, name: str, truth: Frames, forecast: Frames, context_length: int) -> None:
-    """Write the samples into NAME, truth above forecast as NAME.png, and the two playing side by side as NAME.gif.
+    """Write the single pictures, a strip and an animation of one clip.
+
+    Writes the pictures of `write_samples` into the folder NAME, truth above forecast as NAME.png, and an animation of
+    the two side by side as NAME.gif.
 
     Args:
         truth, forecast: as for `write_samples`.
 
     Raises:
-        ConfigError: as `write_samples`.
+        ConfigError: as for `write_samples`.
     """
     write_samples(folder / name, truth, forecast, context_length)
     shown = forecast.clip(0, 1)
@@ -68,7 +74,12 @@ def show_sample(folder: Path, name: str, truth: Frames, forecast: Frames, contex
 
 
 def framed(clip: Frames, gray: float, bright_from: int | None = None) -> Frames:
-    """A clip [T, C, H, W] with a border of one pixel, which is white from a frame on: from there it is forecast."""
+    """Return a clip [T, C, H, W] with a border of one pixel around each frame.
+
+    Args:
+        gray: value of the border.
+        bright_from: index of the first frame with a white border, which marks forecast frames; None for none.
+    """
     bordered = np.pad(clip, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=gray)
     if bright_from is not None:
         late = bordered[bright_from:]

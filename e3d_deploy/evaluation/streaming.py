@@ -1,11 +1,11 @@
-"""Decay of a stream's state: error of forecasts by the number of frames that the state has seen.
+"""Decay of a state: the error of forecasts by the number of frames that the state has seen.
 
     from e3d_deploy.evaluation.streaming import measure_decay
 
     with runtime.load("small.e3d") as predictor:
         decay = measure_decay(predictor.backend, windows, context_length=10, horizon=10, data="film.mp4")
-    decay.ratio(150)  # error at age 150 as a multiple of that at age 10
-    decay.verdict     # the same in words
+    decay.ratio(150)  # error at age 150, as a multiple of the error at age 10
+    decay.verdict     # the result in words
 
 Needs NumPy and the libraries of the backend.
 """
@@ -27,11 +27,11 @@ from e3d_deploy.progress import Notify, silent
 from e3d_deploy.runtime.backends.rollout import Stepper, clip_by_steps
 
 BATCH_BYTES = 1 << 28
-"""Largest windows that are held at once (bytes); one window may be larger."""
+"""Maximum total size of the windows of a batch (bytes); a single window may be larger."""
 
 
 class Windows(Protocol):
-    """Windows by number; a list is one, and so are the data sets of `data.datasets`."""
+    """A sequence of windows, such as a list or a data set of `data.datasets`."""
 
     def __len__(self) -> int: ...
 
@@ -39,16 +39,21 @@ class Windows(Protocol):
 
 
 class Steps(Stepper, Protocol):
-    """Part of `runtime.backends.protocol.Backend` that forecasts need."""
+    """The part of `runtime.backends.protocol.Backend` that forecasts need."""
 
     sizes: tuple[int, ...]
 
 
 def ages_of(context_length: int, ages: Iterable[int] | None = None) -> tuple[int, ...]:
-    """Return the ages to measure, ascending: those asked for and C, else AGES, C and REACH · C.
+    """Return the ages to measure, ascending.
+
+    These are C and the given `ages`. If `ages` is None, they are C, AGES and REACH · C.
+
+    Args:
+        context_length: C, the context of training (frames).
 
     Raises:
-        ConfigError: an age or the context below 1.
+        ConfigError: an age or `context_length` is below 1.
     """
     found = sorted({context_length, *((*AGES, REACH * context_length) if ages is None else ages)})
     if found[0] < 1:
@@ -57,7 +62,7 @@ def ages_of(context_length: int, ages: Iterable[int] | None = None) -> tuple[int
 
 
 def steps_of(ages: Iterable[int], *, horizon: int) -> int:
-    """Return the number of steps that one window takes."""
+    """Return the number of steps that measuring these ages takes per window."""
     return sum(age + horizon - 1 for age in ages)
 
 
@@ -71,30 +76,30 @@ def measure_decay(
     data: str,
     progress: Notify = silent,
 ) -> Decay:
-    """Forecast the same frames from states of several ages, and measure each against what came.
+    """Forecast the same frames from states of several ages, and compare each forecast with the true frames.
 
-    The frames to forecast are the last `horizon` of a window. A state of age n begins n frames before them, from the
-    initial values. Predictions are clipped to [0, 1].
+    The last `horizon` frames of a window are forecast. A state of age n is initialised n frames before them.
+    Predictions are clipped to [0, 1].
 
     Args:
-        windows: each float [T, C, H, W] in [0, 1], an array or a tensor; T the largest age + horizon. Frames beyond
-            are left out. They are read batch by batch and not kept.
-        ages: None for `AGES`, C and REACH · C; the context is always measured.
+        windows: arrays or tensors, each float [T, C, H, W] in [0, 1], T at least the largest age + horizon. Later
+            frames are ignored. Windows are read batch by batch and not stored.
+        ages: ages to measure in addition to C; None for AGES and REACH · C.
         context_length: C, the context of training (frames).
-        data: name of the source, for the record.
+        data: name of the source, stored in the result.
         progress: called before each age of each batch.
 
     Raises:
-        ConfigError: an age, the context or the horizon below 1.
-        ClipError: there is no window, or nothing moves in any.
-        ShapeError: a window that is too short.
+        ConfigError: an age, `context_length` or `horizon` is below 1.
+        ClipError: `windows` is empty, or nothing moves in any window.
+        ShapeError: a window is too short.
         StreamError: a prediction is not finite.
     """
     measured = ages_of(context_length, ages)
     if horizon < 1:
         raise ConfigError(f"horizon: got {horizon}, expected 1 or more")
     if not len(windows):
-        raise ClipError(f"{data}: there is no window; give longer clips")
+        raise ClipError(f"{data}: got no window, expected at least one; give longer clips")
     mse = {age: np.zeros(horizon) for age in measured}
     copying = np.zeros(horizon)
     for first, batch in _batches(windows, backend.sizes, length=measured[-1] + horizon):
@@ -110,8 +115,8 @@ def measure_decay(
             mse[age] += metrics.mse(found.clip(0, 1), truth).sum(axis=0)
     if not copying.any():
         raise ClipError(
-            f"{data}: nothing moves in the frames that are forecast, so they do not tell how a state ages; give clips "
-            "with motion"
+            f"{data}: nothing moves in the frames that are forecast, so they do not show how a state decays; give "
+            "clips with motion"
         )
     count = len(windows)
     return Decay(
@@ -124,30 +129,32 @@ def measure_decay(
 
 
 def record_with_model(path: Path, identity: str, decay: Decay) -> None:
-    """Put a decay into the card of a model file or of a bundle.
+    """Store a decay in the card of a model file or of a bundle.
 
     Args:
+        path: model file, or folder of a bundle.
         identity: identity of the predictor that was measured.
 
     Raises:
-        CheckpointError, BundleError: the model is another one by now.
-        OSError: it cannot be written.
+        CheckpointError: the model file has changed since it was measured.
+        BundleError: the bundle has changed since it was measured.
+        OSError: the card cannot be written.
     """
     if path.is_dir():
         bundle = Bundle.open(path)
         if bundle.identity != identity:
-            raise BundleError(f"{path}: was exported anew while it was measured; measure it again")
+            raise BundleError(f"{path}: was exported again while it was measured; measure it again")
         record_decay(bundle, decay)
         return
-    from e3d_deploy import checkpoint  # bundles are measured where there is no PyTorch
+    from e3d_deploy import checkpoint  # imported late: bundles are measured without PyTorch
 
     if sha256(path) != identity:
-        raise CheckpointError(f"{path}: was written anew while it was measured; measure it again")
+        raise CheckpointError(f"{path}: was written again while it was measured; measure it again")
     checkpoint.write_card(path, replace(checkpoint.read_card(path), decay=decay))
 
 
 def _batches(windows: Windows, sizes: Sequence[int], *, length: int) -> Iterator[tuple[int, Frames]]:
-    """Yield the number of the first window and the windows [B, length, C, H, W] that are stepped together."""
+    """Yield batches [B, length, C, H, W] of windows, each with the number of its first window."""
     first = 0
     while first < len(windows):
         window = _window(windows, first, length)
@@ -162,6 +169,6 @@ def _window(windows: Windows, number: int, length: int) -> Frames:
     if window.ndim != 4 or len(window) < length:
         raise ShapeError(
             f"window {number + 1}: got {list(window.shape)}, expected [T, C, H, W] with T at least {length}, the "
-            "largest age and the horizon; give longer clips, or smaller ages"
+            "largest age plus the horizon; give longer clips, or smaller ages"
         )
     return window[:length]

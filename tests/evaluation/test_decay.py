@@ -1,4 +1,4 @@
-"""Decay of a stream's state: measured, told, and kept with a model."""
+"""Decay of a state: measuring it, reporting it, and storing it with a model."""
 
 import json
 import re
@@ -38,15 +38,15 @@ from e3d_deploy.training import decay as training_decay
 from e3d_deploy.training.train import Machine, train
 from tests.tools import e3d
 
-STREAM = 1e-6  # relative, of errors; measured 2e-9, where replay takes the clip graph
-BATCH = 1e-4  # relative, other numbers of rows; measured 3.6e-7
+STREAM = 1e-6  # relative, of errors; measured 2e-9, with replay on the clip graph
+BATCH = 1e-4  # relative, with other numbers of rows; measured 3.6e-7
 BACKENDS = 1e-4  # relative, ONNX Runtime against PyTorch; measured 4.2e-7
 
 Frames = np.ndarray[Any, Any]
 
 
 def frames(count: int, *, seed: int = 0) -> Frames:
-    """A clip of noise, float32 [T, 1, 16, 24]."""
+    """Return a clip of noise, float32 [T, 1, 16, 24]."""
     return np.random.default_rng(seed).random((count, 1, 16, 24), np.float32)
 
 
@@ -55,7 +55,7 @@ def predictor_for(model: E3DLSTM) -> Predictor:
 
 
 def by_streams(predictor: Predictor, windows: list[Frames], age: int, horizon: int) -> Frames:
-    """Errors [windows, horizon] by the public API: a new stream for each window, a push for each frame."""
+    """Return the errors [windows, horizon] of the public API: a new stream per window, a push per frame."""
     errors = []
     for window in windows:
         stream, target = predictor.stream(renewal="none"), len(window) - horizon
@@ -80,7 +80,7 @@ def test_errors_equal_those_of_new_streams_before_the_same_frames(tiny_model: E3
     assert (found.context_length, found.data, found.clips) == (3, "noise", 3)
 
 
-def test_windows_are_stepped_together_where_the_backend_can(any_batch: Path, exported: Path) -> None:
+def test_windows_are_stepped_together_if_the_backend_can(any_batch: Path, exported: Path) -> None:
     windows = [frames(9, seed=number) for number in range(5)]  # a batch of 4 and one of 1
     options: dict[str, Any] = {"ages": (6,), "context_length": 3, "horizon": 2, "data": "noise"}
     seen: list[str] = []
@@ -93,7 +93,7 @@ def test_windows_are_stepped_together_where_the_backend_can(any_batch: Path, exp
         np.testing.assert_allclose(together.mse[age], errors, rtol=BATCH)
 
 
-def test_predictions_are_clipped_and_frames_beyond_the_window_left_out() -> None:
+def test_predictions_are_clipped_and_frames_after_the_window_ignored() -> None:
     class Loud:
         sizes = (1,)
 
@@ -110,7 +110,7 @@ def test_predictions_are_clipped_and_frames_beyond_the_window_left_out() -> None
     assert (found.ratio(3), found.report()["ages"]["3"]["ratio"]) == (1.0, 1.0)
 
 
-def test_ages_are_those_asked_for_and_the_context() -> None:
+def test_measured_ages_are_the_given_ages_and_the_context() -> None:
     assert ages_of(10) == AGES
     assert ages_of(4) == tuple(sorted({*AGES, 4, 24}))
     assert ages_of(4, (9, 1, 9)) == (1, 4, 9)
@@ -124,7 +124,7 @@ def test_bad_windows_are_named(tiny_model: E3DLSTM) -> None:
     options: dict[str, Any] = {"ages": (), "context_length": 3, "horizon": 2, "data": "noise"}
     with pytest.raises(ShapeError, match=r"window 2: got \[4, 1, 16, 24\], expected .* T at least 5"):
         measure_decay(backend, [frames(5), frames(4)], **options)
-    with pytest.raises(ClipError, match="noise: there is no window"):
+    with pytest.raises(ClipError, match="noise: got no window"):
         measure_decay(backend, [], **options)
     with pytest.raises(ConfigError, match="horizon: got 0"):
         measure_decay(backend, [frames(5)], **{**options, "horizon": 0})
@@ -140,13 +140,13 @@ def source_of(*lengths: int) -> Source:
     return Source("clips", "array", clips, None, held_out=True)
 
 
-def test_each_place_of_a_clip_that_has_room_for_the_largest_age_is_a_window() -> None:
+def test_windows_begin_at_every_frame_that_leaves_room_for_the_largest_age() -> None:
     windows, age = aging_windows(source_of(10, 3, 12), (1, 4, 7, 99), least=2, horizon=3)
     assert age == 7
     assert windows.tolist() == [[0, 0], [2, 0], [2, 1], [2, 2]]
 
 
-def test_largest_age_is_the_one_that_half_of_the_clips_have_room_for() -> None:
+def test_largest_age_is_one_that_half_of_the_clips_have_room_for() -> None:
     assert aging_windows(source_of(10, 10, 100), (7, 60), least=2, horizon=3)[1] == 7
     assert aging_windows(source_of(10, 100), (7, 60), least=2, horizon=3)[1] == 60
     assert aging_windows(source_of(10, 4, 4, 4), (7,), least=2, horizon=3)[1] == 7  # the short ones do not count
@@ -155,7 +155,7 @@ def test_largest_age_is_the_one_that_half_of_the_clips_have_room_for() -> None:
         aging_windows(source_of(5, 5), (1,), least=3, horizon=3)
 
 
-def test_windows_do_not_reach_over_a_gap() -> None:
+def test_windows_do_not_span_a_gap() -> None:
     assert find_stretches([[1, 2, 3, 7, 8], [], [5]]).tolist() == [[0, 0, 3], [0, 3, 2], [2, 0, 1]]
     source = replace(source_of(5, 1), stretches=find_stretches([[1, 2, 3, 7, 8], [5]]))
     assert aging_windows(source, (), least=1, horizon=1)[0].tolist() == [[0, 0], [0, 1], [0, 3]]
@@ -193,7 +193,7 @@ def test_generated_clips_are_as_long_as_the_largest_age_needs() -> None:
 
 
 def decay(**errors: float) -> Decay:
-    """A decay for C = 4, one forecast frame, errors by age such as a24=1.2."""
+    """Return a decay for C = 4 and one forecast frame; errors are given by age, such as a24=1.2."""
     mse = {4: (1.0,)} | {int(age[1:]): (error,) for age, error in errors.items()}
     return Decay(context_length=4, data="noise", clips=32, mse=mse, copy_last=(2.0,))
 
@@ -208,7 +208,7 @@ def decay(**errors: float) -> Decay:
         (decay(), "ends at age 4, .* clips that reach age 24"),
     ],
 )
-def test_verdict_says_how_a_state_ages_and_what_to_do(found: Decay, expected: str) -> None:
+def test_verdict_describes_the_decay_and_the_remedy(found: Decay, expected: str) -> None:
     assert re.search(expected, found.verdict)
 
 
@@ -227,7 +227,7 @@ def test_record_keeps_the_other_facts_of_a_model_file(tiny_model: E3DLSTM, tmp_p
     identity = sha256(path)
     record_with_model(path, identity, decay(a24=1.0))
     assert checkpoint.read_card(path) == Card(window=WINDOW, decay=decay(a24=1.0))
-    with pytest.raises(CheckpointError, match="was written anew while it was measured"):
+    with pytest.raises(CheckpointError, match="was written again while it was measured"):
         record_with_model(path, identity, decay())
 
 
@@ -250,7 +250,7 @@ def test_bundle_with_a_record_is_the_same_bundle(bundle_path: Path, tmp_path: Pa
 
 def test_record_is_not_written_into_another_bundle(bundle_path: Path, any_batch: Path) -> None:
     opened = Bundle.open(bundle_path)
-    with pytest.raises(BundleError, match="was exported anew while it was measured"):
+    with pytest.raises(BundleError, match="was exported again while it was measured"):
         record_with_model(any_batch, "another", decay())
     shutil.rmtree(bundle_path)
     shutil.copytree(any_batch, bundle_path)
@@ -262,7 +262,7 @@ def test_record_is_not_written_into_another_bundle(bundle_path: Path, any_batch:
 # Renewals
 
 
-def test_each_renewal_is_measured_at_every_place_of_a_cycle_on_the_same_frames(exported: Path) -> None:
+def test_each_renewal_is_measured_at_every_position_of_the_cycle_on_the_same_frames(exported: Path) -> None:
     windows = [frames(13, seed=number) for number in range(2)]
     with load(exported / "tiny.e3d", "onnxruntime") as predictor:
         found = compare_renewals(predictor, windows, longest=10, horizon=3)
@@ -282,16 +282,16 @@ def test_each_renewal_is_measured_at_every_place_of_a_cycle_on_the_same_frames(e
     assert found.report()["by_renewal"]["refresh:2"]["ages"] == [3, 5]
 
 
-def test_places_are_a_whole_cycle_of_every_renewal_after_the_first(exported: Path) -> None:
+def test_positions_cover_a_whole_cycle_of_every_renewal_after_the_warm_up(exported: Path) -> None:
     with load(exported / "tiny.e3d", "onnxruntime") as predictor:
         assert places_of(predictor, ["none"], longest=10) == (10,)
         assert len(places_of(predictor, ["refresh:2", "refresh:3"], longest=99)) == 6  # cycles of 3 and 2
         assert places_of(predictor, ["refresh:2"], longest=8) == (6, 7, 8)
         with pytest.raises(ClipError, match="ages up to 7, expected at least 8"):
             places_of(predictor, ["refresh:2"], longest=7)
-        with pytest.raises(ConfigError, match="got none to compare"):
+        with pytest.raises(ConfigError, match="renewals: got none"):
             places_of(predictor, [], longest=7)
-        with pytest.raises(ClipError, match="there is no window"):
+        with pytest.raises(ClipError, match="renewals: got no window"):
             compare_renewals(predictor, [], longest=10, horizon=3)
 
 
@@ -309,7 +309,7 @@ def test_renewal_that_is_named_twice_is_compared_once(exported: Path) -> None:
 
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
-    """One clip of 40 frames, too short to hold anything out."""
+    """Write one clip of 40 frames, too short for a held-out part."""
     np.save(tmp_path / "film.npy", np.random.default_rng(1).integers(0, 256, (40, 16, 24, 1), np.uint8))
     return tmp_path / "film.npy"
 
@@ -319,7 +319,7 @@ def measured(model: Path, *options: object) -> Any:
     return json.loads(e3d(*arguments, "--json").stdout)
 
 
-def test_a_model_file_and_its_bundle_age_the_same(exported: Path, film: Path) -> None:
+def test_a_model_file_and_its_bundle_decay_equally(exported: Path, film: Path) -> None:
     by_bundle = measured(exported / "tiny.e3d", "--data", film, "--backend", "onnxruntime", "--most", 6)
     lengths = ["--context", 4, "--horizon", 3]
     by_model = measured(exported / "tiny.safetensors", "--data", film, *lengths, "--most", 6)
@@ -335,7 +335,7 @@ def test_a_model_file_and_its_bundle_age_the_same(exported: Path, film: Path) ->
         assert found["frames"] == pytest.approx(by_model["ages"][age]["frames"], rel=BACKENDS)
 
 
-def test_ages_are_counted_in_the_frames_that_were_taken(exported: Path, film: Path) -> None:
+def test_ages_are_counted_in_the_frames_that_are_read(exported: Path, film: Path) -> None:
     model, options = exported / "tiny.e3d", ["--data", film, "--backend", "onnxruntime", "--most", 1]
     found = measured(model, *options, "--every", 2)
     assert 24 in found["ages_left_out"]
@@ -394,7 +394,7 @@ STEPS_A_WINDOW = 30  # for the ages 3, 18, 1 and 2, in this order
 
 
 def trained(run: Path, **options: Any) -> tuple[Path, list[str]]:
-    """The model of a run and what was said about its decay."""
+    """Train; return the path of the model and the lines about its decay."""
     said: list[str] = []
     path = train(SMALL, RUN, run, **{"machine": Machine(progress=False), "progress": said.append, **options})
     return path, [line for line in said if line.startswith("decay:")]
@@ -402,13 +402,13 @@ def trained(run: Path, **options: Any) -> tuple[Path, list[str]]:
 
 @pytest.fixture
 def costly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let measuring cost more than so short a run does; draw no previews."""
+    """Make measuring cost more than so short a run, and draw no previews."""
     work = training_decay.WITH_GRADIENTS * RUN.steps * RUN.batch_size * (RUN.clip_length - 1)
     monkeypatch.setattr(training_decay, "SHARE", STEPS_A_WINDOW * training_decay.WINDOWS / work)
     monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
 
 
-def test_ages_that_a_run_can_afford_begin_with_those_that_a_verdict_needs() -> None:
+def test_affordable_ages_begin_with_those_that_a_verdict_needs() -> None:
     def found(steps: int, *ages: int) -> tuple[int, ...]:
         return training_decay.affordable(ages, context_length=3, horizon=2, steps=steps)
 
@@ -421,7 +421,7 @@ def test_ages_that_a_run_can_afford_begin_with_those_that_a_verdict_needs() -> N
 
 
 @pytest.mark.usefixtures("costly")
-def test_run_ends_with_a_record_of_how_its_model_ages(tmp_path: Path) -> None:
+def test_run_ends_by_recording_the_decay_of_its_model(tmp_path: Path) -> None:
     path, said = trained(tmp_path / "run")
     found = checkpoint.read_card(path).decay
     assert found is not None
@@ -464,7 +464,7 @@ def test_short_run_measures_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("costly")
-def test_model_is_there_though_measuring_fails_or_is_interrupted(
+def test_model_is_saved_even_if_measuring_fails_or_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation: the publications' numbers, the baselines, what is left on disk, and the command."""
+"""Evaluation: the numbers of the publications, the baselines, the written files, and the command."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from tests.tools import e3d
 PRINTED_MSE = 1e-6  # relative; the original sums in float32; measured 4.7e-8
 PRINTED_PSNR = 2e-5  # dB; the original takes the logarithm in float32; measured 3.4e-6
 BACKENDS = 2e-5  # relative, ONNX Runtime against PyTorch; measured 2.7e-6 (SSIM)
-CUT_OFF = 1e-2  # the same where a value that moves by 1e-7 may be cut off to another of 8 bits; measured 7.6e-4 (SSIM)
+CUT_OFF = 1e-2  # the same where a change of 1e-7 may change a value truncated to 8 bits; measured 7.6e-4 (SSIM)
 CARD = 2e-5  # relative; measured 6.6e-6 (SSIM), of which the card's five decimals are up to 6.9e-6
 
 Frames = np.ndarray[Any, Any]
@@ -37,7 +37,7 @@ ARRAYS, _ = read(GOLDEN / "metrics.npz")
 
 
 class Recorded:
-    """A backend whose forecasts are known: of one clip [horizon, C, H, W] after the other."""
+    """A backend that returns given forecasts [horizon, C, H, W], one per clip."""
 
     name, sizes, pads, device = "recorded", (1,), False, None
 
@@ -62,13 +62,13 @@ def recorded(forecasts: Sequence[Frames], *, context_length: int) -> Predictor:
 
 
 def golden(name: str) -> list[Frames]:
-    """Clips [B, T, C, H, W] and forecasts [B, horizon, C, H, W] of all recorded batches."""
+    """Return the clips [B, T, C, H, W] and forecasts [B, horizon, C, H, W] of all recorded batches."""
     batches = (np.moveaxis(ARRAYS[f"{name}/{kind}"], -1, -3) for kind in ("target", "pred"))
     return [batch.reshape(-1, *batch.shape[2:]) for batch in batches]
 
 
 def measured(forecast: Frames, truth: Frames) -> Evaluation:
-    """An evaluation of one clip; its only given frame is its first true one."""
+    """Evaluate one forecast; its context is the first frame of `truth`."""
     clip = np.concatenate([truth[:1], truth]).astype(np.float32)
     predictor = recorded([forecast.astype(np.float32)], context_length=1)
     return evaluate(predictor, [clip], context_length=1, horizon=len(truth))
@@ -92,15 +92,15 @@ def test_the_original_convention_is_what_the_released_code_printed(name: str) ->
 def test_the_conventions_differ_in_clipping_rounding_and_sums() -> None:
     truth = np.full((2, 1, 8, 8), 1.0)
     forecast = np.full((2, 1, 8, 8), 0.5)
-    forecast[0] = 1.5  # as good as the truth once it is clipped
+    forecast[0] = 1.5  # equals the truth once it is clipped
     found = measured(forecast, truth)
     assert found.frames["openstl", "mse", "forecast"] == [64 * 0.25, 64 * 0.25]
     assert found.frames["openstl", "mae", "forecast"] == [64 * 0.5, 64 * 0.5]
     assert found.overall("openstl", "mse") == 16
     assert found.frames["original", "mse", "forecast"] == [0, 64 * 0.25]
-    assert found.overall("original", "mse") == 16  # of the sequence
-    assert found.overall("original", "mae") == 16  # of a frame
-    for convention, difference in (("openstl", 0.5), ("original", 128 / 255)):  # 127.5 is cut off to 127
+    assert found.overall("original", "mse") == 16  # per sequence
+    assert found.overall("original", "mae") == 16  # per frame
+    for convention, difference in (("openstl", 0.5), ("original", 128 / 255)):  # 127.5 is truncated to 127
         infinite, finite = found.frames[convention, "psnr", "forecast"]
         assert infinite == np.inf
         assert finite == pytest.approx(-20 * np.log10(difference))
@@ -118,7 +118,7 @@ def test_numbers_are_means_over_the_clips() -> None:
         np.testing.assert_allclose(values, np.mean([one.frames[key] for one in each], axis=0), rtol=1e-12)
 
 
-def test_the_baselines_are_the_last_frame_and_the_mean_of_those_given() -> None:
+def test_the_baselines_are_the_last_frame_and_the_mean_of_the_context() -> None:
     clip = np.stack([np.full((1, 8, 8), value, np.float32) for value in (0, 0.5, 0.5, 1)])
     found = evaluate(recorded([clip[2:]], context_length=2), [clip], context_length=2, horizon=2)
     assert found.answerers == ["forecast", "copy last", "mean of context"]
@@ -127,7 +127,7 @@ def test_the_baselines_are_the_last_frame_and_the_mean_of_those_given() -> None:
     assert found.frames["openstl", "mse", "mean of context"] == [64 * 0.0625, 64 * 0.5625]
 
 
-def test_every_number_in_the_json_says_what_it_is_and_infinity_is_null() -> None:
+def test_every_number_in_the_json_is_described_and_infinity_is_null() -> None:
     truth = np.random.default_rng(0).random((2, 1, 8, 8))
     found = json.loads(json.dumps(measured(truth, truth).to_dict(), allow_nan=False))
     assert set(found["conventions"]) == set(CONVENTIONS)
@@ -140,8 +140,8 @@ def test_every_number_in_the_json_says_what_it_is_and_infinity_is_null() -> None
     assert "data range 2" in found["conventions"]["openstl"]["measures"]["ssim_range_2"]["meaning"]
 
 
-def test_clips_are_not_kept() -> None:
-    """Each is let go before the next but one comes, however many there are."""
+def test_clips_are_not_stored() -> None:
+    """Each clip is freed before the next but one is read, for any number of clips."""
     seen: list[weakref.ref[Frames]] = []
     alive = []
 
@@ -178,7 +178,7 @@ def test_bad_clips_are_named() -> None:
         run(good, late)
     with pytest.raises(ConfigError, match="expected 1 or more"):
         run(good, horizon=0)
-    with pytest.raises(ClipError, match="there is no clip"):
+    with pytest.raises(ClipError, match="evaluation: got no clip"):
         evaluate(recorded([good], context_length=1), [], context_length=1, horizon=2)
 
 
@@ -186,7 +186,7 @@ def test_bad_clips_are_named() -> None:
 def test_samples_have_the_names_and_values_of_the_original(name: str, tmp_path: Path) -> None:
     targets, forecasts = (np.moveaxis(ARRAYS[f"{name}/{kind}"], -1, -3) for kind in ("target", "pred"))
     context_length = targets.shape[2] - forecasts.shape[2]
-    for number, (target, forecast) in enumerate(zip(targets, forecasts, strict=True), 1):  # a batch each
+    for number, (target, forecast) in enumerate(zip(targets, forecasts, strict=True), 1):  # one batch each
         write_samples(tmp_path / "golden" / str(number), target[0], forecast[0], context_length)
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     assert written == sorted(ARRAYS[f"{name}/saved_files"])
@@ -199,11 +199,11 @@ def test_samples_are_not_overwritten_and_must_be_pictures(tmp_path: Path) -> Non
     write_samples(tmp_path / "1", clip, clip[1:], 1)
     with pytest.raises(ConfigError, match="samples are not overwritten"):
         write_samples(tmp_path / "1", clip, clip[1:], 1)
-    with pytest.raises(ConfigError, match="1 or 3 colours, the frames 2"):
+    with pytest.raises(ConfigError, match="got frames of 2 colours, expected 1 or 3"):
         write_samples(tmp_path / "2", clip.repeat(2, axis=1), clip[1:], 1)
 
 
-def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_new_folder_is_complete_or_absent(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a") as folder:  # noqa: PT012 (both are the test)
         (folder / "file").touch()
         raise ZeroDivisionError
@@ -218,7 +218,7 @@ def test_a_new_folder_is_whole_or_not_there(tmp_path: Path) -> None:
 
 @pytest.fixture
 def clips_path(tmp_path: Path) -> Path:
-    """Thirty clips of seven frames, three of which make the test split."""
+    """Write thirty clips of seven frames, three of them in the test split."""
     np.savez(tmp_path / "clips.npz", frames=np.random.default_rng(1).integers(0, 256, (30, 7, 16, 24, 1), np.uint8))
     return tmp_path / "clips.npz"
 
@@ -254,7 +254,7 @@ def test_the_table_names_conventions_measures_and_baselines(exported: Path, clip
     assert ORIGINAL.meaning not in e3d(*arguments, "--convention", "openstl").stdout
 
 
-def test_the_table_holds_names_that_are_no_utf8(exported: Path, clips_path: Path, tmp_path: Path) -> None:
+def test_the_table_contains_names_that_are_not_utf8(exported: Path, clips_path: Path, tmp_path: Path) -> None:
     bundle = tmp_path / os.fsdecode(b"caf\xe9.e3d")
     bundle.symlink_to(exported / "tiny.e3d")
     arguments = ["evaluate", bundle, "--data", clips_path, "-o", tmp_path / "out", "--backend", "onnxruntime"]
@@ -286,7 +286,7 @@ def test_generated_clips_are_the_default(exported: Path) -> None:
     assert "too small for digits of 28 pixels" in error
 
 
-def test_what_cannot_be_evaluated_leaves_nothing(
+def test_a_failed_evaluation_leaves_no_files(
     exported: Path, clips_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(*options: object, model: str = "tiny.e3d", code: int = 2) -> str:
@@ -312,7 +312,7 @@ def test_what_cannot_be_evaluated_leaves_nothing(
 
 
 def test_the_demo_models_card_is_measured_by_the_same_code() -> None:
-    """Predictions are clipped, and each measure is given for each answerer and frame."""
+    """In the card predictions are clipped, and each measure is given for the forecast and each baseline, per frame."""
     import torch
 
     from e3d_deploy import checkpoint, metrics

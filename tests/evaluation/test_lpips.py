@@ -1,4 +1,4 @@
-"""LPIPS against its definition written out in NumPy, on random weights."""
+"""LPIPS compared with its definition written out in NumPy, on random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ Array = np.ndarray[Any, Any]
 def weights() -> Weights:
     torch.manual_seed(0)
     shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
-    made: Weights = {"classifier.1.weight": torch.zeros(2)}  # torchvision's file has more than is needed
+    made: Weights = {"classifier.1.weight": torch.zeros(2)}  # torchvision's file contains more tensors than are needed
     for layer, (place, (N, C, side)) in enumerate(shapes.items()):
         made[f"features.{place}.weight"] = torch.randn(N, C, side, side) / (side * C**0.5)
         made[f"features.{place}.bias"] = torch.randn(N) / 10
@@ -75,7 +75,7 @@ def definition(one: Array, other: Array, weights: Weights) -> float:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_lpips_is_its_definition(channels: int, weights: Weights, path: Path) -> None:
+def test_lpips_equals_its_definition(channels: int, weights: Weights, path: Path) -> None:
     one, other = frames(channels)
     found = lpips(path)(one, other)
     assert found.dtype == np.float64
@@ -84,13 +84,13 @@ def test_lpips_is_its_definition(channels: int, weights: Weights, path: Path) ->
     assert (lpips(path)(one, one) == 0).all()
 
 
-def test_a_pytorch_file_does_as_well(weights: Weights, path: Path, tmp_path: Path) -> None:
+def test_a_pytorch_file_is_accepted_too(weights: Weights, path: Path, tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "mine.pth")
     one, other = frames(1)
     assert np.array_equal(lpips(tmp_path / "mine.pth")(one, other), lpips(path)(one, other))
 
 
-def test_weights_that_are_none_are_refused(weights: Weights, tmp_path: Path) -> None:
+def test_invalid_weights_are_refused(weights: Weights, tmp_path: Path) -> None:
     for name in ("absent.pth", "absent.safetensors"):
         with pytest.raises(CheckpointError, match="no such file"):
             lpips(tmp_path / name)
@@ -109,7 +109,7 @@ def test_weights_that_are_none_are_refused(weights: Weights, tmp_path: Path) -> 
         lpips(tmp_path / "headless.pth")
 
 
-def test_frames_that_alexnet_cannot_see_are_refused(path: Path) -> None:
+def test_frames_that_alexnet_cannot_process_are_refused(path: Path) -> None:
     lpips(path)(*np.zeros((2, 1, 1, 31, 31), np.float32))
     for shape in ((1, 1, 30, 64), (1, 2, 64, 64)):
         with pytest.raises(ShapeError, match="leave out --lpips"):
