@@ -153,13 +153,18 @@ def foreign(path: Path, **kept: object) -> Path:
 @pytest.mark.parametrize(
     ("kept", "given", "expected", "how"),
     [
-        ({"pre_seq_length": 4, "aft_seq_length": 3}, {}, (4, 3), "kept by Lightning"),
-        ({"in_shape": [4, 1, 16, 24], "aft_seq_length": 3}, {}, (4, 3), "kept by Lightning"),
-        ({"in_shape": (4, 1, 16, 24)}, {}, None, "not in the checkpoint; or --context, --horizon and --fps"),
-        ({"in_shape": "no", "pre_seq_length": True, "aft_seq_length": -1}, {}, None, "not in the checkpoint; or"),
-        ({}, {}, None, "not in the checkpoint; or"),
+        ({"pre_seq_length": 4, "aft_seq_length": 3}, {}, (4, 3), "stored by Lightning"),
+        ({"in_shape": [4, 1, 16, 24], "aft_seq_length": 3}, {}, (4, 3), "stored by Lightning"),
+        ({"in_shape": (4, 1, 16, 24)}, {}, None, "not in the checkpoint; set it with --context, --horizon and --fps"),
+        (
+            {"in_shape": "no", "pre_seq_length": True, "aft_seq_length": -1},
+            {},
+            None,
+            "not in the checkpoint; set it with",
+        ),
+        ({}, {}, None, "not in the checkpoint; set it with"),
         ({}, {"context_length": 2, "horizon": 6}, (2, 6), "--context, --horizon"),
-        ({"in_shape": [4, 1, 16, 24]}, {"horizon": 6}, (4, 6), "--context, --horizon, else kept by Lightning"),
+        ({"in_shape": [4, 1, 16, 24]}, {"horizon": 6}, (4, 6), "--context, --horizon, otherwise stored by Lightning"),
     ],
 )
 def test_import_uses_the_window_of_the_settings_or_the_user(
@@ -178,7 +183,10 @@ def test_import_uses_the_window_of_the_settings_or_the_user(
         ({"context_length": 4}, "horizon: is not in the checkpoint; give --context and --horizon together"),
         ({"horizon": 4}, "context: is not in the checkpoint"),
         ({"fps": 25.0}, "context: is not in the checkpoint"),
-        ({"fps": 0.0, "context_length": 4, "horizon": 3}, "fps: got 0.0, expected frames per second above 0"),
+        (
+            {"fps": 0.0, "context_length": 4, "horizon": 3},
+            "fps: got 0.0, expected a finite number of frames per second above 0",
+        ),
         ({"context_length": 0, "horizon": 3}, "context_length: got 0, expected a whole number from 1 to"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Published weights as models of ours: checkpoints of google/e3d_lstm and of OpenSTL."""
+"""Import of published weights: checkpoints of google/e3d_lstm and of OpenSTL become models of this package."""
 
 from e3d_deploy.importing.fit import Finding, Imported
 from e3d_deploy.importing.load import import_checkpoint

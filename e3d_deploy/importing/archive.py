@@ -1,4 +1,4 @@
-"""Zip archives of torch.save: whether PyTorch wrote them, and whether their bytes are those it wrote."""
+"""Check that a zip archive was written by torch.save and is undamaged."""
 
 import zipfile
 import zlib
@@ -9,23 +9,23 @@ from e3d_deploy.errors import CheckpointError
 
 CHUNK = 1 << 20
 """Bytes read at a time."""
-TENSORS = "expected tensors by name; save its {} with torch.save"
+TENSORS = "expected a dict of tensors; save its {} with torch.save"
 
 
 def check_archive(path: Path) -> None:
-    """Check that a zip archive holds what torch.save writes, and that the checksum of each member is right.
+    """Check that torch.save wrote a zip archive, and that every member has the right checksum.
 
-    PyTorch checks none: a changed byte would become another weight.
+    PyTorch checks no checksums, so a changed byte would silently change a weight.
 
     Raises:
-        CheckpointError: it is damaged, or another program's.
+        CheckpointError: the archive is damaged, or another program wrote it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if found := _other_kind(archive.namelist()):
                 raise CheckpointError(f"{path}: is {found}")
             for member in archive.infolist():
-                if member.CRC:  # 0 after `torch.serialization.set_crc32_options(False)`
+                if member.CRC:  # 0 if it was saved after `torch.serialization.set_crc32_options(False)`
                     with archive.open(member) as file:
                         while file.read(CHUNK):
                             pass
@@ -34,12 +34,12 @@ def check_archive(path: Path) -> None:
 
 
 def _other_kind(names: Sequence[str]) -> str | None:
-    """Return in words what an archive with these members is; None for one of torch.save."""
+    """Describe an archive with these members if torch.save did not write it; otherwise return None."""
     base = {PurePosixPath(name).name for name in names}
     if "constants.pkl" in base:
         return f"a program of TorchScript (torch.jit.save), {TENSORS.format('state_dict')}"
     if names and all(name.endswith(".npy") for name in names):
-        return f"an .npz of NumPy, {TENSORS.format('arrays, as tensors,')}"
+        return f"an .npz of NumPy, {TENSORS.format('arrays as tensors')}"
     if "data.pkl" not in base:
-        return f"a zip archive without data.pkl, so not of torch.save; {TENSORS.format('state_dict')}"
+        return f"a zip archive without data.pkl, so torch.save did not write it; {TENSORS.format('state_dict')}"
     return None

@@ -24,11 +24,13 @@ log = logging.getLogger(__name__)
 
 Memory = Literal["paper", "released"]
 KERNEL_AXES = (4, 3, 0, 1, 2)
-"""Theirs are [D, k, k, in, out]."""
+"""Permutation of TensorFlow's kernel axes [D, k, k, in, out] to [out, in, D, k, k]."""
 SCOPE = "generator/e3d-lstm/"
+"""Prefix of the names of the network's variables."""
 AVERAGE = "/ExponentialMovingAverage"
+"""Suffix of the names of moving averages."""
 SLOT = re.compile(r"Variable(_\d+)?")
-"""Names of the optimizer's variables: its step count, and two moments of each variable of the network."""
+"""Names of the optimizer's variables: its step count and the two moments of each variable of the network."""
 CONVOLUTIONS = {
     "conv3d": "hidden_conv",
     "conv3d_1": "input_conv",
@@ -42,13 +44,13 @@ IMAGE_SIZE = (64, 64)
 
 
 def prefix_of(path: Path) -> Path | None:
-    """Return TensorFlow's name for a checkpoint, such as `model.ckpt-5`, given that, one of its files or its folder.
+    """Return the prefix by which TensorFlow names a checkpoint, such as `model.ckpt-5`; None if there is none.
 
-    Returns:
-        None where there is no such checkpoint.
+    Args:
+        path: the prefix itself, one of the files of the checkpoint, or its folder.
 
     Raises:
-        CheckpointError: a folder with several checkpoints that does not say which is the latest.
+        CheckpointError: `path` is a folder with several checkpoints that does not record which is the latest.
     """
     if path.is_dir():
         return _latest(path)
@@ -57,24 +59,24 @@ def prefix_of(path: Path) -> Path | None:
 
 
 def _latest(folder: Path) -> Path | None:
-    """The checkpoint that the file `checkpoint` of a folder names, or the only one there."""
+    """Return the checkpoint that the file `checkpoint` of a folder names, or the only checkpoint of the folder."""
     found = sorted(file.with_name(file.name.removesuffix(".index")) for file in folder.glob("*.index"))
     note = folder / "checkpoint"
     if note.is_file():
         named = re.search(r'^model_checkpoint_path: "(.+)"', note.read_text(errors="replace"), re.MULTILINE)
-        # Written with the path of another machine, maybe, but it lies beside the file.
+        # The recorded path may be that of another machine, but the checkpoint is in the folder of the record.
         if named and (latest := folder / Path(named[1]).name) in found:
             return latest
     if len(found) > 1:
-        raise CheckpointError(f"{folder}: has {len(found)} checkpoints; give one, such as {found[-1]}")
+        raise CheckpointError(f"{folder}: has {len(found)} checkpoints; give one of them, such as {found[-1]}")
     return found[0] if found else None
 
 
 def read(prefix: Path, *, ema: bool) -> dict[str, Tensor]:
-    """The variables of a checkpoint, without what the optimiser keeps.
+    """Read the variables of a checkpoint, without those of the optimizer.
 
     Args:
-        ema: their moving averages instead.
+        ema: read the moving averages of the variables in place of the variables.
 
     Raises:
         BackendUnavailable: TensorFlow is not installed.
@@ -85,7 +87,7 @@ def read(prefix: Path, *, ema: bool) -> dict[str, Tensor]:
             import tensorflow
         except ImportError as error:
             raise BackendUnavailable(
-                f"tensorflow is not installed ({error}), and it reads {prefix}; {pip_install('import-tf')}"
+                f"tensorflow is not installed ({error}), and is needed to read {prefix}; {pip_install('import-tf')}"
             ) from error
         try:
             reader = tensorflow.train.load_checkpoint(str(prefix))
@@ -96,7 +98,7 @@ def read(prefix: Path, *, ema: bool) -> dict[str, Tensor]:
                 raise CheckpointError(f"{prefix}: lacks {listed(lacking)}; import it without --ema")
             return {name: _tensor(reader.get_tensor(stored), stored, prefix) for name, stored in names.items()}
         except (tensorflow.errors.OpError, IndexError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{prefix}: cannot be read ({error}); copy it again, all of its files") from error
+            raise CheckpointError(f"{prefix}: cannot be read ({error}); copy all of its files again") from error
 
 
 def _tensor(value: Any, name: str, prefix: Path) -> Tensor:
@@ -108,7 +110,7 @@ def _tensor(value: Any, name: str, prefix: Path) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep TensorFlow's remarks on the processor and its deprecations to itself."""
+    """Silence TensorFlow's messages about the processor and its deprecation warnings."""
     name = "TF_CPP_MIN_LOG_LEVEL"
     before = os.environ.get(name)
     os.environ.setdefault(name, "3")
@@ -117,7 +119,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         if before is None:
-            os.environ.pop(name, None)  # another thread may have been here
+            os.environ.pop(name, None)  # another thread may have removed it already
 
 
 def identify(
@@ -131,9 +133,13 @@ def identify(
 ) -> tuple[ModelConfig, list[Finding]]:
     """Return the configuration of the network that these variables belong to, with the evidence.
 
+    Args:
+        memory: kind of memory that the network was trained with; None to find or assume it.
+        source: name of the checkpoint in errors.
+
     Raises:
-        CheckpointError: the variables belong to no network of google/e3d_lstm, or `memory` contradicts them.
-        ConfigError: what was given does not fit them.
+        CheckpointError: the variables do not belong to a network of google/e3d_lstm.
+        ConfigError: `memory`, `patch_size` or `channels` contradicts the variables.
     """
     layers = {int(found[1]) for name in shapes if (found := re.match(rf"{SCOPE}e3d(\d+)/", name))}
 
@@ -160,11 +166,11 @@ def identify(
     given = image_size is not None
     return config, [
         Finding("origin", "google/e3d_lstm", f"variables below {SCOPE}"),
-        Finding("layers", ", ".join(map(str, hidden)), "kernels of conv3d, one for each layer"),
+        Finding("layers", ", ".join(map(str, hidden)), "kernels of conv3d, one per layer"),
         Finding("kernel", f"2×{kernel_size}×{kernel_size}", "kernel of e3d0/conv3d"),
-        Finding("patch, colours", f"{p}, {C}", f"{patch_channels} channels in a patch"),
+        Finding("patch, colours", f"{p}, {C}", f"{patch_channels} channels per patch"),
         Finding("memory", variant, how),
-        Finding("image size", f"{height}x{width}", "--image-size" if given else "not in the weights; or --image-size"),
+        Finding("image size", f"{height}x{width}", "--image-size" if given else "assumed; set it with --image-size"),
         Finding("norm epsilon", "1e-12", "the released code"),
     ]
 
@@ -172,20 +178,23 @@ def identify(
 def _variant(
     hidden: tuple[int, ...], inputs: tuple[int, ...], memory: Memory | None, source: str
 ) -> tuple[Memory, str]:
-    """Return the kind of memory that the layers were trained with, and the evidence for it.
+    """Return the kind of memory that the network was trained with, and the evidence for it.
 
-    Layer 0 has that of the top layer. Any other has that of the layer below, or, where the memory stays
-    zero, the top layer's too.
+    The memory that enters layer 0 has the channels of the top layer. The memory that enters any other layer has the
+    channels of the layer below (`paper`), or of the top layer if the memory stays zero (`released`).
+
+    Args:
+        inputs: channels of the memory that enters each layer.
     """
     if len(set(hidden)) == 1:
         if memory is not None:
             return memory, "--memory"
         log.warning(
-            "%s: layers of equal size do not tell which memory they were trained with; taken as `released`. "
-            "If it was trained with the bug of issue 13 mended, give --memory paper",
+            "%s: all layers have the same size, so the weights do not show which memory they were trained with; "
+            "assumed `released`. If issue 13 of google/e3d_lstm was fixed for the training, give --memory paper",
             source,
         )
-        return "released", "taken for granted; or --memory paper"
+        return "released", "assumed; set it with --memory"
     variants: dict[tuple[int, ...], Memory] = {
         (hidden[-1], *hidden[:-1]): "paper",
         (hidden[-1],) * len(hidden): "released",
@@ -199,7 +208,7 @@ def _variant(
 
 
 def names_of(config: ModelConfig) -> Mapping[str, str]:
-    """Our names of the weights, and theirs."""
+    """Return the name in the checkpoint of each weight of `E3DLSTM`."""
     names = {"to_patch.weight": f"{SCOPE}conv3d/kernel", "to_patch.bias": f"{SCOPE}conv3d/bias"}
     for layer in range(len(config.hidden)):
         here, there = f"cells.{layer}.", f"{SCOPE}e3d{layer}/"

@@ -1,4 +1,4 @@
-"""A checkpoint of another project as a model: whose it is, which network, and its weights."""
+"""Import a checkpoint of another project: recognise its origin, find its configuration, and load its weights."""
 
 import re
 from dataclasses import replace
@@ -14,12 +14,12 @@ from e3d_deploy.importing.fit import Finding, Imported, fit_model, window_of
 
 Origin = Literal["google", "openstl"]
 POINTER = b"version https://git-lfs"
-"""First bytes of what Git keeps in the place of a large file."""
+"""First bytes of the file that Git LFS leaves in place of a large file."""
 SHARD = re.compile(r"-\d+-of-\d+\.")
-"""Part of the name of a file that holds some of the tensors of a model."""
-JOIN = "load all of them, and save their tensors by name in one file with torch.save"
+"""Part of the name of a shard, a file with some of the tensors of a model."""
+JOIN = "load all of them and save one dictionary of their tensors with torch.save"
 MOST_FILES = 1000
-"""Files of a folder that are looked at for a remedy."""
+"""Maximum number of files of a folder that are inspected to suggest a checkpoint."""
 
 
 def import_checkpoint(
@@ -39,26 +39,28 @@ def import_checkpoint(
     fps: float | None = None,
     fit: Fit | None = None,
 ) -> Imported:
-    """Import a checkpoint of google/e3d_lstm or OpenSTL; say how we know what it is.
+    """Import a checkpoint of google/e3d_lstm or OpenSTL, with the evidence for each property of the network.
 
     Args:
-        path: for TensorFlow the prefix (`model.ckpt-80000`), one of its files or its folder; else a file.
-        origin: whose it is; `auto` tells by what the path is.
-        memory: google: which memory it was trained with, where equal layers do not tell.
-        ema: the moving averages of the weights. Both originals predict with the weights.
-        part: openstl: name of the network to take where the file holds several, such as `best_model`.
-        patch_size, channels: where frames are neither gray nor RGB.
-        image_size: google: height and width of the frames, pixels; 64×64 unless given.
-        stride: openstl: of the convolutions; unless given, what the checkpoint says of it, or 1.
-        history_length: cell states to keep for recall. The originals keep all.
-        context_length, horizon: frames given and predicted in training; unless given, what the checkpoint says.
-        fps: frames per second of the clips of training.
-        fit: way in which pictures of another shape were brought to the size of a frame; both originals stretch them.
+        path: file of OpenSTL; or the prefix (`model.ckpt-80000`), any file or the folder of a TensorFlow checkpoint.
+        origin: project that wrote the checkpoint; `auto` detects it from the path.
+        memory: for google: kind of memory that the network was trained with. It is needed only if all layers have the
+            same size; otherwise the weights show it.
+        ema: import the moving averages of the weights in place of the weights. Both originals predict with the weights.
+        part: for openstl: name of the network to import if the file contains several, such as `best_model`.
+        patch_size, channels: patch size and colours; needed only if the frames are neither gray nor RGB.
+        image_size: for google: height and width of the frames (pixels); None for 64×64.
+        stride: for openstl: stride of the convolutions; None for the stride in the checkpoint, or 1 if it has none.
+        history_length: number of past cell states to recall; None for the default. The originals recall all.
+        context_length, horizon: context length and horizon of training; None for the values in the checkpoint.
+        fps: frames per second of the training clips.
+        fit: how pictures of another shape were brought to the size of a frame; None for `stretch`, as in the originals.
 
     Raises:
-        CheckpointMissing: it is not there.
-        CheckpointError: it is damaged, or of another network, or a weight is not finite; tensors are named.
-        ConfigError: an option that does not fit it.
+        CheckpointMissing: `path` does not exist.
+        CheckpointError: the checkpoint is damaged or belongs to another network, or a weight is not finite; the
+            message names the tensors.
+        ConfigError: an option does not fit the checkpoint.
         BackendUnavailable: TensorFlow is needed and not installed.
     """
     path = Path(path)
@@ -70,7 +72,9 @@ def import_checkpoint(
         prefix = google.prefix_of(path)
         if prefix is None:
             _check_there(path)
-            raise CheckpointError(f"{path}: no TensorFlow checkpoint, as there is no file {path.name}.index")
+            raise CheckpointError(
+                f"{path}: not a TensorFlow checkpoint, because {path.name}.index does not exist; give its prefix"
+            )
         tensors = google.read(prefix, ema=ema)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         config, evidence = google.identify(
@@ -80,7 +84,7 @@ def import_checkpoint(
         kept: tuple[int | None, int | None] = (None, None)
     else:
         if memory == "paper":
-            raise ConfigError("memory: that of OpenSTL stays zero; leave --memory out")
+            raise ConfigError("memory: got paper, but the memory of OpenSTL stays zero; leave --memory out")
         _check_file(path)
         tensors, settings = openstl.read(path, part=part, ema=ema)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -93,18 +97,18 @@ def import_checkpoint(
             stride=stride,
             source=str(path),
         )
-        if part is None:  # the settings are those of one network
+        if part is None:  # the settings describe one network, which need not be `part`
             openstl.check_layers(config, settings, source=str(path))
         names, axes = openstl.names_of(config), openstl.KERNEL_AXES
         kept = openstl.lengths(settings)
     if ema:
         evidence.append(Finding("weights", "moving averages", "--ema"))
     window, found = window_of(kept, context_length=context_length, horizon=horizon, fps=fps)
-    evidence.append(Finding("fit", fit or "stretch", "--fit" if fit else "as both originals do; or --fit"))
+    evidence.append(Finding("fit", fit or "stretch", "--fit" if fit else "as in both originals; set it with --fit"))
     evidence.append(found)
     config = replace(config, history_length=history_length or config.history_length)
-    how = "--history-length" if history_length else "our default"
-    evidence.append(Finding("history", f"{config.history_length} cells", f"{how}; exact for as many steps"))
+    how = "--history-length" if history_length else "default"
+    evidence.append(Finding("history", f"{config.history_length} cells", f"{how}; exact for up to this many steps"))
     model = fit_model(config, tensors, names, kernel_axes=axes, source=str(path))
     return Imported(model=model, card=Card(window=window, fit=fit or "stretch"), evidence=evidence)
 
@@ -120,31 +124,34 @@ def _check_file(path: Path) -> None:
     """Check that a path is a file that PyTorch may have written.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointMissing: `path` does not exist.
+        CheckpointError: `path` is not such a file.
     """
     _check_there(path)
     if path.is_dir():
         raise CheckpointError(
-            f"{path}: a folder without a TensorFlow checkpoint, whose files end in .index; {_within(path)}"
+            f"{path}: is a folder without a TensorFlow checkpoint (no file ends in .index); {_within(path)}"
         )
     if not openstl.is_readable(path):
         if path.name.endswith(".index.json"):
             raise CheckpointError(f"{path}: lists the shards of a model; {JOIN}")
         with path.open("rb") as file:
             if file.read(len(POINTER)) == POINTER:
-                raise CheckpointError(f"{path}: is a pointer of Git LFS, without the file; run `git lfs pull` there")
+                raise CheckpointError(
+                    f"{path}: is a pointer of Git LFS, not the file; run `git lfs pull` in its repository"
+                )
         raise CheckpointError(
             f"{path}: neither a TensorFlow checkpoint nor a file of torch.save or safetensors; nothing to import"
         )
 
 
 def _within(folder: Path) -> str:
-    """Return the remedy for a folder in the place of a checkpoint, by what lies in it."""
+    """Return what to do about a folder that was given as a checkpoint, depending on its files."""
     if (folder / "manifest.json").exists():
         return "it is a bundle, or a part of one, and needs no import"
     if (folder / ".metadata").exists():
         return (
-            "it is one of torch.distributed; make a file of it with "
+            "it is a checkpoint of torch.distributed; convert it to a file with "
             f"`python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} FILE.pth`"
         )
     places = (folder, folder / "checkpoints")
@@ -153,7 +160,7 @@ def _within(folder: Path) -> str:
     if any(SHARD.search(file.name) for file in found):
         return f"it holds the shards of a model; {JOIN}"
     if not found:
-        return "nothing to import in it"
+        return "it contains nothing to import"
     if len(found) == 1:
         return f"give {found[0]}"
     return f"give one of its {len(found)} files of PyTorch, such as {found[-1]}"

@@ -1,4 +1,4 @@
-"""Checkpoints of OpenSTL: a state_dict of PyTorch, alone or in a file of Lightning."""
+"""Checkpoints of OpenSTL: a state_dict of PyTorch, saved on its own or by Lightning."""
 
 import pickle
 import re
@@ -22,7 +22,7 @@ from e3d_deploy.tensors import KEY, read_header
 
 KERNEL_AXES = (0, 1, 2, 3, 4)
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""First bytes of files of torch.save: zip archives, and the format before them."""
+"""First bytes of files of torch.save: zip archives, and the older format."""
 CONVOLUTIONS = {
     "conv_h": ("hidden_conv", "hidden_norm"),
     "conv_x": ("input_conv", "input_norm"),
@@ -30,7 +30,7 @@ CONVOLUTIONS = {
     "conv_new_cell": ("cell_to_output", "cell_to_output_norm"),
     "conv_new_gm": ("memory_to_output", "memory_to_output_norm"),
 }
-ALONE = "load it where you trust it, and save its state_dict alone with torch.save"
+ALONE = "if you trust the file, load it with PyTorch and save only its state_dict with torch.save"
 
 
 def is_readable(path: Path) -> bool:
@@ -52,21 +52,22 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def read(path: Path, *, part: str | None = None, ema: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a network without wrappers in their names, and the settings that Lightning kept.
+    """Read the tensors of a network, and the settings that Lightning stored with them.
 
-    Nothing in the file is run: torch.load knows tensors and plain values, and refuses all else.
+    The names of the tensors do not contain wrappers such as `module`. No code in the file is run: torch.load accepts
+    only tensors and plain values.
 
     Args:
-        part: name of the network to take, where the file holds several.
-        ema: the moving averages of the weights instead.
+        part: name of the network to read if the file contains several.
+        ema: read the moving averages of the weights in place of the weights.
 
     Raises:
-        CheckpointError: it is damaged, holds something else than tensors, or several networks.
-        ConfigError: it does not hold that part, or no averages.
+        CheckpointError: the file is damaged, contains anything other than tensors, or contains several networks.
+        ConfigError: the file does not contain `part`, or no moving averages.
     """
     loaded = _safetensors(path) if _is_safetensors(path) else _torch_content(path)
     if not isinstance(loaded, Mapping):
-        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected tensors by name; {ALONE}")
+        raise CheckpointError(f"{path}: holds a {type(loaded).__name__}, expected a dict of tensors; {ALONE}")
     network = network_in(loaded, part=part, ema=ema, source=str(path))
     check_floats(network.tensors, str(path))
     settings = loaded.get("hyper_parameters")
@@ -77,10 +78,8 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             if KEY in (file.metadata() or {}):
-                raise CheckpointError(
-                    f"{path}: is a model of e3d_deploy already; use it as it is, without importing it"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+                raise CheckpointError(f"{path}: is already a model of e3d_deploy; use it without importing it")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: is damaged ({error}); copy it again") from error
 
@@ -89,7 +88,8 @@ def _torch_content(path: Path) -> Any:
     zipped = _head(path).startswith(ZIP)
     if zipped:
         check_archive(path)
-    # torch.load judges a name that ends in .safetensors by its suffix, and only names can be mapped.
+    # torch.load treats any path that ends in .safetensors as safetensors, so such a file is passed as an open file. An
+    # open file cannot be mapped into memory.
     mapped = zipped and path.suffix != ".safetensors"
     try:
         with quiet(partial(warnings.simplefilter, "ignore")), path.open("rb") as file:
@@ -97,8 +97,8 @@ def _torch_content(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         what = named[1] if named else "unknown instructions"
-        raise CheckpointError(f"{path}: holds {what}, and only tensors are loaded; {ALONE}") from error
-    # What its unpickler makes of bytes that mean nothing.
+        raise CheckpointError(f"{path}: holds {what}, but only tensors are loaded; {ALONE}") from error
+    # The unpickler raises any of these for corrupt bytes.
     except (RuntimeError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         reason = (str(error) or "cut off").splitlines()[0]
         raise CheckpointError(f"{path}: is damaged ({reason}); copy it again") from error
@@ -117,11 +117,12 @@ def identify(
     """Return the configuration of the network that these tensors belong to, with the evidence.
 
     Args:
-        settings: what Lightning kept of the options of OpenSTL; the stride is told there or nowhere.
+        settings: options of OpenSTL that Lightning stored; the stride is found only there.
+        source: name of the checkpoint in errors.
 
     Raises:
-        CheckpointError: the tensors belong to no E3D-LSTM of OpenSTL.
-        ConfigError: what was given does not fit them.
+        CheckpointError: the tensors do not belong to an E3D-LSTM of OpenSTL.
+        ConfigError: `patch_size`, `channels` or `image_size` contradicts the tensors.
     """
     layers = {int(found[1]) for name in shapes if (found := re.match(r"cell_list\.(\d+)\.", name))}
 
@@ -150,22 +151,22 @@ def identify(
     height, width = config.image_size
     if image_size not in (None, config.image_size):
         raise ConfigError(f"image_size: got {image_size}, but the norms are for {height}x{width} pixels; leave it out")
-    told = "--stride" if stride else "kept by Lightning" if kept else "not in the weights (KTH had 2); or --stride"
-    normed = "there" if layer_norm else "not there"
+    told = "--stride" if stride else "stored by Lightning" if kept else "assumed (2 for KTH); set it with --stride"
+    normed = "present" if layer_norm else "absent"
     return config, [
         Finding("origin", "OpenSTL", "tensors in cell_list"),
-        Finding("layers", _joined(hidden), "shapes of _norm_c_t, one for each layer"),
+        Finding("layers", _joined(hidden), "shapes of _norm_c_t, one per layer"),
         Finding("kernel", f"2×{kernel_size}×{kernel_size}", "kernel of cell_list.0.conv_x"),
-        Finding("patch, colours", f"{p}, {C}", f"{patch_channels} channels in a patch"),
+        Finding("patch, colours", f"{p}, {C}", f"{patch_channels} channels per patch"),
         Finding("image size", f"{height}x{width}", f"a grid of {grid[0]}×{grid[1]} patches, shape of _norm_c_t"),
-        Finding("gate norms", "yes" if layer_norm else "no", f"tensors of conv_x.1 and its like are {normed}"),
+        Finding("gate norms", "yes" if layer_norm else "no", f"tensors such as conv_x.1 are {normed}"),
         Finding("stride", str(config.stride), told),
-        Finding("memory", "stays zero", "OpenSTL's cell hands back the one it was given"),
+        Finding("memory", "stays zero", "OpenSTL's cell returns the memory unchanged"),
     ]
 
 
 def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return the frames given and predicted in training, as far as Lightning kept them."""
+    """Return the context length and the horizon of training; each is None if Lightning did not store it."""
     shape = settings.get("in_shape")
     first = shape[0] if isinstance(shape, list | tuple) and shape else None
     context_length = _whole(settings, "pre_seq_length") or _whole({"in_shape": first}, "in_shape")
@@ -173,18 +174,18 @@ def lengths(settings: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def check_layers(config: ModelConfig, settings: Mapping[str, Any], *, source: str) -> None:
-    """Check that a network has all layers that Lightning kept, which OpenSTL names by their channels: `128,128`.
+    """Check that a network has the layers that Lightning stored in `num_hidden`, such as `128,128`.
 
     Raises:
-        CheckpointError: it has others.
+        CheckpointError: the network has other layers.
     """
     value = settings.get("num_hidden")
     if not isinstance(value, str) or not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", value):
         return
     if (trained := tuple(map(int, value.split(",")))) != config.hidden:
         raise CheckpointError(
-            f"{source}: holds layers of {_joined(config.hidden)}, but num_hidden that Lightning kept is "
-            f"{_joined(trained)}; it is a part, or another network"
+            f"{source}: holds layers of {_joined(config.hidden)}, but Lightning stored num_hidden "
+            f"{_joined(trained)}; it is another network or only a part of one"
         )
 
 
@@ -193,13 +194,13 @@ def _joined(layers: Sequence[int]) -> str:
 
 
 def _whole(settings: Mapping[str, Any], name: str) -> int | None:
-    """A setting, if it is a number that can be one."""
+    """Return a setting if it is a positive integer, otherwise None."""
     value = settings.get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def names_of(config: ModelConfig) -> Mapping[str, str]:
-    """Our names of the weights, and theirs."""
+    """Return the name in the checkpoint of each weight of `E3DLSTM`."""
     names = {"to_patch.weight": "conv_last.weight"}
     for layer in range(len(config.hidden)):
         here, there = f"cells.{layer}.", f"cell_list.{layer}."

@@ -1,4 +1,4 @@
-"""An imported model against what the original gave for the same frames."""
+"""Compare an imported model with recorded predictions of the original."""
 
 import zipfile
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from e3d_deploy.model import E3DLSTM
 from e3d_deploy.tensors import without_number
 
 BUDGET = 1e-4
-"""Largest difference of a pixel, both in float32."""
+"""Maximum difference of a pixel, with both sides in float32."""
 EXPECTED = (
-    "expected an .npz with frames (or images) and predictions (or pred_images), [B, T, H, W, C], "
-    "and all_outputs if there are any"
+    "expected an .npz with frames (or images) and predictions (or pred_images), all "
+    "[B, T, H, W, C], and optionally all_outputs"
 )
 
 
@@ -28,13 +28,13 @@ class Parity:
     """Differences between a model's predictions and those of the original."""
 
     differences: dict[int, float]
-    """Largest one of each frame that was compared, by its number in the clip, from 1."""
+    """Largest difference in each compared frame, by the number of the frame in the clip, from 1."""
     budget: float = BUDGET
-    """Largest difference allowed."""
+    """Maximum difference allowed."""
 
     @property
     def worst(self) -> float:
-        """The largest of all; NaN if there is one."""
+        """Largest difference in any frame; NaN if any difference is NaN."""
         return float(np.max(list(self.differences.values())))
 
     @property
@@ -44,17 +44,17 @@ class Parity:
 
 
 def compare(model: E3DLSTM, path: Path) -> Parity:
-    """Let a model predict what the original predicted.
+    """Compare a model's predictions with those that the original made for the same frames.
 
     Args:
-        path: .npz with `frames` or `images` [B, T, H, W, C], uint8 or in [0, 1], and `predictions` or
-            `pred_images` [B, horizon, H, W, C] that followed the first T − horizon of them.
-            `all_outputs` [B, T − 1, H, W, C], where they are there, are compared instead.
+        path: .npz with `frames` or `images` [B, T, H, W, C], uint8 or in [0, 1], and `predictions` or `pred_images`
+            [B, horizon, H, W, C], the original's forecast after the first T − horizon frames. If the file has
+            `all_outputs` [B, T − 1, H, W, C], they are compared in place of the predictions.
 
     Raises:
-        ClipError: not such a file, blank or still frames, predictions that nothing can be compared with, or a clip that
-            is longer than the model's history.
-        ShapeError: frames of another size.
+        ClipError: `path` is not such a file, its frames are blank or do not move, its predictions are not finite floats
+            or hardly differ from each other, or its clips are longer than the model's history.
+        ShapeError: the frames or outputs have another shape.
     """
     arrays = _read(path)
     shown = arrays.get("frames", arrays.get("images"))
@@ -70,20 +70,20 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
         raise ClipError(f"{path}: {horizon} predictions for {T} frames leave no context; {EXPECTED}")
     if config.history_length < T - 1:
         raise ClipError(
-            f"{path}: {T - 1} steps, and the model recalls the last {config.history_length} cells alone, where the "
-            f"original recalls all; import it with --history-length {T - 1}"
+            f"{path}: has {T - 1} steps, but the model recalls only the last {config.history_length} cell states and "
+            f"the original recalls all; import it with --history-length {T - 1}"
         )
     expected = arrays.get("all_outputs", predicted)
     wanted = (B, T - 1 if "all_outputs" in arrays else horizon, *shown.shape[2:])
     if expected.shape != wanted:
-        raise ShapeError(f"{path}: outputs of shape {list(expected.shape)}, expected {list(wanted)}; {EXPECTED}")
+        raise ShapeError(f"{path}: has outputs of shape {list(expected.shape)}, expected {list(wanted)}; {EXPECTED}")
     if lacking := blankness((frame for clip in clips.numpy() for frame in clip), fewest=FEWEST_TO_VERIFY):
         raise ClipError(
-            f"{path}: {lacking} to tell one network from another; record what the original gives for others"
+            f"{path}: {lacking}; networks cannot be told apart on it, so record the original on other clips"
         )
     if lacking := _unfit(expected):
-        raise ClipError(f"{path}: its predictions {lacking}; record what the original computes, as floats")
-    with torch.inference_mode():  # one by one, as a batch may be of any size
+        raise ClipError(f"{path}: its predictions {lacking}; record the original's outputs as floats")
+    with torch.inference_mode():  # one clip at a time, because a whole batch may not fit in memory
         found = torch.cat([model(clip[None, : T - horizon], horizon) for clip in clips])
     pictures = found.movedim(2, -1).numpy()[:, -expected.shape[1] :]
     worst = np.abs(pictures - expected).max(axis=(0, 2, 3, 4))
@@ -91,13 +91,13 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
 
 
 def _unfit(predictions: NDArray[Any]) -> str | None:
-    """Return why predictions are none to compare with, in words; None if they are."""
+    """Return why predictions are unfit for a comparison, in words; None if they are fit."""
     if not np.issubdtype(predictions.dtype, np.floating):
         return f"are {predictions.dtype}"
     if not np.isfinite(predictions).all():
-        return "hold NaN or infinity"
+        return "contain NaN or infinity"
     span = float(np.ptp(predictions))
-    return f"differ by {span:.1e} at most, within the budget of {BUDGET:g}" if span <= BUDGET else None
+    return f"differ by at most {span:.1e}, which is within the budget of {BUDGET:g}" if span <= BUDGET else None
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

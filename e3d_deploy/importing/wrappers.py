@@ -1,4 +1,4 @@
-"""The network of OpenSTL among all that a file of PyTorch holds, and what else is there."""
+"""Find the network of OpenSTL in the content of a PyTorch file, and name what is left out."""
 
 import logging
 import re
@@ -16,23 +16,23 @@ from e3d_deploy.importing.fit import is_plain, listed
 log = logging.getLogger(__name__)
 
 WRAPPERS = frozenset({"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of names that torch.compile, DistributedDataParallel, FSDP and checkpointing insert; dropped anywhere."""
+"""Parts that torch.compile, DistributedDataParallel, FSDP and checkpointing insert into names; they are removed."""
 ROOTS = ("cell_list", "conv_last")
-"""First parts of the names of the network's tensors; the first of them has one tensor or more in every network."""
+"""First parts of the names of a network's tensors. Every network has at least one tensor in `cell_list`."""
 AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg|shadow|teacher)(_|$)")
-"""Parts of names of a copy of the network whose weights are moving averages."""
+"""Pattern in the name of a copy of the network whose weights are moving averages."""
 COUNT = "n_averaged"
-"""Last part of the name of the number of averages, which torch.optim.swa_utils keeps with them."""
+"""Last part of the name of the counter that torch.optim.swa_utils stores with averaged weights."""
 BESIDE = re.compile(
     r"(^|_)loss(?!less)|loss(es|fn)?(_|$)|_mae$"
     r"|(^|_)(criterion\w*|lpips|vgg\d*|percep(tual\w*)?|metrics?|ssim|psnr|mse|disc|discriminator|critic|net_?d"
     r"|optimizers?|schedulers?|ema|swa|n_averaged)(_|$)"
 )
-"""Parts of names of tensors that stand beside a network and belong to its training."""
+"""Pattern in the names of tensors that belong to the training and not to the network, such as losses."""
 OPTIMIZER = re.compile(r"(^|_)(optim|optimizers?|optimizer_states?|exp_avg|momentum_buffer)(_|$)")
-"""Parts of names of an optimizer's state, which has a tensor by the name of each of the network's."""
+"""Pattern in the names of an optimizer's state, which may repeat the name of every tensor of the network."""
 DEEPEST = 8
-"""Levels of dictionaries and lists that are searched."""
+"""Maximum number of nested dictionaries and lists that are searched."""
 
 
 @dataclass(frozen=True)
@@ -40,40 +40,40 @@ class Network:
     """The tensors of one network in a file."""
 
     part: str
-    """Name before all of them, such as `model.state_dict`; empty if there is none."""
+    """Prefix of all tensors of the network, such as `model.state_dict`; empty if there is none."""
     tensors: Mapping[str, Tensor]
-    """Tensors by their names in the network."""
+    """Tensors by their names within the network."""
 
     @property
     def averaged(self) -> bool:
-        """True if the name says that these are moving averages."""
+        """True if the name of the part shows that the tensors are moving averages."""
         return _is_average(self.part)
 
 
 def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, source: str) -> Network:
-    """Return the one network in the content of a file; a remark in the log names what else is there.
-
-    Where the file holds the network and its moving averages, the former is taken unless `ema`.
+    """Return the network in the content of a file; log what is left out.
 
     Args:
-        part: name of the network to take, where there are several.
+        part: name of the network to return if the file contains several.
+        ema: return the moving averages in place of the network that they average.
         source: name of the file in messages.
 
     Raises:
-        CheckpointError: several networks, or a tensor twice or of another type.
-        ConfigError: there is no such part, or there are no averages.
+        CheckpointError: the file contains several different networks, one tensor with two values, tensors of an
+            unknown part of a network, or something else in place of a tensor.
+        ConfigError: the file does not contain `part`, or no moving averages.
     """
     leaves = dict(_leaves(content, (), DEEPEST))
     networks, others = _networks(leaves, source)
     if not networks:
         if part is not None or ema:
-            raise ConfigError(f"{source}: holds no network of OpenSTL, so leave --part and --ema out")
+            raise ConfigError(f"{source}: holds no network of OpenSTL; leave --part and --ema out")
         return Network("", _tensors(leaves, source))
     taken = _chosen(networks, others, part=part, ema=ema, source=source)
     known, unknown = _sorted_out(others, taken.part)
     if unknown:
         raise CheckpointError(
-            f"{source}: holds {listed(unknown)}, which no E3D-LSTM of this origin has; it is another network"
+            f"{source}: holds {listed(unknown)}, which no E3D-LSTM of OpenSTL has; it is another network"
         )
     left = [one for one in networks if one is not taken]
     if left or known:
@@ -81,12 +81,12 @@ def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, sourc
         summary = ", ".join([*(_called(one.part) for one in left), *_groups(known, taken.part)])
         log.warning("%s: took %s; left out %s%s", source, _called(taken.part), summary, hint)
     elif taken.averaged and not ema:
-        log.warning("%s: took %s, by its name moving averages, as it is the only network there", source, taken.part)
+        log.warning("%s: took %s, the only network; its name shows that it is a moving average", source, taken.part)
     return taken
 
 
 def _leaves(value: Any, path: tuple[str, ...], depth: int) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield whatever is no dictionary or list, with its path; names with dots are paths too."""
+    """Yield each value that is not a dictionary or list, with its path; a name with dots counts as several parts."""
     if depth and isinstance(value, Mapping):
         for name, one in value.items():
             yield from _leaves(one, (*path, *str(name).split(".")), depth - 1)
@@ -115,11 +115,11 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
         tensors = found.setdefault(part, {})
         if name in tensors and not _same(tensors[name], leaf):
             raise CheckpointError(
-                f"{source}: holds {name} twice in {_called(part)}, with other values; save one network alone"
+                f"{source}: holds {name} twice in {_called(part)}, with other values; save only one network"
             )
         tensors[name] = leaf
     for part in found:
-        if part in odd:  # one without tensors, such as the shapes of DeepSpeed, is no network
+        if part in odd:  # parts without any tensor, such as the shapes of DeepSpeed, are ignored
             raise CheckpointError(f"{source}: {odd[part]}, expected a tensor")
     networks = [Network(part, tensors) for part, tensors in found.items()]
     whole = [one for one in networks if any(name.startswith(ROOTS[0]) for name in one.tensors)]
@@ -128,28 +128,36 @@ def _networks(leaves: Mapping[tuple[str, ...], Any], source: str) -> tuple[list[
 
 
 def _chosen(networks: Sequence[Network], others: Sequence[str], *, part: str | None, ema: bool, source: str) -> Network:
-    """Return the network that was asked for, or the only one that can be meant."""
+    """Return the network that the options select.
+
+    Without `part`, moving averages are selected only by `ema`, or if there is no other network. Equal networks count as
+    one.
+    """
     names = ", ".join(_called(one.part) for one in networks)
     if part is not None:
         named = [one for one in networks if one.part == part]
         if not named:
             raise ConfigError(f"part: got {part!r}, but {source} holds {names}; give one of them")
         if ema and not named[0].averaged:
-            raise ConfigError(f"ema: {part} in {source} is no moving average by its name; give --part or --ema alone")
+            raise ConfigError(
+                f"ema: the name {part} in {source} is not that of a moving average; give only --part or only --ema"
+            )
         return named[0]
     meant = [one for one in networks if one.averaged == ema]
     if ema and not meant:
         if nameless := [name for name in others if _is_average(name)]:
             raise ConfigError(
-                f"ema: {source} holds {', '.join(_groups(nameless, ''))}, whose names are not those of a network, so "
-                "they cannot be matched to its weights; save the averages by those names, or leave --ema out"
+                f"ema: {source} holds {', '.join(_groups(nameless, ''))}, whose names differ from those of the "
+                "weights, so they cannot be matched; rename them like the weights, or leave --ema out"
             )
         if any(name.split(".")[-1] == COUNT for name in others):
-            raise ConfigError(f"ema: {source} holds {names}, an average itself by its {COUNT}; leave --ema out")
-        raise ConfigError(f"ema: {source} holds {names}, and no moving averages; leave --ema out")
+            raise ConfigError(
+                f"ema: {source} holds {names}, which is already an average (it has {COUNT}); leave --ema out"
+            )
+        raise ConfigError(f"ema: {source} holds {names}, but no moving averages; leave --ema out")
     meant = meant or list(networks)
     if any(not _equal(meant[0], other) for other in meant[1:]):
-        raise CheckpointError(f"{source}: holds several networks, {names}; take one with `e3d import --part NAME`")
+        raise CheckpointError(f"{source}: holds several networks, {names}; choose one with `e3d import --part NAME`")
     return meant[0]
 
 
@@ -164,7 +172,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _sorted_out(others: Sequence[str], part: str) -> tuple[list[str], list[str]]:
-    """Return which tensors lie beside the network, and which may be a part of it that we do not know."""
+    """Return the tensors outside the network, and those that may be an unknown part of it."""
     inside = [name for name in others if not part or name.startswith(f"{part}.")]
     beneath = {name: name.removeprefix(f"{part}.") if part else name for name in inside}
     unknown = [name for name in inside if not any(map(_is_beside, beneath[name].split(".")))]
@@ -181,7 +189,7 @@ def _is_beside(word: str) -> bool:
 
 
 def _tensors(leaves: Mapping[tuple[str, ...], Any], source: str) -> dict[str, Tensor]:
-    """Return all leaves as tensors by name."""
+    """Return all leaves as tensors, by their names."""
     tensors = {}
     for path, leaf in leaves.items():
         if not isinstance(leaf, Tensor):
@@ -199,7 +207,7 @@ def _called(part: str) -> str:
 
 
 def _groups(names: Sequence[str], part: str) -> list[str]:
-    """Return some names up to the first word that is not in the network's, with their tensors counted."""
+    """Group names that differ from the name of the network `part` in the same word; format each group with its size."""
     own = part.split(".")
 
     def group(words: Sequence[str]) -> str:

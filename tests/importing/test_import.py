@@ -1,4 +1,4 @@
-"""Checkpoints of other projects as models: equal to what the originals gave, or refused by name."""
+"""Import of checkpoints: models predict what the originals predicted, and unfit checkpoints are refused by name."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def predictions(model: E3DLSTM, frames: Tensor, horizon: int) -> Tensor:
 
 
 def write_tensorflow(prefix: Path, variables: Mapping[str, np.ndarray[Any, Any]]) -> Path:
-    """A TensorFlow V2 checkpoint of these variables."""
+    """Write a TensorFlow V2 checkpoint of these variables."""
     google.read(RELEASED / "model.ckpt-5", ema=False)  # imports TensorFlow without its warnings
     import tensorflow
 
@@ -51,7 +51,7 @@ def write_tensorflow(prefix: Path, variables: Mapping[str, np.ndarray[Any, Any]]
 
 
 def openstl_tensors(config: ModelConfig, seed: int = 0) -> tuple[E3DLSTM, dict[str, Tensor]]:
-    """A network of ours with weights that do something, and its weights under OpenSTL's names."""
+    """Return a network with weights that affect the result, and its weights under OpenSTL's names."""
     torch.manual_seed(seed)
     model = E3DLSTM(config).eval().requires_grad_(False)
     for weight in model.parameters():
@@ -65,12 +65,12 @@ def tiny() -> ModelConfig:
     return ModelConfig(image_size=(16, 24), hidden=(4, 4), kernel_size=3, semantics="openstl", layer_norm=False)
 
 
-# What the originals gave
+# Predictions of the originals
 
 
 @needs_tensorflow
 @pytest.mark.parametrize(("name", "horizon", "side"), [("A_released", 3, 16), ("A_paper", 3, 16), ("M_paper", 10, 64)])
-def test_a_tensorflow_checkpoint_predicts_what_the_released_code_did(name: str, horizon: int, side: int) -> None:
+def test_a_tensorflow_checkpoint_predicts_like_the_released_code(name: str, horizon: int, side: int) -> None:
     arrays, settings = read(GOLDEN / f"checkpoint_{name}" / "predictions.npz")
     variant = settings["variant"]
     model = import_checkpoint(GOLDEN / f"checkpoint_{name}", memory=variant, image_size=(side, side)).model
@@ -82,7 +82,7 @@ def test_a_tensorflow_checkpoint_predicts_what_the_released_code_did(name: str, 
 
 @needs_tensorflow
 @pytest.mark.parametrize("variant", ["released", "paper"])
-def test_layers_of_unequal_size_tell_their_memory(variant: str, tmp_path: Path) -> None:
+def test_layers_of_unequal_size_show_their_memory(variant: str, tmp_path: Path) -> None:
     arrays, settings = read(GOLDEN / f"model_C_{variant}.npz")
     weights = {name.removeprefix("w/"): value for name, value in arrays.items() if name.startswith("w/")}
     prefix = write_tensorflow(tmp_path / "model.ckpt-1", weights)
@@ -99,7 +99,7 @@ def test_layers_of_unequal_size_tell_their_memory(variant: str, tmp_path: Path) 
 
 
 @needs_tensorflow
-def test_ema_takes_the_moving_averages() -> None:
+def test_ema_imports_the_moving_averages() -> None:
     imported = import_checkpoint(RELEASED, ema=True, memory="released")
     model = imported.model
     plain = import_checkpoint(RELEASED, memory="released").model
@@ -124,7 +124,7 @@ def test_the_published_settings_are_recognised(name: str, patch_size: int) -> No
 
 
 @pytest.mark.parametrize("name", ["a_plain.pth", "b_normed.ckpt"])
-def test_an_openstl_checkpoint_predicts_what_openstl_did(name: str) -> None:
+def test_an_openstl_checkpoint_predicts_like_openstl(name: str) -> None:
     model = import_checkpoint(GOLDEN / "openstl" / name).model
     recorded = GOLDEN / "openstl" / name
     settings = json.loads(recorded.with_suffix(".json").read_text())
@@ -134,7 +134,7 @@ def test_an_openstl_checkpoint_predicts_what_openstl_did(name: str) -> None:
     assert (config.patch_size, config.channels) == (settings["patch_size"], settings["channels"])
     assert config.layer_norm == bool(settings["layer_norm"])
     parity = compare(model, recorded.with_suffix(".npz"))
-    assert list(parity.differences) == [2, 3, 4, 5, 6]  # all_outputs: those after the context too
+    assert list(parity.differences) == [2, 3, 4, 5, 6]  # all_outputs includes the predictions within the context
     assert parity.worst < OPENSTL
     with pytest.raises(ClipError, match=r"cannot be read \(Is a directory\)"):
         compare(model, GOLDEN)
@@ -144,14 +144,14 @@ def test_an_openstl_checkpoint_predicts_what_openstl_did(name: str) -> None:
 
 
 @needs_tensorflow
-def test_import_writes_a_model_and_says_how_it_knows(tmp_path: Path) -> None:
+def test_import_writes_a_model_and_shows_the_evidence(tmp_path: Path) -> None:
     output = tmp_path / "m.safetensors"
     options = ["--image-size", "16x16", "--reference", RELEASED / "predictions.npz"]
     result = e3d("import", RELEASED / "model.ckpt-5", "-o", output, *options)
     assert "google/e3d_lstm" in result.stdout
-    assert "taken for granted; or --memory paper" in result.stdout
+    assert "assumed; set it with --memory" in result.stdout
     assert result.stdout.splitlines()[-1] == str(output)
-    assert "do not tell which memory they were trained with; taken as `released`" in result.stderr
+    assert "the weights do not show which memory they were trained with; assumed `released`" in result.stderr
     assert "PASS largest difference" in result.stderr
     assert f"next: e3d export {output} -o m.e3d" in result.stderr
     config = checkpoint.load(output).config
@@ -171,16 +171,16 @@ def test_a_tensorflow_checkpoint_is_found_by_any_of_its_names(name: str) -> None
     assert (model.config.hidden, model.config.image_size) == ((4, 4), (64, 64))
 
 
-def test_a_folder_says_which_of_its_checkpoints_is_the_latest(tmp_path: Path) -> None:
+def test_a_folder_records_which_of_its_checkpoints_is_the_latest(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / f"model.ckpt-{step}.index").touch()
-    with pytest.raises(CheckpointError, match="has 2 checkpoints; give one, such as"):
+    with pytest.raises(CheckpointError, match="has 2 checkpoints; give one of them, such as"):
         google.prefix_of(tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/home/else/model.ckpt-10"\n')
     assert google.prefix_of(tmp_path) == tmp_path / "model.ckpt-10"
 
 
-def test_a_model_that_is_not_what_the_original_is_gets_not_written(tmp_path: Path) -> None:
+def test_a_model_that_differs_from_the_original_is_not_written(tmp_path: Path) -> None:
     tensors = torch.load(PLAIN, weights_only=True)
     tensors["conv_last.weight"] *= 1.01
     torch.save(tensors, tmp_path / "other.pth")
@@ -227,8 +227,11 @@ NOISE = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16, 1)).astype(np.u
             "has no frame with a contrast above 0 of 255 grey levels",
         ),
         ({"frames": NOISE, "predictions": NOISE[:, 2:]}, "its predictions are uint8; record"),
-        ({"frames": NOISE, "predictions": NOISE[:, 2:] + np.inf}, "its predictions hold NaN or infinity"),
-        ({"frames": NOISE, "predictions": NOISE[:, 2:] * 1e-7}, "its predictions differ by 2.5e-05 at most, within"),
+        ({"frames": NOISE, "predictions": NOISE[:, 2:] + np.inf}, "its predictions contain NaN or infinity"),
+        (
+            {"frames": NOISE, "predictions": NOISE[:, 2:] * 1e-7},
+            "its predictions differ by at most 2.5e-05, which is within",
+        ),
     ],
     ids=[
         "no predictions",
@@ -243,9 +246,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (1, 3, 16, 16, 1)).astype(np.u
         "all the same",
     ],
 )
-def test_a_reference_that_does_not_fit_is_refused(
-    tmp_path: Path, arrays: dict[str, np.ndarray[Any, Any]], message: str
-) -> None:
+def test_an_unfit_reference_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray[Any, Any]], message: str) -> None:
     np.savez(tmp_path / "r.npz", **arrays)  # type: ignore[arg-type]
     options = ["-o", tmp_path / "m.safetensors", "--reference"]
     assert message in e3d("import", PLAIN, *options, tmp_path / "r.npz", code=2).stderr
@@ -254,7 +255,7 @@ def test_a_reference_that_does_not_fit_is_refused(
     assert not (tmp_path / "m.safetensors").exists()
 
 
-# What shapes do not tell
+# Properties that shapes do not show
 
 
 def test_a_stride_is_taken_from_lightning_or_the_user(tmp_path: Path, tiny: ModelConfig) -> None:
@@ -265,7 +266,7 @@ def test_a_stride_is_taken_from_lightning_or_the_user(tmp_path: Path, tiny: Mode
     kept = {"stride": 2, "patch_size": 4, "in_shape": [10, 1, 16, 24]}
     torch.save({"state_dict": wrapped, "hyper_parameters": kept}, tmp_path / "kept.ckpt")
     torch.save(tensors, tmp_path / "bare.pth")
-    for name, stride, how in (("kept.ckpt", None, "kept by Lightning"), ("bare.pth", 2, "--stride")):
+    for name, stride, how in (("kept.ckpt", None, "stored by Lightning"), ("bare.pth", 2, "--stride")):
         imported = import_checkpoint(tmp_path / name, stride=stride)
         found = imported.model
         assert found.config == config
@@ -274,12 +275,12 @@ def test_a_stride_is_taken_from_lightning_or_the_user(tmp_path: Path, tiny: Mode
     assert import_checkpoint(tmp_path / "bare.pth").model.config.stride == 1
 
 
-def test_frames_of_other_colours_need_a_word(tmp_path: Path) -> None:
-    """TaxiBJ has 2."""
+def test_frames_of_other_colours_need_an_option(tmp_path: Path) -> None:
+    """Frames of TaxiBJ have 2 colours."""
     config = ModelConfig(image_size=(8, 8), channels=2, patch_size=4, hidden=(4,), semantics="openstl")
     torch.save(openstl_tensors(config)[1], tmp_path / "taxi.pth")
     line = e3d("import", tmp_path / "taxi.pth", "-o", tmp_path / "m.safetensors", code=2).stderr
-    assert "for patches of 32 channels; give --patch-size 1 --channels 32, " in line
+    assert "for patches of 32 channels; give one of --patch-size 1 --channels 32, " in line
     assert "--patch-size 4 --channels 2" in line
     for options in ({"channels": 2}, {"patch_size": 4}, {"channels": 2, "patch_size": 4}):
         assert import_checkpoint(tmp_path / "taxi.pth", **options).model.config == config  # type: ignore[arg-type]
@@ -288,7 +289,7 @@ def test_frames_of_other_colours_need_a_word(tmp_path: Path) -> None:
 
 
 @needs_tensorflow
-def test_a_longer_history_can_be_asked_for() -> None:
+def test_a_longer_history_can_be_set() -> None:
     imported = import_checkpoint(RELEASED, memory="released", history_length=29)
     model = imported.model
     assert model.config.history_length == 29
@@ -310,7 +311,7 @@ def test_options_of_the_other_project_are_refused() -> None:
 
 
 def changed(tensors: dict[str, Any], change: str, name: str) -> dict[str, Any]:
-    """The tensors with one of them damaged."""
+    """Return the tensors with one of them damaged."""
     match change:
         case "missing":
             return {other: tensor for other, tensor in tensors.items() if other != name}
@@ -373,11 +374,11 @@ def test_another_architecture_is_refused_with_its_tensors_named(tmp_path: Path) 
         (prefix, "generator/e3d-lstm/e3d0/conv3d/kernel", "predrnn/kernel"),
     ):
         line = e3d("import", path, "-o", tmp_path / "m.safetensors", code=5).stderr
-        assert f"lacks {lacking}, and has {named}; it is another network" in line
+        assert f"lacks {lacking} and contains {named}; it is another network" in line
 
 
 class Malicious:
-    """Unpickled, it writes a file."""
+    """Object that writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -387,7 +388,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle"])
-def test_what_a_pickle_says_is_not_done(kind: str, tmp_path: Path) -> None:
+def test_code_in_a_pickle_is_not_run(kind: str, tmp_path: Path) -> None:
     mark, path = tmp_path / "mark", tmp_path / "m.pth"
     content = {"state_dict": {"conv_last.weight": Malicious(mark)}}
     if kind == "pickle":
@@ -395,10 +396,10 @@ def test_what_a_pickle_says_is_not_done(kind: str, tmp_path: Path) -> None:
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     line = e3d("import", path, "-o", tmp_path / "m.safetensors", code=5).stderr
-    assert ("nothing to import" if kind == "pickle" else "and only tensors are loaded; load it where you trust") in line
+    assert ("nothing to import" if kind == "pickle" else "but only tensors are loaded; if you trust the file") in line
     assert [file.name for file in tmp_path.iterdir()] == ["m.pth"]
     pickle.loads(path.read_bytes()) if kind == "pickle" else torch.load(path, weights_only=False)
-    assert mark.read_text() == "was run"  # by those who trust it
+    assert mark.read_text() == "was run"  # torch.load runs it for users who trust the file
 
 
 def zipped(folder: str, *names: str) -> bytes:
@@ -431,13 +432,13 @@ def test_an_archive_without_checksums_is_imported(tmp_path: Path, tiny: ModelCon
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_torch_is_known_by_its_content(zipped: bool, tmp_path: Path, tiny: ModelConfig) -> None:
+def test_a_file_of_torch_is_recognised_by_its_content(zipped: bool, tmp_path: Path, tiny: ModelConfig) -> None:
     path = tmp_path / "m.safetensors"
     torch.save(openstl_tensors(tiny)[1], path, _use_new_zipfile_serialization=zipped)
     assert import_checkpoint(path).model.config == tiny
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pth").write_text("not a model")
     (tmp_path / "cut.pth").write_bytes(PLAIN.read_bytes()[:1000])
@@ -452,10 +453,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "empty": "a folder without a TensorFlow checkpoint",
         "text.pth": "nothing to import",
         "cut.pth": "is damaged",
-        "zip.pth": "is a zip archive without data.pkl, so not of torch.save",
-        "arrays.npz": "is an .npz of NumPy, expected tensors by name; save its arrays, as tensors, with torch.save",
-        "program.pth": "is a program of TorchScript (torch.jit.save), expected tensors by name; save its state_dict",
-        "list.pth": "holds a list, expected tensors by name",
+        "zip.pth": "is a zip archive without data.pkl, so torch.save did not write it",
+        "arrays.npz": "is an .npz of NumPy, expected a dict of tensors; save its arrays as tensors with torch.save",
+        "program.pth": "is a program of TorchScript (torch.jit.save), expected a dict of tensors; save its state_dict",
+        "list.pth": "holds a list, expected a dict of tensors",
         "number.pth": "epoch is a int, expected a tensor",
     }.items():
         code = 2 if name == "none.ckpt" else 5
@@ -463,7 +464,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     for origin in ("google", "openstl"):
         missing = e3d("import", tmp_path / "none.ckpt", "--from", origin, "-o", tmp_path / "m.safetensors", code=2)
         assert "no such checkpoint, neither none.ckpt nor none.ckpt.index is there" in missing.stderr
-    assert "no TensorFlow checkpoint" in e3d("import", PLAIN, "--from", "google", "-o", tmp_path / "m", code=5).stderr
+    assert (
+        "not a TensorFlow checkpoint" in e3d("import", PLAIN, "--from", "google", "-o", tmp_path / "m", code=5).stderr
+    )
     assert "a folder" in e3d("import", RELEASED, "--from", "openstl", "-o", tmp_path / "m", code=5).stderr
 
 
@@ -483,7 +486,9 @@ def test_a_damaged_tensorflow_checkpoint_is_refused(suffix: str, damage: str, tm
         import_checkpoint(tmp_path / "c", memory="released")
 
 
-def test_without_tensorflow_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorflow_the_error_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     line = e3d("import", RELEASED, "-o", tmp_path / "m.safetensors", code=4).stderr
     assert "tensorflow is not installed" in line

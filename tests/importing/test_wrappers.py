@@ -1,4 +1,4 @@
-"""The one network in a file of PyTorch, whatever is around it and beside it."""
+"""Finding the network in a file of PyTorch, with wrappers around it and other tensors next to it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def saved(tmp_path: Path, content: Any) -> Path:
 
 
 def imported(path: Path, **options: Any) -> Tensors:
-    """The weights under OpenSTL's names."""
+    """Import a file; return the weights under OpenSTL's names."""
     names = openstl.names_of(SETTINGS)
     return {names[ours]: weight for ours, weight in import_checkpoint(path, **options).model.state_dict().items()}
 
@@ -78,7 +78,7 @@ def test_a_safetensors_file_of_openstl_is_imported(tmp_path: Path, tensors: Tens
     assert same(imported(path), tensors)
     e3d("import", path, "-o", tmp_path / "ours.safetensors", "--fit", "pad")
     assert checkpoint.read_card(tmp_path / "ours.safetensors").fit == "pad"
-    with pytest.raises(CheckpointError, match="is a model of e3d_deploy already"):
+    with pytest.raises(CheckpointError, match="is already a model of e3d_deploy"):
         import_checkpoint(tmp_path / "ours.safetensors")
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="is damaged"):
@@ -115,13 +115,16 @@ BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
         lambda one: {"params": one, "params_ema": other(one)},
         "took params; left out params_ema; `e3d import --ema` takes the moving averages",
     ),
-    "averages alone": (lambda one: {"model_ema": one}, "took model_ema, by its name moving averages"),
+    "averages alone": (
+        lambda one: {"model_ema": one},
+        "took model_ema, the only network; its name shows that it is a moving average",
+    ),
     "average count": (lambda one: before("module.", one) | {"n_averaged": torch.ones(1)}, "left out n_averaged"),
 }
 
 
 @pytest.mark.parametrize("kind", BESIDE)
-def test_what_lies_beside_a_network_is_named(
+def test_tensors_next_to_a_network_are_named(
     kind: str, tmp_path: Path, tensors: Tensors, caplog: pytest.LogCaptureFixture
 ) -> None:
     content, remark = BESIDE[kind]
@@ -129,9 +132,9 @@ def test_what_lies_beside_a_network_is_named(
     assert remark in caplog.text
 
 
-def test_of_several_networks_one_has_to_be_named(tmp_path: Path, tensors: Tensors) -> None:
+def test_one_of_several_networks_has_to_be_named(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, {"first": tensors, "second": other(tensors)})
-    with pytest.raises(CheckpointError, match="holds several networks, first, second; take one with"):
+    with pytest.raises(CheckpointError, match="holds several networks, first, second; choose one with"):
         import_checkpoint(path)
     assert same(imported(path, part="second"), other(tensors))
     with pytest.raises(ConfigError, match=r"part: got 'third', but .* holds first, second"):
@@ -146,20 +149,22 @@ def test_a_network_without_its_upper_layers_is_refused(tmp_path: Path, tensors: 
     content["state_dict"] = {
         name: tensor for name, tensor in content["state_dict"].items() if "cell_list.1" not in name
     }
-    with pytest.raises(CheckpointError, match="holds layers of 4, but num_hidden that Lightning kept is 4, 4"):
+    with pytest.raises(CheckpointError, match="holds layers of 4, but Lightning stored num_hidden 4, 4"):
         import_checkpoint(saved(tmp_path, content))
-    content["state_dict"] |= before("other.", tensors)  # the settings may be those of the other one
+    content["state_dict"] |= before("other.", tensors)  # the settings may be those of the other network
     assert len(imported(saved(tmp_path, content), part="state_dict.model")) < len(tensors)
 
 
-def test_moving_averages_can_be_asked_for(tmp_path: Path, tensors: Tensors) -> None:
+def test_moving_averages_can_be_imported(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, {"state_dict": tensors, "ema_state_dict": other(tensors)})
     assert same(imported(path, ema=True), other(tensors))
 
 
-def test_a_part_and_the_averages_are_not_asked_for_together(tmp_path: Path, tensors: Tensors) -> None:
+def test_ema_is_refused_for_a_part_that_is_not_an_average(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, {"model": tensors, "model_ema": other(tensors)})
-    with pytest.raises(ConfigError, match=r"ema: model in .*m\.pth is no moving average by its name; give --part or"):
+    with pytest.raises(
+        ConfigError, match=r"ema: the name model in .*m\.pth is not that of a moving average; give only"
+    ):
         import_checkpoint(path, part="model", ema=True)
     assert same(imported(path, part="model_ema", ema=True), other(tensors))
 
@@ -178,14 +183,16 @@ NAMELESS: dict[str, tuple[Callable[[Tensors], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", NAMELESS)
-def test_averages_without_names_are_told_from_none(kind: str, tmp_path: Path, tensors: Tensors) -> None:
+def test_averages_under_other_names_are_reported(kind: str, tmp_path: Path, tensors: Tensors) -> None:
     content, named = NAMELESS[kind]
-    with pytest.raises(ConfigError, match=rf"m\.pth holds {named}, whose names are not those of a network, so they"):
+    with pytest.raises(
+        ConfigError, match=rf"m\.pth holds {named}, whose names differ from those of the weights, so they"
+    ):
         import_checkpoint(saved(tmp_path, content(tensors)), ema=True)
 
 
-def test_a_network_that_is_an_average_by_its_count_is_called_one(tmp_path: Path, tensors: Tensors) -> None:
-    with pytest.raises(ConfigError, match="an average itself by its n_averaged; leave --ema out"):
+def test_a_network_with_a_count_of_averages_is_called_an_average(tmp_path: Path, tensors: Tensors) -> None:
+    with pytest.raises(ConfigError, match=r"which is already an average \(it has n_averaged\); leave --ema out"):
         import_checkpoint(saved(tmp_path, before("module.", tensors) | {"n_averaged": torch.ones(1)}), ema=True)
 
 
@@ -204,7 +211,7 @@ ODD: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("kind", ODD)
-def test_weights_that_are_no_float32_are_named(kind: str, copies: bool, tmp_path: Path, tensors: Tensors) -> None:
+def test_weights_that_are_not_float32_are_named(kind: str, copies: bool, tmp_path: Path, tensors: Tensors) -> None:
     change, message = ODD[kind]
     odd = tensors | {KERNEL: change(tensors[KERNEL])}
     path = saved(tmp_path, {"model": odd, "fast": odd} if copies else odd)
@@ -228,24 +235,24 @@ def test_a_network_that_is_blind_to_its_input_is_named(
     model = import_checkpoint(path).model
     first, second = torch.rand(2, 1, 3, 1, 8, 8)
     assert torch.equal(model(first, 2), model(second, 2))
-    assert f"{zero} holds zeros alone, so the model predicts the same whatever it is shown" in caplog.text
+    assert f"{zero} contains only zeros, so the model predicts the same frames for every input" in caplog.text
     caplog.clear()
     import_checkpoint(saved(tmp_path, tensors))
     assert "zeros" not in caplog.text
 
 
-def test_patches_of_two_sizes_are_no_network(tmp_path: Path, tensors: Tensors) -> None:
+def test_patches_of_two_sizes_are_refused(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, tensors | {"conv_last.weight": torch.ones(17, 4, 2, 1, 1)})
     with pytest.raises(CheckpointError, match=r"conv_x.* takes patches of 16 .*conv_last\.weight gives 17"):
         import_checkpoint(path)
 
 
-def test_a_bundle_in_the_place_of_a_checkpoint_is_called_one(bundle_path: Path) -> None:
+def test_a_bundle_in_place_of_a_checkpoint_is_called_a_bundle(bundle_path: Path) -> None:
     with pytest.raises(CheckpointError, match="it is a bundle, or a part of one, and needs no import"):
         import_checkpoint(bundle_path)
 
 
-def test_a_folder_or_a_list_of_shards_says_what_to_give(tmp_path: Path, tensors: Tensors) -> None:
+def test_errors_for_folders_and_lists_of_shards_suggest_a_file(tmp_path: Path, tensors: Tensors) -> None:
     def refusal(name: str) -> str:
         with pytest.raises(CheckpointError) as caught:
             import_checkpoint(tmp_path / name)
@@ -255,7 +262,7 @@ def test_a_folder_or_a_list_of_shards_says_what_to_give(tmp_path: Path, tensors:
         (tmp_path / name).mkdir(parents=True)
     save_file(tensors, tmp_path / "hf" / "model.safetensors")
     (tmp_path / "hf" / "config.json").write_text("{}")
-    assert refusal("hf").endswith(f"files end in .index; give {tmp_path}/hf/model.safetensors")
+    assert refusal("hf").endswith(f"(no file ends in .index); give {tmp_path}/hf/model.safetensors")
     for name in ("best.ckpt", "last.ckpt"):
         torch.save(tensors, tmp_path / "run" / "checkpoints" / name)
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
@@ -267,10 +274,10 @@ def test_a_folder_or_a_list_of_shards_says_what_to_give(tmp_path: Path, tensors:
     (tmp_path / "dcp" / ".metadata").touch()
     assert f"dcp_to_torch {tmp_path}/dcp FILE.pth" in refusal("dcp")
     (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    assert refusal("lfs.pth").endswith("is a pointer of Git LFS, without the file; run `git lfs pull` there")
+    assert refusal("lfs.pth").endswith("is a pointer of Git LFS, not the file; run `git lfs pull` in its repository")
 
 
-def test_what_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors) -> None:
+def test_the_file_that_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, tensors)
     (tmp_path / "link.safetensors").symlink_to(path)
     content = path.read_bytes()
@@ -285,7 +292,7 @@ def test_what_is_read_is_not_replaced(tmp_path: Path, tensors: Tensors) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_version_in_a_name_is_no_suffix(tmp_path: Path, tensors: Tensors) -> None:
+def test_a_version_in_a_name_is_not_a_suffix(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, tensors)
     result = e3d("import", path, "-o", tmp_path / "model_v1.2")
     assert (tmp_path / "model_v1.2").is_file()
@@ -304,14 +311,14 @@ def test_a_version_in_a_name_is_no_suffix(tmp_path: Path, tensors: Tensors) -> N
         ),
     ],
 )
-def test_tensors_that_cannot_be_meant_are_named(
+def test_unusable_tensors_are_named(
     change: Callable[[Tensors], Any], message: str, tmp_path: Path, tensors: Tensors
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         import_checkpoint(saved(tmp_path, change(tensors)))
 
 
-def test_a_model_file_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> None:
+def test_a_model_file_with_a_weight_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     model = E3DLSTM(SETTINGS)
     model.cells[1].merge.weight.data[0, 0] = torch.inf
     checkpoint.save(model, tmp_path / "m.safetensors")
@@ -320,7 +327,7 @@ def test_a_model_file_with_a_weight_that_is_no_number_is_refused(tmp_path: Path)
     assert "values that are NaN or infinite" in line
 
 
-def test_a_checkpoint_of_others_is_imported_before_it_predicts(tmp_path: Path, tensors: Tensors) -> None:
+def test_a_foreign_checkpoint_has_to_be_imported_before_it_predicts(tmp_path: Path, tensors: Tensors) -> None:
     path = saved(tmp_path, tensors)
     line = e3d("predict", path, tmp_path / "clip.npy", "-o", tmp_path / "o.npz", code=5).stderr
     assert f"a checkpoint of others; make a model of it first: `e3d import {path} -o MODEL.safetensors`" in line
