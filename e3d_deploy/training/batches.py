@@ -1,4 +1,4 @@
-"""Choice of the clips that a step learns from, and of the frames before them, by the step's number."""
+"""Choice of the clips of a training step and of the frames before them; both follow from the number of the step."""
 
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -11,19 +11,17 @@ from e3d_deploy.data.datasets import Key
 
 
 class StepBatches(Sampler[list[Key]]):
-    """Clip numbers of one batch after the other, without end, from the step that training is at.
+    """Sampler that yields the clip numbers of each batch, without end, from the current step of the training on.
 
-    So a run that was broken off goes on with the clips that were next, on as many processes as there are then.
-    A clip with a burn-in is its number and the frames before it, the same for all clips of a step.
+    An interrupted run therefore resumes with the next clips, on any number of processes. A clip with a burn-in is
+    yielded as a pair of its number and the number of frames before it, which is the same for all clips of a step.
 
     Args:
-        position: the optimizer steps done, asked for when the first batch is.
-        spare: the most frames that there are before a clip, given its number.
-        schedule_step: the step that the schedules are at, given the number of the step.
-        rank, processes: which of how many processes this is.
-
-    Raises:
-        ConfigError: the processes cannot share a batch evenly.
+        position: returns the number of optimizer steps done; called when the first batch is requested.
+        spare: returns the number of frames available before a clip, given the number of the clip.
+        schedule_step: returns the step at which the schedules are evaluated, given the number of the step.
+        rank: number of this process, from 0.
+        processes: number of processes.
     """
 
     def __init__(
@@ -39,22 +37,22 @@ class StepBatches(Sampler[list[Key]]):
         self.config, self.position, self.spare, self.schedule_step = config, position, spare, schedule_step
         self.rank, self.processes = rank, processes
         self.share = config.batch_size // (config.accumulate * processes)
-        """Clips of a batch."""
+        """Number of clips in a batch of one process."""
 
     def first_clip(self, batch_idx: int) -> int:
-        """Number of a batch's first clip within its step's clips."""
+        """Return the index of the first clip of a batch among the clips of its step."""
         part = batch_idx % self.config.accumulate
         return (part * self.processes + self.rank) * self.share
 
     def __iter__(self) -> Iterator[list[Key]]:
         start = self.config.burn_in_start
         for step in count(self.position()):
-            again = step // 2 if self.config.reverse_input else step  # two steps on the same clips
+            again = step // 2 if self.config.reverse_input else step  # two steps learn from the same clips
             clips = range(again * self.config.batch_size, (again + 1) * self.config.batch_size)
             burn_in = 0
             if start is not None and self.schedule_step(step) >= start:
                 burn_in = draw_burn_in(self.config, again)
-            if burn_in:  # of all processes and parts, which so agree
+            if burn_in:  # the minimum over the whole batch, so that all processes and parts agree
                 burn_in = min(burn_in, *map(self.spare, clips))
             for part in range(self.config.accumulate):
                 first = self.first_clip(part)
@@ -63,10 +61,11 @@ class StepBatches(Sampler[list[Key]]):
 
 
 def draw_burn_in(config: TrainConfig, number: int) -> int:
-    """Draw the frames of the burn-in for the clips of a step, from the seed and their number alone.
+    """Draw the number of burn-in frames of a step, from the seed and the number of its clips only.
 
-    None in half of the steps, else 1 to `burn_in`, each as likely; a quarter of `burn_in` in the mean.
+    The result is 0 in half of the steps, otherwise 1 to `burn_in` with equal probability; its mean is about a quarter
+    of `burn_in`.
     """
-    # Not the numbers that scheduled sampling draws from, nor those that a data set does.
+    # The 2 makes this a random stream of its own, apart from those of scheduled sampling and of the data sets.
     rng = np.random.default_rng((config.seed, number, 2))
     return int(rng.integers(1, config.burn_in + 1)) if rng.random() < 0.5 else 0

@@ -1,4 +1,4 @@
-"""Work around the steps: the moving average, saved states, stops, pictures."""
+"""Callbacks of a training: moving average, saved states, early stops, pictures and progress bar."""
 
 import logging
 import math
@@ -38,15 +38,16 @@ from e3d_deploy.training.pace import Pace
 log = logging.getLogger(__name__)
 
 EARLY = (1, 10, 50, 100, 250)
-"""Steps after which a picture shows whether anything is learned."""
+"""Steps after which an early preview is drawn, to show whether anything is learned."""
 
 
 class Averaging(WeightAveraging):
-    """A moving average of the weights that begins with the initial ones, as TensorFlow's does.
+    """Moving average of the weights that begins with the initial weights, like TensorFlow's.
 
     Args:
-        warmup: begin with a smaller decay, as `TrainConfig.ema_warmup` says.
-        used: let it stand in for the weights while they are validated; else it is only kept.
+        decay: decay per step.
+        warmup: begin with a smaller decay; see `TrainConfig.ema_warmup`.
+        used: validate the average in place of the weights; otherwise it is only updated and saved.
     """
 
     def __init__(self, decay: float, *, warmup: bool, used: bool) -> None:
@@ -62,7 +63,8 @@ class Averaging(WeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
-            # 1, or the first update would copy the weights; on the CPU, or reading it would wait for the GPU.
+            # Not 0, because the first update would then copy the weights. On the CPU, because reading it from the GPU
+            # would wait for the GPU.
             self._average_model.n_averaged = torch.ones((), dtype=torch.long)
 
     @property
@@ -83,12 +85,13 @@ class Averaging(WeightAveraging):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended training: the first one after the step at hand, with everything saved, the second one at once.
+    """Training was ended by a signal.
 
-    After a second signal the last saved state is that of an earlier step, or there is none yet.
+    After the first signal the current step is finished and everything is saved. A second signal ends training at once;
+    the last saved state is then that of an earlier step, if there is one.
 
     Args:
-        number: the signal that came first.
+        number: the first signal.
     """
 
     def __init__(self, number: signal.Signals) -> None:
@@ -97,7 +100,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stopped(Exception):
-    """Training ended before its time, on request; everything is saved."""
+    """Training ended early, by a signal or a time limit; everything is saved."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -105,17 +108,18 @@ class Stopped(Exception):
 
 
 class Keeper(Callback):
-    """Saves a run's state and model, whole or not at all, and stops it where it should stop.
+    """Callback that saves the state and the model of a run, each file atomically, and ends the run.
 
-    A run whose schedule follows time ends at its limit like one whose steps are done: with a validation, and normally.
+    A run whose schedule follows time is finished at its time limit, as other runs are after their last step: training
+    ends normally, with a validation.
 
     Args:
         card: facts about the model, saved with it.
 
     Raises (from within training):
-        TrainingError: the loss or a weight is no finite number; what was saved before stays.
-        Stopped: on a request, or when the time of a run by steps is up.
-        OSError: the disk is full; what was saved before stays.
+        TrainingError: the loss or a weight is not finite; earlier saved states remain.
+        Stopped: a signal arrived, or a run whose schedule follows steps has reached its time limit.
+        OSError: a file cannot be written, for example because the disk is full; earlier saved states remain.
     """
 
     def __init__(
@@ -124,16 +128,18 @@ class Keeper(Callback):
         self.run, self.config, self.averaging, self.pace, self.card = run, config, averaging, pace, card
         self.stop_requested = False
         self.signal: signal.Signals | None = None
-        """Signal that this process got; None before, and where another process asks to stop."""
+        """First signal that this process received; None if only another process has received one."""
         self.handlers: dict[signal.Signals, Callable[[int, Any], None]] = {}
         self.broken: Tensor | None = None
+        """True once a loss was not finite; kept as a tensor, because reading it would wait for the GPU."""
         self.saved_step = 0
+        """Step of the last saved state; 0 if there is none."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # By now Lightning has put its own SIGTERM in place of ours, and it ends training without saving.
+        # Lightning has replaced our handler of SIGTERM by its own, which ends training without saving.
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.saved_step = trainer.global_step  # of a resumed run
+        self.saved_step = trainer.global_step  # above 0 in a resumed run
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
@@ -164,7 +170,7 @@ class Keeper(Callback):
 
     def _stop_requested(self, trainer: Trainer) -> bool:
         requested = bool(trainer.strategy.reduce_boolean_decision(self.stop_requested, all=False))
-        if requested:  # of one process, and all stop
+        if requested:  # if one process asks to stop, all processes stop
             self.stop_requested = True
         return requested
 
@@ -184,14 +190,14 @@ class Keeper(Callback):
             kept, begin = "nothing was saved yet", "with"
             if self.saved_step:
                 kept = f"the state of step {self.saved_step} is kept"
-                begin = "with --init and its model.safetensors, and"
+                begin = "with --init and the saved model.safetensors, and with"
             raise TrainingError(
-                f"{self.run}: the loss, a weight or an averaged weight is no finite number any more at step "
-                f"{trainer.global_step}; {kept}. Begin a new run, {begin} a lower --learning-rate or a --gradient-clip"
+                f"{self.run}: the loss, a weight or an averaged weight is not finite at step "
+                f"{trainer.global_step}; {kept}. Begin a new run {begin} a lower --learning-rate or a --gradient-clip"
             )
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write `last.ckpt`, to resume from, and the models."""
+        """Write `last.ckpt`, to resume from, the model, and the weights that are not the model."""
         trainer.save_checkpoint(self.run / "last.ckpt", weights_only=False)
         if trainer.is_global_zero:
             weights, average = pl_module.model, self.averaging.average
@@ -200,15 +206,17 @@ class Keeper(Callback):
             checkpoint.save(model, self.run / "model.safetensors", card=self.card)
             name = f"model_{'plain' if self.config.average else 'ema'}.safetensors"
             checkpoint.save(other, self.run / name, card=self.card)
-        trainer.strategy.barrier()  # a process that ends before the first one has written all would end it too
+        # A process that ended while the first one still writes would end the first one too.
+        trainer.strategy.barrier()
         self.saved_step = trainer.global_step
 
 
 class Parts(Callback):
-    """Writes the weights of the model as float16 every few minutes and at the end, in parts, with `metrics.csv`.
+    """Callback that writes the weights of the model as float16 parts, and a copy of `metrics.csv`.
 
-    Two sets in turn, so that one is whole at any time. Comes after the averaging, whose weights it writes. A set that
-    cannot be written is told and does not end training, except for the last one.
+    It writes every few minutes and at the end. Two sets of parts are written alternately, so one is complete at any
+    time. The callback must follow the averaging, whose weights it writes. A set that cannot be written is logged and
+    does not end training, except for the last set.
 
     Args:
         every_s: time between two sets (seconds).
@@ -231,7 +239,7 @@ class Parts(Callback):
         self.written = self.clock()
         self.written_step = 0
         self.failing = False
-        """The last set could not be written, which was told."""
+        """True if the last set could not be written; a warning was logged then."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Tensor, batch_idx: int
@@ -241,7 +249,7 @@ class Parts(Callback):
             self._try_to_write(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before the last validation, which takes time and in which the average has the place of the weights.
+        # Before the last validation, because it takes time and the average replaces the weights during it.
         if trainer.is_global_zero and (trainer.should_stop or trainer.global_step == self.config.steps):
             self._try_to_write(trainer, pl_module)
 
@@ -250,7 +258,7 @@ class Parts(Callback):
             self.write(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # In a validation the average has the place of the weights.
+        # During a validation the average replaces the weights.
         if trainer.is_global_zero and isinstance(exception, Stopped) and not trainer.validating:
             self.write(trainer, pl_module)
 
@@ -260,11 +268,16 @@ class Parts(Callback):
             self.failing = False
         except (OSError, CheckpointError) as error:
             if not self.failing:
-                log.warning("parts of step %d were not written (%s); training goes on", trainer.global_step, error)
+                log.warning(
+                    "parts of step %d could not be written (%s); training continues", trainer.global_step, error
+                )
             self.failing, self.written = True, self.clock()
 
     def write(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the set that is not the last one, unless a weight is no finite number, which `Keeper` will tell."""
+        """Write the weights over the older set, and copy the metrics.
+
+        Weights that are not finite are not written; `Keeper` will report them.
+        """
         model = self.averaging.average if self.config.average else pl_module.model
         assert isinstance(model, E3DLSTM)
         if trainer.global_step > self.written_step and all(bool(one.isfinite().all()) for one in model.parameters()):
@@ -277,7 +290,10 @@ class Parts(Callback):
         self.written = self.clock()
 
     def _delete_later(self, name: str, step: int) -> None:
-        """Delete the other set if it is of a later step, from before this run was resumed at an earlier one."""
+        """Delete the other set if its step is not before `step`.
+
+        Such a set was written before the run was resumed from an earlier state.
+        """
         for path in self.folder.glob(PATTERN):
             if not path.name.startswith(f"{name}.") and read_card(path).step >= step:
                 path.unlink()
@@ -298,19 +314,23 @@ class Parts(Callback):
 
 
 class StateFile(TorchCheckpointIO):
-    """Writes a state whole or not at all, and not by way of TMPDIR as Lightning does, which may be small."""
+    """Writes saved states atomically.
+
+    Lightning writes them by way of the folder TMPDIR, which may be too small.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        content = BytesIO()  # a file that cannot be written to would be a RuntimeError of torch.save
+        content = BytesIO()  # in memory, because torch.save turns errors of a file into a RuntimeError
         torch.save(checkpoint, content)
         write_file(Path(path), content.getbuffer())
 
 
 @contextmanager
 def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP end training after the step; the second one ends it at once.
+    """Make Ctrl-C, SIGTERM and SIGHUP end training after the current step; a second signal ends it at once.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored.
+    The previous handlers are restored on exit. A SIGHUP that is ignored, as under nohup, stays ignored. Outside of the
+    main thread nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -319,13 +339,13 @@ def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
     process = os.getpid()
 
     def stop(number: int, _: Any) -> None:
-        if os.getpid() != process:  # one that loads data, forked from it, and ended by it
+        if os.getpid() != process:  # a forked loader of data, which the main process ends
             return
         again, received = keeper.stop_requested, signal.Signals(number)
         keeper.stop_requested, keeper.signal = True, keeper.signal or received
         if again:
             raise Interrupted(keeper.signal)
-        say(f"{received.name}: stopping after this step; once more to stop at once")
+        say(f"{received.name}: stopping after this step; repeat the signal to stop at once")
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -340,7 +360,7 @@ def signals(keeper: Keeper, say: Notify) -> Iterator[None]:
 
 
 class Previews(Callback):
-    """Pictures of a validation clip above its forecast, `previews/step_000500.png`."""
+    """Callback that draws a validation clip above its forecast, as `previews/step_000500.png`."""
 
     def __init__(self, folder: Path, clip: Tensor, config: TrainConfig) -> None:
         self.folder, self.clip, self.config = folder, clip, config
@@ -369,7 +389,7 @@ class Previews(Callback):
 
 
 class Samples(Callback):
-    """The pictures that the released code writes at each test, of each batch's first clip: `STEP/BATCH/gt01.png`."""
+    """Callback that writes the first clip of validation batches as google/e3d_lstm does: `STEP/BATCH/gt01.png`."""
 
     def __init__(self, folder: Path, count: int, context_length: int) -> None:
         self.folder, self.count, self.context_length = folder, count, context_length
@@ -390,17 +410,17 @@ class Samples(Callback):
                 self.context_length,
             )
         elif batch_idx == 0:
-            log.warning("%s: is there already and kept, so its pictures are not of this run", folder.parent)
+            log.warning("%s: exists and is not overwritten, so its pictures are not from this run", folder.parent)
 
 
 class Bar(RichProgressBar):
-    """A bar that knows how long training is, which its endless data does not tell.
+    """Progress bar that is given the length of the training, because the training data have no end.
 
-    Updated once a second, as reading its values waits for the GPU.
+    It is updated once per second, because reading its values waits for the GPU.
     """
 
     def __init__(self, batches: float) -> None:
-        # Not looked up at each write: rich puts a stream that writes to the bar's console in the place of stderr.
+        # The current stderr is passed, because rich later replaces sys.stderr by a stream that writes to this bar.
         super().__init__(console_kwargs={"file": LastingStream(sys.stderr)})
         self.batches = batches
         self.updated = -math.inf
@@ -417,13 +437,13 @@ class Bar(RichProgressBar):
         return self.batches
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the loss and the error of the last validation; all that is logged does not fit 80 columns."""
+        """Return the loss and the error of the last validation; all logged values would not fit into 80 columns."""
         found = super().get_metrics(trainer, pl_module)
         shown = {"loss": "train_loss", "valid_mse": "valid_mse"}
         return {label: found[name] for label, name in shown.items() if name in found}
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return "Training"  # there is one epoch, without end
+        return "Training"  # without the number of the epoch, because the only epoch has no end
 
 
 def lightning_quiet() -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""Comparison of a trained model with copying the last frame, told at the end of a run and kept in its folder."""
+"""Comparison of a trained model with copying the last frame, reported at the end of a run and stored in its folder."""
 
 import json
 import logging
@@ -18,11 +18,11 @@ from e3d_deploy.training.decay import SHARE, WITH_GRADIENTS
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
-"""File in the run folder."""
+"""Name of the file in the run folder."""
 FEW = 8
-"""Clips below which a comparison proves little."""
+"""Minimum number of clips for a meaningful comparison."""
 BARELY = 0.95
-"""Share of the error of copying above which a model is barely better."""
+"""Ratio of the model's error to the error of copying above which the model is called barely better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,59 +30,59 @@ class Comparison:
     """Error of a model and of copying the last frame of the context, on the same validation clips."""
 
     step: int
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     clips: int
-    """Validation clips."""
+    """Number of validation clips."""
     mse: float
-    """Squared error of the model, summed over a frame, mean over predicted frames and clips."""
+    """Squared error of the model, summed over a frame, averaged over predicted frames and clips."""
     copying_mse: float
     """The same error of copying."""
     held_out: bool = True
-    """The clips are none that the run learned from."""
+    """True if the model was not trained on the clips."""
     in_doubt: bool = False
-    """Names tell of splits that are not used, so that the clips do not count as held out."""
+    """True if the clips do not count as held out because file names look like names of splits that were not used."""
     skipped: tuple[str, ...] = ()
-    """Files that were left out, as they cannot be read."""
+    """Files that were left out because they cannot be read."""
 
     @property
     def beats_copying(self) -> bool:
-        """True if the model's error is less."""
+        """True if the model's error is less than that of copying."""
         return self.mse < self.copying_mse
 
     @property
     def verdict(self) -> str:
-        """Result in words, and what to do where copying is as good."""
-        numbers = f"squared error {self.mse:.4g} a frame against {self.copying_mse:.4g}, on {self.clips} validation "
+        """Result in words, with a remedy if copying is at least as good."""
+        numbers = f"squared error {self.mse:.4g} per frame against {self.copying_mse:.4g}, on {self.clips} validation "
         numbers += "clip" if self.clips == 1 else "clips"
         if self.in_doubt:
-            numbers += ", none counts as held out: some names are like those of splits"
+            numbers += ", which do not count as held out: some file names look like names of splits"
         elif not self.held_out:
-            numbers += ", none held out: the model was trained on them too"
+            numbers += ", which are not held out: the model was trained on them too"
         elif self.clips < FEW:
-            numbers += ", which proves little"
+            numbers += ", too few for a reliable result"
         if self.beats_copying:
             barely = "barely " if self.mse > BARELY * self.copying_mse else ""
-            look = "where little is shown a black frame may do so too, so look at previews/"
+            look = "on dark clips a black frame may beat copying too, so check the pictures in previews/"
             return f"the model {barely}beats copying the last frame: {numbers}; {look}"
         if self.copying_mse == 0:
-            return f"the validation clips do not move, so that nothing beats copying the last frame: {numbers}"
+            return f"nothing moves in the validation clips, so nothing can beat copying the last frame: {numbers}"
         return (
-            f"the model does not beat copying the last frame: {numbers}; train longer, with --l1-weight 0 in a short "
-            "run, or a larger --preset"
+            f"the model does not beat copying the last frame: {numbers}; train longer, use a larger "
+            "--preset, or set --l1-weight 0 if the run has to be short"
         )
 
     def write(self, run: Path) -> None:
-        """Write it into a run folder."""
+        """Write the comparison into a run folder."""
         entries = {**asdict(self), "beats_copying": self.beats_copying, "verdict": self.verdict}
         write_file(run / RESULT, (json.dumps(entries, indent=2) + "\n").encode())
 
 
 class Validated(Callback):
-    """Keeps the errors of the last validation."""
+    """Callback that stores the errors of the last validation."""
 
     def __init__(self) -> None:
         self.last: tuple[int, float, float] | None = None
-        """Step, error of the model, and error of copying."""
+        """Step, error of the model and error of copying; None before the first validation."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         errors = trainer.callback_metrics
@@ -90,7 +90,14 @@ class Validated(Callback):
 
 
 def copying_errors(frames: Tensor, context_length: int) -> Tensor:
-    """Return the squared error of copying the last frame of the context, of clips [B, T, C, H, W], [B, horizon]."""
+    """Return the squared error of copying the last frame of the context.
+
+    Args:
+        frames: clips, [B, T, C, H, W].
+
+    Returns:
+        Error of each frame after the context, summed over the frame, [B, horizon].
+    """
     return (frames[:, context_length - 1 : context_length] - frames[:, context_length:]).square().sum((2, 3, 4))
 
 
@@ -98,7 +105,12 @@ def copying_errors(frames: Tensor, context_length: int) -> Tensor:
 def measure(
     path: Path, clips: Dataset[Tensor], config: TrainConfig, *, steps: int, device: torch.device
 ) -> tuple[int, float, float]:
-    """Measure the model in `path` on as many validation clips as a twentieth of the run's work allows, at least one.
+    """Measure the model in `path` on some validation clips, evenly spread over the set.
+
+    The number of clips, at least one, is limited so that measuring takes at most a twentieth of the work of the run.
+
+    Args:
+        steps: number of optimizer steps of the run.
 
     Returns:
         Number of clips, error of the model, error of copying.

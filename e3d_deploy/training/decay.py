@@ -1,4 +1,4 @@
-"""Decay of the state of a trained model, measured at the end of a run and kept in its model file."""
+"""Decay of the state of a trained model, measured at the end of a run and stored in its model file."""
 
 import logging
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ from e3d_deploy.runtime.backends.protocol import Frame
 log = logging.getLogger(__name__)
 
 WINDOWS = 32
-"""Windows that are measured, where the validation clips have so many."""
+"""Maximum number of windows measured."""
 SHARE = 0.05
-"""Share of a run's work that measuring may take. It is counted in steps of the network and not in seconds, so that
-runs of the same options measure the same ages."""
+"""Maximum share of a run's work that measuring may take. Work is counted in steps of the network and not in seconds, so
+runs with the same options measure the same ages."""
 WITH_GRADIENTS = 3
-"""Steps without gradients that take as long as one with them, about."""
+"""Approximate number of steps without gradients that take as long as one step with gradients."""
 
 
 class ModelSteps:
-    """Steps of a model on the device of its weights, as `evaluation.streaming.Steps`."""
+    """Adapter that lets `measure_decay` step a model on the device of its weights; see `evaluation.streaming.Steps`."""
 
     sizes: tuple[int, ...] = (1, 2, 4, 8)
 
@@ -58,13 +58,14 @@ def record_decay_of_run(
     device: torch.device,
     progress: Notify,
 ) -> None:
-    """Measure the decay of the model in `path` on validation clips and write it into its card.
+    """Measure the decay of the model in `path` on validation clips and write it into the card of the model.
 
-    A run too short for it is left without, which is said. A failure is logged: the model is trained and saved.
+    If the run is too short for measuring, a line says so and nothing is written. A failure is only logged, because the
+    model is already trained and saved.
 
     Args:
-        valid: where validation clips come from, as `aging_data` takes it.
-        steps: optimizer steps that the run has taken.
+        valid: source of the validation clips, in the form that `aging_data` accepts.
+        steps: number of optimizer steps of the run.
     """
     name, C = valid if isinstance(valid, str) else valid.name, config.context_length
     later = f"measure it with `e3d evaluate {path} --streaming --record`"
@@ -74,7 +75,7 @@ def record_decay_of_run(
         _, fitting = _windows(valid, ages_of(C), model, config)
         ages = affordable(fitting, context_length=C, horizon=config.horizon, steps=SHARE * work / WINDOWS)
         if not ages:
-            progress(f"decay: the run was too short to measure how a state ages; {later}")
+            progress(f"decay: not measured, because the run was too short; {later}")
             return
         progress(f"decay: measuring a state at ages {', '.join(map(str, ages))} on validation clips of {name}")
         windows, _ = _windows(valid, ages, model, config)
@@ -83,14 +84,14 @@ def record_decay_of_run(
         )
         checkpoint.write_card(path, replace(checkpoint.read_card(path), decay=decay))
         progress(f"decay: {decay.verdict}")
-    except (E3DError, OSError, RuntimeError) as error:  # of PyTorch: out of memory, among others
+    except (E3DError, OSError, RuntimeError) as error:  # PyTorch raises RuntimeError, for example when out of memory
         log.warning("decay: not recorded (%s); %s", error, later)
 
 
 def _windows(
     valid: Source | str, ages: Sequence[int], model: E3DLSTM, config: TrainConfig
 ) -> tuple[Windows, tuple[int, ...]]:
-    """Return windows of the validation clips, and the ages that they have room for."""
+    """Return windows of the validation clips, and those of the ages that fit into the clips."""
     return aging_data(
         valid,
         ages,
@@ -103,9 +104,17 @@ def _windows(
 
 
 def affordable(ages: Sequence[int], *, context_length: int, horizon: int, steps: float) -> tuple[int, ...]:
-    """Return the ages that one window may be measured at within so many steps, ascending; none if C is too much.
+    """Return the ages that can be measured per window within `steps` steps, ascending.
 
-    C comes first, then the first age that a verdict needs, then the others from the youngest on.
+    Ages are chosen in this order: C, then the smallest age of at least REACH · C, which the verdict on the decay needs,
+    then the others in ascending order.
+
+    Args:
+        context_length: C, the context of training (frames).
+        steps: maximum number of steps per window.
+
+    Returns:
+        The ages; empty if measuring C takes too many steps.
     """
     telling = next((age for age in sorted(ages) if age >= REACH * context_length), None)
     order = sorted(ages, key=lambda age: (age != context_length, age != telling, age))

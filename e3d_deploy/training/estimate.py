@@ -1,4 +1,4 @@
-"""Duration of a training run, estimated from passes that are timed on this machine, and the size that suits it."""
+"""Estimate the duration of a training run from passes timed on this machine, and suggest a preset that suits it."""
 
 import math
 import time
@@ -16,53 +16,56 @@ from e3d_deploy.training.decay import SHARE, WINDOWS, WITH_GRADIENTS, affordable
 from e3d_deploy.training.sizes import configs, fitting_patch
 
 BUDGET_S = 4.0
-"""Time after which no further pass is timed (seconds)."""
+"""Time spent on passes after which no further pass is timed (seconds)."""
 WHOLE_S = 6.0
-"""Time of the longest step that is timed whole (seconds); a longer one is estimated from a part of it."""
+"""Maximum duration of a step that is timed as a whole (seconds); a longer step is estimated from its first frames."""
 PART = 4
-"""Frames of such a part."""
+"""Number of first frames from which a longer step is estimated."""
 LATER = 1.05
-"""Time of the mean frame of a clip, in mean frames of such a part; measured 1.01 to 1.13."""
+"""Ratio of the mean time per frame of a whole clip to that of its first frames; measured 1.01 to 1.13."""
 BESIDE = 1.04
-"""Time of a step with data, optimizer and previews, in passes over its clips; measured 1.01 to 1.06 at 64×64."""
+"""Ratio of the time of a step with data, optimizer and previews to that of its training pass; measured 1.01 to 1.06 at
+64×64."""
 NO_GRADIENTS = 0.43
-"""Time of a frame without gradients, in frames with them; measured 0.38 to 0.45."""
+"""Ratio of the time per frame without gradients to that with gradients; measured 0.38 to 0.45."""
 LONGEST_S = 4 * 3600.0
-"""Duration of the longest run that is suggested (seconds)."""
+"""Maximum duration of a suggested run (seconds)."""
 GROWTH = 8
-"""A preset takes at least so many times as long as the one before, so that one too long need not be timed."""
+"""Minimum ratio of the durations of successive presets; a preset that this makes too long is not timed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run that suits this machine."""
+    """Options and duration of a run that suits this machine."""
 
     preset: str
     patch_size: int | None
-    """Side of a patch where that of the preset does not suit the frames (pixels)."""
+    """Patch size to give if that of the preset does not suit the frames (pixels); otherwise None."""
     steps: int
     step_s: float
-    """Time of an optimizer step (seconds)."""
+    """Duration of an optimizer step (seconds)."""
     duration_s: float
-    """Time of the run (seconds)."""
+    """Duration of the run (seconds)."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Options of `e3d train` that make it."""
+        """Options of `e3d train` that start this run."""
         patch = () if self.patch_size is None else ("--patch-size", str(self.patch_size))
         whole = configs(self.preset)[1].steps
         return ("--preset", self.preset, *patch, *(() if self.steps == whole else ("--steps", str(self.steps))))
 
 
 def suitable(spare: float = math.inf, **form: Any) -> Plan | None:
-    """Return the largest preset whose run ends within hours on this machine, or else tiny with fewer steps.
+    """Return a plan for the largest preset whose run takes at most `LONGEST_S` on this machine.
+
+    If no run is that short, the plan is the smallest preset with fewer steps.
 
     Args:
-        spare: frames that a clip has beyond a window.
-        form: fields of `ModelConfig` and `TrainConfig` that the data decide, such as `image_size`.
+        spare: number of frames that a clip has beyond a training clip.
+        form: fields of `ModelConfig` and `TrainConfig` that depend on the data, such as `image_size`.
 
     Returns:
-        The plan; None if no patch divides the frame into a number of patches that can be trained on.
+        The plan; None if no patch size divides the frame into few enough patches.
     """
     best: Plan | None = None
     for preset in PRESETS:
@@ -92,12 +95,13 @@ def suitable(spare: float = math.inf, **form: Any) -> Plan | None:
 
 
 def work(config: TrainConfig, spare: float = math.inf) -> float:
-    """Return the duration of a run in optimizer steps: its own, and the frames without gradients that come on top.
+    """Return the duration of a run in units of optimizer steps.
 
-    These are the burn-in, the validations and the decay at the end.
+    It is the number of steps plus the time of all frames that are computed without gradients: in the burn-in, the
+    validations, and the measurement of the decay at the end.
 
     Args:
-        spare: frames that a clip has beyond a window, which limit burn-in and decay.
+        spare: number of frames that a clip has beyond a training clip; it limits the burn-in and the measured ages.
     """
     frames, clips = config.clip_length - 1, config.steps * config.batch_size
     burnt = 0 if config.burn_in_start is None else config.steps - config.burn_in_start
@@ -117,10 +121,10 @@ def work(config: TrainConfig, spare: float = math.inf) -> float:
 
 
 def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
-    """Return the time of an optimizer step on the device that training would take (seconds), measured in a few.
+    """Return the duration of an optimizer step on the device that training would use (seconds).
 
-    A step that is too long for that is estimated from its first frames, with the history half full as it is in the
-    mean; a very long one from those of a single clip.
+    A short step is timed a few times. A longer step is estimated from its first frames, computed with a half full
+    history, which is the mean over a clip; a very long step from the first frames of a single clip.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     frames = config.clip_length - 1
@@ -132,7 +136,8 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
         def passes(frames: int, batch: int, history: int) -> float:
             return _typical(lambda: _pass_s(model, config, frames=frames, batch=batch, history=history))
 
-        estimate = passes(part, 1, half) * config.batch_size  # clips of a batch together take less than one by one
+        # An upper bound: a batch takes less time than its clips one by one.
+        estimate = passes(part, 1, half) * config.batch_size
         if config.batch_size > 1 and estimate <= BUDGET_S:
             estimate = passes(part, config.batch_size, half)
         estimate *= frames / part * (LATER if part < frames else 1)
@@ -140,7 +145,7 @@ def step_s(model_config: ModelConfig, config: TrainConfig) -> float:
 
 
 def _typical(time_once: Callable[[], float]) -> float:
-    """Return the median of several times, without the first, which is longer; where one takes long, that one."""
+    """Return the median of several times without the first, which is longer; the first if it uses up `BUDGET_S`."""
     times: list[float] = []
     while not times or (sum(times) < BUDGET_S and len(times) < 10):
         times.append(time_once())
@@ -148,7 +153,7 @@ def _typical(time_once: Callable[[], float]) -> float:
 
 
 def _pass_s(model: E3DLSTM, config: TrainConfig, *, frames: int, batch: int, history: int) -> float:
-    """Time a training pass over random frames, from a state with so many entries in its history (seconds)."""
+    """Time a training pass over random frames, from a state with `history` entries in its history (seconds)."""
     device, image_size = model.to_patch.weight.device, model.config.image_size
     clips = torch.rand(batch, frames + 1, model.config.channels, *image_size, device=device)
     state = model.initial_state(batch)
@@ -166,6 +171,6 @@ def _pass_s(model: E3DLSTM, config: TrainConfig, *, frames: int, batch: int, his
 
 
 def _finish(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

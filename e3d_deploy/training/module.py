@@ -1,4 +1,4 @@
-"""The LightningModule: loss, optimizer, logged values."""
+"""The LightningModule of a training: loss, optimizer, schedules and logged values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,12 +22,12 @@ from e3d_deploy.training.released_adam import ReleasedAdam
 
 
 class Learner(LightningModule):
-    """A network that learns to predict every next frame of a clip, float32 [B, T, C, H, W].
+    """LightningModule that trains a network to predict each next frame of clips, float32 [B, T, C, H, W].
 
     Args:
-        first_clip: number of this process's first clip within a step's, and so of its row in what scheduled
-            sampling draws, given the number of the batch.
-        pace: tells how far the run is.
+        first_clip: returns the index of the first clip of a batch among the clips of its step, given the number of the
+            batch. This is also the index of its first row in the draws of scheduled sampling.
+        pace: progress of the run; None for a new `Pace`.
     """
 
     def __init__(
@@ -47,7 +47,9 @@ class Learner(LightningModule):
             for cell in self.model.cells:
                 flatten_convolutions(cell, self.model.config)
             self.captured = CapturedPasses(self.model, self.config.horizon, recompute=self.config.recompute)
-        if self.config.compile:  # only now: a copy of compiled parts, as the moving average makes, computes with ours
+        # Not earlier: the moving average copies the network, and a copy of a compiled cell would still compute with the
+        # weights of the original.
+        if self.config.compile:
             compile_cells(self.model)
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
@@ -55,7 +57,7 @@ class Learner(LightningModule):
             return
         optimizer = self.trainer.optimizers[0]
         if self.pace.by_time:
-            # Processes must agree, or their weights would part.
+            # All processes must use the same share, or their weights would diverge.
             self.pace.agreed_share = self.trainer.strategy.broadcast(self.pace.share(self.global_step))
             self._follow_time(optimizer)
         self.log("learning_rate", optimizer.param_groups[0]["lr"])
@@ -85,11 +87,11 @@ class Learner(LightningModule):
 
     @torch.no_grad()
     def carry(self, frames: Tensor) -> State:
-        """Return the state after frames of a burn-in, [B, n, C, H, W]."""
+        """Return the state after the frames of a burn-in, [B, n, C, H, W], without gradients."""
         state = self.model.initial_state(len(frames))
         for frame in frames.unbind(1):
             _, state = self.model.step(frame, state)
-        # Float32 as in the initial state, even with bf16, so that compiled cells need no further variant.
+        # Cast to float32 like the initial state, even with bf16, so that compiled cells need no further variant.
         hidden = tuple(one.float() for one in state.hidden)
         return state._replace(hidden=hidden, memory=state.memory.float())
 
@@ -99,16 +101,20 @@ class Learner(LightningModule):
         if self.config.loss == "mean":
             mean: Tensor = squares.mean() + self.config.l1_weight * absolutes.mean()
             return mean
-        # Scaled to the whole batch, of which a process or an accumulated part has a share, and whose mean they take.
+        # Gradients are averaged over processes and accumulated parts. The factor is the number of their shares, so the
+        # average is the gradient of the sum over the whole batch.
         whole = self.config.batch_size / len(difference)
         total: Tensor = whole * (squares.sum() / 2 + self.config.l1_weight * absolutes.sum())
         return total
 
     def draw_truth(self, count: int, first: int) -> tuple[tuple[float, ...], Tensor]:
-        """Chances and draws of scheduled sampling for `count` clips of this step's, [B, T − 2].
+        """Return the chances and the draws of scheduled sampling for clips `first` to `first + count − 1` of this step.
 
-        Drawn for the whole batch from seed and step, not from a running state, so that a resumed run
-        draws the same, and so does a process or a part for its share.
+        The draws are made for the whole batch from the seed and the step, not from a running generator. A resumed run
+        therefore repeats them, and each process and accumulated part gets those of its own clips.
+
+        Returns:
+            Chances that the true frame is shown, and draws, 1 for the true frame, float32 [count, T − 2].
         """
         config = self.config
         passes = 2 if config.reverse_input else 1
@@ -133,7 +139,7 @@ class Learner(LightningModule):
         return (chance,), sampling.after_context(rows, config.context_length)
 
     def validation_step(self, frames: Tensor, batch_idx: int) -> Tensor:
-        """The frames after the context as predicted, [B, horizon, C, H, W]."""
+        """Log the errors of a validation batch; return the predictions after the context, [B, horizon, C, H, W]."""
         context_length = self.config.context_length
         predictions: Tensor = self.model(frames[:, :context_length], self.config.horizon)[:, -self.config.horizon :]
         difference = predictions.float().clamp(0, 1) - frames[:, context_length:]
@@ -155,10 +161,10 @@ class Learner(LightningModule):
         if config.optimizer == "muon":
             return muon.Muon(muon.groups(self.model, weight_decay=config.weight_decay), **common)
         if all(weight.is_cuda for weight in self.parameters()):
-            common["fused"] = True  # one kernel for all weights; on a CPU it would round otherwise than before
+            common["fused"] = True  # one kernel for all weights; not on a CPU, where fused steps round differently
         if config.optimizer == "adam":
             return Adam(self.parameters(), **common)
-        # Norms and biases are not drawn to zero: a scale of zero is no simpler network.
+        # Weight decay spares norms and biases: a scale near zero does not make the network simpler.
         weights = [weight for name, weight in self.named_parameters() if weight.ndim > 1 and "norm" not in name]
         others = [weight for name, weight in self.named_parameters() if weight.ndim <= 1 or "norm" in name]
         groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -182,7 +188,7 @@ class Learner(LightningModule):
         return min(1.0, (step + 1) / (self.config.warmup_steps + 1))
 
     def _follow_time(self, optimizer: Optimizer) -> None:
-        """Set the learning rate, and for one cycle the first beta, for the share of the time that is done."""
+        """Set the learning rate, and with one cycle also the first beta, for the agreed share of the run."""
         config, factor = self.config, 1.0
         if config.schedule == "cosine":
             factor = self._warmed_up(self.global_step) * cosine(self.pace.agreed_share)
@@ -196,9 +202,10 @@ class Learner(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip gradients.
+        """Clip the norm of all gradients.
 
-        Lightning refuses this for bf16 with a fused optimizer, although only float16 needs unscaling.
+        This replaces Lightning's method, which refuses bf16 with a fused optimizer, although only float16 needs
+        unscaling.
         """
         if gradient_clip_val:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -206,19 +213,21 @@ class Learner(LightningModule):
 
 
 def compile_cells(model: E3DLSTM) -> None:
-    """Compile the cells of a network for training; without gradients they are computed as they were.
+    """Compile the cells of a network for training; calls without gradients use the uncompiled cells.
 
-    Validations and previews have other batches, and would compile everything once more for each size.
+    Such calls come from validations and previews. Their batches have other sizes, and each size would be compiled
+    again.
     """
 
     def in_training(plain: Callable[..., Any]) -> Callable[..., Any]:
-        # Layers differ in size, and dynamic sizes, which PyTorch falls back to on the second one, are slow.
+        # Layers differ in size. PyTorch would switch to dynamic sizes at the second layer, and these are slow.
         compiled = torch.compile(plain, dynamic=False)
 
         def compute(*tensors: Tensor) -> Any:
             if not torch.is_grad_enabled():
                 return plain(*tensors)
-            # An initial state needs no gradient, which would be another variant to compile.
+            # An initial state does not require a gradient. It is made to, because it would otherwise be compiled as
+            # another variant.
             return compiled(*(one if one.requires_grad else one.detach().requires_grad_() for one in tensors))
 
         return compute

@@ -1,7 +1,9 @@
-"""Muon: convolutions of the cells move by orthogonal matrices, all other weights as AdamW moves them.
+"""Muon: the convolutions of the cells take orthogonal steps, all other weights take steps of AdamW.
 
-Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024. `torch.optim.Muon` takes matrices alone;
-here a convolution has one matrix for each gate that it computes.
+`torch.optim.Muon` accepts only matrices; here the kernel of a convolution is split into one matrix per gate that it
+computes.
+
+Source: Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
 """
 
 from collections.abc import Callable
@@ -12,22 +14,26 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 1, "memory_to_output": 1, "merge": 1}
-"""Convolutions of a cell, and the number of gates that each computes."""
+"""Number of gates that each convolution of a cell computes."""
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
-"""Coefficients of x, x³ and x⁵ that bring singular values near 1 (Jordan et al.)."""
+"""Coefficients of x, x³ and x⁵ in a polynomial that moves singular values towards 1 (Jordan et al.)."""
 ROUNDS = 5
+"""Number of applications of the polynomial per step."""
 MOMENTUM = 0.95
-"""Decay of the mean gradient of what is made orthogonal, per step."""
+"""Decay of the mean gradient of weights with orthogonal steps, per step."""
 RMS = 0.2
-"""Root mean square of a step's entries at a learning rate of 1. AdamW's is about as large, so that one learning rate
-serves both (Liu et al., Muon is scalable for LLM training, 2025)."""
+"""Root mean square of the entries of a step at a learning rate of 1. It is about as large as that of AdamW, so one
+learning rate suits both (Liu et al., Muon is scalable for LLM training, 2025)."""
 
 
 class Muon(AdamW):
-    """AdamW; in groups whose `gates` are above 0, Nesterov momentum, made orthogonal as so many matrices.
+    """AdamW, with orthogonal steps for the groups of parameters whose `gates` is above 0.
+
+    In these groups a kernel is split into `gates` matrices. Its step is Nesterov momentum with each matrix made
+    orthogonal.
 
     Args:
-        parameters: groups, as `groups` returns them.
+        parameters: groups of parameters, as returned by `groups`.
     """
 
     def __init__(self, parameters: list[dict[str, Any]], *, lr: float, betas: tuple[float, float]) -> None:
@@ -39,9 +45,9 @@ class Muon(AdamW):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Move all weights that have a gradient, which `closure` computes if it is given."""
+        """Update all weights that have a gradient; `closure`, if given, computes the gradients first."""
         loss = None
-        if closure is not None:  # with all groups, whose gradients it may set to zero first
+        if closure is not None:  # before param_groups is narrowed, because the closure may set all gradients to zero
             with torch.enable_grad():
                 loss = closure()
         every = self.param_groups
@@ -59,7 +65,7 @@ class Muon(AdamW):
 
     def _direction(self, weight: Tensor, gradient: Tensor, gates: int) -> Tensor:
         state = self.state[weight]
-        if not state:  # by the names of AdamW, which looks for `step` in all states that it loads
+        if not state:  # named as in AdamW, which expects `step` in every state that it loads
             state["step"], state["exp_avg"] = torch.zeros(()), torch.zeros_like(weight)
         state["step"] += 1
         state["exp_avg"].lerp_(gradient, 1 - MOMENTUM)
@@ -70,7 +76,7 @@ class Muon(AdamW):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Return about U Vᵀ of matrices U S Vᵀ, float32 [N, rows, columns], by Newton-Schulz iteration."""
+    """Return approximately U Vᵀ for matrices U S Vᵀ, float32 [N, rows, columns], by Newton-Schulz iteration."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.transpose(1, 2)
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -82,7 +88,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters of a network for `Muon`; norms and biases do not decay."""
+    """Return the parameters of a network as groups for `Muon`, without weight decay for norms and biases."""
     found: dict[tuple[int, float], list[Tensor]] = {}
     for name, weight in model.named_parameters():
         *_, module, kind = name.split(".")

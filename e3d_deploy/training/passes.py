@@ -1,7 +1,7 @@
-"""Training passes replayed as CUDA graphs.
+"""Training passes that are captured as CUDA graphs and replayed.
 
-A step of training is thousands of small kernels. Python takes longer to launch them than a fast GPU takes to run them,
-so that a batch of 16 clips takes as long as one of 32 (benchmarks/NOTES.md). Recorded once, they are launched as one.
+A training step runs thousands of small kernels. Python takes longer to launch them than a fast GPU takes to run them,
+so a batch of 16 clips takes as long as one of 32 (benchmarks/NOTES.md). A captured graph launches all kernels at once.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +16,16 @@ from e3d_deploy.model import E3DLSTM, State
 
 
 class CapturedPasses:
-    """The forward and backward pass of a network, captured once from the initial state and once from an old one.
+    """The forward and backward pass of a network as CUDA graphs.
 
-    Calling it takes and returns what `E3DLSTM.forward` does, except that predictions and gradients lie in memory that
-    the next call overwrites. So gradients must be set to None between two calls, not added up.
+    One graph is captured for calls from the initial state, and one for calls from a state with a full history, after a
+    burn-in. Predictions and gradients are stored in memory that the next call overwrites, so gradients must be set to
+    None between two calls and cannot be accumulated.
 
     Args:
-        model: network on a CUDA device; its parameters stay where they are.
-        horizon: frames to predict beyond the context.
+        model: network on a CUDA device; its parameters must not be moved.
+        horizon: number of frames to predict after the context.
+        recompute: passed to `E3DLSTM.forward`.
     """
 
     def __init__(self, model: E3DLSTM, horizon: int, *, recompute: bool = False) -> None:
@@ -31,13 +33,14 @@ class CapturedPasses:
         self.captured: dict[tuple[torch.Size, ...], Callable[..., Any]] = {}
 
     def __call__(self, frames: Tensor, truth: Tensor, state: State | None) -> Tensor:
-        """Predict and, in the backward pass, differentiate by replaying a graph; the first call of a kind captures it.
+        """Predict by replaying a graph; the backward pass of the result replays one too.
 
-        A state whose history is not full has a shape of its own for each age, so that its pass is not captured.
+        The first call for each set of tensor shapes captures the graphs. A state whose history is not full has another
+        shape at each age, so its pass is not captured.
 
         Args:
             frames: [B, T, C, H, W], in [0, 1].
-            truth: [B, T − 2], see `E3DLSTM.forward`.
+            truth: draws of scheduled sampling, [B, T − 2]; see `E3DLSTM.forward`.
             state: state before the first frame; None for the initial one.
 
         Returns:
@@ -47,7 +50,8 @@ class CapturedPasses:
         young = state is not None and len(state.history[0]) < self.model.config.history_length
         kind = frames.device.type
         low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        # A captured cast of a weight must not be replaced by one that was cached outside.
+        # Without the cache of autocast: the capture must contain the casts of the weights, or a replay would use
+        # casts of old weights.
         with torch.autocast(kind, low or torch.bfloat16, enabled=low is not None, cache_enabled=False):
             run: Callable[..., Any] = Pass(self.model, self.horizon, low, recompute=self.recompute)
             if not young:
@@ -58,19 +62,20 @@ class CapturedPasses:
         return predictions
 
     def _capture(self, run: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
-        # The nodes that add up gradients belong to the stream of the capture; PyTorch orders the streams, and warns.
+        # The nodes that accumulate gradients belong to the stream of the capture. PyTorch warns of the mismatch, but
+        # synchronizes the streams, so the warning can be switched off.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         samples = tuple(one.detach().clone() for one in tensors)
-        # Where the memory stays zero, its convolution is not used.
+        # Unused inputs are allowed: if the memory stays zero, the weights of its convolution are not used.
         captured: Callable[..., Any] = torch.cuda.make_graphed_callables(run, samples, allow_unused_input=True)
         return captured
 
 
 class Pass(nn.Module):
-    """A network's predictions on plain tensors, with weights cast once instead of at every frame.
+    """Forward pass of a network from and to plain tensors; weights are cast once per call and not once per frame.
 
     Args:
-        dtype: type of the products of convolutions; None: that of the weights.
+        dtype: data type in which convolutions multiply; None for that of the weights.
     """
 
     def __init__(self, model: E3DLSTM, horizon: int, dtype: torch.dtype | None, *, recompute: bool = False) -> None:
@@ -89,19 +94,22 @@ class Pass(nn.Module):
 
 
 def flat(state: State | None) -> list[Tensor]:
-    """Return the tensors of a state: hidden, cell, memory, window, entries of each layer; none for no state."""
+    """Return the tensors of a state as a list; empty for None.
+
+    The order is: hidden states, cell states, memory, window, then the history of each layer.
+    """
     if state is None:
         return []
     return [*state.hidden, *state.cell, state.memory, state.window, *(one for layer in state.history for one in layer)]
 
 
 def unflat(tensors: Sequence[Tensor], layers: int) -> State | None:
-    """Return the state of `flat`, given the number of layers; None for no tensors."""
+    """Return the state from the tensors of `flat`; None for no tensors."""
     if not tensors:
         return None
     rest = iter(tensors)
     hidden, cell = (tuple(islice(rest, layers)) for _ in range(2))
     memory, window = next(rest), next(rest)
-    entries = (len(tensors) - 2 * layers - 2) // layers  # of each layer
+    entries = (len(tensors) - 2 * layers - 2) // layers  # in the history of each layer
     history = tuple(tuple(islice(rest, entries)) for _ in range(layers))
     return State(hidden=hidden, cell=cell, history=history, memory=memory, window=window)

@@ -9,11 +9,11 @@ from torch.optim import Optimizer
 
 
 class ReleasedAdam(Optimizer):
-    """Adam whose step is mean / √(squares + ε), both corrected for their start at zero.
+    """Adam with the step mean / √(squares + ε), where mean and squares are corrected for their start at zero.
 
-    PyTorch's Adam adds its epsilon after the root, which is another step where gradients are tiny.
+    PyTorch's Adam adds ε after the root, which gives different steps for tiny gradients.
 
-    Source: google/e3d_lstm src/models/model_factory.py, adam_updates; held by test_trace_equals_the_released_one.
+    Source: google/e3d_lstm src/models/model_factory.py, adam_updates; checked by test_trace_equals_the_released_one.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class ReleasedAdam(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step on all gradients; with `closure`, on those that it computes."""
+        """Update all parameters that have a gradient; `closure`, if given, computes the gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Scheduled sampling: how often the network sees the true frame, and how often its own prediction."""
+"""Scheduled sampling: whether the network is shown the true frame or its own prediction, drawn at random."""
 
 import math
 from typing import Protocol
@@ -10,15 +10,18 @@ from torch import Tensor
 
 
 class Generator(Protocol):
-    """A NumPy generator of either kind."""
+    """A random generator of NumPy: `numpy.random.Generator` or `numpy.random.RandomState`."""
 
     def random(self, size: tuple[int, int]) -> NDArray[np.float64]: ...
 
 
 def probability(step: int, *, start: float, decrease: float, stop_step: int) -> float:
-    """Chance that a true frame is shown after the context, at an optimizer step counted from 1.
+    """Return the chance that a true frame is shown after the context.
 
-    Falls by `decrease` a step from `start`, and is 0 from `stop_step` on. May go below 0, which is never.
+    It falls from `start` by `decrease` per step, and is 0 from `stop_step` on. A value below 0 means never.
+
+    Args:
+        step: optimizer step, from 1.
 
     Source: google/e3d_lstm run.py, schedule_sampling.
     """
@@ -26,10 +29,14 @@ def probability(step: int, *, start: float, decrease: float, stop_step: int) -> 
 
 
 def reverse_probabilities(step: int, *, start_step: int, stop_step: int, decay: float) -> tuple[float, float]:
-    """Chances that a true frame is shown within the context, and after it, at a step counted from 0.
+    """Return the chances that a true frame is shown within the context and after the context.
 
-    Both are half until `start_step`; then the first rises to 1, as an exponential of `decay` steps, and
-    the second falls to 0 in a line, until `stop_step`.
+    Both are 0.5 before `start_step`. Then the first approaches 1 exponentially, and the second falls linearly to 0.
+    From `stop_step` on they are 1 and 0.
+
+    Args:
+        step: optimizer step, from 0.
+        decay: time constant of the exponential (steps).
 
     Source: PredRNN (Wang et al., 2021), reverse scheduled sampling; OpenSTL openstl/utils/predrnn_utils.py.
     """
@@ -42,10 +49,10 @@ def reverse_probabilities(step: int, *, start_step: int, stop_step: int, decay: 
 
 
 def draw(shape: tuple[int, int], chance: float, generator: Generator) -> Tensor:
-    """1 where the true frame is shown and 0 elsewhere, float32 [B, frames]."""
+    """Draw 1 (show the true frame) with probability `chance`, otherwise 0; float32 [B, frames]."""
     return torch.from_numpy(generator.random(shape) < chance).float()
 
 
 def after_context(drawn: Tensor, context_length: int) -> Tensor:
-    """Extend the draws after the context, [B, horizon − 1], to those that `E3DLSTM.forward` takes, [B, T − 2]."""
+    """Prepend ones for the context to draws [B, horizon − 1]; return draws [B, T − 2] for `E3DLSTM.forward`."""
     return torch.cat([drawn.new_ones(len(drawn), context_length - 1), drawn], dim=1)

@@ -1,4 +1,4 @@
-"""Settings that determine a run, kept in its folder, and what a resumed run takes of them."""
+"""Settings that determine the results of a run. They are stored in its folder and read again when it is resumed."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from e3d_deploy.files import sha256, write_file
 from e3d_deploy.tensors import without_number
 
 SETTINGS, COMMAND, STATE = "config.json", "command.json", "last.ckpt"
-"""Files of a run folder: settings that determine its results, the command that began it, and its last state."""
+"""Files of a run folder: settings that determine its results, the command that began it, and its last saved state."""
 
 
 def settings_of(
@@ -28,7 +28,7 @@ def settings_of(
     digits: Path | None,
     time_limit_s: float | None,
 ) -> dict[str, Any]:
-    """Return the settings that determine a run's results, as JSON values."""
+    """Return the settings that determine the results of a run, as JSON values."""
 
     def named(path: Path | None) -> dict[str, Any] | None:
         return None if path is None else {"name": path.name, "sha256": _hash(path)}
@@ -46,28 +46,37 @@ def settings_of(
 
 
 FREE_TO_CHANGE = ("steps", "validate_every", "validation_clips", "save_every", "log_every")
-"""Settings that a resumed run may have otherwise than it was begun with."""
+"""Settings that may change when a run is resumed."""
 BEFORE: dict[str, Any] = {"burn_in": 0}
-"""Values of settings in runs that are older than the setting, where they are not the defaults of today."""
+"""Values of settings in runs that are older than the setting, if they differ from its default."""
 
 
 def as_begun(run: Path, config: TrainConfig) -> TrainConfig:
-    """Return the settings that a run goes on with: old values of those that it does not know and nobody asked for."""
+    """Return the settings with which a run is resumed.
+
+    They are those of `config`, with one exception: a setting that the run is older than, and that `config` leaves at
+    its default, gets its value of `BEFORE`.
+    """
     try:
         stored = dict(json.loads((run / SETTINGS).read_text())["train"])
     except (OSError, ValueError, KeyError, TypeError):
-        return config  # is damaged, which `check_resumable` tells
+        return config  # the file is damaged, which `check_resumable` reports
     unasked = [name for name in BEFORE if name not in stored and getattr(config, name) == getattr(TrainConfig, name)]
     return replace(config, **{name: BEFORE[name] for name in unasked})
 
 
 def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool = False) -> bool:
-    """Compare the settings of a run with those to go on with; return True if the run is finished.
+    """Check that a run can be resumed with these settings; return True if the run is finished.
 
     Args:
-        same_weights: the initial weights are those of the run; its state replaces them.
+        settings: settings to resume with, as returned by `settings_of`.
+        same_weights: ignore which initial weights are given, because the saved state replaces them.
+
+    Raises:
+        CheckpointError: the saved state or the settings of the run are damaged.
+        ConfigError: a newer version wrote the settings, or the run was begun with other settings.
     """
-    # Fields that hold their default are left out of files.
+    # Files do not contain fields that have their default.
     defaults = {one.name: one.default for one in fields(TrainConfig)}
     settings = {**settings, "train": {**defaults, **settings["train"]}}
     try:
@@ -82,7 +91,7 @@ def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool =
             done = done or float(state["callbacks"]["Keeper"]["elapsed_s"]) >= limit_s
         one_cycle = stored["train"]["schedule"] == "onecycle" and stored["train"]["schedule_by"] == "steps"
         for name in FREE_TO_CHANGE:
-            if not (one_cycle and name == "steps"):  # PyTorch's OneCycleLR ends where it was told to
+            if not (one_cycle and name == "steps"):  # OneCycleLR cannot go beyond the steps that it was made for
                 stored["train"][name] = settings["train"][name]
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, TypeError) as error:
         raise _damaged(run, error) from error
@@ -95,35 +104,38 @@ def check_resumable(run: Path, settings: dict[str, Any], *, same_weights: bool =
             if stored.get(part, {}).get(name) != value
         ]
         changed += [part for part in ("data", "valid", "initial", "digits") if stored.get(part) != settings[part]]
-        raise ConfigError(f"{run}: was begun with other options ({', '.join(changed)}); give the same, or a new folder")
+        raise ConfigError(
+            f"{run}: was begun with other options ({', '.join(changed)}); give the same options, or a new folder"
+        )
     return bool(done)
 
 
 def _hash(initial: Path) -> str | None:
-    """Return the SHA-256 of a file; None for a TensorFlow checkpoint, which is several files."""
+    """Return the SHA-256 of a file; None for a TensorFlow checkpoint, which consists of several files."""
     return sha256(initial) if initial.is_file() else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Command that a run was begun with, as far as its settings do not tell."""
+    """The part of the command line of a run that its settings do not contain."""
 
     folder: Path | None = None
-    """Working folder, which relative names of sources are looked for in where they are not here; None: unknown."""
+    """Working folder in which the run was begun; None if unknown. Relative names of sources that do not exist in the
+    current folder are looked up there."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Options by their names, JSON values."""
+    """Options by name, as JSON values."""
 
     def write(self, run: Path) -> None:
-        """Write it into a run folder."""
+        """Write the command into a run folder."""
         entries = {"folder": None if self.folder is None else str(self.folder), "options": dict(self.options)}
         write_file(run / COMMAND, (json.dumps(entries, indent=2) + "\n").encode())
 
     @classmethod
     def read(cls, run: Path) -> "Command":
-        """Return the command of a run; nothing is known of one that an older version began.
+        """Return the command of a run; an empty one if an older version began the run.
 
         Raises:
-            CheckpointError: its file is damaged.
+            CheckpointError: the file of the command is damaged.
         """
         try:
             entries = json.loads((run / COMMAND).read_text())
@@ -133,14 +145,14 @@ class Command:
             return cls()
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{run / COMMAND}: is damaged ({error}); delete it, and give --digits, --parts and the like again"
+                f"{run / COMMAND}: is damaged ({error}); delete it, and give options such as --digits and --parts again"
             ) from error
 
     def located(self, source: str) -> str:
-        """Return the name of a source, below the folder of the command if it is there and not here."""
+        """Return the name of a source, relative to the folder of the command if it exists only there."""
         if self.folder is None or os.path.exists(source):
             return source
-        for parts in ([source], source.split(",")):  # two files of Moving MNIST are joined by a comma
+        for parts in ([source], source.split(",")):  # two files of Moving MNIST are named with a comma between them
             names = [os.path.join(self.folder, part) for part in parts]
             if all(map(os.path.exists, names)):
                 return ",".join(names)
@@ -156,20 +168,20 @@ class Begun:
     data: tuple[tuple[str, float], ...]
     valid: str | None
     digits: str | None
-    """Name of the file of digits."""
+    """Name of the file of digits; None for the digits of the package."""
     time_limit_s: float | None
-    """Time limit that the schedules follow (seconds)."""
+    """Time limit that the schedules follow (seconds); None if they follow the steps."""
 
     @classmethod
     def read(cls, run: Path) -> "Begun":
         """Return the settings of a run that can be resumed.
 
         Raises:
-            ConfigError: there is none, or one of a newer version.
-            CheckpointError: its file is damaged.
+            ConfigError: the run has no saved state, or a newer version wrote its settings.
+            CheckpointError: the file of the settings is damaged.
         """
         if not (run / STATE).exists():
-            raise ConfigError(f"{run}: nothing to resume, {STATE} is not there; train without --resume")
+            raise ConfigError(f"{run}: nothing to resume, {STATE} does not exist; train without --resume")
         try:
             stored = json.loads((run / SETTINGS).read_text())
             train = {**BEFORE, **stored["train"]}

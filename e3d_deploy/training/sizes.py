@@ -1,4 +1,4 @@
-"""Sizes of networks and runs that suit frames; needs no PyTorch."""
+"""Sizes of networks and runs that suit the size of the frames. Needs no PyTorch."""
 
 import dataclasses
 import math
@@ -8,31 +8,43 @@ from typing import Any
 from e3d_deploy.config import PRESETS, ModelConfig, TrainConfig
 
 MOST_PATCHES = 1024
-"""Patches of a frame above which a larger patch is suggested: the work of recall grows with their square."""
+"""Maximum number of patches per frame with a suggested patch size; the work of recall grows with its square."""
 
 
 def configs(preset: str, recipe: str = "modern", **changes: Any) -> tuple[ModelConfig, TrainConfig]:
-    """Return the configurations of a preset and a recipe, with changes; other names are passed over."""
+    """Return the configurations of a preset and a recipe.
+
+    Args:
+        changes: fields of `ModelConfig` and `TrainConfig` to set; other names are ignored.
+    """
     values = {**PRESETS[preset], **changes}
     model = ModelConfig(**fields_of(ModelConfig, values))
     return model, TrainConfig.of_recipe(recipe, **fields_of(TrainConfig, values))
 
 
 def fields_of(config: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are fields of a configuration."""
+    """Return those of the values whose names are fields of a configuration."""
     names = {field.name for field in dataclasses.fields(config)}
     return {name: value for name, value in values.items() if name in names}
 
 
 def size_arguments(preset: str, image_size: tuple[int, int]) -> tuple[str, ...]:
-    """Return the options of `e3d train` for a preset, with a patch that suits the frames where its own does not."""
+    """Return the options of `e3d train` for a preset, with a patch size if the usual one does not suit the frames."""
     usual = configs(preset)[0].patch_size
     patch = fitting_patch(image_size, at_most=usual)
     return ("--preset", preset, *(() if patch in (usual, None) else ("--patch-size", str(patch))))
 
 
 def fitting_patch(image_size: tuple[int, int], *, at_most: int) -> int | None:
-    """Return the patch side that divides a frame into few enough patches, `at_most` or the next one; None if none."""
+    """Return a patch size that divides a frame into at most `MOST_PATCHES` patches.
+
+    Args:
+        image_size: height and width of a frame (pixels).
+        at_most: preferred maximum.
+
+    Returns:
+        The largest such size up to `at_most`, otherwise the smallest one above it; None if there is none.
+    """
     height, width = image_size
     both = math.gcd(height, width)
     sides = [side for side in range(1, both + 1) if both % side == 0]

@@ -1,4 +1,4 @@
-"""Remarks on a run that is going on: plain lines where no terminal shows a bar, and a warning of long ones."""
+"""Progress of a run: plain lines if no terminal shows a bar, and a warning if the run will take days."""
 
 import logging
 import time
@@ -15,19 +15,19 @@ from e3d_deploy.training.pace import Pace
 log = logging.getLogger(__name__)
 
 EVERY_S = 30.0
-"""Time between two lines (seconds)."""
+"""Minimum time between two lines (seconds)."""
 SETTLED_S = 5.0
-"""Time of steps after the first one that an estimate needs (seconds); at least one step."""
+"""Minimum time of steps after the first one before the duration is estimated (seconds)."""
 DAY_S = 86_400.0
-"""Duration of a run above which it is warned of (seconds)."""
+"""Remaining duration above which a warning is logged (seconds)."""
 
 
 class Telling(Callback):
-    """Tells how a run goes: a line at the first step, the last one and every 30 seconds between.
+    """Callback that reports progress: a line at the first step, at the last step, and every 30 seconds in between.
 
     Args:
-        say: takes the lines; None: there are none, as a bar is shown or nothing is wanted.
-        clock: monotonic (seconds).
+        say: called with each line; None for no lines, because a bar is shown or no progress is wanted.
+        clock: monotonic clock (seconds).
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Telling(Callback):
     ) -> None:
         self.config, self.pace, self.say, self.clock = config, pace, say, clock
         self.began = self.told = (0, 0.0)
-        """Step and time at the start of this run, and at the last line."""
+        """Step and time at the start of the training, and at the last line."""
         self.warm: tuple[int, float] | None = None
-        """Step and time after the first step, which may compile and so tells nothing about others."""
+        """Step and time after the first step, which may compile and so is not used for estimates; None before."""
         self.settled = False
-        """The duration of the run was estimated, and warned of where it is long."""
+        """True once the duration of the run was estimated, and a warning logged if it is long."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = self.told = (trainer.global_step, self.clock())
@@ -58,7 +58,7 @@ class Telling(Callback):
             self._warn_of_days(step, now, on_cpu=pl_module.device.type == "cpu")
         if self.say is not None and (first or last or now - self.told[1] >= EVERY_S):
             line = self._line(step, float(trainer.callback_metrics["train_loss"]))
-            # The first step is no measure of others.
+            # The first step may compile, so its speed says nothing about the others.
             self.say(line if first and not last else f"{line}, {self._speed(step, now)}")
             self.told = (step, now)
 
@@ -68,7 +68,7 @@ class Telling(Callback):
         return (now - since[1]) / max(1, step - since[0])
 
     def _left_s(self, step: int, now: float) -> float:
-        """Return the time that is left, by the steps and by the time limit."""
+        """Return the remaining time, limited by the steps and the time limit (seconds)."""
         left = (self.config.steps - step) * self.step_s(step, now)
         if self.pace.limit_s is None:
             return left
@@ -87,7 +87,7 @@ class Telling(Callback):
         left = self._left_s(step, now)
         if left > DAY_S:
             log.warning(
-                "at %.3g s a step the remaining %d steps take %s; end the run when you like by Ctrl-C or "
+                "at %.3g s per step the remaining %d steps take %s; end the run at any time with Ctrl-C or "
                 "--time-limit MINUTES, or begin a smaller one with --preset tiny or small%s",
                 self.step_s(step, now),
                 self.config.steps - step,

@@ -1,4 +1,4 @@
-"""Train a network with Lightning, into a run folder that can be resumed."""
+"""Training of a network with Lightning. The run folder can be resumed."""
 
 import json
 import logging
@@ -63,37 +63,39 @@ log = logging.getLogger(__name__)
 
 MOVING_MNIST = "moving-mnist"
 SEED_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
-"""Environment variables by which Lightning hands the seed to its processes."""
+"""Environment variables by which Lightning passes the seed to its processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Hardware and output of a run. Nothing here changes what is learned, except a time limit that the schedule
-    follows."""
+    """Hardware and output of a run.
+
+    These settings do not affect what is learned, except for a time limit that the schedule follows.
+    """
 
     devices: int | None = None
-    """Processes, each on a device of its own; None: one, or as many as a launcher started."""
+    """Number of processes per machine, each on its own device; None for 1, or for the number that the launcher set."""
     nodes: int = 1
-    """Machines."""
+    """Number of machines."""
     workers: int | None = None
-    """Processes that load data, per device; None: none on a CPU, up to 8 for a GPU."""
+    """Number of processes that load data, per device; None for 0 on a CPU and up to 8 for a GPU."""
     time_limit_s: float | None = None
-    """Time after which everything is saved and training ends (seconds). With `TrainConfig.schedule_by` `time` earlier
-    starts of a resumed run count, and the schedule ends then."""
+    """Time after which everything is saved and training ends (seconds). If the schedule follows time
+    (`TrainConfig.schedule_by`), it ends at this limit, and earlier launches of a resumed run count too."""
     parts: Path | None = None
-    """Folder for the weights as float16 in parts of at most 16 MiB, written again and again; see `parts.py`."""
+    """Folder to which the weights are written repeatedly, as float16 parts of at most 16 MiB; see `parts.py`."""
     parts_every_s: float = 60.0
-    """Time between two such sets of parts (seconds)."""
+    """Time between two sets of parts (seconds)."""
     tensorboard: bool = False
-    """Log for TensorBoard too."""
+    """Also log for TensorBoard."""
     samples: Path | None = None
-    """Folder for the pictures that the released code writes at each test."""
+    """Folder for pictures of each validation, named like those of google/e3d_lstm; None for no pictures."""
     sample_count: int = 10
-    """Batches of a validation that get such pictures."""
+    """Maximum number of batches per validation with such pictures."""
     measure_decay: bool = True
-    """Measure at the end how a stream's state ages, and keep it in the model file; see `training/decay.py`."""
+    """Measure the decay of the state at the end, and store it in the model file; see `training/decay.py`."""
     progress: bool = True
-    """Show a bar on stderr, or where that is no terminal, a line now and then."""
+    """Show a progress bar on stderr, or occasional lines if stderr is not a terminal."""
 
 
 def train(
@@ -113,43 +115,51 @@ def train(
     clock: Callable[[], float] = time.monotonic,
     progress: Notify = silent,
 ) -> Path:
-    """Train into the folder `run`; return the path of the model, `run/model.safetensors`.
+    """Train a network in the folder `run`; return the path of the model, `run/model.safetensors`.
 
-    The folder also gets `last.ckpt` (to resume from), `config.json` (settings that determine the results),
-    `command.json` (`options` and the working folder), `result.json` (the comparison with copying the last frame, at
-    the end), `previews/`, `logs/version_N/metrics.csv`, one for each start, and the weights that the model does not
-    have: `model_plain.safetensors` where it is the moving average, else `model_ema.safetensors`.
+    The model contains the moving average of the weights if `TrainConfig.average` is set, otherwise the weights
+    themselves. The folder also contains:
+
+    - `model_plain.safetensors` or `model_ema.safetensors`: the one of the two that is not the model;
+    - `last.ckpt`: the state to resume from;
+    - `config.json`: the settings that determine the results;
+    - `command.json`: `options` and the working folder;
+    - `result.json`: the comparison with copying the last frame, written at the end;
+    - `previews/`: pictures of a forecast;
+    - `logs/version_N/metrics.csv`: logged values, one file per launch.
 
     Args:
-        data: sources and their shares of the samples: `moving-mnist`, or what `data.sources.open_source` reads.
-        valid: source to validate on; None: Moving MNIST of other digits where it is a source, else what the
-            first source holds out.
-        skip_bad: leave out pictures and videos that cannot be read.
-        initial: model whose weights to begin with, one of ours or one that can be imported; else they are
-            drawn by the seed.
-        digits: `.npz` of digits that Moving MNIST is made of for training, in the place of the package's 4,500.
-        resume: go on from `run/last.ckpt`; else `run` must not hold a run yet. Its initial weights need not be given.
-        options: options of a command line, JSON values, kept in `command.json` for one that resumes the run.
-        clock: that of the time limit, monotonic (seconds).
-        progress: called with a line on what takes long.
+        data: sources and their shares of the samples; a source is `moving-mnist`, or a name that
+            `data.sources.open_source` accepts.
+        valid: source to validate on; None for Moving MNIST with held-out digits if it is one of the sources,
+            otherwise for the held-out clips of the first source.
+        skip_bad: leave out pictures and videos that cannot be read, in place of an error.
+        initial: model file or importable checkpoint whose weights to begin with; None to draw the weights from the
+            seed.
+        digits: `.npz` of digits from which Moving MNIST is made for training; None for the 4,500 of the package.
+        resume: continue from `run/last.ckpt`; `initial` may then be None. If False, `run` must not contain a run.
+        options: options of the command line, as JSON values; stored in `command.json` and read when the run is resumed.
+        clock: monotonic clock for the time limit (seconds).
+        progress: called with lines about long operations and results.
 
     Raises:
-        ConfigError: `run` holds a run and `resume` is off, or the other way round, or it was begun with other options,
-            or another process trains into it; processes that cannot share a batch; a schedule by time without a time
-            limit; digits that are held out, or without Moving MNIST; options for reading files without a file; a folder
-            that holds parts of another run.
-        CheckpointError: what is to be resumed is damaged.
-        TrainingError: the loss is no finite number any more.
-        Interrupted: Ctrl-C, SIGTERM or SIGHUP; everything is saved and `run` can be resumed. After a second signal
-            `run` holds the last saved state, if there is one. Before the first step Ctrl-C is a plain
+        ConfigError: `resume` is False and `run` contains a run. `resume` is True and `run` has no saved state or was
+            begun with other options. Another process is training in `run`. The processes cannot share a batch evenly.
+            The schedule follows time and there is no time limit. `digits` contains held-out digits, or Moving MNIST is
+            not a source. Options for reading files are given, but no file is read. The folder for parts contains parts
+            of another run.
+        CheckpointError: the run to resume is damaged.
+        TrainingError: the loss or a weight is not finite.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived; everything is saved and `run` can be resumed. After a second
+            signal `run` contains the last saved state, if there is one. Before the first step Ctrl-C raises a plain
             KeyboardInterrupt.
-        ClipError, ShapeError: a source that cannot be learned from.
-        BackendUnavailable: TensorBoard logs without TensorBoard.
+        ClipError, ShapeError: a source cannot be learned from.
+        BackendUnavailable: TensorBoard logs are requested and TensorBoard is not installed.
     """
     machine = machine or Machine()
     if config.schedule_by == "time" and machine.time_limit_s is None:
-        raise ConfigError("schedule_by: time without a time limit has no end; give --time-limit MINUTES")
-    if not resume:  # a run that an older version began with such options goes on
+        raise ConfigError("schedule_by: got time, but there is no time limit; give --time-limit MINUTES")
+    if not resume:  # older versions accepted such options, and their runs can still be resumed
         sources = [text for text, _ in data]
         check_read(sources if valid is None else [*sources, valid], layout=config.layout, skip_bad=skip_bad)
     last, path = _files(run, resume=resume)
@@ -159,7 +169,7 @@ def train(
     settings = settings_of(model_config, config, data, valid, initial, digits, machine.time_limit_s)
     command = Command.read(run) if resume else Command(folder=Path.cwd(), options=options or {})
     if resume and check_resumable(run, settings, same_weights=initial is None):
-        progress(f"{run}: the run is finished, so nothing was trained; give more --steps to go on")
+        progress(f"{run}: the run is finished, so nothing was trained; give more --steps to continue")
         return path
     if machine.parts is not None:
         _check_parts(machine.parts, _parts_name(run) if resume else None)
@@ -184,7 +194,7 @@ def train(
             _make_folders(run, machine)
             if trainer.is_global_zero:
                 held.enter_context(locked(run, partial(_refuse_second, run)))
-                _files(run, resume=resume)  # another process may have begun and ended meanwhile
+                _files(run, resume=resume)  # another process may have begun and finished a run meanwhile
                 _begin(run, machine, None if resume else (settings, command))
             if config.compile:
                 progress("compiling the cells: the first step takes a minute or more")
@@ -201,12 +211,16 @@ def train(
 
 
 def _files(run: Path, *, resume: bool) -> tuple[Path, Path]:
-    """Return the paths of a run's state and model, if there is one to resume or room for a new one."""
+    """Return the paths of the state and the model of a run.
+
+    Raises:
+        ConfigError: there is no state to resume from, or the folder of a new run contains a run.
+    """
     last, path = run / STATE, run / "model.safetensors"
     if resume and not last.exists():
-        raise ConfigError(f"{run}: nothing to resume, {last.name} is not there; train without --resume")
+        raise ConfigError(f"{run}: nothing to resume, {last.name} does not exist; train without --resume")
     if not resume and (last.exists() or path.exists()):
-        raise ConfigError(f"{run}: holds a run already; give --resume to go on with it, or another folder")
+        raise ConfigError(f"{run}: holds a run already; give --resume to continue it, or another folder")
     return last, path
 
 
@@ -219,7 +233,7 @@ def _data(
     *,
     skip_bad: bool,
 ) -> tuple[Extendable, Dataset[Tensor]]:
-    """Open the clips to train with and those to validate on."""
+    """Open the clips for training and for validation."""
     form = Form.of(model, Card(fit=config.fit), config.layout)
     options: dict[str, Any] = {"length": config.clip_length, "skip_bad": skip_bad}
     burn_in = config.burn_in_start is not None
@@ -238,7 +252,7 @@ def _compare_with_copying(
     validated: Validated,
     progress: Notify,
 ) -> None:
-    """Tell whether the model beats copying the last frame, and what was left out of the data; write both down."""
+    """Report whether the model beats copying the last frame, and which files were left out; write `result.json`."""
     source = sets[1].source if isinstance(sets[1], FixedWindows) else None
     skipped = tuple(dict.fromkeys([*sets[0].skipped, *(() if source is None else source.skipped)]))
     is_trained_on = source is not None and any(share_files(source.name, name) for name in sets[0].remarks)
@@ -260,13 +274,13 @@ def _compare_with_copying(
     found.write(run)
     progress(found.verdict)
     if skipped:
-        progress(f"left out of the data, as they cannot be read: {len(skipped)} files ({some(skipped)})")
+        progress(f"left out {len(skipped)} files that cannot be read ({some(skipped)})")
 
 
 def _callbacks(
     config: TrainConfig, machine: Machine, averaging: Averaging, keeper: Keeper, say: Notify
 ) -> list[Callback]:
-    """Return the callbacks that come last, `keeper` after all that should be in what it saves."""
+    """Return the callbacks that come last; `keeper` follows those whose updated state it saves."""
     ours: list[Callback] = [keeper]
     if machine.parts is not None:
         parts = Parts(
@@ -276,29 +290,35 @@ def _callbacks(
     bar = machine.progress and is_animated(sys.stderr)
     if bar:
         ours.append(Bar(float("inf") if keeper.pace.by_time else config.steps * config.accumulate))
-    # Before the keeper, which may end training within a step.
+    # Before the keeper, which may end training in its own callback.
     ours.insert(0, Telling(config, keeper.pace, say if machine.progress and not bar else None))
     return ours
 
 
 def _refuse_second(run: Path) -> None:
-    raise ConfigError(f"{run}: another process trains into it; wait for its end, or give another folder")
+    raise ConfigError(f"{run}: another process is training in this folder; wait until it ends, or give another folder")
 
 
 def _make_folders(run: Path, machine: Machine) -> None:
-    """Make the folders of a run, after a trial of the one that was named for its parts."""
+    """Create the folders of a run, and check that files can be written to the folder for parts.
+
+    Raises:
+        ConfigError: the folder for parts cannot be written to.
+    """
     if machine.parts is not None:
         try:
             machine.parts.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=machine.parts):
                 pass
         except OSError as error:
-            raise ConfigError(f"{machine.parts}: takes no files ({error.strerror}); give another folder") from error
+            raise ConfigError(
+                f"{machine.parts}: cannot be written to ({error.strerror}); give another folder"
+            ) from error
     run.mkdir(parents=True, exist_ok=True)
 
 
 def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | None) -> None:
-    """Remove what killed runs left in the folders of a run, and write settings and command of a new one."""
+    """Remove leftovers of killed runs from the folders, and write the settings and the command of a new run."""
     _remove_leftovers(run, machine.parts)
     if new is not None:
         settings, command = new
@@ -307,7 +327,7 @@ def _begin(run: Path, machine: Machine, new: tuple[dict[str, Any], Command] | No
 
 
 def _remove_leftovers(run: Path, parts: Path | None) -> None:
-    """Remove what killed runs left half-written of the files that a run writes; other programs' files stay."""
+    """Remove incomplete files that killed runs left; files of other programs are not removed."""
     for name in (STATE, SETTINGS, COMMAND, RESULT, "model.safetensors", "model_*.safetensors"):
         remove_left(run, name)
     remove_left(run / "previews", "step_*.png")
@@ -321,7 +341,7 @@ def _loaders(
 ) -> tuple[DataLoader[Tensor], DataLoader[Tensor]]:
     workers = _workers(machine)
     options: dict[str, Any] = {"pin_memory": torch.cuda.is_available(), "persistent_workers": workers > 0}
-    few = min(2, workers)  # as they stay beside the others
+    few = min(2, workers)  # few, because they run next to the processes of the training data
     return (
         DataLoader(train_set, batch_sampler=batches, num_workers=workers, **options),
         DataLoader(_share(valid_set, trainer), batch_size=batches.share, num_workers=few, **options),
@@ -335,20 +355,30 @@ def _fit(
     loaders: tuple[DataLoader[Tensor], DataLoader[Tensor]],
     state: Path | None,
 ) -> bool:
-    """Train from a saved state, or from the start, to the end or the time limit; return True at the end."""
+    """Train from a saved state or from the start.
+
+    Returns:
+        True if the run is finished; False if the time limit stopped it.
+
+    Raises:
+        Interrupted: a signal ended the training.
+        TrainingError: the loss or a weight is not finite.
+    """
     with signals(keeper, lambda text: log.warning("%s", text)):
         try:
             trainer.fit(learner, *loaders, ckpt_path=state, weights_only=True)
-        except SystemExit as error:  # how Lightning ends training at a second signal
+        except SystemExit as error:  # Lightning turns a second signal into SystemExit
             raise Interrupted(keeper.signal or signal.SIGINT) from error
         except (Stopped, TrainingError) as end:
             if not trainer.is_global_zero:
-                return False  # the first process tells, and a failure of another would end it before
+                return False  # only the first process reports; an error here could end it before
             if isinstance(end, TrainingError):
                 raise
             if keeper.stop_requested:
                 raise Interrupted(keeper.signal or signal.SIGTERM) from end
-            log.warning("time limit: stopped after step %d of %d; --resume goes on", end.step, keeper.config.steps)
+            log.warning(
+                "time limit: stopped after step %d of %d; continue with --resume", end.step, keeper.config.steps
+            )
             return False
     return True
 
@@ -365,15 +395,15 @@ def resume_or_next(
     machine: Machine | None = None,
     **_: Any,
 ) -> tuple[Path, bool]:
-    """Find the folder in which a run of these options resumes or begins.
+    """Return the folder in which a run with these options is resumed or begun.
 
-    It is the first of `run`, NAME-2, NAME-3 … that is free or holds an unfinished run of the same options.
+    It is the first of `run`, NAME-2, NAME-3 … that contains no run, or an unfinished run with the same options.
 
     Returns:
-        The folder, and whether to resume in it.
+        The folder, and True if it contains a run to resume.
 
     Raises:
-        CheckpointError: a run whose files are damaged.
+        CheckpointError: the files of a run are damaged.
     """
     settings = settings_of(
         model_config, config, data, valid, initial, digits, None if machine is None else machine.time_limit_s
@@ -391,11 +421,12 @@ def resume_or_next(
 
 
 def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """The weights of a model file, or of a checkpoint that can be imported, for a network of `config`.
+    """Return the weights of a model file or an importable checkpoint, for a network of `config`.
 
     Raises:
-        ConfigError: they are of another network; picture size and length of the history may differ.
-        CheckpointError: no model.
+        ConfigError: the weights belong to another network. The length of the history may differ, and except for openstl
+            also the size of the frames.
+        CheckpointError: `initial` is not a model.
     """
     if initial.suffix == ".safetensors" and not is_foreign(initial):
         model = checkpoint.load(initial)
@@ -411,7 +442,7 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
             stride=config.stride if config.semantics == "openstl" else None,
         ).model
     theirs = replace(model.config, history_length=config.history_length)
-    if config.semantics != "openstl":  # whose norms have a weight for each place of the picture
+    if config.semantics != "openstl":  # its norms have a weight per position of the frame
         theirs = replace(theirs, image_size=config.image_size)
     if theirs != config:
         fields = [name for name, value in config.to_dict().items() if theirs.to_dict()[name] != value]
@@ -424,14 +455,18 @@ def weights_of(initial: Path, config: ModelConfig) -> dict[str, Tensor]:
 
 
 def _parts_name(run: Path) -> str | None:
-    """Return the name in the parts of a run; None if its state was saved without parts."""
+    """Return the identifier of a run that its parts contain; None if its state was saved without parts."""
     state = torch.load(run / STATE, map_location="cpu", weights_only=True, mmap=True)
     name: str | None = state["callbacks"].get(Parts.__name__, {}).get("run")
     return name
 
 
 def _check_parts(folder: Path, name: str | None) -> None:
-    """Refuse a folder that holds the parts of another run."""
+    """Check that a folder contains no parts of another run.
+
+    Raises:
+        ConfigError: it does.
+    """
     for path in folder.glob(PATTERN):
         if name is None or read_card(path).run != name:
             raise ConfigError(f"{folder}: holds parts of another run; give an empty folder, or --resume that run")
@@ -439,7 +474,10 @@ def _check_parts(folder: Path, name: str | None) -> None:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed all generators, and put them and Lightning's variables back; the GPU's only if the program has used it."""
+    """Seed all random generators; on exit restore them and the environment variables of Lightning.
+
+    The generators of a GPU are restored only if the program has used the GPU before.
+    """
     variables = {name: os.environ.get(name) for name in SEED_VARIABLES}
     python, numpy, processor = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
@@ -459,9 +497,9 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _room_to_compile(model: ModelConfig, config: TrainConfig) -> AbstractContextManager[object]:
-    """Let PyTorch keep compiled forms of all layers.
+    """Raise PyTorch's limit on compiled variants, so that it keeps those of all layers.
 
-    The first step meets each layer with and without gradients and low types: up to four variants a layer.
+    The first step runs each layer with and without gradients and low types: up to four variants per layer.
     """
     if not config.compile:
         return nullcontext()
@@ -473,7 +511,7 @@ def _room_to_compile(model: ModelConfig, config: TrainConfig) -> AbstractContext
 
 
 def _tf32_where_bf16(config: TrainConfig) -> AbstractContextManager[None]:
-    """Let a GPU that computes in bf16 multiply what remains in float32 as TF32, which is more exact than bf16."""
+    """Use TF32 for the remaining float32 products on a GPU that computes in bf16; TF32 is more exact than bf16."""
     if torch.cuda.is_available() and _in_bf16(config):
         return arithmetic("tf32")
     return nullcontext()
@@ -499,7 +537,7 @@ def _pictures(run: Path, clip: Tensor, config: TrainConfig, machine: Machine) ->
 
 
 def _trainer(run: Path, config: TrainConfig, machine: Machine, callbacks: list[Callback]) -> Trainer:
-    # Under torchrun the launcher says how many processes there are.
+    # Under torchrun the launcher sets the number of processes.
     launched = int(os.environ["LOCAL_WORLD_SIZE"]) if TorchElasticEnvironment.detect() else 1
     devices = machine.devices or launched
     loggers: list[Logger] = [CSVLogger(run, name="logs", flush_logs_every_n_steps=config.log_every)]
@@ -559,7 +597,7 @@ def _batches(config: TrainConfig, trainer: Trainer, clips: Extendable, pace: Pac
 
 
 def _share(data: Dataset[Tensor], trainer: Trainer) -> Dataset[Tensor]:
-    """A process's clips of a data set; of a few at the end that cannot be shared evenly, none."""
+    """Return the clips of this process; the last few clips that cannot be shared evenly are left out."""
     size, processes = len(data), trainer.world_size  # type: ignore[arg-type]
     if processes == 1 or size < processes:
         return data

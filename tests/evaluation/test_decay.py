@@ -457,7 +457,7 @@ def test_short_run_measures_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
     path, said = trained(tmp_path / "run")
     assert checkpoint.read_card(path).decay is None
     assert said == [
-        "decay: the run was too short to measure how a state ages; "
+        "decay: not measured, because the run was too short; "
         f"measure it with `e3d evaluate {path} --streaming --record`"
     ]
     assert trained(tmp_path / "silent", machine=Machine(progress=False, measure_decay=False))[1] == []

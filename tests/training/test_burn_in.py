@@ -1,4 +1,4 @@
-"""Training with a burn-in: how many frames a step takes, which ones, and what flows through them."""
+"""Training with a burn-in: the number of frames, their choice, and the state and gradients."""
 
 import logging
 import shutil
@@ -58,12 +58,12 @@ def test_negative_numbers_are_refused(name: str) -> None:
         TrainConfig(**{name: -1})  # type: ignore[arg-type]
 
 
-def test_the_recipes_of_the_originals_have_none() -> None:
+def test_the_recipes_of_the_originals_have_no_burn_in() -> None:
     starts = {name: TrainConfig.of_recipe(name).burn_in_start for name in RECIPES}
     assert starts == {"modern": 72_000, "google": None, "openstl": None}
 
 
-# How many frames
+# Number of frames
 
 
 def test_half_of_the_draws_are_zero_and_the_mean_is_a_quarter() -> None:
@@ -74,7 +74,7 @@ def test_half_of_the_draws_are_zero_and_the_mean_is_a_quarter() -> None:
     assert {draw_burn_in(TrainConfig(burn_in=1), number) for number in range(50)} == {0, 1}
 
 
-def test_a_draw_follows_from_seed_and_step_alone() -> None:
+def test_a_draw_depends_only_on_seed_and_step() -> None:
     first, again, other = ([draw_burn_in(TrainConfig(seed=seed), number) for number in range(20)] for seed in (0, 0, 1))
     assert first == again != other
 
@@ -85,7 +85,7 @@ def batches(config: TrainConfig, steps: int, **options: Any) -> list[list[Key]]:
 
 
 def lengths(config: TrainConfig, steps: int, **options: Any) -> list[int]:
-    """Return the frames of burn-in of each batch."""
+    """Return the number of burn-in frames of each batch."""
     first = [batch[0] for batch in batches(config, steps, **options)]
     return [key[1] if isinstance(key, tuple) else 0 for key in first]
 
@@ -102,7 +102,7 @@ def test_only_the_last_steps_take_frames_before_their_clips() -> None:
     ]
 
 
-def test_a_resumed_run_draws_what_an_unbroken_one_does() -> None:
+def test_a_resumed_run_repeats_the_draws_of_an_uninterrupted_run() -> None:
     config = replace(CONFIG, burn_in_steps=100)
     whole = batches(config, 20)
     assert batches(config, 13, position=lambda: 7) == whole[7:]
@@ -112,7 +112,7 @@ def test_processes_and_parts_of_a_step_take_the_same_number_of_frames() -> None:
     config = replace(CONFIG, burn_in_steps=100, batch_size=8, accumulate=2)
 
     def spare(number: int) -> int:
-        return number % 8 + 3  # the shortest is of the first process alone
+        return number % 8 + 3  # the minimum is in the share of the first process
 
     found = [lengths(config, 20, spare=spare, rank=rank, processes=2) for rank in (0, 1)]
     assert found[0] == found[1]
@@ -121,7 +121,7 @@ def test_processes_and_parts_of_a_step_take_the_same_number_of_frames() -> None:
     assert max(found[0]) == 3
 
 
-def test_clips_played_backwards_take_the_frames_of_the_step_before() -> None:
+def test_clips_played_backwards_use_the_burn_in_of_the_step_before() -> None:
     found = batches(replace(CONFIG, burn_in_steps=100, reverse_input=True), 20)
     assert found[::2] == found[1::2]
     assert any(isinstance(batch[0], tuple) for batch in found)
@@ -143,7 +143,7 @@ def test_by_time_the_last_tenth_of_the_time_has_a_burn_in() -> None:
     assert any(seen[90:])
 
 
-def test_a_run_resumed_by_time_is_where_it_was_before_its_first_step() -> None:
+def test_a_run_resumed_by_time_keeps_its_share_before_its_first_step() -> None:
     config = replace(CONFIG, schedule_by="time", steps=1000)
     pace = Pace(config, limit_s=100, clock=Clock())
     pace.load_state_dict({"elapsed_s": 95, "share": 0.95})
@@ -153,11 +153,11 @@ def test_a_run_resumed_by_time_is_where_it_was_before_its_first_step() -> None:
     assert longer.schedule_step(40) == 475
 
 
-# Which frames
+# Choice of frames
 
 
 def film(length: int) -> np.ndarray[Any, Any]:
-    """A clip whose frames are their numbers, [length, 2, 2, 1]."""
+    """Return a clip in which each frame contains its number, [length, 2, 2, 1]."""
     return np.tile(np.arange(length, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 1))
 
 
@@ -165,20 +165,20 @@ def numbers(sample: Tensor) -> list[int]:
     return (255 * sample[:, 0, 0, 0]).round().int().tolist()
 
 
-def test_frames_of_a_burn_in_are_those_before_the_window() -> None:
+def test_a_burn_in_consists_of_the_frames_before_the_window() -> None:
     data = Windows([film(60)], length=LENGTH)
     for index in range(30):
         window, longer = numbers(data[index]), numbers(data[index, 12])
         assert longer == list(range(longer[0], longer[0] + 12 + LENGTH))
         if window[0] >= 12:
             assert longer[12:] == window
-        else:  # is moved just so far that it has them
+        else:  # the window is moved just far enough to have these frames
             assert longer[0] == 0
         assert data.spare(index) == 55
     assert numbers(data[3, 55]) == list(range(60))
 
 
-def test_a_window_of_a_short_clip_has_fewer_to_spare() -> None:
+def test_a_window_of_a_short_clip_has_fewer_spare_frames() -> None:
     data = Windows([film(60), film(7)], length=LENGTH)
     assert {data.spare(index) for index in range(300)} == {55, 2}
 
@@ -196,7 +196,7 @@ def fixed(stretches: list[list[int]] | None) -> FixedWindows:
     return FixedWindows(source, length=LENGTH)
 
 
-def test_windows_that_a_format_fixes_stay_where_they_are() -> None:
+def test_windows_that_a_format_fixes_are_not_moved() -> None:
     data = fixed(None)
     assert [data.spare(index) for index in range(3)] == [0, 9, 4]
     assert numbers(data[1, 3]) == list(range(6, 14))
@@ -206,13 +206,13 @@ def test_windows_that_a_format_fixes_stay_where_they_are() -> None:
         assert numbers(shuffled[index, spare])[spare:] == numbers(shuffled[index])
 
 
-def test_a_burn_in_does_not_reach_over_a_gap() -> None:
+def test_a_burn_in_does_not_span_a_gap() -> None:
     pieces = fixed([[0, 0, 7], [0, 7, 13], [1, 0, 12]])
     assert [pieces.spare(index) for index in range(3)] == [0, 2, 4]
     assert numbers(pieces[1, 2]) == list(range(7, 14))
 
 
-def test_a_mixture_asks_the_part_that_a_sample_is_of() -> None:
+def test_a_mixture_uses_the_source_of_each_sample() -> None:
     parts: list[Extendable] = [Windows([film(60)], length=LENGTH), Windows([film(5)], length=LENGTH)]
     data = Mixture(parts, [1, 1])
     spares = [data.spare(index) for index in range(40)]
@@ -226,7 +226,7 @@ def training_data(path: Path, **options: Any) -> Extendable:
 
 
 @pytest.mark.parametrize(("length", "burn_in", "told"), [(5, True, True), (5, False, False), (6, True, False)])
-def test_a_source_without_a_frame_to_spare_is_told(
+def test_a_source_without_spare_frames_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, length: int, burn_in: bool, told: bool
 ) -> None:
     (tmp_path / "train").mkdir()
@@ -245,7 +245,7 @@ def test_a_source_without_a_frame_to_spare_is_told(
 
 
 def learner(config: TrainConfig = CONFIG) -> tuple[Learner, dict[str, float]]:
-    """Return a Learner outside of a Trainer, and what it logs."""
+    """Return a Learner without a Trainer, and a dictionary of the values that it logs."""
     torch.manual_seed(0)
     alone, logged = Learner(E3DLSTM(MODEL), config), dict[str, float]()
 
@@ -283,7 +283,7 @@ def test_the_state_flows_through_a_burn_in_and_gradients_do_not(recompute: bool)
 
 
 def test_a_burn_in_in_bf16_leaves_the_gradients_of_all_weights() -> None:
-    """Autocast keeps cast weights, and those cast without gradients would end them."""
+    """Autocast caches cast weights, and weights cast without gradients would get none later."""
     alone, _ = learner()
     with torch.autocast("cpu", torch.bfloat16):
         alone.training_step(frames(4 + LENGTH), 0).backward()
@@ -303,7 +303,7 @@ def test_compiled_cells_have_the_same_gradients_after_a_burn_in() -> None:
     before = counters["stats"]["unique_graphs"]
     for alone in (plain, compiled):
         alone.training_step(frames(2 + LENGTH), 0).backward()
-    assert counters["stats"]["unique_graphs"] == before > 0  # the burn-in compiled nothing
+    assert counters["stats"]["unique_graphs"] == before > 0  # the burn-in did not compile anything
     for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
         assert ours.grad is not None
         assert theirs.grad is not None
@@ -320,7 +320,7 @@ def test_a_clip_played_backwards_burns_in_on_its_end(monkeypatch: pytest.MonkeyP
     assert found.item() != alone.training_step(clip, 0).item()
 
 
-def test_a_run_without_a_burn_in_logs_none(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_without_a_burn_in_does_not_log_it(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         alone, logged = learner(replace(CONFIG, burn_in=0))
         alone.training_step(frames(LENGTH), 0)

@@ -1,4 +1,4 @@
-"""Verdict at the end of a run: whether the model beats copying the last frame."""
+"""Verdict at the end of a run: the model compared with copying the last frame."""
 
 import json
 from dataclasses import replace
@@ -34,16 +34,22 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (
             FOUND,
-            "the model beats copying the last frame: squared error 100 a frame against 200, on 64 validation clips",
+            "the model beats copying the last frame: squared error 100 per frame against 200, on 64 validation clips",
         ),
-        (FOUND, "; where little is shown a black frame may do so too, so look at previews/"),
-        (replace(FOUND, mse=196.0), "the model barely beats copying the last frame: squared error 196 a frame"),
-        (replace(FOUND, mse=200.0), "the model does not beat copying the last frame: squared error 200 a frame"),
-        (replace(FOUND, mse=300.0), "on 64 validation clips; train longer, with --l1-weight 0 in a short run, or"),
-        (replace(FOUND, copying_mse=0.0), "the validation clips do not move, so that nothing beats copying"),
-        (replace(FOUND, clips=1), "on 1 validation clip, which proves little"),
-        (replace(FOUND, in_doubt=True), "clips, none counts as held out: some names are like those of splits"),
-        (replace(FOUND, held_out=False), "clips, none held out: the model was trained on them too"),
+        (FOUND, "; on dark clips a black frame may beat copying too, so check the pictures in previews/"),
+        (replace(FOUND, mse=196.0), "the model barely beats copying the last frame: squared error 196 per frame"),
+        (replace(FOUND, mse=200.0), "the model does not beat copying the last frame: squared error 200 per frame"),
+        (
+            replace(FOUND, mse=300.0),
+            "on 64 validation clips; train longer, use a larger --preset, or set --l1-weight 0",
+        ),
+        (replace(FOUND, copying_mse=0.0), "nothing moves in the validation clips, so nothing can beat copying"),
+        (replace(FOUND, clips=1), "on 1 validation clip, too few for a reliable result"),
+        (
+            replace(FOUND, in_doubt=True),
+            "clips, which do not count as held out: some file names look like names of splits",
+        ),
+        (replace(FOUND, held_out=False), "clips, which are not held out: the model was trained on them too"),
     ],
 )
 def test_the_verdict_is_in_words(found: Comparison, verdict: str) -> None:
@@ -59,7 +65,7 @@ def test_copying_is_compared_with_each_predicted_frame() -> None:
 
 @pytest.mark.parametrize("validate_every", [2, 100])
 def test_a_run_ends_with_the_verdict_of_its_model(tmp_path: Path, validate_every: int) -> None:
-    """By its last validation, or measured on as many clips as a short run allows."""
+    """The errors are those of the last validation, or are measured on the few clips that a short run allows."""
     said: list[str] = []
     config = replace(TRAINING, validate_every=validate_every)
     path = train(MODEL, config, tmp_path / "run", machine=QUIET, progress=said.append)
@@ -77,18 +83,18 @@ def test_a_run_ends_with_the_verdict_of_its_model(tmp_path: Path, validate_every
     assert said == [entries["verdict"]]
 
 
-def test_no_more_clips_are_measured_than_the_run_allows(tmp_path: Path) -> None:
+def test_the_number_of_measured_clips_is_limited_by_the_run(tmp_path: Path) -> None:
     from e3d_deploy.model import E3DLSTM
 
     checkpoint.save(E3DLSTM(MODEL), tmp_path / "m.safetensors")
     clips = torch.utils.data.Subset(MovingMNIST("valid", length=4, image_size=(32, 32)), range(5))
     cpu = torch.device("cpu")
     counts = [measure(tmp_path / "m.safetensors", clips, TRAINING, steps=n, device=cpu)[0] for n in (1, 10, 1000)]
-    assert counts == [1, 3, 5]  # a twentieth of three times two clips a step
+    assert counts == [1, 3, 5]  # a twentieth of three times the two clips per step
 
 
-def test_clips_of_a_source_that_is_not_trained_on_are_held_out(tmp_path: Path) -> None:
-    frames = TRAINING.context_length + TRAINING.horizon  # too few to divide
+def test_clips_of_a_source_that_is_only_validated_on_are_held_out(tmp_path: Path) -> None:
+    frames = TRAINING.context_length + TRAINING.horizon  # too few to split
     np.save(tmp_path / "clip.npy", np.random.default_rng(0).integers(0, 256, (frames, 32, 32, 1), np.uint8))
     (tmp_path / "link.npy").symlink_to("clip.npy")
     sources = {"moving-mnist": True, str(tmp_path / "link.npy"): False}
@@ -98,7 +104,7 @@ def test_clips_of_a_source_that_is_not_trained_on_are_held_out(tmp_path: Path) -
         assert json.loads((run / "result.json").read_text())["held_out"] is held_out
 
 
-def test_files_left_out_and_splits_in_doubt_are_told_at_the_end(tmp_path: Path) -> None:
+def test_skipped_files_and_doubtful_splits_are_reported_at_the_end(tmp_path: Path) -> None:
     for number, name in enumerate(("traina", "testb", "2", "3", "4", "5")):
         folder = tmp_path / "clips" / name
         folder.mkdir(parents=True)
@@ -111,6 +117,6 @@ def test_files_left_out_and_splits_in_doubt_are_told_at_the_end(tmp_path: Path) 
     result = json.loads((tmp_path / "run/result.json").read_text())
     skipped = result["skipped"]
     assert len(skipped) >= 4
-    assert said[-1].startswith(f"left out of the data, as they cannot be read: {len(skipped)} files (")
+    assert said[-1].startswith(f"left out {len(skipped)} files that cannot be read (")
     assert (result["in_doubt"], result["held_out"]) == (True, False)
-    assert "none counts as held out" in said[-2]
+    assert "which do not count as held out" in said[-2]

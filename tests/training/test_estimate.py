@@ -1,4 +1,4 @@
-"""Duration of a run, estimated from timed passes, and the size that suits a machine."""
+"""Estimated duration of a run, and the preset that suits a machine."""
 
 import math
 from typing import Any
@@ -24,17 +24,17 @@ FORM: dict[str, Any] = {"image_size": (64, 64), "channels": 1}
     ],
     ids=["whole steps", "a part of the batch", "a part of a clip"],
 )
-def test_a_step_is_timed_whole_or_from_a_part(
+def test_a_step_is_timed_whole_or_by_its_first_frames(
     monkeypatch: pytest.MonkeyPatch, part_s: float, expected: float, asked: set[tuple[int, int, int]]
 ) -> None:
-    """With half of the 19 frames that a clip of 20 is computed from in the history of a part."""
+    """First frames are timed with a half full history: half of the 19 frames that are computed of a clip of 20."""
     found: set[tuple[int, int, int]] = set()
 
     def time(_: Any, __: Any, *, frames: int, batch: int, history: int) -> float:
         found.add((frames, batch, history))
         if frames == 19:
             return 0.3
-        return part_s if batch == 1 else 3 * part_s  # four clips together take less than four
+        return part_s if batch == 1 else 3 * part_s  # four clips together take less time than four single clips
 
     monkeypatch.setattr(estimate, "_pass_s", time)
     assert step_s(MODEL, TrainConfig(batch_size=4)) == pytest.approx(expected)
@@ -65,10 +65,10 @@ def test_the_largest_preset_that_ends_within_hours_is_suggested(
     assert found is not None
     assert (found.preset, found.steps) == plan
     assert found.arguments == arguments
-    assert found.duration_s <= 1.01 * estimate.LONGEST_S  # fewer steps have as many clips validated
+    assert found.duration_s <= 1.01 * estimate.LONGEST_S  # the validations of a shorter run are as long
 
 
-def test_a_suggestion_names_a_patch_that_suits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suggestion_names_a_suitable_patch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "step_s", lambda *_: 10.0)
     found = suitable(image_size=(60, 80), channels=3)
     assert found == Plan(
@@ -78,7 +78,7 @@ def test_a_suggestion_names_a_patch_that_suits(monkeypatch: pytest.MonkeyPatch) 
     assert suitable(image_size=(101, 103), channels=1) is None
 
 
-def test_a_time_is_the_median_after_the_first_pass_or_that_of_a_single_long_one() -> None:
+def test_a_time_is_the_median_after_the_first_pass_or_that_of_a_single_long_pass() -> None:
     times = iter([9.0])
     assert estimate._typical(lambda: next(times)) == 9.0
     short = iter([2.0, 0.6, 0.7, 0.8])
@@ -86,7 +86,7 @@ def test_a_time_is_the_median_after_the_first_pass_or_that_of_a_single_long_one(
 
 
 def test_a_run_takes_longer_than_its_steps() -> None:
-    """By 50 steps with 20.25 more frames, a validation of 64 clips, and the decay of 32 windows at 7 ages."""
+    """It also takes 20.25 more frames in 50 steps, a validation of 64 clips, and the decay of 32 windows at 7 ages."""
     config = configs("tiny")[1]
     decay = 32 * sum(age + 9 for age in (1, 2, 3, 5, 10, 12, 60))
     burn_in, validation = 50 * 4 * 20.25, 64 * 19

@@ -1,4 +1,4 @@
-"""The optimizer with orthogonal steps."""
+"""Muon, the optimizer with orthogonal steps."""
 
 from copy import deepcopy
 from typing import get_args
@@ -16,14 +16,14 @@ from e3d_deploy.training.muon import Muon, groups, orthogonal
 RATE, BETAS, DECAY = 1e-2, (0.9, 0.99), 0.3
 STEPS = 5
 GATES = {"hidden_conv": 4, "input_conv": 7, "memory_conv": 4, "cell_to_output": 1, "memory_to_output": 1, "merge": 1}
-"""Gates of each convolution of a cell, as the paper has them."""
+"""Number of gates of each convolution of a cell, according to the paper."""
 BFLOAT16 = 0.03
-"""Largest part of a change by which ours and PyTorch's differ, which rounds to bfloat16 (measured: 0.012)."""
+"""Maximum relative difference from PyTorch's Muon, which rounds to bfloat16 (measured: 0.012)."""
 
 LEAST, MOST = 0.6, 1.3
-"""Singular values after five rounds (measured: 0.69 to 1.13)."""
+"""Range of the singular values after five rounds (measured: 0.69 to 1.13)."""
 ALIGNED = 1e-5
-"""Largest entry beside the diagonal between the singular vectors before and after (measured: 1.2e-6)."""
+"""Maximum entry off the diagonal, between the singular vectors before and after (measured: 1.2e-6)."""
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 72), (1, 72, 8)])
@@ -34,13 +34,13 @@ def test_singular_values_become_about_one(shape: tuple[int, int, int]) -> None:
     values = torch.linalg.svdvals(found)
     assert LEAST < values.min() < values.max() < MOST
     u, _, v = torch.linalg.svd(matrices, full_matrices=False)
-    aligned = u.mT @ found @ v.mT  # the singular vectors stay, so this is diagonal
+    aligned = u.mT @ found @ v.mT  # the singular vectors do not change, so this is diagonal
     torch.testing.assert_close(aligned, torch.diag_embed(aligned.diagonal(dim1=1, dim2=2)), rtol=0, atol=ALIGNED)
 
 
 @pytest.mark.parametrize("semantics", get_args(Semantics))
-def test_each_gate_moves_as_pytorch_moves_a_matrix(semantics: Semantics) -> None:
-    """And all other weights as AdamW moves them, norms and biases without decay."""
+def test_each_gate_takes_the_step_of_pytorchs_muon(semantics: Semantics) -> None:
+    """All other weights take steps of AdamW, norms and biases without weight decay."""
     ours, other = network(semantics), network(semantics)
     optimizer = Muon(groups(ours, weight_decay=DECAY), lr=RATE, betas=BETAS)
     matrices: dict[str, list[Tensor]] = {}
@@ -74,7 +74,7 @@ def test_each_gate_moves_as_pytorch_moves_a_matrix(semantics: Semantics) -> None
         assert (weight - target).norm() <= limit * (target - before[name]).norm(), name
 
 
-def test_a_resumed_optimizer_goes_on_alike() -> None:
+def test_a_resumed_optimizer_takes_the_same_steps() -> None:
     model = network("paper")
     optimizer = Muon(groups(model, weight_decay=DECAY), lr=RATE, betas=BETAS)
     descend(model, optimizer, 0)
@@ -93,14 +93,14 @@ def network(semantics: Semantics) -> E3DLSTM:
 
 
 def descend(model: E3DLSTM, optimizer: Muon, seed: int) -> dict[str, Tensor]:
-    """Take a step; return its gradients, random ones where the network gives none."""
+    """Take a step; return its gradients, with random ones for weights that the network does not use."""
     torch.manual_seed(seed)
     optimizer.zero_grad()
     model(torch.rand(2, 4, 1, 16, 16), 2).square().sum().backward()
     gradients = {}
     for name, weight in model.named_parameters():
         if weight.grad is None or not weight.grad.any():
-            weight.grad = torch.randn_like(weight)  # the memory of the originals stays zero
+            weight.grad = torch.randn_like(weight)  # unused because the memory of the originals stays zero
         gradients[name] = weight.grad.clone()
     optimizer.step()
     return gradients

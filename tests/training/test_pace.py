@@ -10,7 +10,9 @@ from e3d_deploy.training.pace import Pace, cosine, one_cycle
 from tests.tools import Clock
 
 BY_TIME = TrainConfig(schedule_by="time", steps=1000)
-ONE_CYCLE = 1e-3  # of the highest learning rate, and of beta1; measured 2e-4, as PyTorch's cycle is one step shorter
+ONE_CYCLE = (
+    1e-3  # of the highest learning rate, and of beta1; measured 2e-4, because PyTorch's cycle is one step shorter
+)
 
 
 def test_share_of_the_steps_needs_no_clock() -> None:
@@ -25,10 +27,10 @@ def test_share_of_the_steps_needs_no_clock() -> None:
     assert pace.state_dict() == {}
 
 
-def test_share_of_the_time_stands_still_in_the_first_step_and_then_goes_evenly_to_the_limit() -> None:
+def test_share_of_the_time_is_constant_in_the_first_step_and_then_grows_linearly() -> None:
     clock = Clock()
     pace = Pace(BY_TIME, limit_s=100, clock=clock)
-    clock.now += 60  # compiles
+    clock.now += 60  # the first step compiles
     assert pace.share(0) == 0
     pace.end_step()
     shares = []
@@ -37,7 +39,7 @@ def test_share_of_the_time_stands_still_in_the_first_step_and_then_goes_evenly_t
         assert not pace.late
         clock.now += 10
         pace.end_step()
-    assert shares == pytest.approx([0.001, 0.25, 0.5, 0.75])  # at first that of the steps, 1 of 1,000
+    assert shares == pytest.approx([0.001, 0.25, 0.5, 0.75])  # the first one is the share of the steps, 1 of 1,000
     assert pace.share(5) == 1
     assert pace.late
 
@@ -51,13 +53,13 @@ def test_a_first_step_as_long_as_the_limit_is_the_last() -> None:
     assert pace.late
 
 
-def test_steps_end_a_schedule_that_time_would_not() -> None:
+def test_steps_can_end_a_schedule_before_the_time_limit() -> None:
     pace = Pace(BY_TIME, limit_s=1e9, clock=Clock())
     pace.end_step()
     assert [pace.share(step) for step in (1, 500, 1000)] == [0.001, 0.5, 1]
 
 
-def test_a_resumed_run_goes_on_where_its_share_was_and_has_the_time_that_is_left() -> None:
+def test_a_resumed_run_keeps_its_share_and_has_the_remaining_time() -> None:
     clock = Clock()
     first = Pace(BY_TIME, limit_s=100, clock=clock)
     first.end_step()
@@ -66,27 +68,27 @@ def test_a_resumed_run_goes_on_where_its_share_was_and_has_the_time_that_is_left
     assert state == {"elapsed_s": 40, "share": pytest.approx(0.4)}
     clock.now += 1e6
     second = Pace(BY_TIME, limit_s=100, clock=clock)
-    clock.now += 7  # opens data
+    clock.now += 7  # opening the data
     second.load_state_dict(state)
-    clock.now += 20  # compiles again
+    clock.now += 20  # compiling again
     assert second.share(3) == pytest.approx(0.4)
     second.end_step()
     assert second.share(4) == pytest.approx(0.4)
-    clock.now += 16.5  # half of the 33 s that are left
+    clock.now += 16.5  # half of the remaining 33 s
     assert second.share(5) == pytest.approx(0.7)
     clock.now += 16.5
     assert second.share(6) == 1
     assert second.late
 
 
-def test_a_finished_run_with_a_longer_limit_goes_on_at_the_matching_share() -> None:
+def test_a_finished_run_with_a_longer_limit_resumes_at_the_matching_share() -> None:
     clock = Clock()
     pace = Pace(BY_TIME, limit_s=100, clock=clock)
     pace.load_state_dict({"elapsed_s": 60, "share": 1.0})
     assert pace.share(5) == pytest.approx(0.6)
     clock.now += 20
     pace.end_step()
-    clock.now += 10  # half of the time that is left
+    clock.now += 10  # half of the remaining time
     assert pace.share(6) == pytest.approx(0.8)
     shorter = Pace(BY_TIME, limit_s=50, clock=clock)
     shorter.load_state_dict({"elapsed_s": 60, "share": 1.0})

@@ -1,4 +1,4 @@
-"""Training passes that are captured as CUDA graphs; capturing itself runs on a GPU alone."""
+"""Training passes that are captured as CUDA graphs. The capture itself needs a GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +21,7 @@ from e3d_deploy.training.train import train
 SMALL = ModelConfig(image_size=(32, 32), patch_size=8, hidden=(6, 4), kernel_size=3, history_length=3)
 TRAIN = TrainConfig(context_length=4, horizon=3, batch_size=2, cuda_graph=True)
 ROUNDING = 1e-5
-"""Largest difference of predictions, and of gradients relative to their norm; measured 5.3e-7 and 1.1e-6 (AVX2)."""
+"""Maximum difference of predictions, and of gradients relative to their norm; measured 5.3e-7 and 1.1e-6 (AVX2)."""
 
 
 def make_model(config: ModelConfig = SMALL) -> E3DLSTM:
@@ -43,7 +43,7 @@ def gradients(model: nn.Module, predictions: Tensor, frames: Tensor) -> Tensor:
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
-    """Sample arguments of each capture, in the place of which the pass itself is computed."""
+    """Replace captures by the plain pass; return a list of the sample arguments of each capture."""
     made: list[tuple[Tensor, ...]] = []
 
     def capture(plain: nn.Module, samples: tuple[Tensor, ...], **_: Any) -> nn.Module:
@@ -57,7 +57,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
 
 @pytest.mark.parametrize("semantics", ["paper", "google", "openstl"])
 @pytest.mark.parametrize("carried", [0, 5])
-def test_a_pass_predicts_and_learns_as_the_network_does(semantics: Any, carried: int) -> None:
+def test_a_pass_has_the_predictions_and_gradients_of_the_network(semantics: Any, carried: int) -> None:
     model = make_model(replace(SMALL, semantics=semantics, hidden=(6, 6)))
     frames, truth = make_clip()
     state = Learner(model, TRAIN).carry(frames[:, :carried]) if carried else None
@@ -70,7 +70,7 @@ def test_a_pass_predicts_and_learns_as_the_network_does(semantics: Any, carried:
     assert (gradients(model, found, frames) - right).norm() < ROUNDING * right.norm()
 
 
-def test_a_state_survives_as_tensors() -> None:
+def test_a_state_is_restored_from_its_tensors() -> None:
     state = Learner(make_model(), TRAIN).carry(make_clip()[0])
     found = unflat(flat(state), layers=2)
     assert found is not None
@@ -99,14 +99,14 @@ def test_a_capture_under_bf16_caches_no_cast_of_a_weight(captures: list[Any]) ->
     frames, truth = make_clip()
     with torch.autocast("cpu", torch.bfloat16):
         predictions = CapturedPasses(model, TRAIN.horizon)(frames, truth, None)
-    assert len(captures) == 1  # with the caching off, which the fixture asserts
+    assert len(captures) == 1  # the fixture asserts that caching is off
     low = (predictions.float() - model(frames, TRAIN.horizon, truth)).abs().max()
-    # Measured 9e-3 (AVX2): rounded to bf16, as everything would be without the autocast of the pass.
+    # Measured 9e-3 (AVX2), the rounding to bf16.
     assert 1e-4 < low < 0.2
 
 
 def test_a_young_history_is_not_captured(captures: list[Any]) -> None:
-    """It has another shape for each age, and each capture takes seconds."""
+    """Its shape changes with the age, and each capture takes seconds."""
     learner = Learner(make_model(), TRAIN)
     captured = CapturedPasses(learner.model, TRAIN.horizon)
     frames, truth = make_clip()
@@ -132,8 +132,8 @@ def test_graphs_without_a_gpu_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-@pytest.mark.parametrize("low", [None, torch.bfloat16])  # the first has not run on a GPU, the second passed on an H200
-def test_a_replayed_pass_learns_as_the_network_does(low: torch.dtype | None) -> None:
+@pytest.mark.parametrize("low", [None, torch.bfloat16])  # None has not run on a GPU, bf16 passed on an H200
+def test_a_replayed_pass_has_the_gradients_of_the_network(low: torch.dtype | None) -> None:
     model = make_model().cuda()
     frames, truth = (one.cuda() for one in make_clip())
     captured = CapturedPasses(model, TRAIN.horizon)

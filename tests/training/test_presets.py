@@ -1,4 +1,4 @@
-"""Sizes by name: their values, their place in the help, and options that win over them."""
+"""Presets: their values, their entry in the help, and options that take precedence over them."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ Seen = dict[str, Any]
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """The configurations that the command asks to train."""
+    """Replace training; return a list of the configurations that the command would train."""
     found: Seen = {}
 
     def keep(model: ModelConfig, config: TrainConfig, run: Path, **call: Any) -> Path:
@@ -31,14 +31,14 @@ def e3d_train(*options: object, code: int = 0) -> str:
     return e3d("train", "-o", "runs/a", *options, code=code).stderr
 
 
-def test_full_is_the_defaults(seen: Seen) -> None:
+def test_full_has_the_default_values(seen: Seen) -> None:
     for options in ([], ["--preset", "full"]):
         e3d_train(*options)
         assert (seen["model"], seen["config"]) == (ModelConfig(), TrainConfig())
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small"])
-def test_a_preset_sizes_network_and_run_alone(seen: Seen, preset: str) -> None:
+def test_a_preset_sets_only_sizes_of_network_and_run(seen: Seen, preset: str) -> None:
     e3d_train("--preset", preset, "--recipe", "google")
     sizes = PRESETS[preset]
     assert set(sizes) == {"hidden", "patch_size", "steps", "batch_size"}
@@ -53,13 +53,13 @@ def test_presets_grow() -> None:
     assert PRESETS["tiny"]["steps"] < PRESETS["small"]["steps"] < TrainConfig().steps
 
 
-def test_an_option_wins_over_the_preset(seen: Seen) -> None:
+def test_an_option_takes_precedence_over_the_preset(seen: Seen) -> None:
     e3d_train("--steps", 7, "--preset", "tiny", "--hidden", "5")
     assert (seen["model"].hidden, seen["model"].patch_size) == ((5,), 8)
     assert (seen["config"].steps, seen["config"].batch_size) == (7, 4)
 
 
-def test_the_help_tells_the_values_of_presets() -> None:
+def test_the_help_shows_the_values_of_presets() -> None:
     shown = " ".join(e3d("train", "--help").stdout.split())
     for name in ("tiny", "small"):
         values = PRESETS[name]
@@ -84,7 +84,7 @@ def test_the_help_tells_the_values_of_presets() -> None:
         (["--preset", "huge"], "'huge' is not one of 'tiny', 'small', 'full'"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_work(
+def test_invalid_runs_are_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -107,13 +107,13 @@ def test_a_folder_without_clips_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_colon_in_a_name_that_is_there_is_no_share(seen: Seen, tmp_path: Path) -> None:
+def test_a_colon_in_an_existing_name_is_not_a_share(seen: Seen, tmp_path: Path) -> None:
     (tmp_path / "2024-05-01T12:30:00").mkdir()
     e3d_train("--data", tmp_path / "2024-05-01T12:30:00", "--data", "a.npz:2")
     assert seen["data"] == [(str(tmp_path / "2024-05-01T12:30:00"), 1.0), ("a.npz", 2.0)]
 
 
-def test_the_command_is_given_to_be_kept(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_options_of_the_command_are_passed_on(seen: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     e3d_train("--preset", "tiny", "--parts", "out", "--no-decay", "--devices", 1, "--skip-bad")
     kept = {

@@ -1,4 +1,4 @@
-"""The recipes: the released one against recorded training, the others against their definitions."""
+"""The recipes: google is compared with recorded training, the others with their definitions."""
 
 from itertools import islice
 from typing import Any
@@ -34,7 +34,7 @@ class Losses(Callback):
 
 
 def replay(arrays: Arrays, settings: dict[str, Any], semantics: Semantics, monkeypatch: Any) -> tuple[Any, ...]:
-    """A recorded training run by our recipe: losses per step, network, moving average."""
+    """Repeat a recorded training with our recipe; return the losses per step, the network and the moving average."""
     config = ModelConfig(
         image_size=(16, 16), patch_size=4, hidden=settings["hidden"], norm_eps=1e-12, semantics=semantics
     )
@@ -91,7 +91,7 @@ def differences(model: E3DLSTM, arrays: Arrays, prefix: str) -> Tensor:
 def test_trace_equals_the_released_one(name: str, semantics: Semantics, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, settings = read(GOLDEN / f"trace_{name}.npz")
     losses, model, average = replay(arrays, settings, semantics, monkeypatch)
-    if settings.get("reverse_input"):  # recorded as the mean of both directions
+    if settings.get("reverse_input"):  # the loss was recorded as the mean of both directions
         losses = np.reshape(losses, (-1, 2)).mean(axis=1).tolist()
     else:
         assert losses[0] == pytest.approx(arrays["loss"][0], rel=FIRST_LOSS)
@@ -118,7 +118,7 @@ def test_sampling_equals_the_released_one() -> None:
 
 
 def test_reverse_sampling_shows_more_of_the_context_and_less_after_it() -> None:
-    """OpenSTL's numbers: half and half to 25,000, then 1 − ½ e^(−s/5,000) and a line to 0 at 50,000."""
+    """OpenSTL's chances: 0.5 and 0.5 up to step 25,000, then 1 − ½ e^(−s/5,000) and linearly to 0 at step 50,000."""
     options = {"start_step": 25_000, "stop_step": 50_000, "decay": 5000.0}
     assert sampling.reverse_probabilities(24_999, **options) == (0.5, 0.5)
     within, after = sampling.reverse_probabilities(37_500, **options)
@@ -143,7 +143,7 @@ def test_reverse_sampling_replaces_frames_of_the_context(monkeypatch: pytest.Mon
     assert late.tolist() == [[1, 1, 1, 1, 0, 0]] * 4000
 
 
-def test_parts_of_a_batch_draw_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_batch_use_their_rows_of_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(batch_size=6, sampling_start=0.5, sampling_stop_step=100, steps=100)
     alone = learner(config, 7, monkeypatch)
     _, whole = alone.draw_truth(6, 0)
@@ -160,10 +160,10 @@ def test_losses_of_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = learner(TrainConfig.of_recipe("google", batch_size=2), 0, monkeypatch).loss(difference)
     assert whole.item() == pytest.approx((squares.sum() / 2 + absolutes.sum()).item())
     half = learner(TrainConfig.of_recipe("google", batch_size=4), 0, monkeypatch).loss(difference)
-    assert half.item() == pytest.approx(2 * whole.item())  # of which two processes take the mean
+    assert half.item() == pytest.approx(2 * whole.item())  # two processes average their losses
 
 
-def test_one_cycle_is_openstls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_cycle_equals_that_of_openstl(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig.of_recipe("openstl", steps=100)
     made: Any = learner(config, 0, monkeypatch).configure_optimizers()
     rates = []
@@ -192,23 +192,23 @@ def test_recipes_are_complete(recipe: str) -> None:
     assert TrainConfig.of_recipe(recipe, steps=7).steps == 7
 
 
-def test_no_such_recipe() -> None:
+def test_an_unknown_recipe_is_refused() -> None:
     with pytest.raises(ConfigError, match="recipe: got 'best', expected one of modern, google, openstl"):
         TrainConfig.of_recipe("best")
 
 
-# Which clips a step learns from
+# Clips of a step
 
 
 def clips(config: TrainConfig, steps: int, **options: Any) -> list[list[int]]:
     return list(islice(StepBatches(config, **{"position": lambda: 0, **options}), steps * config.accumulate))
 
 
-def test_steps_take_one_clip_after_the_other() -> None:
+def test_steps_use_the_clips_in_order() -> None:
     assert clips(TrainConfig(batch_size=3), 2) == [[0, 1, 2], [3, 4, 5]]
 
 
-def test_a_resumed_run_goes_on_where_it_was() -> None:
+def test_a_resumed_run_continues_with_the_next_clips() -> None:
     assert clips(TrainConfig(batch_size=3), 1, position=lambda: 5) == [[15, 16, 17]]
 
 
@@ -220,7 +220,7 @@ def test_parts_and_processes_share_the_clips_of_a_step() -> None:
     assert first == [4, 6]
 
 
-def test_reversed_steps_take_the_same_clips_twice() -> None:
+def test_reversed_steps_use_the_same_clips_twice() -> None:
     config = TrainConfig(batch_size=2, reverse_input=True)
     assert clips(config, 4) == [[0, 1], [0, 1], [2, 3], [2, 3]]
     assert clips(config, 2, position=lambda: 3) == [[2, 3], [4, 5]]

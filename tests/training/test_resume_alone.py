@@ -1,4 +1,4 @@
-"""`e3d train -o RUN --resume`: everything comes from the run folder, and only what differs is refused."""
+"""`e3d train -o RUN --resume` reads all settings from the run folder, and refuses only options that differ."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with clips and a run of one step on them, begun there by the command line, with a share of the name."""
+    """Return a folder with clips and a run of one step on them; the command was run in the folder, with a share."""
     folder = tmp_path_factory.mktemp("begun")
     clips = np.random.default_rng(0).integers(0, 256, (4, 6, 16, 16), np.uint8)
     np.save(folder / "clips.npy", clips)
@@ -71,8 +71,8 @@ def begun(done: Path, tmp_path: Path) -> Path:
     return tmp_path / "begun"
 
 
-def test_a_run_goes_on_from_its_folder_alone(begun: Path) -> None:
-    """From another working folder, with clips, initial weights, fit and parts as at the start."""
+def test_a_run_is_resumed_from_its_folder_only(begun: Path) -> None:
+    """It is resumed in another working folder, with the clips, initial weights, fit and parts of its start."""
     e3d_train("-o", begun / "run", "--resume", "--steps", 2)
     assert steps_done(begun / "run") == 2
     settings = json.loads((begun / "run/config.json").read_text())
@@ -80,7 +80,7 @@ def test_a_run_goes_on_from_its_folder_alone(begun: Path) -> None:
     assert checkpoint.read_card(begun / "run/model.safetensors").fit == "crop"
 
 
-def test_where_parts_are_written_is_kept(done: Path) -> None:
+def test_the_folder_of_parts_is_stored(done: Path) -> None:
     assert Command.read(done / "run").options["parts"] == str(done / "out")
     assert [path.suffix for path in (done / "out").iterdir()] == [".safetensors"]
 
@@ -112,12 +112,12 @@ OPENSTL = (
 )
 def test_options_that_differ_are_refused(done: Path, options: list[str], names: str) -> None:
     said = e3d_train("-o", done / "run", "--resume", *options, code=2)
-    assert f"was begun with other options ({names}); give the same, or a new folder" in said
+    assert f"was begun with other options ({names}); give the same options, or a new folder" in said
 
 
 @pytest.mark.parametrize("command", ["from Python", "of an older version"])
-def test_without_a_command_names_are_judged_by_what_they_stand_for(begun: Path, command: str) -> None:
-    """A run of the recipe openstl and the size tiny, which its files do not name."""
+def test_without_a_command_recipes_and_presets_are_compared_by_their_values(begun: Path, command: str) -> None:
+    """The run has the recipe openstl and the preset tiny, which its files do not name."""
     settings = json.loads((begun / "run/config.json").read_text())
     sizes = {"steps": 1, "batch_size": 4, "context_length": 2, "horizon": 1, "validation_clips": 1}
     settings["train"] = TrainConfig.of_recipe("openstl", layout="NTHW", **sizes).to_dict()
@@ -134,15 +134,15 @@ def test_without_a_command_names_are_judged_by_what_they_stand_for(begun: Path, 
     assert f"was begun with other options ({OPENSTL})" in e3d_train(*goes_on, "--recipe", "modern", code=2)
 
 
-def test_a_run_of_an_older_version_needs_no_options_either(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no command.json, and so no folder in which to look for its clips."""
+def test_a_run_of_an_older_version_is_resumed_without_options(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a run has no command.json, so the folder of its clips is unknown."""
     (begun / "run/command.json").unlink()
     monkeypatch.chdir(begun)
     e3d_train("-o", "run", "--resume", "--steps", 2, "--no-decay")
     assert steps_done(begun / "run") == 2
 
 
-def test_digits_without_a_place_are_asked_for(begun: Path) -> None:
+def test_digits_in_an_unknown_folder_have_to_be_given_again(begun: Path) -> None:
     settings = json.loads((begun / "run/config.json").read_text())
     settings["digits"] = {"name": "mine.npz", "sha256": "0" * 64}
     (begun / "run/config.json").write_text(json.dumps(settings))
@@ -150,12 +150,12 @@ def test_digits_without_a_place_are_asked_for(begun: Path) -> None:
     assert "was begun with --digits mine.npz, whose place is not known; give --digits again" in said
 
 
-def test_a_finished_run_says_that_nothing_was_trained(done: Path) -> None:
+def test_a_finished_run_reports_that_nothing_was_trained(done: Path) -> None:
     assert "the run is finished, so nothing was trained; give more --steps" in e3d_train("-o", done / "run", "--resume")
 
 
 def test_nothing_to_resume_is_exit_2(tmp_path: Path) -> None:
-    assert "nothing to resume, last.ckpt is not there" in e3d_train("-o", tmp_path / "no", "--resume", code=2)
+    assert "nothing to resume, last.ckpt does not exist" in e3d_train("-o", tmp_path / "no", "--resume", code=2)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"folder": 1, "options": {}}'])
@@ -165,13 +165,15 @@ def test_a_damaged_command_is_named(begun: Path, content: str) -> None:
         Command.read(begun / "run")
 
 
-def test_settings_of_a_run_are_read_as_they_were_written(done: Path) -> None:
+def test_settings_of_a_run_are_read_unchanged(done: Path) -> None:
     begun = Begun.read(done / "run")
     assert (begun.model.hidden, begun.train.fit, begun.train.steps) == ((4,), "crop", 1)
     assert (begun.data, begun.valid, begun.digits) == ((("clips.npy", 1.0),), None, None)
 
 
-def test_sources_are_looked_for_where_the_run_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_are_looked_up_in_the_folder_of_the_first_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "begun").mkdir()
     for name in ("a.npz", "b.npz"):
         (tmp_path / "begun" / name).touch()
@@ -203,7 +205,7 @@ def raise_in_the_first_step(monkeypatch: pytest.MonkeyPatch, number: signal.Sign
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_is_the_exit_code(
+def test_a_signal_saves_the_run_and_sets_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     raise_in_the_first_step(monkeypatch, number)
@@ -212,7 +214,7 @@ def test_a_signal_saves_and_is_the_exit_code(
     assert steps_done(tmp_path / "run") == 1
 
 
-def test_a_second_signal_before_anything_is_saved_suggests_no_resuming(
+def test_a_second_signal_before_anything_is_saved_does_not_suggest_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raise_in_the_first_step(monkeypatch, signal.SIGTERM, times=2)
@@ -233,7 +235,7 @@ def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pyt
     assert steps_done(tmp_path / "run") == 1
 
 
-def test_a_hangup_raises_what_tells_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hangup_raises_an_exception_with_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raise_in_the_first_step(monkeypatch, signal.SIGHUP)
     with pytest.raises(Interrupted) as caught:
         train(MODEL, replace(TRAINING, steps=2), tmp_path / "run", machine=Machine(progress=False))
@@ -249,11 +251,11 @@ LEFT = [
     "run/previews/.step_000001.png",
     "out/.model-b.part-1-of-1.safetensors",
 ]
-"""Begin of the names of workspaces that a killed run leaves."""
+"""Beginnings of the names of workspaces that a killed run leaves."""
 
 
 def left_below(folder: Path) -> list[Path]:
-    """Make workspaces as a killed run leaves them; only `files` can name the system that they were made on."""
+    """Create workspaces like those of a killed run; only `files` can name the system that created them."""
     left = [folder / f"{name}.{files._system()}abcdefgh{files.PARTIAL}" for name in LEFT]
     for workspace in left:
         workspace.mkdir(parents=True)
@@ -261,13 +263,13 @@ def left_below(folder: Path) -> list[Path]:
     return left
 
 
-def test_what_a_killed_run_left_half_written_goes_when_the_run_goes_on(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_when_it_is_resumed(tmp_path: Path) -> None:
     left = left_below(tmp_path)
     training._remove_leftovers(tmp_path / "run", tmp_path / "out")
     assert not any(folder.exists() for folder in left)
 
 
-def test_a_run_removes_no_file_or_folder_of_other_programs(begun: Path) -> None:
+def test_files_and_folders_of_other_programs_are_not_removed(begun: Path) -> None:
     left = left_below(begun)
     theirs = [begun / place / ".film.mkv.partial" for place in ("run", "run/previews", "out")]
     for folder in theirs:
@@ -279,7 +281,9 @@ def test_a_run_removes_no_file_or_folder_of_other_programs(begun: Path) -> None:
     assert not any(folder.exists() for folder in left)
 
 
-def test_what_another_system_may_still_be_writing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_another_system_may_be_writing_are_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     left = left_below(tmp_path)
     monkeypatch.setattr(files, "_system", lambda: "another.")
     training._remove_leftovers(tmp_path / "run", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Patches that divide frames, and the size that is suggested without timing."""
+"""Patch sizes that divide frames, and the preset that is suggested without timing."""
 
 from pathlib import Path
 
@@ -21,11 +21,13 @@ from tests.tools import e3d
         ((101, 103), 8, None),
     ],
 )
-def test_a_patch_divides_the_frame_into_few(image_size: tuple[int, int], at_most: int, patch: int | None) -> None:
+def test_a_patch_size_divides_the_frame_into_few_patches(
+    image_size: tuple[int, int], at_most: int, patch: int | None
+) -> None:
     assert fitting_patch(image_size, at_most=at_most) == patch
 
 
-def test_a_size_names_a_patch_only_where_its_own_does_not_suit() -> None:
+def test_a_patch_size_is_named_only_if_that_of_the_preset_does_not_suit() -> None:
     assert size_arguments("tiny", (64, 64)) == ("--preset", "tiny")
     assert size_arguments("tiny", (60, 60)) == ("--preset", "tiny", "--patch-size", "6")
 
@@ -38,7 +40,7 @@ def test_the_suggestion_without_timing_can_be_trained_too(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("options", [["--json"], []])
-def test_nothing_is_suggested_for_frames_without_a_patch(tmp_path: Path, options: list[str]) -> None:
+def test_nothing_is_suggested_for_frames_without_a_patch_size(tmp_path: Path, options: list[str]) -> None:
     np.save(tmp_path / "clips.npy", np.zeros((12, 2, 50, 67, 1), np.uint8))
     done = e3d("data", "inspect", tmp_path / "clips.npy", "--image-size", "50x67", "--length", "2", *options)
     assert "frames of this size cannot be cut into few enough patches; look again with" in done.stderr

@@ -1,4 +1,4 @@
-"""Lines of a run that nobody watches, the warning of one that takes days, and where a bar is shown."""
+"""Progress of a run: plain lines, the warning of a run that takes days, and the progress bar."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ from tests.tools import Clock, Terminal
 
 
 class Run:
-    """A trainer and a module, as far as `Telling` asks them."""
+    """Fake trainer and module with the attributes that `Telling` reads."""
 
     is_global_zero = True
     device = torch.device("cpu")
@@ -35,7 +35,7 @@ class Run:
 def lines_of(
     config: TrainConfig, step_s: float, *, limit_s: float | None = None, steps: int | None = None
 ) -> list[str]:
-    """Return the lines of a run whose steps take so long."""
+    """Return the progress lines of a run with steps of the given duration."""
     clock, said = Clock(), list[str]()
     pace = Pace(config, limit_s=limit_s, clock=clock)
     telling, run = Telling(config, pace, said.append, clock=clock), Run()
@@ -60,7 +60,7 @@ def lines_of(
 def test_a_bar_needs_a_terminal_that_can_erase(
     monkeypatch: pytest.MonkeyPatch, terminal: io.StringIO, variables: dict[str, str], shown: bool
 ) -> None:
-    """Without colours it is one without colours, as the other commands have it."""
+    """A terminal without colours gets a bar without colours, as from other commands."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -71,7 +71,7 @@ def test_a_bar_needs_a_terminal_that_can_erase(
     assert any(isinstance(one, Bar) for one in ours) is shown
 
 
-def test_a_bar_without_colours_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_without_colours_writes_no_colour_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     written = {}
     for value in ("", "1"):
@@ -84,7 +84,7 @@ def test_a_bar_without_colours_has_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert "\x1b[31m" not in written["1"]
 
 
-def test_a_bar_shows_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_shows_only_two_values(monkeypatch: pytest.MonkeyPatch) -> None:
     logged = {"v_num": 0, "train_loss": 0.2, "train_mse": 9.1, "valid_mse": 6.0}
     monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: logged)
     anything: Any = None
@@ -93,12 +93,12 @@ def test_a_bar_shows_no_more_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Bar(10).get_metrics(anything, anything) == {"loss": 0.2}
 
 
-def test_a_run_of_one_step_tells_its_speed() -> None:
+def test_a_run_of_one_step_shows_its_speed() -> None:
     assert lines_of(TrainConfig(steps=1), 2.0) == ["step 1 of 1: loss 0.25, 2 sequences/s, 0 s left"]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_lines_come_at_the_first_step_the_last_and_every_half_minute(accumulate: int) -> None:
+def test_lines_are_written_at_the_first_step_the_last_and_every_half_minute(accumulate: int) -> None:
     said = lines_of(TrainConfig(steps=50, batch_size=4, accumulate=accumulate), 2.0)
     assert said == [
         "step 1 of 50: loss 0.25",
@@ -110,19 +110,19 @@ def test_lines_come_at_the_first_step_the_last_and_every_half_minute(accumulate:
     assert all(line.isascii() for line in said)
 
 
-def test_a_time_limit_is_what_is_left() -> None:
+def test_a_time_limit_limits_the_remaining_time() -> None:
     assert lines_of(TrainConfig(steps=50), 2.0, limit_s=60.0, steps=16)[1].endswith("28 s left")
     by_time = TrainConfig(steps=50_000, schedule_by="time")
     lines = ["step 1: loss 0.25", "step 16: loss 0.25, 2 sequences/s, 9 min left"]
     assert lines_of(by_time, 2.0, limit_s=590.0, steps=16) == lines
 
 
-def test_a_run_of_days_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_takes_days_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     lines_of(TrainConfig(steps=80_000), 10.0, steps=5)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert caplog.messages == [
-        "at 10 s a step the remaining 79998 steps take 9.26 days; end the run when you like by Ctrl-C or --time-limit "
-        "MINUTES, or begin a smaller one with --preset tiny or small, or train on a GPU"
+        "at 10 s per step the remaining 79998 steps take 9.26 days; end the run at any time with Ctrl-C or "
+        "--time-limit MINUTES, or begin a smaller one with --preset tiny or small, or train on a GPU"
     ]
 
 
@@ -132,7 +132,7 @@ def test_a_run_of_hours_or_one_that_a_limit_ends_is_not_warned_of(caplog: pytest
     assert caplog.messages == []
 
 
-def test_times_are_told_in_units_that_are_read_at_a_glance() -> None:
+def test_durations_are_shown_in_readable_units() -> None:
     times = [0.2, 45.4, 99.4, 100, 90 * 60, 100 * 60, 86_000, 86_400, 20 * 86_400]
     expected = ["0 s", "45 s", "99 s", "2 min", "90 min", "1 h 40 min", "23 h 53 min", "1 days", "20 days"]
     assert [duration(one) for one in times] == expected

@@ -1,4 +1,4 @@
-"""Training: scheduled sampling, the loss, whole runs and their interruptions."""
+"""Training: scheduled sampling, the loss, whole runs, and runs that are interrupted and resumed."""
 
 import csv
 import errno
@@ -89,7 +89,7 @@ QUIET = Machine(progress=False)
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Previews take longer than the tiny steps."""
+    """Draw no previews, because they take longer than the tiny steps."""
     monkeypatch.setattr(plots, "strips", lambda *_, **__: b"picture")
 
 
@@ -99,7 +99,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("step", "chance"), [(0, 0.8), (250, 0.6), (500, 0.4), (750, 0.2), (999, 0.0008), (1000, 0.0), (10**6, 0.0)]
 )
-def test_chance_of_truth_falls_in_a_line(step: int, chance: float) -> None:
+def test_chance_of_truth_falls_linearly(step: int, chance: float) -> None:
     assert sampling.probability(step, start=0.8, decrease=0.0008, stop_step=1000) == pytest.approx(chance)
 
 
@@ -108,14 +108,14 @@ def test_truth_is_never_shown_with_stop_step_zero() -> None:
 
 
 def test_chance_of_truth_equals_the_released_schedule() -> None:
-    """google/e3d_lstm run.py: 0.00002 less at each iteration, 0 from iteration 50,000 on."""
+    """In run.py of google/e3d_lstm the chance falls by 0.00002 per iteration and is 0 from iteration 50,000 on."""
     eta = 1.0
     for iteration in range(1, 50_010):
         eta = eta - 0.00002 if iteration < 50_000 else 0.0
         assert abs(sampling.probability(iteration, start=1.0, decrease=0.00002, stop_step=50_000) - eta) < SCHEDULE
 
 
-def test_truth_is_drawn_as_often_as_asked() -> None:
+def test_truth_is_drawn_with_the_given_chance() -> None:
     generator = np.random.default_rng(0)
     drawn = sampling.draw((500, 9), 0.3, generator)
     assert drawn.shape == (500, 9)
@@ -129,7 +129,7 @@ def test_truth_is_drawn_as_often_as_asked() -> None:
 
 
 def learner(model: E3DLSTM, config: TrainConfig) -> tuple[Learner, dict[str, float]]:
-    """A Learner outside of a Trainer, and what it logs."""
+    """Return a Learner without a Trainer, and a dictionary of the values that it logs."""
     learner, logged = Learner(model, config), {}
 
     def log(name: str, value: Any, **_: Any) -> None:
@@ -162,7 +162,7 @@ def test_weight_of_the_absolute_differences_counts(tiny_model: E3DLSTM, clip: Te
         learner(tiny_model, TrainConfig(context_length=4, horizon=3, l1_weight=weight))[0].training_step(clip, 0)
         for weight in (0.0, 1.0, 2.0)
     ]
-    # At the first of 80,000 steps the truth is shown with these draws.
+    # At the first of 80,000 steps the true frame is shown with these draws.
     difference = tiny_model(clip, 3, torch.ones(2, 5)) - clip[:, 1:]
     assert losses[0].item() == pytest.approx(difference.square().mean().item(), rel=LOSS)
     assert (losses[1] - losses[0]).item() == pytest.approx(difference.abs().mean().item(), rel=LOSS)
@@ -179,7 +179,7 @@ def test_validation_measures_the_frames_after_the_context(tiny_model: E3DLSTM, c
 
 
 def test_truth_is_drawn_from_seed_and_step(tiny_model: E3DLSTM, clip: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a resumed run draws what the uninterrupted one does."""
+    """A resumed run therefore repeats the draws of an uninterrupted run."""
     draw, drawn = sampling.draw, []
 
     def record(shape: tuple[int, int], chance: float, generator: sampling.Generator) -> Tensor:
@@ -229,7 +229,7 @@ def test_a_single_clip_can_be_learned_by_heart() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] / 2  # measured a fifth
+    assert losses[-1] < losses[0] / 2  # measured 1/5
 
 
 # Whole runs
@@ -246,12 +246,12 @@ def power_cut() -> None:
 
 
 class Recorder(Callback):
-    """Keeps what a run went through, and does something after a step, before it is saved."""
+    """Callback that records a run, and calls `act` after a step and before its state is saved."""
 
     def __init__(self, step: int | None = None, act: Callable[[], None] = power_cut) -> None:
         self.step, self.act = step, act
         self.weights: list[Weights] = []
-        """The initial ones, then those after each step."""
+        """The initial weights, then the weights after each step."""
         self.averages: list[Weights] = []
         self.batches: list[Tensor] = []
         self.validated: list[Tensor] = []
@@ -294,14 +294,14 @@ def steps_done(run: Path) -> int:
 
 
 def logged(run: Path, name: str, version: int = 0) -> dict[int, float]:
-    """Return the values that a run logged, by the number of the step, from 0."""
+    """Return the values that a run logged under a name, by step, from 0."""
     with (run / "logs" / f"version_{version}" / "metrics.csv").open() as file:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
-    """The folder of a finished run of 6 steps, and what it went through."""
+    """Return the folder of a finished run of 6 steps, and its recorder."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
     recorder = Recorder()
     assert train(MODEL, TRAINING, run, machine=QUIET, callbacks=[recorder]) == run / "model.safetensors"
@@ -310,7 +310,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
 
 def test_run_fills_its_folder(finished: tuple[Path, Recorder]) -> None:
     run, _ = finished
-    pictures = [f"previews/step_00000{step}.png" for step in (1, 3, 6)]  # 1 is early, then the validations
+    pictures = [
+        f"previews/step_00000{step}.png" for step in (1, 3, 6)
+    ]  # an early preview, then those of the validations
     models = ["model.safetensors", "model_plain.safetensors"]
     found = contents(run)
     files = ["command.json", "config.json", "last.ckpt", "logs/version_0/metrics.csv", "result.json"]
@@ -347,12 +349,12 @@ def test_run_writes_its_settings(finished: tuple[Path, Recorder]) -> None:
 def test_run_logs_both_errors(finished: tuple[Path, Recorder]) -> None:
     run, _ = finished
     assert list(logged(run, "train_mse")) == [1, 3, 5]  # every second step
-    assert list(logged(run, "valid_mse")) == [2, 5]  # every third
+    assert list(logged(run, "valid_mse")) == [2, 5]  # every third step
     assert min(logged(run, "train_mse").values()) > 0
 
 
 def valid_mse(model: Path, config: TrainConfig, source: str = "moving-mnist") -> float:
-    """Return the error that a validation should find, computed independently."""
+    """Return the expected error of a validation, computed independently."""
     network = checkpoint.load(model)
     clips = evaluation_data(
         source,
@@ -369,7 +371,7 @@ def valid_mse(model: Path, config: TrainConfig, source: str = "moving-mnist") ->
     return float(np.mean(errors))
 
 
-def test_what_is_saved_is_what_was_validated(finished: tuple[Path, Recorder]) -> None:
+def test_the_saved_weights_are_those_that_were_validated(finished: tuple[Path, Recorder]) -> None:
     run, recorder = finished
     assert logged(run, "valid_mse")[5] == pytest.approx(valid_mse(run / "model.safetensors", TRAINING), rel=VALIDATION)
     assert len(recorder.validated) == 2 * 2  # three clips in batches of two, twice
@@ -382,7 +384,9 @@ def by_hand(weights: Sequence[Weights], decay: float) -> Weights:
     return average
 
 
-def test_saved_weights_are_the_moving_average_from_the_initial_ones_on(finished: tuple[Path, Recorder]) -> None:
+def test_saved_weights_are_the_moving_average_that_begins_with_the_initial_weights(
+    finished: tuple[Path, Recorder],
+) -> None:
     run, recorder = finished
     assert len(recorder.weights) == 1 + TRAINING.steps
     average = by_hand(recorder.weights, TRAINING.ema_decay)
@@ -393,7 +397,7 @@ def test_saved_weights_are_the_moving_average_from_the_initial_ones_on(finished:
     assert equal(saved(run / "model_plain.safetensors"), recorder.weights[-1])
 
 
-def test_the_average_forgets_its_beginning_at_first(tmp_path: Path) -> None:
+def test_the_decay_of_the_average_is_smaller_at_first(tmp_path: Path) -> None:
     recorder = Recorder()
     config = replace(TRAINING, ema_decay=0.9995, ema_warmup=True)
     model = train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[recorder])
@@ -417,7 +421,7 @@ def test_the_weights_themselves_are_saved_without_average(tmp_path: Path) -> Non
     assert logged(tmp_path / "run", "valid_mse")[5] == pytest.approx(valid_mse(model, config), rel=VALIDATION)
 
 
-def test_previews_show_a_clip_held_out_and_its_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_previews_show_a_held_out_clip_and_its_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[dict[str, np.ndarray[Any, Any]]] = []
 
     def strips(rows: dict[str, np.ndarray[Any, Any]], **_: Any) -> bytes:
@@ -440,17 +444,17 @@ def test_previews_show_a_clip_held_out_and_its_forecast(tmp_path: Path, monkeypa
 def test_run_is_not_overwritten(finished: tuple[Path, Recorder]) -> None:
     run, _ = finished
     before = contents(run)
-    with pytest.raises(ConfigError, match="tiny: holds a run already; give --resume to go on with it, or another"):
+    with pytest.raises(ConfigError, match="tiny: holds a run already; give --resume to continue it, or another"):
         train(MODEL, TRAINING, run, machine=QUIET)
     assert contents(run) == before
 
 
-def test_run_that_another_process_trains_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     with (
         locked(run),
-        pytest.raises(ConfigError, match="run: another process trains into it; wait for its end, or give another"),
+        pytest.raises(ConfigError, match="run: another process is training in this folder; wait until it ends"),
     ):
         train(MODEL, TRAINING, run, machine=QUIET)
     assert not list(run.iterdir())
@@ -477,7 +481,7 @@ def test_lightning_says_nothing(
 
 
 @pytest.mark.parametrize("changes", [{}, {"reverse_input": True}, {"loss": "sum", "optimizer": "released-adam"}])
-def test_a_batch_in_parts_teaches_the_same(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_batch_in_parts_gives_the_same_weights(tmp_path: Path, changes: dict[str, Any]) -> None:
     config = replace(TRAINING, batch_size=4, sampling_start=0.5, sampling_stop_step=6, learning_rate=0.01)
     config = replace(config, **changes)
     whole, parts = Recorder(), Recorder()
@@ -490,7 +494,7 @@ def test_a_batch_in_parts_teaches_the_same(tmp_path: Path, changes: dict[str, An
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, target: str) -> list[None]:
-    """One entry for each call of what is named."""
+    """Return a list that gets one entry per call of the function `target`."""
     place, _, name = target.rpartition(".")
     module = resolve_name(place)
     plain, calls = getattr(module, name), list[None]()
@@ -503,7 +507,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, target: str) -> list[None]:
     return calls
 
 
-def test_recomputing_teaches_the_same(
+def test_recomputing_gives_the_same_weights(
     tmp_path: Path, finished: tuple[Path, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, _ = finished
@@ -530,7 +534,7 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert max(clipped.found) < 0.0101
 
 
-def test_bf16_computes_in_half_and_keeps_whole_weights(tmp_path: Path, finished: tuple[Path, Recorder]) -> None:
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path: Path, finished: tuple[Path, Recorder]) -> None:
     recorder = Recorder()
     train(MODEL, replace(TRAINING, precision="bf16"), tmp_path / "run", machine=QUIET, callbacks=[recorder])
     found, expected = recorder.weights[-1], finished[1].weights[-1]
@@ -542,7 +546,7 @@ def test_bf16_computes_in_half_and_keeps_whole_weights(tmp_path: Path, finished:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, and there is no g++")
-def test_compiled_cells_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_cells_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(TRAINING, steps=2)
     plain, compiled = Recorder(), Recorder()
     train(MODEL, config, tmp_path / "plain", machine=QUIET, callbacks=[plain])
@@ -557,7 +561,7 @@ def test_compiled_cells_learn_the_same(tmp_path: Path, monkeypatch: pytest.Monke
 def test_workers_load_the_same_and_leave_signals_to_the_first_process(
     tmp_path: Path, finished: tuple[Path, Recorder], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Ctrl-C goes to all processes of a terminal."""
+    """Ctrl-C is sent to all processes of a terminal."""
     told: list[int] = []
 
     def interrupt() -> None:
@@ -580,10 +584,10 @@ def test_workers_load_the_same_and_leave_signals_to_the_first_process(
     assert capfd.readouterr() == ("", "")
 
 
-# Broken off and resumed
+# Interrupted and resumed runs
 
 ENDLESS = replace(TRAINING, validate_every=100, save_every=100)
-"""Saves only when something happens."""
+"""Settings of a run that saves only on request."""
 
 
 @pytest.mark.parametrize(
@@ -632,9 +636,9 @@ def test_resumed_run_ends_like_an_uninterrupted_one(tmp_path: Path, changes: dic
     assert list(logged(straight, "valid_mse")) == [6]
 
 
-def test_nothing_cannot_be_resumed(tmp_path: Path) -> None:
+def test_a_folder_without_a_state_cannot_be_resumed(tmp_path: Path) -> None:
     run = tmp_path / "new"
-    with pytest.raises(ConfigError, match=r"new: nothing to resume, last\.ckpt is not there; train without --resume"):
+    with pytest.raises(ConfigError, match=r"new: nothing to resume, last\.ckpt does not exist; train without --resume"):
         train(MODEL, TRAINING, run, machine=QUIET, resume=True)
     assert not run.exists()
 
@@ -656,7 +660,7 @@ def test_resuming_a_finished_run_changes_nothing(finished: tuple[Path, Recorder]
 
 @pytest.fixture
 def cut(tmp_path: Path) -> Path:
-    """A run of 6 steps that was broken off after the fourth."""
+    """Return the folder of a run of 6 steps that was interrupted after the fourth."""
     with pytest.raises(InterruptedError):
         train(MODEL, TRAINING, tmp_path / "cut", machine=QUIET, callbacks=[Recorder(step=5)])
     return tmp_path / "cut"
@@ -676,13 +680,13 @@ def test_resume_with_other_options_is_refused(
     cut: Path, model: dict[str, Any], config: dict[str, Any], call: dict[str, Any], names: str
 ) -> None:
     before = contents(cut)
-    message = rf"cut: was begun with other options \({names}\); give the same, or a new folder"
+    message = rf"cut: was begun with other options \({names}\); give the same options, or a new folder"
     with pytest.raises(ConfigError, match=message):
         train(replace(MODEL, **model), replace(TRAINING, **config), cut, resume=True, machine=QUIET, **call)
     assert contents(cut) == before
 
 
-def test_resume_may_run_longer_and_look_more_often(cut: Path) -> None:
+def test_a_resumed_run_may_be_longer_and_validate_more_often(cut: Path) -> None:
     config = replace(
         TRAINING, steps=8, validate_every=1, validation_clips=1, save_every=1, log_every=1, sampling_stop_step=None
     )
@@ -692,7 +696,7 @@ def test_resume_may_run_longer_and_look_more_often(cut: Path) -> None:
     assert len(recorder.validated) == 4
 
 
-def test_one_cycle_ends_where_it_was_told_to(tmp_path: Path) -> None:
+def test_one_cycle_cannot_be_extended(tmp_path: Path) -> None:
     config = replace(TRAINING, schedule="onecycle")
     with pytest.raises(InterruptedError):
         train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[Recorder(step=3)])
@@ -714,7 +718,7 @@ def test_a_damaged_run_is_not_resumed(cut: Path, name: str, how: str) -> None:
     assert contents(cut) == before
 
 
-def test_where_a_run_goes_on_or_begins(cut: Path) -> None:
+def test_folder_in_which_a_run_is_resumed_or_begun(cut: Path) -> None:
     def place(config: TrainConfig = TRAINING) -> tuple[str, bool]:
         folder, resume = resume_or_next(MODEL, config, cut, data=[("moving-mnist", 1.0)], machine=QUIET)
         assert folder.parent == cut.parent
@@ -741,7 +745,7 @@ def test_a_signal_ends_training_after_the_step(
     config = replace(TRAINING, validate_every=100, save_every=100)
     with pytest.raises(KeyboardInterrupt):
         train(MODEL, config, run, machine=QUIET, callbacks=[callback])
-    assert caplog.messages == [f"{number.name}: stopping after this step; once more to stop at once"]
+    assert caplog.messages == [f"{number.name}: stopping after this step; repeat the signal to stop at once"]
     assert signal.getsignal(number) == handler
     assert steps_done(run) == 3
     assert equal(saved(run / "model_plain.safetensors"), finished[1].weights[3])
@@ -767,7 +771,7 @@ def test_a_signal_ends_a_validation_too(tmp_path: Path, finished: tuple[Path, Re
 def test_a_signal_between_two_steps_waits_for_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's own handler of SIGTERM would end training here without saving."""
 
-    def interrupted(self: Learner, *_: Any) -> None:  # comes after all callbacks
+    def interrupted(self: Learner, *_: Any) -> None:  # called after all callbacks
         if self.global_step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -785,7 +789,7 @@ def test_a_second_signal_ends_training_at_once(tmp_path: Path) -> None:
     run, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(MODEL, TRAINING, run, machine=QUIET, callbacks=[Recorder(step=3, act=twice)])
-    assert steps_done(run) == 2  # what was saved before
+    assert steps_done(run) == 2  # the step saved before
     assert signal.getsignal(signal.SIGINT) == handler
 
 
@@ -795,7 +799,7 @@ def test_training_ends_when_its_time_is_up(
     run = tmp_path / "run"
     config = replace(TRAINING, validate_every=100, save_every=100)
     train(MODEL, config, run, machine=replace(QUIET, time_limit_s=1e-3))
-    assert caplog.messages == ["time limit: stopped after step 1 of 6; --resume goes on"]
+    assert caplog.messages == ["time limit: stopped after step 1 of 6; continue with --resume"]
     assert steps_done(run) == 1
     assert equal(saved(run / "model_plain.safetensors"), finished[1].weights[1])
     train(MODEL, config, run, resume=True, machine=replace(QUIET, time_limit_s=1000))
@@ -803,7 +807,7 @@ def test_training_ends_when_its_time_is_up(
 
 
 class Poison(Callback):
-    """Makes the loss of one step no number, and keeps what was saved before it."""
+    """Callback that makes the loss of one step NaN, and records the files that were saved before it."""
 
     def __init__(self, run: Path, step: int) -> None:
         self.run, self.step = run, step
@@ -818,10 +822,10 @@ class Poison(Callback):
 @pytest.mark.parametrize(
     ("changes", "found"), [({"log_every": 1}, 3), ({"log_every": 100}, 4), ({"log_every": 1, "accumulate": 2}, 3)]
 )
-def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, changes: dict[str, Any], found: int) -> None:
+def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path, changes: dict[str, Any], found: int) -> None:
     run = tmp_path / "run"
     poison = Poison(run, step=3)
-    with pytest.raises(TrainingError, match=f"no finite number any more at step {found}; the state of step 2 is kept"):
+    with pytest.raises(TrainingError, match=f"not finite at step {found}; the state of step 2 is kept"):
         train(MODEL, replace(TRAINING, validate_every=4, **changes), run, machine=QUIET, callbacks=[poison])
     after = {name: content for name, content in contents(run).items() if "logs" not in name}
     assert after == poison.before
@@ -829,16 +833,16 @@ def test_a_loss_that_is_no_number_ends_training(tmp_path: Path, changes: dict[st
     assert all(weight.isfinite().all() for weight in saved(run / "model.safetensors").values())
 
 
-def test_a_loss_that_was_never_a_number_saves_nothing(tmp_path: Path) -> None:
+def test_a_loss_that_is_never_finite_saves_nothing(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    remedy = r"Begin a new run, with a lower --learning-rate or a --gradient-clip$"
+    remedy = r"Begin a new run with a lower --learning-rate or a --gradient-clip$"
     with pytest.raises(TrainingError, match=rf"at step 2; nothing was saved yet\. {remedy}"):
         train(MODEL, TRAINING, run, machine=QUIET, callbacks=[Poison(run, step=1)])
     assert not list(run.glob("*.safetensors"))
 
 
 def test_a_loss_that_overflows_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its gradients may be finite, and so the weights."""
+    """The gradients of such a loss may be finite, and so may the weights."""
     plain = Learner.loss
 
     def overflown(self: Learner, difference: Tensor) -> Tensor:
@@ -846,29 +850,27 @@ def test_a_loss_that_overflows_ends_training(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Learner, "loss", overflown)
     config = replace(TRAINING, log_every=100, save_every=4, validate_every=100)
-    with pytest.raises(TrainingError, match="no finite number any more at step 4"):
+    with pytest.raises(TrainingError, match="not finite at step 4"):
         train(MODEL, config, tmp_path / "run", machine=QUIET)
 
 
-def test_an_average_that_is_no_number_ends_training(cut: Path) -> None:
-    """It is what is saved as the model, and the weights may be numbers all the same."""
+def test_an_average_that_is_not_finite_ends_training(cut: Path) -> None:
+    """The average is saved as the model, and the weights may be finite nevertheless."""
     state = torch.load(cut / "last.ckpt", weights_only=True)
     next(iter(state["state_dict"].values())).view(-1)[0] = torch.nan
     torch.save(state, cut / "last.ckpt")
-    with pytest.raises(
-        TrainingError, match="averaged weight is no finite number any more at step 6; the state of step 4"
-    ):
+    with pytest.raises(TrainingError, match="averaged weight is not finite at step 6; the state of step 4"):
         train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
     assert all(weight.isfinite().all() for weight in saved(cut / "model.safetensors").values())
 
 
-def test_a_resumed_run_knows_what_is_kept(cut: Path) -> None:
+def test_a_resumed_run_names_the_state_that_remains(cut: Path) -> None:
     with pytest.raises(TrainingError, match="at step 6; the state of step 4 is kept"):
         train(MODEL, TRAINING, cut, resume=True, machine=QUIET, callbacks=[Poison(cut, step=5)])
 
 
 def test_states_are_saved_without_a_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be small, and on another disk."""
+    """The folder for temporary files may be small, and on another disk."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     train(MODEL, TRAINING, tmp_path / "run", machine=QUIET)
     assert steps_done(tmp_path / "run") == 6
@@ -878,14 +880,14 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("what", ["last.ckpt", "model.safetensors", "model_plain.safetensors"])
-def test_a_full_disk_leaves_what_was_saved(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the file is written, then there is no room."""
+def test_a_full_disk_leaves_the_saved_files(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a file is written before the disk is full."""
     run = tmp_path / "run"
     full = False
     write_bytes = Path.write_bytes
 
     def write(self: Path, content: bytes) -> int:
-        if full and self.parent.name.startswith(f".{what}."):  # where a file is made before it takes its place
+        if full and self.parent.name.startswith(f".{what}."):  # the folder in which a file is prepared
             write_bytes(self, content[: len(content) // 2])
             raise FULL
         return write_bytes(self, content)
@@ -939,7 +941,7 @@ OPTIONS = [
     "--log-every",
     "1",
 ]
-"""A tiny run on the command line, except for its folder and its steps."""
+"""Options of a tiny run, except for its folder and its steps."""
 
 
 def test_a_full_disk_is_exit_7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -952,7 +954,9 @@ def test_a_full_disk_is_exit_7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "No space left on device" in done.stderr
 
 
-def test_a_signal_is_exit_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_exit_130_and_the_error_shows_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = Learner.training_step
 
     def interrupted(self: Learner, frames: Tensor, batch_idx: int) -> Tensor:
@@ -965,16 +969,16 @@ def test_a_signal_is_exit_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch:
     done = CliRunner().invoke(main, ["train", "-o", str(run), "--steps", "9", *OPTIONS])
     assert done.exit_code == 130
     assert done.stdout == ""
-    assert "SIGINT: stopping after this step; once more to stop at once" in done.stderr
+    assert "SIGINT: stopping after this step; repeat the signal to stop at once" in done.stderr
     assert f"next: e3d train -o {run} --resume\ninterrupted\n" in done.stderr
     assert steps_done(run) == 3
 
 
-def test_a_time_limit_is_told_and_no_failure(tmp_path: Path) -> None:
+def test_a_time_limit_is_reported_and_is_not_a_failure(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = CliRunner().invoke(main, ["train", "-o", str(run), "--steps", "9", "--time-limit", "1e-6", *OPTIONS])
     assert done.exit_code == 0
-    assert "time limit: stopped after step 1 of 9; --resume goes on" in done.stderr
+    assert "time limit: stopped after step 1 of 9; continue with --resume" in done.stderr
     assert steps_done(run) == 1
 
 
@@ -990,7 +994,7 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.slow
 def test_sigterm_from_outside_is_exit_143_and_can_be_resumed(tmp_path: Path) -> None:
-    """Stop a run as a scheduler does that takes the machine away, through the command line."""
+    """A run of the command line is stopped as by a scheduler that needs the machine."""
     run = tmp_path / "run"
     process = subprocess.Popen(
         arguments(run, "--steps", "100000", "--save-every", "1"),
@@ -1007,7 +1011,7 @@ def test_sigterm_from_outside_is_exit_143_and_can_be_resumed(tmp_path: Path) -> 
         process.kill()
     assert process.returncode == 143, stderr
     assert stdout == ""
-    assert "SIGTERM: stopping after this step; once more to stop at once" in stderr
+    assert "SIGTERM: stopping after this step; repeat the signal to stop at once" in stderr
     assert "interrupted" in stderr
     assert f"next: e3d train -o {run} --resume" in stderr
     done = steps_done(run)
@@ -1029,7 +1033,7 @@ BY_TIME = replace(
 
 
 class Seconds(Recorder):
-    """Lets a step take a second, the first one 20 as it compiles, and a validation 3."""
+    """Recorder with a clock: a step takes 1 s, the first step 20 s as if it compiled, and a validation 3 s."""
 
     def __init__(self, clock: Clock, step: int | None = None, act: Callable[[], None] = power_cut) -> None:
         super().__init__(step, act)
@@ -1053,13 +1057,13 @@ def timed(run: Path, config: TrainConfig, *, limit_s: float, cut: int | None = N
 
 
 def test_schedules_end_with_the_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The first step ends at 20 s; from there on 20 steps have 20 s."""
+    """The first step ends at 20 s; the remaining 20 s are enough for 20 steps."""
     run = tmp_path / "run"
     seconds = timed(run, BY_TIME, limit_s=40)
     assert caplog.messages == []
     rates, chances = logged(run, "learning_rate"), logged(run, "sampling")
     assert list(rates) == list(range(21))
-    # A step begins with the share that the one before left: 0, 0, 1/20, 2/20 …
+    # A step uses the share at the end of the step before it: 0, 0, 1/20, 2/20 …
     shares = [0.0, *(step / 20 for step in range(20))]
     cosine = [0.01 * (1 + math.cos(math.pi * share)) / 2 for share in shares]
     assert list(rates.values()) == pytest.approx([cosine[0] / 2, *cosine[1:]], abs=1e-5)  # one step of warm-up
@@ -1082,7 +1086,7 @@ def test_one_cycle_ends_with_the_time(tmp_path: Path) -> None:
 
     clock, run = Clock(), tmp_path / "run"
     machine = replace(QUIET, time_limit_s=40)
-    config = replace(BY_TIME, schedule="onecycle", accumulate=2)  # whose parts take a second each
+    config = replace(BY_TIME, schedule="onecycle", accumulate=2)  # each part takes a second
     train(MODEL, config, run, machine=machine, callbacks=[Betas(clock)], clock=clock)
     rates = list(logged(run, "learning_rate").values())
     top = int(np.argmax(rates))
@@ -1097,7 +1101,9 @@ def test_one_cycle_ends_with_the_time(tmp_path: Path) -> None:
 
 def test_validations_count_and_steps_may_end_a_run_by_time(tmp_path: Path) -> None:
     timed(tmp_path / "looks", replace(BY_TIME, validate_every=2), limit_s=40)
-    assert steps_done(tmp_path / "looks") == 9  # the fourth validation ends at 40 s, the ninth step finds that
+    assert (
+        steps_done(tmp_path / "looks") == 9
+    )  # the fourth validation ends at 40 s, which is noticed after the ninth step
     assert list(logged(tmp_path / "looks", "valid_mse")) == [1, 3, 5, 7, 8]
     timed(tmp_path / "few", replace(BY_TIME, steps=5), limit_s=1000)
     assert steps_done(tmp_path / "few") == 5
@@ -1105,19 +1111,19 @@ def test_validations_count_and_steps_may_end_a_run_by_time(tmp_path: Path) -> No
     assert logged(tmp_path / "few", "learning_rate")[4] == pytest.approx(0.01 * (1 + math.cos(0.8 * math.pi)) / 2)
 
 
-def test_a_resumed_run_by_time_goes_on_where_it_was_and_ends_with_the_whole_time(tmp_path: Path) -> None:
+def test_a_resumed_run_by_time_keeps_its_share_and_ends_at_the_total_limit(tmp_path: Path) -> None:
     run, config = tmp_path / "run", replace(BY_TIME, save_every=10)
     with pytest.raises(InterruptedError):
         timed(run, config, limit_s=60, cut=11)
     state = torch.load(run / "last.ckpt", weights_only=True)["callbacks"]["Keeper"]
     assert state == {"elapsed_s": 29, "share": pytest.approx(9 / 40)}
-    timed(run, config, limit_s=60, resume=True)  # 31 s are left, 20 of them for the first step
+    timed(run, config, limit_s=60, resume=True)  # 31 s remain, 20 of them for the first step
     rates = logged(run, "learning_rate", version=1)
     assert steps_done(run) == 10 + 1 + 11
     for step, share in ((10, 9 / 40), (11, 9 / 40), (21, 9 / 40 + 31 / 40 * 10 / 11)):
         assert rates[step] == pytest.approx(0.01 * (1 + math.cos(math.pi * share)) / 2, abs=1e-5)
     before = contents(run)
-    timed(run, config, limit_s=60, resume=True)  # is finished
+    timed(run, config, limit_s=60, resume=True)  # the run is finished
     assert contents(run) == before
     timed(run, config, limit_s=90, resume=True)  # the share falls from 1 to 60/90, and the first step takes 20 s
     rates = logged(run, "learning_rate", version=2)
@@ -1131,7 +1137,7 @@ def test_a_schedule_by_time_without_a_limit_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = CliRunner().invoke(main, ["train", "-o", str(run), "--schedule-by", "time", *OPTIONS])
     assert done.exit_code == 2
-    assert "time without a time limit has no end; give --time-limit MINUTES" in done.stderr
+    assert "got time, but there is no time limit; give --time-limit MINUTES" in done.stderr
     assert not run.exists()
 
 
@@ -1158,10 +1164,14 @@ def test_a_run_of_an_older_version_is_resumed(cut: Path) -> None:
     assert steps_done(cut) == 6
 
 
-def test_settings_that_hold_newer_defaults_are_not_written(cut: Path) -> None:
+def test_newer_settings_with_their_defaults_are_not_written(cut: Path) -> None:
     settings = json.loads((cut / "config.json").read_text())
     assert not {"schedule_by", "burn_in_steps", "cuda_graph"} & settings["train"].keys()
-    settings["train"] |= {"schedule_by": "steps", "burn_in_steps": None, "cuda_graph": False}  # as versions before did
+    settings["train"] |= {
+        "schedule_by": "steps",
+        "burn_in_steps": None,
+        "cuda_graph": False,
+    }  # as written by earlier versions
     (cut / "config.json").write_text(json.dumps(settings))
     train(MODEL, TRAINING, cut, resume=True, machine=QUIET)
     assert steps_done(cut) == 6
@@ -1202,7 +1212,7 @@ def test_steps_before_the_burn_in_are_those_of_a_run_without(tmp_path: Path, fin
 
 
 def test_the_last_tenth_of_the_time_has_a_burn_in(tmp_path: Path) -> None:
-    """The first step ends at 20 s, so that step 37 begins at 0.9 of the time; batches are read two steps ahead."""
+    """The first step ends at 20 s, so step 37 begins at 0.9 of the time; batches are read two steps ahead."""
     config = replace(BY_TIME, burn_in=3)
     timed(tmp_path / "run", config, limit_s=60)
     found = list(logged(tmp_path / "run", "burn_in").values())
@@ -1213,7 +1223,7 @@ def test_the_last_tenth_of_the_time_has_a_burn_in(tmp_path: Path) -> None:
     assert any(drawn[39:])
 
 
-def test_clips_with_no_frame_to_spare_train_without_a_burn_in_and_are_told_once(
+def test_clips_without_spare_frames_train_without_a_burn_in_and_are_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_clips(tmp_path / "clips.npz", noise(5, TRAINING.clip_length, 32, 32, 1))
@@ -1228,7 +1238,7 @@ def test_clips_with_no_frame_to_spare_train_without_a_burn_in_and_are_told_once(
     )
 
 
-def test_a_run_that_is_older_than_the_burn_in_goes_on_without(tmp_path: Path) -> None:
+def test_a_run_that_is_older_than_the_burn_in_is_resumed_without_it(tmp_path: Path) -> None:
     config = replace(TRAINING, steps=20, burn_in=0)
     with pytest.raises(InterruptedError):
         train(MODEL, config, tmp_path / "run", machine=QUIET, callbacks=[Recorder(step=5)])
@@ -1249,13 +1259,13 @@ def test_a_run_that_is_older_than_the_burn_in_goes_on_without(tmp_path: Path) ->
 # Parts
 
 
-def test_parts_are_written_in_turn_and_at_the_end(tmp_path: Path) -> None:
+def test_sets_of_parts_are_written_alternately_and_at_the_end(tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "parts"
     seconds = timed(run, BY_TIME, limit_s=40, machine={"parts": folder, "parts_every_s": 8})
     names = ["model-a.part-1-of-1.safetensors", "model-b.part-1-of-1.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.csv", *names]
     steps = [parts.join([folder / name]).step for name in names]
-    assert steps == [17, 21]  # of 1 (20 s), 9, 17 and 21, which is the last
+    assert steps == [17, 21]  # the last two of steps 1 (20 s), 9, 17 and 21
     found = parts.join(parts.find_parts([folder]))
     (tmp_path / "joined.safetensors").write_bytes(found.content)
     for name, weight in saved(run / "model.safetensors").items():
@@ -1267,7 +1277,7 @@ def test_parts_are_written_in_turn_and_at_the_end(tmp_path: Path) -> None:
     assert list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))[-1]["valid_mse"]
 
 
-def test_parts_of_a_resumed_run_are_of_the_same_run(tmp_path: Path) -> None:
+def test_parts_of_a_resumed_run_belong_to_the_same_run(tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "parts"
     machine = replace(QUIET, parts=folder, parts_every_s=0)
     with pytest.raises(InterruptedError):
@@ -1292,8 +1302,8 @@ def test_parts_of_another_run_are_not_mixed_into_a_resumed_one(tmp_path: Path, s
     assert contents(tmp_path) == before
 
 
-def test_parts_of_steps_that_are_made_again_do_not_win(tmp_path: Path) -> None:
-    """The state is of step 4, and the parts are of 8 and 9 when the run breaks off."""
+def test_parts_of_repeated_steps_are_replaced(tmp_path: Path) -> None:
+    """When the run is interrupted, its state is that of step 4, and its parts are those of steps 8 and 9."""
     run, folder = tmp_path / "run", tmp_path / "parts"
     machine = replace(QUIET, parts=folder, parts_every_s=0)
     config = replace(TRAINING, steps=20, validate_every=20, save_every=4)
@@ -1325,15 +1335,17 @@ def test_parts_that_cannot_be_written_do_not_end_training(
     train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, parts=folder, parts_every_s=0))
     assert tries == [1, 2, 3, 4, 5, 6]
     assert [text for text in caplog.messages if "parts" in text] == [
-        f"parts of step 1 were not written ({FULL}); training goes on"
+        f"parts of step 1 could not be written ({FULL}); training continues"
     ]
     assert parts.join(parts.find_parts([folder])).step == 6
 
 
 @pytest.mark.parametrize("parts_folder", ["file", "/proc", "/proc/below"])
-def test_a_folder_that_takes_no_parts_is_refused_before_anything_is_made(tmp_path: Path, parts_folder: str) -> None:
+def test_an_unwritable_folder_for_parts_is_refused_before_anything_is_created(
+    tmp_path: Path, parts_folder: str
+) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"takes no files \(.+\); give another folder"):
+    with pytest.raises(ConfigError, match=r"cannot be written to \(.+\); give another folder"):
         train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, parts=tmp_path / parts_folder))
     assert not (tmp_path / "run").exists()
 
@@ -1370,10 +1382,10 @@ def test_parts_are_written_when_a_run_is_stopped(tmp_path: Path) -> None:
     assert parts.join(parts.find_parts([tmp_path / "parts"])).step == 3
 
 
-# What a GPU is given
+# Settings of a GPU
 
 
-def test_a_fused_optimizer_takes_clipped_gradients_in_bf16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_clipped_in_bf16_with_a_fused_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning refuses this combination, which is used on a GPU."""
     fused: list[bool] = []
     for name in ("Adam", "AdamW"):
@@ -1396,9 +1408,7 @@ def test_optimizers_on_a_cpu_are_not_fused(tiny_model: E3DLSTM) -> None:
 
 
 @pytest.mark.parametrize(("precision", "inside"), [("bf16", "high"), ("auto", "high"), ("fp32", "highest")])
-def test_a_gpu_multiplies_in_tf32_beside_bf16_alone(
-    precision: Any, inside: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_uses_tf32_only_with_bf16(precision: Any, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     with _tf32_where_bf16(replace(TRAINING, precision=precision)):
@@ -1407,8 +1417,8 @@ def test_a_gpu_multiplies_in_tf32_beside_bf16_alone(
 
 
 @pytest.mark.slow
-def test_training_takes_tf32_that_was_set_by_the_new_names() -> None:
-    """In a process of its own, as PyTorch's two sets of names then disagree in all of it."""
+def test_training_accepts_tf32_that_was_set_by_the_new_names() -> None:
+    """This runs in its own process, because PyTorch's two sets of names then disagree in the whole process."""
     code = """
 import torch
 from e3d_deploy.config import TrainConfig
@@ -1426,8 +1436,8 @@ print(torch.backends.fp32_precision)
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "tf32\n"
 
 
-def test_cells_are_compiled_for_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validations and previews have other batches, each of which would be compiled."""
+def test_cells_are_compiled_only_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validations and previews have other batch sizes, and each size would be compiled."""
     calls: list[int] = []
 
     def compile_(plain: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -1450,7 +1460,7 @@ def test_cells_are_compiled_for_training_alone(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.filterwarnings("ignore")  # PyTorch's own
 def test_everything_is_compiled_in_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the history is; which graphs there are does not depend on the backend."""
+    """This holds for any length of the history; the graphs do not depend on the backend."""
     plain = torch.compile
     monkeypatch.setattr(torch, "compile", lambda part, **options: plain(part, backend="eager", **options))
     torch._dynamo.reset()
@@ -1465,14 +1475,14 @@ def test_everything_is_compiled_in_the_first_step(monkeypatch: pytest.MonkeyPatc
             predictions = model(torch.rand(2, 9, 1, 16, 16), 4, torch.ones(2, 7))
         predictions.float().square().mean().backward()
         with torch.no_grad():
-            model(torch.rand(1, 3, 1, 16, 16), 2)  # another batch
+            model(torch.rand(1, 3, 1, 16, 16), 2)  # another batch size
         graphs.append(stats["unique_graphs"])
     torch._dynamo.reset()
-    assert graphs[0] == graphs[2] == 4 + 1  # variants of gates and states; layers alike share them
+    assert graphs[0] == graphs[2] == 4 + 1  # variants of gates and states; equal layers share them
 
 
-def test_the_share_of_the_first_process_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clocks differ, and with the learning rate the weights of processes would part."""
+def test_all_processes_use_the_share_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks differ, so the learning rates and then the weights of the processes would diverge."""
     plain = SingleDeviceStrategy.broadcast
 
     def broadcast(self: SingleDeviceStrategy, value: Any, src: int = 0) -> Any:
@@ -1483,10 +1493,10 @@ def test_the_share_of_the_first_process_counts(tmp_path: Path, monkeypatch: pyte
     assert list(logged(tmp_path / "run", "learning_rate").values()) == pytest.approx([0.005] * 4)
 
 
-# Going on from weights that ship
+# Training from the weights of the demo model
 
 
-def test_a_run_goes_on_from_the_demo_model(tmp_path: Path) -> None:
+def test_a_run_begins_with_the_demo_model(tmp_path: Path) -> None:
     network = ["--patch-size", "8", "--hidden", "64,64", "--kernel-size", "3"]
     short = ["--context", "2", "--horizon", "2", "--batch-size", "1", "--steps", "1", "--validation-clips", "1"]
     run = tmp_path / "run"
@@ -1521,8 +1531,8 @@ def run_one(run: Path, *more: str) -> Path:
     return run / "model.safetensors"
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    """Each takes half of each part of a batch, with its rows of what scheduled sampling draws, and the same burn-in."""
+def test_two_processes_give_the_weights_of_one(tmp_path: Path) -> None:
+    """Each process gets half of each part of a batch, with its rows of the draws and the same burn-in."""
     steps = ["--steps", "6", "--accumulate", "2", "--burn-in", "9", "--burn-in-steps", "4"]
     done = run_two(tmp_path / "two", *steps)
     assert done.returncode == 0, done.stderr
@@ -1536,7 +1546,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_share_of_the_time(tmp_path: Path) -> None:
-    """Here that of the steps, which is the larger one, so that one process has the same."""
+    """Here the share of the steps is the larger one, so a single process has the same share."""
     options = ["--schedule-by", "time", "--time-limit", "1e6", "--schedule", "cosine", "--steps", "4"]
     done = run_two(tmp_path / "two", *options)
     assert done.returncode == 0, done.stderr
@@ -1559,7 +1569,7 @@ def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
     try:
         wait_for(run / "last.ckpt", process)
         process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=300)  # ends when the last process has closed them
+        stdout, stderr = process.communicate(timeout=300)  # returns when the last process has closed the pipes
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -1576,7 +1586,7 @@ def test_a_signal_to_one_process_ends_both(tmp_path: Path) -> None:
 
 
 def test_tensorboard_logs_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Else it imports TensorFlow where that is installed, for seconds.
+    # Otherwise it would import TensorFlow if installed, which takes seconds.
     monkeypatch.setitem(sys.modules, "tensorboard.compat.notf", ModuleType("notf"))
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
@@ -1598,7 +1608,7 @@ def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_are_written_as_the_original_does(tmp_path: Path) -> None:
+def test_samples_are_written_like_those_of_the_original(tmp_path: Path) -> None:
     folder = tmp_path / "samples"
     train(MODEL, TRAINING, tmp_path / "run", machine=replace(QUIET, samples=folder, sample_count=1))
     truth, forecast = [f"gt0{t}.png" for t in range(1, 6)], ["pd04.png", "pd05.png"]
@@ -1610,7 +1620,7 @@ def test_samples_are_written_as_the_original_does(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(folder / "6" / "1" / name)), expected)
     model = checkpoint.load(tmp_path / "run" / "model.safetensors")
     predicted = metrics.eight_bits(model(held_out[None, :3], 2)[0, -1, 0].numpy()).astype(int)
-    # Cut off, not rounded, so that the last bit of a float may make one of 255.
+    # Values are truncated, so the last bit of a float may change a value by 1 of 255.
     assert np.abs(np.asarray(Image.open(folder / "6" / "1" / "pd05.png")) - predicted).max() <= 1
 
 
@@ -1621,7 +1631,7 @@ def test_samples_of_another_run_are_kept(tmp_path: Path, caplog: pytest.LogCaptu
     before = contents(folder)
     train(MODEL, replace(TRAINING, seed=1), tmp_path / "second", machine=machine)
     assert contents(folder) == before
-    kept = "is there already and kept, so its pictures are not of this run"
+    kept = "exists and is not overwritten, so its pictures are not from this run"
     assert caplog.messages == [f"{folder / str(step)}: {kept}" for step in (3, 6)]
 
 
@@ -1646,7 +1656,7 @@ def test_a_run_begins_with_the_weights_of_a_model(tmp_path: Path, finished: tupl
         ({"norm_eps": 1e-12, "kernel_size": 5}, r"\(kernel_size 3, norm_eps 1e-05\); give the options that it was"),
     ],
 )
-def test_another_network_gives_no_initial_weights(
+def test_initial_weights_of_another_network_are_refused(
     tmp_path: Path, finished: tuple[Path, Recorder], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -1666,7 +1676,7 @@ OPENSTL = GOLDEN / "openstl" / "a_plain.pth"
 def test_a_run_begins_with_the_weights_of_an_imported_checkpoint(tmp_path: Path) -> None:
     model = import_checkpoint(OPENSTL).model
     data = [(write_clips(tmp_path / "clips.npz", noise(3, 8, 16, 16, 1)), 1.0)]
-    for stride in (1, 2):  # which the weights do not tell
+    for stride in (1, 2):  # the weights do not show the stride
         config, recorder = replace(model.config, history_length=3, stride=stride), Recorder()
         run, call = tmp_path / str(stride), {"data": data, "machine": QUIET, "callbacks": [recorder]}
         train(config, replace(TRAINING, steps=1), run, initial=OPENSTL, **call)  # type: ignore[arg-type]
@@ -1674,7 +1684,7 @@ def test_a_run_begins_with_the_weights_of_an_imported_checkpoint(tmp_path: Path)
         assert checkpoint.load(run / "model.safetensors").config == config
 
 
-def test_openstls_norms_fit_one_picture_size(tmp_path: Path) -> None:
+def test_norms_of_openstl_fit_one_picture_size(tmp_path: Path) -> None:
     model = import_checkpoint(OPENSTL).model
     checkpoint.save(model, tmp_path / "model.safetensors")
     larger = replace(model.config, image_size=(32, 32))
@@ -1685,7 +1695,7 @@ def test_openstls_norms_fit_one_picture_size(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_initial_weights_that_are_not_there_are_refused(tmp_path: Path) -> None:
+def test_missing_initial_weights_are_refused(tmp_path: Path) -> None:
     for name in ("absent.safetensors", "absent.ckpt"):
         with pytest.raises(CheckpointError, match="no such"):
             train(MODEL, TRAINING, tmp_path / "run", initial=tmp_path / name, machine=QUIET)
@@ -1704,7 +1714,7 @@ def noise(*shape: int) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_validation_sees_what_the_first_source_holds_out(tmp_path: Path) -> None:
+def test_validation_uses_the_held_out_clips_of_the_first_source(tmp_path: Path) -> None:
     first = write_clips(tmp_path / "first.npz", noise(5, 8, 32, 32, 1))
     second = write_clips(tmp_path / "second.npz", 255 - noise(5, 9, 32, 32, 1))
     recorder = Recorder()
@@ -1720,7 +1730,7 @@ def test_validation_sees_what_the_first_source_holds_out(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("valid", "source"), [(None, "moving-mnist"), ("clips.npz", "clips.npz")])
-def test_validation_sees_what_it_is_told_to(tmp_path: Path, valid: str | None, source: str) -> None:
+def test_validation_uses_the_given_source(tmp_path: Path, valid: str | None, source: str) -> None:
     clips = write_clips(tmp_path / "clips.npz", noise(5, 8, 32, 32, 1))
     names = {"clips.npz": clips, "moving-mnist": "moving-mnist", None: None}
     recorder = Recorder()
@@ -1767,12 +1777,12 @@ def test_sources_that_cannot_be_learned_from_leave_no_run(
 
 
 @pytest.mark.parametrize("share", [0.0, -1.0])
-def test_a_share_that_is_no_share_is_refused(tmp_path: Path, share: float) -> None:
+def test_an_invalid_share_is_refused(tmp_path: Path, share: float) -> None:
     with pytest.raises(ConfigError, match="expected more than 0"):
         train(MODEL, TRAINING, tmp_path / "run", data=[("moving-mnist", share)], machine=QUIET)
 
 
-def test_a_batch_that_processes_cannot_share_leaves_no_run(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_evenly_leaves_no_run(tmp_path: Path) -> None:
     config = replace(TRAINING, batch_size=6, accumulate=2)
     with pytest.raises(ConfigError, match="6 clips cannot be shared evenly by 2 processes in 2 parts; choose a mult"):
         train(MODEL, config, tmp_path / "run", machine=replace(QUIET, devices=2))
@@ -1782,7 +1792,7 @@ def test_a_batch_that_processes_cannot_share_leaves_no_run(tmp_path: Path) -> No
 # Digits
 
 
-def test_digits_of_a_file_are_learned_from_and_belong_to_the_run(tmp_path: Path) -> None:
+def test_digits_of_a_file_are_used_and_belong_to_the_settings(tmp_path: Path) -> None:
     digits = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
     np.savez(tmp_path / "digits.npz", images=digits)
     run, recorder = tmp_path / "run", Recorder(step=3)
