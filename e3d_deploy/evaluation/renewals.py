@@ -124,7 +124,7 @@ def compare_renewals(
         ClipError: as for `places_of`, or `windows` is empty.
         StreamError: a prediction is not finite.
     """
-    renewals = tuple(dict.fromkeys(renewals))  # The errors of a renewal that is named twice would be summed twice.
+    renewals = tuple(dict.fromkeys(renewals))  # the errors of a renewal named twice would be summed twice
     places = places_of(predictor, renewals, longest=longest)
     if not len(windows):
         raise ClipError("renewals: got no window, expected at least one; give longer clips")

@@ -64,7 +64,7 @@ def show_sample(folder: Path, name: str, truth: Frames, forecast: Frames, contex
     write_samples(folder / name, truth, forecast, context_length)
     shown = forecast.clip(0, 1)
     every = ceil(max(context_length, len(shown)) / STRIP_LENGTH)
-    rows = {"given": truth[:context_length], "truth": truth[context_length:], "forecast": shown}
+    rows = {"context": truth[:context_length], "truth": truth[context_length:], "forecast": shown}
     labels = {row: row if every == 1 else f"{row}\n1 in {every}" for row in rows}
     (folder / f"{name}.png").write_bytes(plots.strips({labels[row]: clip for row, clip in rows.items()}, every=every))
     beside = np.concatenate([truth[:context_length], shown])

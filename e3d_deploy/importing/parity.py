@@ -79,7 +79,7 @@ def compare(model: E3DLSTM, path: Path) -> Parity:
         raise ShapeError(f"{path}: has outputs of shape {list(expected.shape)}, expected {list(wanted)}; {EXPECTED}")
     if lacking := blankness((frame for clip in clips.numpy() for frame in clip), fewest=FEWEST_TO_VERIFY):
         raise ClipError(
-            f"{path}: {lacking}; networks cannot be told apart on it, so record the original on other clips"
+            f"{path}: {lacking}; such frames cannot distinguish networks, so record the original on other clips"
         )
     if lacking := _unfit(expected):
         raise ClipError(f"{path}: its predictions {lacking}; record the original's outputs as floats")

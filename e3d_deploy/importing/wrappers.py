@@ -79,9 +79,9 @@ def network_in(content: Mapping[Any, Any], *, part: str | None, ema: bool, sourc
     if left or known:
         hint = "; `e3d import --ema` takes the moving averages" if any(one.averaged for one in left) and not ema else ""
         summary = ", ".join([*(_called(one.part) for one in left), *_groups(known, taken.part)])
-        log.warning("%s: took %s; left out %s%s", source, _called(taken.part), summary, hint)
+        log.warning("%s: imported %s; left out %s%s", source, _called(taken.part), summary, hint)
     elif taken.averaged and not ema:
-        log.warning("%s: took %s, the only network; its name shows that it is a moving average", source, taken.part)
+        log.warning("%s: imported %s, the only network; its name shows that it is a moving average", source, taken.part)
     return taken
 
 

@@ -89,7 +89,7 @@ BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     "loss": (lambda one: one | {"loss.vgg.0.weight": torch.zeros(3)}, "left out loss (1 tensor)"),
     "lpips": (
         lambda one: {"state_dict": before("model.", one) | {"lpips.lin0.weight": torch.zeros(1)}},
-        "took state_dict.model; left out state_dict.lpips (1 tensor)",
+        "imported state_dict.model; left out state_dict.lpips (1 tensor)",
     ),
     "losses in words": (
         lambda one: one | {"VGGLoss.0.weight": torch.zeros(3), "percep.0": torch.zeros(1), "disc.0": torch.zeros(1)},
@@ -101,23 +101,23 @@ BESIDE: dict[str, tuple[Callable[[Tensors], Any], str]] = {
     ),
     "beneath": (
         lambda one: {"state_dict": before("model.", one | {"lpips.lin0.weight": torch.zeros(1)})},
-        "took state_dict.model; left out state_dict.model.lpips (1 tensor)",
+        "imported state_dict.model; left out state_dict.model.lpips (1 tensor)",
     ),
     "optimizer": (
         lambda one: {"model": one, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3), "step": torch.ones(1)}}}},
-        "took model; left out optimizer (2 tensors)",
+        "imported model; left out optimizer (2 tensors)",
     ),
     "optimizer by names": (
         lambda one: {"model": one, "exp_avg": other(one), "optim": {"state": other(one)}},
-        "took model; left out exp_avg (17 tensors), optim (17 tensors)\n",
+        "imported model; left out exp_avg (17 tensors), optim (17 tensors)\n",
     ),
     "averages": (
         lambda one: {"params": one, "params_ema": other(one)},
-        "took params; left out params_ema; `e3d import --ema` takes the moving averages",
+        "imported params; left out params_ema; `e3d import --ema` takes the moving averages",
     ),
     "averages alone": (
         lambda one: {"model_ema": one},
-        "took model_ema, the only network; its name shows that it is a moving average",
+        "imported model_ema, the only network; its name shows that it is a moving average",
     ),
     "average count": (lambda one: before("module.", one) | {"n_averaged": torch.ones(1)}, "left out n_averaged"),
 }
