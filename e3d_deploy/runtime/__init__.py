@@ -1,4 +1,4 @@
-"""Run a bundle: NumPy and one inference library, made to be embedded.
+"""Runs a bundle with NumPy and one inference library, for use inside other programs.
 
 import e3d_deploy.runtime as e3d
 
@@ -6,7 +6,7 @@ with e3d.load("kth.e3d") as predictor:
     stream = predictor.stream()
     for picture in camera:              # uint8 [H, W, C]
         stream.push(picture)
-    future = stream.predict(horizon=10) # uint8 [10, H, W, C]; the stream itself does not move
+    future = stream.predict(horizon=10) # uint8 [10, H, W, C]; the stream itself does not advance
 """
 
 from importlib import import_module
@@ -78,12 +78,15 @@ LATER = {
     "Streams": "e3d_deploy.runtime.streams.streams",
     "load": "e3d_deploy.runtime.predictor",
 }
-"""Modules of the names that are imported when they are asked for: `e3d --help` and `e3d doctor` read the list of
-backends in this package without NumPy, and a plain `Stream` needs no scheduler."""
+"""Module of each name that is imported only at its first use.
+
+`e3d --help` and `e3d doctor` read the list of backends in this package without importing NumPy, and a program that
+uses only `Stream` does not import the scheduler.
+"""
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `LATER`, once."""
+    """Import a name of `LATER` at its first use, and store it in this module."""
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(LATER[name]), name)

@@ -1,4 +1,7 @@
-"""Streams as sets of states of different ages, stepped with one picture each: all of them, or none."""
+"""Streams as sets of states of different ages, and the step that advances all states of some streams.
+
+The step returns new streams. If it fails, the old streams are unchanged.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,19 +21,19 @@ P = TypeVar("P", bound=Place)
 
 @dataclass(frozen=True, eq=False)
 class Aged:
-    """Stream that keeps states, at one moment: the next picture makes another one of it, or nothing happens."""
+    """States of a stream after a number of pictures; immutable, the next picture yields a new object."""
 
     renewal: Renewal
     places: tuple[Place, ...] = ()
-    """Its states, the oldest first."""
+    """Places of the states, oldest first."""
     pushed: int = 0
-    """Number of pictures seen."""
+    """Number of pictures that the stream has seen."""
     prediction: NDArray[np.float32] | None = None
     """Prediction of the oldest state, [1, C, H, W]; None before the first picture."""
 
 
 class _Row:
-    """State that a step is to move on."""
+    """State of a stream that a step is to advance, with the picture that the state sees."""
 
     __slots__ = ("after", "member", "prediction", "seen", "stream")
 
@@ -38,15 +41,17 @@ class _Row:
         self.stream, self.member, self.seen = stream, member, seen
         self.prediction: NDArray[np.float32]
         self.after: tuple[Batch, int]
-        """Batch and row of the state after the step."""
+        """Batch and row of the next state."""
 
 
 def next_members(batcher: Batcher, renewal: Renewal, pushed: int, members: Sequence[Member]) -> list[Member]:
-    """Return the states of a stream that see its next picture, the oldest first.
+    """Return the states of a stream that see its next picture, oldest first.
+
+    The renewal may drop the oldest state and add a new one.
 
     Args:
-        pushed: pictures that the stream has seen.
-        members: its states so far.
+        pushed: number of pictures that the stream has seen.
+        members: states of the stream so far, oldest first.
     """
     return _next(renewal, pushed, members, batcher.member)
 
@@ -57,12 +62,15 @@ def _next(renewal: Renewal, pushed: int, places: Sequence[P], new: Callable[[], 
 
 
 def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> list[Aged]:
-    """Step all states of streams, each with the picture of its stream, and return the streams after it.
+    """Step all states of some streams, each with the picture of its stream, and return the streams after the step.
 
-    The streams that come in stay as they are: whoever is interrupted still has them.
+    The given streams do not change, so that an interrupted caller can continue with them.
+
+    Args:
+        seen: next picture of each stream, in the order of `streams`.
 
     Raises:
-        ResourceLimit: out of memory.
+        ResourceLimit: there is not enough memory.
         StreamError: a prediction is not finite.
     """
     rows_of = [
@@ -77,23 +85,25 @@ def advance(batcher: Batcher, streams: Sequence[Aged], seen: Sequence[Any]) -> l
             row.prediction, row.after = predictions[number : number + 1], (batch, number)
             if not np.isfinite(row.prediction).all():
                 raise StreamError(
-                    f"frame {row.stream.pushed}: the prediction is not finite; reset the stream, check the precision"
+                    f"frame {row.stream.pushed}: the prediction is not finite; reset the stream, or export with "
+                    "another precision"
                 )
     return [
         Aged(
             stream.renewal,
             tuple(Place(*row.after) for row in own),
             stream.pushed + 1,
-            own[0].prediction.copy() if len(rows) > 1 else own[0].prediction,  # a view would keep those of all
+            # A copy, because a view would keep the predictions of all rows in memory.
+            own[0].prediction.copy() if len(rows) > 1 else own[0].prediction,
         )
         for stream, own in zip(streams, rows_of, strict=True)
     ]
 
 
 def grown(batcher: Batcher, states: contract.States, renewal: Renewal, pushed: int) -> Aged:
-    """Return a stream whose states are as old as after so many pictures, without stepping it there.
+    """Return a stream whose states have the ages that they reach after `pushed` pictures, without stepping it.
 
-    The content of its states is zeros: it is for measuring the time of steps.
+    All tensors but the counters of the rings are zero. The stream serves to measure the time of steps.
     """
     aged = (batcher.backend.from_arrays(states.grown(age)) for age in renewal.ages(pushed))
     return Aged(renewal, tuple(Place(batcher.batch(state)) for state in aged), pushed)

@@ -1,4 +1,4 @@
-"""Checks of arguments before any work begins, and the time that a call may take."""
+"""Checks of arguments before any work begins, and the time limit of a call."""
 
 import math
 import operator
@@ -11,10 +11,13 @@ from e3d_deploy.errors import ConfigError, StreamError
 
 
 def check_count(name: str, value: Any, *, least: int = 1) -> int:
-    """Return a whole number, Python's or NumPy's.
+    """Return `value` as an int; a Python or NumPy integer is accepted, a bool is not.
+
+    Args:
+        name: name of the argument, for the error.
 
     Raises:
-        ConfigError: it is not one, or is below `least`.
+        ConfigError: `value` is not an integer, or is below `least`.
     """
     try:
         count = operator.index(value) if not isinstance(value, bool) else None
@@ -26,10 +29,10 @@ def check_count(name: str, value: Any, *, least: int = 1) -> int:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Return a path that is given as text or a path object.
+    """Return `value`, a text or a path object, as a path.
 
     Raises:
-        ConfigError: it is neither, or holds a character that no file name can have.
+        ConfigError: `value` is of another type, or contains a character that file names cannot contain.
     """
     try:
         text = os.fspath(value)
@@ -42,10 +45,10 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_ms(name: str, value: Any) -> float | None:
-    """Return a time in milliseconds, or None, which sets no limit.
+    """Return `value`, a time in milliseconds, as a float, or None, which sets no limit.
 
     Raises:
-        ConfigError: it is not a finite number of 0 or more.
+        ConfigError: `value` is neither None nor a finite number of 0 or more.
     """
     if value is None:
         return None
@@ -59,13 +62,13 @@ def check_ms(name: str, value: Any) -> float | None:
 
 
 class Timeout:
-    """Time that a call may take, from now on.
+    """Time limit of a call; the time runs from the creation of the object.
 
     Args:
-        timeout_ms: None sets no limit.
+        timeout_ms: duration (ms); None sets no limit.
 
     Raises:
-        ConfigError: not a finite number of 0 or more.
+        ConfigError: `timeout_ms` is not a finite number of 0 or more.
     """
 
     __slots__ = ("_end", "_timeout_ms")
@@ -75,20 +78,24 @@ class Timeout:
         self._end = math.inf if self._timeout_ms is None else time.monotonic() + self._timeout_ms / 1000
 
     def left(self) -> float | None:
-        """Return the time left (s), 0 once it is over; None without a limit."""
+        """Return the time left (s), 0 once the limit has passed; None without a limit."""
         return None if self._timeout_ms is None else max(0.0, self._end - time.monotonic())
 
     @property
     def left_ms(self) -> float | None:
-        """Time left (ms), for a call that takes it as its own; None without a limit."""
+        """Time left (ms), to be passed on as the `timeout_ms` of a nested call; None without a limit."""
         left = self.left()
         return None if left is None else 1000 * left
 
     @property
     def over(self) -> bool:
-        """True once the time is over."""
+        """True once the limit has passed."""
         return self._timeout_ms is not None and time.monotonic() >= self._end
 
     def error(self, what: str) -> StreamError:
-        """Return the error for a call that took too long, such as `predict`."""
+        """Return the error for a call that exceeded the limit.
+
+        Args:
+            what: name of the call, such as `predict`.
+        """
         return StreamError(f"{what}: not done within {self._timeout_ms:g} ms; allow more time, or try again")

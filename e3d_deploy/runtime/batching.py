@@ -1,9 +1,10 @@
 """Assigns streams to rows of batched states and steps them together.
 
-A backend's state is that of a few streams. Whoever is stepped, a stream or a forecast on its way, is a member of one.
-If just the members of one state are stepped again, it is stepped as it is; otherwise their rows are copied into a
-new one. Whoever is left in a state that others have moved on from gets a state of its own, so that no stream keeps
-the memory of others. One thread calls all of this.
+A batch is a state of the backend with one row per stream. Each member, a stream or a forecast in progress, has a place:
+a row of a batch. If the next step is for exactly the members of one batch, its state is stepped as it is. Otherwise the
+rows of the members are copied into a new state, and the members move to the batch of the result. Members that stay
+behind in a batch with unused rows are moved to batches of one row, so that a stream does not occupy the memory of
+others. Only one thread uses these classes.
 """
 
 import logging
@@ -23,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 class Batch:
-    """A state and its members.
+    """State of several streams, and the members that are placed in its rows.
 
     Args:
-        size: rows of the state.
-        rows: how many of them are members'; the rest are copies that fill it up.
+        size: number of rows of the state.
+        rows: number of rows that were stepped for members; the other rows are padding.
     """
 
     __slots__ = ("members", "rows", "size", "state")
@@ -35,16 +36,16 @@ class Batch:
     def __init__(self, state: State, size: int = 1, rows: int = 1) -> None:
         self.state, self.size, self.rows = state, size, rows
         self.members: dict[Member, int] = {}
-        """Streams and forecasts in it, each with its row; a plain `Place` is not among them."""
+        """Members in the batch, each with its row; a plain `Place` is not recorded."""
 
     @property
     def left(self) -> bool:
-        """True if some of its rows, but not all, have lost their members."""
+        """True if some rows, but not all, have no member any more."""
         return 0 < len(set(self.members.values())) < self.rows
 
 
 class Place:
-    """Row of a state; several may share one, such as a forecast and its stream."""
+    """Row of a batch; several places may share a row, such as those of a forecast and its stream."""
 
     __slots__ = ("batch", "row")
 
@@ -53,7 +54,7 @@ class Place:
 
 
 class Member(Place):
-    """Stream or forecast in a place; its state knows it, so that whoever is left behind can be moved out."""
+    """Place of a stream or a forecast, which its batch records, so that `tidy` can move the member to another batch."""
 
     __slots__ = ()
 
@@ -66,13 +67,13 @@ NOWHERE = Batch(None)
 
 
 class Runner(Protocol):
-    """Candidate for the next step, with its place in a state and its next picture or frame."""
+    """Candidate for the next step: a place in a batch, and the picture or frame that the step takes."""
 
     @property
     def member(self) -> Place: ...
     @property
     def seen(self) -> Frame:
-        """Its next picture or frame, with an axis of length 1 in front."""
+        """Next picture or frame, with a leading axis of length 1."""
         ...
 
 
@@ -80,68 +81,68 @@ R = TypeVar("R", bound=Runner)
 
 
 class Batcher:
-    """Steps members of states, as many at once as a backend takes.
+    """Steps members in groups of the sizes that the backend supports.
 
     Args:
-        shares: keep the state before the first frame for all members that begin, as many streams want; a single one
-            would hold it for nothing.
+        shares: keep the initial state in memory and share it between all new members. Useful for many streams; for a
+            single stream, the state would only take memory.
 
     Raises:
-        ConfigError: the backend cannot step one stream alone.
+        ConfigError: the backend cannot step a single stream.
     """
 
     def __init__(self, backend: Backend, config: ModelConfig, *, shares: bool = True) -> None:
         if 1 not in backend.sizes:
             raise ConfigError(
-                f"{backend.name}: steps {', '.join(map(str, backend.sizes))} streams at once and never one; "
-                "export the bundle, or build its engine, for one as well"
+                f"{backend.name}: steps {', '.join(map(str, backend.sizes))} streams at once, but not a single stream; "
+                "export the bundle, or build its engine, for 1 stream as well"
             )
         self.backend, self.config = backend, config
         self.blank = backend.initial_state(1) if shares else None
         self.gathered = 0
-        """Rows that were copied."""
+        """Number of rows copied so far."""
         self.touched: set[Batch] = set()
-        """Whom members left since the last `tidy`."""
+        """Batches that members have left since the last `tidy`."""
         self._buffers: dict[tuple[int, bool], NDArray[Any]] = {}
 
     def batch(self, state: State | None = None) -> Batch:
-        """Return a batch of one row; without a state that before the first frame."""
+        """Return a batch of one row with the given state, or with the initial state if `state` is None."""
         if state is None:
             state = self.backend.initial_state(1) if self.blank is None else self.blank
         return Batch(state)
 
     def place(self) -> Place:
-        """Return a place before the first frame."""
+        """Return a place in the initial state."""
         return Place(self.batch())
 
     def member(self) -> Member:
-        """Somebody before the first frame."""
+        """Return a member in the initial state."""
         return Member(self.batch())
 
     def move(self, member: Member, batch: Batch, row: int = 0) -> None:
-        """Put a member into another state."""
+        """Move a member to a row of another batch."""
         self.leave(member)
         member.batch, member.row = batch, row
         batch.members[member] = row
 
     def leave(self, member: Member) -> None:
-        """Take a member out of its state, for good unless it is moved; leaving twice does nothing."""
+        """Remove a member from its batch; a second call does nothing."""
         if member.batch.members.pop(member, None) is not None and member.batch.members:
             self.touched.add(member.batch)
         member.batch = NOWHERE
 
     def alone(self, member: Place) -> State:
-        """The state of one member, of one row."""
+        """Return the state of one member, as a state of one row."""
         if member.batch.size == 1:
             return member.batch.state
         self.gathered += 1
         return self.backend.gather([(member.batch.state, member.row)])
 
     def split(self, runners: Sequence[R]) -> Iterator[list[R]]:
-        """Yield groups of runners that are stepped together.
+        """Yield groups of runners, each group to be stepped together.
 
-        Those of the largest state come first, so that its members stay together; states of equal size come in order of
-        arrival, and members of one state in order of their rows.
+        Runners of the largest batch come first, so that its members stay together. Batches of equal size are ordered by
+        arrival, and runners of one batch by their rows.
         """
         came = {one.member.batch: number for number, one in reversed(list(enumerate(runners)))}
         ready = sorted(runners, key=lambda one: (-one.member.batch.rows, came[one.member.batch], one.member.row))
@@ -151,8 +152,12 @@ class Batcher:
             del ready[:count]
 
     def step(self, runners: Sequence[Runner]) -> tuple[NDArray[np.float32], Batch]:
-        """The predictions of those that `split` put together, [B, C, H, W] and more where the step was filled up, and
-        the state after it, in which each may take the row of its number. They stay where they are until moved."""
+        """Step a group of runners that `split` yielded; the runners stay in their old places.
+
+        Returns:
+            The predictions, [B, C, H, W], with B at least the number of runners, as the step may be padded; and the
+            batch after the step, whose row i belongs to runner i. `move` places a member there.
+        """
         size = step_size(self.backend, len(runners))
         prediction, state = self.backend.step(self._seen(runners, size), self._state(runners, size))
         return prediction, Batch(state, size, len(runners))
@@ -169,7 +174,8 @@ class Batcher:
 
     def _seen(self, runners: Sequence[Runner], size: int) -> Frame:
         if size == 1 or not isinstance(runners[0].seen, np.ndarray):
-            return runners[0].seen  # on a GPU: the one picture that all states of a stream see
+            # One row, or a picture on a GPU, which all runners share: they are the states of one stream.
+            return runners[0].seen
         pictures = all(runner.seen.dtype == np.uint8 for runner in runners)
         buffer = self._buffer(size, pictures)
         for row, runner in enumerate(runners):
@@ -185,25 +191,31 @@ class Batcher:
         return self._buffers[size, pictures]
 
     def close(self) -> None:
-        """Let go of all states."""
+        """Free the shared initial state and forget all batches."""
         self.blank = None
         self.touched.clear()
 
     def tidy(self, stepped_next: Collection[Member] = ()) -> None:
-        """Give those who are left in a state that others moved on from one of their own; not those who are stepped
-        next, as they leave it then."""
+        """Move the members of batches with unused rows to batches of their own.
+
+        Args:
+            stepped_next: members that stay where they are, because their next step moves them anyway.
+        """
         touched, self.touched = self.touched, set()
         for batch in touched:
             try:
                 for member in set(batch.members).difference(stepped_next) if batch.left else ():
                     self.move(member, Batch(self.alone(member)))
-            except Exception as error:  # no memory; they stay where they are, and nothing is lost
+            except Exception as error:  # such as a lack of memory; the members stay where they are and lose nothing
                 self.touched.discard(batch)
-                with suppress(Exception):  # a handler of the program's, which is not to end the thread of the streams
+                with suppress(Exception):  # An error in a log handler must not end the thread of the streams.
                     log.warning(
-                        "%d streams stay in a state of %d rows (%s)", len(batch.members), batch.rows, str(error)
+                        "streams: memory for %d rows stays in use for %d streams, which could not be copied out (%s)",
+                        batch.rows,
+                        len(batch.members),
+                        str(error),
                     )
                 continue
             self.touched.discard(batch)
-            if batch.left:  # whoever is stepped next may fail, and stay
+            if batch.left:  # A member that is stepped next may fail and stay, so look at the batch again.
                 self.touched.add(batch)

@@ -12,23 +12,23 @@ NO_MEMORY = (
     "outofmemory",
     "not enough memory",
     "failed to allocate",
-    "allocate memory",  # "cannot allocate memory" of the C library, "can't allocate memory" of PyTorch
+    "allocate memory",  # the C library: "cannot allocate memory"; PyTorch: "can't allocate memory"
     "could not allocate",
     "could not be allocated",
     "memory allocation fail",
-    "alloc_failed",  # of cuBLAS and cuDNN
+    "alloc_failed",  # cuBLAS and cuDNN
     "allocation_failed",
     "is smaller than requested bytes",  # the arena of ONNX Runtime
     "bad_alloc",
     "bad alloc",
 )
-"""Phrases, in lower case, of libraries that have no exception class for running out of memory."""
+"""Phrases, in lower case, in the errors of libraries that have no exception class for running out of memory."""
 
 
 def clear(error: Exception) -> Exception:
-    """Return a `ResourceLimit` if an exception of a backend means out of memory, else the exception itself.
+    """Return a `ResourceLimit` if an exception, or one of its causes, means out of memory; otherwise the exception.
 
-    An error of ours means it if the exception that it was raised from does.
+    The causes are those of `raise ... from`.
     """
     if isinstance(error, ResourceLimit):
         return error
@@ -44,7 +44,7 @@ def clear(error: Exception) -> Exception:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise what `clear` makes of an exception of a library."""
+    """Replace exceptions in the `with` block by the exceptions that `clear` returns for them."""
     try:
         yield
     except Exception as error:
@@ -54,7 +54,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def _means_no_memory(error: BaseException) -> bool:
-    if isinstance(error, E3DError):  # whose text quotes names of files
+    if isinstance(error, E3DError):  # Our texts quote file names, which may contain one of the phrases.
         return False
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -63,5 +63,5 @@ def _means_no_memory(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what an exception says, without the stack of C++ that some libraries append."""
+    """Return the first line of an exception's text; some libraries append a C++ stack trace."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

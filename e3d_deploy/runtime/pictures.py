@@ -1,4 +1,4 @@
-"""Pictures as they come in, in whatever array, and forecasts as they go out."""
+"""Conversion of a caller's pictures to arrays for backends, and of predictions to the arrays of a forecast."""
 
 import math
 from collections.abc import Iterable
@@ -16,16 +16,20 @@ from e3d_deploy.runtime.faults import clear
 
 
 def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
-    """Return a picture [H, W, C] as backends take it: uint8 [1, H, W, C], or float32 [1, C, H, W] for floats.
+    """Return a picture [H, W, C] as an array that backends accept.
 
     Args:
-        picture: a NumPy array, or whatever gives its memory by DLPack, such as a tensor of PyTorch; uint8, or float
-            in [0, 1]. It may be read-only, in any order, and of any size of float. uint8 is not copied.
-        gpu: whether it may lie on a GPU, of uint8 then, and stay there.
+        picture: uint8, or float of any precision in [0, 1]; a NumPy array, or an array of another library that supports
+            DLPack, such as a PyTorch tensor. It may be read-only and have any memory layout.
+        gpu: accept a uint8 picture in the memory of a GPU, and leave it there.
+
+    Returns:
+        uint8 [1, H, W, C] without copying the picture, or float32 [1, C, H, W] for a float picture.
 
     Raises:
-        ShapeError: another size or type, values that are masked or no picture's, or memory of a GPU.
-        ResourceLimit, MemoryError: out of memory.
+        ShapeError: the picture has another size or type, holds values that are masked, not finite or outside [0, 1],
+            or is on a GPU and `gpu` does not allow it.
+        ResourceLimit, MemoryError: there is not enough memory.
     """
     array = picture if type(picture) is np.ndarray else _opened(picture, gpu=gpu)
     expected = [*config.image_size, config.channels]
@@ -40,32 +44,31 @@ def take(picture: Any, config: ModelConfig, *, gpu: bool = False) -> Any:
 
 
 def _opened(picture: Any, *, gpu: bool) -> Any:
-    """Return a picture of any library as a plain array, or as it is on a GPU.
+    """Return a picture of any library as a plain NumPy array, or unchanged if it is on a GPU and `gpu` allows it.
 
-    Raises:
-        ShapeError, ResourceLimit: as `take`.
+    Errors are those of `take`.
     """
     try:
         if isinstance(picture, np.ndarray) or not frames.is_on_gpu(picture):
             return frames.plain(_of_host(picture))
     except ShapeError:
         raise
-    except Exception as error:  # other libraries raise what they like
+    except Exception as error:  # Other libraries may raise errors of any type.
         if isinstance(cleared := clear(error), ResourceLimit):
             raise cleared from error
-        raise ShapeError(f"picture: is no array that NumPy can read ({error}); give a NumPy array") from error
+        raise ShapeError(f"picture: is not an array that NumPy can read ({error}); give a NumPy array") from error
     if gpu and str(picture.dtype).endswith("uint8"):
         return picture
-    here = "the backend takes uint8 from there" if gpu else "the backend runs on the host"
-    raise ShapeError(f"picture: of {picture.dtype} on a GPU, {here}; copy it to the host")
+    here = "the backend takes only uint8 pictures from a GPU" if gpu else "the backend takes only pictures on the host"
+    raise ShapeError(f"picture: got {picture.dtype} on a GPU, {here}; copy it to the host")
 
 
 def _of_host(picture: Any) -> NDArray[Any]:
-    """Return a picture that lies on the host as an array, still masked if it is."""
+    """Return a picture in host memory as a NumPy array; masked values stay masked."""
     if isinstance(picture, np.ndarray):
         return picture
     if isinstance(picture, list | tuple):
-        return np.ma.asanyarray(picture)  # keeps the masks of its rows
+        return np.ma.asanyarray(picture)  # unlike np.asanyarray, this preserves the masks of the rows
     if callable(getattr(picture, "get_mask", None)):
         raise ShapeError(
             f"picture: {type(picture).__name__} hides values behind a mask; fill them and give a plain array"
@@ -76,12 +79,15 @@ def _of_host(picture: Any) -> NDArray[Any]:
 def forecast_array(
     horizon: int, config: ModelConfig, dtype: type[np.uint8] | type[np.float32], out: NDArray[Any] | None
 ) -> NDArray[Any]:
-    """Return the array for a forecast, `out` or a new one: uint8 [horizon, H, W, C] or float32 [horizon, C, H, W].
+    """Return an array for a forecast: `out`, or a new array if `out` is None.
+
+    Returns:
+        uint8 [horizon, H, W, C] or float32 [horizon, C, H, W].
 
     Raises:
-        ConfigError: horizon is not a whole number of 1 or more.
-        ShapeError: `out` is not such an array.
-        ResourceLimit: there is no memory for a new one.
+        ConfigError: `horizon` is not a whole number of 1 or more.
+        ShapeError: `out` has another shape or type, or cannot be written.
+        ResourceLimit: there is not enough memory for a new array.
     """
     horizon = check_count("horizon", horizon)
     size, channels = config.image_size, config.channels
@@ -91,24 +97,25 @@ def forecast_array(
         return out
     try:
         return np.empty(shape, dtype)
-    except (MemoryError, ValueError, OverflowError) as error:  # the last two for more than there are addresses
+    # NumPy raises ValueError or OverflowError for sizes beyond the address space.
+    except (MemoryError, ValueError, OverflowError) as error:
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         size_text = f"{nbytes:,} bytes" if nbytes < 2**70 else f"at least 2**{nbytes.bit_length() - 1} bytes"
         raise ResourceLimit(
-            f"horizon: out of memory, its forecast takes {size_text}, which cannot be allocated; ask for fewer frames"
+            f"horizon: out of memory, the forecast takes {size_text}, which cannot be allocated; ask for fewer frames"
         ) from error
 
 
 def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Check that a forecast can be written to an array.
+    """Check that a forecast can be written to `out`.
 
     Raises:
-        ShapeError: it cannot.
+        ShapeError: `out` is not a NumPy array of this shape and type, or cannot be written element by element.
     """
     expected = f"expected an array {list(shape)} {dtype} that can be written"
     if not isinstance(out, np.ndarray):
         raise ShapeError(f"out: got {type(out).__name__}, {expected}; give a NumPy array")
-    if type(out) not in (np.ndarray, np.memmap):  # another subclass may store values in its own way, or hide them
+    if type(out) not in (np.ndarray, np.memmap):  # Other subclasses may store values differently, or mask them.
         raise ShapeError(f"out: got {type(out).__name__}, {expected}; give np.asarray(out)")
     if out.shape != shape or out.dtype != dtype:
         got = f"{list(out.shape)} {out.dtype if out.dtype.isnative else out.dtype.str}"
@@ -116,7 +123,7 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if not out.flags.writeable:
         raise ShapeError(f"out: is read-only, {expected}; give a copy")
     if not out.flags.c_contiguous and _overlaps_itself(out):
-        raise ShapeError(f"out: some of its elements share memory, {expected} in each element; give a copy")
+        raise ShapeError(f"out: some elements share the same memory, {expected} in each element; give a copy")
 
 
 def _overlaps_itself(array: NDArray[Any]) -> bool:
@@ -131,12 +138,16 @@ def _overlaps_itself(array: NDArray[Any]) -> bool:
 
 
 def put(prediction: NDArray[np.float32], place: NDArray[Any]) -> None:
-    """Write a frame [C, H, W] into one place of a forecast, as a picture [H, W, C] where that is of uint8."""
+    """Write a frame [C, H, W] into one entry of a forecast, converted to a picture [H, W, C] if the entry is uint8."""
     place[:] = frames.to_pictures(prediction) if place.dtype == np.uint8 else prediction
 
 
 def stack(seen: Iterable[NDArray[Any]], config: ModelConfig) -> NDArray[Any]:
-    """Return pictures as `take` gives them in one array: uint8 [n, H, W, C], or float32 [n, C, H, W] with floats."""
+    """Return pictures from `take` in one array.
+
+    Returns:
+        uint8 [n, H, W, C] if all n pictures are uint8, otherwise float32 [n, C, H, W].
+    """
     seen = list(seen)
     if all(one.dtype == np.uint8 for one in seen):
         return np.concatenate([np.empty((0, *config.image_size, config.channels), np.uint8), *seen])

@@ -1,4 +1,4 @@
-"""A loaded bundle that streams share, and streams of one video."""
+"""Predictor, a loaded bundle that streams share, and Stream, which follows one video."""
 
 import logging
 import os
@@ -46,16 +46,17 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     """Load the bundle in `path` on a backend.
 
     Args:
-        backend: a name that `open_backend` knows, or a backend of your own. `auto` takes the fastest that is
-            installed and gives what PyTorch recorded in the first steps of the bundle's reference clip; `choose`
-            says how, and `e3d doctor --bundle` which and why.
-        threads: threads within a step; None leaves it to the library.
+        backend: name of a backend, or a backend object of your own. `auto` is the fastest installed backend that
+            reproduces the recorded outputs of PyTorch on the first frames of the reference clip; `choose` describes
+            the choice, and `e3d doctor --bundle` shows its result and the reasons.
+        threads: number of threads within a step; None leaves the number to the library.
 
     Raises:
-        BundleError: the bundle is damaged, incomplete or too new.
-        BackendUnavailable: the backend's library is not installed, or with `auto` none is that agrees.
-        ConfigError: an invalid path, an unknown backend, or an invalid number of threads.
-        ResourceLimit: out of memory.
+        BundleError: the bundle is damaged, incomplete or too new, or its graphs take more than one stream at once.
+        BackendUnavailable: the backend's library is not installed; or, with `auto`, no installed backend agrees with
+            the reference clip.
+        ConfigError: `path`, `backend` or `threads` is invalid.
+        ResourceLimit: there is not enough memory, or the stack of this thread is too small for a step.
     """
     path, threads = check_path("path", path), check_threads(threads)
     check_stack()
@@ -65,7 +66,7 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
     if bundle.batch != 1:
         raise BundleError(f"{path}: its graphs take {bundle.batch} streams at once; export with --batch 1 for streams")
     if backend == "auto":
-        from e3d_deploy.runtime.choose import choose  # looks at what is installed, which takes a third of an import
+        from e3d_deploy.runtime.choose import choose  # slow: this module looks for all installed libraries
 
         backend, _ = choose(bundle, threads=threads)
     elif isinstance(backend, str):
@@ -74,15 +75,15 @@ def load(path: str | Path, backend: str | Backend = "auto", *, threads: int | No
 
 
 class Predictor:
-    """A network on a backend; the streams that it opens share both.
+    """A network on a backend, shared by all streams that the predictor opens.
 
     Args:
-        identity: identity of the network, so that a snapshot does not end up elsewhere.
+        identity: hash that identifies the network; a snapshot can be restored only into the network that made it.
         earlier: identities that older versions gave to snapshots of the same network.
-        states: states of a stream; None for those of `config`, which snapshots are not compared with.
-        context_length, horizon: how many frames one usually gives and wants; streams take any.
-        card: facts about the model; the default renewal of streams follows from them.
-        has_clip: the backend has a clip graph for these two lengths.
+        states: description of a stream's state; None derives the description from `config`.
+        context_length, horizon: numbers of frames that the model was exported for. Streams accept any numbers.
+        card: facts about the model, which decide the default renewal of streams.
+        has_clip: True if the backend has a clip graph, which maps `context_length` frames to `horizon` frames.
     """
 
     def __init__(
@@ -107,13 +108,13 @@ class Predictor:
         self._schedulers: WeakSet[Scheduler] = WeakSet()
         self._said: set[str] = set()
         self.calls: dict[Stream, int] = {}
-        """Streams that are in a call, each with its thread."""
+        """Streams with a call in progress, each with the id of the calling thread."""
         this = ref(self)
         wait_at_exit(self, lambda: None if (predictor := this()) is None else predictor._wait(Timeout(None)))
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, backend: Backend) -> Self:
-        """Return a predictor for a bundle that runs on an opened backend."""
+        """Return a predictor for a bundle and a backend that was opened with it."""
         return cls(
             bundle.config,
             backend,
@@ -127,16 +128,16 @@ class Predictor:
         )
 
     def stream(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "Stream":
-        """Open a new video, or one that goes on from a snapshot.
+        """Open a stream for a new video, or a stream that continues from a snapshot.
 
         Args:
-            renewal: `none`, `refresh:M` or `replay`, see docs/streams.md; None for that of the snapshot, or the
-                default, which follows from the measured decay of the model.
+            renewal: `none`, `refresh:M` or `replay`, see docs/streams.md. None uses the renewal of the snapshot, or
+                without a snapshot the default, which follows from the measured decay of the model.
 
         Raises:
-            ConfigError: there is no such renewal.
-            StreamError: the snapshot is of another network or has another renewal, or this was closed.
-            SnapshotError: its states have other names, shapes or types.
+            ConfigError: `renewal` is invalid.
+            StreamError: the snapshot belongs to another network or has another renewal, or the predictor was closed.
+            SnapshotError: the states of the snapshot have other names, shapes or types than those of the network.
             ResourceLimit: the stack of this thread is too small for a step.
         """
         self._check_open()
@@ -151,29 +152,36 @@ class Predictor:
         return stream
 
     def renewal(self, text: str | None = None) -> Renewal:
-        """Return the renewal that a text names, or the default; the reason for the default is logged once.
+        """Return the renewal that `text` names, or the default if `text` is None.
+
+        The reason for the default is logged once.
 
         Raises:
-            ConfigError: there is no such renewal.
+            ConfigError: `text` names no renewal.
         """
         if text is not None:
             found = Renewal.parse(text, known_context(self.card, self.context_length))
         else:
             found, reason = default_renewal(self.card, self.context_length)
             if found.kind != "none":
-                self.say_once(f"streams: renewal {found}, {found.steps_per_frame:.2f} steps a frame, as {reason}")
+                self.say_once(
+                    f"streams: renewal {found} takes {found.steps_per_frame:.2f} steps per frame; it is the default "
+                    f"because {reason}"
+                )
         if found.context_length > self.states.slots and found.kind != "none":
             self.say_once(
                 f"streams: the context of training, {found.context_length} frames, is longer than the history of "
-                f"{self.states.slots} entries; what is older is not recalled"
+                f"{self.states.slots} cell states; older cell states are not recalled"
             )
         return found
 
     def check_horizon(self, horizon: int) -> None:
-        """Log once if a forecast is longer than those of training."""
+        """Log a warning once if a forecast is longer than the forecasts of training."""
         window = self.card.window
         if window is not None and horizon > window.horizon:
-            self.say_once(f"forecast: got a horizon above {window.horizon}, that of training; errors may grow quickly")
+            self.say_once(
+                f"forecast: the horizon is longer than the {window.horizon} frames of training; errors may grow quickly"
+            )
 
     def say_once(self, text: str) -> None:
         """Log a warning unless it was logged before."""
@@ -192,16 +200,20 @@ class Predictor:
         on_bad_output: "OnBadOutput" = "raise",
         memory_limit_bytes: int | None = None,
     ) -> "Streams":
-        """Open many videos that are stepped together, for several threads; see `Streams` for the other arguments.
+        """Return an object that opens many streams, steps them together, and may be used by several threads.
 
         Args:
-            renewal: default of the streams, as `stream` takes it.
+            renewal: default renewal of the streams, as in `stream`. `Streams` describes the other arguments.
 
         Raises:
-            ConfigError, ResourceLimit: as `Streams`.
-            StreamError: this was closed.
+            ConfigError: an argument is invalid.
+            ResourceLimit: `memory_limit_bytes` is too small for one stream, no thread can be started, or the stack of a
+                new thread is too small for a step.
+            StreamError: the predictor was closed.
         """
-        from e3d_deploy.runtime.streams.streams import Streams  # a plain stream needs no scheduler
+        from e3d_deploy.runtime.streams.streams import (
+            Streams,
+        )  # imported here because a plain stream needs no scheduler
 
         self._check_open()
         check_stack(starts_thread=True)
@@ -221,7 +233,7 @@ class Predictor:
         )
         self._schedulers.add(streams.scheduler)
         try:
-            self._check_open()  # it may have been closed by another thread meanwhile
+            self._check_open()  # Another thread may have closed the predictor before the scheduler was registered.
         except StreamError:
             streams.close()
             raise
@@ -233,29 +245,33 @@ class Predictor:
             raise StreamError("predictor: was closed; load the bundle again")
 
     def close(self, timeout_ms: float | None = None) -> None:
-        """Free what the backend holds, after the steps that are on their way; streams cannot be used after.
+        """Close all streams and free the backend once the steps in progress have finished.
 
-        It can be closed twice. In the middle of a call of the same thread, as garbage collection may do it, the rest
-        of that call fails.
+        A second call does nothing. If a finalizer closes the predictor in the middle of a call of the same thread, the
+        rest of that call raises StreamError.
 
         Args:
-            timeout_ms: time to wait for calls of other threads; None waits for ever.
+            timeout_ms: maximum time to wait for calls of other threads (ms); None waits without a limit.
 
         Raises:
-            ConfigError: not a finite number of 0 or more.
-            StreamError: the time is over. Nothing can be asked any more; close it again to free the backend.
+            ConfigError: `timeout_ms` is not a finite number of 0 or more.
+            StreamError: a call of another thread did not finish in time. The predictor accepts no more calls; call
+                `close` again to free the backend.
         """
         timeout = Timeout(timeout_ms)
         self.closed = True
         if os.getpid() != self.pid:
-            return  # a copy by fork: the threads that hold its locks are not here
+            return  # This process was forked: threads that hold the predictor's locks do not exist here.
         for scheduler in listed(lambda: self._schedulers):
             scheduler.close(timeout.left_ms)
         self._wait(timeout)
         self.backend.close()
 
     def _wait(self, timeout: Timeout) -> None:
-        """Wait for the calls of plain streams that other threads are in, unless they may wait for this one."""
+        """Wait for calls of plain streams in other threads, unless this thread is itself inside a step.
+
+        Inside a step this thread holds the backend's lock, and the other threads may be waiting for that lock.
+        """
         if in_backend():
             return
         for stream, thread in list(self.calls.items()):
@@ -274,21 +290,27 @@ class Predictor:
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """All that a stream knows after a picture. A call replaces it as a whole or, whatever interrupts it, not at all."""
+    """Everything that a stream holds after a picture.
+
+    A call of the stream replaces its moment as a whole, in one assignment. A call that is interrupted before the
+    assignment leaves the old moment.
+    """
 
     aged: Aged
-    """Its states; with `replay` the one that the last forecast made of the pictures."""
+    """States of the stream; with `replay`, the state that the last forecast computed from `frames`, if any."""
     frames: tuple[Any, ...] = ()
-    """Last pictures of a stream that replays them, the oldest first."""
+    """Pictures that the next forecast replays, oldest first; empty unless the renewal is `replay`."""
     clip: NDArray[np.float32] | None = None
-    """Forecast of the clip graph from these pictures, [horizon, C, H, W]."""
+    """Forecast of the clip graph from `frames`, [horizon, C, H, W]; None until a forecast ran the graph."""
 
 
 class Stream:
-    """One video: what was seen of it, and nothing else. One thread at a time; for several see `Predictor.streams`.
+    """One video that is followed: its state and nothing else.
 
-    Each call raises StreamError when the predictor was closed, when another thread is in the same stream, or when this
-    one is, as in a finalizer or a signal handler. After Ctrl-C the stream is at its last good picture.
+    Only one thread may use a stream at a time; `Predictor.streams` opens streams that several threads may share. Each
+    call raises StreamError if the predictor was closed, or if another call of the same stream is in progress, be it in
+    another thread or in this one (a call from a finalizer or a signal handler). After Ctrl-C the stream is in the state
+    after its last good picture.
     """
 
     def __init__(self, predictor: Predictor, renewal: Renewal) -> None:
@@ -305,19 +327,21 @@ class Stream:
 
     @property
     def pushed(self) -> int:
-        """Number of pictures seen."""
+        """Number of pictures that the stream has seen."""
         return self._now.aged.pushed
 
     @property
     def age(self) -> int:
-        """Number of pictures that the state which answers has seen."""
+        """Age of the state that makes the next forecast (number of pictures)."""
         aged = self._now.aged
         return aged.renewal.age(aged.pushed)
 
     @property
     def prediction(self) -> NDArray[np.float32] | None:
-        """Prediction of the next frame, [1, C, H, W], read-only; None before the first picture, and with `replay` until
-        a forecast was asked for."""
+        """Prediction of the next frame, [1, C, H, W], read-only.
+
+        None before the first picture; with `replay` also after each picture until the next forecast.
+        """
         if (prediction := self._now.aged.prediction) is None:
             return None
         view = prediction.view()
@@ -325,26 +349,26 @@ class Stream:
         return view
 
     def reset(self) -> None:
-        """Forget the video."""
+        """Return to the state before the first picture."""
         self._alone(self._reset)
 
     def _reset(self) -> None:
         self._now = Moment(Aged(self._now.aged.renewal))
 
     def push(self, picture: Any) -> None:
-        """See the next picture, [H, W, C], uint8 or float in [0, 1].
+        """Advance the stream by the next picture, [H, W, C], uint8 or float in [0, 1].
+
+        After an error the stream is in the state after its last good picture.
 
         Args:
-            picture: a NumPy array, or one of another library that gives its memory by DLPack; of uint8 it may lie
-                on the GPU that the backend runs on.
+            picture: a NumPy array, or an array of another library that supports DLPack. A uint8 array may be in the
+                memory of the GPU that the backend runs on.
 
         Raises:
-            ShapeError: a picture of another size or type, on a GPU where the backend is not, or with values that are
-                no picture's.
-            ResourceLimit: out of memory.
-            StreamError: the network's answer is not finite.
-
-        Whatever is raised, the stream stays at the last good picture.
+            ShapeError: the picture has another size or type, holds values that are masked, not finite or outside
+                [0, 1], or is in the memory of a GPU that the backend cannot read.
+            ResourceLimit: there is not enough memory.
+            StreamError: the prediction is not finite.
         """
         self._alone(self._push, picture)
 
@@ -362,46 +386,49 @@ class Stream:
         self._now = Moment(following)
 
     def _keep(self, picture: Any) -> Any:
-        """Copy a picture on the GPU, which its owner may overwrite."""
+        """Return a copy of a picture on the GPU, because the caller may overwrite the original."""
         device = self.backend.device
-        assert device is not None, "`take` refused the picture"
+        assert device is not None, "`take` refuses pictures on a GPU that the backend cannot read"
         return device.keep(picture)
 
     def _on_host(self, picture: Any) -> NDArray[Any]:
         if isinstance(picture, np.ndarray):
             return picture
         device = self.backend.device
-        assert device is not None, "`take` refused the picture"
+        assert device is not None, "`take` refuses pictures on a GPU that the backend cannot read"
         return device.fetch(picture)
 
     def forecast(
         self, horizon: int, out: NDArray[np.float32] | None = None, *, timeout_ms: float | None = None
     ) -> NDArray[np.float32]:
-        """Forecast the next frames as computed, not clipped, float32 [horizon, C, H, W]; the stream does not move.
+        """Forecast the next frames, float32 [horizon, C, H, W]; the stream itself does not advance.
+
+        Values are not clipped: they may lie slightly outside [0, 1].
 
         Args:
-            out: where to write them, returned then; after an error it may be written in part.
-            timeout_ms: time to make them in, looked at between steps; None sets no limit.
+            out: array that receives the frames and is returned; after an error it may be partly written. None
+                allocates a new array.
+            timeout_ms: time limit (ms), checked before each step; None sets no limit.
 
         Raises:
-            ConfigError: a horizon below 1, or a time that is not a finite number of 0 or more.
-            ShapeError: `out` is no such array.
-            ResourceLimit: out of memory.
-            StreamError: nothing was pushed yet, the network's answer is not finite, or the time is over.
+            ConfigError: `horizon` is below 1, or `timeout_ms` is not a finite number of 0 or more.
+            ShapeError: `out` is not a writable float32 array of this shape.
+            ResourceLimit: there is not enough memory.
+            StreamError: no picture was pushed yet, a prediction is not finite, or the time limit was exceeded.
         """
         return self._alone(self._forecast, horizon, np.float32, out, Timeout(timeout_ms))
 
     def predict(
         self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
     ) -> NDArray[np.uint8]:
-        """Predict the next pictures, uint8 [horizon, H, W, C]; the stream does not move.
+        """Predict the next pictures, uint8 [horizon, H, W, C]; the stream itself does not advance.
 
-        Args, Raises: as `forecast`.
+        Arguments and errors are those of `forecast`; `out` is a uint8 array.
         """
         return self._alone(self._forecast, horizon, np.uint8, out, Timeout(timeout_ms))
 
     def snapshot(self) -> Snapshot:
-        """Take a snapshot of the stream; later pictures do not change it."""
+        """Return a snapshot of the stream; later pictures do not change the snapshot."""
         return self._alone(self._snapshot)
 
     def _snapshot(self) -> Snapshot:
@@ -420,11 +447,12 @@ class Stream:
         )
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot.
+        """Continue from a snapshot; the stream's own state is discarded.
 
         Raises:
-            StreamError: it is of another network, or its renewal is not that of the stream.
-            SnapshotError: it is damaged, or its states have other names, shapes or types.
+            StreamError: the snapshot belongs to another network, or has another renewal than the stream.
+            SnapshotError: the snapshot is damaged, or its states have other names, shapes or types than those of the
+                network.
         """
         self._alone(self._restore, snapshot)
 
@@ -440,7 +468,7 @@ class Stream:
     def _forecast(self, horizon: int, dtype: "type[Any]", out: NDArray[Any] | None, timeout: Timeout) -> NDArray[Any]:
         result = pictures.forecast_array(horizon, self.config, dtype, out)
         if self._now.aged.pushed == 0:
-            raise StreamError("nothing was pushed yet; push at least one picture before predicting")
+            raise StreamError("stream: no picture was pushed yet; push at least one picture before a forecast")
         self.predictor.check_horizon(len(result))
         if not self._now.aged.places:
             if (clip := self._clip(len(result))) is not None:
@@ -455,12 +483,19 @@ class Stream:
             if number > 0:
                 prediction, state = self._step(prediction, state, timeout)
                 if not np.isfinite(prediction).all():
-                    raise StreamError(f"forecast frame {number}: is not finite; forecast less far, check the precision")
+                    raise StreamError(
+                        f"forecast frame {number}: the prediction is not finite; use a shorter horizon, or export with "
+                        "another precision"
+                    )
             pictures.put(prediction[0], result[number])
         return result
 
     def _clip(self, horizon: int) -> NDArray[np.float32] | None:
-        """Forecast the pictures that were kept by the clip graph; return None if it is not made for their number."""
+        """Run the clip graph on the pictures of a `replay` stream and return its forecast.
+
+        Returns:
+            The forecast, [horizon, C, H, W]; None if there is no clip graph for these numbers of pictures and frames.
+        """
         predictor, now = self.predictor, self._now
         lengths = (len(now.frames), horizon)
         if not predictor.has_clip or lengths != (predictor.context_length, predictor.horizon):
@@ -469,18 +504,22 @@ class Stream:
             seen = np.stack([as_frames(self._on_host(one), self.config)[0] for one in now.frames])
             forecast, _ = self.backend.clip(seen[None])
             if not np.isfinite(forecast).all():
-                raise StreamError("forecast: is not finite; forecast less far, check the precision")
+                raise StreamError(
+                    "forecast: a prediction is not finite; use a shorter horizon, or export with another precision"
+                )
             self._now = Moment(replace(now.aged, prediction=forecast[:, 0]), now.frames, forecast[0])
         return self._now.clip
 
     def _replay(self, timeout: Timeout) -> None:
-        """Make a state of the pictures that were kept."""
+        """Step through the pictures of a `replay` stream, and store the state and the prediction after them."""
         now, aged = self._now, self._now.aged
         state, prediction = self.backend.initial_state(1), None
         for number, seen in enumerate(now.frames, aged.pushed - len(now.frames)):
             prediction, state = self._step(seen, state, timeout)
             if not np.isfinite(prediction).all():
-                raise StreamError(f"frame {number}: the prediction is not finite; check the precision")
+                raise StreamError(
+                    f"frame {number}: the prediction is not finite; check the weights, or export with another precision"
+                )
         made = replace(aged, places=(Place(self._batcher.batch(state)),), prediction=prediction)
         self._now = replace(now, aged=made)
 
@@ -491,25 +530,27 @@ class Stream:
         return self.backend.step(seen, state)
 
     def _alone(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do the work of a call, with the stream to itself.
+        """Run the function of a call while no other call may use the stream.
 
-        A signal handler runs neither between a lock and its block nor in a plain assignment, so that Ctrl-C finds
-        either all of this undone or nothing.
+        Python runs no signal handler between taking a lock and entering its `with` block, nor within a plain
+        assignment. Ctrl-C therefore never leaves the lock taken or `calls` half changed.
         """
         self._check_usable()
         calls = self.predictor.calls
         if self._lock.locked():
             if calls.get(self) == threading.get_ident():
                 raise StreamError(
-                    "stream: was called inside its own call, by a finalizer or signal handler; call it later"
+                    "stream: was called inside its own call, by a finalizer or signal handler; call it after that call"
                 )
             raise StreamError(
-                "stream: another thread is in it; give each its own, or take predictor.streams(), which several may use"
+                "stream: another thread is using it; open one stream per thread, or use predictor.streams(), whose "
+                "streams threads may share"
             )
         with self._lock:
             calls[self] = threading.get_ident()
             try:
-                self._check_usable()  # who closes it, and the end of Python, wait for calls that are among them
+                # Check again: `close` and the end of Python wait only for calls that were registered before them.
+                self._check_usable()
                 with plain_errors():
                     return work(*args, **kwargs)
             finally:
@@ -521,10 +562,10 @@ class Stream:
             raise StreamError("stream: its predictor was closed; load the bundle again")
 
     def wait_for_call(self, timeout: Timeout) -> None:
-        """Wait until another thread has left the stream.
+        """Wait until the call of another thread has finished.
 
         Raises:
-            StreamError: the time is over.
+            StreamError: the call did not finish within `timeout`.
         """
         left = timeout.left()
         if not self._lock.acquire(timeout=-1 if left is None else min(left, threading.TIMEOUT_MAX)):
@@ -532,4 +573,4 @@ class Stream:
         self._lock.release()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("Stream: cannot be pickled or copied; take a snapshot(), and open a stream from it elsewhere")
+        raise TypeError("Stream: cannot be pickled or copied; take a snapshot(), and open a stream from the snapshot")

@@ -1,4 +1,8 @@
-"""Process in which objects of the runtime work: not in a copy made by fork, and not in a library while Python ends."""
+"""Checks of the process and the thread that use the runtime.
+
+Objects of the runtime work only in the process that created them, not in a forked copy. While Python shuts down, no
+thread may be inside a library, or the process would abort: new calls are refused, and calls in progress are waited for.
+"""
 
 import atexit
 import ctypes
@@ -17,51 +21,64 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LEAST_STACK_BYTES = 128 << 10
-"""Stack of a thread in which every backend opened and ran; with half of it ONNX Runtime ended the process."""
+"""Smallest stack of a thread with which every backend was tested to open and run (bytes).
+
+With half of this size, ONNX Runtime ends the process.
+"""
 _quieted: "WeakKeyDictionary[object, tuple[int, Callable[[], None]]]" = WeakKeyDictionary()
-"""Objects with calls to wait for at the end of Python, each with its process and the function that waits."""
-_stack_size = threading.RLock()  # a finalizer may come in between
+"""Objects whose calls are waited for at the end of Python, each with its process id and the function that waits."""
+_stack_size = threading.RLock()  # reentrant, because a finalizer may interrupt the holder and take the lock again
 _exit_threads: list[int] = []
-"""Thread that runs the exit handlers, once Python ends."""
+"""Id of the thread that runs the exit handlers; empty until Python shuts down."""
 SERVING: set[int] = set()
-"""Threads of streams, which do what exit handlers ask for."""
+"""Ids of the threads that step streams, which may work for exit handlers."""
 IN_BACKEND: dict[int, object] = {}
-"""Threads that hold the lock of a backend, each with the last one. Other threads may wait for that lock, so these must
-wait for none of them: a finalizer or a signal handler that runs in the middle of a step."""
+"""Ids of threads that hold the lock of a backend, each with the backend whose lock the thread took last.
+
+Code that runs in such a thread in the middle of a step, such as a finalizer or a signal handler, must not wait for
+another thread, because that thread may be waiting for the lock.
+"""
 
 
 def in_backend() -> bool:
-    """Return True if this thread is in a step, and so must not wait for another thread."""
+    """Return True if this thread is inside a step, and therefore must not wait for another thread."""
     return threading.get_ident() in IN_BACKEND
 
 
 def check_usable(pid: int) -> None:
-    """Raise unless an object of the process `pid` may be used by this thread now.
+    """Check that this thread may use an object that was created in the process `pid`.
 
     Raises:
-        StreamError: this process was forked from that one; or Python ends, and this is neither the thread that runs
-            its exit handlers nor one that serves it.
+        StreamError: this process was forked from the process `pid`; or Python is shutting down, and this thread neither
+            runs the exit handlers nor steps streams for them.
     """
     if os.getpid() != pid:
         raise StreamError("this process was forked from the one that loaded the bundle; load it again here")
     if _exit_threads and threading.get_ident() not in _exit_threads and threading.get_ident() not in SERVING:
-        raise StreamError("Python ends, and only exit handlers may use streams now; stop the thread before the end")
+        raise StreamError(
+            "Python is shutting down, and only exit handlers may use streams; stop this thread before Python ends"
+        )
 
 
 def check_stack(*, starts_thread: bool = False) -> None:
-    """Raise if the stack of this thread, or of one that is about to start, is too small for a step.
+    """Check that the stack of this thread is large enough for a step, because an overflow ends the process silently.
 
-    It is taken to be as `threading.stack_size` says now, except for the main thread, whose stack the system gives.
+    The stack is assumed to have the present value of `threading.stack_size`. The main thread, whose stack the system
+    sets, is not checked.
+
+    Args:
+        starts_thread: check the stack of a thread that is about to start, and not that of this thread.
 
     Raises:
-        ResourceLimit: it is below `LEAST_STACK_BYTES`; a step would end the process without a word.
+        ResourceLimit: the stack is smaller than `LEAST_STACK_BYTES`.
     """
     if not starts_thread and threading.current_thread() is threading.main_thread():
         return
     with _stack_size:
         sizes: list[int] = []
         try:
-            # Reading sets it to 0, the system's own; in one call, as Ctrl-C may come after each.
+            # Reading the size also sets it, to the system's default. `extend` reads and stores the size in one call to
+            # C, so that Ctrl-C cannot come in between and lose the size.
             sizes.extend(map(threading.stack_size, (0,)))
         finally:
             for size in sizes:
@@ -75,44 +92,54 @@ def check_stack(*, starts_thread: bool = False) -> None:
 
 
 def is_ending() -> bool:
-    """Return True once Python runs its exit handlers, some of which may still use streams."""
+    """Return True once Python is shutting down and runs its exit handlers, which may still use streams."""
     return bool(_exit_threads)
 
 
 def wait_at_exit(owner: object, wait: Callable[[], None]) -> None:
-    """Have `wait` called once Python ends, after calls of other threads are refused.
+    """Register a function that waits for calls of other threads; Python calls the function when it shuts down.
 
-    It waits for the calls that those are in: a thread inside a library while Python goes away would abort the process.
+    New calls of other threads are refused by then. A thread that is still inside a library when the interpreter is
+    destroyed would abort the process.
 
     Args:
-        owner: forgotten with it; `wait` must not refer to it strongly.
+        owner: object whose calls are waited for. The function is dropped together with the object, so `wait` must not
+            hold a strong reference to it.
     """
     _quieted[owner] = os.getpid(), wait
 
 
 def listed(items: Callable[[], Iterable[T]]) -> list[T]:
-    """Return items that may be held weakly, while other threads add some."""
+    """Return the items of a weak collection as a list, although other threads may add or drop items concurrently.
+
+    Args:
+        items: function that returns the collection; called again after a collision.
+    """
     while True:
-        with suppress(RuntimeError):  # their number changed meanwhile
+        with suppress(RuntimeError):  # The number of items changed during the iteration.
             return list(items())
 
 
 def _end() -> None:
+    """Refuse new calls of other threads, and wait for their calls in progress; runs at the end of Python."""
     _exit_threads.append(threading.get_ident())
     for pid, wait in listed(_quieted.values):
         if pid == os.getpid():
             try:
                 wait()
-            except Exception:  # the others are waited for all the same
-                log.exception("a call was not waited for")
+            except Exception:  # Continue, to wait for the calls of the other objects.
+                log.exception("runtime: waiting for calls in progress failed, so the process may abort")
 
 
 def _keep() -> None:
-    """Keep what a forked copy has of the parent's libraries: freeing it would wait for threads that are not here."""
+    """Make the parent's objects immortal in a forked process, and forget the parent's threads.
+
+    Freeing such an object would wait for threads that exist only in the parent.
+    """
     for owner in list(_quieted):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
     here = threading.get_ident()
-    for thread in IN_BACKEND.keys() - {here}:  # whose numbers new threads may get
+    for thread in IN_BACKEND.keys() - {here}:  # New threads may receive the ids of these threads.
         del IN_BACKEND[thread]
     SERVING.clear()
 

@@ -1,7 +1,8 @@
-"""Renewal of a stream's state, so that the state that answers stays near the age that its network was trained for.
+"""Renewal of a stream's state: old states are replaced by younger ones.
 
-A network that saw C frames of context in training forecasts worse from a state that has seen many more, unless it was
-trained with a burn-in. Renewals replace old states by younger ones; docs/streams.md compares them.
+The age of a state is the number of frames that it has seen. A network that was trained with a context of C frames
+forecasts worse from a state whose age is far above C, unless it was trained with a burn-in. A renewal keeps the age of
+the state that makes the forecasts near C. docs/streams.md compares the renewals.
 """
 
 import re
@@ -17,19 +18,25 @@ FORMS = "none, refresh:M or replay"
 
 @dataclass(frozen=True)
 class Renewal:
-    """Rule for when the states of a stream begin and end. Every number in it follows from the number of frames seen.
+    """Rule for when the states of a stream begin and end.
+
+    All ages follow from the rule and the number of frames that the stream has seen.
 
     Raises:
-        ConfigError: M is below 2 or above max(2, C), or C is below 1.
+        ConfigError: `context_length` (C) is below 1; or, for `refresh`, `states` (M) is below 2 or above max(2, C).
     """
 
     kind: Kind = "none"
-    """`none`: one state since the first frame. `refresh`: M states that began at different frames, of which the oldest
-    answers. `replay`: no state but the last C frames, which are seen when a forecast is asked for."""
+    """Name of the rule.
+
+    `none` keeps one state from the first frame on. `refresh` keeps M states that began at different frames; the oldest
+    state makes the forecasts. `replay` keeps the last C frames and no state; each forecast steps through these frames
+    first.
+    """
     context_length: int = 10
-    """C, the age around which states are kept (frames)."""
+    """C, the age near which the state that makes the forecasts is kept (frames)."""
     states: int = 1
-    """M, states at a time; 1 unless `refresh`."""
+    """M, the number of states that a stream holds at a time; 1 unless `kind` is `refresh`."""
 
     def __post_init__(self) -> None:
         if self.context_length < 1:
@@ -43,10 +50,12 @@ class Renewal:
 
     @classmethod
     def parse(cls, text: str, context_length: int) -> "Renewal":
-        """Return the renewal that `none`, `refresh`, `refresh:M` or `replay` names.
+        """Return the renewal that a text names: `none`, `refresh`, `refresh:M` or `replay`.
+
+        `refresh` means `refresh:2`.
 
         Raises:
-            ConfigError: another text, or an M that there cannot be.
+            ConfigError: `text` is none of these names, or M is below 2 or above max(2, `context_length`).
         """
         if isinstance(text, str) and text in ("none", "replay"):
             return cls("none" if text == "none" else "replay", context_length)
@@ -59,28 +68,31 @@ class Renewal:
 
     @property
     def spacing(self) -> int:
-        """S, frames between the beginnings of two states; with it the mean age of the oldest is about C."""
+        """S, the number of frames between the beginnings of two states, for which the oldest has a mean age near C."""
         return max(2 if self.states == 2 else 1, round(self.context_length / (self.states - 0.5)))
 
     @property
     def cycle(self) -> int:
-        """Frames after which the ages repeat; 1 unless `refresh`."""
+        """Number of frames after which the ages repeat; 1 unless `kind` is `refresh`."""
         return self.spacing if self.kind == "refresh" else 1
 
     @property
     def warm_up(self) -> int:
-        """Frames after which a stream has its final ages and cost, its ring of past cells aside."""
+        """Number of frames after which the ages and the cost of a stream repeat in every cycle.
+
+        The rings that hold the history may take longer to fill.
+        """
         return self.states * self.spacing if self.kind == "refresh" else self.context_length
 
     @property
     def steps_per_frame(self) -> float:
-        """Mean number of steps that a push takes once the stream has warmed up; `replay` steps in forecasts alone."""
+        """Mean number of steps per push after the warm-up; 0 for `replay`, which steps only in forecasts."""
         if self.kind == "refresh":
             return (self.states * self.spacing - 1) / self.spacing
         return 0.0 if self.kind == "replay" else 1.0
 
     def age(self, pushed: int) -> int:
-        """Return the age of the state that answers after so many frames."""
+        """Return the age of the state that makes a forecast after `pushed` frames."""
         if self.kind == "replay":
             return min(pushed, self.context_length)
         if self.kind == "none" or pushed < self.states * self.spacing:
@@ -88,18 +100,18 @@ class Renewal:
         return (self.states - 1) * self.spacing + pushed % self.spacing
 
     def ages(self, pushed: int) -> tuple[int, ...]:
-        """Return the ages of all states that a stream has after so many frames, the oldest first."""
+        """Return the ages of all states of a stream after `pushed` frames, oldest first."""
         if self.kind == "replay":
             return ()
         oldest = self.age(pushed)
         return tuple(range(oldest, 0, -self.spacing)) if self.kind == "refresh" else (oldest,)
 
     def ends(self, pushed: int) -> bool:
-        """Return True if the oldest state does not see the frame after the first `pushed`."""
+        """Return True if the oldest state is dropped before the next frame, after `pushed` frames."""
         return self.kind == "refresh" and self.age(pushed) == self.states * self.spacing - 1
 
     def begins(self, pushed: int) -> bool:
-        """Return True if a new state sees the frame after the first `pushed` as its first."""
+        """Return True if a new state begins with the next frame, after `pushed` frames."""
         return pushed == 0 or (self.kind == "refresh" and pushed % self.spacing == 0)
 
 
@@ -107,26 +119,27 @@ NONE = Renewal()
 
 
 def default_renewal(card: Card, context_length: int) -> tuple[Renewal, str]:
-    """Return the renewal for a model, and the reason for it in words.
+    """Return the default renewal for a model, and the reason for the choice as a clause of a sentence.
 
     Args:
-        context_length: context to assume where the card does not tell that of training.
+        card: facts about the model; its measured decay decides.
+        context_length: context length to assume if the card does not record that of training (frames).
     """
     length = known_context(card, context_length)
     refresh = Renewal("refresh", length, 2)
     if card.decay is None:
-        return refresh, "the decay of this model was not measured; `e3d evaluate --streaming --record` does"
+        return refresh, "the decay of this model was not measured; `e3d evaluate --streaming --record` measures it"
     return Renewal("none", length) if card.decay.ageless else refresh, card.decay.verdict
 
 
 def renewal_for(card: Card, context_length: int, text: str | None) -> Renewal:
-    """Return the renewal that a text names, or the default for a model.
+    """Return the renewal that `text` names, or the default for a model if `text` is None.
 
     Args:
-        context_length: context to assume where the card does not tell that of training.
+        context_length: context length to assume if the card does not record that of training (frames).
 
     Raises:
-        ConfigError: there is no such renewal.
+        ConfigError: `text` names no renewal.
     """
     if text is None:
         return default_renewal(card, context_length)[0]
@@ -134,6 +147,6 @@ def renewal_for(card: Card, context_length: int, text: str | None) -> Renewal:
 
 
 def known_context(card: Card, otherwise: int) -> int:
-    """Return the context that a model was trained with, if its card tells it."""
+    """Return the context length that a model was trained with, or `otherwise` if its card does not record it."""
     known = card.window or card.decay
     return otherwise if known is None else known.context_length

@@ -1,4 +1,4 @@
-"""Snapshot of a stream, a value that can be kept in a file."""
+"""Snapshot of a stream: its state as a value, which can be saved to a file and restored."""
 
 import hashlib
 import io
@@ -19,11 +19,14 @@ from e3d_deploy.runtime.renewal import Renewal
 
 SCHEMA, READS = 2, (1, 2)
 DIGEST, STATE = "sha256", "state."
-"""Name of the hash in a file, and the prefix of state tensors: `state.NAME` in schema 1, `state.I.NAME` in schema 2."""
+"""Names in a snapshot file: that of the hash, and the prefix of state tensors.
+
+A tensor is called `state.NAME` in schema 1 and `state.I.NAME`, for state number I, in schema 2.
+"""
 
 
 class ReadOnlyDict(dict[str, NDArray[Any]]):
-    """Dictionary whose entries cannot be changed by accident; `dict(it)` is one that can."""
+    """Dictionary that refuses changes; `dict(state)` makes a copy that can be changed."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("snapshot: its states cannot be changed; change a copy, dict(state)")
@@ -37,27 +40,30 @@ class ReadOnlyDict(dict[str, NDArray[Any]]):
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """Stream at one moment, as a value: restore it, fork it, pickle or save it for another process.
+    """State of a stream after a number of pictures, as a value that can be restored, pickled and saved.
 
-    Two are equal if all their fields are, arrays by type, shape and bits: NaN equals the same NaN, and 0.0 is not -0.0.
-    Its arrays are read-only, in copies and after pickling too. An array that can be written is copied when a snapshot
-    is made of it; one that is read-only and owns its memory is taken as it is.
+    Two snapshots are equal if all their fields are equal. Arrays are compared by type, shape and bits: a NaN equals a
+    NaN with the same bits, and 0.0 differs from -0.0. All arrays of a snapshot are read-only, also after copying and
+    pickling. The constructor copies writable arrays and shares arrays that are read-only and own their memory.
     """
 
     identity: str
-    """Identity of the network that it belongs to."""
+    """Identity of the network that the snapshot belongs to."""
     states: tuple[Mapping[str, NDArray[Any]], ...]
-    """States of the stream, the oldest first, each as `contract.States` describes it for one stream."""
+    """States of the stream, oldest first, each with the tensors that `contract.States` describes."""
     prediction: NDArray[np.float32] | None
-    """Prediction of the next frame, [1, C, H, W]; None before the first."""
+    """Prediction of the next frame, [1, C, H, W]; None before the first picture, and for the renewal `replay`."""
     pushed: int
-    """Number of pictures seen."""
+    """Number of pictures that the stream has seen."""
     renewal: str = "none"
     """Renewal of the stream, such as `refresh:2`."""
     context_length: int = 10
-    """C, the context that the renewal goes by (frames)."""
+    """Context length that the ages and intervals of the renewal follow from (frames)."""
     frames: NDArray[Any] | None = None
-    """Last pictures of a stream that replays them, uint8 [n, H, W, C] or float32 [n, C, H, W], n at most C."""
+    """Last pictures of a `replay` stream, uint8 [n, H, W, C] or float32 [n, C, H, W], with n ≤ `context_length`.
+
+    None for other renewals.
+    """
 
     def __post_init__(self) -> None:
         frozen: dict[str, Any] = {
@@ -84,15 +90,15 @@ class Snapshot:
         return hash((self._facts(), None if self.prediction is None else self.prediction.tobytes()))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy it by making it anew, as arrays that come out of a pickle can be written."""
+        """Pickle and copy by calling the constructor, which makes arrays read-only; unpickled arrays are writable."""
         return Snapshot, tuple(getattr(self, field.name) for field in fields(self))
 
     def _facts(self) -> tuple[Any, ...]:
-        """Return all fields but arrays."""
+        """Return all fields that are not arrays."""
         return self.identity, self.pushed, self.renewal, self.context_length, len(self.states)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        """Return all arrays, by the names that they have in a file."""
+        """Return all arrays by their names in a file."""
         optional = {"prediction": self.prediction, "frames": self.frames}
         return {
             **{name: one for name, one in optional.items() if one is not None},
@@ -100,15 +106,17 @@ class Snapshot:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a file, whole or not at all; one that is there is replaced, and keeps its mode.
+        """Write the snapshot to a file, which appears only when it is complete.
 
-        A link stays, and the file that it leads to is written; a pipe or device gets the bytes.
+        An existing file is replaced, and its permissions are kept. If `path` is a link, the file that the link leads
+        to is replaced. If `path` is a pipe or a device, the bytes are written to it.
 
-        It is an .npz without pickles: `schema`, `identity`, `pushed`, `renewal`, `context_length`, `prediction` and
-        `frames` where there are some, a `state.I.NAME` for each tensor of state I, and `sha256` over all of them.
+        The file is an .npz archive without pickles. It contains `schema`, `identity`, `pushed`, `renewal`,
+        `context_length`, `prediction` and `frames` unless they are None, `state.I.NAME` for each tensor of state I,
+        and `sha256` over all of these.
 
         Raises:
-            OSError: it cannot be written, with its name.
+            OSError: the file cannot be written; the error names the file.
         """
         arrays: dict[str, Any] = {
             "schema": np.array(SCHEMA),
@@ -125,21 +133,21 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | Path) -> "Snapshot":
-        """Read a snapshot from a file; `restore` checks which network it is of.
+        """Read a snapshot from a file; `restore` checks that the snapshot belongs to the network.
 
         Raises:
-            SnapshotError: the file is missing, damaged, or of a later schema.
+            SnapshotError: the file is missing or damaged, or has a schema that this version cannot read.
         """
         arrays = _read(Path(path))
         schema = arrays.get("schema")
         if schema is None or schema.shape != () or schema not in READS:
             raise SnapshotError(
-                f"{path}: snapshot of schema {schema}, this version reads {' and '.join(map(str, READS))}; "
+                f"{path}: snapshot has schema {schema}, this version reads {' and '.join(map(str, READS))}; "
                 "take it again with this version"
             )
         if str(arrays.pop(DIGEST, None)) != _digest(arrays):
             raise SnapshotError(
-                f"{path}: altered since it was written, its SHA-256 is another; take the snapshot again"
+                f"{path}: does not match its SHA-256, so it was altered after it was written; take the snapshot again"
             )
         return cls(
             identity=str(arrays["identity"]),
@@ -154,26 +162,27 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Network that snapshots belong to."""
+    """Network that snapshots belong to, as far as snapshots are compared with it."""
 
     identity: str
-    """Identity of the snapshots that are taken."""
+    """Identity that new snapshots receive."""
     earlier: tuple[str, ...] = ()
     """Identities that older versions gave to snapshots of the same network."""
     states: States | None = None
-    """States of a stream; None leaves those of snapshots unchecked."""
+    """Description of a stream's state; None leaves the states of snapshots unchecked."""
     config: ModelConfig
 
     def check(self, snapshot: Snapshot) -> None:
-        """Raise unless a snapshot is of this network.
+        """Check that a snapshot belongs to this network.
 
         Raises:
-            StreamError: it is of another one.
-            SnapshotError: no snapshot, or its states, prediction or pictures have other names, shapes, types or values.
+            StreamError: the snapshot belongs to another network.
+            SnapshotError: `snapshot` is not a snapshot, or its states, prediction or pictures have unexpected names,
+                shapes, types or values.
         """
         check_snapshot(snapshot)
         if snapshot.identity not in (self.identity, *self.earlier):
-            raise StreamError("snapshot: taken from another network, whose state means nothing here; load its bundle")
+            raise StreamError("snapshot: was taken from another network; load the bundle of that network")
         for arrays in snapshot.states:
             if self.states is not None and (odd := self.states.difference(arrays)):
                 raise SnapshotError(f"snapshot: state {odd}; take it again with this bundle")
@@ -191,14 +200,18 @@ class Owner:
         if not pictures and not (
             _is_array(seen, np.float32, (len(seen), *frame[1:])) and bool(((seen >= 0) & (seen <= 1)).all())
         ):
-            raise SnapshotError("snapshot: its frames are no pictures of this network; take it again with this bundle")
+            raise SnapshotError(
+                f"snapshot: got frames {list(seen.shape)} {seen.dtype}, expected "
+                f"{[len(seen), *self.config.image_size, C]} uint8 or {[len(seen), *frame[1:]]} float32 in [0, 1]; "
+                "take it again with this bundle"
+            )
 
 
 def check_snapshot(snapshot: Any) -> None:
-    """Raise unless an object is a snapshot with sensible numbers.
+    """Check that an object is a snapshot whose `pushed` and `context_length` are whole numbers of 0 or more.
 
     Raises:
-        SnapshotError: it is not.
+        SnapshotError: the object is not such a snapshot.
     """
     if not isinstance(snapshot, Snapshot):
         raise SnapshotError(
@@ -214,7 +227,7 @@ def _is_array(array: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ..
 
 
 def fixed(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a read-only array: the given one if it is that already and owns its memory, else a copy."""
+    """Return `array` if it is read-only and owns its memory, otherwise a read-only copy."""
     if type(array) is np.ndarray and not array.flags.writeable and array.base is None:
         return array
     copy = np.array(array)
@@ -223,21 +236,25 @@ def fixed(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def taken_over(state: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return arrays that nobody else has, read-only, so that a snapshot does not copy them."""
+    """Make the arrays of a state read-only, so that a snapshot shares them instead of copying them.
+
+    The caller must hold the only references to the arrays.
+    """
     for array in state.values():
         array.flags.writeable = False
     return state
 
 
 def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
-    """Return the renewal of a snapshot.
+    """Return the renewal of a snapshot, after checking that the other fields agree with the renewal.
 
     Args:
-        expected: renewal of the stream that is to go on from it; None for any.
+        expected: renewal of the stream that will continue from the snapshot; None accepts every renewal. Two renewals
+            `none` agree even if their context lengths differ.
 
     Raises:
-        StreamError: it has another renewal.
-        SnapshotError: an unknown renewal, or states, frames or a number of pictures that do not fit it.
+        StreamError: the snapshot has another renewal than `expected`.
+        SnapshotError: the renewal is unknown, or the number of states, frames or pictures does not agree with it.
     """
     check_snapshot(snapshot)
     try:
@@ -259,8 +276,8 @@ def renewal_of(snapshot: Snapshot, expected: Renewal | None) -> Renewal:
         )
     if expected is not None and expected != own and {expected.kind, own.kind} != {"none"}:
         raise StreamError(
-            f"snapshot: taken of a stream with the renewal {own} for a context of {own.context_length} frames, this "
-            f"one has {expected} for {expected.context_length}; open a stream from the snapshot without naming one"
+            f"snapshot: has the renewal {own} for a context of {own.context_length} frames, the stream has {expected} "
+            f"for {expected.context_length} frames; open a stream from the snapshot without `renewal`"
         )
     return own
 
@@ -284,9 +301,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             return taken_over({name: archive[name] for name in archive.files})
-    # Whatever the reader of a damaged archive raises, and it raises many things.
-    except Exception as error:
-        raise SnapshotError(f"{path}: no snapshot, or a truncated one ({error}); take it again") from error
+    except Exception as error:  # NumPy and zipfile raise many types of errors for a damaged archive.
+        raise SnapshotError(f"{path}: not a snapshot, or truncated ({error}); take it again") from error
 
 
 def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
@@ -296,7 +312,7 @@ def _same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def _digest(arrays: dict[str, NDArray[Any]]) -> str:
-    """Return the SHA-256 over names, types, shapes and values, whatever their order in the file."""
+    """Return the SHA-256 over the names, types, shapes and values of arrays, in order of their names."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

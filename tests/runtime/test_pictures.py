@@ -40,7 +40,7 @@ def test_whole_numbers_of_numpy_are_taken(horizon: Any) -> None:
     ids=["memory", "addresses", "numbers", "digits"],
 )
 def test_more_than_there_is_memory_or_addresses_is_said_in_bytes(horizon: int, nbytes: str) -> None:
-    with pytest.raises(ResourceLimit, match=f"its forecast takes ({nbytes}), .*; ask for fewer frames"):
+    with pytest.raises(ResourceLimit, match=f"the forecast takes ({nbytes}), .*; ask for fewer frames"):
         pictures.forecast_array(horizon, CONFIG, np.uint8, None)
 
 
@@ -60,8 +60,8 @@ def broadcast() -> NDArray[Any]:
         (np.empty(SHAPE, np.int8), "got .* int8"),
         (np.broadcast_to(np.empty(SHAPE[1:], np.uint8), SHAPE), "is read-only"),
         (np.frombuffer(bytes(64), np.uint8).reshape(SHAPE), "is read-only"),
-        (broadcast(), "some of its elements share memory"),
-        (as_strided(np.empty(64, np.uint8), SHAPE, (16, 4, 1, 1)), "some of its elements share memory"),
+        (broadcast(), "some elements share the same memory"),
+        (as_strided(np.empty(64, np.uint8), SHAPE, (16, 4, 1, 1)), "some elements share the same memory"),
         (np.ma.masked_array(np.empty(SHAPE, np.uint8)), r"got MaskedArray, .*; give np\.asarray\(out\)"),
         (np.empty(SHAPE, np.uint8).tolist(), "got list"),
         (bytearray(64), "got bytearray"),
@@ -102,7 +102,7 @@ def test_pictures_that_numpy_cannot_hold_are_a_resource_limit() -> None:
     stream = predictor_of(FakeBackend()).stream()
     with pytest.raises(ResourceLimit, match="out of memory"):
         stream.push(Large())
-    with pytest.raises(ShapeError, match=r"is no array that NumPy can read .*closed"):
+    with pytest.raises(ShapeError, match=r"is not an array that NumPy can read .*closed"):
         stream.push(Gone())
 
 

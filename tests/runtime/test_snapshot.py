@@ -87,7 +87,7 @@ def test_before_the_first_picture_there_is_no_prediction(tmp_path: Path) -> None
 
 def test_of_another_bundle(path: Path) -> None:
     other = Predictor(CONFIG, FakeBackend(), identity="another")
-    with pytest.raises(StreamError, match="taken from another network, whose state means nothing here"):
+    with pytest.raises(StreamError, match="was taken from another network; load the bundle of that network"):
         other.stream(Snapshot.load(path))
 
 
@@ -134,13 +134,13 @@ def test_an_altered_file_is_refused_or_says_the_same(path: Path) -> None:
 def test_a_file_that_was_written_again_is_refused(path: Path, change: Callable[[Any], dict[str, Any]]) -> None:
     arrays = arrays_of(path)
     np.savez(path, **(arrays | change(arrays)))
-    with pytest.raises(SnapshotError, match="altered since it was written, its SHA-256 is another"):
+    with pytest.raises(SnapshotError, match="does not match its SHA-256, so it was altered after it was written"):
         Snapshot.load(path)
 
 
 def test_another_schema_is_refused(path: Path) -> None:
     np.savez(path, **(arrays_of(path) | {"schema": np.array(3)}))
-    with pytest.raises(SnapshotError, match="snapshot of schema 3, this version reads 1 and 2"):
+    with pytest.raises(SnapshotError, match="snapshot has schema 3, this version reads 1 and 2"):
         Snapshot.load(path)
 
 
@@ -148,14 +148,14 @@ def test_what_is_no_snapshot_is_refused(path: Path) -> None:
     with pytest.raises(SnapshotError, match="cannot be read"):
         Snapshot.load(path.with_name("absent.npz"))
     np.savez(path, frames=np.zeros(3))
-    with pytest.raises(SnapshotError, match="snapshot of schema None"):
+    with pytest.raises(SnapshotError, match="snapshot has schema None"):
         Snapshot.load(path)
     np.savez(path, schema=np.array({"a": "pickle"}, dtype=object))
-    with pytest.raises(SnapshotError, match="no snapshot"):
+    with pytest.raises(SnapshotError, match="not a snapshot, or truncated"):
         Snapshot.load(path)
     with path.open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(SnapshotError, match="no snapshot"):
+    with pytest.raises(SnapshotError, match="not a snapshot, or truncated"):
         Snapshot.load(path)
 
 

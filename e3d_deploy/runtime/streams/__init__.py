@@ -1,1 +1,1 @@
-"""Many streams, stepped together in a thread: `Predictor.streams` opens them; a plain `Stream` needs none of this."""
+"""Many streams that one thread steps together, opened by `Predictor.streams`; a plain `Stream` does not use this."""

@@ -1,16 +1,20 @@
-"""Counters and timings of streams, in memory of fixed size; percentiles are computed only when read."""
+"""Counters and timings of streams, in memory of fixed size."""
 
 from typing import Any
 
 import numpy as np
 
 DROPS = ("full", "late", "refused", "failed", "reset", "closed")
-"""Why a picture was not seen: the queue was full and the oldest or newest one went; its deadline was over; the queue
-was full and the caller got an error; its stream failed, was reset, was closed."""
+"""Reasons for dropping a picture.
+
+`full`: the queue was full, and the policy dropped the picture. `late`: the deadline of the picture passed. `refused`:
+the queue was full, and the push raised an error. `failed`, `reset` and `closed`: the stream failed, was reset or
+restored, or was closed.
+"""
 
 
 class Ring:
-    """The last numbers of many."""
+    """The last `length` numbers of a sequence."""
 
     __slots__ = ("_count", "_values")
 
@@ -22,7 +26,7 @@ class Ring:
         self._count += 1
 
     def percentiles(self) -> dict[str, float | None]:
-        """p50 and p99; None before the first number."""
+        """Return the percentiles `p50` and `p99` of the stored numbers; both are None before the first number."""
         values = self._values[: self._count]
         if not len(values):
             return {"p50": None, "p99": None}
@@ -34,7 +38,7 @@ class Counters:
     """Counters of one stream, or of all streams together.
 
     Args:
-        last: number of recent pictures, and of recent forecasts, that percentiles cover.
+        last: number of the most recent pictures, and of forecasts, that the percentiles cover.
     """
 
     def __init__(self, last: int) -> None:
@@ -44,22 +48,31 @@ class Counters:
         self.latency_ms, self.queueing_ms, self.forecast_ms = Ring(last), Ring(last), Ring(last)
 
     def saw(self, *, queueing: float, latency: float) -> None:
-        """Count a picture; seconds from its push until its step began, and until it ended."""
+        """Count a picture that was seen.
+
+        Args:
+            queueing: time from the push to the beginning of the picture's first step (s).
+            latency: time from the push to the end of the picture's last step (s).
+        """
         self.frames += 1
         self.queueing_ms.add(1000 * queueing)
         self.latency_ms.add(1000 * latency)
 
     def forecast(self, latency: float) -> None:
-        """Count a forecast; seconds from its request until it was whole."""
+        """Count a forecast.
+
+        Args:
+            latency: time from the request to the last frame (s).
+        """
         self.forecasts += 1
         self.forecast_ms.add(1000 * latency)
 
     def bad(self, frame: int) -> None:
-        """Count a prediction that is not finite."""
+        """Count a prediction that is not finite, made after picture number `frame` of its stream."""
         self.bad_outputs, self.last_bad_frame = self.bad_outputs + 1, frame
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON knows it; docs/runtime.md says what each is."""
+        """Return all counters and percentiles as JSON values; docs/runtime.md explains each."""
         rings = ("latency_ms", "queueing_ms", "forecast_ms")
         plain = ("frames", "forecasts", "bad_outputs", "last_bad_frame", "failures")
         return {

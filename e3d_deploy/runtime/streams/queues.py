@@ -1,9 +1,9 @@
-"""Queues of streams, one each, whose pictures, forecasts and jobs are done in order.
+"""Queues of the streams: pictures, forecasts and jobs, which are done in the order of the calls.
 
-Callers only append: to the queues of a stream, and then a message to the mailbox. One thread reads the messages and
-takes things out. It takes no lock, so nothing that runs inside a caller's lock can keep it from its work: neither a
-finalizer nor a signal handler, which may call anything and wait for it. A caller that Ctrl-C interrupts anywhere has
-either appended or not.
+Callers append an item to a queue of their stream, and then a message to the mailbox. One thread, which also steps the
+streams, reads the messages and takes items out of the queues. The thread takes no lock. A caller that holds the lock
+may be interrupted by a finalizer or a signal handler that makes a call and waits for the thread; the thread still makes
+progress. A caller that Ctrl-C interrupts has either appended its item and its message, or neither.
 """
 
 import math
@@ -24,19 +24,27 @@ from e3d_deploy.runtime.streams.requests import CLOSED, AtExit, Forecast, Gone, 
 from e3d_deploy.runtime.streams.waiting import Bell, Reply, sleep
 
 Policy = Literal["block", "drop-oldest", "drop-newest", "refuse"]
-"""Behavior of a push to a full queue: wait, drop the oldest picture there, drop its own, or fail."""
+"""Behavior of a push to a full queue.
+
+Wait for room, drop the oldest picture in the queue, drop the pushed picture, or raise an error.
+"""
 LAST = 4096
-"""Number of recent pictures, and of recent forecasts, that percentiles of all streams together cover."""
+"""Number of the most recent pictures, and of forecasts, that the percentiles over all streams cover."""
 ITEMS = (Push, Forecast, Job)
 MOST_REQUESTS = 64
-"""Most forecasts of a stream that may wait."""
+"""Number of queued requests at which a stream accepts no further forecast."""
 
 
 class Queues:
-    """The queues of all streams. Any thread may put something in; one takes it out.
+    """Queues of all streams. Any thread may append items; only the thread that steps the streams removes them.
+
+    Args:
+        max_wait_ms: maximum time that a picture waits for pictures of other streams (ms).
+        queue_length: maximum number of pictures in the queue of a stream.
+        policy: behavior of a push to a full queue.
 
     Raises:
-        ConfigError: an unknown policy, or an invalid number.
+        ConfigError: `policy` is unknown, or a number is invalid.
     """
 
     def __init__(self, *, max_wait_ms: float, queue_length: int, policy: Policy) -> None:
@@ -49,62 +57,63 @@ class Queues:
         self.policy = policy
         self.pid = os.getpid()
         self.thread_id: int | None = None
-        """Thread that takes things out; None before it began."""
-        # For callers, who never wait while they hold it. A finalizer or a signal handler may take it a second time.
+        """Id of the thread that steps the streams; None before it starts."""
+        # Only callers take the lock, and they never wait while they hold it. It is reentrant, because a finalizer or a
+        # signal handler may interrupt the holder and take the lock again in the same thread.
         self.lock = threading.RLock()
         self.mailbox: SimpleQueue[Any] = SimpleQueue()
-        """Messages: what was put in, a closed video, a `Gone`, a `Reply` for `rest`, or None, which only wakes."""
+        """Messages: an appended item, a closed video, a `Gone`, a `Reply` for `rest`, or None to wake the thread."""
         self.videos: dict[Video, Gone] = {}
-        """Streams, closed ones until the thread knows, each with the object of the user."""
+        """Streams, each with a weak reference to the user's object; closed streams until the thread removes them."""
         self.closing = False
         self.broken = ""
-        """Error that ended the thread; empty if none did."""
+        """Error that ended the thread; empty if there was no error."""
         self.counters = Counters(LAST)
         self.bell = Bell()
-        """Rings when the thread ended."""
+        """Rings when the thread has ended, and when it has nothing left to do at the end of Python."""
         self.ended = True
-        """True before the thread begins and once it has ended."""
-        # From here on the thread's alone.
+        """True before the thread starts and after it has ended."""
+        # Only the thread that steps the streams uses the attributes below.
         self.waiting: dict[Video, None] = {}
-        """Streams with something in their queues."""
+        """Streams with a picture or a request in their queues."""
         self.first = 0.0
-        """Time at which the oldest item in them came (s, of `time.perf_counter`)."""
+        """Time of the oldest item in the queues of `waiting` (s, of `time.perf_counter`)."""
         self.jobs: dict[Video, None] = {}
         """Streams with a job in their queue."""
         self.failed: set[Video] = set()
         self.forecasts: list[Forecast] = []
-        """Forecasts on their way."""
+        """Forecasts in progress."""
         self.closed: list[tuple[Video, bool]] = []
-        """Streams to be forgotten, and True if they were dropped without `close`."""
+        """Streams to be removed, each with True if it was dropped without `close`."""
         self.dropped = False
-        """True once `Streams`, the object that opens them, was dropped without `close`."""
+        """True once the `Streams` object was dropped without `close`."""
         self.resting: list[Reply[None]] = []
-        """Calls of `rest` to be answered."""
+        """Replies that calls of `rest` wait for."""
         self.is_quiet = False
-        """True once Python ends and only exit handlers are heard."""
+        """True once Python is shutting down and only messages of exit handlers are read."""
 
-    # What any thread may call.
+    # Any thread may call the methods below.
 
     def check(self, video: Video | None = None, *, healthy: bool = True) -> None:
-        """Raise unless this thread may use a stream, or all of them, now.
+        """Check that this thread may use the streams, and the stream `video`, at this moment.
 
         Args:
-            healthy: refuse a stream that failed.
+            healthy: also refuse a stream that has failed.
 
         Raises:
-            StreamError: they were closed, this process was forked, Python ends, the call would wait for itself, or the
-                stream failed.
+            StreamError: the streams or the stream were closed, this process was forked, Python is shutting down, the
+                call would wait for itself, or the stream has failed.
         """
         process.check_usable(self.pid)
         if threading.get_ident() == self.thread_id:
             raise StreamError(
-                "streams: got a call in their own thread, which would wait for itself; from a log handler or a "
-                "finalizer only close them or ask for `stats`, and leave the rest to another thread"
+                "streams: got a call in their own thread, which would wait for itself; in a log handler or a "
+                "finalizer, call only `close` and `stats`, and make other calls in another thread"
             )
         if process.in_backend():
             raise StreamError(
-                "streams: got a call inside a step, whose end it would wait for; from a finalizer or a signal handler "
-                "only close them or ask for `stats`, and leave the rest to another thread"
+                "streams: got a call inside a step, which would wait for the end of the step; in a finalizer or a "
+                "signal handler, call only `close` and `stats`, and make other calls in another thread"
             )
         if self.closing or (video is not None and video.closed):
             raise self.closed_error()
@@ -112,17 +121,24 @@ class Queues:
             raise StreamError(failed(video)) from video.failure
 
     def closed_error(self) -> StreamError:
-        """Return the error for any use of streams after their end."""
-        return StreamError(f"streams: do nothing any more ({self.broken}); make new ones" if self.broken else CLOSED)
+        """Return the error for any use of the streams after their thread has ended."""
+        return StreamError(
+            f"streams: stopped after an internal error ({self.broken}); open new streams" if self.broken else CLOSED
+        )
 
     def open_videos(self) -> list[Video]:
         """Return the streams that are neither closed nor dropped."""
-        # A copy, as a dictionary that the thread changes cannot be walked through.
+        # Iterate over a copy, because the thread may change the dictionary.
         return [video for video, owner in self.videos.copy().items() if not video.closed and owner() is not None]
 
     def add(self, video: Video, owner: object, fits: Callable[[Collection[Video]], bool]) -> bool:
-        """Let a new stream take part; return False if it does not fit beside the others."""
-        self.check(video)  # before the lock, which somebody may have held for ever when this process was forked
+        """Add a stream, unless `fits` returns False for the open streams and the new one.
+
+        Returns:
+            True if the stream was added.
+        """
+        # Check before the lock: in a forked process, the lock may be held by a thread that does not exist here.
+        self.check(video)
         with self.lock:
             self.videos[video] = Gone(owner, self.mailbox.put, video)
             if fits(self.open_videos()):
@@ -131,10 +147,11 @@ class Queues:
             return False
 
     def push(self, video: Video, seen: Frame, deadline_ms: float | None, timeout: Timeout) -> None:
-        """Put in a picture, whose memory nobody else writes to.
+        """Append a picture to the queue of a stream; the caller must not change the picture's memory afterwards.
 
         Raises:
-            StreamError: the stream is closed or failed, its queue is full and the policy `refuse`, or the time is over.
+            StreamError: the stream was closed or has failed, its queue is full and the policy is `refuse`, or there was
+                no room within `timeout`.
         """
         came = time.perf_counter()
         deadline = math.inf if deadline_ms is None else came + deadline_ms / 1000
@@ -154,27 +171,27 @@ class Queues:
                     case "refuse":
                         self.drop(video, "refused")
                         raise StreamError(
-                            f"stream: {waiting} pictures wait already; push less often, or take another policy"
+                            f"stream: {waiting} pictures are queued already; push less often, or use another policy"
                         )
             video.newest += 1
             self._put(video.pictures, Push(video, seen, came, deadline, video.newest))
             while len(video.pictures) > self.queue_length:
                 try:
                     video.pictures.remove(video.pictures[0])
-                except (IndexError, ValueError):  # the thread took it, and there is room
+                except (IndexError, ValueError):  # The thread has just taken the picture, so there may be room.
                     continue
                 self.drop(video, "full")
         return True
 
     def ask(self, request: Forecast | Job, timeout: Timeout | None, what: str) -> None:
-        """Put in a request, whose turn is after all pictures that were pushed before.
+        """Append a request to the queue of its stream; its turn comes after all pictures that were pushed before.
 
         Args:
             timeout: time that a forecast may wait for room with the policy `block`; None does not wait.
             what: name of the call, for errors.
 
         Raises:
-            StreamError: the stream is closed or failed, or there is no room for another forecast.
+            StreamError: the stream was closed or has failed, or the queue has no room for another forecast.
         """
         video, is_forecast = request.video, isinstance(request, Forecast)
         while True:
@@ -186,18 +203,18 @@ class Queues:
                     return
             if timeout is None or self.policy != "block":
                 raise StreamError(
-                    f"stream: {MOST_REQUESTS} forecasts wait already; await some before you ask for another"
+                    f"stream: {MOST_REQUESTS} forecasts are queued already; await some before you request another"
                 )
             self._wait_for_room(video, lambda: len(video.requests) < MOST_REQUESTS, timeout, what)
 
     def _put(self, queue: Any, item: Push | Forecast | Job) -> None:
         message = self._message(item)
-        # Ctrl-C may strike right after the first call; the second is made even then.
+        # Ctrl-C may interrupt right after the first call; `finally` makes the second call even then.
         try:
             queue.append(item)
         finally:
             self.mailbox.put(message)
-        if self.closing:  # maybe the thread looked into the queues for the last time before that
+        if self.closing:  # The thread may have read the queues for the last time before the item was appended.
             raise self.closed_error()
 
     def _wait_for_room(self, video: Video, is_room: Callable[[], bool], timeout: Timeout, what: str) -> None:
@@ -208,43 +225,50 @@ class Queues:
             raise timeout.error(what)
 
     def _message(self, content: "Push | Forecast | Job | Video") -> Any:
-        """Return a message; at the end of Python the thread hears only those of the thread that runs exit handlers."""
+        """Return the message to put into the mailbox; during shutdown, marked as a message of an exit handler.
+
+        Raises:
+            StreamError: Python is shutting down, and this thread does not run the exit handlers.
+        """
         if process.is_ending():
             process.check_usable(self.pid)
             return AtExit(content)
         return content
 
     def end(self, video: Video) -> None:
-        """Close a stream; takes no lock and waits for nothing, as the garbage collector may call it anywhere."""
+        """Close a stream, without taking a lock or waiting, because the garbage collector may call this anywhere."""
         try:
             process.check_usable(self.pid)
             message = self._message(video)
-        except StreamError:  # a copy in a forked process, or another thread while Python ends
+        except StreamError:  # This process was forked, or Python is shutting down.
             return
         if not video.closed:
             video.closed = True
             self.mailbox.put(message)
 
     def close(self) -> None:
-        """Have the thread end after the step that it is in."""
+        """Make the thread end after the step in progress."""
         self.closing = True
         self.mailbox.put(None)
 
     def rest(self) -> None:
-        """Drop what waits, and wait until the thread has nothing to do; called at the end of Python."""
+        """Make the thread drop all queued items, and wait until it has nothing to do; called at the end of Python."""
         reply: Reply[None] = Reply()
         self.mailbox.put(reply)
         self.bell.wait(lambda: reply.done or self.ended)
 
     def drop(self, video: Video, reason: str, count: int = 1) -> None:
-        """Count pictures that are not seen: `full` and `refused` by callers with the lock, the others by the thread."""
+        """Count pictures that were dropped.
+
+        Callers count `full` and `refused` while they hold the lock; the thread counts the other reasons.
+        """
         for counters in (video.counters, self.counters):
             counters.dropped[reason] += count
 
-    # What the thread does.
+    # Only the thread that steps the streams calls the methods below.
 
     def listen(self, *, busy: bool) -> None:
-        """Take all messages; unless `busy`, wait for something to do first."""
+        """Read all messages, and unless `busy`, wait until there is something to do."""
         self._read()
         while not (busy or self.closing or self.closed or self.resting) and (delay := self.delay()):
             self._heed(sleep(self.mailbox, delay))
@@ -274,10 +298,10 @@ class Queues:
 
     def _heed_item(self, item: Push | Forecast | Job) -> None:
         video = item.video
-        if video.closed:  # put in when it was just being closed
+        if video.closed:  # The item was appended while the stream was being closed.
             self.closed.append((video, False))
             return
-        if video.failure is not None:  # or when it just failed
+        if video.failure is not None:  # The item was appended while the stream was failing.
             self.clear(video, "failed", StreamError(failed(video)))
         if not self.waiting:
             self.first = item.came
@@ -286,13 +310,18 @@ class Queues:
             self.jobs[video] = None
 
     def clear(self, video: Video, reason: str, error: StreamError, *, jobs: bool = False) -> None:
-        """Empty the queues of a stream, of jobs only if asked to; callers that wait get an error."""
+        """Drop all pictures and forecasts in the queues of a stream; waiting callers receive `error`.
+
+        Args:
+            reason: reason to count the pictures under, one of `DROPS`.
+            jobs: also drop the jobs.
+        """
         self._drop_before(video, None, reason, error)
         while jobs and video.requests:
             video.requests.popleft().reply.give(StreamError(str(error)))
 
     def _drop_before(self, video: Video, job: Job | None, reason: str, error: StreamError) -> None:
-        """Drop pictures and forecasts before a job, or all of them."""
+        """Drop all pictures and forecasts that were requested before `job`, or all if `job` is None."""
         while (push := first(video.pictures)) is not None and (job is None or push.number <= job.turn):
             if self._took(push):
                 self.drop(video, reason)
@@ -307,7 +336,7 @@ class Queues:
         video.room.ring()
 
     def _took(self, push: Push) -> bool:
-        """Take a picture out of its queue; False if a push has dropped it meanwhile."""
+        """Remove a picture from its queue; return False if a push has just dropped the picture."""
         try:
             push.video.pictures.remove(push)
         except ValueError:
@@ -315,7 +344,7 @@ class Queues:
         return True
 
     def fail(self, video: Video, failure: StreamError) -> None:
-        """Let a stream do nothing more until it is reset or restored."""
+        """Mark a stream as failed, and drop its queued pictures and forecasts."""
         if not video.closed:
             video.failure = failure
             self.failed.add(video)
@@ -324,12 +353,12 @@ class Queues:
             self.clear(video, "failed", StreamError(failed(video)))
 
     def heal(self, video: Video) -> None:
-        """Let a stream that failed go on."""
+        """Make a stream that has failed usable again."""
         video.failure = None
         self.failed.discard(video)
 
     def delay(self) -> float:
-        """Return the time to wait for more streams before the next step (s); infinite when nothing is ready."""
+        """Return the time to wait for more streams before the next step (s); infinite if no stream is ready."""
         if self.forecasts or self.jobs:
             return 0
         if not self.waiting:
@@ -339,7 +368,7 @@ class Queues:
         return max(0.0, self.first + self.max_wait - time.perf_counter())
 
     def take_jobs(self) -> Iterator[Job]:
-        """Yield the jobs whose turn it is and whose caller still waits."""
+        """Yield the jobs whose turn has come and whose caller still waits."""
         for video in list(self.jobs) if self.jobs else ():
             for job in _jobs(video):
                 if job.drops and job.claim("thread"):
@@ -352,10 +381,10 @@ class Queues:
                 self.jobs.pop(video, None)
 
     def take(self, begin: Callable[[Forecast], None]) -> list[Push | Forecast]:
-        """Return the items to step now: the next picture of each stream, and all forecasts on their way.
+        """Return the items of the next steps: the next picture of each stream, and all forecasts in progress.
 
         Args:
-            begin: called with forecasts whose turn it is.
+            begin: function that is called with each forecast whose turn has come.
         """
         now = time.perf_counter()
         pushes = [push for video in self.waiting if (push := self._next_push(video, begin, now)) is not None]
@@ -366,7 +395,7 @@ class Queues:
 
     def _next_push(self, video: Video, begin: Callable[[Forecast], None], now: float) -> Push | None:
         while True:
-            # The picture first: whoever asked for something before it was pushed is seen by the next line then.
+            # Read the picture before the request: any request made before this picture was pushed is then visible.
             push = first(video.pictures)
             request = first(video.requests)
             if request is not None:
@@ -387,7 +416,10 @@ class Queues:
                 self.drop(video, "late")
 
     def in_time(self, rows: Sequence[Row]) -> list[Row]:
-        """Return the rows that are stepped now, and drop pictures whose deadline is over before their first step."""
+        """Return the rows that may be stepped now.
+
+        Rows of pictures that failed are left out. A picture whose deadline passed before its first step is dropped.
+        """
         now = time.perf_counter()
         for row in rows:
             if isinstance(push := row.owner, Push) and not push.over:
@@ -402,21 +434,24 @@ T = TypeVar("T")
 
 
 def first(queue: "deque[T]") -> T | None:
-    """Return what is in front; for the thread, the only one that may leave a queue empty."""
+    """Return the first item of a queue, or None.
+
+    Only the thread that steps the streams may call this: other threads never empty a queue.
+    """
     return queue[0] if queue else None
 
 
 def failed(video: Video) -> str:
-    """Return why a stream that failed cannot be used."""
+    """Return the text of the error for any use of a stream that has failed."""
     return f"stream: failed at {video.failure}; reset or restore it"
 
 
 def _jobs(video: Video) -> list[Job]:
-    # A copy, as callers may add to the queue.
+    # Iterate over a copy, because callers may append to the queue.
     return [request for request in list(video.requests) if isinstance(request, Job)]
 
 
 def _is_due(request: Forecast | Job) -> bool:
-    """Return True if no picture waits that it is to have seen."""
+    """Return True if all pictures that were pushed before the request are done."""
     push = first(request.video.pictures)
     return push is None or push.number > request.turn

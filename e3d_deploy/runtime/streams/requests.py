@@ -1,4 +1,4 @@
-"""Streams, and requests that wait for their turn."""
+"""Records that callers and the thread that steps the streams exchange: videos, pictures, forecasts and jobs."""
 
 from collections import deque
 from collections.abc import Callable
@@ -17,51 +17,56 @@ from e3d_deploy.runtime.streams.counters import Counters
 from e3d_deploy.runtime.streams.waiting import Bell, Reply
 
 LAST = 256
-"""Number of recent pictures, and of recent forecasts, that percentiles of one stream cover."""
+"""Number of the most recent pictures, and of forecasts, that the percentiles of one stream cover."""
 CLOSED = "stream: used after it was closed; open another"
 
 
 @dataclass(eq=False, slots=True)
 class Video:
-    """Stream, as the thread that steps it sees it.
+    """State, queues and counters of one stream; `SlotStream` is the user's handle to it.
 
-    Callers append to `pictures` and `requests`, count `newest` and set `closed`; all else is the thread's.
+    Callers append to `pictures` and `requests`, count up `newest`, and set `closed`. Only the thread that steps the
+    streams changes the other fields.
     """
 
     renewal: Renewal
     members: list[Member] = field(default_factory=list)
-    """Its states, the oldest first; of a stream that replays, the one that the last forecast made of its frames."""
+    """States of the stream, oldest first; with `replay`, the state that the last forecast computed from `frames`."""
     frames: "deque[Frame]" = field(default_factory=deque)
-    """Last pictures of a stream that replays them."""
+    """Pictures that the next forecast replays, oldest first; empty unless the renewal is `replay`."""
     changes: int = 0
-    """Number of pictures, resets and restores so far."""
+    """Number of times that a picture, a reset, a restore or a fork changed the stream."""
     counters: Counters = field(default_factory=lambda: Counters(LAST))
     pictures: "deque[Push]" = field(default_factory=deque)
-    """Pictures that wait, the oldest first."""
+    """Queued pictures, oldest first."""
     requests: "deque[Forecast | Job]" = field(default_factory=deque)
-    """Forecasts and jobs that wait, the oldest first."""
+    """Queued forecasts and jobs, oldest first."""
     newest: int = 0
-    """Number of the picture that was pushed last; see `Push.number`."""
+    """`Push.number` of the picture that was pushed last."""
     room: Bell = field(default_factory=Bell)
-    """Rings when something that waited was taken or dropped."""
+    """Rings when a picture or a request leaves its queue."""
     prediction: NDArray[np.float32] | None = None
-    """Prediction after the last good picture, [1, C, H, W]; of a stream that replays, None until a forecast made it."""
+    """Prediction after the last good picture, [1, C, H, W]; with `replay`, None until a forecast computes it."""
     pushed: int = 0
-    """Number of pictures seen."""
+    """Number of pictures that the state has seen."""
     stepped: int = 0
-    """The number of the next picture: those in the state, and those whose step went wrong."""
+    """Index of the next picture in errors and logs: `pushed`, plus the pictures whose step failed."""
     forecast: "Forecast | None" = None
-    """Forecast on its way; the next one waits for it."""
+    """Forecast in progress; the next forecast begins after it."""
     failure: StreamError | None = None
     closed: bool = False
 
 
 class Gone(ref[Any]):
-    """Weak reference that becomes a message once the object of the user is gone, without Python code in between.
+    """Weak reference to a user's object that is put into the mailbox when the object is dropped.
+
+    The garbage collector calls `tell`, a function written in C, directly: no Python code runs that could fail or be
+    interrupted.
 
     Args:
-        owner: a `SlotStream` with its video, or `Streams` with None.
-        tell: called with this reference.
+        owner: the user's object: a `SlotStream`, or `Streams`.
+        tell: function that is called with this reference.
+        video: video of the `SlotStream`; None for `Streams`.
     """
 
     __slots__ = ("video",)
@@ -73,17 +78,20 @@ class Gone(ref[Any]):
         return gone
 
     def __init__(self, owner: object, tell: Callable[[Any], object], video: Video | None) -> None:
-        super().__init__(owner, tell)  # type: ignore[call-arg]  # of `ref`, whose stub has none
+        super().__init__(owner, tell)  # type: ignore[call-arg]  # The stub of `ref` declares no arguments.
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """State that a step is to move on. A picture has one for each state of its stream, a forecast one."""
+    """State that a step is to advance.
+
+    A picture has one row for each state of its stream, a forecast has one row.
+    """
 
     owner: "Push | Forecast"
     member: Member
     after: tuple[Batch, int] | None = None
-    """Batch and row of the state after the step."""
+    """Batch and row of the next state; None before the step."""
 
     @property
     def seen(self) -> Frame:
@@ -92,68 +100,82 @@ class Row:
 
 @dataclass(eq=False, slots=True)
 class Push:
-    """Picture that waits."""
+    """Picture that was pushed, from its queue to the end of its steps."""
 
     video: Video
     seen: Frame
     came: float
+    """Time of the push (s, of `time.perf_counter`)."""
     deadline: float
+    """Time by which the first step must begin (s, of `time.perf_counter`)."""
     number: int
-    """Pictures of a stream count up; gaps mean nothing."""
+    """Number that increases from picture to picture of a stream; numbers may be left out."""
     rows: list[Row] = field(default_factory=list)
-    """One for each state that sees it, the oldest first."""
+    """One row for each state that sees the picture, oldest state first."""
     started: float | None = None
-    """Time at which its first step began (s, of `time.perf_counter`); None before."""
+    """Time at which the first step began (s, of `time.perf_counter`); None before."""
     prediction: NDArray[np.float32] | None = None
-    """Prediction of the oldest state that sees it, [1, C, H, W]."""
+    """Prediction of the oldest state that sees the picture, [1, C, H, W]."""
     finite: bool = True
-    """False once a prediction is not."""
+    """False once a prediction of a state is not finite."""
     over: bool = False
-    """True once it was dropped or a step of it failed; its other rows are not stepped."""
+    """True once the picture was dropped or one of its steps failed; its other rows are not stepped."""
 
 
 @dataclass(eq=False, slots=True)
 class Forecast:
-    """Forecast that waits, or is on its way from where its stream was then."""
+    """Forecast that is queued or in progress.
+
+    A forecast starts from the state that its stream has when the forecast's turn comes. Later pictures do not change
+    it.
+    """
 
     video: Video
     result: NDArray[Any]
-    """Frames or pictures, in memory of its own: the caller may have given up before it is whole."""
+    """Frames or pictures of the forecast, in memory that only this object uses: the caller may give up early."""
     came: float
+    """Time of the request (s, of `time.perf_counter`)."""
     reply: "Reply[NDArray[Any]]" = field(default_factory=Reply)
     turn: int = 0
-    """Number of the last picture that it is to have seen."""
+    """`Push.number` of the last picture that must be done before this request."""
     number: int = 0
     """Number of frames forecast so far."""
     context: "deque[Frame]" = field(default_factory=deque)
-    """Pictures of a stream that replays which are still to be seen."""
+    """Pictures of a `replay` stream that the forecast has not seen yet, oldest first."""
     changes: int = 0
-    """`Video.changes` when it began."""
+    """`Video.changes` when the forecast began."""
     member: Member = field(init=False)
+    """Place of the forecast's own state; set when it begins."""
     seen: Frame = field(init=False)
+    """Frame or picture that the next step takes."""
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Function that is called in a stream's turn."""
+    """Function that the thread calls when the stream has done everything that was requested before."""
 
     video: Video
     function: Callable[[], Any]
     came: float
+    """Time of the request (s, of `time.perf_counter`)."""
     drops: bool = False
-    """Pictures and forecasts before it are dropped, rather than done."""
+    """True if pictures and forecasts that were requested before are dropped, and not done first."""
     reply: "Reply[Any]" = field(default_factory=Reply)
     turn: int = 0
-    """Number of the last picture that it is to have seen."""
+    """`Push.number` of the last picture that must be done before this request."""
     _claims: dict[None, str] = field(default_factory=dict)
 
     def claim(self, by: Literal["thread", "caller"]) -> bool:
-        """Claim the job, for the thread that does it or for the caller who gives it up; True for whoever came first."""
+        """Claim the job for the thread, which will do it, or for the caller, which gives it up.
+
+        Returns:
+            True if `by` has claimed the job first; a job belongs to its first claimant.
+        """
         return self._claims.setdefault(None, by) == by
 
 
 @dataclass(frozen=True, slots=True)
 class AtExit:
-    """Message of the thread that runs exit handlers, the only one that is heard then."""
+    """Message from the thread that runs exit handlers; at the end of Python, other messages are ignored."""
 
     message: "Push | Forecast | Job | Video"

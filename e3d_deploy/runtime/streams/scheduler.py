@@ -1,4 +1,7 @@
-"""The thread that steps many streams: whoever is ready goes together, and a failure stays with whom it hit."""
+"""The thread that steps many streams.
+
+Streams that are ready are stepped in one batch. A failure affects only the stream in which it occurs.
+"""
 
 import logging
 import os
@@ -32,14 +35,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 OnBadOutput = Literal["raise", "hold", "reset"]
-"""Handling of a prediction that is not finite: fail the stream, hold it at its last good picture, or reset it."""
+"""Handling of a prediction that is not finite: fail the stream, ignore the picture, or reset the stream."""
 
 
 class Scheduler:
-    """Steps streams in a thread of its own, which alone touches their states and the backend.
+    """Steps streams in a thread of its own; only this thread uses the states of the streams and the backend.
 
     Raises:
-        ConfigError: `on_bad_output` is unknown, or the backend cannot step one stream alone.
+        ConfigError: `on_bad_output` is unknown, or the backend cannot step a single stream.
     """
 
     def __init__(self, backend: Backend, config: ModelConfig, queues: Queues, on_bad_output: OnBadOutput) -> None:
@@ -50,14 +53,14 @@ class Scheduler:
         self.queues, self.on_bad_output = queues, on_bad_output
         self.batcher = Batcher(backend, config)
         self.steps = dict.fromkeys(backend.sizes, 0)
-        """Number of steps so far, by step size."""
+        """Number of steps so far, by the number of streams in the step."""
         self.thread = threading.Thread(target=self._run, name="e3d-streams", daemon=True)
         self._owner: Gone | None = None
 
-    # What any thread may call.
+    # Any thread may call the methods below.
 
     def start(self, owner: object) -> None:
-        """Start the thread, which ends at the latest when its owner is dropped.
+        """Start the thread, which ends when the streams are closed or `owner` is dropped.
 
         Raises:
             ResourceLimit: no thread can be started.
@@ -71,19 +74,24 @@ class Scheduler:
             if isinstance(error, RuntimeError | MemoryError):
                 self.queues.ended = True
                 raise ResourceLimit(
-                    f"streams: no thread can be started ({error}); close others, or allow more"
+                    f"streams: no thread can be started ({error}); end other threads, or raise the system's limit"
                 ) from error
             raise
-        process.wait_at_exit(self, self.queues.rest)  # a thread in a library while Python ends would abort the process
+        # A thread that is inside a library when the interpreter is destroyed would abort the process.
+        process.wait_at_exit(self, self.queues.rest)
 
     def forecast(self, forecast: Forecast, timeout: Timeout, what: str) -> NDArray[Any]:
-        """Make a forecast, which begins where the stream is after what waits before."""
+        """Queue a forecast, wait for it, and return its result; it starts after everything queued before it.
+
+        Args:
+            what: name of the call, for errors.
+        """
         try:
             self.queues.ask(forecast, timeout, what)
             if not forecast.reply.wait(timeout):
                 raise timeout.error(what)
             return forecast.reply.result()
-        except BaseException:  # such as Ctrl-C; nobody waits for the rest
+        except BaseException:  # including Ctrl-C: the thread then stops the forecast
             forecast.reply.unwanted = True
             raise
         finally:
@@ -92,11 +100,13 @@ class Scheduler:
     def call(
         self, video: Video, function: Callable[[], T], *, what: str, timeout: Timeout = FOREVER, drops: bool = False
     ) -> T:
-        """Call a function in the stream's turn, and wait for it; a call that failed is not done later.
+        """Call a function in the thread once everything queued before is done, and return its result.
+
+        If this call raises an error, for example because it took too long, the function does not run later.
 
         Args:
             what: name of the call, for errors.
-            drops: call it at once, and drop what waits before it.
+            drops: drop the pictures and forecasts queued before, and call the function without delay.
         """
         job = Job(video, function, time.perf_counter(), drops)
         try:
@@ -106,24 +116,28 @@ class Scheduler:
             result: T = job.reply.result()
             return result
         except BaseException:
-            if not job.claim("caller"):  # the thread is at it, which does not last
+            if not job.claim("caller"):  # The thread is already running the function, which is short.
                 job.reply.wait()
             raise
         finally:
-            del job  # an exception holds this frame, which would hold the exception
+            # An exception refers to this frame, and `job` refers to the exception: break the reference cycle.
+            del job
             self._settle()
 
     def _settle(self) -> None:
-        """After a call of an exit handler, wait until the thread is out of every library, as Python may end now."""
+        """After a call by an exit handler, wait until the thread is outside all libraries.
+
+        The handler may be the last one, so that the interpreter is destroyed next.
+        """
         if process.is_ending():
-            with suppress(StreamError):  # another thread's, which only exit handlers may keep from ending
+            with suppress(StreamError):  # The calling thread runs no exit handlers, so it must not wait.
                 self.queues.check()
                 self.queues.rest()
 
     def begin_at(self, video: Video, snapshot: Snapshot | None, *, what: str) -> None:
-        """Give a stream another state, the one before the first frame without a snapshot, and wait for it.
+        """Set a stream to a snapshot, or to the initial state if `snapshot` is None, and wait until that is done.
 
-        What waits is dropped, and a failure is over.
+        Queued pictures and forecasts are dropped. A stream that has failed becomes usable again.
         """
 
         def begin() -> None:
@@ -133,21 +147,21 @@ class Scheduler:
         self.call(video, begin, what=what, drops=True)
 
     def end(self, video: Video) -> None:
-        """Close a stream: what waits is dropped. It can be closed twice."""
+        """Close a stream and drop its queued items; a second call does nothing."""
         self.queues.end(video)
 
     def close(self, timeout_ms: float | None = None) -> None:
-        """End the thread after the step that it is in; all that waits fails. It can be called twice.
+        """End the thread after the step in progress; all queued items fail. A second call does nothing.
 
         Args:
-            timeout_ms: how long to wait for that; None waits for ever. In the thread itself, or in a step of another
-                one, it does not wait.
+            timeout_ms: maximum time to wait for the end of the thread (ms); None waits without a limit. A call in the
+                thread itself, or inside a step of another thread, does not wait.
 
         Raises:
-            StreamError: the time is over; another call goes on waiting.
+            StreamError: the thread did not end in time; call `close` again to wait for it.
         """
         timeout, queues = Timeout(timeout_ms), self.queues
-        if os.getpid() != queues.pid:  # a copy in a forked process, which has no thread
+        if os.getpid() != queues.pid:  # This process was forked, and the thread does not exist here.
             return
         queues.close()
         if threading.get_ident() != queues.thread_id and not process.in_backend():
@@ -156,7 +170,7 @@ class Scheduler:
             if self.thread.ident is not None:
                 self.thread.join()
 
-    # What the thread does.
+    # Only the thread calls the methods below.
 
     def _run(self) -> None:
         queues = self.queues
@@ -167,29 +181,29 @@ class Scheduler:
                 pass
         except BaseException as error:
             queues.broken = f"{type(error).__name__}: {error}"
-            self._say(logging.ERROR, "the thread of the streams ended by an internal error", exc_info=error)
+            self._say(logging.ERROR, "streams: their thread ended with an internal error", exc_info=error)
         finally:
             queues.closing = True
             try:
                 self._end()
-            finally:  # whatever it was, nobody waits for this thread any more
+            finally:  # After any error, wake the callers that wait for the end of the thread.
                 process.SERVING.discard(queues.thread_id)
                 queues.ended = True
                 queues.bell.ring()
 
     def _end(self) -> None:
-        """Let go of everything; a failure with one stream keeps nothing of the others."""
+        """Free all streams; an error with one stream does not stop the others from being freed."""
         for video in list(self.queues.videos):
             try:
                 self._forget(video)
             except Exception as error:
-                self._say(logging.ERROR, "a stream could not be closed in order", exc_info=error)
+                self._say(logging.ERROR, "streams: closing a stream failed", exc_info=error)
         self.batcher.close()
         if self.queues.dropped:
             self._warn("Streams")
 
     def _round(self) -> bool:
-        """Wait for work and do it; False at the end."""
+        """Wait for work and do one round of it; return False once the streams are closed."""
         queues = self.queues
         queues.listen(busy=bool(self.batcher.touched))
         if queues.closing:
@@ -198,7 +212,7 @@ class Scheduler:
             self._forget_closed(*queues.closed.pop())
         if queues.resting:
             self._rest()
-        for job in queues.take_jobs():  # before steps, as they may take away who would be stepped
+        for job in queues.take_jobs():  # Jobs come before steps, because they may drop items that would be stepped.
             _do(job)
         for forecast in [one for one in queues.forecasts if one.reply.unwanted]:
             self._finish(forecast)
@@ -210,8 +224,9 @@ class Scheduler:
         return True
 
     def _rest(self) -> None:
-        """Drop all that waits or is on its way; from now on only exit handlers are heard."""
-        queues, error = self.queues, StreamError("streams: Python ends; ask before, or from an exit handler")
+        """Drop all queued items and forecasts in progress, and from then on read only messages of exit handlers."""
+        queues = self.queues
+        error = StreamError("streams: Python is shutting down; make the call before, or in an exit handler")
         for video in list(queues.videos):
             queues.clear(video, "closed", error, jobs=True)
         for forecast in list(queues.forecasts):
@@ -229,21 +244,21 @@ class Scheduler:
 
     def _warn(self, what: str) -> None:
         try:
-            warnings.warn(f"{what}: dropped without close; close it, or leave its `with` block", ResourceWarning, 2)
-        except Exception as error:  # where warnings are errors, or cannot be shown; there is nobody to raise it to
+            warnings.warn(f"{what}: dropped without close; close it, or use it in a `with` block", ResourceWarning, 2)
+        except Exception as error:  # Warnings may be errors, or cannot be shown. No caller could catch the error here.
             self._say(logging.WARNING, str(error))
 
     def _say(self, level: int, words: str, *, exc_info: BaseException | None = None) -> None:
-        """Log something; a handler that raises harms nobody."""
+        """Log a message, and survive a log handler that raises an error."""
         try:
             log.log(level, "%s", words, exc_info=exc_info)
         except Exception:
             if logging.raiseExceptions:
-                with suppress(Exception):  # stderr may be closed
+                with suppress(Exception):  # Standard error may be closed.
                     traceback.print_exc()
 
     def _rows(self, runner: Push | Forecast) -> list[Row]:
-        """Return the rows that a picture or a forecast has in this round; a picture that is only kept has none."""
+        """Return the rows of a picture or a forecast in this round; a picture of a `replay` stream has none."""
         if isinstance(runner, Forecast):
             return [Row(runner, runner.member)]
         video = runner.video
@@ -269,19 +284,22 @@ class Scheduler:
             if len(rows) == 1:
                 self._broke(rows[0].owner, error)
                 return
-            self._say(logging.WARNING, f"a step of {len(rows)} states failed, so each is stepped alone ({error})")
+            self._say(
+                logging.WARNING, f"streams: a step of {len(rows)} states failed ({error}); each state is stepped alone"
+            )
         else:
             ended, said, broken = time.perf_counter(), list[str](), list[tuple[Push | Forecast, Exception]]()
             self.steps[batch.size] += 1
             for number, row in enumerate(rows):
                 try:
-                    prediction = predictions[number : number + 1].copy()  # a view would keep all
+                    # A copy, because a view would keep the predictions of all rows in memory.
+                    prediction = predictions[number : number + 1].copy()
                     row.after = batch, number
                     said += self._stepped(row, prediction, finite=bool(good[number]), ended=ended)
                 except Exception as fault:
                     self.batcher.touched.add(batch)
                     broken.append((row.owner, fault))
-            for words in said:  # when all is in order again, as whoever reads the log may ask the streams something
+            for words in said:  # Log only after all rows are updated, because a log handler may use the streams.
                 self._say(logging.WARNING, words)
             for owner, cause in broken:
                 self._broke(owner, cause)
@@ -290,7 +308,11 @@ class Scheduler:
             self._step([row])
 
     def _stepped(self, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float) -> list[str]:
-        """Record that a row was stepped, and move its owner on after its last row; return lines for the log."""
+        """Record that a row was stepped, and advance its owner after the owner's last row.
+
+        Returns:
+            Messages to log.
+        """
         assert row.after is not None
         owner = row.owner
         if isinstance(owner, Forecast):
@@ -305,7 +327,11 @@ class Scheduler:
     def _saw_one(
         self, push: Push, row: Row, prediction: NDArray[np.float32], *, finite: bool, ended: float
     ) -> list[str]:
-        """Record that one state saw a picture; move the stream on if it was the last."""
+        """Record that one state of a stream saw a picture, and advance the stream after the last state.
+
+        Returns:
+            Messages to log.
+        """
         push.finite = push.finite and finite
         if row is push.rows[0]:
             push.prediction = prediction
@@ -320,33 +346,33 @@ class Scheduler:
         return []
 
     def _abandon(self, push: Push) -> None:
-        """Leave the states of a stream as they were before a picture."""
+        """Give up a picture, so that its stream keeps the states before the picture."""
         push.over = True
         for row in push.rows:
             if row.member not in push.video.members:
                 self.batcher.leave(row.member)
             if row.after is not None:
                 self.batcher.touched.add(row.after[0])
-        push.rows = []  # which refer to it
+        push.rows = []  # The rows refer to `push`: break the reference cycle.
 
     def _saw(self, push: Push, started: float, ended: float) -> None:
         for counters in (push.video.counters, self.queues.counters):
             counters.saw(queueing=started - push.came, latency=ended - push.came)
 
     def _moved(self, push: Push) -> None:
-        """Put a stream into the states after a picture, once all of them have seen it."""
+        """Move a stream to the states after a picture, once every state has seen the picture."""
         video, members = push.video, [row.member for row in push.rows]
         for ended in set(video.members).difference(members):
             self.batcher.leave(ended)
         for row in push.rows:
             assert row.after is not None
             self.batcher.move(row.member, *row.after)
-        push.rows = []  # which refer to it
+        push.rows = []  # The rows refer to `push`: break the reference cycle.
         video.members, video.prediction = members, push.prediction
         video.pushed, video.stepped, video.changes = video.pushed + 1, video.stepped + 1, video.changes + 1
 
     def _keep(self, push: Push) -> None:
-        """Keep a picture of a stream that replays; the state of its last forecast is out of date now."""
+        """Store a picture of a `replay` stream, and drop the state of its last forecast, which is out of date."""
         video = push.video
         self._leave(video)
         video.frames.append(push.seen)
@@ -355,17 +381,20 @@ class Scheduler:
         video.pushed, video.stepped, video.changes = video.pushed + 1, video.stepped + 1, video.changes + 1
 
     def _leave(self, video: Video) -> None:
-        """Let go of all states of a stream."""
+        """Drop all states of a stream, and its prediction."""
         for member in video.members:
             self.batcher.leave(member)
         video.members, video.prediction = [], None
 
     def _begin(self, forecast: Forecast) -> None:
+        """Start a forecast whose turn has come, from the present state of its stream."""
         video = forecast.video
         if forecast.reply.unwanted:
             return
         if video.prediction is None and not video.frames:
-            forecast.reply.give(StreamError("nothing was pushed yet; push at least one picture before predicting"))
+            forecast.reply.give(
+                StreamError("stream: no picture was pushed yet; push at least one picture before a forecast")
+            )
             return
         try:
             if video.prediction is None:
@@ -373,7 +402,7 @@ class Scheduler:
                 forecast.member, forecast.seen = self.batcher.member(), forecast.context.popleft()
             else:
                 forecast.member = Member(video.members[0].batch, video.members[0].row)
-        except Exception as error:  # no memory; the stream is unaffected
+        except Exception as error:  # such as a lack of memory; the stream is unaffected
             forecast.reply.give(clear(error))
             return
         video.forecast, forecast.changes = forecast, video.changes
@@ -382,19 +411,20 @@ class Scheduler:
             self._add(forecast, video.prediction)
 
     def _went_on(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
-        """Show a forecast its next picture, or add a frame to it."""
+        """Continue a forecast after a step: take its next picture to replay, or add the prediction to its frames."""
         if forecast.context:
             forecast.seen = forecast.context.popleft()
             return
         video = forecast.video
-        if forecast.number == 0 and forecast.changes == video.changes:  # the state after the pictures that were kept
+        # The state has seen all stored pictures: keep it for later forecasts, unless the stream has changed since.
+        if forecast.number == 0 and forecast.changes == video.changes:
             video.members, video.prediction = [Member(forecast.member.batch, forecast.member.row)], prediction
         self._add(forecast, prediction)
 
     def _add(self, forecast: Forecast, prediction: NDArray[np.float32]) -> None:
         try:
             pictures.put(prediction[0], forecast.result[forecast.number])
-        except Exception as error:  # no memory; the stream is unaffected
+        except Exception as error:  # such as a lack of memory; the stream is unaffected
             self._finish(forecast, clear(error))
             return
         forecast.number, forecast.seen = forecast.number + 1, prediction
@@ -404,7 +434,11 @@ class Scheduler:
             self._finish(forecast, forecast.result)
 
     def _finish(self, forecast: Forecast, outcome: NDArray[Any] | Exception | None = None) -> None:
-        """Take a forecast off its way; without an outcome nobody waits for it."""
+        """End a forecast.
+
+        Args:
+            outcome: result or error for the caller; None if the caller has stopped waiting.
+        """
         self.batcher.leave(forecast.member)
         self.queues.forecasts.remove(forecast)
         forecast.video.forecast = None
@@ -412,12 +446,18 @@ class Scheduler:
             forecast.reply.give(outcome)
 
     def _is_bad(self, runner: Push | Forecast) -> list[str]:
-        """Handle a prediction that is not finite; return lines for the log."""
+        """Handle a prediction that is not finite.
+
+        Returns:
+            Messages to log.
+        """
         if isinstance(runner, Forecast):
             what = (
-                f"forecast frame {runner.number}: is not finite; forecast less far"
+                f"forecast frame {runner.number}: the prediction is not finite; use a shorter horizon, or export with "
+                "another precision"
                 if runner.number
-                else "a picture that was replayed: its prediction is not finite; check the precision"
+                else "forecast: the prediction after a replayed picture is not finite; check the weights, or export "
+                "with another precision"
             )
             self._finish(runner, StreamError(what))
             return []
@@ -429,13 +469,14 @@ class Scheduler:
             self.queues.fail(video, StreamError(f"frame {frame}: the prediction is not finite"))
         elif self.on_bad_output == "reset":
             self._set(video, None)
-        return [f"frame {frame} of a stream: the prediction is not finite ({self.on_bad_output})"]
+        return [f"streams: the prediction after frame {frame} of a stream is not finite ({self.on_bad_output})"]
 
     def _broke(self, runner: Push | Forecast, error: Exception) -> None:
-        """Fail a stream, or a forecast, of which a step failed."""
+        """Fail the stream of a picture, or a forecast, after its step raised an error."""
         cause = clear(error)
-        # As text, and then without: whoever keeps the record or the error would keep frames, which hold states.
-        self._say(logging.WARNING, f"a step failed: {''.join(traceback.format_exception(error)).strip()}")
+        # Log the traceback as text, and then remove it from the error: a traceback refers to stack frames, which refer
+        # to states, and a log record or a caller may hold the error for long.
+        self._say(logging.WARNING, f"streams: a step failed: {''.join(traceback.format_exception(error)).strip()}")
         chained: BaseException | None = error
         while chained is not None and chained.__traceback__ is not None:
             chained.__traceback__, chained = None, chained.__cause__ or chained.__context__
@@ -450,7 +491,7 @@ class Scheduler:
             self._finish(runner, failure)
 
     def snapshot(self, video: Video, identity: str) -> Snapshot:
-        """Take a snapshot of a stream; in the thread, as a job."""
+        """Return a snapshot of a stream; runs as a job."""
         replays = video.renewal.kind == "replay"
         to_arrays, alone = self.batcher.backend.to_arrays, self.batcher.alone
         members = [] if replays else video.members or [self.batcher.member()]
@@ -465,7 +506,7 @@ class Scheduler:
         )
 
     def put_beside(self, video: Video, other: Video) -> None:
-        """Put a stream where another one is; in the thread, as a job."""
+        """Set `other` to the position of `video`; runs as a job."""
         self._leave(other)
         other.members = [Member(member.batch, member.row) for member in video.members]
         other.frames = video.frames.copy()
@@ -473,7 +514,7 @@ class Scheduler:
         other.changes += 1
 
     def _set(self, video: Video, snapshot: Snapshot | None) -> None:
-        """Put a stream before its first frame, or where a snapshot is."""
+        """Set a stream to a snapshot, or to the initial state if `snapshot` is None."""
         states = [] if snapshot is None else [self.batcher.backend.from_arrays(state) for state in snapshot.states]
         self._leave(video)
         video.frames.clear()
@@ -488,7 +529,7 @@ class Scheduler:
         video.pushed = video.stepped = 0 if snapshot is None else snapshot.pushed
 
     def _forget(self, video: Video) -> None:
-        """Let go of all that a closed stream held."""
+        """Remove a closed stream with its states and queued items."""
         queues, error = self.queues, self.queues.closed_error() if self.queues.closing else StreamError(CLOSED)
         queues.videos.pop(video, None)
         queues.failed.discard(video)
@@ -507,6 +548,6 @@ def _do(job: Job) -> None:
         job.reply.give(job.function())
     except Exception as error:
         job.reply.give(clear(error))
-    except BaseException as error:  # ends the thread, and nobody may wait for it
+    except BaseException as error:  # The error ends the thread, so the waiting caller must get its reply first.
         job.reply.give(error)
         raise

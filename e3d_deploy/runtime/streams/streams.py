@@ -1,4 +1,4 @@
-"""Many videos on one backend, stepped together."""
+"""Streams of many videos that share one backend and are stepped together."""
 
 import time
 from collections.abc import Callable, Collection, Coroutine, Generator
@@ -23,26 +23,31 @@ from e3d_deploy.runtime.streams.waiting import FOREVER, Answer, awaited
 
 
 class Streams:
-    """Videos that share a backend: a thread steps whoever is ready in one call. Close it, or leave its `with` block.
+    """Streams that share a backend; a thread of its own steps all streams that are ready in one call of the backend.
 
-    Any thread may call it and its streams. If it is dropped instead of closed, it ends with a ResourceWarning.
+    Any thread may use the object and its streams. Close the object, or leave its `with` block. An object that is
+    dropped without being closed closes itself, with a ResourceWarning.
 
     Args:
-        renewal: renewal of a stream that is opened without one.
-        on_horizon: called with the horizon of each forecast.
-        max_streams: more than these are refused.
-        max_wait_ms: longest time that a picture waits for those of other streams. Pictures do not wait once all streams
-            are ready or while a forecast is on its way; 0 never waits.
-        queue_length: most pictures of a stream that may wait.
-        policy: behavior of a push to a full queue: `block` waits, `drop-oldest` drops the oldest picture there,
-            `drop-newest` its own, `refuse` raises StreamError. For a camera: `drop-oldest` and a queue of 1.
-        on_bad_output: what becomes of a stream whose prediction is not finite: with `raise` it fails, with `hold`
-            it stays at the last good picture and goes on, with `reset` it begins anew with the next.
-        memory_limit_bytes: streams whose states could take more than this are refused; None sets no limit.
+        owner: network that snapshots are compared with.
+        states: description of a stream's state.
+        renewal: renewal of streams that are opened without one.
+        on_horizon: function that is called with the horizon of each forecast.
+        max_streams: maximum number of open streams.
+        max_wait_ms: maximum time that a picture waits for pictures of other streams (ms). Pictures do not wait once all
+            streams are ready or while a forecast is in progress; 0 never waits.
+        queue_length: maximum number of pictures in the queue of a stream.
+        policy: behavior of a push to a full queue. `block` waits for room, `drop-oldest` drops the oldest picture in
+            the queue, `drop-newest` drops the pushed picture, `refuse` raises StreamError. For a camera, use
+            `drop-oldest` and a queue of 1.
+        on_bad_output: handling of a stream whose prediction is not finite. With `raise` the stream fails; with `hold`
+            it ignores the picture and continues from its last good one; with `reset` it returns to the initial state.
+        memory_limit_bytes: maximum memory of the states of all streams (bytes); None sets no limit.
 
     Raises:
-        ConfigError: an unknown policy, an invalid number, or a backend that cannot step one stream alone.
-        ResourceLimit: the memory is too little for one stream, or no thread can be started.
+        ConfigError: `policy` or `on_bad_output` is unknown, a number is invalid, or the backend cannot step a single
+            stream.
+        ResourceLimit: `memory_limit_bytes` is too small for one stream, or no thread can be started.
     """
 
     def __init__(
@@ -70,20 +75,24 @@ class Streams:
         self.scheduler = Scheduler(backend, config, queues, on_bad_output)
         if memory_limit_bytes is not None and self.most_bytes(1) > memory_limit_bytes:
             raise ResourceLimit(
-                f"memory_limit_bytes: got {memory_limit_bytes}, a stream can take {self.most_bytes(1)}; allow more"
+                f"memory_limit_bytes: got {memory_limit_bytes}, one stream can take {self.most_bytes(1)} bytes; "
+                "raise the limit"
             )
         self.scheduler.start(self)
 
     def open(self, snapshot: Snapshot | None = None, *, renewal: str | None = None) -> "SlotStream":
-        """Open a new video, or one that goes on from a snapshot.
+        """Open a stream for a new video, or a stream that continues from a snapshot.
 
         Args:
-            renewal: `none`, `refresh:M` or `replay`; None for the default, or for that of the snapshot.
+            renewal: `none`, `refresh:M` or `replay`. None uses the renewal of the snapshot, or without a snapshot the
+                default of these streams.
 
         Raises:
-            ConfigError: an unknown renewal.
-            ResourceLimit: `max_streams` are open, or there is no memory for one more.
-            StreamError: the snapshot is of another network or has another renewal, or this was closed.
+            ConfigError: `renewal` is invalid.
+            ResourceLimit: `max_streams` streams are open, or another stream could exceed `memory_limit_bytes` or the
+                free memory.
+            StreamError: the snapshot belongs to another network or has another renewal, or the streams were closed.
+            SnapshotError: the snapshot is damaged, or its states do not have the form of the network's states.
         """
         own = self.renewal if renewal is None else Renewal.parse(renewal, self.renewal.context_length)
         if snapshot is not None:
@@ -98,27 +107,24 @@ class Streams:
         return stream
 
     def _add(self, renewal: Renewal) -> "SlotStream":
-        """Open a new video.
-
-        Raises:
-            ResourceLimit, StreamError: as `open`.
-        """
+        """Open a stream for a new video; errors are those of `open`."""
         stream = SlotStream(self, Video(renewal))
         if not self.scheduler.queues.add(stream._video, stream, self._fit):
             raise ResourceLimit(self._why_full(renewal))
         return stream
 
     def most_bytes(self, streams: int) -> int:
-        """Return the most memory that the states of so many streams take (bytes), each with a forecast on its way.
+        """Return an upper bound on the memory that the states of `streams` streams take (bytes).
 
-        A state and a forecast hold a row each, for as long as a step lasts rows that others just left may be
-        held as well, and a step writes one state and may gather another. Usually it is a third of this. The renewal
-        says how many states a stream has; pictures that it keeps are not counted.
+        Each stream is assumed to have a forecast in progress. A state and a forecast take one row each. During a step,
+        the same number of rows that other members have just left may still be in memory, and the step writes one state
+        and may gather another. The streams usually take a third of this bound. The renewal decides the number of states
+        per stream; pictures in queues, and pictures that `replay` streams store, are not counted.
         """
         return self._bytes(streams * (self.renewal.states + 1))
 
     def _bytes(self, runners: int) -> int:
-        """Return the most memory that so many states and forecasts take (bytes)."""
+        """Return an upper bound on the memory of `runners` states and forecasts, counted together (bytes)."""
         backend = self.scheduler.batcher.backend
         held = 2 * runners * (2 if backend.pads else 1)
         rows = held + 2 * step_size(backend, runners)
@@ -133,15 +139,18 @@ class Streams:
     def _why_full(self, renewal: Renewal) -> str:
         videos = self.scheduler.queues.open_videos()
         if len(videos) >= self.max_streams:
-            return f"streams: {len(videos)} are open, which is max_streams; close one, or allow more"
+            return f"streams: {len(videos)} are open, which is max_streams; close a stream, or raise max_streams"
         need = self._bytes(sum(video.renewal.states + 1 for video in videos) + renewal.states + 1)
         return (
-            f"streams: {len(videos)} are open, which is what fits into {self.memory_limit_bytes} bytes; close one, or "
-            f"raise memory_limit_bytes to {need}"
+            f"streams: {len(videos)} are open, and another does not fit into memory_limit_bytes = "
+            f"{self.memory_limit_bytes}; close a stream, or raise memory_limit_bytes to {need}"
         )
 
     def stats(self) -> dict[str, Any]:
-        """Return counters of all streams since the beginning, as JSON values; docs/runtime.md explains each."""
+        """Return counters over all streams since this object was created, as JSON values.
+
+        docs/runtime.md explains each counter.
+        """
         queues, scheduler = self.scheduler.queues, self.scheduler
         videos = queues.open_videos()
         return {
@@ -154,14 +163,15 @@ class Streams:
         }
 
     def close(self, timeout_ms: float | None = None) -> None:
-        """Close all streams, after the step that is on its way. It can be closed twice.
+        """Close all streams once the step in progress has finished; a second call does nothing.
 
         Args:
-            timeout_ms: how long to wait for that step; None waits for ever. From the streams' own thread, such as in a
-                log handler or a finalizer, it does not wait.
+            timeout_ms: maximum time to wait for the step (ms); None waits without a limit. A call from the thread that
+                steps the streams, for example from a log handler or a finalizer, never waits.
 
         Raises:
-            StreamError: the time is over; the streams end after the step, and closing again waits for it.
+            StreamError: the step did not finish in time. The streams close after the step; call `close` again to wait
+                for it.
         """
         self.scheduler.close(timeout_ms)
 
@@ -176,21 +186,24 @@ class Streams:
 
 
 CANNOT_BE_COPIED = (
-    "streams: cannot be copied or pickled, as they hold a thread and memory of the backend; pickle "
+    "streams: cannot be copied or pickled, because they own a thread and memory of the backend; pickle "
     "`stream.snapshot()`, load the bundle in the other process, and open a stream from the snapshot there"
 )
 
 
 class SlotStream:
-    """One video of many. What is asked of it is done in the order in which it was asked, whichever thread asks.
+    """Stream of one video, opened by `Streams`; its calls take effect in the order in which threads make them.
 
-    Each call but `close` and `stats` raises StreamError when the stream was closed, when its process was forked, and
-    where it might wait for itself: in the streams' own thread, and in a finalizer or a signal handler that interrupts
-    its thread in a step, unless that is of `torch`, which runs several calls at a time. Elsewhere these may make every
-    call, even while their thread is in a call of the same stream. When the stream failed, all but `reset`, `restore`,
-    `snapshot` and `fork` raise StreamError with the reason. `timeout_ms` limits how long a call takes: when it is over,
-    the call raises StreamError, and nothing of it is done later. A stream that is dropped is closed, with a
-    ResourceWarning.
+    Every call except `close` and `stats` raises StreamError
+
+    - if the stream was closed, or the process was forked after the streams were created;
+    - if the call would wait for itself: in the thread that steps the streams, and in a finalizer or a signal handler
+      that interrupts a step of its own thread. Outside a step, finalizers and signal handlers may make any call, even
+      during a call of the same stream. The backend `torch` has no such restriction, as it runs several calls at a time;
+    - if the stream has failed; the error gives the reason. `reset`, `restore`, `snapshot` and `fork` still work.
+
+    `timeout_ms` limits the duration of a call (ms). A call that exceeds the limit raises StreamError and has no effect
+    later. A stream that is dropped without being closed is closed, with a ResourceWarning.
     """
 
     def __init__(self, streams: Streams, video: Video) -> None:
@@ -198,7 +211,7 @@ class SlotStream:
 
     @property
     def pushed(self) -> int:
-        """Number of pictures seen; those that wait are not among them."""
+        """Number of pictures that the stream has seen; pictures in the queue are not counted."""
         return self._video.pushed
 
     @property
@@ -208,21 +221,25 @@ class SlotStream:
 
     @property
     def age(self) -> int:
-        """Number of pictures that the state which answers has seen."""
+        """Age of the state that makes the next forecast (number of pictures)."""
         return self._video.renewal.age(self._video.pushed)
 
     def push(self, picture: Any, *, deadline_ms: float | None = None, timeout_ms: float | None = None) -> None:
-        """Put the next picture into the queue, [H, W, C], uint8 or float in [0, 1], on the host; it is copied.
+        """Append a copy of the next picture to the queue, [H, W, C], uint8 or float in [0, 1].
 
         Args:
-            deadline_ms: time within which its step has to begin; after it the picture is dropped and counted.
-            timeout_ms: how long to wait for room with the policy `block`; None waits for ever.
+            picture: a NumPy array, or an array of another library that supports DLPack, in host memory.
+            deadline_ms: maximum time until the picture's step begins (ms). A picture that is later is dropped and
+                counted as `late`; None sets no limit.
+            timeout_ms: maximum time to wait for room in the queue with the policy `block` (ms); None waits without a
+                limit.
 
         Raises:
-            ConfigError: an invalid time.
-            ShapeError: a picture of another size or type, or with values that are no picture's.
-            ResourceLimit: there is no memory for the copy.
-            StreamError: the queue is full, and the policy `refuse` or the time over.
+            ConfigError: `deadline_ms` or `timeout_ms` is not a finite number of 0 or more.
+            ShapeError: the picture has another size or type, is on a GPU, or holds values that are masked, not finite
+                or outside [0, 1].
+            ResourceLimit: there is not enough memory for the copy.
+            StreamError: the queue is full and the policy is `refuse`, or there was no room in time.
         """
         queues, timeout = self._scheduler.queues, _timeout(timeout_ms)
         if deadline_ms is not None:
@@ -232,47 +249,53 @@ class SlotStream:
         except MemoryError as error:
             raise clear(error) from error
         queues.push(self._video, seen, deadline_ms, timeout)
-        if process.is_ending():  # the thread has to be idle when Python goes away
+        if process.is_ending():  # The thread must be idle when the interpreter is destroyed.
             self.wait()
 
     def predict(
         self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
     ) -> NDArray[np.uint8]:
-        """Predict the pictures after those that were pushed, uint8 [horizon, H, W, C]; the stream does not move.
+        """Predict the pictures that follow all pushed pictures, uint8 [horizon, H, W, C].
+
+        The stream itself does not advance.
 
         Args:
-            out: where to write them once all are there, returned then; after an error it is as it was.
-            timeout_ms: how long it may take; None waits for ever.
+            out: array that receives the finished pictures and is returned; it is unchanged after an error. None
+                allocates a new array.
+            timeout_ms: maximum duration of the call (ms); None waits without a limit.
 
         Raises:
-            ConfigError: a horizon below 1, or an invalid time.
-            ShapeError: `out` is no such array.
-            ResourceLimit: there is no memory for so many pictures.
-            StreamError: nothing was pushed yet, a step failed, the network's answer is not finite, the time is over, or
-                the most forecasts wait already and the policy is not `block`.
+            ConfigError: `horizon` is below 1, or `timeout_ms` is not a finite number of 0 or more.
+            ShapeError: `out` is not a writable uint8 array of this shape.
+            ResourceLimit: there is not enough memory for the pictures.
+            StreamError: no picture was pushed yet, a step failed, a prediction is not finite, the call took too long,
+                or the maximum number of forecasts is queued and the policy is not `block`.
         """
         return self._forecast(horizon, np.uint8, out, timeout_ms, "predict")
 
     def forecast(
         self, horizon: int, out: NDArray[np.float32] | None = None, *, timeout_ms: float | None = None
     ) -> NDArray[np.float32]:
-        """Forecast the next frames as computed, not clipped, float32 [horizon, C, H, W]; else as `predict`."""
+        """Forecast the next frames, float32 [horizon, C, H, W], not clipped to [0, 1]; otherwise like `predict`."""
         return self._forecast(horizon, np.float32, out, timeout_ms, "forecast")
 
     def predict_async(
         self, horizon: int, out: NDArray[np.uint8] | None = None, *, timeout_ms: float | None = None
     ) -> Coroutine[Any, Any, NDArray[np.uint8]]:
-        """Ask for `predict` now, and return a coroutine that waits for it: `await stream.predict_async(10)`.
+        """Request a prediction, and return a coroutine that waits for it: `await stream.predict_async(10)`.
 
-        Pictures that are pushed after the call are not seen, whenever the coroutine is awaited. Others run meanwhile.
-        Cancelling its task, closing or dropping the coroutine ends the forecast.
+        The prediction follows the pictures that were pushed before this call, even if the coroutine is awaited later.
+        Other tasks run while the coroutine waits. To cancel the prediction, cancel the task, or close or drop the
+        coroutine. Arguments are those of `predict`.
 
         Raises:
-            StreamError: the most forecasts wait already, or Python ends. The other errors are those of `predict`; most
-                come when it is awaited.
+            StreamError: the maximum number of forecasts is queued, or Python is shutting down. The other errors are
+                those of `predict`; most of them are raised when the coroutine is awaited.
         """
         if process.is_ending():
-            raise StreamError("predict_async: Python ends, and nothing may be left on its way; call predict")
+            raise StreamError(
+                "predict_async: Python is shutting down, so no request may be left unfinished; call predict instead"
+            )
         timeout = _timeout(timeout_ms)
         forecast = self._new_forecast(horizon, np.uint8, out)
         answer = Answer(self._awaited(forecast, out, timeout))
@@ -309,42 +332,50 @@ class SlotStream:
         return Forecast(self._video, result, time.perf_counter())
 
     def wait(self, *, timeout_ms: float | None = None) -> None:
-        """Wait until all that was pushed is seen.
+        """Wait until the stream has seen or dropped all pushed pictures.
 
         Args:
-            timeout_ms: how long to wait; None waits for ever.
+            timeout_ms: maximum time to wait (ms); None waits without a limit.
 
         Raises:
-            StreamError: the stream failed, or the time is over.
+            StreamError: the stream has failed, or the pictures were not done in time.
         """
         self._scheduler.call(self._video, lambda: None, what="wait", timeout=_timeout(timeout_ms))
         if self._video.failure is not None:
             raise StreamError(failed(self._video)) from self._video.failure
 
     def reset(self) -> None:
-        """Forget the video, with what waits of it; heals a stream that failed."""
+        """Return to the state before the first picture, and drop queued pictures and forecasts.
+
+        A stream that has failed can be used again afterwards.
+        """
         self._scheduler.begin_at(self._video, None, what="reset")
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot, and drop what waits; heals a stream that failed.
+        """Continue from a snapshot, and drop queued pictures and forecasts.
+
+        A stream that has failed can be used again afterwards.
 
         Raises:
-            StreamError: the snapshot is of another network, or its renewal is not that of the stream.
-            ResourceLimit: there is no memory for it.
+            StreamError: the snapshot belongs to another network, or has another renewal than the stream.
+            SnapshotError: the snapshot is damaged, or its states do not have the form of the network's states.
+            ResourceLimit: there is not enough memory for the states.
         """
         self._streams.owner.check(snapshot)
         renewal_of(snapshot, self._video.renewal)
         self._scheduler.begin_at(self._video, snapshot, what="restore")
 
     def snapshot(self, *, timeout_ms: float | None = None) -> Snapshot:
-        """Take a snapshot after all that was pushed; of a stream that failed, after the last good picture.
+        """Return a snapshot of the stream after all pushed pictures.
+
+        The snapshot of a stream that has failed is that after its last good picture.
 
         Args:
-            timeout_ms: how long it may take; None waits for ever.
+            timeout_ms: maximum duration of the call (ms); None waits without a limit.
 
         Raises:
-            ResourceLimit: there is no memory for it.
-            StreamError: the time is over.
+            ResourceLimit: there is not enough memory for the snapshot.
+            StreamError: the snapshot was not done in time.
         """
         identity, scheduler = self._streams.owner.identity, self._scheduler
         return scheduler.call(
@@ -355,12 +386,15 @@ class SlotStream:
         )
 
     def fork(self) -> "SlotStream":
-        """Open another stream that goes on from here; nothing is copied until they part.
+        """Open another stream that continues from the position of this stream.
+
+        The two streams share their states until one of them takes its next step.
 
         Raises:
-            ResourceLimit: as `Streams.open`.
+            ResourceLimit: the limits of `Streams.open` allow no other stream.
         """
-        fork = self._streams._add(self._video.renewal)  # its C may be that of a snapshot and not the default
+        # The video's own renewal: its context length may come from a snapshot and differ from the default.
+        fork = self._streams._add(self._video.renewal)
         try:
             self._scheduler.call(self._video, lambda: self._scheduler.put_beside(self._video, fork._video), what="fork")
         except BaseException:
@@ -369,7 +403,7 @@ class SlotStream:
         return fork
 
     def stats(self) -> dict[str, Any]:
-        """Return counters of this stream, as JSON values; docs/runtime.md explains each."""
+        """Return counters of this stream, as JSON values; docs/runtime.md explains each counter."""
         failure = self._video.failure
         return {
             "pushed": self._video.pushed,
@@ -379,9 +413,10 @@ class SlotStream:
         }
 
     def close(self) -> None:
-        """End the video: what waits is dropped, its memory is free after the step that it is in. Twice does nothing.
+        """Close the stream and drop its queued pictures and forecasts; a second call does nothing.
 
-        It never waits, and may be called anywhere, from a finalizer or a signal handler too.
+        The memory of the stream is freed after the step in progress. The call never waits, and may be made anywhere,
+        also in a finalizer or a signal handler.
         """
         self._scheduler.end(self._video)
 
@@ -400,7 +435,7 @@ def _timeout(timeout_ms: float | None) -> Timeout:
 
 
 def _written(result: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
-    """Return a forecast that is whole, in the array of the caller if there is one."""
+    """Return a finished forecast, copied to the caller's array `out` unless that is None."""
     if out is None:
         return result
     out[...] = result

@@ -1,7 +1,8 @@
-"""Waits that a finalizer, a signal handler or Ctrl-C may interrupt anywhere.
+"""Bells, replies and coroutines for waiting, which a finalizer, a signal handler or Ctrl-C may interrupt anywhere.
 
-Locks of `threading.Condition`, `Event` and `Future` are taken in Python code, where Ctrl-C can leave them locked for
-ever. What is here holds no lock: it sleeps in a `SimpleQueue`, which is C code that may be entered again at any moment.
+`threading.Condition`, `Event` and `Future` take their locks in Python code, where Ctrl-C can leave the lock taken
+for ever. The classes of this module hold no lock. They sleep in a `SimpleQueue`, which is written in C and may be
+entered again at any moment.
 """
 
 import threading
@@ -19,7 +20,7 @@ FOREVER = Timeout(None)
 
 
 class Bell:
-    """Wakes whoever waits for a change."""
+    """Wakes all callers that wait for a change."""
 
     __slots__ = ("_wakes",)
 
@@ -27,25 +28,25 @@ class Bell:
         self._wakes: deque[Callable[[], object]] = deque()
 
     def add(self, wake: Callable[[], object]) -> None:
-        """Have a function called when it rings next."""
+        """Register a function that the next ring calls once."""
         self._wakes.append(wake)
 
     def ring(self) -> None:
-        """Wake all; call it after the change."""
-        if not self._wakes:  # as most times
+        """Call all registered functions; to be called after the change."""
+        if not self._wakes:  # the usual case
             return
         for _ in range(len(self._wakes)):
-            with suppress(IndexError):  # its owner gave up meanwhile
+            with suppress(IndexError):  # A waiting caller has just given up and removed its function.
                 self._wakes.popleft()()
 
     def wait(self, is_so: Callable[[], bool], timeout: Timeout = FOREVER) -> bool:
-        """Wait until a condition holds; return False if the time is over before."""
+        """Wait until `is_so` returns True; return False if `timeout` ends first."""
         while not is_so():
             woken: SimpleQueue[None] = SimpleQueue()
             wake = partial(woken.put, None)
             self.add(wake)
             try:
-                # Once more, as it may have rung before the line above.
+                # Check again, because the bell may have rung before the function was registered.
                 if is_so():
                     return True
                 if timeout.over:
@@ -53,13 +54,17 @@ class Bell:
                 sleep(woken, timeout.left())
             finally:
                 if self._wakes:
-                    with suppress(ValueError):  # it rang
+                    with suppress(ValueError):  # The bell rang and removed the function.
                         self._wakes.remove(wake)
         return True
 
 
 def sleep(queue: "SimpleQueue[T]", time_s: float | None) -> T | None:
-    """Return the next item of a queue; None if there is none for so long (s), without a limit for None."""
+    """Return the next item of a queue, or None if no item arrives in time.
+
+    Args:
+        time_s: maximum time to wait (s); None waits without a limit.
+    """
     try:
         return queue.get(timeout=None if time_s is None else min(time_s, threading.TIMEOUT_MAX))
     except Empty:
@@ -67,7 +72,7 @@ def sleep(queue: "SimpleQueue[T]", time_s: float | None) -> T | None:
 
 
 class Reply(Generic[T]):
-    """Answer to a request: the thread of the streams gives it, one caller waits for it."""
+    """Result of a request, which the thread that steps the streams sets and one caller waits for."""
 
     __slots__ = ("_bell", "_error", "_result", "done", "unwanted")
 
@@ -77,10 +82,10 @@ class Reply(Generic[T]):
         self._error: BaseException | None = None
         self.done = False
         self.unwanted = False
-        """True once nobody waits for it any more."""
+        """True once the caller has stopped waiting."""
 
     def give(self, outcome: T | BaseException) -> None:
-        """Set the result, or the exception to be raised."""
+        """Set the result, or the exception that `result` will raise."""
         if isinstance(outcome, BaseException):
             self._error = outcome
         else:
@@ -89,46 +94,50 @@ class Reply(Generic[T]):
         self._bell.ring()
 
     def when_done(self, wake: Callable[[], object]) -> None:
-        """Have a function called once the answer is there, by the thread that gives it; it may be called twice."""
+        """Register a function that is called once the result is set, by the thread that sets it.
+
+        If the result is set at this moment, the function may be called twice, the second time by this thread.
+        """
         self._bell.add(wake)
         if self.done:
             wake()
 
     def wait(self, timeout: Timeout = FOREVER) -> bool:
-        """Wait for the answer; return False if the time is over before."""
+        """Wait for the result; return False if `timeout` ends first."""
         return self._bell.wait(lambda: self.done, timeout)
 
     def result(self) -> T:
-        """Return the answer once it is there, or raise it."""
+        """Wait for the result and return it, or raise the exception that was set."""
         self.wait()
         if self._error is not None:
             raise self._error
-        return self._result  # type: ignore[return-value]  # None only where T is
+        return self._result  # type: ignore[return-value]  # None only if T includes None
 
 
 class Answer(Coroutine[Any, Any, T]):
-    """Coroutine that has begun already, so that whatever ends it runs its `finally`, even before it is awaited.
+    """Coroutine that is already inside its body when it is created.
+
+    Closing or dropping the coroutine therefore runs the `finally` blocks of the body, even before the first `await`.
 
     Args:
-        steps: its body; the first `yield` is where it begins.
+        steps: body, a generator. The constructor runs it to its first `yield`; awaiting continues from there.
     """
 
     def __init__(self, steps: Generator[Any, Any, T]) -> None:
         self._steps = steps
         self._awaited = False
-        self.__name__ = self.__qualname__ = "predict_async"  # for asyncio's lists of tasks
+        self.__name__ = self.__qualname__ = "predict_async"  # shown by asyncio in descriptions of tasks
         next(steps)
 
     def send(self, value: Any) -> Any:
-        """Go on, as the event loop does."""
+        """Resume the body with a value; called by the event loop."""
         return self._steps.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Go on with an exception, such as that of a task that was cancelled."""
+        """Resume the body by raising an exception in it, such as `CancelledError`."""
         return self._steps.throw(*error)
 
     def close(self) -> None:
-        """End it."""
         self._steps.close()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -139,12 +148,15 @@ class Answer(Coroutine[Any, Any, T]):
 
 
 def awaited(reply: Reply[T], timeout: Timeout, what: str) -> Generator[Any, Any, T]:
-    """Body of an `Answer` that waits for a reply; however it ends, nobody wants the reply any more.
+    """Wait for a reply, as the body of an `Answer`; the reply is marked as unwanted when the body ends.
+
+    Args:
+        what: name of the call, for the error.
 
     Raises:
-        StreamError: the time is over.
+        StreamError: there was no reply within `timeout`.
     """
-    import asyncio  # whoever awaits has it
+    import asyncio  # imported here because only callers that use asyncio get here
 
     try:
         yield
@@ -156,7 +168,7 @@ def awaited(reply: Reply[T], timeout: Timeout, what: str) -> Generator[Any, Any,
                 waiter.set_result(None)
 
         def wake_from_elsewhere() -> None:
-            with suppress(RuntimeError):  # the loop was closed
+            with suppress(RuntimeError):  # The event loop was closed.
                 loop.call_soon_threadsafe(wake)
 
         timer = None if (left := timeout.left()) is None else loop.call_later(left, wake)

@@ -92,7 +92,7 @@ def test_what_waits_behind_a_failure_fails_with_it(backend: FakeBackend, predict
 def test_a_forecast_that_fails_leaves_its_stream_as_it_is(backend: FakeBackend, predictor: Predictor) -> None:
     for answer, message in (
         (raising(RuntimeError("no")), "forecast frame 1: no"),
-        (not_a_number, "forecast frame 1: is not finite"),
+        (not_a_number, "forecast frame 1: the prediction is not finite"),
     ):
         with predictor.streams() as streams:
             stream = streams.open()
@@ -116,7 +116,7 @@ def test_an_answer_that_is_not_finite_does_what_the_policy_says(
         together([stream, other], 20)
         pushed(stream, 66)
         pushed(other, 30).wait()
-        assert f"frame 2 of a stream: the prediction is not finite ({policy})" in caplog.text
+        assert f"the prediction after frame 2 of a stream is not finite ({policy})" in caplog.text
         assert stream.stats()["bad_outputs"] == 1
         assert stream.stats()["last_bad_frame"] == 2
         if policy == "raise":
@@ -194,7 +194,7 @@ def test_no_memory_to_part_from_others_is_no_harm(
         slots[1].close()
         slots[0].wait()
         slots[0].wait()
-        assert "1 streams stay in a state of 2 rows" in caplog.text
+        assert "memory for 2 rows stays in use for 1 streams" in caplog.text
         monkeypatch.undo()
         np.testing.assert_array_equal(pushed(slots[0], 20).forecast(2), alone([10, 20], 2))
 
@@ -295,7 +295,7 @@ def test_two_threads_in_one_plain_stream_are_told(backend: FakeBackend, predicto
     thread.start()
     backend.entered.wait(60)
     for use in (lambda: stream.push(picture(1)), lambda: stream.predict(1), stream.snapshot, stream.reset):
-        with pytest.raises(StreamError, match="another thread is in it; give each its own, or"):
+        with pytest.raises(StreamError, match="another thread is using it; open one stream per thread, or"):
             use()
     backend.gate.set()
     thread.join()
@@ -310,9 +310,11 @@ def test_a_mistake_in_the_thread_does_not_hang_its_callers(
         stream.wait()
         monkeypatch.setattr(streams.scheduler, "_step", raising_always(AssertionError("that")))
         for _ in range(2):
-            with pytest.raises(StreamError, match=r"do nothing any more \(AssertionError: that\); make new ones"):
+            with pytest.raises(
+                StreamError, match=r"stopped after an internal error \(AssertionError: that\); open new streams"
+            ):
                 stream.predict(3)
-        assert "ended by an internal error" in caplog.text
+        assert "ended with an internal error" in caplog.text
 
 
 def test_a_job_that_ends_the_thread_does_not_hang_its_caller(

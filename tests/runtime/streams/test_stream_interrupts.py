@@ -227,10 +227,12 @@ def test_forecasts_that_wait_are_bounded(backend: FakeBackend, predictor: Predic
             stream = streams.open()
             with stuck(backend, stream, 10):
                 waiting = [stream.predict_async(2) for _ in range(MOST_REQUESTS)]
-                with pytest.raises(StreamError, match="64 forecasts wait already"):
+                with pytest.raises(StreamError, match="64 forecasts are queued already"):
                     stream.predict_async(2)
                 for name in ("predict", "forecast"):
-                    words = "64 forecasts wait already" if streams is refusing else f"{name}: not done within 20 ms"
+                    words = (
+                        "64 forecasts are queued already" if streams is refusing else f"{name}: not done within 20 ms"
+                    )
                     with pytest.raises(StreamError, match=words):
                         getattr(stream, name)(2, timeout_ms=20)
                 with pytest.raises(StreamError, match="wait: not done within 20 ms"):

@@ -110,7 +110,7 @@ def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatc
     predictor = predictor_of(backend)
     with predictor.streams(renewal="none") as streams:
         for stream in (predictor.stream(renewal="none"), streams.open()):
-            with pytest.raises(ShapeError, match="on a GPU, the backend runs on the host; copy it to the host"):
+            with pytest.raises(ShapeError, match="on a GPU, the backend takes only pictures on the host; copy"):
                 stream.push(OnGPU())
     taken: list[object] = []
 
@@ -123,7 +123,7 @@ def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatc
     on_gpu = OnGPU()
     predictor.stream(renewal="none").push(on_gpu)
     assert taken == [on_gpu]
-    with pytest.raises(ShapeError, match=r"of torch\.float32 on a GPU, the backend takes uint8 from there"):
+    with pytest.raises(ShapeError, match=r"got torch\.float32 on a GPU, the backend takes only uint8 pictures"):
         predictor.stream(renewal="none").push(OnGPU("torch.float32"))
 
 
@@ -131,5 +131,5 @@ def test_a_picture_on_a_gpu_is_for_backends_there(monkeypatch: pytest.MonkeyPatc
     "wrong", [torch.zeros(4, 8, 1, requires_grad=True), torch.zeros(4, 8, 1, dtype=torch.bfloat16)]
 )
 def test_what_gives_no_memory_is_refused(wrong: torch.Tensor) -> None:
-    with pytest.raises(ShapeError, match="is no array that NumPy can read"):
+    with pytest.raises(ShapeError, match="is not an array that NumPy can read"):
         predictor_of(FakeBackend()).stream(renewal="none").push(wrong)

@@ -23,7 +23,7 @@ from tests.fake_backend import CONFIG, FakeBackend, alone, asked, picture, predi
 def all_step_together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """For what goes wrong with several at once is made good one by one, and would not be seen."""
     yield
-    assert not [record for record in caplog.get_records("call") if "each is stepped alone" in record.message]
+    assert not [record for record in caplog.get_records("call") if "each state is stepped alone" in record.message]
 
 
 # What they give.
@@ -148,7 +148,7 @@ def test_snapshot_restore_fork_and_reset(predictor: Predictor) -> None:
         np.testing.assert_array_equal(stream.forecast(3), alone([10, 20], 3))
         stream.reset()
         assert stream.pushed == 0
-        with pytest.raises(StreamError, match="nothing was pushed yet"):
+        with pytest.raises(StreamError, match="no picture was pushed yet"):
             stream.predict(1)
         pushed(stream, 7)
         np.testing.assert_array_equal(stream.forecast(3), alone([7], 3))
@@ -336,7 +336,7 @@ def test_a_full_queue_refuses_or_blocks(backend: FakeBackend, predictor: Predict
         pushed(stream, 1)
         backend.entered.wait(60)
         pushed(stream, 2)
-        with pytest.raises(StreamError, match="1 pictures wait already; push less often"):
+        with pytest.raises(StreamError, match="1 pictures are queued already; push less often"):
             pushed(stream, 3)
         backend.gate.set()
         np.testing.assert_array_equal(stream.forecast(1), alone([1, 2], 1))
@@ -370,7 +370,7 @@ def test_more_streams_than_allowed_are_refused(predictor: Predictor) -> None:
     with predictor.streams(max_streams=2) as streams:
         one, _ = streams.open(), streams.open()
         for another in (streams.open, one.fork):
-            with pytest.raises(ResourceLimit, match="2 are open, which is max_streams; close one") as caught:
+            with pytest.raises(ResourceLimit, match="2 are open, which is max_streams; close a stream") as caught:
                 another()
             assert caught.value.exit_code == 7
         one.close()
@@ -382,9 +382,12 @@ def test_more_memory_than_allowed_is_refused(predictor: Predictor) -> None:
         enough, too_little = streams.most_bytes(3), streams.most_bytes(1) - 1
     with predictor.streams(memory_limit_bytes=enough) as streams:
         _slots = [streams.open() for _ in range(3)]
-        with pytest.raises(ResourceLimit, match=rf"3 are open, which is what fits into {enough} bytes; close one"):
+        with pytest.raises(
+            ResourceLimit,
+            match=rf"3 are open, and another does not fit into memory_limit_bytes = {enough}; close a stream",
+        ):
             streams.open()
-    with pytest.raises(ResourceLimit, match="a stream can take"):
+    with pytest.raises(ResourceLimit, match="one stream can take"):
         predictor.streams(memory_limit_bytes=too_little)
 
 
@@ -406,7 +409,7 @@ def test_options_that_cannot_work_are_refused(predictor: Predictor, options: dic
 
 
 def test_a_backend_that_steps_no_stream_alone_is_refused() -> None:
-    with pytest.raises(ConfigError, match="steps 4 streams at once and never one"):
+    with pytest.raises(ConfigError, match="steps 4 streams at once, but not a single stream"):
         predictor_of(FakeBackend((4,))).streams()
 
 
